@@ -1,0 +1,34 @@
+//! Who a caller is and what they may see: credentials in, a [`grant::Grant`] out.
+//!
+//! Source: RFC 7515, 7518, 7519, 8725 and protocol version 1, section 2. Not here: which header a credential came in
+//! (`connection::handshake`), when a connection ends (`connection`).
+
+pub mod grant;
+pub mod jwt;
+pub mod keys;
+
+use std::time::Duration;
+
+/// The `[auth]` table.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Whether `?token=` is read; where not, its presence is 401.
+    pub query_token: bool,
+    /// Longest lead of `reauthenticate` before `exp`.
+    pub reauth_before: Duration,
+    /// How long a WebSocket may stay open without a credential; `None`: a credential is needed at the handshake.
+    pub first_message: Option<Duration>,
+    /// The `[auth.jwt]` table.
+    pub jwt: jwt::Options,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            query_token: true,
+            reauth_before: Duration::from_secs(60),
+            first_message: None,
+            jwt: jwt::Options::default(),
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! Bytes to values and back: pure functions and small state machines over borrowed bytes. No sockets, no time, no meaning.
+
+pub mod http;
+pub mod http_response;
+pub mod json;
+pub mod message;
+pub mod sse;
+pub mod ws;

@@ -1,0 +1,93 @@
+//! Every bound of the server, in one place: those an operator may set ([`Limits`], the `[limits]` table) and those that
+//! are fixed (constants). Nothing is unbounded: a buffer, queue, map, retry or wait that has no line here is a defect.
+
+use std::time::Duration;
+
+/// The `[limits]` table. A count of 0 means «unlimited» unless its line says otherwise.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Limits {
+    /// Connections in all; 0: what the descriptors allow, with a margin.
+    pub connections: u32,
+    /// Connections from one client address.
+    pub connections_per_address: u32,
+    /// Connections of one subject.
+    pub connections_per_subject: u32,
+    /// Streams one `/v1/ws` connection may be subscribed to at once.
+    pub subscriptions_per_connection: u32,
+    /// Filled-in URLs that exist at once, lingering ones included.
+    pub streams: u32,
+    /// Filled-in URLs from templates that one subject may watch at once.
+    pub streams_per_subject: u32,
+    /// Bytes of histories and values of the process.
+    pub history_bytes_total: u64,
+    /// Bytes of frames held for stalled readers only; past it the longest stalled are closed 1013.
+    pub pinned_bytes: u64,
+    /// Handshakes per second from one client address.
+    pub handshakes_per_second_per_address: u32,
+    /// How long an HTTP connection may idle between requests.
+    pub keep_alive: Duration,
+    /// How long a request head (and the credential, where `auth.first_message` is off) may take.
+    pub handshake_timeout: Duration,
+    /// Bytes of a request line and headers.
+    pub request_head_bytes_max: u32,
+    /// Bytes of one message from a client.
+    pub message_bytes_max: u32,
+    /// Messages per second from one connection; past it the connection is closed 1008.
+    pub messages_per_second: u32,
+    /// Failed credentials per minute from one address; past it answers are delayed, then 429.
+    pub auth_failures_per_minute: u32,
+    /// How long a socket may take nothing before it is closed 1013.
+    pub write_stall: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            connections: 0,
+            connections_per_address: 0,
+            connections_per_subject: 0,
+            subscriptions_per_connection: 64,
+            streams: 10_000,
+            streams_per_subject: 64,
+            history_bytes_total: 256 << 20,
+            pinned_bytes: 256 << 20,
+            handshakes_per_second_per_address: 0,
+            keep_alive: Duration::from_secs(15),
+            handshake_timeout: Duration::from_secs(10),
+            request_head_bytes_max: 16 << 10,
+            message_bytes_max: 64 << 10,
+            messages_per_second: 50,
+            auth_failures_per_minute: 60,
+            write_stall: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Header fields in one request or upstream response.
+pub const HEADERS_MAX: usize = 64;
+/// Bytes of a request body on the public or the admin listener.
+pub const REQUEST_BODY_BYTES_MAX: usize = 64 << 10;
+/// Bytes of a JWT (protocol section 2).
+pub const TOKEN_BYTES_MAX: usize = 8 << 10;
+/// Nesting of a JSON value, from a client or an upstream (protocol section 3).
+pub const JSON_DEPTH_MAX: usize = 128;
+/// Bytes of a `since`, a client frame's `id` and the like.
+pub const CLIENT_ID_BYTES_MAX: usize = 64;
+/// `Prefer: wait=N` is clamped to this.
+pub const PREFER_WAIT_MAX: Duration = Duration::from_secs(60);
+/// `auth_update`s refused in a row before a connection is closed 4001.
+pub const AUTH_UPDATES_REFUSED_MAX: u8 = 5;
+/// Bytes of answers waiting for one connection's socket (frames of streams not included: those stay in the log).
+pub const CONTROL_BYTES_MAX: usize = 256 << 10;
+/// Connections that one fan-out turn serves before the core goes back through the ring.
+pub const SENDS_PER_TURN: usize = 384;
+/// Largest body that is compared on the core itself; larger ones go to the worker pool.
+pub const INLINE_DIFF_BYTES_MAX: usize = 256 << 10;
+/// Bytes of a log chunk; a larger frame has its own.
+pub const CHUNK_BYTES: usize = 64 << 10;
+/// Time from a close frame to the reset of a socket whose peer does not close.
+pub const CLOSE_GRACE: Duration = Duration::from_secs(1);
+/// Largest interval that a `max_rate_ms` may ask for.
+pub const MAX_RATE_MS_MAX: u64 = 3_600_000;
+/// Messages that may wait in one core's mailbox.
+pub const MAILBOX_MESSAGES_MAX: usize = 65_536;

@@ -1,0 +1,4 @@
+//! The shell around the core: sockets, TLS, threads and clocks.
+pub mod fetch;
+pub mod resolver;
+pub mod sys;

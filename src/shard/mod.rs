@@ -1,0 +1,3 @@
+//! One core's state.
+pub mod topics;
+pub mod wheel;
