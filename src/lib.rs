@@ -6,6 +6,8 @@
 
 pub mod auth;
 pub mod codec;
+#[cfg(feature = "runtime")]
+pub mod commands;
 pub mod config;
 pub mod connection;
 pub mod frame;

@@ -1,5 +1,6 @@
 //! Bytes to values and back: pure functions and small state machines over borrowed bytes. No sockets, no time, no meaning.
 
+pub mod forwarded;
 pub mod http;
 pub mod http_response;
 pub mod json;
