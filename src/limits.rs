@@ -91,3 +91,17 @@ pub const CLOSE_GRACE: Duration = Duration::from_secs(1);
 pub const MAX_RATE_MS_MAX: u64 = 3_600_000;
 /// Messages that may wait in one core's mailbox.
 pub const MAILBOX_MESSAGES_MAX: usize = 65_536;
+/// Bytes of a stream's `url` as written.
+pub const URL_TEMPLATE_BYTES_MAX: usize = 8 << 10;
+/// Bytes of a stream's `body` as written.
+pub const BODY_TEMPLATE_BYTES_MAX: usize = 64 << 10;
+/// Placeholders in one `url` or `body`.
+pub const PLACEHOLDERS_MAX: usize = 16;
+/// Bytes of a value that fills a placeholder, before it is encoded.
+pub const TEMPLATE_VALUE_BYTES_MAX: usize = 1 << 10;
+/// Bytes of a claim's or parameter's name in a placeholder.
+pub const CLAIM_NAME_BYTES_MAX: usize = 128;
+/// Names in a stream's `params`.
+pub const PARAMS_MAX: usize = 16;
+/// Bytes of a stream's name with its parameters: id, and each parameter's name and value percent-encoded.
+pub const STREAM_NAME_BYTES_MAX: usize = 8 << 10;
