@@ -208,6 +208,7 @@ pub fn parse_head(buf: &[u8], bytes_max: usize) -> Result<Option<(Head<'_>, usiz
     let parsed = request.parse(text);
     if let (Ok(httparse::Status::Complete(len)), Some(method), Some(target), Some(1)) =
         (parsed, request.method, request.path, request.version)
+        && text.first().is_some_and(|&b| is_token_byte(b))
         && target.len() <= TARGET_BYTES_MAX
         && target.bytes().all(is_target_byte)
         && text.get(..len).is_some_and(each_line_ends_in_crlf)
@@ -216,7 +217,7 @@ pub fn parse_head(buf: &[u8], bytes_max: usize) -> Result<Option<(Head<'_>, usiz
         let head = understand(method, target, fields)?;
         return Ok(Some((head, window.len() - text.len() + len)));
     }
-    // httparse is more lenient than this server (LF alone, bytes over 0x7f), says less, and may look ahead.
+    // httparse is more lenient than this server (LF alone, bytes over 0x7f, empty lines), says less, and may look ahead.
     first_fault(text)?;
     match parsed {
         _ if buf.len() >= bytes_max => Err(HeadError::TooLarge { limit: bytes_max }),
@@ -563,4 +564,300 @@ fn unquoted_position(text: &[u8], wanted: u8) -> Option<usize> {
         }
         false
     })
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
+
+    use super::*;
+
+    /// The head of a GET with these further lines.
+    pub(crate) fn get(lines: &str) -> String {
+        format!("GET /v1/streams/leads?since=k-1 HTTP/1.1\r\nHost: live.example:8080\r\n{lines}\r\n")
+    }
+
+    pub(crate) fn parsed(text: &str) -> Head<'_> {
+        let (head, len) = parse_head(text.as_bytes(), 1 << 16).expect("a good head").expect("a whole head");
+        assert_eq!(len, text.len());
+        head
+    }
+
+    fn refused(text: &str) -> HeadError {
+        refused_bytes(text.as_bytes())
+    }
+
+    /// The error of a head, which must be the same for every beginning of it that is long enough to show it.
+    fn refused_bytes(bytes: &[u8]) -> HeadError {
+        let error = parse_head(bytes, 1 << 16).expect_err("a bad head");
+        check_every_beginning(bytes, 1 << 16);
+        error
+    }
+
+    fn check_every_beginning(bytes: &[u8], bytes_max: usize) {
+        let whole = parse_head(bytes, bytes_max);
+        let mut decided = false;
+        for len in 0..=bytes.len() {
+            match parse_head(bytes.get(..len).expect("a beginning"), bytes_max) {
+                Ok(None) => assert!(!decided, "undecided again after {len} bytes"),
+                early => {
+                    decided = true;
+                    assert_eq!(early, whole, "after {len} bytes");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_request_is_read_into_its_parts() {
+        let text = get("X-One:  a b \r\nx-one: c\r\nAccept: text/html, ,application/json;q=\"a,b\"\r\n");
+        let head = parsed(&text);
+        assert_eq!((head.method, head.path, head.query), ("GET", "/v1/streams/leads", Some("since=k-1")));
+        assert_eq!((head.host, head.keep_alive, head.body), ("live.example:8080", true, BodyLength::None));
+        assert_eq!(head.all("X-ONE").collect::<Vec<_>>(), [&b"a b"[..], b"c"]);
+        assert_eq!(head.one("x-one"), Err(HeadError::Repeated { name: "x-one" }));
+        assert_eq!(head.one("x-two"), Ok(None));
+        assert_eq!(head.list("accept").collect::<Vec<_>>(), ["text/html", "application/json;q=\"a,b\""]);
+        check_every_beginning(text.as_bytes(), 1 << 16);
+    }
+
+    #[test]
+    fn a_pipelined_request_is_left_alone() {
+        let text = format!("\r\n\r\n{}GET /next", get(""));
+        let (head, len) = parse_head(text.as_bytes(), 1 << 16).expect("good").expect("whole");
+        assert_eq!((head.path, text.get(len..)), ("/v1/streams/leads", Some("GET /next")));
+    }
+
+    #[test]
+    fn two_empty_lines_may_stand_before_a_request_and_no_third() {
+        assert_eq!(refused(&format!("\r\n\r\n\r\n{}", get(""))), HeadError::RequestLine);
+        assert_eq!(refused("\r\n\n"), HeadError::BareLineFeed);
+        assert_eq!(refused("\rGET / HTTP/1.1\r\n"), HeadError::BareCarriageReturn);
+    }
+
+    #[test]
+    fn targets_have_three_forms() {
+        let absolute = "GET HTTP://API.example:81?x=1 HTTP/1.1\r\nHost: other\r\n\r\n";
+        let head = parsed(absolute);
+        assert_eq!((head.target_form, head.host), (TargetForm::Absolute, "API.example:81"));
+        assert_eq!((head.path, head.query), ("/", Some("x=1")));
+        let head = parsed("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert_eq!((head.target_form, head.path), (TargetForm::Asterisk, "*"));
+        assert_eq!(parsed("OPTIONS http://a HTTP/1.1\r\nHost: a\r\n\r\n").path, "*");
+        for (target, error) in [
+            ("*", HeadError::Target),
+            ("ftp://a/", HeadError::Target),
+            ("a:80", HeadError::Target),
+            ("path", HeadError::Target),
+            ("/a#b", HeadError::Target),
+            ("/\u{e9}", HeadError::Target),
+            ("/\x7f", HeadError::Target),
+            ("/a b", HeadError::RequestLine),
+            ("", HeadError::Target),
+            ("http:///path", HeadError::HostInvalid),
+            ("http://user@a/", HeadError::HostInvalid),
+        ] {
+            assert_eq!(refused(&format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n")), error, "{target:?}");
+        }
+        assert_eq!(refused("CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\n"), HeadError::Connect);
+    }
+
+    #[test]
+    fn request_lines_are_strict() {
+        for (line, error) in [
+            ("GET / HTTP/1.0\r\n", HeadError::Version),
+            ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", HeadError::Version),
+            ("GET / HTTP/1.2\r\n", HeadError::Version),
+            ("GET / http/1.1\r\n", HeadError::RequestLine),
+            ("GET / HTTP/1.x\r\n", HeadError::RequestLine),
+            ("GET / HTTP/1.1 \r\n", HeadError::RequestLine),
+            ("GET / HTTP/1.1\n", HeadError::BareLineFeed),
+            ("GET / HTTP/1.1\rX", HeadError::BareCarriageReturn),
+            ("GET  / HTTP/1.1\r\n", HeadError::Target),
+            ("GET /\r\n", HeadError::Target),
+            ("G(T / HTTP/1.1\r\n", HeadError::Method),
+            (" GET / HTTP/1.1\r\n", HeadError::Method),
+            ("\u{16}\u{3}\u{1}", HeadError::Method),
+        ] {
+            assert_eq!(refused(line), error, "{line:?}");
+        }
+    }
+
+    #[test]
+    fn fields_are_strict() {
+        for (lines, error) in [
+            ("A : b\r\n", HeadError::SpaceBeforeColon),
+            ("A\t: b\r\n", HeadError::SpaceBeforeColon),
+            ("A: b\r\n c\r\n", HeadError::FoldedField),
+            ("A: b\r\n\tc\r\n", HeadError::FoldedField),
+            (": b\r\n", HeadError::FieldName),
+            ("A b: c\r\n", HeadError::SpaceBeforeColon),
+            ("A\r\n", HeadError::FieldName),
+            ("A(: b\r\n", HeadError::FieldName),
+            ("A: b\0c\r\n", HeadError::FieldValue),
+            ("A: b\x7f\r\n", HeadError::FieldValue),
+            ("A: b\rc\r\n", HeadError::BareCarriageReturn),
+            ("A: b\r\r\n", HeadError::BareCarriageReturn),
+            ("A: b\nC: d\r\n", HeadError::BareLineFeed),
+            ("A:\nC: d\r\n", HeadError::BareLineFeed),
+            ("A: b\r\n\n", HeadError::BareLineFeed),
+        ] {
+            assert_eq!(refused(&get(lines)), error, "{lines:?}");
+        }
+        assert_eq!(refused("GET / HTTP/1.1\r\n Host: a\r\n\r\n"), HeadError::FoldedField);
+    }
+
+    #[test]
+    fn bytes_above_ascii_are_opaque_in_values() {
+        let mut bytes = get("X: caf").into_bytes();
+        bytes.truncate(bytes.len() - 2);
+        bytes.extend_from_slice(b"\xe9\r\n\r\n");
+        let (head, _) = parse_head(&bytes, 1 << 16).expect("good").expect("whole");
+        assert_eq!(head.one("x"), Err(HeadError::NotText { name: "x" }));
+        assert_eq!(head.all("x").collect::<Vec<_>>(), [b"caf\xe9"]);
+        assert_eq!(head.list("x").collect::<Vec<_>>(), ["\u{fffd}"]);
+    }
+
+    #[test]
+    fn there_is_one_good_host() {
+        for host in ["a", "a:80", "a:", "127.0.0.1:65535", "[::1]", "[::1]:8080", "a_b.example.", "%41"] {
+            assert_eq!(parsed(&format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")).host, host);
+        }
+        for host in ["", "a:65536", "a:b", "a b", "a/b", "user@a", "[::1", "[::g]", "[::1]80", "a:1:2", "%4"] {
+            let text = format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n");
+            assert_eq!(refused(&text), HeadError::HostInvalid, "{host:?}");
+        }
+        assert_eq!(refused("GET / HTTP/1.1\r\n\r\n"), HeadError::HostMissing);
+        let absolute = "GET http://a/ HTTP/1.1\r\n\r\n";
+        assert_eq!(refused(absolute), HeadError::HostMissing, "an absolute target does not stand in for Host");
+    }
+
+    #[test]
+    fn singletons_stand_once() {
+        for name in SINGLETONS {
+            let error = HeadError::Repeated { name };
+            let text = if name == "host" {
+                get("HOST: live.example:8080\r\n")
+            } else {
+                get(&format!("{name}: 1\r\n{name}: 1\r\n"))
+            };
+            assert_eq!(refused(&text), error);
+            assert_eq!(error.status(), 400);
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_body_is_never_in_doubt() {
+        let body = |lines: &str| parsed(&get(lines)).body;
+        assert_eq!(body("Content-Length: 007\r\n"), BodyLength::Length(7));
+        assert_eq!(body("Content-Length: 99999999999999999999\r\n"), BodyLength::Length(u64::MAX));
+        assert_eq!(body("Transfer-Encoding: Chunked\r\n"), BodyLength::Chunked);
+        for (lines, error, status) in [
+            ("Content-Length: +1\r\n", HeadError::ContentLength, 400),
+            ("Content-Length: -1\r\n", HeadError::ContentLength, 400),
+            ("Content-Length: 1, 1\r\n", HeadError::ContentLength, 400),
+            ("Content-Length:\r\n", HeadError::ContentLength, 400),
+            ("Content-Length: 0x1\r\n", HeadError::ContentLength, 400),
+            ("Content-Length: 1\r\nContent-Length: 2\r\n", HeadError::Repeated { name: "content-length" }, 400),
+            ("Content-Length: 1\r\nTransfer-Encoding: chunked\r\n", HeadError::LengthAndCoding, 400),
+            ("Transfer-Encoding: chunked\r\nContent-Length: 0\r\n", HeadError::LengthAndCoding, 400),
+            ("Transfer-Encoding: gzip, chunked\r\n", HeadError::UnknownCoding, 501),
+            ("Transfer-Encoding: xchunked\r\n", HeadError::UnknownCoding, 501),
+            ("Transfer-Encoding: \"chunked\"\r\n", HeadError::UnknownCoding, 501),
+            ("Transfer-Encoding: chunked;a=b\r\n", HeadError::UnknownCoding, 501),
+            ("Transfer-Encoding: chunked, gzip\r\n", HeadError::ChunkedNotLast, 400),
+            ("Transfer-Encoding: gzip\r\n", HeadError::ChunkedNotLast, 400),
+            ("Transfer-Encoding: identity\r\n", HeadError::ChunkedNotLast, 400),
+            ("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", HeadError::ChunkedNotLast, 400),
+            ("Transfer-Encoding:\r\n", HeadError::ChunkedNotLast, 400),
+        ] {
+            assert_eq!(refused(&get(lines)), error, "{lines:?}");
+            assert_eq!(error.status(), status, "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn a_head_may_have_as_many_bytes_as_allowed_and_not_one_more() {
+        let text = get("");
+        assert!(parse_head(text.as_bytes(), text.len()).expect("at the limit").is_some());
+        let limit = text.len() - 1;
+        assert_eq!(parse_head(text.as_bytes(), limit), Err(HeadError::TooLarge { limit }));
+        check_every_beginning(text.as_bytes(), limit);
+        assert_eq!(HeadError::TooLarge { limit }.status(), 431);
+    }
+
+    #[test]
+    fn a_target_may_have_8_kib_and_not_one_byte_more() {
+        let with = |bytes: usize| format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "a".repeat(bytes - 1));
+        assert_eq!(parsed(&with(TARGET_BYTES_MAX)).path.len(), TARGET_BYTES_MAX);
+        let error = HeadError::TargetTooLong { limit: TARGET_BYTES_MAX };
+        let text = with(TARGET_BYTES_MAX + 1);
+        assert_eq!(parse_head(text.as_bytes(), 1 << 16), Err(error));
+        let shown_at = "GET ".len() + TARGET_BYTES_MAX;
+        assert_eq!(parse_head(text.as_bytes().get(..shown_at).expect("long"), 1 << 16), Ok(None));
+        assert_eq!(parse_head(text.as_bytes().get(..=shown_at).expect("long"), 1 << 16), Err(error));
+        assert_eq!(error.status(), 414);
+    }
+
+    #[test]
+    fn there_may_be_64_fields_and_not_one_more() {
+        let with = |count: usize| get(&"A: b\r\n".repeat(count - 1));
+        assert_eq!(parsed(&with(HEADERS_MAX)).all("a").count(), HEADERS_MAX - 1);
+        let error = HeadError::TooManyFields { limit: HEADERS_MAX };
+        assert_eq!(refused(&with(HEADERS_MAX + 1)), error);
+        assert_eq!(error.status(), 431);
+    }
+
+    #[test]
+    fn a_connection_goes_on_unless_told_otherwise() {
+        assert!(parsed(&get("Connection: keep-alive, Upgrade\r\n")).keep_alive);
+        assert!(!parsed(&get("Connection: upgrade\r\nconnection: x, CLOSE\r\n")).keep_alive);
+    }
+
+    #[test]
+    fn only_a_request_with_a_body_waits_for_continue() {
+        assert!(parsed(&get("Expect: 100-Continue\r\nContent-Length: 1\r\n")).expects_continue());
+        assert!(!parsed(&get("Expect: 100-continue\r\n")).expects_continue());
+    }
+
+    #[test]
+    fn a_head_printed_for_debugging_shows_no_secret() {
+        let text = get("Authorization: Bearer hunter2\r\nCookie: a=hunter2\r\n");
+        let shown = format!("{:?}", parsed(&text));
+        assert!(!shown.contains("hunter2") && !shown.contains("since"), "{shown}");
+    }
+
+    proptest! {
+        #[test]
+        fn any_split_of_a_broken_head_is_judged_alike(at in 0usize..300, byte in any::<u8>(), insert in any::<bool>()) {
+            let lines = "Connection: Upgrade\r\nX:\r\nTransfer-Encoding: chunked\r\nCookie: a=b; c=\"d\"\r\n";
+            let mut bytes = format!("\r\n{}POST", get(lines)).into_bytes();
+            let at = at % bytes.len();
+            if insert {
+                bytes.insert(at, byte);
+            } else if let Some(place) = bytes.get_mut(at) {
+                *place = byte;
+            }
+            check_every_beginning(&bytes, 1 << 16);
+            check_every_beginning(&bytes, bytes.len() / 2);
+        }
+
+        #[test]
+        fn what_is_understood_is_what_was_written(
+            path in "/[a-z0-9%/._~-]{0,20}", query in "[!-\"$->@-~]{0,20}",
+            fields in proptest::collection::vec(("[a-z][a-z-]{0,8}x", "([!-~]([ -~]{0,10}[!-~])?)?"), 0..20),
+        ) {
+            let mut text = format!("PUT {path}?{query} HTTP/1.1\r\nHost: h\r\n");
+            for (name, value) in &fields {
+                text.push_str(&format!("{name}:\t{value} \r\n"));
+            }
+            text.push_str("\r\n");
+            let head = parsed(&text);
+            prop_assert_eq!((head.path, head.query), (path.as_str(), Some(query.as_str())));
+            for (name, _) in &fields {
+                let written = fields.iter().filter(|(other, _)| other == name).map(|(_, value)| value.as_bytes());
+                prop_assert!(head.all(name).eq(written));
+            }
+        }
+    }
 }

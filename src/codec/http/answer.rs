@@ -220,3 +220,73 @@ pub const fn reason_phrase(status: u16) -> &'static str {
         _ => "Server Error",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(response: &Response) -> String {
+        let mut out = Vec::new();
+        response.write(&mut out);
+        String::from_utf8(out).expect("text")
+    }
+
+    #[test]
+    fn a_body_is_counted() {
+        let response = Response::new(200).header("ETag", "\"k-1\"").body("application/json", b"{}".as_slice());
+        let head = "HTTP/1.1 200 OK\r\nETag: \"k-1\"\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n";
+        assert_eq!(written(&response), format!("{head}{{}}"));
+        assert_eq!(written(&response.head_only(true)), head, "HEAD has the fields of GET");
+    }
+
+    #[test]
+    fn statuses_without_a_body_have_none() {
+        for status in [100, 204, 304] {
+            let text = written(&Response::new(status).body("text/plain", b"x".as_slice()));
+            assert!(text.ends_with("\r\n\r\n") && !text.contains("Content-Length"), "{text}");
+        }
+        assert_eq!(written(&Response::new(200)), "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+        assert_eq!(written(&Response::new(7)), "HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n");
+    }
+
+    #[test]
+    fn nothing_that_a_peer_sent_can_forge_an_answer() {
+        let response = Response::new(204)
+            .header("X-A", "a\r\nX-B: b")
+            .header("X-C\r\nX-D", "c")
+            .header("X-E", "e\0")
+            .header("content-length", "5")
+            .header("Transfer-Encoding", "chunked")
+            .header("Connection", "upgrade")
+            .header("X-F", "fine");
+        assert_eq!(written(&response), "HTTP/1.1 204 No Content\r\nX-F: fine\r\n\r\n");
+    }
+
+    #[test]
+    fn a_body_may_follow_later() {
+        let chunked = Response::new(200).streamed("text/event-stream", Framing::Chunked);
+        assert!(written(&chunked).ends_with("Transfer-Encoding: chunked\r\n\r\n"));
+        let until_close = Response::new(200).streamed("text/event-stream", Framing::UntilClose);
+        assert!(written(&until_close).ends_with("Connection: close\r\n\r\n"));
+        let mut out = Vec::new();
+        write_chunk(&mut out, b"");
+        write_chunk(&mut out, b"0123456789abcdef");
+        assert_eq!(out, b"10\r\n0123456789abcdef\r\n");
+    }
+
+    #[test]
+    fn a_problem_says_what_is_wrong() {
+        let text = written(&Response::problem(401, "INVALID_TOKEN", "the \"token\"\nis bad").close(true));
+        let (head, body) = text.split_once("\r\n\r\n").expect("a head");
+        assert!(
+            head.starts_with(
+                "HTTP/1.1 401 Unauthorized\r\nContent-Type: application/problem+json\r\nConnection: close"
+            )
+        );
+        assert_eq!(
+            body,
+            r#"{"type":"about:blank","title":"Unauthorized","status":401,"code":"INVALID_TOKEN","detail":"the \"token\"\nis bad"}"#
+        );
+        assert!(head.ends_with(&format!("Content-Length: {}", body.len())));
+    }
+}

@@ -266,3 +266,137 @@ impl ChunkedDecoder {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::{any, prop_assert_eq, proptest};
+
+    use super::*;
+
+    type Outcome = Result<(Vec<u8>, usize, bool), BodyError>;
+
+    /// Feeds `input` in pieces of these sizes, over and over.
+    fn fed(length: BodyLength, input: &[u8], pieces: &[usize]) -> Outcome {
+        let mut decoder = BodyDecoder::new(length)?;
+        let (mut out, mut consumed, mut done) = (Vec::new(), 0, false);
+        let mut sizes = pieces.iter().cycle();
+        while !done && consumed < input.len() {
+            let size = *sizes.next().expect("some pieces");
+            let rest = input.get(consumed..).expect("in bounds");
+            let (read, whole) = decoder.feed(rest.get(..size).unwrap_or(rest), &mut out)?;
+            consumed += read;
+            done = whole;
+        }
+        Ok((out, consumed, done))
+    }
+
+    fn chunked(input: &[u8]) -> Outcome {
+        let outcome = fed(BodyLength::Chunked, input, &[usize::MAX]);
+        assert_eq!(fed(BodyLength::Chunked, input, &[1]), outcome, "byte by byte");
+        outcome
+    }
+
+    #[test]
+    fn chunks_are_joined_and_what_follows_is_left() {
+        let input = b"5\r\nhello\r\n00A ;x=\"y\"\r\n, world!!!\r\n0;last\r\nTrailer: x\r\nB:\r\n\r\nGET /";
+        assert_eq!(chunked(input), Ok((b"hello, world!!!".to_vec(), input.len() - 5, true)));
+        assert_eq!(chunked(b"0\r\n\r\n"), Ok((Vec::new(), 5, true)));
+        assert_eq!(chunked(b"2\r\nab\r\n0\r\n\r"), Ok((b"ab".to_vec(), 11, false)));
+    }
+
+    #[test]
+    fn chunks_are_strict() {
+        for (input, error) in [
+            (&b"\r\n"[..], BodyError::ChunkSize),
+            (b"x\r\n", BodyError::ChunkSize),
+            (b"0x5\r\n", BodyError::ChunkSize),
+            (b"+5\r\n", BodyError::ChunkSize),
+            (b" 5\r\n", BodyError::ChunkSize),
+            (b"5 \r\n", BodyError::ChunkSize),
+            (b"5\n", BodyError::ChunkSize),
+            (b"00000000000000005\r\n", BodyError::ChunkSize),
+            (b"5;a\n", BodyError::ChunkExtension),
+            (b"5;a\0", BodyError::ChunkExtension),
+            (b"5\rx", BodyError::ChunkExtension),
+            (b"2\r\nabc", BodyError::ChunkEnd),
+            (b"2\r\nab\n", BodyError::ChunkEnd),
+            (b"2\r\nab\rx", BodyError::ChunkEnd),
+            (b"0\r\n : b\r\n", BodyError::Trailer),
+            (b"0\r\nA : b\r\n", BodyError::Trailer),
+            (b"0\r\nA: b\nC", BodyError::Trailer),
+            (b"0\r\nA\r\n", BodyError::Trailer),
+            (b"0\r\n\n", BodyError::Trailer),
+            (b"0\r\n\rx", BodyError::Trailer),
+        ] {
+            assert_eq!(chunked(input), Err(error), "{:?}", String::from_utf8_lossy(input));
+        }
+        assert_eq!(BodyError::ChunkSize.status(), 400);
+    }
+
+    #[test]
+    fn a_body_may_have_64_kib_and_not_one_byte_more() {
+        let limit = REQUEST_BODY_BYTES_MAX as u64;
+        let over = BodyError::TooLarge { limit };
+        assert!(BodyDecoder::new(BodyLength::Length(limit)).is_ok());
+        for length in [limit + 1, u64::MAX] {
+            assert_eq!(BodyDecoder::new(BodyLength::Length(length)).err(), Some(over));
+        }
+        assert_eq!(over.status(), 413);
+        let mut input = b"10000\r\n".to_vec();
+        input.resize(input.len() + REQUEST_BODY_BYTES_MAX, b'a');
+        input.extend_from_slice(b"\r\n");
+        let last = [&input[..], b"0\r\n\r\n"].concat();
+        assert!(matches!(chunked(&last), Ok((body, _, true)) if body.len() == REQUEST_BODY_BYTES_MAX));
+        let more = [&input[..], b"1"].concat();
+        assert_eq!(chunked(&more), Err(over), "refused at the digit, not at the byte");
+        assert_eq!(chunked(b"10001"), Err(over));
+        assert_eq!(chunked(b"ffffffffffffffff"), Err(over));
+    }
+
+    #[test]
+    fn extensions_and_trailers_are_bounded() {
+        let extension = |bytes: u32| format!("1;{}\r\na\r\n0\r\n\r\n", "x".repeat(bytes as usize - 1));
+        assert!(chunked(extension(EXTENSION_BYTES_MAX).as_bytes()).is_ok());
+        assert_eq!(chunked(extension(EXTENSION_BYTES_MAX + 1).as_bytes()), Err(BodyError::ExtensionsTooLarge));
+        let many = "1;x=y\r\na\r\n".repeat(EXTENSION_BYTES_MAX as usize / 4 + 1);
+        assert_eq!(chunked(many.as_bytes()), Err(BodyError::ExtensionsTooLarge), "they are counted over all chunks");
+        let trailer = |bytes: u32| format!("0\r\nA:{}\r\n\r\n", "x".repeat(bytes as usize - 4));
+        assert!(chunked(trailer(TRAILER_BYTES_MAX).as_bytes()).is_ok());
+        assert_eq!(chunked(trailer(TRAILER_BYTES_MAX + 1).as_bytes()), Err(BodyError::TrailersTooLarge));
+        assert_eq!(BodyError::TrailersTooLarge.status(), 431);
+    }
+
+    #[test]
+    fn a_counted_body_ends_where_it_says() {
+        for pieces in [&[usize::MAX][..], &[1], &[2, 3]] {
+            assert_eq!(fed(BodyLength::Length(5), b"helloGET", pieces), Ok((b"hello".to_vec(), 5, true)));
+            assert_eq!(fed(BodyLength::Length(9), b"hello", pieces), Ok((b"hello".to_vec(), 5, false)));
+        }
+        let mut none = BodyDecoder::new(BodyLength::None).expect("no body");
+        assert_eq!(none.feed(b"GET", &mut Vec::new()), Ok((0, true)));
+    }
+
+    proptest! {
+        #[test]
+        fn chunks_read_back_as_written_however_split(
+            parts in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 1..40), 0..8),
+            pieces in proptest::collection::vec(1usize..20, 1..8),
+        ) {
+            let mut wire = Vec::new();
+            for part in &parts {
+                crate::codec::http::write_chunk(&mut wire, part);
+            }
+            wire.extend_from_slice(crate::codec::http::LAST_CHUNK);
+            prop_assert_eq!(fed(BodyLength::Chunked, &wire, &pieces), Ok((parts.concat(), wire.len(), true)));
+        }
+
+        #[test]
+        fn any_split_of_broken_chunks_ends_alike(
+            at in 0usize..30, byte in any::<u8>(), pieces in proptest::collection::vec(1usize..6, 1..6),
+        ) {
+            let mut wire = b"5;a=b\r\nhello\r\n1\r\n!\r\n0\r\nA: b\r\n\r\n".to_vec();
+            *wire.get_mut(at).expect("in bounds") = byte;
+            prop_assert_eq!(fed(BodyLength::Chunked, &wire, &pieces), fed(BodyLength::Chunked, &wire, &[usize::MAX]));
+        }
+    }
+}

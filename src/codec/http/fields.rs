@@ -328,3 +328,189 @@ fn is_token68(text: &[u8]) -> bool {
     let is_body = |b: &u8| b.is_ascii_alphanumeric() || b"-._~+/".contains(b);
     !body.is_empty() && body.iter().all(is_body)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
+
+    use super::*;
+    use crate::codec::http::tests::{get, parsed};
+
+    #[test]
+    fn percent_encoding_is_undone_once() {
+        assert_eq!(percent_decode("a%2Fb%2e+%25%32%35").as_deref(), Some("a/b.+%25"));
+        assert!(matches!(percent_decode("plain"), Some(Cow::Borrowed("plain"))));
+        assert_eq!(percent_decode("%c3%A9").as_deref(), Some("é"));
+        for bad in ["%", "%2", "%2g", "%g2", "%%", "%+1", "%ff", "%c3", "a%"] {
+            assert_eq!(percent_decode(bad), None, "{bad:?}");
+        }
+    }
+
+    fn pairs(raw: &str) -> Vec<Result<(String, String), QueryError>> {
+        Query::new(raw).map(|pair| pair.map(|(name, value)| (name.into_owned(), value.into_owned()))).collect()
+    }
+
+    #[test]
+    fn queries_are_forms() {
+        let pair = |name: &str, value: &str| Ok((name.to_owned(), value.to_owned()));
+        assert_eq!(
+            pairs("a=b+c&&d=e%3Df=g&h&=i&"),
+            [pair("a", "b c"), pair("d", "e=f=g"), pair("h", ""), pair("", "i")]
+        );
+        assert_eq!(pairs(""), []);
+        assert_eq!(pairs("a=1&b=%zz&c=3"), [pair("a", "1"), Err(QueryError::Escape)]);
+    }
+
+    #[test]
+    fn a_query_may_have_64_pairs_and_not_one_more() {
+        assert!(Query::new(&["a=b"; QUERY_PAIRS_MAX].join("&")).all(|pair| pair.is_ok()));
+        let over = pairs(&["a=b"; QUERY_PAIRS_MAX + 2].join("&"));
+        assert_eq!((over.len(), over.last()), (QUERY_PAIRS_MAX + 1, Some(&Err(QueryError::TooMany))));
+    }
+
+    #[test]
+    fn cookies_are_found_over_all_lines() {
+        let text = get("Cookie: a=1; connect.sid=s%3Ax.y; q=\"v w\"\r\ncookie:b=2;c ;d=; e==f\r\n");
+        let head = parsed(&text);
+        for (name, value) in [("a", "1"), ("connect.sid", "s%3Ax.y"), ("q", "v w"), ("b", "2"), ("d", ""), ("e", "=f")]
+        {
+            assert_eq!(cookie(&head, name), Ok(Some(value)), "{name}");
+        }
+        for absent in ["A", "c", "x", ""] {
+            assert_eq!(cookie(&head, absent), Ok(None), "{absent:?}");
+        }
+    }
+
+    #[test]
+    fn a_cookie_that_stands_twice_has_no_value() {
+        assert_eq!(cookie(&parsed(&get("Cookie: a=1; b=2; a=1\r\n")), "a"), Err(CookieError::Repeated));
+        assert_eq!(cookie(&parsed(&get("Cookie: a=1\r\nCookie: a=2\r\n")), "a"), Err(CookieError::Repeated));
+    }
+
+    #[test]
+    fn a_cookie_that_is_no_text_is_not_an_absent_one() {
+        let mut bytes = get("Cookie: a=?").into_bytes();
+        bytes.iter_mut().filter(|b| **b == b'?').last().map(|b| *b = 0xff).expect("a mark");
+        bytes.extend_from_slice(b"\r\n");
+        let (head, _) = crate::codec::http::parse_head(&bytes, 1 << 16).expect("good").expect("whole");
+        assert_eq!(cookie(&head, "a"), Err(CookieError::NotText));
+        assert_eq!(cookie(&head, "b"), Ok(None));
+    }
+
+    #[test]
+    fn a_representation_is_negotiated() {
+        use Representation::{EventStream, Json, NotAcceptable};
+        for (accept, wanted) in [
+            (&[][..], Json),
+            (&[""], Json),
+            (&["*/*"], Json),
+            (&["application/json"], Json),
+            (&["APPLICATION/*;q=0.1"], Json),
+            (&["text/event-stream"], EventStream),
+            (&["Text/Event-Stream"], EventStream),
+            (&["text/event-stream, application/json"], EventStream),
+            (&["application/json", "text/event-stream"], EventStream),
+            (&["text/event-stream;q=0.9, application/json"], Json),
+            (&["text/event-stream;q=0.9, */*"], Json),
+            (&["text/event-stream;q=0.9, application/json;q=0.5, */*"], EventStream),
+            (&["text/event-stream;q=0.5, application/*;q=0.4, */*;q=0.9"], EventStream),
+            (&["text/event-stream;q=0, */*"], Json),
+            (&["text/event-stream;q=0.000"], NotAcceptable),
+            (&["application/json;q=0, */*"], NotAcceptable),
+            (&["text/event-stream;q=0.001, application/json;q=0"], EventStream),
+            (&["text/html, application/xhtml+xml, */*;q=0.8"], Json),
+            (&["text/html"], NotAcceptable),
+            (&["text/*"], NotAcceptable),
+            (&["text/event-stream;q=2, application/json"], Json),
+            (&["text/event-stream; charset=utf-8; Q=1.000"], EventStream),
+            (&["rubbish"], Json),
+        ] {
+            assert_eq!(negotiate(accept.iter().map(|value| value.as_bytes())), wanted, "{accept:?}");
+        }
+    }
+
+    #[test]
+    fn weights_have_at_most_three_digits_behind_the_point() {
+        for (text, weight) in [("0", 0), ("0.", 0), ("0.5", 500), ("0.123", 123), ("1", 1000), ("1.000", 1000)] {
+            assert_eq!(parse_weight(text.as_bytes()), Some(weight), "{text}");
+        }
+        for bad in ["", ".5", "0.1234", "1.001", "2", "00", "-1", "0,5", "0.x"] {
+            assert_eq!(parse_weight(bad.as_bytes()), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_client_may_prefer_to_wait_for_60_s_and_no_longer() {
+        let wait = |lines: &str| prefer_wait(&parsed(&get(lines))).map(|wait| wait.as_secs());
+        assert_eq!(wait(""), None);
+        assert_eq!(wait("Prefer: wait=60\r\n"), Some(60));
+        assert_eq!(wait("Prefer: wait=61\r\n"), Some(60));
+        assert_eq!(wait("Prefer: wait=99999999999999999999999\r\n"), Some(60));
+        assert_eq!(wait("Prefer: respond-async, WAIT = \"5\"; x=y\r\nPrefer: wait=7\r\n"), Some(5));
+        for bad in ["wait", "wait=", "wait=-1", "wait=1.5", "wait=x, wait=3", "waits=3"] {
+            assert_eq!(wait(&format!("Prefer: {bad}\r\n")), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn entity_tags_are_compared_weakly() {
+        let matches = |value: &str| if_none_match(&parsed(&get(&format!("If-None-Match: {value}\r\n"))), "\"k-1\"");
+        for good in ["\"k-1\"", "W/\"k-1\"", "*", "\"a,b\\\", \"k-1\"", ", \"x\" ,W/\"k-1\"", "\"\",\"k-1\""] {
+            assert!(matches(good), "{good}");
+        }
+        for bad in
+            ["k-1", "\"k-2\"", "\"k-1", "w/\"k-1\"", "\"x\" \"k-1\"", "x, \"k-1\"", "\"a b\", \"k-1\"", "", "*, \"x\""]
+        {
+            assert!(!matches(bad), "{bad}");
+        }
+        assert!(if_none_match(&parsed(&get("If-None-Match: \"a\"\r\nIf-None-Match: \"b\"\r\n")), "W/\"b\""));
+        assert!(!if_none_match(&parsed(&get("")), "\"b\""));
+    }
+
+    #[test]
+    fn bearer_tokens_are_told_from_other_credentials() {
+        for (value, wanted) in [
+            ("Bearer a.b-c_d~e+f/g==", Authorization::Bearer("a.b-c_d~e+f/g==")),
+            ("bEARER   x", Authorization::Bearer("x")),
+            ("Bearer", Authorization::Malformed),
+            ("Bearer a b", Authorization::Malformed),
+            ("Bearer a,Bearer b", Authorization::Malformed),
+            ("Bearer =", Authorization::Malformed),
+            ("Bearer a=b", Authorization::Malformed),
+            ("Bearer \"a\"", Authorization::Malformed),
+            ("Bearer\tx", Authorization::Malformed),
+            ("Bearer: x", Authorization::Malformed),
+            ("", Authorization::Malformed),
+            ("Basic dTpw", Authorization::OtherScheme),
+            ("Bearerx y", Authorization::OtherScheme),
+        ] {
+            assert_eq!(bearer(&parsed(&get(&format!("Authorization: {value}\r\n")))), wanted, "{value:?}");
+        }
+        assert_eq!(bearer(&parsed(&get(""))), Authorization::None);
+        assert_eq!(format!("{:?}", Authorization::Bearer("hunter2")), "Bearer(***)");
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_encoded_decodes(text in any::<String>()) {
+            let encoded: String = text.bytes().map(|b| format!("%{b:02x}")).collect();
+            let decoded = percent_decode(&encoded);
+            prop_assert_eq!(decoded.as_deref(), Some(text.as_str()));
+            let raw = format!("{encoded}={encoded}");
+            if !text.is_empty() {
+                prop_assert_eq!(pairs(&raw), [Ok((text.clone(), text))]);
+            }
+        }
+
+        #[test]
+        fn no_value_is_too_strange(value in "[ -~\t]{0,60}") {
+            let text = get(&format!(
+                "Accept: {value}\r\nPrefer: wait={value}\r\nIf-None-Match: {value}\r\nCookie: {value}\r\nAuthorization: {value}\r\n"
+            ));
+            let head = parsed(&text);
+            let _ = negotiate(head.all("accept"));
+            prop_assert!(prefer_wait(&head).is_none_or(|wait| wait <= PREFER_WAIT_MAX));
+            let _ = (if_none_match(&head, "\"a\""), cookie(&head, "a"), bearer(&head));
+        }
+    }
+}

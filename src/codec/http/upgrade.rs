@@ -166,3 +166,94 @@ pub fn write_switching_protocols(out: &mut Vec<u8>, accept: &[u8; 28], protocol:
     }
     out.extend_from_slice(b"\r\n");
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::http::tests::{get, parsed};
+
+    const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+    const GOOD: &str = "Connection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\nSec-WebSocket-Version: 13\r\n\
+                        Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+
+    fn refused(lines: &str) -> UpgradeError {
+        websocket_upgrade(&parsed(&get(lines))).expect_err("a bad handshake")
+    }
+
+    #[test]
+    fn a_handshake_is_answered_as_in_the_rfc() {
+        let text = get(GOOD);
+        let upgrade = websocket_upgrade(&parsed(&text)).expect("good").expect("asked for");
+        assert_eq!(upgrade, Upgrade { key: KEY, protocols: Vec::new(), extensions: "".into() });
+        let accept = accept_key(upgrade.key);
+        assert_eq!(&accept, b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=", "RFC 6455 section 1.3");
+        let mut out = Vec::new();
+        let extra = [("Sec-WebSocket-Extensions", "permessage-deflate"), ("X", "a\r\nY: b"), ("X Y", "a")];
+        write_switching_protocols(&mut out, &accept, Some("restcast.v1"), &extra);
+        assert_eq!(
+            String::from_utf8(out).expect("ASCII"),
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+             Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\nSec-WebSocket-Protocol: restcast.v1\r\n\
+             Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n"
+        );
+    }
+
+    #[test]
+    fn what_is_no_handshake_is_not_refused() {
+        assert_eq!(websocket_upgrade(&parsed(&get(""))), Ok(None));
+        assert_eq!(websocket_upgrade(&parsed(&get("Connection: Upgrade\r\nUpgrade: h2c\r\n"))), Ok(None));
+        let post = get(GOOD).replacen("GET", "POST", 1);
+        assert_eq!(websocket_upgrade(&parsed(&post)), Ok(None));
+    }
+
+    #[test]
+    fn each_part_of_a_handshake_is_needed() {
+        assert_eq!(refused(&GOOD.replace("keep-alive, Upgrade", "keep-alive")), UpgradeError::Connection);
+        for version in ["12", "013", "13, 8", ""] {
+            let lines = GOOD.replace("Version: 13", &format!("Version: {version}"));
+            assert_eq!(refused(&lines), UpgradeError::Version, "{version:?}");
+        }
+        assert_eq!(refused(&GOOD.replace("Version", "Wersion")), UpgradeError::Version);
+        for key in [
+            "",
+            "dGhlIHNhbXBsZSBub25jZQ",
+            "dGhlIHNhbXBsZSBub25jZR==",
+            "dGhlIHNhbXBsZSBub25jZQ= ",
+            "dGhlIHNhbXBsZSBub25j",
+            "dGhlIHNhbXBsZSBub25jZWFi",
+            "dGhlIHNhbXBsZSBub25jZ_==",
+        ] {
+            assert_eq!(refused(&GOOD.replace(KEY, key)), UpgradeError::Key, "{key:?}");
+        }
+        assert_eq!(refused(&format!("{GOOD}Content-Length: 1\r\n")), UpgradeError::Body);
+        assert_eq!(refused(&format!("{GOOD}Transfer-Encoding: chunked\r\n")), UpgradeError::Body);
+        assert!(websocket_upgrade(&parsed(&get(&format!("{GOOD}Content-Length: 0\r\n")))).is_ok());
+        assert_eq!((UpgradeError::Version.status(), UpgradeError::Key.status()), (426, 400));
+    }
+
+    #[test]
+    fn protocols_and_extensions_are_gathered_over_lines() {
+        let lines = format!(
+            "{GOOD}Sec-WebSocket-Protocol: restcast.v1, jwt\r\nSec-WebSocket-Protocol: eyJ.e30.x_-\r\n\
+             Sec-WebSocket-Extensions: a; b=1\r\nSec-WebSocket-Extensions: c\r\n"
+        );
+        let text = get(&lines);
+        let upgrade = websocket_upgrade(&parsed(&text)).expect("good").expect("asked for");
+        assert_eq!(upgrade.protocols, ["restcast.v1", "jwt", "eyJ.e30.x_-"]);
+        assert_eq!(upgrade.extensions, "a; b=1, c");
+        assert!(!format!("{upgrade:?}").contains("eyJ"), "a token is not shown");
+    }
+
+    #[test]
+    fn bad_offers_are_refused() {
+        let offer = |value: &str| format!("{GOOD}Sec-WebSocket-Protocol: {value}\r\n");
+        assert_eq!(refused(&offer("a b")), UpgradeError::Protocol);
+        assert_eq!(refused(&offer("")), UpgradeError::Protocol);
+        assert_eq!(refused(&offer("\"a\"")), UpgradeError::Protocol);
+        assert_eq!(refused(&offer("a, b, a")), UpgradeError::ProtocolRepeated);
+        let many = |count: usize| (0..count).map(|n| format!("p{n}")).collect::<Vec<_>>().join(",");
+        assert!(websocket_upgrade(&parsed(&get(&offer(&many(PROTOCOLS_MAX))))).is_ok());
+        assert_eq!(refused(&offer(&many(PROTOCOLS_MAX + 1))), UpgradeError::TooManyProtocols);
+        assert_eq!(refused(&format!("{GOOD}Sec-WebSocket-Extensions: \u{e9}\r\n")), UpgradeError::Extensions);
+    }
+}
