@@ -67,9 +67,9 @@ impl Globs {
 pub struct Rights {
     /// Who issued the credential, where it says. It stands here because few issuers serve many subjects.
     pub issuer: Option<Box<str>>,
-    /// In the order of the credential, none twice.
+    /// In the order of the credential.
     pub roles: Box<[Box<str>]>,
-    /// In the order of the credential, none twice.
+    /// In the order of the credential.
     pub permissions: Box<[Box<str>]>,
     /// The streams it is limited to; `None`: every stream whose roles and permissions let it in.
     pub streams: Option<Globs>,
