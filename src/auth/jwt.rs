@@ -461,13 +461,18 @@ pub fn claimed_kid(token: &[u8]) -> Result<Option<String>, JwtError> {
     Ok(check_header(&header)?.1.map(str::to_owned))
 }
 
+/// The decoded header of a token, before anything is verified: for showing it to a person.
+///
+/// Errors: not three parts, too long, not canonical base64url, or not an object that may stand in a token.
+pub fn claimed_header(token: &[u8]) -> Result<String, JwtError> {
+    object_text(Compact::split(token)?.header, Part::Header, JwtError::Header)
+}
+
 /// The decoded payload of a token, before anything is verified: for showing it to a person.
 ///
-/// Errors: not three parts of canonical base64url, too long, or not an object that may stand in a token.
+/// Errors: as [`claimed_header`].
 pub fn claimed_payload(token: &[u8]) -> Result<String, JwtError> {
-    let payload = decode(Compact::split(token)?.payload, Part::Payload)?;
-    Members::read(&payload).map_err(JwtError::Payload)?;
-    String::from_utf8(payload).map_err(|_| JwtError::Payload(MembersError::NotJson))
+    object_text(Compact::split(token)?.payload, Part::Payload, JwtError::Payload)
 }
 
 /// A token of `claims_json` (the text of a JSON object, used as it is), signed by `key` and naming it by its `kid`.
@@ -518,6 +523,13 @@ impl<'a> Compact<'a> {
 
 fn decode(text: &[u8], part: Part) -> Result<Vec<u8>, JwtError> {
     URL_SAFE_NO_PAD.decode(text).map_err(|_| JwtError::Encoding(part))
+}
+
+/// The text of an object, checked to be one.
+fn object_text(encoded: &[u8], part: Part, refused: fn(MembersError) -> JwtError) -> Result<String, JwtError> {
+    let text = decode(encoded, part)?;
+    Members::read(&text).map_err(refused)?;
+    String::from_utf8(text).map_err(|_| refused(MembersError::NotJson))
 }
 
 /// The algorithm and the key that a header names.
