@@ -1,5 +1,6 @@
 //! One upstream resource: polled once, compared, and kept as a log of events.
 
+pub mod apply;
 pub mod diff;
 pub mod log;
 pub mod poll;
