@@ -946,3 +946,313 @@ impl<'b> Parser<'b> {
         digits.and_then(hex4).ok_or(JsonError { at, fault: JsonFault::BadEscape })
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::indexing_slicing, clippy::cast_possible_truncation)]
+pub(crate) mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Document {
+        Document::parse(text.as_bytes()).unwrap_or_else(|error| panic!("{text}: {error}"))
+    }
+
+    fn check(body: &str, minified: &str) {
+        assert_eq!(String::from_utf8_lossy(parse(body).text()), minified);
+    }
+
+    fn refuse(body: impl AsRef<[u8]>, at: usize, fault: JsonFault) {
+        let body = body.as_ref();
+        let found = Document::parse(body).expect_err(&String::from_utf8_lossy(body));
+        assert_eq!(found, JsonError { at, fault }, "{}", String::from_utf8_lossy(body));
+    }
+
+    #[test]
+    fn white_space_goes_and_all_else_stays() {
+        check(" \t\r\n[ 1 , 1.0 , 1E5 , -0 , 1e+00 ]\n", "[1,1.0,1E5,-0,1e+00]");
+        check("{ \"b\" : [ ] , \"a\" : { } }", r#"{"b":[],"a":{}}"#);
+        check(r#""\u0061 \/ \" \\ é  tab\t""#, r#""\u0061 \/ \" \\ é  tab\t""#);
+        check(" null ", "null");
+        check("[\"  kept  \" ]", "[\"  kept  \"]");
+    }
+
+    #[test]
+    fn values_that_json_has_are_taken() {
+        for body in [
+            "null", "true", "false", "0", "-0", "1", "-1", "10", "1.5", "0.10", "1e5", "1E5", "1e+5", "1e-5", "0e0", "-0.0e-0",
+            "123456789012345678901234567890", "1e99999", "4.9E-324", r#""""#, r#""a""#, r#""\u0000""#, r#""\"\\\/\b\f\n\r\t""#,
+            r#""\uD83D\uDE00""#, r#""\ud83d\ude00x""#, r#""\uFFFF""#, "\"\u{7f}\"", "\"\u{2028}\u{feff}\"", "\"\u{10FFFF}\"", "[]",
+            "{}", "[[]]", "[{}]", r#"{"":{"":[]}}"#, r#"{"a":1,"b":1}"#, r#"{"a":{"a":1}}"#, r#"[{"a":1},{"a":1}]"#, "[1,2,3]",
+            "[null,true,false]", "\t[\n1\r]\n ", r#"{"é":1,"e\u0301":2}"#, "[\"exactly\",\"12345678\",\"1234567\\\"\"]",
+        ] {
+            let document = parse(body);
+            let again = Document::parse(document.text()).expect("what was minified parses");
+            assert_eq!(again.text(), document.text());
+            assert_eq!(again, document);
+        }
+    }
+
+    #[test]
+    fn what_json_does_not_have_is_refused_with_its_place() {
+        use JsonFault::*;
+        for (body, at, fault) in [
+            ("", 0, UnexpectedEnd),
+            ("  ", 2, UnexpectedEnd),
+            ("[", 1, UnexpectedEnd),
+            ("{", 1, UnexpectedEnd),
+            ("[1", 2, UnexpectedEnd),
+            ("[1,", 3, UnexpectedEnd),
+            (r#"{"a""#, 4, UnexpectedEnd),
+            (r#"{"a":"#, 5, UnexpectedEnd),
+            (r#"{"a":1"#, 6, UnexpectedEnd),
+            (r#"{"a":1,"#, 7, UnexpectedEnd),
+            ("\"", 1, UnexpectedEnd),
+            ("\"abc", 4, UnexpectedEnd),
+            ("\"\\", 2, UnexpectedEnd),
+            ("tru", 3, UnexpectedEnd),
+            ("-", 1, UnexpectedEnd),
+            ("1.", 2, UnexpectedEnd),
+            ("1e", 2, UnexpectedEnd),
+            ("1e+", 3, UnexpectedEnd),
+            ("[1,]", 3, UnexpectedByte),
+            ("[,1]", 1, UnexpectedByte),
+            ("[1 2]", 3, UnexpectedByte),
+            ("[1}", 2, UnexpectedByte),
+            (r#"{"a":1]"#, 6, UnexpectedByte),
+            (r#"{"a":1,}"#, 7, UnexpectedByte),
+            (r#"{"a" 1}"#, 5, UnexpectedByte),
+            (r#"{"a",1}"#, 4, UnexpectedByte),
+            (r#"{"a":}"#, 5, UnexpectedByte),
+            (r#"{"a"::1}"#, 5, UnexpectedByte),
+            (r#"{a:1}"#, 1, UnexpectedByte),
+            (r#"{1:1}"#, 1, UnexpectedByte),
+            (r#"{'a':1}"#, 1, UnexpectedByte),
+            (r#"{,}"#, 1, UnexpectedByte),
+            (r#"{null:1}"#, 1, UnexpectedByte),
+            ("]", 0, UnexpectedByte),
+            ("'a'", 0, UnexpectedByte),
+            ("nul]", 3, UnexpectedByte),
+            ("True", 0, UnexpectedByte),
+            ("NaN", 0, UnexpectedByte),
+            ("Infinity", 0, UnexpectedByte),
+            ("+1", 0, UnexpectedByte),
+            (".5", 0, UnexpectedByte),
+            ("[// no\n1]", 1, UnexpectedByte),
+            ("[\u{a0}1]", 1, UnexpectedByte),
+            ("[\u{0c}1]", 1, UnexpectedByte),
+            ("[0x10]", 2, UnexpectedByte),
+            ("[1_000]", 2, UnexpectedByte),
+            ("01", 1, BadNumber),
+            ("-01", 2, BadNumber),
+            ("00", 1, BadNumber),
+            ("-a", 1, BadNumber),
+            ("-Infinity", 1, BadNumber),
+            ("1.e5", 2, BadNumber),
+            ("[1.]", 3, BadNumber),
+            ("[1e]", 3, BadNumber),
+            ("[1e+]", 4, BadNumber),
+            ("[1e5.5]", 4, UnexpectedByte),
+            ("1 2", 2, TrailingBytes),
+            ("{}}", 2, TrailingBytes),
+            ("[]x", 2, TrailingBytes),
+            ("null\0", 4, TrailingBytes),
+            ("\"a\"\"b\"", 3, TrailingBytes),
+            ("\"\n\"", 1, ControlCharacter),
+            ("\"\0\"", 1, ControlCharacter),
+            ("\"12345678\u{1f}\"", 9, ControlCharacter),
+            ("[\"a\tb\"]", 3, ControlCharacter),
+            (r#""\x41""#, 1, BadEscape),
+            (r#""\'""#, 1, BadEscape),
+            (r#""\U0041""#, 1, BadEscape),
+            (r#""\u12""#, 1, BadEscape),
+            (r#""\u12G4""#, 1, BadEscape),
+            (r#""\u+123""#, 1, BadEscape),
+            (r#""\ud800""#, 1, LoneSurrogate),
+            (r#""\ud800x""#, 1, LoneSurrogate),
+            (r#""\ud800\n""#, 1, LoneSurrogate),
+            (r#""\udc00""#, 1, LoneSurrogate),
+            (r#""\ud800\ud800""#, 1, LoneSurrogate),
+            (r#""\ud800\u0041""#, 1, LoneSurrogate),
+            (r#""\ude00\ud83d""#, 1, LoneSurrogate),
+            (r#"{"\udfff":1}"#, 2, LoneSurrogate),
+            (r#"{"a":1,"a":1}"#, 7, DuplicateMember),
+            (r#"{"a":1, "\u0061":2}"#, 8, DuplicateMember),
+            (r#"{"":1,"":1}"#, 6, DuplicateMember),
+            (r#"[{"b":{"a":1,"c":2,"a":3}}]"#, 19, DuplicateMember),
+            ("\u{feff}1", 0, ByteOrderMark),
+            ("1\u{feff}", 1, TrailingBytes),
+        ] {
+            refuse(body, at, fault);
+        }
+        for (body, at) in [
+            (&b"\"\xff\""[..], 1),
+            (b"\"\xc0\xaf\"", 1),
+            (b"\"\xed\xa0\x80\"", 1),
+            (b"\"\xf4\x90\x80\x80\"", 1),
+            (b"\"\xe2\x82\"", 1),
+            (b"[1]\x80", 3),
+            (b"\xff\xfe[\0]\0", 0),
+        ] {
+            refuse(body, at, NotUtf8);
+        }
+    }
+
+    #[test]
+    fn a_duplicate_among_many_members_is_found() {
+        for count in [PAIRWISE_NAMES_MAX - 1, PAIRWISE_NAMES_MAX, PAIRWISE_NAMES_MAX + 1, 1000] {
+            let members: Vec<String> = (0..count).map(|n| format!("\"m{n}\":{n}")).collect();
+            let all = members.join(",");
+            assert_eq!(parse(&format!("{{{all}}}")).root().len(), count);
+            refuse(format!("{{{all},\"m\\u0033\":0}}"), all.len() + 2, JsonFault::DuplicateMember);
+        }
+    }
+
+    #[test]
+    fn depth_is_bounded_at_its_value() {
+        let mixed = "[{\"a\":".repeat(JSON_DEPTH_MAX / 2) + "1" + &"}]".repeat(JSON_DEPTH_MAX / 2);
+        assert!(Document::parse(mixed.as_bytes()).is_ok());
+        refuse(mixed.replace('1', "[]"), JSON_DEPTH_MAX * 3, JsonFault::TooDeep);
+        refuse("[".repeat(JSON_DEPTH_MAX + 1), JSON_DEPTH_MAX, JsonFault::TooDeep);
+        refuse("[".repeat(JSON_DEPTH_MAX), JSON_DEPTH_MAX, JsonFault::UnexpectedEnd);
+        let wide = format!("[{}]", vec!["[".repeat(JSON_DEPTH_MAX - 1) + &"]".repeat(JSON_DEPTH_MAX - 1); 3].join(","));
+        assert_eq!(parse(&wide).root().len(), 3);
+    }
+
+    #[test]
+    fn size_is_bounded_at_its_value() {
+        assert!(Document::parse_within(b"[1,2,3]", 7).is_ok());
+        let error = Document::parse_within(b"[1,2,3]", 6).expect_err("one past");
+        assert_eq!(error, JsonError { at: 6, fault: JsonFault::TooLarge { bytes_max: 6 } });
+    }
+
+    #[test]
+    fn equality_looks_at_meaning_but_for_the_spelling_of_numbers() {
+        for (a, b, equal) in [
+            (r#"{"a":1,"b":[{"c":2,"d":3}]}"#, r#" { "b" : [ {"d":3, "c":2} ], "a":1 }"#, true),
+            (r#""\u0061\/\ud83d\ude00""#, "\"a/\u{1F600}\"", true),
+            (r#"{"\u0061":1}"#, r#"{"a":1}"#, true),
+            (r#"{"a":{"x":[],"y":{}},"b":"\n"}"#, r#"{"b":"\u000A","a":{"y":{},"x":[]}}"#, true),
+            ("1", "1.0", false),
+            ("1", "1e0", false),
+            ("1E5", "1e5", false),
+            ("0", "-0", false),
+            ("[1,2]", "[2,1]", false),
+            ("1", "\"1\"", false),
+            ("null", "false", false),
+            ("[]", "{}", false),
+            ("[]", "[null]", false),
+            ("[[],[]]", "[[[]]]", false),
+            (r#"{"a":1}"#, r#"{"b":1}"#, false),
+            (r#"{"a":1,"b":2}"#, r#"{"a":2,"b":1}"#, false),
+            (r#"{"a":{"b":1},"c":{}}"#, r#"{"a":{},"c":{"b":1}}"#, false),
+            (r#""é""#, r#""e\u0301""#, false),
+            (r#""\\u0061""#, r#""a""#, false),
+        ] {
+            let (left, right) = (parse(a), parse(b));
+            assert_eq!(left == right, equal, "{a} {b}");
+            assert_eq!(left.root().hash() == right.root().hash(), equal, "{a} {b}");
+        }
+    }
+
+    /// Different strings of one hash, as a hostile upstream would compute them: the hash has no key, and a word equal to
+    /// the state makes it forget all before.
+    pub(crate) fn colliding_strings(count: usize) -> Vec<String> {
+        let mut strings = Vec::new();
+        for n in 0u64.. {
+            let first = format!("{n:08}");
+            let word = u64::from_le_bytes(*first.as_bytes().first_chunk().expect("eight digits"));
+            let second = fold(STRING_SEED ^ 16 ^ word, SPREAD).to_le_bytes();
+            if second.iter().all(|&b| b.is_ascii_alphanumeric() || b"-_.~/ ".contains(&b)) {
+                strings.push(first + std::str::from_utf8(&second).expect("ASCII"));
+            }
+            if strings.len() == count {
+                break;
+            }
+        }
+        strings
+    }
+
+    #[test]
+    fn values_of_one_hash_are_told_apart_by_their_text() {
+        let names = colliding_strings(100);
+        let (a, b) = (parse(&format!("[{:?}]", names[0])), parse(&format!("[{:?}]", names[1])));
+        assert_eq!(a.root().hash(), b.root().hash());
+        assert_ne!(a, b);
+
+        let members: Vec<String> = names.iter().map(|name| format!("{name:?}:0")).collect();
+        let all = format!("{{{}}}", members.join(","));
+        let reversed: Vec<&str> = members.iter().rev().map(String::as_str).collect();
+        assert_eq!(parse(&all), parse(&format!("{{{}}}", reversed.join(","))));
+        let again = format!("{},{}}}", all.trim_end_matches('}'), members[40]);
+        refuse(again, all.len(), JsonFault::DuplicateMember);
+    }
+
+    #[test]
+    fn a_document_is_walked_by_its_tape() {
+        let document = parse(r#"{"a":[1,{"b":null},[]],"c~d/e":"x\ty"}"#);
+        let root = document.root();
+        assert_eq!((root.kind(), root.len()), (Kind::Object, 2));
+        let array = root.member("a").expect("a member");
+        let kinds: Vec<Kind> = array.elements().map(Node::kind).collect();
+        assert_eq!(kinds, [Kind::Number, Kind::Object, Kind::Array]);
+        assert_eq!(root.member("c~d/e").expect("a member").unescaped().as_ref(), b"x\ty");
+        assert!(root.member("d").is_none() && array.member("a").is_none());
+        assert_eq!(array.members().count() + root.elements().count(), 0);
+
+        let at = |pointer: &str| document.at(&Pointer::parse(pointer).expect("a pointer")).map(|node| node.raw());
+        assert_eq!(at(""), Some(&document.text()[..]));
+        assert_eq!(at("/a/0"), Some(&b"1"[..]));
+        assert_eq!(at("/a/1/b"), Some(&b"null"[..]));
+        assert_eq!(at("/c~0d~1e"), Some(&br#""x\ty""#[..]));
+        for nowhere in ["/b", "/a/3", "/a/-", "/a/01", "/a/0/0", "/a/x"] {
+            assert_eq!(at(nowhere), None, "{nowhere}");
+        }
+    }
+
+    #[test]
+    fn a_document_shows_nothing_of_the_body() {
+        let document = parse(r#"{"password":"hunter2"}"#);
+        assert_eq!(format!("{document:?} {:?}", document.root()), "Document(22 bytes) Object(22 bytes)");
+        assert_eq!(document.memory_bytes(), 22 + 4 * 16);
+    }
+
+    #[test]
+    fn a_fingerprint_tells_bodies_apart() {
+        assert_eq!(body_fingerprint(b"[1]"), body_fingerprint(b"[1]"));
+        assert_ne!(body_fingerprint(b"[1]"), body_fingerprint(b"[1 ]"));
+    }
+
+    #[test]
+    fn strings_are_written_as_serde_json_does() {
+        let every: String = (0..0x300).filter_map(char::from_u32).chain(['\u{2028}', '\u{1F600}']).collect();
+        let mut written = Vec::new();
+        write_string(&mut written, &every);
+        assert_eq!(String::from_utf8(written).expect("UTF-8"), serde_json::to_string(&every).expect("a string"));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn strings_read_back_as_written(text in ".*") {
+            let mut written = Vec::new();
+            write_string(&mut written, &text);
+            let document = Document::parse(&written).expect("a string");
+            assert_eq!(document.root().unescaped().as_ref(), text.as_bytes());
+        }
+
+        #[test]
+        fn any_bytes_are_refused_or_read_as_serde_json_reads_them(
+            body in r#"([\[\]{}:, ]|"[ab]"|"\\u00[0-9a-g]{2}"|-?[0-9.eE+]{1,4}|null|true|x|"é\\n"){0,24}"#
+        ) {
+            let ours = Document::parse(body.as_bytes());
+            let theirs = serde_json::from_str::<serde_json::Value>(&body);
+            match ours {
+                Ok(ours) => {
+                    let minified: serde_json::Value = serde_json::from_slice(ours.text()).expect("what we take is JSON");
+                    assert_eq!(minified, theirs.expect("what we take is JSON"));
+                }
+                Err(JsonError { fault: JsonFault::DuplicateMember, .. }) => {}
+                // A number that no double holds is an error of theirs alone.
+                Err(error) => assert!(theirs.is_err(), "{body}: {error}"),
+            }
+        }
+    }
+}

@@ -578,3 +578,534 @@ fn trace_back(reaches: &[u32], edits: usize, lane: usize) -> Vec<(usize, usize)>
     common.reverse();
     common
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::codec::json::tests::colliding_strings;
+    use crate::stream::apply::{apply_merge, apply_patch};
+
+    const BY_ID: DiffOptions<'static> = DiffOptions { ignore: &[], array_key: Some("id"), work_max: WORK_MAX };
+
+    fn parse(text: &str) -> Document {
+        Document::parse(text.as_bytes()).unwrap_or_else(|error| panic!("{text}: {error}"))
+    }
+
+    fn text(bytes: &[u8]) -> &str {
+        std::str::from_utf8(bytes).expect("UTF-8")
+    }
+
+    /// Compares, proves that each text leads from `old` to `new` and is smaller than it, and gives them back.
+    fn proven(old: &Document, new: &Document, options: &DiffOptions<'_>) -> Option<(Option<String>, Option<String>)> {
+        let Change::Changed { patch, merge } = diff(old, new, options) else {
+            assert!(!options.ignore.is_empty() || old == new, "a change was missed");
+            return None;
+        };
+        assert_ne!(old, new);
+        let applied = [
+            patch.as_ref().map(|patch| (patch, apply_patch(old.text(), patch))),
+            merge.as_ref().map(|merge| (merge, apply_merge(old.text(), merge))),
+        ];
+        for (delta, result) in applied.into_iter().flatten() {
+            let result = result.unwrap_or_else(|error| panic!("{}: {error}", text(delta)));
+            let result = Document::parse(&result).expect("a value");
+            assert!(result == *new, "{} + {} = {}, not {}", text(old.text()), text(delta), text(result.text()), text(new.text()));
+            assert!(delta.len() < new.text().len());
+            assert_eq!(Document::parse(delta).expect("JSON").text().len(), delta.len(), "white space");
+        }
+        Some((patch.map(|patch| text(&patch).to_owned()), merge.map(|merge| text(&merge).to_owned())))
+    }
+
+    /// Both values get a member that is large and the same, so that deltas pay.
+    fn check(old: &str, new: &str, options: &DiffOptions<'_>, patch: Option<&str>, merge: Option<&str>) {
+        let padded = |value: &str| parse(&format!("{{\"v\":{value},\"pad\":\"{}\"}}", "-".repeat(500)));
+        let (found_patch, found_merge) = proven(&padded(old), &padded(new), options).expect("a change");
+        assert_eq!(found_patch.as_deref(), patch, "patch from {old} to {new}");
+        assert_eq!(found_merge.as_deref(), merge, "merge from {old} to {new}");
+    }
+
+    /// The object that begins so, with a member long enough that setting all of it does not pay.
+    fn kept(beginning: &str) -> String {
+        format!("{beginning},\"kept\":\"{}\"}}", "-".repeat(200))
+    }
+
+    #[test]
+    fn members_are_added_removed_and_replaced() {
+        check(
+            &kept(r#"{"gone":2,"other":{"x":"x marks the spot","y":2}"#),
+            &kept(r#"{"new":[null],"other":{"y":2.0,"x":"x marks the spot"}"#),
+            &DiffOptions::default(),
+            Some(
+                r#"[{"op":"remove","path":"/v/gone"},{"op":"add","path":"/v/new","value":[null]},{"op":"replace","path":"/v/other/y","value":2.0}]"#,
+            ),
+            Some(r#"{"v":{"gone":null,"new":[null],"other":{"y":2.0}}}"#),
+        );
+    }
+
+    #[test]
+    fn the_spelling_of_a_number_is_a_change_that_of_a_string_is_none() {
+        check("1E5", "1e5", &DiffOptions::default(), Some(r#"[{"op":"replace","path":"/v","value":1e5}]"#), Some(r#"{"v":1e5}"#));
+        let (old, new) = (parse(r#"{"a":"\u00e9","b":[1]}"#), parse(r#"{"b":[1],"\u0061":"é"}"#));
+        assert_eq!(diff(&old, &new, &DiffOptions::default()), Change::Unchanged);
+    }
+
+    #[test]
+    fn a_name_is_escaped_for_the_pointer_and_for_the_string() {
+        check(
+            &kept(r#"{"a/b~c":1,"\u002f\"":1,"":1,"é\u0001":1"#),
+            &kept(r#"{"a/b~c":2,"\/\"":2,"":2,"\u00e9\u0001":2"#),
+            &DiffOptions::default(),
+            Some(
+                r#"[{"op":"replace","path":"/v/a~1b~0c","value":2},{"op":"replace","path":"/v/~1\"","value":2},{"op":"replace","path":"/v/","value":2},{"op":"replace","path":"/v/é\u0001","value":2}]"#,
+            ),
+            Some(r#"{"v":{"a/b~c":2,"\/\"":2,"":2,"\u00e9\u0001":2}}"#),
+        );
+    }
+
+    #[test]
+    fn merge_says_nothing_where_it_cannot() {
+        let patch = |value| format!(r#"[{{"op":"replace","path":"/v","value":{value}}}]"#);
+        for value in ["null", r#"{"a":null}"#, r#"{"a":{"b":null}}"#] {
+            check("1", value, &DiffOptions::default(), Some(&patch(value)), None);
+        }
+        for value in ["[null]", r#"{"a":[{"b":null}]}"#, "{}"] {
+            check("1", value, &DiffOptions::default(), Some(&patch(value)), Some(&format!(r#"{{"v":{value}}}"#)));
+        }
+        // What was null and is still, needs no word.
+        check(
+            r#"{"a":null,"b":1}"#,
+            r#"{"a":null,"b":2}"#,
+            &DiffOptions::default(),
+            Some(r#"[{"op":"replace","path":"/v/b","value":2}]"#),
+            Some(r#"{"v":{"b":2}}"#),
+        );
+        let pad = "-".repeat(100);
+        let (old, new) = (parse(&format!("[1,\"{pad}\"]")), parse(&format!("[2,\"{pad}\"]")));
+        let (patch, merge) = proven(&old, &new, &DiffOptions::default()).expect("a change");
+        assert_eq!((patch.as_deref(), merge), (Some(r#"[{"op":"replace","path":"/0","value":2}]"#), None));
+    }
+
+    #[test]
+    fn what_is_no_smaller_than_the_value_is_left_out() {
+        // The patch has 41 bytes, the new value 13 and the pad.
+        for (pad, has_patch) in [(0, false), (28, false), (29, true)] {
+            let value = |v: &str| parse(&format!("{{\"v\":{v},\"{}\":1}}", "-".repeat(pad)));
+            let (patch, merge) = proven(&value("1"), &value("22"), &DiffOptions::default()).expect("a change");
+            assert_eq!((patch.is_some(), merge.as_deref()), (has_patch, Some(r#"{"v":22}"#)), "{pad}");
+        }
+        assert_eq!(proven(&parse(r#"{"v":1}"#), &parse(r#"{"v":22}"#), &DiffOptions::default()), Some((None, None)));
+        for (old, new) in [("1", "2"), ("{}", "[]"), ("{\"a\":1}", "{}"), ("null", "\"a\"")] {
+            assert_eq!(proven(&parse(old), &parse(new), &DiffOptions::default()), Some((None, None)));
+        }
+    }
+
+    #[test]
+    fn elements_are_aligned_by_what_they_are() {
+        let (a, b) = (r#"["aaaaaaaaaaaaaaaa","bbbbbbbbbbbbbbbb","cccccccccccccccc","dddddddddddddddd"]"#, "");
+        let options = DiffOptions::default();
+        let patch_of = |new: &str| {
+            let pad = "-".repeat(500);
+            let (old, new) = (parse(&format!("[{a},\"{pad}\"]")), parse(&format!("[{new}{b},\"{pad}\"]")));
+            proven(&old, &new, &options).expect("a change").0.expect("a patch")
+        };
+        assert_eq!(
+            patch_of(r#"["bbbbbbbbbbbbbbbb","cccccccccccccccc","dddddddddddddddd","eeeeeeeeeeeeeeee"]"#),
+            r#"[{"op":"remove","path":"/0/0"},{"op":"add","path":"/0/3","value":"eeeeeeeeeeeeeeee"}]"#
+        );
+        assert_eq!(
+            patch_of(r#"["aaaaaaaaaaaaaaaa","x","bbbbbbbbbbbbbbbb","cccccccccccccccc","dddddddddddddddd"]"#),
+            r#"[{"op":"add","path":"/0/1","value":"x"}]"#
+        );
+        assert_eq!(
+            patch_of(r#"["aaaaaaaaaaaaaaaa","dddddddddddddddd"]"#),
+            r#"[{"op":"remove","path":"/0/1"},{"op":"remove","path":"/0/1"}]"#
+        );
+        // Three operations are more than the array.
+        assert_eq!(patch_of("[4,3,2,1]"), r#"[{"op":"replace","path":"/0","value":[4,3,2,1]}]"#);
+        assert_eq!(patch_of("[]"), r#"[{"op":"replace","path":"/0","value":[]}]"#);
+    }
+
+    /// An array of leads with these ids and statuses.
+    fn leads(rows: &[(&str, &str)]) -> String {
+        let rows: Vec<String> = rows
+            .iter()
+            .map(|(id, status)| format!(r#"{{"id":{id},"status":"{status}","about":"a lead of some length"}}"#))
+            .collect();
+        format!("[{}]", rows.join(","))
+    }
+
+    #[test]
+    fn objects_are_known_again_by_their_key() {
+        check(
+            &leads(&[("1", "new"), ("2", "new"), ("3", "new"), ("4", "new"), ("5", "new")]),
+            &leads(&[("5", "won"), ("1", "new"), ("9", "new"), ("3", "new"), ("4", "lost")]),
+            &BY_ID,
+            Some(concat!(
+                r#"[{"op":"remove","path":"/v/1"},{"op":"move","from":"/v/3","path":"/v/0"},"#,
+                r#"{"op":"add","path":"/v/2","value":{"id":9,"status":"new","about":"a lead of some length"}},"#,
+                r#"{"op":"replace","path":"/v/0/status","value":"won"},{"op":"replace","path":"/v/4/status","value":"lost"}]"#
+            )),
+            Some(&format!(
+                "{{\"v\":{}}}",
+                leads(&[("5", "won"), ("1", "new"), ("9", "new"), ("3", "new"), ("4", "lost")])
+            )),
+        );
+    }
+
+    #[test]
+    fn a_key_that_two_have_or_one_lacks_is_no_key() {
+        let same = [("1", "a"), ("1", "b"), ("2", "c"), ("3", "d"), ("4", "e"), ("5", "f")];
+        let pad = |rows: &[(&str, &str)]| parse(&leads(rows));
+        for odd in ["1", "null", "[]", "{}"] {
+            let mut new = vec![(odd, "z")];
+            new.extend(same);
+            let (patch, _) = proven(&pad(&same), &pad(&new), &BY_ID).expect("a change");
+            assert!(patch.expect("a patch").starts_with(r#"[{"op":"add","path":"/0","value":{"id""#));
+        }
+        // As keys, "1" and 1 are two, as are 1 and 1.0; "1" and "\u0031" are one.
+        check(
+            &leads(&[("1", "a"), ("\"1\"", "b"), ("1.0", "c")]),
+            &leads(&[("1.0", "c"), ("\"\\u0031\"", "b"), ("1", "a")]),
+            &BY_ID,
+            Some(r#"[{"op":"move","from":"/v/2","path":"/v/0"},{"op":"move","from":"/v/2","path":"/v/1"}]"#),
+            Some(&format!("{{\"v\":{}}}", leads(&[("1.0", "c"), ("\"\\u0031\"", "b"), ("1", "a")]))),
+        );
+    }
+
+    #[test]
+    fn ignored_places_make_no_change_and_travel_with_one() {
+        let ignore: Vec<Pointer> = ["/at", "/meta/request~1id", "/rows/1/seen", "/list/1", "/list/2"]
+            .iter()
+            .map(|pointer| Pointer::parse(pointer).expect("a pointer"))
+            .collect();
+        let options = DiffOptions { ignore: &ignore, ..DiffOptions::default() };
+        let old = r#"{"at":1,"meta":{"request/id":"a","page":1},"rows":[{"seen":1},{"seen":1}],"list":[0,1],"pad":"------------------------------------------------------------------------------"}"#;
+        for (from, to) in [
+            (r#""at":1,"#, r#""at":2,"#),
+            (r#""at":1,"#, ""),
+            (r#""at":1"#, r#""at":{"deep":[1]}"#),
+            (r#""request/id":"a""#, r#""request\/id":"b""#),
+            (r#""request/id":"a","#, ""),
+            (r#"{"seen":1}]"#, r#"{"seen":2}]"#),
+            (r#"{"seen":1}]"#, "{}]"),
+            ("[0,1]", "[0]"),
+            ("[0,1]", "[0,{},7]"),
+        ] {
+            let new = old.replace(from, to);
+            assert_ne!(old, new);
+            assert_eq!(diff(&parse(old), &parse(&new), &options), Change::Unchanged, "{from} {to}");
+            assert_ne!(diff(&parse(old), &parse(&new), &DiffOptions::default()), Change::Unchanged);
+            let mixed = new.replace(r#""page":1"#, r#""page":2"#);
+            let (patch, _) = proven(&parse(old), &parse(&mixed), &options).expect("a change");
+            assert!(patch.is_some());
+        }
+        for (from, to) in [
+            (r#"[{"seen":1},"#, r#"[{"seen":2},"#),
+            (r#"{"seen":1}]"#, r#"{"seen":1,"more":1}]"#),
+            (r#"{"seen":1}]"#, r#"1]"#),
+            (r#",{"seen":1}]"#, "]"),
+            ("[0,1]", "[1,1]"),
+            ("[0,1]", "[0,1,2,3]"),
+            ("[0,1]", "{}"),
+            (r#""meta":{"request/id":"a","page":1}"#, r#""meta":null"#),
+            (r#""meta":{"request/id":"a","page":1},"#, ""),
+        ] {
+            let new = old.replace(from, to);
+            assert_ne!(old, new);
+            assert!(proven(&parse(old), &parse(&new), &options).is_some(), "{from} {to}");
+        }
+        let whole = [Pointer::default()];
+        let options = DiffOptions { ignore: &whole, ..DiffOptions::default() };
+        assert_eq!(diff(&parse("1"), &parse("[]"), &options), Change::Unchanged);
+    }
+
+    fn array(elements: impl Iterator<Item = String>) -> Document {
+        parse(&format!("[{}]", elements.collect::<Vec<_>>().join(",")))
+    }
+
+    #[test]
+    fn hostile_arrays_are_compared_in_bounded_work() {
+        const COUNT: u32 = 100_000;
+        let up = array((0..COUNT).map(|n| n.to_string()));
+        let down = array((0..COUNT).rev().map(|n| n.to_string()));
+        let other = array((0..COUNT).map(|n| (n + COUNT).to_string()));
+        let same = array((0..COUNT).map(|_| "0".to_owned()));
+        let two = array((0..COUNT).map(|n| (n % 2).to_string()));
+        let rotated = array((1..=COUNT).map(|n| (n % COUNT).to_string()));
+        let rows = array((0..COUNT).map(|n| format!("{{\"id\":{n}}}")));
+        let rows_down = array((0..COUNT).rev().map(|n| format!("{{\"id\":{n}}}")));
+        let nested = parse(&("[".repeat(128) + &"]".repeat(128)));
+        for options in [DiffOptions::default(), BY_ID, DiffOptions { work_max: 0, ..BY_ID }] {
+            for (old, new) in [(&up, &down), (&up, &other), (&same, &two), (&two, &same), (&rows, &rows_down), (&up, &nested)] {
+                assert!(matches!(diff(old, new, &options), Change::Changed { patch: None, .. }));
+            }
+        }
+        let Change::Changed { patch, .. } = diff(&up, &rotated, &DiffOptions::default()) else { panic!("a change") };
+        let patch = patch.expect("two edits are found in so many");
+        assert_eq!(text(&patch), r#"[{"op":"remove","path":"/0"},{"op":"add","path":"/99999","value":0}]"#);
+        assert!(matches!(
+            diff(&up, &rotated, &DiffOptions { work_max: 0, ..BY_ID }),
+            Change::Changed { patch: None, .. }
+        ));
+    }
+
+    #[test]
+    fn aligning_is_charged_to_its_work_to_the_step() {
+        let (old, new) = (parse("[1,2,3,4,5,6,7,8]"), parse("[9,2,3,4,5,6,7,0]"));
+        let (old, new): (Vec<_>, Vec<_>) = (old.root().elements().collect(), new.root().elements().collect());
+        let mut work_left = WORK_MAX;
+        let expected = common_subsequence(&old, &new, 4, &mut work_left);
+        assert_eq!(expected.as_ref().map(Vec::len), Some(6));
+        assert_eq!(common_subsequence(&old, &new, 3, &mut { WORK_MAX }), None);
+        let mut work = WORK_MAX - work_left;
+        assert_eq!(common_subsequence(&old, &new, 4, &mut (work - 1)), None);
+        assert_eq!(common_subsequence(&old, &new, 4, &mut work), expected);
+        assert_eq!(work, 0);
+    }
+
+    #[test]
+    fn deep_values_are_compared_and_written_without_deep_cost() {
+        let deep = |leaf: &str| {
+            let pad = format!("\"pad\":\"{}\"", "-".repeat(1000));
+            parse(&(format!("{{{pad},\"a\":[").repeat(64) + leaf + &"]}".repeat(64)))
+        };
+        let (patch, merge) = proven(&deep("1"), &deep("2"), &DiffOptions::default()).expect("a change");
+        assert_eq!(patch, Some(format!("[{{\"op\":\"replace\",\"path\":\"{}\",\"value\":2}}]", "/a/0".repeat(64))));
+        assert!(merge.is_some());
+        // A name as long as the value, on the path of each change in it.
+        let long = |n: usize| parse(&format!("{{\"{}\":[{}]}}", "n".repeat(100_000), vec![n.to_string(); 10_000].join(",")));
+        assert_eq!(proven(&long(1), &long(2), &DiffOptions::default()), Some((None, None)));
+    }
+
+    #[test]
+    fn values_of_one_hash_are_replaced_unread() {
+        let strings = colliding_strings(2);
+        let pad = "-".repeat(300);
+        let value = |string: &str| {
+            parse(&format!("{{\"n\":{},\"deep\":{}{string:?}{},\"pad\":\"{pad}\"}}", string.len(), "[".repeat(120), "]".repeat(120)))
+        };
+        let (old, new) = (value(&strings[0]), value(&strings[1]));
+        assert_eq!(old.root().hash(), new.root().hash());
+        assert_eq!(proven(&old, &new, &DiffOptions::default()), Some((None, None)));
+        let within = |document: &Document, n: u32| parse(&format!("[{n},{},\"{pad}\"]", text(document.text())));
+        let (patch, _) = proven(&within(&old, 1), &within(&new, 2), &BY_ID).expect("a change");
+        assert!(patch.expect("a patch").contains(r#"{"op":"replace","path":"/1","value":{"n":16"#));
+    }
+
+    /// A value to be changed and written out in odd ways.
+    #[derive(Clone, Debug)]
+    enum Value {
+        Scalar(&'static str),
+        Array(Vec<Value>),
+        Object(Vec<(usize, Value)>),
+    }
+
+    const SCALARS: [&str; 20] = [
+        "null", "true", "false", "0", "-0", "1", "1.0", "1E5", "1e5", "1e+5", "123456789012345678901234567890", "-1.50", "\"\"",
+        "\"a\"", "\"\\u0061\"", "\"é\"", "\"\\ud83d\\ude00\"", "\"\u{1F600}\"", "\"\\\"\\\\/\\/\\n\"",
+        "\"some text that is long enough for a delta to pay\"",
+    ];
+
+    /// Names, each with another spelling.
+    const NAMES: [(&str, &str); 10] = [
+        ("", ""), ("a", "\\u0061"), ("b", "b"), ("a/b", "a\\/b"), ("~", "\\u007e"), ("~1/", "~1\\u002f"), ("é\\n", "\\u00e9\\u000a"),
+        ("\\\"", "\\u0022"), ("id", "\\u0069d"), ("0", "\\u0030"),
+    ];
+
+    fn value() -> impl Strategy<Value = Value> {
+        let scalar = prop::sample::select(&SCALARS[..]).prop_map(Value::Scalar);
+        let row = (0..SCALARS.len(), 0..SCALARS.len())
+            .prop_map(|(id, more)| Value::Object(vec![(8, Value::Scalar(SCALARS[id])), (1, Value::Scalar(SCALARS[more]))]));
+        prop_oneof![scalar, row].prop_recursive(4, 60, 10, |inner| {
+            let names = prop::sample::subsequence((0..NAMES.len()).collect::<Vec<_>>(), 0..=NAMES.len()).prop_shuffle();
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..10).prop_map(Value::Array),
+                (names, prop::collection::vec(inner, NAMES.len()))
+                    .prop_map(|(names, values)| Value::Object(names.into_iter().zip(values).collect())),
+            ]
+        })
+    }
+
+    /// Deals out choices from one seed (splitmix64).
+    struct Dice(u64);
+
+    impl Dice {
+        fn below(&mut self, bound: usize) -> usize {
+            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+            ((mixed ^ mixed >> 31) % bound as u64) as usize
+        }
+    }
+
+    impl Value {
+        /// The value some time later: little of it changed, elements put elsewhere, members reordered.
+        fn later(&self, dice: &mut Dice) -> Value {
+            if dice.below(12) == 0 {
+                return Value::Scalar(SCALARS[dice.below(SCALARS.len())]);
+            }
+            match self {
+                Value::Scalar(text) => Value::Scalar(text),
+                Value::Array(elements) => {
+                    let mut elements: Vec<Value> = elements.iter().map(|element| element.later(dice)).collect();
+                    for _ in 0..dice.below(4) {
+                        if elements.is_empty() || dice.below(3) == 0 {
+                            let id = Value::Scalar(SCALARS[dice.below(SCALARS.len())]);
+                            elements.insert(dice.below(elements.len() + 1), Value::Object(vec![(8, id)]));
+                        } else {
+                            let taken = elements.remove(dice.below(elements.len()));
+                            if dice.below(2) == 0 {
+                                elements.insert(dice.below(elements.len() + 1), taken);
+                            }
+                        }
+                    }
+                    Value::Array(elements)
+                }
+                Value::Object(members) => {
+                    let mut members: Vec<(usize, Value)> =
+                        members.iter().map(|(name, value)| (*name, value.later(dice))).collect();
+                    if !members.is_empty() && dice.below(3) == 0 {
+                        members.remove(dice.below(members.len()));
+                    }
+                    let name = dice.below(NAMES.len());
+                    if dice.below(3) == 0 && !members.iter().any(|(other, _)| *other == name) {
+                        members.push((name, Value::Scalar(SCALARS[dice.below(SCALARS.len())])));
+                    }
+                    let by = dice.below(members.len() + 1);
+                    members.rotate_left(by);
+                    Value::Object(members)
+                }
+            }
+        }
+
+        fn write(&self, out: &mut String, dice: &mut Dice) {
+            let space = [" ", "", "", "\n\t"][dice.below(4)];
+            out.push_str(space);
+            match self {
+                Value::Scalar(text) => out.push_str(text),
+                Value::Array(elements) => {
+                    out.push('[');
+                    for (place, element) in elements.iter().enumerate() {
+                        out.push_str(if place > 0 { "," } else { "" });
+                        element.write(out, dice);
+                    }
+                    out.push_str("]");
+                }
+                Value::Object(members) => {
+                    out.push('{');
+                    for (place, (name, value)) in members.iter().enumerate() {
+                        let name = if dice.below(2) == 0 { NAMES[*name].0 } else { NAMES[*name].1 };
+                        write!(out, "{}{space}\"{name}\"{space}:", if place > 0 { "," } else { "" }).expect("a string");
+                        value.write(out, dice);
+                    }
+                    out.push('}');
+                }
+            }
+            out.push_str(space);
+        }
+
+        /// As a document, in a large one of which nothing else changes, so that deltas pay.
+        fn document(&self, dice: &mut Dice, pad: usize) -> Document {
+            let mut out = String::new();
+            self.write(&mut out, dice);
+            parse(&if pad == 0 { out } else { format!("{{\"v\":{out},\"pad\":\"{}\"}}", "-".repeat(pad)) })
+        }
+    }
+
+    /// The same with `json-patch`, an implementation that is not ours. It keeps numbers as serde_json does, not by spelling.
+    fn check_with_json_patch(old: &Document, new: &Document, patch: Option<String>, merge: Option<String>) {
+        let value = |document: &Document| serde_json::from_slice::<serde_json::Value>(document.text()).expect("JSON");
+        if let Some(patch) = patch {
+            let mut patched = value(old);
+            let patch: json_patch::Patch = serde_json::from_str(&patch).expect("RFC 6902");
+            json_patch::patch(&mut patched, &patch).expect("a patch that applies");
+            assert_eq!(patched, value(new));
+        }
+        if let Some(merge) = merge {
+            let mut merged = value(old);
+            json_patch::merge(&mut merged, &serde_json::from_str(&merge).expect("JSON"));
+            assert_eq!(merged, value(new));
+        }
+    }
+
+    fn check_pair(old: &Document, new: &Document) {
+        for options in [
+            DiffOptions::default(),
+            BY_ID,
+            DiffOptions { work_max: 0, ..DiffOptions::default() },
+            DiffOptions { work_max: 20, ..DiffOptions::default() },
+        ] {
+            if let Some((patch, merge)) = proven(old, new, &options) {
+                check_with_json_patch(old, new, patch, merge);
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn deltas_lead_from_any_value_to_any_other(old in value(), new in value(), seed: u64, pad in prop::sample::select(vec![0, 4000])) {
+            let mut dice = Dice(seed);
+            check_pair(&old.document(&mut dice, pad), &new.document(&mut dice, pad));
+        }
+
+        #[test]
+        fn deltas_lead_from_a_value_to_a_later_one(old in value(), seed: u64, pad in prop::sample::select(vec![0, 300, 4000])) {
+            let mut dice = Dice(seed);
+            let new = old.later(&mut dice);
+            check_pair(&old.document(&mut dice, pad), &new.document(&mut dice, pad));
+        }
+
+        #[test]
+        fn a_value_written_otherwise_is_unchanged(value in value(), seed: u64) {
+            let mut dice = Dice(seed);
+            let documents = [value.document(&mut dice, 0), value.document(&mut dice, 0)];
+            prop_assert_eq!(diff(&documents[0], &documents[1], &DiffOptions::default()), Change::Unchanged);
+            prop_assert_eq!(documents[0].root().hash(), documents[1].root().hash());
+        }
+
+        #[test]
+        fn rows_in_any_order_are_rearranged(
+            old in prop::sample::subsequence((0..40).collect::<Vec<u32>>(), 0..40).prop_shuffle(),
+            new in prop::sample::subsequence((0..40).collect::<Vec<u32>>(), 0..40).prop_shuffle(),
+            kept in 0usize..10,
+        ) {
+            let rows = |ids: &[u32], state: u32| {
+                array(ids.iter().map(|id| {
+                    format!(r#"{{"id":"row {id}","state":{},"more":"{}"}}"#, if id % 5 == 0 { state } else { 0 }, "x".repeat(200))
+                }))
+            };
+            let mut nearly = old.clone();
+            nearly.truncate(old.len().saturating_sub(kept / 4));
+            let by = kept.min(nearly.len());
+            nearly.rotate_left(by);
+            for new in [&new, &nearly] {
+                let (old, new) = (rows(&old, 1), rows(new, 2));
+                if let Some((patch, merge)) = proven(&old, &new, &BY_ID) {
+                    check_with_json_patch(&old, &new, patch, merge);
+                }
+            }
+        }
+
+        #[test]
+        fn a_change_under_an_ignored_place_alone_is_none(old in value(), seed: u64, place in 0..NAMES.len()) {
+            let mut dice = Dice(seed);
+            let with = |value: &Value, dice: &mut Dice| {
+                let mut out = String::new();
+                value.write(&mut out, dice);
+                parse(&format!("{{\"a\":[1,{{\"{}\":{out},\"kept\":1}}]}}", NAMES[place].0))
+            };
+            let (a, b) = (with(&old, &mut dice), with(&old.later(&mut dice), &mut dice));
+            let name = a.at(&Pointer::parse("/a/1").expect("a pointer")).expect("an object").members().next().expect("a member").name;
+            let name = text(&name.unescaped()).to_owned();
+            let ignore = [Pointer::parse(&format!("/a/1/{}", escape_token(&name))).expect("a pointer")];
+            let options = DiffOptions { ignore: &ignore, ..DiffOptions::default() };
+            prop_assert_eq!(diff(&a, &b, &options), Change::Unchanged);
+            let elsewhere = parse(&text(b.text()).replace("\"kept\":1", "\"kept\":2"));
+            prop_assert!(proven(&a, &elsewhere, &options).is_some());
+        }
+    }
+}
