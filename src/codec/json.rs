@@ -279,7 +279,9 @@ impl<'d> Node<'d> {
         a == b
             || match (string_content(a), string_content(b)) {
                 // Without an escape in either, other bytes are other characters.
-                (Some(a), Some(b)) => (a.contains(&b'\\') || b.contains(&b'\\')) && Unescaped::new(a).eq(Unescaped::new(b)),
+                (Some(a), Some(b)) => {
+                    (a.contains(&b'\\') || b.contains(&b'\\')) && Unescaped::new(a).eq(Unescaped::new(b))
+                }
                 _ => false,
             }
     }
@@ -978,11 +980,48 @@ pub(crate) mod tests {
     #[test]
     fn values_that_json_has_are_taken() {
         for body in [
-            "null", "true", "false", "0", "-0", "1", "-1", "10", "1.5", "0.10", "1e5", "1E5", "1e+5", "1e-5", "0e0", "-0.0e-0",
-            "123456789012345678901234567890", "1e99999", "4.9E-324", r#""""#, r#""a""#, r#""\u0000""#, r#""\"\\\/\b\f\n\r\t""#,
-            r#""\uD83D\uDE00""#, r#""\ud83d\ude00x""#, r#""\uFFFF""#, "\"\u{7f}\"", "\"\u{2028}\u{feff}\"", "\"\u{10FFFF}\"", "[]",
-            "{}", "[[]]", "[{}]", r#"{"":{"":[]}}"#, r#"{"a":1,"b":1}"#, r#"{"a":{"a":1}}"#, r#"[{"a":1},{"a":1}]"#, "[1,2,3]",
-            "[null,true,false]", "\t[\n1\r]\n ", r#"{"é":1,"e\u0301":2}"#, "[\"exactly\",\"12345678\",\"1234567\\\"\"]",
+            "null",
+            "true",
+            "false",
+            "0",
+            "-0",
+            "1",
+            "-1",
+            "10",
+            "1.5",
+            "0.10",
+            "1e5",
+            "1E5",
+            "1e+5",
+            "1e-5",
+            "0e0",
+            "-0.0e-0",
+            "123456789012345678901234567890",
+            "1e99999",
+            "4.9E-324",
+            r#""""#,
+            r#""a""#,
+            r#""\u0000""#,
+            r#""\"\\\/\b\f\n\r\t""#,
+            r#""\uD83D\uDE00""#,
+            r#""\ud83d\ude00x""#,
+            r#""\uFFFF""#,
+            "\"\u{7f}\"",
+            "\"\u{2028}\u{feff}\"",
+            "\"\u{10FFFF}\"",
+            "[]",
+            "{}",
+            "[[]]",
+            "[{}]",
+            r#"{"":{"":[]}}"#,
+            r#"{"a":1,"b":1}"#,
+            r#"{"a":{"a":1}}"#,
+            r#"[{"a":1},{"a":1}]"#,
+            "[1,2,3]",
+            "[null,true,false]",
+            "\t[\n1\r]\n ",
+            r#"{"é":1,"e\u0301":2}"#,
+            "[\"exactly\",\"12345678\",\"1234567\\\"\"]",
         ] {
             let document = parse(body);
             let again = Document::parse(document.text()).expect("what was minified parses");

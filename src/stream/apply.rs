@@ -281,3 +281,141 @@ impl Tree {
 fn fits(at: usize, tokens: &[String], value: &Tree) -> Result<(), ApplyError> {
     if tokens.len() + value.depth() > JSON_DEPTH_MAX { Err(ApplyError::TooLarge(at)) } else { Ok(()) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn patched(value: &str, patch: &str) -> Result<String, ApplyError> {
+        apply_patch(value.as_bytes(), patch.as_bytes()).map(|text| String::from_utf8(text).expect("UTF-8"))
+    }
+
+    fn check(value: &str, patch: &str, result: &str) {
+        assert_eq!(patched(value, patch).as_deref(), Ok(result), "{value} + {patch}");
+    }
+
+    #[test]
+    fn the_examples_of_rfc_6902_appendix_a() {
+        check(r#"{"foo":"bar"}"#, r#"[{"op":"add","path":"/baz","value":"qux"}]"#, r#"{"foo":"bar","baz":"qux"}"#);
+        check(
+            r#"{"foo":["bar","baz"]}"#,
+            r#"[{"op":"add","path":"/foo/1","value":"qux"}]"#,
+            r#"{"foo":["bar","qux","baz"]}"#,
+        );
+        check(r#"{"baz":"qux","foo":"bar"}"#, r#"[{"op":"remove","path":"/baz"}]"#, r#"{"foo":"bar"}"#);
+        check(r#"{"foo":["bar","qux","baz"]}"#, r#"[{"op":"remove","path":"/foo/1"}]"#, r#"{"foo":["bar","baz"]}"#);
+        check(r#"{"baz":"qux"}"#, r#"[{"op":"replace","path":"/baz","value":"boo"}]"#, r#"{"baz":"boo"}"#);
+        check(
+            r#"{"foo":{"bar":"baz","waldo":"fred"},"qux":{"corge":"grault"}}"#,
+            r#"[{"op":"move","from":"/foo/waldo","path":"/qux/thud"}]"#,
+            r#"{"foo":{"bar":"baz"},"qux":{"corge":"grault","thud":"fred"}}"#,
+        );
+        check(
+            r#"{"foo":["all","grass","cows","eat"]}"#,
+            r#"[{"op":"move","from":"/foo/1","path":"/foo/3"}]"#,
+            r#"{"foo":["all","cows","eat","grass"]}"#,
+        );
+        check(
+            r#"{"foo":"bar"}"#,
+            r#"[{"op":"add","path":"/child","value":{"grandchild":{}}}]"#,
+            r#"{"foo":"bar","child":{"grandchild":{}}}"#,
+        );
+        check(
+            r#"{"foo":"bar"}"#,
+            r#"[{"op":"add","path":"/baz","value":"qux","xyz":123}]"#,
+            r#"{"foo":"bar","baz":"qux"}"#,
+        );
+        check(
+            r#"{"foo":["bar"]}"#,
+            r#"[{"op":"add","path":"/foo/-","value":["abc","def"]}]"#,
+            r#"{"foo":["bar",["abc","def"]]}"#,
+        );
+        check(r#"{"/":9,"~1":10}"#, r#"[{"op":"test","path":"/~01","value":10}]"#, r#"{"/":9,"~1":10}"#);
+        check(r#"{"a":[1]}"#, r#"[{"op":"copy","from":"/a","path":"/a/0"}]"#, r#"{"a":[[1],1]}"#);
+        check("1", r#"[{"op":"add","path":"","value":1.0}]"#, "1.0");
+        check("[1]", "[]", "[1]");
+    }
+
+    #[test]
+    fn a_patch_that_does_not_apply_says_why() {
+        let refuse = |value, patch, error| assert_eq!(patched(value, patch), Err(error), "{value} + {patch}");
+        refuse(r#"{"baz":"qux"}"#, r#"[{"op":"test","path":"/baz","value":"bar"}]"#, ApplyError::TestFailed(0));
+        refuse(r#"{"a":1}"#, r#"[{"op":"test","path":"/a","value":"1"}]"#, ApplyError::TestFailed(0));
+        for missing in [
+            r#"[{"op":"add","path":"/baz/bat","value":"qux"}]"#,
+            r#"[{"op":"add","path":"/foo/bat","value":"qux"}]"#,
+            r#"[{"op":"add","path":"/list/2","value":0}]"#,
+            r#"[{"op":"add","path":"/list/01","value":0}]"#,
+            r#"[{"op":"remove","path":"/list/1"}]"#,
+            r#"[{"op":"remove","path":"/list/-"}]"#,
+            r#"[{"op":"remove","path":"/baz"}]"#,
+            r#"[{"op":"replace","path":"/baz","value":0}]"#,
+            r#"[{"op":"test","path":"/baz","value":0}]"#,
+            r#"[{"op":"copy","from":"/baz","path":"/foo"}]"#,
+            r#"[{"op":"move","from":"/baz","path":"/foo"}]"#,
+            r#"[{"op":"move","from":"/list","path":"/list/0"}]"#,
+        ] {
+            refuse(r#"{"foo":"bar","list":[0]}"#, missing, ApplyError::NoSuchPlace(0));
+        }
+        for none in [
+            "{}",
+            "[1]",
+            r#"[{"path":"/a"}]"#,
+            r#"[{"op":"add","path":"/a"}]"#,
+            r#"[{"op":"add","value":1}]"#,
+            r#"[{"op":"add","path":1,"value":1}]"#,
+            r#"[{"op":"move","path":"/a"}]"#,
+            r#"[{"op":"set","path":"/a","value":1}]"#,
+        ] {
+            refuse("{}", none, ApplyError::Operation(0));
+        }
+        let error = PointerError::NoSlash;
+        refuse(
+            "{}",
+            r#"[{"op":"add","path":"","value":{}},{"op":"remove","path":"a"}]"#,
+            ApplyError::Pointer { at: 1, error },
+        );
+        assert!(matches!(patched("", "[]"), Err(ApplyError::Value(_))));
+        assert!(matches!(patched("[]", "["), Err(ApplyError::Patch(_))));
+    }
+
+    #[test]
+    fn a_patch_cannot_grow_a_value_without_bound() {
+        let nested = |depth| "[".repeat(depth) + &"]".repeat(depth);
+        let add = |path: &str, value: &str| format!(r#"[{{"op":"add","path":"{path}/0","value":{value}}}]"#);
+        let half = nested(JSON_DEPTH_MAX / 2);
+        let path = "/0".repeat(JSON_DEPTH_MAX / 2 - 1);
+        assert!(patched(&half, &add(&path, &half)).is_ok());
+        assert_eq!(patched(&half, &add(&path, &nested(JSON_DEPTH_MAX / 2 + 1))), Err(ApplyError::TooLarge(0)));
+
+        let value = format!("[\"{}\"]", "-".repeat((1 << 20) - 2));
+        let copies = vec![r#"{"op":"copy","from":"/0","path":"/-"}"#; (APPLY_BYTES_MAX >> 20) + 1];
+        let exact = copies.len() - 1;
+        assert!(patched(&value, &format!("[{}]", copies[..exact].join(","))).is_ok());
+        assert_eq!(patched(&value, &format!("[{}]", copies.join(","))), Err(ApplyError::TooLarge(exact)));
+    }
+
+    #[test]
+    fn the_examples_of_rfc_7396_appendix_a() {
+        for (value, merge, result) in [
+            (r#"{"a":"b"}"#, r#"{"a":"c"}"#, r#"{"a":"c"}"#),
+            (r#"{"a":"b"}"#, r#"{"b":"c"}"#, r#"{"a":"b","b":"c"}"#),
+            (r#"{"a":"b"}"#, r#"{"a":null}"#, r#"{}"#),
+            (r#"{"a":"b","b":"c"}"#, r#"{"a":null}"#, r#"{"b":"c"}"#),
+            (r#"{"a":["b"]}"#, r#"{"a":"c"}"#, r#"{"a":"c"}"#),
+            (r#"{"a":"c"}"#, r#"{"a":["b"]}"#, r#"{"a":["b"]}"#),
+            (r#"{"a":{"b":"c"}}"#, r#"{"a":{"b":"d","c":null}}"#, r#"{"a":{"b":"d"}}"#),
+            (r#"{"a":[{"b":"c"}]}"#, r#"{"a":[1]}"#, r#"{"a":[1]}"#),
+            (r#"["a","b"]"#, r#"["c","d"]"#, r#"["c","d"]"#),
+            (r#"{"a":"b"}"#, r#"["c"]"#, r#"["c"]"#),
+            (r#"{"a":"foo"}"#, "null", "null"),
+            (r#"{"a":"foo"}"#, "\"bar\"", "\"bar\""),
+            (r#"{"e":null}"#, r#"{"a":1}"#, r#"{"e":null,"a":1}"#),
+            ("[1,2]", r#"{"a":"b","c":null}"#, r#"{"a":"b"}"#),
+            ("{}", r#"{"a":{"bb":{"ccc":null}}}"#, r#"{"a":{"bb":{}}}"#),
+        ] {
+            let found = apply_merge(value.as_bytes(), merge.as_bytes()).expect("a merge that applies");
+            assert_eq!(std::str::from_utf8(&found), Ok(result), "{value} + {merge}");
+        }
+    }
+}

@@ -59,12 +59,8 @@ pub fn diff(old: &Document, new: &Document, options: &DiffOptions<'_>) -> Change
     }
     // One byte is kept for each closing bracket, one for being smaller.
     let limit = new.text().len().saturating_sub(2);
-    let mut patch = PatchWriter {
-        out: vec![b'['],
-        path: Vec::new(),
-        array_key: options.array_key,
-        work_left: options.work_max,
-    };
+    let mut patch =
+        PatchWriter { out: vec![b'['], path: Vec::new(), array_key: options.array_key, work_left: options.work_max };
     let patch = patch.change(a, b, limit).ok().map(|()| closed(patch.out, b']'));
     let mut merge = Vec::new();
     let merge = merge_members(&mut merge, a, b, limit).ok().map(|()| closed(merge, b'}'));
@@ -86,7 +82,8 @@ fn same_apart_from(a: Node<'_>, b: Node<'_>, ignore: &[&[String]]) -> bool {
     }
     match (a.kind(), b.kind()) {
         (Kind::Object, Kind::Object) => changed_members(a, b).iter().all(|change| {
-            let (MemberChange::Removed(member) | MemberChange::Added(member) | MemberChange::Differs(_, member)) = change;
+            let (MemberChange::Removed(member) | MemberChange::Added(member) | MemberChange::Differs(_, member)) =
+                change;
             let name = member.name.unescaped();
             let inner = below(ignore, |token| *token.as_bytes() == *name);
             match change {
@@ -367,7 +364,8 @@ impl PatchWriter<'_> {
         if raw.iter().any(|b| matches!(b, b'~' | b'/' | b'\\')) {
             // An escape can stand for `~` or `/`, which the pointer escapes in its own way (RFC 6901 section 5).
             let unescaped = name.unescaped();
-            let token = std::str::from_utf8(&unescaped).expect("a document's text is UTF-8 and its escapes are characters");
+            let token =
+                std::str::from_utf8(&unescaped).expect("a document's text is UTF-8 and its escapes are characters");
             let mut string = Vec::with_capacity(raw.len() + 2);
             write_string(&mut string, &escape_token(token));
             self.path.extend_from_slice(&string[1..string.len() - 1]);
@@ -613,7 +611,14 @@ mod tests {
         for (delta, result) in applied.into_iter().flatten() {
             let result = result.unwrap_or_else(|error| panic!("{}: {error}", text(delta)));
             let result = Document::parse(&result).expect("a value");
-            assert!(result == *new, "{} + {} = {}, not {}", text(old.text()), text(delta), text(result.text()), text(new.text()));
+            assert!(
+                result == *new,
+                "{} + {} = {}, not {}",
+                text(old.text()),
+                text(delta),
+                text(result.text()),
+                text(new.text())
+            );
             assert!(delta.len() < new.text().len());
             assert_eq!(Document::parse(delta).expect("JSON").text().len(), delta.len(), "white space");
         }
@@ -648,7 +653,13 @@ mod tests {
 
     #[test]
     fn the_spelling_of_a_number_is_a_change_that_of_a_string_is_none() {
-        check("1E5", "1e5", &DiffOptions::default(), Some(r#"[{"op":"replace","path":"/v","value":1e5}]"#), Some(r#"{"v":1e5}"#));
+        check(
+            "1E5",
+            "1e5",
+            &DiffOptions::default(),
+            Some(r#"[{"op":"replace","path":"/v","value":1e5}]"#),
+            Some(r#"{"v":1e5}"#),
+        );
         let (old, new) = (parse(r#"{"a":"\u00e9","b":[1]}"#), parse(r#"{"b":[1],"\u0061":"é"}"#));
         assert_eq!(diff(&old, &new, &DiffOptions::default()), Change::Unchanged);
     }
@@ -840,7 +851,9 @@ mod tests {
         let rows_down = array((0..COUNT).rev().map(|n| format!("{{\"id\":{n}}}")));
         let nested = parse(&("[".repeat(128) + &"]".repeat(128)));
         for options in [DiffOptions::default(), BY_ID, DiffOptions { work_max: 0, ..BY_ID }] {
-            for (old, new) in [(&up, &down), (&up, &other), (&same, &two), (&two, &same), (&rows, &rows_down), (&up, &nested)] {
+            for (old, new) in
+                [(&up, &down), (&up, &other), (&same, &two), (&two, &same), (&rows, &rows_down), (&up, &nested)]
+            {
                 assert!(matches!(diff(old, new, &options), Change::Changed { patch: None, .. }));
             }
         }
@@ -877,7 +890,8 @@ mod tests {
         assert_eq!(patch, Some(format!("[{{\"op\":\"replace\",\"path\":\"{}\",\"value\":2}}]", "/a/0".repeat(64))));
         assert!(merge.is_some());
         // A name as long as the value, on the path of each change in it.
-        let long = |n: usize| parse(&format!("{{\"{}\":[{}]}}", "n".repeat(100_000), vec![n.to_string(); 10_000].join(",")));
+        let long =
+            |n: usize| parse(&format!("{{\"{}\":[{}]}}", "n".repeat(100_000), vec![n.to_string(); 10_000].join(",")));
         assert_eq!(proven(&long(1), &long(2), &DiffOptions::default()), Some((None, None)));
     }
 
@@ -886,7 +900,12 @@ mod tests {
         let strings = colliding_strings(2);
         let pad = "-".repeat(300);
         let value = |string: &str| {
-            parse(&format!("{{\"n\":{},\"deep\":{}{string:?}{},\"pad\":\"{pad}\"}}", string.len(), "[".repeat(120), "]".repeat(120)))
+            parse(&format!(
+                "{{\"n\":{},\"deep\":{}{string:?}{},\"pad\":\"{pad}\"}}",
+                string.len(),
+                "[".repeat(120),
+                "]".repeat(120)
+            ))
         };
         let (old, new) = (value(&strings[0]), value(&strings[1]));
         assert_eq!(old.root().hash(), new.root().hash());
@@ -905,21 +924,47 @@ mod tests {
     }
 
     const SCALARS: [&str; 20] = [
-        "null", "true", "false", "0", "-0", "1", "1.0", "1E5", "1e5", "1e+5", "123456789012345678901234567890", "-1.50", "\"\"",
-        "\"a\"", "\"\\u0061\"", "\"é\"", "\"\\ud83d\\ude00\"", "\"\u{1F600}\"", "\"\\\"\\\\/\\/\\n\"",
+        "null",
+        "true",
+        "false",
+        "0",
+        "-0",
+        "1",
+        "1.0",
+        "1E5",
+        "1e5",
+        "1e+5",
+        "123456789012345678901234567890",
+        "-1.50",
+        "\"\"",
+        "\"a\"",
+        "\"\\u0061\"",
+        "\"é\"",
+        "\"\\ud83d\\ude00\"",
+        "\"\u{1F600}\"",
+        "\"\\\"\\\\/\\/\\n\"",
         "\"some text that is long enough for a delta to pay\"",
     ];
 
     /// Names, each with another spelling.
     const NAMES: [(&str, &str); 10] = [
-        ("", ""), ("a", "\\u0061"), ("b", "b"), ("a/b", "a\\/b"), ("~", "\\u007e"), ("~1/", "~1\\u002f"), ("é\\n", "\\u00e9\\u000a"),
-        ("\\\"", "\\u0022"), ("id", "\\u0069d"), ("0", "\\u0030"),
+        ("", ""),
+        ("a", "\\u0061"),
+        ("b", "b"),
+        ("a/b", "a\\/b"),
+        ("~", "\\u007e"),
+        ("~1/", "~1\\u002f"),
+        ("é\\n", "\\u00e9\\u000a"),
+        ("\\\"", "\\u0022"),
+        ("id", "\\u0069d"),
+        ("0", "\\u0030"),
     ];
 
     fn value() -> impl Strategy<Value = Value> {
         let scalar = prop::sample::select(&SCALARS[..]).prop_map(Value::Scalar);
-        let row = (0..SCALARS.len(), 0..SCALARS.len())
-            .prop_map(|(id, more)| Value::Object(vec![(8, Value::Scalar(SCALARS[id])), (1, Value::Scalar(SCALARS[more]))]));
+        let row = (0..SCALARS.len(), 0..SCALARS.len()).prop_map(|(id, more)| {
+            Value::Object(vec![(8, Value::Scalar(SCALARS[id])), (1, Value::Scalar(SCALARS[more]))])
+        });
         prop_oneof![scalar, row].prop_recursive(4, 60, 10, |inner| {
             let names = prop::sample::subsequence((0..NAMES.len()).collect::<Vec<_>>(), 0..=NAMES.len()).prop_shuffle();
             prop_oneof![
