@@ -4,6 +4,7 @@
 //! Errors: a poll that brings no value is a [`poll::Failure`]; the last good value stays in place.
 //! Not here: who watches (`shard`), sockets (`runtime::fetch`).
 
+pub mod apply;
 pub mod diff;
 pub mod log;
 pub mod poll;
