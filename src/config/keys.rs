@@ -212,13 +212,13 @@ const COMPARED_CHARS_MAX: usize = 64;
 pub(super) fn nearest(within: &str, name: &str) -> String {
     let here = if within.is_empty() { String::new() } else { format!("{within}.") };
     let name: String = name.chars().take(COMPARED_CHARS_MAX).collect();
-    // Beside the misspelt, there is the key put into the wrong table: as near as one slip.
-    let candidates = KEYS.iter().flat_map(|key| {
-        let sibling = key.path.strip_prefix(&here).and_then(|rest| rest.split('.').next());
-        let sibling = sibling.map(|last| (edit_distance(&name, last), format!("{here}{last}")));
-        let elsewhere = key.path.rsplit('.').next() == Some(name.as_str());
-        sibling.into_iter().chain(elsewhere.then(|| (1, key.path.to_owned())))
+    let siblings = KEYS.iter().filter_map(|key| {
+        let last = key.path.strip_prefix(&here)?.split('.').next()?;
+        Some((edit_distance(&name, last), format!("{here}{last}")))
     });
+    // A key put into the wrong table is as near as one slip in its name.
+    let elsewhere = KEYS.iter().filter(|key| key.path.rsplit('.').next() == Some(name.as_str()));
+    let candidates = siblings.chain(elsewhere.map(|key| (1, key.path.to_owned())));
     candidates.min_by_key(|(distance, _)| *distance).map(|(_, path)| path).unwrap_or_default()
 }
 

@@ -485,3 +485,6 @@ pub enum LogFormat {
     /// One JSON object an event.
     Json,
 }
+
+#[cfg(test)]
+mod tests;
