@@ -222,6 +222,12 @@ pub(super) fn nearest(within: &str, name: &str) -> String {
     candidates.min_by_key(|(distance, _)| *distance).map(|(_, path)| path).unwrap_or_default()
 }
 
+/// The one of `known` that is spelled most like `name`; `None` where there are none. For a flag or command mistyped.
+pub fn nearest_name<'n>(name: &str, known: impl IntoIterator<Item = &'n str>) -> Option<&'n str> {
+    let name: String = name.chars().take(COMPARED_CHARS_MAX).collect();
+    known.into_iter().min_by_key(|candidate| edit_distance(&name, candidate))
+}
+
 /// Slips between two names: characters put in, left out, replaced, or swapped with their neighbour.
 fn edit_distance(a: &str, b: &str) -> usize {
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());

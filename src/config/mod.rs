@@ -18,7 +18,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 pub use form::FormError;
-pub use keys::{ARRAYS, Form, KEYS, KeyDoc, Preset, keys_table};
+pub use keys::{ARRAYS, Form, KEYS, KeyDoc, Preset, keys_table, nearest_name};
 
 use crate::secret::Secret;
 use crate::stream::template::TemplateError;
@@ -91,6 +91,11 @@ impl Config {
     }
 }
 
+/// Reads a duration as the configuration writes it, `"250ms"`, `"5s"`, `"10m"`, `"1h"`, `"30d"`; flags read theirs so too.
+pub fn parse_duration(text: &str) -> Result<std::time::Duration, FormError> {
+    form::duration(text)
+}
+
 /// The world outside the file: where `env:` and `file:` are looked up.
 pub trait Sources {
     /// Value of the environment variable `name`; `None` where it is not set.
@@ -158,7 +163,7 @@ pub enum Problem {
         nearest: String,
     },
     /// A value of another TOML type.
-    #[error("`{key}` must be a {wanted}, not a {found}")]
+    #[error("`{key}` has the type {found}: write {wanted}")]
     WrongType {
         /// Its path.
         key: String,

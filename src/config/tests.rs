@@ -241,7 +241,8 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         allow_anonymous = true
         roles = []
         permissions = []
-    "#]].assert_eq(&shown);
+    "#]]
+    .assert_eq(&shown);
     for key in KEYS.iter().map(|key| key.path.rsplit('.').next().expect("a path has a last part")) {
         assert!(shown.contains(&format!("\n{key} = ")), "{key} is shown");
     }
@@ -313,7 +314,8 @@ fn an_empty_file_has_the_defaults_of_every_part() {
         roles = "roles"
         permissions = "permissions"
         streams = "streams"
-    "#]].assert_eq(&config.masked_toml());
+    "#]]
+    .assert_eq(&config.masked_toml());
 }
 
 #[test]
@@ -343,7 +345,8 @@ fn a_stream_has_the_defaults_of_the_example_file() {
         allow_anonymous = false
         roles = []
         permissions = []
-    "#]].assert_eq(stream);
+    "#]]
+    .assert_eq(stream);
 }
 
 #[test]
@@ -388,7 +391,7 @@ auth = { kind = "bearer" }
         expect![[r#"
             line 3: `server.listen` 0.0.0.0:80 is reachable from other machines without TLS: listen on 127.0.0.1, or set `server.plaintext = true` if a proxy in front ends TLS
             line 4: unknown key `server.heartbeet`; the nearest known one is `server.heartbeat`
-            line 5: `server.heartbeat` must be a string such as "250ms" or "5s", not a integer
+            line 5: `server.heartbeat` has the type integer: write a string such as "250ms" or "5s"
             line 6: `server.cores` must be from 0 to 1024
             line 7: `server.driver` "kqueue" is not known here: write "auto" or "io_uring" or "epoll"
             line 10: `server.trusted_proxies` "proxy" is not a network: write ADDRESS/BITS, as in "10.0.0.0/8"
@@ -408,62 +411,98 @@ auth = { kind = "bearer" }
 
 #[test]
 fn text_that_is_no_toml_is_told_by_line() {
-    check("[server]\nlisten = \nheartbeat = \"25s\nx\n", expect![[r#"
+    check(
+        "[server]\nlisten = \nheartbeat = \"25s\nx\n",
+        expect![[r#"
         line 2: not TOML: string values must be quoted, expected literal string
         line 3: not TOML: invalid basic string, expected `"`
         line 4: not TOML: key with no value, expected `=`
-    "#]]);
-    check("[server]\n[server]\n", expect![[r#"
+    "#]],
+    );
+    check(
+        "[server]\n[server]\n",
+        expect![[r#"
         line 2: not TOML: duplicate key
-    "#]]);
-    check("[a]\nb = 1\nb = 2\n[[a]]\n", expect![[r#"
+    "#]],
+    );
+    check(
+        "[a]\nb = 1\nb = 2\n[[a]]\n",
+        expect![[r#"
         line 3: not TOML: duplicate key
         line 4: not TOML: duplicate key
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn tables_stand_as_often_as_they_may() {
-    check("[stream]\nid = \"a\"\n", expect![[r#"
+    check(
+        "[stream]\nid = \"a\"\n",
+        expect![[r#"
         line 1: `stream` may stand several times: write [[stream]]
-    "#]]);
-    check("[[server]]\n", expect![[r#"
-        line 1: `server` must be a table, not a array
-    "#]]);
-    check("server = 1\nstream = [1]\nlimits.connections = []\n", expect![[r#"
-        line 1: `server` must be a table, not a integer
-        line 2: `stream` must be a table, not a integer
-        line 3: `limits.connections` must be a integer, not a array
-    "#]]);
-    check("\"server.listen\" = \"127.0.0.1:0\"\n", expect![[r#"
+    "#]],
+    );
+    check(
+        "[[server]]\n",
+        expect![[r#"
+            line 1: `server` has the type array: write a table
+        "#]],
+    );
+    check(
+        "server = 1\nstream = [1]\nlimits.connections = []\n",
+        expect![[r#"
+            line 1: `server` has the type integer: write a table
+            line 2: `stream` has the type integer: write a table
+            line 3: `limits.connections` has the type array: write an integer
+        "#]],
+    );
+    check(
+        "\"server.listen\" = \"127.0.0.1:0\"\n",
+        expect![[r#"
         line 1: unknown key `server.listen`; the nearest known one is `server`
-    "#]]);
+    "#]],
+    );
     check("stream = [{ id = \"a\", url = \"https://h\", allow_anonymous = true }]", expect![[r#""#]]);
 }
 
 #[test]
 fn listeners_are_not_exposed_by_mistake() {
     let at = |listen: &str, more: &str| format!("[server]\nlisten = \"{listen}\"\n{more}");
-    check(&at("0.0.0.0:80", ""), expect![[r#"
+    check(
+        &at("0.0.0.0:80", ""),
+        expect![[r#"
         line 2: `server.listen` 0.0.0.0:80 is reachable from other machines without TLS: listen on 127.0.0.1, or set `server.plaintext = true` if a proxy in front ends TLS
-    "#]]);
-    check(&at("[::]:80", "plaintext = true\necho = true\n"), expect![[r#"
+    "#]],
+    );
+    check(
+        &at("[::]:80", "plaintext = true\necho = true\n"),
+        expect![[r#"
         line 4: `server.echo` needs no credential and is refused beyond loopback: set it to false or listen on 127.0.0.1
-    "#]]);
-    check(&at("127.0.0.1:9080", ""), expect![[r#"
+    "#]],
+    );
+    check(
+        &at("127.0.0.1:9080", ""),
+        expect![[r#"
         line 1: `admin.listen` is the same address as `server.listen`: give it another port
-    "#]]);
+    "#]],
+    );
     check(&at("127.0.0.1:0", "echo = true\n[admin]\nlisten = \"127.0.0.1:0\""), expect![[r#""#]]);
     check(&at("[::ffff:127.0.0.1]:80", ""), expect![[r#""#]]);
-    check(&at("[::]:80", "plaintext = true\n[admin]\nlisten = \"0.0.0.0:81\"\nkey = \"short\""), expect![[r#"
+    check(
+        &at("[::]:80", "plaintext = true\n[admin]\nlisten = \"0.0.0.0:81\"\nkey = \"short\""),
+        expect![[r#"
         warning line 5: `admin.listen` is reachable from other machines: /metrics is open to them, and the key travels in the clear
         warning line 6: `admin.key` has 5 bytes: use at least 16 random ones
-    "#]]);
-    check("[admin]\nnames = [\"a b\", \"c:1\"]\nkey = \"env:NOPE\"", expect![[r#"
+    "#]],
+    );
+    check(
+        "[admin]\nnames = [\"a b\", \"c:1\"]\nkey = \"env:NOPE\"",
+        expect![[r#"
         line 2: `admin.names` has an entry that is no host name: write it as in "restcast.internal", without a port
         line 2: `admin.names` has an entry that is no host name: write it as in "restcast.internal", without a port
         line 3: `admin.key` the environment variable "NOPE" is not set
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -472,166 +511,270 @@ fn origins_are_checked_one_by_one() {
         "[server]\npublic_origin = \"https://h/\"\nallowed_origins = [\"*\", \"null\",\n\"https://ok.example\", 1]\n",
         expect![[r#"
             line 2: `server.public_origin` browsers write this origin as "https://h"
-            line 4: `server.allowed_origins` must be a array of strings, not a integer
+            line 4: `server.allowed_origins` has the type integer: write an array of strings
         "#]],
     );
-    check("[server]\nallowed_origins = [\"*\",\n\"https://ok.example\", \"HTTPS://h\"]\n", expect![[r#"
+    check(
+        "[server]\nallowed_origins = [\"*\",\n\"https://ok.example\", \"HTTPS://h\"]\n",
+        expect![[r#"
         line 2: `server.allowed_origins` "*" would let every site in with its visitors' cookies: list the origins
         line 3: `server.allowed_origins` browsers write this origin as "https://h"
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn keys_must_be_as_long_as_the_hash() {
-    let key = |alg: &str, bytes: usize| format!("[[auth.jwt.key]]\nalg = \"{alg}\"\nsecret = \"{}\"\n", "k".repeat(bytes));
+    let key =
+        |alg: &str, bytes: usize| format!("[[auth.jwt.key]]\nalg = \"{alg}\"\nsecret = \"{}\"\n", "k".repeat(bytes));
     for (alg, least) in [("HS256", 32), ("HS384", 48), ("HS512", 64)] {
         assert_eq!(accepted(&key(alg, least)).jwt_keys.len(), 1);
         let problem = Problem::WeakKey { alg: alg.into(), bytes: least - 1, bytes_min: least };
         assert_eq!(parse(&key(alg, least - 1)).err(), Some(vec![ConfigError { line: 3, problem }]));
     }
-    check("[[auth.jwt.key]]\nkid = \"a\"\n", expect![[r#"
+    check(
+        "[[auth.jwt.key]]\nkid = \"a\"\n",
+        expect![[r#"
         line 1: `auth.jwt.key.alg` is missing here
         line 1: `auth.jwt.key.secret` is missing here
-    "#]]);
-    check("[[auth.jwt.key]]\nalg = \"RS256\"\npublic_key = \"file:k.pem\"\nsecret = \"file:forbidden\"", expect![[r#"
+    "#]],
+    );
+    check(
+        "[[auth.jwt.key]]\nalg = \"RS256\"\npublic_key = \"file:k.pem\"\nsecret = \"file:forbidden\"",
+        expect![[r#"
         line 2: `auth.jwt.key.alg` "RS256" is not known here: write "HS256" or "HS384" or "HS512"
         line 3: unknown key `auth.jwt.key.public_key`; the nearest known one is `auth.jwt.key.secret`
         line 4: `auth.jwt.key.secret` the file "forbidden" may not be read by this user
-    "#]]);
+    "#]],
+    );
     let twice = format!("{KEY}kid = \"a\"\n{KEY}kid = \"a\"\n");
-    check(&twice, expect![[r#"
+    check(
+        &twice,
+        expect![[r#"
         line 5: the key of line 1 has the same `kid` and `alg`: give each key its own `kid`
-    "#]]);
+    "#]],
+    );
     assert_eq!(accepted(&format!("{KEY}{KEY}")).jwt_keys.len(), 2, "keys without kid may rotate");
-    check("[auth.jwt]\ncookie = \"a b\"\nleeway = \"2h\"\nissuer = []\naudience = \"\"\n", expect![[r#"
+    check(
+        "[auth.jwt]\ncookie = \"a b\"\nleeway = \"2h\"\nissuer = []\naudience = \"\"\n",
+        expect![[r#"
         line 2: `auth.jwt.cookie` is not a cookie name: use letters, digits, `-` and `_`
         line 3: `auth.jwt.leeway` must be from 0s to 1h
         line 5: `auth.jwt.audience` is empty
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn streams_are_checked() {
     check_stream("keep_warm = true", expect![[r#""#]]);
-    check_stream("interval = \"99ms\"", expect![[r#"
+    check_stream(
+        "interval = \"99ms\"",
+        expect![[r#"
         warning: stream "s": `interval` is under 100ms: the upstream gets over ten requests a second
-    "#]]);
+    "#]],
+    );
     check_stream("interval = \"100ms\"", expect![[r#""#]]);
-    check_stream("method = \"get\"", expect![[r#"
+    check_stream(
+        "method = \"get\"",
+        expect![[r#"
         `stream.method` must be a method whose answer has a body, in upper case, such as GET or POST
-    "#]]);
-    check_stream("method = \"HEAD\"", expect![[r#"
+    "#]],
+    );
+    check_stream(
+        "method = \"HEAD\"",
+        expect![[r#"
         `stream.method` must be a method whose answer has a body, in upper case, such as GET or POST
-    "#]]);
-    check_stream("body = \"x\"", expect![[r#"
+    "#]],
+    );
+    check_stream(
+        "body = \"x\"",
+        expect![[r#"
         warning: stream "s": a `body` with GET is ignored or refused by many servers
-    "#]]);
-    check_stream("method = \"POST\"\nbody = \"x{claims.a}\"", expect![[r#"
+    "#]],
+    );
+    check_stream(
+        "method = \"POST\"\nbody = \"x{claims.a}\"",
+        expect![[r#"
         `stream.body` has placeholders and must be JSON with each of them where a value may stand
-    "#]]);
-    check_stream("connect_timeout = \"16s\"\nfirst_byte_timeout = \"16s\"", expect![[r#"
+    "#]],
+    );
+    check_stream(
+        "connect_timeout = \"16s\"\nfirst_byte_timeout = \"16s\"",
+        expect![[r#"
         warning: stream "s": `connect_timeout` is over `timeout`, which ends the exchange before
         warning: stream "s": `first_byte_timeout` is over `timeout`, which ends the exchange before
-    "#]]);
-    check_stream("ca = \"nope.pem\"", expect![[r#"
+    "#]],
+    );
+    check_stream(
+        "ca = \"nope.pem\"",
+        expect![[r#"
         `stream.ca` the file "nope.pem" does not exist
-    "#]]);
-    check_stream("ca = \"secret\"", expect![[r#"
+    "#]],
+    );
+    check_stream(
+        "ca = \"secret\"",
+        expect![[r#"
         `stream.ca` names a file without a PEM certificate
-    "#]]);
-    check_stream("ignore = [\"generated_at\", \"/a~2\"]", expect![[r#"
+    "#]],
+    );
+    check_stream(
+        "ignore = [\"generated_at\", \"/a~2\"]",
+        expect![[r#"
         `stream.ignore` has an entry that is no JSON pointer (RFC 6901): write it as in "/generated_at"
         `stream.ignore` has an entry that is no JSON pointer (RFC 6901): write it as in "/generated_at"
-    "#]]);
-    check_stream("history = 1_000_001\nresponse_bytes_max = 0", expect![[r#"
+    "#]],
+    );
+    check_stream(
+        "history = 1_000_001\nresponse_bytes_max = 0",
+        expect![[r#"
         `stream.history` must be from 0 to 1000000
         `stream.response_bytes_max` must be from 1 to 1073741824 bytes
-    "#]]);
-    check_stream("allow_anonymous = true\nroles = [\"a\"]", expect![[r#"
+    "#]],
+    );
+    check_stream(
+        "allow_anonymous = true\nroles = [\"a\"]",
+        expect![[r#"
         warning: stream "s": `allow_anonymous` has no effect, for an anonymous caller has no role
-    "#]]);
-    check_stream("allow_anonymous = true\nmethod = \"POST\"\nbody = \"{claims.a}\"", expect![[r#"
+    "#]],
+    );
+    check_stream(
+        "allow_anonymous = true\nmethod = \"POST\"\nbody = \"{claims.a}\"",
+        expect![[r#"
         warning: stream "s": `allow_anonymous` has no effect, for an anonymous caller has no claim "a"
-    "#]]);
-    check_stream("roles = \"a\"", expect![[r#"
-        `stream.roles` must be a array of strings, not a string
-    "#]]);
+    "#]],
+    );
+    check_stream(
+        "roles = \"a\"",
+        expect![[r#"
+            `stream.roles` has the type string: write an array of strings
+        "#]],
+    );
 }
 
 #[test]
 fn headers_cannot_bend_the_request() {
-    check_stream("headers = { Host = \"h\", \"content-length\" = \"1\", \"a b\" = \"c\" }", expect![[r#"
+    check_stream(
+        "headers = { Host = \"h\", \"content-length\" = \"1\", \"a b\" = \"c\" }",
+        expect![[r#"
         `stream.headers.Host` is set by restcast itself and cannot be configured
         `stream.headers.content-length` is set by restcast itself and cannot be configured
         `stream.headers` has a name that is no header name: use letters, digits and `-`
-    "#]]);
-    check_stream("headers = { A = \"x\\r\\nB: y\", B = \" y\", C = \"{claims.a}\", D = 1, E = \"\" }", expect![[r#"
-        `stream.headers.D` must be a string, not a integer
-        `stream.headers.E` is empty
-    "#]]);
-    check_stream("headers = { A = \"x\\r\\nB: y\", B = \" y\", C = \"{claims.a}\", c = \"1\", C2 = \"1\" }", expect![[r#"
+    "#]],
+    );
+    check_stream(
+        "headers = { A = \"x\\r\\nB: y\", B = \" y\", C = \"{claims.a}\", D = 1, E = \"\" }",
+        expect![[r#"
+            `stream.headers.D` has the type integer: write a string
+            `stream.headers.E` is empty
+        "#]],
+    );
+    check_stream(
+        "headers = { A = \"x\\r\\nB: y\", B = \" y\", C = \"{claims.a}\", c = \"1\", C2 = \"1\" }",
+        expect![[r#"
         `stream.headers.A` has a control character in its value, or a blank at its beginning or end
         `stream.headers.B` has a control character in its value, or a blank at its beginning or end
         `stream.headers.C` has a placeholder: they may stand in `url` and `body` only
+    "#]],
+    );
+    check_stream("headers = { A = \"1\", a = \"2\", \"\" = \"3\" }", expect![[r#"
+        `stream.headers.a` stands there twice: header names do not differ by case
+        `stream.headers` has a name that is no header name: use letters, digits and `-`
     "#]]);
     let many = |n: usize| {
         let members: Vec<String> = (0..n).map(|i| format!("h{i} = \"v\"")).collect();
         format!("headers = {{ {} }}", members.join(", "))
     };
     check_stream(&many(32), expect![[r#""#]]);
-    check_stream(&many(33), expect![[r#"
+    check_stream(
+        &many(33),
+        expect![[r#"
         `stream.headers` has over 32 members
-    "#]]);
+    "#]],
+    );
     let long = |n: usize| format!("headers = {{ A = \"{}\" }}", "v".repeat(n));
     check_stream(&long(8192), expect![[r#""#]]);
-    check_stream(&long(8193), expect![[r#"
+    check_stream(
+        &long(8193),
+        expect![[r#"
         `stream.headers.A` is over 8192 bytes
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn parameters_are_checked() {
-    check_stream("params = [\"a\", \"a\", \"token\", \"b c\", \"z\"]", expect![[r#"
+    check_stream(
+        "params = [\"a\", \"a\", \"token\", \"b c\", \"z\"]",
+        expect![[r#"
         `stream.params` has "a" twice
         `stream.params` has the name "token", which means something else in a stream's query: use another
         `stream.params` has the name "b c": use 1 to 128 of the characters A-Z a-z 0-9 . _ ~ -
-    "#]]);
-    check_stream("params = [\"a\"]\nparams_pattern = { b = \"x\", a = \"(\" }", expect![[r#"
+    "#]],
+    );
+    check_stream(
+        "params = [\"a\"]\nparams_pattern = { b = \"x\", a = \"(\" }",
+        expect![[r#"
         `stream.params_pattern` has "b", which is not in `params`
         `stream.params_pattern.a` is not a regular expression: found open group without closing ')'
-    "#]]);
-    check_stream("params = [\"a\"]", expect![[r#"
+    "#]],
+    );
+    check_stream(
+        "params = [\"a\"]",
+        expect![[r#"
         warning: stream "s": the parameter "a" stands in no {query.a}: it changes nothing
-    "#]]);
+    "#]],
+    );
     let many = |n: usize| format!("params = {:?}", (0..n).map(|i| format!("p{i}")).collect::<Vec<_>>());
     assert!(parse(&format!("{KEY}[[stream]]\nid=\"s\"\nurl=\"https://h\"\n{}", many(16))).is_ok());
-    check_stream(&many(17), expect![[r#"
+    check_stream(
+        &many(17),
+        expect![[r#"
         `stream.params` has over 16 members
-    "#]]);
+    "#]],
+    );
     let pattern = |n: usize| format!("params = [\"a\"]\nparams_pattern.a = \"{}\"", "x".repeat(n));
-    check_stream(&pattern(1024), expect![[r#"
+    check_stream(
+        &pattern(1024),
+        expect![[r#"
         warning: stream "s": the parameter "a" stands in no {query.a}: it changes nothing
-    "#]]);
-    check_stream(&pattern(1025), expect![[r#"
+    "#]],
+    );
+    check_stream(
+        &pattern(1025),
+        expect![[r#"
         `stream.params_pattern.a` is over 1024 bytes
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn what_only_shows_between_streams_is_checked() {
     let stream = |id: &str, more: &str| format!("[[stream]]\nid = \"{id}\"\nurl = \"http://h/{{claims.a}}\"\n{more}");
-    check(&format!("{KEY}{}{}", stream("a", ""), stream("a", "")), expect![[r#"
+    check(
+        &format!("{KEY}{}{}", stream("a", ""), stream("a", "")),
+        expect![[r#"
         line 8: `stream.id` "a" is taken by the stream of line 5
-    "#]]);
-    check(&stream("a", ""), expect![[r#"
+    "#]],
+    );
+    check(
+        &stream("a", ""),
+        expect![[r#"
         warning line 1: stream "a": nobody can watch it: there is no [[auth.jwt.key]] and `allow_anonymous` is false
-    "#]]);
-    check(&format!("{KEY}{}", stream("a", "keep_warm = true\n")), expect![[r#"
+    "#]],
+    );
+    check(
+        &format!("{KEY}{}", stream("a", "keep_warm = true\n")),
+        expect![[r#"
         line 7: `stream.keep_warm` polls without watchers, but {claims.a} can only be filled for one: set it to false
-    "#]]);
-    check(&format!("{KEY}{}", stream("a", "ca = \"ca.pem\"\n")), expect![[r#"
+    "#]],
+    );
+    check(
+        &format!("{KEY}{}", stream("a", "ca = \"ca.pem\"\n")),
+        expect![[r#"
         warning line 7: stream "a": `ca` has no effect with an http:// URL
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -687,10 +830,32 @@ fn line() -> impl proptest::strategy::Strategy<Value = String> {
     let known = KEYS.iter().map(|key| key.path.rsplit('.').next().unwrap_or_default().to_owned());
     let name = proptest::sample::select(known.collect::<Vec<_>>());
     let value = proptest::sample::select(vec![
-        "true", "0", "1024", "\"5s\"", "\"64KiB\"", "[]", "[\"a\"]", "{}", "{ a = \"env:SECRET\" }", "\"env:SECRET\"",
-        "\"file:secret\"", "\"HS256\"", "\"https://u:p@h/{claims.a}?k=v\"", "\"GET\"", "\"{query.a}\"", "nan", "2027-01-01",
+        "true",
+        "0",
+        "1024",
+        "\"5s\"",
+        "\"64KiB\"",
+        "[]",
+        "[\"a\"]",
+        "{}",
+        "{ a = \"env:SECRET\" }",
+        "\"env:SECRET\"",
+        "\"file:secret\"",
+        "\"HS256\"",
+        "\"https://u:p@h/{claims.a}?k=v\"",
+        "\"GET\"",
+        "\"{query.a}\"",
+        "nan",
+        "2027-01-01",
     ]);
-    let header = proptest::sample::select(vec!["[server]", "[[stream]]", "[[auth.jwt.key]]", "[limits]", "[auth.jwt]", "[admin]"]);
+    let header = proptest::sample::select(vec![
+        "[server]",
+        "[[stream]]",
+        "[[auth.jwt.key]]",
+        "[limits]",
+        "[auth.jwt]",
+        "[admin]",
+    ]);
     proptest::strategy::Union::new([
         (name, value).prop_map(|(name, value)| format!("{name} = {value}\n")).boxed(),
         header.prop_map(|header| format!("{header}\n")).boxed(),

@@ -235,7 +235,7 @@ impl Walk<'_> {
             DeValue::Array(array) if is_array => {
                 for element in array {
                     let DeValue::Table(table) = element.get_ref() else {
-                        self.wrong_type(path, "table", element);
+                        self.wrong_type(path, "a table", element);
                         continue;
                     };
                     let mut inner = Section::new(self.lines.line_at(element.span().start));
@@ -245,7 +245,7 @@ impl Walk<'_> {
                 }
             }
             _ if is_array => self.error(value.span(), Problem::SingleTable { path }),
-            _ => self.wrong_type(path, "table", value),
+            _ => self.wrong_type(path, "a table", value),
         }
     }
 
@@ -319,7 +319,7 @@ impl Walk<'_> {
 
     fn element(&mut self, path: &str, element: &Spanned<DeValue<'_>>) -> Option<Lined<String>> {
         let DeValue::String(text) = element.get_ref() else {
-            self.wrong_type(path, "array of strings", element);
+            self.wrong_type(path, "an array of strings", element);
             return None;
         };
         let value = self.text(path, text, element.span())?;
@@ -340,7 +340,7 @@ impl Walk<'_> {
         for (name, value) in in_order {
             let member = format!("{path}.{}", form::quoted(name.get_ref()).trim_matches('"'));
             let DeValue::String(text) = value.get_ref() else {
-                self.wrong_type(&member, "string", value);
+                self.wrong_type(&member, "a string", value);
                 all = false;
                 continue;
             };
@@ -393,12 +393,15 @@ fn integer(value: &Spanned<DeValue<'_>>) -> Option<u64> {
 /// What to write, for the error about a value of another TOML type.
 fn wanted(form: Form) -> String {
     match form {
-        Form::Duration { .. } => "string such as \"250ms\" or \"5s\"".to_owned(),
-        Form::Size { .. } => "string such as \"64KiB\", or an integer of bytes".to_owned(),
-        Form::Address => "string such as \"127.0.0.1:8080\"".to_owned(),
-        Form::Secret => "string: the secret itself, env:NAME, file:PATH, b64:… or hex:…".to_owned(),
-        Form::Choice(_) => format!("string: {form}"),
-        Form::SecretTable => "table of strings".to_owned(),
-        form => form.to_string(),
+        Form::Boolean => "true or false".to_owned(),
+        Form::Integer { .. } => "an integer".to_owned(),
+        Form::Duration { .. } => "a string such as \"250ms\" or \"5s\"".to_owned(),
+        Form::Size { .. } => "a string such as \"64KiB\", or an integer of bytes".to_owned(),
+        Form::Address => "a string such as \"127.0.0.1:8080\"".to_owned(),
+        Form::Secret => "a string: the secret itself, env:NAME, file:PATH, b64:… or hex:…".to_owned(),
+        Form::Choice(_) => form.to_string(),
+        Form::TextList => "an array of strings".to_owned(),
+        Form::SecretTable => "a table of strings".to_owned(),
+        Form::Text | Form::TextOrList | Form::TextTable => format!("a {form}"),
     }
 }
