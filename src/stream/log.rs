@@ -446,20 +446,25 @@ mod tests {
         assert_eq!(publish(&mut history, 1_000, Some(10), Some(10)), Seq(11), "the sequence goes on");
     }
 
+    /// An event's place, and the bytes of its texts.
+    struct NaiveEvent {
+        seq: u64,
+        value: Option<u64>,
+        patch: Option<u64>,
+        merge: Option<u64>,
+    }
+
     /// The rules of the module's header, written without any bookkeeping.
     #[derive(Default)]
     struct Naive {
-        /// Each event's bytes: value, patch, merge.
-        events: VecDeque<(u64, Option<u64>, Option<u64>, Option<u64>)>,
+        events: VecDeque<NaiveEvent>,
         head: u64,
     }
 
     impl Naive {
         fn bytes(&self) -> u64 {
-            let texts = |event: &(u64, Option<u64>, Option<u64>, Option<u64>)| {
-                event.1.unwrap_or(0) + event.2.unwrap_or(0) + event.3.unwrap_or(0)
-            };
-            self.events.iter().map(|event| EVENT_BYTES + texts(event)).sum()
+            let texts = self.events.iter().flat_map(|event| [event.value, event.patch, event.merge]).flatten();
+            EVENT_BYTES * self.events.len() as u64 + texts.sum::<u64>()
         }
 
         fn trim(&mut self, bounds: Bounds, bytes_max: u64) {
@@ -468,7 +473,7 @@ mod tests {
             }
             for index in 0..self.events.len().saturating_sub(1) {
                 if self.bytes() > bytes_max {
-                    self.events[index].1 = None;
+                    self.events[index].value = None;
                 }
             }
             while self.bytes() > bytes_max && self.events.len() > 1 {
@@ -481,13 +486,13 @@ mod tests {
                 return Resume::UpToDate;
             }
             let sendable = |wanted: u64| {
-                self.events.iter().any(|&(seq, value, patch, merge)| {
+                self.events.iter().any(|event| {
                     let delta = match kind {
-                        DeltaKind::Patch => patch,
-                        DeltaKind::Merge => merge,
+                        DeltaKind::Patch => event.patch,
+                        DeltaKind::Merge => event.merge,
                         DeltaKind::Full => None,
                     };
-                    seq == wanted && (delta.is_some() || value.is_some())
+                    event.seq == wanted && (delta.is_some() || event.value.is_some())
                 })
             };
             let all = seq < self.head && (seq + 1..=self.head).all(sendable);
@@ -525,7 +530,8 @@ mod tests {
                     Step::Publish { value, patch, merge } => {
                         publish(&mut history, value, patch, merge);
                         let delta = |bytes: Option<usize>| bytes.filter(|_| naive.head > 0).map(|bytes| bytes as u64);
-                        let event = (naive.head + 1, Some(value as u64), delta(patch), delta(merge));
+                        let (patch, merge) = (delta(patch), delta(merge));
+                        let event = NaiveEvent { seq: naive.head + 1, value: Some(value as u64), patch, merge };
                         naive.events.push_back(event);
                         naive.head += 1;
                         naive.trim(bounds, bytes_max);

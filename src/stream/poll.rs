@@ -324,9 +324,7 @@ impl Poller {
 
     /// Starts the poll that is due: its number, and what to make the request conditional on. `None`: none is due.
     pub fn begin(&mut self, now: Instant) -> Option<(PollNo, Validators)> {
-        if !self.next_due().is_some_and(|due| due <= now) {
-            return None;
-        }
+        self.next_due().filter(|&due| due <= now)?;
         self.last_no = PollNo(self.last_no.0 + 1);
         self.last_start = Some(now);
         let validators = self.validators.clone();
@@ -489,8 +487,11 @@ fn verdict(response: &FetchResponse, conditional: bool) -> Verdict {
 
 /// `validators` without those too long to be sent back with each request.
 fn bounded(validators: Validators) -> Validators {
-    let fits = |value: &Box<[u8]>| (1..=VALIDATOR_BYTES_MAX).contains(&value.len());
-    Validators { etag: validators.etag.filter(fits), last_modified: validators.last_modified.filter(fits) }
+    let fits = |value: &[u8]| (1..=VALIDATOR_BYTES_MAX).contains(&value.len());
+    Validators {
+        etag: validators.etag.filter(|etag| fits(etag)),
+        last_modified: validators.last_modified.filter(|date| fits(date)),
+    }
 }
 
 fn micros(duration: Duration) -> u64 {
