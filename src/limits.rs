@@ -77,6 +77,10 @@ pub const CLIENT_ID_BYTES_MAX: usize = 64;
 pub const STREAM_NAME_BYTES_MAX: usize = 4 << 10;
 /// `Prefer: wait=N` is clamped to this.
 pub const PREFER_WAIT_MAX: Duration = Duration::from_secs(60);
+/// An upstream's `Retry-After` is honoured up to this.
+pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
+/// Bytes of an upstream's `ETag` or `Last-Modified`; a longer one is not sent back.
+pub const VALIDATOR_BYTES_MAX: usize = 1024;
 /// `auth_update`s refused in a row before a connection is closed 4001.
 pub const AUTH_UPDATES_REFUSED_MAX: u8 = 5;
 /// Bytes of answers waiting for one connection's socket (frames of streams not included: those stay in the log).
