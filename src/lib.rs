@@ -20,3 +20,4 @@ pub mod secret;
 pub mod shard;
 pub mod stream;
 pub mod time;
+pub mod web;

@@ -1,0 +1,74 @@
+//! Pages the server hands to browsers: the playground, one self-contained document, and the policy it is served under.
+//!
+//! Source: Content Security Policy Level 3, sections 6.7 (hashes) and 4.2.
+//! Memory: the document stands in the binary once; the policy is a few hundred bytes, made once at start.
+//! Errors: none. Not here: serving it (`runtime`), whether it is served (`server.playground`).
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use ring::digest::{SHA256, digest};
+
+/// The playground, UTF-8 HTML. It loads nothing else and talks to its own origin alone.
+pub const PLAYGROUND: &str = include_str!("playground.html");
+
+/// `Content-Type` of [`PLAYGROUND`].
+pub const PLAYGROUND_CONTENT_TYPE: &str = "text/html; charset=utf-8";
+
+/// The value of `Content-Security-Policy` for [`PLAYGROUND`]: its one style sheet and its one script by their hashes,
+/// connections to its own origin, the icon as a `data:` URL, nothing else, and no framing.
+pub fn playground_security_policy() -> String {
+    format!(
+        "default-src 'none'; script-src {}; style-src {}; connect-src 'self'; img-src data:; base-uri 'none'; \
+         form-action 'none'; frame-ancestors 'none'",
+        source_hash("script"),
+        source_hash("style"),
+    )
+}
+
+/// `'sha256-…'` of the text between the document's only `<element>` and its end tag, as a browser hashes it.
+fn source_hash(element: &str) -> String {
+    let text = inline(element).unwrap_or_default();
+    format!("'sha256-{}'", STANDARD.encode(digest(&SHA256, text.as_bytes())))
+}
+
+fn inline(element: &str) -> Option<&'static str> {
+    let (_, after) = PLAYGROUND.split_once(&format!("<{element}>"))?;
+    Some(after.split_once(&format!("</{element}>"))?.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_document_holds_one_style_and_one_script_and_they_are_what_is_hashed() {
+        for element in ["style", "script"] {
+            assert_eq!(PLAYGROUND.matches(&format!("<{element}")).count(), 1, "one <{element}>, without attributes");
+            assert!(inline(element).is_some_and(|text| text.len() > 1_000));
+        }
+        // The hash of nothing would mean that nothing was found.
+        assert!(!playground_security_policy().contains("47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU="));
+        assert_eq!(playground_security_policy().matches("'sha256-").count(), 2);
+    }
+
+    #[test]
+    fn the_document_needs_nothing_from_outside_and_nothing_the_policy_forbids() {
+        // The only address in it names the XML namespace of SVG.
+        let elsewhere = PLAYGROUND.replace("http://www.w3.org/2000/svg", "");
+        for forbidden in
+            ["http://", "https://www", "//cdn", "<link rel=\"stylesheet\"", "eval(", "new Function", "innerHTML"]
+        {
+            assert!(!elsewhere.contains(forbidden), "{forbidden}");
+        }
+        let markup = PLAYGROUND.split("<script>").next().unwrap_or_default();
+        for inline_code in [" style=\"", " onclick=", " onload=", "javascript:"] {
+            assert!(!markup.contains(inline_code), "{inline_code}");
+        }
+    }
+
+    #[test]
+    fn the_policy_fits_a_header() {
+        let policy = playground_security_policy();
+        assert!(policy.len() < 512 && policy.bytes().all(|byte| (0x20..0x7f).contains(&byte)), "{policy}");
+    }
+}
