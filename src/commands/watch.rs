@@ -1,7 +1,7 @@
 //! `restcast watch URL [--token T] [--sse]`: follows a stream in the terminal, one frame a line, until either side ends it.
 //!
 //! Source: protocol version 1, sections 1, 3 and 7; RFC 6455 by tungstenite, RFC 9112 and the event stream for `--sse`.
-//! Memory: one frame at a time, at most [`FRAME_BYTES_MAX`].
+//! Memory: one frame at a time, at most 64 MiB.
 //! Errors: a sentence for the person at the terminal that says what to do. It never holds the token or the URL's query.
 //! Not here: reconnecting. The command shows what one connection sees, and on standard error why it ended; whoever wants to
 //! follow on calls it again.
