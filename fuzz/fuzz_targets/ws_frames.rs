@@ -46,8 +46,7 @@ fn hear<'p>(pieces: impl Iterator<Item = &'p [u8]>, limits: Limits) -> Heard {
 
 fuzz_target!(|data: &[u8]| {
     let [sizes, limit, bytes @ ..] = data else { return };
-    let limits =
-        Limits { message_bytes_max: usize::from(*limit) * 16, fragments_max: u32::from(*limit % 8) + 1 };
+    let limits = Limits { message_bytes_max: usize::from(*limit) * 16, fragments_max: u32::from(*limit % 8) + 1 };
     let whole = hear(std::iter::once(bytes), limits);
     let in_pieces = hear(bytes.chunks(usize::from(*sizes % 32) + 1), limits);
     assert_eq!(whole, in_pieces, "the verdict depends on how the bytes were cut");

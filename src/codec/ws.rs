@@ -1177,8 +1177,7 @@ mod tests {
             let mut bytes = Vec::new();
             messages.iter().for_each(|(said, cuts, mask)| frames_of(said, cuts, *mask, &mut bytes));
             for (place, byte) in damage {
-                let place = place.index(bytes.len());
-                bytes[place] = byte;
+                *place.get_mut(&mut bytes) = byte;
             }
             prop_assert_eq!(hear_all(&bytes, limits), hear_in_pieces(&bytes, &sizes, limits));
         }

@@ -1,11 +1,12 @@
 //! `restcast watch URL [--token T] [--sse]`: follows a stream in the terminal, one frame a line, until either side ends it.
 //!
 //! Source: protocol version 1, sections 1, 3 and 7; RFC 6455 by tungstenite, RFC 9112 and the event stream for `--sse`.
-//! Memory: one frame at a time, at most [`FRAME_BYTES_MAX`].
+//! Memory: one frame at a time, at most 64 MiB.
 //! Errors: a sentence for the person at the terminal that says what to do. It never holds the token or the URL's query.
 //! Not here: reconnecting. The command shows what one connection sees, and on standard error why it ended; whoever wants to
 //! follow on calls it again.
 
+use std::fmt::Display;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
@@ -45,8 +46,8 @@ pub fn run(url: &str, token: Option<&str>, sse: bool) -> Result<(), String> {
     if token.is_some() && !target.tls && !target.is_loopback() {
         eprintln!("restcast: {} is not TLS: the token crosses the network in the clear", target.authority());
     }
-    let ended = follow(&target, token.as_deref(), &mut io::stdout().lock());
-    match ended? {
+    let roots = if target.tls { system_roots()? } else { RootCertStore::empty() };
+    match follow(&target, roots, token.as_deref(), &mut io::stdout().lock())? {
         Ended::Closed { code, reason } => eprintln!("restcast: {}", tell_close(code, &reason)),
         Ended::OutputClosed => {}
     }
@@ -109,59 +110,69 @@ impl Target {
         }
     }
 
-    fn connect(&self) -> Result<Socket, String> {
+    fn connect(&self, roots: RootCertStore) -> Result<Socket, String> {
         let unreachable = |error: io::Error| {
             format!(
                 "cannot connect to {}: {error}; is the server running there, and is the port right?",
                 self.authority()
             )
         };
-        let (name, server_name) = match self.host()? {
-            Host::Domain(name) => {
-                let server_name = ServerName::try_from(name.to_owned());
-                (name.to_owned(), server_name.map_err(|_| format!("{name} is not a name that TLS can check"))?)
+        let (host, name) = match self.host()? {
+            Host::Domain(host) => {
+                let name = ServerName::try_from(host.to_owned());
+                (host.to_owned(), name.map_err(|_| format!("{host} is not a name that can be looked up"))?)
             }
             Host::Ipv4(address) => (address.to_string(), ServerName::from(IpAddr::V4(address))),
             Host::Ipv6(address) => (address.to_string(), ServerName::from(IpAddr::V6(address))),
         };
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-        for address in (name.as_str(), self.port).to_socket_addrs().map_err(unreachable)? {
+        for address in (host.as_str(), self.port).to_socket_addrs().map_err(unreachable)? {
             match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
-                Ok(tcp) => return self.dress(tcp, server_name).map_err(unreachable_or_tls(self)),
+                Ok(tcp) => {
+                    set_up(&tcp).map_err(unreachable)?;
+                    return if self.tls { self.secure(tcp, name, roots) } else { Ok(Socket::Plain(tcp)) };
+                }
                 Err(error) => last = error,
             }
         }
         Err(unreachable(last))
     }
 
-    /// Puts TLS around `tcp` where the URL wants it.
-    fn dress(&self, tcp: TcpStream, name: ServerName<'static>) -> io::Result<Socket> {
-        tcp.set_nodelay(true)?;
-        tcp.set_read_timeout(Some(ANSWER_TIMEOUT))?;
-        tcp.set_write_timeout(Some(ANSWER_TIMEOUT))?;
-        if !self.tls {
-            return Ok(Socket::Plain(tcp));
-        }
-        let mut roots = RootCertStore::empty();
-        let native = rustls_native_certs::load_native_certs();
-        roots.add_parsable_certificates(native.certs);
-        if roots.is_empty() {
-            return Err(io::Error::other("no root certificates found on this system; SSL_CERT_FILE can name some"));
-        }
+    /// Puts TLS around `tcp`, its handshake done: a certificate that is not trusted is told as such.
+    fn secure(&self, mut tcp: TcpStream, name: ServerName<'static>, roots: RootCertStore) -> Result<Socket, String> {
+        let refused = |error: &dyn Display| {
+            let advice =
+                "is it a TLS port, and its certificate one that this system trusts? SSL_CERT_FILE can name a CA";
+            format!("no TLS with {}: {error}; {advice}", self.authority())
+        };
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
-            .map_err(io::Error::other)?
+            .map_err(|error| refused(&error))?
             .with_root_certificates(roots)
             .with_no_client_auth();
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        let connection = ClientConnection::new(Arc::new(config), name).map_err(io::Error::other)?;
+        let mut connection = ClientConnection::new(Arc::new(config), name).map_err(|error| refused(&error))?;
+        while connection.is_handshaking() {
+            connection.complete_io(&mut tcp).map_err(|error| refused(&error))?;
+        }
         Ok(Socket::Tls(Box::new(StreamOwned::new(connection, tcp))))
     }
 }
 
-fn unreachable_or_tls(target: &Target) -> impl Fn(io::Error) -> String + '_ {
-    move |error| format!("cannot speak to {}: {error}", target.authority())
+fn set_up(tcp: &TcpStream) -> io::Result<()> {
+    tcp.set_nodelay(true)?;
+    tcp.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+    tcp.set_write_timeout(Some(ANSWER_TIMEOUT))
+}
+
+fn system_roots() -> Result<RootCertStore, String> {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if roots.is_empty() {
+        return Err("this system has no root certificates, which TLS needs; SSL_CERT_FILE can name some".to_owned());
+    }
+    Ok(roots)
 }
 
 /// A blocking byte stream, in TLS or not.
@@ -214,8 +225,13 @@ fn bearer(token: &str) -> Result<String, String> {
     Ok(format!("Bearer {token}"))
 }
 
-fn follow(target: &Target, authorization: Option<&str>, out: &mut impl Write) -> Result<Ended, String> {
-    let socket = target.connect()?;
+fn follow(
+    target: &Target,
+    roots: RootCertStore,
+    authorization: Option<&str>,
+    out: &mut impl Write,
+) -> Result<Ended, String> {
+    let socket = target.connect(roots)?;
     if target.sse {
         follow_events(target, socket, authorization, out)
     } else {
@@ -581,10 +597,15 @@ mod tests {
     }
 
     fn watch(port: u16, token: Option<&str>, sse: bool) -> (Result<Ended, String>, String) {
+        let url = format!("http://127.0.0.1:{port}/v1/streams/leads?since=a-1");
+        watch_url(&url, RootCertStore::empty(), token, sse)
+    }
+
+    fn watch_url(url: &str, roots: RootCertStore, token: Option<&str>, sse: bool) -> (Result<Ended, String>, String) {
         let mut out = Vec::new();
-        let target = Target::parse(&format!("http://127.0.0.1:{port}/v1/streams/leads?since=a-1"), sse).expect("a URL");
+        let target = Target::parse(url, sse).expect("a URL");
         let token = token.map(|token| bearer(token).expect("a token"));
-        let ended = follow(&target, token.as_deref(), &mut out);
+        let ended = follow(&target, roots, token.as_deref(), &mut out);
         (ended, String::from_utf8(out).expect("UTF-8"))
     }
 
@@ -690,6 +711,43 @@ mod tests {
             server.join().expect("the server is content");
             assert!(error.contains(expected), "{error}");
         }
+    }
+
+    #[test]
+    fn tls_is_spoken_where_the_certificate_is_trusted() {
+        let rcgen::CertifiedKey { cert, signing_key } =
+            rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+        let key = rustls::pki_types::PrivateKeyDer::try_from(signing_key.serialize_der()).expect("a key");
+        let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(vec![cert.der().clone()], key)
+            .expect("a certificate and its key");
+        let config = Arc::new(config);
+        let serve_tls = || {
+            let config = config.clone();
+            serve(move |tcp| {
+                let connection = rustls::ServerConnection::new(config).expect("a connection");
+                let Ok(mut ws) = tungstenite::accept(StreamOwned::new(connection, tcp)) else { return };
+                ws.send(Message::text(WELCOME)).expect("the watch reads");
+                ws.close(None).expect("it is open");
+                while ws.read().is_ok() {}
+            })
+        };
+
+        let mut roots = RootCertStore::empty();
+        roots.add(cert.der().clone()).expect("a root");
+        let (port, server) = serve_tls();
+        let (ended, out) = watch_url(&format!("https://localhost:{port}/"), roots, None, false);
+        server.join().expect("the server is content");
+        assert_eq!((ended, out), (closed(1005, ""), format!("{WELCOME}\n")));
+
+        let (port, server) = serve_tls();
+        let (ended, _) = watch_url(&format!("wss://localhost:{port}/"), RootCertStore::empty(), None, false);
+        server.join().expect("the server is content");
+        let error = ended.expect_err("no one vouches for it");
+        assert!(error.contains("UnknownIssuer") && error.contains("SSL_CERT_FILE"), "{error}");
     }
 
     #[test]
