@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use restcast::ids::{Epoch, ResumePoint, Seq};
-use restcast::stream::log::{Bounds, DeltaKind, History, Resume};
+use restcast::stream::log::{Bounds, Format, History, Resume};
 use restcast::time::WallTime;
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
@@ -37,7 +37,7 @@ fn check(history: &History, epoch: Epoch, bounds: Bounds, published: u64) {
     assert_eq!(history.value().is_some(), published > 0, "the newest value stays");
     assert!(history.len() <= bounds.events_max.max(1) as usize);
     assert!(history.bytes() <= bounds.bytes_max || history.len() <= 1);
-    for kind in [DeltaKind::Patch, DeltaKind::Merge, DeltaKind::Full] {
+    for kind in [Format::Patch, Format::Merge, Format::Full] {
         let mut usable = false;
         for seq in 0..=published + 1 {
             let resume = history.since(ResumePoint { epoch, seq: Seq(seq) }, kind);

@@ -247,7 +247,7 @@ pub fn credential(head: &Head<'_>, options: &auth::Options) -> Result<Option<(Se
     let invalid = |detail: &'static str| Refusal::new(ErrorCode::InvalidToken, detail);
     let found = |token: &str, carrier| Ok(Some((Secret::new(token.as_bytes()), carrier)));
     match http::bearer(head) {
-        Authorization::Bearer(token)) => return found(token, Carrier::Authorization),
+        Authorization::Bearer(token) => return found(token, Carrier::Authorization),
         Authorization::None => {}
         Authorization::Other | Authorization::Malformed => {
             return Err(invalid("Authorization is not «Bearer» and a token"));

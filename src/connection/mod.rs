@@ -18,7 +18,7 @@ use crate::codec::http::BodyDecoder;
 use crate::codec::message::{CloseReason, Format};
 use crate::codec::ws;
 use crate::frame::Transport;
-use crate::ids::{ConnectionId, ConnectionKey, Holder, ResumePoint};
+use crate::ids::{ConnectionId, Holder, ResumePoint};
 use crate::limits;
 use crate::time::Instant;
 
@@ -276,9 +276,9 @@ impl MessageRate {
 
 impl Connection {
     /// A connection that was just accepted.
-    pub fn accepted(key: ConnectionKey, now: Instant, http: Http) -> Connection {
+    pub fn accepted(generation: u32, now: Instant, http: Http) -> Connection {
         Connection {
-            generation: key.generation,
+            generation,
             address: None,
             heard: now,
             state: State::Http(Box::new(http)),

@@ -9,6 +9,7 @@ use crate::connection::{Closing, Farewell, Phase, State};
 use crate::frame::{self, Transport};
 use crate::ids::ConnectionKey;
 use crate::limits;
+use crate::metrics::{Close, ConnectionKind};
 use crate::time::Instant;
 
 use super::{Draining, Output, Shard};
@@ -88,12 +89,25 @@ impl Shard {
         self.arm(index);
     }
 
+    pub(super) fn count_close(&self, reason: CloseReason) {
+        self.metrics.closes.of(Close::of(reason.code(), reason.reason())).count();
+    }
+
+    pub(super) fn count_open(&self, transport: Transport, rise: bool) {
+        let kind = match transport {
+            Transport::WebSocket => ConnectionKind::WebSocket,
+            Transport::Sse => ConnectionKind::Sse,
+        };
+        let gauge = self.metrics.connections.of(kind);
+        if rise { gauge.rise() } else { gauge.fall() }
+    }
+
     /// Gives back what an open connection held besides its place.
     fn leave(&mut self, index: u32) {
         self.unsubscribe_all(index);
         self.release_subject(index);
         if let Some(transport) = self.connections.at(index).and_then(|c| c.open()).map(|open| open.transport) {
-            self.metrics.connections_add(transport, -1);
+            self.count_open(transport, false);
         }
     }
 
@@ -104,7 +118,7 @@ impl Shard {
             return;
         }
         self.leave(index);
-        self.metrics.closed_by_code(code);
+        self.metrics.closes.of(Close::of(code.unwrap_or(1000), reason)).count();
         let Some(connection) = self.connections.at_mut(index) else { return };
         let outbox = connection.outbox();
         outbox.drop_unsent_frames();
@@ -181,7 +195,7 @@ impl Shard {
                 connection.outbox().write(|out| frame::write_control(Transport::Sse, "close", &text, out));
             }
         }
-        self.metrics.closed(reason);
+        self.count_close(reason);
     }
 
     /// Everything a connection was to get has been sent.
@@ -234,7 +248,7 @@ impl Shard {
             }
             // A WebSocket without a close frame, an event stream whose reader went away.
             _ => {
-                self.metrics.closed_by_code(None);
+                self.metrics.closes.of(Close::Gone).count();
                 self.remove(index, false);
             }
         }
@@ -243,7 +257,7 @@ impl Shard {
     /// A connection is gone.
     pub(super) fn lose(&mut self, index: u32) {
         if self.connections.at(index).is_some_and(|c| !matches!(c.state, State::Closing(_) | State::Http(_))) {
-            self.metrics.closed_by_code(None);
+            self.metrics.closes.of(Close::Gone).count();
         }
         self.remove(index, true);
     }
@@ -259,7 +273,6 @@ impl Shard {
         if let Some(holder) = connection.address {
             self.ledger.release_connection(holder, self.now.at);
         }
-        self.metrics.sockets_add(-1);
         self.outputs.push_back(Output::Close { connection: index, reset });
         if self.draining.is_some() {
             self.tell_drained();

@@ -118,7 +118,7 @@ impl Shard {
             let next = if readers == 0 { 0 } else { rendition.rotation % readers };
             rendition.sweep = Some(Sweep { next, left: readers });
             if let Some(since) = rendition.unswept_since.take() {
-                self.metrics.publish_lag(now.since(since));
+                self.metrics.publish_lag.observe(now.since(since));
             }
         }
         let Some(Sweep { mut next, mut left }) = rendition.sweep else { return true };
@@ -183,7 +183,8 @@ impl Shard {
             .filter_map(|&place| rendition.subscribers.get(place as usize))
             .map(|reader| (reader.connection, reader.slot))
             .collect();
-        self.metrics.delivered(deliveries, bytes_sent);
+        self.metrics.deliveries.add(deliveries);
+        self.metrics.sent_bytes.add(bytes_sent);
         for (connection, slot) in slow {
             self.settle_begun(connection, slot);
             self.flush(connection, wire, budget);
@@ -247,7 +248,7 @@ impl Shard {
                     Sent::Bytes(count) => {
                         outbox.stalled_since = None;
                         outbox.advance(count);
-                        self.metrics.delivered(0, count as u64);
+                        self.metrics.sent_bytes.add(count as u64);
                     }
                     Sent::Blocked => return Flushed::Blocked,
                     Sent::Lost => return Flushed::Lost,
@@ -306,7 +307,8 @@ impl Shard {
                             let frame_end = rendition.frame_end(begun);
                             let frames = rendition.frames_between(reader.cursor, frame_end) as u64;
                             rendition.subscribers[slot.position as usize].cursor = begun;
-                            self.metrics.delivered(frames, count as u64);
+                            self.metrics.deliveries.add(frames);
+                            self.metrics.sent_bytes.add(count as u64);
                             if let Some(outbox) = self.connections.at_mut(index).and_then(|c| c.outbox.as_mut()) {
                                 outbox.stalled_since = None;
                             }
@@ -336,7 +338,7 @@ impl Shard {
         debug_assert_eq!((reader.connection, reader.slot), (index, no), "a slot names its reader");
         let missed_status = reader.cursor != 0 && reader.cursor < rendition.status_end;
         reader.cursor = end;
-        self.metrics.conflated();
+        self.metrics.conflations.count();
         if let Some(status) = status
             && (missed_status || status.state != StreamState::Live)
         {
@@ -373,7 +375,7 @@ impl Shard {
             }
             Waiting::One(block, range) => (block, range),
             Waiting::More => {
-                self.metrics.conflated();
+                self.metrics.conflations.count();
                 let Some(block) = topic.snapshot(kind, &self.pinned) else { return Fed::Nothing };
                 let length = block.bytes().len();
                 (block, 0..length)
@@ -385,7 +387,7 @@ impl Shard {
         reader.open_at = now + Duration::from_millis(u64::from(reader.interval_ms));
         reader.armed = false;
         rendition.trim(now);
-        self.metrics.delivered(1, 0);
+        self.metrics.deliveries.count();
         if let Some(connection) = self.connections.at_mut(index) {
             connection.outbox().push_frame(block as Rc<dyn Shared>, range);
         }
@@ -466,7 +468,7 @@ impl Shard {
     /// Keeps what only stalled readers hold within its bound: the longest stalled are closed.
     fn bound_pinned(&mut self) {
         let share = self.options.limits.pinned_bytes / u64::from(self.cores.max(1));
-        self.metrics.set_pinned_bytes(self.pinned.get());
+        self.metrics.pinned_bytes.set(self.pinned.get());
         while self.pinned.get() > share {
             let stalled = self.connections.iter().filter(|(_, connection)| connection.blocked);
             let longest = stalled
@@ -474,7 +476,7 @@ impl Shard {
                 .min();
             let Some((_, index)) = longest else { return };
             // What it holds goes with it, the begun frame included: its socket would not take a close frame either.
-            self.metrics.closed(CloseReason::Overloaded);
+            self.count_close(CloseReason::Overloaded);
             self.remove(index, true);
         }
     }

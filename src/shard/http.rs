@@ -10,7 +10,9 @@ use crate::codec::http::Response;
 use crate::codec::message::ErrorCode;
 use crate::connection::handshake::Refusal;
 use crate::connection::{Http, Phase, Reply, State};
+use crate::auth::grant::Grant;
 use crate::ids::ConnectionKey;
+use crate::metrics::{ConnectionKind, HandshakeResult};
 use crate::stream::poll::StreamState;
 
 use super::{Shard, StreamKey};
@@ -33,7 +35,7 @@ impl Shard {
         self.send_answer(index, bytes, reply.keep_alive);
     }
 
-    fn written(&self, response: Response, reply: &Reply) -> Vec<u8> {
+    pub(super) fn written(&self, response: Response, reply: &Reply) -> Vec<u8> {
         let mut response = response.header("X-Content-Type-Options", "nosniff").header("Vary", VARY);
         if let Some(origin) = &reply.cors_origin {
             response = response
@@ -71,14 +73,14 @@ impl Shard {
 
     /// Answers with a problem document.
     pub(super) fn refuse(&mut self, index: u32, refusal: &Refusal, reply: &Reply) {
-        self.metrics.refused(refusal.code);
+        self.metrics.handshakes.of(HandshakeResult::of_code(refusal.code.as_str())).count();
         let response = problem(refusal);
         self.respond(index, response, reply);
     }
 
     /// The same, held back: the peer's address has failed too often.
     pub(super) fn refuse_later(&mut self, index: u32, refusal: &Refusal, reply: &Reply, delay: Duration) {
-        self.metrics.refused(refusal.code);
+        self.metrics.handshakes.of(HandshakeResult::of_code(refusal.code.as_str())).count();
         let answer = self.written(problem(refusal), reply);
         let deadline = self.now.at + delay;
         let keep_alive = reply.keep_alive;
@@ -103,6 +105,7 @@ impl Shard {
         key: &Arc<StreamKey>,
         known: Option<String>,
         preferred_s: Option<u64>,
+        grant: Grant,
         reply: Reply,
     ) {
         let now = self.now.at;
@@ -174,7 +177,7 @@ impl Shard {
         if let Some(wait) = preferred_s {
             response = response.header("Preference-Applied", &format!("wait={wait}"));
         }
-        self.metrics.answered_value(not_modified);
+        self.metrics.handshakes.of(HandshakeResult::Ok).count();
         if not_modified {
             self.respond(index, response, &reply);
             return;

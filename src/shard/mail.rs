@@ -2,8 +2,10 @@
 //!
 //! Memory: each is small; events and values are shared. Errors: none: a mail about something that is gone is dropped.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::connection::handshake::Refusal;
 use crate::ids::{ConnectionId, CoreId};
 use crate::secret::Secret;
 use crate::stream::log::{Event, History};
@@ -57,10 +59,8 @@ pub enum Mail {
     Published {
         /// The stream.
         key: Arc<StreamKey>,
-        /// The event.
+        /// The event, with its value.
         event: Event,
-        /// The value as of it.
-        value: Arc<[u8]>,
     },
     /// From the owner: a poll has ended. Carries the status where its state has changed.
     Polled {
@@ -82,6 +82,8 @@ pub enum Mail {
         connection: ConnectionId,
         /// The new token.
         token: Secret,
+        /// Whom a failure is counted for.
+        addr: IpAddr,
         /// Who asks.
         from: CoreId,
         /// The number of the question.
@@ -91,10 +93,8 @@ pub enum Mail {
     Renewed {
         /// The number of the question.
         ask: u64,
-        /// The status and body of the answer.
-        status: u16,
-        /// JSON.
-        body: Vec<u8>,
+        /// `auth_ok` as JSON, or why not.
+        outcome: Result<Vec<u8>, Refusal>,
     },
 }
 
@@ -122,11 +122,11 @@ impl Shard {
             Mail::Detach { key, from } => self.detached(&key, from),
             Mail::Attached { key, history, status, fresh } => self.attached(&key, *history, status, fresh),
             Mail::Refused { key } => self.refused(&key),
-            Mail::Published { key, event, value } => self.published(&key, event, value),
+            Mail::Published { key, event } => self.published(&key, &event),
             Mail::Polled { key, status, changed } => self.polled(&key, status, changed),
             Mail::Evicted { key } => self.evicted(&key),
-            Mail::Renew { connection, token, from, ask } => self.renew(connection, &token, from, ask),
-            Mail::Renewed { ask, status, body } => self.renewed(ask, status, &body),
+            Mail::Renew { connection, token, addr, from, ask } => self.renew(connection, &token, addr, from, ask),
+            Mail::Renewed { ask, outcome } => self.renewed(ask, outcome),
         }
     }
 }

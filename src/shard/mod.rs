@@ -220,6 +220,8 @@ pub struct Shard {
     topic_of: HashMap<Arc<StreamKey>, u32>,
     streams: Slab<Owned>,
     stream_of: HashMap<Arc<StreamKey>, u32>,
+    /// Bytes of values and histories of the streams owned here.
+    history_bytes: u64,
 
     outputs: VecDeque<Output>,
     /// Connections that have something to send besides what sweeps give them.
@@ -236,7 +238,8 @@ pub struct Shard {
     recheck: Option<u32>,
     /// Whether grants are to be judged by a new configuration meanwhile.
     rejudge: bool,
-    asks: HashMap<u64, Asking>,
+    /// HTTP requests that wait for another core's answer.
+    asks: HashMap<u64, ConnectionKey>,
     ask_no: u64,
 }
 
@@ -245,12 +248,6 @@ struct Draining {
     next: u32,
     until: Instant,
     told: bool,
-}
-
-/// A question put to another core for an HTTP request.
-#[derive(Clone, Copy, Debug)]
-struct Asking {
-    connection: ConnectionKey,
 }
 
 impl Shard {
@@ -282,6 +279,7 @@ impl Shard {
             topic_of: HashMap::new(),
             streams: Slab::default(),
             stream_of: HashMap::new(),
+            history_bytes: 0,
             outputs: VecDeque::new(),
             ready: VecDeque::new(),
             dirty: VecDeque::new(),

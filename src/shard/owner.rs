@@ -31,6 +31,10 @@ pub struct Owned {
     used: Instant,
     /// Whether a poll has ended since polling last began.
     fresh: bool,
+    /// When the poll under way, or the last one, began.
+    begun: Instant,
+    /// What it counts for in `Shard::history_bytes`.
+    counted: u64,
 }
 
 impl Owned {
@@ -77,10 +81,12 @@ impl Shard {
             linger_until: None,
             used: self.now.at,
             fresh: false,
+            begun: self.now.at,
+            counted: 0,
         };
         let index = self.streams.insert(owned);
         self.stream_of.insert(Arc::clone(key), index);
-        self.metrics.streams_add(1);
+        self.metrics.streams.rise();
         Some(index)
     }
 
@@ -93,7 +99,9 @@ impl Shard {
         let Some(owned) = self.streams.remove(index) else { return };
         self.stream_of.remove(&owned.key);
         self.ledger.close_stream();
-        self.metrics.streams_add(-1);
+        self.metrics.streams.fall();
+        self.history_bytes -= owned.counted;
+        self.metrics.history_bytes.set(self.history_bytes);
         for &core in owned.cores.keys() {
             self.send(core, Mail::Evicted { key: Arc::clone(&owned.key) });
         }
@@ -182,7 +190,7 @@ impl Shard {
         }
         // Any timer will do: one that was overtaken by another finds nothing due.
         if let Some((poll, request)) = owned.stream.begin(now) {
-            self.metrics.poll_begun(now, index);
+            owned.begun = now;
             self.outputs.push_back(Output::Fetch { stream: index, poll, request });
         }
     }
@@ -214,9 +222,9 @@ impl Shard {
             }
             Step::Unchanged => {}
             Step::Failed(failure) => detail = failure.detail,
-            Step::Changed(event, value) => {
+            Step::Changed(event) => {
                 for core in owned.cores.keys().copied().collect::<Vec<_>>() {
-                    let mail = Mail::Published { key: Arc::clone(&key), event: event.clone(), value: Arc::clone(&value) };
+                    let mail = Mail::Published { key: Arc::clone(&key), event: event.clone() };
                     self.send(core, mail);
                 }
                 self.bound_histories(index);
@@ -240,14 +248,12 @@ impl Shard {
     /// are cut, those of the longest unused before others, that of `newest` last.
     fn bound_histories(&mut self, newest: u32) {
         let share = self.options.limits.history_bytes_total / u64::from(self.cores.max(1));
-        let mut total: u64 = self.streams.iter().map(|(_, owned)| owned.stream.bytes()).sum();
-        self.metrics.set_history_bytes(total);
-        while total > share {
+        self.recount(newest);
+        while self.history_bytes > share {
             let Some(index) = self.oldest_unwatched().filter(|&index| index != newest) else { break };
-            total -= self.streams.at(index).map_or(0, |owned| owned.stream.bytes());
             self.evict(index);
         }
-        if total <= share {
+        if self.history_bytes <= share {
             return;
         }
         let mut order: Vec<(bool, Instant, u32)> =
@@ -256,12 +262,21 @@ impl Shard {
         for (_, _, index) in order {
             let Some(owned) = self.streams.at_mut(index) else { continue };
             let before = owned.stream.bytes();
-            owned.stream.trim_to(before.saturating_sub(total - share));
-            total -= before - owned.stream.bytes();
-            if total <= share {
+            owned.stream.trim_to(before.saturating_sub(self.history_bytes - share));
+            self.recount(index);
+            if self.history_bytes <= share {
                 return;
             }
         }
+    }
+
+    /// Brings the total up to date with one stream.
+    fn recount(&mut self, index: u32) {
+        let Some(owned) = self.streams.at_mut(index) else { return };
+        let bytes = owned.stream.bytes();
+        self.history_bytes = self.history_bytes - owned.counted + bytes;
+        owned.counted = bytes;
+        self.metrics.history_bytes.set(self.history_bytes);
     }
 
     /// Lets go of owned streams that a reload removed or changed, and keeps those warm that are to be.

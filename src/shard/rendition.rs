@@ -299,6 +299,15 @@ impl Rendition {
         self.frames.get(after).map_or(self.end, |frame| frame.start)
     }
 
+    /// Takes a reader out of the sweep, or back into it.
+    pub fn set_behind(&mut self, position: u32, behind: bool) {
+        let Some(reader) = self.subscribers.get_mut(position as usize) else { return };
+        if reader.behind != behind {
+            reader.behind = behind;
+            if behind { self.behind += 1 } else { self.behind -= 1 }
+        }
+    }
+
     /// How many frames lie between two cursors.
     pub fn frames_between(&self, from: u64, to: u64) -> usize {
         // Nearly always one frame, the last: look from the end.

@@ -5,7 +5,7 @@
 //! Not here: what a head means (`connection::handshake`), what an open connection says (`open`).
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use crate::auth::grant::Grant;
@@ -23,8 +23,8 @@ use crate::time::Instant;
 use super::ledger::Standing;
 use super::{CannedAnswer, Mail, Shard};
 
-/// The playground page, and the policy that lets it run its own script and nothing else.
-const PLAYGROUND: &str = include_str!("../web/playground.html");
+/// The policy of the playground page, hashed once.
+static PLAYGROUND_POLICY: LazyLock<String> = LazyLock::new(crate::web::playground_security_policy);
 /// Bytes of a connection that has been answered and not been read on: past it reading waits.
 const BUFFERED_BYTES_MAX: usize = 256 << 10;
 /// How long an answer to a failed credential is held back, where the address has failed too often.
@@ -256,10 +256,10 @@ impl Shard {
             }
             Demand::Playground => {
                 let response = Response::new(200)
-                    .header("Content-Security-Policy", crate::web::PLAYGROUND_POLICY)
+                    .header("Content-Security-Policy", &PLAYGROUND_POLICY)
                     .header("Referrer-Policy", "no-referrer")
                     .header("Cache-Control", "no-cache");
-                self.respond(index, response.body("text/html; charset=utf-8", PLAYGROUND.as_bytes()), &reply);
+                self.respond(index, response.body("text/html; charset=utf-8", crate::web::PLAYGROUND.as_bytes()), &reply);
             }
             Demand::Options(allow) => self.respond(index, preflight(head, allow, &reply), &reply),
             Demand::Echo(upgrade) => {

@@ -125,7 +125,7 @@ impl Shard {
             self.unwatch(topic);
             return Err(too_many());
         };
-        self.metrics.subscriptions_add(1);
+        self.metrics.subscriptions.rise();
         if let Some(id) = confirm {
             let name = Arc::clone(&key.name);
             self.tell(index, "subscribed", |out| message::write_subscribed(out, &name, id));
@@ -217,7 +217,7 @@ impl Shard {
     pub(super) fn unsubscribe_slot(&mut self, index: u32, slot: u16) {
         let Some(open) = self.connections.at_mut(index).and_then(|connection| connection.open_mut()) else { return };
         let Some(entry) = open.subscriptions.remove(slot) else { return };
-        self.metrics.subscriptions_add(-1);
+        self.metrics.subscriptions.fall();
         let Some(topic) = self.topics.at_mut(entry.topic) else { return };
         let key = Arc::clone(&topic.key);
         if entry.pending {
@@ -438,7 +438,7 @@ impl Shard {
     }
 
     /// The owner has published an event.
-    pub(super) fn published(&mut self, key: &Arc<StreamKey>, event: Event) {
+    pub(super) fn published(&mut self, key: &Arc<StreamKey>, event: &Event) {
         let Some(&index) = self.topic_of.get(key) else { return };
         let Some(topic) = self.topics.at_mut(index) else { return };
         let Some(history) = &mut topic.history else { return };
@@ -447,7 +447,7 @@ impl Shard {
         }
         history.adopt(event.clone());
         let mut dirty = Vec::new();
-        topic.append(&event, &mut |kind| dirty.push(kind));
+        topic.append(event, &mut |kind| dirty.push(kind));
         for kind in dirty {
             self.mark_dirty(index, kind);
         }

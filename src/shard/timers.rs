@@ -111,7 +111,7 @@ impl Shard {
         let heard = connection.heard;
         let State::Open(open) = &mut connection.state else { return };
         if open.grant.end(leeway).is_some_and(|end| end <= now.wall) {
-            self.metrics.expired();
+            self.metrics.expiries.count();
             self.close(index, CloseReason::TokenExpired);
             return;
         }
@@ -119,7 +119,7 @@ impl Shard {
             open.reauthenticate_at = NEVER;
             if let Some(expires) = open.grant.expires() {
                 let left = u64::try_from(expires.since(now.wall).as_millis()).unwrap_or(u64::MAX);
-                self.metrics.reauthenticate();
+                self.metrics.reauthenticates.count();
                 self.tell(index, "reauthenticate", |out| message::write_reauthenticate(out, expires, left));
             }
         }

@@ -9,8 +9,7 @@ use std::sync::Arc;
 
 use crate::frame::{Body, EventFrame, RenditionKind};
 use crate::ids::{ConnectionKey, ResumePoint, Seq};
-use crate::codec::message::Format;
-use crate::stream::log::{Event, History, Resume};
+use crate::stream::log::{Content, Event, History, Resume};
 use crate::stream::poll::Status;
 use crate::time::Instant;
 
@@ -118,7 +117,7 @@ impl Topic {
         let from = match history.since(since, kind.format) {
             Resume::UpToDate => return Some(rendition.end()),
             Resume::Snapshot => return None,
-            Resume::Events { from } => from,
+            Resume::Events { first, .. } => first,
         };
         if rendition.position_of(from).is_none() {
             let first_kept = rendition.first_event().unwrap_or(history.head()?.next());
@@ -142,7 +141,7 @@ impl Topic {
         let value = history.value()?;
         Some(rendition.snapshot(head.seq(), |out| {
             let body = Body::Snapshot(value);
-            let frame = EventFrame { name: &key.name, epoch: history.epoch(), seq: head.seq(), ts: head.ts(), body };
+            let frame = EventFrame { name: &key.name, epoch: history.epoch(), seq: head.seq(), ts: head.delta().ts, body };
             frame.write(kind.transport, out);
         }))
     }
@@ -150,11 +149,12 @@ impl Topic {
 
 /// Writes an event of `history` as a frame of that kind: its delta where there is one, its value otherwise.
 fn write_event(name: &str, history: &History, event: &Event, kind: RenditionKind, out: &mut Vec<u8>) {
-    let delta = match kind.format {
-        Format::Patch => event.patch().map(Body::Patch),
-        Format::Merge => event.merge().map(Body::Merge),
-        Format::Full => None,
+    let body = match event.content(kind.format) {
+        Some(Content::Patch(patch)) => Body::Patch(patch),
+        Some(Content::Merge(merge)) => Body::Merge(merge),
+        Some(Content::Snapshot(value)) => Body::Snapshot(value),
+        None => return,
     };
-    let Some(body) = delta.or_else(|| history.value_of(event.seq()).map(Body::Snapshot)) else { return };
-    EventFrame { name, epoch: history.epoch(), seq: event.seq(), ts: event.ts(), body }.write(kind.transport, out);
+    let frame = EventFrame { name, epoch: history.epoch(), seq: event.seq(), ts: event.delta().ts, body };
+    frame.write(kind.transport, out);
 }

@@ -11,22 +11,12 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use crate::codec::message::Format;
 use crate::ids::{Epoch, ResumePoint, Seq};
 use crate::time::WallTime;
 
 /// What one event is taken to cost besides its texts: its place in the history and the heads of its shared parts.
 pub const EVENT_BYTES: u64 = 128;
-
-/// What a subscriber wants to be sent of each event.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-pub enum DeltaKind {
-    /// RFC 6902 patches, a snapshot where there is none.
-    Patch,
-    /// RFC 7396 merge patches, a snapshot where there is none.
-    Merge,
-    /// Snapshots.
-    Full,
-}
 
 /// The bounds of one history.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -93,11 +83,11 @@ impl Event {
     }
 
     /// What a subscriber of `kind` is sent of it. `None`: that would be the value, which is no longer kept.
-    pub fn content(&self, kind: DeltaKind) -> Option<Content<'_>> {
+    pub fn content(&self, kind: Format) -> Option<Content<'_>> {
         let delta = match kind {
-            DeltaKind::Patch => self.delta.patch.as_ref().map(Content::Patch),
-            DeltaKind::Merge => self.delta.merge.as_ref().map(Content::Merge),
-            DeltaKind::Full => None,
+            Format::Patch => self.delta.patch.as_ref().map(Content::Patch),
+            Format::Merge => self.delta.merge.as_ref().map(Content::Merge),
+            Format::Full => None,
         };
         delta.or(self.value.as_ref().map(Content::Snapshot))
     }
@@ -128,7 +118,7 @@ pub enum Resume {
 }
 
 /// The newest events of one sequence, within its bounds.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct History {
     epoch: Epoch,
     bounds: Bounds,
@@ -176,6 +166,14 @@ impl History {
         seq
     }
 
+    /// Adds an event that another history of the same sequence has published, value included: a copy on another core is
+    /// kept up to date so. It must be the one after the head.
+    pub fn adopt(&mut self, event: Event) {
+        self.bytes += event.bytes();
+        self.events.push_back(event);
+        self.trim(self.bounds.bytes_max);
+    }
+
     /// The life of the sequence.
     pub fn epoch(&self) -> Epoch {
         self.epoch
@@ -210,7 +208,7 @@ impl History {
     }
 
     /// What a client that has everything up to `point` is to be sent in `kind`.
-    pub fn since(&self, point: ResumePoint, kind: DeltaKind) -> Resume {
+    pub fn since(&self, point: ResumePoint, kind: Format) -> Resume {
         let head = self.head().unwrap_or_default();
         if point.epoch != self.epoch || point.seq > head {
             return Resume::Snapshot;
@@ -220,9 +218,9 @@ impl History {
         }
         let first = point.seq.next();
         let oldest_sendable = match kind {
-            DeltaKind::Patch => self.seq_at(0).max(self.patches_from.next()),
-            DeltaKind::Merge => self.seq_at(0).max(self.merges_from.next()),
-            DeltaKind::Full => self.seq_at(self.valueless),
+            Format::Patch => self.seq_at(0).max(self.patches_from.next()),
+            Format::Merge => self.seq_at(0).max(self.merges_from.next()),
+            Format::Full => self.seq_at(self.valueless),
         };
         if first < oldest_sendable { Resume::Snapshot } else { Resume::Events { first, last: head } }
     }
@@ -300,7 +298,7 @@ mod tests {
     use super::*;
 
     const EPOCH: Epoch = Epoch::from_random(7);
-    const KINDS: [DeltaKind; 3] = [DeltaKind::Patch, DeltaKind::Merge, DeltaKind::Full];
+    const KINDS: [Format; 3] = [Format::Patch, Format::Merge, Format::Full];
 
     fn history(events_max: u32, bytes_max: u64) -> History {
         History::new(EPOCH, Bounds { events_max, bytes_max })
@@ -315,7 +313,7 @@ mod tests {
         history.publish(WallTime::from_secs(9), text(value), patch.map(text), merge.map(text))
     }
 
-    fn since(history: &History, seq: u64, kind: DeltaKind) -> Resume {
+    fn since(history: &History, seq: u64, kind: Format) -> Resume {
         history.since(ResumePoint { epoch: EPOCH, seq: Seq(seq) }, kind)
     }
 
@@ -339,7 +337,7 @@ mod tests {
             assert_eq!(history.since(foreign, kind), Resume::Snapshot, "of another life");
         }
         let sent: Vec<_> =
-            history.events_from(Seq(2)).map(|event| (event.seq(), event.content(DeltaKind::Merge))).collect();
+            history.events_from(Seq(2)).map(|event| (event.seq(), event.content(Format::Merge))).collect();
         let merge = text(5);
         assert_eq!(sent, [(Seq(2), Some(Content::Merge(&merge))), (Seq(3), Some(Content::Merge(&merge)))]);
         assert_eq!(history.event(Seq(2)).map(Event::seq), Some(Seq(2)));
@@ -351,8 +349,8 @@ mod tests {
     fn before_the_first_event_there_is_nothing_to_send() {
         let history = history(1024, 1 << 20);
         assert_eq!((history.head(), history.value(), history.bytes()), (None, None, 0));
-        assert_eq!(since(&history, 0, DeltaKind::Patch), Resume::UpToDate);
-        assert_eq!(since(&history, 1, DeltaKind::Patch), Resume::Snapshot);
+        assert_eq!(since(&history, 0, Format::Patch), Resume::UpToDate);
+        assert_eq!(since(&history, 1, Format::Patch), Resume::Snapshot);
         assert_eq!(history.events_from(Seq(1)).len(), 0);
     }
 
@@ -361,7 +359,7 @@ mod tests {
         let mut history = history(1024, 1 << 20);
         assert_eq!(publish(&mut history, 100, Some(1), Some(1)), Seq(1));
         let event = history.newest().expect("published");
-        assert!(matches!(event.content(DeltaKind::Patch), Some(Content::Snapshot(_))));
+        assert!(matches!(event.content(Format::Patch), Some(Content::Snapshot(_))));
         assert_eq!(history.bytes(), EVENT_BYTES + 100);
     }
 
@@ -372,12 +370,12 @@ mod tests {
             for _ in 0..events_max.max(1) {
                 publish(&mut history, 1, Some(1), None);
             }
-            assert_eq!(since(&history, 0, DeltaKind::Full), events(1, u64::from(events_max.max(1))), "all of them");
+            assert_eq!(since(&history, 0, Format::Full), events(1, u64::from(events_max.max(1))), "all of them");
             let head = publish(&mut history, 1, Some(1), None).0;
-            assert_eq!(since(&history, 0, DeltaKind::Full), Resume::Snapshot, "one more, and the first is gone");
+            assert_eq!(since(&history, 0, Format::Full), Resume::Snapshot, "one more, and the first is gone");
             let second = if events_max > 1 { events(2, head) } else { Resume::Snapshot };
             if head > 2 {
-                assert_eq!(since(&history, 1, DeltaKind::Full), second);
+                assert_eq!(since(&history, 1, Format::Full), second);
             }
             assert_eq!(history.len(), events_max.max(1) as usize);
         }
@@ -391,12 +389,12 @@ mod tests {
             for _ in 0..3 {
                 publish(&mut history, 1_000, Some(10), Some(5));
             }
-            assert_eq!(since(&history, full_from, DeltaKind::Full), events(full_from + 1, 3));
+            assert_eq!(since(&history, full_from, Format::Full), events(full_from + 1, 3));
             if full_from > 0 {
-                assert_eq!(since(&history, 0, DeltaKind::Full), Resume::Snapshot);
-                assert_eq!(since(&history, 0, DeltaKind::Patch), Resume::Snapshot, "the first is a snapshot");
+                assert_eq!(since(&history, 0, Format::Full), Resume::Snapshot);
+                assert_eq!(since(&history, 0, Format::Patch), Resume::Snapshot, "the first is a snapshot");
             }
-            assert_eq!(since(&history, 1, DeltaKind::Patch), events(2, 3));
+            assert_eq!(since(&history, 1, Format::Patch), events(2, 3));
             assert_eq!(history.len(), 3);
         }
     }
@@ -410,10 +408,10 @@ mod tests {
         publish(&mut history, 1_000, None, Some(5)); // a patch not smaller than the value
         publish(&mut history, 1_000, Some(10), Some(5));
         assert_eq!(history.len(), 5);
-        assert_eq!(since(&history, 3, DeltaKind::Patch), Resume::Snapshot);
-        assert_eq!(since(&history, 4, DeltaKind::Patch), events(5, 5));
-        assert_eq!(since(&history, 2, DeltaKind::Merge), Resume::Snapshot);
-        assert_eq!(since(&history, 3, DeltaKind::Merge), events(4, 5));
+        assert_eq!(since(&history, 3, Format::Patch), Resume::Snapshot);
+        assert_eq!(since(&history, 4, Format::Patch), events(5, 5));
+        assert_eq!(since(&history, 2, Format::Merge), Resume::Snapshot);
+        assert_eq!(since(&history, 3, Format::Merge), events(4, 5));
     }
 
     #[test]
@@ -426,8 +424,8 @@ mod tests {
         }
         assert_eq!(history.trim_to(0), 0);
         assert_eq!((history.head(), history.len()), (Some(Seq(2)), 1));
-        assert_eq!(since(&history, 1, DeltaKind::Patch), events(2, 2));
-        assert_eq!(since(&history, 0, DeltaKind::Patch), Resume::Snapshot);
+        assert_eq!(since(&history, 1, Format::Patch), events(2, 2));
+        assert_eq!(since(&history, 0, Format::Patch), Resume::Snapshot);
     }
 
     #[test]
@@ -481,16 +479,16 @@ mod tests {
             }
         }
 
-        fn since(&self, seq: u64, kind: DeltaKind) -> Resume {
+        fn since(&self, seq: u64, kind: Format) -> Resume {
             if seq == self.head {
                 return Resume::UpToDate;
             }
             let sendable = |wanted: u64| {
                 self.events.iter().any(|event| {
                     let delta = match kind {
-                        DeltaKind::Patch => event.patch,
-                        DeltaKind::Merge => event.merge,
-                        DeltaKind::Full => None,
+                        Format::Patch => event.patch,
+                        Format::Merge => event.merge,
+                        Format::Full => None,
                     };
                     event.seq == wanted && (delta.is_some() || event.value.is_some())
                 })

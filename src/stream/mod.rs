@@ -20,7 +20,7 @@ use crate::secret::Secret;
 use crate::time::{Instant, Now, WallTime};
 
 use self::diff::{Change, DiffOptions};
-use self::log::{Event, History};
+use self::log::{Bounds, Event, History};
 use self::poll::{Failure, FetchRequest, FetchResult, Judged, PollNo, PollOptions, Poller, Status, Target, UpstreamCode};
 
 /// One `[[stream]]` of the configuration, parsed and checked.
@@ -82,8 +82,8 @@ pub enum Step {
     Unexpected,
     /// The value is as it was.
     Unchanged,
-    /// The value has changed: the event, and the value as of it.
-    Changed(Event, Arc<[u8]>),
+    /// The value has changed: the event, with its value.
+    Changed(Event),
     /// No value.
     Failed(Failure),
     /// The body is too large to be compared on a core: let [`Comparison::run`] run elsewhere, and bring back its result.
@@ -158,7 +158,7 @@ impl Stream {
         let options = &target.options;
         let conditional = matches!(options.method.as_str(), "GET" | "HEAD");
         let poll = PollOptions { interval: options.interval, backoff_max: options.backoff_max, conditional, seed };
-        let history = History::new(epoch, options.history, options.history_bytes);
+        let history = History::new(epoch, Bounds::of(options));
         Stream { poller: Poller::new(poll), target, document: None, fingerprint: None, history }
     }
 
@@ -169,7 +169,7 @@ impl Stream {
 
     /// Bytes of its events and value.
     pub fn bytes(&self) -> u64 {
-        self.history.bytes() + self.document.as_ref().map_or(0, |document| document.bytes())
+        self.history.bytes() + self.document.as_ref().map_or(0, |document| document.memory_bytes() as u64)
     }
 
     /// Lets go of old events until `bytes` are left; the newest stays.
@@ -251,8 +251,8 @@ impl Stream {
         let Some(NewValue { document, patch, merge }) = new else { return Step::Unchanged };
         let value = Arc::clone(document.text());
         self.document = Some(document);
-        let event = self.history.publish(received, Arc::clone(&value), patch.map(Arc::from), merge.map(Arc::from));
-        Step::Changed(event, value)
+        self.history.publish(received, value, patch.map(Arc::from), merge.map(Arc::from));
+        self.history.newest().map_or(Step::Unchanged, |event| Step::Changed(event.clone()))
     }
 }
 

@@ -140,30 +140,7 @@ pub struct Failure {
     pub detail: String,
 }
 
-/// What subscribers are told of a stream's upstream (protocol section 3, «Status»).
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-pub enum StreamState {
-    /// The last poll brought a value or confirmed it; or there was none yet.
-    Live,
-    /// The last poll failed, a value is held.
-    Stale,
-    /// The last poll failed, no value is held.
-    Failing,
-    /// The stream was deleted: no poll follows.
-    Ended,
-}
-
-impl StreamState {
-    /// Its spelling on the wire.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            StreamState::Live => "live",
-            StreamState::Stale => "stale",
-            StreamState::Failing => "failing",
-            StreamState::Ended => "ended",
-        }
-    }
-}
+pub use crate::codec::message::StreamState;
 
 /// A [`StreamState`] and what goes with it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

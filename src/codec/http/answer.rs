@@ -26,6 +26,8 @@ pub enum Framing {
 enum Body {
     Empty,
     Whole(Cow<'static, [u8]>),
+    /// So many bytes, which the caller sends itself.
+    Elsewhere(usize),
     Streamed(Framing),
 }
 
@@ -90,6 +92,13 @@ impl Response {
         response
     }
 
+    /// A body of `length` bytes that the caller sends behind the head, and keeps to itself for HEAD.
+    pub fn body_elsewhere(self, content_type: &str, length: usize) -> Response {
+        let mut response = self.header("Content-Type", content_type);
+        response.body = Body::Elsewhere(length);
+        response
+    }
+
     /// Lets the body follow later, with the given `Content-Type`.
     #[must_use]
     pub fn streamed(self, content_type: &str, framing: Framing) -> Response {
@@ -140,6 +149,7 @@ impl Response {
                     out.extend_from_slice(format!("Content-Length: {}\r\n", bytes.len()).as_bytes());
                     body = bytes;
                 }
+                Body::Elsewhere(length) => out.extend_from_slice(format!("Content-Length: {length}\r\n").as_bytes()),
                 Body::Streamed(Framing::Chunked) => out.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
                 Body::Streamed(Framing::UntilClose) => {}
             }
