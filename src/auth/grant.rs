@@ -111,6 +111,15 @@ impl RightsTable {
         shared
     }
 
+    /// Ends `grant`, and forgets its rights at once where no other grant has them. Grants that are merely dropped leave
+    /// theirs to the next sweep, which comes with new ones only: after a peak that may be long.
+    pub fn release(&mut self, grant: Grant) {
+        // The table's own and the grant's: nobody else's.
+        if Rc::strong_count(&grant.rights) == 2 {
+            self.rights.remove(&grant.rights);
+        }
+    }
+
     /// How many distinct rights it holds: at most the larger of 64 and twice those in use at the last sweep.
     pub fn len(&self) -> usize {
         self.rights.len()
@@ -476,19 +485,37 @@ mod tests {
     fn equal_rights_stand_once_and_unused_ones_go() {
         let mut table = RightsTable::default();
         let role = |n: usize| Rights { roles: texts(&[&format!("r{n}")]), ..Rights::default() };
-        let kept: Vec<Rc<Rights>> = (0..3).map(|n| table.intern(role(n))).collect();
-        assert!(Rc::ptr_eq(&kept[0], &table.intern(role(0))));
+        let kept = [0, 1, 2].map(|n| table.intern(role(n)));
+        let [first, _, last] = &kept;
+        assert!(Rc::ptr_eq(first, &table.intern(role(0))));
         assert_eq!((table.len(), table.is_empty()), (3, false));
         for n in 0..10_000 {
             table.intern(role(n));
             assert!(table.len() <= SWEEP_RIGHTS_MIN);
         }
-        assert!(Rc::ptr_eq(&kept[2], &table.intern(role(2))), "what a grant holds survives every sweep");
+        assert!(Rc::ptr_eq(last, &table.intern(role(2))), "what a grant holds survives every sweep");
         let many: Vec<Rc<Rights>> = (0..1_000).map(|n| table.intern(role(n))).collect();
         assert!(table.len() <= 2 * many.len());
         drop(many);
         (1_000..4_000).for_each(|n| drop(table.intern(role(n))));
         assert!(table.len() <= SWEEP_RIGHTS_MIN, "and a peak is given back");
+    }
+
+    #[test]
+    fn a_released_grant_takes_its_rights_along_when_it_was_the_last() {
+        let mut table = RightsTable::default();
+        let ada = Grant::anonymous(&mut table);
+        let bob = Grant::anonymous(&mut table);
+        assert_eq!(table.len(), 1);
+        table.release(ada);
+        assert_eq!(table.len(), 1);
+        assert!(Rc::ptr_eq(bob.rights(), &table.intern(Rights::default())));
+        table.release(bob);
+        assert!(table.is_empty());
+        // One that another table made, or none, is no news to this one.
+        table.intern(Rights::default());
+        table.release(grant(Some("ada"), Rights::default()));
+        assert_eq!(table.len(), 1);
     }
 
     #[test]
