@@ -124,6 +124,6 @@ impl EventFrame<'_> {
 pub fn write_control(transport: Transport, kind: &str, text: &[u8], out: &mut Vec<u8>) {
     match transport {
         Transport::WebSocket => ws::write_text(out, text),
-        Transport::Sse => sse::write_event(out, Some(kind), None, text),
+        Transport::Sse => sse::write_event(out, kind, None, text),
     }
 }

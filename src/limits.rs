@@ -73,8 +73,6 @@ pub const TOKEN_BYTES_MAX: usize = 8 << 10;
 pub const JSON_DEPTH_MAX: usize = 128;
 /// Bytes of a `since`, a client frame's `id` and the like.
 pub const CLIENT_ID_BYTES_MAX: usize = 64;
-/// Bytes of a stream's name in a client's frame: its id and its `params`, percent-encoded.
-pub const STREAM_NAME_BYTES_MAX: usize = 4 << 10;
 /// Frames of one WebSocket message from a client.
 pub const MESSAGE_FRAGMENTS_MAX: u32 = 1024;
 /// `Prefer: wait=N` is clamped to this.

@@ -177,6 +177,15 @@ impl ClientMessage {
 }
 
 /// The members of a message: names decoded, values as JSON text.
+/// The token of a body that renews a connection's credential: `{"token":"…"}`.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse_renewal(body: &[u8]) -> Result<Secret, &'static str> {
+    let text = std::str::from_utf8(body).map_err(|_| "the body is not UTF-8")?;
+    Members::parse(text)?.token()?.ok_or("the body has no token")
+}
+
 struct Members<'a>(Vec<(Cow<'a, str>, &'a str)>);
 
 impl<'a> Members<'a> {

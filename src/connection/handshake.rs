@@ -249,7 +249,7 @@ pub fn credential(head: &Head<'_>, options: &auth::Options) -> Result<Option<(Se
     match http::bearer(head) {
         Authorization::Bearer(token) => return found(token, Carrier::Authorization),
         Authorization::None => {}
-        Authorization::Other | Authorization::Malformed => {
+        Authorization::OtherScheme | Authorization::Malformed => {
             return Err(invalid("Authorization is not «Bearer» and a token"));
         }
     }

@@ -133,31 +133,23 @@ impl Shard {
             }
             let reader = rendition.subscribers[next];
             if !reader.behind && reader.cursor < end {
+                // Only the newest chunk is sent from here; whoever is further behind catches up by itself.
                 let sent = match rendition.peek(reader.cursor) {
-                    Some((bytes, from)) => {
-                        let bytes = &bytes[from..];
-                        match wire.send(reader.connection, bytes) {
-                            Sent::Bytes(count) if count == bytes.len() => Some(count),
-                            Sent::Bytes(count) => {
-                                // A short send: the rest of the frame that has begun goes on by itself.
-                                bytes_sent += count as u64;
-                                let begun = reader.cursor + count as u64;
-                                rendition.subscribers[next].cursor = begun;
-                                None
-                            }
-                            Sent::Blocked | Sent::Lost => None,
-                        }
-                    }
-                    None => None,
+                    Some((bytes, from)) => match wire.send(reader.connection, &bytes[from..]) {
+                        Sent::Bytes(count) => count,
+                        Sent::Blocked | Sent::Lost => 0,
+                    },
+                    None => 0,
                 };
                 *budget -= 1;
-                match sent {
-                    Some(count) => {
-                        deliveries += rendition.frames_between(reader.cursor, end) as u64;
-                        bytes_sent += count as u64;
-                        rendition.subscribers[next].cursor = end;
-                    }
-                    None => {
+                let reached = reader.cursor + sent as u64;
+                bytes_sent += sent as u64;
+                rendition.subscribers[next].cursor = reached;
+                match reached == end {
+                    true => deliveries += rendition.frames_between(reader.cursor, end) as u64,
+                    false => {
+                        // A short send: the frame that has begun is finished by `settle_begun`.
+                        deliveries += rendition.frames_between(reader.cursor, rendition.frame_end(reached)) as u64;
                         rendition.subscribers[next].behind = true;
                         rendition.behind += 1;
                         slow.push(next as u32);

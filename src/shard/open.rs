@@ -4,7 +4,6 @@
 //! Errors: a bad message is answered by an `error` frame and the connection stays; a broken frame ends it.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use crate::auth::grant::{CredentialKind, Grant};
 use crate::codec::message::{
@@ -24,14 +23,12 @@ use super::{Mail, Shard};
 
 /// What `/echo` takes (protocol section 7).
 const ECHO_LIMITS: ws::Limits = ws::Limits { message_bytes_max: 16 << 20, fragments_max: 65_536 };
-/// Frames of one message.
-const FRAGMENTS_MAX: u32 = 1024;
 
 impl Shard {
     pub(super) fn message_limits(&self) -> ws::Limits {
         ws::Limits {
             message_bytes_max: self.options.limits.message_bytes_max as usize,
-            fragments_max: FRAGMENTS_MAX,
+            fragments_max: limits::MESSAGE_FRAGMENTS_MAX,
         }
     }
 
@@ -250,27 +247,19 @@ impl Shard {
             return Err(Refusal::new(ErrorCode::AuthSubjectMismatch, detail));
         }
         let counted = if raised { self.hold_subject(&grant)? } else { open.counted };
-        let rights = Arc::new(());
-        drop(rights);
         let shared = std::rc::Rc::clone(grant.rights());
         let expires = grant.expires();
-        let slots: Vec<u16> = if raised { self.slots_of(index) } else { Vec::new() };
-        self.move_holdings(index, &slots, &grant);
         let Some(open) = self.connections.at_mut(index).and_then(|connection| connection.open_mut()) else { return Ok(()) };
-        open.grant = grant;
+        let old = std::mem::replace(&mut open.grant, grant);
         open.counted = counted;
         open.refusals = 0;
+        self.rights.release(old);
         self.metrics.auth_updates.of(AuthUpdateResult::Accepted).count();
         self.plan_reauthenticate(index, false);
         confirm(self, index, expires, &shared.permissions);
         self.rejudge_subscriptions(index);
         self.arm(index);
         Ok(())
-    }
-
-    fn slots_of(&self, index: u32) -> Vec<u16> {
-        let open = self.connections.at(index).and_then(|connection| connection.open());
-        open.map(|open| open.subscriptions.iter().map(|(slot, _)| slot).collect()).unwrap_or_default()
     }
 
     /// To this core: renew the credential of a live SSE connection.

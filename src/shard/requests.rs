@@ -190,7 +190,7 @@ impl Shard {
         let (address, used) = match forwarded::proxy_v2(buffer) {
             Ok(None) => return None,
             Ok(Some((address, used))) => (address, used),
-            Err(ProxyError::NotProxy) => (None, 0),
+            Err(ProxyError::Signature) => (None, 0),
             Err(error) => {
                 let refusal = Refusal::new(ErrorCode::BadRequest, error.to_string());
                 self.refuse(index, &refusal, &Reply::default());

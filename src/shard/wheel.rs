@@ -35,6 +35,7 @@ const _: () = assert!(size_of::<Entry>() == 12);
 ///
 /// A key is due in the first tick that begins at or after its deadline: never early, and at most one tick late where
 /// [`Wheel::pop_due`] is called on time. A suspend of hours costs one look at each entry, whatever its length.
+#[derive(Debug)]
 pub struct Wheel {
     tick_us: u64,
     /// The last tick whose slot was emptied. Grows only.

@@ -149,7 +149,7 @@ pub enum FillError {
 /// A URL with `{claims.NAME}` and `{query.NAME}` in path segments and query values.
 ///
 /// `Debug` and `Display` show it as `check` may: user, password and literal query values as `***`.
-#[derive(Clone)]
+#[derive(Clone, Eq, PartialEq)]
 pub struct UrlTemplate {
     /// The URL as the parser prints it, around and between the placeholders: one more than those.
     literals: Vec<String>,
@@ -295,7 +295,7 @@ pub enum ClaimValue<'a> {
 /// A request body: any text, or JSON in which `{claims.NAME}` and `{query.NAME}` stand where values may.
 ///
 /// `Debug` shows none of it.
-#[derive(Clone)]
+#[derive(Clone, Eq, PartialEq)]
 pub struct BodyTemplate {
     /// The text around and between the placeholders: one more than those.
     literals: Vec<String>,
