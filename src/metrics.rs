@@ -605,6 +605,7 @@ fn write_sample(page: &mut String, name: &str, labels: &[&str], values: &[&str],
 }
 
 fn write_histogram(page: &mut String, name: &str, cores: &[Arc<CoreMetrics>], read: fn(&CoreMetrics) -> &Histogram) {
+    // The bounds are the histogram's own; a page of no cores has them too.
     let empty = CoreMetrics::default();
     let bounds_us = read(&empty).bounds_us;
     let mut below = 0;

@@ -4,7 +4,7 @@
 //! the times of one stream's polls, at most one of which is under way, and says what each answer was.
 //! Source: protocol version 1, section 3 (status, codes); RFC 9110 sections 8.8 and 13 (validators), 10.2.3 and 15
 //! (`Retry-After`, status codes); «Exponential Backoff And Jitter» (AWS Architecture Blog, 2015): full jitter.
-//! Memory: one `Poller` a stream, about 200 bytes and its validators, each at most `VALIDATOR_BYTES_MAX`.
+//! Memory: one `Poller` a stream, at most 288 bytes and its validators, each at most `VALIDATOR_BYTES_MAX`.
 //! Errors: `FetchError` from the shell, [`Failure`] from here; both are the upstream's fault and carry its stable code.
 //! Not here: sockets, parsing and comparing bodies (`diff`), who watches, what is kept (`log`).
 
@@ -697,6 +697,11 @@ mod tests {
             tenths[(wait.as_millis() as usize - 500) / 100] += 1;
         }
         assert!(tenths.iter().all(|&polls| (60..=140).contains(&polls)), "{tenths:?}");
+    }
+
+    #[test]
+    fn a_poller_is_small() {
+        assert!(size_of::<Poller>() <= 288, "{}", size_of::<Poller>());
     }
 
     #[test]
