@@ -696,20 +696,19 @@ mod tests {
         for (coding, coded, error) in [
             ("gzip", &bad_sum[..], ResponseError::Corrupt),
             ("gzip", cut, ResponseError::CorruptEnd),
-            ("gzip", &garbage, ResponseError::Corrupt),
+            ("gzip", &garbage, ResponseError::CorruptEnd),
             ("gzip", &zeros, ResponseError::Corrupt),
             ("gzip", b"{}", ResponseError::Corrupt),
             ("deflate", &after_zlib, ResponseError::Corrupt),
             ("deflate", b"\x78", ResponseError::CorruptEnd),
             ("deflate", b"\x78\x9c", ResponseError::CorruptEnd),
-            ("deflate", b"{}", ResponseError::Corrupt),
+            ("deflate", b"{}", ResponseError::CorruptEnd),
+            ("deflate", b"\x07\x00", ResponseError::Corrupt),
             ("br", b"x", ResponseError::ContentCoding),
             ("gzip, gzip", b"x", ResponseError::ContentCoding),
         ] {
             let found = outcome(&with_body(&format!("Content-Encoding: {coding}\r\n"), coded)).expect_err("a bad body");
-            if !(error == ResponseError::Corrupt && found == ResponseError::CorruptEnd) {
-                assert_eq!(found, error, "{coding} {coded:?}");
-            }
+            assert_eq!(found, error, "{coding} {coded:?}");
             assert_eq!(found.fault(), ResponseFault::Body);
         }
     }
@@ -722,7 +721,7 @@ mod tests {
 
     #[test]
     fn a_bomb_stops_at_the_limit() {
-        let bomb = gzip(&vec![0; 1 << 24]);
+        let bomb = gzip(&vec![0; 1 << 22]);
         assert!(bomb.len() < 1 << 15);
         let limits = ResponseLimits { body_bytes_max: 1 << 16, ..LIMITS };
         let mut decoder = ResponseDecoder::new(limits, false);

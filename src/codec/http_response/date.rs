@@ -31,13 +31,13 @@ pub fn http_date(value: &[u8], now: WallTime) -> Option<WallTime> {
         return None;
     }
     let parts: Vec<&str> = std::str::from_utf8(value).ok()?.split(' ').collect();
-    let (day, month, year, time) = match parts.as_slice() {
+    let (day, month, year, time) = match *parts.as_slice() {
         // IMF-fixdate: Sun, 06 Nov 1994 08:49:37 GMT
-        &[weekday, day, month, year, time, "GMT"] if is_day(weekday.strip_suffix(',')?, 3) => {
+        [weekday, day, month, year, time, "GMT"] if is_day(weekday.strip_suffix(',')?, 3) => {
             (number(day, 2)?, month, number(year, 4)?, time)
         }
         // rfc850-date: Sunday, 06-Nov-94 08:49:37 GMT
-        &[weekday, date, time, "GMT"] if DAYS.contains(&weekday.strip_suffix(',')?) => {
+        [weekday, date, time, "GMT"] if DAYS.contains(&weekday.strip_suffix(',')?) => {
             let mut date = date.split('-');
             let (day, month, year, None) = (date.next()?, date.next()?, date.next()?, date.next()) else {
                 return None;
@@ -45,10 +45,8 @@ pub fn http_date(value: &[u8], now: WallTime) -> Option<WallTime> {
             (number(day, 2)?, month, full_year(number(year, 2)?, now), time)
         }
         // asctime-date: Sun Nov  6 08:49:37 1994, the day padded with a space
-        &[weekday, month, "", day, time, year] if is_day(weekday, 3) => {
-            (number(day, 1)?, month, number(year, 4)?, time)
-        }
-        &[weekday, month, day, time, year] if is_day(weekday, 3) => (number(day, 2)?, month, number(year, 4)?, time),
+        [weekday, month, "", day, time, year] if is_day(weekday, 3) => (number(day, 1)?, month, number(year, 4)?, time),
+        [weekday, month, day, time, year] if is_day(weekday, 3) => (number(day, 2)?, month, number(year, 4)?, time),
         _ => return None,
     };
     let month = (1u64..).zip(MONTHS).find(|(_, name)| *name == month)?.0;
