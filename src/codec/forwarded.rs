@@ -1,7 +1,7 @@
 //! Who the client is, as trusted proxies tell it: `Forwarded`, `X-Forwarded-*`, and the PROXY protocol.
 //!
 //! Source: RFC 7239; the PROXY protocol, version 2 (haproxy's proxy-protocol.txt).
-//! Memory: at most [`HOPS_MAX`] places in the head; the PROXY header is read in place, at most [`PROXY_V2_BYTES_MAX`] of it.
+//! Memory: at most `FORWARDED_HOPS_MAX` places in the head; the PROXY header is read in place, at most `PROXY_V2_BYTES_MAX` of it.
 //! Errors: none for fields, which are believed or not; [`ProxyError`] ends the connection.
 //! Not here: who is trusted (`server.trusted_proxies`).
 
@@ -10,11 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use ipnet::IpNet;
 
 use crate::codec::http::{Head, elements, is_authority, is_token};
-
-/// Hops looked at, from the nearest.
-pub const HOPS_MAX: usize = 32;
-/// Bytes of a PROXY v2 header, its TLVs included.
-pub const PROXY_V2_BYTES_MAX: usize = 2 << 10;
+use crate::limits::{FORWARDED_HOPS_MAX, PROXY_V2_BYTES_MAX};
 
 /// The client of a request as the nearest trusted proxies saw it.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -94,7 +90,7 @@ fn forwarded_hops(head: &Head<'_>) -> Option<Vec<Hop>> {
     for line in lines.iter().rev() {
         let of_line: Vec<&[u8]> = elements(line, b',').collect();
         for element in of_line.iter().rev() {
-            if hops.len() == HOPS_MAX {
+            if hops.len() == FORWARDED_HOPS_MAX {
                 return Some(hops);
             }
             hops.push(forwarded_hop(element)?);
@@ -168,7 +164,7 @@ fn legacy_hops(head: &Head<'_>) -> Option<Vec<Hop>> {
 
 fn nearest_first<'b>(head: &Head<'b>, name: &str) -> Vec<&'b str> {
     let all: Vec<&str> = head.list(name).collect();
-    all.into_iter().rev().take(HOPS_MAX).collect()
+    all.into_iter().rev().take(FORWARDED_HOPS_MAX).collect()
 }
 
 fn last_element<'b>(head: &Head<'b>, name: &str) -> Option<&'b str> {
@@ -214,7 +210,7 @@ pub enum ProxyError {
     /// The header is shorter than its addresses.
     #[error("the PROXY header is shorter than its addresses")]
     TooShort,
-    /// The header is over [`PROXY_V2_BYTES_MAX`].
+    /// The header is over `PROXY_V2_BYTES_MAX`.
     #[error("the PROXY header has more than {PROXY_V2_BYTES_MAX} bytes")]
     TooLong,
 }
@@ -390,7 +386,7 @@ mod tests {
 
     #[test]
     fn at_most_32_hops_are_followed() {
-        for (hops, client) in [(HOPS_MAX - 1, "192.0.2.1"), (HOPS_MAX, "10.0.0.2")] {
+        for (hops, client) in [(FORWARDED_HOPS_MAX - 1, "192.0.2.1"), (FORWARDED_HOPS_MAX, "10.0.0.2")] {
             let proxies = vec!["10.0.0.2"; hops].join(", ");
             assert_eq!(seen("10.0.0.1", &format!("X-Forwarded-For: 192.0.2.1, {proxies}\r\n")).0, client);
             let proxies = vec!["for=10.0.0.2"; hops].join(", ");

@@ -15,14 +15,11 @@ use std::fmt;
 use std::ops::Range;
 
 use crate::codec::http::{BodyError, ChunkedDecoder, elements, parse_content_length};
-use crate::limits::HEADERS_MAX;
+use crate::limits::{HEADERS_MAX, INTERIM_RESPONSES_MAX};
 
-pub use date::{RETRY_AFTER_MAX, http_date, retry_after};
+pub use date::{http_date, retry_after};
 use inflate::{Coding, Content};
 pub use request::{Request, RequestError, check_header, write_request};
-
-/// Interim (1xx) answers before the final one.
-pub const INTERIM_MAX: u8 = 8;
 
 /// What one answer may cost.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -77,8 +74,8 @@ pub enum ResponseError {
         /// The fields allowed.
         limit: usize,
     },
-    /// More interim answers than [`INTERIM_MAX`].
-    #[error("the upstream sent more than {INTERIM_MAX} interim responses")]
+    /// More interim answers than `INTERIM_RESPONSES_MAX`.
+    #[error("the upstream sent more than {INTERIM_RESPONSES_MAX} interim responses")]
     TooManyInterim,
     /// 101, which nobody asked for.
     #[error("the upstream switched protocols unasked")]
@@ -306,7 +303,7 @@ impl ResponseDecoder {
             self.head.truncate(parsed.len);
             match parsed.status {
                 101 => return Err(ResponseError::SwitchingProtocols),
-                100..=199 if self.interim == INTERIM_MAX => return Err(ResponseError::TooManyInterim),
+                100..=199 if self.interim == INTERIM_RESPONSES_MAX => return Err(ResponseError::TooManyInterim),
                 100..=199 => {
                     self.interim += 1;
                     self.head.clear();
@@ -548,8 +545,8 @@ mod tests {
             let interim = "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n".repeat(usize::from(count));
             format!("{interim}HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx")
         };
-        assert_eq!(text(&wire(INTERIM_MAX)), ok("x", true));
-        assert_eq!(text(&wire(INTERIM_MAX + 1)), Err(ResponseError::TooManyInterim));
+        assert_eq!(text(&wire(INTERIM_RESPONSES_MAX)), ok("x", true));
+        assert_eq!(text(&wire(INTERIM_RESPONSES_MAX + 1)), Err(ResponseError::TooManyInterim));
         assert_eq!(text("HTTP/1.1 101 Switching Protocols\r\n\r\n"), Err(ResponseError::SwitchingProtocols));
     }
 

@@ -5,17 +5,16 @@
 
 use std::time::Duration;
 
+use crate::limits::RETRY_AFTER_MAX;
 use crate::time::WallTime;
 
-/// The longest wait taken from an upstream.
-pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(86_400);
 /// Longest date: `Wednesday, 06-Nov-94 08:49:37 GMT` and some.
 const DATE_BYTES_MAX: usize = 40;
 
 const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
 const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
 
-/// The time to wait that a `Retry-After` asks for, in seconds or until a date; at most [`RETRY_AFTER_MAX`], zero for a
+/// The time to wait that a `Retry-After` asks for, in seconds or until a date; at most `RETRY_AFTER_MAX`, zero for a
 /// date that has passed.
 pub fn retry_after(value: &[u8], now: WallTime) -> Option<Duration> {
     let wait = match crate::codec::http::parse_content_length(value) {
