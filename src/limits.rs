@@ -65,6 +65,28 @@ impl Default for Limits {
 
 /// Header fields in one request or upstream response.
 pub const HEADERS_MAX: usize = 64;
+/// Bytes of a request target.
+pub const TARGET_BYTES_MAX: usize = 8 << 10;
+/// Empty lines read over before a request line (RFC 9112 section 2.2 asks for at least one).
+pub const EMPTY_LINES_MAX: usize = 2;
+/// Pairs of one query.
+pub const QUERY_PAIRS_MAX: usize = 64;
+/// Subprotocols one WebSocket handshake may offer.
+pub const SUBPROTOCOLS_MAX: usize = 16;
+/// Bytes of chunk extensions in one body, of a request or an upstream response.
+pub const CHUNK_EXTENSION_BYTES_MAX: u32 = 16 << 10;
+/// Bytes of trailers behind one body, of a request or an upstream response.
+pub const TRAILER_BYTES_MAX: u32 = 8 << 10;
+/// Hops of `Forwarded` or `X-Forwarded-For` that are followed, from the nearest.
+pub const FORWARDED_HOPS_MAX: usize = 32;
+/// Bytes of a PROXY v2 header, its TLVs included.
+pub const PROXY_V2_BYTES_MAX: usize = 2 << 10;
+/// Interim (1xx) responses of an upstream before the final one.
+pub const INTERIM_RESPONSES_MAX: u8 = 8;
+/// Members of one gzip body: each costs an inflater.
+pub const GZIP_MEMBERS_MAX: u16 = 1024;
+/// The longest wait taken from an upstream's `Retry-After`.
+pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(86_400);
 /// Bytes of a request body on the public or the admin listener.
 pub const REQUEST_BODY_BYTES_MAX: usize = 64 << 10;
 /// Bytes of a JWT (protocol section 2).

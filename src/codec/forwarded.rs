@@ -1,7 +1,7 @@
 //! Who the client is, as trusted proxies tell it: `Forwarded`, `X-Forwarded-*`, and the PROXY protocol.
 //!
 //! Source: RFC 7239; the PROXY protocol, version 2 (haproxy's proxy-protocol.txt).
-//! Memory: at most [`HOPS_MAX`] places in the head; the PROXY header is read in place, at most [`PROXY_V2_BYTES_MAX`] of it.
+//! Memory: at most `FORWARDED_HOPS_MAX` places in the head; the PROXY header is read in place, at most `PROXY_V2_BYTES_MAX` of it.
 //! Errors: none for fields, which are believed or not; [`ProxyError`] ends the connection.
 //! Not here: who is trusted (`server.trusted_proxies`).
 
@@ -10,11 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use ipnet::IpNet;
 
 use crate::codec::http::{Head, elements, is_authority, is_token};
-
-/// Hops looked at, from the nearest.
-pub const HOPS_MAX: usize = 32;
-/// Bytes of a PROXY v2 header, its TLVs included.
-pub const PROXY_V2_BYTES_MAX: usize = 2 << 10;
+use crate::limits::{FORWARDED_HOPS_MAX, PROXY_V2_BYTES_MAX};
 
 /// The client of a request as the nearest trusted proxies saw it.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -94,7 +90,7 @@ fn forwarded_hops(head: &Head<'_>) -> Option<Vec<Hop>> {
     for line in lines.iter().rev() {
         let of_line: Vec<&[u8]> = elements(line, b',').collect();
         for element in of_line.iter().rev() {
-            if hops.len() == HOPS_MAX {
+            if hops.len() == FORWARDED_HOPS_MAX {
                 return Some(hops);
             }
             hops.push(forwarded_hop(element)?);
@@ -168,7 +164,7 @@ fn legacy_hops(head: &Head<'_>) -> Option<Vec<Hop>> {
 
 fn nearest_first<'b>(head: &Head<'b>, name: &str) -> Vec<&'b str> {
     let all: Vec<&str> = head.list(name).collect();
-    all.into_iter().rev().take(HOPS_MAX).collect()
+    all.into_iter().rev().take(FORWARDED_HOPS_MAX).collect()
 }
 
 fn last_element<'b>(head: &Head<'b>, name: &str) -> Option<&'b str> {
@@ -214,7 +210,7 @@ pub enum ProxyError {
     /// The header is shorter than its addresses.
     #[error("the PROXY header is shorter than its addresses")]
     TooShort,
-    /// The header is over [`PROXY_V2_BYTES_MAX`].
+    /// The header is over `PROXY_V2_BYTES_MAX`.
     #[error("the PROXY header has more than {PROXY_V2_BYTES_MAX} bytes")]
     TooLong,
 }
@@ -288,4 +284,189 @@ fn ipv6_source(body: &[u8]) -> Option<SocketAddr> {
     let (addr, rest) = body.split_first_chunk::<16>()?;
     let port = rest.get(16..)?.first_chunk::<2>()?;
     Some(SocketAddr::new(IpAddr::V6(Ipv6Addr::from(*addr)).to_canonical(), u16::from_be_bytes(*port)))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
+
+    use super::*;
+    use crate::codec::http::tests::{get, parsed};
+
+    fn addr(text: &str) -> IpAddr {
+        text.parse().expect("an address")
+    }
+
+    /// The client of a request from `peer` with these lines, where 10/8 and fd00::/8 are trusted.
+    fn seen(peer: &str, lines: &str) -> (String, Option<&'static str>, Option<String>) {
+        let trusted = ["10.0.0.0/8", "fd00::/8"].map(|net| net.parse().expect("a net"));
+        let client = client(addr(peer), &trusted, &parsed(&get(lines)));
+        (client.addr.to_string(), client.proto, client.host)
+    }
+
+    fn of(client: &str) -> (String, Option<&'static str>, Option<String>) {
+        (client.to_owned(), None, None)
+    }
+
+    #[test]
+    fn a_peer_that_is_not_trusted_is_the_client() {
+        let lines =
+            "Forwarded: for=1.1.1.1;proto=https;host=evil\r\nX-Forwarded-For: 1.1.1.1\r\nX-Forwarded-Host: evil\r\n";
+        assert_eq!(seen("192.0.2.9", lines), of("192.0.2.9"));
+        assert_eq!(seen("::ffff:192.0.2.9", lines), of("192.0.2.9"));
+    }
+
+    #[test]
+    fn hops_are_followed_from_the_right_past_trusted_proxies() {
+        for (lines, client) in [
+            ("", "10.0.0.1"),
+            ("X-Forwarded-For: 192.0.2.1\r\n", "192.0.2.1"),
+            ("X-Forwarded-For: 6.6.6.6, 192.0.2.1\r\n", "192.0.2.1"),
+            ("X-Forwarded-For: 6.6.6.6, 192.0.2.1, 10.0.0.2\r\n", "192.0.2.1"),
+            ("X-Forwarded-For: 6.6.6.6\r\nX-Forwarded-For: 192.0.2.1, fd00::1\r\n", "192.0.2.1"),
+            ("X-Forwarded-For: 10.0.0.3, 10.0.0.2\r\n", "10.0.0.3"),
+            ("X-Forwarded-For: 192.0.2.1:5060\r\n", "192.0.2.1"),
+            ("X-Forwarded-For: [2001:db8::1]:5060\r\n", "2001:db8::1"),
+            ("X-Forwarded-For: 2001:db8::1\r\n", "2001:db8::1"),
+            ("X-Forwarded-For: ::ffff:192.0.2.1\r\n", "192.0.2.1"),
+            ("X-Forwarded-For: 192.0.2.1, unknown, 10.0.0.2\r\n", "10.0.0.2"),
+            ("X-Forwarded-For: rubbish\r\n", "10.0.0.1"),
+            ("Forwarded: for=192.0.2.1\r\n", "192.0.2.1"),
+            ("Forwarded: For=\"[2001:db8::1]:80\";by=10.0.0.1\r\n", "2001:db8::1"),
+            ("Forwarded: for=6.6.6.6, for=192.0.2.1;proto=ftp, for=10.0.0.2\r\n", "192.0.2.1"),
+            ("Forwarded: for=6.6.6.6, for=_hidden, for=10.0.0.2\r\n", "10.0.0.2"),
+            ("Forwarded: for=\"192.0.2.1\", for=\"\\10.0.0.2\"\r\n", "192.0.2.1"),
+        ] {
+            assert_eq!(seen("10.0.0.1", lines).0, client, "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn malformed_forwarded_is_not_believed() {
+        for value in [
+            "for=\"192.0.2.1",
+            "for",
+            "for=1.1.1.1;for=2.2.2.2",
+            "for=192.0.2.1 x",
+            "for=\"a\"b",
+            "f(r=1.1.1.1",
+            "for=",
+        ] {
+            assert_eq!(seen("10.0.0.1", &format!("Forwarded: {value}\r\n")), of("10.0.0.1"), "{value}");
+        }
+    }
+
+    #[test]
+    fn scheme_and_host_are_as_the_client_saw_them() {
+        let both = |client: &str| (client.to_owned(), Some("https"), Some("live.example".to_owned()));
+        let lines = "Forwarded: for=192.0.2.1;proto=HTTPS;host=live.example, for=10.0.0.2;proto=http;host=inner\r\n";
+        assert_eq!(seen("10.0.0.1", lines), both("192.0.2.1"));
+        let lines =
+            "X-Forwarded-For: 192.0.2.1, 10.0.0.2\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: live.example\r\n";
+        assert_eq!(seen("10.0.0.1", lines), both("192.0.2.1"));
+        let lines = "X-Forwarded-For: 192.0.2.1, 10.0.0.2\r\nX-Forwarded-Proto: https, http\r\n\
+                     X-Forwarded-Host: live.example, inner\r\n";
+        assert_eq!(seen("10.0.0.1", lines), both("192.0.2.1"), "lists of one length are read hop by hop");
+        let lines =
+            "X-Forwarded-For: 192.0.2.1\r\nX-Forwarded-Host: evil, live.example\r\nX-Forwarded-Proto: https\r\n";
+        assert_eq!(seen("10.0.0.1", lines), both("192.0.2.1"), "what a client sent stands left of the proxy's word");
+        let lines = "X-Forwarded-Proto: https\r\nX-Forwarded-Host: live.example\r\n";
+        assert_eq!(seen("10.0.0.1", lines), both("10.0.0.1"));
+        let lines = "X-Forwarded-For: 192.0.2.1\r\nX-Forwarded-Host: a b\r\nX-Forwarded-Proto: wss\r\n";
+        assert_eq!(seen("10.0.0.1", lines), of("192.0.2.1"));
+    }
+
+    #[test]
+    fn two_kinds_of_fields_that_disagree_are_not_believed() {
+        let lines = "Forwarded: for=6.6.6.6;host=evil\r\nX-Forwarded-For: 192.0.2.1\r\n";
+        assert_eq!(seen("10.0.0.1", lines), of("10.0.0.1"));
+        let lines = "Forwarded: for=192.0.2.1\r\nX-Forwarded-For: 192.0.2.1\r\nX-Forwarded-Proto: https\r\n";
+        assert_eq!(seen("10.0.0.1", lines), ("192.0.2.1".to_owned(), Some("https"), None));
+    }
+
+    #[test]
+    fn at_most_32_hops_are_followed() {
+        for (hops, client) in [(FORWARDED_HOPS_MAX - 1, "192.0.2.1"), (FORWARDED_HOPS_MAX, "10.0.0.2")] {
+            let proxies = vec!["10.0.0.2"; hops].join(", ");
+            assert_eq!(seen("10.0.0.1", &format!("X-Forwarded-For: 192.0.2.1, {proxies}\r\n")).0, client);
+            let proxies = vec!["for=10.0.0.2"; hops].join(", ");
+            assert_eq!(seen("10.0.0.1", &format!("Forwarded: for=192.0.2.1, {proxies}\r\n")).0, client);
+        }
+    }
+
+    fn proxy(version_and_command: u8, family: u8, body: &[u8]) -> Vec<u8> {
+        let len = u16::try_from(body.len()).expect("short").to_be_bytes();
+        [&PROXY_V2_SIGNATURE[..], &[version_and_command, family], &len, body].concat()
+    }
+
+    /// What is read of a header and what follows it, which must not depend on how it was split.
+    fn read(bytes: &[u8]) -> Result<Option<(Option<SocketAddr>, usize)>, ProxyError> {
+        let whole = proxy_v2(bytes);
+        for len in 0..bytes.len() {
+            let early = proxy_v2(bytes.get(..len).expect("a beginning"));
+            assert!(early == Ok(None) || early == whole, "after {len} bytes");
+        }
+        whole
+    }
+
+    #[test]
+    fn a_proxy_tells_the_address_in_binary() {
+        let v4 = [192, 0, 2, 1, 10, 0, 0, 1, 0x30, 0x39, 0x01, 0xbb, 0x04, 0, 1, 0];
+        let socket = Some("192.0.2.1:12345".parse().expect("an address"));
+        let mut wire = proxy(0x21, 0x11, &v4);
+        wire.extend_from_slice(b"GET /");
+        assert_eq!(read(&wire), Ok(Some((socket, 32))), "a TLV is read over, what follows left");
+        let mapped = "::ffff:192.0.2.1".parse::<Ipv6Addr>().expect("an address").octets();
+        let v6 = [&mapped[..], &[0; 16], &[0x30, 0x39, 0, 80]].concat();
+        assert_eq!(read(&proxy(0x21, 0x21, &v6)), Ok(Some((socket, 52))));
+        for (command, family, len) in
+            [(0x20, 0x00, 0), (0x20, 0x11, 12), (0x20, 0xff, 3), (0x21, 0x00, 5), (0x21, 0x31, 216)]
+        {
+            assert_eq!(
+                read(&proxy(command, family, &vec![1; len])),
+                Ok(Some((None, 16 + len))),
+                "{command:x} {family:x}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_no_proxy_header_is_refused() {
+        for (wire, error) in [
+            (b"GET / HTTP/1.1\r\n".to_vec(), ProxyError::Signature),
+            (b"\r\n\r\n\0\r\nQUIT\r".to_vec(), ProxyError::Signature),
+            (proxy(0x11, 0x11, &[0; 12]), ProxyError::Version),
+            (proxy(0x22, 0x11, &[0; 12]), ProxyError::Command),
+            (proxy(0x21, 0x12, &[0; 12]), ProxyError::Family),
+            (proxy(0x21, 0x41, &[0; 12]), ProxyError::Family),
+            (proxy(0x21, 0x11, &[0; 11]), ProxyError::TooShort),
+            (proxy(0x21, 0x21, &[0; 35]), ProxyError::TooShort),
+            (proxy(0x21, 0x11, &[0; PROXY_V2_BYTES_MAX - 15]), ProxyError::TooLong),
+        ] {
+            assert_eq!(read(&wire), Err(error));
+        }
+        let longest = read(&proxy(0x21, 0x11, &[0; PROXY_V2_BYTES_MAX - 16]));
+        assert!(matches!(longest, Ok(Some((Some(_), PROXY_V2_BYTES_MAX)))));
+    }
+
+    proptest! {
+        #[test]
+        fn no_claim_is_too_strange(value in "[ -~]{0,60}") {
+            let (client, ..) = seen("192.0.2.9", &format!("Forwarded: {value}\r\nX-Forwarded-For: {value}\r\n"));
+            prop_assert_eq!(client, "192.0.2.9");
+            let (client, ..) = seen("10.0.0.1", &format!("Forwarded: {value}\r\n"));
+            prop_assert!(client.parse::<IpAddr>().is_ok());
+        }
+
+        #[test]
+        fn a_client_cannot_change_what_the_proxy_appended(claim in "[!-+\\--~ ]{0,40}") {
+            let (client, ..) = seen("10.0.0.1", &format!("X-Forwarded-For: {claim}\r\nX-Forwarded-For: 192.0.2.1\r\n"));
+            prop_assert_eq!(client, "192.0.2.1");
+        }
+
+        #[test]
+        fn any_bytes_are_a_header_or_not(version in 0x1fu8..0x23, family in any::<u8>(), body in proptest::collection::vec(any::<u8>(), 0..60)) {
+            let _ = read(&proxy(version, family, &body));
+        }
+    }
 }

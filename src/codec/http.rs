@@ -14,7 +14,7 @@ mod upgrade;
 use std::fmt;
 use std::net::Ipv6Addr;
 
-use crate::limits::HEADERS_MAX;
+use crate::limits::{EMPTY_LINES_MAX, HEADERS_MAX, TARGET_BYTES_MAX};
 
 pub use answer::{CONTINUE, Framing, LAST_CHUNK, Response, reason_phrase, write_chunk};
 pub use body::{BodyDecoder, BodyError};
@@ -24,11 +24,6 @@ pub use fields::{
     percent_decode, prefer_wait,
 };
 pub use upgrade::{Upgrade, UpgradeError, accept_key, websocket_upgrade, write_switching_protocols};
-
-/// Bytes of a request target.
-pub const TARGET_BYTES_MAX: usize = 8 << 10;
-/// Empty lines read over before a request line (RFC 9112 section 2.2 asks for at least one).
-const EMPTY_LINES_MAX: usize = 2;
 
 /// Fields that may stand in a request once only: two of them are two opinions on who asks, or where the body ends.
 const SINGLETONS: [&str; 14] = [
@@ -105,7 +100,7 @@ pub enum HeadError {
         /// The bytes allowed.
         limit: usize,
     },
-    /// 414: a request target over [`TARGET_BYTES_MAX`].
+    /// 414: a request target over `TARGET_BYTES_MAX`.
     #[error("the request target has more than {limit} bytes")]
     TargetTooLong {
         /// The bytes allowed.

@@ -15,14 +15,11 @@ use std::fmt;
 use std::ops::Range;
 
 use crate::codec::http::{BodyError, ChunkedDecoder, elements, parse_content_length};
-use crate::limits::HEADERS_MAX;
+use crate::limits::{HEADERS_MAX, INTERIM_RESPONSES_MAX};
 
-pub use date::{RETRY_AFTER_MAX, http_date, retry_after};
+pub use date::{http_date, retry_after};
 use inflate::{Coding, Content};
 pub use request::{Request, RequestError, check_header, write_request};
-
-/// Interim (1xx) answers before the final one.
-pub const INTERIM_MAX: u8 = 8;
 
 /// What one answer may cost.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -77,8 +74,8 @@ pub enum ResponseError {
         /// The fields allowed.
         limit: usize,
     },
-    /// More interim answers than [`INTERIM_MAX`].
-    #[error("the upstream sent more than {INTERIM_MAX} interim responses")]
+    /// More interim answers than `INTERIM_RESPONSES_MAX`.
+    #[error("the upstream sent more than {INTERIM_RESPONSES_MAX} interim responses")]
     TooManyInterim,
     /// 101, which nobody asked for.
     #[error("the upstream switched protocols unasked")]
@@ -306,7 +303,7 @@ impl ResponseDecoder {
             self.head.truncate(parsed.len);
             match parsed.status {
                 101 => return Err(ResponseError::SwitchingProtocols),
-                100..=199 if self.interim == INTERIM_MAX => return Err(ResponseError::TooManyInterim),
+                100..=199 if self.interim == INTERIM_RESPONSES_MAX => return Err(ResponseError::TooManyInterim),
                 100..=199 => {
                     self.interim += 1;
                     self.head.clear();
@@ -439,4 +436,349 @@ fn parse_head(head: &[u8], places: &mut Vec<FieldPlace>) -> Result<Option<Parsed
             .map(|field| FieldPlace { name: place(field.name.as_bytes()), value: place(field.value) }),
     );
     Ok(Some(ParsedHead { len, status, minor_version }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use flate2::Compression;
+    use flate2::write::{DeflateEncoder, GzEncoder, ZlibEncoder};
+    use proptest::prelude::{any, prop_assert_eq, proptest};
+
+    use super::*;
+
+    const LIMITS: ResponseLimits = ResponseLimits { head_bytes_max: 1024, body_bytes_max: 1000 };
+
+    /// What comes of an answer: status, body, and whether the connection may be used again.
+    type Outcome = Result<(u16, Vec<u8>, bool), ResponseError>;
+
+    /// Feeds `wire` in pieces of these sizes, over and over, and ends the connection if the answer is not whole by then.
+    fn split(limits: ResponseLimits, wire: &[u8], pieces: &[usize]) -> Outcome {
+        let mut decoder = ResponseDecoder::new(limits, false);
+        let mut sizes = pieces.iter().cycle();
+        let mut rest = wire;
+        while !rest.is_empty() {
+            let size = *sizes.next().expect("some pieces");
+            let (piece, after) = rest.split_at_checked(size).unwrap_or((rest, &[]));
+            decoder.feed(piece)?;
+            rest = after;
+        }
+        decoder.eof()?;
+        Ok((decoder.status().expect("a head"), decoder.take_body(), decoder.is_reusable()))
+    }
+
+    fn outcome_within(limits: ResponseLimits, wire: &[u8]) -> Outcome {
+        let whole = split(limits, wire, &[usize::MAX]);
+        for pieces in [&[1][..], &[2, 1, 3], &[7], &[64, 1]] {
+            assert_eq!(split(limits, wire, pieces), whole, "in pieces of {pieces:?}");
+        }
+        whole
+    }
+
+    fn outcome(wire: &[u8]) -> Outcome {
+        outcome_within(LIMITS, wire)
+    }
+
+    fn text(wire: &str) -> Result<(u16, String, bool), ResponseError> {
+        outcome(wire.as_bytes())
+            .map(|(status, body, reusable)| (status, String::from_utf8(body).expect("text"), reusable))
+    }
+
+    fn with_body(lines: &str, body: &[u8]) -> Vec<u8> {
+        let head = format!("HTTP/1.1 200 OK\r\n{lines}Content-Length: {}\r\n\r\n", body.len());
+        [head.as_bytes(), body].concat()
+    }
+
+    fn gzip(body: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(body).and_then(|()| encoder.finish()).expect("writes to memory")
+    }
+
+    fn zlib(body: &[u8]) -> Vec<u8> {
+        let mut encoder = ZlibEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(body).and_then(|()| encoder.finish()).expect("writes to memory")
+    }
+
+    fn raw_deflate(body: &[u8]) -> Vec<u8> {
+        let mut encoder = DeflateEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(body).and_then(|()| encoder.finish()).expect("writes to memory")
+    }
+
+    fn ok(body: &str, reusable: bool) -> Result<(u16, String, bool), ResponseError> {
+        Ok((200, body.to_owned(), reusable))
+    }
+
+    #[test]
+    fn bodies_end_in_three_ways() {
+        assert_eq!(text("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"), ok("{}", true));
+        assert_eq!(
+            text("HTTP/1.1 200 OK\r\nTransfer-Encoding: CHUNKED\r\n\r\n2\r\n{}\r\n0\r\nA: b\r\n\r\n"),
+            ok("{}", true)
+        );
+        assert_eq!(text("HTTP/1.1 200 OK\r\n\r\n{}"), ok("{}", false));
+        assert_eq!(text("HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\n{}"), ok("{}", false));
+        assert_eq!(text("HTTP/1.1 200\r\nConnection: x, Close\r\nContent-Length: 0\r\n\r\n"), ok("", false));
+    }
+
+    #[test]
+    fn some_answers_have_no_body() {
+        assert_eq!(
+            text("HTTP/1.1 304 Not Modified\r\nETag: \"a\"\r\nContent-Length: 9\r\n\r\n"),
+            Ok((304, String::new(), true))
+        );
+        assert_eq!(text("HTTP/1.1 204 No Content\r\n\r\n"), Ok((204, String::new(), true)));
+        let mut to_head = ResponseDecoder::new(LIMITS, true);
+        assert_eq!(to_head.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n"), Ok(Progress::Done));
+        assert!(to_head.is_reusable());
+    }
+
+    #[test]
+    fn surplus_bytes_spoil_the_connection_but_not_the_answer() {
+        assert_eq!(text("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}HTTP/1.1 200 OK\r\n"), ok("{}", false));
+        assert_eq!(text("HTTP/1.1 204 No Content\r\n\r\nx"), Ok((204, String::new(), false)));
+    }
+
+    #[test]
+    fn interim_answers_are_read_over_8_times() {
+        let wire = |count: u8| {
+            let interim = "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n".repeat(usize::from(count));
+            format!("{interim}HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx")
+        };
+        assert_eq!(text(&wire(INTERIM_RESPONSES_MAX)), ok("x", true));
+        assert_eq!(text(&wire(INTERIM_RESPONSES_MAX + 1)), Err(ResponseError::TooManyInterim));
+        assert_eq!(text("HTTP/1.1 101 Switching Protocols\r\n\r\n"), Err(ResponseError::SwitchingProtocols));
+    }
+
+    #[test]
+    fn fields_are_those_of_the_final_answer() {
+        let mut decoder = ResponseDecoder::new(LIMITS, false);
+        assert_eq!(decoder.feed(b"HTTP/1.1 100 Continue\r\nETag: \"no\"\r\n\r\n"), Ok(Progress::NeedMore));
+        assert_eq!((decoder.status(), decoder.header("etag")), (None, None));
+        assert_eq!(
+            decoder.feed(b"HTTP/1.1 404 No\r\nETag:  \"a\" \r\nX:\r\nlink: 1\r\nLINK: 2\r\nContent-"),
+            Ok(Progress::NeedMore)
+        );
+        assert_eq!(decoder.feed(b"Length: 3\r\n\r\nabc"), Ok(Progress::Done));
+        assert_eq!(decoder.status(), Some(404));
+        assert_eq!((decoder.header("ETAG"), decoder.header("x")), (Some(&b"\"a\""[..]), Some(&b""[..])));
+        assert_eq!(decoder.headers("Link").collect::<Vec<_>>(), [b"1", b"2"]);
+        assert_eq!(decoder.take_body(), b"abc");
+    }
+
+    #[test]
+    fn framing_that_is_in_doubt_is_refused() {
+        for (lines, error) in [
+            ("Content-Length: 1\r\nTransfer-Encoding: chunked\r\n", ResponseError::LengthAndCoding),
+            ("Content-Length: 1\r\nContent-Length: 1\r\n", ResponseError::ContentLength),
+            ("Content-Length: 1, 1\r\n", ResponseError::ContentLength),
+            ("Content-Length: x\r\n", ResponseError::ContentLength),
+            ("Transfer-Encoding: gzip, chunked\r\n", ResponseError::TransferCoding),
+            ("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", ResponseError::TransferCoding),
+            ("Transfer-Encoding: identity\r\n", ResponseError::TransferCoding),
+            ("Transfer-Encoding:\r\n", ResponseError::TransferCoding),
+            ("A : b\r\n", ResponseError::Head),
+            ("A: b\r\n c\r\n", ResponseError::Head),
+            ("A: b\0\r\n", ResponseError::Head),
+        ] {
+            assert_eq!(text(&format!("HTTP/1.1 200 OK\r\n{lines}\r\nx")), Err(error), "{lines:?}");
+            assert_eq!(error.fault(), ResponseFault::Protocol);
+        }
+        for line in [
+            "HTTP/2 200\r\n\r\n",
+            "HTTP/1.1 99 No\r\n\r\n",
+            "HTTP/1.1 099 No\r\n\r\n",
+            "HTTP/1.1 600 No\r\n\r\n",
+            "nonsense",
+        ] {
+            assert_eq!(text(line), Err(ResponseError::Head), "{line:?}");
+        }
+        let coded_1_0 = "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
+        assert_eq!(text(coded_1_0), Err(ResponseError::TransferCoding));
+        let bad_chunk = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n";
+        assert_eq!(text(bad_chunk), Err(ResponseError::Chunked(BodyError::ChunkSize)));
+    }
+
+    #[test]
+    fn an_end_within_an_answer_is_told_from_one_before_it() {
+        assert_eq!(text(""), Err(ResponseError::NoResponse));
+        for wire in [
+            "HTTP/1.1 2",
+            "HTTP/1.1 100 Continue\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n",
+        ] {
+            assert_eq!(text(wire), Err(ResponseError::Truncated), "{wire:?}");
+        }
+    }
+
+    #[test]
+    fn an_error_stays() {
+        let mut decoder = ResponseDecoder::new(LIMITS, false);
+        let error = decoder.feed(b"HTTP/1.1 200 OK\r\nContent-Encoding: br\r\n\r\n").expect_err("unknown coding");
+        assert_eq!(decoder.feed(b"x"), Err(error));
+        assert_eq!(decoder.eof(), Err(error));
+        assert_eq!(decoder.status(), Some(200), "the head stays readable");
+        assert!(!decoder.is_reusable());
+    }
+
+    #[test]
+    fn a_head_may_have_as_many_bytes_and_fields_as_allowed_and_not_one_more() {
+        let with = |bytes: usize| {
+            let rest = bytes - "HTTP/1.1 204 No\r\nA: \r\n\r\n".len();
+            format!("HTTP/1.1 204 No\r\nA: {}\r\n\r\n", "a".repeat(rest))
+        };
+        assert_eq!(text(&with(1024)), Ok((204, String::new(), true)));
+        assert_eq!(text(&with(1025)), Err(ResponseError::HeadTooLarge { limit: 1024 }));
+        let fields = |count: usize| format!("HTTP/1.1 204 No\r\n{}\r\n", "A: b\r\n".repeat(count));
+        assert_eq!(text(&fields(HEADERS_MAX)), Ok((204, String::new(), true)));
+        assert_eq!(text(&fields(HEADERS_MAX + 1)), Err(ResponseError::TooManyFields { limit: HEADERS_MAX }));
+    }
+
+    #[test]
+    fn a_body_may_have_as_many_bytes_as_allowed_and_not_one_more() {
+        let over = Err(ResponseError::TooLarge { limit: 1000 });
+        for (bytes, fits) in [(1000, true), (1001, false)] {
+            let body = vec![b'a'; bytes];
+            let size = format!("{bytes:x}\r\n");
+            let chunked = [
+                b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".as_slice(),
+                size.as_bytes(),
+                &body,
+                b"\r\n0\r\n\r\n",
+            ];
+            for wire in [
+                with_body("", &body),
+                [b"HTTP/1.1 200 OK\r\n\r\n".as_slice(), &body].concat(),
+                chunked.concat(),
+                with_body("Content-Encoding: gzip\r\n", &gzip(&body)),
+                with_body("Content-Encoding: deflate\r\n", &zlib(&body)),
+                with_body("Content-Encoding: deflate\r\n", &raw_deflate(&body)),
+            ] {
+                let wanted = if fits { Ok(body.clone()) } else { over.clone() };
+                assert_eq!(outcome(&wire).map(|(_, body, _)| body), wanted, "{bytes} bytes");
+            }
+        }
+        assert_eq!(ResponseError::TooLarge { limit: 1000 }.fault(), ResponseFault::TooLarge);
+    }
+
+    #[test]
+    fn codings_are_undone() {
+        let body = b"{\"items\":[1,2,3,1,2,3,1,2,3]}";
+        for (coding, coded) in [
+            ("gzip", gzip(body)),
+            ("X-GZIP, identity", gzip(body)),
+            ("deflate", zlib(body)),
+            ("deflate", raw_deflate(body)),
+            ("identity", body.to_vec()),
+        ] {
+            let wire = with_body(&format!("Content-Encoding: {coding}\r\n"), &coded);
+            assert_eq!(outcome(&wire), Ok((200, body.to_vec(), true)), "{coding}");
+        }
+        let members = [gzip(b"one, "), gzip(b""), gzip(b"two")].concat();
+        let wire = with_body("Content-Encoding: gzip\r\n", &members);
+        assert_eq!(outcome(&wire), Ok((200, b"one, two".to_vec(), true)));
+        assert_eq!(outcome(&with_body("Content-Encoding: gzip\r\n", b"")), Ok((200, Vec::new(), true)));
+    }
+
+    #[test]
+    fn a_compressed_body_that_does_not_inflate_is_a_body_error() {
+        let good = gzip(b"hello, hello, hello");
+        let mut bad_sum = good.clone();
+        *bad_sum.iter_mut().nth_back(5).expect("a trailer") ^= 1;
+        let cut = good.get(..good.len() - 1).expect("long enough");
+        let garbage = [&good[..], b"x"].concat();
+        let zeros = [&good[..], &[0; 20]].concat();
+        let after_zlib = [&zlib(b"hello")[..], b"x"].concat();
+        for (coding, coded, error) in [
+            ("gzip", &bad_sum[..], ResponseError::Corrupt),
+            ("gzip", cut, ResponseError::CorruptEnd),
+            ("gzip", &garbage, ResponseError::CorruptEnd),
+            ("gzip", &zeros, ResponseError::Corrupt),
+            ("gzip", b"{}", ResponseError::Corrupt),
+            ("deflate", &after_zlib, ResponseError::Corrupt),
+            ("deflate", b"\x78", ResponseError::CorruptEnd),
+            ("deflate", b"\x78\x9c", ResponseError::CorruptEnd),
+            ("deflate", b"{}", ResponseError::CorruptEnd),
+            ("deflate", b"\x07\x00", ResponseError::Corrupt),
+            ("br", b"x", ResponseError::ContentCoding),
+            ("gzip, gzip", b"x", ResponseError::ContentCoding),
+        ] {
+            let found = outcome(&with_body(&format!("Content-Encoding: {coding}\r\n"), coded)).expect_err("a bad body");
+            assert_eq!(found, error, "{coding} {coded:?}");
+            assert_eq!(found.fault(), ResponseFault::Body);
+        }
+    }
+
+    #[test]
+    fn the_coding_of_an_error_page_is_no_error() {
+        let wire = "HTTP/1.1 503 Busy\r\nContent-Encoding: br\r\nContent-Length: 3\r\n\r\nabc";
+        assert_eq!(text(wire), Ok((503, String::new(), true)));
+    }
+
+    #[test]
+    fn a_bomb_stops_at_the_limit() {
+        let bomb = gzip(&vec![0; 1 << 20]);
+        assert!(bomb.len() < 1 << 12);
+        let limits = ResponseLimits { body_bytes_max: 1 << 14, ..LIMITS };
+        let mut decoder = ResponseDecoder::new(limits, false);
+        let wire = with_body("Content-Encoding: gzip\r\n", &bomb);
+        assert_eq!(decoder.feed(&wire), Err(ResponseError::TooLarge { limit: 1 << 14 }));
+        assert!(decoder.take_body().capacity() <= 1 << 15);
+    }
+
+    #[test]
+    fn compressed_bytes_that_inflate_to_nothing_are_bounded() {
+        // Stored blocks of no bytes: five of them say nothing, for ever.
+        let nothing = [0u8, 0, 0, 0xff, 0xff].repeat(2000);
+        let wire = [b"HTTP/1.1 200 OK\r\nContent-Encoding: deflate\r\n\r\n".as_slice(), &nothing].concat();
+        assert_eq!(outcome(&wire), Err(ResponseError::TooLarge { limit: 1000 }));
+        let limits = ResponseLimits { body_bytes_max: 1 << 20, ..LIMITS };
+        let members = gzip(b"").repeat(1025);
+        let wire = with_body("Content-Encoding: gzip\r\n", &members);
+        assert_eq!(split(limits, &wire, &[usize::MAX]), Err(ResponseError::Corrupt));
+        let members = gzip(b"").repeat(1024);
+        let wire = with_body("Content-Encoding: gzip\r\n", &members);
+        assert_eq!(split(limits, &wire, &[usize::MAX]), Ok((200, Vec::new(), true)));
+    }
+
+    proptest! {
+        #[test]
+        fn any_body_reads_back_however_sent_and_split(
+            body in proptest::collection::vec(any::<u8>(), 0..900), repeat in 1usize..3,
+            chunk in 1usize..200, coding in 0u8..4, pieces in proptest::collection::vec(1usize..90, 1..8),
+        ) {
+            let body = body.repeat(repeat);
+            let limits = ResponseLimits { body_bytes_max: 2000, ..LIMITS };
+            let (name, coded) = match coding {
+                0 => ("identity", body.clone()),
+                1 => ("gzip", gzip(&body)),
+                2 => ("deflate", zlib(&body)),
+                _ => ("deflate", raw_deflate(&body)),
+            };
+            let mut wire = format!("HTTP/1.1 200 OK\r\nContent-Encoding: {name}\r\nTransfer-Encoding: chunked\r\n\r\n").into_bytes();
+            for part in coded.chunks(chunk) {
+                crate::codec::http::write_chunk(&mut wire, part);
+            }
+            wire.extend_from_slice(crate::codec::http::LAST_CHUNK);
+            prop_assert_eq!(split(limits, &wire, &pieces), Ok((200, body, true)));
+        }
+
+        #[test]
+        fn any_split_of_a_broken_answer_ends_alike(
+            at in any::<proptest::sample::Index>(), byte in any::<u8>(), limit in 0u64..60,
+            pieces in proptest::collection::vec(1usize..30, 1..8),
+        ) {
+            let coded = gzip(b"hello, hello, hello, and more");
+            let mut wire = b"HTTP/1.1 102 Wait\r\n\r\nHTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
+            for part in coded.chunks(9) {
+                crate::codec::http::write_chunk(&mut wire, part);
+            }
+            wire.extend_from_slice(b"0\r\nA: b\r\n\r\n");
+            let at = at.index(wire.len());
+            *wire.get_mut(at).expect("in bounds") = byte;
+            let limits = ResponseLimits { head_bytes_max: 100, body_bytes_max: limit };
+            prop_assert_eq!(split(limits, &wire, &pieces), split(limits, &wire, &[usize::MAX]));
+        }
+    }
 }

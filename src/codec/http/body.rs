@@ -6,12 +6,8 @@
 //! Errors: [`BodyError`].  Not here: content codings (`codec::http_response`).
 
 use super::{BodyLength, is_token_byte, is_value_byte};
-use crate::limits::REQUEST_BODY_BYTES_MAX;
+use crate::limits::{CHUNK_EXTENSION_BYTES_MAX, REQUEST_BODY_BYTES_MAX, TRAILER_BYTES_MAX};
 
-/// Bytes of chunk extensions in one body.
-const EXTENSION_BYTES_MAX: u32 = 16 << 10;
-/// Bytes of trailers behind one body.
-const TRAILER_BYTES_MAX: u32 = 8 << 10;
 /// Digits of a chunk's size.
 const SIZE_DIGITS_MAX: u8 = 16;
 
@@ -31,7 +27,7 @@ pub enum BodyError {
     #[error("a chunk extension is malformed")]
     ChunkExtension,
     /// 400: the extensions of all chunks together have more than 16 KiB.
-    #[error("the chunk extensions have more than {EXTENSION_BYTES_MAX} bytes")]
+    #[error("the chunk extensions have more than {CHUNK_EXTENSION_BYTES_MAX} bytes")]
     ExtensionsTooLarge,
     /// 400: a chunk's bytes are not followed by CRLF.
     #[error("a chunk is not followed by CRLF")]
@@ -259,7 +255,7 @@ impl ChunkedDecoder {
     }
 
     fn count_extension(&mut self) -> Result<(), BodyError> {
-        if self.extension_bytes == EXTENSION_BYTES_MAX {
+        if self.extension_bytes == CHUNK_EXTENSION_BYTES_MAX {
             return Err(BodyError::ExtensionsTooLarge);
         }
         self.extension_bytes += 1;
@@ -356,9 +352,9 @@ mod tests {
     #[test]
     fn extensions_and_trailers_are_bounded() {
         let extension = |bytes: u32| format!("1;{}\r\na\r\n0\r\n\r\n", "x".repeat(bytes as usize - 1));
-        assert!(chunked(extension(EXTENSION_BYTES_MAX).as_bytes()).is_ok());
-        assert_eq!(chunked(extension(EXTENSION_BYTES_MAX + 1).as_bytes()), Err(BodyError::ExtensionsTooLarge));
-        let many = "1;x=y\r\na\r\n".repeat(EXTENSION_BYTES_MAX as usize / 4 + 1);
+        assert!(chunked(extension(CHUNK_EXTENSION_BYTES_MAX).as_bytes()).is_ok());
+        assert_eq!(chunked(extension(CHUNK_EXTENSION_BYTES_MAX + 1).as_bytes()), Err(BodyError::ExtensionsTooLarge));
+        let many = "1;x=y\r\na\r\n".repeat(CHUNK_EXTENSION_BYTES_MAX as usize / 4 + 1);
         assert_eq!(chunked(many.as_bytes()), Err(BodyError::ExtensionsTooLarge), "they are counted over all chunks");
         let trailer = |bytes: u32| format!("0\r\nA:{}\r\n\r\n", "x".repeat(bytes as usize - 4));
         assert!(chunked(trailer(TRAILER_BYTES_MAX).as_bytes()).is_ok());

@@ -10,10 +10,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::{Head, elements, is_token, is_token_byte};
-use crate::limits::PREFER_WAIT_MAX;
-
-/// Pairs of one query.
-const QUERY_PAIRS_MAX: usize = 64;
+use crate::limits::{PREFER_WAIT_MAX, QUERY_PAIRS_MAX};
 
 /// Undoes percent-encoding, once. `None` where an escape is not `%` and two hexadecimal digits, or the result not UTF-8.
 pub fn percent_decode(text: &str) -> Option<Cow<'_, str>> {

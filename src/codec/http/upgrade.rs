@@ -13,9 +13,8 @@ use sha1::{Digest, Sha1};
 
 use super::answer::push_field;
 use super::{BodyLength, Head, is_token};
+use crate::limits::SUBPROTOCOLS_MAX;
 
-/// Subprotocols one handshake may offer.
-const PROTOCOLS_MAX: usize = 16;
 /// RFC 6455 section 1.3.
 const ACCEPT_GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
@@ -61,7 +60,7 @@ pub enum UpgradeError {
     #[error("Sec-WebSocket-Protocol offers the same protocol twice")]
     ProtocolRepeated,
     /// 400: more than 16 subprotocols.
-    #[error("Sec-WebSocket-Protocol offers more than {PROTOCOLS_MAX} protocols")]
+    #[error("Sec-WebSocket-Protocol offers more than {SUBPROTOCOLS_MAX} protocols")]
     TooManyProtocols,
     /// 400: `Sec-WebSocket-Extensions` is not ASCII.
     #[error("Sec-WebSocket-Extensions is not ASCII text")]
@@ -111,7 +110,7 @@ fn offered_protocols<'b>(head: &Head<'b>) -> Result<Vec<&'b str>, UpgradeError> 
         if protocols.contains(&protocol) {
             return Err(UpgradeError::ProtocolRepeated);
         }
-        if protocols.len() == PROTOCOLS_MAX {
+        if protocols.len() == SUBPROTOCOLS_MAX {
             return Err(UpgradeError::TooManyProtocols);
         }
         protocols.push(protocol);
@@ -252,8 +251,8 @@ mod tests {
         assert_eq!(refused(&offer("\"a\"")), UpgradeError::Protocol);
         assert_eq!(refused(&offer("a, b, a")), UpgradeError::ProtocolRepeated);
         let many = |count: usize| (0..count).map(|n| format!("p{n}")).collect::<Vec<_>>().join(",");
-        assert!(websocket_upgrade(&parsed(&get(&offer(&many(PROTOCOLS_MAX))))).is_ok());
-        assert_eq!(refused(&offer(&many(PROTOCOLS_MAX + 1))), UpgradeError::TooManyProtocols);
+        assert!(websocket_upgrade(&parsed(&get(&offer(&many(SUBPROTOCOLS_MAX))))).is_ok());
+        assert_eq!(refused(&offer(&many(SUBPROTOCOLS_MAX + 1))), UpgradeError::TooManyProtocols);
         assert_eq!(refused(&format!("{GOOD}Sec-WebSocket-Extensions: \u{e9}\r\n")), UpgradeError::Extensions);
     }
 }

@@ -8,9 +8,8 @@
 use flate2::{Decompress, FlushDecompress, Status};
 
 use super::ResponseError;
+use crate::limits::GZIP_MEMBERS_MAX;
 
-/// Members of one gzip body: each costs an inflater.
-const MEMBERS_MAX: u16 = 1024;
 /// Bytes inflated at a time.
 const STEP_BYTES: usize = 8 << 10;
 /// Largest window of deflate, as a power of two.
@@ -145,7 +144,7 @@ impl Inflater {
 
     /// RFC 1952 2.2: a gzip file is a series of members. Whatever else follows one is taken for a broken one.
     fn next_member(&mut self) -> Result<(), ResponseError> {
-        if self.members == MEMBERS_MAX {
+        if self.members == GZIP_MEMBERS_MAX {
             return Err(ResponseError::Corrupt);
         }
         self.members += 1;

@@ -165,3 +165,90 @@ fn push(out: &mut Vec<u8>, name: &str, value: &[u8]) {
     out.extend_from_slice(value);
     out.extend_from_slice(b"\r\n");
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GET: Request<'_> = Request {
+        method: "GET",
+        authority: "api.example:8443",
+        target: "/leads?key=k",
+        if_none_match: None,
+        if_modified_since: None,
+        body: None,
+    };
+
+    fn written(request: &Request<'_>, headers: &[(&str, &str)]) -> Result<String, RequestError> {
+        let mut out = b"before".to_vec();
+        let headers = headers.iter().map(|(name, value)| (*name, value.as_bytes()));
+        let result = write_request(&mut out, request, headers);
+        let text = String::from_utf8(out).expect("text");
+        if result.is_err() {
+            assert_eq!(text, "before", "a request that is refused leaves nothing behind");
+        }
+        result.map(|()| text.trim_start_matches("before").to_owned())
+    }
+
+    #[test]
+    fn a_poll_is_a_conditional_get() {
+        let request = Request { if_none_match: Some(b"W/\"a\""), if_modified_since: Some(b"yesterday"), ..GET };
+        let agent = format!("User-Agent: restcast/{}\r\n", env!("CARGO_PKG_VERSION"));
+        assert_eq!(
+            written(&request, &[("X-Api-Key", "k")]).expect("good"),
+            format!(
+                "GET /leads?key=k HTTP/1.1\r\nHost: api.example:8443\r\nX-Api-Key: k\r\n{agent}Accept: application/json\r\n\
+                 Accept-Encoding: gzip, deflate\r\nIf-None-Match: W/\"a\"\r\nIf-Modified-Since: yesterday\r\n\r\n"
+            )
+        );
+    }
+
+    #[test]
+    fn a_post_is_counted_and_its_headers_may_be_chosen() {
+        let request = Request { method: "POST", body: Some(b"<a/>"), ..GET };
+        let headers = [("content-type", "text/xml"), ("ACCEPT", "text/json"), ("User-agent", "me")];
+        assert_eq!(
+            written(&request, &headers).expect("good"),
+            "POST /leads?key=k HTTP/1.1\r\nHost: api.example:8443\r\ncontent-type: text/xml\r\nACCEPT: text/json\r\n\
+             User-agent: me\r\nAccept-Encoding: gzip, deflate\r\nContent-Length: 4\r\n\r\n<a/>"
+        );
+        let json = written(&Request { method: "POST", body: Some(b"{}"), ..GET }, &[]).expect("good");
+        assert!(json.contains("\r\nContent-Type: application/json\r\n"));
+        let empty = written(&Request { method: "POST", ..GET }, &[]).expect("good");
+        assert!(empty.contains("\r\nContent-Length: 0\r\n") && !empty.contains("Content-Type"));
+    }
+
+    #[test]
+    fn nothing_can_be_smuggled_into_a_request() {
+        for (request, error) in [
+            (Request { method: "GET / HTTP/1.1\r\n", ..GET }, RequestError::Method),
+            (Request { method: "", ..GET }, RequestError::Method),
+            (Request { target: "/a b", ..GET }, RequestError::Target),
+            (Request { target: "/a\r\nX: y", ..GET }, RequestError::Target),
+            (Request { target: "/a#b", ..GET }, RequestError::Target),
+            (Request { target: "a", ..GET }, RequestError::Target),
+            (Request { target: "", ..GET }, RequestError::Target),
+            (Request { authority: "a\r\nX: y", ..GET }, RequestError::Authority),
+            (Request { authority: "u:p@a", ..GET }, RequestError::Authority),
+            (Request { authority: "", ..GET }, RequestError::Authority),
+            (Request { if_none_match: Some(b"\"a\"\r\nX: y"), ..GET }, RequestError::HeaderValue),
+            (Request { if_modified_since: Some(b"\n"), ..GET }, RequestError::HeaderValue),
+        ] {
+            assert_eq!(written(&request, &[]), Err(error), "{error}");
+        }
+        for (name, value, error) in [
+            ("X\r\nY", "a", RequestError::HeaderName),
+            ("X:", "a", RequestError::HeaderName),
+            ("", "a", RequestError::HeaderName),
+            ("X", "a\r\nY: b", RequestError::HeaderValue),
+            ("X", "a\n", RequestError::HeaderValue),
+            ("X", "\0", RequestError::HeaderValue),
+        ] {
+            assert_eq!(written(&GET, &[("A", "b"), (name, value)]), Err(error), "{name:?} {value:?}");
+        }
+        for name in RESERVED {
+            assert_eq!(check_header(&name.to_uppercase(), b"a"), Err(RequestError::Reserved), "{name}");
+        }
+        assert_eq!(check_header("Authorization", b"Bearer \xe9"), Ok(()));
+    }
+}
