@@ -1038,7 +1038,7 @@ mod tests {
                         out.push_str(if place > 0 { "," } else { "" });
                         element.write(out, dice);
                     }
-                    out.push_str("]");
+                    out.push(']');
                 }
                 Value::Object(members) => {
                     out.push('{');
