@@ -2,109 +2,18 @@
 
 mod support;
 
-use std::cell::Cell;
 use std::net::{IpAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use restcast::ids::StreamId;
 use restcast::limits;
-use restcast::runtime::fetch::{Fetcher, FetcherCounts, FetcherOptions};
+use restcast::runtime::fetch::{FetcherCounts, FetcherOptions};
 use restcast::runtime::resolver::Resolver;
-use restcast::secret::Secret;
-use restcast::stream::poll::{FetchRequest, FetchResponse, FetchResult, Target, UpstreamCode, Validators};
-use restcast::stream::template::UrlTemplate;
+use restcast::stream::poll::{FetchRequest, FetchResponse, Target, UpstreamCode};
 use restcast::stream::{CaFile, Options};
-use restcast::time::WallTime;
+use support::client::{Client, NOW, SECOND, connections_become, request, short, target};
 use support::{Authority, Coding, Framing, Reply, Step, Upstream, on_each_driver, self_signed};
-
-const SECOND: Duration = Duration::from_secs(1);
-const NOW: WallTime = WallTime::from_secs(1_800_000_000);
-
-/// A client whose clock stands still.
-struct Client {
-    fetcher: Fetcher,
-    _resolver: Resolver,
-}
-
-impl Client {
-    fn new() -> Client {
-        Client::with(FetcherOptions::default(), Resolver::system())
-    }
-
-    fn with(options: FetcherOptions, resolver: Resolver) -> Client {
-        let fetcher = Fetcher::new(options, resolver.handle().expect("descriptors are left"));
-        Client { fetcher, _resolver: resolver }
-    }
-
-    async fn get(&self, url: &str) -> FetchResult {
-        self.poll(target(url, |_| {})).await
-    }
-
-    async fn poll(&self, target: Target) -> FetchResult {
-        self.fetcher.fetch(request(target), || NOW).await
-    }
-
-    async fn fails(&self, target: Target, code: UpstreamCode) -> String {
-        let error = self.poll(target).await.expect_err("no response");
-        assert_eq!(error.code, code, "{error:?}");
-        assert!(!error.detail.contains("hunter2"), "a secret stands in {error:?}");
-        error.detail
-    }
-}
-
-fn request(target: Target) -> FetchRequest {
-    FetchRequest { target: Arc::new(target), validators: Validators::default() }
-}
-
-/// A target with short time-outs and a secret in its URL and headers.
-fn target(url: &str, change: impl FnOnce(&mut Options)) -> Target {
-    let mut options = Options {
-        id: StreamId::new("leads").expect("an id"),
-        url: UrlTemplate::parse::<&str>("http://upstream.example/", &[]).expect("a URL"),
-        interval: SECOND,
-        method: "GET".into(),
-        headers: vec![("X-Api-Key".into(), Secret::new(*b"hunter2-header"))],
-        body: None,
-        params: Vec::new(),
-        ca: None,
-        connect_timeout: 2 * SECOND,
-        first_byte_timeout: 5 * SECOND,
-        timeout: 10 * SECOND,
-        response_bytes_max: 64 << 10,
-        backoff_max: SECOND,
-        linger: SECOND,
-        keep_warm: false,
-        history: 16,
-        history_bytes: 1 << 20,
-        ignore: Vec::new(),
-        array_key: None,
-        allow_anonymous: false,
-        roles: Vec::new(),
-        permissions: Vec::new(),
-    };
-    change(&mut options);
-    let mut url: url::Url = url.parse().expect("a URL");
-    url.query_pairs_mut().append_pair("key", "hunter2-query");
-    Target { options: Arc::new(options), url, body: None }
-}
-
-fn short(options: &mut Options) {
-    options.first_byte_timeout = Duration::from_millis(150);
-    options.timeout = Duration::from_millis(300);
-}
-
-/// Waits, without holding the core, until the upstream sees `count` connections.
-async fn connections_become(upstream: &Upstream, count: usize) {
-    for _ in 0..200 {
-        if upstream.open_connections() == count {
-            return;
-        }
-        monoio::time::sleep(Duration::from_millis(10)).await;
-    }
-    assert_eq!(upstream.open_connections(), count, "connections that the upstream sees");
-}
 
 fn body(response: &FetchResponse) -> &str {
     std::str::from_utf8(&response.body).expect("UTF-8")
@@ -303,10 +212,7 @@ fn idle_connections_are_bounded_and_expire() {
         for upstream in [&one, &two] {
             upstream.set("/leads", Reply::json("1").delay(Duration::from_millis(50)));
             let url = upstream.url("/leads");
-            let fetches = (0..3).map(|_| {
-                let (fetcher, url) = (client.fetcher.clone(), url.clone());
-                monoio::spawn(async move { fetcher.fetch(request(target(&url, |_| {})), || NOW).await })
-            });
+            let fetches = (0..3).map(|_| client.spawn(target(&url.clone(), |_| {})));
             for fetch in fetches.collect::<Vec<_>>() {
                 fetch.await.expect("a response");
             }
@@ -329,9 +235,8 @@ fn at_the_cap_fetches_wait_their_turn() {
         let upstream = Upstream::start();
         let start = |n: usize| {
             let path = format!("/{n}");
-            upstream.set(&path, Reply::json("1").delay(Duration::from_millis(60)));
-            let (fetcher, url) = (client.fetcher.clone(), upstream.url(&path));
-            monoio::spawn(async move { fetcher.fetch(request(target(&url, |_| {})), || NOW).await })
+            upstream.set(&path, Reply::json("1").delay(Duration::from_millis(if n == 0 { 60 } else { 120 })));
+            client.spawn(target(&upstream.url(&path), |_| {}))
         };
         let fetches: Vec<_> = (0..6).map(start).collect();
         let mut outcomes = Vec::new();
@@ -349,12 +254,7 @@ fn at_the_cap_fetches_wait_their_turn() {
         let other = Upstream::start();
         other.set_json("/leads", "1");
         other.set("/slow", Reply::json("1").delay(Duration::from_millis(400)));
-        let slow: Vec<_> = (0..2)
-            .map(|_| {
-                let (fetcher, url) = (client.fetcher.clone(), other.url("/slow"));
-                monoio::spawn(async move { fetcher.fetch(request(target(&url, |_| {})), || NOW).await })
-            })
-            .collect();
+        let slow: Vec<_> = (0..2).map(|_| client.spawn(target(&other.url("/slow"), |_| {}))).collect();
         monoio::time::sleep(Duration::from_millis(20)).await;
         let detail = client.fails(target(&other.url("/leads"), short), UpstreamCode::Timeout).await;
         assert!(detail.contains("waiting for a free connection"), "{detail}");
@@ -363,6 +263,34 @@ fn at_the_cap_fetches_wait_their_turn() {
             slow.await.expect("a response");
         }
         assert!(client.fetcher.counts().open <= 2);
+    });
+}
+
+#[test]
+fn at_the_cap_a_connection_goes_from_hand_to_hand() {
+    on_each_driver(async || {
+        let options = FetcherOptions { connections_max: 1, ..FetcherOptions::default() };
+        let (client, upstream) = (Client::with(options, Resolver::system()), Upstream::start());
+        upstream.set("/leads", Reply::json("1").delay(Duration::from_millis(5)));
+        let url = upstream.url("/leads");
+        let fetches: Vec<_> = (0..20).map(|_| client.spawn(target(&url, |_| {}))).collect();
+        for fetch in fetches {
+            fetch.await.expect("a response");
+        }
+        assert_eq!((upstream.request_count(), upstream.connection_count()), (20, 1), "not closed for those who wait");
+        // One that is given a connection that dies gets a fresh one in its turn.
+        upstream.once("/leads", Reply::json("1").delay(Duration::from_millis(50)));
+        upstream.once("/leads", Reply::steps(vec![Step::Close]));
+        for fetch in [client.spawn(target(&url, |_| {})), client.spawn(target(&url, |_| {}))] {
+            fetch.await.expect("a response");
+        }
+        assert_eq!(upstream.connection_count(), 2);
+        // An action waits for a connection of its own.
+        upstream.once("/leads", Reply::json("1").delay(Duration::from_millis(50)));
+        let poll = client.spawn(target(&url, |_| {}));
+        client.fetcher.fetch_once(request(target(&url, |_| {})), || NOW).await.expect("a response");
+        poll.await.expect("a response");
+        assert_eq!(upstream.connection_count(), 3);
     });
 }
 
@@ -576,6 +504,12 @@ fn tls_serves_values_of_any_size_over_one_connection() {
             assert_eq!(body(&client.poll(asked).await.expect("a response")), text);
         }
         assert_eq!(upstream.connection_count(), 1, "session tickets do not end an idle connection");
+        assert_eq!(upstream.resumed_count(), 0);
+        upstream.close_connections();
+        connections_become(&upstream, 0).await;
+        let asked = target(&upstream.url_by_name("localhost", "/leads"), trusting(&authority));
+        client.poll(asked).await.expect("a response");
+        assert_eq!((upstream.connection_count(), upstream.resumed_count()), (2, 1), "a new connection, an old session");
         let by_address = target(&upstream.url("/leads"), trusting(&authority));
         assert_eq!(client.poll(by_address).await.expect("the certificate names the address").status, 200);
         let mut large = target(&upstream.url("/leads"), trusting(&authority));
@@ -682,10 +616,7 @@ fn a_lookup_is_shared_remembered_and_timed() {
         let (client, upstream) = (Client::with(FetcherOptions::default(), resolver), Upstream::start());
         upstream.set("/leads", Reply::json("1").header("Connection", "close"));
         let url = upstream.url_by_name("upstream.test", "/leads");
-        let fetches = (0..10).map(|_| {
-            let (fetcher, url) = (client.fetcher.clone(), url.clone());
-            monoio::spawn(async move { fetcher.fetch(request(target(&url, |_| {})), || NOW).await })
-        });
+        let fetches = (0..10).map(|_| client.spawn(target(&url.clone(), |_| {})));
         for fetch in fetches.collect::<Vec<_>>() {
             fetch.await.expect("a response");
         }
@@ -724,51 +655,6 @@ fn the_first_address_that_answers_wins() {
             let took = began.elapsed();
             assert!(took >= at_least && took < at_least + SECOND, "{took:?}");
             assert_eq!(client.fetcher.counts().open, 1);
-        }
-    });
-}
-
-// Descriptors.
-
-#[test]
-fn no_descriptor_leaks_whatever_happens() {
-    let descriptors = || std::fs::read_dir("/proc/self/fd").expect("procfs").count();
-    on_each_driver(async || {
-        // Other tests of this process open descriptors too: this one is of use when it runs alone, and there it is exact.
-        let alone = std::env::var_os("RESTCAST_TEST_ALONE").is_some();
-        let client = Client::new();
-        let upstream = Upstream::start();
-        let url = upstream.url("/leads");
-        let failures = Cell::new(0);
-        let round = async || {
-            for reply in [
-                Reply::steps(vec![Step::Stall]),
-                Reply::json("1").drip(1, Duration::from_millis(30)),
-                Reply::raw(*b"garbage\r\n\r\n"),
-                Reply::promise(2 << 30),
-                Reply::reset_within(1, 9),
-            ] {
-                upstream.set("/leads", reply);
-                client.poll(target(&url, short)).await.expect_err("a fault");
-                failures.set(failures.get() + 1);
-            }
-            // Dropped at any point.
-            upstream.set("/leads", Reply::json("1").delay(Duration::from_millis(5)));
-            for micros in [0, 50, 200, 1000, 4000, 7000] {
-                let fetch = client.get(&url);
-                let _ = monoio::time::timeout(Duration::from_micros(micros), fetch).await;
-            }
-        };
-        round().await;
-        connections_become(&upstream, client.fetcher.counts().idle).await;
-        let before = descriptors();
-        for _ in 0..5 {
-            round().await;
-        }
-        connections_become(&upstream, client.fetcher.counts().idle).await;
-        assert_eq!(failures.get(), 30);
-        if alone {
-            assert!(descriptors() <= before + 2, "{before} descriptors became {}", descriptors());
         }
     });
 }

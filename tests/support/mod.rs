@@ -4,6 +4,7 @@
 #![allow(dead_code, unused_imports)]
 
 mod certificates;
+pub mod client;
 mod drivers;
 mod upstream;
 

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use flate2::Compression;
 use flate2::write::{GzEncoder, ZlibEncoder};
-use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use rustls::{HandshakeKind, ServerConfig, ServerConnection, StreamOwned};
 use socket2::SockRef;
 
 use super::certificates::Identity;
@@ -325,6 +325,11 @@ impl Upstream {
         self.shared.state().not_modified
     }
 
+    /// How many TLS connections resumed an earlier one's session.
+    pub fn resumed_count(&self) -> usize {
+        self.shared.state().resumed
+    }
+
     /// Waits until there have been `count` requests. Panics after `patience`.
     pub fn wait_for_requests(&self, count: usize, patience: Duration) {
         self.wait(patience, "requests", |state| state.requests.len() >= count);
@@ -378,6 +383,7 @@ struct State {
     requests: Vec<RequestSeen>,
     accepted: usize,
     not_modified: usize,
+    resumed: usize,
     open: HashMap<usize, TcpStream>,
     ended: bool,
 }
@@ -476,6 +482,7 @@ impl Connection<'_> {
     fn serve(mut self) -> io::Result<()> {
         self.socket().set_nodelay(true)?;
         let mut received = Vec::new();
+        let mut is_first = true;
         loop {
             let Some((mut seen, length)) = self.read_head(&mut received)? else { return Ok(()) };
             let path = seen.target.split('?').next().unwrap_or_default().to_owned();
@@ -488,6 +495,13 @@ impl Connection<'_> {
                 }
                 seen.body = received.drain(..length).collect();
             }
+            if let Wire::Tls(tls) = &self.wire
+                && is_first
+                && tls.conn.handshake_kind() == Some(HandshakeKind::Resumed)
+            {
+                self.shared.state().resumed += 1;
+            }
+            is_first = false;
             let unread_body = !reply.body_first && length > 0;
             let if_none_match = seen.header("if-none-match").map(str::to_owned);
             let is_head = seen.method == "HEAD";

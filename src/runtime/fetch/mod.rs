@@ -24,7 +24,7 @@ use url::Host;
 
 use self::exchange::{Exchange, Failure};
 use self::link::Link;
-use self::pool::{Connection, Origin, Place, Pool, PoolFull};
+use self::pool::{Connection, Leave, Origin, Place, Pool, PoolFull};
 use self::tls::{TlsError, TrustSets};
 use crate::limits;
 use crate::runtime::resolver::ResolverHandle;
@@ -135,26 +135,47 @@ impl Fetcher {
         reuse: bool,
         phase: &Cell<Phase>,
     ) -> FetchResult {
-        let options = &*request.target.options;
         let origin = self.origin(request)?;
-        let idle = if reuse { self.open_idle(&origin).await } else { None };
-        if let Some(connection) = idle {
+        let mut reuse = reuse;
+        loop {
+            phase.set(Phase::Waiting);
+            let (connection, used_before) = self.connection(request, &origin, reuse, phase).await?;
             match self.exchange(connection, request, wall, phase).await {
-                Err(Failure { unanswered: true, .. }) => {}
-                answered => return answered.map_err(|failure| failure.error),
+                Err(Failure { unanswered: true, .. }) if used_before => reuse = false,
+                outcome => return outcome.map_err(|failure| failure.error),
             }
         }
-        phase.set(Phase::Waiting);
-        let place = self.pool.place().await.map_err(|PoolFull| FetchError {
-            code: UpstreamCode::Unreachable,
-            detail: "too many requests wait for a connection".into(),
-        })?;
-        phase.set(Phase::Connecting);
-        let connection = match timeout(options.connect_timeout, self.open(request, origin, place)).await {
-            Ok(opened) => opened?,
-            Err(_) => return Err(timed_out(options.connect_timeout, Phase::Connecting)),
+    }
+
+    /// A connection to `origin`, and whether it has been used before.
+    async fn connection(
+        &self,
+        request: &FetchRequest,
+        origin: &Rc<Origin>,
+        reuse: bool,
+        phase: &Cell<Phase>,
+    ) -> Result<(Connection, bool), FetchError> {
+        let mut wants = reuse.then_some(origin);
+        if reuse && let Some(connection) = self.open_idle(origin).await {
+            return Ok((connection, true));
+        }
+        let place = loop {
+            match self.pool.leave(wants).await.map_err(too_many)? {
+                Leave::Open(place) => break place,
+                Leave::Reuse(mut connection) => {
+                    if connection.link.is_open().await {
+                        return Ok((connection, true));
+                    }
+                    wants = None;
+                }
+            }
         };
-        self.exchange(connection, request, wall, phase).await.map_err(|failure| failure.error)
+        phase.set(Phase::Connecting);
+        let limit = request.target.options.connect_timeout;
+        match timeout(limit, self.open(request, Rc::clone(origin), place)).await {
+            Ok(opened) => Ok((opened?, false)),
+            Err(_) => Err(timed_out(limit, Phase::Connecting)),
+        }
     }
 
     async fn exchange(
@@ -233,6 +254,10 @@ fn timed_out(limit: Duration, phase: Phase) -> FetchError {
         Phase::Receiving => "receiving the response",
     };
     FetchError { code: UpstreamCode::Timeout, detail: format!("{limit:?} passed while {doing}") }
+}
+
+fn too_many(_: PoolFull) -> FetchError {
+    FetchError { code: UpstreamCode::Unreachable, detail: "too many requests wait for a connection".into() }
 }
 
 fn blocked(why: &str) -> FetchError {

@@ -42,6 +42,14 @@ pub(super) struct Place {
     pool: Weak<Pool>,
 }
 
+/// What a caller gets.
+pub(super) enum Leave {
+    /// A connection to the origin it wants, which another caller has just done with.
+    Reuse(Connection),
+    /// Leave to open one.
+    Open(Place),
+}
+
 /// One core's pool.
 pub(super) struct Pool {
     options: FetcherOptions,
@@ -66,12 +74,14 @@ struct Idle {
 }
 
 struct Waiter {
-    leave: RefCell<WaiterState>,
+    /// Where it may be given a connection that has been used.
+    wants: Option<Rc<Origin>>,
+    state: RefCell<WaiterState>,
 }
 
 enum WaiterState {
     Waiting(Option<Waker>),
-    Granted(Place),
+    Granted(Leave),
     Gone,
 }
 
@@ -99,14 +109,17 @@ impl Pool {
     }
 
     /// A place for one more connection. At the cap an idle connection is closed for it; where none idles, callers wait in
-    /// the order they came.
-    pub(super) async fn place(self: &Rc<Pool>) -> Result<Place, PoolFull> {
+    /// the order they came, and may be given a connection to the origin they want instead.
+    ///
+    /// # Errors
+    /// When `waiting_max` wait already.
+    pub(super) async fn leave(self: &Rc<Pool>, wants: Option<&Rc<Origin>>) -> Result<Leave, PoolFull> {
         {
             let mut state = self.state.borrow_mut();
             // Whoever waits is served before a place becomes free, so that a free one passes nobody over.
             if state.open < self.options.connections_max {
                 state.open += 1;
-                return Ok(Place { pool: Rc::downgrade(self) });
+                return Ok(Leave::Open(Place { pool: Rc::downgrade(self) }));
             }
             if state.waiting.len() >= self.options.waiting_max {
                 state.waiting.retain(|waiter| waiter.is_waiting());
@@ -115,42 +128,59 @@ impl Pool {
                 return Err(PoolFull);
             }
         }
-        let waiter = Rc::new(Waiter { leave: RefCell::new(WaiterState::Waiting(None)) });
+        let waiter = Rc::new(Waiter { wants: wants.cloned(), state: RefCell::new(WaiterState::Waiting(None)) });
         self.state.borrow_mut().waiting.push_back(Rc::clone(&waiter));
         let _leaving = Leaving { waiter: &waiter };
         let evicted = self.take_longest_idle();
         drop(evicted); // Its place goes to whoever waits longest.
-        let place = poll_fn(|cx| match waiter.leave.replace(WaiterState::Waiting(Some(cx.waker().clone()))) {
-            WaiterState::Granted(place) => Poll::Ready(place),
+        let granted = poll_fn(|cx| match waiter.state.replace(WaiterState::Waiting(Some(cx.waker().clone()))) {
+            WaiterState::Granted(leave) => {
+                waiter.state.replace(WaiterState::Gone);
+                Poll::Ready(leave)
+            }
             WaiterState::Waiting(_) | WaiterState::Gone => Poll::Pending,
         });
-        Ok(place.await)
+        Ok(granted.await)
     }
 
-    /// Keeps a connection that can be used again. Where somebody waits for a place it is closed instead.
+    /// Keeps a connection that can be used again. Where somebody waits, whoever waits longest gets it, or at least its place.
     pub(super) fn keep(self: &Rc<Pool>, connection: Connection) {
-        let now = Instant::now();
-        let mut surplus = Vec::new();
+        let longest = self.longest_waiting();
+        if let Some(waiter) = longest {
+            if waiter.wants.as_ref() == Some(&connection.origin) {
+                self.state.borrow_mut().waiting.pop_front();
+                waiter.grant(Leave::Reuse(connection));
+            }
+            return; // Or closed, which frees its place.
+        }
+        if self.options.idle_max == 0 || self.options.idle_per_origin_max == 0 {
+            return;
+        }
+        let mut surplus = None;
         {
             let mut state = self.state.borrow_mut();
-            let wanted = state.waiting.iter().any(|waiter| waiter.is_waiting());
-            if wanted || self.options.idle_max == 0 || self.options.idle_per_origin_max == 0 {
-                surplus.push(connection);
+            let queue = state.idle.entry(Rc::clone(&connection.origin)).or_default();
+            queue.push_back(Idle { connection, since: Instant::now() });
+            if queue.len() > self.options.idle_per_origin_max {
+                surplus = queue.pop_front().map(|idle| idle.connection);
             } else {
-                let queue = state.idle.entry(Rc::clone(&connection.origin)).or_default();
-                queue.push_back(Idle { connection, since: now });
-                if queue.len() > self.options.idle_per_origin_max {
-                    surplus.extend(queue.pop_front().map(|idle| idle.connection));
-                } else {
-                    state.idle_count += 1;
-                }
+                state.idle_count += 1;
             }
         }
         if self.state.borrow().idle_count > self.options.idle_max {
-            surplus.extend(self.take_longest_idle());
+            surplus = self.take_longest_idle();
         }
         drop(surplus); // Not under the borrow: a place that is freed looks for its next holder.
         self.sweep_while_idle();
+    }
+
+    /// Who waits longest, after taking those who gave up out of its way.
+    fn longest_waiting(&self) -> Option<Rc<Waiter>> {
+        let mut state = self.state.borrow_mut();
+        while state.waiting.front().is_some_and(|waiter| !waiter.is_waiting()) {
+            state.waiting.pop_front();
+        }
+        state.waiting.front().cloned()
     }
 
     fn take_longest_idle(&self) -> Option<Connection> {
@@ -204,29 +234,24 @@ impl Pool {
 
     /// A place is free: the caller that waits longest gets it.
     fn release(self: &Rc<Pool>) {
-        let next = {
-            let mut state = self.state.borrow_mut();
-            while state.waiting.front().is_some_and(|waiter| !waiter.is_waiting()) {
-                state.waiting.pop_front();
-            }
-            let next = state.waiting.pop_front();
-            if next.is_none() {
-                state.open -= 1;
-            }
-            next
+        let Some(waiter) = self.longest_waiting() else {
+            self.state.borrow_mut().open -= 1;
+            return;
         };
-        let Some(waiter) = next else { return };
-        let place = Place { pool: Rc::downgrade(self) };
-        let before = waiter.leave.replace(WaiterState::Granted(place));
-        if let WaiterState::Waiting(Some(waker)) = before {
-            waker.wake();
-        }
+        self.state.borrow_mut().waiting.pop_front();
+        waiter.grant(Leave::Open(Place { pool: Rc::downgrade(self) }));
     }
 }
 
 impl Waiter {
     fn is_waiting(&self) -> bool {
-        matches!(*self.leave.borrow(), WaiterState::Waiting(_))
+        matches!(*self.state.borrow(), WaiterState::Waiting(_))
+    }
+
+    fn grant(&self, leave: Leave) {
+        if let WaiterState::Waiting(Some(waker)) = self.state.replace(WaiterState::Granted(leave)) {
+            waker.wake();
+        }
     }
 }
 
@@ -245,7 +270,7 @@ struct Leaving<'a> {
 
 impl Drop for Leaving<'_> {
     fn drop(&mut self) {
-        let left = self.waiter.leave.replace(WaiterState::Gone);
+        let left = self.waiter.state.replace(WaiterState::Gone);
         drop(left); // Not under a borrow: a place that is freed looks for its next holder.
     }
 }
