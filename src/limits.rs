@@ -133,3 +133,36 @@ pub const CLAIM_NAME_BYTES_MAX: usize = 128;
 pub const PARAMS_MAX: usize = 16;
 /// Bytes of a stream's name with its parameters: id, and each parameter's name and value percent-encoded.
 pub const STREAM_NAME_BYTES_MAX: usize = 8 << 10;
+
+/// Upstream connections of one core at once: connecting, in use and idle.
+pub const UPSTREAM_CONNECTIONS_MAX: usize = 1024;
+/// Idle upstream connections of one core, to one origin.
+pub const UPSTREAM_IDLE_PER_ORIGIN_MAX: usize = 32;
+/// Idle upstream connections of one core in all.
+pub const UPSTREAM_IDLE_MAX: usize = 256;
+/// How long an upstream connection may idle before it is closed.
+pub const UPSTREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Fetches of one core that may wait for a free upstream connection.
+pub const UPSTREAM_WAITING_MAX: usize = 65_536;
+/// Bytes of an upstream's status line and headers.
+pub const UPSTREAM_HEAD_BYTES_MAX: usize = 32 << 10;
+/// Largest body that is read to its end only so that the connection can be used again.
+pub const UPSTREAM_DRAIN_BYTES_MAX: u64 = 64 << 10;
+/// How long such a body may take.
+pub const UPSTREAM_DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
+/// Time between the attempts to connect to a name's addresses (RFC 8305 section 5).
+pub const CONNECT_STAGGER: Duration = Duration::from_millis(250);
+/// Sets of trusted certificates one core keeps ready; the one used longest ago goes first.
+pub const TRUST_SETS_MAX: usize = 64;
+/// Threads that look up host names.
+pub const RESOLVER_THREADS_MAX: usize = 4;
+/// Lookups that may wait for such a thread.
+pub const RESOLVER_QUEUE_MAX: usize = 256;
+/// Host names whose addresses are remembered.
+pub const RESOLVER_NAMES_MAX: usize = 1024;
+/// Addresses of one host name that are tried.
+pub const RESOLVER_ADDRESSES_MAX: usize = 16;
+/// How long the addresses of a host name are remembered.
+pub const RESOLVER_TTL: Duration = Duration::from_secs(30);
+/// How long it is remembered that a host name does not resolve.
+pub const RESOLVER_FAILURE_TTL: Duration = Duration::from_secs(2);
