@@ -1,0 +1,342 @@
+//! The playground in a real browser, against the real `restcast demo`: every transport, every format, renewal in band,
+//! the end of a token, and what a person sees of each. Pictures go to `target/playground-*.png`.
+#![cfg(feature = "runtime")]
+
+mod browser;
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread;
+
+use serde_json::Value;
+
+use browser::{Browser, PATIENCE};
+
+const LIVE: &str = "document.getElementById('status').dataset.state === 'live'";
+
+#[test]
+fn a_watcher_sees_changes_over_websocket_sse_and_polling_and_renews_in_band() {
+    let mut stage = Stage::set();
+    stage.enter("prices");
+    stage.expect_live("ws");
+    assert_eq!(stage.text("location.hash"), "", "the fragment leaves the address bar");
+    assert_eq!(stage.number("document.querySelectorAll('#value tbody tr').length"), 12);
+
+    for transport in ["ws", "sse", "polling"] {
+        stage.choose("transport", transport);
+        stage.expect_live(transport);
+        stage.expect_changes();
+        stage.expect_the_servers_value();
+        stage.expect_renewal_in_band();
+    }
+    for format in ["merge", "full", "patch"] {
+        stage.choose("transport", "ws");
+        stage.choose("format", format);
+        stage.expect_live("ws");
+        stage.expect_changes();
+        stage.expect_the_servers_value();
+        let kind = if format == "full" { "snapshot" } else { format };
+        stage.browser.wait_for(&format!("document.querySelector('#frame-list li[data-kind=\"{kind}\"]')"));
+    }
+    stage.expect_no_token_in_sight();
+    stage.expect_no_complaint();
+}
+
+#[test]
+fn a_connection_ends_with_its_token_and_the_page_says_so() {
+    let mut stage = Stage::set();
+    stage.enter("leads");
+    stage.expect_live("ws");
+    stage.browser.wait_for("document.querySelectorAll('#value tbody tr').length === 10");
+    stage.browser.wait_for("document.getElementById('members').innerText.includes('generated_at')");
+    stage.click("auto-renew");
+    stage.renew_for(3);
+    stage.browser.wait_for("document.getElementById('status').dataset.state === 'ended'");
+    assert_eq!(stage.text("document.getElementById('notice-code').textContent"), "4001 token_expired");
+    assert!(stage.is("document.querySelector('#code-list tr.met').dataset.code === '4001'"));
+    assert!(stage.is("document.getElementById('value').classList.contains('held')"), "what is not live looks like it");
+
+    // A fresh token, and the stream goes on where it was.
+    stage.pick_life(900);
+    stage.click("renew");
+    stage.expect_live("ws");
+    assert_eq!(stage.number("document.getElementById('n-connections').textContent"), 2);
+    stage.expect_no_complaint();
+
+    // With the box ticked a short token is renewed when the server asks, and the connection outlives it.
+    stage.click("auto-renew");
+    stage.renew_for(4);
+    stage.browser.wait_for("document.querySelector('#frame-list li[data-kind=\"reauthenticate\"]')");
+    let ended = "document.getElementById('frame-list').innerText.split('auth_ok').length > 3";
+    stage.browser.wait_for(ended);
+    assert_eq!(stage.number("document.getElementById('n-connections').textContent"), 2);
+    stage.expect_no_complaint();
+}
+
+#[test]
+fn where_websockets_do_not_get_through_the_page_falls_back_step_by_step() {
+    let mut stage = Stage::set();
+    // A proxy that drops every upgrade, as the page sees one.
+    stage.browser.before_documents(
+        "window.WebSocket = class { static OPEN = 1; readyState = 3; close() {} send() {}
+           constructor() { setTimeout(() => this.onclose?.({ code: 1006, reason: '' }), 5); } };",
+    );
+    stage.enter("prices");
+    stage.expect_live("sse");
+    stage.expect_changes();
+    // And one that answers event streams with a page of its own.
+    stage.browser.before_documents(
+        "const plain = window.fetch; window.fetch = (url, options) => options?.headers?.Accept === 'text/event-stream'
+           ? Promise.resolve(new Response('<p>no</p>', { headers: { 'Content-Type': 'text/html' } })) : plain(url, options);",
+    );
+    stage.enter("prices");
+    stage.expect_live("polling");
+    stage.expect_changes();
+    stage.expect_no_complaint();
+}
+
+#[test]
+fn a_refusal_is_shown_in_the_servers_words() {
+    let mut stage = Stage::set();
+    let listen = stage.demo.word("listen");
+    stage.browser.open(&format!("http://{listen}/#stream=prices&token=e30.e30.AAAA"));
+    stage.browser.wait_for("document.getElementById('status').dataset.state === 'ended'");
+    assert_eq!(stage.text("document.getElementById('notice-code').textContent"), "INVALID_TOKEN");
+    assert!(stage.text("document.getElementById('notice-text').textContent").len() > 10);
+    stage.browser.open(&format!("http://{listen}/#stream=nowhere&token={}", stage.demo.word("token")));
+    stage.browser.wait_for("document.getElementById('notice-code').textContent === 'STREAM_NOT_FOUND'");
+    stage.browser.open(&format!("http://{listen}/#stream=prices&token=not%20a%20token"));
+    stage.browser.wait_for("document.getElementById('notice-title').textContent === 'That is not a token.'");
+    assert!(stage.is("document.getElementById('demo').hidden"), "without a secret there is nothing to sign with");
+}
+
+#[test]
+fn the_raw_frames_are_bounded_and_the_pane_can_be_stopped() {
+    let mut stage = Stage::set();
+    stage.enter("prices");
+    stage.expect_live("ws");
+    stage.browser.wait_for("document.querySelectorAll('#frame-list li').length > 3");
+    stage.click("pause");
+    stage.browser.wait_for("document.getElementById('frames-note').textContent.includes('new')");
+    let shown = stage.number("document.querySelectorAll('#frame-list li').length");
+    let events = stage.number("document.getElementById('n-events').textContent");
+    stage.browser.wait_for(&format!("Number(document.getElementById('n-events').textContent) > {events} + 3"));
+    assert_eq!(stage.number("document.querySelectorAll('#frame-list li').length"), shown);
+    stage.click("pause");
+    // Notes fill the pane as frames do, and faster: two for each change of format.
+    for _ in 0..110 {
+        stage.choose("format", "full");
+        stage.choose("format", "patch");
+    }
+    stage.expect_live("ws");
+    stage.browser.wait_for("document.querySelectorAll('#frame-list li').length === 200");
+    stage.expect_changes();
+    assert_eq!(stage.number("document.querySelectorAll('#frame-list li').length"), 200);
+}
+
+#[test]
+fn it_fits_a_desk_and_a_phone_in_light_and_dark() {
+    let mut stage = Stage::set();
+    for (name, width, height, scale, is_dark) in [
+        ("light", 1320, 900, 1, false),
+        ("dark", 1320, 900, 1, true),
+        ("phone", 375, 812, 2, false),
+        ("phone-dark", 375, 812, 2, true),
+    ] {
+        stage.browser.look(width, height, scale, is_dark);
+        stage.enter(if name == "dark" { "leads" } else { "prices" });
+        stage.expect_live("ws");
+        stage.browser.wait_for("Number(document.getElementById('n-events').textContent) >= 4");
+        let overflow = stage.number("document.documentElement.scrollWidth") - i64::from(width);
+        assert!(overflow <= 0, "{name}: {overflow} px stand out to the right");
+        let unnamed = "[...document.querySelectorAll('button, input, select, textarea')]
+            .filter(it => !(it.innerText || it.ariaLabel || it.labels?.length)).map(it => it.outerHTML).join()";
+        assert_eq!(stage.text(unnamed), "", "{name}: every control has a name");
+        let path = target().join(format!("playground-{name}.png"));
+        stage.browser.picture(&path);
+        assert!(path.metadata().is_ok_and(|it| it.len() > 20_000), "{} holds a picture", path.display());
+    }
+    // The toggle overrides the system's choice, and stays.
+    stage.click("theme");
+    assert_eq!(stage.text("document.documentElement.dataset.theme"), "light");
+    assert_eq!(stage.text("getComputedStyle(document.documentElement).colorScheme"), "light");
+    stage.expect_no_complaint();
+}
+
+/// A demo and a browser that looks at it; one at a time, for each takes a core.
+struct Stage {
+    browser: Browser,
+    demo: Demo,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Stage {
+    fn set() -> Stage {
+        static TURN: Mutex<()> = Mutex::new(());
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let demo = Demo::start();
+        Stage { browser: Browser::start(), demo, _turn: turn }
+    }
+
+    fn enter(&mut self, stream: &str) {
+        let [listen, token, secret] = ["listen", "token", "secret"].map(|name| self.demo.word(name));
+        self.browser.open(&format!("http://{listen}/#stream={stream}&token={token}&secret={secret}"));
+    }
+
+    fn text(&mut self, expression: &str) -> String {
+        self.browser.evaluate(&format!("String({expression})")).as_str().unwrap_or_default().to_owned()
+    }
+
+    fn number(&mut self, expression: &str) -> i64 {
+        self.browser.evaluate(&format!("Math.round(Number({expression}))")).as_i64().expect("a number")
+    }
+
+    fn is(&mut self, expression: &str) -> bool {
+        self.browser.evaluate(&format!("Boolean({expression})")) == true
+    }
+
+    fn click(&mut self, id: &str) {
+        self.browser.evaluate(&format!("document.getElementById('{id}').click()"));
+    }
+
+    fn choose(&mut self, name: &str, value: &str) {
+        self.browser.evaluate(&format!("document.querySelector('input[name=\"{name}\"][value=\"{value}\"]').click()"));
+    }
+
+    fn expect_live(&mut self, transport: &str) {
+        self.browser
+            .wait_for(&format!("{LIVE} && document.getElementById('status').dataset.transport === '{transport}'"));
+        self.browser.wait_for("document.querySelector('#value table')");
+    }
+
+    /// Values move, the moved ones are marked, and the raw frames say why.
+    fn expect_changes(&mut self) {
+        let before = self.text("document.querySelector('#value tbody').innerText");
+        let events = self.number("document.getElementById('n-events').textContent.replaceAll(',', '')");
+        let before = Value::from(before);
+        self.browser.wait_for(&format!("document.querySelector('#value tbody').innerText !== {before}"));
+        self.browser.wait_for("document.querySelector('#value td.changed')");
+        let now = "Number(document.getElementById('n-events').textContent.replaceAll(',', ''))";
+        self.browser.wait_for(&format!("{now} >= {events} + 2"));
+        self.browser.wait_for("document.querySelector('#frame-list li[data-way=\"in\"]')");
+    }
+
+    /// What the page made of the frames is what the server holds, spelling of numbers included.
+    fn expect_the_servers_value(&mut self) {
+        let token = self.text("document.getElementById('token').value");
+        let compare = format!(
+            "(async () => {{
+                const answer = await fetch('/v1/streams/prices', {{ headers: {{ Authorization: 'Bearer {token}' }} }});
+                const text = await answer.text();
+                await new Promise(requestAnimationFrame);
+                await new Promise(requestAnimationFrame);
+                if (answer.headers.get('ETag') !== `\"${{document.getElementById('place').textContent}}\"`) return 'passed by';
+                const held = [...text.matchAll(/\"price\":([-0-9.]+)/g)].map(it => it[1]).join();
+                const shown = [...document.querySelectorAll('#value tbody tr:not(.removed) td:nth-child(3)')].map(it => it.textContent).join();
+                return held === shown ? 'same' : `held ${{held}}, shown ${{shown}}`;
+            }})()"
+        );
+        let seen = (0..100).map(|_| self.browser.evaluate(&compare)).find(|seen| seen != "passed by");
+        assert_eq!(seen.expect("one of a hundred looks meets no change"), "same");
+    }
+
+    fn pick_life(&mut self, seconds: u32) {
+        self.browser.evaluate(&format!(
+            "{{ const lifetime = document.getElementById('lifetime');
+                if (![...lifetime.options].some(it => it.value === '{seconds}')) lifetime.add(new Option('{seconds} s', '{seconds}'));
+                lifetime.value = '{seconds}'; }}"
+        ));
+    }
+
+    fn renew_for(&mut self, seconds: u32) {
+        self.pick_life(seconds);
+        self.browser.wait_for("!document.getElementById('renew').disabled");
+        self.click("renew");
+        let bound = seconds * 1000;
+        self.browser.wait_for(&format!(
+            "Number(document.getElementById('left').dataset.ms) <= {bound} && Number(document.getElementById('left').dataset.ms) > {bound} - 2500"
+        ));
+    }
+
+    /// The countdown falls with a short token and grows with a long one, on one and the same connection.
+    fn expect_renewal_in_band(&mut self) {
+        let connections = self.number("document.getElementById('n-connections').textContent");
+        self.renew_for(120);
+        self.renew_for(900);
+        self.browser.wait_for("document.getElementById('notice-title').textContent === 'Renewed in band.'");
+        assert_eq!(self.number("document.getElementById('n-connections').textContent"), connections, "no reconnect");
+        assert!(self.is(LIVE));
+        self.expect_changes();
+    }
+
+    fn expect_no_token_in_sight(&mut self) {
+        let sight = self.text("document.body.innerText");
+        for secret in ["token", "secret"] {
+            assert!(!sight.contains(&self.demo.word(secret)), "the {secret} is not shown");
+        }
+        let signed = self.text("document.getElementById('token').value.split('.')[2]");
+        assert!(signed.len() > 40 && !sight.contains(&signed), "nor is the renewed token");
+    }
+
+    fn expect_no_complaint(&mut self) {
+        let complaints = self.browser.complaints();
+        assert!(complaints.is_empty(), "{complaints:#?}");
+    }
+}
+
+/// `restcast demo` on ports of its own.
+struct Demo {
+    child: Child,
+    ready: Value,
+}
+
+impl Demo {
+    fn start() -> Demo {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_restcast"))
+            .args(["demo", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
+            .current_dir(env!("CARGO_TARGET_TMPDIR"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary starts");
+        let (said, hear) = mpsc::channel();
+        let stdout = child.stdout.take().expect("piped");
+        thread::spawn(move || {
+            let mut line = String::new();
+            let mut stdout = BufReader::new(stdout);
+            let _ = stdout.read_line(&mut line);
+            let _ = said.send(line);
+            let _ = stdout.read_to_string(&mut String::new());
+        });
+        // The log has to be read, or it would fill its pipe; it is shown with a test that fails.
+        let stderr = child.stderr.take().expect("piped");
+        thread::spawn(move || {
+            BufReader::new(stderr).lines().map_while(Result::ok).for_each(|line| eprintln!("{line}"))
+        });
+        let line = hear.recv_timeout(PATIENCE).unwrap_or_default();
+        let ready = serde_json::from_str(&line).unwrap_or(Value::Null);
+        let demo = Demo { child, ready };
+        assert_eq!(demo.ready["ready"], true, "no ready line, but {line:?}");
+        demo
+    }
+
+    /// A member of the ready line.
+    fn word(&self, name: &str) -> String {
+        self.ready[name].as_str().unwrap_or_else(|| panic!("the ready line has no {name}")).to_owned()
+    }
+}
+
+impl Drop for Demo {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Where the build puts its results.
+fn target() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("target/tmp has a parent").to_owned()
+}
