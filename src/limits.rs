@@ -85,8 +85,6 @@ pub const PROXY_V2_BYTES_MAX: usize = 2 << 10;
 pub const INTERIM_RESPONSES_MAX: u8 = 8;
 /// Members of one gzip body: each costs an inflater.
 pub const GZIP_MEMBERS_MAX: u16 = 1024;
-/// The longest wait taken from an upstream's `Retry-After`.
-pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(86_400);
 /// Bytes of a request body on the public or the admin listener.
 pub const REQUEST_BODY_BYTES_MAX: usize = 64 << 10;
 /// Bytes of a JWT (protocol section 2).
@@ -166,3 +164,7 @@ pub const RESOLVER_ADDRESSES_MAX: usize = 16;
 pub const RESOLVER_TTL: Duration = Duration::from_secs(30);
 /// How long it is remembered that a host name does not resolve.
 pub const RESOLVER_FAILURE_TTL: Duration = Duration::from_secs(2);
+/// Bytes of a request head on the admin listener.
+pub const ADMIN_HEAD_BYTES_MAX: usize = 16 << 10;
+/// Descriptors left for upstreams, files and the runtime when `limits.connections` is 0.
+pub const DESCRIPTORS_RESERVED: u64 = 512;

@@ -360,6 +360,8 @@ pub struct CoreMetrics {
     pub mailbox_full: Counter,
     /// How long one turn of the core's loop took.
     pub loop_latency: Histogram,
+    /// Times that the wall clock was stepped.
+    pub clock_steps: Counter,
     /// Tasks that panicked; each cost one connection or poll.
     pub panics: Counter,
 }
@@ -389,6 +391,7 @@ impl Default for CoreMetrics {
             pinned_bytes: Gauge::default(),
             mailbox_full: Counter::default(),
             loop_latency: Histogram::new(&SERVER_BOUNDS_US),
+            clock_steps: Counter::default(),
             panics: Counter::default(),
         }
     }
@@ -558,6 +561,9 @@ pub const METRICS: &[MetricDoc] = &[
         core.mailbox_full.value()
     }),
     histogram("restcast_loop_latency_seconds", "How long one turn of a core's loop took", |core| &core.loop_latency),
+    counter("restcast_clock_steps_total", "Times that a core saw the wall clock stepped", |core, _| {
+        core.clock_steps.value()
+    }),
     counter("restcast_panics_total", "Tasks that panicked; each cost one connection or poll", |core, _| {
         core.panics.value()
     }),

@@ -1,5 +1,420 @@
-//! The shell around the core: sockets, TLS, threads and clocks.
+//! The shell around the core: sockets, TLS, threads and clocks. `serve` and `demo` are here; each file is one concern.
+//!
+//! Source: ARCHITECTURE.md; protocol version 1, section 7. Errors: one sentence that says what to do.
+
+pub mod admin;
+pub mod clock;
+pub mod core;
 pub mod demo;
 pub mod fetch;
+pub mod listener;
+pub mod log;
+pub mod mailbox;
 pub mod resolver;
+pub mod sockets;
 pub mod sys;
+pub mod workers;
+
+use std::io::Write as _;
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use ring::rand::{SecureRandom, SystemRandom};
+use rustix::process::{Resource, getrlimit, setrlimit};
+
+use crate::auth::keys::{KeyConfig, KeySet};
+use crate::config::{Config, Driver, LogLevel, Warning};
+use crate::ids::CoreId;
+use crate::limits;
+use crate::metrics::CoreMetrics;
+use crate::shard::{Catalog, Ledger, Options, Shard};
+
+use self::core::{CoreParts, Process};
+use self::mailbox::{Mailbox, Message};
+use self::resolver::Resolver;
+use self::sys::Signal;
+use self::workers::Workers;
+
+/// Entries of a core's submission queue.
+const RING_ENTRIES: u32 = 4096;
+/// How long after the drain's window a core may still take before the process ends without it.
+const DRAIN_MARGIN: Duration = Duration::from_secs(2);
+
+/// A server that could not be started, or ended by a fault: one sentence for the operator.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct ServeError(String);
+
+impl From<std::io::Error> for ServeError {
+    fn from(error: std::io::Error) -> ServeError {
+        ServeError(error.to_string())
+    }
+}
+
+/// Serves the streams of the configuration file until the process is told to end.
+///
+/// # Errors
+/// [`ServeError`].
+pub fn serve(path: &Path) -> Result<(), ServeError> {
+    let (config, warnings) = read_config(path)?;
+    let path = path.to_owned();
+    run(config, warnings, Some(Box::new(move || read_config(&path))), |ready| ready, |_| {})
+}
+
+/// Serves the sample upstream's streams until the process is told to end.
+///
+/// # Errors
+/// [`ServeError`].
+pub fn demo(listen: SocketAddr, admin: SocketAddr) -> Result<(), ServeError> {
+    // Signals are masked before the first thread is started.
+    sys::mask_signals()?;
+    let sample = demo::start(|| clock::now().wall)?;
+    let mut random = [0u8; 32];
+    fill_random(&mut random)?;
+    let secret: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+    let text = demo::demo_config(sample.addr, listen, admin, &secret);
+    let (config, warnings) = parse_config("the demo's configuration", &text)?;
+    let token = demo::token(&secret, clock::now().wall);
+    let (shown, upstream) = ((token.clone(), secret.clone()), sample.addr);
+    run(
+        config,
+        warnings,
+        None,
+        move |mut ready| {
+            ready.insert("upstream".into(), format!("http://{upstream}").into());
+            ready.insert("token".into(), shown.0.into());
+            ready.insert("secret".into(), shown.1.into());
+            ready
+        },
+        move |listen| eprint!("{}", demo::greeting(listen, upstream, &token, &secret)),
+    )
+}
+
+type Ready = serde_json::Map<String, serde_json::Value>;
+type Reread = Box<dyn Fn() -> Result<(Config, Vec<Warning>), ServeError> + Send>;
+
+/// Reads and checks a configuration file.
+fn read_config(path: &Path) -> Result<(Config, Vec<Warning>), ServeError> {
+    let name = path.display().to_string();
+    let text = std::fs::read_to_string(path).map_err(|error| ServeError(format!("{name} cannot be read: {error}")))?;
+    parse_config(&name, &text)
+}
+
+fn parse_config(name: &str, text: &str) -> Result<(Config, Vec<Warning>), ServeError> {
+    let (mut config, warnings) = Config::parse(text, &crate::commands::check::System).map_err(|errors| {
+        let lines: Vec<String> = errors.iter().map(|error| format!("{name}:{error}")).collect();
+        ServeError(lines.join("\n"))
+    })?;
+    let mut keys = Vec::with_capacity(config.jwt_keys.len());
+    for key in &config.jwt_keys {
+        let algorithm = key.alg.parse().map_err(|_| ServeError(format!("{name}: unknown algorithm {}", key.alg)))?;
+        keys.push(KeyConfig { kid: key.kid.clone(), algorithm, secret: key.secret.clone() });
+    }
+    config.auth.jwt.keys = KeySet::new(&keys).map_err(|error| ServeError(format!("{name}: {error}")))?;
+    Ok((config, warnings))
+}
+
+/// What a configuration means to the cores.
+fn options_of(config: &Config, previous: Option<&Catalog>, seed: u64, connections_max: u32) -> Options {
+    let mut limits = config.limits.clone();
+    limits.connections = connections_max;
+    Options {
+        connection: config.connection.clone(),
+        auth: config.auth.clone(),
+        limits,
+        catalog: Catalog::new(&config.streams, previous, seed),
+    }
+}
+
+/// What can happen to a process from outside its cores.
+enum Event {
+    Signal(Signal),
+    DrainAsked,
+    CoreEnded(CoreId, Result<(), String>),
+}
+
+fn run(
+    config: Config,
+    warnings: Vec<Warning>,
+    reread: Option<Reread>,
+    decorate: impl FnOnce(Ready) -> Ready,
+    greet: impl FnOnce(SocketAddr),
+) -> Result<(), ServeError> {
+    let started = clock::now();
+    sys::mask_signals()?;
+    log::start(config.log);
+    for warning in &warnings {
+        log::write(LogLevel::Warn, &[("line", &warning.line)], &warning.to_string());
+    }
+    let uring = choose_driver(config.server.driver)?;
+    let cores = cores(config.server.cores);
+    let connections_max = connections_max(config.limits.connections)?;
+
+    let (mut seed, mut catalog_seed) = ([0u8; 32], [0u8; 8]);
+    fill_random(&mut seed)?;
+    fill_random(&mut catalog_seed)?;
+    let mut options = Arc::new(options_of(&config, None, u64::from_ne_bytes(catalog_seed), connections_max));
+    let (listeners, listen) = listen_all(config.server.listen, cores)?;
+    let admin_listener = listener::listen(config.admin.listen, false)?;
+    let admin_listen = admin_listener.local_addr()?;
+    let mailboxes = (0..cores).map(|_| Mailbox::new().map(Arc::new)).collect::<Result<Vec<_>, _>>()?;
+    let process = Arc::new(Process {
+        mailboxes,
+        draining: AtomicBool::new(false),
+        drained: AtomicU16::new(0),
+        workers: Workers::start()?,
+    });
+    let metrics: Vec<Arc<CoreMetrics>> = (0..cores).map(|_| Arc::default()).collect();
+    let ledger = Arc::new(Ledger::default());
+    let resolver = Arc::new(Resolver::system());
+    let (events, happened) = channel::<Event>();
+
+    let (up, listening) = channel::<()>();
+    for (number, listener) in listeners.into_iter().enumerate() {
+        let core = CoreId(u16::try_from(number).unwrap_or(u16::MAX));
+        let mut seed = seed;
+        seed[0] ^= u8::try_from(number & 0xff).unwrap_or(0);
+        seed[1] ^= u8::try_from(number >> 8).unwrap_or(0);
+        let (options, ledger) = (Arc::clone(&options), Arc::clone(&ledger));
+        let (process, metrics) = (Arc::clone(&process), Arc::clone(&metrics[number]));
+        let (resolver, events, up) = (Arc::clone(&resolver), events.clone(), up.clone());
+        std::thread::Builder::new().name(format!("core-{number}")).spawn(move || {
+            pin(number);
+            // The shard is made on its own thread: what it shares within itself must not cross.
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                let shard = Shard::new(core, cores, options, ledger, Arc::clone(&metrics), seed, clock::now());
+                let parts = CoreParts { core, process, shard, listener, metrics, uring };
+                let _ = up.send(());
+                drop(up);
+                drive(parts, &resolver)
+            }));
+            let outcome = match outcome {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(error)) => Err(error.to_string()),
+                Err(_) => Err("it panicked".to_owned()),
+            };
+            let _ = events.send(Event::CoreEnded(core, outcome));
+        })?;
+    }
+    drop(up);
+    for _ in 0..cores {
+        if listening.recv().is_err() {
+            break;
+        }
+    }
+
+    let asks = Mutex::new(events.clone());
+    let admin = admin::Admin {
+        options: config.admin.clone(),
+        listen: admin_listen,
+        metrics,
+        process: Arc::clone(&process),
+        started: started.wall,
+        connections_max: u64::from(connections_max),
+        drain: Box::new(move || {
+            let _ = asks.lock().unwrap_or_else(PoisonError::into_inner).send(Event::DrainAsked);
+        }),
+    };
+    admin::start(admin_listener, Arc::new(admin))?;
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        while events.send(Event::Signal(sys::wait_for_signal())).is_ok() {}
+    })?;
+
+    let mut ready = Ready::new();
+    ready.insert("ready".into(), true.into());
+    ready.insert("listen".into(), listen.to_string().into());
+    ready.insert("admin".into(), admin_listen.to_string().into());
+    ready.insert("pid".into(), std::process::id().into());
+    ready.insert("driver".into(), if uring { "io_uring" } else { "epoll" }.into());
+    let line = serde_json::Value::Object(decorate(ready)).to_string();
+    let mut out = std::io::stdout().lock();
+    // Whoever started the process may not want to know: it serves all the same.
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+    drop(out);
+    greet(listen);
+
+    let drain = config.connection.drain;
+    let reload = |options: &mut Arc<Options>| reload(&reread, options, connections_max, &process);
+    let ended = wait(&happened, &process, cores, drain, &mut options, reload);
+    log::flush();
+    ended
+}
+
+/// Waits for the process's end.
+fn wait(
+    happened: &Receiver<Event>,
+    process: &Process,
+    cores: u16,
+    drain: Duration,
+    options: &mut Arc<Options>,
+    reload: impl Fn(&mut Arc<Options>),
+) -> Result<(), ServeError> {
+    let mut until = None;
+    let mut ended = 0;
+    loop {
+        let left = until.map_or(Duration::from_secs(3600), |until: std::time::Duration| {
+            until.saturating_sub(Duration::from_micros(clock::now().at.as_micros()))
+        });
+        let event = match happened.recv_timeout(left) {
+            Ok(event) => event,
+            Err(_) if until.is_some() && left.is_zero() => {
+                log::write(LogLevel::Warn, &[], "The drain's time is over; the process ends with what is left.");
+                return Ok(());
+            }
+            Err(_) => continue,
+        };
+        match event {
+            Event::CoreEnded(_, Ok(())) => {
+                ended += 1;
+                if ended == cores {
+                    log::write(LogLevel::Info, &[], "Every connection is gone; the process ends.");
+                    return Ok(());
+                }
+            }
+            Event::CoreEnded(core, Err(error)) => {
+                return Err(ServeError(format!("core {} has ended: {error}", core.0)));
+            }
+            Event::Signal(Signal::Hangup) => reload(options),
+            Event::Signal(Signal::Terminate) if until.is_some() => {
+                log::write(LogLevel::Warn, &[], "Told a second time to end; the process ends at once.");
+                return Ok(());
+            }
+            Event::DrainAsked if until.is_some() => {}
+            Event::Signal(Signal::Terminate) | Event::DrainAsked => {
+                log::write(LogLevel::Info, &[("window_ms", &drain.as_millis())], "The process drains.");
+                process.draining.store(true, Ordering::SeqCst);
+                let now = Duration::from_micros(clock::now().at.as_micros());
+                until = Some(now + drain + DRAIN_MARGIN);
+                for mailbox in &process.mailboxes {
+                    tell(mailbox, || Message::Drain);
+                }
+            }
+        }
+    }
+}
+
+/// Reads the configuration again; a bad one is reported, and the old one stays in force.
+fn reload(reread: &Option<Reread>, options: &mut Arc<Options>, connections_max: u32, process: &Process) {
+    let Some(reread) = reread else {
+        log::write(LogLevel::Info, &[], "The demo has no configuration to read again.");
+        return;
+    };
+    match reread() {
+        Ok((config, warnings)) => {
+            for warning in &warnings {
+                log::write(LogLevel::Warn, &[("line", &warning.line)], &warning.to_string());
+            }
+            let max = if config.limits.connections == 0 { connections_max } else { config.limits.connections };
+            *options = Arc::new(options_of(&config, Some(&options.catalog), 0, max.min(connections_max)));
+            for mailbox in &process.mailboxes {
+                tell(mailbox, || Message::Reload(Arc::clone(options)));
+            }
+            log::write(LogLevel::Info, &[("streams", &config.streams.len())], "The configuration was read again.");
+        }
+        Err(error) => {
+            let sentence = format!("The configuration is not taken, the old one stays in force: {error}");
+            log::write(LogLevel::Error, &[], &sentence);
+        }
+    }
+}
+
+/// Tells a core, however full its mailbox is.
+fn tell(mailbox: &Mailbox, message: impl Fn() -> Message) {
+    while mailbox.post(message()).is_err() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Runs one core on the driver chosen.
+fn drive(parts: CoreParts, resolver: &Resolver) -> std::io::Result<()> {
+    if parts.uring {
+        let mut builder = io_uring::IoUring::builder();
+        builder.setup_coop_taskrun();
+        let mut runtime = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
+            .uring_builder(builder)
+            .with_entries(RING_ENTRIES)
+            .enable_timer()
+            .build()?;
+        runtime.block_on(core::run(parts, resolver))
+    } else {
+        let mut runtime = monoio::RuntimeBuilder::<monoio::LegacyDriver>::new().enable_timer().build()?;
+        runtime.block_on(core::run(parts, resolver))
+    }
+}
+
+/// Whether to run on io_uring.
+fn choose_driver(driver: Driver) -> Result<bool, ServeError> {
+    if driver == Driver::Epoll {
+        return Ok(false);
+    }
+    let tried = io_uring::IoUring::builder().setup_coop_taskrun().build(8);
+    match (tried, driver) {
+        (Ok(_), _) => Ok(true),
+        (Err(error), Driver::IoUring) => Err(ServeError(format!(
+            "the kernel refuses io_uring ({error}): allow it (kernel.io_uring_disabled, seccomp) or set server.driver = \"epoll\""
+        ))),
+        (Err(error), _) => {
+            let sentence = "The kernel refuses io_uring; running on epoll.";
+            log::write(LogLevel::Warn, &[("error", &error)], sentence);
+            Ok(false)
+        }
+    }
+}
+
+fn cores(configured: u16) -> u16 {
+    match configured {
+        0 => std::thread::available_parallelism().map_or(1, |n| u16::try_from(n.get()).unwrap_or(u16::MAX)),
+        cores => cores,
+    }
+}
+
+/// Keeps this thread on one processor; where that is not allowed it runs as it may.
+fn pin(number: usize) {
+    if let Ok(allowed) = rustix::thread::sched_getaffinity(None) {
+        let processors: Vec<usize> = (0..rustix::thread::CpuSet::MAX_CPU).filter(|&cpu| allowed.is_set(cpu)).collect();
+        if let Some(&cpu) = processors.get(number % processors.len().max(1)) {
+            let mut set = rustix::thread::CpuSet::new();
+            set.set(cpu);
+            let _ = rustix::thread::sched_setaffinity(None, &set);
+        }
+    }
+}
+
+/// How many connections the descriptors allow, and the configuration wants.
+fn connections_max(configured: u32) -> Result<u32, ServeError> {
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current < limit.maximum {
+        limit.current = limit.maximum;
+        let _ = setrlimit(Resource::Nofile, limit);
+    }
+    let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::from(u32::MAX));
+    let allowed = descriptors.saturating_sub(limits::DESCRIPTORS_RESERVED.min(descriptors / 2));
+    let allowed = u32::try_from(allowed).unwrap_or(u32::MAX);
+    if configured > allowed {
+        let fields: [(&str, &dyn std::fmt::Display); 2] = [("configured", &configured), ("allowed", &allowed)];
+        log::write(LogLevel::Warn, &fields, "limits.connections is more than the descriptors allow: raise LimitNOFILE.");
+    }
+    Ok(if configured == 0 { allowed } else { configured.min(allowed) })
+}
+
+/// One listener a core, all on the same port.
+fn listen_all(address: SocketAddr, cores: u16) -> Result<(Vec<TcpListener>, SocketAddr), ServeError> {
+    // Sharing the port among the cores would also share it with a stranger's process of the same user: a first try without
+    // sharing tells whether it is taken.
+    drop(listener::listen(address, false)?);
+    let first = listener::listen(address, true)?;
+    let listen = first.local_addr()?;
+    let mut all = vec![first];
+    for _ in 1..cores {
+        all.push(listener::listen(listen, true)?);
+    }
+    Ok((all, listen))
+}
+
+fn fill_random(bytes: &mut [u8]) -> Result<(), ServeError> {
+    SystemRandom::new().fill(bytes).map_err(|_| ServeError("the system gives no random numbers".to_owned()))
+}

@@ -105,6 +105,13 @@ const _: () = {
     sendable::<Mail>();
 };
 
+impl Mail {
+    /// Whether a core that does not get it finds out and recovers by itself.
+    pub fn may_be_lost(&self) -> bool {
+        matches!(self, Mail::Published { .. })
+    }
+}
+
 impl Shard {
     /// Sends `mail` to core `to`, which may be this one.
     pub(super) fn send(&mut self, to: CoreId, mail: Mail) {

@@ -342,6 +342,18 @@ impl Shard {
         self.connections.at(key.index).is_some_and(|connection| connection.generation == key.generation)
     }
 
+    /// The connection at that place.
+    pub fn key_at(&self, index: u32) -> Option<ConnectionKey> {
+        self.key_of(index)
+    }
+
+    /// Ends a connection whose handling has failed by a fault of ours: 1011 where it can still be told.
+    pub fn fail(&mut self, key: ConnectionKey) {
+        if self.is_live(key) {
+            self.close(key.index, crate::codec::message::CloseReason::Internal);
+        }
+    }
+
     fn key_of(&self, index: u32) -> Option<ConnectionKey> {
         Some(ConnectionKey { index, generation: self.connections.at(index)?.generation })
     }

@@ -385,8 +385,19 @@ impl Rendition {
         self.bytes = 0;
     }
 
-    /// Forgets everything: the sequence has a new life. Cursors must be set anew.
-    pub fn clear(&mut self) {
+    /// Forgets everything, and has every reader get a snapshot: what follows does not follow on what it has.
+    pub fn restart(&mut self) {
+        self.clear();
+        // Position 0 lies before every log: the reader has fallen off it.
+        for reader in &mut self.subscribers {
+            reader.cursor = 0;
+        }
+        for reader in &mut self.rated {
+            reader.cursor = 0;
+        }
+    }
+
+    fn clear(&mut self) {
         for chunk in self.chunks.drain(..) {
             chunk.block.retire();
         }

@@ -383,15 +383,22 @@ impl Shard {
     pub(super) fn attached(&mut self, key: &Arc<StreamKey>, history: History, status: Status, fresh: bool) {
         let Some(&index) = self.topic_of.get(key) else { return };
         let Some(topic) = self.topics.at_mut(index) else { return };
-        let renewed = topic.history.as_ref().is_some_and(|old| old.epoch() != history.epoch());
+        let other = |old: &History| old.epoch() != history.epoch() || old.head() != history.head();
+        let renewed = topic.history.as_ref().is_some_and(other);
         topic.history = Some(history);
         topic.status = Some(status);
         topic.fresh = fresh;
         if renewed {
+            let mut dirty = Vec::new();
             for rendition in topic.renditions.iter_mut().flatten() {
-                rendition.clear();
+                rendition.restart();
+                dirty.push(u8::try_from(rendition.kind().index()).expect("there are six kinds"));
+            }
+            for kind in dirty {
+                self.mark_dirty(index, kind);
             }
         }
+        let Some(topic) = self.topics.at_mut(index) else { return };
         for pending in std::mem::take(&mut topic.pending) {
             self.start(pending);
         }
@@ -442,7 +449,18 @@ impl Shard {
         let Some(&index) = self.topic_of.get(key) else { return };
         let Some(topic) = self.topics.at_mut(index) else { return };
         let Some(history) = &mut topic.history else { return };
-        if history.head().unwrap_or(Seq(0)).next() != event.seq() {
+        let next = history.head().unwrap_or(Seq(0)).next();
+        if event.seq() != next {
+            if event.seq() > next {
+                // One was lost on its way: the copy is fetched anew, and readers get the newest.
+                let owner = key.owner(self.cores);
+                if topic.watchers == 0 {
+                    self.forget_topic(index);
+                    self.send(owner, Mail::Detach { key: Arc::clone(key), from: self.core });
+                    return;
+                }
+                self.send(owner, Mail::Watch { key: Arc::clone(key), from: self.core, attach: true });
+            }
             return;
         }
         history.adopt(event.clone());

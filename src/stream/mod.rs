@@ -120,6 +120,17 @@ struct NewValue {
 }
 
 impl Comparison {
+    /// The same as [`Comparison::run`], where a fault of ours is a body that cannot be used, not a stream without an end.
+    pub fn run_guarded(self) -> Compared {
+        let (stream, poll, received) = (self.stream, self.poll, self.received);
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.run())).unwrap_or_else(|_| Compared {
+            stream,
+            poll,
+            received,
+            outcome: Err("a fault of the server ended the comparison".to_owned()),
+        })
+    }
+
     /// Parses the body and compares it with the value held. Takes time in proportion to their sizes.
     pub fn run(self) -> Compared {
         let Comparison { stream, poll, held, body, received, options } = self;

@@ -1,0 +1,211 @@
+//! The admin listener: metrics, readiness, and orders with the admin key.
+//!
+//! Source: protocol version 1, section 6. Memory: at most [`CONNECTIONS_MAX`] threads, one a connection, each with one
+//! request. Errors: problem documents. Blocking threads of its own, so that a scrape never takes a turn of a core.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::codec::http::{self, Authorization, BodyLength, Head, Response};
+use crate::codec::message::ErrorCode;
+use crate::config::{AdminOptions, LogLevel};
+use crate::limits;
+use crate::metrics::{self, CoreMetrics};
+use crate::secret::Secret;
+use crate::time::WallTime;
+
+use super::core::Process;
+use super::log;
+
+/// Connections served at once; further ones wait in the backlog.
+const CONNECTIONS_MAX: usize = 16;
+/// How long one request and its answer may take.
+const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What the admin listener serves from.
+pub struct Admin {
+    /// Its options.
+    pub options: AdminOptions,
+    /// The address it listens on.
+    pub listen: SocketAddr,
+    /// Every core's counters.
+    pub metrics: Vec<Arc<CoreMetrics>>,
+    /// What the cores share.
+    pub process: Arc<Process>,
+    /// When the process started.
+    pub started: WallTime,
+    /// Connections it takes at most.
+    pub connections_max: u64,
+    /// Begins a drain.
+    pub drain: Box<dyn Fn() + Send + Sync>,
+}
+
+/// Serves until the process ends. `admin` is read for each request, so that a reload can replace its options.
+///
+/// # Errors
+/// Where the system has no thread left.
+pub fn start(listener: TcpListener, admin: Arc<Admin>) -> std::io::Result<()> {
+    listener.set_nonblocking(false)?;
+    let serving = Arc::new(AtomicUsize::new(0));
+    std::thread::Builder::new().name("admin".into()).spawn(move || {
+        loop {
+            if serving.load(Ordering::Acquire) >= CONNECTIONS_MAX {
+                std::thread::sleep(Duration::from_millis(10));
+                continue;
+            }
+            let Ok((socket, _)) = listener.accept() else {
+                std::thread::sleep(Duration::from_millis(20));
+                continue;
+            };
+            let (admin, count) = (Arc::clone(&admin), Arc::clone(&serving));
+            count.fetch_add(1, Ordering::AcqRel);
+            let spawned = std::thread::Builder::new().name("admin-request".into()).spawn(move || {
+                let _leave = Leave(count);
+                serve(socket, &admin);
+            });
+            if spawned.is_err() {
+                serving.fetch_sub(1, Ordering::AcqRel);
+            }
+        }
+    })?;
+    Ok(())
+}
+
+/// Counts a thread out, however it ends.
+struct Leave(Arc<AtomicUsize>);
+
+impl Drop for Leave {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// One connection: requests one after the other, until it idles.
+fn serve(mut socket: TcpStream, admin: &Admin) {
+    let mut buffer = Vec::new();
+    let mut chunk = [0u8; 4096];
+    let mut deadline = Instant::now() + EXCHANGE_TIMEOUT;
+    loop {
+        let parsed = http::parse_head(&buffer, limits::ADMIN_HEAD_BYTES_MAX);
+        let (response, used, keep_alive) = match parsed {
+            Ok(Some((head, used))) => {
+                let keep_alive = head.keep_alive && head.body == BodyLength::None;
+                (answer(admin, &head).head_only(head.method == "HEAD"), used, keep_alive)
+            }
+            Err(error) => {
+                (Response::problem(error.status(), ErrorCode::BadRequest.as_str(), &error.to_string()), 0, false)
+            }
+            Ok(None) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                if left.is_zero() || socket.set_read_timeout(Some(left)).is_err() {
+                    return;
+                }
+                match socket.read(&mut chunk) {
+                    Ok(count @ 1..) => buffer.extend_from_slice(chunk.get(..count).unwrap_or_default()),
+                    _ => return,
+                }
+                continue;
+            }
+        };
+        let mut out = Vec::new();
+        response.header("X-Content-Type-Options", "nosniff").header("Cache-Control", "no-store").close(!keep_alive).write(&mut out);
+        let sent = socket.set_write_timeout(Some(EXCHANGE_TIMEOUT)).and_then(|()| socket.write_all(&out));
+        if sent.is_err() || !keep_alive {
+            // What is still to come is read, so that closing does not reset the answer away.
+            let _ = socket.shutdown(std::net::Shutdown::Write);
+            let _ = socket.set_read_timeout(Some(Duration::from_millis(200)));
+            while matches!(socket.read(&mut chunk), Ok(1..)) && Instant::now() < deadline {}
+            return;
+        }
+        buffer.drain(..used);
+        deadline = Instant::now() + EXCHANGE_TIMEOUT;
+    }
+}
+
+fn answer(admin: &Admin, head: &Head<'_>) -> Response {
+    // A browser that was led here by a name of its page's choice (DNS rebinding) says that name.
+    if !host_allowed(head.host, admin) {
+        return problem(ErrorCode::Forbidden, "the Host is not this listener's address or one of admin.names");
+    }
+    match head.path {
+        "/metrics" => reading(head, || {
+            let process = metrics::Process {
+                started: admin.started,
+                connections_max: admin.connections_max,
+                draining: admin.process.draining.load(Ordering::Relaxed),
+            };
+            Response::new(200).body(metrics::CONTENT_TYPE, metrics::render(&admin.metrics, &process).into_bytes())
+        }),
+        "/readyz" => reading(head, || {
+            if admin.process.draining.load(Ordering::Relaxed) {
+                return Response::new(503)
+                    .header("Retry-After", "10")
+                    .body("application/json", &b"{\"status\":\"draining\"}\n"[..]);
+            }
+            Response::new(200).body("application/json", &b"{\"status\":\"ready\"}\n"[..])
+        }),
+        path if path.starts_with("/admin/v1/") => {
+            if let Err(refusal) = authorised(admin, head) {
+                return refusal;
+            }
+            match path {
+                "/admin/v1/drain" if head.method == "POST" => {
+                    log::write(LogLevel::Info, &[("by", &"admin")], "A drain was asked for.");
+                    (admin.drain)();
+                    Response::new(202).body("application/json", &b"{\"status\":\"draining\"}\n"[..])
+                }
+                "/admin/v1/drain" => not_allowed("POST"),
+                _ => problem(ErrorCode::NotFound, "there is no such resource"),
+            }
+        }
+        _ => problem(ErrorCode::NotFound, "there is no such resource"),
+    }
+}
+
+fn reading(head: &Head<'_>, respond: impl FnOnce() -> Response) -> Response {
+    if matches!(head.method, "GET" | "HEAD") { respond() } else { not_allowed("GET, HEAD") }
+}
+
+fn not_allowed(allow: &str) -> Response {
+    problem(ErrorCode::MethodNotAllowed, &format!("this resource knows {allow}")).header("Allow", allow)
+}
+
+fn problem(code: ErrorCode, detail: &str) -> Response {
+    Response::problem(code.http_status(), code.as_str(), detail)
+}
+
+fn authorised(admin: &Admin, head: &Head<'_>) -> Result<(), Response> {
+    let Some(key) = &admin.options.key else {
+        return Err(problem(ErrorCode::Forbidden, "no admin.key is configured: the admin API is off"));
+    };
+    let presented = match http::bearer(head) {
+        Authorization::Bearer(token) => Some(Secret::new(token.as_bytes())),
+        _ => None,
+    };
+    match presented {
+        Some(presented) if presented == *key => Ok(()),
+        Some(_) => Err(problem(ErrorCode::InvalidToken, "this is not the admin key")
+            .header("WWW-Authenticate", "Bearer error=\"invalid_token\"")),
+        None => Err(problem(ErrorCode::MissingCredential, "the admin key is needed").header("WWW-Authenticate", "Bearer")),
+    }
+}
+
+/// Whether a `Host` is the listener's own address, a name for loopback where it listens there, or a configured name.
+fn host_allowed(host: &str, admin: &Admin) -> bool {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => host,
+    };
+    if admin.options.names.iter().any(|allowed| allowed.eq_ignore_ascii_case(name) || allowed.eq_ignore_ascii_case(host)) {
+        return true;
+    }
+    let bare = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+    match bare.parse::<IpAddr>() {
+        // A page cannot make a browser send an address as Host unless it is the one connected to.
+        Ok(address) => address == admin.listen.ip() || admin.listen.ip().is_unspecified(),
+        Err(_) => admin.listen.ip().is_loopback() && bare.eq_ignore_ascii_case("localhost"),
+    }
+}

@@ -1,0 +1,431 @@
+//! One core's loop: events in, the shard's answers out, in bounded turns; sleeps in the ring in between.
+//!
+//! Source: ARCHITECTURE.md. Memory: one scratch buffer, and what the shard holds. Errors: a panic costs the connection or
+//! poll it came from; a core that ends by itself ends the process.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
+use std::os::fd::{AsFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+use monoio::net::TcpStream;
+use rustix::event::{EventfdFlags, eventfd};
+
+use crate::config::LogLevel;
+use crate::ids::{ConnectionKey, CoreId};
+use crate::metrics::CoreMetrics;
+use crate::shard::{CannedAnswer, Input, Notice, Output, Shard};
+use crate::stream::poll::{FetchError, FetchResult, PollNo, UpstreamCode};
+use crate::time::Now;
+
+use super::clock::{self, StepWatch};
+use super::fetch::{Fetcher, FetcherOptions};
+use super::log;
+use super::mailbox::{Full, Mailbox, Message};
+use super::resolver::Resolver;
+use super::sockets::{AcceptError, Ready, Received, Sockets};
+use super::workers::Workers;
+
+/// Connections accepted in one turn.
+const ACCEPTS_PER_TURN: usize = 64;
+/// Reads of one connection in one turn.
+const READS_PER_TURN: usize = 4;
+/// Bytes read at once.
+const SCRATCH_BYTES: usize = 64 << 10;
+/// How long accepting pauses where there are no descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+/// Longest sleep: the clocks are compared at least so often.
+const SLEEP_MAX: Duration = Duration::from_secs(1);
+
+/// What the cores of a process share.
+#[derive(Debug)]
+pub struct Process {
+    /// Every core's mailbox, by its number.
+    pub mailboxes: Vec<Arc<Mailbox>>,
+    /// Whether the process drains.
+    pub draining: AtomicBool,
+    /// Cores whose connections are all gone.
+    pub drained: AtomicU16,
+    /// The comparison workers.
+    pub workers: Workers,
+}
+
+/// What one core starts with.
+pub struct CoreParts {
+    /// Its number.
+    pub core: CoreId,
+    /// What the cores share.
+    pub process: Arc<Process>,
+    /// Its state.
+    pub shard: Shard,
+    /// Its listener.
+    pub listener: std::net::TcpListener,
+    /// Its counters.
+    pub metrics: Arc<CoreMetrics>,
+    /// Whether monoio runs on io_uring here.
+    pub uring: bool,
+}
+
+/// Polls that have ended, for the loop to take in.
+#[derive(Default)]
+struct Fetched {
+    results: VecDeque<(u32, PollNo, FetchResult)>,
+    waker: Option<Waker>,
+}
+
+/// A core at work.
+struct Core {
+    core: CoreId,
+    process: Arc<Process>,
+    shard: Shard,
+    sockets: Sockets,
+    metrics: Arc<CoreMetrics>,
+    fetcher: Fetcher,
+    fetched: Rc<RefCell<Fetched>>,
+    scratch: Vec<u8>,
+    ready: Vec<Ready>,
+    /// Sockets with bytes that were left for another turn.
+    unread: VecDeque<ConnectionKey>,
+    accept_at: Option<crate::time::Instant>,
+    /// Mail that found its mailbox full.
+    undelivered: VecDeque<(CoreId, Message)>,
+    steps: StepWatch,
+    drained: bool,
+}
+
+/// Runs a core until the process has drained. To be called inside the core's runtime.
+///
+/// # Errors
+/// The system's, at start.
+pub async fn run(parts: CoreParts, resolver: &Resolver) -> std::io::Result<()> {
+    let CoreParts { core, process, shard, listener, metrics, uring } = parts;
+    let mailbox = Arc::clone(&process.mailboxes[usize::from(core.0)]);
+    let sockets = Sockets::new(listener, mailbox.bell())?;
+    let epoll = as_stream(sockets.fd().try_clone_to_owned()?)?;
+    let always = as_stream(eventfd(1, EventfdFlags::CLOEXEC)?)?;
+    let mut this = Core {
+        core,
+        process,
+        shard,
+        sockets,
+        metrics,
+        fetcher: Fetcher::new(FetcherOptions::default(), resolver.handle()?),
+        fetched: Rc::default(),
+        scratch: vec![0; SCRATCH_BYTES],
+        ready: Vec::new(),
+        unread: VecDeque::new(),
+        accept_at: None,
+        undelivered: VecDeque::new(),
+        steps: StepWatch::new(clock::now()),
+        drained: false,
+    };
+    this.outputs();
+    let mut readable: Pin<Box<dyn Future<Output = _>>> = Box::pin(epoll.readable(false));
+    let mut rung = false;
+    while !this.drained {
+        mailbox.awake(rung);
+        let begun = clock::now();
+        let mut more = this.turn(begun, &mut rung);
+        this.metrics.loop_latency.observe(clock::now().at.since(begun.at));
+        if !more && !mailbox.may_sleep() {
+            more = true;
+        }
+        if more {
+            // Through the ring, never by waking itself: timers and upstream sockets get their turn.
+            if uring {
+                let _ = always.readable(false).await;
+            } else {
+                monoio::time::sleep(Duration::from_micros(100)).await;
+            }
+            continue;
+        }
+        let wait = this.wait(clock::now());
+        let mut timer = Box::pin(monoio::time::sleep(wait));
+        let fetched = Rc::clone(&this.fetched);
+        poll_fn(|cx| {
+            if readable.as_mut().poll(cx).is_ready() {
+                readable = Box::pin(epoll.readable(false));
+                return Poll::Ready(());
+            }
+            if timer.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(());
+            }
+            let mut fetched = fetched.borrow_mut();
+            if !fetched.results.is_empty() {
+                return Poll::Ready(());
+            }
+            fetched.waker = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+    this.process.drained.fetch_add(1, Ordering::SeqCst);
+    Ok(())
+}
+
+/// A descriptor that monoio can wait for; nothing is ever read from it or written to it by this.
+fn as_stream(fd: OwnedFd) -> std::io::Result<TcpStream> {
+    TcpStream::from_std(std::net::TcpStream::from(fd))
+}
+
+impl Core {
+    /// Everything there is to do now, in bounded parts; whether something is left that could be done at once.
+    fn turn(&mut self, now: Now, rung: &mut bool) -> bool {
+        *rung = false;
+        if self.steps.stepped(now) {
+            self.metrics.clock_steps.count();
+            self.guarded(now, None, Input::ClockMoved);
+        }
+        self.post_undelivered();
+        let mut more = self.take_messages(now);
+        let mut ready = std::mem::take(&mut self.ready);
+        more |= self.sockets.poll(&mut ready);
+        for event in ready.drain(..) {
+            match event {
+                Ready::Listener => more |= self.accept(now),
+                Ready::Bell => *rung = true,
+                Ready::Socket { key, readable, writable } => {
+                    if writable && self.sockets.holds(key) {
+                        self.guarded(now, Some(key), Input::Writable { connection: key.index });
+                    }
+                    if readable {
+                        self.read(now, key);
+                    }
+                }
+            }
+        }
+        self.ready = ready;
+        for _ in 0..self.unread.len() {
+            if let Some(key) = self.unread.pop_front()
+                && self.sockets.holds(key)
+            {
+                self.read(now, key);
+            }
+        }
+        if self.accept_at.is_some_and(|at| at <= now.at) {
+            self.accept_at = None;
+            self.sockets.pause_accepting(false);
+        }
+        loop {
+            let next = self.fetched.borrow_mut().results.pop_front();
+            let Some((stream, poll, result)) = next else { break };
+            self.guarded(now, None, Input::Fetched { stream, poll, result });
+        }
+        let now = clock::now();
+        if self.shard.next_timeout().is_some_and(|at| at <= now.at) {
+            self.guarded(now, None, Input::Timeout);
+        }
+        self.outputs();
+        let transmitted = catch_unwind(AssertUnwindSafe(|| self.shard.transmit(now, &mut self.sockets)));
+        more |= transmitted.unwrap_or_else(|_| {
+            self.metrics.panics.count();
+            true
+        });
+        self.outputs();
+        more || !self.unread.is_empty() || !self.undelivered.is_empty()
+    }
+
+    /// Gives the shard an input. A panic is the connection's end, if it is one's; the core goes on.
+    fn guarded(&mut self, now: Now, key: Option<ConnectionKey>, input: Input<'_>) {
+        let shard = &mut self.shard;
+        if catch_unwind(AssertUnwindSafe(|| shard.handle(now, input))).is_err() {
+            self.metrics.panics.count();
+            log::write(LogLevel::Error, &[("core", &self.core.0)], "A fault of the server ended one connection or poll.");
+            if let Some(key) = key {
+                let _ = catch_unwind(AssertUnwindSafe(|| self.shard.fail(key)));
+            }
+        }
+        self.outputs();
+    }
+
+    fn take_messages(&mut self, now: Now) -> bool {
+        let process = Arc::clone(&self.process);
+        for message in process.mailboxes[usize::from(self.core.0)].take() {
+            match message {
+                Message::Mail(mail) => self.guarded(now, None, Input::Mail(mail)),
+                Message::Compared(compared) => self.guarded(now, None, Input::Compared(compared)),
+                Message::Reload(options) => self.guarded(now, None, Input::Reload(options)),
+                Message::Drain => {
+                    self.sockets.stop_listening();
+                    self.guarded(now, None, Input::Drain);
+                }
+            }
+        }
+        false
+    }
+
+    /// Accepts those who wait; whether there may be more of them.
+    fn accept(&mut self, now: Now) -> bool {
+        for _ in 0..ACCEPTS_PER_TURN {
+            match self.sockets.accept() {
+                Ok((socket, peer)) => match self.shard.accept(now, peer) {
+                    Ok(key) => {
+                        if self.sockets.insert(key, socket).is_err() {
+                            self.guarded(now, Some(key), Input::Lost { connection: key.index });
+                        }
+                    }
+                    Err(canned) => refuse(&socket, canned),
+                },
+                Err(AcceptError::Empty) => return false,
+                Err(AcceptError::Other) => self.metrics.accept_errors.count(),
+                Err(AcceptError::Exhausted(error)) => {
+                    self.metrics.accept_errors.count();
+                    self.metrics.accept_pauses.count();
+                    let sentence = "Accepting pauses for want of descriptors or memory: raise LimitNOFILE or lower limits.connections.";
+                    log::write(LogLevel::Warn, &[("core", &self.core.0), ("error", &error)], sentence);
+                    self.sockets.pause_accepting(true);
+                    self.accept_at = Some(now.at + ACCEPT_PAUSE);
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// Reads what a socket has, as long as the shard wants it and the turn lasts.
+    fn read(&mut self, now: Now, key: ConnectionKey) {
+        let index = key.index;
+        for _ in 0..READS_PER_TURN {
+            if !self.sockets.holds(key) {
+                return;
+            }
+            if !self.shard.wants_bytes(index) {
+                // No further event will tell of what is there: it is remembered until the shard asks for it.
+                self.sockets.set_unread(index, true);
+                return;
+            }
+            let mut scratch = std::mem::take(&mut self.scratch);
+            let received = self.sockets.receive(index, &mut scratch);
+            match received {
+                Received::Bytes(count) => {
+                    self.guarded(now, Some(key), Input::Received { connection: index, bytes: &mut scratch[..count] });
+                }
+                Received::Nothing => {}
+                Received::Finished => self.guarded(now, Some(key), Input::PeerFinished { connection: index }),
+                Received::Lost => self.guarded(now, Some(key), Input::Lost { connection: index }),
+            }
+            self.scratch = scratch;
+            // Read on until there is nothing: the event that told of these bytes may have told of an end as well.
+            if !matches!(received, Received::Bytes(_)) {
+                return;
+            }
+        }
+        if self.sockets.holds(key) {
+            self.unread.push_back(key);
+        }
+    }
+
+    /// Does what the shard wants done.
+    fn outputs(&mut self) {
+        while let Some(output) = self.shard.poll_output() {
+            match output {
+                Output::Fetch { stream, poll, request } => {
+                    let (fetcher, fetched) = (self.fetcher.clone(), Rc::clone(&self.fetched));
+                    let metrics = Arc::clone(&self.metrics);
+                    monoio::spawn(async move {
+                        let result = Guarded(Box::pin(fetcher.fetch(request, || clock::now().wall))).await;
+                        let result = result.unwrap_or_else(|| {
+                            metrics.panics.count();
+                            let detail = "a fault of the server ended the poll".to_owned();
+                            Err(FetchError { code: UpstreamCode::Protocol, detail })
+                        });
+                        let mut fetched = fetched.borrow_mut();
+                        fetched.results.push_back((stream, poll, result));
+                        if let Some(waker) = fetched.waker.take() {
+                            waker.wake();
+                        }
+                    });
+                }
+                Output::Compare(comparison) => {
+                    let mailbox = Arc::clone(&self.process.mailboxes[usize::from(self.core.0)]);
+                    self.process.workers.compare(comparison, mailbox);
+                }
+                Output::Mail { to, mail } => self.post(to, Message::Mail(mail)),
+                Output::Finish { connection } => self.sockets.finish(connection),
+                Output::Close { connection, reset } => self.sockets.close(connection, reset),
+                Output::Resume { connection } => {
+                    if self.sockets.set_unread(connection, false)
+                        && let Some(key) = self.shard.key_at(connection)
+                    {
+                        self.unread.push_back(key);
+                    }
+                }
+                Output::Drained => self.drained = true,
+                Output::Notice(notice) => tell(&notice),
+            }
+        }
+    }
+
+    fn post(&mut self, to: CoreId, message: Message) {
+        if !self.undelivered.is_empty() {
+            self.undelivered.push_back((to, message));
+        } else if let Err(Full(message)) = self.process.mailboxes[usize::from(to.0)].post(message) {
+            self.metrics.mailbox_full.count();
+            self.undelivered.push_back((to, message));
+        }
+        // An event that cannot be kept for a core is told by the next one, which does not follow on: the copy is fetched anew.
+        if self.undelivered.len() > crate::limits::MAILBOX_MESSAGES_MAX {
+            let lossy = |message: &Message| matches!(message, Message::Mail(mail) if mail.may_be_lost());
+            self.undelivered.retain(|(_, message)| !lossy(message));
+        }
+    }
+
+    fn post_undelivered(&mut self) {
+        while let Some((to, message)) = self.undelivered.pop_front() {
+            if let Err(Full(message)) = self.process.mailboxes[usize::from(to.0)].post(message) {
+                self.undelivered.push_front((to, message));
+                return;
+            }
+        }
+    }
+
+    fn wait(&self, now: Now) -> Duration {
+        let until = [self.shard.next_timeout(), self.accept_at].into_iter().flatten().min();
+        until.map_or(SLEEP_MAX, |until| until.since(now.at)).min(SLEEP_MAX)
+    }
+}
+
+/// Sends a canned answer to one that is not served, and lets the socket go.
+fn refuse(socket: &OwnedFd, canned: CannedAnswer) {
+    let flags = rustix::net::SendFlags::DONTWAIT | rustix::net::SendFlags::NOSIGNAL;
+    let _ = rustix::net::send(socket, &canned.bytes(), flags);
+    let _ = rustix::net::shutdown(socket.as_fd(), rustix::net::Shutdown::Write);
+}
+
+fn tell(notice: &Notice) {
+    match notice {
+        Notice::Upstream { stream, status, detail } => {
+            let state = status.state.as_str();
+            let code = status.code.map_or("-", UpstreamCode::as_str);
+            match status.code {
+                None => log::write(LogLevel::Info, &[("stream", stream), ("state", &state)], "The upstream has recovered."),
+                Some(_) => {
+                    let fields: [(&str, &dyn std::fmt::Display); 4] =
+                        [("stream", stream), ("state", &state), ("code", &code), ("detail", detail)];
+                    log::write(LogLevel::Warn, &fields, "The upstream gives no value; the last good one stays in place.");
+                }
+            }
+        }
+    }
+}
+
+/// A future whose panic is `None`.
+struct Guarded<F>(Pin<Box<F>>);
+
+impl<F: Future> Future for Guarded<F> {
+    type Output = Option<F::Output>;
+    fn poll(mut self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> Poll<Self::Output> {
+        match catch_unwind(AssertUnwindSafe(|| self.0.as_mut().poll(cx))) {
+            Ok(Poll::Ready(output)) => Poll::Ready(Some(output)),
+            Ok(Poll::Pending) => Poll::Pending,
+            Err(_) => Poll::Ready(None),
+        }
+    }
+}
