@@ -185,7 +185,7 @@ pub enum Problem {
         key: &'static str,
     },
     /// A value that is not of its key's form.
-    #[error("`{key}` {error}")]
+    #[error("`{key}`: {error}")]
     Form {
         /// Its path.
         key: String,
@@ -193,7 +193,7 @@ pub enum Problem {
         error: FormError,
     },
     /// A template that is none.
-    #[error("`{key}` {error}")]
+    #[error("`{key}`: {error}")]
     Template {
         /// Its path.
         key: &'static str,

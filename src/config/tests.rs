@@ -392,17 +392,17 @@ auth = { kind = "bearer" }
             line 3: `server.listen` 0.0.0.0:80 is reachable from other machines without TLS: listen on 127.0.0.1, or set `server.plaintext = true` if a proxy in front ends TLS
             line 4: unknown key `server.heartbeet`; the nearest known one is `server.heartbeat`
             line 5: `server.heartbeat` has the type integer: write a string such as "250ms" or "5s"
-            line 6: `server.cores` must be from 0 to 1024
-            line 7: `server.driver` "kqueue" is not known here: write "auto" or "io_uring" or "epoll"
-            line 10: `server.trusted_proxies` "proxy" is not a network: write ADDRESS/BITS, as in "10.0.0.0/8"
-            line 13: `limits.message_bytes_max` "64kB" is not a size: write a whole number and KiB, MiB or GiB, as in "64KiB", or an integer of bytes
-            line 14: `limits.keep_alive` "15" is not a duration: write a whole number and ms, s, m, h or d, as in "250ms" or "5s"
+            line 6: `server.cores`: must be from 0 to 1024
+            line 7: `server.driver`: "kqueue" is not known here: write "auto" or "io_uring" or "epoll"
+            line 10: `server.trusted_proxies`: "proxy" is not a network: write ADDRESS/BITS, as in "10.0.0.0/8"
+            line 13: `limits.message_bytes_max`: "64kB" is not a size: write a whole number and KiB, MiB or GiB, as in "64KiB", or an integer of bytes
+            line 14: `limits.keep_alive`: "15" is not a duration: write a whole number and ms, s, m, h or d, as in "250ms" or "5s"
             line 15: unknown key `redis`; the nearest known one is `admin`
             line 17: `stream.id` is missing here
-            line 18: `stream.url` {query.region} needs "region" in `params`
-            line 19: `stream.interval` must be from 1ms to 366d
+            line 18: `stream.url`: {query.region} needs "region" in `params`
+            line 19: `stream.interval`: must be from 1ms to 366d
             line 21: `stream.id` must have 1 to 128 of the characters A-Z a-z 0-9 . _ : ~ -
-            line 22: `stream.url` {claims.host} may only stand in a path segment or a query value, not in the scheme, host, port, user, query name or fragment
+            line 22: `stream.url`: {claims.host} may only stand in a path segment or a query value, not in the scheme, host, port, user, query name or fragment
             line 23: unknown key `stream.respect_max_age`; the nearest known one is `stream.connect_timeout`
             line 24: unknown key `stream.auth`; the nearest known one is `stream.url`
         "#]],
@@ -498,10 +498,10 @@ fn listeners_are_not_exposed_by_mistake() {
     check(
         "[admin]\nnames = [\"a b\", \"c:1\"]\nkey = \"env:NOPE\"",
         expect![[r#"
-        line 2: `admin.names` has an entry that is no host name: write it as in "restcast.internal", without a port
-        line 2: `admin.names` has an entry that is no host name: write it as in "restcast.internal", without a port
-        line 3: `admin.key` the environment variable "NOPE" is not set
-    "#]],
+            line 2: `admin.names` has an entry that is no host name: write it as in "restcast.internal", without a port
+            line 2: `admin.names` has an entry that is no host name: write it as in "restcast.internal", without a port
+            line 3: `admin.key`: the environment variable "NOPE" is not set
+        "#]],
     );
 }
 
@@ -510,16 +510,16 @@ fn origins_are_checked_one_by_one() {
     check(
         "[server]\npublic_origin = \"https://h/\"\nallowed_origins = [\"*\", \"null\",\n\"https://ok.example\", 1]\n",
         expect![[r#"
-            line 2: `server.public_origin` browsers write this origin as "https://h"
+            line 2: `server.public_origin`: browsers write this origin as "https://h"
             line 4: `server.allowed_origins` has the type integer: write an array of strings
         "#]],
     );
     check(
         "[server]\nallowed_origins = [\"*\",\n\"https://ok.example\", \"HTTPS://h\"]\n",
         expect![[r#"
-        line 2: `server.allowed_origins` "*" would let every site in with its visitors' cookies: list the origins
-        line 3: `server.allowed_origins` browsers write this origin as "https://h"
-    "#]],
+            line 2: `server.allowed_origins`: "*" would let every site in with its visitors' cookies: list the origins
+            line 3: `server.allowed_origins`: browsers write this origin as "https://h"
+        "#]],
     );
 }
 
@@ -542,10 +542,10 @@ fn keys_must_be_as_long_as_the_hash() {
     check(
         "[[auth.jwt.key]]\nalg = \"RS256\"\npublic_key = \"file:k.pem\"\nsecret = \"file:forbidden\"",
         expect![[r#"
-        line 2: `auth.jwt.key.alg` "RS256" is not known here: write "HS256" or "HS384" or "HS512"
-        line 3: unknown key `auth.jwt.key.public_key`; the nearest known one is `auth.jwt.key.secret`
-        line 4: `auth.jwt.key.secret` the file "forbidden" may not be read by this user
-    "#]],
+            line 2: `auth.jwt.key.alg`: "RS256" is not known here: write "HS256" or "HS384" or "HS512"
+            line 3: unknown key `auth.jwt.key.public_key`; the nearest known one is `auth.jwt.key.secret`
+            line 4: `auth.jwt.key.secret`: the file "forbidden" may not be read by this user
+        "#]],
     );
     let twice = format!("{KEY}kid = \"a\"\n{KEY}kid = \"a\"\n");
     check(
@@ -558,10 +558,10 @@ fn keys_must_be_as_long_as_the_hash() {
     check(
         "[auth.jwt]\ncookie = \"a b\"\nleeway = \"2h\"\nissuer = []\naudience = \"\"\n",
         expect![[r#"
-        line 2: `auth.jwt.cookie` is not a cookie name: use letters, digits, `-` and `_`
-        line 3: `auth.jwt.leeway` must be from 0s to 1h
-        line 5: `auth.jwt.audience` is empty
-    "#]],
+            line 2: `auth.jwt.cookie` is not a cookie name: use letters, digits, `-` and `_`
+            line 3: `auth.jwt.leeway`: must be from 0s to 1h
+            line 5: `auth.jwt.audience`: is empty
+        "#]],
     );
 }
 
@@ -596,8 +596,8 @@ fn streams_are_checked() {
     check_stream(
         "method = \"POST\"\nbody = \"x{claims.a}\"",
         expect![[r#"
-        `stream.body` has placeholders and must be JSON with each of them where a value may stand
-    "#]],
+            `stream.body`: has placeholders and must be JSON with each of them where a value may stand
+        "#]],
     );
     check_stream(
         "connect_timeout = \"16s\"\nfirst_byte_timeout = \"16s\"",
@@ -609,8 +609,8 @@ fn streams_are_checked() {
     check_stream(
         "ca = \"nope.pem\"",
         expect![[r#"
-        `stream.ca` the file "nope.pem" does not exist
-    "#]],
+            `stream.ca`: the file "nope.pem" does not exist
+        "#]],
     );
     check_stream(
         "ca = \"secret\"",
@@ -628,9 +628,9 @@ fn streams_are_checked() {
     check_stream(
         "history = 1_000_001\nresponse_bytes_max = 0",
         expect![[r#"
-        `stream.history` must be from 0 to 1000000
-        `stream.response_bytes_max` must be from 1 to 1073741824 bytes
-    "#]],
+            `stream.history`: must be from 0 to 1000000
+            `stream.response_bytes_max`: must be from 1 to 1073741824 bytes
+        "#]],
     );
     check_stream(
         "allow_anonymous = true\nroles = [\"a\"]",
@@ -666,7 +666,7 @@ fn headers_cannot_bend_the_request() {
         "headers = { A = \"x\\r\\nB: y\", B = \" y\", C = \"{claims.a}\", D = 1, E = \"\" }",
         expect![[r#"
             `stream.headers.D` has the type integer: write a string
-            `stream.headers.E` is empty
+            `stream.headers.E`: is empty
         "#]],
     );
     check_stream(
@@ -677,10 +677,13 @@ fn headers_cannot_bend_the_request() {
         `stream.headers.C` has a placeholder: they may stand in `url` and `body` only
     "#]],
     );
-    check_stream("headers = { A = \"1\", a = \"2\", \"\" = \"3\" }", expect![[r#"
+    check_stream(
+        "headers = { A = \"1\", a = \"2\", \"\" = \"3\" }",
+        expect![[r#"
         `stream.headers.a` stands there twice: header names do not differ by case
         `stream.headers` has a name that is no header name: use letters, digits and `-`
-    "#]]);
+    "#]],
+    );
     let many = |n: usize| {
         let members: Vec<String> = (0..n).map(|i| format!("h{i} = \"v\"")).collect();
         format!("headers = {{ {} }}", members.join(", "))
@@ -689,16 +692,16 @@ fn headers_cannot_bend_the_request() {
     check_stream(
         &many(33),
         expect![[r#"
-        `stream.headers` has over 32 members
-    "#]],
+            `stream.headers`: has over 32 members
+        "#]],
     );
     let long = |n: usize| format!("headers = {{ A = \"{}\" }}", "v".repeat(n));
     check_stream(&long(8192), expect![[r#""#]]);
     check_stream(
         &long(8193),
         expect![[r#"
-        `stream.headers.A` is over 8192 bytes
-    "#]],
+            `stream.headers.A`: is over 8192 bytes
+        "#]],
     );
 }
 
@@ -730,8 +733,8 @@ fn parameters_are_checked() {
     check_stream(
         &many(17),
         expect![[r#"
-        `stream.params` has over 16 members
-    "#]],
+            `stream.params`: has over 16 members
+        "#]],
     );
     let pattern = |n: usize| format!("params = [\"a\"]\nparams_pattern.a = \"{}\"", "x".repeat(n));
     check_stream(
@@ -743,8 +746,8 @@ fn parameters_are_checked() {
     check_stream(
         &pattern(1025),
         expect![[r#"
-        `stream.params_pattern.a` is over 1024 bytes
-    "#]],
+            `stream.params_pattern.a`: is over 1024 bytes
+        "#]],
     );
 }
 

@@ -433,8 +433,7 @@ type Split = (Vec<String>, Vec<Placeholder>);
 fn split_url<S: AsRef<str>>(text: &str, params: &[S]) -> Result<Split, TemplateError> {
     let (mut literals, mut placeholders) = (Vec::new(), Vec::new());
     let mut rest = text;
-    loop {
-        let Some(brace) = rest.find(['{', '}']) else { break };
+    while let Some(brace) = rest.find(['{', '}']) {
         let (literal, from_brace) = rest.split_at(brace);
         let (placeholder, after) = read_placeholder(from_brace, params).ok_or(TemplateError::StrayBrace)??;
         if placeholders.len() == PLACEHOLDERS_MAX {
