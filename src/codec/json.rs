@@ -205,7 +205,7 @@ impl<'d> Node<'d> {
     }
 
     /// Where its text begins in the document's.
-    pub fn start(self) -> u32 {
+    fn start(self) -> u32 {
         self.slot_at(self.slot).start
     }
 
@@ -413,7 +413,7 @@ pub fn changed_members<'a, 'b>(old: Node<'a>, new: Node<'b>) -> Vec<MemberChange
             (None, None) => return changes,
             _ => {
                 changes_by_name(rest_old, rest_new, &mut changes);
-                changes.sort_unstable_by_key(MemberChange::text_order);
+                changes.sort_by_cached_key(MemberChange::text_order);
                 return changes;
             }
         }
@@ -422,14 +422,10 @@ pub fn changed_members<'a, 'b>(old: Node<'a>, new: Node<'b>) -> Vec<MemberChange
 
 /// [`changed_members`] where the order of the names is of no help: both sides are sorted and merged.
 fn changes_by_name<'a, 'b>(olds: Members<'a>, news: Members<'b>, changes: &mut Vec<MemberChange<'a, 'b>>) {
-    let mut olds: Vec<Member<'a>> = olds.collect();
-    let mut news: Vec<Member<'b>> = news.collect();
-    olds.sort_unstable_by(|a, b| a.name.scalar_order(b.name));
-    news.sort_unstable_by(|a, b| a.name.scalar_order(b.name));
-    let (mut olds, mut news) = (olds.into_iter().peekable(), news.into_iter().peekable());
+    let (mut olds, mut news) = (sorted(olds).into_iter().peekable(), sorted(news).into_iter().peekable());
     loop {
         let order = match (olds.peek(), news.peek()) {
-            (Some(a), Some(b)) => a.name.scalar_order(b.name),
+            (Some(a), Some(b)) => name_order(a, b),
             (Some(_), None) => Ordering::Less,
             (None, Some(_)) => Ordering::Greater,
             (None, None) => return,
@@ -437,12 +433,24 @@ fn changes_by_name<'a, 'b>(olds: Members<'a>, news: Members<'b>, changes: &mut V
         let a = if order.is_le() { olds.next() } else { None };
         let b = if order.is_ge() { news.next() } else { None };
         match (a, b) {
-            (Some(a), Some(b)) if a.value != b.value => changes.push(MemberChange::Differs(a, b)),
-            (Some(a), None) => changes.push(MemberChange::Removed(a)),
-            (None, Some(b)) => changes.push(MemberChange::Added(b)),
+            (Some((_, a)), Some((_, b))) if a.value != b.value => changes.push(MemberChange::Differs(a, b)),
+            (Some((_, a)), None) => changes.push(MemberChange::Removed(a)),
+            (None, Some((_, b))) => changes.push(MemberChange::Added(b)),
             _ => {}
         }
     }
+}
+
+/// Members in the order of their names ([`Node::scalar_order`]), each with its name's hash at hand, so that sorting
+/// many of them seldom looks elsewhere.
+fn sorted(members: Members<'_>) -> Vec<(u64, Member<'_>)> {
+    let mut sorted: Vec<_> = members.map(|member| (member.name.hash(), member)).collect();
+    sorted.sort_unstable_by(name_order);
+    sorted
+}
+
+fn name_order((a_hash, a): &(u64, Member<'_>), (b_hash, b): &(u64, Member<'_>)) -> Ordering {
+    a_hash.cmp(b_hash).then_with(|| a.name.scalar_order(b.name))
 }
 
 /// Appends `text` as a JSON string, quotes included: what RFC 8259 section 7 wants escaped is, nothing else.
