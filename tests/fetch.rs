@@ -56,13 +56,15 @@ fn a_request_says_what_the_target_says() {
     on_each_driver(async || {
         let (client, upstream) = (Client::new(), Upstream::start());
         upstream.set_json("/leads", "1");
-        let mut asked = target(&upstream.url("/leads?a=b"), |options| options.method = "POST".into());
+        let url = upstream.url("/leads?a=b#part").replace("//", "//user:hunter2@");
+        let mut asked = target(&url, |options| options.method = "POST".into());
         asked.body = Some(Arc::from(*b"{\"q\":1}"));
         client.poll(asked).await.expect("a response");
         let seen = upstream.requests().remove(0);
         assert_eq!((seen.method.as_str(), seen.target.as_str()), ("POST", "/leads?a=b&key=hunter2-query"));
         assert_eq!(seen.header("host"), Some(upstream.address().to_string().as_str()));
         assert_eq!(seen.header("x-api-key"), Some("hunter2-header"));
+        assert_eq!(seen.header("authorization"), None, "credentials come from the configuration, not from the URL");
         assert_eq!(seen.body, b"{\"q\":1}");
     });
 }
@@ -305,6 +307,57 @@ fn at_the_cap_a_connection_goes_from_hand_to_hand() {
         client.fetcher.fetch_once(request(target(&url, |_| {})), || NOW).await.expect("a response");
         poll.await.expect("a response");
         assert_eq!(upstream.connection_count(), 3);
+    });
+}
+
+#[test]
+fn under_load_and_faults_the_bounds_hold_and_all_comes_back() {
+    on_each_driver(async || {
+        let options = FetcherOptions { connections_max: 8, idle_max: 4, ..FetcherOptions::default() };
+        let (client, one, two) = (Client::with(options, Resolver::system()), Upstream::start(), Upstream::start());
+        let mut random = 7u64;
+        let mut fetches = Vec::new();
+        for n in 0..400 {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let (path, upstream) = (format!("/{n}"), if random >> 60 & 1 == 0 { &one } else { &two });
+            upstream.set(&path, Reply::json("1"));
+            match random >> 40 & 15 {
+                0 => upstream.once(&path, Reply::steps(vec![Step::Close])),
+                1 => upstream.once(&path, Reply::steps(vec![Step::Reset])),
+                2 => upstream.once(&path, Reply::raw(*b"garbage\r\n\r\n")),
+                3 => upstream.once(&path, Reply::json("1").then(Step::Close)),
+                4 => upstream.once(&path, Reply::json("1").header("Connection", "close")),
+                5 => upstream.once(&path, Reply::json("1").delay(Duration::from_millis(3))),
+                _ => {}
+            }
+            let (fetcher, asked) = (client.fetcher.clone(), request(target(&upstream.url(&path), |_| {})));
+            let patience = random >> 30 & 127;
+            // Some give up, wherever they happen to be.
+            fetches.push(monoio::spawn(async move {
+                let fetch = fetcher.fetch(asked, || NOW);
+                if patience < 20 {
+                    let _ = monoio::time::timeout(Duration::from_millis(patience), fetch).await;
+                } else if let Err(error) = fetch.await {
+                    assert!(matches!(error.code, UpstreamCode::Protocol | UpstreamCode::Unreachable), "{error:?}");
+                }
+            }));
+        }
+        for fetch in fetches {
+            fetch.await;
+            assert!(client.fetcher.counts().open <= 8);
+            assert!(one.open_connections() + two.open_connections() <= 16, "no more than may, and those being closed");
+        }
+        // A close in the ring is not at once.
+        for _ in 0..200 {
+            let FetcherCounts { open, idle } = client.fetcher.counts();
+            if open == idle && one.open_connections() + two.open_connections() == idle {
+                break;
+            }
+            monoio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let FetcherCounts { open, idle } = client.fetcher.counts();
+        assert!(open == idle && idle <= 4, "{open} open, {idle} idle");
+        assert_eq!(one.open_connections() + two.open_connections(), idle);
     });
 }
 

@@ -102,10 +102,13 @@ impl Resolver {
 
 impl Drop for Resolver {
     fn drop(&mut self) {
-        let mut work = lock(&self.process.work);
-        work.closed = true;
-        work.jobs.clear();
+        let unstarted = {
+            let mut work = lock(&self.process.work);
+            work.closed = true;
+            std::mem::take(&mut work.jobs)
+        };
         self.process.has_work.notify_all();
+        drop(unstarted); // Which tells those who wait for them.
     }
 }
 
@@ -148,8 +151,8 @@ impl ResolverHandle {
         let flight = Flight::departing();
         let (name, process) = (Arc::<str>::from(name), Arc::clone(&self.process));
         let job = {
-            let (name, flight) = (Arc::clone(&name), Arc::clone(&flight));
-            move || flight.land(process.look_up(&name))
+            let (name, pilot) = (Arc::clone(&name), Pilot::of(&flight, Err(ResolveError::Busy)));
+            move || pilot.land(process.look_up(&name))
         };
         self.run(job)?;
         names.insert(name, Arc::clone(&flight));
@@ -185,7 +188,7 @@ impl Process {
         while !work.closed {
             if let Some(job) = work.jobs.pop_front() {
                 drop(work);
-                // A job that panics has broken a promise to its waiters only: they time out, the thread goes on.
+                // A job that panics tells its waiters as it unwinds; the thread goes on.
                 let _ = catch_unwind(AssertUnwindSafe(job));
                 work = lock(&self.work);
             } else {
@@ -254,7 +257,7 @@ impl<T> Flight<T> {
     }
 
     /// Sets the outcome and wakes all who wait for it. Only the first outcome counts.
-    pub(super) fn land(&self, outcome: T) {
+    fn land(&self, outcome: T) {
         let mut state = lock(&self.state);
         if let FlightState::Under(waiting) = &mut *state {
             let waiting = std::mem::take(waiting);
@@ -269,6 +272,32 @@ impl<T> Flight<T> {
         match &*lock(&self.state) {
             FlightState::Under(_) => None,
             FlightState::Landed(outcome, at) => Some(read(outcome, *at)),
+        }
+    }
+}
+
+/// Whose duty it is to land a flight: on a helper thread, or, where the work is dropped undone, then and there.
+pub(super) struct Pilot<T> {
+    flight: Arc<Flight<T>>,
+    otherwise: Option<T>,
+}
+
+impl<T> Pilot<T> {
+    /// The pilot of `flight`, whose outcome is `otherwise` if nothing else.
+    pub(super) fn of(flight: &Arc<Flight<T>>, otherwise: T) -> Pilot<T> {
+        Pilot { flight: Arc::clone(flight), otherwise: Some(otherwise) }
+    }
+
+    /// Lands the flight with this outcome.
+    pub(super) fn land(self, outcome: T) {
+        self.flight.land(outcome);
+    }
+}
+
+impl<T> Drop for Pilot<T> {
+    fn drop(&mut self) {
+        if let Some(otherwise) = self.otherwise.take() {
+            self.flight.land(otherwise);
         }
     }
 }
@@ -577,6 +606,23 @@ mod tests {
             let process = Arc::downgrade(&resolver.process);
             drop(resolver);
             assert_eq!(handle.resolve("a.test").await, Err(ResolveError::Busy));
+            drop(handle);
+            let (resolver, gate, _) = gated();
+            let handle = resolver.handle().expect("descriptors");
+            let asked: Vec<_> = (0..=RESOLVER_THREADS_MAX)
+                .map(|n| {
+                    let handle = handle.clone();
+                    monoio::spawn(async move { handle.resolve(&format!("{n}.test")).await })
+                })
+                .collect();
+            sleep(Duration::from_millis(5)).await;
+            drop(resolver);
+            open(&gate);
+            let mut outcomes = Vec::new();
+            for asked in asked {
+                outcomes.push(asked.await);
+            }
+            assert_eq!(outcomes.pop(), Some(Err(ResolveError::Busy)), "the one that had not begun");
             drop(handle);
             for _ in 0..100 {
                 if process.strong_count() == 0 {

@@ -20,7 +20,7 @@ use rustls::pki_types::{CertificateDer, IpAddr, ServerName};
 use rustls::{CertificateError, ClientConfig, RootCertStore};
 
 use crate::limits::{RESOLVER_FAILURE_TTL, TRUST_SETS_MAX};
-use crate::runtime::resolver::{Flight, ResolverHandle};
+use crate::runtime::resolver::{Flight, Pilot, ResolverHandle};
 use crate::stream::CaFile;
 
 /// Bytes of ciphertext read at once: a record of 16 KiB and its overhead (RFC 8446 section 5.2).
@@ -167,8 +167,8 @@ async fn system_roots(helpers: &ResolverHandle) -> Roots {
             Some(flight) => Arc::clone(flight),
             None => {
                 let flight = Flight::departing();
-                let landing = Arc::clone(&flight);
-                helpers.run(move || landing.land(read_system_roots())).map_err(|_| TlsError::Busy)?;
+                let pilot = Pilot::of(&flight, Err(TlsError::Busy));
+                helpers.run(move || pilot.land(read_system_roots())).map_err(|_| TlsError::Busy)?;
                 Arc::clone(system.insert(flight))
             }
         }
