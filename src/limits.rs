@@ -144,9 +144,9 @@ pub const UPSTREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 pub const UPSTREAM_WAITING_MAX: usize = 65_536;
 /// Bytes of an upstream's status line and headers.
 pub const UPSTREAM_HEAD_BYTES_MAX: usize = 32 << 10;
-/// Largest body that is read to its end only so that the connection can be used again.
+/// Bytes of a response without a value (an error page) that are read only so that the connection can be used again.
 pub const UPSTREAM_DRAIN_BYTES_MAX: u64 = 64 << 10;
-/// How long such a body may take.
+/// How long that may take.
 pub const UPSTREAM_DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
 /// Time between the attempts to connect to a name's addresses (RFC 8305 section 5).
 pub const CONNECT_STAGGER: Duration = Duration::from_millis(250);

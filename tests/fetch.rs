@@ -1,5 +1,8 @@
 //! The upstream client against a real server that misbehaves, over both drivers.
 
+// Tests measure how long things take.
+#![allow(clippy::disallowed_methods)]
+
 mod support;
 
 use std::net::{IpAddr, TcpListener, TcpStream};
@@ -38,17 +41,30 @@ fn a_value_comes_through_every_framing_and_coding() {
 }
 
 #[test]
+fn a_large_value_comes_whole() {
+    on_each_driver(async || {
+        let (client, upstream) = (Client::new(), Upstream::start());
+        let text = format!("\"{}\"", "x".repeat(4 << 20));
+        upstream.set("/leads", Reply::json(text.as_str()));
+        let roomy = target(&upstream.url("/leads"), |options| options.response_bytes_max = 8 << 20);
+        assert!(body(&client.poll(roomy).await.expect("a response")) == text);
+    });
+}
+
+#[test]
 fn a_request_says_what_the_target_says() {
     on_each_driver(async || {
         let (client, upstream) = (Client::new(), Upstream::start());
         upstream.set_json("/leads", "1");
-        let mut asked = target(&upstream.url("/leads?a=b"), |options| options.method = "POST".into());
+        let url = upstream.url("/leads?a=b#part").replace("//", "//user:hunter2@");
+        let mut asked = target(&url, |options| options.method = "POST".into());
         asked.body = Some(Arc::from(*b"{\"q\":1}"));
         client.poll(asked).await.expect("a response");
         let seen = upstream.requests().remove(0);
         assert_eq!((seen.method.as_str(), seen.target.as_str()), ("POST", "/leads?a=b&key=hunter2-query"));
         assert_eq!(seen.header("host"), Some(upstream.address().to_string().as_str()));
         assert_eq!(seen.header("x-api-key"), Some("hunter2-header"));
+        assert_eq!(seen.header("authorization"), None, "credentials come from the configuration, not from the URL");
         assert_eq!(seen.body, b"{\"q\":1}");
     });
 }
@@ -294,6 +310,57 @@ fn at_the_cap_a_connection_goes_from_hand_to_hand() {
     });
 }
 
+#[test]
+fn under_load_and_faults_the_bounds_hold_and_all_comes_back() {
+    on_each_driver(async || {
+        let options = FetcherOptions { connections_max: 8, idle_max: 4, ..FetcherOptions::default() };
+        let (client, one, two) = (Client::with(options, Resolver::system()), Upstream::start(), Upstream::start());
+        let mut random = 7u64;
+        let mut fetches = Vec::new();
+        for n in 0..400 {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let (path, upstream) = (format!("/{n}"), if random >> 60 & 1 == 0 { &one } else { &two });
+            upstream.set(&path, Reply::json("1"));
+            match random >> 40 & 15 {
+                0 => upstream.once(&path, Reply::steps(vec![Step::Close])),
+                1 => upstream.once(&path, Reply::steps(vec![Step::Reset])),
+                2 => upstream.once(&path, Reply::raw(*b"garbage\r\n\r\n")),
+                3 => upstream.once(&path, Reply::json("1").then(Step::Close)),
+                4 => upstream.once(&path, Reply::json("1").header("Connection", "close")),
+                5 => upstream.once(&path, Reply::json("1").delay(Duration::from_millis(3))),
+                _ => {}
+            }
+            let (fetcher, asked) = (client.fetcher.clone(), request(target(&upstream.url(&path), |_| {})));
+            let patience = random >> 30 & 127;
+            // Some give up, wherever they happen to be.
+            fetches.push(monoio::spawn(async move {
+                let fetch = fetcher.fetch(asked, || NOW);
+                if patience < 20 {
+                    let _ = monoio::time::timeout(Duration::from_millis(patience), fetch).await;
+                } else if let Err(error) = fetch.await {
+                    assert!(matches!(error.code, UpstreamCode::Protocol | UpstreamCode::Unreachable), "{error:?}");
+                }
+            }));
+        }
+        for fetch in fetches {
+            fetch.await;
+            assert!(client.fetcher.counts().open <= 8);
+            assert!(one.open_connections() + two.open_connections() <= 16, "no more than may, and those being closed");
+        }
+        // A close in the ring is not at once.
+        for _ in 0..200 {
+            let FetcherCounts { open, idle } = client.fetcher.counts();
+            if open == idle && one.open_connections() + two.open_connections() == idle {
+                break;
+            }
+            monoio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let FetcherCounts { open, idle } = client.fetcher.counts();
+        assert!(open == idle && idle <= 4, "{open} open, {idle} idle");
+        assert_eq!(one.open_connections() + two.open_connections(), idle);
+    });
+}
+
 // Time-outs.
 
 #[test]
@@ -305,7 +372,7 @@ fn silence_and_drips_time_out() {
         let began = Instant::now();
         let detail = client.fails(target(&url, short), UpstreamCode::Timeout).await;
         assert!(detail.contains("150ms") && detail.contains("first byte"), "{detail}");
-        assert!(began.elapsed() < SECOND);
+        assert!(began.elapsed() < 3 * SECOND);
         for reply in [
             Reply::json("[1]").drip(1, Duration::from_millis(30)),
             Reply::promise(100),
@@ -317,6 +384,11 @@ fn silence_and_drips_time_out() {
         }
         connections_become(&upstream, 0).await;
         assert_eq!(client.fetcher.counts(), FetcherCounts { open: 0, idle: 0 });
+        upstream.set("/leads", Reply::steps(vec![Step::Pause(2 * SECOND)]).before_body());
+        let mut large = target(&url, short);
+        large.body = Some(Arc::from(vec![b' '; 32 << 20]));
+        let detail = client.fails(large, UpstreamCode::Timeout).await;
+        assert!(detail.contains("300ms") && detail.contains("sending"), "{detail}");
         upstream.set("/leads", Reply::json("[1]").drip(10, Duration::from_millis(1)));
         assert_eq!(body(&client.get(&url).await.expect("slow is not dead")), "[1]");
     });
@@ -454,7 +526,7 @@ fn an_error_page_is_drained_only_while_it_is_small_and_quick() {
             upstream.set("/leads", reply);
             let began = Instant::now();
             assert_eq!(client.get(&url).await.expect("a status").status, 500);
-            assert!(began.elapsed() < limits::UPSTREAM_DRAIN_TIMEOUT + SECOND, "the status is not held up");
+            assert!(began.elapsed() < limits::UPSTREAM_DRAIN_TIMEOUT + 2 * SECOND, "the status is not held up");
         }
         connections_become(&upstream, 0).await;
     });
@@ -625,7 +697,7 @@ fn a_lookup_is_shared_remembered_and_timed() {
         let hasty = target(&upstream.url_by_name("hung.test", "/"), |options| options.connect_timeout = SECOND / 5);
         let began = Instant::now();
         client.fails(hasty, UpstreamCode::Timeout).await;
-        assert!(began.elapsed() < SECOND, "a hung name server holds nobody up");
+        assert!(began.elapsed() < 2 * SECOND, "a hung name server holds nobody up");
         client.get(&url).await.expect("other names go on");
     });
 }

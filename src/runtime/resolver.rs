@@ -102,10 +102,13 @@ impl Resolver {
 
 impl Drop for Resolver {
     fn drop(&mut self) {
-        let mut work = lock(&self.process.work);
-        work.closed = true;
-        work.jobs.clear();
+        let unstarted = {
+            let mut work = lock(&self.process.work);
+            work.closed = true;
+            std::mem::take(&mut work.jobs)
+        };
         self.process.has_work.notify_all();
+        drop(unstarted); // Which tells those who wait for them.
     }
 }
 
@@ -148,8 +151,8 @@ impl ResolverHandle {
         let flight = Flight::departing();
         let (name, process) = (Arc::<str>::from(name), Arc::clone(&self.process));
         let job = {
-            let (name, flight) = (Arc::clone(&name), Arc::clone(&flight));
-            move || flight.land(process.look_up(&name))
+            let (name, pilot) = (Arc::clone(&name), Pilot::of(&flight, Err(ResolveError::Busy)));
+            move || pilot.land(process.look_up(&name))
         };
         self.run(job)?;
         names.insert(name, Arc::clone(&flight));
@@ -185,7 +188,7 @@ impl Process {
         while !work.closed {
             if let Some(job) = work.jobs.pop_front() {
                 drop(work);
-                // A job that panics has broken a promise to its waiters only: they time out, the thread goes on.
+                // A job that panics tells its waiters as it unwinds; the thread goes on.
                 let _ = catch_unwind(AssertUnwindSafe(job));
                 work = lock(&self.work);
             } else {
@@ -254,7 +257,7 @@ impl<T> Flight<T> {
     }
 
     /// Sets the outcome and wakes all who wait for it. Only the first outcome counts.
-    pub(super) fn land(&self, outcome: T) {
+    fn land(&self, outcome: T) {
         let mut state = lock(&self.state);
         if let FlightState::Under(waiting) = &mut *state {
             let waiting = std::mem::take(waiting);
@@ -269,6 +272,32 @@ impl<T> Flight<T> {
         match &*lock(&self.state) {
             FlightState::Under(_) => None,
             FlightState::Landed(outcome, at) => Some(read(outcome, *at)),
+        }
+    }
+}
+
+/// Whose duty it is to land a flight: on a helper thread, or, where the work is dropped undone, then and there.
+pub(super) struct Pilot<T> {
+    flight: Arc<Flight<T>>,
+    otherwise: Option<T>,
+}
+
+impl<T> Pilot<T> {
+    /// The pilot of `flight`, whose outcome is `otherwise` if nothing else.
+    pub(super) fn of(flight: &Arc<Flight<T>>, otherwise: T) -> Pilot<T> {
+        Pilot { flight: Arc::clone(flight), otherwise: Some(otherwise) }
+    }
+
+    /// Lands the flight with this outcome.
+    pub(super) fn land(self, outcome: T) {
+        self.flight.land(outcome);
+    }
+}
+
+impl<T> Drop for Pilot<T> {
+    fn drop(&mut self) {
+        if let Some(otherwise) = self.otherwise.take() {
+            self.flight.land(otherwise);
         }
     }
 }
@@ -402,4 +431,206 @@ impl Ring {
 /// A panic while one of these is held leaves nothing half done: each critical section is a few pushes and pops.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    use monoio::time::{sleep, timeout};
+
+    use super::*;
+
+    const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+    fn on_a_core(test: impl AsyncFnOnce()) {
+        let mut runtime = monoio::RuntimeBuilder::<monoio::LegacyDriver>::new().enable_timer().build().expect("epoll");
+        runtime.block_on(test());
+    }
+
+    type Gate = Arc<(Mutex<bool>, Condvar)>;
+
+    /// A resolver whose lookups wait for the gate, and what counts them.
+    fn gated() -> (Resolver, Gate, Arc<AtomicUsize>) {
+        let gate = Gate::new((Mutex::new(false), Condvar::new()));
+        let count = Arc::new(AtomicUsize::new(0));
+        let (their_gate, their_count) = (Arc::clone(&gate), Arc::clone(&count));
+        let resolver = Resolver::with_lookup(Box::new(move |_| {
+            their_count.fetch_add(1, Ordering::SeqCst);
+            let (open, changed) = &*their_gate;
+            let _open = changed.wait_while(lock(open), |open| !*open);
+            Ok(vec![LOOPBACK])
+        }));
+        (resolver, gate, count)
+    }
+
+    fn open(gate: &(Mutex<bool>, Condvar)) {
+        *lock(&gate.0) = true;
+        gate.1.notify_all();
+    }
+
+    #[test]
+    fn one_lookup_serves_every_core_that_waits() {
+        let (resolver, gate, count) = gated();
+        thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    on_a_core(async || {
+                        let handle = resolver.handle().expect("descriptors");
+                        let (one, two) = (handle.clone(), handle.clone());
+                        let one = monoio::spawn(async move { one.resolve("a.test").await });
+                        let two = monoio::spawn(async move { two.resolve("a.test").await });
+                        assert_eq!((one.await, two.await), (Ok([LOOPBACK].into()), Ok([LOOPBACK].into())));
+                    });
+                });
+            }
+            thread::sleep(Duration::from_millis(50));
+            open(&gate);
+        });
+        assert_eq!(count.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn as_many_lookups_wait_as_may_and_no_more() {
+        let (resolver, gate, count) = gated();
+        on_a_core(async || {
+            let handle = resolver.handle().expect("descriptors");
+            let ask = |n: usize| {
+                let handle = handle.clone();
+                monoio::spawn(async move { handle.resolve(&format!("{n}.test")).await })
+            };
+            let under_way: Vec<_> = (0..RESOLVER_THREADS_MAX).map(ask).collect();
+            while count.load(Ordering::SeqCst) < RESOLVER_THREADS_MAX {
+                sleep(Duration::from_millis(1)).await;
+            }
+            let waiting: Vec<_> = (100..100 + RESOLVER_QUEUE_MAX).map(ask).collect();
+            sleep(Duration::from_millis(1)).await;
+            assert_eq!(ask(1000).await, Err(ResolveError::Busy));
+            assert_eq!(count.load(Ordering::SeqCst), RESOLVER_THREADS_MAX, "and no more threads than may");
+            open(&gate);
+            for lookup in under_way.into_iter().chain(waiting) {
+                assert_eq!(lookup.await, Ok([LOOPBACK].into()));
+            }
+            assert_eq!(ask(1000).await, Ok([LOOPBACK].into()), "being busy is not remembered");
+        });
+    }
+
+    #[test]
+    fn a_caller_that_gives_up_leaves_nothing_behind() {
+        let (resolver, gate, _) = gated();
+        on_a_core(async || {
+            let handle = resolver.handle().expect("descriptors");
+            timeout(Duration::from_millis(5), handle.resolve("a.test")).await.expect_err("the gate is shut");
+            assert!(handle.bell.waiting.borrow().is_empty());
+            let flight = lock(&resolver.process.names).get("a.test").cloned().expect("it is under way");
+            assert!(matches!(&*lock(&flight.state), FlightState::Under(rings) if rings.is_empty()));
+            open(&gate);
+            assert_eq!(handle.resolve("a.test").await, Ok([LOOPBACK].into()));
+        });
+    }
+
+    #[test]
+    fn the_cache_holds_as_many_names_as_it_may() {
+        let resolver = Resolver::with_lookup(Box::new(|_| Ok(vec![LOOPBACK])));
+        on_a_core(async || {
+            let handle = resolver.handle().expect("descriptors");
+            let held = || lock(&resolver.process.names).len();
+            for n in 0..RESOLVER_NAMES_MAX {
+                handle.resolve(&format!("{n}.test")).await.expect("an address");
+            }
+            assert_eq!(held(), RESOLVER_NAMES_MAX);
+            handle.resolve("one-more.test").await.expect("an address");
+            assert_eq!(held(), RESOLVER_NAMES_MAX);
+            let names = lock(&resolver.process.names);
+            assert!(names.contains_key("one-more.test") && !names.contains_key("0.test"), "the oldest goes first");
+        });
+    }
+
+    #[test]
+    fn failures_are_remembered_for_a_while_and_panics_are_failures() {
+        let count = Arc::new(AtomicUsize::new(0));
+        let counting = Arc::clone(&count);
+        let resolver = Resolver::with_lookup(Box::new(move |name| {
+            counting.fetch_add(1, Ordering::SeqCst);
+            match name {
+                "none.test" => Ok(Vec::new()),
+                "panic.test" => panic!("a resolver with a defect"),
+                _ => Err(io::Error::other("no such host")),
+            }
+        }));
+        on_a_core(async || {
+            let handle = resolver.handle().expect("descriptors");
+            for _ in 0..2 {
+                assert_eq!(handle.resolve("none.test").await, Err(ResolveError::Empty));
+                assert_eq!(handle.resolve("gone.test").await, Err(ResolveError::Failed("no such host".into())));
+                assert!(matches!(handle.resolve("panic.test").await, Err(ResolveError::Failed(_))));
+            }
+            assert_eq!(count.load(Ordering::SeqCst), 3);
+            sleep(RESOLVER_FAILURE_TTL).await;
+            assert_eq!(handle.resolve("gone.test").await, Err(ResolveError::Failed("no such host".into())));
+            assert_eq!(count.load(Ordering::SeqCst), 4);
+        });
+    }
+
+    #[test]
+    fn addresses_are_bounded_and_each_is_there_once() {
+        let many: Vec<IpAddr> = (0..=255).flat_map(|n| [IpAddr::from([10, 0, 0, n]); 2]).collect();
+        let resolver = Resolver::with_lookup(Box::new(move |_| Ok(many.clone())));
+        on_a_core(async || {
+            let handle = resolver.handle().expect("descriptors");
+            let addresses = handle.resolve("many.test").await.expect("addresses");
+            assert_eq!(addresses.len(), RESOLVER_ADDRESSES_MAX);
+            assert_eq!(addresses[..2], [IpAddr::from([10, 0, 0, 0]), IpAddr::from([10, 0, 0, 1])]);
+        });
+    }
+
+    #[test]
+    fn localhost_asks_nobody() {
+        let resolver = Resolver::with_lookup(Box::new(|name| panic!("asked for {name}")));
+        on_a_core(async || {
+            let handle = resolver.handle().expect("descriptors");
+            for name in ["localhost", "LocalHost.", "a.b.localhost"] {
+                assert!(handle.resolve(name).await.expect("loopback").iter().all(IpAddr::is_loopback), "{name}");
+            }
+        });
+        assert!(!is_localhost("localhost.example.com") && !is_localhost("notlocalhost"));
+    }
+
+    #[test]
+    fn a_resolver_that_is_gone_answers_busy_and_its_threads_end() {
+        let resolver = Resolver::system();
+        on_a_core(async || {
+            let handle = resolver.handle().expect("descriptors");
+            handle.run(|| {}).expect("a thread");
+            let process = Arc::downgrade(&resolver.process);
+            drop(resolver);
+            assert_eq!(handle.resolve("a.test").await, Err(ResolveError::Busy));
+            drop(handle);
+            let (resolver, gate, _) = gated();
+            let handle = resolver.handle().expect("descriptors");
+            let asked: Vec<_> = (0..=RESOLVER_THREADS_MAX)
+                .map(|n| {
+                    let handle = handle.clone();
+                    monoio::spawn(async move { handle.resolve(&format!("{n}.test")).await })
+                })
+                .collect();
+            sleep(Duration::from_millis(5)).await;
+            drop(resolver);
+            open(&gate);
+            let mut outcomes = Vec::new();
+            for asked in asked {
+                outcomes.push(asked.await);
+            }
+            assert_eq!(outcomes.pop(), Some(Err(ResolveError::Busy)), "the one that had not begun");
+            drop(handle);
+            for _ in 0..100 {
+                if process.strong_count() == 0 {
+                    return;
+                }
+                sleep(Duration::from_millis(10)).await;
+            }
+            panic!("a thread holds on to the resolver");
+        });
+    }
 }

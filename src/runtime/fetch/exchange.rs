@@ -111,7 +111,10 @@ impl Exchange<'_> {
         let limit = self.request.target.options.first_byte_timeout;
         let arrived = match early.await {
             Some(arrived) => arrived,
-            None => timeout(limit, first).await.map_err(|_| Failure::of(timed_out(limit, Phase::Sending)))?,
+            None => {
+                self.phase.set(Phase::Sent);
+                timeout(limit, first).await.map_err(|_| Failure::of(timed_out(limit, Phase::Sent)))?
+            }
         };
         match arrived {
             Ok([]) | Err(Fault::Cut) => {

@@ -83,6 +83,7 @@ enum Phase {
     Waiting,
     Connecting,
     Sending,
+    Sent,
     Receiving,
 }
 
@@ -250,7 +251,8 @@ fn timed_out(limit: Duration, phase: Phase) -> FetchError {
     let doing = match phase {
         Phase::Waiting => "waiting for a free connection",
         Phase::Connecting => "connecting",
-        Phase::Sending => "waiting for the response's first byte",
+        Phase::Sending => "sending the request",
+        Phase::Sent => "waiting for the response's first byte",
         Phase::Receiving => "receiving the response",
     };
     FetchError { code: UpstreamCode::Timeout, detail: format!("{limit:?} passed while {doing}") }

@@ -20,7 +20,7 @@ use rustls::pki_types::{CertificateDer, IpAddr, ServerName};
 use rustls::{CertificateError, ClientConfig, RootCertStore};
 
 use crate::limits::{RESOLVER_FAILURE_TTL, TRUST_SETS_MAX};
-use crate::runtime::resolver::{Flight, ResolverHandle};
+use crate::runtime::resolver::{Flight, Pilot, ResolverHandle};
 use crate::stream::CaFile;
 
 /// Bytes of ciphertext read at once: a record of 16 KiB and its overhead (RFC 8446 section 5.2).
@@ -167,8 +167,8 @@ async fn system_roots(helpers: &ResolverHandle) -> Roots {
             Some(flight) => Arc::clone(flight),
             None => {
                 let flight = Flight::departing();
-                let landing = Arc::clone(&flight);
-                helpers.run(move || landing.land(read_system_roots())).map_err(|_| TlsError::Busy)?;
+                let pilot = Pilot::of(&flight, Err(TlsError::Busy));
+                helpers.run(move || pilot.land(read_system_roots())).map_err(|_| TlsError::Busy)?;
                 Arc::clone(system.insert(flight))
             }
         }
@@ -303,5 +303,55 @@ fn certificate_in_words(why: &CertificateError) -> &'static str {
         C::BadEncoding => "certificate badly encoded",
         C::InvalidPurpose | C::InvalidPurposeContext { .. } => "certificate not for servers",
         _ => "certificate not accepted",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ca(text: &str) -> CaFile {
+        CaFile { path: "ca.pem".into(), pem: Arc::from(text.as_bytes()) }
+    }
+
+    #[test]
+    fn equal_authorities_are_one_trust_set() {
+        let sets = TrustSets::new();
+        assert_eq!(sets.id_of(None), TrustId::SYSTEM);
+        let id = sets.id_of(Some(&ca("a")));
+        assert_ne!(id, TrustId::SYSTEM);
+        assert_eq!(sets.id_of(Some(&ca("a"))), id);
+        assert_ne!(sets.id_of(Some(&ca("b"))), id);
+    }
+
+    #[test]
+    fn trust_sets_are_bounded_and_the_one_used_longest_ago_goes() {
+        let sets = TrustSets::new();
+        let ids: Vec<TrustId> = (0..TRUST_SETS_MAX).map(|n| sets.id_of(Some(&ca(&n.to_string())))).collect();
+        assert_eq!(sets.id_of(Some(&ca("0"))), ids[0], "all fit");
+        sets.id_of(Some(&ca("one more")));
+        assert_eq!(sets.state.borrow().named.len(), TRUST_SETS_MAX);
+        assert_eq!(sets.id_of(Some(&ca("0"))), ids[0], "used just now");
+        assert!(!ids.contains(&sets.id_of(Some(&ca("1")))), "gone, and its id is not reused");
+    }
+
+    #[test]
+    fn a_ca_file_must_hold_certificates() {
+        let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        for text in ["", "no certificate", broken, "-----BEGIN CERTIFICATE-----\n?\n-----END CERTIFICATE-----\n"] {
+            assert_eq!(roots_of(&ca(text)).err(), Some(TlsError::Ca), "{text:?}");
+        }
+        let good = rcgen::generate_simple_self_signed(vec!["a.test".to_owned()]).expect("a certificate").cert.pem();
+        assert_eq!(roots_of(&ca(&good)).expect("it is one").len(), 1);
+        assert_eq!(roots_of(&ca(&(good + broken))).err(), Some(TlsError::Ca), "one that is broken is not passed over");
+    }
+
+    #[test]
+    fn names_are_as_certificates_have_them() {
+        let text = |host: &'static str| url::Host::Domain(host);
+        assert_eq!(server_name(&text("a.test.")), server_name(&text("a.test")));
+        assert!(matches!(server_name(&text("a.test")), Ok(ServerName::DnsName(_))));
+        assert!(server_name(&text("")).is_err() && server_name(&text("a..b")).is_err());
+        assert!(matches!(server_name(&url::Host::Ipv4([127, 0, 0, 1].into())), Ok(ServerName::IpAddress(_))));
     }
 }
