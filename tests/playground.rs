@@ -326,6 +326,82 @@ fn each_close_code_is_followed_by_what_the_contract_asks_of_a_client() {
     stage.expect_no_complaint();
 }
 
+#[test]
+fn without_a_signing_key_a_person_pastes_the_fresh_token() {
+    let mut stage = Stage::set();
+    stage.browser.before_documents(SCRIPTED_WEBSOCKET);
+    let [listen, token] = ["listen", "token"].map(|name| stage.demo.word(name));
+    stage.browser.open(&format!("http://{listen}/#stream=prices&token={token}"));
+    stage.browser.wait_for(LIVE);
+    assert!(stage.is("document.getElementById('demo').hidden && document.getElementById('fresh').hidden"));
+    stage.say(json!({ "type": "reauthenticate", "expires_at": 1, "expires_in_ms": 60_000 }));
+    stage.browser.wait_for("document.getElementById('notice-code').textContent === 'reauthenticate'");
+    assert_eq!(stage.number("sockets.at(-1).sent.length"), 0, "there is nothing to sign with");
+
+    stage.click("renew");
+    assert_eq!(stage.text("document.activeElement.id"), "fresh-token", "where to paste is where one types");
+    let paste = |text: &str| {
+        format!(
+            "document.getElementById('fresh-token').value = ' {text}\\n';
+             document.querySelector('#fresh button[type=submit]').click()"
+        )
+    };
+    stage.browser.evaluate(&paste("two.parts"));
+    assert_eq!(stage.text("document.getElementById('notice-title').textContent"), "That is not a token.");
+    stage.click("renew");
+    stage.browser.evaluate(&paste("a.fresh.token"));
+    stage.browser.wait_for("sockets.at(-1).sent.length === 1");
+    assert_eq!(stage.text("JSON.parse(sockets.at(-1).sent[0]).token"), "a.fresh.token");
+    stage.browser.evaluate(
+        "sockets.at(-1).say({ type: 'auth_ok', id: JSON.parse(sockets.at(-1).sent[0]).id, expires_at: (Date.now() + 600000) * 1000 })",
+    );
+    stage.browser.wait_for("document.getElementById('notice-title').textContent === 'Renewed in band.'");
+    assert!(stage.text("document.getElementById('left').textContent").starts_with("9:5"));
+    assert_eq!(stage.number("sockets.length"), 1);
+    assert!(stage.is("document.getElementById('fresh').hidden && !document.getElementById('fresh-token').value"));
+    stage.expect_no_complaint();
+}
+
+#[test]
+fn rows_come_and_go_and_whoever_wants_no_motion_sees_marks_that_stand_still() {
+    let mut stage = Stage::scripted();
+    stage.browser.call(
+        "Emulation.setEmulatedMedia",
+        json!({ "features": [{ "name": "prefers-reduced-motion", "value": "reduce" }] }),
+    );
+    let ids = "[...document.querySelectorAll('#value tbody tr:not(.removed) td:first-child')].map(it => it.textContent).join()";
+    let data = json!([{ "id": "a", "n": 1.10 }, { "id": "b", "n": 2 }, { "id": "c", "n": 3 }]);
+    stage.say(json!({ "type": "snapshot", "stream": "s", "epoch": "e", "seq": 1, "ts": 1, "data": data }));
+    stage.browser.wait_for(&format!("{ids} === 'a,b,c'"));
+    assert!(!stage.is("document.querySelector('.added, .changed')"), "a first value is no change");
+    stage.say(json!({ "type": "patch", "stream": "s", "epoch": "e", "seq": 2, "base": 1, "ts": 1, "patch": [
+        { "op": "remove", "path": "/1" },
+        { "op": "add", "path": "/0", "value": { "id": "d", "n": 4 } },
+        { "op": "move", "from": "/2", "path": "/0" },
+        { "op": "replace", "path": "/2/n", "value": 0.5 },
+    ] }));
+    stage.browser.wait_for(&format!("{ids} === 'c,d,a'"));
+    assert_eq!(stage.text("document.querySelector('tr.removed td').textContent"), "b");
+    assert_eq!(stage.text("document.querySelector('tr.added td').textContent"), "d");
+    assert_eq!(stage.text("document.querySelector('td.changed.down').textContent"), "0.5");
+    assert_eq!(stage.text("getComputedStyle(document.querySelector('td.changed.down')).animationName"), "none");
+    assert_ne!(
+        stage.text("getComputedStyle(document.querySelector('td.changed.down')).backgroundColor"),
+        "rgba(0, 0, 0, 0)"
+    );
+    stage.browser.wait_for("!document.querySelector('.removed, .added, .changed')");
+
+    // More rows than are shown, and a tree of more members than are shown.
+    let many: Vec<Value> = (0..501).map(|n| json!({ "id": n })).collect();
+    stage.say(json!({ "type": "snapshot", "stream": "s", "epoch": "e", "seq": 3, "ts": 1, "data": many }));
+    stage.browser.wait_for("document.querySelectorAll('#value tbody tr:not(.removed)').length === 500");
+    assert_eq!(stage.text("document.querySelector('#value .more').textContent"), "1 more rows are not shown");
+    stage.choose("shape", "tree");
+    stage.browser.wait_for("document.querySelector('#value .tree li.count')");
+    assert_eq!(stage.text("document.querySelector('#value .tree li.count').textContent"), "… 301 more");
+    stage.expect_no_complaint();
+}
+
 /// A demo and a browser that looks at it; one at a time, for each takes a core.
 struct Stage {
     browser: Browser,
