@@ -3,6 +3,7 @@
 //! Source: protocol version 1, sections 1 and 3. Invariants stand in the constructors.
 
 use std::fmt;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 /// Longest stream id, in bytes.
@@ -111,35 +112,37 @@ impl fmt::Display for ResumePoint {
     }
 }
 
-/// Name of a live connection on the wire, `c_` and 128 random bits in hex: whoever knows it was told it.
+/// Name of a live connection on the wire: `c_`, 128 random bits and its place, in hex. Whoever knows it was told it; the
+/// place leads to the connection without a map of ids.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-pub struct ConnectionId(u128);
+pub struct ConnectionId {
+    /// What makes it unguessable.
+    pub random: u128,
+    /// The core it lives on.
+    pub core: CoreId,
+    /// Its place in that core's table.
+    pub index: u32,
+}
 
 impl ConnectionId {
-    /// The id of these random bits.
-    pub const fn from_random(bits: u128) -> ConnectionId {
-        ConnectionId(bits)
-    }
-
     /// The id spelled `text`, or `None` where it is not one.
     pub fn parse(text: &str) -> Option<ConnectionId> {
         let hex = text.strip_prefix("c_")?;
         let lower = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
-        if hex.len() != 32 || !hex.bytes().all(lower) {
+        if hex.len() != 44 || !hex.bytes().all(lower) {
             return None;
         }
-        u128::from_str_radix(hex, 16).ok().map(ConnectionId)
-    }
-
-    /// Its bits.
-    pub const fn bits(self) -> u128 {
-        self.0
+        Some(ConnectionId {
+            random: u128::from_str_radix(hex.get(..32)?, 16).ok()?,
+            core: CoreId(u16::from_str_radix(hex.get(32..36)?, 16).ok()?),
+            index: u32::from_str_radix(hex.get(36..)?, 16).ok()?,
+        })
     }
 }
 
 impl fmt::Display for ConnectionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "c_{:032x}", self.0)
+        write!(f, "c_{:032x}{:04x}{:08x}", self.random, self.core.0, self.index)
     }
 }
 
@@ -154,6 +157,22 @@ pub struct ConnectionKey {
     pub index: u32,
     /// Grows each time the place is taken again, so that a late event for an earlier holder is told apart.
     pub generation: u32,
+}
+
+/// Whom something is counted for, an address or a subject: a hash, so that neither is kept.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub struct Holder(NonZeroU64);
+
+impl Holder {
+    /// The holder of that hash.
+    pub fn from_hash(hash: u64) -> Holder {
+        Holder(NonZeroU64::new(hash).unwrap_or(NonZeroU64::MIN))
+    }
+
+    /// The hash.
+    pub fn bits(self) -> u64 {
+        self.0.get()
+    }
 }
 
 #[cfg(test)]
@@ -191,9 +210,9 @@ mod tests {
 
     #[test]
     fn connection_ids_read_back_what_they_print() {
-        let id = ConnectionId::from_random(7);
+        let id = ConnectionId { random: 7, core: CoreId(1), index: 9 };
         assert_eq!(ConnectionId::parse(&id.to_string()), Some(id));
         assert_eq!(ConnectionId::parse("c_7"), None);
-        assert_eq!(ConnectionId::parse("c_0000000000000000000000000000000G"), None);
+        assert_eq!(ConnectionId::parse("c_G0000000000000000000000000000000000000000000"), None);
     }
 }

@@ -65,6 +65,28 @@ impl Default for Limits {
 
 /// Header fields in one request or upstream response.
 pub const HEADERS_MAX: usize = 64;
+/// Bytes of a request target.
+pub const TARGET_BYTES_MAX: usize = 8 << 10;
+/// Empty lines read over before a request line (RFC 9112 section 2.2 asks for at least one).
+pub const EMPTY_LINES_MAX: usize = 2;
+/// Pairs of one query.
+pub const QUERY_PAIRS_MAX: usize = 64;
+/// Subprotocols one WebSocket handshake may offer.
+pub const SUBPROTOCOLS_MAX: usize = 16;
+/// Bytes of chunk extensions in one body, of a request or an upstream response.
+pub const CHUNK_EXTENSION_BYTES_MAX: u32 = 16 << 10;
+/// Bytes of trailers behind one body, of a request or an upstream response.
+pub const TRAILER_BYTES_MAX: u32 = 8 << 10;
+/// Hops of `Forwarded` or `X-Forwarded-For` that are followed, from the nearest.
+pub const FORWARDED_HOPS_MAX: usize = 32;
+/// Bytes of a PROXY v2 header, its TLVs included.
+pub const PROXY_V2_BYTES_MAX: usize = 2 << 10;
+/// Interim (1xx) responses of an upstream before the final one.
+pub const INTERIM_RESPONSES_MAX: u8 = 8;
+/// Members of one gzip body: each costs an inflater.
+pub const GZIP_MEMBERS_MAX: u16 = 1024;
+/// The longest wait taken from an upstream's `Retry-After`.
+pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(86_400);
 /// Bytes of a request body on the public or the admin listener.
 pub const REQUEST_BODY_BYTES_MAX: usize = 64 << 10;
 /// Bytes of a JWT (protocol section 2).
@@ -73,8 +95,14 @@ pub const TOKEN_BYTES_MAX: usize = 8 << 10;
 pub const JSON_DEPTH_MAX: usize = 128;
 /// Bytes of a `since`, a client frame's `id` and the like.
 pub const CLIENT_ID_BYTES_MAX: usize = 64;
+/// Frames of one WebSocket message from a client.
+pub const MESSAGE_FRAGMENTS_MAX: u32 = 1024;
 /// `Prefer: wait=N` is clamped to this.
 pub const PREFER_WAIT_MAX: Duration = Duration::from_secs(60);
+/// An upstream's `Retry-After` is honoured up to this.
+pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
+/// Bytes of an upstream's `ETag` or `Last-Modified`; a longer one is not sent back.
+pub const VALIDATOR_BYTES_MAX: usize = 1024;
 /// `auth_update`s refused in a row before a connection is closed 4001.
 pub const AUTH_UPDATES_REFUSED_MAX: u8 = 5;
 /// Bytes of answers waiting for one connection's socket (frames of streams not included: those stay in the log).
@@ -91,3 +119,50 @@ pub const CLOSE_GRACE: Duration = Duration::from_secs(1);
 pub const MAX_RATE_MS_MAX: u64 = 3_600_000;
 /// Messages that may wait in one core's mailbox.
 pub const MAILBOX_MESSAGES_MAX: usize = 65_536;
+/// Bytes of a stream's `url` as written.
+pub const URL_TEMPLATE_BYTES_MAX: usize = 8 << 10;
+/// Bytes of a stream's `body` as written.
+pub const BODY_TEMPLATE_BYTES_MAX: usize = 64 << 10;
+/// Placeholders in one `url` or `body`.
+pub const PLACEHOLDERS_MAX: usize = 16;
+/// Bytes of a value that fills a placeholder, before it is encoded.
+pub const TEMPLATE_VALUE_BYTES_MAX: usize = 1 << 10;
+/// Bytes of a claim's or parameter's name in a placeholder.
+pub const CLAIM_NAME_BYTES_MAX: usize = 128;
+/// Names in a stream's `params`.
+pub const PARAMS_MAX: usize = 16;
+/// Bytes of a stream's name with its parameters: id, and each parameter's name and value percent-encoded.
+pub const STREAM_NAME_BYTES_MAX: usize = 8 << 10;
+
+/// Upstream connections of one core at once: connecting, in use and idle.
+pub const UPSTREAM_CONNECTIONS_MAX: usize = 1024;
+/// Idle upstream connections of one core, to one origin.
+pub const UPSTREAM_IDLE_PER_ORIGIN_MAX: usize = 32;
+/// Idle upstream connections of one core in all.
+pub const UPSTREAM_IDLE_MAX: usize = 256;
+/// How long an upstream connection may idle before it is closed.
+pub const UPSTREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Fetches of one core that may wait for a free upstream connection.
+pub const UPSTREAM_WAITING_MAX: usize = 65_536;
+/// Bytes of an upstream's status line and headers.
+pub const UPSTREAM_HEAD_BYTES_MAX: usize = 32 << 10;
+/// Largest body that is read to its end only so that the connection can be used again.
+pub const UPSTREAM_DRAIN_BYTES_MAX: u64 = 64 << 10;
+/// How long such a body may take.
+pub const UPSTREAM_DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
+/// Time between the attempts to connect to a name's addresses (RFC 8305 section 5).
+pub const CONNECT_STAGGER: Duration = Duration::from_millis(250);
+/// Sets of trusted certificates one core keeps ready; the one used longest ago goes first.
+pub const TRUST_SETS_MAX: usize = 64;
+/// Threads that look up host names.
+pub const RESOLVER_THREADS_MAX: usize = 4;
+/// Lookups that may wait for such a thread.
+pub const RESOLVER_QUEUE_MAX: usize = 256;
+/// Host names whose addresses are remembered.
+pub const RESOLVER_NAMES_MAX: usize = 1024;
+/// Addresses of one host name that are tried.
+pub const RESOLVER_ADDRESSES_MAX: usize = 16;
+/// How long the addresses of a host name are remembered.
+pub const RESOLVER_TTL: Duration = Duration::from_secs(30);
+/// How long it is remembered that a host name does not resolve.
+pub const RESOLVER_FAILURE_TTL: Duration = Duration::from_secs(2);

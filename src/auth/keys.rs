@@ -1,5 +1,415 @@
-//! The keys that verify tokens. (being built)
+//! The keys that verify tokens, and which of them may verify a given one.
+//!
+//! Source: RFC 7515 section 4.1.4 (`kid`), RFC 7518 section 3.2 (length of HMAC keys), RFC 8725 sections 2.1, 3.1 and
+//! 3.5; protocol version 1, section 2. The algorithm belongs to the configured key; a token can only name a key.
+//! Memory: a prepared HMAC state a key; a [`KeySet`] is shared, so each core's copy is one pointer.
+//! Errors: [`KeyError`], the operator's fault, at start or reload. Not here: tokens (`jwt`), where secrets come from
+//! (`config`).
 
-/// Keys by `kid` and algorithm.
+use std::fmt;
+use std::num::NonZeroU64;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use ring::hmac;
+use serde_json::Value;
+
+use crate::secret::Secret;
+
+/// What a key signs and verifies with, RFC 7518 section 3.1.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Algorithm {
+    /// HMAC with SHA-256.
+    Hs256,
+    /// HMAC with SHA-384.
+    Hs384,
+    /// HMAC with SHA-512.
+    Hs512,
+}
+
+impl Algorithm {
+    /// Every algorithm there is a verifier for.
+    pub const ALL: [Algorithm; 3] = [Algorithm::Hs256, Algorithm::Hs384, Algorithm::Hs512];
+
+    /// Its name as `alg` spells it, case and all.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Algorithm::Hs256 => "HS256",
+            Algorithm::Hs384 => "HS384",
+            Algorithm::Hs512 => "HS512",
+        }
+    }
+
+    /// Least bytes of a key. RFC 7518 3.2: a key of the same size as the hash output or larger MUST be used.
+    pub const fn key_bytes_min(self) -> usize {
+        match self {
+            Algorithm::Hs256 => 32,
+            Algorithm::Hs384 => 48,
+            Algorithm::Hs512 => 64,
+        }
+    }
+
+    fn hmac(self) -> hmac::Algorithm {
+        match self {
+            Algorithm::Hs256 => hmac::HMAC_SHA256,
+            Algorithm::Hs384 => hmac::HMAC_SHA384,
+            Algorithm::Hs512 => hmac::HMAC_SHA512,
+        }
+    }
+}
+
+impl fmt::Display for Algorithm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A name that is none of [`Algorithm::ALL`].
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("the algorithm is none of HS256, HS384, HS512")]
+pub struct UnknownAlgorithm;
+
+impl FromStr for Algorithm {
+    type Err = UnknownAlgorithm;
+
+    fn from_str(name: &str) -> Result<Algorithm, UnknownAlgorithm> {
+        Algorithm::ALL.into_iter().find(|algorithm| algorithm.name() == name).ok_or(UnknownAlgorithm)
+    }
+}
+
+/// One `[[auth.jwt.key]]`, as written.
+#[derive(Clone, Debug)]
+pub struct KeyConfig {
+    /// The name tokens call it by; without one it is tried for tokens that name none.
+    pub kid: Option<String>,
+    /// The one algorithm it may be used with.
+    pub algorithm: Algorithm,
+    /// The shared secret.
+    pub secret: Secret,
+}
+
+/// Why a key, or a set of them, is refused: the operator's mistake. Holds no part of a secret.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum KeyError {
+    /// Shorter than the hash it is used with.
+    #[error("the secret has {bytes} bytes, {algorithm} needs at least {} (RFC 7518 section 3.2)", .algorithm.key_bytes_min())]
+    TooShort {
+        /// The key's algorithm.
+        algorithm: Algorithm,
+        /// What it has.
+        bytes: usize,
+    },
+    /// Something public, or a document about a key, where a secret should be.
+    #[error("the secret looks like {looks}, which must not be used as a secret of {algorithm} (RFC 8725 section 2.1)")]
+    NotASecret {
+        /// The key's algorithm.
+        algorithm: Algorithm,
+        /// What it looks like.
+        looks: &'static str,
+    },
+    /// Two keys that a token could not tell apart.
+    #[error("the keys number {first} and {second} have the same kid and alg")]
+    Repeated {
+        /// Place of the one, counted from 1.
+        first: usize,
+        /// Place of the other, counted from 1.
+        second: usize,
+    },
+}
+
+/// Which key verified a credential, for as long as that matters: the same after a reload while `kid`, algorithm and secret
+/// are. A keyed hash, so it tells nothing of the secret.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub struct KeyId(NonZeroU64);
+
+/// One key, ready to verify and to sign.
+#[derive(Clone)]
+pub struct Key {
+    kid: Option<Box<str>>,
+    algorithm: Algorithm,
+    hmac: hmac::Key,
+    id: KeyId,
+}
+
+impl Key {
+    /// Checks and prepares one key.
+    ///
+    /// Errors: too short for its algorithm; a PEM, DER, OpenSSH or JWK document.
+    pub fn new(config: &KeyConfig) -> Result<Key, KeyError> {
+        let KeyConfig { kid, algorithm, secret } = config;
+        let (algorithm, bytes) = (*algorithm, secret.expose_secret());
+        if let Some(looks) = document_kind(bytes) {
+            return Err(KeyError::NotASecret { algorithm, looks });
+        }
+        if bytes.len() < algorithm.key_bytes_min() {
+            return Err(KeyError::TooShort { algorithm, bytes: bytes.len() });
+        }
+        let hmac = hmac::Key::new(algorithm.hmac(), bytes);
+        Ok(Key { kid: kid.as_deref().map(Box::from), algorithm, hmac, id: key_id(kid.as_deref(), algorithm, bytes) })
+    }
+
+    /// The name tokens call it by.
+    pub fn kid(&self) -> Option<&str> {
+        self.kid.as_deref()
+    }
+
+    /// The one algorithm it is used with.
+    pub fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
+    /// Its identity across reloads.
+    pub fn id(&self) -> KeyId {
+        self.id
+    }
+
+    /// Whether `signature` is this key's over `signed`; takes the same time wherever they differ.
+    pub fn verifies(&self, signed: &[u8], signature: &[u8]) -> bool {
+        hmac::verify(&self.hmac, signed, signature).is_ok()
+    }
+
+    /// This key's signature over `signed`.
+    pub fn sign(&self, signed: &[u8]) -> impl AsRef<[u8]> + use<> {
+        hmac::sign(&self.hmac, signed)
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Key").field("kid", &self.kid).field("algorithm", &self.algorithm).finish_non_exhaustive()
+    }
+}
+
+/// The keys in force, in the order of the file. Cloning shares them.
 #[derive(Clone, Debug, Default)]
-pub struct KeySet {}
+pub struct KeySet(Arc<[Key]>);
+
+/// Why no key may verify a token with this `kid` and `alg`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum NoKey {
+    /// No key has this `kid`.
+    UnknownKid,
+    /// The key of this `kid` is for another algorithm.
+    OtherAlgorithm,
+    /// The token names no key, and none has this algorithm.
+    NoneOfAlgorithm,
+}
+
+impl KeySet {
+    /// Checks and prepares `keys`. The same secret may stand under several kids and algorithms.
+    ///
+    /// Errors: the first key that [`Key::new`] refuses; two of the same `kid` (or both without) and algorithm, unless
+    /// neither has a `kid` and the secrets differ, since such keys are tried in turn.
+    pub fn new(keys: &[KeyConfig]) -> Result<KeySet, KeyError> {
+        let keys = keys.iter().map(Key::new).collect::<Result<Vec<Key>, KeyError>>()?;
+        for (second, key) in keys.iter().enumerate() {
+            let same = |other: &Key| match key.kid {
+                Some(_) => other.kid == key.kid && other.algorithm == key.algorithm,
+                None => other.id == key.id,
+            };
+            if let Some(first) = keys.iter().take(second).position(same) {
+                return Err(KeyError::Repeated { first: first + 1, second: second + 1 });
+            }
+        }
+        Ok(KeySet(Arc::from(keys)))
+    }
+
+    /// The keys that a token with this header may be tried against, at least one.
+    pub fn candidates<'k>(
+        &'k self,
+        kid: Option<&'k str>,
+        algorithm: Algorithm,
+    ) -> Result<impl Iterator<Item = &'k Key>, NoKey> {
+        let named = move |key: &&Key| kid.is_none() || key.kid() == kid;
+        let fits = move |key: &&Key| named(key) && key.algorithm == algorithm;
+        if !self.0.iter().any(|key| fits(&key)) {
+            return Err(match kid {
+                None => NoKey::NoneOfAlgorithm,
+                Some(_) if self.0.iter().any(|key| named(&key)) => NoKey::OtherAlgorithm,
+                Some(_) => NoKey::UnknownKid,
+            });
+        }
+        Ok(self.0.iter().filter(fits))
+    }
+
+    /// Whether the key that verified a credential is still in force.
+    pub fn contains(&self, id: KeyId) -> bool {
+        self.0.iter().any(|key| key.id == id)
+    }
+
+    /// The keys, in the order of the file.
+    pub fn iter(&self) -> impl Iterator<Item = &Key> {
+        self.0.iter()
+    }
+
+    /// Whether there is none, so that every token is refused.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// Hashed under the secret itself: whoever does not know the secret learns nothing, whoever does needs nothing.
+fn key_id(kid: Option<&str>, algorithm: Algorithm, secret: &[u8]) -> KeyId {
+    let mut context = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, secret));
+    context.update(b"restcast key id");
+    context.update(algorithm.name().as_bytes());
+    if let Some(kid) = kid {
+        // The algorithm's name has a fixed length, so what follows is the kid, and an empty one is told from none.
+        context.update(b":");
+        context.update(kid.as_bytes());
+    }
+    let tag = context.sign();
+    let bits = tag.as_ref().first_chunk().map_or(0, |first| u64::from_be_bytes(*first));
+    KeyId(NonZeroU64::new(bits).unwrap_or(NonZeroU64::MIN))
+}
+
+/// What kind of document stands where a secret should, if it looks like one. RFC 8725 2.1: a public key used as an HMAC
+/// secret lets everyone sign.
+fn document_kind(bytes: &[u8]) -> Option<&'static str> {
+    if is_public_key_der(bytes) {
+        return Some("a DER public key");
+    }
+    let text = str::from_utf8(bytes).ok()?.trim_start_matches(|c: char| c.is_whitespace() || c == '\u{feff}');
+    if text.starts_with("-----BEGIN") || text.starts_with("---- BEGIN") {
+        return Some("a PEM document");
+    }
+    if ["ssh-", "ecdsa-sha2-", "sk-ssh-", "sk-ecdsa-"].iter().any(|prefix| text.starts_with(prefix))
+        && text.contains(' ')
+    {
+        return Some("an OpenSSH public key");
+    }
+    if text.starts_with('{')
+        && let Ok(Value::Object(members)) = serde_json::from_str(text)
+        && (members.contains_key("kty") || members.contains_key("keys"))
+    {
+        return Some("a JSON Web Key");
+    }
+    None
+}
+
+/// Whether `bytes` begin like a SubjectPublicKeyInfo (RFC 5280 4.1) of RSA, EC or EdDSA, or a PKCS #1 RSAPublicKey.
+fn is_public_key_der(bytes: &[u8]) -> bool {
+    const RSA_ENCRYPTION: &[u8] = b"\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x01\x01";
+    const EC_PUBLIC_KEY: &[u8] = b"\x06\x07\x2a\x86\x48\xce\x3d\x02\x01";
+    const ED_25519: &[u8] = b"\x06\x03\x2b\x65\x70";
+    const ED_448: &[u8] = b"\x06\x03\x2b\x65\x71";
+    let Some((&0x30, rest)) = bytes.split_first() else { return false };
+    // A length of one byte, or of up to four behind their count; then the algorithm or, in PKCS #1, the modulus.
+    let inside = match rest.first() {
+        Some(0..=0x7f) => rest.get(1..),
+        Some(&count @ 0x81..=0x84) => rest.get(1 + usize::from(count - 0x80)..),
+        _ => None,
+    };
+    let Some(inside) = inside else { return false };
+    let modulus_of_2048_bits_or_more = inside.starts_with(b"\x02\x82") && bytes.ends_with(b"\x02\x03\x01\x00\x01");
+    let algorithm = inside.get(2..).unwrap_or_default();
+    let is_named = [RSA_ENCRYPTION, EC_PUBLIC_KEY, ED_25519, ED_448].iter().any(|oid| algorithm.starts_with(oid));
+    modulus_of_2048_bits_or_more || inside.first() == Some(&0x30) && is_named
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(kid: Option<&str>, algorithm: Algorithm, secret: &[u8]) -> KeyConfig {
+        KeyConfig { kid: kid.map(str::to_owned), algorithm, secret: Secret::new(secret) }
+    }
+
+    const A: &[u8] = &[b'a'; 64];
+    const B: &[u8] = &[b'b'; 64];
+
+    #[test]
+    fn a_secret_is_at_least_as_long_as_the_hash() {
+        for (algorithm, bytes_min) in Algorithm::ALL.into_iter().zip([32, 48, 64]) {
+            assert!(KeySet::new(&[key(None, algorithm, &vec![7; bytes_min])]).is_ok());
+            let err = KeySet::new(&[key(None, algorithm, &vec![7; bytes_min - 1])]).unwrap_err();
+            assert_eq!(err, KeyError::TooShort { algorithm, bytes: bytes_min - 1 });
+            let said = format!(
+                "the secret has {} bytes, {algorithm} needs at least {bytes_min} (RFC 7518 section 3.2)",
+                bytes_min - 1
+            );
+            assert_eq!(err.to_string(), said);
+        }
+        assert!(KeySet::new(&[key(None, Algorithm::Hs256, b"")]).is_err());
+    }
+
+    #[test]
+    fn public_keys_and_key_documents_are_no_secrets() {
+        let spki = |inside: &[u8]| [&b"\x30\x81\x90"[..], inside, &[7; 120]].concat();
+        let cases: [(&[u8], &str); 10] = [
+            (b"-----BEGIN PUBLIC KEY-----\nMIIBIjANBgkqhkiG9w0BAQEFAAOCAQ8A\n", "a PEM document"),
+            (b"\n -----BEGIN CERTIFICATE-----\nMIIBIjANBgkqhkiG9w0BAQEFAAOCAQ8A\n", "a PEM document"),
+            (b"---- BEGIN SSH2 PUBLIC KEY ----\nAAAAB3NzaC1yc2EAAAADAQABAAAB\n", "a PEM document"),
+            (b"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ9 me@example", "an OpenSSH public key"),
+            (br#"{"kty":"RSA","n":"0vx7agoebGcQSuuPiLJXZptN9","e":"AQAB"}"#, "a JSON Web Key"),
+            (br#"{"keys":[{"kty":"oct","k":"0vx7agoebGcQSuuPiLJXZptN9"}]}"#, "a JSON Web Key"),
+            (&spki(b"\x30\x0d\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x01\x01\x05\x00"), "a DER public key"),
+            (&spki(b"\x30\x13\x06\x07\x2a\x86\x48\xce\x3d\x02\x01"), "a DER public key"),
+            (b"\x30\x2a\x30\x05\x06\x03\x2b\x65\x70\x03\x21\x00abcdefghijklmnopqrstuvwxyz012345", "a DER public key"),
+            (
+                &[b"\x30\x82\x01\x0a\x02\x82\x01\x01", &[7u8; 257][..], b"\x02\x03\x01\x00\x01"].concat(),
+                "a DER public key",
+            ),
+        ];
+        for (secret, looks) in cases {
+            let err = KeySet::new(&[key(None, Algorithm::Hs256, secret)]).unwrap_err();
+            assert_eq!(err, KeyError::NotASecret { algorithm: Algorithm::Hs256, looks });
+        }
+        let passphrase_in_braces = br#"{"a passphrase": "in braces, long enough"}"#;
+        let first_byte_as_der = [b"\x30\x2a\x30\x05", &[9u8; 40][..]].concat();
+        for secret in [&passphrase_in_braces[..], &first_byte_as_der, b"\x30\x84short but long enough for a secret"] {
+            assert!(KeySet::new(&[key(None, Algorithm::Hs256, secret)]).is_ok());
+        }
+    }
+
+    #[test]
+    fn two_keys_of_one_kid_and_alg_are_refused_one_secret_under_several_is_not() {
+        use Algorithm::{Hs256, Hs512};
+        let refused = |keys: &[KeyConfig]| KeySet::new(keys).unwrap_err();
+        let repeated = KeyError::Repeated { first: 1, second: 3 };
+        assert_eq!(refused(&[key(Some("k"), Hs256, A), key(None, Hs256, A), key(Some("k"), Hs256, B)]), repeated);
+        assert_eq!(refused(&[key(None, Hs256, A), key(None, Hs512, A), key(None, Hs256, A)]), repeated);
+        assert_eq!(repeated.to_string(), "the keys number 1 and 3 have the same kid and alg");
+        let shared =
+            [key(Some("k"), Hs256, A), key(Some("k"), Hs512, A), key(Some("l"), Hs256, A), key(None, Hs256, A)];
+        assert!(KeySet::new(&shared).is_ok());
+        let tried_in_turn = [key(None, Hs256, A), key(None, Hs256, B)];
+        assert!(KeySet::new(&tried_in_turn).is_ok());
+    }
+
+    #[test]
+    fn a_kid_picks_its_keys_and_no_kid_means_all_of_the_algorithm() {
+        use Algorithm::{Hs256, Hs384, Hs512};
+        let keys = KeySet::new(&[key(Some("k"), Hs256, A), key(Some("l"), Hs512, B), key(None, Hs256, B)]).unwrap();
+        let count = |kid, algorithm| keys.candidates(kid, algorithm).map(Iterator::count);
+        assert_eq!(count(Some("k"), Hs256), Ok(1));
+        assert_eq!(count(None, Hs256), Ok(2));
+        assert_eq!(count(None, Hs512), Ok(1));
+        assert_eq!(count(Some("k"), Hs512), Err(NoKey::OtherAlgorithm));
+        assert_eq!(count(Some("m"), Hs256), Err(NoKey::UnknownKid));
+        assert_eq!(count(Some(""), Hs256), Err(NoKey::UnknownKid));
+        assert_eq!(count(None, Hs384), Err(NoKey::NoneOfAlgorithm));
+        assert!(KeySet::default().is_empty());
+    }
+
+    #[test]
+    fn a_key_keeps_its_id_over_a_reload_and_shares_it_with_none() {
+        use Algorithm::{Hs256, Hs512};
+        let before = [key(Some("k"), Hs256, A), key(None, Hs256, A), key(Some(""), Hs256, A), key(Some("k"), Hs512, A)];
+        let before = KeySet::new(&before).unwrap();
+        let after = KeySet::new(&[key(None, Hs256, B), key(Some("k"), Hs256, A)]).unwrap();
+        let kept: Vec<bool> = before.iter().map(|key| after.contains(key.id())).collect();
+        assert_eq!(kept, [true, false, false, false]);
+        let ids: std::collections::HashSet<KeyId> = before.iter().map(Key::id).collect();
+        assert_eq!(ids.len(), 4);
+    }
+
+    #[test]
+    fn no_secret_is_printed() {
+        let secret = b"correct horse battery staple, and then some";
+        let config = key(Some("k"), Algorithm::Hs256, secret);
+        let keys = KeySet::new(std::slice::from_ref(&config)).unwrap();
+        assert_eq!(format!("{keys:?}"), r#"KeySet([Key { kid: Some("k"), algorithm: Hs256, .. }])"#);
+        assert!(!format!("{config:?}").contains("horse"));
+    }
+}

@@ -6,6 +6,7 @@
 pub mod grant;
 pub mod jwt;
 pub mod keys;
+pub mod members;
 
 use std::time::Duration;
 

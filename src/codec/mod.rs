@@ -5,5 +5,6 @@ pub mod http;
 pub mod http_response;
 pub mod json;
 pub mod message;
+pub mod pointer;
 pub mod sse;
 pub mod ws;

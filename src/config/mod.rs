@@ -1,10 +1,37 @@
-//! The configuration file as written, and as meant.
+//! The configuration: the file as written becomes each part's `Options`, or a list of everything that is wrong with it.
+//!
+//! Source: protocol version 1, section 7, and `restcast.example.toml`. One list, [`KEYS`], says which keys there are,
+//! what their values look like and what their defaults are; the parser, its suggestions, the defaults and the README's
+//! table read it.
+//! Memory: a file has at most [`FILE_BYTES_MAX`] bytes; the result holds what the parts need of it.
+//! Errors: [`ConfigError`], all at once and each with its line. No error, warning or `Debug` output holds a secret.
+//! Not here: the environment and the file system, which are asked through [`Sources`].
 
+mod form;
+mod keys;
+mod meaning;
+mod show;
+mod walk;
+
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+pub use form::FormError;
+pub use keys::{ARRAYS, Form, KEYS, KeyDoc, Preset, keys_table, nearest_name};
+
 use crate::secret::Secret;
+use crate::stream::template::TemplateError;
 use crate::{auth, connection, limits, stream};
+
+/// Bytes of a configuration file.
+pub const FILE_BYTES_MAX: usize = 4 << 20;
+/// Bytes of a file of certificates.
+pub const CA_FILE_BYTES_MAX: usize = 1 << 20;
+/// Errors that are reported at once; a file with more gets the number of the rest.
+pub const ERRORS_MAX: usize = 100;
+/// Warnings that are reported at once.
+pub const WARNINGS_MAX: usize = 100;
 
 /// A whole configuration, parsed and checked.
 #[derive(Clone, Debug)]
@@ -21,8 +48,377 @@ pub struct Config {
     pub limits: limits::Limits,
     /// `[auth]`.
     pub auth: auth::Options,
+    /// `[[auth.jwt.key]]`, in the order of the file, none shorter than RFC 7518 section 3.2 asks.
+    pub jwt_keys: Vec<JwtKey>,
     /// `[[stream]]`, in the order of the file.
     pub streams: Vec<Arc<stream::Options>>,
+}
+
+impl Config {
+    /// Reads a configuration file's text. Relative paths in it are relative to the working directory.
+    ///
+    /// All errors come at once, in the order of their lines, at most [`ERRORS_MAX`] of them; what is odd but works is a
+    /// warning.
+    pub fn parse(text: &str, sources: &dyn Sources) -> Result<(Config, Vec<Warning>), Vec<ConfigError>> {
+        if text.len() > FILE_BYTES_MAX {
+            return Err(vec![ConfigError { line: 1, problem: Problem::FileTooLarge { limit: FILE_BYTES_MAX } }]);
+        }
+        let mut errors = Vec::new();
+        let meant = walk::walk(text, sources, &mut errors).map(|root| meaning::config(&root, sources, &mut errors));
+        match meant {
+            Some((config, mut warnings)) if errors.is_empty() => {
+                warnings.sort_by_key(|warning| warning.line);
+                warnings.truncate(WARNINGS_MAX);
+                Ok((config, warnings))
+            }
+            _ => {
+                errors.sort_by_key(|error| error.line);
+                let further = errors.len().saturating_sub(ERRORS_MAX);
+                errors.truncate(ERRORS_MAX);
+                if further > 0 {
+                    let line = errors.last().map_or(1, |error| error.line);
+                    errors.push(ConfigError { line, problem: Problem::Further { count: further } });
+                }
+                Err(errors)
+            }
+        }
+    }
+
+    /// The configuration in force as TOML: every default filled in; secrets, passwords and query values in URLs, header
+    /// values and bodies as `***`.
+    pub fn masked_toml(&self) -> String {
+        show::masked_toml(self)
+    }
+}
+
+/// Reads a duration as the configuration writes it, `"250ms"`, `"5s"`, `"10m"`, `"1h"`, `"30d"`; flags read theirs so too.
+pub fn parse_duration(text: &str) -> Result<std::time::Duration, FormError> {
+    form::duration(text)
+}
+
+/// The world outside the file: where `env:` and `file:` are looked up.
+pub trait Sources {
+    /// Value of the environment variable `name`; `None` where it is not set.
+    fn env(&self, name: &str) -> Option<Vec<u8>>;
+
+    /// Contents of the file at `path`, of at most `bytes_max` bytes.
+    fn file(&self, path: &str, bytes_max: usize) -> Result<Vec<u8>, FileError>;
+}
+
+/// Why a file that the configuration names cannot be had.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum FileError {
+    /// There is none.
+    #[error("does not exist")]
+    Missing,
+    /// It may not be read.
+    #[error("may not be read by this user")]
+    Denied,
+    /// It is over the bound.
+    #[error("is over {limit} bytes")]
+    TooLarge {
+        /// Bytes that are allowed.
+        limit: usize,
+    },
+    /// Anything else, such as a directory.
+    #[error("cannot be read")]
+    Unreadable,
+}
+
+/// Something wrong with a configuration file: the operator's fault.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ConfigError {
+    /// Line of the file, 1 is the first.
+    pub line: u32,
+    /// What is wrong there.
+    pub problem: Problem,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "line {}: {}", self.line, self.problem)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// What is wrong with a configuration file, and what to do about it.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum Problem {
+    /// The file is over its bound.
+    #[error("the file is over {limit} bytes")]
+    FileTooLarge {
+        /// Bytes that are allowed.
+        limit: usize,
+    },
+    /// Not TOML.
+    #[error("not TOML: {0}")]
+    Syntax(String),
+    /// A key that is not known.
+    #[error("unknown key `{key}`; the nearest known one is `{nearest}`")]
+    UnknownKey {
+        /// Its path.
+        key: String,
+        /// Path of the known key or table that is spelled most alike.
+        nearest: String,
+    },
+    /// A value of another TOML type.
+    #[error("`{key}` has the type {found}: write {wanted}")]
+    WrongType {
+        /// Its path.
+        key: String,
+        /// What to write.
+        wanted: String,
+        /// What is written.
+        found: &'static str,
+    },
+    /// `[stream]` where it may stand several times.
+    #[error("`{path}` may stand several times: write [[{path}]]")]
+    SingleTable {
+        /// Its path.
+        path: &'static str,
+    },
+    /// A key that must be there is not.
+    #[error("`{key}` is missing here")]
+    Missing {
+        /// Its path.
+        key: &'static str,
+    },
+    /// A value that is not of its key's form.
+    #[error("`{key}` {error}")]
+    Form {
+        /// Its path.
+        key: String,
+        /// What is wrong.
+        error: FormError,
+    },
+    /// A template that is none.
+    #[error("`{key}` {error}")]
+    Template {
+        /// Its path.
+        key: &'static str,
+        /// What is wrong.
+        error: TemplateError,
+    },
+    /// `server.listen` beyond loopback in the clear.
+    #[error(
+        "`server.listen` {listen} is reachable from other machines without TLS: listen on 127.0.0.1, or set `server.plaintext = true` if a proxy in front ends TLS"
+    )]
+    PlaintextNeeded {
+        /// The address.
+        listen: SocketAddr,
+    },
+    /// `server.echo` beyond loopback.
+    #[error("`server.echo` needs no credential and is refused beyond loopback: set it to false or listen on 127.0.0.1")]
+    EchoExposed,
+    /// Both listeners on one address.
+    #[error("`admin.listen` is the same address as `server.listen`: give it another port")]
+    SameListener,
+    /// A cookie name that is none.
+    #[error("`auth.jwt.cookie` is not a cookie name: use letters, digits, `-` and `_`")]
+    CookieName,
+    /// An entry of `admin.names` that is none.
+    #[error("`admin.names` has an entry that is no host name: write it as in \"restcast.internal\", without a port")]
+    HostName,
+    /// A key shorter than the hash's output.
+    #[error("`auth.jwt.key.secret` has {bytes} bytes, and {alg} needs at least {bytes_min} (RFC 7518 section 3.2)")]
+    WeakKey {
+        /// The algorithm.
+        alg: String,
+        /// What it has.
+        bytes: usize,
+        /// What it needs.
+        bytes_min: usize,
+    },
+    /// Two keys with one `kid` and `alg`.
+    #[error("the key of line {first_line} has the same `kid` and `alg`: give each key its own `kid`")]
+    DuplicateKey {
+        /// Where the first stands.
+        first_line: u32,
+    },
+    /// A stream id that is none.
+    #[error("`stream.id` must have 1 to 128 of the characters A-Z a-z 0-9 . _ : ~ -")]
+    StreamId,
+    /// Two streams with one id.
+    #[error("`stream.id` \"{id}\" is taken by the stream of line {first_line}")]
+    DuplicateStream {
+        /// The id.
+        id: String,
+        /// Where the first stands.
+        first_line: u32,
+    },
+    /// A method that is none, or that cannot poll.
+    #[error("`stream.method` must be a method whose answer has a body, in upper case, such as GET or POST")]
+    Method,
+    /// A header name that is none.
+    #[error("`stream.headers` has a name that is no header name: use letters, digits and `-`")]
+    HeaderName,
+    /// A header that restcast sets itself.
+    #[error("`stream.headers.{name}` is set by restcast itself and cannot be configured")]
+    HeaderReserved {
+        /// Its name.
+        name: String,
+    },
+    /// A header twice, whatever the case of its letters.
+    #[error("`stream.headers.{name}` stands there twice: header names do not differ by case")]
+    HeaderRepeated {
+        /// Its name.
+        name: String,
+    },
+    /// A header value that would end or bend the header.
+    #[error("`stream.headers.{name}` has a control character in its value, or a blank at its beginning or end")]
+    HeaderValue {
+        /// Its name.
+        name: String,
+    },
+    /// A placeholder in a header.
+    #[error("`stream.headers.{name}` has a placeholder: they may stand in `url` and `body` only")]
+    HeaderPlaceholder {
+        /// Its name.
+        name: String,
+    },
+    /// A parameter's name that is none.
+    #[error("`stream.params` has the name {name}: use 1 to 128 of the characters A-Z a-z 0-9 . _ ~ -")]
+    ParamName {
+        /// The name, shortened.
+        name: String,
+    },
+    /// A parameter's name that means something else in the query.
+    #[error("`stream.params` has the name \"{name}\", which means something else in a stream's query: use another")]
+    ParamReserved {
+        /// The name.
+        name: String,
+    },
+    /// A parameter's name twice.
+    #[error("`stream.params` has \"{name}\" twice")]
+    ParamRepeated {
+        /// The name.
+        name: String,
+    },
+    /// A pattern for what is no parameter.
+    #[error("`stream.params_pattern` has {name}, which is not in `params`")]
+    PatternWithoutParam {
+        /// The name, shortened.
+        name: String,
+    },
+    /// A pattern that is no regular expression.
+    #[error("`stream.params_pattern.{name}` is not a regular expression: {error}")]
+    Pattern {
+        /// The parameter's name.
+        name: String,
+        /// What the expression's parser says.
+        error: String,
+    },
+    /// A file of certificates without one.
+    #[error("`stream.ca` names a file without a PEM certificate")]
+    CaWithoutCertificate,
+    /// An entry of `ignore` that is no pointer.
+    #[error("`stream.ignore` has an entry that is no JSON pointer (RFC 6901): write it as in \"/generated_at\"")]
+    Pointer,
+    /// A stream to be polled for nobody, with somebody's values.
+    #[error("`stream.keep_warm` polls without watchers, but {placeholder} can only be filled for one: set it to false")]
+    KeepWarmUnfilled {
+        /// The first placeholder.
+        placeholder: String,
+    },
+    /// More errors than are reported.
+    #[error("{count} further errors are not shown")]
+    Further {
+        /// How many.
+        count: usize,
+    },
+}
+
+/// Something that works and is likely not meant.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Warning {
+    /// Line of the file, 1 is the first.
+    pub line: u32,
+    /// What is odd there.
+    pub oddity: Oddity,
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "line {}: {}", self.line, self.oddity)
+    }
+}
+
+/// What works and is likely not meant.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum Oddity {
+    /// `/metrics` for everybody, the admin key in the clear.
+    #[error(
+        "`admin.listen` is reachable from other machines: /metrics is open to them, and the key travels in the clear"
+    )]
+    AdminExposed,
+    /// A short admin key.
+    #[error("`admin.key` has {bytes} bytes: use at least 16 random ones")]
+    ShortAdminKey {
+        /// What it has.
+        bytes: usize,
+    },
+    /// A very short interval.
+    #[error("stream \"{id}\": `interval` is under 100ms: the upstream gets over ten requests a second")]
+    ShortInterval {
+        /// The stream.
+        id: String,
+    },
+    /// A parameter that changes nothing.
+    #[error("stream \"{id}\": the parameter \"{name}\" stands in no {{query.{name}}}: it changes nothing")]
+    UnusedParam {
+        /// The stream.
+        id: String,
+        /// The parameter.
+        name: String,
+    },
+    /// A body where none is expected.
+    #[error("stream \"{id}\": a `body` with {method} is ignored or refused by many servers")]
+    BodyWithGet {
+        /// The stream.
+        id: String,
+        /// The method.
+        method: String,
+    },
+    /// A part of an exchange that may take longer than all of it.
+    #[error("stream \"{id}\": `{key}` is over `timeout`, which ends the exchange before")]
+    TimeoutUnreachable {
+        /// The stream.
+        id: String,
+        /// The key.
+        key: &'static str,
+    },
+    /// A stream for nobody.
+    #[error("stream \"{id}\": nobody can watch it: there is no [[auth.jwt.key]] and `allow_anonymous` is false")]
+    NobodyCanWatch {
+        /// The stream.
+        id: String,
+    },
+    /// A stream that anonymous callers may watch and cannot.
+    #[error("stream \"{id}\": `allow_anonymous` has no effect, for an anonymous caller has no {what}")]
+    AnonymousCannotWatch {
+        /// The stream.
+        id: String,
+        /// What it lacks.
+        what: String,
+    },
+    /// Roots for a connection without TLS.
+    #[error("stream \"{id}\": `ca` has no effect with an http:// URL")]
+    CaWithoutTls {
+        /// The stream.
+        id: String,
+    },
+}
+
+/// One `[[auth.jwt.key]]`.
+#[derive(Clone, Debug)]
+pub struct JwtKey {
+    /// Its id, if it has one.
+    pub kid: Option<String>,
+    /// `HS256`, `HS384` or `HS512`.
+    pub alg: String,
+    /// The key, at least as long as the hash's output.
+    pub secret: Secret,
 }
 
 /// What the shell needs of the `[server]` table.
@@ -94,3 +490,6 @@ pub enum LogFormat {
     /// One JSON object an event.
     Json,
 }
+
+#[cfg(test)]
+mod tests;

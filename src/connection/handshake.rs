@@ -1,1 +1,365 @@
-//! (being built)
+//! A request head, judged: what is asked for, by whom, from which page. Pure; nothing is looked up.
+//!
+//! Source: protocol version 1, sections 1 and 2; RFC 9110, 9112, 6455, 6454, Fetch Metadata.
+//! Memory: owns the texts it hands out, all bounded by `limits.request_head_bytes_max`.
+//! Errors: [`Refusal`], with its status and code. Not here: whether a credential is good (`auth`), who may see what.
+
+use std::borrow::Cow;
+
+use crate::auth;
+use crate::codec::http::{self, Authorization, Head, Representation, Upgrade};
+use crate::codec::message::{ErrorCode, Format};
+use crate::ids::{ConnectionId, ResumePoint};
+use crate::limits;
+use crate::secret::Secret;
+
+use super::{Options, StreamRequest};
+
+/// A request that is answered with an error. Always the peer's fault, or for the peer to try again.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Refusal {
+    /// The HTTP status.
+    pub status: u16,
+    /// The stable code.
+    pub code: ErrorCode,
+    /// What to tell the caller. Holds nothing secret.
+    pub detail: Cow<'static, str>,
+    /// `Allow`, with 405.
+    pub allow: Option<&'static str>,
+    /// `Retry-After` in seconds.
+    pub retry_after_s: Option<u64>,
+}
+
+impl Refusal {
+    /// The refusal of that code, with the code's own status.
+    pub fn new(code: ErrorCode, detail: impl Into<Cow<'static, str>>) -> Refusal {
+        Refusal { status: code.http_status(), code, detail: detail.into(), allow: None, retry_after_s: None }
+    }
+
+    /// The same with another status.
+    pub fn with_status(mut self, status: u16) -> Refusal {
+        self.status = status;
+        self
+    }
+
+    /// The same with `Retry-After`.
+    pub fn retry_after(mut self, seconds: u64) -> Refusal {
+        self.retry_after_s = Some(seconds);
+        self
+    }
+
+    fn not_allowed(allow: &'static str) -> Refusal {
+        let mut refusal = Refusal::new(ErrorCode::MethodNotAllowed, format!("this resource knows {allow}"));
+        refusal.allow = Some(allow);
+        refusal
+    }
+}
+
+/// What a path names.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Resource<'b> {
+    /// `/healthz`.
+    Health,
+    /// `/`.
+    Playground,
+    /// `/echo`.
+    Echo,
+    /// `/v1/streams/{id}`: the id, not decoded.
+    Stream(&'b str),
+    /// `/v1/ws`.
+    Many,
+    /// `/v1/connections/{connection}/auth`: the name, not decoded.
+    Renewal(&'b str),
+}
+
+impl<'b> Resource<'b> {
+    /// What `path` names, if anything.
+    pub fn of(path: &'b str, options: &Options) -> Option<Resource<'b>> {
+        match path {
+            "/healthz" => Some(Resource::Health),
+            "/" if options.playground => Some(Resource::Playground),
+            "/echo" if options.echo => Some(Resource::Echo),
+            "/v1/ws" => Some(Resource::Many),
+            _ => {
+                if let Some(id) = path.strip_prefix("/v1/streams/") {
+                    return (!id.is_empty() && !id.contains('/')).then_some(Resource::Stream(id));
+                }
+                let name = path.strip_prefix("/v1/connections/")?.strip_suffix("/auth")?;
+                (!name.is_empty() && !name.contains('/')).then_some(Resource::Renewal(name))
+            }
+        }
+    }
+
+    /// The methods it knows, as `Allow` lists them.
+    pub const fn allow(self) -> &'static str {
+        match self {
+            Resource::Renewal(_) => "POST, OPTIONS",
+            Resource::Echo | Resource::Many => "GET, OPTIONS",
+            _ => "GET, HEAD, OPTIONS",
+        }
+    }
+}
+
+/// What a request wants.
+#[derive(Debug)]
+pub enum Demand<'b> {
+    /// To know that the process serves.
+    Health,
+    /// The playground page.
+    Playground,
+    /// What it may do: the answer is 204 and these methods.
+    Options(&'static str),
+    /// A WebSocket that returns what it gets.
+    Echo(Upgrade<'b>),
+    /// One stream.
+    Stream(StreamRequest, How<'b>),
+    /// A WebSocket without a subscription.
+    Many(Upgrade<'b>),
+    /// To renew the credential of a live connection (`None`: its name is none), by the body.
+    Renew(Option<ConnectionId>),
+}
+
+/// In which representation a stream is wanted.
+#[derive(Debug)]
+pub enum How<'b> {
+    /// Over a WebSocket.
+    WebSocket(Upgrade<'b>),
+    /// As server-sent events.
+    Sse,
+    /// The value.
+    Json,
+}
+
+/// What `head` wants.
+///
+/// # Errors
+/// 404 `NOT_FOUND`, 405, 406, 426, 400: in the order in which they are found.
+pub fn demand<'b>(head: &Head<'b>, options: &Options) -> Result<Demand<'b>, Refusal> {
+    if head.path == "*" {
+        return Ok(Demand::Options("GET, HEAD, POST, OPTIONS"));
+    }
+    let Some(resource) = Resource::of(head.path, options) else {
+        return Err(Refusal::new(ErrorCode::NotFound, "there is no such resource"));
+    };
+    match (resource, head.method) {
+        (_, "OPTIONS") => return Ok(Demand::Options(resource.allow())),
+        (Resource::Renewal(_), "POST") => {}
+        (Resource::Renewal(_), _) => return Err(Refusal::not_allowed(resource.allow())),
+        (Resource::Echo | Resource::Many, "GET") | (_, "GET" | "HEAD") if !matches!((resource, head.method), (Resource::Echo | Resource::Many, "HEAD")) => {}
+        _ => return Err(Refusal::not_allowed(resource.allow())),
+    }
+    let upgrade = || -> Result<Option<Upgrade<'b>>, Refusal> {
+        http::websocket_upgrade(head).map_err(|error| {
+            let code = if error.status() == 426 { ErrorCode::UpgradeRequired } else { ErrorCode::BadRequest };
+            Refusal::new(code, error.to_string()).with_status(error.status())
+        })
+    };
+    let needed = |upgrade: Option<Upgrade<'b>>| {
+        upgrade.ok_or_else(|| Refusal::new(ErrorCode::UpgradeRequired, "this resource is a WebSocket: send an upgrade"))
+    };
+    match resource {
+        Resource::Health => Ok(Demand::Health),
+        Resource::Playground => Ok(Demand::Playground),
+        Resource::Echo => Ok(Demand::Echo(needed(upgrade()?)?)),
+        Resource::Many => Ok(Demand::Many(needed(upgrade()?)?)),
+        Resource::Renewal(name) => Ok(Demand::Renew(ConnectionId::parse(name))),
+        Resource::Stream(id) => {
+            let how = match upgrade()? {
+                Some(upgrade) => How::WebSocket(upgrade),
+                None => match http::negotiate(head.all("accept")) {
+                    Representation::EventStream => How::Sse,
+                    Representation::Json => How::Json,
+                    Representation::NotAcceptable => {
+                        let detail = "this resource is application/json, text/event-stream or a WebSocket";
+                        return Err(Refusal::new(ErrorCode::NotAcceptable, detail));
+                    }
+                },
+            };
+            Ok(Demand::Stream(stream_request(id, head, matches!(how, How::Sse))?, how))
+        }
+    }
+}
+
+/// The stream a request names, and its parameters.
+fn stream_request(id: &str, head: &Head<'_>, sse: bool) -> Result<StreamRequest, Refusal> {
+    let bad = |detail: String| Refusal::new(ErrorCode::BadRequest, detail);
+    let id = http::percent_decode(id).ok_or_else(|| bad("the stream's id is not percent-encoded UTF-8".into()))?;
+    let mut request = StreamRequest {
+        id: id.into_owned(),
+        params: Vec::new(),
+        format: Format::Patch,
+        since: None,
+        max_rate_ms: 0,
+    };
+    let mut seen: Vec<String> = Vec::new();
+    for pair in http::Query::new(head.query.unwrap_or_default()) {
+        let (name, value) = pair.map_err(|error| bad(format!("the query: {error}")))?;
+        if seen.iter().any(|earlier| *earlier == *name) {
+            return Err(bad(format!("the parameter {} appears twice", printable(&name))));
+        }
+        seen.push(name.to_string());
+        match &*name {
+            "token" | "ticket" => {}
+            "format" => {
+                request.format = Format::parse(&value).ok_or_else(|| bad("format is patch, merge or full".into()))?;
+            }
+            // A malformed `since` is answered by a snapshot, like one of another epoch.
+            "since" => request.since = ResumePoint::parse(&value),
+            "select" => return Err(bad("this server has no select".into())),
+            "max_rate_ms" => {
+                let rate = value.parse().ok().filter(|&ms: &u32| u64::from(ms) <= limits::MAX_RATE_MS_MAX);
+                let detail = || bad(format!("max_rate_ms is a number of milliseconds up to {}", limits::MAX_RATE_MS_MAX));
+                request.max_rate_ms = rate.ok_or_else(detail)?;
+            }
+            _ => request.params.push((name.into_owned(), value.into_owned())),
+        }
+    }
+    if sse && let Some(last) = head.one("last-event-id").map_err(|error| bad(error.to_string()))? {
+        request.since = ResumePoint::parse(last);
+    }
+    Ok(request)
+}
+
+/// A caller's text in an error, cut and without control characters.
+fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(64).collect()
+}
+
+/// Where a credential stood.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Carrier {
+    /// `Authorization: Bearer`.
+    Authorization,
+    /// `Sec-WebSocket-Protocol: …, jwt, <token>`.
+    Subprotocol,
+    /// `?token=`.
+    Query,
+    /// The cookie of `auth.jwt.cookie`, which a browser sends by itself.
+    Cookie,
+}
+
+/// The credential a request presents: the first carrier that is there, later ones are not read.
+///
+/// # Errors
+/// 400 where one carrier holds two values, 401 where it holds what can be none (or `?token=` is switched off).
+pub fn credential(head: &Head<'_>, options: &auth::Options) -> Result<Option<(Secret, Carrier)>, Refusal> {
+    let bad = |detail: &'static str| Refusal::new(ErrorCode::BadRequest, detail);
+    let invalid = |detail: &'static str| Refusal::new(ErrorCode::InvalidToken, detail);
+    let found = |token: &str, carrier| Ok(Some((Secret::new(token.as_bytes()), carrier)));
+    match http::bearer(head) {
+        Authorization::Bearer(token) => return found(token, Carrier::Authorization),
+        Authorization::None => {}
+        Authorization::OtherScheme | Authorization::Malformed => {
+            return Err(invalid("Authorization is not «Bearer» and a token"));
+        }
+    }
+    let mut protocols = head.list("sec-websocket-protocol");
+    if protocols.by_ref().any(|protocol| protocol == "jwt") {
+        let Some(token) = protocols.next() else { return Err(invalid("the subprotocol jwt is not followed by a token")) };
+        let mut rest = protocols;
+        if rest.any(|protocol| protocol == "jwt") {
+            return Err(bad("the subprotocol jwt appears twice"));
+        }
+        return found(token, Carrier::Subprotocol);
+    }
+    let (mut tokens, mut ticket) = (Vec::new(), false);
+    for (name, value) in http::Query::new(head.query.unwrap_or_default()).flatten() {
+        match &*name {
+            "token" => tokens.push(value),
+            "ticket" => ticket = true,
+            _ => {}
+        }
+    }
+    match tokens.as_slice() {
+        [] => {}
+        [_] if !options.query_token => return Err(invalid("tokens in the query are switched off")),
+        [token] => return found(token, Carrier::Query),
+        _ => return Err(bad("the parameter token appears twice")),
+    }
+    match http::cookie(head, &options.jwt.cookie) {
+        Ok(Some(token)) => return found(token, Carrier::Cookie),
+        Ok(None) => {}
+        Err(_) => return Err(bad("the token's cookie appears twice")),
+    }
+    // No tickets or API keys are handed out: whatever is presented as one is none, and never falls back to anonymous.
+    if ticket || head.all("x-api-key").next().is_some() {
+        return Err(invalid("there is no such ticket or API key"));
+    }
+    Ok(None)
+}
+
+/// How the client saw this server: scheme and authority, as `Origin` writes them.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct SeenAs {
+    /// `http` or `https`.
+    pub scheme: String,
+    /// Host, and port where it is not the scheme's.
+    pub authority: String,
+}
+
+/// What a page's `Origin` is to this server.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Page {
+    /// No `Origin` was sent.
+    Unknown,
+    /// It is this server's own.
+    Same,
+    /// It is in `allowed_origins`: this is it, for CORS.
+    Allowed(String),
+    /// It is neither.
+    Foreign,
+}
+
+/// What the page behind `head` is.
+///
+/// # Errors
+/// 400 where there are two `Origin`s.
+pub fn page(head: &Head<'_>, seen_as: &SeenAs, options: &Options) -> Result<Page, Refusal> {
+    let origin = head.one("origin").map_err(|error| Refusal::new(ErrorCode::BadRequest, error.to_string()))?;
+    let Some(origin) = origin else { return Ok(Page::Unknown) };
+    if options.allowed_origins.iter().any(|allowed| allowed.eq_ignore_ascii_case(origin)) {
+        return Ok(Page::Allowed(origin.to_owned()));
+    }
+    let own = match &options.public_origin {
+        Some(public) => public.eq_ignore_ascii_case(origin),
+        None => false,
+    };
+    if own || is_origin_of(origin, seen_as) { Ok(Page::Same) } else { Ok(Page::Foreign) }
+}
+
+fn is_origin_of(origin: &str, seen_as: &SeenAs) -> bool {
+    let Some((scheme, authority)) = origin.split_once("://") else { return false };
+    let default = if seen_as.scheme == "https" { ":443" } else { ":80" };
+    let bare = |authority: &str| authority.strip_suffix(default).unwrap_or(authority).to_ascii_lowercase();
+    scheme.eq_ignore_ascii_case(&seen_as.scheme) && bare(authority) == bare(&seen_as.authority)
+}
+
+/// Whether a credential that the browser sends by itself may be used for a request from that page.
+///
+/// # Errors
+/// 403 `ORIGIN_NOT_ALLOWED`.
+pub fn cookie_allowed(head: &Head<'_>, page: &Page) -> Result<(), Refusal> {
+    let site = head.all("sec-fetch-site").next().unwrap_or_default();
+    let foreign = match page {
+        Page::Allowed(_) => false,
+        Page::Foreign => true,
+        // Fetch Metadata speaks where `Origin` does not, and against a page that only looks the same.
+        Page::Same | Page::Unknown => site == b"cross-site" || site == b"same-site",
+    };
+    if foreign {
+        return Err(Refusal::new(ErrorCode::OriginNotAllowed, "a cookie is not accepted from a page of that origin"));
+    }
+    Ok(())
+}
+
+/// The subprotocol to answer with, where one was offered: never the token.
+pub fn subprotocol(upgrade: &Upgrade<'_>) -> Option<&'static str> {
+    let offered = |name: &str| upgrade.protocols.iter().any(|protocol| *protocol == name);
+    if offered("restcast.v1") {
+        Some("restcast.v1")
+    } else if offered("jwt") {
+        Some("jwt")
+    } else {
+        None
+    }
+}

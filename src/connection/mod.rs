@@ -1,11 +1,29 @@
-//! One client connection: from its first byte to its last.
+//! One client connection: from its first byte to its last. The types of its states; `shard` moves it through them.
+//!
+//! Source: protocol version 1, sections 1, 4 and 5.
+//! Memory: [`Connection`] itself while idle, and what its grant shares; a box while a request is read or answered, a box
+//! while bytes wait for the socket. No read buffer: bytes come in a scratch buffer of the core.
+//! Not here: sockets, streams, and which core it is on.
 
 pub mod handshake;
+pub mod outbox;
 pub mod subscriptions;
 
 use std::time::Duration;
 
 use ipnet::IpNet;
+
+use crate::auth::grant::Grant;
+use crate::codec::http::BodyDecoder;
+use crate::codec::message::{CloseReason, Format};
+use crate::codec::ws;
+use crate::frame::Transport;
+use crate::ids::{ConnectionId, Holder, ResumePoint};
+use crate::limits;
+use crate::time::Instant;
+
+use self::outbox::Outbox;
+use self::subscriptions::Subscriptions;
 
 /// What connections need of the `[server]` table.
 #[derive(Clone, Debug)]
@@ -37,5 +55,284 @@ impl Default for Options {
             playground: true,
             echo: false,
         }
+    }
+}
+
+/// Which stream a caller asks for, and how. Not yet judged.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StreamRequest {
+    /// The configured stream's id, as given.
+    pub id: String,
+    /// Names and values for `{query.NAME}`, as given: those the stream does not know are passed over.
+    pub params: Vec<(String, String)>,
+    /// What frames hold.
+    pub format: Format,
+    /// Where to go on; `None` where it was absent or malformed.
+    pub since: Option<ResumePoint>,
+    /// Least time between two events; 0: none.
+    pub max_rate_ms: u32,
+}
+
+/// One connection of a core.
+#[derive(Debug)]
+pub struct Connection {
+    /// Tells it from others that have stood at its place.
+    pub generation: u32,
+    /// Whom `connections_per_address` counts it for.
+    pub address: Option<Holder>,
+    /// When the peer last sent something, or the connection began to wait for it.
+    pub heard: Instant,
+    /// What it is doing.
+    pub state: State,
+    /// What waits for its socket.
+    pub outbox: Option<Box<Outbox>>,
+    /// Whether its socket took less than it was given, and has not said since that it takes more.
+    pub blocked: bool,
+    /// Whether it stands in the queue of connections to be flushed.
+    pub queued: bool,
+    /// Whether bytes of the peer are left in the socket until its answers have been taken.
+    pub paused: bool,
+}
+
+/// What a connection is doing.
+#[derive(Debug)]
+pub enum State {
+    /// Speaks HTTP: a request is read, answered or waited for.
+    Http(Box<Http>),
+    /// A WebSocket without a credential, which its first message must bring.
+    Unauthenticated(Box<Unauthenticated>),
+    /// Has a grant and gets frames.
+    Open(Open),
+    /// `/echo`.
+    Echo(Box<ws::Decoder>),
+    /// The last bytes are on their way; ends when the peer has ended, or at the deadline.
+    Closing(Box<Closing>),
+}
+
+/// A connection that speaks HTTP.
+#[derive(Debug)]
+pub struct Http {
+    /// Bytes not yet made sense of. At most a head's or a body's limit, and one read.
+    pub buffer: Vec<u8>,
+    /// Where in an exchange it is.
+    pub phase: Phase,
+    /// When that must have ended.
+    pub deadline: Instant,
+    /// The peer's address, or the client's as a trusted proxy gave it by PROXY v2.
+    pub peer: std::net::IpAddr,
+    /// Whether `peer` is a trusted proxy (and a PROXY header may come first).
+    pub proxied: bool,
+    /// Whether the first byte of the connection is still to be made sense of.
+    pub fresh: bool,
+}
+
+/// Where in an exchange an HTTP connection is.
+#[derive(Debug)]
+pub enum Phase {
+    /// A request head is awaited or incomplete.
+    Head,
+    /// The body of `POST /v1/connections/{connection}/auth` is read.
+    Body {
+        /// What makes the body of the bytes.
+        decoder: Box<BodyDecoder>,
+        /// What there is of it.
+        body: Vec<u8>,
+        /// The connection to be renewed, if the name was one.
+        connection: Option<ConnectionId>,
+        /// How to answer.
+        reply: Reply,
+    },
+    /// A value is waited for.
+    Waiting {
+        /// The topic watched.
+        topic: u32,
+        /// `If-None-Match`: answered with the value when that is another.
+        known: Option<String>,
+        /// `Prefer: wait` in seconds, where it is obeyed.
+        preferred_s: Option<u64>,
+        /// Until when the first value of a cold stream is waited for.
+        cold_until: Instant,
+        /// How to answer.
+        reply: Reply,
+    },
+    /// Another core is asked.
+    Asking {
+        /// The number of the question.
+        ask: u64,
+        /// How to answer.
+        reply: Reply,
+    },
+    /// The answer is ready, and is held back until the deadline.
+    Delayed {
+        /// The answer.
+        answer: Vec<u8>,
+        /// Whether the connection goes on after it.
+        keep_alive: bool,
+    },
+}
+
+/// What an answer needs to know of its request.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Reply {
+    /// Whether the connection goes on after it.
+    pub keep_alive: bool,
+    /// Whether it is to HEAD: no body.
+    pub head_only: bool,
+    /// The origin to be named in CORS headers.
+    pub cors_origin: Option<String>,
+}
+
+/// A WebSocket without a credential.
+#[derive(Debug)]
+pub struct Unauthenticated {
+    /// What makes messages of the bytes.
+    pub decoder: ws::Decoder,
+    /// What it will be subscribed to; `None` on `/v1/ws`.
+    pub request: Option<StreamRequest>,
+    /// When it is closed 4008.
+    pub deadline: Instant,
+    /// How many messages came.
+    pub rate: MessageRate,
+    /// Whom failures are counted for.
+    pub peer: std::net::IpAddr,
+}
+
+/// A connection with a grant.
+#[derive(Debug)]
+pub struct Open {
+    /// The random part of its name.
+    pub random: u128,
+    /// What it may do, and until when.
+    pub grant: Grant,
+    /// Makes messages of a WebSocket's bytes.
+    pub decoder: ws::Decoder,
+    /// What it gets.
+    pub subscriptions: Subscriptions,
+    /// When `reauthenticate` is due; [`NEVER`] where it has been sent or none will be.
+    pub reauthenticate_at: Instant,
+    /// When the next heartbeat is due.
+    pub heartbeat_at: Instant,
+    /// How many messages came.
+    pub rate: MessageRate,
+    /// What its frames travel in.
+    pub transport: Transport,
+    /// Whether it was opened on one stream, and ends with it.
+    pub single: bool,
+    /// `auth_update`s refused in a row.
+    pub refusals: u8,
+    /// Whether the subject's connections count it.
+    pub counted: bool,
+}
+
+/// An instant that does not come.
+pub const NEVER: Instant = Instant::from_micros(u64::MAX);
+
+/// A connection whose last bytes are on their way.
+#[derive(Debug)]
+pub struct Closing {
+    /// When it is reset.
+    pub deadline: Instant,
+    /// What it ends by: still open to a more important cause until its close frame is written.
+    pub cause: Option<CloseReason>,
+    /// How to say so.
+    pub farewell: Farewell,
+    /// Reads a WebSocket's bytes for the peer's close frame.
+    pub decoder: ws::Decoder,
+    /// Whether our side has been ended.
+    pub finished: bool,
+    /// Whether the peer has ended its side, or sent its close frame.
+    pub peer_done: bool,
+}
+
+/// How a connection's end is told to its peer.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Farewell {
+    /// A close frame is still to be written.
+    CloseFrame,
+    /// A close event is still to be written.
+    CloseEvent,
+    /// Nothing more is to be written.
+    Said,
+}
+
+/// How many messages a connection sent in the present second.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MessageRate {
+    second: u32,
+    count: u32,
+}
+
+impl MessageRate {
+    /// Counts one message; whether that is within `per_second` (0: unlimited).
+    pub fn count(&mut self, now: Instant, per_second: u32) -> bool {
+        let second = u32::try_from(now.as_micros() / 1_000_000 % (1 << 32)).unwrap_or(0);
+        if second != self.second {
+            *self = MessageRate { second, count: 0 };
+        }
+        self.count += 1;
+        per_second == 0 || self.count <= per_second
+    }
+}
+
+impl Connection {
+    /// A connection that was just accepted.
+    pub fn accepted(generation: u32, now: Instant, http: Http) -> Connection {
+        Connection {
+            generation,
+            address: None,
+            heard: now,
+            state: State::Http(Box::new(http)),
+            outbox: None,
+            blocked: false,
+            queued: false,
+            paused: false,
+        }
+    }
+
+    /// What waits for its socket, made if there is none.
+    pub fn outbox(&mut self) -> &mut Outbox {
+        self.outbox.get_or_insert_default()
+    }
+
+    /// Whether so much waits for its socket that its requests must.
+    pub fn is_full(&self) -> bool {
+        self.outbox.as_ref().is_some_and(|outbox| outbox.control_bytes() > limits::CONTROL_BYTES_MAX)
+    }
+
+    /// Its grant, where it has one.
+    pub fn open(&self) -> Option<&Open> {
+        match &self.state {
+            State::Open(open) => Some(open),
+            _ => None,
+        }
+    }
+
+    /// The same, to be changed.
+    pub fn open_mut(&mut self) -> Option<&mut Open> {
+        match &mut self.state {
+            State::Open(open) => Some(open),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_counted_by_the_second() {
+        let mut rate = MessageRate::default();
+        let at = |ms: u64| Instant::from_micros(ms * 1_000);
+        assert!(rate.count(at(1_000), 2) && rate.count(at(1_900), 2));
+        assert!(!rate.count(at(1_999), 2));
+        assert!(rate.count(at(2_000), 2), "a new second, a new count");
+        assert!(rate.count(at(2_000), 0) && rate.count(at(2_000), 0) && rate.count(at(2_000), 0), "0 is unlimited");
+    }
+
+    #[test]
+    fn an_idle_connection_is_small() {
+        let size = size_of::<Connection>();
+        assert!(size <= 288, "a connection takes {size} bytes before its grant's text and its wheel entry");
     }
 }

@@ -1,3 +1,358 @@
-//! One core's state.
+//! One core's state: every connection and stream of that core. The only hall where subscribers and upstreams meet.
+//!
+//! Inputs go in by [`Shard::handle`], each with the time it happened; what the shell must do comes out of
+//! [`Shard::poll_output`]; what sockets should send is pulled by [`Shard::transmit`], a bounded turn at a time;
+//! [`Shard::next_timeout`] says when to come back. The same shard runs in production and in the simulator.
+//!
+//! Source: ARCHITECTURE.md. Memory: each table and queue names its bound. Errors: answered to the peer at fault.
+//! Not here: sockets, threads, clocks.
+
+mod catalog;
+mod close;
+mod fanout;
+mod http;
+mod ledger;
+mod mail;
+mod open;
+mod owner;
+mod rendition;
+mod requests;
+mod rng;
+mod slab;
+mod subscribe;
+mod timers;
 pub mod topics;
 pub mod wheel;
+
+use std::cell::Cell;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use crate::auth::grant::RightsTable;
+use crate::auth::jwt::Verifier;
+use crate::connection::Connection;
+use crate::ids::{ConnectionKey, CoreId};
+use crate::limits::Limits;
+use crate::metrics::CoreMetrics;
+use crate::stream::poll::{FetchRequest, FetchResult, PollNo, Status};
+use crate::time::{Instant, Now};
+use crate::{auth, connection, stream};
+
+pub use self::catalog::{Catalog, StreamKey};
+pub use self::close::CannedAnswer;
+pub use self::ledger::Ledger;
+pub use self::mail::Mail;
+pub use self::rng::Rng;
+
+use self::owner::Owned;
+use self::slab::Slab;
+use self::topics::Topic;
+use self::wheel::Wheel;
+
+/// What every core of a process is told, at start and by a reload.
+#[derive(Debug)]
+pub struct Options {
+    /// `[server]`, as far as connections need it.
+    pub connection: connection::Options,
+    /// `[auth]`.
+    pub auth: auth::Options,
+    /// `[limits]`, with 0 connections resolved.
+    pub limits: Limits,
+    /// `[[stream]]`.
+    pub catalog: Catalog,
+}
+
+/// Something that happened outside.
+#[derive(Debug)]
+pub enum Input<'a> {
+    /// Bytes came from a connection's peer.
+    Received {
+        /// Whose.
+        connection: u32,
+        /// The bytes; overwritten while they are made sense of.
+        bytes: &'a mut [u8],
+    },
+    /// The peer will send nothing more.
+    PeerFinished {
+        /// Whose.
+        connection: u32,
+    },
+    /// The connection is gone: reset, timed out.
+    Lost {
+        /// Which.
+        connection: u32,
+    },
+    /// A socket that took less than it was given takes more.
+    Writable {
+        /// Whose.
+        connection: u32,
+    },
+    /// A poll has ended.
+    Fetched {
+        /// Of which stream: its place.
+        stream: u32,
+        /// Which poll.
+        poll: PollNo,
+        /// How.
+        result: FetchResult,
+    },
+    /// A comparison has ended on the worker pool.
+    Compared(Box<stream::Compared>),
+    /// Another core says something.
+    Mail(Mail),
+    /// Time has passed.
+    Timeout,
+    /// The wall clock was stepped, or the machine slept: credential deadlines are to be anchored anew.
+    ClockMoved,
+    /// The process is to end.
+    Drain,
+    /// The configuration was read again.
+    Reload(Arc<Options>),
+}
+
+/// Something to be done outside.
+#[derive(Debug)]
+pub enum Output {
+    /// Carry out a poll, and bring back [`Input::Fetched`].
+    Fetch {
+        /// Of which stream: its place.
+        stream: u32,
+        /// Which poll.
+        poll: PollNo,
+        /// What to ask.
+        request: FetchRequest,
+    },
+    /// Compare two values on the worker pool, and bring back [`Input::Compared`].
+    Compare(Box<stream::Comparison>),
+    /// Tell another core.
+    Mail {
+        /// Which.
+        to: CoreId,
+        /// What.
+        mail: Mail,
+    },
+    /// Nothing more will be sent: end our side of the socket.
+    Finish {
+        /// Whose.
+        connection: u32,
+    },
+    /// The connection has ended: close its socket. Its place may be taken again at once.
+    Close {
+        /// Which.
+        connection: u32,
+        /// Whether to reset it: the peer did not end its side in time.
+        reset: bool,
+    },
+    /// Bytes that were left in the socket may be read now.
+    Resume {
+        /// Whose.
+        connection: u32,
+    },
+    /// Every connection of this core is gone, and it is draining.
+    Drained,
+    /// Something for the operator's log.
+    Notice(Notice),
+}
+
+/// News for the operator. Holds nothing secret.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Notice {
+    /// A stream's upstream began to fail, goes on failing for another reason, or has recovered.
+    Upstream {
+        /// The stream's id.
+        stream: String,
+        /// What it is now.
+        status: Status,
+        /// What happened, where something failed.
+        detail: String,
+    },
+}
+
+/// Where frames go: the sockets in production, models in the simulator. Never blocks.
+pub trait Wire {
+    /// Sends as many of `bytes` (never none) as the connection's socket takes now.
+    fn send(&mut self, connection: u32, bytes: &[u8]) -> Sent;
+}
+
+/// What became of bytes that were given to a socket.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Sent {
+    /// It took so many, at least one.
+    Bytes(usize),
+    /// It takes none now; [`Input::Writable`] will say when it does.
+    Blocked,
+    /// It is gone.
+    Lost,
+}
+
+/// Something to be done at a certain time, besides what the wheel holds.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+enum Timer {
+    /// A poll of an owned stream, or the end of its lingering.
+    Stream { index: u32, generation: u32 },
+    /// A rated subscriber may get its next event.
+    Rated { connection: u32, generation: u32, slot: u16 },
+    /// A topic that nobody watches may be let go of.
+    Topic { index: u32 },
+}
+
+/// One core's state.
+#[derive(Debug)]
+pub struct Shard {
+    core: CoreId,
+    cores: u16,
+    options: Arc<Options>,
+    ledger: Arc<Ledger>,
+    metrics: Arc<CoreMetrics>,
+    verifier: Verifier,
+    rights: RightsTable,
+    rng: Rng,
+    now: Now,
+
+    connections: Slab<Connection>,
+    generation: u32,
+    wheel: Wheel,
+    timers: BinaryHeap<Reverse<(Instant, Timer)>>,
+
+    topics: Slab<Topic>,
+    topic_of: HashMap<Arc<StreamKey>, u32>,
+    streams: Slab<Owned>,
+    stream_of: HashMap<Arc<StreamKey>, u32>,
+    /// Bytes of values and histories of the streams owned here.
+    history_bytes: u64,
+
+    outputs: VecDeque<Output>,
+    /// Connections that have something to send besides what sweeps give them.
+    ready: VecDeque<u32>,
+    /// Renditions that have something new: topic and kind.
+    dirty: VecDeque<(u32, u8)>,
+    swept_at: Instant,
+    pinned: Rc<Cell<u64>>,
+    /// Mail to this very core.
+    inbox: VecDeque<Mail>,
+    /// The next connection to be told to go, while draining.
+    draining: Option<Draining>,
+    /// The next connection whose deadlines are to be looked at again.
+    recheck: Option<u32>,
+    /// Whether grants are to be judged by a new configuration meanwhile.
+    rejudge: bool,
+    /// HTTP requests that wait for another core's answer.
+    asks: HashMap<u64, ConnectionKey>,
+    ask_no: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Draining {
+    next: u32,
+    until: Instant,
+    told: bool,
+}
+
+impl Shard {
+    /// The shard of core `core` of `cores`. `seed` is from the operating system's random numbers, another for each.
+    pub fn new(
+        core: CoreId,
+        cores: u16,
+        options: Arc<Options>,
+        ledger: Arc<Ledger>,
+        metrics: Arc<CoreMetrics>,
+        seed: [u8; 32],
+        now: Now,
+    ) -> Shard {
+        let mut shard = Shard {
+            core,
+            cores,
+            verifier: Verifier::new(options.auth.jwt.clone()),
+            options,
+            ledger,
+            metrics,
+            rights: RightsTable::default(),
+            rng: Rng::new(seed),
+            now,
+            connections: Slab::default(),
+            generation: 0,
+            wheel: Wheel::new(now.at),
+            timers: BinaryHeap::new(),
+            topics: Slab::default(),
+            topic_of: HashMap::new(),
+            streams: Slab::default(),
+            stream_of: HashMap::new(),
+            history_bytes: 0,
+            outputs: VecDeque::new(),
+            ready: VecDeque::new(),
+            dirty: VecDeque::new(),
+            swept_at: Instant::default(),
+            pinned: Rc::new(Cell::new(0)),
+            inbox: VecDeque::new(),
+            draining: None,
+            recheck: None,
+            rejudge: false,
+            asks: HashMap::new(),
+            ask_no: 0,
+        };
+        shard.warm();
+        shard.turn_inbox();
+        shard
+    }
+
+    /// Takes in something that happened at `now`.
+    pub fn handle(&mut self, now: Now, input: Input<'_>) {
+        self.now = now;
+        match input {
+            Input::Received { connection, bytes } => self.received(connection, bytes),
+            Input::PeerFinished { connection } => self.peer_finished(connection),
+            Input::Lost { connection } => self.lose(connection),
+            Input::Writable { connection } => self.writable(connection),
+            Input::Fetched { stream, poll, result } => self.fetched(stream, poll, result),
+            Input::Compared(compared) => self.compared(*compared),
+            Input::Mail(mail) => self.mail(mail),
+            Input::Timeout => self.timeout(),
+            Input::ClockMoved => self.recheck = Some(0),
+            Input::Drain => self.begin_drain(),
+            Input::Reload(options) => self.reload(options),
+        }
+        self.turn_inbox();
+    }
+
+    /// The next thing to be done outside; `None` when there is nothing more for now.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When to call [`Shard::handle`] with [`Input::Timeout`] (or [`Shard::transmit`]) if nothing else happens before.
+    pub fn next_timeout(&self) -> Option<Instant> {
+        let swept = (!self.dirty.is_empty()).then(|| self.swept_at + fanout::PUBLISH_TICK);
+        let now = (self.recheck.is_some() || self.drains_now() || !self.ready.is_empty()).then_some(self.now.at);
+        let timer = self.timers.peek().map(|Reverse((at, _))| *at);
+        [swept, now, timer, self.wheel.next_timeout(), self.draining.map(|draining| draining.until)]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// How many connections there are.
+    pub fn connections(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// Whether this place is held by the connection of that generation.
+    pub fn is_live(&self, key: ConnectionKey) -> bool {
+        self.connections.at(key.index).is_some_and(|connection| connection.generation == key.generation)
+    }
+
+    fn key_of(&self, index: u32) -> Option<ConnectionKey> {
+        Some(ConnectionKey { index, generation: self.connections.at(index)?.generation })
+    }
+
+    fn set_timer(&mut self, at: Instant, timer: Timer) {
+        self.timers.push(Reverse((at, timer)));
+    }
+
+    fn turn_inbox(&mut self) {
+        while let Some(mail) = self.inbox.pop_front() {
+            self.mail(mail);
+        }
+    }
+}

@@ -1,5 +1,10 @@
 //! One upstream resource: polled once, compared, and kept as a log of events.
+//!
+//! Source: protocol version 1, section 3. Memory: the newest value with its token tape, and the history's bounds.
+//! Errors: a poll that brings no value is a [`poll::Failure`]; the last good value stays in place.
+//! Not here: who watches (`shard`), sockets (`runtime::fetch`).
 
+pub mod apply;
 pub mod diff;
 pub mod log;
 pub mod poll;
@@ -8,11 +13,18 @@ pub mod template;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::ids::StreamId;
+use crate::codec::json::{self, Document, Fingerprint};
+use crate::ids::{Epoch, StreamId};
+use crate::limits;
 use crate::secret::Secret;
+use crate::time::{Instant, Now, WallTime};
+
+use self::diff::{Change, DiffOptions};
+use self::log::{Bounds, Event, History};
+use self::poll::{Failure, FetchRequest, FetchResult, Judged, PollNo, PollOptions, Poller, Status, Target, UpstreamCode};
 
 /// One `[[stream]]` of the configuration, parsed and checked.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Options {
     /// Its id, and the name in frames where it has no `params`.
     pub id: StreamId,
@@ -60,6 +72,190 @@ pub struct Options {
     pub permissions: Vec<String>,
 }
 
+/// Work that one comparison may take before it settles for a coarser delta.
+const DIFF_WORK_MAX: u64 = 1 << 20;
+
+/// What a poll came to.
+#[derive(Debug)]
+pub enum Step {
+    /// Nobody waits for it.
+    Unexpected,
+    /// The value is as it was.
+    Unchanged,
+    /// The value has changed: the event, with its value.
+    Changed(Event),
+    /// No value.
+    Failed(Failure),
+    /// The body is too large to be compared on a core: let [`Comparison::run`] run elsewhere, and bring back its result.
+    Compare(Comparison),
+}
+
+/// A comparison, to be carried out anywhere.
+#[derive(Debug)]
+pub struct Comparison {
+    /// Which stream's: its place on its core.
+    pub stream: u32,
+    poll: PollNo,
+    held: Option<Arc<Document>>,
+    body: Vec<u8>,
+    received: WallTime,
+    options: Arc<Options>,
+}
+
+/// What a comparison came to.
+#[derive(Debug)]
+pub struct Compared {
+    /// Which stream's: its place on its core.
+    pub stream: u32,
+    poll: PollNo,
+    received: WallTime,
+    outcome: Result<(Option<NewValue>, Fingerprint), String>,
+}
+
+#[derive(Debug)]
+struct NewValue {
+    document: Arc<Document>,
+    patch: Option<Vec<u8>>,
+    merge: Option<Vec<u8>>,
+}
+
+impl Comparison {
+    /// Parses the body and compares it with the value held. Takes time in proportion to their sizes.
+    pub fn run(self) -> Compared {
+        let Comparison { stream, poll, held, body, received, options } = self;
+        let fingerprint = json::body_fingerprint(&body);
+        let outcome = Document::parse(&body).map_err(|error| error.to_string()).map(|new| {
+            let Some(held) = held else {
+                return (Some(NewValue { document: Arc::new(new), patch: None, merge: None }), fingerprint);
+            };
+            let diff_options =
+                DiffOptions { ignore: &options.ignore, array_key: options.array_key.as_deref(), work_max: DIFF_WORK_MAX };
+            match diff::diff(&held, &new, &diff_options) {
+                Change::Unchanged => (None, fingerprint),
+                Change::Changed { patch, merge } => {
+                    (Some(NewValue { document: Arc::new(new), patch, merge }), fingerprint)
+                }
+            }
+        });
+        Compared { stream, poll, received, outcome }
+    }
+}
+
+/// A stream on the core that polls it.
+#[derive(Debug)]
+pub struct Stream {
+    target: Arc<Target>,
+    poller: Poller,
+    document: Option<Arc<Document>>,
+    /// Of the last body that was a value.
+    fingerprint: Option<Fingerprint>,
+    history: History,
+}
+
+impl Stream {
+    /// A stream that has not been polled. `seed` is for its phase and jitter.
+    pub fn new(target: Arc<Target>, epoch: Epoch, seed: u64) -> Stream {
+        let options = &target.options;
+        let conditional = matches!(options.method.as_str(), "GET" | "HEAD");
+        let poll = PollOptions { interval: options.interval, backoff_max: options.backoff_max, conditional, seed };
+        let history = History::new(epoch, Bounds::of(options));
+        Stream { poller: Poller::new(poll), target, document: None, fingerprint: None, history }
+    }
+
+    /// Its events.
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+
+    /// Bytes of its events and value.
+    pub fn bytes(&self) -> u64 {
+        self.history.bytes() + self.document.as_ref().map_or(0, |document| document.memory_bytes() as u64)
+    }
+
+    /// Lets go of old events until `bytes` are left; the newest stays.
+    pub fn trim_to(&mut self, bytes: u64) {
+        self.history.trim_to(bytes);
+    }
+
+    /// What subscribers are told of its upstream.
+    pub fn status(&self, now: Instant) -> Status {
+        self.poller.status(now)
+    }
+
+    /// The status, once after each change of its state.
+    pub fn status_change(&mut self, now: Instant) -> Option<Status> {
+        self.poller.status_change(now)
+    }
+
+    /// Polls from now on, at once where the upstream's wishes allow it.
+    pub fn start(&mut self, now: Instant) {
+        self.poller.start(now);
+    }
+
+    /// Polls no more until it is started again.
+    pub fn stop(&mut self) {
+        self.poller.stop();
+    }
+
+    /// Whether it is polled.
+    pub fn is_running(&self) -> bool {
+        self.poller.is_running()
+    }
+
+    /// When [`Stream::begin`] is to be called.
+    pub fn next_due(&self) -> Option<Instant> {
+        self.poller.next_due()
+    }
+
+    /// The poll that is due: what to ask.
+    pub fn begin(&mut self, now: Instant) -> Option<(PollNo, FetchRequest)> {
+        let (poll, validators) = self.poller.begin(now)?;
+        Some((poll, FetchRequest { target: Arc::clone(&self.target), validators }))
+    }
+
+    /// Takes in how a poll went.
+    pub fn fetched(&mut self, now: Now, stream: u32, poll: PollNo, result: FetchResult) -> Step {
+        match self.poller.fetched(now.at, poll, result) {
+            Judged::Unexpected => Step::Unexpected,
+            Judged::NotModified => Step::Unchanged,
+            Judged::Failed(failure) => Step::Failed(failure),
+            Judged::Body { bytes, received } => {
+                if self.document.is_some() && self.fingerprint == Some(json::body_fingerprint(&bytes)) {
+                    self.poller.accept(now.at, poll);
+                    return Step::Unchanged;
+                }
+                let held = self.document.clone();
+                let options = Arc::clone(&self.target.options);
+                let large = bytes.len() > limits::INLINE_DIFF_BYTES_MAX;
+                let comparison = Comparison { stream, poll, held, body: bytes, received, options };
+                if large { Step::Compare(comparison) } else { self.compared(now, comparison.run()) }
+            }
+        }
+    }
+
+    /// Takes in the result of a comparison.
+    pub fn compared(&mut self, now: Now, compared: Compared) -> Step {
+        let Compared { poll, received, outcome, .. } = compared;
+        let (new, fingerprint) = match outcome {
+            Ok(found) => found,
+            Err(detail) => {
+                let refused = self.poller.refuse(now.at, poll, UpstreamCode::Body, detail);
+                return refused.map_or(Step::Unexpected, Step::Failed);
+            }
+        };
+        if !self.poller.accept(now.at, poll) {
+            return Step::Unexpected;
+        }
+        self.fingerprint = Some(fingerprint);
+        // Where only ignored members differ, the value stays as of the last event: they travel with the next one.
+        let Some(NewValue { document, patch, merge }) = new else { return Step::Unchanged };
+        let value = Arc::clone(document.text());
+        self.document = Some(document);
+        self.history.publish(received, value, patch.map(Arc::from), merge.map(Arc::from));
+        self.history.newest().map_or(Step::Unchanged, |event| Step::Changed(event.clone()))
+    }
+}
+
 /// One name of `params`.
 #[derive(Clone, Debug)]
 pub struct Param {
@@ -67,6 +263,13 @@ pub struct Param {
     pub name: String,
     /// What a value must match, anywhere in it unless anchored.
     pub pattern: Option<regex_lite::Regex>,
+}
+
+impl PartialEq for Param {
+    fn eq(&self, other: &Param) -> bool {
+        let text = |param: &Param| param.pattern.as_ref().map(|pattern| pattern.as_str().to_owned());
+        self.name == other.name && text(self) == text(other)
+    }
 }
 
 /// A file of PEM certificates, read when the configuration was.

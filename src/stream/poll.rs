@@ -1,13 +1,20 @@
-//! When to poll an upstream, and what to make of its answer. (being built: `Poller`)
+//! When to poll an upstream, and what to make of its answer.
 //!
-//! The shell carries out a [`FetchRequest`] and brings back a [`FetchResult`]; all judgement is here.
+//! The shell carries out a [`FetchRequest`] and brings back a [`FetchResult`]; all judgement is here: a [`Poller`] keeps
+//! the times of one stream's polls, at most one of which is under way, and says what each answer was.
+//! Source: protocol version 1, section 3 (status, codes); RFC 9110 sections 8.8 and 13 (validators), 10.2.3 and 15
+//! (`Retry-After`, status codes); «Exponential Backoff And Jitter» (AWS Architecture Blog, 2015): full jitter.
+//! Memory: one `Poller` a stream, at most 288 bytes and its validators, each at most `VALIDATOR_BYTES_MAX`.
+//! Errors: `FetchError` from the shell, [`Failure`] from here; both are the upstream's fault and carry its stable code.
+//! Not here: sockets, parsing and comparing bodies (`diff`), who watches, what is kept (`log`).
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use url::Url;
 
-use crate::time::WallTime;
+use crate::limits::{RETRY_AFTER_MAX, VALIDATOR_BYTES_MAX};
+use crate::time::{Instant, WallTime};
 
 /// A filled-in upstream request: what one stream polls. Two callers share a stream only if theirs are equal.
 #[derive(Debug)]
@@ -63,6 +70,428 @@ pub struct FetchError {
     pub code: UpstreamCode,
     /// What happened, for the operator's log. Never holds a URL's query, a header's value or a body.
     pub detail: String,
+}
+
+/// Number of a poll of one stream: 1 is the first. An answer is known by it.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct PollNo(pub u64);
+
+/// What a [`Poller`] needs of its stream.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct PollOptions {
+    /// From the start of one poll to the start of the next; less than [`INTERVAL_MIN`] is raised to it.
+    pub interval: Duration,
+    /// Longest wait after a failure; less than `interval` is raised to it.
+    pub backoff_max: Duration,
+    /// Whether polls may be conditional: for methods other than GET and HEAD, `If-None-Match` has another meaning
+    /// (RFC 9110 section 13.1.2: 412, not 304).
+    pub conditional: bool,
+    /// Of the stream's key and nothing that two streams share: the phase of its polls and its jitter come of it.
+    pub seed: u64,
+}
+
+impl PollOptions {
+    /// Those of a configured stream, for one filled-in URL whose key hashes to `seed`.
+    pub fn of(options: &super::Options, seed: u64) -> PollOptions {
+        PollOptions {
+            interval: options.interval,
+            backoff_max: options.backoff_max,
+            conditional: matches!(options.method.as_str(), "GET" | "HEAD"),
+            seed,
+        }
+    }
+}
+
+/// Least interval between the starts of two polls.
+pub const INTERVAL_MIN: Duration = Duration::from_millis(1);
+/// Least base of the exponential backoff: an upstream polled every few milliseconds that fails is left alone for longer.
+pub const BACKOFF_BASE_MIN: Duration = Duration::from_millis(100);
+/// A stream whose watchers come and go is not polled at once again sooner than this, or its interval where that is less.
+pub const RESTART_MIN: Duration = Duration::from_secs(1);
+
+/// What an answer was.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Judged {
+    /// A body that may be a value. Tell what it proved to be: [`Poller::accept`] or [`Poller::refuse`]; until then the
+    /// poll counts as under way.
+    Body {
+        /// Never empty.
+        bytes: Vec<u8>,
+        /// When the response was received: the `ts` of the event, if it makes one.
+        received: WallTime,
+    },
+    /// The value held is still the newest.
+    NotModified,
+    /// No value.
+    Failed(Failure),
+    /// An answer that nobody waits for, to be dropped: its poll was ended by another one.
+    Unexpected,
+}
+
+/// Why a poll brought no value. The upstream's fault, never a client's.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("{}: {detail}", code.as_str())]
+pub struct Failure {
+    /// The stable code.
+    pub code: UpstreamCode,
+    /// The status, where `code` is [`UpstreamCode::Status`].
+    pub status: Option<u16>,
+    /// What happened, for the operator's log; holds nothing secret.
+    pub detail: String,
+}
+
+pub use crate::codec::message::StreamState;
+
+/// A [`StreamState`] and what goes with it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Status {
+    /// The state.
+    pub state: StreamState,
+    /// Why the last poll failed, where it did.
+    pub code: Option<UpstreamCode>,
+    /// The upstream's status, where `code` is [`UpstreamCode::Status`].
+    pub status: Option<u16>,
+    /// Until the next poll, where the last one failed and the next is planned.
+    pub retry_in: Option<Duration>,
+}
+
+/// The poll loop of one stream.
+///
+/// - [`start`](Poller::start) with the first watcher, [`stop`](Poller::stop) after the last;
+/// - at [`next_due`](Poller::next_due), [`begin`](Poller::begin) a poll and send its request;
+/// - each poll begun is answered by one call of [`fetched`](Poller::fetched), also after `stop` (a fetch given up is an
+///   error), and each [`Judged::Body`] by one of [`accept`](Poller::accept) or [`refuse`](Poller::refuse);
+/// - after each of these, [`status_change`](Poller::status_change) says whether to send a `stream_status`.
+///
+/// **Interval and phase.** The first poll is at once. The next start is the first moment of the stream's own phase
+/// (a place in the interval drawn from `seed`, on the monotonic clock) at least half an interval after the last start, so within [1/2, 3/2) of an
+/// interval; from then on starts are one interval apart, and a late one does not shift those after it. So a thousand
+/// streams that were started together do not poll together. A poll that takes longer than the interval is followed at
+/// once by one poll, not by those it missed.
+///
+/// **Backoff.** After the n-th failure in a row the wait, from the answer on, is uniform in 0..=min(`backoff_max`,
+/// base * 2^n), but at least the interval; base is the interval, at least [`BACKOFF_BASE_MIN`]. `Retry-After` of a 429 or
+/// 503 is a minimum that nothing shortens, at most [`RETRY_AFTER_MAX`]. The first success ends it.
+#[derive(Debug)]
+pub struct Poller {
+    interval: Duration,
+    backoff_max: Duration,
+    conditional: bool,
+    /// The stream's place in its interval.
+    phase_us: u64,
+    jitter: SplitMix64,
+    turn: Turn,
+    /// Whether polls go on: someone watches.
+    running: bool,
+    last_no: PollNo,
+    last_start: Option<Instant>,
+    /// No poll starts before this: the wait after a failure.
+    backoff_until: Option<Instant>,
+    /// No poll starts before this, not even one asked for: the upstream's `Retry-After`.
+    retry_after_until: Option<Instant>,
+    /// Failures in a row.
+    failures: u32,
+    /// Of the value held; sent with the next poll.
+    validators: Validators,
+    value_held: bool,
+    ended: bool,
+    /// Why the last poll failed, where it did.
+    failure: Option<(UpstreamCode, Option<u16>)>,
+    /// The state subscribers were last told.
+    told: StreamState,
+}
+
+#[derive(Debug)]
+enum Turn {
+    /// No poll is planned.
+    Idle,
+    /// The next is planned.
+    Waiting { due: Instant },
+    /// The shell has the request.
+    Fetching { started: Instant, conditional: bool, again: bool },
+    /// The body is being parsed.
+    Judging { started: Instant, validators: Validators, again: bool },
+}
+
+impl Poller {
+    /// A loop that has not been started and holds no value.
+    pub fn new(options: PollOptions) -> Poller {
+        let interval = options.interval.max(INTERVAL_MIN);
+        let mut jitter = SplitMix64(options.seed);
+        Poller {
+            interval,
+            backoff_max: options.backoff_max.max(interval),
+            conditional: options.conditional,
+            phase_us: jitter.below(micros(interval)),
+            jitter,
+            turn: Turn::Idle,
+            running: false,
+            last_no: PollNo(0),
+            last_start: None,
+            backoff_until: None,
+            retry_after_until: None,
+            failures: 0,
+            validators: Validators::default(),
+            value_held: false,
+            ended: false,
+            failure: None,
+            told: StreamState::Live,
+        }
+    }
+
+    /// Someone watches: polls at once, except that the wait after a failure and [`RESTART_MIN`] go on. Where it runs
+    /// already, nothing changes; a poll still under way since before a `stop` is taken as the first.
+    pub fn start(&mut self, now: Instant) {
+        if self.running || self.ended {
+            return;
+        }
+        self.running = true;
+        if matches!(self.turn, Turn::Idle) {
+            let spaced = self.last_start.map_or(now, |last| last + self.interval.min(RESTART_MIN));
+            let due = [Some(now), Some(spaced), self.backoff_until, self.retry_after_until].into_iter().flatten().max();
+            self.turn = Turn::Waiting { due: due.unwrap_or(now) };
+        }
+    }
+
+    /// Nobody watches: plans no further poll. The answer of one under way is judged as ever.
+    pub fn stop(&mut self) {
+        self.running = false;
+        match &mut self.turn {
+            Turn::Waiting { .. } => self.turn = Turn::Idle,
+            Turn::Fetching { again, .. } | Turn::Judging { again, .. } => *again = false,
+            Turn::Idle => {}
+        }
+    }
+
+    /// The stream was deleted: stops for good.
+    pub fn end(&mut self) {
+        self.stop();
+        self.ended = true;
+    }
+
+    /// Polls at once (a hook, an action, the admin), whatever the interval and the backoff say, but not before the
+    /// upstream's `Retry-After`. While one is under way, which may have missed the change, one more follows it, however
+    /// often this is called. Says whether a poll will follow: not while it is stopped, as the next watcher starts one.
+    pub fn poll_now(&mut self, now: Instant) -> bool {
+        match &mut self.turn {
+            Turn::Idle => return false,
+            Turn::Waiting { due } => *due = self.retry_after_until.map_or(now, |at| at.max(now)).min(*due),
+            Turn::Fetching { again, .. } | Turn::Judging { again, .. } => *again = self.running,
+        }
+        self.running
+    }
+
+    /// When to call [`Poller::begin`]; `None`: not before something else happens.
+    pub fn next_due(&self) -> Option<Instant> {
+        match self.turn {
+            Turn::Waiting { due } => Some(due),
+            _ => None,
+        }
+    }
+
+    /// Whether a poll's answer, or the judgement of its body, is awaited.
+    pub fn is_polling(&self) -> bool {
+        matches!(self.turn, Turn::Fetching { .. } | Turn::Judging { .. })
+    }
+
+    /// Whether polls go on.
+    pub fn is_running(&self) -> bool {
+        self.running
+    }
+
+    /// Starts the poll that is due: its number, and what to make the request conditional on. `None`: none is due.
+    pub fn begin(&mut self, now: Instant) -> Option<(PollNo, Validators)> {
+        self.next_due().filter(|&due| due <= now)?;
+        self.last_no = PollNo(self.last_no.0 + 1);
+        self.last_start = Some(now);
+        let validators = self.validators.clone();
+        self.turn = Turn::Fetching { started: now, conditional: validators != Validators::default(), again: false };
+        Some((self.last_no, validators))
+    }
+
+    /// Judges the answer of poll `no`.
+    pub fn fetched(&mut self, now: Instant, no: PollNo, result: FetchResult) -> Judged {
+        let Turn::Fetching { started, conditional, again } = self.turn else { return Judged::Unexpected };
+        if no != self.last_no {
+            return Judged::Unexpected;
+        }
+        let response = match result {
+            Ok(response) => response,
+            Err(FetchError { code, detail }) => {
+                return Judged::Failed(self.fail(now, again, None, Failure { code, status: None, detail }));
+            }
+        };
+        match verdict(&response, conditional) {
+            Verdict::Value => {
+                self.turn = Turn::Judging { started, validators: response.validators, again };
+                Judged::Body { bytes: response.body, received: response.received }
+            }
+            Verdict::NotModified => {
+                // Where the value was evicted meanwhile, what was not modified is fetched again, without a condition.
+                self.succeed(now, started, again || !self.value_held);
+                Judged::NotModified
+            }
+            Verdict::Failure(failure) => {
+                if response.status == 304 {
+                    // It answers a condition that was not put: the next poll puts none either.
+                    self.validators = Validators::default();
+                }
+                let retry_after = matches!(response.status, 429 | 503).then_some(response.retry_after).flatten();
+                Judged::Failed(self.fail(now, again, retry_after, failure))
+            }
+        }
+    }
+
+    /// The body of poll `no` is the value now, whether it changed or not: the next poll is conditional on its validators.
+    /// Says whether the poll was the one being judged.
+    pub fn accept(&mut self, now: Instant, no: PollNo) -> bool {
+        let Turn::Judging { started, validators, again } = &mut self.turn else { return false };
+        if no != self.last_no {
+            return false;
+        }
+        let (started, validators, again) = (*started, std::mem::take(validators), *again);
+        self.validators = if self.conditional { bounded(validators) } else { Validators::default() };
+        self.value_held = true;
+        self.succeed(now, started, again);
+        true
+    }
+
+    /// The body of poll `no` is no value (`Body`, or `TooLarge` where a bound of the value was passed): a failure like any
+    /// other, which leaves the validators of the value that is held. `None`: the poll was not the one being judged.
+    pub fn refuse(&mut self, now: Instant, no: PollNo, code: UpstreamCode, detail: String) -> Option<Failure> {
+        let Turn::Judging { again, .. } = self.turn else { return None };
+        (no == self.last_no).then(|| self.fail(now, again, None, Failure { code, status: None, detail }))
+    }
+
+    /// The value was evicted: the next poll is unconditional, and a failure is `failing`, not `stale`.
+    pub fn forget_value(&mut self) {
+        self.value_held = false;
+        self.validators = Validators::default();
+    }
+
+    /// The state and what goes with it, for a new subscriber where it is not `Live`.
+    pub fn status(&self, now: Instant) -> Status {
+        let (state, failure) = match self.failure {
+            _ if self.ended => (StreamState::Ended, None),
+            None => (StreamState::Live, None),
+            Some(failure) if self.value_held => (StreamState::Stale, Some(failure)),
+            Some(failure) => (StreamState::Failing, Some(failure)),
+        };
+        Status {
+            state,
+            code: failure.map(|(code, _)| code),
+            status: failure.and_then(|(_, status)| status),
+            retry_in: failure.and_then(|_| self.next_due()).map(|due| due.since(now)),
+        }
+    }
+
+    /// The status, once after each change of its state: another code in the same state is no change.
+    pub fn status_change(&mut self, now: Instant) -> Option<Status> {
+        let status = self.status(now);
+        let changed = status.state != self.told;
+        self.told = status.state;
+        changed.then_some(status)
+    }
+
+    fn succeed(&mut self, now: Instant, started: Instant, again: bool) {
+        self.failures = 0;
+        self.failure = None;
+        self.backoff_until = None;
+        self.retry_after_until = None;
+        let due = if again { now } else { self.in_phase(started + self.interval / 2).max(now) };
+        self.turn = if self.running { Turn::Waiting { due } } else { Turn::Idle };
+    }
+
+    fn fail(&mut self, now: Instant, again: bool, retry_after: Option<Duration>, failure: Failure) -> Failure {
+        self.failures = self.failures.saturating_add(1);
+        self.failure = Some((failure.code, failure.status));
+        let base = self.interval.max(BACKOFF_BASE_MIN);
+        let ceiling = base.saturating_mul(1u32.checked_shl(self.failures).unwrap_or(u32::MAX)).min(self.backoff_max);
+        let wait = Duration::from_micros(self.jitter.below(micros(ceiling).saturating_add(1))).max(self.interval);
+        let backoff_until = now + wait;
+        let retry_after_until = now + retry_after.unwrap_or_default().min(RETRY_AFTER_MAX);
+        self.backoff_until = Some(backoff_until);
+        self.retry_after_until = Some(retry_after_until);
+        let due = if again { retry_after_until } else { backoff_until.max(retry_after_until) };
+        self.turn = if self.running { Turn::Waiting { due } } else { Turn::Idle };
+        failure
+    }
+
+    /// The first moment of the stream's phase that is not before `at`.
+    fn in_phase(&self, at: Instant) -> Instant {
+        let interval_us = micros(self.interval);
+        let intervals_us =
+            at.as_micros().saturating_sub(self.phase_us).div_ceil(interval_us).saturating_mul(interval_us);
+        Instant::from_micros(self.phase_us.saturating_add(intervals_us))
+    }
+}
+
+enum Verdict {
+    Value,
+    NotModified,
+    Failure(Failure),
+}
+
+/// What a response is by its status. `conditional`: the request had validators.
+fn verdict(response: &FetchResponse, conditional: bool) -> Verdict {
+    let failure = |code, detail: String| {
+        let status = (code == UpstreamCode::Status).then_some(response.status);
+        Verdict::Failure(Failure { code, status, detail })
+    };
+    match response.status {
+        // RFC 9110 section 15.3.7: a part of the representation, which nobody asked for.
+        206 => failure(UpstreamCode::Protocol, "answered 206 to a request without Range".into()),
+        200..=299 if response.body.is_empty() => {
+            failure(UpstreamCode::Body, format!("answered {} without a body", response.status))
+        }
+        204 | 205 => failure(UpstreamCode::Body, format!("answered {}, which has no body", response.status)),
+        200..=299 => Verdict::Value,
+        304 if conditional => Verdict::NotModified,
+        304 => failure(UpstreamCode::Protocol, "answered 304 to a request without a condition".into()),
+        300..=399 => {
+            failure(UpstreamCode::Redirect, format!("answered {}: redirects are not followed", response.status))
+        }
+        401 | 403 => failure(UpstreamCode::Auth, format!("answered {}", response.status)),
+        429 => failure(UpstreamCode::RateLimited, "answered 429".into()),
+        503 if response.retry_after.is_some() => {
+            failure(UpstreamCode::RateLimited, "answered 503 with Retry-After".into())
+        }
+        400..=599 => failure(UpstreamCode::Status, format!("answered {}", response.status)),
+        // RFC 9110 section 15: outside 100..=599 a status is invalid, and a 1xx is never the last answer.
+        _ => failure(UpstreamCode::Protocol, format!("answered {}, which is no final status", response.status)),
+    }
+}
+
+/// `validators` without those too long to be sent back with each request.
+fn bounded(validators: Validators) -> Validators {
+    let fits = |value: &[u8]| (1..=VALIDATOR_BYTES_MAX).contains(&value.len());
+    Validators {
+        etag: validators.etag.filter(|etag| fits(etag)),
+        last_modified: validators.last_modified.filter(|date| fits(date)),
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Steele, Lea and Flood, «Fast Splittable Pseudorandom Number Generators» (2014). For spreading load only.
+#[derive(Clone, Debug)]
+struct SplitMix64(u64);
+
+impl SplitMix64 {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// Uniform in `0..bound`, but for a bias of at most `bound / 2^64`.
+    fn below(&mut self, bound: u64) -> u64 {
+        ((u128::from(self.next()) * u128::from(bound)) >> 64) as u64
+    }
 }
 
 /// The stable codes of `stream_status` (protocol section 3).
@@ -126,6 +555,489 @@ impl UpstreamCode {
             UpstreamCode::RateLimited => "UPSTREAM_RATE_LIMITED",
             UpstreamCode::Redirect => "UPSTREAM_REDIRECT",
             UpstreamCode::Blocked => "UPSTREAM_BLOCKED",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const START_MS: u64 = 5_000_123;
+
+    /// A poller and its clock, for scripts.
+    struct Script {
+        poller: Poller,
+        now: Instant,
+    }
+
+    fn options(interval_ms: u64) -> PollOptions {
+        PollOptions {
+            interval: Duration::from_millis(interval_ms),
+            backoff_max: Duration::from_secs(60),
+            conditional: true,
+            seed: 7,
+        }
+    }
+
+    fn script(options: PollOptions) -> Script {
+        let mut script = Script { poller: Poller::new(options), now: Instant::from_micros(START_MS * 1_000) };
+        script.start();
+        script
+    }
+
+    fn answer(status: u16) -> FetchResponse {
+        let received = WallTime::from_secs(9);
+        FetchResponse { status, validators: Validators::default(), retry_after: None, body: b"{}".to_vec(), received }
+    }
+
+    fn tagged(etag: &[u8]) -> FetchResponse {
+        let validators = Validators { etag: Some(etag.into()), last_modified: None };
+        FetchResponse { validators, ..answer(200) }
+    }
+
+    fn refused() -> FetchResult {
+        Err(FetchError { code: UpstreamCode::Unreachable, detail: "connection refused".into() })
+    }
+
+    impl Script {
+        fn after_ms(&mut self, ms: u64) -> &mut Script {
+            self.now = self.now + Duration::from_millis(ms);
+            self
+        }
+
+        fn start(&mut self) {
+            self.poller.start(self.now);
+        }
+
+        fn poll_now(&mut self) -> bool {
+            self.poller.poll_now(self.now)
+        }
+
+        /// Waits for the next poll and begins it; the wait, and what the request is conditional on.
+        fn begin(&mut self) -> (Duration, PollNo, Validators) {
+            let due = self.poller.next_due().expect("a poll is planned");
+            let wait = due.since(self.now);
+            self.now = self.now.max(due);
+            let (no, validators) = self.poller.begin(self.now).expect("the poll is due");
+            assert_eq!(self.poller.begin(self.now), None, "one at a time");
+            assert_eq!(self.poller.next_due(), None, "nothing is due while a poll is under way");
+            (wait, no, validators)
+        }
+
+        fn answer(&mut self, no: PollNo, result: FetchResult) -> Judged {
+            let judged = self.poller.fetched(self.now, no, result);
+            if let Judged::Body { .. } = judged {
+                assert!(self.poller.accept(self.now, no));
+            }
+            judged
+        }
+
+        /// A whole poll; how long it was waited for.
+        fn poll(&mut self, result: FetchResult) -> Duration {
+            let (wait, no, _) = self.begin();
+            self.answer(no, result);
+            wait
+        }
+
+        fn failure(&mut self, result: FetchResult) -> (UpstreamCode, Option<u16>) {
+            let (_, no, _) = self.begin();
+            match self.answer(no, result) {
+                Judged::Failed(failure) => (failure.code, failure.status),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn the_first_poll_is_at_once_and_the_others_keep_the_interval() {
+        let mut script = script(options(1_000));
+        assert_eq!(script.poll(Ok(answer(200))), Duration::ZERO);
+        let second = script.after_ms(20).poll(Ok(answer(200))) + Duration::from_millis(20);
+        assert!((500..1_500).contains(&second.as_millis()), "{second:?}");
+        let mut started = script.now;
+        for took_ms in [0, 100, 999] {
+            let (_, no, _) = script.begin();
+            assert_eq!(script.now.since(started), Duration::from_secs(1), "from start to start");
+            started = script.now;
+            script.after_ms(took_ms).answer(no, Ok(answer(200)));
+        }
+    }
+
+    #[test]
+    fn a_late_start_does_not_shift_the_later_ones() {
+        let mut script = script(options(1_000));
+        script.poll(Ok(answer(200)));
+        script.poll(Ok(answer(200)));
+        let due = script.poller.next_due().expect("planned");
+        script.now = due + Duration::from_millis(100); // one tick of the wheel
+        let (_, no, _) = script.begin();
+        script.answer(no, Ok(answer(200)));
+        assert_eq!(script.poller.next_due(), Some(due + Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn a_poll_longer_than_the_interval_is_followed_by_one_at_once() {
+        let mut script = script(options(100));
+        let (_, no, _) = script.begin();
+        script.after_ms(950).answer(no, Ok(answer(200)));
+        assert_eq!(script.poll(Ok(answer(200))), Duration::ZERO);
+        assert!(script.poll(Ok(answer(200))) >= Duration::from_millis(50), "those missed are not made up for");
+    }
+
+    #[test]
+    fn a_thousand_streams_started_together_spread_over_their_interval() {
+        let mut tenths = [0u32; 10];
+        for seed in 0..1_000 {
+            let mut script = script(PollOptions { seed, ..options(1_000) });
+            script.poll(Ok(answer(200)));
+            let wait = script.poll(Ok(answer(200)));
+            tenths[(wait.as_millis() as usize - 500) / 100] += 1;
+        }
+        assert!(tenths.iter().all(|&polls| (60..=140).contains(&polls)), "{tenths:?}");
+    }
+
+    #[test]
+    fn a_poller_is_small() {
+        assert!(size_of::<Poller>() <= 288, "{}", size_of::<Poller>());
+    }
+
+    #[test]
+    fn intervals_have_a_least_value() {
+        let mut script = script(options(0));
+        script.poll(Ok(answer(200)));
+        let started = script.now;
+        script.poll(Ok(answer(200)));
+        script.poll(Ok(answer(200)));
+        assert!(script.now.since(started) >= INTERVAL_MIN);
+    }
+
+    #[test]
+    fn answers_are_judged_by_their_status() {
+        use UpstreamCode::{Auth, Body, Protocol, RateLimited, Redirect, Status};
+        for (status, expected) in [
+            (206, (Protocol, None)),
+            (204, (Body, None)),
+            (205, (Body, None)),
+            (304, (Protocol, None)),
+            (300, (Redirect, None)),
+            (301, (Redirect, None)),
+            (399, (Redirect, None)),
+            (400, (Status, Some(400))),
+            (401, (Auth, None)),
+            (403, (Auth, None)),
+            (404, (Status, Some(404))),
+            (429, (RateLimited, None)),
+            (500, (Status, Some(500))),
+            (503, (Status, Some(503))),
+            (599, (Status, Some(599))),
+            (600, (Protocol, None)),
+            (999, (Protocol, None)),
+            (199, (Protocol, None)),
+            (0, (Protocol, None)),
+        ] {
+            assert_eq!(script(options(1_000)).failure(Ok(answer(status))), expected, "{status}");
+        }
+        for status in [200, 203, 299] {
+            let mut script = script(options(1_000));
+            let (_, no, _) = script.begin();
+            let judged = script.poller.fetched(script.now, no, Ok(answer(status)));
+            assert_eq!(judged, Judged::Body { bytes: b"{}".to_vec(), received: WallTime::from_secs(9) });
+        }
+        let empty = FetchResponse { body: Vec::new(), ..answer(200) };
+        assert_eq!(script(options(1_000)).failure(Ok(empty)), (Body, None));
+        let unavailable = FetchResponse { retry_after: Some(Duration::ZERO), ..answer(503) };
+        assert_eq!(script(options(1_000)).failure(Ok(unavailable)), (RateLimited, None));
+        for code in UpstreamCode::ALL {
+            let error = FetchError { code, detail: "what happened".into() };
+            assert_eq!(script(options(1_000)).failure(Err(error)), (code, None));
+        }
+    }
+
+    #[test]
+    fn validators_are_those_of_the_value_held() {
+        let mut script = script(options(1_000));
+        let (_, no, validators) = script.begin();
+        assert_eq!(validators, Validators::default(), "nothing is held");
+        script.answer(no, Ok(tagged(b"\"one\"")));
+
+        let (_, no, validators) = script.begin();
+        assert_eq!(validators.etag.as_deref(), Some(&b"\"one\""[..]));
+        assert!(matches!(script.poller.fetched(script.now, no, Ok(tagged(b"\"bad\""))), Judged::Body { .. }));
+        let failure = script.poller.refuse(script.now, no, UpstreamCode::Body, "depth over 128".into());
+        assert_eq!(failure.expect("it is being judged").to_string(), "UPSTREAM_BODY: depth over 128");
+
+        let (_, no, validators) = script.begin();
+        assert_eq!(validators.etag.as_deref(), Some(&b"\"one\""[..]), "a bad body does not poison them");
+        assert_eq!(script.answer(no, Ok(answer(304))), Judged::NotModified);
+
+        let (_, no, validators) = script.begin();
+        assert_eq!(validators.etag.as_deref(), Some(&b"\"one\""[..]), "a 304 keeps them");
+        script.answer(no, Ok(answer(200)));
+        assert_eq!(script.begin().2, Validators::default(), "a value without validators has none");
+    }
+
+    #[test]
+    fn a_304_that_was_not_asked_for_is_a_failure() {
+        let mut script = script(options(1_000));
+        script.poll(Ok(answer(200)));
+        assert_eq!(script.failure(Ok(answer(304))), (UpstreamCode::Protocol, None));
+    }
+
+    #[test]
+    fn a_304_for_a_value_evicted_meanwhile_is_fetched_again_at_once() {
+        let mut script = script(options(1_000));
+        script.poll(Ok(tagged(b"\"one\"")));
+        let (_, no, _) = script.begin();
+        script.poller.forget_value();
+        assert_eq!(script.answer(no, Ok(answer(304))), Judged::NotModified);
+        assert_eq!(script.poller.status_change(script.now), None);
+        let (wait, _, validators) = script.begin();
+        assert_eq!((wait, validators), (Duration::ZERO, Validators::default()));
+    }
+
+    #[test]
+    fn other_methods_than_get_are_not_conditional() {
+        let mut script = script(PollOptions { conditional: false, ..options(1_000) });
+        script.poll(Ok(tagged(b"\"one\"")));
+        assert_eq!(script.begin().2, Validators::default());
+    }
+
+    #[test]
+    fn validators_longer_than_the_limit_are_not_sent_back() {
+        for (bytes, kept) in [(VALIDATOR_BYTES_MAX, true), (VALIDATOR_BYTES_MAX + 1, false), (0, false)] {
+            let mut script = script(options(1_000));
+            script.poll(Ok(tagged(&vec![b'a'; bytes])));
+            assert_eq!(script.begin().2.etag.is_some(), kept, "{bytes}");
+        }
+    }
+
+    #[test]
+    fn failures_back_off_with_jitter_and_a_success_ends_it() {
+        let mut longest = Duration::ZERO;
+        let mut script = script(options(1_000));
+        script.poll(refused());
+        for n in 1..40 {
+            let wait = script.poll(refused());
+            let ceiling = Duration::from_secs(60).min(Duration::from_secs(1 << n.min(10)));
+            assert!((Duration::from_secs(1)..=ceiling).contains(&wait), "{wait:?} after {n} failures");
+            longest = longest.max(wait);
+        }
+        assert!(longest > Duration::from_secs(30), "it grows: {longest:?}");
+        script.poll(Ok(answer(200)));
+        assert!(script.poll(refused()) < Duration::from_millis(1_500), "the interval again");
+        assert!(script.poll(refused()) <= Duration::from_secs(2), "and the backoff from its beginning");
+    }
+
+    #[test]
+    fn the_backoff_of_short_and_long_intervals_has_its_bounds() {
+        let mut quick = script(options(1));
+        let waits: Vec<_> = (0..8).map(|_| quick.poll(refused())).collect();
+        assert!(waits.iter().max() > Some(&Duration::from_millis(100)), "{waits:?}");
+        let mut slow = script(options(3_600_000));
+        slow.poll(refused());
+        assert_eq!(slow.poll(refused()), Duration::from_secs(3_600), "not under the interval, though over backoff_max");
+    }
+
+    #[test]
+    fn retry_after_is_a_minimum_up_to_an_hour() {
+        for (status, asked_s, least_s, most_s) in [
+            (429, 120, 120, 120),
+            (503, 120, 120, 120),
+            (429, 3_600, 3_600, 3_600),
+            (429, 3_601, 3_600, 3_600),
+            (500, 120, 1, 2),
+        ] {
+            let mut script = script(options(1_000));
+            script.poll(Ok(FetchResponse { retry_after: Some(Duration::from_secs(asked_s)), ..answer(status) }));
+            let wait = script.poller.next_due().expect("planned").since(script.now).as_secs_f64();
+            assert!((least_s as f64..=most_s as f64).contains(&wait), "{status} {asked_s}: {wait}");
+        }
+    }
+
+    #[test]
+    fn asking_for_a_poll_shortens_the_wait_but_not_the_upstreams_own() {
+        let mut script = script(options(60_000));
+        script.poll(refused());
+        assert!(script.poll_now());
+        assert_eq!(script.poll(Ok(answer(200))), Duration::ZERO);
+        assert!(script.after_ms(5).poll_now());
+        let asked = FetchResponse { retry_after: Some(Duration::from_secs(90)), ..answer(429) };
+        assert_eq!(script.poll(Ok(asked)), Duration::ZERO);
+        assert!(script.poll_now());
+        assert_eq!(script.poll(Ok(answer(200))), Duration::from_secs(90));
+    }
+
+    #[test]
+    fn asking_while_a_poll_is_under_way_makes_one_more() {
+        let mut script = script(options(60_000));
+        let (_, no, _) = script.begin();
+        for _ in 0..3 {
+            assert!(script.poll_now());
+        }
+        assert!(matches!(script.poller.fetched(script.now, no, Ok(answer(200))), Judged::Body { .. }));
+        assert!(script.poller.is_polling() && script.poller.next_due().is_none(), "its body is not judged yet");
+        assert!(script.poller.accept(script.now, no));
+        assert_eq!(script.poll(Ok(answer(200))), Duration::ZERO);
+        assert!(script.poll(Ok(answer(200))) >= Duration::from_secs(30), "one, not three");
+    }
+
+    #[test]
+    fn a_stopped_loop_plans_nothing_and_its_last_answer_counts() {
+        let mut script = script(options(1_000));
+        let (_, no, _) = script.begin();
+        script.poller.stop();
+        assert!(!script.poll_now());
+        assert!(matches!(script.answer(no, Ok(tagged(b"\"one\""))), Judged::Body { .. }));
+        assert_eq!((script.poller.next_due(), script.poller.is_polling()), (None, false));
+        assert!(!script.poll_now());
+        script.after_ms(60_000).start();
+        let (wait, _, validators) = script.begin();
+        assert_eq!(wait, Duration::ZERO, "the first poll for a first watcher");
+        assert!(validators.etag.is_some());
+    }
+
+    #[test]
+    fn watchers_that_come_and_go_do_not_drive_the_upstream() {
+        let mut quick = script(options(10_000));
+        quick.poll(Ok(answer(200)));
+        quick.poller.stop();
+        quick.after_ms(300).start();
+        assert_eq!(quick.poll(refused()), Duration::from_millis(700));
+        let due = quick.poller.next_due();
+        quick.poller.stop();
+        quick.after_ms(2_000).start();
+        assert_eq!(quick.poller.next_due(), due, "the backoff goes on");
+    }
+
+    #[test]
+    fn a_watcher_who_returns_during_a_poll_is_served_by_it() {
+        let mut script = script(options(1_000));
+        let (_, no, _) = script.begin();
+        script.poller.stop();
+        script.start();
+        assert_eq!(script.poller.begin(script.now), None, "still one at a time");
+        script.answer(no, Ok(answer(200)));
+        assert!(script.poller.next_due() > Some(script.now));
+    }
+
+    #[test]
+    fn answers_nobody_waits_for_change_nothing() {
+        let mut script = script(options(1_000));
+        assert_eq!(script.poller.fetched(script.now, PollNo(1), refused()), Judged::Unexpected);
+        let (_, no, _) = script.begin();
+        assert_eq!(script.poller.fetched(script.now, PollNo(no.0 + 1), refused()), Judged::Unexpected);
+        assert!(!script.poller.accept(script.now, no), "no body came yet");
+        assert_eq!(script.poller.refuse(script.now, no, UpstreamCode::Body, String::new()), None);
+        assert!(matches!(script.poller.fetched(script.now, no, Ok(answer(200))), Judged::Body { .. }));
+        assert_eq!(script.poller.fetched(script.now, no, refused()), Judged::Unexpected, "answered once");
+        assert!(!script.poller.accept(script.now, PollNo(9)));
+        assert!(script.poller.accept(script.now, no));
+        assert!(!script.poller.accept(script.now, no), "accepted once");
+    }
+
+    #[test]
+    fn the_status_is_told_on_change_of_state_only() {
+        let mut script = script(options(1_000));
+        let told = |script: &mut Script| script.poller.status_change(script.now).map(|s| (s.state, s.code, s.status));
+        assert_eq!(told(&mut script), None, "nothing is known yet");
+        script.poll(refused());
+        assert_eq!(told(&mut script), Some((StreamState::Failing, Some(UpstreamCode::Unreachable), None)));
+        script.poll(Ok(answer(500)));
+        assert_eq!(told(&mut script), None, "another code is no change of state");
+        let status = script.poller.status(script.now);
+        assert_eq!((status.code, status.status), (Some(UpstreamCode::Status), Some(500)), "a new subscriber sees it");
+        assert_eq!(status.retry_in, script.poller.next_due().map(|due| due.since(script.now)));
+        script.poll(Ok(tagged(b"\"one\"")));
+        assert_eq!(told(&mut script), Some((StreamState::Live, None, None)));
+        script.poll(Ok(answer(401)));
+        assert_eq!(told(&mut script), Some((StreamState::Stale, Some(UpstreamCode::Auth), None)));
+        script.poll(Ok(answer(304)));
+        assert_eq!(told(&mut script), Some((StreamState::Live, None, None)), "a 304 confirms the value");
+        script.poll(refused());
+        script.poller.forget_value();
+        assert_eq!(told(&mut script).map(|told| told.0), Some(StreamState::Failing), "no value is held any more");
+        script.poller.end();
+        assert_eq!(told(&mut script), Some((StreamState::Ended, None, None)));
+        script.start();
+        assert_eq!(script.poller.next_due(), None, "for good");
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Start,
+        Stop,
+        PollNow,
+        Forget,
+        Wait { ms: u64 },
+        Answer { status: u16, retry_after_s: Option<u64>, accept: bool },
+        Fail,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let status = prop_oneof![3 => Just(200), 1 => Just(304), 1 => Just(429), 1 => Just(503), 1 => any::<u16>()];
+        let answer = (status, prop::option::of(0..10_000u64), any::<bool>());
+        prop_oneof![
+            1 => Just(Step::Start),
+            1 => Just(Step::Stop),
+            1 => Just(Step::PollNow),
+            1 => Just(Step::Forget),
+            4 => (0..5_000u64).prop_map(|ms| Step::Wait { ms }),
+            4 => answer.prop_map(|(status, retry_after_s, accept)| Step::Answer { status, retry_after_s, accept }),
+            2 => Just(Step::Fail),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_happens_there_is_one_poll_and_a_next_one(
+            interval_ms in 0..5_000u64,
+            seed in any::<u64>(),
+            steps in prop::collection::vec(step(), 1..100),
+        ) {
+            let mut script = script(PollOptions { seed, ..options(interval_ms) });
+            let mut polling: Option<PollNo> = None;
+            let mut begun = 0;
+            for step in steps {
+                match step {
+                    Step::Start => script.start(),
+                    Step::Stop => script.poller.stop(),
+                    Step::PollNow => prop_assert_eq!(script.poll_now(), script.poller.is_running()),
+                    Step::Forget => script.poller.forget_value(),
+                    Step::Wait { ms } => { script.after_ms(ms); }
+                    Step::Answer { status, retry_after_s, accept } => if let Some(no) = polling.take() {
+                        let retry_after = retry_after_s.map(Duration::from_secs);
+                        let answer = FetchResponse { retry_after, ..tagged(&status.to_le_bytes()) };
+                        let answer = FetchResponse { status, ..answer };
+                        match script.poller.fetched(script.now, no, Ok(answer)) {
+                            Judged::Body { .. } if accept => prop_assert!(script.poller.accept(script.now, no)),
+                            Judged::Body { .. } => prop_assert!(
+                                script.poller.refuse(script.now, no, UpstreamCode::Body, String::new()).is_some()
+                            ),
+                            judged => prop_assert!(judged != Judged::Unexpected),
+                        }
+                    }
+                    Step::Fail => if let Some(no) = polling.take() {
+                        prop_assert!(matches!(script.poller.fetched(script.now, no, refused()), Judged::Failed(_)));
+                    }
+                }
+                if let Some((no, _)) = script.poller.begin(script.now) {
+                    prop_assert_eq!(polling, None, "one at a time");
+                    begun += 1;
+                    prop_assert_eq!(no, PollNo(begun));
+                    polling = Some(no);
+                }
+                prop_assert_eq!(script.poller.is_polling(), polling.is_some());
+                let planned = script.poller.is_running() && polling.is_none();
+                prop_assert_eq!(script.poller.next_due().is_some(), planned);
+                if let Some(due) = script.poller.next_due() {
+                    prop_assert!(due.since(script.now) <= RETRY_AFTER_MAX.max(Duration::from_secs(60)));
+                }
+                script.poller.status_change(script.now);
+                prop_assert_eq!(script.poller.status_change(script.now), None, "told once");
+            }
         }
     }
 }

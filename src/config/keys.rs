@@ -1,0 +1,318 @@
+//! Every key a configuration may have: the one list that the parser, its suggestions and the README's table read.
+//!
+//! Source: protocol version 1, section 7, and `restcast.example.toml`. Memory: constants.
+//! Errors: none. Not here: reading values (`form`), what they mean together (`meaning`).
+
+use std::fmt;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+/// One key of the configuration.
+#[derive(Clone, Copy, Debug)]
+pub struct KeyDoc {
+    /// Its tables and its name, `limits.connections`; a table of [`ARRAYS`] stands there once for all of its elements.
+    pub path: &'static str,
+    /// What its value looks like.
+    pub form: Form,
+    /// What it is where the file does not have it.
+    pub default: Preset,
+    /// What it does, for the README.
+    pub meaning: &'static str,
+}
+
+/// What a value looks like, and the bounds it must keep (both inclusive).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Form {
+    /// `true` or `false`.
+    Boolean,
+    /// A whole number.
+    Integer {
+        /// The least.
+        min: u64,
+        /// The greatest.
+        max: u64,
+    },
+    /// `"250ms"`, `"5s"`, `"10m"`, `"1h"`, `"30d"`.
+    Duration {
+        /// The least, in milliseconds.
+        min_ms: u64,
+        /// The greatest, in milliseconds.
+        max_ms: u64,
+    },
+    /// `"64KiB"`, `"16MiB"`, or an integer of bytes.
+    Size {
+        /// The least, in bytes.
+        min: u64,
+        /// The greatest, in bytes.
+        max: u64,
+    },
+    /// A string.
+    Text,
+    /// An array of strings.
+    TextList,
+    /// A string, or an array of strings.
+    TextOrList,
+    /// A table whose members are strings.
+    TextTable,
+    /// A string, `env:NAME`, `file:PATH`, `b64:…` or `hex:…`.
+    Secret,
+    /// A table whose members are secrets.
+    SecretTable,
+    /// One of these strings.
+    Choice(&'static [&'static str]),
+    /// `"IP:PORT"`.
+    Address,
+}
+
+/// What a key is where the file does not have it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Preset {
+    /// Its feature is off.
+    Unset,
+    /// An error: each element of its array must have it.
+    Required,
+    /// This value, as TOML writes it.
+    Is(&'static str),
+}
+
+impl fmt::Display for Form {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = match self {
+            Form::Boolean => "boolean",
+            Form::Integer { .. } => "integer",
+            Form::Duration { .. } => "duration",
+            Form::Size { .. } => "size",
+            Form::Text => "string",
+            Form::TextList => "array of strings",
+            Form::TextOrList => "string or array of strings",
+            Form::TextTable => "table of strings",
+            Form::Secret => "secret",
+            Form::SecretTable => "table of secrets",
+            Form::Address => "address",
+            Form::Choice(choices) => return write!(f, "\"{}\"", choices.join("\" or \"")),
+        };
+        f.write_str(name)
+    }
+}
+
+const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+/// Longest duration a key may have. Past any use, and far from the ends of the clocks.
+const LONGEST_MS: u64 = 366 * DAY_MS;
+/// Shortest wait: a shorter one would end what it guards before it can begin.
+const WAIT: Form = Form::Duration { min_ms: 10, max_ms: LONGEST_MS };
+/// A duration that may be nothing.
+const SPAN: Form = Form::Duration { min_ms: 0, max_ms: LONGEST_MS };
+const COUNT: Form = Form::Integer { min: 0, max: u32::MAX as u64 };
+const BUDGET: Form = Form::Size { min: 0, max: 1 << 50 };
+
+use Form::{Address, Boolean, Choice, Secret, SecretTable, Text, TextList, TextOrList, TextTable};
+use Preset::{Is, Required, Unset};
+
+/// Tables that may stand several times, as `[[stream]]`.
+pub const ARRAYS: &[&str] = &["auth.jwt.key", "stream"];
+
+/// Every key, in the order of the example file.
+#[rustfmt::skip]
+pub const KEYS: &[KeyDoc] = &[
+    key("server.listen", Address, Is("\"127.0.0.1:8080\""), "The public listener; port 0: chosen by the kernel, told in the ready line"),
+    key("server.plaintext", Boolean, Is("false"), "May listen beyond loopback without TLS, which a proxy in front ends"),
+    key("server.trusted_proxies", TextList, Is("[]"), "CIDRs whose `Forwarded`, `X-Forwarded-For` and PROXY v2 are believed"),
+    key("server.cores", Form::Integer { min: 0, max: 1024 }, Is("0"), "Threads, one shard each; 0: one per available core"),
+    key("server.driver", Choice(&["auto", "io_uring", "epoll"]), Is("\"auto\""), "`auto` falls back to epoll where the kernel refuses io_uring, and says so"),
+    key("server.public_origin", Text, Unset, "How browsers see this server (`https://live.example.com`), where a proxy hides it"),
+    key("server.heartbeat", WAIT, Is("\"25s\""), "Time between WebSocket pings and SSE comments"),
+    key("server.drain", Form::Duration { min_ms: 0, max_ms: DAY_MS }, Is("\"10s\""), "Window over which SIGTERM spreads reconnects"),
+    key("server.allowed_origins", TextList, Is("[]"), "Origins besides same-origin, for cookie-borne credentials and CORS"),
+    key("server.playground", Boolean, Is("true"), "`GET /` answers with the playground page"),
+    key("server.echo", Boolean, Is("false"), "`GET /echo` is a WebSocket that returns every message; refused beyond loopback"),
+    key("server.state", Text, Is("\"restcast.state\""), "File for what the admin API created"),
+    key("admin.listen", Address, Is("\"127.0.0.1:9080\""), "The admin listener"),
+    key("admin.key", Secret, Unset, "Bearer key of `/admin/v1/`, which answers 403 without one; `/metrics` and `/readyz` never need it"),
+    key("admin.names", TextList, Is("[]"), "Further `Host` names the admin listener accepts"),
+    key("log.level", Choice(&["error", "warn", "info", "debug", "trace"]), Is("\"info\""), "Least important level that is written"),
+    key("log.format", Choice(&["text", "json"]), Is("\"text\""), "Lines for people, or JSON objects"),
+    key("limits.connections", COUNT, Is("0"), "Connections in all; 0: what the descriptors allow, with a margin"),
+    key("limits.connections_per_address", COUNT, Is("0"), "Connections from one client address; 0: unlimited"),
+    key("limits.connections_per_subject", COUNT, Is("0"), "Connections of one subject; 0: unlimited"),
+    key("limits.subscriptions_per_connection", COUNT, Is("64"), "Streams one `/v1/ws` connection may watch at once; 0: unlimited"),
+    key("limits.streams", COUNT, Is("10000"), "Filled-in URLs that exist at once, lingering ones included; 0: unlimited"),
+    key("limits.streams_per_subject", COUNT, Is("64"), "Filled-in URLs one subject may watch at once; 0: unlimited"),
+    key("limits.history_bytes_total", BUDGET, Is("\"256MiB\""), "Values and histories of the process; unwatched ones go first, oldest use first; 0: unlimited"),
+    key("limits.pinned_bytes", BUDGET, Is("\"256MiB\""), "Frames held for stalled readers; past it the longest stalled are closed 1013; 0: unlimited"),
+    key("limits.handshakes_per_second_per_address", COUNT, Is("0"), "Handshakes per second from one client address; 0: unlimited"),
+    key("limits.keep_alive", WAIT, Is("\"15s\""), "How long an HTTP connection may idle between requests"),
+    key("limits.handshake_timeout", WAIT, Is("\"10s\""), "How long a request head may take"),
+    key("limits.request_head_bytes_max", Form::Size { min: 512, max: 1 << 20 }, Is("\"16KiB\""), "Bytes of a request line and headers"),
+    key("limits.message_bytes_max", Form::Size { min: 64, max: 64 << 20 }, Is("\"64KiB\""), "Bytes of one message from a client, after inflating"),
+    key("limits.messages_per_second", COUNT, Is("50"), "Messages per second from one connection; past it closed 1008; 0: unlimited"),
+    key("limits.auth_failures_per_minute", COUNT, Is("60"), "Failed credentials per minute from one address; past it answers are delayed, then 429; 0: unlimited"),
+    key("limits.write_stall", WAIT, Is("\"30s\""), "How long a socket may take nothing before it is closed 1013"),
+    key("auth.query_token", Boolean, Is("true"), "`?token=` is read; where not, its presence is 401"),
+    key("auth.reauth_before", SPAN, Is("\"60s\""), "Longest lead of `reauthenticate` before `exp`"),
+    key("auth.first_message", Form::Duration { min_ms: 10, max_ms: 10 * 60 * 1000 }, Unset, "How long a WebSocket may stay open before its first message brings the credential; unset: it is needed at the handshake"),
+    key("auth.jwt.leeway", Form::Duration { min_ms: 0, max_ms: 60 * 60 * 1000 }, Is("\"5s\""), "Allowance for clocks that differ"),
+    key("auth.jwt.issuer", TextOrList, Unset, "Accepted `iss` values; unset: `iss` is not looked at"),
+    key("auth.jwt.audience", TextOrList, Unset, "Accepted `aud` values; unset: `aud` is not looked at"),
+    key("auth.jwt.cookie", Text, Is("\"restcast_token\""), "Cookie that carries a token"),
+    key("auth.jwt.close_on_key_removal", Boolean, Is("false"), "Connections under a key that a reload removed are closed 4001 `key_removed`"),
+    key("auth.jwt.claims.sub", Text, Is("\"sub\""), "Claim with the user id, a string"),
+    key("auth.jwt.claims.role", Text, Is("\"role\""), "Claim with the one role, a string"),
+    key("auth.jwt.claims.roles", Text, Is("\"roles\""), "Claim with the roles, an array of strings"),
+    key("auth.jwt.claims.permissions", Text, Is("\"permissions\""), "Claim with the permissions, an array of strings"),
+    key("auth.jwt.claims.streams", Text, Is("\"streams\""), "Claim with the stream ids or globs that may be subscribed"),
+    key("auth.jwt.key.kid", Text, Unset, "Key id; a token without one is tried against every key of its `alg`"),
+    key("auth.jwt.key.alg", Choice(&["HS256", "HS384", "HS512"]), Required, "The algorithm, never taken from the token"),
+    key("auth.jwt.key.secret", Secret, Required, "The key: at least 32, 48 or 64 bytes for HS256, HS384 or HS512"),
+    key("stream.id", Text, Required, "1 to 128 of `A-Z a-z 0-9 . _ : ~ -`; its place is `/v1/streams/{id}`"),
+    key("stream.url", Text, Required, "The upstream, with `{claims.NAME}` and `{query.NAME}` in path segments and query values"),
+    key("stream.interval", Form::Duration { min_ms: 1, max_ms: LONGEST_MS }, Is("\"1s\""), "From the start of one poll to the start of the next; a warning under 100ms"),
+    key("stream.method", Text, Is("\"GET\""), "Request method"),
+    key("stream.headers", SecretTable, Is("{}"), "Request headers; values may be secrets and are never shown"),
+    key("stream.body", Text, Unset, "Request body; a placeholder stands where a JSON value may"),
+    key("stream.params", TextList, Is("[]"), "Which `{query.NAME}` a caller may fill"),
+    key("stream.params_pattern", TextTable, Is("{}"), "Regular expressions that values of `params` must match"),
+    key("stream.ca", Text, Unset, "PEM file of the roots to trust instead of the system's"),
+    key("stream.connect_timeout", Form::Duration { min_ms: 1, max_ms: LONGEST_MS }, Is("\"3s\""), "For the TCP and TLS handshakes"),
+    key("stream.first_byte_timeout", Form::Duration { min_ms: 1, max_ms: LONGEST_MS }, Is("\"10s\""), "From the request's last byte to the response's first"),
+    key("stream.timeout", Form::Duration { min_ms: 1, max_ms: LONGEST_MS }, Is("\"15s\""), "For the whole exchange"),
+    key("stream.response_bytes_max", Form::Size { min: 1, max: 1 << 30 }, Is("\"16MiB\""), "Bytes of a response body, inflated"),
+    key("stream.backoff_max", WAIT, Is("\"60s\""), "Longest wait between polls that fail"),
+    key("stream.linger", SPAN, Is("\"10s\""), "How long polling goes on after the last watcher; value and history stay longer"),
+    key("stream.keep_warm", Boolean, Is("false"), "Polling goes on without watchers"),
+    key("stream.history", Form::Integer { min: 0, max: 1_000_000 }, Is("1024"), "Events kept for resume, and"),
+    key("stream.history_bytes", BUDGET, Is("\"4MiB\""), "their size; the sooner ends it"),
+    key("stream.ignore", TextList, Is("[]"), "JSON pointers whose changes make no event by themselves"),
+    key("stream.array_key", Text, Unset, "Member by which the objects of an array are matched"),
+    key("stream.allow_anonymous", Boolean, Is("false"), "A caller without a credential may watch"),
+    key("stream.roles", TextList, Is("[]"), "Any one of them is needed"),
+    key("stream.permissions", TextList, Is("[]"), "All of them are needed"),
+];
+
+const fn key(path: &'static str, form: Form, default: Preset, meaning: &'static str) -> KeyDoc {
+    KeyDoc { path, form, default, meaning }
+}
+
+/// The key at `path`, if there is one.
+pub(super) fn find(path: &str) -> Option<&'static KeyDoc> {
+    KEYS.iter().find(|key| key.path == path)
+}
+
+/// The table or array of tables at `path`, spelled as in this list, if there is one.
+pub(super) fn find_table(path: &str) -> Option<&'static str> {
+    KEYS.iter().find_map(|key| {
+        let rest = key.path.strip_prefix(path)?;
+        rest.starts_with('.').then(|| key.path.strip_suffix(rest))?
+    })
+}
+
+/// Characters of an unknown key that are compared; no key is that long.
+const COMPARED_CHARS_MAX: usize = 64;
+
+/// The known key or table nearest to `name`, which is unknown in the table at `within` (empty: the root).
+pub(super) fn nearest(within: &str, name: &str) -> String {
+    let here = if within.is_empty() { String::new() } else { format!("{within}.") };
+    let name: String = name.chars().take(COMPARED_CHARS_MAX).collect();
+    let siblings = KEYS.iter().filter_map(|key| {
+        let last = key.path.strip_prefix(&here)?.split('.').next()?;
+        Some((edit_distance(&name, last), format!("{here}{last}")))
+    });
+    // A key put into the wrong table is as near as one slip in its name.
+    let elsewhere = KEYS.iter().filter(|key| key.path.rsplit('.').next() == Some(name.as_str()));
+    let candidates = siblings.chain(elsewhere.map(|key| (1, key.path.to_owned())));
+    candidates.min_by_key(|(distance, _)| *distance).map(|(_, path)| path).unwrap_or_default()
+}
+
+/// The one of `known` that is spelled most like `name`; `None` where there are none. For a flag or command mistyped.
+pub fn nearest_name<'n>(name: &str, known: impl IntoIterator<Item = &'n str>) -> Option<&'n str> {
+    let name: String = name.chars().take(COMPARED_CHARS_MAX).collect();
+    known.into_iter().min_by_key(|candidate| edit_distance(&name, candidate))
+}
+
+/// Slips between two names: characters put in, left out, replaced, or swapped with their neighbour.
+fn edit_distance(a: &str, b: &str) -> usize {
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+    let mut before_last: Vec<usize> = Vec::new();
+    let mut last: Vec<usize> = (0..=b.len()).collect();
+    for (i, &ca) in a.iter().enumerate() {
+        let mut row = vec![i + 1];
+        for (j, &cb) in b.iter().enumerate() {
+            let mut least = (last[j] + usize::from(ca != cb)).min(last[j + 1] + 1).min(row[j] + 1);
+            if i > 0 && j > 0 && ca == b[j - 1] && a[i - 1] == cb {
+                least = least.min(before_last[j - 1] + 1);
+            }
+            row.push(least);
+        }
+        before_last = std::mem::replace(&mut last, row);
+    }
+    last[b.len()]
+}
+
+/// The README's table of keys, in Markdown.
+pub fn keys_table() -> String {
+    let mut table = String::from("| key | form | default | meaning |\n| --- | --- | --- | --- |\n");
+    for key in KEYS {
+        let default = match key.default {
+            Preset::Unset => "—".to_owned(),
+            Preset::Required => "required".to_owned(),
+            Preset::Is(value) => format!("`{value}`"),
+        };
+        writeln!(table, "| `{}` | {} | {default} | {} |", key.path, key.form, key.meaning)
+            .expect("writing to a String does not fail");
+    }
+    table
+}
+
+/// The bounds of `form` as a sentence's end, for the error of a value past them.
+pub(super) fn bounds(form: Form) -> String {
+    match form {
+        Form::Integer { min, max } => format!("from {min} to {max}"),
+        Form::Duration { min_ms, max_ms } => {
+            let shown = |ms| super::show::duration(Duration::from_millis(ms));
+            format!("from {} to {}", shown(min_ms), shown(max_ms))
+        }
+        Form::Size { min, max } => format!("from {min} to {max} bytes"),
+        _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_key_is_the_one_meant() {
+        for (within, name, meant) in [
+            ("stream", "intervall", "stream.interval"),
+            ("stream", "urL", "stream.url"),
+            ("", "sever", "server"),
+            ("", "streams", "stream"),
+            ("", "interval", "stream.interval"),
+            ("limits", "heartbeat", "server.heartbeat"),
+            ("auth.jwt", "keys", "auth.jwt.key"),
+            ("auth.jwt.key", "secert", "auth.jwt.key.secret"),
+        ] {
+            assert_eq!(nearest(within, name), meant);
+        }
+        assert!(!nearest("server", &"a".repeat(10_000)).is_empty());
+        assert!(!nearest("server", "").is_empty());
+    }
+
+    #[test]
+    fn edit_distance_counts_slips() {
+        for (a, b, slips) in [("", "", 0), ("", "ab", 2), ("ab", "ba", 1), ("kitten", "sitting", 3), ("é", "e", 1)] {
+            assert_eq!(edit_distance(a, b), slips, "{a} {b}");
+            assert_eq!(edit_distance(b, a), slips, "{b} {a}");
+        }
+    }
+
+    #[test]
+    fn every_key_stands_once_and_is_documented() {
+        for (i, key) in KEYS.iter().enumerate() {
+            assert!(KEYS.iter().skip(i + 1).all(|other| other.path != key.path), "{} twice", key.path);
+            assert!(!key.meaning.is_empty() && !key.meaning.contains('|'), "{}", key.path);
+            assert!(keys_table().contains(&format!("| `{}` |", key.path)));
+            assert_eq!(find_table(key.path), None, "{} is a key and a table", key.path);
+        }
+        assert!(ARRAYS.iter().all(|array| find_table(array) == Some(array)));
+    }
+}

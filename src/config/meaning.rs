@@ -1,0 +1,524 @@
+//! The configuration as meant: checks that take more than one value, and each part's `Options`.
+//!
+//! Source: protocol version 1, sections 1, 2 and 7; RFC 7518 section 3.2 for key lengths.
+//! Memory: what is returned. Errors: every one that is found; the configuration returned beside errors is not for use.
+//! Not here: TOML, single values and defaults (`walk`, `form`, `keys`).
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::form::{self, FormError};
+use super::walk::{Lined, Section};
+use super::{
+    AdminOptions, CA_FILE_BYTES_MAX, Config, ConfigError, Driver, JwtKey, LogFormat, LogLevel, LogOptions, Oddity,
+    Problem, ServerOptions, Sources, Warning,
+};
+use crate::auth::jwt::ClaimNames;
+use crate::auth::keys::KeySet;
+use crate::ids::StreamId;
+use crate::limits::{CLAIM_NAME_BYTES_MAX, HEADERS_MAX, Limits, PARAMS_MAX};
+use crate::secret::Secret;
+use crate::stream::diff::Pointer;
+use crate::stream::template::{BodyTemplate, UrlTemplate};
+use crate::stream::{CaFile, Options, Param};
+use crate::{auth, connection};
+
+/// An interval under this is warned of.
+const SHORT_INTERVAL: Duration = Duration::from_millis(100);
+/// An admin key shorter than this is warned of.
+const ADMIN_KEY_BYTES: usize = 16;
+/// Headers one stream may have, which leaves room for those the client sets.
+const STREAM_HEADERS_MAX: usize = HEADERS_MAX / 2;
+/// Bytes of one header's value.
+const HEADER_VALUE_BYTES_MAX: usize = 8 << 10;
+/// Bytes of one pattern of `params_pattern`.
+const PATTERN_BYTES_MAX: usize = 1 << 10;
+
+/// Headers that frame the request, choose its connection or decide what an answer means: the client sets them, or they
+/// have no place in a poll. In lower case.
+const RESERVED_HEADERS: [&str; 17] = [
+    "accept-encoding",
+    "connection",
+    "content-length",
+    "expect",
+    "host",
+    "if-match",
+    "if-modified-since",
+    "if-none-match",
+    "if-range",
+    "if-unmodified-since",
+    "keep-alive",
+    "proxy-connection",
+    "range",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
+/// The stream parameters of protocol section 1, and the carriers of credentials.
+const RESERVED_PARAMS: [&str; 6] = ["format", "max_rate_ms", "select", "since", "ticket", "token"];
+
+/// Builds the configuration and appends what is wrong to `errors`; where that stays empty, the configuration is whole.
+pub(super) fn config(root: &Section, sources: &dyn Sources, errors: &mut Vec<ConfigError>) -> (Config, Vec<Warning>) {
+    let mut check = Check { errors, warnings: Vec::new(), sources };
+    let connection = check.connection(root);
+    let server = check.server(root, &connection);
+    let admin = check.admin(root, &server);
+    let jwt_keys = check.jwt_keys(root);
+    let auth = check.auth(root, &jwt_keys);
+    let log = log(root);
+    let limits = limits(root);
+    let streams = check.streams(root, !root.array("auth.jwt.key").is_empty());
+    let config = Config { server, connection, admin, log, limits, auth, jwt_keys, streams };
+    (config, check.warnings)
+}
+
+/// The keys as the verifier wants them.
+fn key_set(_keys: &[JwtKey]) -> KeySet {
+    KeySet::default()
+}
+
+fn log(root: &Section) -> LogOptions {
+    LogOptions {
+        level: match root.text("log.level").as_deref() {
+            Some("error") => LogLevel::Error,
+            Some("warn") => LogLevel::Warn,
+            Some("debug") => LogLevel::Debug,
+            Some("trace") => LogLevel::Trace,
+            _ => LogLevel::Info,
+        },
+        format: match root.text("log.format").as_deref() {
+            Some("json") => LogFormat::Json,
+            _ => LogFormat::Text,
+        },
+    }
+}
+
+fn limits(root: &Section) -> Limits {
+    Limits {
+        connections: root.number_u32("limits.connections"),
+        connections_per_address: root.number_u32("limits.connections_per_address"),
+        connections_per_subject: root.number_u32("limits.connections_per_subject"),
+        subscriptions_per_connection: root.number_u32("limits.subscriptions_per_connection"),
+        streams: root.number_u32("limits.streams"),
+        streams_per_subject: root.number_u32("limits.streams_per_subject"),
+        history_bytes_total: unlimited_if_zero(root.number("limits.history_bytes_total")),
+        pinned_bytes: unlimited_if_zero(root.number("limits.pinned_bytes")),
+        handshakes_per_second_per_address: root.number_u32("limits.handshakes_per_second_per_address"),
+        keep_alive: root.duration("limits.keep_alive"),
+        handshake_timeout: root.duration("limits.handshake_timeout"),
+        request_head_bytes_max: root.number_u32("limits.request_head_bytes_max"),
+        message_bytes_max: root.number_u32("limits.message_bytes_max"),
+        messages_per_second: root.number_u32("limits.messages_per_second"),
+        auth_failures_per_minute: root.number_u32("limits.auth_failures_per_minute"),
+        write_stall: root.duration("limits.write_stall"),
+    }
+}
+
+/// A budget of 0 bytes would evict everything: in the file it means «unlimited», in the options that is the greatest.
+const fn unlimited_if_zero(bytes: u64) -> u64 {
+    if bytes == 0 { u64::MAX } else { bytes }
+}
+
+fn is_loopback(ip: IpAddr) -> bool {
+    ip.to_canonical().is_loopback()
+}
+
+struct Check<'c> {
+    errors: &'c mut Vec<ConfigError>,
+    warnings: Vec<Warning>,
+    sources: &'c dyn Sources,
+}
+
+impl Check<'_> {
+    fn error(&mut self, line: u32, problem: Problem) {
+        self.errors.push(ConfigError { line, problem });
+    }
+
+    fn warn(&mut self, line: u32, oddity: Oddity) {
+        self.warnings.push(Warning { line, oddity });
+    }
+
+    /// The values that `read` accepts; the others become errors at their own lines.
+    fn each<T>(&mut self, key: &str, texts: Vec<Lined<String>>, read: impl Fn(&str) -> Result<T, FormError>) -> Vec<T> {
+        let mut accepted = Vec::with_capacity(texts.len());
+        for text in texts {
+            match read(&text.value) {
+                Ok(value) => accepted.push(value),
+                Err(error) => self.error(text.line, Problem::Form { key: key.to_owned(), error }),
+            }
+        }
+        accepted
+    }
+
+    fn connection(&mut self, root: &Section) -> connection::Options {
+        let public_origin = root.text("server.public_origin").and_then(|text| {
+            let key = "server.public_origin";
+            let error =
+                |error| ConfigError { line: root.line_of(key), problem: Problem::Form { key: key.to_owned(), error } };
+            form::origin(&text).map_err(|e| self.errors.push(error(e))).ok()
+        });
+        connection::Options {
+            trusted_proxies: self.each("server.trusted_proxies", root.texts("server.trusted_proxies"), form::network),
+            public_origin,
+            heartbeat: root.duration("server.heartbeat"),
+            drain: root.duration("server.drain"),
+            allowed_origins: self.each("server.allowed_origins", root.texts("server.allowed_origins"), form::origin),
+            playground: root.boolean("server.playground"),
+            echo: root.boolean("server.echo"),
+        }
+    }
+
+    fn server(&mut self, root: &Section, connection: &connection::Options) -> ServerOptions {
+        let listen = root.address("server.listen");
+        let plaintext = root.boolean("server.plaintext");
+        if !is_loopback(listen.ip()) {
+            if !plaintext {
+                self.error(root.line_of("server.listen"), Problem::PlaintextNeeded { listen });
+            }
+            if connection.echo {
+                self.error(root.line_of("server.echo"), Problem::EchoExposed);
+            }
+        }
+        ServerOptions {
+            listen,
+            plaintext,
+            cores: u16::try_from(root.number("server.cores")).expect("KEYS bounds server.cores by 1024"),
+            driver: match root.text("server.driver").as_deref() {
+                Some("io_uring") => Driver::IoUring,
+                Some("epoll") => Driver::Epoll,
+                _ => Driver::Auto,
+            },
+            state: root.text("server.state").expect("KEYS gives server.state a default"),
+        }
+    }
+
+    fn admin(&mut self, root: &Section, server: &ServerOptions) -> AdminOptions {
+        let line = root.line_of("admin.listen");
+        let listen = root.address("admin.listen");
+        if listen == server.listen && listen.port() != 0 {
+            self.error(line, Problem::SameListener);
+        }
+        if !is_loopback(listen.ip()) {
+            self.warn(line, Oddity::AdminExposed);
+        }
+        let key = root.secret("admin.key");
+        if let Some(bytes) = key.as_ref().map(Secret::len).filter(|bytes| *bytes < ADMIN_KEY_BYTES) {
+            self.warn(root.line_of("admin.key"), Oddity::ShortAdminKey { bytes });
+        }
+        let mut names = Vec::new();
+        for name in root.texts("admin.names") {
+            let is_name = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
+            if name.value.len() <= 253 && name.value.bytes().all(is_name) {
+                names.push(name.value);
+            } else {
+                self.error(name.line, Problem::HostName);
+            }
+        }
+        AdminOptions { listen, key, names }
+    }
+
+    fn auth(&mut self, root: &Section, keys: &[JwtKey]) -> auth::Options {
+        let values = |path| root.texts(path).into_iter().map(|text| text.value).collect();
+        let claim = |path| root.text(path).unwrap_or_else(|| panic!("KEYS gives {path} a default"));
+        let cookie = claim("auth.jwt.cookie");
+        // RFC 6265 section 4.1.1: a cookie's name is a token.
+        if !form::is_token(&cookie) {
+            self.error(root.line_of("auth.jwt.cookie"), Problem::CookieName);
+        }
+        auth::Options {
+            query_token: root.boolean("auth.query_token"),
+            reauth_before: root.duration("auth.reauth_before"),
+            first_message: root.duration_unless_unset("auth.first_message"),
+            jwt: auth::jwt::Options {
+                leeway: root.duration("auth.jwt.leeway"),
+                issuers: values("auth.jwt.issuer"),
+                audiences: values("auth.jwt.audience"),
+                cookie,
+                close_on_key_removal: root.boolean("auth.jwt.close_on_key_removal"),
+                claims: ClaimNames {
+                    sub: claim("auth.jwt.claims.sub"),
+                    role: claim("auth.jwt.claims.role"),
+                    roles: claim("auth.jwt.claims.roles"),
+                    permissions: claim("auth.jwt.claims.permissions"),
+                    streams: claim("auth.jwt.claims.streams"),
+                },
+                keys: key_set(keys),
+            },
+        }
+    }
+
+    fn jwt_keys(&mut self, root: &Section) -> Vec<JwtKey> {
+        let mut keys = Vec::new();
+        let mut seen: BTreeMap<(Option<String>, String), u32> = BTreeMap::new();
+        for section in root.array("auth.jwt.key") {
+            let kid = section.text("auth.jwt.key.kid");
+            let Some(alg) = section.text("auth.jwt.key.alg") else { continue };
+            let Some(secret) = section.secret("auth.jwt.key.secret") else { continue };
+            // RFC 7518 section 3.2: a key of the same size as the hash output or larger.
+            let bytes_min = match alg.as_str() {
+                "HS256" => 32,
+                "HS384" => 48,
+                _ => 64,
+            };
+            if secret.len() < bytes_min {
+                let problem = Problem::WeakKey { alg: alg.clone(), bytes: secret.len(), bytes_min };
+                self.error(section.line_of("auth.jwt.key.secret"), problem);
+            }
+            // Several keys without `kid` are a rotation: each is tried.
+            if kid.is_some()
+                && let Some(first_line) = seen.insert((kid.clone(), alg.clone()), section.line)
+            {
+                self.error(section.line, Problem::DuplicateKey { first_line });
+            }
+            keys.push(JwtKey { kid, alg, secret });
+        }
+        keys
+    }
+
+    fn streams(&mut self, root: &Section, has_keys: bool) -> Vec<Arc<Options>> {
+        let mut streams = Vec::new();
+        let mut seen: BTreeMap<StreamId, u32> = BTreeMap::new();
+        for section in root.array("stream") {
+            let Some(stream) = self.stream(section) else { continue };
+            if let Some(first_line) = seen.get(&stream.id) {
+                let id = stream.id.to_string();
+                self.error(section.line_of("stream.id"), Problem::DuplicateStream { id, first_line: *first_line });
+            } else {
+                seen.insert(stream.id.clone(), section.line_of("stream.id"));
+            }
+            self.warn_of_stream(section, &stream, has_keys);
+            streams.push(Arc::new(stream));
+        }
+        streams
+    }
+
+    fn stream(&mut self, section: &Section) -> Option<Options> {
+        let id = self.stream_id(section);
+        let params = self.params(section);
+        let url = self.url(section, &params);
+        let body = self.body(section, &params);
+        let method = self.method(section);
+        let headers = self.headers(section);
+        let ca = self.ca(section);
+        let ignore = self.ignore(section);
+        let keep_warm = section.boolean("stream.keep_warm");
+        if let (true, Some(placeholder)) = (keep_warm, first_placeholder(url.as_ref(), body.as_ref())) {
+            self.error(section.line_of("stream.keep_warm"), Problem::KeepWarmUnfilled { placeholder });
+        }
+        let values = |path| section.texts(path).into_iter().map(|text| text.value).collect();
+        Some(Options {
+            id: id?,
+            url: url?,
+            interval: section.duration("stream.interval"),
+            method,
+            headers,
+            body,
+            params,
+            ca,
+            connect_timeout: section.duration("stream.connect_timeout"),
+            first_byte_timeout: section.duration("stream.first_byte_timeout"),
+            timeout: section.duration("stream.timeout"),
+            response_bytes_max: section.number("stream.response_bytes_max"),
+            backoff_max: section.duration("stream.backoff_max"),
+            linger: section.duration("stream.linger"),
+            keep_warm,
+            history: section.number_u32("stream.history"),
+            history_bytes: section.number("stream.history_bytes"),
+            ignore,
+            array_key: section.text("stream.array_key"),
+            allow_anonymous: section.boolean("stream.allow_anonymous"),
+            roles: values("stream.roles"),
+            permissions: values("stream.permissions"),
+        })
+    }
+
+    fn stream_id(&mut self, section: &Section) -> Option<StreamId> {
+        let text = section.text("stream.id")?;
+        let id = StreamId::new(&text);
+        if id.is_none() {
+            self.error(section.line_of("stream.id"), Problem::StreamId);
+        }
+        id
+    }
+
+    /// `params`, sorted by name, with their patterns.
+    fn params(&mut self, section: &Section) -> Vec<Param> {
+        let texts = section.texts("stream.params");
+        if texts.len() > PARAMS_MAX {
+            let error = FormError::TooMany { limit: PARAMS_MAX };
+            self.error(section.line_of("stream.params"), Problem::Form { key: "stream.params".to_owned(), error });
+        }
+        let mut params: Vec<Param> = Vec::new();
+        for Lined { line, value: name } in texts.into_iter().take(PARAMS_MAX) {
+            // The characters that stand for themselves in `leads?region=eu`, and end no placeholder.
+            let is_name = |b: u8| b.is_ascii_alphanumeric() || b"._~-".contains(&b);
+            if name.len() > CLAIM_NAME_BYTES_MAX || !name.bytes().all(is_name) {
+                self.error(line, Problem::ParamName { name: form::quoted(&name) });
+            } else if RESERVED_PARAMS.contains(&name.as_str()) {
+                self.error(line, Problem::ParamReserved { name });
+            } else if params.iter().any(|param| param.name == name) {
+                self.error(line, Problem::ParamRepeated { name });
+            } else {
+                params.push(Param { name, pattern: None });
+            }
+        }
+        params.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        for Lined { line, value: (name, text) } in section.text_table("stream.params_pattern") {
+            let Some(param) = params.iter_mut().find(|param| param.name == name) else {
+                self.error(line, Problem::PatternWithoutParam { name: form::quoted(&name) });
+                continue;
+            };
+            if text.len() > PATTERN_BYTES_MAX {
+                let error = FormError::TooLong { limit: PATTERN_BYTES_MAX };
+                self.error(line, Problem::Form { key: format!("stream.params_pattern.{name}"), error });
+                continue;
+            }
+            match regex_lite::Regex::new(&text) {
+                Ok(pattern) => param.pattern = Some(pattern),
+                Err(error) => self.error(line, Problem::Pattern { name, error: error.to_string() }),
+            }
+        }
+        params
+    }
+
+    fn url(&mut self, section: &Section, params: &[Param]) -> Option<UrlTemplate> {
+        let text = section.text("stream.url")?;
+        let names: Vec<&str> = params.iter().map(|param| param.name.as_str()).collect();
+        let error = |error| Problem::Template { key: "stream.url", error };
+        UrlTemplate::parse(&text, &names).map_err(|e| self.error(section.line_of("stream.url"), error(e))).ok()
+    }
+
+    fn body(&mut self, section: &Section, params: &[Param]) -> Option<BodyTemplate> {
+        let text = section.text("stream.body")?;
+        let names: Vec<&str> = params.iter().map(|param| param.name.as_str()).collect();
+        let error = |error| Problem::Template { key: "stream.body", error };
+        BodyTemplate::parse(&text, &names).map_err(|e| self.error(section.line_of("stream.body"), error(e))).ok()
+    }
+
+    fn method(&mut self, section: &Section) -> String {
+        let method = section.text("stream.method").expect("KEYS gives stream.method a default");
+        // HEAD has no body to watch, CONNECT and TRACE are no requests for a resource.
+        let polls = !matches!(method.as_str(), "HEAD" | "CONNECT" | "TRACE");
+        if !form::is_token(&method) || method.bytes().any(|b| b.is_ascii_lowercase()) || !polls || method.len() > 32 {
+            self.error(section.line_of("stream.method"), Problem::Method);
+        }
+        method
+    }
+
+    fn headers(&mut self, section: &Section) -> Vec<(String, Secret)> {
+        let members = section.secret_table("stream.headers");
+        if members.len() > STREAM_HEADERS_MAX {
+            let error = FormError::TooMany { limit: STREAM_HEADERS_MAX };
+            self.error(section.line_of("stream.headers"), Problem::Form { key: "stream.headers".to_owned(), error });
+        }
+        let mut headers: Vec<(String, Secret)> = Vec::new();
+        for Lined { line, value: (name, value) } in members {
+            let bytes = value.expose_secret();
+            let has = |needle: &[u8]| bytes.windows(needle.len()).any(|window| window == needle);
+            let problem = if !form::is_token(&name) || name.len() > 128 {
+                Problem::HeaderName
+            } else if RESERVED_HEADERS.contains(&name.to_ascii_lowercase().as_str()) {
+                Problem::HeaderReserved { name }
+            } else if headers.iter().any(|(other, _)| other.eq_ignore_ascii_case(&name)) {
+                Problem::HeaderRepeated { name }
+            } else if has(b"{claims.") || has(b"{query.") {
+                Problem::HeaderPlaceholder { name }
+            } else if !form::is_field_value(bytes) {
+                Problem::HeaderValue { name }
+            } else if bytes.len() > HEADER_VALUE_BYTES_MAX {
+                let error = FormError::TooLong { limit: HEADER_VALUE_BYTES_MAX };
+                Problem::Form { key: format!("stream.headers.{name}"), error }
+            } else {
+                headers.push((name, value));
+                continue;
+            };
+            self.error(line, problem);
+        }
+        headers
+    }
+
+    fn ca(&mut self, section: &Section) -> Option<CaFile> {
+        let path = section.text("stream.ca")?;
+        let line = section.line_of("stream.ca");
+        match self.sources.file(&path, CA_FILE_BYTES_MAX) {
+            Ok(pem) if pem.windows(27).any(|window| window == b"-----BEGIN CERTIFICATE-----") => {
+                Some(CaFile { path, pem: pem.into() })
+            }
+            Ok(_) => {
+                self.error(line, Problem::CaWithoutCertificate);
+                None
+            }
+            Err(error) => {
+                let error = FormError::File { path: form::quoted(&path), error };
+                self.error(line, Problem::Form { key: "stream.ca".to_owned(), error });
+                None
+            }
+        }
+    }
+
+    fn ignore(&mut self, section: &Section) -> Vec<Pointer> {
+        let mut pointers = Vec::new();
+        for text in section.texts("stream.ignore") {
+            match Pointer::parse(&text.value) {
+                Ok(pointer) => pointers.push(pointer),
+                Err(_) => self.error(text.line, Problem::Pointer),
+            }
+        }
+        pointers
+    }
+
+    fn warn_of_stream(&mut self, section: &Section, stream: &Options, has_keys: bool) {
+        let id = stream.id.to_string();
+        if stream.interval < SHORT_INTERVAL {
+            self.warn(section.line_of("stream.interval"), Oddity::ShortInterval { id: id.clone() });
+        }
+        let in_body = stream.body.iter().flat_map(BodyTemplate::query_used);
+        let used: Vec<&str> = stream.url.query_used().into_iter().chain(in_body).collect();
+        for param in stream.params.iter().filter(|param| !used.contains(&param.name.as_str())) {
+            let oddity = Oddity::UnusedParam { id: id.clone(), name: param.name.clone() };
+            self.warn(section.line_of("stream.params"), oddity);
+        }
+        // RFC 9110 section 9.3.1: content in a GET has no defined meaning.
+        if stream.body.is_some() && matches!(stream.method.as_str(), "GET" | "DELETE") {
+            let oddity = Oddity::BodyWithGet { id: id.clone(), method: stream.method.clone() };
+            self.warn(section.line_of("stream.body"), oddity);
+        }
+        let parts = [
+            ("stream.connect_timeout", stream.connect_timeout),
+            ("stream.first_byte_timeout", stream.first_byte_timeout),
+        ];
+        for (path, part) in parts {
+            if part > stream.timeout {
+                let key = path.strip_prefix("stream.").unwrap_or(path);
+                self.warn(section.line_of(path), Oddity::TimeoutUnreachable { id: id.clone(), key });
+            }
+        }
+        if stream.ca.is_some() && stream.url.to_string().starts_with("http://") {
+            self.warn(section.line_of("stream.ca"), Oddity::CaWithoutTls { id: id.clone() });
+        }
+        let claim = stream.url.claims_used().into_iter().chain(stream.body.iter().flat_map(BodyTemplate::claims_used));
+        let lacking = match claim.into_iter().next() {
+            _ if !stream.roles.is_empty() => Some("role".to_owned()),
+            _ if !stream.permissions.is_empty() => Some("permission".to_owned()),
+            claim => claim.map(|name| format!("claim \"{name}\"")),
+        };
+        if let (true, Some(what)) = (stream.allow_anonymous, lacking) {
+            self.warn(section.line_of("stream.allow_anonymous"), Oddity::AnonymousCannotWatch { id, what });
+        } else if !stream.allow_anonymous && !has_keys {
+            self.warn(section.line, Oddity::NobodyCanWatch { id });
+        }
+    }
+}
+
+fn first_placeholder(url: Option<&UrlTemplate>, body: Option<&BodyTemplate>) -> Option<String> {
+    let claims =
+        url.into_iter().flat_map(UrlTemplate::claims_used).chain(body.into_iter().flat_map(BodyTemplate::claims_used));
+    let query =
+        url.into_iter().flat_map(UrlTemplate::query_used).chain(body.into_iter().flat_map(BodyTemplate::query_used));
+    let claims = claims.map(|name| format!("{{claims.{name}}}"));
+    claims.chain(query.map(|name| format!("{{query.{name}}}"))).next()
+}

@@ -1,0 +1,231 @@
+//! The configuration in force as TOML, for people: every default filled in, nothing secret shown.
+//!
+//! Source: protocol version 1, section 1 «Secrets». Memory: the text. Errors: none.
+//! Not here: what URLs hide (`stream::template`), which prints itself masked.
+
+use std::fmt::{Display, Write};
+use std::time::Duration;
+
+use super::{Config, Driver, JwtKey, LogFormat, LogLevel};
+use crate::stream;
+
+/// What stands for a secret.
+const MASK: &str = "\"***\"";
+
+pub(super) fn masked_toml(config: &Config) -> String {
+    let mut page = Page(String::new());
+    server(&mut page, config);
+    admin_and_log(&mut page, config);
+    limits(&mut page, config);
+    auth(&mut page, config);
+    config.jwt_keys.iter().for_each(|key| jwt_key(&mut page, key));
+    config.streams.iter().for_each(|options| stream(&mut page, options));
+    page.0
+}
+
+fn server(page: &mut Page, config: &Config) {
+    let (server, connection) = (&config.server, &config.connection);
+    page.header("[server]");
+    page.line("listen", quoted(&server.listen.to_string()));
+    page.line("plaintext", server.plaintext);
+    page.line("trusted_proxies", list(connection.trusted_proxies.iter().map(ToString::to_string)));
+    page.line("cores", server.cores);
+    page.line(
+        "driver",
+        quoted(match server.driver {
+            Driver::Auto => "auto",
+            Driver::IoUring => "io_uring",
+            Driver::Epoll => "epoll",
+        }),
+    );
+    page.line_unless_unset("public_origin", connection.public_origin.as_deref().map(quoted));
+    page.line("heartbeat", quoted_duration(connection.heartbeat));
+    page.line("drain", quoted_duration(connection.drain));
+    page.line("allowed_origins", list(&connection.allowed_origins));
+    page.line("playground", connection.playground);
+    page.line("echo", connection.echo);
+    page.line("state", quoted(&server.state));
+}
+
+fn admin_and_log(page: &mut Page, config: &Config) {
+    page.header("[admin]");
+    page.line("listen", quoted(&config.admin.listen.to_string()));
+    page.line_unless_unset("key", config.admin.key.as_ref().map(|_| MASK));
+    page.line("names", list(&config.admin.names));
+    page.header("[log]");
+    page.line(
+        "level",
+        quoted(match config.log.level {
+            LogLevel::Error => "error",
+            LogLevel::Warn => "warn",
+            LogLevel::Info => "info",
+            LogLevel::Debug => "debug",
+            LogLevel::Trace => "trace",
+        }),
+    );
+    page.line(
+        "format",
+        quoted(match config.log.format {
+            LogFormat::Text => "text",
+            LogFormat::Json => "json",
+        }),
+    );
+}
+
+fn limits(page: &mut Page, config: &Config) {
+    let limits = &config.limits;
+    page.header("[limits]");
+    page.line("connections", limits.connections);
+    page.line("connections_per_address", limits.connections_per_address);
+    page.line("connections_per_subject", limits.connections_per_subject);
+    page.line("subscriptions_per_connection", limits.subscriptions_per_connection);
+    page.line("streams", limits.streams);
+    page.line("streams_per_subject", limits.streams_per_subject);
+    page.line("history_bytes_total", budget(limits.history_bytes_total));
+    page.line("pinned_bytes", budget(limits.pinned_bytes));
+    page.line("handshakes_per_second_per_address", limits.handshakes_per_second_per_address);
+    page.line("keep_alive", quoted_duration(limits.keep_alive));
+    page.line("handshake_timeout", quoted_duration(limits.handshake_timeout));
+    page.line("request_head_bytes_max", size(limits.request_head_bytes_max.into()));
+    page.line("message_bytes_max", size(limits.message_bytes_max.into()));
+    page.line("messages_per_second", limits.messages_per_second);
+    page.line("auth_failures_per_minute", limits.auth_failures_per_minute);
+    page.line("write_stall", quoted_duration(limits.write_stall));
+}
+
+fn auth(page: &mut Page, config: &Config) {
+    let (auth, jwt) = (&config.auth, &config.auth.jwt);
+    page.header("[auth]");
+    page.line("query_token", auth.query_token);
+    page.line("reauth_before", quoted_duration(auth.reauth_before));
+    page.line_unless_unset("first_message", auth.first_message.map(quoted_duration));
+    page.header("[auth.jwt]");
+    page.line("leeway", quoted_duration(jwt.leeway));
+    page.line_unless_unset("issuer", Some(list(&jwt.issuers)).filter(|_| !jwt.issuers.is_empty()));
+    page.line_unless_unset("audience", Some(list(&jwt.audiences)).filter(|_| !jwt.audiences.is_empty()));
+    page.line("cookie", quoted(&jwt.cookie));
+    page.line("close_on_key_removal", jwt.close_on_key_removal);
+    page.header("[auth.jwt.claims]");
+    page.line("sub", quoted(&jwt.claims.sub));
+    page.line("role", quoted(&jwt.claims.role));
+    page.line("roles", quoted(&jwt.claims.roles));
+    page.line("permissions", quoted(&jwt.claims.permissions));
+    page.line("streams", quoted(&jwt.claims.streams));
+}
+
+fn jwt_key(page: &mut Page, key: &JwtKey) {
+    page.header("[[auth.jwt.key]]");
+    page.line_unless_unset("kid", key.kid.as_deref().map(quoted));
+    page.line("alg", quoted(&key.alg));
+    page.line("secret", MASK);
+}
+
+fn stream(page: &mut Page, stream: &stream::Options) {
+    page.header("[[stream]]");
+    page.line("id", quoted(stream.id.as_str()));
+    page.line("url", quoted(&stream.url.to_string()));
+    page.line("interval", quoted_duration(stream.interval));
+    page.line("method", quoted(&stream.method));
+    page.line("headers", table(stream.headers.iter().map(|(name, _)| (name.as_str(), MASK.to_owned()))));
+    page.line_unless_unset("body", stream.body.as_ref().map(|_| MASK));
+    page.line("params", list(stream.params.iter().map(|param| param.name.as_str())));
+    let patterns = stream.params.iter().filter_map(|param| Some((param, param.pattern.as_ref()?)));
+    page.line("params_pattern", table(patterns.map(|(param, it)| (param.name.as_str(), quoted(it.as_str())))));
+    page.line_unless_unset("ca", stream.ca.as_ref().map(|ca| quoted(&ca.path)));
+    page.line("connect_timeout", quoted_duration(stream.connect_timeout));
+    page.line("first_byte_timeout", quoted_duration(stream.first_byte_timeout));
+    page.line("timeout", quoted_duration(stream.timeout));
+    page.line("response_bytes_max", size(stream.response_bytes_max));
+    page.line("backoff_max", quoted_duration(stream.backoff_max));
+    page.line("linger", quoted_duration(stream.linger));
+    page.line("keep_warm", stream.keep_warm);
+    page.line("history", stream.history);
+    page.line("history_bytes", size(stream.history_bytes));
+    page.line("ignore", list(stream.ignore.iter().map(ToString::to_string)));
+    page.line_unless_unset("array_key", stream.array_key.as_deref().map(quoted));
+    page.line("allow_anonymous", stream.allow_anonymous);
+    page.line("roles", list(&stream.roles));
+    page.line("permissions", list(&stream.permissions));
+}
+
+struct Page(String);
+
+impl Page {
+    fn header(&mut self, header: &str) {
+        if !self.0.is_empty() {
+            self.0.push('\n');
+        }
+        self.0.push_str(header);
+        self.0.push('\n');
+    }
+
+    fn line(&mut self, key: &str, value: impl Display) {
+        writeln!(self.0, "{key} = {value}").expect("writing to a String does not fail");
+    }
+
+    fn line_unless_unset(&mut self, key: &str, value: Option<impl Display>) {
+        if let Some(value) = value {
+            self.line(key, value);
+        }
+    }
+}
+
+/// `text` as a TOML basic string.
+fn quoted(text: &str) -> String {
+    let mut quoted = String::with_capacity(text.len() + 2);
+    quoted.push('"');
+    for c in text.chars() {
+        match c {
+            '"' => quoted.push_str("\\\""),
+            '\\' => quoted.push_str("\\\\"),
+            c if c.is_control() => {
+                write!(quoted, "\\u{:04X}", u32::from(c)).expect("writing to a String does not fail");
+            }
+            c => quoted.push(c),
+        }
+    }
+    quoted.push('"');
+    quoted
+}
+
+fn list<S: AsRef<str>>(texts: impl IntoIterator<Item = S>) -> String {
+    let quoted: Vec<String> = texts.into_iter().map(|text| quoted(text.as_ref())).collect();
+    format!("[{}]", quoted.join(", "))
+}
+
+/// An inline table; `members` hold values that are TOML already.
+fn table<'n>(members: impl Iterator<Item = (&'n str, String)>) -> String {
+    let members: Vec<String> = members.map(|(name, value)| format!("{} = {value}", quoted(name))).collect();
+    if members.is_empty() { "{}".to_owned() } else { format!("{{ {} }}", members.join(", ")) }
+}
+
+/// A duration in the largest unit that says it exactly.
+pub(super) fn duration(duration: Duration) -> String {
+    let ms = duration.as_millis();
+    let units = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000)];
+    match units.into_iter().find(|(_, unit_ms)| ms.is_multiple_of(*unit_ms)) {
+        _ if ms == 0 => "0s".to_owned(),
+        // As people write it.
+        _ if ms == 60_000 => "60s".to_owned(),
+        Some((unit, unit_ms)) => format!("{}{unit}", ms / unit_ms),
+        None => format!("{ms}ms"),
+    }
+}
+
+fn quoted_duration(span: Duration) -> String {
+    quoted(&duration(span))
+}
+
+/// A size in the largest unit that says it exactly, as TOML.
+pub(super) fn size(bytes: u64) -> String {
+    let units = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+    match units.into_iter().find(|(_, unit_bytes)| bytes > 0 && bytes.is_multiple_of(*unit_bytes)) {
+        Some((unit, unit_bytes)) => format!("\"{}{unit}\"", bytes / unit_bytes),
+        None => bytes.to_string(),
+    }
+}
+
+/// A size of which the greatest is written 0, «unlimited».
+fn budget(bytes: u64) -> String {
+    if bytes == u64::MAX { "0".to_owned() } else { size(bytes) }
+}

@@ -1,0 +1,877 @@
+//! Scripts of configuration files: what is accepted, what is refused, and what is said about it.
+
+use std::fmt::Write as _;
+
+use expect_test::{Expect, expect};
+use proptest::prelude::{ProptestConfig, any, prop_assert, proptest};
+
+use super::{Config, ConfigError, FILE_BYTES_MAX, FileError, KEYS, Preset, Problem, Sources, Warning};
+use crate::limits::Limits;
+use crate::{auth, connection};
+
+/// A world with one of each thing a file may name.
+struct World;
+
+const ENV_SECRET: &str = "ENV-SECRET-0123456789abcdef-0123456789abcdef-0123456789abcdef-0123";
+const FILE_SECRET: &str = "FILE-SECRET-0123456789abcdef-0123456789abcdef";
+
+impl Sources for World {
+    fn env(&self, name: &str) -> Option<Vec<u8>> {
+        (name == "SECRET").then(|| ENV_SECRET.into())
+    }
+
+    fn file(&self, path: &str, _: usize) -> Result<Vec<u8>, FileError> {
+        match path {
+            "secret" => Ok(format!("{FILE_SECRET}\n").into_bytes()),
+            "ca.pem" => Ok(b"-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n".to_vec()),
+            "forbidden" => Err(FileError::Denied),
+            _ => Err(FileError::Missing),
+        }
+    }
+}
+
+fn parse(text: &str) -> Result<(Config, Vec<Warning>), Vec<ConfigError>> {
+    Config::parse(text, &World)
+}
+
+fn accepted(text: &str) -> Config {
+    parse(text).unwrap_or_else(|errors| panic!("{text}\n{errors:?}")).0
+}
+
+/// Everything that is said about `text`.
+fn check(text: &str, said: Expect) {
+    let mut page = String::new();
+    match parse(text) {
+        Ok((_, warnings)) => warnings.iter().for_each(|w| writeln!(page, "warning {w}").expect("infallible")),
+        Err(errors) => errors.iter().for_each(|e| writeln!(page, "{e}").expect("infallible")),
+    }
+    said.assert_eq(&page);
+}
+
+/// What is said about one more line in an otherwise valid stream, its line left out.
+fn check_stream(lines: &str, said: Expect) {
+    let text = format!("{KEY}[[stream]]\nid = \"s\"\nurl = \"https://h/a\"\n{lines}");
+    let mut page = String::new();
+    match parse(&text) {
+        Ok((_, warnings)) => warnings.iter().for_each(|w| writeln!(page, "warning: {}", w.oddity).expect("infallible")),
+        Err(errors) => errors.iter().for_each(|e| writeln!(page, "{}", e.problem).expect("infallible")),
+    }
+    said.assert_eq(&page);
+}
+
+const KEY: &str = "[[auth.jwt.key]]\nalg = \"HS256\"\nsecret = \"env:SECRET\"\n";
+
+const FULL: &str = r#"
+[server]
+listen = "0.0.0.0:80"
+plaintext = true
+trusted_proxies = ["10.0.0.0/8", "::1"]
+cores = 4
+driver = "epoll"
+public_origin = "https://live.example.com"
+heartbeat = "5s"
+drain = "0s"
+allowed_origins = ["https://app.example"]
+playground = false
+state = "/var/lib/restcast/\"state\""
+[admin]
+listen = "127.0.0.1:9081"
+key = "file:secret"
+names = ["restcast.internal"]
+[log]
+level = "trace"
+format = "json"
+[limits]
+connections = 1_000
+history_bytes_total = 0
+pinned_bytes = "1GiB"
+request_head_bytes_max = 0x1000
+[auth]
+query_token = false
+first_message = "5s"
+[auth.jwt]
+issuer = "https://idp.example"
+audience = ["a", "b"]
+claims.sub = "userId"
+[[auth.jwt.key]]
+kid = "2026-11"
+alg = "HS512"
+secret = "env:SECRET"
+[[auth.jwt.key]]
+alg = "HS256"
+secret = "hex:000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"
+[[stream]]
+id = "leads"
+url = "https://ada:hunter2@api.example.com/companies/{claims.companyId}/leads?region={query.region}&key=hunter2"
+interval = "250ms"
+method = "POST"
+headers = { "X-Api-Key" = "env:SECRET", Accept = "application/json" }
+body = "{\"id\":{claims.companyId},\"key\":\"hunter2\"}"
+params = ["region"]
+params_pattern = { region = "^[a-z]{2}$" }
+ca = "ca.pem"
+history_bytes = 1000
+ignore = ["/generated_at", "/a~1b"]
+array_key = "id"
+roles = ["agent", "admin"]
+permissions = ["leads.read"]
+[[stream]]
+id = "public"
+url = "http://127.0.0.1:3000"
+allow_anonymous = true
+"#;
+
+#[test]
+fn the_effective_configuration_is_whole_and_hides_secrets() {
+    let config = accepted(FULL);
+    let shown = config.masked_toml();
+    expect![[r#"
+        [server]
+        listen = "0.0.0.0:80"
+        plaintext = true
+        trusted_proxies = ["10.0.0.0/8", "::1/128"]
+        cores = 4
+        driver = "epoll"
+        public_origin = "https://live.example.com"
+        heartbeat = "5s"
+        drain = "0s"
+        allowed_origins = ["https://app.example"]
+        playground = false
+        echo = false
+        state = "/var/lib/restcast/\"state\""
+
+        [admin]
+        listen = "127.0.0.1:9081"
+        key = "***"
+        names = ["restcast.internal"]
+
+        [log]
+        level = "trace"
+        format = "json"
+
+        [limits]
+        connections = 1000
+        connections_per_address = 0
+        connections_per_subject = 0
+        subscriptions_per_connection = 64
+        streams = 10000
+        streams_per_subject = 64
+        history_bytes_total = 0
+        pinned_bytes = "1GiB"
+        handshakes_per_second_per_address = 0
+        keep_alive = "15s"
+        handshake_timeout = "10s"
+        request_head_bytes_max = "4KiB"
+        message_bytes_max = "64KiB"
+        messages_per_second = 50
+        auth_failures_per_minute = 60
+        write_stall = "30s"
+
+        [auth]
+        query_token = false
+        reauth_before = "60s"
+        first_message = "5s"
+
+        [auth.jwt]
+        leeway = "5s"
+        issuer = ["https://idp.example"]
+        audience = ["a", "b"]
+        cookie = "restcast_token"
+        close_on_key_removal = false
+
+        [auth.jwt.claims]
+        sub = "userId"
+        role = "role"
+        roles = "roles"
+        permissions = "permissions"
+        streams = "streams"
+
+        [[auth.jwt.key]]
+        kid = "2026-11"
+        alg = "HS512"
+        secret = "***"
+
+        [[auth.jwt.key]]
+        alg = "HS256"
+        secret = "***"
+
+        [[stream]]
+        id = "leads"
+        url = "https://***@api.example.com/companies/{claims.companyId}/leads?region={query.region}&key=***"
+        interval = "250ms"
+        method = "POST"
+        headers = { "X-Api-Key" = "***", "Accept" = "***" }
+        body = "***"
+        params = ["region"]
+        params_pattern = { "region" = "^[a-z]{2}$" }
+        ca = "ca.pem"
+        connect_timeout = "3s"
+        first_byte_timeout = "10s"
+        timeout = "15s"
+        response_bytes_max = "16MiB"
+        backoff_max = "60s"
+        linger = "10s"
+        keep_warm = false
+        history = 1024
+        history_bytes = 1000
+        ignore = ["/generated_at", "/a~1b"]
+        array_key = "id"
+        allow_anonymous = false
+        roles = ["agent", "admin"]
+        permissions = ["leads.read"]
+
+        [[stream]]
+        id = "public"
+        url = "http://127.0.0.1:3000/"
+        interval = "1s"
+        method = "GET"
+        headers = {}
+        params = []
+        params_pattern = {}
+        connect_timeout = "3s"
+        first_byte_timeout = "10s"
+        timeout = "15s"
+        response_bytes_max = "16MiB"
+        backoff_max = "60s"
+        linger = "10s"
+        keep_warm = false
+        history = 1024
+        history_bytes = "4MiB"
+        ignore = []
+        allow_anonymous = true
+        roles = []
+        permissions = []
+    "#]]
+    .assert_eq(&shown);
+    for key in KEYS.iter().map(|key| key.path.rsplit('.').next().expect("a path has a last part")) {
+        assert!(shown.contains(&format!("\n{key} = ")), "{key} is shown");
+    }
+    let debug = format!("{config:?}");
+    for secret in ["hunter2", ENV_SECRET, FILE_SECRET, "1a1b1c1d1e1f"] {
+        assert!(!shown.contains(secret) && !debug.contains(secret), "{secret}");
+    }
+    toml::de::DeTable::parse(&shown).expect("what is shown is TOML");
+}
+
+#[test]
+fn an_empty_file_has_the_defaults_of_every_part() {
+    let config = accepted("");
+    assert_eq!(config.limits, Limits::default());
+    assert_eq!(format!("{:?}", config.connection), format!("{:?}", connection::Options::default()));
+    assert_eq!(format!("{:?}", config.auth), format!("{:?}", auth::Options::default()));
+    expect![[r#"
+        [server]
+        listen = "127.0.0.1:8080"
+        plaintext = false
+        trusted_proxies = []
+        cores = 0
+        driver = "auto"
+        heartbeat = "25s"
+        drain = "10s"
+        allowed_origins = []
+        playground = true
+        echo = false
+        state = "restcast.state"
+
+        [admin]
+        listen = "127.0.0.1:9080"
+        names = []
+
+        [log]
+        level = "info"
+        format = "text"
+
+        [limits]
+        connections = 0
+        connections_per_address = 0
+        connections_per_subject = 0
+        subscriptions_per_connection = 64
+        streams = 10000
+        streams_per_subject = 64
+        history_bytes_total = "256MiB"
+        pinned_bytes = "256MiB"
+        handshakes_per_second_per_address = 0
+        keep_alive = "15s"
+        handshake_timeout = "10s"
+        request_head_bytes_max = "16KiB"
+        message_bytes_max = "64KiB"
+        messages_per_second = 50
+        auth_failures_per_minute = 60
+        write_stall = "30s"
+
+        [auth]
+        query_token = true
+        reauth_before = "60s"
+
+        [auth.jwt]
+        leeway = "5s"
+        cookie = "restcast_token"
+        close_on_key_removal = false
+
+        [auth.jwt.claims]
+        sub = "sub"
+        role = "role"
+        roles = "roles"
+        permissions = "permissions"
+        streams = "streams"
+    "#]]
+    .assert_eq(&config.masked_toml());
+}
+
+#[test]
+fn a_stream_has_the_defaults_of_the_example_file() {
+    let config = accepted("[[stream]]\nid = \"leads\"\nurl = \"https://h/a\"\n");
+    let shown = config.masked_toml();
+    let stream = shown.split_once("[[stream]]").expect("the stream is shown").1;
+    expect![[r#"
+
+        id = "leads"
+        url = "https://h/a"
+        interval = "1s"
+        method = "GET"
+        headers = {}
+        params = []
+        params_pattern = {}
+        connect_timeout = "3s"
+        first_byte_timeout = "10s"
+        timeout = "15s"
+        response_bytes_max = "16MiB"
+        backoff_max = "60s"
+        linger = "10s"
+        keep_warm = false
+        history = 1024
+        history_bytes = "4MiB"
+        ignore = []
+        allow_anonymous = false
+        roles = []
+        permissions = []
+    "#]]
+    .assert_eq(stream);
+}
+
+#[test]
+fn every_default_is_of_its_keys_form_and_shown_as_written() {
+    let shown = accepted(&format!("{KEY}[[stream]]\nid = \"s\"\nurl = \"https://h\"\n")).masked_toml();
+    for key in KEYS {
+        let name = key.path.rsplit('.').next().expect("a path has a last part");
+        if let Preset::Is(default) = key.default {
+            assert!(shown.contains(&format!("\n{name} = {default}\n")), "{} = {default}", key.path);
+        }
+    }
+}
+
+#[test]
+fn all_errors_come_at_once_each_with_its_line() {
+    check(
+        r#"
+[server]
+listen = "0.0.0.0:80"
+heartbeet = "25s"
+heartbeat = 25
+cores = 1025
+driver = "kqueue"
+trusted_proxies = [
+  "10.0.0.0/8",
+  "proxy",
+]
+[limits]
+message_bytes_max = "64kB"
+keep_alive = "15"
+[redis]
+url = "redis://user:pass@127.0.0.1/"
+[[stream]]
+url = "https://h/{query.region}"
+interval = "0ms"
+[[stream]]
+id = "a/b"
+url = "https://{claims.host}/"
+respect_max_age = true
+auth = { kind = "bearer" }
+"#,
+        expect![[r#"
+            line 3: `server.listen` 0.0.0.0:80 is reachable from other machines without TLS: listen on 127.0.0.1, or set `server.plaintext = true` if a proxy in front ends TLS
+            line 4: unknown key `server.heartbeet`; the nearest known one is `server.heartbeat`
+            line 5: `server.heartbeat` has the type integer: write a string such as "250ms" or "5s"
+            line 6: `server.cores` must be from 0 to 1024
+            line 7: `server.driver` "kqueue" is not known here: write "auto" or "io_uring" or "epoll"
+            line 10: `server.trusted_proxies` "proxy" is not a network: write ADDRESS/BITS, as in "10.0.0.0/8"
+            line 13: `limits.message_bytes_max` "64kB" is not a size: write a whole number and KiB, MiB or GiB, as in "64KiB", or an integer of bytes
+            line 14: `limits.keep_alive` "15" is not a duration: write a whole number and ms, s, m, h or d, as in "250ms" or "5s"
+            line 15: unknown key `redis`; the nearest known one is `admin`
+            line 17: `stream.id` is missing here
+            line 18: `stream.url` {query.region} needs "region" in `params`
+            line 19: `stream.interval` must be from 1ms to 366d
+            line 21: `stream.id` must have 1 to 128 of the characters A-Z a-z 0-9 . _ : ~ -
+            line 22: `stream.url` {claims.host} may only stand in a path segment or a query value, not in the scheme, host, port, user, query name or fragment
+            line 23: unknown key `stream.respect_max_age`; the nearest known one is `stream.connect_timeout`
+            line 24: unknown key `stream.auth`; the nearest known one is `stream.url`
+        "#]],
+    );
+}
+
+#[test]
+fn text_that_is_no_toml_is_told_by_line() {
+    check(
+        "[server]\nlisten = \nheartbeat = \"25s\nx\n",
+        expect![[r#"
+        line 2: not TOML: string values must be quoted, expected literal string
+        line 3: not TOML: invalid basic string, expected `"`
+        line 4: not TOML: key with no value, expected `=`
+    "#]],
+    );
+    check(
+        "[server]\n[server]\n",
+        expect![[r#"
+        line 2: not TOML: duplicate key
+    "#]],
+    );
+    check(
+        "[a]\nb = 1\nb = 2\n[[a]]\n",
+        expect![[r#"
+        line 3: not TOML: duplicate key
+        line 4: not TOML: duplicate key
+    "#]],
+    );
+}
+
+#[test]
+fn tables_stand_as_often_as_they_may() {
+    check(
+        "[stream]\nid = \"a\"\n",
+        expect![[r#"
+        line 1: `stream` may stand several times: write [[stream]]
+    "#]],
+    );
+    check(
+        "[[server]]\n",
+        expect![[r#"
+            line 1: `server` has the type array: write a table
+        "#]],
+    );
+    check(
+        "server = 1\nstream = [1]\nlimits.connections = []\n",
+        expect![[r#"
+            line 1: `server` has the type integer: write a table
+            line 2: `stream` has the type integer: write a table
+            line 3: `limits.connections` has the type array: write an integer
+        "#]],
+    );
+    check(
+        "\"server.listen\" = \"127.0.0.1:0\"\n",
+        expect![[r#"
+        line 1: unknown key `server.listen`; the nearest known one is `server`
+    "#]],
+    );
+    check("stream = [{ id = \"a\", url = \"https://h\", allow_anonymous = true }]", expect![[r#""#]]);
+}
+
+#[test]
+fn listeners_are_not_exposed_by_mistake() {
+    let at = |listen: &str, more: &str| format!("[server]\nlisten = \"{listen}\"\n{more}");
+    check(
+        &at("0.0.0.0:80", ""),
+        expect![[r#"
+        line 2: `server.listen` 0.0.0.0:80 is reachable from other machines without TLS: listen on 127.0.0.1, or set `server.plaintext = true` if a proxy in front ends TLS
+    "#]],
+    );
+    check(
+        &at("[::]:80", "plaintext = true\necho = true\n"),
+        expect![[r#"
+        line 4: `server.echo` needs no credential and is refused beyond loopback: set it to false or listen on 127.0.0.1
+    "#]],
+    );
+    check(
+        &at("127.0.0.1:9080", ""),
+        expect![[r#"
+        line 1: `admin.listen` is the same address as `server.listen`: give it another port
+    "#]],
+    );
+    check(&at("127.0.0.1:0", "echo = true\n[admin]\nlisten = \"127.0.0.1:0\""), expect![[r#""#]]);
+    check(&at("[::ffff:127.0.0.1]:80", ""), expect![[r#""#]]);
+    check(
+        &at("[::]:80", "plaintext = true\n[admin]\nlisten = \"0.0.0.0:81\"\nkey = \"short\""),
+        expect![[r#"
+        warning line 5: `admin.listen` is reachable from other machines: /metrics is open to them, and the key travels in the clear
+        warning line 6: `admin.key` has 5 bytes: use at least 16 random ones
+    "#]],
+    );
+    check(
+        "[admin]\nnames = [\"a b\", \"c:1\"]\nkey = \"env:NOPE\"",
+        expect![[r#"
+        line 2: `admin.names` has an entry that is no host name: write it as in "restcast.internal", without a port
+        line 2: `admin.names` has an entry that is no host name: write it as in "restcast.internal", without a port
+        line 3: `admin.key` the environment variable "NOPE" is not set
+    "#]],
+    );
+}
+
+#[test]
+fn origins_are_checked_one_by_one() {
+    check(
+        "[server]\npublic_origin = \"https://h/\"\nallowed_origins = [\"*\", \"null\",\n\"https://ok.example\", 1]\n",
+        expect![[r#"
+            line 2: `server.public_origin` browsers write this origin as "https://h"
+            line 4: `server.allowed_origins` has the type integer: write an array of strings
+        "#]],
+    );
+    check(
+        "[server]\nallowed_origins = [\"*\",\n\"https://ok.example\", \"HTTPS://h\"]\n",
+        expect![[r#"
+        line 2: `server.allowed_origins` "*" would let every site in with its visitors' cookies: list the origins
+        line 3: `server.allowed_origins` browsers write this origin as "https://h"
+    "#]],
+    );
+}
+
+#[test]
+fn keys_must_be_as_long_as_the_hash() {
+    let key =
+        |alg: &str, bytes: usize| format!("[[auth.jwt.key]]\nalg = \"{alg}\"\nsecret = \"{}\"\n", "k".repeat(bytes));
+    for (alg, least) in [("HS256", 32), ("HS384", 48), ("HS512", 64)] {
+        assert_eq!(accepted(&key(alg, least)).jwt_keys.len(), 1);
+        let problem = Problem::WeakKey { alg: alg.into(), bytes: least - 1, bytes_min: least };
+        assert_eq!(parse(&key(alg, least - 1)).err(), Some(vec![ConfigError { line: 3, problem }]));
+    }
+    check(
+        "[[auth.jwt.key]]\nkid = \"a\"\n",
+        expect![[r#"
+        line 1: `auth.jwt.key.alg` is missing here
+        line 1: `auth.jwt.key.secret` is missing here
+    "#]],
+    );
+    check(
+        "[[auth.jwt.key]]\nalg = \"RS256\"\npublic_key = \"file:k.pem\"\nsecret = \"file:forbidden\"",
+        expect![[r#"
+        line 2: `auth.jwt.key.alg` "RS256" is not known here: write "HS256" or "HS384" or "HS512"
+        line 3: unknown key `auth.jwt.key.public_key`; the nearest known one is `auth.jwt.key.secret`
+        line 4: `auth.jwt.key.secret` the file "forbidden" may not be read by this user
+    "#]],
+    );
+    let twice = format!("{KEY}kid = \"a\"\n{KEY}kid = \"a\"\n");
+    check(
+        &twice,
+        expect![[r#"
+        line 5: the key of line 1 has the same `kid` and `alg`: give each key its own `kid`
+    "#]],
+    );
+    assert_eq!(accepted(&format!("{KEY}{KEY}")).jwt_keys.len(), 2, "keys without kid may rotate");
+    check(
+        "[auth.jwt]\ncookie = \"a b\"\nleeway = \"2h\"\nissuer = []\naudience = \"\"\n",
+        expect![[r#"
+        line 2: `auth.jwt.cookie` is not a cookie name: use letters, digits, `-` and `_`
+        line 3: `auth.jwt.leeway` must be from 0s to 1h
+        line 5: `auth.jwt.audience` is empty
+    "#]],
+    );
+}
+
+#[test]
+fn streams_are_checked() {
+    check_stream("keep_warm = true", expect![[r#""#]]);
+    check_stream(
+        "interval = \"99ms\"",
+        expect![[r#"
+        warning: stream "s": `interval` is under 100ms: the upstream gets over ten requests a second
+    "#]],
+    );
+    check_stream("interval = \"100ms\"", expect![[r#""#]]);
+    check_stream(
+        "method = \"get\"",
+        expect![[r#"
+        `stream.method` must be a method whose answer has a body, in upper case, such as GET or POST
+    "#]],
+    );
+    check_stream(
+        "method = \"HEAD\"",
+        expect![[r#"
+        `stream.method` must be a method whose answer has a body, in upper case, such as GET or POST
+    "#]],
+    );
+    check_stream(
+        "body = \"x\"",
+        expect![[r#"
+        warning: stream "s": a `body` with GET is ignored or refused by many servers
+    "#]],
+    );
+    check_stream(
+        "method = \"POST\"\nbody = \"x{claims.a}\"",
+        expect![[r#"
+        `stream.body` has placeholders and must be JSON with each of them where a value may stand
+    "#]],
+    );
+    check_stream(
+        "connect_timeout = \"16s\"\nfirst_byte_timeout = \"16s\"",
+        expect![[r#"
+        warning: stream "s": `connect_timeout` is over `timeout`, which ends the exchange before
+        warning: stream "s": `first_byte_timeout` is over `timeout`, which ends the exchange before
+    "#]],
+    );
+    check_stream(
+        "ca = \"nope.pem\"",
+        expect![[r#"
+        `stream.ca` the file "nope.pem" does not exist
+    "#]],
+    );
+    check_stream(
+        "ca = \"secret\"",
+        expect![[r#"
+        `stream.ca` names a file without a PEM certificate
+    "#]],
+    );
+    check_stream(
+        "ignore = [\"generated_at\", \"/a~2\"]",
+        expect![[r#"
+        `stream.ignore` has an entry that is no JSON pointer (RFC 6901): write it as in "/generated_at"
+        `stream.ignore` has an entry that is no JSON pointer (RFC 6901): write it as in "/generated_at"
+    "#]],
+    );
+    check_stream(
+        "history = 1_000_001\nresponse_bytes_max = 0",
+        expect![[r#"
+        `stream.history` must be from 0 to 1000000
+        `stream.response_bytes_max` must be from 1 to 1073741824 bytes
+    "#]],
+    );
+    check_stream(
+        "allow_anonymous = true\nroles = [\"a\"]",
+        expect![[r#"
+        warning: stream "s": `allow_anonymous` has no effect, for an anonymous caller has no role
+    "#]],
+    );
+    check_stream(
+        "allow_anonymous = true\nmethod = \"POST\"\nbody = \"{claims.a}\"",
+        expect![[r#"
+        warning: stream "s": `allow_anonymous` has no effect, for an anonymous caller has no claim "a"
+    "#]],
+    );
+    check_stream(
+        "roles = \"a\"",
+        expect![[r#"
+            `stream.roles` has the type string: write an array of strings
+        "#]],
+    );
+}
+
+#[test]
+fn headers_cannot_bend_the_request() {
+    check_stream(
+        "headers = { Host = \"h\", \"content-length\" = \"1\", \"a b\" = \"c\" }",
+        expect![[r#"
+        `stream.headers.Host` is set by restcast itself and cannot be configured
+        `stream.headers.content-length` is set by restcast itself and cannot be configured
+        `stream.headers` has a name that is no header name: use letters, digits and `-`
+    "#]],
+    );
+    check_stream(
+        "headers = { A = \"x\\r\\nB: y\", B = \" y\", C = \"{claims.a}\", D = 1, E = \"\" }",
+        expect![[r#"
+            `stream.headers.D` has the type integer: write a string
+            `stream.headers.E` is empty
+        "#]],
+    );
+    check_stream(
+        "headers = { A = \"x\\r\\nB: y\", B = \" y\", C = \"{claims.a}\", c = \"1\", C2 = \"1\" }",
+        expect![[r#"
+        `stream.headers.A` has a control character in its value, or a blank at its beginning or end
+        `stream.headers.B` has a control character in its value, or a blank at its beginning or end
+        `stream.headers.C` has a placeholder: they may stand in `url` and `body` only
+    "#]],
+    );
+    check_stream("headers = { A = \"1\", a = \"2\", \"\" = \"3\" }", expect![[r#"
+        `stream.headers.a` stands there twice: header names do not differ by case
+        `stream.headers` has a name that is no header name: use letters, digits and `-`
+    "#]]);
+    let many = |n: usize| {
+        let members: Vec<String> = (0..n).map(|i| format!("h{i} = \"v\"")).collect();
+        format!("headers = {{ {} }}", members.join(", "))
+    };
+    check_stream(&many(32), expect![[r#""#]]);
+    check_stream(
+        &many(33),
+        expect![[r#"
+        `stream.headers` has over 32 members
+    "#]],
+    );
+    let long = |n: usize| format!("headers = {{ A = \"{}\" }}", "v".repeat(n));
+    check_stream(&long(8192), expect![[r#""#]]);
+    check_stream(
+        &long(8193),
+        expect![[r#"
+        `stream.headers.A` is over 8192 bytes
+    "#]],
+    );
+}
+
+#[test]
+fn parameters_are_checked() {
+    check_stream(
+        "params = [\"a\", \"a\", \"token\", \"b c\", \"z\"]",
+        expect![[r#"
+        `stream.params` has "a" twice
+        `stream.params` has the name "token", which means something else in a stream's query: use another
+        `stream.params` has the name "b c": use 1 to 128 of the characters A-Z a-z 0-9 . _ ~ -
+    "#]],
+    );
+    check_stream(
+        "params = [\"a\"]\nparams_pattern = { b = \"x\", a = \"(\" }",
+        expect![[r#"
+        `stream.params_pattern` has "b", which is not in `params`
+        `stream.params_pattern.a` is not a regular expression: found open group without closing ')'
+    "#]],
+    );
+    check_stream(
+        "params = [\"a\"]",
+        expect![[r#"
+        warning: stream "s": the parameter "a" stands in no {query.a}: it changes nothing
+    "#]],
+    );
+    let many = |n: usize| format!("params = {:?}", (0..n).map(|i| format!("p{i}")).collect::<Vec<_>>());
+    assert!(parse(&format!("{KEY}[[stream]]\nid=\"s\"\nurl=\"https://h\"\n{}", many(16))).is_ok());
+    check_stream(
+        &many(17),
+        expect![[r#"
+        `stream.params` has over 16 members
+    "#]],
+    );
+    let pattern = |n: usize| format!("params = [\"a\"]\nparams_pattern.a = \"{}\"", "x".repeat(n));
+    check_stream(
+        &pattern(1024),
+        expect![[r#"
+        warning: stream "s": the parameter "a" stands in no {query.a}: it changes nothing
+    "#]],
+    );
+    check_stream(
+        &pattern(1025),
+        expect![[r#"
+        `stream.params_pattern.a` is over 1024 bytes
+    "#]],
+    );
+}
+
+#[test]
+fn what_only_shows_between_streams_is_checked() {
+    let stream = |id: &str, more: &str| format!("[[stream]]\nid = \"{id}\"\nurl = \"http://h/{{claims.a}}\"\n{more}");
+    check(
+        &format!("{KEY}{}{}", stream("a", ""), stream("a", "")),
+        expect![[r#"
+        line 8: `stream.id` "a" is taken by the stream of line 5
+    "#]],
+    );
+    check(
+        &stream("a", ""),
+        expect![[r#"
+        warning line 1: stream "a": nobody can watch it: there is no [[auth.jwt.key]] and `allow_anonymous` is false
+    "#]],
+    );
+    check(
+        &format!("{KEY}{}", stream("a", "keep_warm = true\n")),
+        expect![[r#"
+        line 7: `stream.keep_warm` polls without watchers, but {claims.a} can only be filled for one: set it to false
+    "#]],
+    );
+    check(
+        &format!("{KEY}{}", stream("a", "ca = \"ca.pem\"\n")),
+        expect![[r#"
+        warning line 7: stream "a": `ca` has no effect with an http:// URL
+    "#]],
+    );
+}
+
+#[test]
+fn limits_hold_at_their_value_and_not_past_it() {
+    let fits = |line: &str| parse(&format!("[limits]\n{line}\n")).is_ok();
+    assert!(fits("connections = 4294967295") && !fits("connections = 4294967296") && !fits("connections = -1"));
+    assert!(fits("keep_alive = \"10ms\"") && !fits("keep_alive = \"9ms\""));
+    assert!(fits("keep_alive = \"366d\"") && !fits("keep_alive = \"367d\""));
+    assert!(fits("request_head_bytes_max = 512") && !fits("request_head_bytes_max = 511"));
+    assert!(fits("message_bytes_max = \"64MiB\"") && !fits("message_bytes_max = 67108865"));
+    let budgets = accepted("[limits]\nhistory_bytes_total = 0\npinned_bytes = 0\n").limits;
+    assert_eq!((budgets.history_bytes_total, budgets.pinned_bytes), (u64::MAX, u64::MAX), "0 is unlimited");
+
+    let comment = |bytes: usize| format!("#{}", "a".repeat(bytes - 1));
+    assert!(parse(&comment(FILE_BYTES_MAX)).is_ok());
+    let problem = Problem::FileTooLarge { limit: FILE_BYTES_MAX };
+    assert_eq!(parse(&comment(FILE_BYTES_MAX + 1)).err(), Some(vec![ConfigError { line: 1, problem }]));
+
+    let wrong = |n: usize| (0..n).map(|i| format!("k{i} = 1\n")).collect::<String>();
+    assert_eq!(parse(&wrong(100)).err().map(|errors| errors.len()), Some(100));
+    let errors = parse(&wrong(101)).expect_err("unknown keys");
+    assert_eq!(errors.last().map(|last| last.problem.clone()), Some(Problem::Further { count: 1 }));
+
+    let roles = |n: usize| format!("{KEY}[[stream]]\nid=\"s\"\nurl=\"https://h\"\nroles = {:?}", vec!["r"; n]);
+    assert!(parse(&roles(256)).is_ok() && parse(&roles(257)).is_err());
+}
+
+#[test]
+fn no_error_shows_a_secret() {
+    let text = r#"
+[admin]
+key = "hex:hunter2"
+[[auth.jwt.key]]
+alg = "HS256"
+secret = "hunter2"
+[[auth.jwt.key]]
+alg = "HS256"
+secret = "b64:hunter2!"
+[[stream]]
+id = "s"
+url = "https://ada:hunter2@h/{claims.x}{claims.y}?key=hunter2"
+headers = { A = "hunter2\n" }
+body = "hunter2{claims.x}"
+"#;
+    let errors = parse(text).expect_err("wrong all over");
+    assert_eq!(errors.len(), 6, "{errors:?}");
+    assert!(!format!("{errors:?} {}", errors.iter().map(ToString::to_string).collect::<String>()).contains("hunter2"));
+}
+
+/// Lines that make a file likely to be nearly right.
+fn line() -> impl proptest::strategy::Strategy<Value = String> {
+    use proptest::strategy::Strategy as _;
+    let known = KEYS.iter().map(|key| key.path.rsplit('.').next().unwrap_or_default().to_owned());
+    let name = proptest::sample::select(known.collect::<Vec<_>>());
+    let value = proptest::sample::select(vec![
+        "true",
+        "0",
+        "1024",
+        "\"5s\"",
+        "\"64KiB\"",
+        "[]",
+        "[\"a\"]",
+        "{}",
+        "{ a = \"env:SECRET\" }",
+        "\"env:SECRET\"",
+        "\"file:secret\"",
+        "\"HS256\"",
+        "\"https://u:p@h/{claims.a}?k=v\"",
+        "\"GET\"",
+        "\"{query.a}\"",
+        "nan",
+        "2027-01-01",
+    ]);
+    let header = proptest::sample::select(vec![
+        "[server]",
+        "[[stream]]",
+        "[[auth.jwt.key]]",
+        "[limits]",
+        "[auth.jwt]",
+        "[admin]",
+    ]);
+    proptest::strategy::Union::new([
+        (name, value).prop_map(|(name, value)| format!("{name} = {value}\n")).boxed(),
+        header.prop_map(|header| format!("{header}\n")).boxed(),
+        any::<String>().boxed(),
+    ])
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn no_text_makes_the_parser_panic_or_tell_a_secret(lines in proptest::collection::vec(line(), 0..20)) {
+        let said = match parse(&lines.concat()) {
+            Ok((config, warnings)) => format!("{config:?} {} {warnings:?}", config.masked_toml()),
+            Err(errors) => format!("{errors:?}"),
+        };
+        prop_assert!(!said.contains(ENV_SECRET) && !said.contains(FILE_SECRET));
+    }
+}

@@ -1,0 +1,287 @@
+//! One request and its response over one connection.
+//!
+//! Source: RFC 9112 sections 7 to 9; RFC 9110 section 15 for statuses.
+//! Memory: the request's bytes, the link's buffers, the decoder's.
+//! Errors: [`Failure`].  Not here: connecting, the time-out of the whole (`mod`), the wire format (`codec::http_response`).
+
+use std::cell::Cell;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use monoio::time::{Instant, sleep, timeout, timeout_at};
+use monoio::utils::is_legacy;
+use url::Position;
+
+use super::link::{Fault, Inbound, Link, Seal};
+use super::{Phase, in_words, timed_out, tls_failed};
+use crate::codec::http_response::{
+    Progress, Request, ResponseDecoder, ResponseError, ResponseFault, ResponseLimits, retry_after, write_request,
+};
+use crate::limits::{UPSTREAM_DRAIN_BYTES_MAX, UPSTREAM_DRAIN_TIMEOUT, UPSTREAM_HEAD_BYTES_MAX};
+use crate::stream::poll::{FetchError, FetchRequest, FetchResponse, UpstreamCode, Validators};
+use crate::time::WallTime;
+
+/// Reads in a row, of at most 16 KiB each, before the core's other tasks get their turn.
+const READS_PER_TURN: u32 = 64;
+/// The shortest wait that goes through the driver.
+const TURN: Duration = Duration::from_millis(1);
+
+/// A request about to be sent.
+pub(super) struct Exchange<'a> {
+    pub(super) request: &'a FetchRequest,
+    pub(super) wall: &'a dyn Fn() -> WallTime,
+    pub(super) phase: &'a Cell<Phase>,
+}
+
+/// Why there is no response.
+pub(super) struct Failure {
+    pub(super) error: FetchError,
+    /// The connection ended before a byte of the response came: had it idled before, the upstream may never have seen the
+    /// request.
+    pub(super) unanswered: bool,
+}
+
+impl Exchange<'_> {
+    /// Sends the request and receives the response; the connection comes back where it can be used again.
+    pub(super) async fn run(&self, link: Link) -> Result<(FetchResponse, Option<Link>), Failure> {
+        let bytes = self.request_bytes()?;
+        let (mut inbound, mut outbound, seal) = link.split();
+        let (response, reusable) = {
+            let mut sending = Sending { future: pin!(outbound.send(&seal, bytes)), outcome: None };
+            let (response, complete) = self.receive(&mut sending, &mut inbound, &seal).await?;
+            // A response may come before the request has gone out (RFC 9112 section 9.3); what is left of it stays unsent.
+            (response, complete && sending.is_done().await)
+        };
+        let link = if reusable { Link::join(inbound, outbound, seal) } else { None };
+        Ok((response, link))
+    }
+
+    /// The response, and whether the connection is at the start of the next one.
+    async fn receive<S: Future<Output = io::Result<()>>>(
+        &self,
+        sending: &mut Sending<'_, S>,
+        inbound: &mut Inbound,
+        seal: &Seal,
+    ) -> Result<(FetchResponse, bool), Failure> {
+        let mut reception = Reception::new(self);
+        let bytes = self.first_bytes(sending, inbound, seal).await?;
+        self.phase.set(Phase::Receiving);
+        let mut end = reception.take(bytes)?;
+        let mut reads = 0u32;
+        while end.is_none() {
+            reads = reads.wrapping_add(1);
+            if is_legacy() && reads.is_multiple_of(READS_PER_TURN) {
+                // Over epoll a read that finds bytes does not wait: others get their turn here. The ring sees to that itself.
+                sending.alongside(sleep(TURN)).await;
+            }
+            let next = sending.alongside(inbound.next(seal));
+            let arrived = match reception.drain {
+                None => next.await,
+                Some(drain) => match timeout_at(drain.until, next).await {
+                    Ok(arrived) => arrived,
+                    Err(_) => break,
+                },
+            };
+            end = match arrived {
+                Ok([]) => Some(reception.close()?),
+                Ok(bytes) => reception.take(bytes)?,
+                Err(fault) => Some(reception.fail(&fault)?),
+            };
+        }
+        let reusable = matches!(end, Some(End { reusable: true }));
+        Ok((reception.into_response(), reusable))
+    }
+
+    /// Waits for the response's first bytes while the request goes out, and `first_byte_timeout` longer.
+    async fn first_bytes<'i, S: Future<Output = io::Result<()>>>(
+        &self,
+        sending: &mut Sending<'_, S>,
+        inbound: &'i mut Inbound,
+        seal: &Seal,
+    ) -> Result<&'i [u8], Failure> {
+        let mut first = pin!(inbound.next(seal));
+        let early = poll_fn(|cx| match first.as_mut().poll(cx) {
+            Poll::Ready(arrived) => Poll::Ready(Some(arrived)),
+            // Sent, or not to be sent: then too the upstream may have something to say.
+            Poll::Pending => sending.poll(cx).map(|()| None),
+        });
+        let limit = self.request.target.options.first_byte_timeout;
+        let arrived = match early.await {
+            Some(arrived) => arrived,
+            None => timeout(limit, first).await.map_err(|_| Failure::of(timed_out(limit, Phase::Sending)))?,
+        };
+        match arrived {
+            Ok([]) | Err(Fault::Cut) => {
+                let detail = "the connection was closed before a response".to_owned();
+                Err(Failure { error: FetchError { code: UpstreamCode::Protocol, detail }, unanswered: true })
+            }
+            Ok(bytes) => Ok(bytes),
+            Err(Fault::Io(e)) => {
+                let detail = format!("before a response: {}", in_words(&e));
+                Err(Failure { error: FetchError { code: UpstreamCode::Unreachable, detail }, unanswered: true })
+            }
+            Err(Fault::Tls(e)) => Err(Failure::of(tls_failed(e))),
+        }
+    }
+
+    fn request_bytes(&self) -> Result<Vec<u8>, Failure> {
+        let FetchRequest { target, validators } = self.request;
+        let request = Request {
+            method: &target.options.method,
+            authority: &target.url[Position::BeforeHost..Position::AfterPort],
+            target: &target.url[Position::BeforePath..Position::AfterQuery],
+            if_none_match: validators.etag.as_deref(),
+            if_modified_since: validators.last_modified.as_deref(),
+            body: target.body.as_deref(),
+        };
+        let headers = target.options.headers.iter().map(|(name, value)| (name.as_str(), value.expose_secret()));
+        let mut bytes = Vec::new();
+        write_request(&mut bytes, &request, headers)
+            .map_err(|e| Failure::of(FetchError { code: UpstreamCode::Blocked, detail: e.to_string() }))?;
+        Ok(bytes)
+    }
+}
+
+impl Failure {
+    fn of(error: FetchError) -> Failure {
+        Failure { error, unanswered: false }
+    }
+}
+
+/// The request on its way out, driven while something else is waited for.
+struct Sending<'a, S> {
+    future: Pin<&'a mut S>,
+    outcome: Option<io::Result<()>>,
+}
+
+impl<S: Future<Output = io::Result<()>>> Sending<'_, S> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.outcome.is_none() {
+            match self.future.as_mut().poll(cx) {
+                Poll::Ready(outcome) => self.outcome = Some(outcome),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        Poll::Ready(())
+    }
+
+    /// Whether all is sent. The news of it may have come together with the response, unheard yet: so this asks.
+    async fn is_done(&mut self) -> bool {
+        poll_fn(|cx| Poll::Ready(self.poll(cx).is_ready())).await && matches!(self.outcome, Some(Ok(())))
+    }
+
+    async fn alongside<T>(&mut self, other: impl Future<Output = T>) -> T {
+        let mut other = pin!(other);
+        poll_fn(|cx| {
+            let _ = self.poll(cx);
+            other.as_mut().poll(cx)
+        })
+        .await
+    }
+}
+
+/// The response as far as it has come.
+struct Reception<'a> {
+    decoder: ResponseDecoder,
+    wall: &'a dyn Fn() -> WallTime,
+    /// When the head was whole.
+    received: Option<WallTime>,
+    /// Set where the status says that the body does not matter: it is read to its end only if that is near.
+    drain: Option<Drain>,
+}
+
+#[derive(Clone, Copy)]
+struct Drain {
+    until: Instant,
+    left: u64,
+}
+
+/// The response is as complete as it needs to be.
+struct End {
+    /// Whether the connection is at the start of the next one.
+    reusable: bool,
+}
+
+impl<'a> Reception<'a> {
+    fn new(exchange: &Exchange<'a>) -> Reception<'a> {
+        let options = &exchange.request.target.options;
+        let limits =
+            ResponseLimits { head_bytes_max: UPSTREAM_HEAD_BYTES_MAX, body_bytes_max: options.response_bytes_max };
+        let decoder = ResponseDecoder::new(limits, options.method == "HEAD");
+        Reception { decoder, wall: exchange.wall, received: None, drain: None }
+    }
+
+    fn take(&mut self, bytes: &[u8]) -> Result<Option<End>, Failure> {
+        let progress = self.decoder.feed(bytes);
+        let Some(status) = self.decoder.status() else {
+            return progress.map(|_| None).map_err(refused);
+        };
+        if self.received.is_none() {
+            self.received = Some((self.wall)());
+            let drain = Drain { until: Instant::now() + UPSTREAM_DRAIN_TIMEOUT, left: UPSTREAM_DRAIN_BYTES_MAX };
+            self.drain = (!has_value(status)).then_some(drain);
+        }
+        match progress {
+            Ok(Progress::Done) => Ok(Some(End { reusable: self.decoder.is_reusable() })),
+            Ok(Progress::NeedMore) => Ok(self.drain(bytes.len())),
+            Err(_) if self.drain.is_some() => Ok(Some(End { reusable: false })),
+            Err(error) => Err(refused(error)),
+        }
+    }
+
+    /// The upstream has closed the connection.
+    fn close(&mut self) -> Result<End, Failure> {
+        match self.decoder.eof() {
+            Err(error) if self.drain.is_none() => Err(refused(error)),
+            Ok(_) | Err(_) => Ok(End { reusable: false }),
+        }
+    }
+
+    /// The connection has failed.
+    fn fail(&mut self, fault: &Fault) -> Result<End, Failure> {
+        if self.drain.is_some() {
+            return Ok(End { reusable: false });
+        }
+        let (code, detail) = match fault {
+            Fault::Io(e) => (UpstreamCode::Protocol, format!("within the response: {}", in_words(e))),
+            // RFC 9112 section 9.8: without a close_notify nobody knows whether this was all of it.
+            Fault::Cut => (UpstreamCode::Protocol, "the connection was cut within the response".to_owned()),
+            Fault::Tls(e) => (UpstreamCode::Tls, e.to_string()),
+        };
+        Err(Failure::of(FetchError { code, detail }))
+    }
+
+    /// Counts what is read only to have it out of the way; past the bound that is not worth a connection.
+    fn drain(&mut self, count: usize) -> Option<End> {
+        let drain = self.drain.as_mut()?;
+        drain.left = drain.left.saturating_sub(count as u64);
+        (drain.left == 0).then_some(End { reusable: false })
+    }
+
+    fn into_response(mut self) -> FetchResponse {
+        let status = self.decoder.status().expect("a response ends after its head only");
+        let received = self.received.expect("noted with the status");
+        let field = |name: &str| self.decoder.header(name).map(Box::from);
+        let validators = Validators { etag: field("etag"), last_modified: field("last-modified") };
+        let retry_after = self.decoder.header("retry-after").and_then(|value| retry_after(value, received));
+        let body = if has_value(status) { self.decoder.take_body() } else { Vec::new() };
+        FetchResponse { status, validators, retry_after, body, received }
+    }
+}
+
+/// Whether a response of this status has a body that is of use.
+fn has_value(status: u16) -> bool {
+    (200..=299).contains(&status)
+}
+
+fn refused(error: ResponseError) -> Failure {
+    let code = match error.fault() {
+        ResponseFault::Protocol => UpstreamCode::Protocol,
+        ResponseFault::Body => UpstreamCode::Body,
+        ResponseFault::TooLarge => UpstreamCode::TooLarge,
+    };
+    Failure::of(FetchError { code, detail: error.to_string() })
+}

@@ -1,0 +1,281 @@
+//! The HTTP/1.1 client that carries out polls and actions, one per core: a [`FetchRequest`] in, a [`FetchResult`] out.
+//!
+//! Source: RFC 9110 and RFC 9112; what is polled and how an answer is judged stands in `stream::poll`.
+//! Memory: the connections of `pool` (bounded by [`FetcherOptions`]); per request under way the request, two buffers of
+//! 16 KiB and what the response decoder holds (at most the stream's `response_bytes_max`).
+//! Errors: [`FetchError`], whose detail holds no URL, header value or body.
+//! Not here: redirects, cookies and proxies, which are not followed, kept or used; retries of a poll (`stream::poll`).
+
+mod connect;
+mod exchange;
+mod link;
+mod pool;
+mod tls;
+
+use std::cell::Cell;
+use std::io;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use monoio::time::timeout;
+use url::Host;
+
+use self::exchange::{Exchange, Failure};
+use self::link::Link;
+use self::pool::{Connection, Leave, Origin, Place, Pool, PoolFull};
+use self::tls::{TlsError, TrustSets};
+use crate::limits;
+use crate::runtime::resolver::ResolverHandle;
+use crate::stream::Options;
+use crate::stream::poll::{FetchError, FetchRequest, FetchResponse, FetchResult, UpstreamCode};
+use crate::time::WallTime;
+
+/// The bounds of one core's client.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct FetcherOptions {
+    /// Connections at once: connecting, in use and idle. While a name's addresses are tried, one connection may for a
+    /// moment have several sockets, at most [`limits::RESOLVER_ADDRESSES_MAX`].
+    pub connections_max: usize,
+    /// Idle connections to one origin.
+    pub idle_per_origin_max: usize,
+    /// Idle connections in all.
+    pub idle_max: usize,
+    /// How long a connection may idle.
+    pub idle_timeout: Duration,
+    /// Requests that may wait for a connection.
+    pub waiting_max: usize,
+}
+
+impl Default for FetcherOptions {
+    fn default() -> FetcherOptions {
+        FetcherOptions {
+            connections_max: limits::UPSTREAM_CONNECTIONS_MAX,
+            idle_per_origin_max: limits::UPSTREAM_IDLE_PER_ORIGIN_MAX,
+            idle_max: limits::UPSTREAM_IDLE_MAX,
+            idle_timeout: limits::UPSTREAM_IDLE_TIMEOUT,
+            waiting_max: limits::UPSTREAM_WAITING_MAX,
+        }
+    }
+}
+
+/// One core's client. Cloning shares it; it stays on its core, and is used inside that core's runtime.
+#[derive(Clone)]
+pub struct Fetcher {
+    pool: Rc<Pool>,
+    trust: Rc<TrustSets>,
+    resolver: ResolverHandle,
+}
+
+/// What a client's connections do just now.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct FetcherCounts {
+    /// Connections that are open or being opened.
+    pub open: usize,
+    /// Those of them that idle.
+    pub idle: usize,
+}
+
+/// How far a request has come, so that a time-out can say so.
+#[derive(Clone, Copy)]
+enum Phase {
+    Waiting,
+    Connecting,
+    Sending,
+    Receiving,
+}
+
+impl Fetcher {
+    /// A client that has no connections yet.
+    pub fn new(options: FetcherOptions, resolver: ResolverHandle) -> Fetcher {
+        Fetcher { pool: Pool::new(options), trust: Rc::new(TrustSets::new()), resolver }
+    }
+
+    /// Carries out a poll: asks once and reads the whole answer, within the stream's time-outs and size. Where a connection
+    /// that idled turns out to have been closed before anything of the answer came, asks once more over a fresh one: a poll
+    /// is repeated anyway, whatever its method. Dropping the future closes the connection.
+    ///
+    /// # Errors
+    /// `Timeout`, `Unreachable`, `Dns`, `Tls`, `Protocol`, `Body`, `TooLarge` as [`UpstreamCode`] says; `Blocked` for a URL
+    /// that is not `http` or `https`. Statuses are no errors here.
+    pub async fn fetch(&self, request: FetchRequest, wall: impl Fn() -> WallTime) -> FetchResult {
+        self.within_time(&request, &wall, true).await
+    }
+
+    /// Carries out an action: like [`fetch`](Fetcher::fetch), but over a connection of its own from the start, so that the
+    /// request is never sent twice.
+    ///
+    /// # Errors
+    /// As for [`fetch`](Fetcher::fetch).
+    pub async fn fetch_once(&self, request: FetchRequest, wall: impl Fn() -> WallTime) -> FetchResult {
+        self.within_time(&request, &wall, false).await
+    }
+
+    /// How many connections there are.
+    pub fn counts(&self) -> FetcherCounts {
+        let (open, idle) = self.pool.counts();
+        FetcherCounts { open, idle }
+    }
+
+    async fn within_time(&self, request: &FetchRequest, wall: &dyn Fn() -> WallTime, reuse: bool) -> FetchResult {
+        let phase = Cell::new(Phase::Waiting);
+        let limit = request.target.options.timeout;
+        // Where time is up the future is dropped, and with it the connection: what it was doing cannot be taken up again.
+        match timeout(limit, self.carry_out(request, wall, reuse, &phase)).await {
+            Ok(result) => result,
+            Err(_) => Err(timed_out(limit, phase.get())),
+        }
+    }
+
+    async fn carry_out(
+        &self,
+        request: &FetchRequest,
+        wall: &dyn Fn() -> WallTime,
+        reuse: bool,
+        phase: &Cell<Phase>,
+    ) -> FetchResult {
+        let origin = self.origin(request)?;
+        let mut reuse = reuse;
+        loop {
+            phase.set(Phase::Waiting);
+            let (connection, used_before) = self.connection(request, &origin, reuse, phase).await?;
+            match self.exchange(connection, request, wall, phase).await {
+                Err(Failure { unanswered: true, .. }) if used_before => reuse = false,
+                outcome => return outcome.map_err(|failure| failure.error),
+            }
+        }
+    }
+
+    /// A connection to `origin`, and whether it has been used before.
+    async fn connection(
+        &self,
+        request: &FetchRequest,
+        origin: &Rc<Origin>,
+        reuse: bool,
+        phase: &Cell<Phase>,
+    ) -> Result<(Connection, bool), FetchError> {
+        let mut wants = reuse.then_some(origin);
+        if reuse && let Some(connection) = self.open_idle(origin).await {
+            return Ok((connection, true));
+        }
+        let place = loop {
+            match self.pool.leave(wants).await.map_err(too_many)? {
+                Leave::Open(place) => break place,
+                Leave::Reuse(mut connection) => {
+                    if connection.link.is_open().await {
+                        return Ok((connection, true));
+                    }
+                    wants = None;
+                }
+            }
+        };
+        phase.set(Phase::Connecting);
+        let limit = request.target.options.connect_timeout;
+        match timeout(limit, self.open(request, Rc::clone(origin), place)).await {
+            Ok(opened) => Ok((opened?, false)),
+            Err(_) => Err(timed_out(limit, Phase::Connecting)),
+        }
+    }
+
+    async fn exchange(
+        &self,
+        connection: Connection,
+        request: &FetchRequest,
+        wall: &dyn Fn() -> WallTime,
+        phase: &Cell<Phase>,
+    ) -> Result<FetchResponse, Failure> {
+        phase.set(Phase::Sending);
+        let Connection { link, origin, place } = connection;
+        let (response, link) = Exchange { request, wall, phase }.run(link).await?;
+        if let Some(link) = link {
+            self.pool.keep(Connection { link, origin, place });
+        }
+        Ok(response)
+    }
+
+    /// A connection that idles and has not been closed by the upstream; those that have are closed on the way.
+    async fn open_idle(&self, origin: &Rc<Origin>) -> Option<Connection> {
+        while let Some(mut connection) = self.pool.idle(origin) {
+            if connection.link.is_open().await {
+                return Some(connection);
+            }
+        }
+        None
+    }
+
+    fn origin(&self, request: &FetchRequest) -> Result<Rc<Origin>, FetchError> {
+        let url = &request.target.url;
+        let https = match url.scheme() {
+            "http" => false,
+            "https" => true,
+            _ => return Err(blocked("neither http nor https")),
+        };
+        let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
+            return Err(blocked("a URL without a host"));
+        };
+        let trust = if https { self.trust.id_of(request.target.options.ca.as_ref()) } else { tls::TrustId::SYSTEM };
+        Ok(Rc::new(Origin { https, host: host.into(), port, trust }))
+    }
+
+    async fn open(&self, request: &FetchRequest, origin: Rc<Origin>, place: Place) -> Result<Connection, FetchError> {
+        let options: &Options = &request.target.options;
+        let host = request.target.url.host().ok_or_else(|| blocked("a URL without a host"))?;
+        let addresses = self.addresses(&host).await?;
+        let mut stream = connect::connect(&addresses, origin.port).await.map_err(|e| unreachable(&e))?;
+        let link = if origin.https {
+            let config = self.trust.config(options.ca.as_ref(), &self.resolver).await.map_err(tls_failed)?;
+            let name = tls::server_name(&host).map_err(tls_failed)?;
+            let tls = tls::handshake(&mut stream, config, name).await.map_err(tls_failed)?;
+            Link::sealed(stream, tls)
+        } else {
+            Link::plain(stream)
+        };
+        Ok(Connection { link, origin, place })
+    }
+
+    async fn addresses(&self, host: &Host<&str>) -> Result<Arc<[IpAddr]>, FetchError> {
+        match host {
+            Host::Ipv4(ip) => Ok(Arc::from([IpAddr::V4(*ip)])),
+            Host::Ipv6(ip) => Ok(Arc::from([IpAddr::V6(*ip)])),
+            Host::Domain(name) => {
+                let answer = self.resolver.resolve(name).await;
+                answer.map_err(|e| FetchError { code: UpstreamCode::Dns, detail: e.to_string() })
+            }
+        }
+    }
+}
+
+fn timed_out(limit: Duration, phase: Phase) -> FetchError {
+    let doing = match phase {
+        Phase::Waiting => "waiting for a free connection",
+        Phase::Connecting => "connecting",
+        Phase::Sending => "waiting for the response's first byte",
+        Phase::Receiving => "receiving the response",
+    };
+    FetchError { code: UpstreamCode::Timeout, detail: format!("{limit:?} passed while {doing}") }
+}
+
+fn too_many(_: PoolFull) -> FetchError {
+    FetchError { code: UpstreamCode::Unreachable, detail: "too many requests wait for a connection".into() }
+}
+
+fn blocked(why: &str) -> FetchError {
+    FetchError { code: UpstreamCode::Blocked, detail: why.to_owned() }
+}
+
+fn unreachable(error: &io::Error) -> FetchError {
+    FetchError { code: UpstreamCode::Unreachable, detail: format!("no connection: {}", in_words(error)) }
+}
+
+fn tls_failed(error: TlsError) -> FetchError {
+    FetchError { code: UpstreamCode::Tls, detail: error.to_string() }
+}
+
+/// An error of a socket, which holds nothing that was sent.
+fn in_words(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(code) => io::Error::from_raw_os_error(code).to_string(),
+        None => error.kind().to_string(),
+    }
+}

@@ -1,0 +1,307 @@
+//! TLS to upstreams: whom to trust, the handshake, and what went wrong in words that hold no secret.
+//!
+//! Source: RFC 8446 and RFC 5246 by way of rustls with ring; RFC 9525 for names; RFC 7301 for ALPN.
+//! Memory: a [`TrustSets`] per core keeps up to `limits::TRUST_SETS_MAX` configurations, each with rustls's store of 256
+//! resumable sessions; the system's certificates stand once in the process; a `ClientConnection` per open connection.
+//! Errors: [`TlsError`], the upstream's fault but for [`TlsError::Ca`] and [`TlsError::NoRoots`].
+//! Not here: sockets' time-outs, HTTP.
+
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use monoio::io::{AsyncReadRent, AsyncWriteRentExt};
+use monoio::net::TcpStream;
+use monoio::time::Instant;
+use rustls::client::ClientConnection;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, IpAddr, ServerName};
+use rustls::{CertificateError, ClientConfig, RootCertStore};
+
+use crate::limits::{RESOLVER_FAILURE_TTL, TRUST_SETS_MAX};
+use crate::runtime::resolver::{Flight, ResolverHandle};
+use crate::stream::CaFile;
+
+/// Bytes of ciphertext read at once: a record of 16 KiB and its overhead (RFC 8446 section 5.2).
+const RECORD_BYTES: usize = (16 << 10) + 256 + 5;
+
+/// Why there is no TLS connection.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub(super) enum TlsError {
+    /// The upstream's: its certificate, its protocol, its refusal.
+    #[error("{0}")]
+    Refused(Cow<'static, str>),
+    /// The upstream's: it closed or reset the connection amid the handshake.
+    #[error("the connection was closed during the TLS handshake")]
+    Closed,
+    /// The operator's: the stream's `ca` holds no certificate that can be used.
+    #[error("the ca file holds no usable certificate")]
+    Ca,
+    /// The operator's: the system has no certificates, and the stream names none.
+    #[error("the system has no trusted certificates")]
+    NoRoots,
+    /// This server's: the system's certificates cannot be read just now.
+    #[error("the system's certificates cannot be read now")]
+    Busy,
+}
+
+/// Whom a connection was made trusting; part of what tells connections apart. Not reused.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub(super) struct TrustId(u64);
+
+impl TrustId {
+    /// The system's certificates, and `http` where nobody needs trusting.
+    pub(super) const SYSTEM: TrustId = TrustId(0);
+}
+
+/// One core's TLS configurations: one for the system's certificates, one for each `ca`.
+pub(super) struct TrustSets {
+    state: RefCell<State>,
+}
+
+struct State {
+    system: Option<Arc<ClientConfig>>,
+    named: Vec<Named>,
+    next_id: u64,
+}
+
+struct Named {
+    ca: CaFile,
+    id: TrustId,
+    config: Option<Arc<ClientConfig>>,
+    used: Instant,
+}
+
+impl TrustSets {
+    /// None yet.
+    pub(super) fn new() -> TrustSets {
+        TrustSets { state: RefCell::new(State { system: None, named: Vec::new(), next_id: 1 }) }
+    }
+
+    /// The name of the set that `ca` stands for.
+    pub(super) fn id_of(&self, ca: Option<&CaFile>) -> TrustId {
+        let Some(ca) = ca else { return TrustId::SYSTEM };
+        let mut state = self.state.borrow_mut();
+        // Almost always the same allocation as last time, so that the certificates are not compared.
+        let same = |named: &Named| Arc::ptr_eq(&named.ca.pem, &ca.pem) || named.ca.pem == ca.pem;
+        if let Some(named) = state.named.iter_mut().find(|named| same(named)) {
+            named.used = Instant::now();
+            return named.id;
+        }
+        if state.named.len() >= TRUST_SETS_MAX
+            && let Some(oldest) = (0..state.named.len()).min_by_key(|&i| state.named.get(i).map(|named| named.used))
+        {
+            state.named.swap_remove(oldest);
+        }
+        let id = TrustId(state.next_id);
+        state.next_id += 1;
+        state.named.push(Named { ca: ca.clone(), id, config: None, used: Instant::now() });
+        id
+    }
+
+    /// The configuration that trusts `ca`, or the system where there is none.
+    ///
+    /// # Errors
+    /// [`TlsError::Ca`], [`TlsError::NoRoots`], [`TlsError::Busy`].
+    pub(super) async fn config(
+        &self,
+        ca: Option<&CaFile>,
+        helpers: &ResolverHandle,
+    ) -> Result<Arc<ClientConfig>, TlsError> {
+        let Some(ca) = ca else { return self.system_config(helpers).await };
+        let id = self.id_of(Some(ca));
+        let ready = |state: &State| state.named.iter().find(|named| named.id == id)?.config.clone();
+        if let Some(config) = ready(&self.state.borrow()) {
+            return Ok(config);
+        }
+        let config = client_config(roots_of(ca)?);
+        if let Some(named) = self.state.borrow_mut().named.iter_mut().find(|named| named.id == id) {
+            named.config = Some(Arc::clone(&config));
+        }
+        Ok(config)
+    }
+
+    async fn system_config(&self, helpers: &ResolverHandle) -> Result<Arc<ClientConfig>, TlsError> {
+        if let Some(config) = self.state.borrow().system.clone() {
+            return Ok(config);
+        }
+        let roots = system_roots(helpers).await?;
+        let mut state = self.state.borrow_mut();
+        Ok(Arc::clone(state.system.get_or_insert_with(|| client_config(roots))))
+    }
+}
+
+fn client_config(roots: Arc<RootCertStore>) -> Arc<ClientConfig> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("ring's provider has cipher suites for the default versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Arc::new(config)
+}
+
+fn roots_of(ca: &CaFile) -> Result<Arc<RootCertStore>, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(&ca.pem) {
+        let certificate = certificate.map_err(|_| TlsError::Ca)?;
+        roots.add(certificate).map_err(|_| TlsError::Ca)?;
+    }
+    if roots.is_empty() { Err(TlsError::Ca) } else { Ok(Arc::new(roots)) }
+}
+
+type Roots = Result<Arc<RootCertStore>, TlsError>;
+
+/// The system's certificates, read once in the life of the process, on a helper thread; tried again after a failure.
+async fn system_roots(helpers: &ResolverHandle) -> Roots {
+    static SYSTEM: Mutex<Option<Arc<Flight<Roots>>>> = Mutex::new(None);
+    let flight = {
+        let mut system = SYSTEM.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let usable = |flight: &Arc<Flight<Roots>>| {
+            flight.landed(|roots, at| roots.is_ok() || now < at + RESOLVER_FAILURE_TTL).unwrap_or(true)
+        };
+        match system.as_ref().filter(|flight| usable(flight)) {
+            Some(flight) => Arc::clone(flight),
+            None => {
+                let flight = Flight::departing();
+                let landing = Arc::clone(&flight);
+                helpers.run(move || landing.land(read_system_roots())).map_err(|_| TlsError::Busy)?;
+                Arc::clone(system.insert(flight))
+            }
+        }
+    };
+    helpers.landing(flight).await
+}
+
+fn read_system_roots() -> Roots {
+    let mut roots = RootCertStore::empty();
+    // Single certificates that cannot be read or used are the system's business as long as others can.
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if roots.is_empty() { Err(TlsError::NoRoots) } else { Ok(Arc::new(roots)) }
+}
+
+/// The name that the upstream's certificate must be valid for.
+///
+/// # Errors
+/// When `host` can be in no certificate: over 253 bytes, empty labels, an underscore at its end and the like.
+pub(super) fn server_name(host: &url::Host<&str>) -> Result<ServerName<'static>, TlsError> {
+    match host {
+        url::Host::Ipv4(ip) => Ok(ServerName::IpAddress(IpAddr::from(std::net::IpAddr::V4(*ip)))),
+        url::Host::Ipv6(ip) => Ok(ServerName::IpAddress(IpAddr::from(std::net::IpAddr::V6(*ip)))),
+        url::Host::Domain(name) => {
+            // RFC 6066 section 3: the name is sent without a trailing dot.
+            let name = name.strip_suffix('.').unwrap_or(name);
+            ServerName::try_from(name.to_owned())
+                .map_err(|_| TlsError::Refused("the host's name can be in no certificate".into()))
+        }
+    }
+}
+
+/// The client's handshake over `stream`, which is dropped when it fails or the future is.
+pub(super) async fn handshake(
+    stream: &mut TcpStream,
+    config: Arc<ClientConfig>,
+    name: ServerName<'static>,
+) -> Result<ClientConnection, TlsError> {
+    let mut tls = ClientConnection::new(config, name).map_err(|e| TlsError::Refused(in_words(&e)))?;
+    let mut record = Vec::with_capacity(RECORD_BYTES);
+    loop {
+        send_pending(stream, &mut tls).await.map_err(|_| TlsError::Closed)?;
+        if !tls.is_handshaking() {
+            return Ok(tls);
+        }
+        let (read, buffer) = stream.read(record).await;
+        record = buffer;
+        match read {
+            Ok(0) | Err(_) => return Err(TlsError::Closed),
+            Ok(_) => {}
+        }
+        if let Err(error) = absorb(&mut tls, &record, |_| {}) {
+            // The alert that tells the upstream why; whether it arrives changes nothing here.
+            let _ = send_pending(stream, &mut tls).await;
+            return Err(error);
+        }
+    }
+}
+
+async fn send_pending(stream: &mut TcpStream, tls: &mut ClientConnection) -> io::Result<()> {
+    let sealed = take_sealed(tls)?;
+    if sealed.is_empty() { Ok(()) } else { stream.write_all(sealed).await.0.map(drop) }
+}
+
+/// What `tls` has to send, taken out of it.
+pub(super) fn take_sealed(tls: &mut ClientConnection) -> io::Result<Vec<u8>> {
+    let mut sealed = Vec::new();
+    while tls.wants_write() {
+        tls.write_tls(&mut sealed)?;
+    }
+    Ok(sealed)
+}
+
+/// Feeds ciphertext as it came from the socket to `tls`, and what it holds to `plain`.
+///
+/// # Errors
+/// [`TlsError::Refused`]; the connection is of no more use.
+pub(super) fn absorb(
+    tls: &mut ClientConnection,
+    mut sealed: &[u8],
+    mut plain: impl FnMut(&[u8]),
+) -> Result<(), TlsError> {
+    while !sealed.is_empty() {
+        let taken = tls.read_tls(&mut sealed).map_err(|_| TlsError::Refused("over-long TLS records".into()))?;
+        let state = tls.process_new_packets().map_err(|e| TlsError::Refused(in_words(&e)))?;
+        let mut left = state.plaintext_bytes_to_read();
+        let mut reader = tls.reader();
+        while left > 0 {
+            let chunk = io::BufRead::fill_buf(&mut reader).map_err(|_| TlsError::Closed)?;
+            let taken = chunk.len();
+            if taken == 0 {
+                break;
+            }
+            plain(chunk);
+            io::BufRead::consume(&mut reader, taken);
+            left = left.saturating_sub(taken);
+        }
+        if taken == 0 {
+            // After a close_notify nothing more is read (RFC 8446 section 6.1).
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// What went wrong, for the operator. rustls's own words may hold what the upstream sent; these do not.
+fn in_words(error: &rustls::Error) -> Cow<'static, str> {
+    use rustls::Error as E;
+    match error {
+        E::InvalidCertificate(why) => certificate_in_words(why).into(),
+        E::AlertReceived(alert) => format!("the upstream refused with the TLS alert {alert:?}").into(),
+        E::InvalidMessage(_) => "the upstream does not speak TLS as it should".into(),
+        E::PeerIncompatible(_) => "no TLS version or cipher suite in common".into(),
+        E::NoApplicationProtocol => "the upstream does not offer http/1.1".into(),
+        E::NoCertificatesPresented => "the upstream presents no certificate".into(),
+        E::PeerMisbehaved(_) | E::InappropriateMessage { .. } | E::InappropriateHandshakeMessage { .. } => {
+            "the upstream breaks the TLS protocol".into()
+        }
+        E::DecryptError | E::PeerSentOversizedRecord => "a TLS record does not decrypt".into(),
+        _ => "the TLS handshake failed".into(),
+    }
+}
+
+fn certificate_in_words(why: &CertificateError) -> &'static str {
+    use CertificateError as C;
+    match why {
+        C::NotValidForName | C::NotValidForNameContext { .. } => "certificate not valid for name",
+        C::Expired | C::ExpiredContext { .. } => "certificate expired",
+        C::NotValidYet | C::NotValidYetContext { .. } => "certificate not valid yet",
+        C::UnknownIssuer => "certificate from an unknown issuer",
+        C::Revoked => "certificate revoked",
+        C::BadSignature => "certificate with a bad signature",
+        C::BadEncoding => "certificate badly encoded",
+        C::InvalidPurpose | C::InvalidPurposeContext { .. } => "certificate not for servers",
+        _ => "certificate not accepted",
+    }
+}

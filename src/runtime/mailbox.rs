@@ -1,0 +1,102 @@
+//! How threads reach a core: a bounded queue and a bell that rings only when the core sleeps.
+//!
+//! Source: ARCHITECTURE.md. Memory: at most [`limits::MAILBOX_MESSAGES_MAX`] messages. Errors: [`Full`] gives the message
+//! back. Not here: what a message means.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::event::{EventfdFlags, eventfd};
+
+use crate::limits;
+use crate::shard::{Mail, Options};
+use crate::stream::Compared;
+
+/// What a core can be told.
+#[derive(Debug)]
+pub enum Message {
+    /// By another core.
+    Mail(Mail),
+    /// By a worker: a comparison has ended.
+    Compared(Box<Compared>),
+    /// By the process: end.
+    Drain,
+    /// By the process: the configuration was read again.
+    Reload(Arc<Options>),
+}
+
+/// The mailbox is full: here is the message back.
+#[derive(Debug)]
+pub struct Full(pub Message);
+
+/// One core's mailbox.
+#[derive(Debug)]
+pub struct Mailbox {
+    messages: Mutex<VecDeque<Message>>,
+    sleeping: AtomicBool,
+    bell: OwnedFd,
+}
+
+impl Mailbox {
+    /// An empty one.
+    ///
+    /// # Errors
+    /// Where the process has no descriptor left.
+    pub fn new() -> std::io::Result<Mailbox> {
+        Ok(Mailbox {
+            messages: Mutex::default(),
+            sleeping: AtomicBool::new(false),
+            bell: eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?,
+        })
+    }
+
+    /// Puts a message in.
+    ///
+    /// # Errors
+    /// [`Full`].
+    pub fn post(&self, message: Message) -> Result<(), Full> {
+        {
+            let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
+            if messages.len() >= limits::MAILBOX_MESSAGES_MAX {
+                return Err(Full(message));
+            }
+            messages.push_back(message);
+        }
+        if self.sleeping.swap(false, Ordering::SeqCst) {
+            // A bell that is full rings already.
+            let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
+        }
+        Ok(())
+    }
+
+    /// Takes out all there is.
+    pub fn take(&self) -> VecDeque<Message> {
+        std::mem::take(&mut *self.messages.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Says that the core is about to sleep; whether it may: nothing has come meanwhile.
+    pub fn may_sleep(&self) -> bool {
+        self.sleeping.store(true, Ordering::SeqCst);
+        let empty = self.messages.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+        if !empty {
+            self.sleeping.store(false, Ordering::SeqCst);
+        }
+        empty
+    }
+
+    /// Says that the core is awake, and silences the bell.
+    pub fn awake(&self, rung: bool) {
+        self.sleeping.store(false, Ordering::SeqCst);
+        if rung {
+            let mut count = [0u8; 8];
+            let _ = rustix::io::read(&self.bell, &mut count);
+        }
+    }
+
+    /// What becomes readable when the bell rings.
+    pub fn bell(&self) -> BorrowedFd<'_> {
+        self.bell.as_fd()
+    }
+}

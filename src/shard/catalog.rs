@@ -1,0 +1,233 @@
+//! The configured streams, and what one of them becomes for one caller: a filled-in URL that may be shared.
+//!
+//! Source: protocol version 1, sections 1 («Templates») and 2 («Order of refusal»).
+//! Memory: one entry a configured stream; a key for each filled-in URL in use, shared by all who watch it.
+//! Errors: [`Refusal`], in the protocol's order. Not here: polling, subscribing.
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+
+use crate::auth::grant::{self, ClaimValue, Grant};
+use crate::codec::message::ErrorCode;
+use crate::connection::handshake::Refusal;
+use crate::ids::{CoreId, StreamId};
+use crate::stream;
+use crate::stream::poll::Target;
+use crate::stream::template::{self, FillError};
+
+/// What one poller polls: a stream, filled in. Equal for two callers exactly if they may share each other's responses.
+#[derive(Debug)]
+pub struct StreamKey {
+    /// What it is called in frames.
+    pub name: Arc<str>,
+    /// The values of its parameters: with the id of `target`, what a caller asked for.
+    pub params: Vec<(String, String)>,
+    /// What is asked of the upstream.
+    pub target: Arc<Target>,
+    /// Grows when the stream's configuration changes, so that what was polled before is not taken for it.
+    pub revision: u64,
+    hash: u64,
+}
+
+impl StreamKey {
+    /// The core that polls it.
+    pub fn owner(&self, cores: u16) -> CoreId {
+        CoreId(u16::try_from(self.hash % u64::from(cores.max(1))).expect("a remainder is below its divisor"))
+    }
+
+    /// Its hash, the same on every core of the process.
+    pub fn hash_value(&self) -> u64 {
+        self.hash
+    }
+
+    /// Whether the caller's claims or parameters shape it.
+    pub fn is_filled(&self) -> bool {
+        !self.params.is_empty() || !self.target.options.url.claims_used().is_empty() || self.target.body.is_some()
+    }
+}
+
+impl PartialEq for StreamKey {
+    fn eq(&self, other: &StreamKey) -> bool {
+        self.hash == other.hash
+            && self.name == other.name
+            && self.revision == other.revision
+            && self.target.url == other.target.url
+            && self.target.body == other.target.body
+    }
+}
+
+impl Eq for StreamKey {}
+
+impl Hash for StreamKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
+    }
+}
+
+#[derive(Debug)]
+struct Entry {
+    options: Arc<stream::Options>,
+    revision: u64,
+    /// The key, where no caller shapes it.
+    fixed: Option<Arc<StreamKey>>,
+}
+
+/// All configured streams.
+#[derive(Debug, Default)]
+pub struct Catalog {
+    entries: HashMap<StreamId, Entry>,
+    template_claims: Vec<String>,
+    seed: u64,
+    revision: u64,
+}
+
+impl Catalog {
+    /// The catalog of `streams`. Where `previous` has one that is the same, it keeps its revision, so that its
+    /// subscribers notice nothing. `seed` makes hashes unpredictable to those who choose parameters.
+    pub fn new(streams: &[Arc<stream::Options>], previous: Option<&Catalog>, seed: u64) -> Catalog {
+        let mut catalog = Catalog {
+            entries: HashMap::with_capacity(streams.len()),
+            template_claims: Vec::new(),
+            seed: previous.map_or(seed, |previous| previous.seed),
+            revision: previous.map_or(0, |previous| previous.revision + 1),
+        };
+        for options in streams {
+            let kept = previous.and_then(|previous| previous.entries.get(&options.id));
+            let (options, revision) = match kept.filter(|kept| *kept.options == **options) {
+                Some(kept) => (Arc::clone(&kept.options), kept.revision),
+                None => (Arc::clone(options), catalog.revision),
+            };
+            let body_claims = options.body.iter().flat_map(|body| body.claims_used());
+            for claim in options.url.claims_used().into_iter().chain(body_claims) {
+                catalog.template_claims.push(claim.to_owned());
+            }
+            let shaped = catalog.is_shaped(&options);
+            let fixed = if shaped { None } else { catalog.key(&options, revision, Vec::new(), &|_| None).ok().map(Arc::new) };
+            catalog.entries.insert(options.id.clone(), Entry { options, revision, fixed });
+        }
+        catalog.template_claims.sort_unstable();
+        catalog.template_claims.dedup();
+        catalog
+    }
+
+    fn is_shaped(&self, options: &stream::Options) -> bool {
+        let names = |claims: Vec<&str>, query: Vec<&str>| !claims.is_empty() || !query.is_empty();
+        names(options.url.claims_used(), options.url.query_used())
+            || options.body.as_ref().is_some_and(|body| names(body.claims_used(), body.query_used()))
+    }
+
+    /// The claims that templates name, sorted: a grant keeps these and no others.
+    pub fn template_claims(&self) -> &[String] {
+        &self.template_claims
+    }
+
+    /// Whether some stream lets in callers without a credential.
+    pub fn allows_anonymous(&self) -> bool {
+        self.entries.values().any(|entry| entry.options.allow_anonymous)
+    }
+
+    /// Whether that stream lets in callers without a credential.
+    pub fn allows_anonymous_on(&self, id: &str) -> bool {
+        StreamId::new(id).and_then(|id| self.entries.get(&id)).is_some_and(|entry| entry.options.allow_anonymous)
+    }
+
+    /// The keys of the streams that are polled without watchers.
+    pub fn kept_warm(&self) -> impl Iterator<Item = &Arc<StreamKey>> {
+        self.entries.values().filter(|entry| entry.options.keep_warm).filter_map(|entry| entry.fixed.as_ref())
+    }
+
+    /// Whether a key is of this catalog: not of a stream that was removed or changed.
+    pub fn is_current(&self, key: &StreamKey) -> bool {
+        self.entries.get(&key.target.options.id).is_some_and(|entry| entry.revision == key.revision)
+    }
+
+    /// Whether that stream is configured.
+    pub fn contains(&self, id: &StreamId) -> bool {
+        self.entries.contains_key(id)
+    }
+
+    /// What `grant` gets as stream `id` with these parameters.
+    ///
+    /// # Errors
+    /// In this order: the `streams` claim 403, no such stream 404, roles and permissions 403 (401 without a credential),
+    /// parameters 400, claims 403.
+    pub fn resolve(&self, grant: &Grant, id: &str, params: &[(String, String)]) -> Result<Arc<StreamKey>, Refusal> {
+        if grant.streams_allow(id).is_err() {
+            return Err(Refusal::new(ErrorCode::Forbidden, "the credential is not for this stream"));
+        }
+        let not_found = || Refusal::new(ErrorCode::StreamNotFound, "there is no such stream");
+        let entry = StreamId::new(id).and_then(|id| self.entries.get(&id)).ok_or_else(not_found)?;
+        let options = &entry.options;
+        match grant.may_watch(id, options.allow_anonymous, &options.roles, &options.permissions) {
+            Ok(()) => {}
+            Err(grant::Refusal::MissingCredential) => {
+                return Err(Refusal::new(ErrorCode::MissingCredential, "this stream needs a credential"));
+            }
+            Err(grant::Refusal::Forbidden) => {
+                return Err(Refusal::new(ErrorCode::Forbidden, "the credential is not for this stream"));
+            }
+            Err(grant::Refusal::InsufficientPermissions) => {
+                let detail = "the credential has not the roles and permissions of this stream";
+                return Err(Refusal::new(ErrorCode::InsufficientPermissions, detail));
+            }
+        }
+        if let Some(fixed) = &entry.fixed {
+            return Ok(Arc::clone(fixed));
+        }
+        let mut used: Vec<(String, String)> = Vec::new();
+        for param in &options.params {
+            let Some((name, value)) = params.iter().find(|(name, _)| *name == param.name) else { continue };
+            if param.pattern.as_ref().is_some_and(|pattern| !pattern.is_match(value)) {
+                let detail = format!("the value of the parameter {name} is not one this stream knows");
+                return Err(Refusal::new(ErrorCode::BadRequest, detail));
+            }
+            used.push((name.clone(), value.clone()));
+        }
+        self.key(options, entry.revision, used, &|name| grant.claim(name)).map(Arc::new).map_err(|error| {
+            let code = match error {
+                FillError::ClaimMissing(_) => ErrorCode::ClaimMissing,
+                FillError::ClaimInvalid(_) => ErrorCode::ClaimInvalid,
+                FillError::QueryMissing(_) | FillError::QueryInvalid(_) => ErrorCode::BadRequest,
+            };
+            Refusal::new(code, error.to_string())
+        })
+    }
+
+    fn key<'g>(
+        &self,
+        options: &Arc<stream::Options>,
+        revision: u64,
+        params: Vec<(String, String)>,
+        claim: &dyn Fn(&str) -> Option<&'g ClaimValue>,
+    ) -> Result<StreamKey, FillError> {
+        let query: HashMap<&str, &str> = params.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        let query = |name: &str| query.get(name).copied();
+        let in_url = |name: &str| {
+            claim(name).map(|value| match value {
+                ClaimValue::Text(text) | ClaimValue::Integer(text) => &**text,
+                // The empty text may not stand in a URL: it is refused as invalid, not as missing.
+                ClaimValue::Other => "",
+            })
+        };
+        let in_body = |name: &str| {
+            claim(name).map(|value| match value {
+                ClaimValue::Text(text) => template::ClaimValue::Text(text),
+                ClaimValue::Integer(text) => template::ClaimValue::Integer(text),
+                ClaimValue::Other => template::ClaimValue::Integer(""),
+            })
+        };
+        let url = options.url.fill(&in_url, &query)?;
+        let body = options.body.as_ref().map(|body| body.fill(&in_body, &query)).transpose()?.map(Arc::from);
+        let name = template::stream_name(&options.id, &params);
+        let mut hasher = DefaultHasher::new();
+        (self.seed, revision, &name, url.as_str(), &body).hash(&mut hasher);
+        Ok(StreamKey {
+            name: Arc::from(name),
+            params,
+            target: Arc::new(Target { options: Arc::clone(options), url, body }),
+            revision,
+            hash: hasher.finish(),
+        })
+    }
+}

@@ -1,0 +1,358 @@
+//! How connections end: the last frame, our end of the socket, the peer's, or a reset.
+//!
+//! Source: protocol version 1, section 5; RFC 6455 section 7. Memory: none. Errors: none: every path ends.
+
+use crate::codec::message::{self, CloseReason, ErrorCode};
+use crate::codec::ws;
+use crate::connection::handshake::Refusal;
+use crate::connection::{Closing, Farewell, Phase, State};
+use crate::frame::{self, Transport};
+use crate::ids::ConnectionKey;
+use crate::limits;
+use crate::metrics::{Close, ConnectionKind};
+use crate::time::Instant;
+
+use super::{Draining, Output, Shard};
+
+/// Connections told to go, or judged anew, in one turn.
+const CONNECTIONS_PER_TURN: u32 = 256;
+
+/// Why a connection is not served at all: what the shell sends before it closes the socket.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum CannedAnswer {
+    /// 503: as many connections as there may be.
+    TooManyConnections,
+    /// 429: as many from that address as there may be.
+    TooManyFromAddress,
+    /// 503: the process is to end.
+    Draining,
+}
+
+impl CannedAnswer {
+    /// The whole answer.
+    pub fn bytes(self) -> Vec<u8> {
+        let (status, code, detail, seconds) = match self {
+            CannedAnswer::TooManyConnections => {
+                (503, ErrorCode::TooManyConnections, "the server holds as many connections as it may", "5")
+            }
+            CannedAnswer::TooManyFromAddress => {
+                (429, ErrorCode::TooManyConnections, "as many connections from this address as there may be", "5")
+            }
+            CannedAnswer::Draining => (503, ErrorCode::Draining, "the server is about to end", "2"),
+        };
+        let mut out = Vec::new();
+        let answer = crate::codec::http::Response::problem(status, code.as_str(), detail);
+        answer.header("Retry-After", seconds).close(true).write(&mut out);
+        out
+    }
+}
+
+impl Shard {
+    /// Ends a connection for `reason`: from now on it gets no stream frame of which nothing has left yet. Where it is
+    /// ending already, the more important cause is told, as long as none has been.
+    pub(super) fn close(&mut self, index: u32, reason: CloseReason) {
+        let deadline = self.now.at + limits::CLOSE_GRACE;
+        let transport = match self.connections.at_mut(index).map(|connection| &mut connection.state) {
+            None => return,
+            Some(State::Closing(closing)) => {
+                if closing.farewell != Farewell::Said && closing.cause.is_some_and(|old| reason.rank() < old.rank()) {
+                    closing.cause = Some(reason);
+                }
+                return;
+            }
+            Some(State::Http(_)) => {
+                self.end_http(index, reason);
+                return;
+            }
+            Some(State::Open(open)) => open.transport,
+            Some(State::Unauthenticated(_) | State::Echo(_)) => Transport::WebSocket,
+        };
+        self.leave(index);
+        let Some(connection) = self.connections.at_mut(index) else { return };
+        if let Some(outbox) = &mut connection.outbox {
+            outbox.drop_unsent_frames();
+        }
+        let farewell = match transport {
+            Transport::WebSocket => Farewell::CloseFrame,
+            Transport::Sse => Farewell::CloseEvent,
+        };
+        let decoder = match &mut connection.state {
+            State::Open(open) => std::mem::take(&mut open.decoder),
+            State::Unauthenticated(open) => std::mem::take(&mut open.decoder),
+            State::Echo(decoder) => std::mem::take(&mut **decoder),
+            State::Http(_) | State::Closing(_) => ws::Decoder::new(),
+        };
+        let cause = Some(reason);
+        let closing = Closing { deadline, cause, farewell, decoder, finished: false, peer_done: false };
+        connection.state = State::Closing(Box::new(closing));
+        self.make_ready(index);
+        self.arm(index);
+    }
+
+    pub(super) fn count_close(&self, reason: CloseReason) {
+        self.metrics.closes.of(Close::of(reason.code(), reason.reason())).count();
+    }
+
+    pub(super) fn count_open(&self, transport: Transport, rise: bool) {
+        let kind = match transport {
+            Transport::WebSocket => ConnectionKind::WebSocket,
+            Transport::Sse => ConnectionKind::Sse,
+        };
+        let gauge = self.metrics.connections.of(kind);
+        if rise { gauge.rise() } else { gauge.fall() }
+    }
+
+    /// Gives back what an open connection held besides its place.
+    fn leave(&mut self, index: u32) {
+        self.unsubscribe_all(index);
+        self.release_subject(index);
+        if let Some(transport) = self.connections.at(index).and_then(|c| c.open()).map(|open| open.transport) {
+            self.count_open(transport, false);
+        }
+    }
+
+    /// Ends a WebSocket by `code`, for a fault of the peer's that has no reason of its own, or to answer its close.
+    pub(super) fn close_with_code(&mut self, index: u32, code: Option<u16>, reason: &str, peer_done: bool) {
+        let deadline = self.now.at + limits::CLOSE_GRACE;
+        if let Some(State::Closing(_) | State::Http(_)) | None = self.connections.at(index).map(|c| &c.state) {
+            return;
+        }
+        self.leave(index);
+        self.metrics.closes.of(Close::of(code.unwrap_or(1000), reason)).count();
+        let Some(connection) = self.connections.at_mut(index) else { return };
+        let outbox = connection.outbox();
+        outbox.drop_unsent_frames();
+        outbox.write(|out| match code {
+            Some(code) => ws::write_close(out, code, reason),
+            None => ws::write_close_without_code(out),
+        });
+        let farewell = Farewell::Said;
+        let decoder = ws::Decoder::new();
+        // After a framing error nothing the peer sends can be read: its end of the socket is all there is to wait for.
+        let closing = Closing { deadline, cause: None, farewell, decoder, finished: false, peer_done };
+        connection.state = State::Closing(Box::new(closing));
+        self.make_ready(index);
+        self.arm(index);
+    }
+
+    /// After an answer that is the connection's last.
+    pub(super) fn finish_http(&mut self, index: u32) {
+        let deadline = self.now.at + limits::CLOSE_GRACE;
+        let Some(connection) = self.connections.at_mut(index) else { return };
+        let closing = Closing {
+            deadline,
+            cause: None,
+            farewell: Farewell::Said,
+            decoder: ws::Decoder::new(),
+            finished: false,
+            peer_done: true,
+        };
+        connection.state = State::Closing(Box::new(closing));
+        self.resume_reading(index);
+        self.make_ready(index);
+        self.arm(index);
+    }
+
+    /// Ends a connection that speaks HTTP: one that waits gets an answer.
+    fn end_http(&mut self, index: u32, reason: CloseReason) {
+        let Some(State::Http(http)) = self.connections.at_mut(index).map(|connection| &mut connection.state) else { return };
+        if matches!(http.phase, Phase::Head) && http.buffer.is_empty() {
+            self.finish_http(index);
+            return;
+        }
+        let code = match reason {
+            CloseReason::Draining => ErrorCode::Draining,
+            CloseReason::Forbidden => ErrorCode::Forbidden,
+            CloseReason::StreamEnded | CloseReason::NotFound => ErrorCode::StreamEnded,
+            CloseReason::TokenExpired => ErrorCode::TokenExpired,
+            _ => ErrorCode::Overloaded,
+        };
+        let mut refusal = Refusal::new(code, code.meaning());
+        if refusal.status == 503 {
+            refusal = refusal.retry_after(2);
+        }
+        let mut reply = self.forget_exchange(index);
+        reply.keep_alive = false;
+        self.refuse(index, &refusal, &reply);
+    }
+
+    /// Writes the close frame or event of an ending connection, if it is still to be written.
+    pub(super) fn say_farewell(&mut self, index: u32) {
+        let Some(connection) = self.connections.at_mut(index) else { return };
+        let State::Closing(closing) = &mut connection.state else { return };
+        let (Some(reason), farewell) = (closing.cause, closing.farewell) else { return };
+        closing.farewell = Farewell::Said;
+        match farewell {
+            Farewell::Said => return,
+            Farewell::CloseFrame => {
+                connection.outbox().write(|out| ws::write_close(out, reason.code(), reason.reason()));
+            }
+            Farewell::CloseEvent => {
+                // Nothing more is awaited of an SSE peer than its end of the socket.
+                closing.peer_done = true;
+                let mut text = Vec::new();
+                message::write_close(&mut text, reason);
+                connection.outbox().write(|out| frame::write_control(Transport::Sse, "close", &text, out));
+            }
+        }
+        self.count_close(reason);
+    }
+
+    /// Everything a connection was to get has been sent.
+    pub(super) fn all_sent(&mut self, index: u32) {
+        let Some(connection) = self.connections.at_mut(index) else { return };
+        match &mut connection.state {
+            State::Closing(closing) => {
+                if closing.peer_done && !closing.finished {
+                    closing.finished = true;
+                    self.outputs.push_back(Output::Finish { connection: index });
+                }
+            }
+            State::Http(_) => self.serve_http(index),
+            _ => {}
+        }
+        self.resume_reading(index);
+    }
+
+    /// Bytes from the peer of an ending connection: only its close frame is looked for.
+    pub(super) fn closing_bytes(&mut self, index: u32, mut bytes: &mut [u8]) {
+        let message_limits = self.message_limits();
+        let Some(State::Closing(closing)) = self.connections.at_mut(index).map(|connection| &mut connection.state) else { return };
+        if closing.peer_done {
+            return;
+        }
+        loop {
+            match closing.decoder.next(&mut bytes, message_limits) {
+                Ok(Some(ws::Incoming::Close(_))) | Err(_) => break,
+                Ok(Some(_)) => {}
+                Ok(None) => return,
+            }
+        }
+        closing.peer_done = true;
+        self.make_ready(index);
+    }
+
+    /// The peer will send nothing more.
+    pub(super) fn peer_finished(&mut self, index: u32) {
+        let Some(connection) = self.connections.at_mut(index) else { return };
+        match &mut connection.state {
+            // A request may be answered after its peer ended its side, but nobody waits for a change then.
+            State::Http(http) if matches!(http.phase, Phase::Head) => self.finish_http(index),
+            State::Closing(closing) => {
+                closing.peer_done = true;
+                if closing.finished {
+                    self.remove(index, false);
+                } else {
+                    self.make_ready(index);
+                }
+            }
+            // A WebSocket without a close frame, an event stream whose reader went away.
+            _ => {
+                self.metrics.closes.of(Close::Gone).count();
+                self.remove(index, false);
+            }
+        }
+    }
+
+    /// A connection is gone.
+    pub(super) fn lose(&mut self, index: u32) {
+        if self.connections.at(index).is_some_and(|c| !matches!(c.state, State::Closing(_) | State::Http(_))) {
+            self.metrics.closes.of(Close::Gone).count();
+        }
+        self.remove(index, true);
+    }
+
+    /// Takes a connection out of the table. Its readers go first, so that nothing can be sent to whoever gets its
+    /// descriptor next.
+    pub(super) fn remove(&mut self, index: u32, reset: bool) {
+        self.leave(index);
+        drop(self.forget_exchange(index));
+        let Some(connection) = self.connections.remove(index) else { return };
+        self.wheel.clear(index);
+        self.ledger.close_connection();
+        if let Some(holder) = connection.address {
+            self.ledger.release_connection(holder, self.now.at);
+        }
+        self.outputs.push_back(Output::Close { connection: index, reset });
+        if self.draining.is_some() {
+            self.tell_drained();
+        }
+    }
+
+    /// The process is to end: connections are told in bounded turns.
+    pub(super) fn begin_drain(&mut self) {
+        if self.draining.is_none() {
+            let until = self.now.at + self.options.connection.drain;
+            self.draining = Some(Draining { next: 0, until, told: false });
+            self.tell_drained();
+        }
+    }
+
+    fn tell_drained(&mut self) {
+        if let Some(draining) = &mut self.draining
+            && self.connections.is_empty()
+            && !draining.told
+        {
+            draining.told = true;
+            self.outputs.push_back(Output::Drained);
+        }
+    }
+
+    /// Whether connections are still to be told to go, or to be judged anew.
+    pub(super) fn drains_now(&self) -> bool {
+        self.draining.is_some_and(|draining| draining.next < self.connections.places()) || self.recheck.is_some()
+    }
+
+    /// Whether no new connection is to be served.
+    pub fn is_draining(&self) -> bool {
+        self.draining.is_some()
+    }
+
+    /// One turn of telling connections to go, and of looking at their deadlines and rights again.
+    pub(super) fn drain_turn(&mut self) {
+        if let Some(next) = self.recheck {
+            let end = next.saturating_add(CONNECTIONS_PER_TURN).min(self.connections.places());
+            for index in next..end {
+                self.recheck_connection(index);
+            }
+            self.recheck = (end < self.connections.places()).then_some(end);
+            self.rejudge &= self.recheck.is_some();
+        }
+        let Some(draining) = self.draining else { return };
+        let end = draining.next.saturating_add(CONNECTIONS_PER_TURN).min(self.connections.places());
+        for index in draining.next..end {
+            self.send_away(index);
+        }
+        if let Some(draining) = &mut self.draining {
+            draining.next = draining.next.max(end);
+        }
+    }
+
+    fn send_away(&mut self, index: u32) {
+        let window_ms = u64::try_from(self.options.connection.drain.as_millis()).unwrap_or(u64::MAX);
+        let after_ms = self.rng.below(window_ms);
+        let Some(connection) = self.connections.at_mut(index) else { return };
+        if let State::Open(open) = &connection.state {
+            if open.transport == Transport::Sse {
+                connection.outbox().write(|out| crate::codec::sse::write_retry(out, after_ms));
+            }
+            self.tell(index, "reconnect", |out| message::write_reconnect(out, after_ms));
+        }
+        self.close(index, CloseReason::Draining);
+    }
+
+    /// The window of a drain is over: whoever is left is reset.
+    pub(super) fn drain_due(&mut self, now: Instant) {
+        if self.draining.is_some_and(|draining| draining.until <= now && !draining.told) {
+            for index in 0..self.connections.places() {
+                self.remove(index, true);
+            }
+            self.tell_drained();
+        }
+    }
+
+    /// The connection at `index`, if it is still the one of that key.
+    pub(super) fn still(&self, key: ConnectionKey) -> Option<u32> {
+        self.is_live(key).then_some(key.index)
+    }
+}

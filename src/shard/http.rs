@@ -1,0 +1,287 @@
+//! Answers over HTTP: values, problems, and those who wait for them.
+//!
+//! Source: protocol version 1, section 1 («JSON representation», «HTTP»); RFC 9110, 9457, 7240.
+//! Memory: an answer's head; a value is shared. Errors: [`Refusal`], written as a problem document.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::codec::http::Response;
+use crate::codec::message::ErrorCode;
+use crate::connection::handshake::Refusal;
+use crate::connection::{Http, Phase, Reply, State};
+use crate::auth::grant::Grant;
+use crate::ids::ConnectionKey;
+use crate::metrics::{ConnectionKind, HandshakeResult};
+use crate::stream::poll::StreamState;
+
+use super::{Shard, StreamKey};
+
+/// What each answer about a stream or a credential says of itself (protocol section 1).
+const VARY: &str = "Accept, Authorization, Cookie, Origin";
+const EXPOSED: &str = "ETag, Retry-After, X-Restcast-State";
+
+/// A held value, as an answer needs it.
+struct Held {
+    etag: String,
+    value: Arc<[u8]>,
+    stale: bool,
+}
+
+impl Shard {
+    /// Adds what every answer carries, and writes it.
+    pub(super) fn respond(&mut self, index: u32, response: Response, reply: &Reply) {
+        let bytes = self.written(response, reply);
+        self.send_answer(index, bytes, reply.keep_alive);
+    }
+
+    pub(super) fn written(&self, response: Response, reply: &Reply) -> Vec<u8> {
+        let mut response = response.header("X-Content-Type-Options", "nosniff").header("Vary", VARY);
+        if let Some(origin) = &reply.cors_origin {
+            response = response
+                .header("Access-Control-Allow-Origin", origin)
+                .header("Access-Control-Allow-Credentials", "true")
+                .header("Access-Control-Expose-Headers", EXPOSED);
+        }
+        let mut bytes = Vec::new();
+        response.close(!reply.keep_alive).head_only(reply.head_only).write(&mut bytes);
+        bytes
+    }
+
+    /// Sends a whole answer; afterwards the connection reads its next request, or ends.
+    pub(super) fn send_answer(&mut self, index: u32, bytes: Vec<u8>, keep_alive: bool) {
+        let Some(connection) = self.connections.at_mut(index) else { return };
+        connection.outbox().write(|out| out.extend_from_slice(&bytes));
+        self.answered(index, keep_alive);
+    }
+
+    /// The answer stands in the outbox.
+    pub(super) fn answered(&mut self, index: u32, keep_alive: bool) {
+        let deadline = self.now.at + self.options.limits.keep_alive;
+        let keep_alive = keep_alive && self.draining.is_none();
+        self.make_ready(index);
+        match self.connections.at_mut(index).map(|connection| &mut connection.state) {
+            Some(State::Http(http)) if keep_alive => {
+                http.phase = Phase::Head;
+                http.deadline = deadline;
+                self.arm(index);
+            }
+            Some(State::Http(_)) => self.finish_http(index),
+            _ => {}
+        }
+    }
+
+    /// Answers with a problem document.
+    pub(super) fn refuse(&mut self, index: u32, refusal: &Refusal, reply: &Reply) {
+        self.metrics.handshakes.of(HandshakeResult::of_code(refusal.code.as_str())).count();
+        let response = problem(refusal);
+        self.respond(index, response, reply);
+    }
+
+    /// The same, held back: the peer's address has failed too often.
+    pub(super) fn refuse_later(&mut self, index: u32, refusal: &Refusal, reply: &Reply, delay: Duration) {
+        self.metrics.handshakes.of(HandshakeResult::of_code(refusal.code.as_str())).count();
+        let answer = self.written(problem(refusal), reply);
+        let deadline = self.now.at + delay;
+        let keep_alive = reply.keep_alive;
+        if let Some(http) = self.http_mut(index) {
+            http.phase = Phase::Delayed { answer, keep_alive };
+            http.deadline = deadline;
+            self.arm(index);
+        }
+    }
+
+    pub(super) fn http_mut(&mut self, index: u32) -> Option<&mut Http> {
+        match &mut self.connections.at_mut(index)?.state {
+            State::Http(http) => Some(http),
+            _ => None,
+        }
+    }
+
+    /// A value is wanted: it is answered now, or waited for.
+    pub(super) fn wait_for_value(
+        &mut self,
+        index: u32,
+        key: &Arc<StreamKey>,
+        known: Option<String>,
+        preferred_s: Option<u64>,
+        grant: Grant,
+        reply: Reply,
+    ) {
+        let now = self.now.at;
+        let topic = self.watch(key);
+        let Some(connection) = self.key_of(index) else { return };
+        let preferred_s = preferred_s.filter(|_| known.is_some());
+        let cold_until = now + key.target.options.timeout;
+        let deadline = preferred_s.map_or(cold_until, |wait| now + Duration::from_secs(wait));
+        let Some(http) = self.http_mut(index) else { return };
+        http.phase = Phase::Waiting { topic, known, preferred_s, cold_until, reply };
+        http.deadline = deadline;
+        if let Some(topic) = self.topics.at_mut(topic) {
+            topic.waiters.push(connection);
+        }
+        self.arm(index);
+        self.answer_waiter(connection);
+    }
+
+    /// Something about a topic has changed: those who wait for it look again.
+    pub(super) fn answer_waiters(&mut self, topic: u32) {
+        let waiters = self.topics.at(topic).map(|topic| topic.waiters.clone()).unwrap_or_default();
+        for waiter in waiters {
+            self.answer_waiter(waiter);
+        }
+    }
+
+    fn answer_waiter(&mut self, waiter: ConnectionKey) {
+        let Some(index) = self.still(waiter) else { return };
+        let Some(http) = self.http_mut(index) else { return };
+        let Phase::Waiting { topic, known, preferred_s, .. } = &http.phase else { return };
+        let (topic, known, preferred_s) = (*topic, known.clone(), *preferred_s);
+        let Some(found) = self.topics.at(topic) else { return };
+        let failing = found.status.is_some_and(|status| status.state == StreamState::Failing);
+        // A value from before polling began anew may be old: the first poll is waited for.
+        let settled = found.fresh;
+        match self.held(topic) {
+            Some(held) if settled => {
+                let same = known.as_deref().is_some_and(|known| lists_tag(known, &held.etag));
+                if !same || preferred_s.is_none() {
+                    self.answer_value(index, &held, same);
+                }
+            }
+            None if settled && failing => self.unavailable(index),
+            _ => {}
+        }
+    }
+
+    fn held(&self, topic: u32) -> Option<Held> {
+        let topic = self.topics.at(topic)?;
+        let history = topic.history.as_ref()?;
+        let value = Arc::clone(history.value()?);
+        let etag = format!("\"{}-{}\"", history.epoch(), history.head()?);
+        let stale = topic.status.is_some_and(|status| status.state == StreamState::Stale);
+        Some(Held { etag, value, stale })
+    }
+
+    fn answer_value(&mut self, index: u32, held: &Held, not_modified: bool) {
+        let preferred_s = match self.http_mut(index).map(|http| &http.phase) {
+            Some(Phase::Waiting { preferred_s, .. }) => *preferred_s,
+            _ => return,
+        };
+        let reply = self.forget_exchange(index);
+        let mut response = Response::new(if not_modified { 304 } else { 200 })
+            .header("ETag", &held.etag)
+            .header("Cache-Control", "private, no-cache");
+        if held.stale {
+            response = response.header("X-Restcast-State", "stale");
+        }
+        if let Some(wait) = preferred_s {
+            response = response.header("Preference-Applied", &format!("wait={wait}"));
+        }
+        self.metrics.handshakes.of(HandshakeResult::Ok).count();
+        if not_modified {
+            self.respond(index, response, &reply);
+            return;
+        }
+        let head = self.written(response.body_elsewhere("application/json", held.value.len()), &reply);
+        let Some(connection) = self.connections.at_mut(index) else { return };
+        let outbox = connection.outbox();
+        outbox.write(|out| out.extend_from_slice(&head));
+        if !reply.head_only {
+            outbox.push_value(Arc::clone(&held.value));
+        }
+        self.answered(index, reply.keep_alive);
+    }
+
+    fn unavailable(&mut self, index: u32) {
+        let reply = self.forget_exchange(index);
+        let detail = "the upstream has given no value yet";
+        self.refuse(index, &Refusal::new(ErrorCode::StreamUnavailable, detail).retry_after(5), &reply);
+    }
+
+    /// The time of one who waits is over.
+    pub(super) fn waited(&mut self, index: u32) {
+        let now = self.now.at;
+        let Some(http) = self.http_mut(index) else { return };
+        let Phase::Waiting { topic, known, cold_until, .. } = &http.phase else { return };
+        let (topic, known, cold_until) = (*topic, known.clone(), *cold_until);
+        match self.held(topic) {
+            Some(held) => {
+                let same = known.as_deref().is_some_and(|known| lists_tag(known, &held.etag));
+                self.answer_value(index, &held, same);
+            }
+            None if cold_until > now => {
+                if let Some(http) = self.http_mut(index) {
+                    http.deadline = cold_until;
+                }
+            }
+            None => self.unavailable(index),
+        }
+    }
+
+    /// One who waits cannot be given what it waits for.
+    pub(super) fn refuse_waiter(&mut self, waiter: ConnectionKey, refusal: Refusal) {
+        let Some(index) = self.still(waiter) else { return };
+        let reply = self.forget_exchange(index);
+        self.refuse(index, &refusal, &reply);
+    }
+
+    /// Gives up what an HTTP connection waits for; how it was to be answered.
+    pub(super) fn forget_exchange(&mut self, index: u32) -> Reply {
+        let Some(key) = self.key_of(index) else { return Reply::default() };
+        let Some(http) = self.http_mut(index) else { return Reply::default() };
+        match std::mem::replace(&mut http.phase, Phase::Head) {
+            Phase::Waiting { topic, reply, .. } => {
+                if let Some(topic) = self.topics.at_mut(topic) {
+                    topic.waiters.retain(|waiter| *waiter != key);
+                }
+                self.unwatch(topic);
+                reply
+            }
+            Phase::Asking { ask, reply } => {
+                self.asks.remove(&ask);
+                reply
+            }
+            Phase::Body { reply, .. } => reply,
+            Phase::Head | Phase::Delayed { .. } => Reply::default(),
+        }
+    }
+}
+
+/// The problem document of a refusal.
+fn problem(refusal: &Refusal) -> Response {
+    let mut response = Response::problem(refusal.status, refusal.code.as_str(), &refusal.detail)
+        .header("Cache-Control", "no-store");
+    if refusal.status == 401 {
+        let challenge = match refusal.code {
+            ErrorCode::MissingCredential => "Bearer",
+            _ => "Bearer error=\"invalid_token\"",
+        };
+        response = response.header("WWW-Authenticate", challenge);
+    }
+    if let Some(allow) = refusal.allow {
+        response = response.header("Allow", allow);
+    }
+    if refusal.status == 426 {
+        response = response.header("Sec-WebSocket-Version", "13").header("Upgrade", "websocket");
+    }
+    if let Some(seconds) = refusal.retry_after_s {
+        response = response.header("Retry-After", &seconds.to_string());
+    }
+    response
+}
+
+/// Whether `If-None-Match` lists `etag`, which has neither comma nor escape; compared weakly (RFC 9110 section 13.1.2).
+fn lists_tag(known: &str, etag: &str) -> bool {
+    known.trim() == "*" || known.split(',').any(|tag| tag.trim().trim_start_matches("W/") == etag)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::lists_tag;
+
+    #[test]
+    fn entity_tags_are_compared_weakly() {
+        assert!(lists_tag("\"a-1\"", "\"a-1\"") && lists_tag("\"x\", W/\"a-1\"", "\"a-1\"") && lists_tag(" * ", "\"a-1\""));
+        assert!(!lists_tag("\"a-11\"", "\"a-1\"") && !lists_tag("a-1", "\"a-1\"") && !lists_tag("", "\"a-1\""));
+    }
+}

@@ -1,0 +1,303 @@
+//! What the cores of a process count together: connections, streams, and what one address or one subject may hold.
+//!
+//! Memory: one entry for each address or subject that holds something or failed lately, bounded by
+//! [`ENTRIES_PER_PART_MAX`]. The locks are held for a map look-up, at a handshake, never on a delivery.
+//! Errors: [`Over`] says which bound was met. Not here: what is answered then.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, Hash, RandomState};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::ids::Holder;
+use crate::time::Instant;
+
+/// Entries in one of the [`PARTS`] of the ledger.
+pub const ENTRIES_PER_PART_MAX: usize = 65_536;
+const PARTS: usize = 32;
+const MINUTE_US: u64 = 60_000_000;
+
+/// A bound that would be passed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Over;
+
+/// How an address stands by its failed credentials.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Standing {
+    /// It may go on.
+    Good,
+    /// Over its limit: answers to further failures are delayed.
+    Delayed,
+    /// Over twice its limit: its credentials are not looked at.
+    Refused,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    connections: u32,
+    streams: HashMap<u64, u32>,
+    handshakes: Bucket,
+    failures: Bucket,
+}
+
+impl Entry {
+    fn is_idle(&self, now: Instant) -> bool {
+        self.connections == 0
+            && self.streams.is_empty()
+            && self.handshakes.is_empty(now, 1_000_000)
+            && self.failures.is_empty(now, 2 * MINUTE_US)
+    }
+}
+
+/// How much of a rate has been used: it flows off evenly (a leaky bucket, in units of the period).
+#[derive(Debug, Default)]
+struct Bucket {
+    level_us: u64,
+    seen: Instant,
+}
+
+impl Bucket {
+    fn flow(&mut self, now: Instant) {
+        let passed = u64::try_from(now.since(self.seen).as_micros()).unwrap_or(u64::MAX);
+        self.level_us = self.level_us.saturating_sub(passed);
+        self.seen = now;
+    }
+
+    fn is_empty(&self, now: Instant, period_us: u64) -> bool {
+        now.since(self.seen) >= Duration::from_micros(period_us)
+    }
+
+    /// Adds `one`, if there are at most `all` then.
+    fn add(&mut self, now: Instant, one: u64, all: u64) -> Result<(), Over> {
+        self.flow(now);
+        if self.level_us + one > all {
+            return Err(Over);
+        }
+        self.level_us += one;
+        Ok(())
+    }
+}
+
+/// The shared counts of a process.
+#[derive(Debug)]
+pub struct Ledger {
+    hasher: RandomState,
+    connections: AtomicU64,
+    streams: AtomicU64,
+    parts: Vec<Mutex<HashMap<Holder, Entry>>>,
+}
+
+impl Default for Ledger {
+    fn default() -> Ledger {
+        Ledger {
+            hasher: RandomState::new(),
+            connections: AtomicU64::new(0),
+            streams: AtomicU64::new(0),
+            parts: (0..PARTS).map(|_| Mutex::default()).collect(),
+        }
+    }
+}
+
+impl Ledger {
+    /// The holder that `name` (an address, a subject) stands for.
+    pub fn holder(&self, kind: &str, name: impl Hash) -> Holder {
+        Holder::from_hash(self.hasher.hash_one((kind, name)))
+    }
+
+    /// One more connection in all, if that is at most `limit` (0: unlimited).
+    pub fn open_connection(&self, limit: u32) -> Result<(), Over> {
+        add(&self.connections, limit)
+    }
+
+    /// One connection fewer.
+    pub fn close_connection(&self) {
+        self.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// How many connections there are.
+    pub fn connections(&self) -> u64 {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    /// One more stream in all, if that is at most `limit` (0: unlimited).
+    pub fn open_stream(&self, limit: u32) -> Result<(), Over> {
+        add(&self.streams, limit)
+    }
+
+    /// One stream fewer.
+    pub fn close_stream(&self) {
+        self.streams.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// How many streams there are.
+    pub fn streams(&self) -> u64 {
+        self.streams.load(Ordering::Relaxed)
+    }
+
+    /// One more connection of `holder`, if that is at most `limit`; 0: not counted.
+    pub fn hold_connection(&self, holder: Holder, limit: u32, now: Instant) -> Result<(), Over> {
+        self.with(holder, now, |entry| {
+            if entry.connections >= limit {
+                return Err(Over);
+            }
+            entry.connections += 1;
+            Ok(())
+        })
+    }
+
+    /// One connection of `holder` fewer.
+    pub fn release_connection(&self, holder: Holder, now: Instant) {
+        let _ = self.with(holder, now, |entry| {
+            entry.connections = entry.connections.saturating_sub(1);
+            Ok(())
+        });
+    }
+
+    /// One more watch of `holder` on the stream of that hash, if they are at most `limit` different streams.
+    pub fn hold_stream(&self, holder: Holder, stream: u64, limit: u32, now: Instant) -> Result<(), Over> {
+        self.with(holder, now, |entry| {
+            if !entry.streams.contains_key(&stream) && entry.streams.len() >= limit as usize {
+                return Err(Over);
+            }
+            *entry.streams.entry(stream).or_default() += 1;
+            Ok(())
+        })
+    }
+
+    /// One watch of `holder` on that stream fewer.
+    pub fn release_stream(&self, holder: Holder, stream: u64, now: Instant) {
+        let _ = self.with(holder, now, |entry| {
+            if let Some(count) = entry.streams.get_mut(&stream) {
+                *count -= 1;
+                if *count == 0 {
+                    entry.streams.remove(&stream);
+                }
+            }
+            Ok(())
+        });
+    }
+
+    /// One more handshake from `holder`, of at most `per_second` (0: not counted).
+    pub fn handshake(&self, holder: Holder, per_second: u32, now: Instant) -> Result<(), Over> {
+        if per_second == 0 {
+            return Ok(());
+        }
+        self.with(holder, now, |entry| entry.handshakes.add(now, 1_000_000 / u64::from(per_second), 1_000_000))
+    }
+
+    /// One more failed credential from `holder`, of `per_minute` (0: not counted).
+    pub fn failure(&self, holder: Holder, per_minute: u32, now: Instant) {
+        if per_minute > 0 {
+            let twice = 2 * MINUTE_US;
+            let _ = self.with(holder, now, |entry| entry.failures.add(now, MINUTE_US / u64::from(per_minute), twice));
+        }
+    }
+
+    /// How `holder` stands by its failed credentials.
+    pub fn standing(&self, holder: Holder, per_minute: u32, now: Instant) -> Standing {
+        if per_minute == 0 {
+            return Standing::Good;
+        }
+        let one = MINUTE_US / u64::from(per_minute);
+        let mut standing = Standing::Good;
+        let _ = self.with(holder, now, |entry| {
+            entry.failures.flow(now);
+            standing = match entry.failures.level_us {
+                level if level + one > 2 * MINUTE_US => Standing::Refused,
+                level if level >= MINUTE_US => Standing::Delayed,
+                _ => Standing::Good,
+            };
+            Ok(())
+        });
+        standing
+    }
+
+    fn with(
+        &self,
+        holder: Holder,
+        now: Instant,
+        act: impl FnOnce(&mut Entry) -> Result<(), Over>,
+    ) -> Result<(), Over> {
+        let part = &self.parts[usize::try_from(holder.bits() % PARTS as u64).expect("there are few parts")];
+        // A panic while the lock was held leaves counts, which are still good to go on with.
+        let mut part = part.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if part.len() >= ENTRIES_PER_PART_MAX && !part.contains_key(&holder) {
+            part.retain(|_, entry| !entry.is_idle(now));
+            if part.len() >= ENTRIES_PER_PART_MAX {
+                return Err(Over);
+            }
+        }
+        let entry = part.entry(holder).or_default();
+        let done = act(entry);
+        if entry.is_idle(now) {
+            part.remove(&holder);
+        }
+        done
+    }
+}
+
+fn add(count: &AtomicU64, limit: u32) -> Result<(), Over> {
+    let before = count.fetch_add(1, Ordering::Relaxed);
+    if limit != 0 && before >= u64::from(limit) {
+        count.fetch_sub(1, Ordering::Relaxed);
+        return Err(Over);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Instant = Instant::from_micros(1_000_000_000);
+
+    #[test]
+    fn connections_are_counted_to_their_limit() {
+        let ledger = Ledger::default();
+        assert_eq!((ledger.open_connection(2), ledger.open_connection(2)), (Ok(()), Ok(())));
+        assert_eq!(ledger.open_connection(2), Err(Over));
+        ledger.close_connection();
+        assert_eq!(ledger.open_connection(2), Ok(()));
+        assert_eq!(ledger.open_connection(0), Ok(()), "0 is unlimited");
+    }
+
+    #[test]
+    fn one_holder_does_not_use_up_anothers_limit() {
+        let ledger = Ledger::default();
+        let (a, b) = (ledger.holder("address", "a"), ledger.holder("address", "b"));
+        assert_eq!(ledger.hold_connection(a, 1, NOW), Ok(()));
+        assert_eq!(ledger.hold_connection(a, 1, NOW), Err(Over));
+        assert_eq!(ledger.hold_connection(b, 1, NOW), Ok(()));
+        ledger.release_connection(a, NOW);
+        assert_eq!(ledger.hold_connection(a, 1, NOW), Ok(()));
+    }
+
+    #[test]
+    fn a_stream_watched_twice_counts_once() {
+        let ledger = Ledger::default();
+        let a = ledger.holder("subject", "a");
+        assert_eq!(ledger.hold_stream(a, 7, 1, NOW), Ok(()));
+        assert_eq!(ledger.hold_stream(a, 7, 1, NOW), Ok(()));
+        assert_eq!(ledger.hold_stream(a, 8, 1, NOW), Err(Over));
+        ledger.release_stream(a, 7, NOW);
+        assert_eq!(ledger.hold_stream(a, 8, 1, NOW), Err(Over));
+        ledger.release_stream(a, 7, NOW);
+        assert_eq!(ledger.hold_stream(a, 8, 1, NOW), Ok(()));
+    }
+
+    #[test]
+    fn failures_delay_then_refuse_and_flow_off_with_time() {
+        let ledger = Ledger::default();
+        let a = ledger.holder("address", "a");
+        for failures in 0..120 {
+            let expected = if failures < 60 { Standing::Good } else { Standing::Delayed };
+            assert_eq!(ledger.standing(a, 60, NOW), expected, "after {failures}");
+            ledger.failure(a, 60, NOW);
+        }
+        assert_eq!(ledger.standing(a, 60, NOW), Standing::Refused);
+        assert_eq!(ledger.standing(a, 60, NOW + Duration::from_secs(2)), Standing::Delayed);
+        assert_eq!(ledger.standing(a, 60, NOW + Duration::from_secs(62)), Standing::Good);
+        assert_eq!(ledger.standing(a, 0, NOW), Standing::Good, "0 is off");
+    }
+}

@@ -1,0 +1,132 @@
+//! What cores of a process tell each other, and what one does when it is told.
+//!
+//! Memory: each is small; events and values are shared. Errors: none: a mail about something that is gone is dropped.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::connection::handshake::Refusal;
+use crate::ids::{ConnectionId, CoreId};
+use crate::secret::Secret;
+use crate::stream::log::{Event, History};
+use crate::stream::poll::Status;
+
+use super::{Output, Shard, StreamKey};
+
+/// One message from a core to another.
+#[derive(Debug)]
+pub enum Mail {
+    /// To the owner: someone on `from` watches.
+    Watch {
+        /// The stream.
+        key: Arc<StreamKey>,
+        /// Who tells.
+        from: CoreId,
+        /// Whether a copy of the history is wanted; where not, there is one and it has been kept up to date.
+        attach: bool,
+    },
+    /// To the owner: nobody on `from` watches any more; it still wants to hear of events.
+    Unwatch {
+        /// The stream.
+        key: Arc<StreamKey>,
+        /// Who tells.
+        from: CoreId,
+    },
+    /// To the owner: `from` need not hear of it any more.
+    Detach {
+        /// The stream.
+        key: Arc<StreamKey>,
+        /// Who tells.
+        from: CoreId,
+    },
+    /// From the owner: the state of the stream.
+    Attached {
+        /// The stream.
+        key: Arc<StreamKey>,
+        /// Its history; its events are shared.
+        history: Box<History>,
+        /// Its status.
+        status: Status,
+        /// Whether a poll has ended since it was last started.
+        fresh: bool,
+    },
+    /// From the owner: there are too many streams.
+    Refused {
+        /// The stream.
+        key: Arc<StreamKey>,
+    },
+    /// From the owner: the value has changed.
+    Published {
+        /// The stream.
+        key: Arc<StreamKey>,
+        /// The event, with its value.
+        event: Event,
+    },
+    /// From the owner: a poll has ended. Carries the status where its state has changed.
+    Polled {
+        /// The stream.
+        key: Arc<StreamKey>,
+        /// The status.
+        status: Status,
+        /// Whether its state is another than before.
+        changed: bool,
+    },
+    /// From the owner: it has forgotten the stream; who still watches must ask again.
+    Evicted {
+        /// The stream.
+        key: Arc<StreamKey>,
+    },
+    /// To the core of a connection: renew its credential.
+    Renew {
+        /// Which.
+        connection: ConnectionId,
+        /// The new token.
+        token: Secret,
+        /// Whom a failure is counted for.
+        addr: IpAddr,
+        /// Who asks.
+        from: CoreId,
+        /// The number of the question.
+        ask: u64,
+    },
+    /// From that core: what became of it.
+    Renewed {
+        /// The number of the question.
+        ask: u64,
+        /// `auth_ok` as JSON, or why not.
+        outcome: Result<Vec<u8>, Refusal>,
+    },
+}
+
+
+// What is in a mail crosses threads.
+const _: () = {
+    const fn sendable<T: Send>() {}
+    sendable::<Mail>();
+};
+
+impl Shard {
+    /// Sends `mail` to core `to`, which may be this one.
+    pub(super) fn send(&mut self, to: CoreId, mail: Mail) {
+        if to == self.core {
+            self.inbox.push_back(mail);
+        } else {
+            self.outputs.push_back(Output::Mail { to, mail });
+        }
+    }
+
+    pub(super) fn mail(&mut self, mail: Mail) {
+        match mail {
+            Mail::Watch { key, from, attach } => self.watched(key, from, attach),
+            Mail::Unwatch { key, from } => self.unwatched(&key, from),
+            Mail::Detach { key, from } => self.detached(&key, from),
+            Mail::Attached { key, history, status, fresh } => self.attached(&key, *history, status, fresh),
+            Mail::Refused { key } => self.refused(&key),
+            Mail::Published { key, event } => self.published(&key, &event),
+            Mail::Polled { key, status, changed } => self.polled(&key, status, changed),
+            Mail::Evicted { key } => self.evicted(&key),
+            Mail::Renew { connection, token, addr, from, ask } => self.renew(connection, &token, addr, from, ask),
+            Mail::Renewed { ask, outcome } => self.renewed(ask, outcome),
+        }
+    }
+}

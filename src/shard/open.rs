@@ -1,0 +1,404 @@
+//! Connections that have a grant: what they are told, what they say, how their credential is renewed.
+//!
+//! Source: protocol version 1, sections 2 («First message»), 3 and 4. Memory: none besides the connection's.
+//! Errors: a bad message is answered by an `error` frame and the connection stays; a broken frame ends it.
+
+use std::net::IpAddr;
+
+use crate::auth::grant::{CredentialKind, Grant};
+use crate::codec::message::{
+    self, AuthKind, ClientId, ClientMessage, CloseReason, ErrorCode, ErrorFrame, MessageError,
+};
+use crate::codec::ws::{self, Incoming};
+use crate::connection::handshake::Refusal;
+use crate::connection::subscriptions::Subscriptions;
+use crate::connection::{MessageRate, NEVER, Open, State};
+use crate::frame::{self, Transport};
+use crate::ids::{ConnectionId, CoreId};
+use crate::limits;
+use crate::metrics::{AuthUpdateResult, HandshakeResult};
+use crate::secret::Secret;
+
+use super::{Mail, Shard};
+
+/// What `/echo` takes (protocol section 7).
+const ECHO_LIMITS: ws::Limits = ws::Limits { message_bytes_max: 16 << 20, fragments_max: 65_536 };
+
+impl Shard {
+    pub(super) fn message_limits(&self) -> ws::Limits {
+        ws::Limits {
+            message_bytes_max: self.options.limits.message_bytes_max as usize,
+            fragments_max: limits::MESSAGE_FRAGMENTS_MAX,
+        }
+    }
+
+    /// Opens a connection under `grant`, and welcomes it.
+    pub(super) fn open(&mut self, index: u32, transport: Transport, grant: Grant, counted: bool, single: bool) {
+        let heartbeat = self.options.connection.heartbeat;
+        let random = self.rng.u128();
+        let now = self.now.at;
+        let id = ConnectionId { random, core: self.core, index };
+        let kind = match grant.kind() {
+            CredentialKind::Jwt => AuthKind::Jwt,
+            CredentialKind::Anonymous => AuthKind::Anonymous,
+        };
+        let (sub, expires) = (grant.sub().map(str::to_owned), grant.expires());
+        let Some(connection) = self.connections.at_mut(index) else { return };
+        connection.state = State::Open(Open {
+            random,
+            grant,
+            decoder: ws::Decoder::new(),
+            subscriptions: Subscriptions::None,
+            reauthenticate_at: NEVER,
+            heartbeat_at: now + heartbeat,
+            rate: MessageRate::default(),
+            transport,
+            single,
+            refusals: 0,
+            counted,
+        });
+        self.metrics.handshakes.of(HandshakeResult::Ok).count();
+        self.count_open(transport, true);
+        self.plan_reauthenticate(index, false);
+        let heartbeat_ms = u64::try_from(heartbeat.as_millis()).unwrap_or(u64::MAX);
+        self.tell(index, "welcome", |out| {
+            message::write_welcome(out, id, kind, sub.as_deref(), expires, heartbeat_ms);
+        });
+        self.arm(index);
+    }
+
+    /// Puts a control frame in the outbox of an open connection: `write` appends its JSON text, whose `type` is `kind`.
+    pub(super) fn tell(&mut self, index: u32, kind: &str, write: impl FnOnce(&mut Vec<u8>)) {
+        let Some(connection) = self.connections.at_mut(index) else { return };
+        let Some(transport) = connection.open().map(|open| open.transport) else { return };
+        let mut text = Vec::new();
+        write(&mut text);
+        connection.outbox().write(|out| frame::write_control(transport, kind, &text, out));
+        self.keep_order(index);
+        self.make_ready(index);
+    }
+
+    /// What stands in an outbox goes before what the logs hold: the connection leaves the sweep until it has been sent.
+    fn keep_order(&mut self, index: u32) {
+        let slots: Vec<_> = match self.connections.at(index).and_then(|connection| connection.open()) {
+            Some(open) => open.subscriptions.iter().map(|(_, slot)| *slot).collect(),
+            None => return,
+        };
+        for slot in slots {
+            if slot.pending || slot.rated {
+                continue;
+            }
+            let rendition = self.topics.at_mut(slot.topic).and_then(|t| t.renditions[usize::from(slot.kind)].as_mut());
+            if let Some(rendition) = rendition {
+                rendition.set_behind(slot.position, true);
+            }
+        }
+    }
+
+    /// Puts an `error` frame in the outbox of an open connection.
+    pub(super) fn tell_error(
+        &mut self,
+        index: u32,
+        code: ErrorCode,
+        error: &str,
+        id: Option<&ClientId>,
+        stream: Option<&str>,
+    ) {
+        let frame = ErrorFrame { error, id, stream, ..ErrorFrame::of(code) };
+        self.tell(index, "error", |out| message::write_error(out, &frame));
+    }
+
+    /// Bytes of an open WebSocket.
+    pub(super) fn messages(&mut self, index: u32, mut bytes: &mut [u8]) {
+        let message_limits = self.message_limits();
+        let Some(open) = self.connections.at_mut(index).and_then(|connection| connection.open_mut()) else { return };
+        let mut decoder = std::mem::take(&mut open.decoder);
+        loop {
+            match decoder.next(&mut bytes, message_limits) {
+                Ok(Some(incoming)) => {
+                    if !self.said(index, incoming) {
+                        return;
+                    }
+                }
+                Ok(None) => break,
+                Err(error) => return self.close_with_code(index, Some(error.close_code()), &error.to_string(), false),
+            }
+        }
+        if let Some(open) = self.connections.at_mut(index).and_then(|connection| connection.open_mut()) {
+            open.decoder = decoder;
+        }
+    }
+
+    /// One message of an open connection; whether it is still open.
+    fn said(&mut self, index: u32, incoming: Incoming<'_>) -> bool {
+        let now = self.now.at;
+        let per_second = self.options.limits.messages_per_second;
+        let Some(connection) = self.connections.at_mut(index) else { return false };
+        let Some(open) = connection.open_mut() else { return false };
+        if !open.rate.count(now, per_second) {
+            self.close(index, CloseReason::RateLimited);
+            return false;
+        }
+        match incoming {
+            Incoming::Text(text) => match ClientMessage::parse(text) {
+                Ok(message) => self.asked(index, message),
+                Err(error) => self.tell(index, "error", |out| message::write_error(out, &ErrorFrame::from(&error))),
+            },
+            Incoming::Binary(_) => self.close_with_code(index, Some(1003), "messages are text", false),
+            Incoming::Ping(payload) => {
+                connection.outbox().write(|out| ws::write_pong(out, payload));
+                self.keep_order(index);
+                self.make_ready(index);
+            }
+            Incoming::Pong(_) => {}
+            Incoming::Close(given) => self.answer_close(index, given),
+        }
+        self.connections.at(index).is_some_and(|connection| connection.open().is_some())
+    }
+
+    /// The peer closes: it gets its code back, and the connection ends.
+    fn answer_close(&mut self, index: u32, given: Option<(u16, &str)>) {
+        self.close_with_code(index, given.map(|(code, _)| code), "", true);
+    }
+
+    fn asked(&mut self, index: u32, message: ClientMessage) {
+        let Some(open) = self.connections.at(index).and_then(|connection| connection.open()) else { return };
+        let (single, anonymous) = (open.single, open.grant.kind() == CredentialKind::Anonymous);
+        match message {
+            ClientMessage::AuthUpdate { token, id } => self.auth_update(index, token.as_ref(), id.as_ref()),
+            // A connection that opened as anonymous, because its stream lets it, may still say who it is.
+            ClientMessage::Auth { token } if anonymous => self.auth_update(index, Some(&token), None),
+            ClientMessage::Auth { .. } => {
+                let reason = "auth is for a connection without a credential: send auth_update";
+                self.bad_message(index, reason, None);
+            }
+            ClientMessage::Subscribe(asked) if single => {
+                self.bad_message(index, "subscribe is for /v1/ws", asked.id);
+            }
+            ClientMessage::Subscribe(asked) => self.asked_to_subscribe(index, &asked),
+            ClientMessage::Unsubscribe { id, .. } if single => {
+                self.bad_message(index, "unsubscribe is for /v1/ws", id);
+            }
+            ClientMessage::Unsubscribe { stream, id } => self.asked_to_unsubscribe(index, &stream, id.as_ref()),
+        }
+    }
+
+    fn bad_message(&mut self, index: u32, reason: &'static str, id: Option<ClientId>) {
+        let error = MessageError::Bad { reason, id };
+        self.tell(index, "error", |out| message::write_error(out, &ErrorFrame::from(&error)));
+    }
+
+    /// `auth_update` of a WebSocket.
+    fn auth_update(&mut self, index: u32, token: Option<&Secret>, id: Option<&ClientId>) {
+        let outcome = match token {
+            Some(token) => self.verifier.verify(token.expose_secret(), self.now.wall).map_err(|error| error.reason()),
+            None => Err("no_session"),
+        };
+        let outcome = match outcome {
+            Ok(verified) => Ok(verified.into_grant(&mut self.rights, self.options.catalog.template_claims())),
+            Err(reason) => Err(reason),
+        };
+        match outcome {
+            Ok(grant) => match self.regrant(index, grant, |shard, index, expires, permissions| {
+                shard.tell(index, "auth_ok", |out| {
+                    message::write_auth_ok(out, id, expires, permissions.iter().map(|permission| &**permission));
+                });
+            }) {
+                Ok(()) => {}
+                Err(refusal) => {
+                    self.tell_error(index, refusal.code, &refusal.detail, id, None);
+                    self.count_refusal(index);
+                }
+            },
+            Err(reason) => {
+                self.metrics.auth_updates.of(AuthUpdateResult::Rejected).count();
+                let frame = ErrorFrame { reason: Some(reason), id, ..ErrorFrame::of(ErrorCode::AuthUpdateRejected) };
+                self.tell(index, "error", |out| message::write_error(out, &frame));
+                self.count_refusal(index);
+            }
+        }
+    }
+
+    fn count_refusal(&mut self, index: u32) {
+        let Some(open) = self.connections.at_mut(index).and_then(|connection| connection.open_mut()) else { return };
+        open.refusals += 1;
+        if open.refusals >= limits::AUTH_UPDATES_REFUSED_MAX {
+            self.close(index, CloseReason::AuthUpdateRejected);
+        }
+    }
+
+    /// Puts a connection under a new grant of the same identity: it is confirmed by `confirm`, then every subscription is
+    /// judged by it.
+    ///
+    /// # Errors
+    /// `AUTH_SUBJECT_MISMATCH`, and the connection goes on under its old grant.
+    fn regrant(
+        &mut self,
+        index: u32,
+        grant: Grant,
+        confirm: impl FnOnce(&mut Shard, u32, Option<crate::time::WallTime>, &[Box<str>]),
+    ) -> Result<(), Refusal> {
+        let Some(open) = self.connections.at(index).and_then(|connection| connection.open()) else { return Ok(()) };
+        // An anonymous connection is nobody's yet, so it may become somebody's; from then on it is theirs.
+        let raised = open.grant.kind() == CredentialKind::Anonymous;
+        if !raised && !open.grant.same_identity(&grant) {
+            self.metrics.auth_updates.of(AuthUpdateResult::SubjectMismatch).count();
+            let detail = "the new credential is another identity's";
+            return Err(Refusal::new(ErrorCode::AuthSubjectMismatch, detail));
+        }
+        let counted = if raised { self.hold_subject(&grant)? } else { open.counted };
+        let shared = std::rc::Rc::clone(grant.rights());
+        let expires = grant.expires();
+        let Some(open) = self.connections.at_mut(index).and_then(|connection| connection.open_mut()) else { return Ok(()) };
+        let old = std::mem::replace(&mut open.grant, grant);
+        open.counted = counted;
+        open.refusals = 0;
+        self.rights.release(old);
+        self.metrics.auth_updates.of(AuthUpdateResult::Accepted).count();
+        self.plan_reauthenticate(index, false);
+        confirm(self, index, expires, &shared.permissions);
+        self.rejudge_subscriptions(index);
+        self.arm(index);
+        Ok(())
+    }
+
+    /// To this core: renew the credential of a live SSE connection.
+    pub(super) fn renew(&mut self, id: ConnectionId, token: &Secret, addr: IpAddr, from: CoreId, ask: u64) {
+        let outcome = self.renew_events(id, token, addr);
+        self.send(from, Mail::Renewed { ask, outcome });
+    }
+
+    fn renew_events(&mut self, id: ConnectionId, token: &Secret, addr: IpAddr) -> Result<Vec<u8>, Refusal> {
+        let unknown = || Refusal::new(ErrorCode::UnknownConnection, "there is no such connection");
+        let open = self.connections.at(id.index).and_then(|connection| connection.open()).ok_or_else(unknown)?;
+        if open.random != id.random || open.transport != Transport::Sse {
+            return Err(unknown());
+        }
+        let grant = match self.verify(token, addr) {
+            Ok(grant) => grant,
+            Err(refusal) => {
+                self.metrics.auth_updates.of(AuthUpdateResult::Rejected).count();
+                if refusal.code != ErrorCode::RateLimited {
+                    self.count_failure(addr);
+                    self.count_refusal(id.index);
+                }
+                return Err(refusal);
+            }
+        };
+        let mut body = Vec::new();
+        self.regrant(id.index, grant, |_, _, expires, permissions| {
+            message::write_auth_ok(&mut body, None, expires, permissions.iter().map(|permission| &**permission));
+        })
+        .inspect_err(|_| self.count_refusal(id.index))?;
+        Ok(body)
+    }
+
+    /// Bytes of a WebSocket that has not said who it is.
+    pub(super) fn first_message(&mut self, index: u32, mut bytes: &mut [u8]) {
+        let message_limits = self.message_limits();
+        let now = self.now.at;
+        let per_second = self.options.limits.messages_per_second;
+        loop {
+            let Some(State::Unauthenticated(waiting)) = self.connections.at_mut(index).map(|c| &mut c.state) else {
+                if !bytes.is_empty() {
+                    self.received(index, bytes);
+                }
+                return;
+            };
+            let mut decoder = std::mem::take(&mut waiting.decoder);
+            let incoming = match decoder.next(&mut bytes, message_limits) {
+                Ok(Some(incoming)) => incoming,
+                Ok(None) => {
+                    waiting.decoder = decoder;
+                    return;
+                }
+                Err(error) => return self.close_with_code(index, Some(error.close_code()), &error.to_string(), false),
+            };
+            if !waiting.rate.count(now, per_second) {
+                return self.close(index, CloseReason::RateLimited);
+            }
+            match incoming {
+                // Only the credential is read before `welcome`.
+                Incoming::Text(text) => {
+                    if let Ok(ClientMessage::Auth { token }) = ClientMessage::parse(text) {
+                        self.authenticated(index, &token);
+                    }
+                }
+                Incoming::Binary(_) => return self.close_with_code(index, Some(1003), "messages are text", false),
+                Incoming::Ping(payload) => {
+                    if let Some(connection) = self.connections.at_mut(index) {
+                        connection.outbox().write(|out| ws::write_pong(out, payload));
+                        self.make_ready(index);
+                    }
+                }
+                Incoming::Pong(_) => {}
+                Incoming::Close(given) => return self.answer_close(index, given),
+            }
+            match self.connections.at_mut(index).map(|connection| &mut connection.state) {
+                Some(State::Unauthenticated(waiting)) => waiting.decoder = decoder,
+                Some(State::Open(open)) => open.decoder = decoder,
+                _ => return,
+            }
+        }
+    }
+
+    /// A first message has brought a token.
+    fn authenticated(&mut self, index: u32, token: &Secret) {
+        let Some(State::Unauthenticated(waiting)) = self.connections.at_mut(index).map(|c| &mut c.state) else { return };
+        let (addr, request) = (waiting.peer, waiting.request.take());
+        let grant = match self.verify(token, addr) {
+            Ok(grant) => grant,
+            Err(refusal) => {
+                self.metrics.handshakes.of(HandshakeResult::of_code(refusal.code.as_str())).count();
+                self.count_failure(addr);
+                return self.close(index, CloseReason::InvalidToken);
+            }
+        };
+        let key = match &request {
+            None => None,
+            Some(request) => match self.options.catalog.resolve(&grant, &request.id, &request.params) {
+                Ok(key) => Some(key),
+                Err(refusal) => {
+                    self.metrics.handshakes.of(HandshakeResult::of_code(refusal.code.as_str())).count();
+                    let missing = matches!(refusal.code, ErrorCode::StreamNotFound);
+                    let reason = if missing { CloseReason::NotFound } else { CloseReason::Forbidden };
+                    return self.close(index, reason);
+                }
+            },
+        };
+        let counted = match self.hold_subject(&grant) {
+            Ok(counted) => counted,
+            Err(_) => return self.close(index, CloseReason::Overloaded),
+        };
+        self.open(index, Transport::WebSocket, grant, counted, request.is_some());
+        if let (Some(key), Some(request)) = (key, request) {
+            self.open_single(index, &key, &request);
+        }
+    }
+
+    /// Bytes of `/echo`: each message goes back as it came.
+    pub(super) fn echo(&mut self, index: u32, mut bytes: &mut [u8]) {
+        let Some(connection) = self.connections.at_mut(index) else { return };
+        let State::Echo(decoder) = &mut connection.state else { return };
+        let mut decoder = std::mem::take(&mut **decoder);
+        loop {
+            let incoming = match decoder.next(&mut bytes, ECHO_LIMITS) {
+                Ok(Some(incoming)) => incoming,
+                Ok(None) => break,
+                Err(error) => return self.close_with_code(index, Some(error.close_code()), &error.to_string(), false),
+            };
+            let Some(connection) = self.connections.at_mut(index) else { return };
+            match incoming {
+                Incoming::Text(text) => connection.outbox().write(|out| ws::write_text(out, text.as_bytes())),
+                Incoming::Binary(data) => connection.outbox().write(|out| ws::write_binary(out, data)),
+                Incoming::Ping(payload) => connection.outbox().write(|out| ws::write_pong(out, payload)),
+                Incoming::Pong(_) => {}
+                Incoming::Close(given) => return self.answer_close(index, given),
+            }
+            self.make_ready(index);
+        }
+        if let Some(State::Echo(place)) = self.connections.at_mut(index).map(|connection| &mut connection.state) {
+            **place = decoder;
+        }
+    }
+}

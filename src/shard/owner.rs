@@ -1,0 +1,301 @@
+//! The streams that this core polls, for itself and for other cores.
+//!
+//! Source: protocol version 1, section 3; `stream` does the work of each. Memory: `limits.streams` streams of the
+//! process, their histories and values within `history_bytes_total` of it: those that nobody watches go first, the
+//! longest unwatched before others. Errors: [`Mail::Refused`] where there are too many.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::ids::{CoreId, Epoch};
+use crate::stream::poll::{FetchResult, PollNo};
+use crate::stream::{Compared, Step, Stream};
+use crate::time::Instant;
+
+use super::{Mail, Notice, Output, Shard, StreamKey, Timer};
+
+/// A stream and the cores that want to hear of it.
+#[derive(Debug)]
+pub struct Owned {
+    key: Arc<StreamKey>,
+    stream: Stream,
+    /// Tells it from others that have stood at its place.
+    generation: u32,
+    /// For each core that hears of it, whether someone there watches.
+    cores: HashMap<CoreId, bool>,
+    /// Whether it is polled without watchers.
+    warm: bool,
+    /// When polling ends, where nobody watches.
+    linger_until: Option<Instant>,
+    /// When it was last watched.
+    used: Instant,
+    /// Whether a poll has ended since polling last began.
+    fresh: bool,
+    /// When the poll under way, or the last one, began.
+    begun: Instant,
+    /// What it counts for in `Shard::history_bytes`.
+    counted: u64,
+}
+
+impl Owned {
+    fn is_watched(&self) -> bool {
+        self.warm || self.cores.values().any(|&watches| watches)
+    }
+}
+
+impl Shard {
+    /// Begins to poll the streams that are polled without watchers, as far as they are this core's.
+    pub(super) fn warm(&mut self) {
+        let options = Arc::clone(&self.options);
+        for key in options.catalog.kept_warm() {
+            if key.owner(self.cores) == self.core
+                && let Some(index) = self.own(key)
+            {
+                if let Some(owned) = self.streams.at_mut(index) {
+                    owned.warm = true;
+                }
+                self.start_stream(index);
+            }
+        }
+    }
+
+    /// The place of that stream, which is made if there is none; `None` where there are too many.
+    fn own(&mut self, key: &Arc<StreamKey>) -> Option<u32> {
+        if let Some(&index) = self.stream_of.get(key) {
+            return Some(index);
+        }
+        if self.ledger.open_stream(self.options.limits.streams).is_err() {
+            // One that nobody watches makes place; of other cores' streams none can be asked to.
+            let index = self.oldest_unwatched()?;
+            self.evict(index);
+            self.ledger.open_stream(self.options.limits.streams).ok()?;
+        }
+        self.generation = self.generation.wrapping_add(1);
+        let epoch = Epoch::from_random(self.rng.u64());
+        let owned = Owned {
+            key: Arc::clone(key),
+            stream: Stream::new(Arc::clone(&key.target), epoch, self.rng.u64()),
+            generation: self.generation,
+            cores: HashMap::new(),
+            warm: false,
+            linger_until: None,
+            used: self.now.at,
+            fresh: false,
+            begun: self.now.at,
+            counted: 0,
+        };
+        let index = self.streams.insert(owned);
+        self.stream_of.insert(Arc::clone(key), index);
+        self.metrics.streams.rise();
+        Some(index)
+    }
+
+    fn oldest_unwatched(&self) -> Option<u32> {
+        let unwatched = self.streams.iter().filter(|(_, owned)| !owned.is_watched());
+        unwatched.min_by_key(|(_, owned)| owned.used).map(|(index, _)| index)
+    }
+
+    fn evict(&mut self, index: u32) {
+        let Some(owned) = self.streams.remove(index) else { return };
+        self.stream_of.remove(&owned.key);
+        self.ledger.close_stream();
+        self.metrics.streams.fall();
+        self.history_bytes -= owned.counted;
+        self.metrics.history_bytes.set(self.history_bytes);
+        for &core in owned.cores.keys() {
+            self.send(core, Mail::Evicted { key: Arc::clone(&owned.key) });
+        }
+    }
+
+    pub(super) fn watched(&mut self, key: Arc<StreamKey>, from: CoreId, attach: bool) {
+        let Some(index) = self.own(&key) else {
+            self.send(from, Mail::Refused { key });
+            return;
+        };
+        let Some(owned) = self.streams.at_mut(index) else { return };
+        let known = owned.cores.insert(from, true).is_some();
+        owned.linger_until = None;
+        owned.used = self.now.at;
+        if !owned.stream.is_running() {
+            owned.fresh = false;
+        }
+        self.start_stream(index);
+        let Some(owned) = self.streams.at(index) else { return };
+        if attach || !known {
+            let history = Box::new(owned.stream.history().clone());
+            let status = owned.stream.status(self.now.at);
+            let fresh = owned.fresh;
+            self.send(from, Mail::Attached { key, history, status, fresh });
+        } else if owned.fresh {
+            let status = owned.stream.status(self.now.at);
+            self.send(from, Mail::Polled { key, status, changed: false });
+        }
+    }
+
+    pub(super) fn unwatched(&mut self, key: &Arc<StreamKey>, from: CoreId) {
+        let Some(&index) = self.stream_of.get(key) else { return };
+        let Some(owned) = self.streams.at_mut(index) else { return };
+        if let Some(watches) = owned.cores.get_mut(&from) {
+            *watches = false;
+        }
+        owned.used = self.now.at;
+        self.linger(index);
+    }
+
+    pub(super) fn detached(&mut self, key: &Arc<StreamKey>, from: CoreId) {
+        let Some(&index) = self.stream_of.get(key) else { return };
+        let Some(owned) = self.streams.at_mut(index) else { return };
+        owned.cores.remove(&from);
+        self.linger(index);
+    }
+
+    /// Where nobody watches, lets polling go on for `linger`, unless it is to end already.
+    fn linger(&mut self, index: u32) {
+        let Some(owned) = self.streams.at_mut(index) else { return };
+        if owned.is_watched() || owned.linger_until.is_some() || !owned.stream.is_running() {
+            return;
+        }
+        let until = self.now.at + owned.key.target.options.linger;
+        owned.linger_until = Some(until);
+        let timer = Timer::Stream { index, generation: owned.generation };
+        self.set_timer(until, timer);
+    }
+
+    fn start_stream(&mut self, index: u32) {
+        let Some(owned) = self.streams.at_mut(index) else { return };
+        owned.stream.start(self.now.at);
+        self.plan_poll(index);
+    }
+
+    fn plan_poll(&mut self, index: u32) {
+        let Some(owned) = self.streams.at(index) else { return };
+        if let Some(due) = owned.stream.next_due() {
+            let timer = Timer::Stream { index, generation: owned.generation };
+            self.set_timer(due, timer);
+        }
+    }
+
+    /// A time that was set for a stream has come: for a poll, or for the end of its lingering.
+    pub(super) fn stream_due(&mut self, index: u32, generation: u32) {
+        let now = self.now.at;
+        let Some(owned) = self.streams.at_mut(index).filter(|owned| owned.generation == generation) else { return };
+        if owned.linger_until.is_some_and(|until| until <= now) {
+            owned.linger_until = None;
+            owned.stream.stop();
+            owned.fresh = false;
+            if !self.options.catalog.is_current(&owned.key) {
+                self.evict(index);
+            }
+            return;
+        }
+        // Any timer will do: one that was overtaken by another finds nothing due.
+        if let Some((poll, request)) = owned.stream.begin(now) {
+            owned.begun = now;
+            self.outputs.push_back(Output::Fetch { stream: index, poll, request });
+        }
+    }
+
+    pub(super) fn fetched(&mut self, index: u32, poll: PollNo, result: FetchResult) {
+        let now = self.now;
+        let Some(owned) = self.streams.at_mut(index) else { return };
+        let step = owned.stream.fetched(now, index, poll, result);
+        self.stepped(index, step);
+    }
+
+    pub(super) fn compared(&mut self, compared: Compared) {
+        let now = self.now;
+        let index = compared.stream;
+        let Some(owned) = self.streams.at_mut(index) else { return };
+        let step = owned.stream.compared(now, compared);
+        self.stepped(index, step);
+    }
+
+    fn stepped(&mut self, index: u32, step: Step) {
+        let Some(owned) = self.streams.at_mut(index) else { return };
+        let key = Arc::clone(&owned.key);
+        let mut detail = String::new();
+        match step {
+            Step::Unexpected => return,
+            Step::Compare(comparison) => {
+                self.outputs.push_back(Output::Compare(Box::new(comparison)));
+                return;
+            }
+            Step::Unchanged => {}
+            Step::Failed(failure) => detail = failure.detail,
+            Step::Changed(event) => {
+                for core in owned.cores.keys().copied().collect::<Vec<_>>() {
+                    let mail = Mail::Published { key: Arc::clone(&key), event: event.clone() };
+                    self.send(core, mail);
+                }
+                self.bound_histories(index);
+            }
+        }
+        let Some(owned) = self.streams.at_mut(index) else { return };
+        owned.fresh = true;
+        let change = owned.stream.status_change(self.now.at);
+        let status = owned.stream.status(self.now.at);
+        let stream = key.target.options.id.to_string();
+        for core in owned.cores.keys().copied().collect::<Vec<_>>() {
+            self.send(core, Mail::Polled { key: Arc::clone(&key), status, changed: change.is_some() });
+        }
+        if change.is_some() {
+            self.outputs.push_back(Output::Notice(Notice::Upstream { stream, status, detail }));
+        }
+        self.plan_poll(index);
+    }
+
+    /// Keeps this core's part of `history_bytes_total`: unwatched streams go first, then the histories of watched ones
+    /// are cut, those of the longest unused before others, that of `newest` last.
+    fn bound_histories(&mut self, newest: u32) {
+        let share = self.options.limits.history_bytes_total / u64::from(self.cores.max(1));
+        self.recount(newest);
+        while self.history_bytes > share {
+            let Some(index) = self.oldest_unwatched().filter(|&index| index != newest) else { break };
+            self.evict(index);
+        }
+        if self.history_bytes <= share {
+            return;
+        }
+        let mut order: Vec<(bool, Instant, u32)> =
+            self.streams.iter().map(|(index, owned)| (index == newest, owned.used, index)).collect();
+        order.sort_unstable();
+        for (_, _, index) in order {
+            let Some(owned) = self.streams.at_mut(index) else { continue };
+            let before = owned.stream.bytes();
+            owned.stream.trim_to(before.saturating_sub(self.history_bytes - share));
+            self.recount(index);
+            if self.history_bytes <= share {
+                return;
+            }
+        }
+    }
+
+    /// Brings the total up to date with one stream.
+    fn recount(&mut self, index: u32) {
+        let Some(owned) = self.streams.at_mut(index) else { return };
+        let bytes = owned.stream.bytes();
+        self.history_bytes = self.history_bytes - owned.counted + bytes;
+        owned.counted = bytes;
+        self.metrics.history_bytes.set(self.history_bytes);
+    }
+
+    /// Lets go of owned streams that a reload removed or changed, and keeps those warm that are to be.
+    pub(super) fn reload_streams(&mut self) {
+        let stale: Vec<u32> = self
+            .streams
+            .iter()
+            .filter(|(_, owned)| !self.options.catalog.is_current(&owned.key))
+            .map(|(index, _)| index)
+            .collect();
+        for index in stale {
+            if let Some(owned) = self.streams.at_mut(index) {
+                owned.warm = false;
+            }
+            self.linger(index);
+            if self.streams.at(index).is_some_and(|owned| !owned.is_watched()) {
+                self.evict(index);
+            }
+        }
+        self.warm();
+    }
+}

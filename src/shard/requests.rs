@@ -1,0 +1,676 @@
+//! Requests: read from a connection's bytes, judged in the protocol's order of refusal, carried out.
+//!
+//! Source: protocol version 1, sections 1 and 2; RFC 9112, 6455.
+//! Memory: one head and one small body a connection while it is read. Errors: [`Refusal`].
+//! Not here: what a head means (`connection::handshake`), what an open connection says (`open`).
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use crate::auth::grant::Grant;
+use crate::codec::forwarded::{self, ProxyError};
+use crate::codec::http::{self, BodyDecoder, BodyError, BodyLength, Framing, Head, Response, Upgrade};
+use crate::codec::message::{CloseReason, ErrorCode};
+use crate::codec::ws;
+use crate::connection::handshake::{self, Carrier, Demand, How, Page, Refusal, SeenAs};
+use crate::connection::{Connection, Http, MessageRate, Phase, Reply, State, StreamRequest, Unauthenticated};
+use crate::frame::Transport;
+use crate::ids::{ConnectionId, ConnectionKey, Holder};
+use crate::secret::Secret;
+use crate::time::Instant;
+
+use super::ledger::Standing;
+use super::{CannedAnswer, Mail, Shard};
+
+/// The policy of the playground page, hashed once.
+static PLAYGROUND_POLICY: LazyLock<String> = LazyLock::new(crate::web::playground_security_policy);
+/// Bytes of a connection that has been answered and not been read on: past it reading waits.
+const BUFFERED_BYTES_MAX: usize = 256 << 10;
+/// How long an answer to a failed credential is held back, where the address has failed too often.
+const FAILURE_DELAY: Duration = Duration::from_secs(1);
+/// How long another core may take to answer.
+const ASK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Who is at the other end, and how they see this server.
+struct Client {
+    addr: IpAddr,
+    seen_as: SeenAs,
+}
+
+/// What became of looking at a request's credential.
+enum Judged {
+    /// It opens with this grant.
+    Granted(Grant),
+    /// It may bring its credential in the first message.
+    FirstMessage,
+}
+
+impl Shard {
+    /// A connection was accepted from `peer`.
+    ///
+    /// # Errors
+    /// What to send before it is closed.
+    pub fn accept(&mut self, now: crate::time::Now, peer: SocketAddr) -> Result<ConnectionKey, CannedAnswer> {
+        self.now = now;
+        if self.draining.is_some() {
+            return Err(CannedAnswer::Draining);
+        }
+        let limits = &self.options.limits;
+        if self.ledger.open_connection(limits.connections).is_err() {
+            return Err(CannedAnswer::TooManyConnections);
+        }
+        let addr = peer.ip().to_canonical();
+        let proxied = self.options.connection.trusted_proxies.iter().any(|net| net.contains(&addr));
+        let mut holder = None;
+        if limits.connections_per_address > 0 && !proxied {
+            let address = self.ledger.holder("address", addr);
+            if self.ledger.hold_connection(address, limits.connections_per_address, now.at).is_err() {
+                self.ledger.close_connection();
+                return Err(CannedAnswer::TooManyFromAddress);
+            }
+            holder = Some(address);
+        }
+        self.generation = self.generation.wrapping_add(1);
+        let generation = self.generation;
+        let http = Http {
+            buffer: Vec::new(),
+            phase: Phase::Head,
+            deadline: now.at + limits.handshake_timeout,
+            peer: addr,
+            proxied,
+            fresh: true,
+        };
+        let mut connection = Connection::accepted(generation, now.at, http);
+        connection.address = holder;
+        let index = self.connections.insert(connection);
+        self.metrics.accepted.count();
+        self.arm(index);
+        Ok(ConnectionKey { index, generation })
+    }
+
+    /// Whether bytes of this connection are to be read from its socket now.
+    pub fn wants_bytes(&self, index: u32) -> bool {
+        self.connections.at(index).is_some_and(|connection| !connection.paused)
+    }
+
+    pub(super) fn received(&mut self, index: u32, bytes: &mut [u8]) {
+        let now = self.now.at;
+        let handshake_timeout = self.options.limits.handshake_timeout;
+        let Some(connection) = self.connections.at_mut(index) else { return };
+        connection.heard = now;
+        self.metrics.received_bytes.add(bytes.len() as u64);
+        match &mut connection.state {
+            State::Http(http) => {
+                if matches!(http.phase, Phase::Head) && http.buffer.is_empty() && !http.fresh {
+                    // A further request has begun: from now on its head is waited for, not its beginning.
+                    http.deadline = now + handshake_timeout;
+                }
+                http.buffer.extend_from_slice(bytes);
+                self.serve_http(index);
+                self.arm(index);
+            }
+            State::Unauthenticated(_) => self.first_message(index, bytes),
+            State::Open(open) if open.transport == Transport::Sse => {}
+            State::Open(_) => self.messages(index, bytes),
+            State::Echo(_) => self.echo(index, bytes),
+            State::Closing(_) => self.closing_bytes(index, bytes),
+        }
+        // Whoever does not take its answers is not asked for more.
+        if let Some(connection) = self.connections.at_mut(index) {
+            let unread = match &connection.state {
+                State::Http(http) => http.buffer.len() > BUFFERED_BYTES_MAX,
+                _ => false,
+            };
+            connection.paused |= unread || connection.is_full();
+        }
+    }
+
+    /// Makes as many requests as there are of what has been received, until one must wait.
+    pub(super) fn serve_http(&mut self, index: u32) {
+        loop {
+            let head_max = self.options.limits.request_head_bytes_max as usize;
+            let Some(connection) = self.connections.at_mut(index) else { return };
+            let full = connection.is_full();
+            let State::Http(http) = &mut connection.state else { return };
+            if http.buffer.is_empty() || full {
+                return;
+            }
+            let mut buffer = std::mem::take(&mut http.buffer);
+            let used = match &http.phase {
+                Phase::Head if http.fresh && http.proxied => match self.read_proxy_header(index, &buffer) {
+                    Some(used) => used,
+                    None => return self.keep(index, buffer),
+                },
+                Phase::Head => match http::parse_head(&buffer, head_max) {
+                    Ok(None) => return self.keep(index, buffer),
+                    Ok(Some((head, used))) => {
+                        http.fresh = false;
+                        self.request(index, &head);
+                        used
+                    }
+                    Err(error) => {
+                        let code = match error.status() {
+                            413 | 414 | 431 => ErrorCode::TooLarge,
+                            _ => ErrorCode::BadRequest,
+                        };
+                        let refusal = Refusal::new(code, error.to_string()).with_status(error.status());
+                        self.refuse(index, &refusal, &Reply::default());
+                        return;
+                    }
+                },
+                Phase::Body { .. } => match self.read_body(index, &buffer) {
+                    Some(used) => used,
+                    None => return,
+                },
+                Phase::Waiting { .. } | Phase::Asking { .. } | Phase::Delayed { .. } => return self.keep(index, buffer),
+            };
+            buffer.drain(..used);
+            match self.connections.at_mut(index).map(|connection| &mut connection.state) {
+                Some(State::Http(http)) => http.buffer = buffer,
+                // What came behind an upgrade is the WebSocket's.
+                Some(State::Open(_) | State::Unauthenticated(_) | State::Echo(_)) if !buffer.is_empty() => {
+                    self.received(index, &mut buffer);
+                    return;
+                }
+                _ => return,
+            }
+        }
+    }
+
+    fn keep(&mut self, index: u32, buffer: Vec<u8>) {
+        if let Some(http) = self.http_mut(index) {
+            http.buffer = buffer;
+        }
+    }
+
+    /// The PROXY header that a trusted proxy may send first. How many bytes it has; `None`: it is incomplete, or bad.
+    fn read_proxy_header(&mut self, index: u32, buffer: &[u8]) -> Option<usize> {
+        // A request has no NUL, so the header's signature is told by its first bytes.
+        let (address, used) = match forwarded::proxy_v2(buffer) {
+            Ok(None) => return None,
+            Ok(Some((address, used))) => (address, used),
+            Err(ProxyError::Signature) => (None, 0),
+            Err(error) => {
+                let refusal = Refusal::new(ErrorCode::BadRequest, error.to_string());
+                self.refuse(index, &refusal, &Reply::default());
+                return None;
+            }
+        };
+        let http = self.http_mut(index)?;
+        http.fresh = false;
+        if let Some(address) = address {
+            http.peer = address.ip().to_canonical();
+        }
+        Some(used)
+    }
+
+    fn client(&self, head: &Head<'_>, peer: IpAddr) -> Client {
+        let client = forwarded::client(peer, &self.options.connection.trusted_proxies, head);
+        Client {
+            addr: client.addr,
+            seen_as: SeenAs {
+                scheme: client.proto.unwrap_or("http").to_owned(),
+                authority: client.host.unwrap_or_else(|| head.host.to_owned()),
+            },
+        }
+    }
+
+    /// Carries out one request.
+    fn request(&mut self, index: u32, head: &Head<'_>) {
+        let Some(http) = self.http_mut(index) else { return };
+        let (peer, proxied) = (http.peer, http.proxied);
+        let options = Arc::clone(&self.options);
+        // A body that is not asked for is not read: the connection ends after the answer instead.
+        let mut reply = Reply {
+            keep_alive: head.keep_alive && head.body == BodyLength::None,
+            head_only: head.method == "HEAD",
+            cors_origin: None,
+        };
+        let client = self.client(head, peer);
+        let page = match handshake::page(head, &client.seen_as, &options.connection) {
+            Ok(page) => page,
+            Err(refusal) => return self.refuse(index, &refusal, &reply),
+        };
+        if let Page::Allowed(origin) = &page {
+            reply.cors_origin = Some(origin.clone());
+        }
+        if let Err(refusal) = self.count_client(index, client.addr, proxied) {
+            return self.refuse(index, &refusal, &reply);
+        }
+        let demand = match handshake::demand(head, &options.connection) {
+            Ok(demand) => demand,
+            Err(refusal) => {
+                // Whether the path is one or not, the credential is asked for first where streams are concerned.
+                let streams = head.path.starts_with("/v1/streams/");
+                if streams && let Err(first) = self.credential_first(index, head, &page, client.addr, &refusal) {
+                    return self.refuse_credential(index, &first, &reply, client.addr);
+                }
+                return self.refuse(index, &refusal, &reply);
+            }
+        };
+        match demand {
+            Demand::Health => {
+                let response = Response::new(200).header("Cache-Control", "no-store");
+                self.respond(index, response.body("application/json", &b"{\"status\":\"ok\"}\n"[..]), &reply);
+            }
+            Demand::Playground => {
+                let response = Response::new(200)
+                    .header("Content-Security-Policy", &PLAYGROUND_POLICY)
+                    .header("Referrer-Policy", "no-referrer")
+                    .header("Cache-Control", "no-cache");
+                self.respond(index, response.body("text/html; charset=utf-8", crate::web::PLAYGROUND.as_bytes()), &reply);
+            }
+            Demand::Options(allow) => self.respond(index, preflight(head, allow, &reply), &reply),
+            Demand::Echo(upgrade) => {
+                self.switch_protocols(index, &upgrade, None);
+                if let Some(connection) = self.connections.at_mut(index) {
+                    connection.state = State::Echo(Box::default());
+                    self.arm(index);
+                }
+            }
+            Demand::Renew(connection) => self.read_renewal(index, head, connection, reply),
+            Demand::Stream(..) | Demand::Many(_) if self.draining.is_some() => {
+                let refusal = Refusal::new(ErrorCode::Draining, "the server is about to end").retry_after(2);
+                self.refuse(index, &refusal, &reply);
+            }
+            Demand::Stream(request, How::WebSocket(upgrade)) => {
+                self.open_websocket(index, head, &page, &client, Some(request), &upgrade, &reply);
+            }
+            Demand::Many(upgrade) => self.open_websocket(index, head, &page, &client, None, &upgrade, &reply),
+            Demand::Stream(request, How::Sse) => self.open_events(index, head, &page, &client, request, &reply),
+            Demand::Stream(request, How::Json) => self.get_value(index, head, &page, &client, &request, reply),
+        }
+    }
+
+    /// A path below `/v1/streams/` that is wrong in itself: whether the credential is wrong first.
+    fn credential_first(
+        &mut self,
+        _index: u32,
+        head: &Head<'_>,
+        page: &Page,
+        addr: IpAddr,
+        refusal: &Refusal,
+    ) -> Result<(), Refusal> {
+        if refusal.status != 400 && refusal.status != 404 && refusal.status != 406 {
+            return Ok(());
+        }
+        self.judge(head, page, addr, None, false).map(|_| ())
+    }
+
+    /// Limits by the client's address: handshakes per second, and connections where a proxy hides it.
+    fn count_client(&mut self, index: u32, addr: IpAddr, proxied: bool) -> Result<(), Refusal> {
+        let now = self.now.at;
+        let holder = self.ledger.holder("address", addr);
+        let limits = &self.options.limits;
+        if self.ledger.handshake(holder, limits.handshakes_per_second_per_address, now).is_err() {
+            let detail = "as many requests per second from this address as there may be";
+            return Err(Refusal::new(ErrorCode::RateLimited, detail).with_status(429).retry_after(1));
+        }
+        let Some(connection) = self.connections.at_mut(index) else { return Ok(()) };
+        if proxied && limits.connections_per_address > 0 && connection.address != Some(holder) {
+            // A proxy may send several clients' requests over one connection: it counts for the newest.
+            if let Some(earlier) = connection.address.take() {
+                self.ledger.release_connection(earlier, now);
+            }
+            if self.ledger.hold_connection(holder, limits.connections_per_address, now).is_err() {
+                let detail = "as many connections from this address as there may be";
+                return Err(Refusal::new(ErrorCode::TooManyConnections, detail).with_status(429).retry_after(5));
+            }
+            connection.address = Some(holder);
+        }
+        Ok(())
+    }
+
+    /// Who asks: the grant of what is presented, or of nothing.
+    fn judge(
+        &mut self,
+        head: &Head<'_>,
+        page: &Page,
+        addr: IpAddr,
+        request: Option<&StreamRequest>,
+        websocket: bool,
+    ) -> Result<Judged, Refusal> {
+        let options = Arc::clone(&self.options);
+        match handshake::credential(head, &options.auth)? {
+            Some((token, carrier)) => {
+                if carrier == Carrier::Cookie {
+                    handshake::cookie_allowed(head, page)?;
+                }
+                self.verify(&token, addr).map(Judged::Granted)
+            }
+            None => {
+                let anonymous = match request {
+                    Some(request) => options.catalog.allows_anonymous_on(&request.id),
+                    None => websocket && options.catalog.allows_anonymous(),
+                };
+                if anonymous {
+                    Ok(Judged::Granted(Grant::anonymous(&mut self.rights)))
+                } else if websocket && options.auth.first_message.is_some() {
+                    Ok(Judged::FirstMessage)
+                } else {
+                    Err(Refusal::new(ErrorCode::MissingCredential, "a credential is needed"))
+                }
+            }
+        }
+    }
+
+    /// The grant of a token, unless the address has failed so often that it is not looked at.
+    pub(super) fn verify(&mut self, token: &Secret, addr: IpAddr) -> Result<Grant, Refusal> {
+        let holder = self.ledger.holder("address", addr);
+        let per_minute = self.options.limits.auth_failures_per_minute;
+        if self.ledger.standing(holder, per_minute, self.now.at) == Standing::Refused {
+            let detail = "too many failed credentials from this address";
+            return Err(Refusal::new(ErrorCode::RateLimited, detail).with_status(429).retry_after(60));
+        }
+        match self.verifier.verify(token.expose_secret(), self.now.wall) {
+            Ok(verified) => Ok(verified.into_grant(&mut self.rights, self.options.catalog.template_claims())),
+            Err(error) => {
+                let code = if error.is_expired() { ErrorCode::TokenExpired } else { ErrorCode::InvalidToken };
+                Err(Refusal::new(code, error.to_string()))
+            }
+        }
+    }
+
+    /// Refuses a credential: counts it for the address, which past its limit is answered late.
+    fn refuse_credential(&mut self, index: u32, refusal: &Refusal, reply: &Reply, addr: IpAddr) {
+        if !matches!(refusal.code, ErrorCode::InvalidToken | ErrorCode::TokenExpired) {
+            return self.refuse(index, refusal, reply);
+        }
+        if self.count_failure(addr) == Standing::Good {
+            self.refuse(index, refusal, reply);
+        } else {
+            self.refuse_later(index, refusal, reply, FAILURE_DELAY);
+        }
+    }
+
+    /// Counts a failed credential for its address; how that stood before.
+    pub(super) fn count_failure(&mut self, addr: IpAddr) -> Standing {
+        let holder = self.ledger.holder("address", addr);
+        let per_minute = self.options.limits.auth_failures_per_minute;
+        let standing = self.ledger.standing(holder, per_minute, self.now.at);
+        self.ledger.failure(holder, per_minute, self.now.at);
+        standing
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "a request's parts, each borrowed from elsewhere")]
+    fn open_websocket(
+        &mut self,
+        index: u32,
+        head: &Head<'_>,
+        page: &Page,
+        client: &Client,
+        request: Option<StreamRequest>,
+        upgrade: &Upgrade<'_>,
+        reply: &Reply,
+    ) {
+        let grant = match self.judge(head, page, client.addr, request.as_ref(), true) {
+            Ok(Judged::Granted(grant)) => grant,
+            Ok(Judged::FirstMessage) => {
+                self.switch_protocols(index, upgrade, handshake::subprotocol(upgrade));
+                let deadline = self.now.at + self.options.auth.first_message.unwrap_or_default();
+                if let Some(connection) = self.connections.at_mut(index) {
+                    connection.state = State::Unauthenticated(Box::new(Unauthenticated {
+                        decoder: ws::Decoder::new(),
+                        request,
+                        deadline,
+                        rate: MessageRate::default(),
+                        peer: client.addr,
+                    }));
+                    self.arm(index);
+                }
+                return;
+            }
+            Err(refusal) => return self.refuse_credential(index, &refusal, reply, client.addr),
+        };
+        let key = match &request {
+            None => None,
+            Some(request) => match self.options.catalog.resolve(&grant, &request.id, &request.params) {
+                Ok(key) => Some(key),
+                Err(refusal) => return self.refuse(index, &refusal, reply),
+            },
+        };
+        let counted = match self.hold_subject(&grant) {
+            Ok(counted) => counted,
+            Err(refusal) => return self.refuse(index, &refusal, reply),
+        };
+        self.switch_protocols(index, upgrade, handshake::subprotocol(upgrade));
+        self.open(index, Transport::WebSocket, grant, counted, request.is_some());
+        if let (Some(key), Some(request)) = (key, request) {
+            self.open_single(index, &key, &request);
+        }
+    }
+
+    fn open_events(
+        &mut self,
+        index: u32,
+        head: &Head<'_>,
+        page: &Page,
+        client: &Client,
+        request: StreamRequest,
+        reply: &Reply,
+    ) {
+        let opened = self.judge(head, page, client.addr, Some(&request), false);
+        let grant = match opened {
+            Ok(Judged::Granted(grant)) => grant,
+            // Only a WebSocket has a first message.
+            Ok(Judged::FirstMessage) => return,
+            Err(refusal) => return self.refuse_credential(index, &refusal, reply, client.addr),
+        };
+        let key = match self.options.catalog.resolve(&grant, &request.id, &request.params) {
+            Ok(key) => key,
+            Err(refusal) => return self.refuse(index, &refusal, reply),
+        };
+        let counted = match self.hold_subject(&grant) {
+            Ok(counted) => counted,
+            Err(refusal) => return self.refuse(index, &refusal, reply),
+        };
+        let last = Reply { keep_alive: false, ..reply.clone() };
+        let response = Response::new(200).header("Cache-Control", "no-store").header("X-Accel-Buffering", "no");
+        let response = response.streamed("text/event-stream", Framing::UntilClose);
+        if reply.head_only {
+            self.release_counted(counted.then_some(&grant));
+            return self.respond(index, response, &last);
+        }
+        let head = self.written(response, &last);
+        if let Some(connection) = self.connections.at_mut(index) {
+            connection.outbox().write(|out| out.extend_from_slice(&head));
+        }
+        self.open(index, Transport::Sse, grant, counted, true);
+        self.open_single(index, &key, &request);
+    }
+
+    fn get_value(
+        &mut self,
+        index: u32,
+        head: &Head<'_>,
+        page: &Page,
+        client: &Client,
+        request: &StreamRequest,
+        reply: Reply,
+    ) {
+        let grant = match self.judge(head, page, client.addr, Some(request), false) {
+            Ok(Judged::Granted(grant)) => grant,
+            Ok(Judged::FirstMessage) => return,
+            Err(refusal) => return self.refuse_credential(index, &refusal, &reply, client.addr),
+        };
+        let key = match self.options.catalog.resolve(&grant, &request.id, &request.params) {
+            Ok(key) => key,
+            Err(refusal) => return self.refuse(index, &refusal, &reply),
+        };
+        let tags: Vec<String> =
+            head.all("if-none-match").map(|value| String::from_utf8_lossy(value).into_owned()).collect();
+        let known = (!tags.is_empty()).then(|| tags.join(", "));
+        let wait_s = http::prefer_wait(head).map(|wait| wait.as_secs());
+        self.wait_for_value(index, &key, known, wait_s, grant, reply);
+    }
+
+    /// Writes the answer to an upgrade.
+    fn switch_protocols(&mut self, index: u32, upgrade: &Upgrade<'_>, protocol: Option<&str>) {
+        let accept = http::accept_key(upgrade.key);
+        if let Some(connection) = self.connections.at_mut(index) {
+            connection.outbox().write(|out| http::write_switching_protocols(out, &accept, protocol, &[]));
+            self.make_ready(index);
+        }
+    }
+
+    /// Counts a connection for its subject, where that has a limit; whether it was counted.
+    pub(super) fn hold_subject(&mut self, grant: &Grant) -> Result<bool, Refusal> {
+        let limit = self.options.limits.connections_per_subject;
+        let Some(holder) = self.subject(grant).filter(|_| limit > 0) else { return Ok(false) };
+        self.ledger.hold_connection(holder, limit, self.now.at).map(|()| true).map_err(|_| {
+            let detail = "the subject has as many connections as it may";
+            Refusal::new(ErrorCode::TooManyConnections, detail).with_status(429).retry_after(5)
+        })
+    }
+
+    fn release_counted(&mut self, grant: Option<&Grant>) {
+        if let Some(holder) = grant.and_then(|grant| self.subject(grant)) {
+            self.ledger.release_connection(holder, self.now.at);
+        }
+    }
+
+    /// Whom the subject's limits count `grant` for.
+    fn subject(&self, grant: &Grant) -> Option<Holder> {
+        grant.sub().map(|sub| self.ledger.holder("subject", (grant.issuer(), sub)))
+    }
+
+    pub(super) fn subject_of(&self, index: u32) -> Option<Holder> {
+        self.subject(&self.connections.at(index)?.open()?.grant)
+    }
+
+    pub(super) fn release_subject(&mut self, index: u32) {
+        let Some(open) = self.connections.at_mut(index).and_then(|connection| connection.open_mut()) else { return };
+        if std::mem::take(&mut open.counted)
+            && let Some(holder) = self.subject_of(index)
+        {
+            self.ledger.release_connection(holder, self.now.at);
+        }
+    }
+
+    /// `POST /v1/connections/{connection}/auth`: its body is awaited.
+    fn read_renewal(&mut self, index: u32, head: &Head<'_>, connection: Option<ConnectionId>, mut reply: Reply) {
+        reply.keep_alive = head.keep_alive;
+        let deadline: Instant = self.now.at + self.options.limits.handshake_timeout;
+        let decoder = match BodyDecoder::new(head.body) {
+            Ok(decoder) => decoder,
+            Err(error) => return self.refuse_body(index, error, &reply),
+        };
+        if head.expects_continue()
+            && let Some(connection) = self.connections.at_mut(index)
+        {
+            connection.outbox().write(|out| out.extend_from_slice(http::CONTINUE));
+            self.make_ready(index);
+        }
+        let Some(http) = self.http_mut(index) else { return };
+        http.phase = Phase::Body { decoder: Box::new(decoder), body: Vec::new(), connection, reply };
+        http.deadline = deadline;
+        if head.body == BodyLength::None {
+            self.renewal_read(index);
+        }
+    }
+
+    fn refuse_body(&mut self, index: u32, error: BodyError, reply: &Reply) {
+        let code = if matches!(error, BodyError::TooLarge { .. }) { ErrorCode::TooLarge } else { ErrorCode::BadRequest };
+        let reply = Reply { keep_alive: false, ..reply.clone() };
+        self.refuse(index, &Refusal::new(code, error.to_string()), &reply);
+    }
+
+    /// More of a body. How many bytes were its; `None`: it was refused, and the connection ends.
+    fn read_body(&mut self, index: u32, buffer: &[u8]) -> Option<usize> {
+        let Phase::Body { decoder, body, reply, .. } = &mut self.http_mut(index)?.phase else { return None };
+        match decoder.feed(buffer, body) {
+            Ok((used, whole)) => {
+                if whole {
+                    self.renewal_read(index);
+                }
+                Some(used)
+            }
+            Err(error) => {
+                let reply = reply.clone();
+                self.refuse_body(index, error, &reply);
+                None
+            }
+        }
+    }
+
+    /// The body is whole: the core of the connection is asked.
+    fn renewal_read(&mut self, index: u32) {
+        let deadline = self.now.at + ASK_TIMEOUT;
+        let Some(key) = self.key_of(index) else { return };
+        self.ask_no += 1;
+        let ask = self.ask_no;
+        let Some(http) = self.http_mut(index) else { return };
+        let Phase::Body { body, connection, reply, .. } = std::mem::replace(&mut http.phase, Phase::Head) else { return };
+        http.phase = Phase::Asking { ask, reply: reply.clone() };
+        http.deadline = deadline;
+        let peer = http.peer;
+        let token = match crate::codec::message::parse_renewal(&body) {
+            Ok(token) => token,
+            Err(reason) => {
+                let reply = self.forget_exchange(index);
+                return self.refuse(index, &Refusal::new(ErrorCode::BadRequest, reason), &reply);
+            }
+        };
+        match connection.filter(|connection| connection.core.0 < self.cores) {
+            Some(connection) => {
+                self.asks.insert(ask, key);
+                let mail = Mail::Renew { connection, token, addr: peer, from: self.core, ask };
+                self.send(connection.core, mail);
+            }
+            None => {
+                let reply = self.forget_exchange(index);
+                let detail = "there is no such connection";
+                self.refuse(index, &Refusal::new(ErrorCode::UnknownConnection, detail), &reply);
+            }
+        }
+    }
+
+    /// Another core has answered.
+    pub(super) fn renewed(&mut self, ask: u64, outcome: Result<Vec<u8>, Refusal>) {
+        let Some(index) = self.asks.remove(&ask).and_then(|key| self.still(key)) else { return };
+        let reply = self.forget_exchange(index);
+        match outcome {
+            Ok(body) => {
+                let response = Response::new(200).header("Cache-Control", "no-store").body("application/json", body);
+                self.respond(index, response, &reply);
+            }
+            Err(refusal) => self.refuse(index, &refusal, &reply),
+        }
+    }
+
+    /// Another core has not answered in time.
+    pub(super) fn unanswered(&mut self, index: u32) {
+        let reply = self.forget_exchange(index);
+        let refusal = Refusal::new(ErrorCode::Overloaded, "the server is too busy").with_status(503).retry_after(2);
+        self.refuse(index, &refusal, &reply);
+    }
+
+    /// A request took too long to come.
+    pub(super) fn request_timed_out(&mut self, index: u32) {
+        self.forget_exchange(index);
+        let refusal = Refusal::new(ErrorCode::BadRequest, "the request took too long to come").with_status(408);
+        self.refuse(index, &refusal, &Reply::default());
+    }
+
+    /// Subscribes a connection that was opened on one stream.
+    pub(super) fn open_single(&mut self, index: u32, key: &Arc<super::StreamKey>, request: &StreamRequest) {
+        let outcome = self.subscribe(index, key, request.format, request.since, request.max_rate_ms, None);
+        if let Err(refusal) = outcome {
+            self.tell_error(index, refusal.code, &refusal.detail, None, Some(&key.name));
+            self.close(index, CloseReason::Overloaded);
+        }
+    }
+}
+
+/// The answer to OPTIONS: what is allowed, and to whom.
+fn preflight(head: &Head<'_>, allow: &'static str, reply: &Reply) -> Response {
+    let mut response = Response::new(204).header("Allow", allow);
+    if reply.cors_origin.is_some() && head.all("access-control-request-method").next().is_some() {
+        response = response
+            .header("Access-Control-Allow-Methods", allow)
+            .header("Access-Control-Allow-Headers", "Authorization, Content-Type, If-None-Match, Last-Event-ID, Prefer")
+            .header("Access-Control-Max-Age", "600");
+    }
+    response
+}

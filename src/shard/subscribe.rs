@@ -1,0 +1,492 @@
+//! Subscriptions: made, started once the stream is known here, moved when a grant changes, given up.
+//!
+//! Source: protocol version 1, sections 3 («Order», «Resume») and 4. Memory: `limits.subscriptions_per_connection` a
+//! connection. Errors: [`Refusal`]. Not here: delivering (`fanout`).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::codec::message::{self, ClientId, CloseReason, ErrorCode, Format, UnsubscribedReason};
+use crate::connection::handshake::Refusal;
+use crate::connection::subscriptions::Slot;
+use crate::frame::{self, RenditionKind};
+use crate::ids::{ConnectionKey, ResumePoint, Seq};
+use crate::stream::log::{Event, History};
+use crate::stream::poll::{Status, StreamState, UpstreamCode};
+use crate::time::WallTime;
+
+use super::rendition::{Rated, Subscriber};
+use super::topics::{Pending, Topic};
+use super::{Mail, Shard, StreamKey, Timer};
+
+/// How long a copy of a history is kept up to date after its last local watcher, for those who come back.
+const TOPIC_LINGER: Duration = Duration::from_secs(5);
+/// How long events that were put in front of a log for one who resumes are kept for others.
+const BACKLOG_KEPT: Duration = Duration::from_secs(2);
+
+impl Shard {
+    /// The topic of `key`, made if there is none, with one more watcher.
+    pub(super) fn watch(&mut self, key: &Arc<StreamKey>) -> u32 {
+        let now = self.now.at;
+        let (index, new) = match self.topic_of.get(key) {
+            Some(&index) => (index, false),
+            None => {
+                let index = self.topics.insert(Topic::new(Arc::clone(key), now));
+                self.topic_of.insert(Arc::clone(key), index);
+                (index, true)
+            }
+        };
+        let topic = self.topics.at_mut(index).expect("the topic was just found or made");
+        topic.watchers += 1;
+        if topic.watchers == 1 {
+            topic.fresh = false;
+            let owner = key.owner(self.cores);
+            self.send(owner, Mail::Watch { key: Arc::clone(key), from: self.core, attach: new });
+        }
+        index
+    }
+
+    /// One watcher of the topic fewer.
+    pub(super) fn unwatch(&mut self, index: u32) {
+        let now = self.now.at;
+        let Some(topic) = self.topics.at_mut(index) else { return };
+        topic.watchers -= 1;
+        if topic.watchers > 0 {
+            return;
+        }
+        topic.idle_since = now;
+        let key = Arc::clone(&topic.key);
+        for rendition in &mut topic.renditions {
+            *rendition = None;
+        }
+        let owner = key.owner(self.cores);
+        self.send(owner, Mail::Unwatch { key, from: self.core });
+        self.set_timer(now + TOPIC_LINGER, Timer::Topic { index });
+    }
+
+    /// A topic that was given up may be let go of.
+    pub(super) fn topic_due(&mut self, index: u32) {
+        let now = self.now.at;
+        let idle = |topic: &&Topic| topic.watchers == 0 && topic.idle_since + TOPIC_LINGER <= now;
+        if self.topics.at(index).filter(idle).is_none() {
+            return;
+        }
+        if let Some(topic) = self.forget_topic(index) {
+            let owner = topic.key.owner(self.cores);
+            self.send(owner, Mail::Detach { key: topic.key, from: self.core });
+        }
+    }
+
+    fn forget_topic(&mut self, index: u32) -> Option<Topic> {
+        let topic = self.topics.remove(index)?;
+        self.topic_of.remove(&topic.key);
+        Some(topic)
+    }
+
+    /// Whether the connection already holds a subscription of that name.
+    fn holds(&self, index: u32, name: &str) -> Option<u16> {
+        let open = self.connections.at(index)?.open()?;
+        let named = |slot: &Slot| self.topics.at(slot.topic).is_some_and(|topic| *topic.key.name == *name);
+        open.subscriptions.iter().find(|(_, slot)| named(slot)).map(|(slot, _)| slot)
+    }
+
+    /// Subscribes an open connection to `key`. `confirm`: whether `subscribed` is sent, with the id it echoes.
+    ///
+    /// # Errors
+    /// `ALREADY_SUBSCRIBED`, `TOO_MANY_SUBSCRIPTIONS`, `TOO_MANY_STREAMS` of the subject.
+    pub(super) fn subscribe(
+        &mut self,
+        index: u32,
+        key: &Arc<StreamKey>,
+        format: Format,
+        since: Option<ResumePoint>,
+        max_rate_ms: u32,
+        confirm: Option<Option<&ClientId>>,
+    ) -> Result<(), Refusal> {
+        if self.holds(index, &key.name).is_some() {
+            return Err(Refusal::new(ErrorCode::AlreadySubscribed, "the connection holds this stream already"));
+        }
+        let limit = self.options.limits.subscriptions_per_connection as usize;
+        let Some(open) = self.connections.at(index).and_then(|connection| connection.open()) else { return Ok(()) };
+        let too_many = || Refusal::new(ErrorCode::TooManySubscriptions, "the connection holds as many streams as it may");
+        if limit != 0 && open.subscriptions.len() >= limit {
+            return Err(too_many());
+        }
+        self.hold_stream(index, key)?;
+        let topic = self.watch(key);
+        let Some(connection) = self.connections.at_mut(index) else { return Ok(()) };
+        let generation = connection.generation;
+        let Some(open) = connection.open_mut() else { return Ok(()) };
+        let kind = RenditionKind { transport: open.transport, format };
+        let kind_no = u8::try_from(kind.index()).expect("there are six kinds");
+        let slot = Slot { topic, position: 0, kind: kind_no, rated: max_rate_ms > 0, pending: true, max_rate_ms };
+        let Some(slot) = open.subscriptions.insert(slot) else {
+            self.release_stream(index, key);
+            self.unwatch(topic);
+            return Err(too_many());
+        };
+        self.metrics.subscriptions.rise();
+        if let Some(id) = confirm {
+            let name = Arc::clone(&key.name);
+            self.tell(index, "subscribed", |out| message::write_subscribed(out, &name, id));
+        }
+        let pending = Pending { connection: ConnectionKey { index, generation }, slot, since };
+        if let Some(topic) = self.topics.at_mut(topic) {
+            if topic.history.is_none() {
+                topic.pending.push(pending);
+                return Ok(());
+            }
+        }
+        self.start(pending);
+        Ok(())
+    }
+
+    fn hold_stream(&mut self, index: u32, key: &StreamKey) -> Result<(), Refusal> {
+        let limit = self.options.limits.streams_per_subject;
+        if limit == 0 || !key.is_filled() {
+            return Ok(());
+        }
+        let Some(holder) = self.subject_of(index) else { return Ok(()) };
+        self.ledger.hold_stream(holder, key.hash_value(), limit, self.now.at).map_err(|_| {
+            Refusal::new(ErrorCode::TooManyStreams, "the subject watches as many different streams as it may")
+        })
+    }
+
+    fn release_stream(&mut self, index: u32, key: &StreamKey) {
+        if self.options.limits.streams_per_subject != 0
+            && key.is_filled()
+            && let Some(holder) = self.subject_of(index)
+        {
+            self.ledger.release_stream(holder, key.hash_value(), self.now.at);
+        }
+    }
+
+    /// Gives a subscription its place among the readers, and what it is to get first.
+    fn start(&mut self, pending: Pending) {
+        let Pending { connection: ConnectionKey { index, generation }, slot, since } = pending;
+        let now = self.now.at;
+        let Some(connection) = self.connections.at_mut(index) else { return };
+        if connection.generation != generation {
+            return;
+        }
+        let Some(&entry) = connection.open().and_then(|open| open.subscriptions.at(slot)) else { return };
+        if !entry.pending {
+            return;
+        }
+        let kind = RenditionKind::from_index(usize::from(entry.kind));
+        let Some(topic) = self.topics.at_mut(entry.topic) else { return };
+        let Some(history) = &topic.history else { return };
+        let has_value = history.value().is_some();
+        let status = topic.status.filter(|status| status.state != StreamState::Live);
+        let resumed = since.and_then(|since| topic.resume(kind, since, now + BACKLOG_KEPT, &self.pinned));
+        let snapshot = match resumed {
+            None if has_value => topic.snapshot(kind, &self.pinned),
+            _ => None,
+        };
+        let end = topic.rendition(kind, &self.pinned).end();
+        let cursor = resumed.unwrap_or(end);
+        let name = Arc::clone(&topic.key.name);
+        let rendition = topic.rendition(kind, &self.pinned);
+        let position = if entry.rated {
+            let open_at = if snapshot.is_some() { now + Duration::from_millis(u64::from(entry.max_rate_ms)) } else { now };
+            let interval_ms = entry.max_rate_ms;
+            rendition.rated.push(Rated { connection: index, slot, cursor, interval_ms, open_at, armed: false });
+            rendition.rated.len() - 1
+        } else {
+            rendition.behind += 1;
+            rendition.subscribers.push(Subscriber { connection: index, slot, behind: true, cursor });
+            rendition.subscribers.len() - 1
+        };
+        let position = u32::try_from(position).expect("there are fewer readers than descriptors");
+        if let Some(own) = self.connections.at_mut(index).and_then(|c| c.open_mut()?.subscriptions.at_mut(slot)) {
+            own.pending = false;
+            own.position = position;
+        }
+        if let Some(status) = status {
+            let wall = self.now.wall;
+            self.tell(index, "stream_status", |out| write_status(out, &name, &status, wall));
+        }
+        if let (Some(block), Some(connection)) = (snapshot, self.connections.at_mut(index)) {
+            let length = block.bytes().len();
+            connection.outbox().push_frame(block, 0..length);
+        }
+        self.make_ready(index);
+    }
+
+    /// Gives up one subscription. Nothing is told.
+    pub(super) fn unsubscribe_slot(&mut self, index: u32, slot: u16) {
+        let Some(open) = self.connections.at_mut(index).and_then(|connection| connection.open_mut()) else { return };
+        let Some(entry) = open.subscriptions.remove(slot) else { return };
+        self.metrics.subscriptions.fall();
+        let Some(topic) = self.topics.at_mut(entry.topic) else { return };
+        let key = Arc::clone(&topic.key);
+        if entry.pending {
+            topic.pending.retain(|pending| !(pending.connection.index == index && pending.slot == slot));
+        } else if let Some(rendition) = &mut topic.renditions[usize::from(entry.kind)] {
+            let position = entry.position as usize;
+            let moved = if entry.rated {
+                rendition.rated.swap_remove(position);
+                rendition.rated.get(position).map(|moved| (moved.connection, moved.slot))
+            } else {
+                let removed = rendition.subscribers.swap_remove(position);
+                if removed.behind {
+                    rendition.behind -= 1;
+                }
+                rendition.subscribers.get_mut(position).map(|moved| {
+                    // The sweep may have passed this place already: who moved here catches up by itself.
+                    if !moved.behind {
+                        moved.behind = true;
+                        rendition.behind += 1;
+                    }
+                    (moved.connection, moved.slot)
+                })
+            };
+            if let Some((other, other_slot)) = moved {
+                if let Some(moved) = self.connections.at_mut(other).and_then(|c| c.open_mut()?.subscriptions.at_mut(other_slot)) {
+                    moved.position = entry.position;
+                }
+                self.make_ready(other);
+            }
+        }
+        self.release_stream(index, &key);
+        self.unwatch(entry.topic);
+    }
+
+    /// Gives up everything a connection is subscribed to.
+    pub(super) fn unsubscribe_all(&mut self, index: u32) {
+        let slots = self.connections.at(index).and_then(|c| c.open()).map_or(0, |open| open.subscriptions.slots());
+        for slot in (0..slots).rev() {
+            self.unsubscribe_slot(index, slot);
+        }
+    }
+
+    /// `subscribe`, from a `/v1/ws` connection.
+    pub(super) fn asked_to_subscribe(&mut self, index: u32, asked: &message::Subscribe) {
+        let outcome = self.subscribe_by_name(index, asked);
+        if let Err(refusal) = outcome {
+            self.tell_error(index, refusal.code, &refusal.detail, asked.id.as_ref(), Some(&asked.stream));
+        }
+    }
+
+    fn subscribe_by_name(&mut self, index: u32, asked: &message::Subscribe) -> Result<(), Refusal> {
+        let Some(open) = self.connections.at(index).and_then(|connection| connection.open()) else { return Ok(()) };
+        let (id, params) = crate::stream::template::parse_stream_name(&asked.stream).map_or_else(
+            // What is no name is no stream either; the claim is asked about it as it stands.
+            |_| (asked.stream.clone(), Vec::new()),
+            |(id, params)| (id.to_string(), params),
+        );
+        let key = self.options.catalog.resolve(&open.grant, &id, &params)?;
+        let since = asked.since.as_deref().and_then(ResumePoint::parse);
+        let rate = asked.max_rate_ms.unwrap_or(0);
+        let rate = u32::try_from(rate).ok().filter(|&ms| u64::from(ms) <= crate::limits::MAX_RATE_MS_MAX);
+        let rate = rate.ok_or_else(|| {
+            let detail = format!("max_rate_ms is at most {}", crate::limits::MAX_RATE_MS_MAX);
+            Refusal::new(ErrorCode::BadMessage, detail)
+        })?;
+        let format = asked.format.unwrap_or(Format::Patch);
+        self.subscribe(index, &key, format, since, rate, Some(asked.id.as_ref()))
+    }
+
+    /// `unsubscribe`, from a `/v1/ws` connection.
+    pub(super) fn asked_to_unsubscribe(&mut self, index: u32, stream: &str, id: Option<&ClientId>) {
+        let normal = crate::stream::template::parse_stream_name(stream)
+            .map_or_else(|_| stream.to_owned(), |(id, params)| crate::stream::template::stream_name(&id, &params));
+        match self.holds(index, &normal) {
+            Some(slot) => {
+                self.unsubscribe_slot(index, slot);
+                self.drop_unsent(index);
+                self.tell(index, "unsubscribed", |out| message::write_unsubscribed(out, &normal, UnsubscribedReason::Requested, id));
+            }
+            None => {
+                let detail = "the connection does not hold this stream";
+                self.tell_error(index, ErrorCode::StreamNotFound, detail, id, Some(stream));
+            }
+        }
+    }
+
+    /// Takes snapshots and the like that have not begun to leave out of the outbox; whoever still holds their streams
+    /// gets the newest again.
+    fn drop_unsent(&mut self, index: u32) {
+        let Some(connection) = self.connections.at_mut(index) else { return };
+        let Some(outbox) = &mut connection.outbox else { return };
+        if !outbox.drop_unsent_frames() {
+            return;
+        }
+        let slots: Vec<(u16, Slot)> =
+            connection.open().map(|open| open.subscriptions.iter().map(|(no, slot)| (no, *slot)).collect()).unwrap_or_default();
+        for (_, slot) in slots {
+            let Some(topic) = self.topics.at_mut(slot.topic) else { continue };
+            let Some(rendition) = &mut topic.renditions[usize::from(slot.kind)] else { continue };
+            // Position 0 lies before every log: the reader has fallen off it.
+            if slot.pending {
+                continue;
+            } else if slot.rated {
+                rendition.rated[slot.position as usize].cursor = 0;
+            } else {
+                rendition.subscribers[slot.position as usize].cursor = 0;
+            }
+        }
+        self.make_ready(index);
+    }
+
+    /// Checks every subscription of a connection against its grant and the configuration: those that select another
+    /// stream now are moved, those that select none end.
+    pub(super) fn rejudge_subscriptions(&mut self, index: u32) {
+        let Some(open) = self.connections.at(index).and_then(|connection| connection.open()) else { return };
+        let (single, had) = (open.single, open.subscriptions.len());
+        let slots: Vec<(u16, Slot)> = open.subscriptions.iter().map(|(no, slot)| (no, *slot)).collect();
+        let mut dropped = false;
+        for (slot, entry) in slots {
+            let Some(open) = self.connections.at(index).and_then(|connection| connection.open()) else { return };
+            let Some(topic) = self.topics.at(entry.topic) else { continue };
+            let key = Arc::clone(&topic.key);
+            let id = key.target.options.id.clone();
+            let format = RenditionKind::from_index(usize::from(entry.kind)).format;
+            match self.options.catalog.resolve(&open.grant, id.as_str(), &key.params) {
+                Ok(same) if *same == *key => {}
+                Ok(other) => {
+                    self.unsubscribe_slot(index, slot);
+                    if !dropped {
+                        self.drop_unsent(index);
+                        dropped = true;
+                    }
+                    if let Err(refusal) = self.subscribe(index, &other, format, None, entry.max_rate_ms, None) {
+                        self.tell_unsubscribed(index, &key.name, UnsubscribedReason::Forbidden);
+                        let name = Arc::clone(&key.name);
+                        self.tell_error(index, refusal.code, &refusal.detail, None, Some(&name));
+                    }
+                }
+                Err(_) => {
+                    let ended = !self.options.catalog.contains(&id);
+                    self.unsubscribe_slot(index, slot);
+                    self.drop_unsent(index);
+                    if single {
+                        let reason = if ended { CloseReason::StreamEnded } else { CloseReason::Forbidden };
+                        self.close(index, reason);
+                        return;
+                    }
+                    self.tell_unsubscribed(index, &key.name, if ended { UnsubscribedReason::StreamEnded } else { UnsubscribedReason::Forbidden });
+                }
+            }
+        }
+        let left = self.connections.at(index).and_then(|c| c.open()).map_or(0, |open| open.subscriptions.len());
+        if had > 0 && left == 0 {
+            self.close(index, CloseReason::Forbidden);
+        }
+    }
+
+    fn tell_unsubscribed(&mut self, index: u32, name: &str, reason: UnsubscribedReason) {
+        self.tell(index, "unsubscribed", |out| message::write_unsubscribed(out, name, reason, None));
+    }
+
+    /// The owner has told the state of a stream.
+    pub(super) fn attached(&mut self, key: &Arc<StreamKey>, history: History, status: Status, fresh: bool) {
+        let Some(&index) = self.topic_of.get(key) else { return };
+        let Some(topic) = self.topics.at_mut(index) else { return };
+        let renewed = topic.history.as_ref().is_some_and(|old| old.epoch() != history.epoch());
+        topic.history = Some(history);
+        topic.status = Some(status);
+        topic.fresh = fresh;
+        if renewed {
+            for rendition in topic.renditions.iter_mut().flatten() {
+                rendition.clear();
+            }
+        }
+        for pending in std::mem::take(&mut topic.pending) {
+            self.start(pending);
+        }
+        self.answer_waiters(index);
+    }
+
+    /// The owner cannot take on a stream.
+    pub(super) fn refused(&mut self, key: &Arc<StreamKey>) {
+        let Some(&index) = self.topic_of.get(key) else { return };
+        let Some(topic) = self.topics.at_mut(index) else { return };
+        let pending = std::mem::take(&mut topic.pending);
+        let waiters = std::mem::take(&mut topic.waiters);
+        let detail = "the server holds as many streams as it may";
+        for waiter in waiters {
+            self.refuse_waiter(waiter, Refusal::new(ErrorCode::TooManyStreams, detail).retry_after(10));
+        }
+        for Pending { connection, slot, .. } in pending {
+            if !self.is_live(connection) {
+                continue;
+            }
+            let name = Arc::clone(&key.name);
+            self.tell_error(connection.index, ErrorCode::TooManyStreams, detail, None, Some(&name));
+            self.unsubscribe_slot(connection.index, slot);
+            if self.connections.at(connection.index).and_then(|c| c.open()).is_some_and(|open| open.single) {
+                self.close(connection.index, CloseReason::Overloaded);
+            }
+        }
+        if self.topics.at(index).is_some_and(|topic| topic.watchers == 0) {
+            self.forget_topic(index);
+        }
+    }
+
+    /// The owner has forgotten a stream that is still known here.
+    pub(super) fn evicted(&mut self, key: &Arc<StreamKey>) {
+        let Some(&index) = self.topic_of.get(key) else { return };
+        let Some(topic) = self.topics.at_mut(index) else { return };
+        if topic.watchers == 0 {
+            self.forget_topic(index);
+            return;
+        }
+        // A watcher came while it was on its way: ask again.
+        let owner = key.owner(self.cores);
+        self.send(owner, Mail::Watch { key: Arc::clone(key), from: self.core, attach: true });
+    }
+
+    /// The owner has published an event.
+    pub(super) fn published(&mut self, key: &Arc<StreamKey>, event: &Event) {
+        let Some(&index) = self.topic_of.get(key) else { return };
+        let Some(topic) = self.topics.at_mut(index) else { return };
+        let Some(history) = &mut topic.history else { return };
+        if history.head().unwrap_or(Seq(0)).next() != event.seq() {
+            return;
+        }
+        history.adopt(event.clone());
+        let mut dirty = Vec::new();
+        topic.append(event, &mut |kind| dirty.push(kind));
+        for kind in dirty {
+            self.mark_dirty(index, kind);
+        }
+        self.answer_waiters(index);
+    }
+
+    /// The owner has ended a poll.
+    pub(super) fn polled(&mut self, key: &Arc<StreamKey>, status: Status, changed: bool) {
+        let Some(&index) = self.topic_of.get(key) else { return };
+        let wall = self.now.wall;
+        let Some(topic) = self.topics.at_mut(index) else { return };
+        topic.status = Some(status);
+        topic.fresh = true;
+        if changed {
+            let name = Arc::clone(&topic.key.name);
+            let mut text = Vec::new();
+            write_status(&mut text, &name, &status, wall);
+            let mut dirty = Vec::new();
+            topic.append_control(
+                &|kind, out| frame::write_control(kind.transport, "stream_status", &text, out),
+                &mut |kind| dirty.push(kind),
+            );
+            let rated: Vec<u32> =
+                topic.renditions.iter().flatten().flat_map(|r| r.rated.iter().map(|rated| rated.connection)).collect();
+            for connection in rated {
+                self.tell(connection, "stream_status", |out| write_status(out, &name, &status, wall));
+            }
+            for kind in dirty {
+                self.mark_dirty(index, kind);
+            }
+        }
+        self.answer_waiters(index);
+    }
+}
+
+/// Appends `stream_status`.
+pub(super) fn write_status(out: &mut Vec<u8>, name: &str, status: &Status, ts: WallTime) {
+    let retry_in_ms = status.retry_in.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
+    let code = status.code.map(UpstreamCode::as_str);
+    let frame = message::StreamStatus { stream: name, state: status.state, code, status: status.status, retry_in_ms, ts };
+    message::write_stream_status(out, &frame);
+}

@@ -1,0 +1,212 @@
+//! What happens because time has passed: credentials end, heartbeats go out, silence and stalls are noticed.
+//!
+//! Source: protocol version 1, sections 3 («Heartbeat») and 5 («Expiry»). Memory: one wheel entry a connection. Errors:
+//! none. Deadlines of credentials are wall time: each is anchored to the monotonic clock when it is set, and anew when
+//! the wall clock is stepped.
+
+use std::cmp::Reverse;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::auth::jwt::Verifier;
+use crate::codec::message::{self, CloseReason};
+use crate::codec::ws;
+use crate::connection::{NEVER, Phase, State};
+use crate::frame::Transport;
+use crate::time::Instant;
+
+use super::{Options, Shard, Timer};
+
+/// Wheel entries looked at in one turn.
+const DUE_PER_TURN: u32 = 4096;
+/// How long `/echo` may be silent.
+const ECHO_IDLE: Duration = Duration::from_secs(100);
+
+impl Shard {
+    pub(super) fn timeout(&mut self) {
+        let now = self.now.at;
+        while let Some(&Reverse((at, timer))) = self.timers.peek()
+            && at <= now
+        {
+            self.timers.pop();
+            match timer {
+                Timer::Stream { index, generation } => self.stream_due(index, generation),
+                Timer::Rated { connection, generation, slot } => self.rated_due(connection, generation, slot),
+                Timer::Topic { index } => self.topic_due(index),
+            }
+        }
+        let mut budget = DUE_PER_TURN;
+        while let Some(index) = self.wheel.pop_due(now, &mut budget) {
+            self.connection_due(index);
+        }
+        self.drain_due(now);
+    }
+
+    /// Sets the wheel for the earliest thing that a connection must be looked at for.
+    pub(super) fn arm(&mut self, index: u32) {
+        let now = self.now;
+        let leeway = self.options.auth.jwt.leeway;
+        let Some(connection) = self.connections.at(index) else { return };
+        let mut deadline = match &connection.state {
+            State::Http(http) => http.deadline,
+            State::Unauthenticated(waiting) => waiting.deadline,
+            State::Echo(_) => connection.heard + ECHO_IDLE,
+            State::Closing(closing) => closing.deadline,
+            State::Open(open) => {
+                let end = open.grant.end(leeway).map_or(NEVER, |end| now.instant_of(end));
+                end.min(open.reauthenticate_at).min(open.heartbeat_at)
+            }
+        };
+        if let Some(since) = connection.outbox.as_ref().and_then(|outbox| outbox.stalled_since) {
+            deadline = deadline.min(since + self.options.limits.write_stall);
+        }
+        self.wheel.set(index, deadline);
+    }
+
+    fn connection_due(&mut self, index: u32) {
+        let now = self.now.at;
+        let Some(connection) = self.connections.at_mut(index) else { return };
+        let stalled = connection.outbox.as_ref().and_then(|outbox| outbox.stalled_since);
+        match &mut connection.state {
+            State::Closing(closing) => {
+                if closing.deadline <= now {
+                    self.remove(index, true);
+                    return;
+                }
+            }
+            _ if stalled.is_some_and(|since| since + self.options.limits.write_stall <= now) => {
+                self.close(index, CloseReason::WriteStall);
+                return;
+            }
+            State::Http(http) => {
+                if http.deadline <= now {
+                    self.http_due(index);
+                    return;
+                }
+            }
+            State::Unauthenticated(waiting) => {
+                if waiting.deadline <= now {
+                    self.close(index, CloseReason::AuthTimeout);
+                    return;
+                }
+            }
+            State::Echo(_) => {
+                if connection.heard + ECHO_IDLE <= now {
+                    self.close(index, CloseReason::HeartbeatTimeout);
+                    return;
+                }
+            }
+            State::Open(_) => {
+                self.open_due(index);
+            }
+        }
+        self.arm(index);
+    }
+
+    fn open_due(&mut self, index: u32) {
+        let now = self.now;
+        let leeway = self.options.auth.jwt.leeway;
+        let heartbeat = self.options.connection.heartbeat;
+        let Some(connection) = self.connections.at_mut(index) else { return };
+        let heard = connection.heard;
+        let State::Open(open) = &mut connection.state else { return };
+        if open.grant.end(leeway).is_some_and(|end| end <= now.wall) {
+            self.metrics.expiries.count();
+            self.close(index, CloseReason::TokenExpired);
+            return;
+        }
+        if open.reauthenticate_at <= now.at {
+            open.reauthenticate_at = NEVER;
+            if let Some(expires) = open.grant.expires() {
+                let left = u64::try_from(expires.since(now.wall).as_millis()).unwrap_or(u64::MAX);
+                self.metrics.reauthenticates.count();
+                self.tell(index, "reauthenticate", |out| message::write_reauthenticate(out, expires, left));
+            }
+        }
+        let Some(connection) = self.connections.at_mut(index) else { return };
+        let State::Open(open) = &mut connection.state else { return };
+        if open.heartbeat_at <= now.at {
+            if open.transport == Transport::WebSocket && heard + heartbeat * 2 <= now.at {
+                self.close(index, CloseReason::HeartbeatTimeout);
+                return;
+            }
+            open.heartbeat_at = now.at + heartbeat;
+            let transport = open.transport;
+            // A connection that takes nothing is not given more: what waits proves its life as well.
+            if connection.outbox.is_none() {
+                connection.outbox().write(|out| match transport {
+                    Transport::WebSocket => ws::write_ping(out, b""),
+                    Transport::Sse => crate::codec::sse::write_heartbeat(out),
+                });
+                self.make_ready(index);
+            }
+        }
+    }
+
+    /// Looks at a connection again: its deadline is anchored to the clock as it is now, and after a reload its grant and
+    /// subscriptions are judged by the new configuration.
+    pub(super) fn recheck_connection(&mut self, index: u32) {
+        let Some(connection) = self.connections.at(index) else { return };
+        if let State::Open(open) = &connection.state {
+            if self.rejudge {
+                let jwt = &self.options.auth.jwt;
+                let removed = open.grant.key().is_some_and(|key| !jwt.keys.contains(key));
+                if removed && jwt.close_on_key_removal {
+                    self.close(index, CloseReason::KeyRemoved);
+                    return;
+                }
+                self.rejudge_subscriptions(index);
+            }
+            self.plan_reauthenticate(index, true);
+            self.open_due(index);
+        }
+        self.arm(index);
+    }
+
+    /// Plans `reauthenticate` for a connection: lead before `exp`, the lesser of `auth.reauth_before` and half the
+    /// remaining life, earlier by a random 0 to 10 % of it. Where `anew` is false one already sent is not planned again.
+    pub(super) fn plan_reauthenticate(&mut self, index: u32, only_pending: bool) {
+        let now = self.now;
+        let before = self.options.auth.reauth_before;
+        let tenth = self.rng.below(1_000_000);
+        let Some(open) = self.connections.at_mut(index).and_then(|connection| connection.open_mut()) else { return };
+        if only_pending && open.reauthenticate_at == NEVER {
+            return;
+        }
+        open.reauthenticate_at = match open.grant.expires() {
+            None => NEVER,
+            Some(expires) => {
+                let lead = before.min(expires.since(now.wall) / 2);
+                let early = Duration::from_micros(u64::try_from(lead.as_micros()).unwrap_or(0) / 10 * tenth / 1_000_000);
+                now.instant_of(expires - lead - early)
+            }
+        };
+    }
+
+    /// The configuration was read again: what is live is judged by it, in turns.
+    pub(super) fn reload(&mut self, options: Arc<Options>) {
+        self.verifier = Verifier::new(options.auth.jwt.clone());
+        self.options = options;
+        self.reload_streams();
+        self.recheck = Some(0);
+        self.rejudge = true;
+    }
+
+    /// An HTTP connection's time is over.
+    fn http_due(&mut self, index: u32) {
+        let now: Instant = self.now.at;
+        let Some(State::Http(http)) = self.connections.at_mut(index).map(|connection| &mut connection.state) else { return };
+        match &mut http.phase {
+            Phase::Head if http.buffer.is_empty() => self.finish_http(index),
+            Phase::Head | Phase::Body { .. } => self.request_timed_out(index),
+            Phase::Waiting { .. } => self.waited(index),
+            Phase::Asking { .. } => self.unanswered(index),
+            Phase::Delayed { answer, keep_alive } => {
+                let (answer, keep_alive) = (std::mem::take(answer), *keep_alive);
+                http.phase = Phase::Head;
+                http.deadline = now + self.options.limits.keep_alive;
+                self.send_answer(index, answer, keep_alive);
+            }
+        }
+    }
+}

@@ -1,0 +1,660 @@
+//! The upstream client against a real server that misbehaves, over both drivers.
+
+mod support;
+
+use std::net::{IpAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use restcast::limits;
+use restcast::runtime::fetch::{FetcherCounts, FetcherOptions};
+use restcast::runtime::resolver::Resolver;
+use restcast::stream::poll::{FetchRequest, FetchResponse, Target, UpstreamCode};
+use restcast::stream::{CaFile, Options};
+use support::client::{Client, NOW, SECOND, connections_become, request, short, target};
+use support::{Authority, Coding, Framing, Reply, Step, Upstream, on_each_driver, self_signed};
+
+fn body(response: &FetchResponse) -> &str {
+    std::str::from_utf8(&response.body).expect("UTF-8")
+}
+
+// What an upstream should do.
+
+#[test]
+fn a_value_comes_through_every_framing_and_coding() {
+    on_each_driver(async || {
+        let (client, upstream) = (Client::new(), Upstream::start());
+        let text = format!("[{}1]", "0,".repeat(9000));
+        for framing in [Framing::Length, Framing::Chunked(1), Framing::Chunked(700), Framing::Close] {
+            for coding in [Coding::Identity, Coding::Gzip, Coding::Deflate] {
+                upstream.set("/leads", Reply::json(text.as_str()).framing(framing).coding(coding));
+                let response = client.get(&upstream.url("/leads")).await.expect("a response");
+                assert_eq!((response.status, body(&response)), (200, text.as_str()), "{framing:?} {coding:?}");
+                assert_eq!(response.received, NOW);
+            }
+        }
+    });
+}
+
+#[test]
+fn a_request_says_what_the_target_says() {
+    on_each_driver(async || {
+        let (client, upstream) = (Client::new(), Upstream::start());
+        upstream.set_json("/leads", "1");
+        let mut asked = target(&upstream.url("/leads?a=b"), |options| options.method = "POST".into());
+        asked.body = Some(Arc::from(*b"{\"q\":1}"));
+        client.poll(asked).await.expect("a response");
+        let seen = upstream.requests().remove(0);
+        assert_eq!((seen.method.as_str(), seen.target.as_str()), ("POST", "/leads?a=b&key=hunter2-query"));
+        assert_eq!(seen.header("host"), Some(upstream.address().to_string().as_str()));
+        assert_eq!(seen.header("x-api-key"), Some("hunter2-header"));
+        assert_eq!(seen.body, b"{\"q\":1}");
+    });
+}
+
+#[test]
+fn validators_go_out_and_come_back() {
+    on_each_driver(async || {
+        let (client, upstream) = (Client::new(), Upstream::start());
+        upstream.set_json("/leads", "1");
+        let url = upstream.url("/leads");
+        let first = client.get(&url).await.expect("a response");
+        assert_eq!(first.validators.etag.as_deref(), Some(b"\"v1\"".as_slice()));
+        let again = FetchRequest { target: Arc::new(target(&url, |_| {})), validators: first.validators.clone() };
+        let second = client.fetcher.fetch(again, || NOW).await.expect("a response");
+        assert_eq!((second.status, second.body.len()), (304, 0));
+        assert_eq!(upstream.not_modified_count(), 1);
+        assert_eq!(upstream.connection_count(), 1, "304 leaves the connection usable");
+    });
+}
+
+#[test]
+fn statuses_are_answers_without_a_body() {
+    on_each_driver(async || {
+        let (client, upstream) = (Client::new(), Upstream::start());
+        for status in [204, 301, 401, 404, 429, 500, 503] {
+            upstream.set("/leads", Reply::body("text/html", "<h1>no</h1>").header("Retry-After", "7"));
+            upstream.once("/leads", Reply::status(status).header("Retry-After", "7"));
+            let response = client.get(&upstream.url("/leads")).await.expect("a response");
+            assert_eq!((response.status, response.body.len()), (status, 0));
+            assert_eq!(response.retry_after, Some(7 * SECOND));
+        }
+        assert_eq!(upstream.connection_count(), 1, "small error bodies are read out of the way");
+    });
+}
+
+#[test]
+fn head_has_no_body_and_interim_responses_are_passed_over() {
+    on_each_driver(async || {
+        let (client, upstream) = (Client::new(), Upstream::start());
+        upstream.set_json("/leads", "[1,2,3]");
+        let head = target(&upstream.url("/leads"), |options| options.method = "HEAD".into());
+        assert_eq!(client.poll(head).await.expect("a response").body, b"");
+        let early = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n4";
+        upstream.once("/leads", Reply::raw(*early));
+        assert_eq!(body(&client.get(&upstream.url("/leads")).await.expect("a response")), "4");
+        assert_eq!(upstream.connection_count(), 1);
+    });
+}
+
+// Connections.
+
+#[test]
+fn connections_are_used_again() {
+    on_each_driver(async || {
+        let (client, upstream) = (Client::new(), Upstream::start());
+        upstream.set_json("/leads", "1");
+        for _ in 0..20 {
+            client.get(&upstream.url("/leads")).await.expect("a response");
+        }
+        assert_eq!((upstream.request_count(), upstream.connection_count()), (20, 1));
+        assert_eq!(client.fetcher.counts(), FetcherCounts { open: 1, idle: 1 });
+    });
+}
+
+#[test]
+fn a_connection_that_says_close_is_not_used_again() {
+    on_each_driver(async || {
+        let (client, upstream) = (Client::new(), Upstream::start());
+        upstream.set("/leads", Reply::json("1").header("Connection", "close"));
+        for _ in 0..3 {
+            client.get(&upstream.url("/leads")).await.expect("a response");
+        }
+        assert_eq!(upstream.connection_count(), 3);
+        assert_eq!(client.fetcher.counts().open, 0);
+    });
+}
+
+#[test]
+fn an_idle_connection_found_closed_is_replaced_unseen() {
+    on_each_driver(async || {
+        let (client, upstream) = (Client::new(), Upstream::start());
+        upstream.set("/leads", Reply::json("1").then(Step::Close));
+        for _ in 0..5 {
+            client.get(&upstream.url("/leads")).await.expect("a response");
+            connections_become(&upstream, 0).await;
+        }
+        assert_eq!((upstream.request_count(), upstream.connection_count()), (5, 5), "no request was sent in vain");
+    });
+}
+
+#[test]
+fn a_kept_connection_that_dies_under_the_request_is_replaced_once() {
+    on_each_driver(async || {
+        let (client, upstream) = (Client::new(), Upstream::start());
+        let url = upstream.url("/leads");
+        for death in [Step::Close, Step::Reset] {
+            upstream.set("/leads", Reply::json("1"));
+            client.get(&url).await.expect("a response");
+            let before = upstream.connection_count();
+            // The request is read, and the connection ends without an answer: twice would be an error.
+            upstream.once("/leads", Reply::steps(vec![death.clone()]));
+            client.get(&url).await.expect("the second attempt's response");
+            assert_eq!(upstream.connection_count(), before + 1);
+            upstream.once("/leads", Reply::steps(vec![death.clone()]));
+            upstream.once("/leads", Reply::steps(vec![death]));
+            let error = client.get(&url).await.expect_err("a fresh connection is not replaced");
+            assert!(matches!(error.code, UpstreamCode::Protocol | UpstreamCode::Unreachable), "{error:?}");
+        }
+    });
+}
+
+#[test]
+fn an_action_is_never_sent_twice() {
+    on_each_driver(async || {
+        let (client, upstream) = (Client::new(), Upstream::start());
+        upstream.set("/leads", Reply::json("1"));
+        client.get(&upstream.url("/leads")).await.expect("a response");
+        upstream.once("/leads", Reply::steps(vec![Step::Close]));
+        let action = target(&upstream.url("/leads"), |options| options.method = "POST".into());
+        client.fetcher.fetch_once(request(action), || NOW).await.expect_err("no response");
+        assert_eq!((upstream.request_count(), upstream.connection_count()), (2, 2), "over a connection of its own");
+    });
+}
+
+#[test]
+fn bytes_behind_a_response_end_the_connection() {
+    on_each_driver(async || {
+        let (client, upstream) = (Client::new(), Upstream::start());
+        let smuggled = b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n1HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n2";
+        upstream.set("/leads", Reply::raw(*smuggled));
+        for _ in 0..3 {
+            assert_eq!(body(&client.get(&upstream.url("/leads")).await.expect("a response")), "1");
+        }
+        assert_eq!(upstream.connection_count(), 3);
+        // The same, but later, on the connection that idles.
+        let later = vec![
+            Step::Send(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n3".to_vec()),
+            Step::Pause(Duration::from_millis(50)),
+            Step::Send(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n4".to_vec()),
+        ];
+        upstream.set("/leads", Reply::steps(later));
+        for _ in 0..3 {
+            assert_eq!(body(&client.get(&upstream.url("/leads")).await.expect("a response")), "3");
+            monoio::time::sleep(Duration::from_millis(100)).await;
+        }
+        assert_eq!(upstream.connection_count(), 6);
+    });
+}
+
+#[test]
+fn idle_connections_are_bounded_and_expire() {
+    on_each_driver(async || {
+        let options = FetcherOptions {
+            idle_per_origin_max: 2,
+            idle_max: 3,
+            idle_timeout: Duration::from_millis(300),
+            ..FetcherOptions::default()
+        };
+        let client = Client::with(options, Resolver::system());
+        let (one, two) = (Upstream::start(), Upstream::start());
+        for upstream in [&one, &two] {
+            upstream.set("/leads", Reply::json("1").delay(Duration::from_millis(50)));
+            let url = upstream.url("/leads");
+            let fetches = (0..3).map(|_| client.spawn(target(&url.clone(), |_| {})));
+            for fetch in fetches.collect::<Vec<_>>() {
+                fetch.await.expect("a response");
+            }
+        }
+        assert_eq!(client.fetcher.counts(), FetcherCounts { open: 3, idle: 3 });
+        connections_become(&one, 1).await;
+        connections_become(&two, 2).await;
+        monoio::time::sleep(Duration::from_millis(500)).await;
+        assert_eq!(client.fetcher.counts(), FetcherCounts { open: 0, idle: 0 });
+        connections_become(&one, 0).await;
+        connections_become(&two, 0).await;
+    });
+}
+
+#[test]
+fn at_the_cap_fetches_wait_their_turn() {
+    on_each_driver(async || {
+        let options = FetcherOptions { connections_max: 2, waiting_max: 3, ..FetcherOptions::default() };
+        let client = Client::with(options, Resolver::system());
+        let upstream = Upstream::start();
+        let start = |n: usize| {
+            let path = format!("/{n}");
+            upstream.set(&path, Reply::json("1").delay(Duration::from_millis(if n == 0 { 60 } else { 120 })));
+            client.spawn(target(&upstream.url(&path), |_| {}))
+        };
+        let fetches: Vec<_> = (0..6).map(start).collect();
+        let mut outcomes = Vec::new();
+        for fetch in fetches {
+            outcomes.push(fetch.await);
+        }
+        let refused = outcomes.pop().expect("six outcomes").expect_err("the sixth is one too many");
+        assert_eq!(refused.code, UpstreamCode::Unreachable);
+        assert!(outcomes.iter().all(Result::is_ok), "two at once and three that waited");
+        let order: Vec<_> = upstream.requests().iter().map(|seen| seen.target[1..2].to_owned()).collect();
+        assert_eq!(order[2..], ["2", "3", "4"], "in the order they came");
+        assert!(client.fetcher.counts().open <= 2);
+
+        // One that gives up while it waits passes its turn on; an idle connection elsewhere makes room.
+        let other = Upstream::start();
+        other.set_json("/leads", "1");
+        other.set("/slow", Reply::json("1").delay(Duration::from_millis(400)));
+        let slow: Vec<_> = (0..2).map(|_| client.spawn(target(&other.url("/slow"), |_| {}))).collect();
+        monoio::time::sleep(Duration::from_millis(20)).await;
+        let detail = client.fails(target(&other.url("/leads"), short), UpstreamCode::Timeout).await;
+        assert!(detail.contains("waiting for a free connection"), "{detail}");
+        client.get(&other.url("/leads")).await.expect("a response");
+        for slow in slow {
+            slow.await.expect("a response");
+        }
+        assert!(client.fetcher.counts().open <= 2);
+    });
+}
+
+#[test]
+fn at_the_cap_a_connection_goes_from_hand_to_hand() {
+    on_each_driver(async || {
+        let options = FetcherOptions { connections_max: 1, ..FetcherOptions::default() };
+        let (client, upstream) = (Client::with(options, Resolver::system()), Upstream::start());
+        upstream.set("/leads", Reply::json("1").delay(Duration::from_millis(5)));
+        let url = upstream.url("/leads");
+        let fetches: Vec<_> = (0..20).map(|_| client.spawn(target(&url, |_| {}))).collect();
+        for fetch in fetches {
+            fetch.await.expect("a response");
+        }
+        assert_eq!((upstream.request_count(), upstream.connection_count()), (20, 1), "not closed for those who wait");
+        // One that is given a connection that dies gets a fresh one in its turn.
+        upstream.once("/leads", Reply::json("1").delay(Duration::from_millis(50)));
+        upstream.once("/leads", Reply::steps(vec![Step::Close]));
+        for fetch in [client.spawn(target(&url, |_| {})), client.spawn(target(&url, |_| {}))] {
+            fetch.await.expect("a response");
+        }
+        assert_eq!(upstream.connection_count(), 2);
+        // An action waits for a connection of its own.
+        upstream.once("/leads", Reply::json("1").delay(Duration::from_millis(50)));
+        let poll = client.spawn(target(&url, |_| {}));
+        client.fetcher.fetch_once(request(target(&url, |_| {})), || NOW).await.expect("a response");
+        poll.await.expect("a response");
+        assert_eq!(upstream.connection_count(), 3);
+    });
+}
+
+// Time-outs.
+
+#[test]
+fn silence_and_drips_time_out() {
+    on_each_driver(async || {
+        let (client, upstream) = (Client::new(), Upstream::start());
+        let url = upstream.url("/leads");
+        upstream.set("/leads", Reply::steps(vec![Step::Stall]));
+        let began = Instant::now();
+        let detail = client.fails(target(&url, short), UpstreamCode::Timeout).await;
+        assert!(detail.contains("150ms") && detail.contains("first byte"), "{detail}");
+        assert!(began.elapsed() < SECOND);
+        for reply in [
+            Reply::json("[1]").drip(1, Duration::from_millis(30)),
+            Reply::promise(100),
+            Reply::json("[1]").framing(Framing::Chunked(1)).drip(7, Duration::from_millis(30)),
+        ] {
+            upstream.set("/leads", reply);
+            let detail = client.fails(target(&url, short), UpstreamCode::Timeout).await;
+            assert!(detail.contains("300ms") && detail.contains("receiving"), "{detail}");
+        }
+        connections_become(&upstream, 0).await;
+        assert_eq!(client.fetcher.counts(), FetcherCounts { open: 0, idle: 0 });
+        upstream.set("/leads", Reply::json("[1]").drip(10, Duration::from_millis(1)));
+        assert_eq!(body(&client.get(&url).await.expect("slow is not dead")), "[1]");
+    });
+}
+
+#[test]
+fn a_connect_that_is_not_answered_times_out() {
+    on_each_driver(async || {
+        // A listener whose queue is full lets a connect hang, as a firewall that drops packets would.
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("an address");
+        socket2::SockRef::from(&listener).listen(0).expect("a shorter queue");
+        let _fillers: Vec<_> =
+            (0..3).map(|_| TcpStream::connect_timeout(&address, Duration::from_millis(50))).collect();
+        let client = Client::new();
+        let hasty = target(&format!("http://{address}/"), |options| options.connect_timeout = SECOND / 5);
+        let detail = client.fails(hasty, UpstreamCode::Timeout).await;
+        assert!(detail.contains("connecting"), "{detail}");
+        assert_eq!(client.fetcher.counts().open, 0);
+    });
+}
+
+#[test]
+fn a_tls_handshake_that_is_not_answered_times_out() {
+    on_each_driver(async || {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let client = Client::new();
+        let hasty = target(&format!("https://{address}/"), |options| options.connect_timeout = SECOND);
+        client.fails(hasty, UpstreamCode::Timeout).await;
+    });
+}
+
+// Faults.
+
+#[test]
+fn nothing_there_is_unreachable() {
+    on_each_driver(async || {
+        let client = Client::new();
+        let closed = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port");
+        let detail = client.fails(target(&format!("http://{closed}/"), |_| {}), UpstreamCode::Unreachable).await;
+        assert!(detail.contains("refused"), "{detail}");
+    });
+}
+
+#[test]
+fn what_is_not_http_is_a_protocol_error() {
+    on_each_driver(async || {
+        let (client, upstream) = (Client::new(), Upstream::start());
+        let faults: Vec<(&str, Reply)> = vec![
+            ("garbage", Reply::raw(*b"\x16\x03\x01 hunter2 garbage\r\n\r\n")),
+            ("closed at once", Reply::steps(vec![Step::Close])),
+            (
+                "cut in the head",
+                Reply::steps(vec![Step::Send(b"HTTP/1.1 200 OK\r\nX-A: hunter2".to_vec()), Step::Close]),
+            ),
+            ("cut in the body", {
+                let part = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n[1,2".to_vec();
+                Reply::steps(vec![Step::Send(part), Step::Close])
+            }),
+            ("cut in a chunk", {
+                let part = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n[1".to_vec();
+                Reply::steps(vec![Step::Send(part), Step::Close])
+            }),
+            ("reset in the body", Reply::reset_within(100, 1000)),
+            ("no chunk size", Reply::raw(*b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nhunter2\r\n")),
+            ("two lengths", Reply::raw(*b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n11")),
+            ("endless headers", Reply::endless_headers()),
+            ("switching", Reply::raw(*b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n")),
+        ];
+        for (name, reply) in faults {
+            upstream.set("/leads", reply);
+            let error = client.get(&upstream.url("/leads")).await.expect_err(name);
+            assert_eq!(error.code, UpstreamCode::Protocol, "{name}: {error:?}");
+            assert!(!error.detail.contains("hunter2"), "{name}: {error:?}");
+        }
+        connections_become(&upstream, 0).await;
+    });
+}
+
+#[test]
+fn what_does_not_inflate_is_a_body_error() {
+    on_each_driver(async || {
+        let (client, upstream) = (Client::new(), Upstream::start());
+        for reply in [
+            Reply::json("not gzip").header("Content-Encoding", "gzip"),
+            Reply::json("[1]").header("Content-Encoding", "br"),
+        ] {
+            upstream.set("/leads", reply);
+            client.fails(target(&upstream.url("/leads"), |_| {}), UpstreamCode::Body).await;
+        }
+    });
+}
+
+#[test]
+fn a_body_may_have_as_many_bytes_as_allowed_and_no_more() {
+    on_each_driver(async || {
+        let (client, upstream) = (Client::new(), Upstream::start());
+        for framing in [Framing::Length, Framing::Chunked(1000), Framing::Close] {
+            for coding in [Coding::Identity, Coding::Gzip] {
+                let reply = |size: usize| Reply::json(" ".repeat(size)).framing(framing).coding(coding);
+                upstream.set("/leads", reply(64 << 10));
+                assert_eq!(client.get(&upstream.url("/leads")).await.expect("it fits").body.len(), 64 << 10);
+                upstream.set("/leads", reply((64 << 10) + 1));
+                client.fails(target(&upstream.url("/leads"), |_| {}), UpstreamCode::TooLarge).await;
+            }
+        }
+        for reply in [Reply::promise(2 << 30), Reply::gzip_bomb(4 << 20), Reply::endless_chunks()] {
+            upstream.set("/leads", reply);
+            client.fails(target(&upstream.url("/leads"), |_| {}), UpstreamCode::TooLarge).await;
+        }
+        connections_become(&upstream, 0).await;
+    });
+}
+
+#[test]
+fn an_error_page_is_drained_only_while_it_is_small_and_quick() {
+    on_each_driver(async || {
+        let (client, upstream) = (Client::new(), Upstream::start());
+        let url = upstream.url("/leads");
+        let page = |size: usize| {
+            let head = format!("HTTP/1.1 500 Oops\r\nContent-Length: {size}\r\n\r\n").into_bytes();
+            Reply::raw([head, vec![b'x'; size]].concat())
+        };
+        upstream.set("/leads", page(32 << 10));
+        assert_eq!(client.get(&url).await.expect("a status").status, 500);
+        assert_eq!(client.fetcher.counts().idle, 1, "small: the connection is kept");
+        for reply in [
+            page(1 << 20),
+            Reply::raw(*b"HTTP/1.1 500 Oops\r\nContent-Length: 100\r\n\r\nslow"),
+            Reply::raw(*b"HTTP/1.1 500 Oops\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\nnope"),
+            Reply::raw(*b"HTTP/1.1 500 Oops\r\nTransfer-Encoding: chunked\r\n\r\nnope\r\n"),
+            Reply::steps(vec![Step::Send(b"HTTP/1.1 500 Oops\r\nContent-Length: 9\r\n\r\n1".to_vec()), Step::Close]),
+        ] {
+            upstream.set("/leads", reply);
+            let began = Instant::now();
+            assert_eq!(client.get(&url).await.expect("a status").status, 500);
+            assert!(began.elapsed() < limits::UPSTREAM_DRAIN_TIMEOUT + SECOND, "the status is not held up");
+        }
+        connections_become(&upstream, 0).await;
+    });
+}
+
+#[test]
+fn an_answer_before_the_request_is_sent_is_taken() {
+    on_each_driver(async || {
+        let (client, upstream) = (Client::new(), Upstream::start());
+        upstream.set("/leads", Reply::json("[1]").before_body());
+        let mut large = target(&upstream.url("/leads"), |options| options.method = "POST".into());
+        large.body = Some(Arc::from(vec![b' '; 32 << 20]));
+        assert_eq!(body(&client.poll(large).await.expect("the early answer")), "[1]");
+        assert_eq!(client.fetcher.counts().open, 0, "a half-sent request spoils the connection");
+        connections_become(&upstream, 0).await;
+    });
+}
+
+#[test]
+fn only_http_and_https_are_spoken() {
+    on_each_driver(async || {
+        let client = Client::new();
+        for url in ["ftp://127.0.0.1/", "file:///etc/passwd", "unix:/run/x"] {
+            let url: url::Url = url.parse().expect("a URL");
+            let wrong = Target { url, ..target("http://127.0.0.1/", |_| {}) };
+            client.fails(wrong, UpstreamCode::Blocked).await;
+        }
+    });
+}
+
+// TLS.
+
+fn trusting(authority: &Authority) -> impl Fn(&mut Options) {
+    let pem = Arc::from(authority.pem().into_bytes());
+    move |options| options.ca = Some(CaFile { path: "ca.pem".into(), pem: Arc::clone(&pem) })
+}
+
+#[test]
+fn tls_serves_values_of_any_size_over_one_connection() {
+    on_each_driver(async || {
+        let (client, authority) = (Client::new(), Authority::new());
+        let upstream = Upstream::start_tls(&authority.identity(&["localhost", "127.0.0.1"]));
+        for size in [0, 1, 16 << 10, (16 << 10) + 1, 64 << 10] {
+            let text = " ".repeat(size);
+            upstream.set("/leads", Reply::json(text.as_str()));
+            let asked = target(&upstream.url_by_name("localhost", "/leads"), trusting(&authority));
+            assert_eq!(body(&client.poll(asked).await.expect("a response")), text);
+        }
+        assert_eq!(upstream.connection_count(), 1, "session tickets do not end an idle connection");
+        assert_eq!(upstream.resumed_count(), 0);
+        upstream.close_connections();
+        connections_become(&upstream, 0).await;
+        let asked = target(&upstream.url_by_name("localhost", "/leads"), trusting(&authority));
+        client.poll(asked).await.expect("a response");
+        assert_eq!((upstream.connection_count(), upstream.resumed_count()), (2, 1), "a new connection, an old session");
+        let by_address = target(&upstream.url("/leads"), trusting(&authority));
+        assert_eq!(client.poll(by_address).await.expect("the certificate names the address").status, 200);
+        let mut large = target(&upstream.url("/leads"), trusting(&authority));
+        large.body = Some(Arc::from(vec![b' '; 300_000]));
+        assert_eq!(client.poll(large).await.expect("a response").status, 200);
+        assert_eq!(upstream.requests().last().expect("requests").body.len(), 300_000);
+    });
+}
+
+#[test]
+fn certificates_that_should_not_be_trusted_are_not() {
+    on_each_driver(async || {
+        let (client, authority) = (Client::new(), Authority::new());
+        let trust = trusting(&authority);
+        for (identity, words) in [
+            (authority.identity(&["other.example"]), "certificate not valid for name"),
+            (authority.expired(&["localhost"]), "certificate expired"),
+            (self_signed(&["localhost"]), "certificate"),
+            (Authority::new().identity(&["localhost"]), "certificate"),
+        ] {
+            let upstream = Upstream::start_tls(&identity);
+            upstream.set_json("/leads", "1");
+            let url = upstream.url_by_name("localhost", "/leads");
+            let detail = client.fails(target(&url, &trust), UpstreamCode::Tls).await;
+            assert!(detail.contains(words), "{detail}");
+            assert!(!detail.contains("other.example"), "{detail}");
+            assert_eq!(upstream.request_count(), 0, "nothing was asked");
+            connections_become(&upstream, 0).await;
+        }
+        // A private authority is nobody's but the stream's that names it.
+        let upstream = Upstream::start_tls(&authority.identity(&["localhost"]));
+        upstream.set_json("/leads", "1");
+        let url = upstream.url_by_name("localhost", "/leads");
+        client.poll(target(&url, &trust)).await.expect("a response");
+        client.fails(target(&url, |_| {}), UpstreamCode::Tls).await;
+        client.fails(target(&url, trusting(&Authority::new())), UpstreamCode::Tls).await;
+        let bad = |options: &mut Options| {
+            options.ca = Some(CaFile { path: "ca.pem".into(), pem: Arc::from(*b"no certificate") });
+        };
+        client.fails(target(&url, bad), UpstreamCode::Tls).await;
+    });
+}
+
+#[test]
+fn https_to_an_http_server_says_so() {
+    on_each_driver(async || {
+        let (client, upstream) = (Client::new(), Upstream::start());
+        let authority = Authority::new();
+        let url = upstream.url("/leads").replace("http:", "https:");
+        client.fails(target(&url, trusting(&authority)), UpstreamCode::Tls).await;
+    });
+}
+
+#[test]
+fn a_body_that_ends_with_the_connection_must_end_in_good_order_under_tls() {
+    on_each_driver(async || {
+        let (client, authority) = (Client::new(), Authority::new());
+        let upstream = Upstream::start_tls(&authority.identity(&["127.0.0.1"]));
+        let url = upstream.url("/leads");
+        upstream.set("/leads", Reply::json("[1,2]").framing(Framing::Close));
+        assert_eq!(body(&client.poll(target(&url, trusting(&authority))).await.expect("a response")), "[1,2]");
+        upstream.set("/leads", Reply::json("[1,2]").framing(Framing::Close).then(Step::Cut));
+        client.fails(target(&url, trusting(&authority)), UpstreamCode::Protocol).await;
+        upstream.set("/leads", Reply::json("[1,2]").then(Step::Close));
+        for _ in 0..3 {
+            client.poll(target(&url, trusting(&authority))).await.expect("a closed connection is replaced");
+            connections_become(&upstream, 0).await;
+        }
+    });
+}
+
+// Names.
+
+#[test]
+fn localhost_resolves_and_other_names_may_not() {
+    on_each_driver(async || {
+        let resolver = Resolver::with_lookup(Box::new(|name| match name {
+            "upstream.test" => Ok(vec!["127.0.0.1".parse().expect("an address")]),
+            "empty.test" => Ok(Vec::new()),
+            _ => Err(std::io::Error::other("no such host")),
+        }));
+        let (client, upstream) = (Client::with(FetcherOptions::default(), resolver), Upstream::start());
+        upstream.set_json("/leads", "1");
+        for name in ["localhost", "LOCALHOST.", "api.localhost", "upstream.test"] {
+            client.get(&upstream.url_by_name(name, "/leads")).await.expect(name);
+        }
+        for name in ["empty.test", "gone.test"] {
+            client.fails(target(&upstream.url_by_name(name, "/leads"), |_| {}), UpstreamCode::Dns).await;
+        }
+    });
+}
+
+#[test]
+fn a_lookup_is_shared_remembered_and_timed() {
+    on_each_driver(async || {
+        let lookups = Arc::new(AtomicUsize::new(0));
+        let counting = Arc::clone(&lookups);
+        let resolver = Resolver::with_lookup(Box::new(move |name| {
+            counting.fetch_add(1, Ordering::SeqCst);
+            let slow = if name == "hung.test" { 3000 } else { 50 };
+            std::thread::sleep(Duration::from_millis(slow));
+            Ok(vec!["127.0.0.1".parse().expect("an address")])
+        }));
+        let (client, upstream) = (Client::with(FetcherOptions::default(), resolver), Upstream::start());
+        upstream.set("/leads", Reply::json("1").header("Connection", "close"));
+        let url = upstream.url_by_name("upstream.test", "/leads");
+        let fetches = (0..10).map(|_| client.spawn(target(&url.clone(), |_| {})));
+        for fetch in fetches.collect::<Vec<_>>() {
+            fetch.await.expect("a response");
+        }
+        client.get(&url).await.expect("a response");
+        assert_eq!(lookups.load(Ordering::SeqCst), 1);
+        let hasty = target(&upstream.url_by_name("hung.test", "/"), |options| options.connect_timeout = SECOND / 5);
+        let began = Instant::now();
+        client.fails(hasty, UpstreamCode::Timeout).await;
+        assert!(began.elapsed() < SECOND, "a hung name server holds nobody up");
+        client.get(&url).await.expect("other names go on");
+    });
+}
+
+#[test]
+fn the_first_address_that_answers_wins() {
+    on_each_driver(async || {
+        // One address refuses, one hangs, one answers; the port is the same for all.
+        let upstream = Upstream::start();
+        upstream.set_json("/leads", "1");
+        let port = upstream.address().port();
+        let hanging = TcpListener::bind(("127.0.0.9", port)).expect("the port is free there");
+        socket2::SockRef::from(&hanging).listen(0).expect("a shorter queue");
+        let hanging_at = hanging.local_addr().expect("an address");
+        let _fillers: Vec<_> =
+            (0..3).map(|_| TcpStream::connect_timeout(&hanging_at, Duration::from_millis(50))).collect();
+        let addresses = |list: &[&str]| list.iter().map(|ip| ip.parse().expect("an address")).collect::<Vec<IpAddr>>();
+        for (list, at_least) in [
+            (addresses(&["127.0.0.8", "127.0.0.1"]), Duration::ZERO),
+            (addresses(&["127.0.0.9", "127.0.0.1"]), limits::CONNECT_STAGGER),
+            (addresses(&["127.0.0.9", "::1", "127.0.0.8", "127.0.0.1"]), limits::CONNECT_STAGGER),
+        ] {
+            let resolver = Resolver::with_lookup(Box::new(move |_| Ok(list.clone())));
+            let client = Client::with(FetcherOptions::default(), resolver);
+            let began = Instant::now();
+            client.get(&upstream.url_by_name("upstream.test", "/leads")).await.expect("a response");
+            let took = began.elapsed();
+            assert!(took >= at_least && took < at_least + SECOND, "{took:?}");
+            assert_eq!(client.fetcher.counts().open, 1);
+        }
+    });
+}

@@ -1,0 +1,111 @@
+//! The upstream client as tests use it: short time-outs, a clock that stands still, and secrets to look for in errors.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use monoio::task::JoinHandle;
+use restcast::ids::StreamId;
+use restcast::runtime::fetch::{Fetcher, FetcherOptions};
+use restcast::runtime::resolver::Resolver;
+use restcast::secret::Secret;
+use restcast::stream::Options;
+use restcast::stream::poll::{FetchRequest, FetchResult, Target, UpstreamCode, Validators};
+use restcast::stream::template::UrlTemplate;
+use restcast::time::WallTime;
+
+use super::Upstream;
+
+pub const SECOND: Duration = Duration::from_secs(1);
+pub const NOW: WallTime = WallTime::from_secs(1_800_000_000);
+
+/// A client whose clock stands still.
+pub struct Client {
+    pub fetcher: Fetcher,
+    _resolver: Resolver,
+}
+
+impl Client {
+    /// One with the defaults, and the system's resolver.
+    pub fn new() -> Client {
+        Client::with(FetcherOptions::default(), Resolver::system())
+    }
+
+    pub fn with(options: FetcherOptions, resolver: Resolver) -> Client {
+        let fetcher = Fetcher::new(options, resolver.handle().expect("descriptors are left"));
+        Client { fetcher, _resolver: resolver }
+    }
+
+    pub async fn get(&self, url: &str) -> FetchResult {
+        self.poll(target(url, |_| {})).await
+    }
+
+    pub async fn poll(&self, target: Target) -> FetchResult {
+        self.fetcher.fetch(request(target), || NOW).await
+    }
+
+    /// Polls in a task of its own.
+    pub fn spawn(&self, target: Target) -> JoinHandle<FetchResult> {
+        let fetcher = self.fetcher.clone();
+        monoio::spawn(async move { fetcher.fetch(request(target), || NOW).await })
+    }
+
+    /// Polls, expects an error of this code without a secret in it, and returns its detail.
+    pub async fn fails(&self, target: Target, code: UpstreamCode) -> String {
+        let error = self.poll(target).await.expect_err("no response");
+        assert_eq!(error.code, code, "{error:?}");
+        assert!(!error.detail.contains("hunter2"), "a secret stands in {error:?}");
+        error.detail
+    }
+}
+
+pub fn request(target: Target) -> FetchRequest {
+    FetchRequest { target: Arc::new(target), validators: Validators::default() }
+}
+
+/// A target with short time-outs and a secret in its URL and headers.
+pub fn target(url: &str, change: impl FnOnce(&mut Options)) -> Target {
+    let mut options = Options {
+        id: StreamId::new("leads").expect("an id"),
+        url: UrlTemplate::parse::<&str>("http://upstream.example/", &[]).expect("a URL"),
+        interval: SECOND,
+        method: "GET".into(),
+        headers: vec![("X-Api-Key".into(), Secret::new(*b"hunter2-header"))],
+        body: None,
+        params: Vec::new(),
+        ca: None,
+        connect_timeout: 2 * SECOND,
+        first_byte_timeout: 5 * SECOND,
+        timeout: 10 * SECOND,
+        response_bytes_max: 64 << 10,
+        backoff_max: SECOND,
+        linger: SECOND,
+        keep_warm: false,
+        history: 16,
+        history_bytes: 1 << 20,
+        ignore: Vec::new(),
+        array_key: None,
+        allow_anonymous: false,
+        roles: Vec::new(),
+        permissions: Vec::new(),
+    };
+    change(&mut options);
+    let mut url: url::Url = url.parse().expect("a URL");
+    url.query_pairs_mut().append_pair("key", "hunter2-query");
+    Target { options: Arc::new(options), url, body: None }
+}
+
+pub fn short(options: &mut Options) {
+    options.first_byte_timeout = Duration::from_millis(150);
+    options.timeout = Duration::from_millis(300);
+}
+
+/// Waits, without holding the core, until the upstream sees `count` connections.
+pub async fn connections_become(upstream: &Upstream, count: usize) {
+    for _ in 0..200 {
+        if upstream.open_connections() == count {
+            return;
+        }
+        monoio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(upstream.open_connections(), count, "connections that the upstream sees");
+}
