@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
+use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use browser::{Browser, PATIENCE};
 
@@ -37,7 +38,8 @@ fn a_watcher_sees_changes_over_websocket_sse_and_polling_and_renews_in_band() {
         stage.expect_live("ws");
         stage.expect_changes();
         stage.expect_the_servers_value();
-        let kind = if format == "full" { "snapshot" } else { format };
+        // A merge of an array is the array again, and the server sends what is smaller.
+        let kind = if format == "patch" { "patch" } else { "snapshot" };
         stage.browser.wait_for(&format!("document.querySelector('#frame-list li[data-kind=\"{kind}\"]')"));
     }
     stage.expect_no_token_in_sight();
@@ -165,6 +167,241 @@ fn it_fits_a_desk_and_a_phone_in_light_and_dark() {
     stage.expect_no_complaint();
 }
 
+/// Stands in for the server's side of a WebSocket: a test says each frame itself.
+const SCRIPTED_WEBSOCKET: &str = "
+    window.sockets = [];
+    window.WebSocket = class {
+        static OPEN = 1;
+        readyState = 1;
+        sent = [];
+        constructor(url, protocols) {
+            this.url = String(url);
+            this.protocols = protocols;
+            sockets.push(this);
+            const auth = { type: 'jwt', sub: 'u1', expires_at: null };
+            setTimeout(() => { this.onopen(); this.say({ type: 'welcome', connection: 'c_1', auth, heartbeat_ms: 25000 }); }, 1);
+        }
+        say(frame) { this.onmessage({ data: typeof frame === 'string' ? frame : JSON.stringify(frame) }); }
+        send(text) { this.sent.push(text); }
+        close() { this.readyState = 3; }
+        end(code, reason) { this.readyState = 3; this.onclose({ code, reason }); }
+    };";
+
+#[test]
+fn patches_and_merges_apply_as_their_rfcs_say() {
+    let mut stage = Stage::scripted();
+    // RFC 7396, appendix A, with each value as a member so that the page shows it beside the rows.
+    for (value, merge) in [
+        (r#"{"a":"b"}"#, r#"{"a":"c"}"#),
+        (r#"{"a":"b"}"#, r#"{"b":"c"}"#),
+        (r#"{"a":"b"}"#, r#"{"a":null}"#),
+        (r#"{"a":"b","b":"c"}"#, r#"{"a":null}"#),
+        (r#"{"a":["b"]}"#, r#"{"a":"c"}"#),
+        (r#"{"a":"c"}"#, r#"{"a":["b"]}"#),
+        (r#"{"a":{"b":"c"}}"#, r#"{"a":{"b":"d","c":null}}"#),
+        (r#"{"a":[{"b":"c"}]}"#, r#"{"a":[1]}"#),
+        (r#"["a","b"]"#, r#"["c","d"]"#),
+        (r#"{"a":"b"}"#, r#"["c"]"#),
+        (r#"{"a":"foo"}"#, r#""bar""#),
+        (r#"{"e":null}"#, r#"{"a":1}"#),
+        (r#"[1,2]"#, r#"{"a":"b","c":null}"#),
+        (r#"{}"#, r#"{"a":{"bb":{"ccc":null}}}"#),
+        (r#"{"__proto__":{"a":1}}"#, r#"{"__proto__":{"b":2}}"#),
+    ] {
+        let (before, merge): (Value, Value) = (parse(value), parse(merge));
+        let mut after = before.clone();
+        json_patch::merge(&mut after, &merge);
+        stage.expect_delta("merge", json!({ "v": before }), json!({ "v": merge }), json!({ "v": after }));
+    }
+    // RFC 6902, appendix A, and the corners of RFC 6901.
+    for (value, patch) in [
+        (r#"{"foo":"bar"}"#, r#"[{"op":"add","path":"/baz","value":"qux"}]"#),
+        (r#"{"foo":["bar","baz"]}"#, r#"[{"op":"add","path":"/foo/1","value":"qux"}]"#),
+        (r#"{"baz":"qux","foo":"bar"}"#, r#"[{"op":"remove","path":"/baz"}]"#),
+        (r#"{"foo":["bar","qux","baz"]}"#, r#"[{"op":"remove","path":"/foo/1"}]"#),
+        (r#"{"baz":"qux","foo":"bar"}"#, r#"[{"op":"replace","path":"/baz","value":"boo"}]"#),
+        (
+            r#"{"foo":{"bar":"baz","waldo":"fred"},"qux":{"corge":"grault"}}"#,
+            r#"[{"op":"move","from":"/foo/waldo","path":"/qux/thud"}]"#,
+        ),
+        (r#"{"foo":["all","grass","cows","eat"]}"#, r#"[{"op":"move","from":"/foo/1","path":"/foo/3"}]"#),
+        (
+            r#"{"baz":"qux","foo":["a",2,"c"]}"#,
+            r#"[{"op":"test","path":"/baz","value":"qux"},{"op":"test","path":"/foo/1","value":2}]"#,
+        ),
+        (r#"{"foo":"bar"}"#, r#"[{"op":"add","path":"/child","value":{"grandchild":{}}}]"#),
+        (r#"{"foo":["bar"]}"#, r#"[{"op":"add","path":"/foo/-","value":["abc","def"]}]"#),
+        (r#"{"/":9,"~1":10}"#, r#"[{"op":"test","path":"/~01","value":10},{"op":"replace","path":"/~1","value":8}]"#),
+        (r#"{"a":{"b":[1]}}"#, r#"[{"op":"copy","from":"/a","path":"/c"},{"op":"add","path":"/c/b/0","value":0}]"#),
+        (r#"{"":{"":1}}"#, r#"[{"op":"replace","path":"//","value":2}]"#),
+        (r#"{"a":1}"#, r#"[{"op":"replace","path":"","value":[1,2]}]"#),
+        (r#"{"a":1}"#, r#"[{"op":"add","path":"/__proto__","value":{"b":1}}]"#),
+    ] {
+        let (before, patch): (Value, Value) = (parse(value), parse(patch));
+        let mut after = before.clone();
+        let operations: json_patch::Patch = serde_json::from_value(patch.clone()).expect("a patch");
+        json_patch::patch(&mut after, &operations).expect("it applies");
+        let mut inside = patch;
+        for operation in inside.as_array_mut().expect("operations") {
+            for pointer in ["path", "from"] {
+                if let Some(text) = operation[pointer].as_str() {
+                    operation[pointer] = format!("/v{text}").into();
+                }
+            }
+        }
+        stage.expect_delta("patch", json!({ "v": before }), inside, json!({ "v": after }));
+    }
+    stage.expect_no_complaint();
+}
+
+#[test]
+fn a_gap_or_a_patch_that_does_not_apply_asks_for_the_whole_value_again() {
+    let mut stage = Stage::scripted();
+    for delta in [
+        json!({ "base": 8, "patch": [] }),
+        json!({ "base": 7, "patch": [{ "op": "remove", "path": "/none" }] }),
+        json!({ "base": 7, "patch": [{ "op": "test", "path": "/rows/0/a", "value": 2 }] }),
+        json!({ "base": 7, "patch": [{ "op": "add", "path": "/rows/2", "value": {} }] }),
+        json!({ "base": 7, "patch": [{ "op": "replace", "path": "/rows/-1", "value": {} }] }),
+        json!({ "base": 7, "patch": [{ "op": "invented", "path": "/rows" }] }),
+        json!({ "base": 7, "epoch": "other", "patch": [] }),
+        json!({ "base": 7, "patch": null }),
+    ] {
+        let sockets = stage.number("sockets.length");
+        stage.say(json!({ "type": "snapshot", "stream": "s", "epoch": "e", "seq": 7, "ts": 1, "data": { "rows": [{ "a": 1 }] } }));
+        let mut frame = json!({ "type": "patch", "stream": "s", "epoch": "e", "seq": 9, "ts": 1 });
+        frame.as_object_mut().expect("an object").extend(delta.as_object().expect("an object").clone());
+        stage.say(frame);
+        stage.browser.wait_for(&format!("sockets.length === {sockets} + 1 && {LIVE}"));
+        assert!(!stage.text("sockets.at(-1).url").contains("since="), "{delta}");
+        // A fresh start: the backoff between failures in a row is not what is tested here.
+        stage.click("connect");
+        stage.click("connect");
+        stage.browser.wait_for(&format!("sockets.length === {sockets} + 2 && {LIVE}"));
+    }
+    stage.expect_no_complaint();
+}
+
+#[test]
+fn each_close_code_is_followed_by_what_the_contract_asks_of_a_client() {
+    let mut stage = Stage::scripted();
+    assert_eq!(stage.text("sockets[0].protocols.slice(0, 2).join()"), "restcast.v1,jwt");
+    assert_eq!(stage.text("sockets[0].protocols[2]"), stage.demo.word("token"));
+    stage.say(
+        json!({ "type": "snapshot", "stream": "s", "epoch": "k3-f", "seq": 41, "ts": 1, "data": [{ "price": 1 }] }),
+    );
+
+    // Reconnect, and go on from what is held.
+    for (before, code, reason) in [
+        (json!({ "type": "reconnect", "after_ms": 20 }), 1012, "draining"),
+        (json!({ "type": "unheard_of" }), 1006, ""),
+        (json!({ "type": "unheard_of" }), 1001, "heartbeat_timeout"),
+    ] {
+        let sockets = stage.number("sockets.length");
+        stage.say(before);
+        stage.browser.evaluate(&format!("sockets.at(-1).end({code}, '{reason}')"));
+        stage.browser.wait_for(&format!("sockets.length === {sockets} + 1 && {LIVE}"));
+        assert!(stage.text("sockets.at(-1).url").contains("since=k3-f-41"), "{code}");
+    }
+    // Do not reconnect.
+    for (code, reason) in [(4003, "forbidden"), (4004, "stream_ended"), (4010, "logged_out"), (4010, "token_revoked")] {
+        let sockets = stage.number("sockets.length");
+        stage.browser.evaluate(&format!("sockets.at(-1).end({code}, '{reason}')"));
+        stage.browser.wait_for("document.getElementById('status').dataset.state === 'ended'");
+        assert_eq!(stage.text("document.getElementById('notice-code').textContent"), format!("{code} {reason}"));
+        thread::sleep(Duration::from_millis(1200));
+        assert_eq!(stage.number("sockets.length"), sockets, "{code} {reason}: longer than the first backoff can be");
+        stage.click("connect");
+        stage.browser.wait_for(LIVE);
+    }
+    // A refused renewal leaves the connection as it is.
+    stage.click("renew");
+    stage.browser.wait_for("sockets.at(-1).sent.length === 1");
+    assert_eq!(stage.text("Object.keys(JSON.parse(sockets.at(-1).sent[0])).join()"), "type,token,id");
+    stage.browser.evaluate(
+        "sockets.at(-1).say({ type: 'error', code: 'AUTH_UPDATE_REJECTED', error: 'Refused', reason: 'expired', id: JSON.parse(sockets.at(-1).sent[0]).id })",
+    );
+    stage.browser.wait_for("document.getElementById('notice-code').textContent === 'AUTH_UPDATE_REJECTED'");
+    assert!(stage.is(LIVE));
+    stage.expect_no_complaint();
+}
+
+#[test]
+fn without_a_signing_key_a_person_pastes_the_fresh_token() {
+    let mut stage = Stage::set();
+    stage.browser.before_documents(SCRIPTED_WEBSOCKET);
+    let [listen, token] = ["listen", "token"].map(|name| stage.demo.word(name));
+    stage.browser.open(&format!("http://{listen}/#stream=prices&token={token}"));
+    stage.browser.wait_for(LIVE);
+    assert!(stage.is("document.getElementById('demo').hidden && document.getElementById('fresh').hidden"));
+    stage.say(json!({ "type": "reauthenticate", "expires_at": 1, "expires_in_ms": 60_000 }));
+    stage.browser.wait_for("document.getElementById('notice-code').textContent === 'reauthenticate'");
+    assert_eq!(stage.number("sockets.at(-1).sent.length"), 0, "there is nothing to sign with");
+
+    stage.click("renew");
+    assert_eq!(stage.text("document.activeElement.id"), "fresh-token", "where to paste is where one types");
+    let paste = |text: &str| {
+        format!(
+            "document.getElementById('fresh-token').value = ' {text}\\n';
+             document.querySelector('#fresh button[type=submit]').click()"
+        )
+    };
+    stage.browser.evaluate(&paste("two.parts"));
+    assert_eq!(stage.text("document.getElementById('notice-title').textContent"), "That is not a token.");
+    stage.click("renew");
+    stage.browser.evaluate(&paste("a.fresh.token"));
+    stage.browser.wait_for("sockets.at(-1).sent.length === 1");
+    assert_eq!(stage.text("JSON.parse(sockets.at(-1).sent[0]).token"), "a.fresh.token");
+    stage.browser.evaluate(
+        "sockets.at(-1).say({ type: 'auth_ok', id: JSON.parse(sockets.at(-1).sent[0]).id, expires_at: (Date.now() + 600000) * 1000 })",
+    );
+    stage.browser.wait_for("document.getElementById('notice-title').textContent === 'Renewed in band.'");
+    stage.browser.wait_for("/^(10:00|9:5)/.test(document.getElementById('left').textContent)");
+    assert_eq!(stage.number("sockets.length"), 1);
+    assert!(stage.is("document.getElementById('fresh').hidden && !document.getElementById('fresh-token').value"));
+    stage.expect_no_complaint();
+}
+
+#[test]
+fn rows_come_and_go_and_whoever_wants_no_motion_sees_marks_that_stand_still() {
+    let mut stage = Stage::scripted();
+    stage.browser.call(
+        "Emulation.setEmulatedMedia",
+        json!({ "features": [{ "name": "prefers-reduced-motion", "value": "reduce" }] }),
+    );
+    let ids = "[...document.querySelectorAll('#value tbody tr:not(.removed) td:first-child')].map(it => it.textContent).join()";
+    let data = json!([{ "id": "a", "n": 1.10 }, { "id": "b", "n": 2 }, { "id": "c", "n": 3 }]);
+    stage.say(json!({ "type": "snapshot", "stream": "s", "epoch": "e", "seq": 1, "ts": 1, "data": data }));
+    stage.browser.wait_for(&format!("{ids} === 'a,b,c'"));
+    assert!(!stage.is("document.querySelector('.added, .changed')"), "a first value is no change");
+    stage.say(json!({ "type": "patch", "stream": "s", "epoch": "e", "seq": 2, "base": 1, "ts": 1, "patch": [
+        { "op": "remove", "path": "/1" },
+        { "op": "add", "path": "/0", "value": { "id": "d", "n": 4 } },
+        { "op": "move", "from": "/2", "path": "/0" },
+        { "op": "replace", "path": "/2/n", "value": 0.5 },
+    ] }));
+    stage.browser.wait_for(&format!("{ids} === 'c,d,a'"));
+    assert_eq!(stage.text("document.querySelector('tr.removed td').textContent"), "b");
+    assert_eq!(stage.text("document.querySelector('tr.added td').textContent"), "d");
+    assert_eq!(stage.text("document.querySelector('td.changed.down').textContent"), "0.5");
+    assert_eq!(stage.text("getComputedStyle(document.querySelector('td.changed.down')).animationName"), "none");
+    assert_ne!(
+        stage.text("getComputedStyle(document.querySelector('td.changed.down')).backgroundColor"),
+        "rgba(0, 0, 0, 0)"
+    );
+    stage.browser.wait_for("!document.querySelector('.removed, .added, .changed')");
+
+    // More rows than are shown, and a tree of more members than are shown.
+    let many: Vec<Value> = (0..501).map(|n| json!({ "id": n })).collect();
+    stage.say(json!({ "type": "snapshot", "stream": "s", "epoch": "e", "seq": 3, "ts": 1, "data": many }));
+    stage.browser.wait_for("document.querySelectorAll('#value tbody tr:not(.removed)').length === 500");
+    assert_eq!(stage.text("document.querySelector('#value .more').textContent"), "1 more row is not shown");
+    stage.choose("shape", "tree");
+    stage.browser.wait_for("document.querySelector('#value .tree li.count')");
+    assert_eq!(stage.text("document.querySelector('#value .tree li.count').textContent"), "… 301 more");
+    stage.expect_no_complaint();
+}
+
 /// A demo and a browser that looks at it; one at a time, for each takes a core.
 struct Stage {
     browser: Browser,
@@ -178,6 +415,41 @@ impl Stage {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let demo = Demo::start();
         Stage { browser: Browser::start(), demo, _turn: turn }
+    }
+
+    /// A page whose server's side is the test.
+    fn scripted() -> Stage {
+        let mut stage = Stage::set();
+        stage.browser.before_documents(SCRIPTED_WEBSOCKET);
+        stage.enter("prices");
+        stage.browser.wait_for(LIVE);
+        stage
+    }
+
+    fn say(&mut self, frame: Value) {
+        // As text: an object literal would take __proto__ for something else than a member.
+        self.browser.evaluate(&format!("sockets.at(-1).say({})", Value::from(frame.to_string())));
+    }
+
+    /// After `before` and the delta the page shows what it shows after a snapshot of `after`.
+    fn expect_delta(&mut self, kind: &str, before: Value, delta: Value, after: Value) {
+        let with_rows = |mut value: Value| {
+            value["rows"] = json!([{ "a": 1 }]);
+            value
+        };
+        // Members in any order are the same value.
+        let shown = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() =>
+            done(document.getElementById('members').innerText.replaceAll('}', '').split(/, |{/).sort().join()))))";
+        let snapshot = |epoch: &str, data: Value| json!({ "type": "snapshot", "stream": "s", "epoch": epoch, "seq": 1, "ts": 1, "data": data });
+        self.say(snapshot("b", with_rows(after.clone())));
+        let wanted = self.browser.evaluate(shown);
+        self.say(snapshot("a", with_rows(before)));
+        assert_ne!(self.browser.evaluate(shown), "");
+        let mut frame = json!({ "type": kind, "stream": "s", "epoch": "a", "seq": 2, "base": 1, "ts": 1 });
+        frame[kind] = delta.clone();
+        self.say(frame);
+        assert_eq!(self.browser.evaluate(shown), wanted, "{kind} {delta} to {after}");
+        assert_eq!(self.text("document.getElementById('place').textContent"), "a-2", "it was applied, not refused");
     }
 
     fn enter(&mut self, stream: &str) {
@@ -334,6 +606,10 @@ impl Drop for Demo {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn parse(text: &str) -> Value {
+    serde_json::from_str(text).expect("JSON")
 }
 
 /// Where the build puts its results.

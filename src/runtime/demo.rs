@@ -370,19 +370,20 @@ struct Lead {
     owner: &'static str,
 }
 
+/// Symbol, name and opening price in cents.
 const INSTRUMENTS: [(&str, &str, i64); 12] = [
-    ("AURN", "Auron Energy", 214_10),
-    ("BLVD", "Boulevard Retail", 48_02),
-    ("CRSP", "Crispin Biotech", 97_55),
-    ("DYNA", "Dynamo Motors", 312_40),
-    ("ECHO", "Echo Networks", 71_90),
-    ("FJRD", "Fjord Shipping", 133_25),
-    ("GLCR", "Glacier Foods", 26_80),
-    ("HLIO", "Helio Solar", 58_64),
-    ("IRIS", "Iris Optics", 184_30),
-    ("JADE", "Jade Mining", 12_75),
-    ("KITE", "Kite Airlines", 41_18),
-    ("LUNA", "Luna Media", 66_07),
+    ("AURN", "Auron Energy", 21_410),
+    ("BLVD", "Boulevard Retail", 4802),
+    ("CRSP", "Crispin Biotech", 9755),
+    ("DYNA", "Dynamo Motors", 31_240),
+    ("ECHO", "Echo Networks", 7190),
+    ("FJRD", "Fjord Shipping", 13_325),
+    ("GLCR", "Glacier Foods", 2680),
+    ("HLIO", "Helio Solar", 5864),
+    ("IRIS", "Iris Optics", 18_430),
+    ("JADE", "Jade Mining", 1275),
+    ("KITE", "Kite Airlines", 4118),
+    ("LUNA", "Luna Media", 6607),
 ];
 const PEOPLE: [&str; 17] = [
     "Ada Byrne",
@@ -478,7 +479,7 @@ impl Market {
         let place = self.chance.index(self.leads.len());
         let kind = self.chance.below(10);
         let owner = OWNERS.get(self.chance.index(OWNERS.len())).copied().unwrap_or("kim");
-        let amount = Cents(i64::try_from(self.chance.below(400)).unwrap_or(0) * 50_00 + 1_500_00);
+        let amount = self.amount();
         let Some(lead) = self.leads.get_mut(place) else { return };
         let next = STATUSES.iter().position(|it| *it == lead.status).and_then(|at| STATUSES.get(at + 1));
         match (kind, next) {
@@ -502,9 +503,14 @@ impl Market {
             name: PEOPLE.get(number % PEOPLE.len()).copied().unwrap_or_default(),
             company: COMPANIES.get(number % COMPANIES.len()).copied().unwrap_or_default(),
             status: "new",
-            value: Cents(i64::try_from(self.chance.below(400)).unwrap_or(0) * 50_00 + 1_500_00),
+            value: self.amount(),
             owner: OWNERS.get(self.chance.index(OWNERS.len())).copied().unwrap_or_default(),
         }
+    }
+
+    /// What a lead is worth: 1,500 to 21,450, in steps of 50.
+    fn amount(&mut self) -> Cents {
+        Cents(150_000 + 5_000 * i64::try_from(self.chance.below(400)).unwrap_or(0))
     }
 
     fn bodies(&self) -> Bodies {
@@ -803,7 +809,7 @@ mod tests {
 
     #[test]
     fn amounts_and_times_are_written_in_full() {
-        let text: Vec<String> = [0, 5, -5, 100, -12_345, 214_10].map(|cents| Cents(cents).to_string()).into();
+        let text: Vec<String> = [0, 5, -5, 100, -12_345, 21_410].map(|cents| Cents(cents).to_string()).into();
         assert_eq!(text, ["0.00", "0.05", "-0.05", "1.00", "-123.45", "214.10"]);
         for (s, text) in [
             (0, "1970-01-01T00:00:00.000Z"),
