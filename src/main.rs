@@ -6,12 +6,14 @@
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use lexopt::{Arg, Parser, ValueExt};
-use restcast::commands;
+use restcast::auth::keys::Algorithm;
+use restcast::commands::token::TokenOptions;
+use restcast::{commands, runtime};
 use restcast::config::{nearest_name, parse_duration};
 
 /// The commands, in the order of the help.
@@ -41,10 +43,11 @@ Options:
 const HELP_DEMO: &str = "\
 Serves a sample upstream, two streams of it and the playground, with a key made for the occasion.
 
-Usage: restcast demo [--listen ADDR]
+Usage: restcast demo [--listen ADDR] [--admin ADDR]
 
 Options:
   --listen ADDR    address and port of the public listener; port 0: any free one [default: 127.0.0.1:8080]
+  --admin ADDR     the same of the admin listener [default: 127.0.0.1:9080]
 ";
 
 const HELP_SERVE: &str = "\
@@ -109,7 +112,7 @@ enum Command {
     /// `--version`.
     Version,
     /// `demo`.
-    Demo { listen: Option<SocketAddr> },
+    Demo { listen: Option<SocketAddr>, admin: Option<SocketAddr> },
     /// `serve`.
     Serve { config: PathBuf },
     /// `check`.
@@ -153,8 +156,6 @@ enum UsageError {
     Value { flag: &'static str, problem: String },
     #[error("{0}")]
     Syntax(#[from] lexopt::Error),
-    #[error("`{0}` is not available in this build")]
-    NotBuilt(&'static str),
 }
 
 fn main() -> ExitCode {
@@ -174,14 +175,70 @@ fn run(command: Command) -> Result<ExitCode, UsageError> {
         Command::Help(page) => Ok(print(page)),
         Command::Version => Ok(print(concat!("restcast ", env!("CARGO_PKG_VERSION"), "\n"))),
         Command::Check { config } => Ok(commands::check::run(&config)),
-        Command::Demo { listen: _ } => Err(UsageError::NotBuilt("demo")),
-        Command::Serve { config: _ } => Err(UsageError::NotBuilt("serve")),
-        Command::Token(_) => Err(UsageError::NotBuilt("token")),
-        Command::Watch { url: _, token, sse: _ } => {
-            let _token = token.or_else(|| std::env::var(TOKEN_VARIABLE).ok());
-            Err(UsageError::NotBuilt("watch"))
+        Command::Demo { listen, admin } => {
+            let listen = listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8080)));
+            let admin = admin.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 9080)));
+            Ok(done(runtime::demo(listen, admin)))
         }
-        Command::ExplainToken { config: _, lines: _ } => Err(UsageError::NotBuilt("explain token")),
+        Command::Serve { config } => Ok(done(runtime::serve(&config))),
+        Command::Token(flags) => Ok(mint(flags)),
+        Command::Watch { url, token, sse } => {
+            let token = token.or_else(|| std::env::var(TOKEN_VARIABLE).ok());
+            Ok(done(commands::watch::run(&url, token.as_deref(), sse)))
+        }
+        Command::ExplainToken { lines: true, .. } => {
+            Ok(done(commands::explain::run_lines(io::stdin().lock(), io::stdout().lock())))
+        }
+        Command::ExplainToken { config, lines: false } => Ok(explain_token(config.as_deref())),
+    }
+}
+
+/// The exit code of what may have failed, which is told on standard error.
+fn done<E: std::fmt::Display>(outcome: Result<(), E>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&error),
+    }
+}
+
+fn failed(error: &dyn std::fmt::Display) -> ExitCode {
+    drop(writeln!(io::stderr(), "restcast: {error}"));
+    ExitCode::FAILURE
+}
+
+fn mint(flags: TokenFlags) -> ExitCode {
+    let Ok(algorithm) = flags.alg.parse::<Algorithm>() else {
+        let known: Vec<&str> = Algorithm::ALL.iter().map(|algorithm| algorithm.name()).collect();
+        return failed(&format!("unknown algorithm {}: write one of {}", flags.alg, known.join(", ")));
+    };
+    let options = TokenOptions {
+        sub: Some(flags.sub),
+        expires_in: flags.expires_in,
+        claims: flags.claims.into_iter().map(|(name, value)| format!("{name}={value}")).collect(),
+        algorithm,
+        secret_file: flags.secret_file,
+        kid: flags.kid,
+    };
+    match commands::token::run(&options, runtime::clock::now().wall) {
+        Ok(token) => print(&format!("{token}\n")),
+        Err(error) => failed(&error),
+    }
+}
+
+fn explain_token(config: Option<&Path>) -> ExitCode {
+    let options = match config.map(commands::check::load).transpose() {
+        Ok(loaded) => loaded.map(|(config, _)| config.auth.jwt),
+        Err(error) => {
+            let path = config.unwrap_or(Path::new(""));
+            return failed(&error.lines(path).join("\n"));
+        }
+    };
+    match commands::explain::run(io::stdin().lock(), options.as_ref(), runtime::clock::now().wall) {
+        Ok(explanation) => match (print(&explanation.text), explanation.accepted || options.is_none()) {
+            (ExitCode::SUCCESS, true) => ExitCode::SUCCESS,
+            _ => ExitCode::FAILURE,
+        },
+        Err(error) => failed(&error),
     }
 }
 
@@ -233,23 +290,29 @@ fn parse_help(parser: &mut Parser) -> Result<Command, UsageError> {
     }
 }
 
+fn address(parser: &mut Parser, flag: &'static str) -> Result<SocketAddr, UsageError> {
+    let text = parser.value()?.string()?;
+    let problem = || "write IP:PORT, as in 127.0.0.1:8080".to_owned();
+    text.parse().map_err(|_| UsageError::Value { flag, problem: problem() })
+}
+
 fn parse_demo(parser: &mut Parser) -> Result<Command, UsageError> {
-    let mut listen = None;
+    let (mut listen, mut admin) = (None, None);
     while let Some(arg) = parser.next()? {
         match arg {
             Arg::Short('h') | Arg::Long("help") => return Ok(Command::Help(HELP_DEMO)),
             Arg::Long("listen") => {
-                let text = parser.value()?.string()?;
-                let address = text.parse().map_err(|_| UsageError::Value {
-                    flag: "--listen",
-                    problem: "write IP:PORT, as in 127.0.0.1:8080".to_owned(),
-                })?;
+                let address = address(parser, "--listen")?;
                 once(&mut listen, "--listen", address)?;
             }
-            arg => return Err(unknown(&arg, &["--listen", "--help"])),
+            Arg::Long("admin") => {
+                let address = address(parser, "--admin")?;
+                once(&mut admin, "--admin", address)?;
+            }
+            arg => return Err(unknown(&arg, &["--listen", "--admin", "--help"])),
         }
     }
-    Ok(Command::Demo { listen })
+    Ok(Command::Demo { listen, admin })
 }
 
 /// For commands that take `--config` alone; `None`: their help is asked for.
@@ -373,9 +436,9 @@ mod tests {
 
     #[test]
     fn every_command_is_understood() {
-        assert_eq!(line("demo"), Ok(Command::Demo { listen: None }));
+        assert_eq!(line("demo"), Ok(Command::Demo { listen: None, admin: None }));
         let listen = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
-        assert_eq!(line("demo --listen 127.0.0.1:0"), Ok(Command::Demo { listen }));
+        assert_eq!(line("demo --listen 127.0.0.1:0"), Ok(Command::Demo { listen, admin: None }));
         assert_eq!(line("serve --config=a.toml"), Ok(Command::Serve { config: "a.toml".into() }));
         assert_eq!(line("check --config a.toml"), Ok(Command::Check { config: "a.toml".into() }));
         let watch =

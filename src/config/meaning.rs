@@ -16,7 +16,7 @@ use super::{
     Problem, ServerOptions, Sources, Warning,
 };
 use crate::auth::jwt::ClaimNames;
-use crate::auth::keys::KeySet;
+use crate::auth::keys::{KeyConfig, KeyError, KeySet};
 use crate::ids::StreamId;
 use crate::limits::{CLAIM_NAME_BYTES_MAX, HEADERS_MAX, Limits, PARAMS_MAX};
 use crate::secret::Secret;
@@ -77,8 +77,12 @@ pub(super) fn config(root: &Section, sources: &dyn Sources, errors: &mut Vec<Con
 }
 
 /// The keys as the verifier wants them.
-fn key_set(_keys: &[JwtKey]) -> KeySet {
-    KeySet::default()
+fn key_set(keys: &[JwtKey]) -> Result<KeySet, KeyError> {
+    let known = |key: &JwtKey| {
+        let algorithm = key.alg.parse().ok()?;
+        Some(KeyConfig { kid: key.kid.clone(), algorithm, secret: key.secret.clone() })
+    };
+    KeySet::new(&keys.iter().filter_map(known).collect::<Vec<_>>())
 }
 
 fn log(root: &Section) -> LogOptions {
@@ -229,6 +233,17 @@ impl Check<'_> {
         if !form::is_token(&cookie) {
             self.error(root.line_of("auth.jwt.cookie"), Problem::CookieName);
         }
+        let keys = match key_set(keys) {
+            Ok(keys) => keys,
+            Err(error) => {
+                // Too short a key has been told of with its own line.
+                if !matches!(error, KeyError::TooShort { .. }) {
+                    let line = root.array("auth.jwt.key").first().map_or(1, |section| section.line);
+                    self.error(line, Problem::Key(error));
+                }
+                KeySet::default()
+            }
+        };
         auth::Options {
             query_token: root.boolean("auth.query_token"),
             reauth_before: root.duration("auth.reauth_before"),
@@ -246,7 +261,7 @@ impl Check<'_> {
                     permissions: claim("auth.jwt.claims.permissions"),
                     streams: claim("auth.jwt.claims.streams"),
                 },
-                keys: key_set(keys),
+                keys,
             },
         }
     }

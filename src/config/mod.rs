@@ -20,6 +20,7 @@ use std::sync::Arc;
 pub use form::FormError;
 pub use keys::{ARRAYS, Form, KEYS, KeyDoc, Preset, keys_table, nearest_name};
 
+use crate::auth::keys::KeyError;
 use crate::secret::Secret;
 use crate::stream::template::TemplateError;
 use crate::{auth, connection, limits, stream};
@@ -192,6 +193,9 @@ pub enum Problem {
         /// What is wrong.
         error: FormError,
     },
+    /// A verification key that cannot be one.
+    #[error("`auth.jwt.key`: {0}")]
+    Key(KeyError),
     /// A template that is none.
     #[error("`{key}`: {error}")]
     Template {

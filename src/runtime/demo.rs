@@ -17,6 +17,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use crate::auth::jwt::mint;
+use crate::auth::keys::{Algorithm, Key, KeyConfig, KeyError};
+use crate::secret::Secret;
 use crate::time::WallTime;
 
 /// Connections served at once; one more is answered 503.
@@ -100,6 +103,17 @@ array_key = "id"
 ignore = ["/generated_at", "/request_id"]
 "#
     )
+}
+
+/// A token for the demo's streams, good for an hour.
+///
+/// # Errors
+/// Where `secret` is no key.
+pub fn token(secret: &str, now: WallTime) -> Result<String, KeyError> {
+    let key = KeyConfig { kid: Some("demo".into()), algorithm: Algorithm::Hs256, secret: Secret::new(secret.as_bytes()) };
+    let (iat, exp) = (now.as_secs(), now.as_secs() + 3600);
+    let claims = format!(r#"{{"sub":"demo","iat":{iat},"exp":{exp}}}"#);
+    Ok(mint(&Key::new(&key)?, &claims))
 }
 
 /// What a person reads once the demo is ready; it belongs on standard error, since standard output holds the ready line

@@ -26,8 +26,8 @@ use std::time::Duration;
 use ring::rand::{SecureRandom, SystemRandom};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
-use crate::auth::keys::{KeyConfig, KeySet};
-use crate::config::{Config, Driver, LogLevel, Warning};
+use crate::commands::check::{self, ProcessSources};
+use crate::config::{Config, Driver, LogLevel};
 use crate::ids::CoreId;
 use crate::limits;
 use crate::metrics::CoreMetrics;
@@ -62,7 +62,7 @@ impl From<std::io::Error> for ServeError {
 pub fn serve(path: &Path) -> Result<(), ServeError> {
     let (config, warnings) = read_config(path)?;
     let path = path.to_owned();
-    run(config, warnings, Some(Box::new(move || read_config(&path))), |ready| ready, |_| {})
+    run(config, &warnings, Some(Box::new(move || read_config(&path))), |ready| ready, |_| {})
 }
 
 /// Serves the sample upstream's streams until the process is told to end.
@@ -77,12 +77,13 @@ pub fn demo(listen: SocketAddr, admin: SocketAddr) -> Result<(), ServeError> {
     fill_random(&mut random)?;
     let secret: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
     let text = demo::demo_config(sample.addr, listen, admin, &secret);
-    let (config, warnings) = parse_config("the demo's configuration", &text)?;
-    let token = demo::token(&secret, clock::now().wall);
+    let (config, _) = Config::parse(&text, &ProcessSources)
+        .map_err(|errors| ServeError(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")))?;
+    let token = demo::token(&secret, clock::now().wall).map_err(|error| ServeError(error.to_string()))?;
     let (shown, upstream) = ((token.clone(), secret.clone()), sample.addr);
     run(
         config,
-        warnings,
+        &[],
         None,
         move |mut ready| {
             ready.insert("upstream".into(), format!("http://{upstream}").into());
@@ -95,27 +96,12 @@ pub fn demo(listen: SocketAddr, admin: SocketAddr) -> Result<(), ServeError> {
 }
 
 type Ready = serde_json::Map<String, serde_json::Value>;
-type Reread = Box<dyn Fn() -> Result<(Config, Vec<Warning>), ServeError> + Send>;
+type Reread = Box<dyn Fn() -> Result<(Config, Vec<String>), ServeError> + Send>;
 
-/// Reads and checks a configuration file.
-fn read_config(path: &Path) -> Result<(Config, Vec<Warning>), ServeError> {
-    let name = path.display().to_string();
-    let text = std::fs::read_to_string(path).map_err(|error| ServeError(format!("{name} cannot be read: {error}")))?;
-    parse_config(&name, &text)
-}
-
-fn parse_config(name: &str, text: &str) -> Result<(Config, Vec<Warning>), ServeError> {
-    let (mut config, warnings) = Config::parse(text, &crate::commands::check::System).map_err(|errors| {
-        let lines: Vec<String> = errors.iter().map(|error| format!("{name}:{error}")).collect();
-        ServeError(lines.join("\n"))
-    })?;
-    let mut keys = Vec::with_capacity(config.jwt_keys.len());
-    for key in &config.jwt_keys {
-        let algorithm = key.alg.parse().map_err(|_| ServeError(format!("{name}: unknown algorithm {}", key.alg)))?;
-        keys.push(KeyConfig { kid: key.kid.clone(), algorithm, secret: key.secret.clone() });
-    }
-    config.auth.jwt.keys = KeySet::new(&keys).map_err(|error| ServeError(format!("{name}: {error}")))?;
-    Ok((config, warnings))
+/// Reads and checks a configuration file: what it means, and its warnings.
+fn read_config(path: &Path) -> Result<(Config, Vec<String>), ServeError> {
+    let (config, warnings) = check::load(path).map_err(|error| ServeError(error.lines(path).join("\n")))?;
+    Ok((config, check::warning_lines(path, &warnings)))
 }
 
 /// What a configuration means to the cores.
@@ -139,7 +125,7 @@ enum Event {
 
 fn run(
     config: Config,
-    warnings: Vec<Warning>,
+    warnings: &[String],
     reread: Option<Reread>,
     decorate: impl FnOnce(Ready) -> Ready,
     greet: impl FnOnce(SocketAddr),
@@ -147,8 +133,8 @@ fn run(
     let started = clock::now();
     sys::mask_signals()?;
     log::start(config.log);
-    for warning in &warnings {
-        log::write(LogLevel::Warn, &[("line", &warning.line)], &warning.to_string());
+    for warning in warnings {
+        log::write(LogLevel::Warn, &[], warning);
     }
     let uring = choose_driver(config.server.driver)?;
     let cores = cores(config.server.cores);
@@ -306,7 +292,7 @@ fn reload(reread: &Option<Reread>, options: &mut Arc<Options>, connections_max: 
     match reread() {
         Ok((config, warnings)) => {
             for warning in &warnings {
-                log::write(LogLevel::Warn, &[("line", &warning.line)], &warning.to_string());
+                log::write(LogLevel::Warn, &[], warning);
             }
             let max = if config.limits.connections == 0 { connections_max } else { config.limits.connections };
             *options = Arc::new(options_of(&config, Some(&options.catalog), 0, max.min(connections_max)));
@@ -332,7 +318,7 @@ fn tell(mailbox: &Mailbox, message: impl Fn() -> Message) {
 /// Runs one core on the driver chosen.
 fn drive(parts: CoreParts, resolver: &Resolver) -> std::io::Result<()> {
     if parts.uring {
-        let mut builder = io_uring::IoUring::builder();
+        let mut builder = io_uring::IoUring::<io_uring::squeue::Entry, io_uring::cqueue::Entry>::builder();
         builder.setup_coop_taskrun();
         let mut runtime = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
             .uring_builder(builder)
@@ -351,7 +337,7 @@ fn choose_driver(driver: Driver) -> Result<bool, ServeError> {
     if driver == Driver::Epoll {
         return Ok(false);
     }
-    let tried = io_uring::IoUring::builder().setup_coop_taskrun().build(8);
+    let tried: std::io::Result<io_uring::IoUring> = io_uring::IoUring::builder().setup_coop_taskrun().build(8);
     match (tried, driver) {
         (Ok(_), _) => Ok(true),
         (Err(error), Driver::IoUring) => Err(ServeError(format!(

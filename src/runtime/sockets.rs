@@ -78,7 +78,6 @@ struct Place {
 }
 
 /// The sockets of one core.
-#[derive(Debug)]
 pub struct Sockets {
     epoll: OwnedFd,
     listener: Option<TcpListener>,
