@@ -13,8 +13,8 @@ use std::time::Duration;
 use lexopt::{Arg, Parser, ValueExt};
 use restcast::auth::keys::Algorithm;
 use restcast::commands::token::TokenOptions;
-use restcast::{commands, runtime};
 use restcast::config::{nearest_name, parse_duration};
+use restcast::{commands, runtime};
 
 /// The commands, in the order of the help.
 const COMMANDS: [&str; 6] = ["demo", "serve", "check", "token", "watch", "explain"];

@@ -1071,7 +1071,7 @@ mod tests {
 
     #[test]
     fn the_servers_frames_are_the_contracts() {
-        let connection = ConnectionId::from_random(7);
+        let connection = ConnectionId { random: 7, core: crate::ids::CoreId(0), index: 0 };
         let at = WallTime::from_secs(1_700_000_000);
         check(
             |out| write_welcome(out, connection, AuthKind::Jwt, Some("u\"1"), Some(at), 25_000),

@@ -145,7 +145,8 @@ pub fn demand<'b>(head: &Head<'b>, options: &Options) -> Result<Demand<'b>, Refu
         (_, "OPTIONS") => return Ok(Demand::Options(resource.allow())),
         (Resource::Renewal(_), "POST") => {}
         (Resource::Renewal(_), _) => return Err(Refusal::not_allowed(resource.allow())),
-        (Resource::Echo | Resource::Many, "GET") | (_, "GET" | "HEAD") if !matches!((resource, head.method), (Resource::Echo | Resource::Many, "HEAD")) => {}
+        (Resource::Echo | Resource::Many, "GET") | (_, "GET" | "HEAD")
+            if !matches!((resource, head.method), (Resource::Echo | Resource::Many, "HEAD")) => {}
         _ => return Err(Refusal::not_allowed(resource.allow())),
     }
     let upgrade = || -> Result<Option<Upgrade<'b>>, Refusal> {
@@ -184,13 +185,8 @@ pub fn demand<'b>(head: &Head<'b>, options: &Options) -> Result<Demand<'b>, Refu
 fn stream_request(id: &str, head: &Head<'_>, sse: bool) -> Result<StreamRequest, Refusal> {
     let bad = |detail: String| Refusal::new(ErrorCode::BadRequest, detail);
     let id = http::percent_decode(id).ok_or_else(|| bad("the stream's id is not percent-encoded UTF-8".into()))?;
-    let mut request = StreamRequest {
-        id: id.into_owned(),
-        params: Vec::new(),
-        format: Format::Patch,
-        since: None,
-        max_rate_ms: 0,
-    };
+    let mut request =
+        StreamRequest { id: id.into_owned(), params: Vec::new(), format: Format::Patch, since: None, max_rate_ms: 0 };
     let mut seen: Vec<String> = Vec::new();
     for pair in http::Query::new(head.query.unwrap_or_default()) {
         let (name, value) = pair.map_err(|error| bad(format!("the query: {error}")))?;
@@ -208,7 +204,8 @@ fn stream_request(id: &str, head: &Head<'_>, sse: bool) -> Result<StreamRequest,
             "select" => return Err(bad("this server has no select".into())),
             "max_rate_ms" => {
                 let rate = value.parse().ok().filter(|&ms: &u32| u64::from(ms) <= limits::MAX_RATE_MS_MAX);
-                let detail = || bad(format!("max_rate_ms is a number of milliseconds up to {}", limits::MAX_RATE_MS_MAX));
+                let detail =
+                    || bad(format!("max_rate_ms is a number of milliseconds up to {}", limits::MAX_RATE_MS_MAX));
                 request.max_rate_ms = rate.ok_or_else(detail)?;
             }
             _ => request.params.push((name.into_owned(), value.into_owned())),
@@ -255,7 +252,9 @@ pub fn credential(head: &Head<'_>, options: &auth::Options) -> Result<Option<(Se
     }
     let mut protocols = head.list("sec-websocket-protocol");
     if protocols.by_ref().any(|protocol| protocol == "jwt") {
-        let Some(token) = protocols.next() else { return Err(invalid("the subprotocol jwt is not followed by a token")) };
+        let Some(token) = protocols.next() else {
+            return Err(invalid("the subprotocol jwt is not followed by a token"));
+        };
         let mut rest = protocols;
         if rest.any(|protocol| protocol == "jwt") {
             return Err(bad("the subprotocol jwt appears twice"));

@@ -20,7 +20,7 @@ use crate::codec::ws;
 use crate::frame::Transport;
 use crate::ids::{ConnectionId, Holder, ResumePoint};
 use crate::limits;
-use crate::time::Instant;
+use crate::time::{Instant, WallTime};
 
 use self::outbox::Outbox;
 use self::subscriptions::Subscriptions;
@@ -152,6 +152,8 @@ pub enum Phase {
         preferred_s: Option<u64>,
         /// Until when the first value of a cold stream is waited for.
         cold_until: Instant,
+        /// When the caller's credential ends, and with it the wait.
+        ends: Option<WallTime>,
         /// How to answer.
         reply: Reply,
     },

@@ -111,7 +111,11 @@ fn serve(mut socket: TcpStream, admin: &Admin) {
             }
         };
         let mut out = Vec::new();
-        response.header("X-Content-Type-Options", "nosniff").header("Cache-Control", "no-store").close(!keep_alive).write(&mut out);
+        response
+            .header("X-Content-Type-Options", "nosniff")
+            .header("Cache-Control", "no-store")
+            .close(!keep_alive)
+            .write(&mut out);
         let sent = socket.set_write_timeout(Some(EXCHANGE_TIMEOUT)).and_then(|()| socket.write_all(&out));
         if sent.is_err() || !keep_alive {
             // What is still to come is read, so that closing does not reset the answer away.
@@ -189,7 +193,9 @@ fn authorised(admin: &Admin, head: &Head<'_>) -> Result<(), Response> {
         Some(presented) if presented == *key => Ok(()),
         Some(_) => Err(problem(ErrorCode::InvalidToken, "this is not the admin key")
             .header("WWW-Authenticate", "Bearer error=\"invalid_token\"")),
-        None => Err(problem(ErrorCode::MissingCredential, "the admin key is needed").header("WWW-Authenticate", "Bearer")),
+        None => {
+            Err(problem(ErrorCode::MissingCredential, "the admin key is needed").header("WWW-Authenticate", "Bearer"))
+        }
     }
 }
 
@@ -199,7 +205,12 @@ fn host_allowed(host: &str, admin: &Admin) -> bool {
         Some((name, port)) if !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) => name,
         _ => host,
     };
-    if admin.options.names.iter().any(|allowed| allowed.eq_ignore_ascii_case(name) || allowed.eq_ignore_ascii_case(host)) {
+    if admin
+        .options
+        .names
+        .iter()
+        .any(|allowed| allowed.eq_ignore_ascii_case(name) || allowed.eq_ignore_ascii_case(host))
+    {
         return true;
     }
     let bare = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);

@@ -18,10 +18,7 @@ pub fn now() -> Now {
         let whole = u64::try_from(time.tv_sec).unwrap_or(0).saturating_mul(1_000_000);
         whole.saturating_add(u64::try_from(time.tv_nsec / 1_000).unwrap_or(0))
     };
-    Now {
-        at: Instant::from_micros(micros(ClockId::Boottime)),
-        wall: WallTime::from_micros(micros(ClockId::Realtime)),
-    }
+    Now { at: Instant::from_micros(micros(ClockId::Boottime)), wall: WallTime::from_micros(micros(ClockId::Realtime)) }
 }
 
 /// Notices when the wall clock is stepped.

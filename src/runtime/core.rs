@@ -237,7 +237,11 @@ impl Core {
         let shard = &mut self.shard;
         if catch_unwind(AssertUnwindSafe(|| shard.handle(now, input))).is_err() {
             self.metrics.panics.count();
-            log::write(LogLevel::Error, &[("core", &self.core.0)], "A fault of the server ended one connection or poll.");
+            log::write(
+                LogLevel::Error,
+                &[("core", &self.core.0)],
+                "A fault of the server ended one connection or poll.",
+            );
             if let Some(key) = key {
                 let _ = catch_unwind(AssertUnwindSafe(|| self.shard.fail(key)));
             }
@@ -405,11 +409,17 @@ fn tell(notice: &Notice) {
             let state = status.state.as_str();
             let code = status.code.map_or("-", UpstreamCode::as_str);
             match status.code {
-                None => log::write(LogLevel::Info, &[("stream", stream), ("state", &state)], "The upstream has recovered."),
+                None => {
+                    log::write(LogLevel::Info, &[("stream", stream), ("state", &state)], "The upstream has recovered.")
+                }
                 Some(_) => {
                     let fields: [(&str, &dyn std::fmt::Display); 4] =
                         [("stream", stream), ("state", &state), ("code", &code), ("detail", detail)];
-                    log::write(LogLevel::Warn, &fields, "The upstream gives no value; the last good one stays in place.");
+                    log::write(
+                        LogLevel::Warn,
+                        &fields,
+                        "The upstream gives no value; the last good one stays in place.",
+                    );
                 }
             }
         }

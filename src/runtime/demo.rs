@@ -110,7 +110,8 @@ ignore = ["/generated_at", "/request_id"]
 /// # Errors
 /// Where `secret` is no key.
 pub fn token(secret: &str, now: WallTime) -> Result<String, KeyError> {
-    let key = KeyConfig { kid: Some("demo".into()), algorithm: Algorithm::Hs256, secret: Secret::new(secret.as_bytes()) };
+    let key =
+        KeyConfig { kid: Some("demo".into()), algorithm: Algorithm::Hs256, secret: Secret::new(secret.as_bytes()) };
     let (iat, exp) = (now.as_secs(), now.as_secs() + 3600);
     let claims = format!(r#"{{"sub":"demo","iat":{iat},"exp":{exp}}}"#);
     Ok(mint(&Key::new(&key)?, &claims))

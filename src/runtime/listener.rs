@@ -22,7 +22,8 @@ const USER_TIMEOUT: Duration = Duration::from_secs(30);
 pub fn listen(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
     let explained = |error: io::Error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"));
     let open = || -> io::Result<TcpListener> {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM.cloexec().nonblocking(), Some(Protocol::TCP))?;
+        let socket =
+            Socket::new(Domain::for_address(address), Type::STREAM.cloexec().nonblocking(), Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;
         if shared {
             socket.set_reuse_port(true)?;

@@ -126,6 +126,9 @@ mod tests {
         assert!(line.ends_with(" warn  stream=a error forged It failed.\n"), "{line}");
         let line = as_json(LogLevel::Error, &[("stream", &"a\n\"b")], "It failed.", 3);
         let object: serde_json::Value = serde_json::from_str(&line).unwrap();
-        assert_eq!((&object["stream"], &object["lines_dropped"], &object["level"]), (&"a\n\"b".into(), &3.into(), &"error".into()));
+        assert_eq!(
+            (&object["stream"], &object["lines_dropped"], &object["level"]),
+            (&"a\n\"b".into(), &3.into(), &"error".into())
+        );
     }
 }

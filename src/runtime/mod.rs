@@ -206,9 +206,9 @@ fn run(
         }),
     };
     admin::start(admin_listener, Arc::new(admin))?;
-    std::thread::Builder::new().name("signals".into()).spawn(move || {
-        while events.send(Event::Signal(sys::wait_for_signal())).is_ok() {}
-    })?;
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || while events.send(Event::Signal(sys::wait_for_signal())).is_ok() {})?;
 
     let mut ready = Ready::new();
     ready.insert("ready".into(), true.into());
@@ -382,7 +382,11 @@ fn connections_max(configured: u32) -> Result<u32, ServeError> {
     let allowed = u32::try_from(allowed).unwrap_or(u32::MAX);
     if configured > allowed {
         let fields: [(&str, &dyn std::fmt::Display); 2] = [("configured", &configured), ("allowed", &allowed)];
-        log::write(LogLevel::Warn, &fields, "limits.connections is more than the descriptors allow: raise LimitNOFILE.");
+        log::write(
+            LogLevel::Warn,
+            &fields,
+            "limits.connections is more than the descriptors allow: raise LimitNOFILE.",
+        );
     }
     Ok(if configured == 0 { allowed } else { configured.min(allowed) })
 }

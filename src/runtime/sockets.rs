@@ -107,7 +107,8 @@ impl Sockets {
     pub fn poll(&mut self, ready: &mut Vec<Ready>) -> bool {
         let zero = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
         self.events.clear();
-        let taken = epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut self.events), Some(&zero)).unwrap_or(0);
+        let taken =
+            epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut self.events), Some(&zero)).unwrap_or(0);
         for event in &self.events {
             ready.push(match event.data.u64() {
                 LISTENER => Ready::Listener,
@@ -177,7 +178,9 @@ impl Sockets {
 
     /// Whether the socket at that place is still the one of that key.
     pub fn holds(&self, key: ConnectionKey) -> bool {
-        self.places.get(key.index as usize).is_some_and(|place| place.generation == key.generation && place.socket.is_some())
+        self.places
+            .get(key.index as usize)
+            .is_some_and(|place| place.generation == key.generation && place.socket.is_some())
     }
 
     /// Notes that a socket has bytes that are not read now; whether it had.

@@ -103,7 +103,8 @@ impl Catalog {
                 catalog.template_claims.push(claim.to_owned());
             }
             let shaped = catalog.is_shaped(&options);
-            let fixed = if shaped { None } else { catalog.key(&options, revision, Vec::new(), &|_| None).ok().map(Arc::new) };
+            let fixed =
+                if shaped { None } else { catalog.key(&options, revision, Vec::new(), &|_| None).ok().map(Arc::new) };
             catalog.entries.insert(options.id.clone(), Entry { options, revision, fixed });
         }
         catalog.template_claims.sort_unstable();

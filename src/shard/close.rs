@@ -84,7 +84,8 @@ impl Shard {
         };
         let cause = Some(reason);
         let closing = Closing { deadline, cause, farewell, decoder, finished: false, peer_done: false };
-        connection.state = State::Closing(Box::new(closing));
+        let left = std::mem::replace(&mut connection.state, State::Closing(Box::new(closing)));
+        self.release_rights(left);
         self.make_ready(index);
         self.arm(index);
     }
@@ -111,6 +112,13 @@ impl Shard {
         }
     }
 
+    /// Gives back what a connection's grant shared with others.
+    fn release_rights(&mut self, left: State) {
+        if let State::Open(open) = left {
+            self.rights.release(open.grant);
+        }
+    }
+
     /// Ends a WebSocket by `code`, for a fault of the peer's that has no reason of its own, or to answer its close.
     pub(super) fn close_with_code(&mut self, index: u32, code: Option<u16>, reason: &str, peer_done: bool) {
         let deadline = self.now.at + limits::CLOSE_GRACE;
@@ -130,7 +138,8 @@ impl Shard {
         let decoder = ws::Decoder::new();
         // After a framing error nothing the peer sends can be read: its end of the socket is all there is to wait for.
         let closing = Closing { deadline, cause: None, farewell, decoder, finished: false, peer_done };
-        connection.state = State::Closing(Box::new(closing));
+        let left = std::mem::replace(&mut connection.state, State::Closing(Box::new(closing)));
+        self.release_rights(left);
         self.make_ready(index);
         self.arm(index);
     }
@@ -155,7 +164,9 @@ impl Shard {
 
     /// Ends a connection that speaks HTTP: one that waits gets an answer.
     fn end_http(&mut self, index: u32, reason: CloseReason) {
-        let Some(State::Http(http)) = self.connections.at_mut(index).map(|connection| &mut connection.state) else { return };
+        let Some(State::Http(http)) = self.connections.at_mut(index).map(|connection| &mut connection.state) else {
+            return;
+        };
         if matches!(http.phase, Phase::Head) && http.buffer.is_empty() {
             self.finish_http(index);
             return;
@@ -217,7 +228,10 @@ impl Shard {
     /// Bytes from the peer of an ending connection: only its close frame is looked for.
     pub(super) fn closing_bytes(&mut self, index: u32, mut bytes: &mut [u8]) {
         let message_limits = self.message_limits();
-        let Some(State::Closing(closing)) = self.connections.at_mut(index).map(|connection| &mut connection.state) else { return };
+        let Some(State::Closing(closing)) = self.connections.at_mut(index).map(|connection| &mut connection.state)
+        else {
+            return;
+        };
         if closing.peer_done {
             return;
         }
@@ -273,6 +287,7 @@ impl Shard {
         if let Some(holder) = connection.address {
             self.ledger.release_connection(holder, self.now.at);
         }
+        self.release_rights(connection.state);
         self.outputs.push_back(Output::Close { connection: index, reset });
         if self.draining.is_some() {
             self.tell_drained();

@@ -83,7 +83,9 @@ impl Shard {
     /// Puts a rendition in the queue of those to be swept, if it is not there.
     pub(super) fn mark_dirty(&mut self, topic: u32, kind: u8) {
         let now = self.now.at;
-        let Some(rendition) = self.topics.at_mut(topic).and_then(|t| t.renditions[usize::from(kind)].as_mut()) else { return };
+        let Some(rendition) = self.topics.at_mut(topic).and_then(|t| t.renditions[usize::from(kind)].as_mut()) else {
+            return;
+        };
         rendition.unswept_since.get_or_insert(now);
         if !rendition.queued {
             rendition.queued = true;
@@ -247,14 +249,20 @@ impl Shard {
                 }
             }
             // What the logs hold for it.
-            let Some(open) = self.connections.at(index).and_then(|connection| connection.open()) else { return Flushed::Done };
+            let Some(open) = self.connections.at(index).and_then(|connection| connection.open()) else {
+                return Flushed::Done;
+            };
             let slots: Vec<(u16, Slot)> = open.subscriptions.iter().map(|(no, slot)| (no, *slot)).collect();
             let mut more = false;
             for (no, slot) in slots {
                 if slot.pending {
                     continue;
                 }
-                let outcome = if slot.rated { self.feed_rated(index, no, slot) } else { self.feed(index, no, slot, wire, budget) };
+                let outcome = if slot.rated {
+                    self.feed_rated(index, no, slot)
+                } else {
+                    self.feed(index, no, slot, wire, budget)
+                };
                 match outcome {
                     Fed::Nothing => {}
                     Fed::Queued => more = true,
@@ -405,8 +413,10 @@ impl Shard {
             return;
         }
         connection.outbox = None;
-        let slots: Vec<Slot> =
-            connection.open().map(|open| open.subscriptions.iter().map(|(_, slot)| *slot).collect()).unwrap_or_default();
+        let slots: Vec<Slot> = connection
+            .open()
+            .map(|open| open.subscriptions.iter().map(|(_, slot)| *slot).collect())
+            .unwrap_or_default();
         for slot in slots {
             let Some(topic) = self.topics.at_mut(slot.topic) else { continue };
             let Some(rendition) = &mut topic.renditions[usize::from(slot.kind)] else { continue };
@@ -431,8 +441,10 @@ impl Shard {
         let Some(connection) = self.connections.at_mut(index) else { return };
         connection.blocked = true;
         connection.outbox().stalled_since.get_or_insert(now);
-        let slots: Vec<Slot> =
-            connection.open().map(|open| open.subscriptions.iter().map(|(_, slot)| *slot).collect()).unwrap_or_default();
+        let slots: Vec<Slot> = connection
+            .open()
+            .map(|open| open.subscriptions.iter().map(|(_, slot)| *slot).collect())
+            .unwrap_or_default();
         for slot in slots {
             let Some(topic) = self.topics.at_mut(slot.topic) else { continue };
             let Some(rendition) = &mut topic.renditions[usize::from(slot.kind)] else { continue };

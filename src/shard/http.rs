@@ -6,11 +6,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::auth::grant::Grant;
 use crate::codec::http::Response;
 use crate::codec::message::ErrorCode;
 use crate::connection::handshake::Refusal;
 use crate::connection::{Http, Phase, Reply, State};
-use crate::auth::grant::Grant;
 use crate::ids::ConnectionKey;
 use crate::metrics::{ConnectionKind, HandshakeResult};
 use crate::stream::poll::StreamState;
@@ -109,17 +109,20 @@ impl Shard {
         reply: Reply,
     ) {
         let now = self.now.at;
+        let ends = grant.end(self.options.auth.jwt.leeway);
+        self.rights.release(grant);
         let topic = self.watch(key);
         let Some(connection) = self.key_of(index) else { return };
         let preferred_s = preferred_s.filter(|_| known.is_some());
         let cold_until = now + key.target.options.timeout;
         let deadline = preferred_s.map_or(cold_until, |wait| now + Duration::from_secs(wait));
         let Some(http) = self.http_mut(index) else { return };
-        http.phase = Phase::Waiting { topic, known, preferred_s, cold_until, reply };
+        http.phase = Phase::Waiting { topic, known, preferred_s, cold_until, ends, reply };
         http.deadline = deadline;
         if let Some(topic) = self.topics.at_mut(topic) {
             topic.waiters.push(connection);
         }
+        self.metrics.connections.of(ConnectionKind::JsonWait).rise();
         self.arm(index);
         self.answer_waiter(connection);
     }
@@ -202,8 +205,13 @@ impl Shard {
     pub(super) fn waited(&mut self, index: u32) {
         let now = self.now.at;
         let Some(http) = self.http_mut(index) else { return };
-        let Phase::Waiting { topic, known, cold_until, .. } = &http.phase else { return };
-        let (topic, known, cold_until) = (*topic, known.clone(), *cold_until);
+        let Phase::Waiting { topic, known, cold_until, ends, .. } = &http.phase else { return };
+        let (topic, known, cold_until, ends) = (*topic, known.clone(), *cold_until, *ends);
+        if ends.is_some_and(|ends| ends <= self.now.wall) {
+            self.metrics.expiries.count();
+            let reply = self.forget_exchange(index);
+            return self.refuse(index, &Refusal::new(ErrorCode::TokenExpired, "the token has expired"), &reply);
+        }
         match self.held(topic) {
             Some(held) => {
                 let same = known.as_deref().is_some_and(|known| lists_tag(known, &held.etag));
@@ -231,6 +239,7 @@ impl Shard {
         let Some(http) = self.http_mut(index) else { return Reply::default() };
         match std::mem::replace(&mut http.phase, Phase::Head) {
             Phase::Waiting { topic, reply, .. } => {
+                self.metrics.connections.of(ConnectionKind::JsonWait).fall();
                 if let Some(topic) = self.topics.at_mut(topic) {
                     topic.waiters.retain(|waiter| *waiter != key);
                 }
@@ -249,8 +258,8 @@ impl Shard {
 
 /// The problem document of a refusal.
 fn problem(refusal: &Refusal) -> Response {
-    let mut response = Response::problem(refusal.status, refusal.code.as_str(), &refusal.detail)
-        .header("Cache-Control", "no-store");
+    let mut response =
+        Response::problem(refusal.status, refusal.code.as_str(), &refusal.detail).header("Cache-Control", "no-store");
     if refusal.status == 401 {
         let challenge = match refusal.code {
             ErrorCode::MissingCredential => "Bearer",
@@ -281,7 +290,9 @@ mod tests {
 
     #[test]
     fn entity_tags_are_compared_weakly() {
-        assert!(lists_tag("\"a-1\"", "\"a-1\"") && lists_tag("\"x\", W/\"a-1\"", "\"a-1\"") && lists_tag(" * ", "\"a-1\""));
+        assert!(
+            lists_tag("\"a-1\"", "\"a-1\"") && lists_tag("\"x\", W/\"a-1\"", "\"a-1\"") && lists_tag(" * ", "\"a-1\"")
+        );
         assert!(!lists_tag("\"a-11\"", "\"a-1\"") && !lists_tag("a-1", "\"a-1\"") && !lists_tag("", "\"a-1\""));
     }
 }

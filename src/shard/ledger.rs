@@ -213,12 +213,7 @@ impl Ledger {
         standing
     }
 
-    fn with(
-        &self,
-        holder: Holder,
-        now: Instant,
-        act: impl FnOnce(&mut Entry) -> Result<(), Over>,
-    ) -> Result<(), Over> {
+    fn with(&self, holder: Holder, now: Instant, act: impl FnOnce(&mut Entry) -> Result<(), Over>) -> Result<(), Over> {
         let part = &self.parts[usize::try_from(holder.bits() % PARTS as u64).expect("there are few parts")];
         // A panic while the lock was held leaves counts, which are still good to go on with.
         let mut part = part.lock().unwrap_or_else(std::sync::PoisonError::into_inner);

@@ -98,7 +98,6 @@ pub enum Mail {
     },
 }
 
-
 // What is in a mail crosses threads.
 const _: () = {
     const fn sendable<T: Send>() {}

@@ -249,7 +249,9 @@ impl Shard {
         let counted = if raised { self.hold_subject(&grant)? } else { open.counted };
         let shared = std::rc::Rc::clone(grant.rights());
         let expires = grant.expires();
-        let Some(open) = self.connections.at_mut(index).and_then(|connection| connection.open_mut()) else { return Ok(()) };
+        let Some(open) = self.connections.at_mut(index).and_then(|connection| connection.open_mut()) else {
+            return Ok(());
+        };
         let old = std::mem::replace(&mut open.grant, grant);
         open.counted = counted;
         open.refusals = 0;
@@ -344,7 +346,9 @@ impl Shard {
 
     /// A first message has brought a token.
     fn authenticated(&mut self, index: u32, token: &Secret) {
-        let Some(State::Unauthenticated(waiting)) = self.connections.at_mut(index).map(|c| &mut c.state) else { return };
+        let Some(State::Unauthenticated(waiting)) = self.connections.at_mut(index).map(|c| &mut c.state) else {
+            return;
+        };
         let (addr, request) = (waiting.peer, waiting.request.take());
         let grant = match self.verify(token, addr) {
             Ok(grant) => grant,

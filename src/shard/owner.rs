@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::ids::{CoreId, Epoch};
+use crate::metrics::PollResult;
 use crate::stream::poll::{FetchResult, PollNo};
 use crate::stream::{Compared, Step, Stream};
 use crate::time::Instant;
@@ -198,7 +199,13 @@ impl Shard {
     pub(super) fn fetched(&mut self, index: u32, poll: PollNo, result: FetchResult) {
         let now = self.now;
         let Some(owned) = self.streams.at_mut(index) else { return };
+        let (not_modified, took) =
+            (matches!(&result, Ok(response) if response.status == 304), now.at.since(owned.begun));
         let step = owned.stream.fetched(now, index, poll, result);
+        if !matches!(step, Step::Unexpected) {
+            self.metrics.poll_duration.observe(took);
+        }
+        self.count_poll(&step, not_modified);
         self.stepped(index, step);
     }
 
@@ -207,7 +214,19 @@ impl Shard {
         let index = compared.stream;
         let Some(owned) = self.streams.at_mut(index) else { return };
         let step = owned.stream.compared(now, compared);
+        self.count_poll(&step, false);
         self.stepped(index, step);
+    }
+
+    fn count_poll(&self, step: &Step, not_modified: bool) {
+        let result = match step {
+            Step::Unexpected | Step::Compare(_) => return,
+            Step::Unchanged if not_modified => PollResult::NotModified,
+            Step::Unchanged => PollResult::Unchanged,
+            Step::Changed(_) => PollResult::Changed,
+            Step::Failed(failure) => PollResult::of_code(failure.code.as_str()),
+        };
+        self.metrics.polls.of(result).count();
     }
 
     fn stepped(&mut self, index: u32, step: Step) {

@@ -331,7 +331,8 @@ impl Rendition {
         }
         match self.at(event.start) {
             At::Bytes(block, range) => {
-                let length = usize::try_from(self.frame_end(event.start + 1) - event.start).expect("a frame is in memory");
+                let length =
+                    usize::try_from(self.frame_end(event.start + 1) - event.start).expect("a frame is in memory");
                 Waiting::One(block, range.start..range.start + length)
             }
             At::End | At::Gone => Waiting::More,

@@ -163,7 +163,9 @@ impl Shard {
                     Some(used) => used,
                     None => return,
                 },
-                Phase::Waiting { .. } | Phase::Asking { .. } | Phase::Delayed { .. } => return self.keep(index, buffer),
+                Phase::Waiting { .. } | Phase::Asking { .. } | Phase::Delayed { .. } => {
+                    return self.keep(index, buffer);
+                }
             };
             buffer.drain(..used);
             match self.connections.at_mut(index).map(|connection| &mut connection.state) {
@@ -259,7 +261,11 @@ impl Shard {
                     .header("Content-Security-Policy", &PLAYGROUND_POLICY)
                     .header("Referrer-Policy", "no-referrer")
                     .header("Cache-Control", "no-cache");
-                self.respond(index, response.body("text/html; charset=utf-8", crate::web::PLAYGROUND.as_bytes()), &reply);
+                self.respond(
+                    index,
+                    response.body("text/html; charset=utf-8", crate::web::PLAYGROUND.as_bytes()),
+                    &reply,
+                );
             }
             Demand::Options(allow) => self.respond(index, preflight(head, allow, &reply), &reply),
             Demand::Echo(upgrade) => {
@@ -571,7 +577,8 @@ impl Shard {
     }
 
     fn refuse_body(&mut self, index: u32, error: BodyError, reply: &Reply) {
-        let code = if matches!(error, BodyError::TooLarge { .. }) { ErrorCode::TooLarge } else { ErrorCode::BadRequest };
+        let code =
+            if matches!(error, BodyError::TooLarge { .. }) { ErrorCode::TooLarge } else { ErrorCode::BadRequest };
         let reply = Reply { keep_alive: false, ..reply.clone() };
         self.refuse(index, &Refusal::new(code, error.to_string()), &reply);
     }
@@ -601,7 +608,9 @@ impl Shard {
         self.ask_no += 1;
         let ask = self.ask_no;
         let Some(http) = self.http_mut(index) else { return };
-        let Phase::Body { body, connection, reply, .. } = std::mem::replace(&mut http.phase, Phase::Head) else { return };
+        let Phase::Body { body, connection, reply, .. } = std::mem::replace(&mut http.phase, Phase::Head) else {
+            return;
+        };
         http.phase = Phase::Asking { ask, reply: reply.clone() };
         http.deadline = deadline;
         let peer = http.peer;

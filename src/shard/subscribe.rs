@@ -108,7 +108,8 @@ impl Shard {
         }
         let limit = self.options.limits.subscriptions_per_connection as usize;
         let Some(open) = self.connections.at(index).and_then(|connection| connection.open()) else { return Ok(()) };
-        let too_many = || Refusal::new(ErrorCode::TooManySubscriptions, "the connection holds as many streams as it may");
+        let too_many =
+            || Refusal::new(ErrorCode::TooManySubscriptions, "the connection holds as many streams as it may");
         if limit != 0 && open.subscriptions.len() >= limit {
             return Err(too_many());
         }
@@ -188,7 +189,8 @@ impl Shard {
         let name = Arc::clone(&topic.key.name);
         let rendition = topic.rendition(kind, &self.pinned);
         let position = if entry.rated {
-            let open_at = if snapshot.is_some() { now + Duration::from_millis(u64::from(entry.max_rate_ms)) } else { now };
+            let open_at =
+                if snapshot.is_some() { now + Duration::from_millis(u64::from(entry.max_rate_ms)) } else { now };
             let interval_ms = entry.max_rate_ms;
             rendition.rated.push(Rated { connection: index, slot, cursor, interval_ms, open_at, armed: false });
             rendition.rated.len() - 1
@@ -242,7 +244,9 @@ impl Shard {
                 })
             };
             if let Some((other, other_slot)) = moved {
-                if let Some(moved) = self.connections.at_mut(other).and_then(|c| c.open_mut()?.subscriptions.at_mut(other_slot)) {
+                if let Some(moved) =
+                    self.connections.at_mut(other).and_then(|c| c.open_mut()?.subscriptions.at_mut(other_slot))
+                {
                     moved.position = entry.position;
                 }
                 self.make_ready(other);
@@ -295,7 +299,9 @@ impl Shard {
             Some(slot) => {
                 self.unsubscribe_slot(index, slot);
                 self.drop_unsent(index);
-                self.tell(index, "unsubscribed", |out| message::write_unsubscribed(out, &normal, UnsubscribedReason::Requested, id));
+                self.tell(index, "unsubscribed", |out| {
+                    message::write_unsubscribed(out, &normal, UnsubscribedReason::Requested, id)
+                });
             }
             None => {
                 let detail = "the connection does not hold this stream";
@@ -312,8 +318,10 @@ impl Shard {
         if !outbox.drop_unsent_frames() {
             return;
         }
-        let slots: Vec<(u16, Slot)> =
-            connection.open().map(|open| open.subscriptions.iter().map(|(no, slot)| (no, *slot)).collect()).unwrap_or_default();
+        let slots: Vec<(u16, Slot)> = connection
+            .open()
+            .map(|open| open.subscriptions.iter().map(|(no, slot)| (no, *slot)).collect())
+            .unwrap_or_default();
         for (_, slot) in slots {
             let Some(topic) = self.topics.at_mut(slot.topic) else { continue };
             let Some(rendition) = &mut topic.renditions[usize::from(slot.kind)] else { continue };
@@ -365,7 +373,11 @@ impl Shard {
                         self.close(index, reason);
                         return;
                     }
-                    self.tell_unsubscribed(index, &key.name, if ended { UnsubscribedReason::StreamEnded } else { UnsubscribedReason::Forbidden });
+                    self.tell_unsubscribed(
+                        index,
+                        &key.name,
+                        if ended { UnsubscribedReason::StreamEnded } else { UnsubscribedReason::Forbidden },
+                    );
                 }
             }
         }
@@ -505,6 +517,7 @@ impl Shard {
 pub(super) fn write_status(out: &mut Vec<u8>, name: &str, status: &Status, ts: WallTime) {
     let retry_in_ms = status.retry_in.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
     let code = status.code.map(UpstreamCode::as_str);
-    let frame = message::StreamStatus { stream: name, state: status.state, code, status: status.status, retry_in_ms, ts };
+    let frame =
+        message::StreamStatus { stream: name, state: status.state, code, status: status.status, retry_in_ms, ts };
     message::write_stream_status(out, &frame);
 }

@@ -48,7 +48,10 @@ impl Shard {
         let leeway = self.options.auth.jwt.leeway;
         let Some(connection) = self.connections.at(index) else { return };
         let mut deadline = match &connection.state {
-            State::Http(http) => http.deadline,
+            State::Http(http) => match &http.phase {
+                Phase::Waiting { ends: Some(ends), .. } => http.deadline.min(now.instant_of(*ends)),
+                _ => http.deadline,
+            },
             State::Unauthenticated(waiting) => waiting.deadline,
             State::Echo(_) => connection.heard + ECHO_IDLE,
             State::Closing(closing) => closing.deadline,
@@ -79,7 +82,8 @@ impl Shard {
                 return;
             }
             State::Http(http) => {
-                if http.deadline <= now {
+                let ended = matches!(&http.phase, Phase::Waiting { ends: Some(ends), .. } if *ends <= self.now.wall);
+                if http.deadline <= now || ended {
                     self.http_due(index);
                     return;
                 }
@@ -177,7 +181,8 @@ impl Shard {
             None => NEVER,
             Some(expires) => {
                 let lead = before.min(expires.since(now.wall) / 2);
-                let early = Duration::from_micros(u64::try_from(lead.as_micros()).unwrap_or(0) / 10 * tenth / 1_000_000);
+                let early =
+                    Duration::from_micros(u64::try_from(lead.as_micros()).unwrap_or(0) / 10 * tenth / 1_000_000);
                 now.instant_of(expires - lead - early)
             }
         };
@@ -195,7 +200,9 @@ impl Shard {
     /// An HTTP connection's time is over.
     fn http_due(&mut self, index: u32) {
         let now: Instant = self.now.at;
-        let Some(State::Http(http)) = self.connections.at_mut(index).map(|connection| &mut connection.state) else { return };
+        let Some(State::Http(http)) = self.connections.at_mut(index).map(|connection| &mut connection.state) else {
+            return;
+        };
         match &mut http.phase {
             Phase::Head if http.buffer.is_empty() => self.finish_http(index),
             Phase::Head | Phase::Body { .. } => self.request_timed_out(index),

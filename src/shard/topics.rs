@@ -95,11 +95,7 @@ impl Topic {
     }
 
     /// Appends a frame that is no event, written by `write`, to every log that is read.
-    pub fn append_control(
-        &mut self,
-        write: &dyn Fn(RenditionKind, &mut Vec<u8>),
-        dirty: &mut dyn FnMut(u8),
-    ) {
+    pub fn append_control(&mut self, write: &dyn Fn(RenditionKind, &mut Vec<u8>), dirty: &mut dyn FnMut(u8)) {
         for rendition in self.renditions.iter_mut().flatten() {
             let kind = rendition.kind();
             rendition.append(None, self.key.target.options.history_bytes, |out| write(kind, out));
@@ -109,7 +105,13 @@ impl Topic {
 
     /// Where a reader of that kind goes on who has seen everything up to `since`: the cursor, if it can go on.
     /// Puts the events it missed in front of the log where they are not there yet.
-    pub fn resume(&mut self, kind: RenditionKind, since: ResumePoint, keep_until: Instant, pinned: &Rc<Cell<u64>>) -> Option<u64> {
+    pub fn resume(
+        &mut self,
+        kind: RenditionKind,
+        since: ResumePoint,
+        keep_until: Instant,
+        pinned: &Rc<Cell<u64>>,
+    ) -> Option<u64> {
         self.rendition(kind, pinned);
         let Topic { key, history, renditions, .. } = self;
         let history = history.as_ref()?;
@@ -141,7 +143,8 @@ impl Topic {
         let value = history.value()?;
         Some(rendition.snapshot(head.seq(), |out| {
             let body = Body::Snapshot(value);
-            let frame = EventFrame { name: &key.name, epoch: history.epoch(), seq: head.seq(), ts: head.delta().ts, body };
+            let frame =
+                EventFrame { name: &key.name, epoch: history.epoch(), seq: head.seq(), ts: head.delta().ts, body };
             frame.write(kind.transport, out);
         }))
     }

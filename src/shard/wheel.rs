@@ -254,10 +254,10 @@ mod tests {
         wheel.set(7, ms(300));
         wheel.set(8, Instant::from_micros(300_001));
         assert_eq!(wheel.next_timeout(), Some(ms(300)));
-        assert_eq!(due(&mut wheel, Instant::from_micros(299_999)), []);
+        assert_eq!(due(&mut wheel, Instant::from_micros(299_999)), [0u32; 0]);
         assert_eq!(due(&mut wheel, ms(300)), [7]);
         assert_eq!(wheel.next_timeout(), Some(ms(400)));
-        assert_eq!(due(&mut wheel, Instant::from_micros(399_999)), []);
+        assert_eq!(due(&mut wheel, Instant::from_micros(399_999)), [0u32; 0]);
         assert_eq!(due(&mut wheel, ms(400)), [8], "at most one tick late");
         assert_eq!((wheel.len(), wheel.next_timeout()), (0, None));
     }
@@ -283,7 +283,7 @@ mod tests {
         assert!(!wheel.clear(99), "never set");
         assert!(!wheel.is_set(KEY_MAX) && !wheel.is_set(u32::MAX));
         assert_eq!(wheel.next_timeout(), Some(ms(500)), "an emptied slot wakes nobody");
-        assert_eq!(due(&mut wheel, ms(499)), []);
+        assert_eq!(due(&mut wheel, ms(499)), [0u32; 0]);
         assert_eq!(due(&mut wheel, ms(500)), [1]);
     }
 
@@ -293,8 +293,8 @@ mod tests {
             let mut wheel = Wheel::new(ms(start));
             wheel.set(0, ms(start + ROTATION_MS));
             wheel.set(1, ms(start + ROTATION_MS + 100));
-            assert_eq!(due(&mut wheel, ms(start + 100)), []);
-            assert_eq!(due(&mut wheel, ms(start + ROTATION_MS - 100)), []);
+            assert_eq!(due(&mut wheel, ms(start + 100)), [0u32; 0]);
+            assert_eq!(due(&mut wheel, ms(start + ROTATION_MS - 100)), [0u32; 0]);
             assert_eq!(due(&mut wheel, ms(start + ROTATION_MS)), [0]);
             assert_eq!(due(&mut wheel, ms(start + ROTATION_MS + 100)), [1]);
         }
@@ -319,7 +319,7 @@ mod tests {
     fn a_deadline_past_every_clock_is_never_due() {
         let mut wheel = Wheel::new(ms(0));
         wheel.set(0, Instant::from_micros(u64::MAX));
-        assert_eq!(due(&mut wheel, ms(1_000 * 365 * 86_400_000)), []);
+        assert_eq!(due(&mut wheel, ms(1_000 * 365 * 86_400_000)), [0u32; 0]);
         assert_eq!(wheel.len(), 1);
     }
 
@@ -382,8 +382,8 @@ mod tests {
     fn a_clock_read_twice_or_out_of_order_fires_nothing_early() {
         let mut wheel = Wheel::new(ms(1_000));
         wheel.set(0, ms(2_000));
-        assert_eq!(due(&mut wheel, ms(1_900)), []);
-        assert_eq!(due(&mut wheel, ms(1_200)), []);
+        assert_eq!(due(&mut wheel, ms(1_900)), [0u32; 0]);
+        assert_eq!(due(&mut wheel, ms(1_200)), [0u32; 0]);
         assert_eq!(due(&mut wheel, ms(2_000)), [0]);
     }
 
@@ -393,7 +393,7 @@ mod tests {
         wheel.set(0, ms(6));
         wheel.set(1, ms(3_600_000));
         assert_eq!(due(&mut wheel, ms(6)), [0]);
-        assert_eq!(due(&mut wheel, ms(3_599_999)), []);
+        assert_eq!(due(&mut wheel, ms(3_599_999)), [0u32; 0]);
         assert_eq!(due(&mut wheel, ms(3_600_000)), [1]);
     }
 

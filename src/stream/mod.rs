@@ -21,7 +21,9 @@ use crate::time::{Instant, Now, WallTime};
 
 use self::diff::{Change, DiffOptions};
 use self::log::{Bounds, Event, History};
-use self::poll::{Failure, FetchRequest, FetchResult, Judged, PollNo, PollOptions, Poller, Status, Target, UpstreamCode};
+use self::poll::{
+    Failure, FetchRequest, FetchResult, Judged, PollNo, PollOptions, Poller, Status, Target, UpstreamCode,
+};
 
 /// One `[[stream]]` of the configuration, parsed and checked.
 #[derive(Clone, Debug, PartialEq)]
@@ -139,8 +141,11 @@ impl Comparison {
             let Some(held) = held else {
                 return (Some(NewValue { document: Arc::new(new), patch: None, merge: None }), fingerprint);
             };
-            let diff_options =
-                DiffOptions { ignore: &options.ignore, array_key: options.array_key.as_deref(), work_max: DIFF_WORK_MAX };
+            let diff_options = DiffOptions {
+                ignore: &options.ignore,
+                array_key: options.array_key.as_deref(),
+                work_max: DIFF_WORK_MAX,
+            };
             match diff::diff(&held, &new, &diff_options) {
                 Change::Unchanged => (None, fingerprint),
                 Change::Changed { patch, merge } => {
