@@ -528,6 +528,8 @@ fn an_error_page_is_drained_only_while_it_is_small_and_quick() {
             assert_eq!(client.get(&url).await.expect("a status").status, 500);
             assert!(began.elapsed() < limits::UPSTREAM_DRAIN_TIMEOUT + 2 * SECOND, "the status is not held up");
         }
+        upstream.set("/leads", Reply::raw(*b"HTTP/1.1 500 Oops\r\nContent-Length: 100\r\n\r\nslow"));
+        assert_eq!(client.poll(target(&url, short)).await.expect("a status, however short the time").status, 500);
         connections_become(&upstream, 0).await;
     });
 }

@@ -230,7 +230,7 @@ impl Reply {
         self.with(|proper| proper.then = Some(step))
     }
 
-    /// Answers as soon as the request's head is there, and never reads its body.
+    /// Answers as soon as the request's head is there, and leaves its body unread.
     pub fn before_body(mut self) -> Reply {
         self.body_first = false;
         self
@@ -517,8 +517,10 @@ impl Connection<'_> {
                 }
             }
             if unread_body {
-                // It has never been read, so nothing after it can be told from it.
+                // Left unread long enough for the client to see that; then out of the way, to notice the client's end.
+                self.take(Step::Pause(Duration::from_millis(200)))?;
                 self.take(Step::Stall)?;
+                return Ok(());
             }
         }
     }

@@ -4,7 +4,6 @@
 //! Memory: the request's bytes, the link's buffers, the decoder's.
 //! Errors: [`Failure`].  Not here: connecting, the time-out of the whole (`mod`), the wire format (`codec::http_response`).
 
-use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
@@ -16,7 +15,7 @@ use monoio::utils::is_legacy;
 use url::Position;
 
 use super::link::{Fault, Inbound, Link, Seal};
-use super::{Phase, in_words, timed_out, tls_failed};
+use super::{Course, Phase, in_words, timed_out, tls_failed};
 use crate::codec::http_response::{
     Progress, Request, ResponseDecoder, ResponseError, ResponseFault, ResponseLimits, retry_after, write_request,
 };
@@ -29,13 +28,6 @@ const READS_PER_TURN: u32 = 64;
 /// The shortest wait that goes through the driver.
 const TURN: Duration = Duration::from_millis(1);
 
-/// A request about to be sent.
-pub(super) struct Exchange<'a> {
-    pub(super) request: &'a FetchRequest,
-    pub(super) wall: &'a dyn Fn() -> WallTime,
-    pub(super) phase: &'a Cell<Phase>,
-}
-
 /// Why there is no response.
 pub(super) struct Failure {
     pub(super) error: FetchError,
@@ -44,21 +36,21 @@ pub(super) struct Failure {
     pub(super) unanswered: bool,
 }
 
-impl Exchange<'_> {
-    /// Sends the request and receives the response; the connection comes back where it can be used again.
-    pub(super) async fn run(&self, link: Link) -> Result<(FetchResponse, Option<Link>), Failure> {
-        let bytes = self.request_bytes()?;
-        let (mut inbound, mut outbound, seal) = link.split();
-        let (response, reusable) = {
-            let mut sending = Sending { future: pin!(outbound.send(&seal, bytes)), outcome: None };
-            let (response, complete) = self.receive(&mut sending, &mut inbound, &seal).await?;
-            // A response may come before the request has gone out (RFC 9112 section 9.3); what is left of it stays unsent.
-            (response, complete && sending.is_done().await)
-        };
-        let link = if reusable { Link::join(inbound, outbound, seal) } else { None };
-        Ok((response, link))
-    }
+/// Sends the request and receives the response; the connection comes back where it can be used again.
+pub(super) async fn run(course: &Course<'_>, link: Link) -> Result<(FetchResponse, Option<Link>), Failure> {
+    let bytes = course.request_bytes()?;
+    let (mut inbound, mut outbound, seal) = link.split();
+    let (response, reusable) = {
+        let mut sending = Sending { future: pin!(outbound.send(&seal, bytes)), outcome: None };
+        let (response, complete) = course.receive(&mut sending, &mut inbound, &seal).await?;
+        // A response may come before the request has gone out (RFC 9112 section 9.3); what is left of it stays unsent.
+        (response, complete && sending.is_done().await)
+    };
+    let link = if reusable { Link::join(inbound, outbound, seal) } else { None };
+    Ok((response, link))
+}
 
+impl Course<'_> {
     /// The response, and whether the connection is at the start of the next one.
     async fn receive<S: Future<Output = io::Result<()>>>(
         &self,
@@ -188,8 +180,8 @@ impl<S: Future<Output = io::Result<()>>> Sending<'_, S> {
 
 /// The response as far as it has come.
 struct Reception<'a> {
+    course: &'a Course<'a>,
     decoder: ResponseDecoder,
-    wall: &'a dyn Fn() -> WallTime,
     /// When the head was whole.
     received: Option<WallTime>,
     /// Set where the status says that the body does not matter: it is read to its end only if that is near.
@@ -209,12 +201,12 @@ struct End {
 }
 
 impl<'a> Reception<'a> {
-    fn new(exchange: &Exchange<'a>) -> Reception<'a> {
-        let options = &exchange.request.target.options;
+    fn new(course: &'a Course<'a>) -> Reception<'a> {
+        let options = &course.request.target.options;
         let limits =
             ResponseLimits { head_bytes_max: UPSTREAM_HEAD_BYTES_MAX, body_bytes_max: options.response_bytes_max };
         let decoder = ResponseDecoder::new(limits, options.method == "HEAD");
-        Reception { decoder, wall: exchange.wall, received: None, drain: None }
+        Reception { course, decoder, received: None, drain: None }
     }
 
     fn take(&mut self, bytes: &[u8]) -> Result<Option<End>, Failure> {
@@ -223,9 +215,10 @@ impl<'a> Reception<'a> {
             return progress.map(|_| None).map_err(refused);
         };
         if self.received.is_none() {
-            self.received = Some((self.wall)());
-            let drain = Drain { until: Instant::now() + UPSTREAM_DRAIN_TIMEOUT, left: UPSTREAM_DRAIN_BYTES_MAX };
-            self.drain = (!has_value(status)).then_some(drain);
+            self.received = Some((self.course.wall)());
+            // The status is known, so that time running out is no failure any more.
+            let until = (Instant::now() + UPSTREAM_DRAIN_TIMEOUT).min(self.course.deadline);
+            self.drain = (!has_value(status)).then_some(Drain { until, left: UPSTREAM_DRAIN_BYTES_MAX });
         }
         match progress {
             Ok(Progress::Done) => Ok(Some(End { reusable: self.decoder.is_reusable() })),

@@ -19,10 +19,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use monoio::time::timeout;
+use monoio::time::{Instant, timeout, timeout_at};
 use url::Host;
 
-use self::exchange::{Exchange, Failure};
+use self::exchange::Failure;
 use self::link::Link;
 use self::pool::{Connection, Leave, Origin, Place, Pool, PoolFull};
 use self::tls::{TlsError, TrustSets};
@@ -32,10 +32,13 @@ use crate::stream::Options;
 use crate::stream::poll::{FetchError, FetchRequest, FetchResponse, FetchResult, UpstreamCode};
 use crate::time::WallTime;
 
+/// What stands for a time-out that no clock reaches.
+const TIMEOUT_MAX: Duration = Duration::from_secs(365 * 86_400);
+
 /// The bounds of one core's client.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct FetcherOptions {
-    /// Connections at once: connecting, in use and idle. While a name's addresses are tried, one connection may for a
+    /// Connections at once, 1 at least: connecting, in use and idle. While a name's addresses are tried, one connection may for a
     /// moment have several sockets, at most [`limits::RESOLVER_ADDRESSES_MAX`].
     pub connections_max: usize,
     /// Idle connections to one origin.
@@ -75,6 +78,15 @@ pub struct FetcherCounts {
     pub open: usize,
     /// Those of them that idle.
     pub idle: usize,
+}
+
+/// A request on its way.
+struct Course<'a> {
+    request: &'a FetchRequest,
+    wall: &'a dyn Fn() -> WallTime,
+    phase: &'a Cell<Phase>,
+    /// When the time for the whole of it is up.
+    deadline: Instant,
 }
 
 /// How far a request has come, so that a time-out can say so.
@@ -122,26 +134,23 @@ impl Fetcher {
     async fn within_time(&self, request: &FetchRequest, wall: &dyn Fn() -> WallTime, reuse: bool) -> FetchResult {
         let phase = Cell::new(Phase::Waiting);
         let limit = request.target.options.timeout;
+        let now = Instant::now();
+        let deadline = now.checked_add(limit).unwrap_or(now + TIMEOUT_MAX);
+        let course = Course { request, wall, phase: &phase, deadline };
         // Where time is up the future is dropped, and with it the connection: what it was doing cannot be taken up again.
-        match timeout(limit, self.carry_out(request, wall, reuse, &phase)).await {
+        match timeout_at(deadline, self.carry_out(&course, reuse)).await {
             Ok(result) => result,
             Err(_) => Err(timed_out(limit, phase.get())),
         }
     }
 
-    async fn carry_out(
-        &self,
-        request: &FetchRequest,
-        wall: &dyn Fn() -> WallTime,
-        reuse: bool,
-        phase: &Cell<Phase>,
-    ) -> FetchResult {
-        let origin = self.origin(request)?;
+    async fn carry_out(&self, course: &Course<'_>, reuse: bool) -> FetchResult {
+        let origin = self.origin(course.request)?;
         let mut reuse = reuse;
         loop {
-            phase.set(Phase::Waiting);
-            let (connection, used_before) = self.connection(request, &origin, reuse, phase).await?;
-            match self.exchange(connection, request, wall, phase).await {
+            course.phase.set(Phase::Waiting);
+            let (connection, used_before) = self.connection(course, &origin, reuse).await?;
+            match self.exchange(connection, course).await {
                 Err(Failure { unanswered: true, .. }) if used_before => reuse = false,
                 outcome => return outcome.map_err(|failure| failure.error),
             }
@@ -151,10 +160,9 @@ impl Fetcher {
     /// A connection to `origin`, and whether it has been used before.
     async fn connection(
         &self,
-        request: &FetchRequest,
+        course: &Course<'_>,
         origin: &Rc<Origin>,
         reuse: bool,
-        phase: &Cell<Phase>,
     ) -> Result<(Connection, bool), FetchError> {
         let mut wants = reuse.then_some(origin);
         if reuse && let Some(connection) = self.open_idle(origin).await {
@@ -171,24 +179,18 @@ impl Fetcher {
                 }
             }
         };
-        phase.set(Phase::Connecting);
-        let limit = request.target.options.connect_timeout;
-        match timeout(limit, self.open(request, Rc::clone(origin), place)).await {
+        course.phase.set(Phase::Connecting);
+        let limit = course.request.target.options.connect_timeout;
+        match timeout(limit, self.open(course.request, Rc::clone(origin), place)).await {
             Ok(opened) => Ok((opened?, false)),
             Err(_) => Err(timed_out(limit, Phase::Connecting)),
         }
     }
 
-    async fn exchange(
-        &self,
-        connection: Connection,
-        request: &FetchRequest,
-        wall: &dyn Fn() -> WallTime,
-        phase: &Cell<Phase>,
-    ) -> Result<FetchResponse, Failure> {
-        phase.set(Phase::Sending);
+    async fn exchange(&self, connection: Connection, course: &Course<'_>) -> Result<FetchResponse, Failure> {
+        course.phase.set(Phase::Sending);
         let Connection { link, origin, place } = connection;
-        let (response, link) = Exchange { request, wall, phase }.run(link).await?;
+        let (response, link) = exchange::run(course, link).await?;
         if let Some(link) = link {
             self.pool.keep(Connection { link, origin, place });
         }

@@ -117,7 +117,7 @@ impl Pool {
         {
             let mut state = self.state.borrow_mut();
             // Whoever waits is served before a place becomes free, so that a free one passes nobody over.
-            if state.open < self.options.connections_max {
+            if state.open < self.options.connections_max.max(1) {
                 state.open += 1;
                 return Ok(Leave::Open(Place { pool: Rc::downgrade(self) }));
             }
