@@ -98,7 +98,7 @@ pub const MESSAGE_FRAGMENTS_MAX: u32 = 1024;
 /// `Prefer: wait=N` is clamped to this.
 pub const PREFER_WAIT_MAX: Duration = Duration::from_secs(60);
 /// An upstream's `Retry-After` is honoured up to this.
-pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
+pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(86_400);
 /// Bytes of an upstream's `ETag` or `Last-Modified`; a longer one is not sent back.
 pub const VALIDATOR_BYTES_MAX: usize = 1024;
 /// `auth_update`s refused in a row before a connection is closed 4001.

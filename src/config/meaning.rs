@@ -236,8 +236,9 @@ impl Check<'_> {
         let keys = match key_set(keys) {
             Ok(keys) => keys,
             Err(error) => {
-                // Too short a key has been told of with its own line.
-                if !matches!(error, KeyError::TooShort { .. }) {
+                // Too short a key and a repeated `kid` have been told of, each with its own line.
+                let repeated = self.errors.iter().any(|error| matches!(error.problem, Problem::DuplicateKey { .. }));
+                if !repeated && !matches!(error, KeyError::TooShort { .. }) {
                     let line = root.array("auth.jwt.key").first().map_or(1, |section| section.line);
                     self.error(line, Problem::Key(error));
                 }
