@@ -1075,11 +1075,15 @@ mod tests {
         let at = WallTime::from_secs(1_700_000_000);
         check(
             |out| write_welcome(out, connection, AuthKind::Jwt, Some("u\"1"), Some(at), 25_000),
-            expect![[r#"{"type":"welcome","connection":"c_00000000000000000000000000000007000000000000","auth":{"type":"jwt","sub":"u\"1","expires_at":1700000000000000},"heartbeat_ms":25000}"#]],
+            expect![[
+                r#"{"type":"welcome","connection":"c_00000000000000000000000000000007000000000000","auth":{"type":"jwt","sub":"u\"1","expires_at":1700000000000000},"heartbeat_ms":25000}"#
+            ]],
         );
         check(
             |out| write_welcome(out, connection, AuthKind::Anonymous, None, None, 25_000),
-            expect![[r#"{"type":"welcome","connection":"c_00000000000000000000000000000007000000000000","auth":{"type":"anonymous","sub":null,"expires_at":null},"heartbeat_ms":25000}"#]],
+            expect![[
+                r#"{"type":"welcome","connection":"c_00000000000000000000000000000007000000000000","auth":{"type":"anonymous","sub":null,"expires_at":null},"heartbeat_ms":25000}"#
+            ]],
         );
         check(
             |out| write_subscribed(out, "leads", id("1.0").as_ref()),

@@ -842,12 +842,12 @@ mod tests {
     }
 
     #[test]
-    fn retry_after_is_a_minimum_up_to_an_hour() {
+    fn retry_after_is_a_minimum_up_to_a_day() {
         for (status, asked_s, least_s, most_s) in [
             (429, 120, 120, 120),
             (503, 120, 120, 120),
-            (429, 3_600, 3_600, 3_600),
-            (429, 3_601, 3_600, 3_600),
+            (429, 86_400, 86_400, 86_400),
+            (429, 86_401, 86_400, 86_400),
             (500, 120, 1, 2),
         ] {
             let mut script = script(options(1_000));
