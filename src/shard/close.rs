@@ -213,11 +213,9 @@ impl Shard {
     pub(super) fn all_sent(&mut self, index: u32) {
         let Some(connection) = self.connections.at_mut(index) else { return };
         match &mut connection.state {
-            State::Closing(closing) => {
-                if closing.peer_done && !closing.finished {
-                    closing.finished = true;
-                    self.outputs.push_back(Output::Finish { connection: index });
-                }
+            State::Closing(closing) if closing.peer_done && !closing.finished => {
+                closing.finished = true;
+                self.outputs.push_back(Output::Finish { connection: index });
             }
             State::Http(_) => self.serve_http(index),
             _ => {}

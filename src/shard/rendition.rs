@@ -18,6 +18,9 @@ use crate::time::Instant;
 /// First position of a log: far from 0, so that older frames can be put in front.
 const ORIGIN: u64 = 1 << 48;
 
+/// Where frames begin in a chunk, each with its sequence number.
+type Places = Vec<(usize, u64)>;
+
 /// A contiguous piece of frames. Shared between its log and the connections that have sent a part of it.
 #[derive(Debug)]
 pub struct Block {
@@ -239,7 +242,7 @@ impl Rendition {
         keep_until: Instant,
         mut write: impl FnMut(Seq, &mut Vec<u8>),
     ) {
-        let mut pieces: Vec<(Vec<u8>, Vec<(usize, u64)>)> = Vec::new();
+        let mut pieces: Vec<(Vec<u8>, Places)> = Vec::new();
         for seq in seqs {
             if pieces.last().is_none_or(|(bytes, _)| bytes.len() >= CHUNK_BYTES / 2) {
                 pieces.push((Vec::new(), Vec::new()));
