@@ -4,8 +4,8 @@
 
 use std::sync::Arc;
 
-use restcast::ids::{Epoch, ResumePoint, Seq};
 use restcast::codec::message::Format;
+use restcast::ids::{Epoch, ResumePoint, Seq};
 use restcast::stream::log::{Bounds, History, Resume};
 use restcast::time::WallTime;
 
