@@ -20,7 +20,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use ring::rand::{SecureRandom, SystemRandom};
@@ -195,7 +195,7 @@ fn run(
 
     let asks = Mutex::new(events.clone());
     let admin = admin::Admin {
-        options: config.admin.clone(),
+        options: RwLock::new(config.admin.clone()),
         listen: admin_listen,
         metrics,
         process: Arc::clone(&process),
@@ -205,7 +205,8 @@ fn run(
             let _ = asks.lock().unwrap_or_else(PoisonError::into_inner).send(Event::DrainAsked);
         }),
     };
-    admin::start(admin_listener, Arc::new(admin))?;
+    let admin = Arc::new(admin);
+    admin::start(admin_listener, Arc::clone(&admin))?;
     std::thread::Builder::new()
         .name("signals".into())
         .spawn(move || while events.send(Event::Signal(sys::wait_for_signal())).is_ok() {})?;
@@ -224,7 +225,7 @@ fn run(
     greet(listen);
 
     let drain = config.connection.drain;
-    let reload = |options: &mut Arc<Options>| reload(&reread, options, connections_max, &process);
+    let reload = |options: &mut Arc<Options>| reload(&reread, options, connections_max, &process, &admin);
     let ended = wait(&happened, &process, cores, drain, &mut options, reload);
     log::flush();
     ended
@@ -284,7 +285,13 @@ fn wait(
 }
 
 /// Reads the configuration again; a bad one is reported, and the old one stays in force.
-fn reload(reread: &Option<Reread>, options: &mut Arc<Options>, connections_max: u32, process: &Process) {
+fn reload(
+    reread: &Option<Reread>,
+    options: &mut Arc<Options>,
+    connections_max: u32,
+    process: &Process,
+    admin: &admin::Admin,
+) {
     let Some(reread) = reread else {
         log::write(LogLevel::Info, &[], "The demo has no configuration to read again.");
         return;
@@ -296,6 +303,7 @@ fn reload(reread: &Option<Reread>, options: &mut Arc<Options>, connections_max: 
             }
             let max = if config.limits.connections == 0 { connections_max } else { config.limits.connections };
             *options = Arc::new(options_of(&config, Some(&options.catalog), 0, max.min(connections_max)));
+            *admin.options.write().unwrap_or_else(PoisonError::into_inner) = config.admin.clone();
             for mailbox in &process.mailboxes {
                 tell(mailbox, || Message::Reload(Arc::clone(options)));
             }

@@ -13,7 +13,7 @@ use crate::connection::handshake::Refusal;
 use crate::connection::{Http, Phase, Reply, State};
 use crate::ids::ConnectionKey;
 use crate::metrics::{ConnectionKind, HandshakeResult};
-use crate::stream::poll::StreamState;
+use crate::stream::poll::{Status, StreamState};
 
 use super::{Shard, StreamKey};
 
@@ -142,8 +142,10 @@ impl Shard {
         let (topic, known, preferred_s) = (*topic, known.clone(), *preferred_s);
         let Some(found) = self.topics.at(topic) else { return };
         let failing = found.status.is_some_and(|status| status.state == StreamState::Failing);
-        // A value from before polling began anew may be old: the first poll is waited for.
-        let settled = found.fresh;
+        // A value from before polling began anew may be old: the first poll is waited for, unless the upstream has failed
+        // and that poll is put off.
+        let put_off = |status: Status| status.retry_in.is_some_and(|wait| !wait.is_zero());
+        let settled = found.fresh || found.status.is_some_and(put_off);
         match self.held(topic) {
             Some(held) if settled => {
                 let same = known.as_deref().is_some_and(|known| lists_tag(known, &held.etag));

@@ -34,6 +34,8 @@ pub struct Owned {
     fresh: bool,
     /// When the poll under way, or the last one, began.
     begun: Instant,
+    /// For when a timer is set, so that none is set twice.
+    planned: Option<Instant>,
     /// What it counts for in `Shard::history_bytes`.
     counted: u64,
 }
@@ -83,6 +85,7 @@ impl Shard {
             used: self.now.at,
             fresh: false,
             begun: self.now.at,
+            planned: None,
             counted: 0,
         };
         let index = self.streams.insert(owned);
@@ -169,8 +172,11 @@ impl Shard {
     }
 
     fn plan_poll(&mut self, index: u32) {
-        let Some(owned) = self.streams.at(index) else { return };
-        if let Some(due) = owned.stream.next_due() {
+        let Some(owned) = self.streams.at_mut(index) else { return };
+        if let Some(due) = owned.stream.next_due()
+            && owned.planned != Some(due)
+        {
+            owned.planned = Some(due);
             let timer = Timer::Stream { index, generation: owned.generation };
             self.set_timer(due, timer);
         }
@@ -180,6 +186,9 @@ impl Shard {
     pub(super) fn stream_due(&mut self, index: u32, generation: u32) {
         let now = self.now.at;
         let Some(owned) = self.streams.at_mut(index).filter(|owned| owned.generation == generation) else { return };
+        if owned.planned.is_some_and(|at| at <= now) {
+            owned.planned = None;
+        }
         if owned.linger_until.is_some_and(|until| until <= now) {
             owned.linger_until = None;
             owned.stream.stop();

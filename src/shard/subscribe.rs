@@ -59,17 +59,26 @@ impl Shard {
         for rendition in &mut topic.renditions {
             *rendition = None;
         }
+        let lingers = std::mem::replace(&mut topic.lingers, true);
         let owner = key.owner(self.cores);
         self.send(owner, Mail::Unwatch { key, from: self.core });
-        self.set_timer(now + TOPIC_LINGER, Timer::Topic { index });
+        if !lingers {
+            self.set_timer(now + TOPIC_LINGER, Timer::Topic { index });
+        }
     }
 
     /// A topic that was given up may be let go of.
     pub(super) fn topic_due(&mut self, index: u32) {
         let now = self.now.at;
-        let idle = |topic: &&Topic| topic.watchers == 0 && topic.idle_since + TOPIC_LINGER <= now;
-        if self.topics.at(index).filter(idle).is_none() {
+        let Some(topic) = self.topics.at_mut(index) else { return };
+        topic.lingers = false;
+        if topic.watchers > 0 {
             return;
+        }
+        if topic.idle_since + TOPIC_LINGER > now {
+            topic.lingers = true;
+            let at = topic.idle_since + TOPIC_LINGER;
+            return self.set_timer(at, Timer::Topic { index });
         }
         if let Some(topic) = self.forget_topic(index) {
             let owner = topic.key.owner(self.cores);
@@ -366,6 +375,11 @@ impl Shard {
                 }
                 Err(_) => {
                     let ended = !self.options.catalog.contains(&id);
+                    if ended {
+                        let wall = self.now.wall;
+                        let status = Status { state: StreamState::Ended, code: None, status: None, retry_in: None };
+                        self.tell(index, "stream_status", |out| write_status(out, &key.name, &status, wall));
+                    }
                     self.unsubscribe_slot(index, slot);
                     self.drop_unsent(index);
                     if single {
