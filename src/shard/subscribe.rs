@@ -188,15 +188,15 @@ impl Shard {
         let Some(history) = &topic.history else { return };
         let has_value = history.value().is_some();
         let status = topic.status.filter(|status| status.state != StreamState::Live);
-        let resumed = since.and_then(|since| topic.resume(kind, since, now + BACKLOG_KEPT, &self.pinned));
+        let resumed = since.and_then(|since| topic.resume(kind, since, now + BACKLOG_KEPT, &self.meter));
         let snapshot = match resumed {
-            None if has_value => topic.snapshot(kind, &self.pinned),
+            None if has_value => topic.snapshot(kind, &self.meter),
             _ => None,
         };
-        let end = topic.rendition(kind, &self.pinned).end();
+        let end = topic.rendition(kind, &self.meter).end();
         let cursor = resumed.unwrap_or(end);
         let name = Arc::clone(&topic.key.name);
-        let rendition = topic.rendition(kind, &self.pinned);
+        let rendition = topic.rendition(kind, &self.meter);
         let position = if entry.rated {
             let open_at =
                 if snapshot.is_some() { now + Duration::from_millis(u64::from(entry.max_rate_ms)) } else { now };
