@@ -61,14 +61,28 @@ impl Shard {
         }
         let owner = key.owner(self.cores);
         self.send(owner, Mail::Unwatch { key, from: self.core });
-        self.set_timer(now + TOPIC_LINGER, Timer::Topic { index });
+        self.time_topic(index);
+    }
+
+    /// Sets the timer that lets go of a topic that was given up, if none is set.
+    fn time_topic(&mut self, index: u32) {
+        let Some(topic) = self.topics.at_mut(index) else { return };
+        if !std::mem::replace(&mut topic.timed, true) {
+            let at = topic.idle_since + TOPIC_LINGER;
+            self.set_timer(at, Timer::Topic { index });
+        }
     }
 
     /// A topic that was given up may be let go of.
     pub(super) fn topic_due(&mut self, index: u32) {
         let now = self.now.at;
-        let idle = |topic: &&Topic| topic.watchers == 0 && topic.idle_since + TOPIC_LINGER <= now;
-        if self.topics.at(index).filter(idle).is_none() {
+        let Some(topic) = self.topics.at_mut(index) else { return };
+        topic.timed = false;
+        if topic.watchers > 0 {
+            return;
+        }
+        if topic.idle_since + TOPIC_LINGER > now {
+            self.time_topic(index);
             return;
         }
         if let Some(topic) = self.forget_topic(index) {

@@ -48,6 +48,8 @@ pub struct Topic {
     pub watchers: u32,
     /// When it was last given up.
     pub idle_since: Instant,
+    /// Whether a timer is set to let go of it: however often it is given up, it has one.
+    pub timed: bool,
 }
 
 impl Topic {
@@ -63,6 +65,7 @@ impl Topic {
             waiters: Vec::new(),
             watchers: 0,
             idle_since: now,
+            timed: false,
         }
     }
 
