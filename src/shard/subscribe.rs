@@ -59,11 +59,17 @@ impl Shard {
         for rendition in &mut topic.renditions {
             *rendition = None;
         }
-        let lingers = std::mem::replace(&mut topic.lingers, true);
         let owner = key.owner(self.cores);
         self.send(owner, Mail::Unwatch { key, from: self.core });
-        if !lingers {
-            self.set_timer(now + TOPIC_LINGER, Timer::Topic { index });
+        self.time_topic(index);
+    }
+
+    /// Sets the timer that lets go of a topic that was given up, if none is set.
+    fn time_topic(&mut self, index: u32) {
+        let Some(topic) = self.topics.at_mut(index) else { return };
+        if !std::mem::replace(&mut topic.timed, true) {
+            let at = topic.idle_since + TOPIC_LINGER;
+            self.set_timer(at, Timer::Topic { index });
         }
     }
 
@@ -71,14 +77,13 @@ impl Shard {
     pub(super) fn topic_due(&mut self, index: u32) {
         let now = self.now.at;
         let Some(topic) = self.topics.at_mut(index) else { return };
-        topic.lingers = false;
+        topic.timed = false;
         if topic.watchers > 0 {
             return;
         }
         if topic.idle_since + TOPIC_LINGER > now {
-            topic.lingers = true;
-            let at = topic.idle_since + TOPIC_LINGER;
-            return self.set_timer(at, Timer::Topic { index });
+            self.time_topic(index);
+            return;
         }
         if let Some(topic) = self.forget_topic(index) {
             let owner = topic.key.owner(self.cores);

@@ -47,8 +47,8 @@ pub struct Topic {
     pub watchers: u32,
     /// When it was last given up.
     pub idle_since: Instant,
-    /// Whether a timer is set to let go of it.
-    pub lingers: bool,
+    /// Whether a timer is set to let go of it: however often it is given up, it has one.
+    pub timed: bool,
 }
 
 impl Topic {
@@ -64,7 +64,7 @@ impl Topic {
             waiters: Vec::new(),
             watchers: 0,
             idle_since: now,
-            lingers: false,
+            timed: false,
         }
     }
 
