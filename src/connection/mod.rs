@@ -92,6 +92,8 @@ pub struct Connection {
     pub queued: bool,
     /// Whether bytes of the peer are left in the socket until its answers have been taken.
     pub paused: bool,
+    /// Whether the peer has ended its side: it sends nothing more, but may still read.
+    pub peer_ended: bool,
 }
 
 /// What a connection is doing.
@@ -288,6 +290,7 @@ impl Connection {
             blocked: false,
             queued: false,
             paused: false,
+            peer_ended: false,
         }
     }
 

@@ -129,11 +129,11 @@ pub fn greeting(listen: SocketAddr, upstream: SocketAddr, token: &str, secret: &
 
   Playground   http://{listen}/#stream=prices&token={token}&secret={secret}
 
-  SSE          curl -N -H 'Accept: text/event-stream' -H 'Authorization: Bearer {token}' http://{listen}/v1/streams/prices
-  WebSocket    websocat --protocol restcast.v1 -H 'Authorization: Bearer {token}' ws://{listen}/v1/streams/leads
+  Token        TOKEN={token}
+  SSE          curl -N -H 'Accept: text/event-stream' -H "Authorization: Bearer $TOKEN" http://{listen}/v1/streams/prices
+  WebSocket    websocat --protocol restcast.v1 -H "Authorization: Bearer $TOKEN" ws://{listen}/v1/streams/leads
   Upstream     curl http://{upstream}/prices
 
-  Token        {token}
   The streams are `prices` and `leads`. The signing key stands in the playground's link: demo only. Ctrl-C ends it.
 
 "#
@@ -622,6 +622,7 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
+    use crate::config::{Config, FileError, Sources};
 
     fn noon() -> WallTime {
         WallTime::from_micros(1_772_366_400_123_456)
@@ -838,6 +839,28 @@ mod tests {
         }
     }
 
+    /// The demo's configuration refers to nothing outside itself.
+    struct Nothing;
+
+    impl Sources for Nothing {
+        fn env(&self, name: &str) -> Option<Vec<u8>> {
+            panic!("asked for the variable {name}")
+        }
+
+        fn file(&self, path: &str, _: usize) -> Result<Vec<u8>, FileError> {
+            panic!("asked for the file {path}")
+        }
+    }
+
+    #[test]
+    fn the_configuration_is_accepted_without_a_warning() {
+        let [upstream, listen, admin] = [9001, 0, 0].map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+        let text = demo_config(upstream, listen, admin, &"0123456789abcdef".repeat(4));
+        let (config, warnings) = Config::parse(&text, &Nothing).expect("accepted");
+        assert!(warnings.is_empty(), "{warnings:?}");
+        assert_eq!((config.streams.len(), config.jwt_keys.len(), config.connection.playground), (2, 1, true));
+    }
+
     #[test]
     fn the_configuration_names_both_streams_and_the_greeting_all_ways_in() {
         let [upstream, listen, admin] = [9001, 8080, 9080].map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
@@ -859,6 +882,7 @@ mod tests {
         let text = greeting(listen, upstream, "h.p.s", secret);
         for part in [
             "http://127.0.0.1:8080/#stream=prices&token=h.p.s&secret=k%22ey%2Bwith%3Dsigns-0123456789abcdef",
+            "TOKEN=h.p.s\n",
             "curl -N ",
             "websocat ",
             "ws://127.0.0.1:8080/v1/streams/leads",

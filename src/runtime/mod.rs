@@ -86,16 +86,17 @@ pub fn demo(listen: SocketAddr, admin: SocketAddr) -> Result<(), ServeError> {
         &[],
         None,
         move |mut ready| {
-            ready.insert("upstream".into(), format!("http://{upstream}").into());
-            ready.insert("token".into(), shown.0.into());
-            ready.insert("secret".into(), shown.1.into());
+            ready.push(("upstream", format!("http://{upstream}").into()));
+            ready.push(("token", shown.0.into()));
+            ready.push(("secret", shown.1.into()));
             ready
         },
         move |listen| eprint!("{}", demo::greeting(listen, upstream, &token, &secret)),
     )
 }
 
-type Ready = serde_json::Map<String, serde_json::Value>;
+/// The members of the ready line, in their order.
+type Ready = Vec<(&'static str, serde_json::Value)>;
 type Reread = Box<dyn Fn() -> Result<(Config, Vec<String>), ServeError> + Send>;
 
 /// Reads and checks a configuration file: what it means, and its warnings.
@@ -211,13 +212,15 @@ fn run(
         .name("signals".into())
         .spawn(move || while events.send(Event::Signal(sys::wait_for_signal())).is_ok() {})?;
 
-    let mut ready = Ready::new();
-    ready.insert("ready".into(), true.into());
-    ready.insert("listen".into(), listen.to_string().into());
-    ready.insert("admin".into(), admin_listen.to_string().into());
-    ready.insert("pid".into(), std::process::id().into());
-    ready.insert("driver".into(), if uring { "io_uring" } else { "epoll" }.into());
-    let line = serde_json::Value::Object(decorate(ready)).to_string();
+    let ready: Ready = vec![
+        ("ready", true.into()),
+        ("listen", listen.to_string().into()),
+        ("admin", admin_listen.to_string().into()),
+        ("pid", std::process::id().into()),
+        ("driver", if uring { "io_uring" } else { "epoll" }.into()),
+    ];
+    let members: Vec<String> = decorate(ready).iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
+    let line = format!("{{{}}}", members.join(","));
     let mut out = std::io::stdout().lock();
     // Whoever started the process may not want to know: it serves all the same.
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());

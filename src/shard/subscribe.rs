@@ -59,11 +59,17 @@ impl Shard {
         for rendition in &mut topic.renditions {
             *rendition = None;
         }
-        let lingers = std::mem::replace(&mut topic.lingers, true);
         let owner = key.owner(self.cores);
         self.send(owner, Mail::Unwatch { key, from: self.core });
-        if !lingers {
-            self.set_timer(now + TOPIC_LINGER, Timer::Topic { index });
+        self.time_topic(index);
+    }
+
+    /// Sets the timer that lets go of a topic that was given up, if none is set.
+    fn time_topic(&mut self, index: u32) {
+        let Some(topic) = self.topics.at_mut(index) else { return };
+        if !std::mem::replace(&mut topic.timed, true) {
+            let at = topic.idle_since + TOPIC_LINGER;
+            self.set_timer(at, Timer::Topic { index });
         }
     }
 
@@ -71,14 +77,13 @@ impl Shard {
     pub(super) fn topic_due(&mut self, index: u32) {
         let now = self.now.at;
         let Some(topic) = self.topics.at_mut(index) else { return };
-        topic.lingers = false;
+        topic.timed = false;
         if topic.watchers > 0 {
             return;
         }
         if topic.idle_since + TOPIC_LINGER > now {
-            topic.lingers = true;
-            let at = topic.idle_since + TOPIC_LINGER;
-            return self.set_timer(at, Timer::Topic { index });
+            self.time_topic(index);
+            return;
         }
         if let Some(topic) = self.forget_topic(index) {
             let owner = topic.key.owner(self.cores);
@@ -188,15 +193,15 @@ impl Shard {
         let Some(history) = &topic.history else { return };
         let has_value = history.value().is_some();
         let status = topic.status.filter(|status| status.state != StreamState::Live);
-        let resumed = since.and_then(|since| topic.resume(kind, since, now + BACKLOG_KEPT, &self.pinned));
+        let resumed = since.and_then(|since| topic.resume(kind, since, now + BACKLOG_KEPT, &self.meter));
         let snapshot = match resumed {
-            None if has_value => topic.snapshot(kind, &self.pinned),
+            None if has_value => topic.snapshot(kind, &self.meter),
             _ => None,
         };
-        let end = topic.rendition(kind, &self.pinned).end();
+        let end = topic.rendition(kind, &self.meter).end();
         let cursor = resumed.unwrap_or(end);
         let name = Arc::clone(&topic.key.name);
-        let rendition = topic.rendition(kind, &self.pinned);
+        let rendition = topic.rendition(kind, &self.meter);
         let position = if entry.rated {
             let open_at =
                 if snapshot.is_some() { now + Duration::from_millis(u64::from(entry.max_rate_ms)) } else { now };
