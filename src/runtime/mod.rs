@@ -322,7 +322,7 @@ fn reload(
 /// Tells a core, however full its mailbox is.
 fn tell(mailbox: &Mailbox, message: impl Fn() -> Message) {
     while mailbox.post(message()).is_err() {
-        std::thread::sleep(Duration::from_millis(1));
+        clock::hold_thread(Duration::from_millis(1));
     }
 }
 
@@ -416,6 +416,10 @@ fn listen_all(address: SocketAddr, cores: u16) -> Result<(Vec<TcpListener>, Sock
     Ok((all, listen))
 }
 
+#[allow(
+    clippy::disallowed_methods,
+    reason = "seeds, ids and the demo key come from here; the rest takes them as arguments"
+)]
 fn fill_random(bytes: &mut [u8]) -> Result<(), ServeError> {
     SystemRandom::new().fill(bytes).map_err(|_| ServeError("the system gives no random numbers".to_owned()))
 }

@@ -213,14 +213,12 @@ impl Shard {
     pub(super) fn all_sent(&mut self, index: u32) {
         let Some(connection) = self.connections.at_mut(index) else { return };
         match &mut connection.state {
-            State::Closing(closing) => {
-                if closing.peer_done && !closing.finished {
-                    closing.finished = true;
-                    let over = connection.peer_ended;
-                    self.outputs.push_back(Output::Finish { connection: index });
-                    if over {
-                        return self.remove(index, false);
-                    }
+            State::Closing(closing) if closing.peer_done && !closing.finished => {
+                closing.finished = true;
+                let over = connection.peer_ended;
+                self.outputs.push_back(Output::Finish { connection: index });
+                if over {
+                    return self.remove(index, false);
                 }
             }
             State::Http(_) => self.serve_http(index),

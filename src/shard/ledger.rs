@@ -14,7 +14,7 @@ use crate::ids::Holder;
 use crate::time::Instant;
 
 /// Entries in one of the [`PARTS`] of the ledger.
-pub const ENTRIES_PER_PART_MAX: usize = 65_536;
+const ENTRIES_PER_PART_MAX: usize = 65_536;
 const PARTS: usize = 32;
 const MINUTE_US: u64 = 60_000_000;
 

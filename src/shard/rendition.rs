@@ -43,6 +43,9 @@ impl Meter {
     }
 }
 
+/// Where frames begin in a chunk, each with its sequence number.
+type Places = Vec<(usize, u64)>;
+
 /// A contiguous piece of frames. Shared between its log and the connections that have sent a part of it.
 #[derive(Debug)]
 pub struct Block {
@@ -268,7 +271,7 @@ impl Rendition {
         keep_until: Instant,
         mut write: impl FnMut(Seq, &mut Vec<u8>),
     ) {
-        let mut pieces: Vec<(Vec<u8>, Vec<(usize, u64)>)> = Vec::new();
+        let mut pieces: Vec<(Vec<u8>, Places)> = Vec::new();
         for seq in seqs {
             if pieces.last().is_none_or(|(bytes, _)| bytes.len() >= CHUNK_BYTES / 2) {
                 pieces.push((Vec::new(), Vec::new()));

@@ -146,11 +146,11 @@ impl Shard {
             self.tell(index, "subscribed", |out| message::write_subscribed(out, &name, id));
         }
         let pending = Pending { connection: ConnectionKey { index, generation }, slot, since };
-        if let Some(topic) = self.topics.at_mut(topic) {
-            if topic.history.is_none() {
-                topic.pending.push(pending);
-                return Ok(());
-            }
+        if let Some(topic) = self.topics.at_mut(topic)
+            && topic.history.is_none()
+        {
+            topic.pending.push(pending);
+            return Ok(());
         }
         self.start(pending);
         Ok(())
