@@ -485,8 +485,12 @@ impl Shard {
         }
     }
 
-    /// Bytes of this connection that were left in its socket may be read now.
+    /// Bytes of this connection that were left in its socket may be read now, unless enough of them wait already.
     pub(super) fn resume_reading(&mut self, index: u32) {
+        if self.has_unserved(index) {
+            // They are served first: each answer comes back here.
+            return;
+        }
         let Some(connection) = self.connections.at_mut(index) else { return };
         if connection.paused {
             connection.paused = false;

@@ -10,7 +10,7 @@ use crate::codec::message::{self, ClientId, CloseReason, ErrorCode, Format, Unsu
 use crate::connection::handshake::Refusal;
 use crate::connection::subscriptions::Slot;
 use crate::frame::{self, RenditionKind};
-use crate::ids::{ConnectionKey, ResumePoint, Seq};
+use crate::ids::{ConnectionKey, Holder, ResumePoint, Seq};
 use crate::stream::log::{Event, History};
 use crate::stream::poll::{Status, StreamState, UpstreamCode};
 use crate::time::WallTime;
@@ -127,16 +127,18 @@ impl Shard {
         if limit != 0 && open.subscriptions.len() >= limit {
             return Err(too_many());
         }
-        self.hold_stream(index, key)?;
+        let holder = self.subject_of(index);
+        let counted = self.hold_stream(holder, key)?;
         let topic = self.watch(key);
         let Some(connection) = self.connections.at_mut(index) else { return Ok(()) };
         let generation = connection.generation;
         let Some(open) = connection.open_mut() else { return Ok(()) };
         let kind = RenditionKind { transport: open.transport, format };
         let kind_no = u8::try_from(kind.index()).expect("there are six kinds");
-        let slot = Slot { topic, position: 0, kind: kind_no, rated: max_rate_ms > 0, pending: true, max_rate_ms };
+        let rated = max_rate_ms > 0;
+        let slot = Slot { topic, position: 0, kind: kind_no, rated, pending: true, counted, max_rate_ms };
         let Some(slot) = open.subscriptions.insert(slot) else {
-            self.release_stream(index, key);
+            self.release_stream(holder.filter(|_| counted), key);
             self.unwatch(topic);
             return Err(too_many());
         };
@@ -156,22 +158,18 @@ impl Shard {
         Ok(())
     }
 
-    fn hold_stream(&mut self, index: u32, key: &StreamKey) -> Result<(), Refusal> {
+    /// Counts a watch of the stream for a subject, where that has a limit; whether it was counted.
+    pub(super) fn hold_stream(&mut self, holder: Option<Holder>, key: &StreamKey) -> Result<bool, Refusal> {
         let limit = self.options.limits.streams_per_subject;
-        if limit == 0 || !key.is_filled() {
-            return Ok(());
-        }
-        let Some(holder) = self.subject_of(index) else { return Ok(()) };
-        self.ledger.hold_stream(holder, key.hash_value(), limit, self.now.at).map_err(|_| {
+        let Some(holder) = holder.filter(|_| limit != 0 && key.is_filled()) else { return Ok(false) };
+        self.ledger.hold_stream(holder, key.hash_value(), limit, self.now.at).map(|()| true).map_err(|_| {
             Refusal::new(ErrorCode::TooManyStreams, "the subject watches as many different streams as it may")
         })
     }
 
-    fn release_stream(&mut self, index: u32, key: &StreamKey) {
-        if self.options.limits.streams_per_subject != 0
-            && key.is_filled()
-            && let Some(holder) = self.subject_of(index)
-        {
+    /// Counts it no more; only what was counted.
+    pub(super) fn release_stream(&mut self, holder: Option<Holder>, key: &StreamKey) {
+        if let Some(holder) = holder {
             self.ledger.release_stream(holder, key.hash_value(), self.now.at);
         }
     }
@@ -266,7 +264,9 @@ impl Shard {
                 self.make_ready(other);
             }
         }
-        self.release_stream(index, &key);
+        // Limits may have been set or lifted since, and an anonymous caller may have become somebody.
+        let holder = self.subject_of(index).filter(|_| entry.counted);
+        self.release_stream(holder, &key);
         self.unwatch(entry.topic);
     }
 
