@@ -425,7 +425,9 @@ impl Shard {
         let waiters = std::mem::take(&mut topic.waiters);
         let detail = "the server holds as many streams as it may";
         for waiter in waiters {
-            self.refuse_waiter(waiter, Refusal::new(ErrorCode::TooManyStreams, detail).retry_after(10));
+            // The server's bound, not the caller's: 503, where that of a subject is 429.
+            let refusal = Refusal::new(ErrorCode::TooManyStreams, detail).with_status(503).retry_after(10);
+            self.refuse_waiter(waiter, refusal);
         }
         for Pending { connection, slot, .. } in pending {
             if !self.is_live(connection) {
