@@ -567,6 +567,37 @@ fn one_connection_subscribes_to_many_streams_and_leaves_them() {
 }
 
 #[test]
+fn giving_up_one_stream_repeats_nothing_of_another() {
+    let upstream = Upstream::start();
+    let server = two_streams(&upstream, "auto");
+    // Known on both cores, so that a subscription begins at once.
+    let _known: Vec<Watcher> = (0..2)
+        .map(|core| on_core(&server, core, |s| Watcher::ws(s, "/v1/streams/a")))
+        .map(|mut w| {
+            w.event();
+            w
+        })
+        .collect();
+    let mut ws = Watcher::ws(&server, "/v1/ws");
+    for b in [r#"{"type":"subscribe","stream":"b"}"#, r#"{"type":"subscribe","stream":"b","max_rate_ms":10}"#] {
+        ws.send(b);
+        ws.next_of("subscribed");
+        let seq = ws.event().seq();
+        // Both at once: the snapshot of the one has no time to leave.
+        let both = [r#"{"type":"subscribe","stream":"a"}"#, r#"{"type":"unsubscribe","stream":"a"}"#]
+            .map(|message| support::server::client_frame(false, 1, message.as_bytes()));
+        ws.raw().send(&both.concat());
+        ws.next_of("subscribed");
+        ws.next_of("unsubscribed");
+        upstream.set_json("/b", &format!("[{}]", seq + 100));
+        assert_eq!(ws.event().seq(), seq + 1, "what was held of the other is not sent again");
+        ws.send(r#"{"type":"unsubscribe","stream":"b"}"#);
+        ws.next_of("unsubscribed");
+        ws.forget("b");
+    }
+}
+
+#[test]
 fn streams_with_parameters_are_named_by_them() {
     let upstream = Upstream::start();
     let server = two_streams(&upstream, "auto");
