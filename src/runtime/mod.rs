@@ -289,13 +289,7 @@ fn wait(
 }
 
 /// Reads the configuration again; a bad one is reported, and the old one stays in force.
-fn reload(
-    reread: &Option<Reread>,
-    options: &mut Arc<Options>,
-    allowed: u32,
-    process: &Process,
-    admin: &admin::Admin,
-) {
+fn reload(reread: &Option<Reread>, options: &mut Arc<Options>, allowed: u32, process: &Process, admin: &admin::Admin) {
     let Some(reread) = reread else {
         log::write(LogLevel::Info, &[], "The demo has no configuration to read again.");
         return;

@@ -432,7 +432,13 @@ impl Client {
             .unwrap_or_else(|error| panic!("client {} got a torn frame ({error}): {}", self.number, shown()));
         let own_kind = head["type"].as_str().expect("every frame has its type");
         assert!(kind.is_none_or(|kind| kind == own_kind), "an event is named by its type: {}", shown());
-        assert_eq!(self.welcomed, own_kind != "welcome", "client {}: welcome comes first, once: {}", self.number, shown());
+        assert_eq!(
+            self.welcomed,
+            own_kind != "welcome",
+            "client {}: welcome comes first, once: {}",
+            self.number,
+            shown()
+        );
         let id = head["id"].as_u64();
         let stream = head["stream"].as_str().unwrap_or_default().to_owned();
         match own_kind {
@@ -442,7 +448,12 @@ impl Client {
                 assert_eq!(head["auth"]["sub"].as_str(), Some(&*self.sub), "a welcome names its own subject");
             }
             "snapshot" | "patch" | "merge" => {
-                assert!(!self.late, "client {} got a frame started after its credential's end: {}", self.number, shown());
+                assert!(
+                    !self.late,
+                    "client {} got a frame started after its credential's end: {}",
+                    self.number,
+                    shown()
+                );
                 self.changed(own_kind, &stream, &head, body.expect("an event has a body"), text, book);
             }
             "stream_status" => {
@@ -478,7 +489,11 @@ impl Client {
             "reauthenticate" => assert!(head["expires_at"].is_u64() && head["expires_in_ms"].is_u64(), "{}", shown()),
             "error" => self.told_error(&head, id, book),
             "reconnect" => {
-                assert!(book.draining && !self.told_to_reconnect, "client {} is sent away once, in a drain", self.number);
+                assert!(
+                    book.draining && !self.told_to_reconnect,
+                    "client {} is sent away once, in a drain",
+                    self.number
+                );
                 self.told_to_reconnect = true;
             }
             other => panic!("client {} got a frame of type {other}", self.number),
@@ -498,7 +513,9 @@ impl Client {
         let code = head["code"].as_str().unwrap_or_default();
         let asked = id.and_then(|id| self.asked.remove(&id));
         let fine = match (&asked, code) {
-            (Some(Asked::Subscribe { .. }), "ALREADY_SUBSCRIBED" | "TOO_MANY_STREAMS" | "TOO_MANY_SUBSCRIPTIONS") => true,
+            (Some(Asked::Subscribe { .. }), "ALREADY_SUBSCRIBED" | "TOO_MANY_STREAMS" | "TOO_MANY_SUBSCRIPTIONS") => {
+                true
+            }
             (Some(Asked::Subscribe { .. } | Asked::Unsubscribe { .. }), "STREAM_NOT_FOUND") => true,
             (Some(Asked::RenewBadly), "AUTH_UPDATE_REJECTED" | "AUTH_SUBJECT_MISMATCH") => true,
             // A token that has expired on the way.
@@ -535,7 +552,8 @@ impl Client {
                 assert_eq!((&epoch, seq - 1), (&held.epoch, held.seq), "client {number}: it follows on: {}", shown());
                 assert_eq!(head["base"].as_u64(), Some(seq - 1), "base is the place before: {}", shown());
                 let base = held.value.as_deref().expect("what is held has a value");
-                let applied = if kind == "patch" { apply::apply_patch(base, body) } else { apply::apply_merge(base, body) };
+                let applied =
+                    if kind == "patch" { apply::apply_patch(base, body) } else { apply::apply_merge(base, body) };
                 applied.unwrap_or_else(|error| panic!("client {number}: {error}: {}", shown()))
             }
         };
@@ -558,7 +576,9 @@ impl Client {
     pub fn urls(&self, stream: &str) -> Vec<String> {
         match stream.split_once('?') {
             Some((id, query)) => vec![format!("http://up/{id}?{query}")],
-            None if stream == "own" => self.companies.iter().map(|company| format!("http://up/own/{company}")).collect(),
+            None if stream == "own" => {
+                self.companies.iter().map(|company| format!("http://up/own/{company}")).collect()
+            }
             None => vec![format!("http://up/{stream}")],
         }
     }

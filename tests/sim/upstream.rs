@@ -78,8 +78,13 @@ impl Upstream {
             resource.change(dice, &url, false);
         }
         let error = |code| Err(FetchError { code, detail: "a fault of the model".to_owned() });
-        let mut response =
-            FetchResponse { status: 200, validators: Validators::default(), retry_after: None, body: Vec::new(), received };
+        let mut response = FetchResponse {
+            status: 200,
+            validators: Validators::default(),
+            retry_after: None,
+            body: Vec::new(),
+            received,
+        };
         let etag = |resource: &Resource| format!("\"{}.{}\"", resource.version, resource.volatile).into_bytes();
         if self.mood == Mood::Wild {
             match dice.below(100) {

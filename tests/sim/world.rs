@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use restcast::auth::keys::{Algorithm, Key, KeyConfig};
 use restcast::auth::jwt;
+use restcast::auth::keys::{Algorithm, Key, KeyConfig};
 use restcast::config::{Config, FileError, Sources};
 use restcast::ids::{ConnectionKey, CoreId};
 use restcast::limits::{CONTROL_BYTES_MAX, SENDS_PER_TURN};
@@ -116,18 +116,23 @@ impl Setup {
         let common = format!("linger = \"{linger_ms}ms\"\nbackoff_max = \"1s\"\ntimeout = \"4s\"\n{stream}");
         let slower = (interval_ms * 7).min(2_000);
         let changed = if variant == 1 { interval_ms + 3 } else { *interval_ms };
-        let _ = write!(text, "[[stream]]\nid = \"fast\"\nurl = \"http://up/fast\"\ninterval = \"{changed}ms\"\n{common}\n");
-        let _ = write!(text, "[[stream]]\nid = \"slow\"\nurl = \"http://up/slow\"\ninterval = \"{slower}ms\"\n{common}\n");
+        let _ =
+            write!(text, "[[stream]]\nid = \"fast\"\nurl = \"http://up/fast\"\ninterval = \"{changed}ms\"\n{common}\n");
+        let _ =
+            write!(text, "[[stream]]\nid = \"slow\"\nurl = \"http://up/slow\"\ninterval = \"{slower}ms\"\n{common}\n");
         if variant != 2 {
             let keyed = "array_key = \"id\"\nignore = [\"/volatile\"]";
-            let _ =
-                write!(text, "[[stream]]\nid = \"keyed\"\nurl = \"http://up/keyed\"\ninterval = \"{slower}ms\"\n{keyed}\n{common}\n");
+            let _ = write!(
+                text,
+                "[[stream]]\nid = \"keyed\"\nurl = \"http://up/keyed\"\ninterval = \"{slower}ms\"\n{keyed}\n{common}\n"
+            );
         }
         let url = "http://up/own/{claims.companyId}";
         let _ = write!(text, "[[stream]]\nid = \"own\"\nurl = \"{url}\"\ninterval = \"{interval_ms}ms\"\n{common}\n");
         let url = "http://up/par?region={query.region}";
         let params = "params = [\"region\"]";
-        let _ = write!(text, "[[stream]]\nid = \"par\"\nurl = \"{url}\"\ninterval = \"{slower}ms\"\n{params}\n{common}\n");
+        let _ =
+            write!(text, "[[stream]]\nid = \"par\"\nurl = \"{url}\"\ninterval = \"{slower}ms\"\n{params}\n{common}\n");
         text
     }
 }
@@ -433,12 +438,14 @@ impl World {
                 Output::Fetch { stream, poll, request } => {
                     self.fetches += 1;
                     let core = &mut self.cores[index];
-                    let twice = core.fetches.iter().any(|fetch| {
-                        fetch.stream == stream || Arc::ptr_eq(&fetch.request.target, &request.target)
-                    });
+                    let twice = core
+                        .fetches
+                        .iter()
+                        .any(|fetch| fetch.stream == stream || Arc::ptr_eq(&fetch.request.target, &request.target));
                     let may = self.setup.evicts || self.book.reloaded;
                     assert!(!twice || may, "{} is polled twice at a time", request.target.url);
-                    let due_us = now_us + self.dice.below(self.fetch_us_max.min(4 * SECOND_US)) / (1 + self.dice.below(50));
+                    let due_us =
+                        now_us + self.dice.below(self.fetch_us_max.min(4 * SECOND_US)) / (1 + self.dice.below(50));
                     core.fetches.push(Fetching { due_us, stream, poll, request });
                 }
                 Output::Compare(comparison) => {
@@ -612,9 +619,12 @@ impl World {
         let rate_ms = if self.dice.percent(25) { 1 + self.dice.below(3_000) } else { 0 };
         let mut held = Held { format, state: "live".to_owned(), ..Held::default() };
         if self.dice.percent(40) {
-            let others = self.clients.iter().filter(|other| other.companies.contains(&company) && other.companies.len() == 1);
+            let others =
+                self.clients.iter().filter(|other| other.companies.contains(&company) && other.companies.len() == 1);
             let known: Vec<Held> = others.filter_map(|other| other.held.get(name)).cloned().collect();
-            if let Some(from) = known.get(self.dice.below(known.len() as u64) as usize).filter(|from| from.value.is_some()) {
+            if let Some(from) =
+                known.get(self.dice.below(known.len() as u64) as usize).filter(|from| from.value.is_some())
+            {
                 (held.epoch, held.seq, held.value) = (from.epoch.clone(), from.seq, from.value.clone());
             }
         }
@@ -685,7 +695,8 @@ impl World {
         }
         let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
                        Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
-        let head = |more: &str| format!("GET {target} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {token}\r\n{more}\r\n");
+        let head =
+            |more: &str| format!("GET {target} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {token}\r\n{more}\r\n");
         match kind {
             Kind::Single | Kind::Many => client.outgoing.extend(head(upgrade).bytes()),
             Kind::Events => client.outgoing.extend(head("Accept: text/event-stream\r\n").bytes()),
@@ -836,7 +847,8 @@ impl World {
         let body = format!("{{\"token\":\"{}\"}}", self.token(&sub, company, exp_us));
         let other = &mut self.clients[over];
         let length = body.len();
-        let head = format!("POST /v1/connections/{connection}/auth HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n");
+        let head =
+            format!("POST /v1/connections/{connection}/auth HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n");
         other.outgoing.extend(head.bytes().chain(body.bytes()));
         other.requests.push(Request::Renewal { of: number, company });
     }
@@ -964,7 +976,11 @@ impl World {
                 let urls = client.urls(name);
                 let newest = urls.iter().any(|url| self.book.upstream.newest(url) == super::upstream::version(value));
                 let version = super::upstream::version(value);
-                assert!(newest, "{shown} holds version {version} of {}-{} at rest, not the newest", held.epoch, held.seq);
+                assert!(
+                    newest,
+                    "{shown} holds version {version} of {}-{} at rest, not the newest",
+                    held.epoch, held.seq
+                );
                 assert_eq!(held.state, "live", "{shown} was told the stream is live again");
             }
         }
@@ -974,7 +990,9 @@ impl World {
     pub fn drain(&mut self) {
         self.book.draining = true;
         let open: Vec<usize> = (0..self.clients.len())
-            .filter(|&number| self.clients[number].is_open() && self.clients[number].welcomed && !self.clients[number].mute)
+            .filter(|&number| {
+                self.clients[number].is_open() && self.clients[number].welcomed && !self.clients[number].mute
+            })
             .collect();
         let until = self.book.mono_us + self.setup.drain_s * SECOND_US;
         self.draining_until_us = Some(until);
@@ -985,7 +1003,10 @@ impl World {
         for number in open {
             let client = &self.clients[number];
             let told = client.closed == Some(1012) && client.told_to_reconnect;
-            assert!(told || client.said_close || client.ever_expired, "client {number} was told to reconnect: {client:?}");
+            assert!(
+                told || client.said_close || client.ever_expired,
+                "client {number} was told to reconnect: {client:?}"
+            );
         }
         while self.cores.iter().any(|core| !core.drained) {
             assert!(self.book.mono_us <= until + SECOND_US / 10, "a drain ends in its window");

@@ -14,6 +14,7 @@ use restcast::codec::json::{Document, Kind, Node};
 use restcast::ids::ConnectionId;
 use restcast::stream::apply::{apply_merge, apply_patch};
 use serde_json::Value;
+use socket2::SockRef;
 
 use crate::support::server::{Answer, PATIENCE, Raw, Server, bearer, eventually, token_of};
 use crate::support::{RequestSeen, Upstream};
@@ -84,7 +85,8 @@ pub struct Watcher {
     pub opened: Answer,
     /// Its `welcome`.
     pub welcome: Frame,
-    held: HashMap<String, Held>,
+    /// What is held of each stream.
+    pub held: HashMap<String, Held>,
 }
 
 /// How a [`Watcher`] is connected.
@@ -110,9 +112,26 @@ impl Watcher {
         Watcher::try_open(server, over, path, headers).unwrap_or_else(|answer| panic!("{path}: {answer:?}"))
     }
 
-    /// The same, or why not.
+    /// The same with a socket that holds little, and does not learn to hold more.
+    pub fn narrow(server: &Server, over: Over, path: &str) -> Watcher {
+        let raw = server.connect();
+        SockRef::from(raw.socket()).set_recv_buffer_size(128 << 10).expect("an option");
+        let opened = Watcher::open_on(raw, server, over, path, &[bearer(&token_of("u1"))]);
+        opened.unwrap_or_else(|answer| panic!("{path}: {answer:?}"))
+    }
+
+    /// Opens `path`, or why not.
     pub fn try_open(server: &Server, over: Over, path: &str, headers: &[(&str, String)]) -> Result<Watcher, Answer> {
-        let mut raw = server.connect();
+        Watcher::open_on(server.connect(), server, over, path, headers)
+    }
+
+    fn open_on(
+        mut raw: Raw,
+        server: &Server,
+        over: Over,
+        path: &str,
+        headers: &[(&str, String)],
+    ) -> Result<Watcher, Answer> {
         let opened = match over {
             Over::Ws => {
                 let answer = raw.upgrade(path, headers);
@@ -242,11 +261,11 @@ impl Watcher {
 
     /// What is held of `stream`, its members sorted and its numbers as they were spelled.
     pub fn value(&self, stream: &str) -> String {
-        canonical(&self.held(stream).value)
+        canonical(&self.holding(stream).value)
     }
 
     /// What is held of `stream`.
-    pub fn held(&self, stream: &str) -> &Held {
+    pub fn holding(&self, stream: &str) -> &Held {
         self.held.get(stream).unwrap_or_else(|| panic!("nothing is held of {stream}"))
     }
 
@@ -255,7 +274,8 @@ impl Watcher {
         self.held.insert(stream.to_owned(), held.clone());
     }
 
-    fn follow(&mut self, frame: &Frame) {
+    /// Takes in an event: panics unless it has the contract's form and follows on what is held.
+    pub fn follow(&mut self, frame: &Frame) {
         check_form(frame);
         if self.is_sse {
             assert_eq!(frame.id.as_deref(), Some(&*frame.point()), "an event's id is where it stands");
@@ -281,6 +301,11 @@ impl Watcher {
             }
         };
         self.held.insert(stream, Held { epoch, seq, value });
+    }
+
+    /// Forgets what is held of `stream`: it is subscribed to anew, and may begin anywhere.
+    pub fn forget(&mut self, stream: &str) {
+        self.held.remove(stream);
     }
 
     /// Whether nothing comes within `time`.
