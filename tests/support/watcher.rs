@@ -14,6 +14,7 @@ use restcast::codec::json::{Document, Kind, Node};
 use restcast::ids::ConnectionId;
 use restcast::stream::apply::{apply_merge, apply_patch};
 use serde_json::Value;
+use socket2::SockRef;
 
 use crate::support::server::{Answer, PATIENCE, Raw, Server, bearer, eventually, token_of};
 use crate::support::{RequestSeen, Upstream};
@@ -110,9 +111,26 @@ impl Watcher {
         Watcher::try_open(server, over, path, headers).unwrap_or_else(|answer| panic!("{path}: {answer:?}"))
     }
 
-    /// The same, or why not.
+    /// The same with a socket that holds little, and does not learn to hold more.
+    pub fn narrow(server: &Server, over: Over, path: &str) -> Watcher {
+        let raw = server.connect();
+        SockRef::from(raw.socket()).set_recv_buffer_size(128 << 10).expect("an option");
+        let opened = Watcher::open_on(raw, server, over, path, &[bearer(&token_of("u1"))]);
+        opened.unwrap_or_else(|answer| panic!("{path}: {answer:?}"))
+    }
+
+    /// Opens `path`, or why not.
     pub fn try_open(server: &Server, over: Over, path: &str, headers: &[(&str, String)]) -> Result<Watcher, Answer> {
-        let mut raw = server.connect();
+        Watcher::open_on(server.connect(), server, over, path, headers)
+    }
+
+    fn open_on(
+        mut raw: Raw,
+        server: &Server,
+        over: Over,
+        path: &str,
+        headers: &[(&str, String)],
+    ) -> Result<Watcher, Answer> {
         let opened = match over {
             Over::Ws => {
                 let answer = raw.upgrade(path, headers);
@@ -281,6 +299,11 @@ impl Watcher {
             }
         };
         self.held.insert(stream, Held { epoch, seq, value });
+    }
+
+    /// Forgets what is held of `stream`: it is subscribed to anew, and may begin anywhere.
+    pub fn forget(&mut self, stream: &str) {
+        self.held.remove(stream);
     }
 
     /// Whether nothing comes within `time`.
