@@ -148,6 +148,8 @@ pub enum Phase {
     Waiting {
         /// The topic watched.
         topic: u32,
+        /// Whose streams count it, where they are counted.
+        held: Option<Holder>,
         /// `If-None-Match`: answered with the value when that is another.
         known: Option<String>,
         /// `Prefer: wait` in seconds, where it is obeyed.

@@ -139,7 +139,8 @@ fn run(
     }
     let uring = choose_driver(config.server.driver)?;
     let cores = cores(config.server.cores);
-    let connections_max = connections_max(config.limits.connections)?;
+    let allowed = connections_allowed();
+    let connections_max = connections_max(config.limits.connections, allowed);
 
     let (mut seed, mut catalog_seed) = ([0u8; 32], [0u8; 8]);
     fill_random(&mut seed)?;
@@ -228,7 +229,7 @@ fn run(
     greet(listen);
 
     let drain = config.connection.drain;
-    let reload = |options: &mut Arc<Options>| reload(&reread, options, connections_max, &process, &admin);
+    let reload = |options: &mut Arc<Options>| reload(&reread, options, allowed, &process, &admin);
     let ended = wait(&happened, &process, cores, drain, &mut options, reload);
     log::flush();
     ended
@@ -288,13 +289,7 @@ fn wait(
 }
 
 /// Reads the configuration again; a bad one is reported, and the old one stays in force.
-fn reload(
-    reread: &Option<Reread>,
-    options: &mut Arc<Options>,
-    connections_max: u32,
-    process: &Process,
-    admin: &admin::Admin,
-) {
+fn reload(reread: &Option<Reread>, options: &mut Arc<Options>, allowed: u32, process: &Process, admin: &admin::Admin) {
     let Some(reread) = reread else {
         log::write(LogLevel::Info, &[], "The demo has no configuration to read again.");
         return;
@@ -304,8 +299,8 @@ fn reload(
             for warning in &warnings {
                 log::write(LogLevel::Warn, &[], warning);
             }
-            let max = if config.limits.connections == 0 { connections_max } else { config.limits.connections };
-            *options = Arc::new(options_of(&config, Some(&options.catalog), 0, max.min(connections_max)));
+            let max = connections_max(config.limits.connections, allowed);
+            *options = Arc::new(options_of(&config, Some(&options.catalog), 0, max));
             *admin.options.write().unwrap_or_else(PoisonError::into_inner) = config.admin.clone();
             for mailbox in &process.mailboxes {
                 tell(mailbox, || Message::Reload(Arc::clone(options)));
@@ -381,8 +376,8 @@ fn pin(number: usize) {
     }
 }
 
-/// How many connections the descriptors allow, and the configuration wants.
-fn connections_max(configured: u32) -> Result<u32, ServeError> {
+/// How many connections the descriptors allow, once the process has raised its limit as far as it may.
+fn connections_allowed() -> u32 {
     let mut limit = getrlimit(Resource::Nofile);
     if limit.current < limit.maximum {
         limit.current = limit.maximum;
@@ -390,7 +385,11 @@ fn connections_max(configured: u32) -> Result<u32, ServeError> {
     }
     let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::from(u32::MAX));
     let allowed = descriptors.saturating_sub(limits::DESCRIPTORS_RESERVED.min(descriptors / 2));
-    let allowed = u32::try_from(allowed).unwrap_or(u32::MAX);
+    u32::try_from(allowed).unwrap_or(u32::MAX)
+}
+
+/// How many of those that are allowed the configuration wants.
+fn connections_max(configured: u32, allowed: u32) -> u32 {
     if configured > allowed {
         let fields: [(&str, &dyn std::fmt::Display); 2] = [("configured", &configured), ("allowed", &allowed)];
         log::write(
@@ -399,7 +398,7 @@ fn connections_max(configured: u32) -> Result<u32, ServeError> {
             "limits.connections is more than the descriptors allow: raise LimitNOFILE.",
         );
     }
-    Ok(if configured == 0 { allowed } else { configured.min(allowed) })
+    if configured == 0 { allowed } else { configured.min(allowed) }
 }
 
 /// One listener a core, all on the same port.

@@ -18,9 +18,6 @@ use crate::time::Instant;
 /// First position of a log: far from 0, so that older frames can be put in front.
 const ORIGIN: u64 = 1 << 48;
 
-/// Where frames begin in a chunk, each with its sequence number.
-type Places = Vec<(usize, u64)>;
-
 /// What the logs of a core hold together.
 #[derive(Debug, Default)]
 pub struct Meter {
@@ -45,6 +42,9 @@ impl Meter {
         self.logged.set(self.logged.get() - bytes);
     }
 }
+
+/// Where frames begin in a chunk, each with its sequence number.
+type Places = Vec<(usize, u64)>;
 
 /// A contiguous piece of frames. Shared between its log and the connections that have sent a part of it.
 #[derive(Debug)]

@@ -10,7 +10,7 @@ use crate::codec::message::{self, ClientId, CloseReason, ErrorCode, Format, Unsu
 use crate::connection::handshake::Refusal;
 use crate::connection::subscriptions::Slot;
 use crate::frame::{self, RenditionKind};
-use crate::ids::{ConnectionKey, ResumePoint, Seq};
+use crate::ids::{ConnectionKey, Holder, ResumePoint, Seq};
 use crate::stream::log::{Event, History};
 use crate::stream::poll::{Status, StreamState, UpstreamCode};
 use crate::time::WallTime;
@@ -127,16 +127,18 @@ impl Shard {
         if limit != 0 && open.subscriptions.len() >= limit {
             return Err(too_many());
         }
-        self.hold_stream(index, key)?;
+        let holder = self.subject_of(index);
+        let counted = self.hold_stream(holder, key)?;
         let topic = self.watch(key);
         let Some(connection) = self.connections.at_mut(index) else { return Ok(()) };
         let generation = connection.generation;
         let Some(open) = connection.open_mut() else { return Ok(()) };
         let kind = RenditionKind { transport: open.transport, format };
         let kind_no = u8::try_from(kind.index()).expect("there are six kinds");
-        let slot = Slot { topic, position: 0, kind: kind_no, rated: max_rate_ms > 0, pending: true, max_rate_ms };
+        let rated = max_rate_ms > 0;
+        let slot = Slot { topic, position: 0, kind: kind_no, rated, pending: true, counted, max_rate_ms };
         let Some(slot) = open.subscriptions.insert(slot) else {
-            self.release_stream(index, key);
+            self.release_stream(holder.filter(|_| counted), key);
             self.unwatch(topic);
             return Err(too_many());
         };
@@ -156,22 +158,18 @@ impl Shard {
         Ok(())
     }
 
-    fn hold_stream(&mut self, index: u32, key: &StreamKey) -> Result<(), Refusal> {
+    /// Counts a watch of the stream for a subject, where that has a limit; whether it was counted.
+    pub(super) fn hold_stream(&mut self, holder: Option<Holder>, key: &StreamKey) -> Result<bool, Refusal> {
         let limit = self.options.limits.streams_per_subject;
-        if limit == 0 || !key.is_filled() {
-            return Ok(());
-        }
-        let Some(holder) = self.subject_of(index) else { return Ok(()) };
-        self.ledger.hold_stream(holder, key.hash_value(), limit, self.now.at).map_err(|_| {
+        let Some(holder) = holder.filter(|_| limit != 0 && key.is_filled()) else { return Ok(false) };
+        self.ledger.hold_stream(holder, key.hash_value(), limit, self.now.at).map(|()| true).map_err(|_| {
             Refusal::new(ErrorCode::TooManyStreams, "the subject watches as many different streams as it may")
         })
     }
 
-    fn release_stream(&mut self, index: u32, key: &StreamKey) {
-        if self.options.limits.streams_per_subject != 0
-            && key.is_filled()
-            && let Some(holder) = self.subject_of(index)
-        {
+    /// Counts it no more; only what was counted.
+    pub(super) fn release_stream(&mut self, holder: Option<Holder>, key: &StreamKey) {
+        if let Some(holder) = holder {
             self.ledger.release_stream(holder, key.hash_value(), self.now.at);
         }
     }
@@ -224,7 +222,7 @@ impl Shard {
         }
         if let (Some(block), Some(connection)) = (snapshot, self.connections.at_mut(index)) {
             let length = block.bytes().len();
-            connection.outbox().push_frame(block, 0..length);
+            connection.outbox().push_frame(block, 0..length, slot);
         }
         self.make_ready(index);
     }
@@ -266,7 +264,9 @@ impl Shard {
                 self.make_ready(other);
             }
         }
-        self.release_stream(index, &key);
+        // Limits may have been set or lifted since, and an anonymous caller may have become somebody.
+        let holder = self.subject_of(index).filter(|_| entry.counted);
+        self.release_stream(holder, &key);
         self.unwatch(entry.topic);
     }
 
@@ -312,7 +312,7 @@ impl Shard {
         match self.holds(index, &normal) {
             Some(slot) => {
                 self.unsubscribe_slot(index, slot);
-                self.drop_unsent(index);
+                self.drop_unsent(index, slot);
                 self.tell(index, "unsubscribed", |out| {
                     message::write_unsubscribed(out, &normal, UnsubscribedReason::Requested, id)
                 });
@@ -324,31 +324,12 @@ impl Shard {
         }
     }
 
-    /// Takes snapshots and the like that have not begun to leave out of the outbox; whoever still holds their streams
-    /// gets the newest again.
-    fn drop_unsent(&mut self, index: u32) {
-        let Some(connection) = self.connections.at_mut(index) else { return };
-        let Some(outbox) = &mut connection.outbox else { return };
-        if !outbox.drop_unsent_frames() {
-            return;
+    /// Takes what has not begun to leave for a subscription that was given up out of the outbox.
+    fn drop_unsent(&mut self, index: u32, slot: u16) {
+        if let Some(outbox) = self.connections.at_mut(index).and_then(|connection| connection.outbox.as_mut()) {
+            outbox.drop_unsent_frames_of(slot);
+            self.make_ready(index);
         }
-        let slots: Vec<(u16, Slot)> = connection
-            .open()
-            .map(|open| open.subscriptions.iter().map(|(no, slot)| (no, *slot)).collect())
-            .unwrap_or_default();
-        for (_, slot) in slots {
-            let Some(topic) = self.topics.at_mut(slot.topic) else { continue };
-            let Some(rendition) = &mut topic.renditions[usize::from(slot.kind)] else { continue };
-            // Position 0 lies before every log: the reader has fallen off it.
-            if slot.pending {
-                continue;
-            } else if slot.rated {
-                rendition.rated[slot.position as usize].cursor = 0;
-            } else {
-                rendition.subscribers[slot.position as usize].cursor = 0;
-            }
-        }
-        self.make_ready(index);
     }
 
     /// Checks every subscription of a connection against its grant and the configuration: those that select another
@@ -357,7 +338,6 @@ impl Shard {
         let Some(open) = self.connections.at(index).and_then(|connection| connection.open()) else { return };
         let (single, had) = (open.single, open.subscriptions.len());
         let slots: Vec<(u16, Slot)> = open.subscriptions.iter().map(|(no, slot)| (no, *slot)).collect();
-        let mut dropped = false;
         for (slot, entry) in slots {
             let Some(open) = self.connections.at(index).and_then(|connection| connection.open()) else { return };
             let Some(topic) = self.topics.at(entry.topic) else { continue };
@@ -368,10 +348,7 @@ impl Shard {
                 Ok(same) if *same == *key => {}
                 Ok(other) => {
                     self.unsubscribe_slot(index, slot);
-                    if !dropped {
-                        self.drop_unsent(index);
-                        dropped = true;
-                    }
+                    self.drop_unsent(index, slot);
                     if let Err(refusal) = self.subscribe(index, &other, format, None, entry.max_rate_ms, None) {
                         self.tell_unsubscribed(index, &key.name, UnsubscribedReason::Forbidden);
                         let name = Arc::clone(&key.name);
@@ -386,7 +363,7 @@ impl Shard {
                         self.tell(index, "stream_status", |out| write_status(out, &key.name, &status, wall));
                     }
                     self.unsubscribe_slot(index, slot);
-                    self.drop_unsent(index);
+                    self.drop_unsent(index, slot);
                     if single {
                         let reason = if ended { CloseReason::StreamEnded } else { CloseReason::Forbidden };
                         self.close(index, reason);
@@ -444,7 +421,9 @@ impl Shard {
         let waiters = std::mem::take(&mut topic.waiters);
         let detail = "the server holds as many streams as it may";
         for waiter in waiters {
-            self.refuse_waiter(waiter, Refusal::new(ErrorCode::TooManyStreams, detail).retry_after(10));
+            // The server's bound, not the caller's: 503, where that of a subject is 429.
+            let refusal = Refusal::new(ErrorCode::TooManyStreams, detail).with_status(503).retry_after(10);
+            self.refuse_waiter(waiter, refusal);
         }
         for Pending { connection, slot, .. } in pending {
             if !self.is_live(connection) {
