@@ -3,6 +3,8 @@
 //!
 //! `UPDATE_README=1 cargo test --test readme` writes the tables anew.
 
+mod support;
+
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -12,6 +14,8 @@ use std::{env, fs, process};
 use restcast::codec::message::{CloseReason, ErrorCode};
 use restcast::config::{Config, FileError, Sources};
 use restcast::{config, metrics};
+use support::Upstream;
+use support::server::{Setup, bearer, client_frame, token_of};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -131,6 +135,29 @@ fn codes_that_are_sent_are_told_from_reserved_ones() {
     assert!(closes.contains("| 4001 | `token_expired` |") && closes.contains("`session_expired` (reserved)"));
     assert!(errors.contains("| `INVALID_TOKEN` |") && errors.contains("`ACTION_FAILED` (reserved)"));
     assert!(!is_sent("ErrorCode::TooLargeBy", "ErrorCode::TooLarge"), "a longer name is another");
+}
+
+#[test]
+fn faults_of_framing_once_closed_with_reasons_that_stood_in_no_table() {
+    let upstream = Upstream::start();
+    upstream.set_json("/leads", "[]");
+    let server = Setup::new().limits("message_bytes_max = 1000").stream("leads", &upstream.url("/leads"), "").start();
+    for (reason, bytes) in [
+        (CloseReason::ProtocolError, client_frame(false, 3, b"")),
+        (CloseReason::UnsupportedData, client_frame(false, 2, b"bytes")),
+        (CloseReason::InvalidPayload, client_frame(false, 1, b"\xff")),
+        (CloseReason::MessageTooBig, client_frame(false, 1, &[b' '; 1001])),
+    ] {
+        for path in ["/v1/ws", "/v1/streams/leads"] {
+            let mut raw = server.connect();
+            assert_eq!(raw.upgrade(path, &[bearer(&token_of("u1"))]).status, 101);
+            raw.send(&bytes);
+            assert_eq!(raw.close_frame(), (reason.code(), reason.reason().to_owned()), "{path}");
+        }
+    }
+    for reason in ["protocol_error", "unsupported_data", "invalid_payload", "message_too_big"] {
+        assert_eq!(server.metric(&["restcast_closes_total", reason]), 2.0, "{reason}");
+    }
 }
 
 #[test]
