@@ -193,6 +193,7 @@ impl Shard {
         self.verifier = Verifier::new(options.auth.jwt.clone());
         self.options = options;
         self.reload_streams();
+        self.refuse_stale_waiters();
         self.recheck = Some(0);
         self.rejudge = true;
     }
