@@ -871,13 +871,16 @@ fn a_stream_that_a_reload_takes_out_ends_and_others_go_on() {
         eventually("the poll waits", || (server.metric(&["connections", "json_wait"]) >= 1.0).then_some(()));
         let begun = Instant::now();
         server.reload(&one);
-        assert_eq!(single.closed(), (4004, "stream_ended".into()));
+        let (frames, close) = single.until_close();
+        assert_eq!(close, (4004, "stream_ended".to_owned()));
+        assert_eq!(frames.last().map(|frame| &frame["state"]), Some(&json!("ended")), "{frames:?}");
         let close = sse.next_of("close").data;
         assert_eq!((&close["code"], &close["reason"]), (&json!(4004), &json!("stream_ended")));
         let ended = json!({ "type": "unsubscribed", "stream": "leads", "reason": "stream_ended" });
+        assert_eq!(many.next_of("stream_status")["state"], "ended");
         assert_eq!(many.next(), ended);
         // Losing a stream is not losing a right: the connection may ask for others.
-        assert_eq!(only.next(), ended);
+        assert_eq!(only.next_of("unsubscribed"), ended);
         only.send(json!({ "type": "subscribe", "stream": "prices" }));
         assert_eq!(only.next()["type"], "subscribed");
         assert_eq!(poll.answer().code(), "STREAM_ENDED");

@@ -25,7 +25,7 @@ use super::{CannedAnswer, Mail, Shard};
 
 /// The policy of the playground page, hashed once.
 static PLAYGROUND_POLICY: LazyLock<String> = LazyLock::new(crate::web::playground_security_policy);
-/// Bytes of a connection that has been answered and not been read on: past it reading waits.
+/// Bytes of a connection whose requests must wait: past it, and past a head's limit, reading waits.
 const BUFFERED_BYTES_MAX: usize = 256 << 10;
 /// How long an answer to a failed credential is held back, where the address has failed too often.
 const FAILURE_DELAY: Duration = Duration::from_secs(1);
@@ -118,11 +118,21 @@ impl Shard {
         }
         // Whoever does not take its answers is not asked for more.
         if let Some(connection) = self.connections.at_mut(index) {
-            let unread = match &connection.state {
-                State::Http(http) => http.buffer.len() > BUFFERED_BYTES_MAX,
-                _ => false,
-            };
-            connection.paused |= unread || connection.is_full();
+            connection.paused |= connection.is_full();
+        }
+        if self.has_unserved(index)
+            && let Some(connection) = self.connections.at_mut(index)
+        {
+            connection.paused = true;
+        }
+    }
+
+    /// Whether so many bytes of requests that must wait have been read that no more are to be.
+    pub(super) fn has_unserved(&self, index: u32) -> bool {
+        let bound = BUFFERED_BYTES_MAX.max(self.options.limits.request_head_bytes_max as usize);
+        match self.connections.at(index).map(|connection| &connection.state) {
+            Some(State::Http(http)) => http.buffer.len() > bound,
+            _ => false,
         }
     }
 
@@ -537,7 +547,7 @@ impl Shard {
     }
 
     /// Whom the subject's limits count `grant` for.
-    fn subject(&self, grant: &Grant) -> Option<Holder> {
+    pub(super) fn subject(&self, grant: &Grant) -> Option<Holder> {
         grant.sub().map(|sub| self.ledger.holder("subject", (grant.issuer(), sub)))
     }
 
