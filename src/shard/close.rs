@@ -292,6 +292,13 @@ impl Shard {
         self.leave(index);
         drop(self.forget_exchange(index));
         let Some(connection) = self.connections.remove(index) else { return };
+        if let State::Closing(closing) = &connection.state
+            && closing.farewell != Farewell::Said
+            && let Some(reason) = closing.cause
+        {
+            // Its socket took nothing any more, not even that; it was closed for this reason all the same.
+            self.count_close(reason);
+        }
         self.wheel.clear(index);
         self.ledger.close_connection();
         if let Some(holder) = connection.address {

@@ -203,7 +203,7 @@ impl Shard {
         }
         if let At::Bytes(block, range) = rendition.at(cursor) {
             let length = usize::try_from(frame_end - cursor).expect("a frame is in memory");
-            connection.outbox().push_rest(block, range.start..range.start + length);
+            connection.outbox().push_rest(block, range.start..range.start + length, slot);
             rendition.subscribers[entry.position as usize].cursor = frame_end;
         }
     }
@@ -347,7 +347,7 @@ impl Shard {
         }
         if let (Some(block), Some(connection)) = (snapshot, self.connections.at_mut(index)) {
             let length = block.bytes().len();
-            connection.outbox().push_frame(block, 0..length);
+            connection.outbox().push_frame(block, 0..length, no);
         }
     }
 
@@ -389,7 +389,7 @@ impl Shard {
         rendition.trim(now);
         self.metrics.deliveries.count();
         if let Some(connection) = self.connections.at_mut(index) {
-            connection.outbox().push_frame(block as Rc<dyn Shared>, range);
+            connection.outbox().push_frame(block as Rc<dyn Shared>, range, no);
         }
         Fed::Queued
     }

@@ -19,6 +19,7 @@ mod rendition;
 mod requests;
 mod rng;
 mod slab;
+mod stats;
 mod subscribe;
 mod timers;
 pub mod topics;
@@ -44,6 +45,7 @@ pub use self::close::CannedAnswer;
 pub use self::ledger::Ledger;
 pub use self::mail::Mail;
 pub use self::rng::Rng;
+pub use self::stats::Stats;
 
 use self::owner::Owned;
 use self::rendition::Meter;

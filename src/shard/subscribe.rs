@@ -222,7 +222,7 @@ impl Shard {
         }
         if let (Some(block), Some(connection)) = (snapshot, self.connections.at_mut(index)) {
             let length = block.bytes().len();
-            connection.outbox().push_frame(block, 0..length);
+            connection.outbox().push_frame(block, 0..length, slot);
         }
         self.make_ready(index);
     }
@@ -312,7 +312,7 @@ impl Shard {
         match self.holds(index, &normal) {
             Some(slot) => {
                 self.unsubscribe_slot(index, slot);
-                self.drop_unsent(index);
+                self.drop_unsent(index, slot);
                 self.tell(index, "unsubscribed", |out| {
                     message::write_unsubscribed(out, &normal, UnsubscribedReason::Requested, id)
                 });
@@ -324,31 +324,12 @@ impl Shard {
         }
     }
 
-    /// Takes snapshots and the like that have not begun to leave out of the outbox; whoever still holds their streams
-    /// gets the newest again.
-    fn drop_unsent(&mut self, index: u32) {
-        let Some(connection) = self.connections.at_mut(index) else { return };
-        let Some(outbox) = &mut connection.outbox else { return };
-        if !outbox.drop_unsent_frames() {
-            return;
+    /// Takes what has not begun to leave for a subscription that was given up out of the outbox.
+    fn drop_unsent(&mut self, index: u32, slot: u16) {
+        if let Some(outbox) = self.connections.at_mut(index).and_then(|connection| connection.outbox.as_mut()) {
+            outbox.drop_unsent_frames_of(slot);
+            self.make_ready(index);
         }
-        let slots: Vec<(u16, Slot)> = connection
-            .open()
-            .map(|open| open.subscriptions.iter().map(|(no, slot)| (no, *slot)).collect())
-            .unwrap_or_default();
-        for (_, slot) in slots {
-            let Some(topic) = self.topics.at_mut(slot.topic) else { continue };
-            let Some(rendition) = &mut topic.renditions[usize::from(slot.kind)] else { continue };
-            // Position 0 lies before every log: the reader has fallen off it.
-            if slot.pending {
-                continue;
-            } else if slot.rated {
-                rendition.rated[slot.position as usize].cursor = 0;
-            } else {
-                rendition.subscribers[slot.position as usize].cursor = 0;
-            }
-        }
-        self.make_ready(index);
     }
 
     /// Checks every subscription of a connection against its grant and the configuration: those that select another
@@ -357,7 +338,7 @@ impl Shard {
         let Some(open) = self.connections.at(index).and_then(|connection| connection.open()) else { return };
         let single = open.single;
         let slots: Vec<(u16, Slot)> = open.subscriptions.iter().map(|(no, slot)| (no, *slot)).collect();
-        let (mut dropped, mut forbidden) = (false, false);
+        let mut forbidden = false;
         for (slot, entry) in slots {
             let Some(open) = self.connections.at(index).and_then(|connection| connection.open()) else { return };
             let Some(topic) = self.topics.at(entry.topic) else { continue };
@@ -368,10 +349,7 @@ impl Shard {
                 Ok(same) if *same == *key => {}
                 Ok(other) => {
                     self.unsubscribe_slot(index, slot);
-                    if !dropped {
-                        self.drop_unsent(index);
-                        dropped = true;
-                    }
+                    self.drop_unsent(index, slot);
                     if let Err(refusal) = self.subscribe(index, &other, format, None, entry.max_rate_ms, None) {
                         forbidden = true;
                         self.tell_unsubscribed(index, &key.name, UnsubscribedReason::Forbidden);
@@ -388,7 +366,7 @@ impl Shard {
                         self.tell(index, "stream_status", |out| write_status(out, &key.name, &status, wall));
                     }
                     self.unsubscribe_slot(index, slot);
-                    self.drop_unsent(index);
+                    self.drop_unsent(index, slot);
                     if single {
                         let reason = if ended { CloseReason::StreamEnded } else { CloseReason::Forbidden };
                         self.close(index, reason);
@@ -447,7 +425,9 @@ impl Shard {
         let waiters = std::mem::take(&mut topic.waiters);
         let detail = "the server holds as many streams as it may";
         for waiter in waiters {
-            self.refuse_waiter(waiter, Refusal::new(ErrorCode::TooManyStreams, detail).retry_after(10));
+            // The server's bound, not the caller's: 503, where that of a subject is 429.
+            let refusal = Refusal::new(ErrorCode::TooManyStreams, detail).with_status(503).retry_after(10);
+            self.refuse_waiter(waiter, refusal);
         }
         for Pending { connection, slot, .. } in pending {
             if !self.is_live(connection) {

@@ -195,12 +195,18 @@ impl Stream {
 
     /// Bytes of its events and value.
     pub fn bytes(&self) -> u64 {
-        self.history.bytes() + self.held.as_ref().map_or(0, |held| held.document.memory_bytes() as u64)
+        self.history.bytes() + self.tape_bytes()
     }
 
-    /// Lets go of old events until `bytes` are left; the newest stays.
+    /// Of the value held; its text is the newest event's, and counted there.
+    fn tape_bytes(&self) -> u64 {
+        let tape = |held: &Held| held.document.memory_bytes() - held.document.text().len();
+        self.held.as_ref().map_or(0, |held| tape(held) as u64)
+    }
+
+    /// Lets go of old events until `bytes` of [`Stream::bytes`] are left; the newest stays.
     pub fn trim_to(&mut self, bytes: u64) {
-        self.history.trim_to(bytes);
+        self.history.trim_to(bytes.saturating_sub(self.tape_bytes()));
     }
 
     /// What subscribers are told of its upstream.
