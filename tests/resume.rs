@@ -326,7 +326,7 @@ fn a_reader_that_stops_is_conflated_when_it_reads_again_and_others_lose_nothing(
             let server = of_large(&upstream, driver, "", "history_bytes = \"512KiB\"");
             let mut healthy = Watcher::ws(&server, LEADS);
             healthy.event();
-            let mut slow = if over == Over::Ws { Watcher::ws(&server, LEADS) } else { Watcher::sse(&server, LEADS) };
+            let mut slow = Watcher::narrow(&server, over, LEADS);
             slow.event();
             for n in 2..=30 {
                 upstream.set_json("/leads", &large(n));
@@ -366,7 +366,7 @@ fn a_socket_that_takes_nothing_is_closed_and_others_lose_nothing() {
         let server = of_large(&upstream, driver, "write_stall = \"1s\"", "history_bytes = \"512KiB\"");
         let mut healthy = Watcher::ws(&server, LEADS);
         healthy.event();
-        let mut slow = Watcher::ws(&server, LEADS);
+        let mut slow = Watcher::narrow(&server, Over::Ws, LEADS);
         slow.event();
         let mut n = 1;
         let begun = Instant::now();
@@ -395,7 +395,7 @@ fn a_stalled_reader_that_reads_on_in_time_is_told_why_it_is_closed() {
 fn is_told_of_its_stall(upstream: &Upstream, server: &Server) -> bool {
     let mut healthy = Watcher::ws(server, LEADS);
     let mut n = healthy.event().seq();
-    let mut slow = Watcher::ws(server, LEADS);
+    let mut slow = Watcher::narrow(server, Over::Ws, LEADS);
     slow.event();
     for _ in 0..12 {
         n += 1;
@@ -444,7 +444,7 @@ fn frames_that_only_stalled_readers_hold_are_bounded() {
         // Each stalls in another event, of which it pins the frame.
         while server.metric(&["restcast_closes_total", "1013", "overloaded"]) < 1.0 {
             assert!(begun.elapsed() < support::server::PATIENCE, "pinned frames are not bounded");
-            let mut slow = Watcher::ws(&server, LEADS);
+            let mut slow = Watcher::narrow(&server, Over::Ws, LEADS);
             slow.event();
             stalled.push(slow);
             for _ in 0..8 {

@@ -85,8 +85,7 @@ pub struct Watcher {
     pub opened: Answer,
     /// Its `welcome`.
     pub welcome: Frame,
-    /// What is held of each stream.
-    pub held: HashMap<String, Held>,
+    held: HashMap<String, Held>,
 }
 
 /// How a [`Watcher`] is connected.
@@ -261,11 +260,11 @@ impl Watcher {
 
     /// What is held of `stream`, its members sorted and its numbers as they were spelled.
     pub fn value(&self, stream: &str) -> String {
-        canonical(&self.holding(stream).value)
+        canonical(&self.held(stream).value)
     }
 
     /// What is held of `stream`.
-    pub fn holding(&self, stream: &str) -> &Held {
+    pub fn held(&self, stream: &str) -> &Held {
         self.held.get(stream).unwrap_or_else(|| panic!("nothing is held of {stream}"))
     }
 
@@ -274,8 +273,7 @@ impl Watcher {
         self.held.insert(stream.to_owned(), held.clone());
     }
 
-    /// Takes in an event: panics unless it has the contract's form and follows on what is held.
-    pub fn follow(&mut self, frame: &Frame) {
+    fn follow(&mut self, frame: &Frame) {
         check_form(frame);
         if self.is_sse {
             assert_eq!(frame.id.as_deref(), Some(&*frame.point()), "an event's id is where it stands");
