@@ -213,10 +213,12 @@ impl Shard {
     pub(super) fn all_sent(&mut self, index: u32) {
         let Some(connection) = self.connections.at_mut(index) else { return };
         match &mut connection.state {
-            State::Closing(closing) => {
-                if closing.peer_done && !closing.finished {
-                    closing.finished = true;
-                    self.outputs.push_back(Output::Finish { connection: index });
+            State::Closing(closing) if closing.peer_done && !closing.finished => {
+                closing.finished = true;
+                let over = connection.peer_ended;
+                self.outputs.push_back(Output::Finish { connection: index });
+                if over {
+                    return self.remove(index, false);
                 }
             }
             State::Http(_) => self.serve_http(index),
@@ -249,9 +251,17 @@ impl Shard {
     /// The peer will send nothing more.
     pub(super) fn peer_finished(&mut self, index: u32) {
         let Some(connection) = self.connections.at_mut(index) else { return };
+        connection.peer_ended = true;
         match &mut connection.state {
-            // A request may be answered after its peer ended its side, but nobody waits for a change then.
-            State::Http(http) if matches!(http.phase, Phase::Head) => self.finish_http(index),
+            State::Http(http) => match &mut http.phase {
+                Phase::Head => self.finish_http(index),
+                // RFC 9112 9.6: who ends its side may still read. The answer is the last; a mere change is not waited for.
+                Phase::Waiting { preferred_s: None, reply, .. } | Phase::Asking { reply, .. } => {
+                    reply.keep_alive = false
+                }
+                Phase::Delayed { keep_alive, .. } => *keep_alive = false,
+                Phase::Waiting { .. } | Phase::Body { .. } => self.remove(index, false),
+            },
             State::Closing(closing) => {
                 closing.peer_done = true;
                 if closing.finished {
@@ -282,6 +292,13 @@ impl Shard {
         self.leave(index);
         drop(self.forget_exchange(index));
         let Some(connection) = self.connections.remove(index) else { return };
+        if let State::Closing(closing) = &connection.state
+            && closing.farewell != Farewell::Said
+            && let Some(reason) = closing.cause
+        {
+            // Its socket took nothing any more, not even that; it was closed for this reason all the same.
+            self.count_close(reason);
+        }
         self.wheel.clear(index);
         self.ledger.close_connection();
         if let Some(holder) = connection.address {

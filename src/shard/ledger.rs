@@ -14,7 +14,7 @@ use crate::ids::Holder;
 use crate::time::Instant;
 
 /// Entries in one of the [`PARTS`] of the ledger.
-pub const ENTRIES_PER_PART_MAX: usize = 65_536;
+const ENTRIES_PER_PART_MAX: usize = 65_536;
 const PARTS: usize = 32;
 const MINUTE_US: u64 = 60_000_000;
 
@@ -202,7 +202,7 @@ impl Ledger {
             entry.failures.flow(now);
             standing = match entry.failures.level_us {
                 level if level + one > 2 * MINUTE_US => Standing::Refused,
-                level if level >= MINUTE_US => Standing::Delayed,
+                level if level + one > MINUTE_US => Standing::Delayed,
                 _ => Standing::Good,
             };
             Ok(())
@@ -291,6 +291,18 @@ mod tests {
         assert_eq!(held(&ledger), 1, "one of 60 a minute flows off in a second");
         assert_eq!(ledger.standing(a, 60, NOW + Duration::from_secs(1)), Standing::Good);
         assert_eq!(held(&ledger), 0);
+    }
+
+    #[test]
+    fn time_that_passes_between_failures_does_not_let_one_more_through() {
+        let ledger = Ledger::default();
+        let a = ledger.holder("address", "a");
+        for failures in 0..60 {
+            let now = NOW + Duration::from_millis(failures);
+            assert_eq!(ledger.standing(a, 60, now), Standing::Good, "after {failures}");
+            ledger.failure(a, 60, now);
+        }
+        assert_eq!(ledger.standing(a, 60, NOW + Duration::from_millis(60)), Standing::Delayed);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::{Mail, Notice, Output, Shard, StreamKey, Timer};
 
 /// A stream and the cores that want to hear of it.
 #[derive(Debug)]
-pub struct Owned {
+pub(super) struct Owned {
     key: Arc<StreamKey>,
     stream: Stream,
     /// Tells it from others that have stood at its place.

@@ -148,11 +148,11 @@ impl Shard {
             self.tell(index, "subscribed", |out| message::write_subscribed(out, &name, id));
         }
         let pending = Pending { connection: ConnectionKey { index, generation }, slot, since };
-        if let Some(topic) = self.topics.at_mut(topic) {
-            if topic.history.is_none() {
-                topic.pending.push(pending);
-                return Ok(());
-            }
+        if let Some(topic) = self.topics.at_mut(topic)
+            && topic.history.is_none()
+        {
+            topic.pending.push(pending);
+            return Ok(());
         }
         self.start(pending);
         Ok(())
@@ -191,15 +191,15 @@ impl Shard {
         let Some(history) = &topic.history else { return };
         let has_value = history.value().is_some();
         let status = topic.status.filter(|status| status.state != StreamState::Live);
-        let resumed = since.and_then(|since| topic.resume(kind, since, now + BACKLOG_KEPT, &self.pinned));
+        let resumed = since.and_then(|since| topic.resume(kind, since, now + BACKLOG_KEPT, &self.meter));
         let snapshot = match resumed {
-            None if has_value => topic.snapshot(kind, &self.pinned),
+            None if has_value => topic.snapshot(kind, &self.meter),
             _ => None,
         };
-        let end = topic.rendition(kind, &self.pinned).end();
+        let end = topic.rendition(kind, &self.meter).end();
         let cursor = resumed.unwrap_or(end);
         let name = Arc::clone(&topic.key.name);
-        let rendition = topic.rendition(kind, &self.pinned);
+        let rendition = topic.rendition(kind, &self.meter);
         let position = if entry.rated {
             let open_at =
                 if snapshot.is_some() { now + Duration::from_millis(u64::from(entry.max_rate_ms)) } else { now };
@@ -222,7 +222,7 @@ impl Shard {
         }
         if let (Some(block), Some(connection)) = (snapshot, self.connections.at_mut(index)) {
             let length = block.bytes().len();
-            connection.outbox().push_frame(block, 0..length);
+            connection.outbox().push_frame(block, 0..length, slot);
         }
         self.make_ready(index);
     }
@@ -312,7 +312,7 @@ impl Shard {
         match self.holds(index, &normal) {
             Some(slot) => {
                 self.unsubscribe_slot(index, slot);
-                self.drop_unsent(index);
+                self.drop_unsent(index, slot);
                 self.tell(index, "unsubscribed", |out| {
                     message::write_unsubscribed(out, &normal, UnsubscribedReason::Requested, id)
                 });
@@ -324,40 +324,21 @@ impl Shard {
         }
     }
 
-    /// Takes snapshots and the like that have not begun to leave out of the outbox; whoever still holds their streams
-    /// gets the newest again.
-    fn drop_unsent(&mut self, index: u32) {
-        let Some(connection) = self.connections.at_mut(index) else { return };
-        let Some(outbox) = &mut connection.outbox else { return };
-        if !outbox.drop_unsent_frames() {
-            return;
+    /// Takes what has not begun to leave for a subscription that was given up out of the outbox.
+    fn drop_unsent(&mut self, index: u32, slot: u16) {
+        if let Some(outbox) = self.connections.at_mut(index).and_then(|connection| connection.outbox.as_mut()) {
+            outbox.drop_unsent_frames_of(slot);
+            self.make_ready(index);
         }
-        let slots: Vec<(u16, Slot)> = connection
-            .open()
-            .map(|open| open.subscriptions.iter().map(|(no, slot)| (no, *slot)).collect())
-            .unwrap_or_default();
-        for (_, slot) in slots {
-            let Some(topic) = self.topics.at_mut(slot.topic) else { continue };
-            let Some(rendition) = &mut topic.renditions[usize::from(slot.kind)] else { continue };
-            // Position 0 lies before every log: the reader has fallen off it.
-            if slot.pending {
-                continue;
-            } else if slot.rated {
-                rendition.rated[slot.position as usize].cursor = 0;
-            } else {
-                rendition.subscribers[slot.position as usize].cursor = 0;
-            }
-        }
-        self.make_ready(index);
     }
 
     /// Checks every subscription of a connection against its grant and the configuration: those that select another
     /// stream now are moved, those that select none end.
     pub(super) fn rejudge_subscriptions(&mut self, index: u32) {
         let Some(open) = self.connections.at(index).and_then(|connection| connection.open()) else { return };
-        let (single, had) = (open.single, open.subscriptions.len());
+        let single = open.single;
         let slots: Vec<(u16, Slot)> = open.subscriptions.iter().map(|(no, slot)| (no, *slot)).collect();
-        let mut dropped = false;
+        let mut forbidden = false;
         for (slot, entry) in slots {
             let Some(open) = self.connections.at(index).and_then(|connection| connection.open()) else { return };
             let Some(topic) = self.topics.at(entry.topic) else { continue };
@@ -368,11 +349,9 @@ impl Shard {
                 Ok(same) if *same == *key => {}
                 Ok(other) => {
                     self.unsubscribe_slot(index, slot);
-                    if !dropped {
-                        self.drop_unsent(index);
-                        dropped = true;
-                    }
+                    self.drop_unsent(index, slot);
                     if let Err(refusal) = self.subscribe(index, &other, format, None, entry.max_rate_ms, None) {
+                        forbidden = true;
                         self.tell_unsubscribed(index, &key.name, UnsubscribedReason::Forbidden);
                         let name = Arc::clone(&key.name);
                         self.tell_error(index, refusal.code, &refusal.detail, None, Some(&name));
@@ -380,8 +359,14 @@ impl Shard {
                 }
                 Err(_) => {
                     let ended = !self.options.catalog.contains(&id);
+                    forbidden |= !ended;
+                    if ended {
+                        let wall = self.now.wall;
+                        let status = Status { state: StreamState::Ended, code: None, status: None, retry_in: None };
+                        self.tell(index, "stream_status", |out| write_status(out, &key.name, &status, wall));
+                    }
                     self.unsubscribe_slot(index, slot);
-                    self.drop_unsent(index);
+                    self.drop_unsent(index, slot);
                     if single {
                         let reason = if ended { CloseReason::StreamEnded } else { CloseReason::Forbidden };
                         self.close(index, reason);
@@ -396,7 +381,8 @@ impl Shard {
             }
         }
         let left = self.connections.at(index).and_then(|c| c.open()).map_or(0, |open| open.subscriptions.len());
-        if had > 0 && left == 0 {
+        // A stream that has ended is no right lost: the connection may subscribe to others.
+        if forbidden && left == 0 {
             self.close(index, CloseReason::Forbidden);
         }
     }
@@ -439,7 +425,9 @@ impl Shard {
         let waiters = std::mem::take(&mut topic.waiters);
         let detail = "the server holds as many streams as it may";
         for waiter in waiters {
-            self.refuse_waiter(waiter, Refusal::new(ErrorCode::TooManyStreams, detail).retry_after(10));
+            // The server's bound, not the caller's: 503, where that of a subject is 429.
+            let refusal = Refusal::new(ErrorCode::TooManyStreams, detail).with_status(503).retry_after(10);
+            self.refuse_waiter(waiter, refusal);
         }
         for Pending { connection, slot, .. } in pending {
             if !self.is_live(connection) {
