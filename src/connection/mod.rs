@@ -141,6 +141,8 @@ pub enum Phase {
         body: Vec<u8>,
         /// The connection to be renewed, if the name was one.
         connection: Option<ConnectionId>,
+        /// Whom a failure is counted for.
+        client: std::net::IpAddr,
         /// How to answer.
         reply: Reply,
     },

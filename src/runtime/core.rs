@@ -129,11 +129,14 @@ pub async fn run(parts: CoreParts, resolver: &Resolver) -> std::io::Result<()> {
     this.outputs();
     let mut readable: Pin<Box<dyn Future<Output = _>>> = Box::pin(epoll.readable(false));
     let mut rung = false;
-    while !this.drained {
+    loop {
         mailbox.awake(rung);
         let begun = clock::now();
         let mut more = this.turn(begun, &mut rung);
         this.metrics.loop_latency.observe(clock::now().at.since(begun.at));
+        if this.drained {
+            break;
+        }
         if !more && !mailbox.may_sleep() {
             more = true;
         }

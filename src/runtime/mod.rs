@@ -245,6 +245,8 @@ fn wait(
     reload: impl Fn(&mut Arc<Options>),
 ) -> Result<(), ServeError> {
     let mut until = None;
+    // A drain asked of the admin listener is no signal: the one that a supervisor sends afterwards is the first.
+    let mut signalled = false;
     let mut ended = 0;
     loop {
         let left = until.map_or(Duration::from_secs(3600), |until: std::time::Duration| {
@@ -270,12 +272,14 @@ fn wait(
                 return Err(ServeError(format!("core {} has ended: {error}", core.0)));
             }
             Event::Signal(Signal::Hangup) => reload(options),
-            Event::Signal(Signal::Terminate) if until.is_some() => {
+            Event::Signal(Signal::Terminate) if signalled => {
                 log::write(LogLevel::Warn, &[], "Told a second time to end; the process ends at once.");
                 return Ok(());
             }
+            Event::Signal(Signal::Terminate) if until.is_some() => signalled = true,
             Event::DrainAsked if until.is_some() => {}
             Event::Signal(Signal::Terminate) | Event::DrainAsked => {
+                signalled = !matches!(event, Event::DrainAsked);
                 log::write(LogLevel::Info, &[("window_ms", &drain.as_millis())], "The process drains.");
                 process.draining.store(true, Ordering::SeqCst);
                 let now = Duration::from_micros(clock::now().at.as_micros());

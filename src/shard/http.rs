@@ -240,6 +240,26 @@ impl Shard {
         self.refuse(index, &refusal, &reply);
     }
 
+    /// After a reload: whoever waits for a stream that was removed or changed is told to ask again, to be judged anew.
+    pub(super) fn refuse_stale_waiters(&mut self) {
+        let catalog = &self.options.catalog;
+        let stale = self.topics.iter().filter(|(_, topic)| !catalog.is_current(&topic.key));
+        let stale: Vec<(ConnectionKey, bool)> = stale
+            .flat_map(|(_, topic)| {
+                let ended = !catalog.contains(&topic.key.target.options.id);
+                topic.waiters.iter().map(move |waiter| (*waiter, ended))
+            })
+            .collect();
+        for (waiter, ended) in stale {
+            let refusal = if ended {
+                Refusal::new(ErrorCode::StreamEnded, ErrorCode::StreamEnded.meaning())
+            } else {
+                Refusal::new(ErrorCode::StreamUnavailable, "the stream was configured anew: ask again").retry_after(1)
+            };
+            self.refuse_waiter(waiter, refusal);
+        }
+    }
+
     /// Gives up what an HTTP connection waits for; how it was to be answered.
     pub(super) fn forget_exchange(&mut self, index: u32) -> Reply {
         let Some(key) = self.key_of(index) else { return Reply::default() };

@@ -285,7 +285,7 @@ impl Shard {
                     self.arm(index);
                 }
             }
-            Demand::Renew(connection) => self.read_renewal(index, head, connection, reply),
+            Demand::Renew(connection) => self.read_renewal(index, head, connection, client.addr, reply),
             Demand::Stream(..) | Demand::Many(_) if self.draining.is_some() => {
                 let refusal = Refusal::new(ErrorCode::Draining, "the server is about to end").retry_after(2);
                 self.refuse(index, &refusal, &reply);
@@ -565,7 +565,14 @@ impl Shard {
     }
 
     /// `POST /v1/connections/{connection}/auth`: its body is awaited.
-    fn read_renewal(&mut self, index: u32, head: &Head<'_>, connection: Option<ConnectionId>, mut reply: Reply) {
+    fn read_renewal(
+        &mut self,
+        index: u32,
+        head: &Head<'_>,
+        connection: Option<ConnectionId>,
+        client: IpAddr,
+        mut reply: Reply,
+    ) {
         reply.keep_alive = head.keep_alive;
         let deadline: Instant = self.now.at + self.options.limits.handshake_timeout;
         let decoder = match BodyDecoder::new(head.body) {
@@ -579,7 +586,7 @@ impl Shard {
             self.make_ready(index);
         }
         let Some(http) = self.http_mut(index) else { return };
-        http.phase = Phase::Body { decoder: Box::new(decoder), body: Vec::new(), connection, reply };
+        http.phase = Phase::Body { decoder: Box::new(decoder), body: Vec::new(), connection, client, reply };
         http.deadline = deadline;
         if head.body == BodyLength::None {
             self.renewal_read(index);
@@ -618,12 +625,12 @@ impl Shard {
         self.ask_no += 1;
         let ask = self.ask_no;
         let Some(http) = self.http_mut(index) else { return };
-        let Phase::Body { body, connection, reply, .. } = std::mem::replace(&mut http.phase, Phase::Head) else {
+        let Phase::Body { body, connection, client, reply, .. } = std::mem::replace(&mut http.phase, Phase::Head)
+        else {
             return;
         };
         http.phase = Phase::Asking { ask, reply: reply.clone() };
         http.deadline = deadline;
-        let peer = http.peer;
         let token = match crate::codec::message::parse_renewal(&body) {
             Ok(token) => token,
             Err(reason) => {
@@ -634,7 +641,7 @@ impl Shard {
         match connection.filter(|connection| connection.core.0 < self.cores) {
             Some(connection) => {
                 self.asks.insert(ask, key);
-                let mail = Mail::Renew { connection, token, addr: peer, from: self.core, ask };
+                let mail = Mail::Renew { connection, token, addr: client, from: self.core, ask };
                 self.send(connection.core, mail);
             }
             None => {

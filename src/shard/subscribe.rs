@@ -336,8 +336,9 @@ impl Shard {
     /// stream now are moved, those that select none end.
     pub(super) fn rejudge_subscriptions(&mut self, index: u32) {
         let Some(open) = self.connections.at(index).and_then(|connection| connection.open()) else { return };
-        let (single, had) = (open.single, open.subscriptions.len());
+        let single = open.single;
         let slots: Vec<(u16, Slot)> = open.subscriptions.iter().map(|(no, slot)| (no, *slot)).collect();
+        let mut forbidden = false;
         for (slot, entry) in slots {
             let Some(open) = self.connections.at(index).and_then(|connection| connection.open()) else { return };
             let Some(topic) = self.topics.at(entry.topic) else { continue };
@@ -350,6 +351,7 @@ impl Shard {
                     self.unsubscribe_slot(index, slot);
                     self.drop_unsent(index, slot);
                     if let Err(refusal) = self.subscribe(index, &other, format, None, entry.max_rate_ms, None) {
+                        forbidden = true;
                         self.tell_unsubscribed(index, &key.name, UnsubscribedReason::Forbidden);
                         let name = Arc::clone(&key.name);
                         self.tell_error(index, refusal.code, &refusal.detail, None, Some(&name));
@@ -357,6 +359,7 @@ impl Shard {
                 }
                 Err(_) => {
                     let ended = !self.options.catalog.contains(&id);
+                    forbidden |= !ended;
                     if ended {
                         let wall = self.now.wall;
                         let status = Status { state: StreamState::Ended, code: None, status: None, retry_in: None };
@@ -378,7 +381,8 @@ impl Shard {
             }
         }
         let left = self.connections.at(index).and_then(|c| c.open()).map_or(0, |open| open.subscriptions.len());
-        if had > 0 && left == 0 {
+        // A stream that has ended is no right lost: the connection may subscribe to others.
+        if forbidden && left == 0 {
             self.close(index, CloseReason::Forbidden);
         }
     }

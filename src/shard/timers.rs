@@ -194,6 +194,7 @@ impl Shard {
         self.options = options;
         self.share_bounds();
         self.reload_streams();
+        self.refuse_stale_waiters();
         self.recheck = Some(0);
         self.rejudge = true;
     }
