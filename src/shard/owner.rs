@@ -28,6 +28,10 @@ pub struct Owned {
     warm: bool,
     /// When polling ends, where nobody watches.
     linger_until: Option<Instant>,
+    /// The poll that a timer is set for: however often watchers come and go, there is one.
+    poll_timer: Option<Instant>,
+    /// The same for the end of lingering; where that was put off, the timer is set again when it fires.
+    linger_timer: Option<Instant>,
     /// When it was last watched.
     used: Instant,
     /// Whether a poll has ended since polling last began.
@@ -80,6 +84,8 @@ impl Shard {
             cores: HashMap::new(),
             warm: false,
             linger_until: None,
+            poll_timer: None,
+            linger_timer: None,
             used: self.now.at,
             fresh: false,
             begun: self.now.at,
@@ -158,8 +164,18 @@ impl Shard {
         }
         let until = self.now.at + owned.key.target.options.linger;
         owned.linger_until = Some(until);
-        let timer = Timer::Stream { index, generation: owned.generation };
-        self.set_timer(until, timer);
+        self.plan_linger(index);
+    }
+
+    fn plan_linger(&mut self, index: u32) {
+        let Some(owned) = self.streams.at_mut(index) else { return };
+        if let Some(until) = owned.linger_until
+            && owned.linger_timer.is_none_or(|timer| until < timer)
+        {
+            owned.linger_timer = Some(until);
+            let timer = Timer::Stream { index, generation: owned.generation };
+            self.set_timer(until, timer);
+        }
     }
 
     fn start_stream(&mut self, index: u32) {
@@ -169,8 +185,11 @@ impl Shard {
     }
 
     fn plan_poll(&mut self, index: u32) {
-        let Some(owned) = self.streams.at(index) else { return };
-        if let Some(due) = owned.stream.next_due() {
+        let Some(owned) = self.streams.at_mut(index) else { return };
+        if let Some(due) = owned.stream.next_due()
+            && owned.poll_timer != Some(due)
+        {
+            owned.poll_timer = Some(due);
             let timer = Timer::Stream { index, generation: owned.generation };
             self.set_timer(due, timer);
         }
@@ -180,6 +199,8 @@ impl Shard {
     pub(super) fn stream_due(&mut self, index: u32, generation: u32) {
         let now = self.now.at;
         let Some(owned) = self.streams.at_mut(index).filter(|owned| owned.generation == generation) else { return };
+        owned.poll_timer = owned.poll_timer.filter(|&timer| timer > now);
+        owned.linger_timer = owned.linger_timer.filter(|&timer| timer > now);
         if owned.linger_until.is_some_and(|until| until <= now) {
             owned.linger_until = None;
             owned.stream.stop();
@@ -194,6 +215,7 @@ impl Shard {
             owned.begun = now;
             self.outputs.push_back(Output::Fetch { stream: index, poll, request });
         }
+        self.plan_linger(index);
     }
 
     pub(super) fn fetched(&mut self, index: u32, poll: PollNo, result: FetchResult) {
@@ -316,5 +338,86 @@ impl Shard {
             }
         }
         self.warm();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::auth::grant::{Grant, RightsTable};
+    use crate::ids::StreamId;
+    use crate::limits::Limits;
+    use crate::shard::{Catalog, Input, Options};
+    use crate::stream::poll::{FetchError, UpstreamCode};
+    use crate::stream::template::UrlTemplate;
+    use crate::time::{Now, WallTime};
+
+    fn leads() -> crate::stream::Options {
+        let hour = Duration::from_secs(3600);
+        crate::stream::Options {
+            id: StreamId::new("leads").expect("an id"),
+            url: UrlTemplate::parse::<&str>("http://upstream.example/", &[]).expect("a URL"),
+            interval: hour,
+            method: "GET".into(),
+            headers: Vec::new(),
+            body: None,
+            params: Vec::new(),
+            ca: None,
+            connect_timeout: hour,
+            first_byte_timeout: hour,
+            timeout: hour,
+            response_bytes_max: 1 << 20,
+            backoff_max: hour,
+            linger: hour,
+            keep_warm: false,
+            history: 16,
+            history_bytes: 1 << 20,
+            ignore: Vec::new(),
+            array_key: None,
+            allow_anonymous: true,
+            roles: Vec::new(),
+            permissions: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn watchers_that_come_and_go_leave_no_timers_behind() {
+        let catalog = Catalog::new(&[Arc::new(leads())], None, 7);
+        let key = catalog.resolve(&Grant::anonymous(&mut RightsTable::default()), "leads", &[]).expect("a key");
+        let options = Options {
+            connection: crate::connection::Options::default(),
+            auth: crate::auth::Options::default(),
+            limits: Limits::default(),
+            catalog,
+        };
+        let at = |ms: u64| Now { at: Instant::from_micros(ms * 1000), wall: WallTime::from_secs(1_800_000_000) };
+        let core = CoreId(0);
+        let mut shard = Shard::new(core, 1, Arc::new(options), Arc::default(), Arc::default(), [7; 32], at(1));
+        let mut polls = 0;
+        for ms in 1..=1000 {
+            shard.handle(at(ms), Input::Mail(Mail::Watch { key: Arc::clone(&key), from: core, attach: false }));
+            shard.handle(at(ms), Input::Mail(Mail::Unwatch { key: Arc::clone(&key), from: core }));
+            shard.handle(at(ms), Input::Timeout);
+            while let Some(output) = shard.poll_output() {
+                if let Output::Fetch { stream, poll, .. } = output {
+                    polls += 1;
+                    let result = Err(FetchError { code: UpstreamCode::Dns, detail: String::new() });
+                    shard.handle(at(ms), Input::Fetched { stream, poll, result });
+                }
+            }
+        }
+        assert_eq!(polls, 1, "the next is an hour away");
+        assert!(shard.timers.len() <= 4, "{} timers", shard.timers.len());
+
+        // Lingering counts from the last that went, though its timer was set for the first.
+        let hour_ms = 3_600_000;
+        let index = *shard.stream_of.get(&key).expect("it is owned");
+        let runs = |shard: &Shard| shard.streams.at(index).expect("it is kept").stream.is_running();
+        shard.handle(at(hour_ms + 500), Input::Timeout);
+        assert!(runs(&shard), "it lingers on");
+        shard.handle(at(hour_ms + 1001), Input::Timeout);
+        assert!(!runs(&shard), "it has lingered long enough");
     }
 }
