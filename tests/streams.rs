@@ -442,7 +442,15 @@ fn what_comes_first_on_a_connection_of_one_stream() {
             assert_stale(&status);
             assert_eq!(status.id, None, "a status does not move the stream");
             assert_eq!(late.event().kind(), "snapshot");
+            let mut many = Watcher::ws(&server, "/v1/ws");
+            many.send(r#"{"type":"subscribe","stream":"leads"}"#);
+            assert_eq!([0; 3].map(|_| many.next().kind()), ["subscribed", "stream_status", "snapshot"]);
+            // Who resumes is told the state as well, and has nothing to be sent again.
+            let path = format!("{LEADS}?since={}-1", late.holding("leads").epoch);
+            let mut back = Watcher::open(&server, over, &path, &[bearer(&token_of("u1"))]);
+            assert_stale(&back.next_of("stream_status"));
             upstream.set_json("/leads", "[1]");
+            assert_eq!(back.next_of("stream_status").json()["state"], "live");
             for watcher in [&mut early, &mut late] {
                 let live = watcher.next_of("stream_status");
                 assert_eq!((&live.json()["state"], live.json().get("code")), (&json!("live"), None));

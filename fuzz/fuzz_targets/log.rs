@@ -4,8 +4,9 @@
 
 use std::sync::Arc;
 
+use restcast::codec::message::Format;
 use restcast::ids::{Epoch, ResumePoint, Seq};
-use restcast::stream::log::{Bounds, Format, History, Resume};
+use restcast::stream::log::{Bounds, History, Resume};
 use restcast::time::WallTime;
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {

@@ -92,6 +92,8 @@ pub struct Connection {
     pub queued: bool,
     /// Whether bytes of the peer are left in the socket until its answers have been taken.
     pub paused: bool,
+    /// Whether the peer has ended its side: it sends nothing more, but may still read.
+    pub peer_ended: bool,
 }
 
 /// What a connection is doing.
@@ -139,6 +141,8 @@ pub enum Phase {
         body: Vec<u8>,
         /// The connection to be renewed, if the name was one.
         connection: Option<ConnectionId>,
+        /// Whom a failure is counted for.
+        client: std::net::IpAddr,
         /// How to answer.
         reply: Reply,
     },
@@ -146,6 +150,8 @@ pub enum Phase {
     Waiting {
         /// The topic watched.
         topic: u32,
+        /// Whose streams count it, where they are counted.
+        held: Option<Holder>,
         /// `If-None-Match`: answered with the value when that is another.
         known: Option<String>,
         /// `Prefer: wait` in seconds, where it is obeyed.
@@ -288,6 +294,7 @@ impl Connection {
             blocked: false,
             queued: false,
             paused: false,
+            peer_ended: false,
         }
     }
 

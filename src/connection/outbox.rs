@@ -45,6 +45,11 @@ impl Outbox {
         self.control
     }
 
+    /// How many items wait: runs of answers, frames, values.
+    pub fn items(&self) -> usize {
+        self.items.len()
+    }
+
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
         self.items.is_empty()

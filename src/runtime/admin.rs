@@ -5,9 +5,9 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use crate::codec::http::{self, Authorization, BodyLength, Head, Response};
 use crate::codec::message::ErrorCode;
@@ -18,7 +18,7 @@ use crate::secret::Secret;
 use crate::time::WallTime;
 
 use super::core::Process;
-use super::log;
+use super::{clock, log};
 
 /// Connections served at once; further ones wait in the backlog.
 const CONNECTIONS_MAX: usize = 16;
@@ -27,8 +27,8 @@ const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What the admin listener serves from.
 pub struct Admin {
-    /// Its options.
-    pub options: AdminOptions,
+    /// Its options, replaced by a reload.
+    pub options: RwLock<AdminOptions>,
     /// The address it listens on.
     pub listen: SocketAddr,
     /// Every core's counters.
@@ -53,11 +53,11 @@ pub fn start(listener: TcpListener, admin: Arc<Admin>) -> std::io::Result<()> {
     std::thread::Builder::new().name("admin".into()).spawn(move || {
         loop {
             if serving.load(Ordering::Acquire) >= CONNECTIONS_MAX {
-                std::thread::sleep(Duration::from_millis(10));
+                clock::hold_thread(Duration::from_millis(10));
                 continue;
             }
             let Ok((socket, _)) = listener.accept() else {
-                std::thread::sleep(Duration::from_millis(20));
+                clock::hold_thread(Duration::from_millis(20));
                 continue;
             };
             let (admin, count) = (Arc::clone(&admin), Arc::clone(&serving));
@@ -87,7 +87,7 @@ impl Drop for Leave {
 fn serve(mut socket: TcpStream, admin: &Admin) {
     let mut buffer = Vec::new();
     let mut chunk = [0u8; 4096];
-    let mut deadline = Instant::now() + EXCHANGE_TIMEOUT;
+    let mut deadline = clock::now().at + EXCHANGE_TIMEOUT;
     loop {
         let parsed = http::parse_head(&buffer, limits::ADMIN_HEAD_BYTES_MAX);
         let (response, used, keep_alive) = match parsed {
@@ -99,7 +99,7 @@ fn serve(mut socket: TcpStream, admin: &Admin) {
                 (Response::problem(error.status(), ErrorCode::BadRequest.as_str(), &error.to_string()), 0, false)
             }
             Ok(None) => {
-                let left = deadline.saturating_duration_since(Instant::now());
+                let left = deadline.since(clock::now().at);
                 if left.is_zero() || socket.set_read_timeout(Some(left)).is_err() {
                     return;
                 }
@@ -121,17 +121,18 @@ fn serve(mut socket: TcpStream, admin: &Admin) {
             // What is still to come is read, so that closing does not reset the answer away.
             let _ = socket.shutdown(std::net::Shutdown::Write);
             let _ = socket.set_read_timeout(Some(Duration::from_millis(200)));
-            while matches!(socket.read(&mut chunk), Ok(1..)) && Instant::now() < deadline {}
+            while matches!(socket.read(&mut chunk), Ok(1..)) && clock::now().at < deadline {}
             return;
         }
         buffer.drain(..used);
-        deadline = Instant::now() + EXCHANGE_TIMEOUT;
+        deadline = clock::now().at + EXCHANGE_TIMEOUT;
     }
 }
 
 fn answer(admin: &Admin, head: &Head<'_>) -> Response {
+    let options = admin.options.read().unwrap_or_else(PoisonError::into_inner).clone();
     // A browser that was led here by a name of its page's choice (DNS rebinding) says that name.
-    if !host_allowed(head.host, admin) {
+    if !host_allowed(head.host, &options, admin.listen) {
         return problem(ErrorCode::Forbidden, "the Host is not this listener's address or one of admin.names");
     }
     match head.path {
@@ -152,7 +153,7 @@ fn answer(admin: &Admin, head: &Head<'_>) -> Response {
             Response::new(200).body("application/json", &b"{\"status\":\"ready\"}\n"[..])
         }),
         path if path.starts_with("/admin/v1/") => {
-            if let Err(refusal) = authorised(admin, head) {
+            if let Err(refusal) = authorised(&options, head) {
                 return refusal;
             }
             match path {
@@ -181,8 +182,8 @@ fn problem(code: ErrorCode, detail: &str) -> Response {
     Response::problem(code.http_status(), code.as_str(), detail)
 }
 
-fn authorised(admin: &Admin, head: &Head<'_>) -> Result<(), Response> {
-    let Some(key) = &admin.options.key else {
+fn authorised(options: &AdminOptions, head: &Head<'_>) -> Result<(), Response> {
+    let Some(key) = &options.key else {
         return Err(problem(ErrorCode::Forbidden, "no admin.key is configured: the admin API is off"));
     };
     let presented = match http::bearer(head) {
@@ -200,23 +201,18 @@ fn authorised(admin: &Admin, head: &Head<'_>) -> Result<(), Response> {
 }
 
 /// Whether a `Host` is the listener's own address, a name for loopback where it listens there, or a configured name.
-fn host_allowed(host: &str, admin: &Admin) -> bool {
+fn host_allowed(host: &str, options: &AdminOptions, listen: SocketAddr) -> bool {
     let name = match host.rsplit_once(':') {
         Some((name, port)) if !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) => name,
         _ => host,
     };
-    if admin
-        .options
-        .names
-        .iter()
-        .any(|allowed| allowed.eq_ignore_ascii_case(name) || allowed.eq_ignore_ascii_case(host))
-    {
+    if options.names.iter().any(|allowed| allowed.eq_ignore_ascii_case(name) || allowed.eq_ignore_ascii_case(host)) {
         return true;
     }
     let bare = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
     match bare.parse::<IpAddr>() {
         // A page cannot make a browser send an address as Host unless it is the one connected to.
-        Ok(address) => address == admin.listen.ip() || admin.listen.ip().is_unspecified(),
-        Err(_) => admin.listen.ip().is_loopback() && bare.eq_ignore_ascii_case("localhost"),
+        Ok(address) => address == listen.ip() || listen.ip().is_unspecified(),
+        Err(_) => listen.ip().is_loopback() && bare.eq_ignore_ascii_case("localhost"),
     }
 }

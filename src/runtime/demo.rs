@@ -22,6 +22,8 @@ use crate::auth::keys::{Algorithm, Key, KeyConfig, KeyError};
 use crate::secret::Secret;
 use crate::time::WallTime;
 
+use super::clock;
+
 /// Connections served at once; one more is answered 503.
 const CONNECTIONS_MAX: usize = 64;
 /// Of one request; more is answered 431.
@@ -62,7 +64,7 @@ pub fn start(clock: fn() -> WallTime) -> io::Result<SampleUpstream> {
     let board = Arc::clone(&published);
     thread::Builder::new().name("demo-market".into()).spawn(move || {
         loop {
-            thread::sleep(TICK);
+            clock::hold_thread(TICK);
             market.tick();
             board.publish(market.bodies());
         }
@@ -127,11 +129,11 @@ pub fn greeting(listen: SocketAddr, upstream: SocketAddr, token: &str, secret: &
 
   Playground   http://{listen}/#stream=prices&token={token}&secret={secret}
 
-  SSE          curl -N -H 'Accept: text/event-stream' -H 'Authorization: Bearer {token}' http://{listen}/v1/streams/prices
-  WebSocket    websocat --protocol restcast.v1 -H 'Authorization: Bearer {token}' ws://{listen}/v1/streams/leads
+  Token        TOKEN={token}
+  SSE          curl -N -H 'Accept: text/event-stream' -H "Authorization: Bearer $TOKEN" http://{listen}/v1/streams/prices
+  WebSocket    websocat --protocol restcast.v1 -H "Authorization: Bearer $TOKEN" ws://{listen}/v1/streams/leads
   Upstream     curl http://{upstream}/prices
 
-  Token        {token}
   The streams are `prices` and `leads`. The signing key stands in the playground's link: demo only. Ctrl-C ends it.
 
 "#
@@ -189,7 +191,7 @@ impl Drop for Place {
 fn accept_all(listener: &TcpListener, published: &Arc<Published>) {
     loop {
         let Ok((mut socket, _)) = listener.accept() else {
-            thread::sleep(ACCEPT_PAUSE);
+            clock::hold_thread(ACCEPT_PAUSE);
             continue;
         };
         let Some(place) = Place::take(published) else {
@@ -620,6 +622,7 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
+    use crate::config::{Config, FileError, Sources};
 
     fn noon() -> WallTime {
         WallTime::from_micros(1_772_366_400_123_456)
@@ -698,7 +701,7 @@ mod tests {
             assert!(rows.iter().all(|row| row.get(key).is_some()), "each row has {key}");
         }
         let moved = (0..100).any(|_| {
-            thread::sleep(Duration::from_millis(50));
+            clock::hold_thread(Duration::from_millis(50));
             client.get("/prices", "").body != first.body
         });
         assert!(moved, "five seconds are many ticks");
@@ -793,7 +796,7 @@ mod tests {
         assert!(late.is_closed());
         clients.pop();
         let is_served = (0..100).any(|_| {
-            thread::sleep(Duration::from_millis(20));
+            clock::hold_thread(Duration::from_millis(20));
             let mut client = Client::new(upstream.addr);
             client.socket.write_all(b"GET /prices HTTP/1.1\r\nHost: x\r\n\r\n").is_ok()
                 && client.fill()
@@ -836,6 +839,28 @@ mod tests {
         }
     }
 
+    /// The demo's configuration refers to nothing outside itself.
+    struct Nothing;
+
+    impl Sources for Nothing {
+        fn env(&self, name: &str) -> Option<Vec<u8>> {
+            panic!("asked for the variable {name}")
+        }
+
+        fn file(&self, path: &str, _: usize) -> Result<Vec<u8>, FileError> {
+            panic!("asked for the file {path}")
+        }
+    }
+
+    #[test]
+    fn the_configuration_is_accepted_without_a_warning() {
+        let [upstream, listen, admin] = [9001, 0, 0].map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+        let text = demo_config(upstream, listen, admin, &"0123456789abcdef".repeat(4));
+        let (config, warnings) = Config::parse(&text, &Nothing).expect("accepted");
+        assert!(warnings.is_empty(), "{warnings:?}");
+        assert_eq!((config.streams.len(), config.jwt_keys.len(), config.connection.playground), (2, 1, true));
+    }
+
     #[test]
     fn the_configuration_names_both_streams_and_the_greeting_all_ways_in() {
         let [upstream, listen, admin] = [9001, 8080, 9080].map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
@@ -857,6 +882,7 @@ mod tests {
         let text = greeting(listen, upstream, "h.p.s", secret);
         for part in [
             "http://127.0.0.1:8080/#stream=prices&token=h.p.s&secret=k%22ey%2Bwith%3Dsigns-0123456789abcdef",
+            "TOKEN=h.p.s\n",
             "curl -N ",
             "websocat ",
             "ws://127.0.0.1:8080/v1/streams/leads",

@@ -440,6 +440,7 @@ mod tests {
 
     use monoio::time::{sleep, timeout};
 
+    use super::super::clock;
     use super::*;
 
     const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -485,7 +486,7 @@ mod tests {
                     });
                 });
             }
-            thread::sleep(Duration::from_millis(50));
+            clock::hold_thread(Duration::from_millis(50));
             open(&gate);
         });
         assert_eq!(count.load(Ordering::SeqCst), 1);

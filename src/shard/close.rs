@@ -119,7 +119,12 @@ impl Shard {
         }
     }
 
-    /// Ends a WebSocket by `code`, for a fault of the peer's that has no reason of its own, or to answer its close.
+    /// Ends a WebSocket whose peer does not keep to RFC 6455: nothing it sends can be read any more.
+    pub(super) fn close_for_fault(&mut self, index: u32, reason: CloseReason) {
+        self.close_with_code(index, Some(reason.code()), reason.reason(), false);
+    }
+
+    /// Ends a WebSocket by `code`, for a fault of the peer's or to answer its close.
     pub(super) fn close_with_code(&mut self, index: u32, code: Option<u16>, reason: &str, peer_done: bool) {
         let deadline = self.now.at + limits::CLOSE_GRACE;
         if let Some(State::Closing(_) | State::Http(_)) | None = self.connections.at(index).map(|c| &c.state) {
@@ -213,10 +218,12 @@ impl Shard {
     pub(super) fn all_sent(&mut self, index: u32) {
         let Some(connection) = self.connections.at_mut(index) else { return };
         match &mut connection.state {
-            State::Closing(closing) => {
-                if closing.peer_done && !closing.finished {
-                    closing.finished = true;
-                    self.outputs.push_back(Output::Finish { connection: index });
+            State::Closing(closing) if closing.peer_done && !closing.finished => {
+                closing.finished = true;
+                let over = connection.peer_ended;
+                self.outputs.push_back(Output::Finish { connection: index });
+                if over {
+                    return self.remove(index, false);
                 }
             }
             State::Http(_) => self.serve_http(index),
@@ -249,9 +256,17 @@ impl Shard {
     /// The peer will send nothing more.
     pub(super) fn peer_finished(&mut self, index: u32) {
         let Some(connection) = self.connections.at_mut(index) else { return };
+        connection.peer_ended = true;
         match &mut connection.state {
-            // A request may be answered after its peer ended its side, but nobody waits for a change then.
-            State::Http(http) if matches!(http.phase, Phase::Head) => self.finish_http(index),
+            State::Http(http) => match &mut http.phase {
+                Phase::Head => self.finish_http(index),
+                // RFC 9112 9.6: who ends its side may still read. The answer is the last; a mere change is not waited for.
+                Phase::Waiting { preferred_s: None, reply, .. } | Phase::Asking { reply, .. } => {
+                    reply.keep_alive = false
+                }
+                Phase::Delayed { keep_alive, .. } => *keep_alive = false,
+                Phase::Waiting { .. } | Phase::Body { .. } => self.remove(index, false),
+            },
             State::Closing(closing) => {
                 closing.peer_done = true;
                 if closing.finished {

@@ -13,7 +13,7 @@ use crate::connection::handshake::Refusal;
 use crate::connection::{Http, Phase, Reply, State};
 use crate::ids::ConnectionKey;
 use crate::metrics::{ConnectionKind, HandshakeResult};
-use crate::stream::poll::StreamState;
+use crate::stream::poll::{Status, StreamState};
 
 use super::{Shard, StreamKey};
 
@@ -110,14 +110,19 @@ impl Shard {
     ) {
         let now = self.now.at;
         let ends = grant.end(self.options.auth.jwt.leeway);
+        let holder = self.subject(&grant);
         self.rights.release(grant);
+        let held = match self.hold_stream(holder, key) {
+            Ok(counted) => holder.filter(|_| counted),
+            Err(refusal) => return self.refuse(index, &refusal.with_status(429).retry_after(5), &reply),
+        };
         let topic = self.watch(key);
         let Some(connection) = self.key_of(index) else { return };
         let preferred_s = preferred_s.filter(|_| known.is_some());
         let cold_until = now + key.target.options.timeout;
         let deadline = preferred_s.map_or(cold_until, |wait| now + Duration::from_secs(wait));
         let Some(http) = self.http_mut(index) else { return };
-        http.phase = Phase::Waiting { topic, known, preferred_s, cold_until, ends, reply };
+        http.phase = Phase::Waiting { topic, held, known, preferred_s, cold_until, ends, reply };
         http.deadline = deadline;
         if let Some(topic) = self.topics.at_mut(topic) {
             topic.waiters.push(connection);
@@ -142,8 +147,10 @@ impl Shard {
         let (topic, known, preferred_s) = (*topic, known.clone(), *preferred_s);
         let Some(found) = self.topics.at(topic) else { return };
         let failing = found.status.is_some_and(|status| status.state == StreamState::Failing);
-        // A value from before polling began anew may be old: the first poll is waited for.
-        let settled = found.fresh;
+        // A value from before polling began anew may be old: the first poll is waited for, unless the upstream has failed
+        // and that poll is put off.
+        let put_off = |status: Status| status.retry_in.is_some_and(|wait| !wait.is_zero());
+        let settled = found.fresh || found.status.is_some_and(put_off);
         match self.held(topic) {
             Some(held) if settled => {
                 let same = known.as_deref().is_some_and(|known| lists_tag(known, &held.etag));
@@ -233,12 +240,35 @@ impl Shard {
         self.refuse(index, &refusal, &reply);
     }
 
+    /// After a reload: whoever waits for a stream that was removed or changed is told to ask again, to be judged anew.
+    pub(super) fn refuse_stale_waiters(&mut self) {
+        let catalog = &self.options.catalog;
+        let stale = self.topics.iter().filter(|(_, topic)| !catalog.is_current(&topic.key));
+        let stale: Vec<(ConnectionKey, bool)> = stale
+            .flat_map(|(_, topic)| {
+                let ended = !catalog.contains(&topic.key.target.options.id);
+                topic.waiters.iter().map(move |waiter| (*waiter, ended))
+            })
+            .collect();
+        for (waiter, ended) in stale {
+            let refusal = if ended {
+                Refusal::new(ErrorCode::StreamEnded, ErrorCode::StreamEnded.meaning())
+            } else {
+                Refusal::new(ErrorCode::StreamUnavailable, "the stream was configured anew: ask again").retry_after(1)
+            };
+            self.refuse_waiter(waiter, refusal);
+        }
+    }
+
     /// Gives up what an HTTP connection waits for; how it was to be answered.
     pub(super) fn forget_exchange(&mut self, index: u32) -> Reply {
         let Some(key) = self.key_of(index) else { return Reply::default() };
         let Some(http) = self.http_mut(index) else { return Reply::default() };
         match std::mem::replace(&mut http.phase, Phase::Head) {
-            Phase::Waiting { topic, reply, .. } => {
+            Phase::Waiting { topic, held, reply, .. } => {
+                if let Some(key) = self.topics.at(topic).map(|topic| Arc::clone(&topic.key)) {
+                    self.release_stream(held, &key);
+                }
                 self.metrics.connections.of(ConnectionKind::JsonWait).fall();
                 if let Some(topic) = self.topics.at_mut(topic) {
                     topic.waiters.retain(|waiter| *waiter != key);

@@ -17,7 +17,7 @@ use super::{Mail, Notice, Output, Shard, StreamKey, Timer};
 
 /// A stream and the cores that want to hear of it.
 #[derive(Debug)]
-pub struct Owned {
+pub(super) struct Owned {
     key: Arc<StreamKey>,
     stream: Stream,
     /// Tells it from others that have stood at its place.
@@ -26,12 +26,10 @@ pub struct Owned {
     cores: HashMap<CoreId, bool>,
     /// Whether it is polled without watchers.
     warm: bool,
+    /// The earliest timer set for it: never later than what it is to be looked at for.
+    timer_at: Option<Instant>,
     /// When polling ends, where nobody watches.
     linger_until: Option<Instant>,
-    /// The poll that a timer is set for: however often watchers come and go, there is one.
-    poll_timer: Option<Instant>,
-    /// The same for the end of lingering; where that was put off, the timer is set again when it fires.
-    linger_timer: Option<Instant>,
     /// When it was last watched.
     used: Instant,
     /// Whether a poll has ended since polling last began.
@@ -79,13 +77,18 @@ impl Shard {
         let epoch = Epoch::from_random(self.rng.u64());
         let owned = Owned {
             key: Arc::clone(key),
-            stream: Stream::new(Arc::clone(&key.target), epoch, self.rng.u64()),
+            // An answer that comes after its stream was evicted must not become the value of the next one at its place.
+            stream: Stream::new(
+                Arc::clone(&key.target),
+                epoch,
+                self.rng.u64(),
+                PollNo(u64::from(self.generation) << 32),
+            ),
             generation: self.generation,
             cores: HashMap::new(),
             warm: false,
+            timer_at: None,
             linger_until: None,
-            poll_timer: None,
-            linger_timer: None,
             used: self.now.at,
             fresh: false,
             begun: self.now.at,
@@ -164,34 +167,24 @@ impl Shard {
         }
         let until = self.now.at + owned.key.target.options.linger;
         owned.linger_until = Some(until);
-        self.plan_linger(index);
-    }
-
-    fn plan_linger(&mut self, index: u32) {
-        let Some(owned) = self.streams.at_mut(index) else { return };
-        if let Some(until) = owned.linger_until
-            && owned.linger_timer.is_none_or(|timer| until < timer)
-        {
-            owned.linger_timer = Some(until);
-            let timer = Timer::Stream { index, generation: owned.generation };
-            self.set_timer(until, timer);
-        }
+        self.plan(index);
     }
 
     fn start_stream(&mut self, index: u32) {
         let Some(owned) = self.streams.at_mut(index) else { return };
         owned.stream.start(self.now.at);
-        self.plan_poll(index);
+        self.plan(index);
     }
 
-    fn plan_poll(&mut self, index: u32) {
+    /// Sets a timer for the next poll or the end of lingering, unless an earlier one is set, which will plan again: however
+    /// often watchers come and go, a stream has one.
+    fn plan(&mut self, index: u32) {
         let Some(owned) = self.streams.at_mut(index) else { return };
-        if let Some(due) = owned.stream.next_due()
-            && owned.poll_timer != Some(due)
-        {
-            owned.poll_timer = Some(due);
+        let Some(at) = [owned.stream.next_due(), owned.linger_until].into_iter().flatten().min() else { return };
+        if owned.timer_at.is_none_or(|earlier| earlier > at) {
+            owned.timer_at = Some(at);
             let timer = Timer::Stream { index, generation: owned.generation };
-            self.set_timer(due, timer);
+            self.set_timer(at, timer);
         }
     }
 
@@ -199,8 +192,11 @@ impl Shard {
     pub(super) fn stream_due(&mut self, index: u32, generation: u32) {
         let now = self.now.at;
         let Some(owned) = self.streams.at_mut(index).filter(|owned| owned.generation == generation) else { return };
-        owned.poll_timer = owned.poll_timer.filter(|&timer| timer > now);
-        owned.linger_timer = owned.linger_timer.filter(|&timer| timer > now);
+        if owned.timer_at.is_some_and(|at| at > now) {
+            // Another timer overtook this one, and has planned since.
+            return;
+        }
+        owned.timer_at = None;
         if owned.linger_until.is_some_and(|until| until <= now) {
             owned.linger_until = None;
             owned.stream.stop();
@@ -210,12 +206,11 @@ impl Shard {
             }
             return;
         }
-        // Any timer will do: one that was overtaken by another finds nothing due.
         if let Some((poll, request)) = owned.stream.begin(now) {
             owned.begun = now;
             self.outputs.push_back(Output::Fetch { stream: index, poll, request });
         }
-        self.plan_linger(index);
+        self.plan(index);
     }
 
     pub(super) fn fetched(&mut self, index: u32, poll: PollNo, result: FetchResult) {
@@ -282,7 +277,7 @@ impl Shard {
         if change.is_some() {
             self.outputs.push_back(Output::Notice(Notice::Upstream { stream, status, detail }));
         }
-        self.plan_poll(index);
+        self.plan(index);
     }
 
     /// Keeps this core's part of `history_bytes_total`: unwatched streams go first, then the histories of watched ones
@@ -346,31 +341,31 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::auth::grant::{Grant, RightsTable};
-    use crate::ids::StreamId;
     use crate::limits::Limits;
+    use crate::metrics::CoreMetrics;
     use crate::shard::{Catalog, Input, Options};
-    use crate::stream::poll::{FetchError, UpstreamCode};
+    use crate::stream;
+    use crate::stream::poll::{FetchResponse, Validators};
     use crate::stream::template::UrlTemplate;
     use crate::time::{Now, WallTime};
+    use crate::{auth, connection, ids};
 
-    fn leads() -> crate::stream::Options {
-        let hour = Duration::from_secs(3600);
-        crate::stream::Options {
-            id: StreamId::new("leads").expect("an id"),
-            url: UrlTemplate::parse::<&str>("http://upstream.example/", &[]).expect("a URL"),
-            interval: hour,
+    fn stream(id: &str, interval: Duration) -> Arc<stream::Options> {
+        Arc::new(stream::Options {
+            id: ids::StreamId::new(id).expect("an id"),
+            url: UrlTemplate::parse::<&str>(&format!("http://upstream.example/{id}"), &[]).expect("a URL"),
+            interval,
             method: "GET".into(),
             headers: Vec::new(),
             body: None,
             params: Vec::new(),
             ca: None,
-            connect_timeout: hour,
-            first_byte_timeout: hour,
-            timeout: hour,
+            connect_timeout: Duration::from_secs(3),
+            first_byte_timeout: Duration::from_secs(10),
+            timeout: Duration::from_secs(15),
             response_bytes_max: 1 << 20,
-            backoff_max: hour,
-            linger: hour,
+            backoff_max: Duration::from_secs(60),
+            linger: Duration::from_secs(10),
             keep_warm: false,
             history: 16,
             history_bytes: 1 << 20,
@@ -379,45 +374,78 @@ mod tests {
             allow_anonymous: true,
             roles: Vec::new(),
             permissions: Vec::new(),
+        })
+    }
+
+    fn at(ms: u64) -> Now {
+        Now { at: Instant::from_micros(5_000_000 + ms * 1_000), wall: WallTime::from_secs(1_800_000_000) }
+    }
+
+    /// A shard of one core with these streams, at most one of which may exist at a time, and their keys.
+    fn shard(interval: Duration) -> (Shard, [Arc<StreamKey>; 2]) {
+        let catalog = Catalog::new(&[stream("a", interval), stream("b", interval)], None, 7);
+        let anonymous = crate::auth::grant::Grant::anonymous(&mut Default::default());
+        let keys = ["a", "b"].map(|id| catalog.resolve(&anonymous, id, &[]).expect("anyone may watch it"));
+        let limits = Limits { streams: 1, ..Limits::default() };
+        let options =
+            Options { connection: connection::Options::default(), auth: auth::Options::default(), limits, catalog };
+        let metrics = Arc::new(CoreMetrics::default());
+        let shard = Shard::new(CoreId(0), 1, Arc::new(options), Arc::default(), metrics, [7; 32], at(0));
+        (shard, keys)
+    }
+
+    fn fetches(shard: &mut Shard) -> Vec<(u32, PollNo)> {
+        let mut found = Vec::new();
+        while let Some(output) = shard.poll_output() {
+            if let Output::Fetch { stream, poll, .. } = output {
+                found.push((stream, poll));
+            }
         }
+        found
+    }
+
+    fn answer(body: &str) -> FetchResult {
+        let (validators, received) = (Validators::default(), WallTime::from_secs(1_800_000_000));
+        Ok(FetchResponse { status: 200, validators, retry_after: None, body: body.into(), received })
     }
 
     #[test]
-    fn watchers_that_come_and_go_leave_no_timers_behind() {
-        let catalog = Catalog::new(&[Arc::new(leads())], None, 7);
-        let key = catalog.resolve(&Grant::anonymous(&mut RightsTable::default()), "leads", &[]).expect("a key");
-        let options = Options {
-            connection: crate::connection::Options::default(),
-            auth: crate::auth::Options::default(),
-            limits: Limits::default(),
-            catalog,
-        };
-        let at = |ms: u64| Now { at: Instant::from_micros(ms * 1000), wall: WallTime::from_secs(1_800_000_000) };
-        let core = CoreId(0);
-        let mut shard = Shard::new(core, 1, Arc::new(options), Arc::default(), Arc::default(), [7; 32], at(1));
-        let mut polls = 0;
-        for ms in 1..=1000 {
-            shard.handle(at(ms), Input::Mail(Mail::Watch { key: Arc::clone(&key), from: core, attach: false }));
-            shard.handle(at(ms), Input::Mail(Mail::Unwatch { key: Arc::clone(&key), from: core }));
-            shard.handle(at(ms), Input::Timeout);
-            while let Some(output) = shard.poll_output() {
-                if let Output::Fetch { stream, poll, .. } = output {
-                    polls += 1;
-                    let result = Err(FetchError { code: UpstreamCode::Dns, detail: String::new() });
-                    shard.handle(at(ms), Input::Fetched { stream, poll, result });
-                }
-            }
-        }
-        assert_eq!(polls, 1, "the next is an hour away");
-        assert!(shard.timers.len() <= 4, "{} timers", shard.timers.len());
+    fn the_late_answer_of_an_evicted_stream_is_not_taken_for_the_next_ones_at_its_place() {
+        let (mut shard, [a, b]) = shard(Duration::from_secs(1));
+        let watch = |key| Input::Mail(Mail::Watch { key, from: CoreId(0), attach: true });
+        shard.handle(at(0), watch(Arc::clone(&a)));
+        shard.handle(at(0), Input::Timeout);
+        let [(place, of_a)] = fetches(&mut shard)[..] else { panic!("one poll of a") };
+        shard.handle(at(1), Input::Mail(Mail::Unwatch { key: a, from: CoreId(0) }));
+        shard.handle(at(2), watch(Arc::clone(&b)));
+        shard.handle(at(2), Input::Timeout);
+        let [(same, of_b)] = fetches(&mut shard)[..] else { panic!("one poll of b") };
+        assert_eq!(place, same, "b stands where a stood");
+        shard.handle(at(3), Input::Fetched { stream: place, poll: of_a, result: answer(r#""secret of a""#) });
+        let owned = shard.streams.at(place).expect("b");
+        assert!(owned.key == b && owned.stream.history().value().is_none(), "a's answer is not b's");
+        shard.handle(at(4), Input::Fetched { stream: place, poll: of_b, result: answer(r#""b""#) });
+        assert_eq!(
+            shard.streams.at(place).expect("b").stream.history().value().map(|value| &**value),
+            Some(&br#""b""#[..])
+        );
+    }
 
-        // Lingering counts from the last that went, though its timer was set for the first.
-        let hour_ms = 3_600_000;
-        let index = *shard.stream_of.get(&key).expect("it is owned");
-        let runs = |shard: &Shard| shard.streams.at(index).expect("it is kept").stream.is_running();
-        shard.handle(at(hour_ms + 500), Input::Timeout);
-        assert!(runs(&shard), "it lingers on");
-        shard.handle(at(hour_ms + 1001), Input::Timeout);
-        assert!(!runs(&shard), "it has lingered long enough");
+    #[test]
+    fn watchers_that_come_and_go_do_not_pile_up_timers() {
+        let (mut shard, [a, _]) = shard(Duration::from_secs(3_600));
+        for round in 0..10_000 {
+            let watch = Mail::Watch { key: Arc::clone(&a), from: CoreId(0), attach: true };
+            shard.handle(at(round), Input::Mail(watch));
+            shard.handle(at(round), Input::Timeout);
+            if let [(stream, poll)] = fetches(&mut shard)[..] {
+                shard.handle(at(round), Input::Fetched { stream, poll, result: answer("1") });
+            }
+            shard.handle(at(round), Input::Mail(Mail::Unwatch { key: Arc::clone(&a), from: CoreId(0) }));
+        }
+        assert!(shard.timers.len() <= 3, "{} timers", shard.timers.len());
+        shard.handle(at(10_000 + 10_000), Input::Timeout);
+        let owned = shard.streams.iter().next().expect("the value is kept").1;
+        assert!(!owned.stream.is_running(), "polling ends when its lingering is over");
     }
 }

@@ -72,7 +72,7 @@ pub struct FetchError {
     pub detail: String,
 }
 
-/// Number of a poll of one stream: 1 is the first. An answer is known by it.
+/// Number of a poll of one stream: one more than the last. An answer is known by it.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct PollNo(pub u64);
 
@@ -237,6 +237,12 @@ impl Poller {
             failure: None,
             told: StreamState::Live,
         }
+    }
+
+    /// Counts polls from behind `no` on: where pollers follow each other at one place, none takes another's answer for its own.
+    pub fn numbered_from(mut self, no: PollNo) -> Poller {
+        self.last_no = no;
+        self
     }
 
     /// Someone watches: polls at once, except that the wait after a failure and [`RESTART_MIN`] go on. Where it runs

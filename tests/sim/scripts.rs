@@ -1,0 +1,1 @@
+//! Worlds that follow a script: one for each fault that was found, and for what chance meets too seldom.
