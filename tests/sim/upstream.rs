@@ -1,0 +1,182 @@
+//! The model of the upstreams: what each URL has served, and what it answers next.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use restcast::stream::poll::{FetchError, FetchRequest, FetchResponse, FetchResult, UpstreamCode, Validators};
+use restcast::time::WallTime;
+
+use super::Dice;
+
+/// How an upstream behaves at present.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Mood {
+    /// Everything happens.
+    Wild,
+    /// Every answer is a value, which never changes.
+    Calm,
+}
+
+#[derive(Debug, Default)]
+struct Resource {
+    /// The version served last.
+    version: u64,
+    volatile: u64,
+    items: BTreeMap<u64, u64>,
+    pad: usize,
+    text: Vec<u8>,
+    /// Every value served, by version and volatile part, minified.
+    served: HashMap<(u64, u64), Vec<u8>>,
+}
+
+/// All upstreams.
+#[derive(Debug)]
+pub struct Upstream {
+    resources: BTreeMap<String, Resource>,
+    pub mood: Mood,
+    pub huge: bool,
+}
+
+/// The number behind `"name":` in a value this upstream made.
+fn number(value: &[u8], name: &str) -> Option<u64> {
+    let text = std::str::from_utf8(value).ok()?;
+    let at = text.find(&format!("\"{name}\":"))? + name.len() + 3;
+    let digits: String = text[at..].chars().take_while(char::is_ascii_digit).collect();
+    digits.parse().ok()
+}
+
+/// The version of a value this upstream made.
+pub fn version(value: &[u8]) -> u64 {
+    number(value, "version").expect("every value has its version")
+}
+
+impl Upstream {
+    pub fn new() -> Upstream {
+        Upstream { resources: BTreeMap::new(), mood: Mood::Wild, huge: false }
+    }
+
+    /// The version that `url` served last.
+    pub fn newest(&self, url: &str) -> u64 {
+        self.resources.get(url).map_or(0, |resource| resource.version)
+    }
+
+    /// Whether `url` has served exactly this value.
+    pub fn has_served(&self, url: &str, value: &[u8]) -> bool {
+        let Some(resource) = self.resources.get(url) else { return false };
+        let place = (version(value), number(value, "volatile").unwrap_or(0));
+        let Some(served) = resource.served.get(&place) else { return false };
+        // Patches may put members in another order, which JSON takes for the same.
+        let parse = |text: &[u8]| serde_json::from_slice::<serde_json::Value>(text).ok();
+        served == value || parse(served) == parse(value)
+    }
+
+    /// The answer to a poll.
+    pub fn answer(&mut self, dice: &mut Dice, request: &FetchRequest, received: WallTime) -> FetchResult {
+        let url = request.target.url.as_str().to_owned();
+        let resource = self.resources.entry(url.clone()).or_default();
+        if resource.version == 0 {
+            resource.change(dice, &url, false);
+        }
+        let error = |code| Err(FetchError { code, detail: "a fault of the model".to_owned() });
+        let mut response = FetchResponse {
+            status: 200,
+            validators: Validators::default(),
+            retry_after: None,
+            body: Vec::new(),
+            received,
+        };
+        let etag = |resource: &Resource| format!("\"{}.{}\"", resource.version, resource.volatile).into_bytes();
+        if self.mood == Mood::Wild {
+            match dice.below(100) {
+                0..45 => resource.change(dice, &url, self.huge),
+                45..55 => resource.change_volatile(&url),
+                55..80 => {}
+                80..84 => return error(UpstreamCode::Timeout),
+                84..87 => return error(UpstreamCode::Unreachable),
+                87..91 => {
+                    response.status = 500;
+                    return Ok(response);
+                }
+                91..93 => {
+                    response.status = 429;
+                    response.retry_after = Some(Duration::from_secs(dice.below(3)));
+                    return Ok(response);
+                }
+                93..96 => {
+                    response.body = b"<html>oops</html>".to_vec();
+                    return Ok(response);
+                }
+                96..98 => {
+                    response.body = b"{\"a\":1,\"a\":2}".to_vec();
+                    return Ok(response);
+                }
+                // A 304 that nothing asked for, or the right answer to what was asked.
+                _ => {
+                    response.status = 304;
+                    return Ok(response);
+                }
+            }
+        }
+        if request.validators.etag.as_deref() == Some(&*etag(resource)) {
+            response.status = 304;
+            return Ok(response);
+        }
+        if dice.percent(60) {
+            response.validators.etag = Some(etag(resource).into_boxed_slice());
+        }
+        response.body = resource.text.clone();
+        if self.mood == Mood::Wild && dice.percent(20) {
+            // The same value with other white space is the same value.
+            response.body = String::from_utf8(response.body).expect("JSON is UTF-8").replace(':', ": ").into_bytes();
+        }
+        Ok(response)
+    }
+
+    /// Gives every resource one more version: what is held at rest must be that.
+    pub fn renew_all(&mut self, dice: &mut Dice) {
+        for (url, resource) in &mut self.resources {
+            resource.change(dice, url, false);
+        }
+    }
+}
+
+impl Resource {
+    fn change(&mut self, dice: &mut Dice, url: &str, huge: bool) {
+        self.version += 1;
+        for _ in 0..=dice.below(3) {
+            let id = dice.below(8);
+            if dice.percent(30) {
+                self.items.remove(&id);
+            } else {
+                self.items.insert(id, self.version);
+            }
+        }
+        self.pad = match dice.below(40) {
+            0 if huge => 300_000,
+            0..3 => 3_000,
+            3..6 => 0,
+            _ => 200,
+        };
+        self.write(url);
+    }
+
+    fn change_volatile(&mut self, url: &str) {
+        self.volatile += 1;
+        self.write(url);
+    }
+
+    fn write(&mut self, url: &str) {
+        let items: Vec<String> =
+            self.items.iter().map(|(id, value)| format!("{{\"id\":{id},\"value\":{value}}}")).collect();
+        self.text = format!(
+            "{{\"source\":{:?},\"version\":{},\"volatile\":{},\"items\":[{}],\"pad\":\"{}\"}}",
+            url.trim_start_matches("http://"),
+            self.version,
+            self.volatile,
+            items.join(","),
+            "x".repeat(self.pad)
+        )
+        .into_bytes();
+        self.served.insert((self.version, self.volatile), self.text.clone());
+    }
+}

@@ -1,0 +1,1060 @@
+//! One world: shards, clocks, sockets, mail, workers and what happens to them; what must hold of all of them together.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use restcast::auth::jwt;
+use restcast::auth::keys::{Algorithm, Key, KeyConfig};
+use restcast::config::{Config, FileError, Sources};
+use restcast::ids::CoreId;
+use restcast::limits::{CONTROL_BYTES_MAX, SENDS_PER_TURN};
+use restcast::metrics::CoreMetrics;
+use restcast::secret::Secret;
+use restcast::shard::{Catalog, Input, Ledger, Mail, Options, Output, Sent, Shard, Wire};
+use restcast::stream::Comparison;
+use restcast::stream::poll::{FetchRequest, PollNo};
+use restcast::time::{Instant, Now, WallTime};
+
+use super::Dice;
+use super::client::{Asked, Book, Client, Held, Kind, LATE_US, Request, Token};
+use super::upstream::Mood;
+
+const SECRET: &str = "a secret of the simulator, of 32 bytes or more";
+const SECOND_US: u64 = 1_000_000;
+const REGIONS: [&str; 2] = ["eu", "us"];
+const COMPANIES: u64 = 3;
+/// Turns without time going on, after which the server is taken to spin.
+const TURNS_MAX: usize = 2_000;
+
+/// The configuration of a world, as its file says it.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    pub cores: u16,
+    pub clients: usize,
+    pub steps: usize,
+    pub server: String,
+    pub limits: String,
+    pub stream: String,
+    pub interval_ms: u64,
+    pub leeway_s: u64,
+    pub linger_ms: u64,
+    /// Whether streams may be evicted while they are polled.
+    pub evicts: bool,
+    pub loses_mail: bool,
+    pub huge: bool,
+    pub write_stall_s: u64,
+    pub drain_s: u64,
+}
+
+impl Setup {
+    pub fn plain() -> Setup {
+        Setup {
+            cores: 1,
+            clients: 8,
+            steps: 0,
+            server: String::new(),
+            limits: String::new(),
+            stream: "history = 64\nhistory_bytes = \"64KiB\"".to_owned(),
+            interval_ms: 100,
+            leeway_s: 0,
+            linger_ms: 1_000,
+            evicts: false,
+            loses_mail: false,
+            huge: false,
+            write_stall_s: 30,
+            drain_s: 5,
+        }
+    }
+
+    fn chosen(dice: &mut Dice) -> Setup {
+        let cores = 1 + dice.below(4) as u16;
+        let evicts = dice.percent(25);
+        let mut limits = String::new();
+        if evicts {
+            let _ = writeln!(limits, "streams = {}", 3 + dice.below(4));
+        }
+        if dice.percent(30) {
+            let _ = writeln!(limits, "pinned_bytes = \"{}KiB\"", 16 << dice.below(4));
+        }
+        if dice.percent(20) {
+            let _ = writeln!(limits, "history_bytes_total = \"{}KiB\"", 32 << dice.below(4));
+        }
+        if dice.percent(30) {
+            let _ = writeln!(limits, "connections_per_subject = {}\nstreams_per_subject = 4", 40);
+        }
+        let history = 1 + dice.below(40);
+        let history_kib = 1 << dice.below(7);
+        Setup {
+            cores,
+            clients: 4 + dice.below(28) as usize,
+            steps: 1_500,
+            server: format!("heartbeat = \"{}s\"", 5 + dice.below(20)),
+            stream: format!("history = {history}\nhistory_bytes = \"{history_kib}KiB\""),
+            interval_ms: *dice.pick(&[1, 5, 20, 100, 1_000]),
+            leeway_s: dice.below(4),
+            linger_ms: dice.below(3_000),
+            evicts: evicts || limits.contains("history_bytes_total"),
+            limits,
+            loses_mail: dice.percent(25),
+            huge: dice.percent(15),
+            write_stall_s: 2 + dice.below(20),
+            drain_s: 2 + dice.below(6),
+        }
+    }
+
+    /// The file. `variant`: what a reload has made of it.
+    fn text(&self, variant: u64) -> String {
+        let Setup { server, limits, stream, interval_ms, leeway_s, linger_ms, write_stall_s, drain_s, .. } = self;
+        let mut text = format!(
+            "[server]\ndrain = \"{drain_s}s\"\n{server}\n[limits]\nwrite_stall = \"{write_stall_s}s\"\n\
+             messages_per_second = 0\nauth_failures_per_minute = 0\nkeep_alive = \"20s\"\n{limits}\n\
+             [auth]\nreauth_before = \"10s\"\n[auth.jwt]\nleeway = \"{leeway_s}s\"\n\
+             [[auth.jwt.key]]\nalg = \"HS256\"\nsecret = \"{SECRET}\"\n"
+        );
+        let common = format!("linger = \"{linger_ms}ms\"\nbackoff_max = \"1s\"\ntimeout = \"4s\"\n{stream}");
+        let slower = (interval_ms * 7).min(2_000);
+        let changed = if variant == 1 { interval_ms + 3 } else { *interval_ms };
+        let _ =
+            write!(text, "[[stream]]\nid = \"fast\"\nurl = \"http://up/fast\"\ninterval = \"{changed}ms\"\n{common}\n");
+        let _ =
+            write!(text, "[[stream]]\nid = \"slow\"\nurl = \"http://up/slow\"\ninterval = \"{slower}ms\"\n{common}\n");
+        if variant != 2 {
+            let keyed = "array_key = \"id\"\nignore = [\"/volatile\"]";
+            let _ = write!(
+                text,
+                "[[stream]]\nid = \"keyed\"\nurl = \"http://up/keyed\"\ninterval = \"{slower}ms\"\n{keyed}\n{common}\n"
+            );
+        }
+        let url = "http://up/own/{claims.companyId}";
+        let _ = write!(text, "[[stream]]\nid = \"own\"\nurl = \"{url}\"\ninterval = \"{interval_ms}ms\"\n{common}\n");
+        let url = "http://up/par?region={query.region}";
+        let params = "params = [\"region\"]";
+        let _ =
+            write!(text, "[[stream]]\nid = \"par\"\nurl = \"{url}\"\ninterval = \"{slower}ms\"\n{params}\n{common}\n");
+        text
+    }
+}
+
+struct NoSources;
+
+impl Sources for NoSources {
+    fn env(&self, _name: &str) -> Option<Vec<u8>> {
+        None
+    }
+
+    fn file(&self, _path: &str, _bytes_max: usize) -> Result<Vec<u8>, FileError> {
+        Err(FileError::Missing)
+    }
+}
+
+fn options(text: &str, previous: Option<&Catalog>) -> Arc<Options> {
+    let (config, _) = Config::parse(text, &NoSources).unwrap_or_else(|errors| panic!("{errors:?} in\n{text}"));
+    Arc::new(Options {
+        connection: config.connection.clone(),
+        auth: config.auth.clone(),
+        limits: config.limits.clone(),
+        catalog: Catalog::new(&config.streams, previous, 7),
+    })
+}
+
+/// One end of a model connection, as the server's kernel holds it.
+#[derive(Debug)]
+pub struct Socket {
+    client: usize,
+    /// Bytes it takes until it is full; `u64::MAX`: any number.
+    pub room: u64,
+    /// Whether it was full when bytes were offered.
+    blocked: bool,
+    /// Whether that is over and has not been said.
+    writable: bool,
+    lost: bool,
+    /// Bytes on their way to the server.
+    inbound: VecDeque<u8>,
+    /// Since when the server has sent nothing although it wanted to.
+    blocked_since_us: Option<u64>,
+    finished: bool,
+}
+
+/// A poll under way.
+struct Fetching {
+    due_us: u64,
+    stream: u32,
+    poll: PollNo,
+    request: FetchRequest,
+}
+
+pub struct Core {
+    pub shard: Shard,
+    metrics: Arc<CoreMetrics>,
+    pub sockets: BTreeMap<u32, Socket>,
+    fetches: Vec<Fetching>,
+    comparisons: VecDeque<(u64, Box<Comparison>)>,
+    drained: bool,
+}
+
+pub struct World {
+    dice: Dice,
+    pub setup: Setup,
+    pub book: Book,
+    pub cores: Vec<Core>,
+    /// What is on its way to each core, from each core.
+    mail: Vec<Vec<VecDeque<(u64, Mail)>>>,
+    mails: u64,
+    pub clients: Vec<Client>,
+    options: Arc<Options>,
+    ledger: Arc<Ledger>,
+    key: Key,
+    pub fetches: u64,
+    /// How long each poll takes at most.
+    pub fetch_us_max: u64,
+    draining_until_us: Option<u64>,
+}
+
+/// The sockets of a core while it transmits.
+struct Net<'w> {
+    sockets: &'w mut BTreeMap<u32, Socket>,
+    clients: &'w mut [Client],
+    book: &'w mut Book,
+    dice: &'w mut Dice,
+    sends: usize,
+}
+
+impl Wire for Net<'_> {
+    fn send(&mut self, connection: u32, bytes: &[u8]) -> Sent {
+        assert!(!bytes.is_empty(), "nothing is never sent");
+        self.sends += 1;
+        let socket = self.sockets.get_mut(&connection).expect("only open sockets are sent to");
+        assert!(!socket.finished, "nothing is sent after our end of the socket was closed");
+        if socket.lost {
+            return Sent::Lost;
+        }
+        if socket.room == 0 {
+            socket.blocked = true;
+            socket.blocked_since_us.get_or_insert(self.book.mono_us);
+            return Sent::Blocked;
+        }
+        let mut count = bytes.len().min(usize::try_from(socket.room).unwrap_or(usize::MAX));
+        if count > 1 && self.dice.percent(4) {
+            count = 1 + self.dice.below(count as u64 - 1) as usize;
+        }
+        if socket.room != u64::MAX {
+            socket.room -= count as u64;
+        }
+        socket.blocked_since_us = None;
+        self.clients[socket.client].receive(&bytes[..count], self.book);
+        Sent::Bytes(count)
+    }
+}
+
+impl World {
+    pub fn new(seed: u64) -> World {
+        let mut dice = Dice(seed);
+        let setup = Setup::chosen(&mut dice);
+        World::with(seed, setup)
+    }
+
+    pub fn with(seed: u64, setup: Setup) -> World {
+        let dice = Dice(seed ^ 0x5eed);
+        let options = options(&setup.text(0), None);
+        let ledger = Arc::new(Ledger::default());
+        let mut book = Book::new(1_000 * SECOND_US, 1_800_000_000 * SECOND_US, setup.leeway_s * SECOND_US);
+        book.upstream.huge = setup.huge;
+        let now = now(&book);
+        let cores = (0..setup.cores)
+            .map(|core| {
+                let metrics = Arc::new(CoreMetrics::default());
+                let mut secret = [7; 32];
+                (secret[0], secret[1]) = (core as u8, seed as u8);
+                let (options, ledger) = (Arc::clone(&options), Arc::clone(&ledger));
+                let shard = Shard::new(CoreId(core), setup.cores, options, ledger, Arc::clone(&metrics), secret, now);
+                let (sockets, fetches, comparisons) = Default::default();
+                Core { shard, metrics, sockets, fetches, comparisons, drained: false }
+            })
+            .collect();
+        let queues = |_| (0..setup.cores).map(|_| VecDeque::new()).collect();
+        let secret = Secret::new(SECRET);
+        let key = Key::new(&KeyConfig { kid: None, algorithm: Algorithm::Hs256, secret }).expect("a long secret");
+        World {
+            dice,
+            mail: (0..setup.cores).map(queues).collect(),
+            mails: 0,
+            setup,
+            book,
+            cores,
+            clients: Vec::new(),
+            options,
+            ledger,
+            key,
+            fetches: 0,
+            fetch_us_max: 300_000,
+            draining_until_us: None,
+        }
+    }
+
+    /// The whole life of a world; a number that holds all that its clients have seen.
+    pub fn run(mut self) -> u64 {
+        for step in 0..self.setup.steps {
+            self.step();
+            if step % 500 == 499 {
+                self.rest();
+                self.book.upstream.mood = Mood::Wild;
+            }
+        }
+        self.rest();
+        if self.dice.percent(50) {
+            self.drain();
+        } else {
+            self.leave();
+        }
+        self.book.trace
+    }
+
+    fn step(&mut self) {
+        match self.dice.below(1_000) {
+            0..450 => {
+                self.settle();
+                let most = *self.dice.pick(&[2_000, 20_000, 200_000, 1_500_000]);
+                self.pass_time(most);
+            }
+            450..520 => self.connect(),
+            520..760 => self.act(),
+            760..900 => {
+                let core = self.dice.below(self.cores.len() as u64) as usize;
+                self.turn(core);
+            }
+            900..904 => self.step_clock(),
+            904..906 => self.suspend(),
+            906..909 => self.reload(),
+            909..930 => self.hang_up(),
+            _ => self.settle(),
+        }
+    }
+
+    // Time.
+
+    /// Time goes on to the next thing that happens, or by at most `most_us`.
+    pub fn pass_time(&mut self, most_us: u64) {
+        let now_us = self.book.mono_us;
+        let next = self.next_event().unwrap_or(u64::MAX).max(now_us);
+        // A core may come a little late.
+        let late = if self.dice.percent(30) { self.dice.below(15_000) } else { 0 };
+        let to = next.saturating_add(late).min(now_us + most_us.max(1));
+        self.move_clocks(to.max(now_us + 1) - now_us);
+        self.check_deadlines();
+    }
+
+    fn move_clocks(&mut self, by_us: u64) {
+        let before_us = self.book.wall_us;
+        self.book.mono_us += by_us;
+        self.book.wall_us += by_us;
+        for client in &mut self.clients {
+            client.notice_time(&self.book, before_us, false);
+        }
+    }
+
+    /// Runs the world for `us` without anybody doing anything.
+    pub fn idle(&mut self, us: u64) {
+        let until = self.book.mono_us + us;
+        while self.book.mono_us < until {
+            self.settle();
+            self.pass_time(until - self.book.mono_us);
+        }
+        self.settle();
+    }
+
+    fn next_event(&self) -> Option<u64> {
+        let mail = self.mail.iter().flatten().filter_map(|queue| queue.front()).map(|(due, _)| *due);
+        let cores = self.cores.iter().filter(|core| !core.drained).flat_map(|core| {
+            let fetches = core.fetches.iter().map(|fetch| fetch.due_us);
+            let comparisons = core.comparisons.iter().map(|(due, _)| *due);
+            let timeout = core.shard.next_timeout().map(Instant::as_micros);
+            fetches.chain(comparisons).chain(timeout)
+        });
+        mail.chain(cores).min()
+    }
+
+    fn step_clock(&mut self) {
+        self.settle();
+        let by_us = self.dice.below(30 * SECOND_US);
+        if self.dice.percent(50) {
+            self.book.wall_us += by_us;
+        } else {
+            self.book.wall_us -= by_us;
+        }
+        self.clock_moved();
+    }
+
+    /// The wall clock was set to something else.
+    pub fn clock_moved(&mut self) {
+        for client in &mut self.clients {
+            client.notice_time(&self.book, 0, true);
+        }
+        for core in 0..self.cores.len() {
+            self.handle(core, Input::ClockMoved);
+        }
+    }
+
+    /// The machine sleeps: both clocks jump.
+    fn suspend(&mut self) {
+        self.settle();
+        let by_us = self.dice.below(120 * SECOND_US);
+        self.book.mono_us += by_us;
+        self.book.wall_us += by_us;
+        for client in &mut self.clients {
+            // Whoever expired meanwhile expired now, as far as anybody can tell.
+            client.notice_time(&self.book, self.book.wall_us, false);
+        }
+        for core in &mut self.cores {
+            for socket in core.sockets.values_mut() {
+                if let Some(since) = &mut socket.blocked_since_us {
+                    *since = self.book.mono_us;
+                }
+            }
+        }
+        // Heartbeats were missed on both sides.
+        self.clients.iter_mut().for_each(|client| client.ever_stalled = true);
+        self.settle();
+    }
+
+    // Cores.
+
+    fn now(&self) -> Now {
+        now(&self.book)
+    }
+
+    fn handle(&mut self, core: usize, input: Input<'_>) {
+        let now = self.now();
+        self.cores[core].shard.handle(now, input);
+        self.outputs(core);
+    }
+
+    fn outputs(&mut self, index: usize) {
+        while let Some(output) = self.cores[index].shard.poll_output() {
+            let now_us = self.book.mono_us;
+            match output {
+                Output::Fetch { stream, poll, request } => {
+                    self.fetches += 1;
+                    let core = &mut self.cores[index];
+                    let twice = core
+                        .fetches
+                        .iter()
+                        .any(|fetch| fetch.stream == stream || Arc::ptr_eq(&fetch.request.target, &request.target));
+                    let may = self.setup.evicts || self.book.reloaded;
+                    assert!(!twice || may, "{} is polled twice at a time", request.target.url);
+                    let due_us =
+                        now_us + self.dice.below(self.fetch_us_max.min(4 * SECOND_US)) / (1 + self.dice.below(50));
+                    core.fetches.push(Fetching { due_us, stream, poll, request });
+                }
+                Output::Compare(comparison) => {
+                    let due = now_us + self.dice.below(50_000);
+                    self.cores[index].comparisons.push_back((due, comparison));
+                }
+                Output::Mail { to, mail } => {
+                    assert!(usize::from(to.0) != index, "mail to oneself stays inside");
+                    if self.setup.loses_mail && mail.may_be_lost() && self.book.upstream.mood == Mood::Wild {
+                        if self.dice.percent(10) {
+                            continue;
+                        }
+                    }
+                    self.mails += 1;
+                    // Drawn from no dice: the order in which a core writes to others is no order.
+                    let delay = Dice(self.mails_seed(index, usize::from(to.0))).below(30_000);
+                    let queue = &mut self.mail[usize::from(to.0)][index];
+                    let due = (now_us + delay).max(queue.back().map_or(0, |(due, _)| *due));
+                    queue.push_back((due, mail));
+                }
+                Output::Finish { connection } => {
+                    let socket = self.cores[index].sockets.get_mut(&connection).expect("an open socket is finished");
+                    assert!(!socket.finished, "a socket is finished once");
+                    socket.finished = true;
+                }
+                Output::Close { connection, .. } => {
+                    let socket = self.cores[index].sockets.remove(&connection).expect("a socket is closed once");
+                    let client = &mut self.clients[socket.client];
+                    client.gone = true;
+                    client.held.clear();
+                }
+                Output::Resume { .. } | Output::Notice(_) => {}
+                Output::Drained => {
+                    assert!(self.book.draining && !self.cores[index].drained, "a core drains once");
+                    self.cores[index].drained = true;
+                }
+            }
+        }
+    }
+
+    fn mails_seed(&self, from: usize, to: usize) -> u64 {
+        self.book.mono_us ^ (from as u64) << 40 ^ (to as u64) << 50
+    }
+
+    /// One turn of a core, as its loop makes it; whether there is more to do at once.
+    pub fn turn(&mut self, index: usize) -> bool {
+        if self.cores[index].drained {
+            self.mail[index].iter_mut().for_each(VecDeque::clear);
+            return false;
+        }
+        let now_us = self.book.mono_us;
+        let mut acted = false;
+        for from in 0..self.cores.len() {
+            while self.mail[index][from].front().is_some_and(|(due, _)| *due <= now_us) {
+                let (_, mail) = self.mail[index][from].pop_front().expect("a mail is there");
+                self.handle(index, Input::Mail(mail));
+                acted = true;
+            }
+        }
+        acted |= self.turn_sockets(index);
+        while let Some(at) = self.cores[index].fetches.iter().position(|fetch| fetch.due_us <= now_us) {
+            let Fetching { stream, poll, request, .. } = self.cores[index].fetches.remove(at);
+            let received = WallTime::from_micros(self.book.wall_us);
+            let result = self.book.upstream.answer(&mut self.dice, &request, received);
+            self.handle(index, Input::Fetched { stream, poll, result });
+            acted = true;
+        }
+        while self.cores[index].comparisons.front().is_some_and(|(due, _)| *due <= now_us) {
+            let (_, comparison) = self.cores[index].comparisons.pop_front().expect("a comparison is there");
+            self.handle(index, Input::Compared(Box::new(comparison.run_guarded())));
+            acted = true;
+        }
+        if self.cores[index].shard.next_timeout().is_some_and(|at| at <= self.now().at) {
+            self.handle(index, Input::Timeout);
+            acted = true;
+        }
+        let now = self.now();
+        let Core { shard, sockets, .. } = &mut self.cores[index];
+        let mut net = Net { sockets, clients: &mut self.clients, book: &mut self.book, dice: &mut self.dice, sends: 0 };
+        let more = shard.transmit(now, &mut net);
+        assert!(net.sends <= 2 * SENDS_PER_TURN, "a turn makes a bounded number of sends");
+        acted |= net.sends > 0;
+        self.outputs(index);
+        acted || more
+    }
+
+    fn turn_sockets(&mut self, index: usize) -> bool {
+        let mut acted = false;
+        let places: Vec<u32> = self.cores[index].sockets.keys().copied().collect();
+        for place in places {
+            let Some(socket) = self.cores[index].sockets.get_mut(&place) else { continue };
+            let client = &mut self.clients[socket.client];
+            socket.inbound.extend(client.outgoing.drain(..));
+            if std::mem::take(&mut socket.writable) {
+                self.handle(index, Input::Writable { connection: place });
+                acted = true;
+            }
+            let core = &mut self.cores[index];
+            let Some(socket) = core.sockets.get_mut(&place) else { continue };
+            if socket.lost {
+                self.handle(index, Input::Lost { connection: place });
+                acted = true;
+                continue;
+            }
+            if !socket.inbound.is_empty() && core.shard.wants_bytes(place) {
+                let most = socket.inbound.len() as u64;
+                let count = if self.dice.percent(80) { most } else { 1 + self.dice.below(most) };
+                let mut bytes: Vec<u8> = socket.inbound.drain(..count as usize).collect();
+                self.handle(index, Input::Received { connection: place, bytes: &mut bytes });
+                acted = true;
+            }
+            let Some(socket) = self.cores[index].sockets.get(&place) else { continue };
+            // Whoever sees our end closes its own, unless it is deaf.
+            if socket.finished && !self.clients[socket.client].mute && socket.room > 0 {
+                self.handle(index, Input::PeerFinished { connection: place });
+                acted = true;
+            }
+        }
+        acted
+    }
+
+    /// Turns, until there is nothing to do at this time.
+    pub fn settle(&mut self) {
+        for _ in 0..TURNS_MAX {
+            let mut acted = false;
+            for core in 0..self.cores.len() {
+                acted |= self.turn(core);
+            }
+            self.renewals_confirmed();
+            if !acted && self.next_event().is_none_or(|at| at > self.book.mono_us) {
+                self.check_bounds();
+                return;
+            }
+        }
+        let mut shown = String::new();
+        for index in 0..self.cores.len() {
+            let acted = self.turn(index);
+            let Core { shard, sockets, drained, .. } = &self.cores[index];
+            let sockets: Vec<_> =
+                sockets.values().filter(|socket| !socket.inbound.is_empty() || socket.finished).collect();
+            let _ = write!(shown, "\n{acted} {drained} {:?} {:?} {sockets:?}", shard.next_timeout(), shard.stats());
+        }
+        panic!("the server spins at {}: {shown}", self.book.mono_us);
+    }
+
+    fn renewals_confirmed(&mut self) {
+        for number in 0..self.clients.len() {
+            for (of, id, status) in std::mem::take(&mut self.clients[number].confirmed) {
+                match status {
+                    200 => self.clients[of].renewed(id),
+                    // Whether an answer that did not come in time was a renewal is not known.
+                    503 => {}
+                    _ => self.clients[of].not_renewed(id),
+                }
+                let client = &mut self.clients[of];
+                client.renewing = status == 503;
+                client.notice_time(&self.book, self.book.wall_us, false);
+            }
+        }
+    }
+
+    // What clients do.
+
+    pub fn token(&self, sub: &str, company: u64, exp_us: u64) -> String {
+        let exp = exp_us as f64 / SECOND_US as f64;
+        jwt::mint(&self.key, &format!("{{\"sub\":\"{sub}\",\"companyId\":{company},\"exp\":{exp:.3}}}"))
+    }
+
+    fn life_us(&mut self) -> u64 {
+        (1 + self.dice.below(60_000)) * 1_000
+    }
+
+    fn stream_name(&mut self) -> String {
+        match self.dice.below(6) {
+            0 | 1 => "fast".to_owned(),
+            2 => "slow".to_owned(),
+            3 => "keyed".to_owned(),
+            4 => "own".to_owned(),
+            _ => format!("par?region={}", self.dice.pick(&REGIONS)),
+        }
+    }
+
+    /// Options of a subscription: format, perhaps a rate, perhaps where to go on as somebody else got to.
+    fn terms(&mut self, name: &str, company: u64) -> (Held, u64) {
+        let format = (*self.dice.pick(&["patch", "merge", "full"])).to_owned();
+        let rate_ms = if self.dice.percent(25) { 1 + self.dice.below(3_000) } else { 0 };
+        let mut held = Held { format, state: "live".to_owned(), ..Held::default() };
+        if self.dice.percent(40) {
+            let others = self.clients.iter().filter(|other| other.companies() == BTreeSet::from([company]));
+            let known: Vec<Held> = others.filter_map(|other| other.held.get(name)).cloned().collect();
+            if let Some(from) =
+                known.get(self.dice.below(known.len() as u64) as usize).filter(|from| from.value.is_some())
+            {
+                (held.epoch, held.seq, held.value) = (from.epoch.clone(), from.seq, from.value.clone());
+                held.resumes = true;
+            }
+        }
+        (held, rate_ms)
+    }
+
+    pub fn connect(&mut self) {
+        let live = self.clients.iter().filter(|client| !client.gone).count();
+        if live >= self.setup.clients {
+            return;
+        }
+        let kind = *self.dice.pick(&[Kind::Single, Kind::Single, Kind::Many, Kind::Many, Kind::Events, Kind::Json]);
+        let core = self.dice.below(self.cores.len() as u64) as usize;
+        let life_us = self.life_us();
+        let name = self.stream_name();
+        let company = self.dice.below(COMPANIES);
+        let (held, rate_ms) = self.terms(&name, company);
+        if let Some(client) = self.open(kind, core, company, life_us, &name, held, rate_ms)
+            && self.dice.percent(5)
+        {
+            self.clients[client].mute = true;
+        }
+    }
+
+    /// A new client on `core`; its number.
+    #[expect(clippy::too_many_arguments, reason = "what a client is, and what it asks for")]
+    pub fn open(
+        &mut self,
+        kind: Kind,
+        core: usize,
+        company: u64,
+        life_us: u64,
+        name: &str,
+        held: Held,
+        rate_ms: u64,
+    ) -> Option<usize> {
+        let number = self.clients.len();
+        let now = self.now();
+        let peer: SocketAddr = "192.0.2.1:4711".parse().expect("an address");
+        let accepted = self.cores[core].shard.accept(now, peer);
+        self.outputs(core);
+        let Ok(key) = accepted else {
+            assert!(self.book.draining, "nobody is sent away but by a drain");
+            return None;
+        };
+        let sub = format!("u{}", number % 5);
+        // Tokens are in milliseconds.
+        let exp_us = (self.book.wall_us + life_us) / 1_000 * 1_000;
+        let token = self.token(&sub, company, exp_us);
+        let mut client = Client::new(number, kind, core, key.index, sub, company, exp_us);
+        client.notice_time(&self.book, self.book.wall_us, false);
+        let mut target = match kind {
+            Kind::Many => "/v1/ws?".to_owned(),
+            _ => match name.split_once('?') {
+                Some((id, query)) => format!("/v1/streams/{id}?{query}&"),
+                None => format!("/v1/streams/{name}?"),
+            },
+        };
+        if matches!(kind, Kind::Single | Kind::Events) {
+            let _ = write!(target, "format={}&", held.format);
+            if rate_ms > 0 {
+                let _ = write!(target, "max_rate_ms={rate_ms}&");
+            }
+            if held.value.is_some() {
+                let _ = write!(target, "since={}-{}&", held.epoch, held.seq);
+            }
+            client.held.insert(name.to_owned(), held);
+        }
+        let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+                       Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+        let head =
+            |more: &str| format!("GET {target} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {token}\r\n{more}\r\n");
+        match kind {
+            Kind::Single | Kind::Many => client.outgoing.extend(head(upgrade).bytes()),
+            Kind::Events => client.outgoing.extend(head("Accept: text/event-stream\r\n").bytes()),
+            Kind::Json => {}
+        }
+        let socket = Socket {
+            client: number,
+            room: u64::MAX,
+            blocked: false,
+            writable: false,
+            lost: false,
+            inbound: VecDeque::new(),
+            blocked_since_us: None,
+            finished: false,
+        };
+        assert!(self.cores[core].sockets.insert(key.index, socket).is_none(), "a place is taken once");
+        self.clients.push(client);
+        Some(number)
+    }
+
+    fn live_clients(&self) -> Vec<usize> {
+        (0..self.clients.len()).filter(|&number| !self.clients[number].gone).collect()
+    }
+
+    fn act(&mut self) {
+        let live = self.live_clients();
+        if live.is_empty() {
+            return;
+        }
+        let number = *self.dice.pick(&live);
+        if self.dice.percent(25) {
+            return self.change_pace(number);
+        }
+        let client = &self.clients[number];
+        match client.kind {
+            Kind::Json => self.request(number),
+            _ if client.closed.is_some() || !client.welcomed => {}
+            Kind::Many if self.dice.percent(75) => self.change_subscription(number),
+            Kind::Single | Kind::Many => self.say(number),
+            Kind::Events => self.renew_events(number),
+        }
+    }
+
+    /// A reader grows slow, stops, or goes on.
+    fn change_pace(&mut self, number: usize) {
+        let room = match self.dice.below(4) {
+            0 => 0,
+            1 => self.dice.below(2_000),
+            _ => u64::MAX,
+        };
+        self.set_room(number, room);
+    }
+
+    /// How much the socket of a client takes from now on.
+    pub fn set_room(&mut self, number: usize, room: u64) {
+        let client = &mut self.clients[number];
+        let socket = self.cores[client.core].sockets.get_mut(&client.socket).expect("a live client has a socket");
+        client.ever_stalled |= room != u64::MAX;
+        socket.room = room;
+        if room > 0 && std::mem::take(&mut socket.blocked) {
+            socket.writable = true;
+        }
+    }
+
+    fn change_subscription(&mut self, number: usize) {
+        let name = self.stream_name();
+        let company = self.clients[number].tokens[0].company;
+        let (held, rate_ms) = self.terms(&name, company);
+        self.subscribe(number, &name, held, rate_ms);
+    }
+
+    /// Subscribes a `/v1/ws` client to a stream, or, where it holds it already, the opposite.
+    pub fn subscribe(&mut self, number: usize, name: &str, held: Held, rate_ms: u64) {
+        let client = &mut self.clients[number];
+        let pending = client.asked.values().any(|asked| match asked {
+            Asked::Subscribe { name: other, .. } | Asked::Unsubscribe { name: other } => other == name,
+            _ => false,
+        });
+        if pending {
+            return;
+        }
+        if client.held.contains_key(name) {
+            let message = format!("{{\"type\":\"unsubscribe\",\"stream\":\"{name}\"}}");
+            client.ask(&message, Asked::Unsubscribe { name: name.to_owned() });
+            return;
+        }
+        let mut message = format!("{{\"type\":\"subscribe\",\"stream\":\"{name}\",\"format\":\"{}\"", held.format);
+        if held.value.is_some() {
+            let _ = write!(message, ",\"since\":\"{}-{}\"", held.epoch, held.seq);
+        }
+        if rate_ms > 0 {
+            let _ = write!(message, ",\"max_rate_ms\":{rate_ms}");
+        }
+        message.push('}');
+        client.ask(&message, Asked::Subscribe { name: name.to_owned(), held });
+    }
+
+    fn say(&mut self, number: usize) {
+        match self.dice.below(10) {
+            0..5 => {
+                let (company, life_us) = (self.dice.below(COMPANIES), self.life_us());
+                self.renew(number, company, life_us);
+            }
+            5 => {
+                let exp_us = self.book.wall_us + 60 * SECOND_US;
+                let token = match self.dice.below(2) {
+                    0 => self.token("somebody-else", 0, exp_us),
+                    _ => "not.a.token".to_owned(),
+                };
+                let message = format!("{{\"type\":\"auth_update\",\"token\":\"{token}\"}}");
+                self.clients[number].ask(&message, Asked::RenewBadly);
+            }
+            6 => self.clients[number].send_frame(1, b"{\"type\":\"nonsense\"}"),
+            7 => self.clients[number].send_frame(1, b"]["),
+            8 => self.clients[number].send_frame(9, b"are you there"),
+            _ => self.clients[number].send_frame(10, b""),
+        }
+    }
+
+    /// Brings a new token over a WebSocket.
+    pub fn renew(&mut self, number: usize, company: u64, life_us: u64) {
+        let exp_us = (self.book.wall_us + life_us) / 1_000 * 1_000;
+        let token = self.token(&self.clients[number].sub.clone(), company, exp_us);
+        let client = &mut self.clients[number];
+        client.tokens.push(Token { id: client.next_id, exp_us, company, has_ended: false });
+        client.notice_time(&self.book, self.book.wall_us, false);
+        client.ask(&format!("{{\"type\":\"auth_update\",\"token\":\"{token}\"}}"), Asked::Renew);
+    }
+
+    /// Brings a new token for an SSE connection, over some HTTP connection.
+    fn renew_events(&mut self, number: usize) {
+        let others: Vec<usize> = self
+            .live_clients()
+            .into_iter()
+            .filter(|&other| self.clients[other].kind == Kind::Json && self.clients[other].closed.is_none())
+            .collect();
+        let Some(connection) = self.clients[number].connection.clone().filter(|_| !others.is_empty()) else { return };
+        if std::mem::replace(&mut self.clients[number].renewing, true) {
+            return;
+        }
+        let over = *self.dice.pick(&others);
+        let (company, life_us) = (self.dice.below(COMPANIES), self.life_us());
+        let exp_us = (self.book.wall_us + life_us) / 1_000 * 1_000;
+        let client = &mut self.clients[number];
+        let id = client.next_id;
+        client.next_id += 1;
+        client.tokens.push(Token { id, exp_us, company, has_ended: false });
+        client.notice_time(&self.book, self.book.wall_us, false);
+        let sub = client.sub.clone();
+        let body = format!("{{\"token\":\"{}\"}}", self.token(&sub, company, exp_us));
+        let other = &mut self.clients[over];
+        let length = body.len();
+        let head =
+            format!("POST /v1/connections/{connection}/auth HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n");
+        other.outgoing.extend(head.bytes().chain(body.bytes()));
+        other.requests.push(Request::Renewal { of: number, id });
+    }
+
+    fn request(&mut self, number: usize) {
+        if self.clients[number].closed.is_some() || self.clients[number].requests.len() > 2 {
+            return;
+        }
+        let mut name = self.stream_name();
+        let wait = self.dice.percent(40);
+        let known = self.clients[number].etag.clone().filter(|_| self.dice.percent(70));
+        if let Some((same, _)) = &known {
+            name = same.clone();
+        }
+        let (sub, own) = (self.clients[number].sub.clone(), self.clients[number].tokens[0]);
+        let token = self.token(&sub, own.company, own.exp_us);
+        let mut head = format!("GET /v1/streams/{name} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {token}\r\n");
+        if let Some((_, etag)) = &known {
+            let _ = write!(head, "If-None-Match: {etag}\r\n");
+        }
+        if wait {
+            let _ = write!(head, "Prefer: wait={}\r\n", self.dice.below(20));
+        }
+        let client = &mut self.clients[number];
+        client.outgoing.extend(head.bytes().chain(*b"\r\n"));
+        client.requests.push(Request::Value { name, known: known.map(|(_, etag)| etag) });
+    }
+
+    /// A client goes: reset, or politely.
+    fn hang_up(&mut self) {
+        let live = self.live_clients();
+        if !live.is_empty() {
+            let number = *self.dice.pick(&live);
+            let polite = self.dice.percent(50);
+            self.end(number, polite);
+        }
+    }
+
+    pub fn end(&mut self, number: usize, polite: bool) {
+        let client = &mut self.clients[number];
+        let (core, place) = (client.core, client.socket);
+        if polite && client.is_open() && client.kind != Kind::Events && client.welcomed {
+            client.said_close = true;
+            client.send_frame(8, &1000u16.to_be_bytes());
+        } else if polite {
+            self.handle(core, Input::PeerFinished { connection: place });
+        } else {
+            self.cores[core].sockets.get_mut(&place).expect("a live client has a socket").lost = true;
+        }
+    }
+
+    fn reload(&mut self) {
+        let variant = self.dice.below(3);
+        self.reload_as(variant);
+    }
+
+    pub fn reload_as(&mut self, variant: u64) {
+        self.book.reloaded = true;
+        self.options = options(&self.setup.text(variant), Some(&self.options.catalog));
+        for core in 0..self.cores.len() {
+            let options = Arc::clone(&self.options);
+            self.handle(core, Input::Reload(options));
+        }
+    }
+
+    /// How often a reader got one snapshot for several events.
+    pub fn conflations(&self) -> u64 {
+        self.cores.iter().map(|core| core.metrics.conflations.value()).sum()
+    }
+
+    // What must hold.
+
+    fn check_bounds(&self) {
+        let pinned_max = self.options.limits.pinned_bytes / self.cores.len() as u64;
+        for core in &self.cores {
+            let stats = core.shard.stats();
+            assert_eq!(stats.connections, core.sockets.len(), "every connection has its socket");
+            assert!(stats.control_bytes_max <= 2 * CONTROL_BYTES_MAX, "answers that wait are bounded: {stats:?}");
+            assert!(stats.outbox_items_max <= 400, "what waits for one connection is bounded: {stats:?}");
+            let stalled = core.sockets.values().any(|socket| socket.blocked);
+            assert!(stats.pinned_bytes <= pinned_max || !stalled, "pinned bytes are bounded: {stats:?}");
+            assert!(stats.timers <= 64 + 16 * (stats.streams + stats.topics + stats.connections), "{stats:?}");
+            let limit = self.options.limits.streams;
+            assert!(self.ledger.streams() <= u64::from(limit), "streams are bounded");
+            assert_eq!(core.metrics.panics.value(), 0);
+        }
+        let watchers: u64 = self.cores.iter().map(|core| core.shard.stats().watchers).sum();
+        assert!(watchers <= (self.clients.len() * 8) as u64);
+    }
+
+    /// Whoever's credential has ended has been told so, and ends.
+    fn check_deadlines(&self) {
+        for client in self.clients.iter().filter(|client| !client.gone) {
+            let Some(socket) = self.cores[client.core].sockets.get(&client.socket) else { continue };
+            let Some(expired) = client.expired else { continue };
+            let since_us = self.book.mono_us - expired.at_us;
+            if client.is_open() && client.welcomed && socket.room == u64::MAX && !socket.lost {
+                assert!(since_us <= LATE_US, "client {} lives on, {since_us} us after its end", client.number);
+            }
+            if client.kind != Kind::Json && client.welcomed {
+                // Told at once, reset 1 s later.
+                let most_us = 2 * LATE_US + SECOND_US;
+                assert!(since_us <= most_us, "client {} is there {since_us} us after its end", client.number);
+            }
+        }
+    }
+
+    /// Everything calms down: then whoever holds a stream holds the newest value of its upstream.
+    pub fn rest(&mut self) {
+        self.book.upstream.mood = Mood::Calm;
+        for number in self.live_clients() {
+            self.set_room(number, u64::MAX);
+        }
+        // The longest wait of a poll, a back-off and an upstream's Retry-After.
+        self.idle(8 * SECOND_US);
+        let mut dice = self.dice.clone();
+        self.book.upstream.renew_all(&mut dice);
+        self.dice = dice;
+        self.idle(8 * SECOND_US);
+        for client in self.clients.iter().filter(|client| client.is_open() && client.welcomed) {
+            assert!(!client.is_torn(), "client {} waits for the rest of a frame", client.number);
+            for (name, held) in &client.held {
+                let shown = format!("client {} ({:?}) on {name}", client.number, client.kind);
+                let value = held.value.as_deref().unwrap_or_else(|| panic!("{shown} has no value"));
+                let urls = client.urls(name);
+                let newest = urls.iter().any(|url| self.book.upstream.newest(url) == super::upstream::version(value));
+                let version = super::upstream::version(value);
+                assert!(
+                    newest,
+                    "{shown} holds version {version} of {}-{} at rest, not the newest",
+                    held.epoch, held.seq
+                );
+                assert_eq!(held.state, "live", "{shown} was told the stream is live again");
+            }
+        }
+    }
+
+    /// The process ends: everybody is told, and it does end.
+    pub fn drain(&mut self) {
+        self.book.draining = true;
+        let open: Vec<usize> = (0..self.clients.len())
+            .filter(|&number| {
+                self.clients[number].is_open() && self.clients[number].welcomed && !self.clients[number].mute
+            })
+            .collect();
+        let until = self.book.mono_us + self.setup.drain_s * SECOND_US;
+        self.draining_until_us = Some(until);
+        for core in 0..self.cores.len() {
+            self.handle(core, Input::Drain);
+        }
+        self.settle();
+        for number in open {
+            let client = &self.clients[number];
+            let told = client.closed == Some(1012) && client.told_to_reconnect;
+            assert!(
+                told || client.said_close || client.may_have_expired(),
+                "client {number} was told to reconnect: {client:?}"
+            );
+        }
+        while self.cores.iter().any(|core| !core.drained) {
+            assert!(self.book.mono_us <= until + SECOND_US / 10, "a drain ends in its window");
+            self.pass_time(SECOND_US);
+            self.settle();
+        }
+        assert_eq!(self.ledger.connections(), 0);
+    }
+
+    /// Everybody leaves: then nothing is left of them, and polling ends.
+    pub fn leave(&mut self) {
+        for number in self.live_clients() {
+            self.end(number, false);
+        }
+        // Linger, then the copies on other cores, then a reset of whoever was told to go.
+        self.idle(self.setup.linger_ms * 1_000 + 20 * SECOND_US);
+        let polls = self.fetches;
+        self.idle(30 * SECOND_US);
+        assert_eq!(self.fetches, polls, "nobody watches, nobody is polled for");
+        assert_eq!(self.ledger.connections(), 0);
+        for core in &self.cores {
+            let stats = core.shard.stats();
+            let held = (stats.connections, stats.topics, stats.watchers, stats.readers, stats.log_bytes);
+            assert_eq!(held, (0, 0, 0, 0, 0), "{stats:?}");
+            assert_eq!((stats.pinned_bytes, stats.asks, stats.timers), (0, 0, 0), "{stats:?}");
+            assert!(stats.rights <= 64, "rights that nobody has are forgotten: {stats:?}");
+            assert_eq!(core.metrics.subscriptions.value(), 0);
+            assert!(core.sockets.is_empty());
+        }
+    }
+}
+
+fn now(book: &Book) -> Now {
+    Now { at: Instant::from_micros(book.mono_us), wall: WallTime::from_micros(book.wall_us) }
+}
