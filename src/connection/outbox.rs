@@ -20,8 +20,8 @@ pub trait Shared: std::fmt::Debug {
 enum Item {
     /// Bytes of this connection alone.
     Own(Vec<u8>),
-    /// A frame of a log or a snapshot, which others may hold too.
-    Frame(Rc<dyn Shared>, Range<usize>),
+    /// A frame of a log or a snapshot, which others may hold too, for one subscription.
+    Frame(Rc<dyn Shared>, Range<usize>, u16),
     /// A value as the body of an answer.
     Value(Arc<[u8]>),
 }
@@ -66,15 +66,15 @@ impl Outbox {
         self.control += bytes.len() - before;
     }
 
-    /// Appends part of a shared block.
-    pub fn push_frame(&mut self, block: Rc<dyn Shared>, range: Range<usize>) {
-        self.items.push_back(Item::Frame(block, range));
+    /// Appends part of a shared block, for the subscription in `slot`.
+    pub fn push_frame(&mut self, slot: u16, block: Rc<dyn Shared>, range: Range<usize>) {
+        self.items.push_back(Item::Frame(block, range, slot));
     }
 
     /// Puts the rest of a frame half sent before everything else.
-    pub fn push_rest(&mut self, block: Rc<dyn Shared>, range: Range<usize>) {
+    pub fn push_rest(&mut self, slot: u16, block: Rc<dyn Shared>, range: Range<usize>) {
         debug_assert!(self.sent == 0, "only one item is ever half sent");
-        self.items.push_front(Item::Frame(block, range));
+        self.items.push_front(Item::Frame(block, range, slot));
         self.begun = true;
     }
 
@@ -83,17 +83,20 @@ impl Outbox {
         self.items.push_back(Item::Value(value));
     }
 
-    /// Takes out every stream frame of which no byte has been sent; whether there were any.
-    pub fn drop_unsent_frames(&mut self) -> bool {
-        let before = self.items.len();
-        let begun = self.begun || self.sent > 0;
-        let mut first = true;
-        self.items.retain(|item| {
-            let keep = (first && begun) || !matches!(item, Item::Frame(..));
-            first = false;
-            keep
-        });
-        self.items.len() < before
+    /// Takes out every stream frame of which no byte has been sent.
+    pub fn drop_unsent_frames(&mut self) {
+        self.drop_unsent(|_| true);
+    }
+
+    /// Takes out the frames of one subscription of which no byte has been sent.
+    pub fn drop_unsent_of(&mut self, slot: u16) {
+        self.drop_unsent(|of| of == slot);
+    }
+
+    fn drop_unsent(&mut self, drops: impl Fn(u16) -> bool) {
+        let mut begun = self.begun || self.sent > 0;
+        self.items
+            .retain(|item| std::mem::take(&mut begun) || !matches!(item, Item::Frame(_, _, slot) if drops(*slot)));
     }
 
     /// Calls `read` with the bytes that come next; not at all where nothing waits.
@@ -101,7 +104,7 @@ impl Outbox {
         match self.items.front() {
             Some(Item::Own(bytes)) => read(bytes.get(self.sent..).unwrap_or_default()),
             Some(Item::Value(bytes)) => read(bytes.get(self.sent..).unwrap_or_default()),
-            Some(Item::Frame(block, range)) => {
+            Some(Item::Frame(block, range, _)) => {
                 let range = range.start + self.sent..range.end;
                 block.with(&mut |bytes| read(bytes.get(range.clone()).unwrap_or_default()));
             }
@@ -115,7 +118,7 @@ impl Outbox {
         let length = match self.items.front() {
             Some(Item::Own(bytes)) => bytes.len(),
             Some(Item::Value(bytes)) => bytes.len(),
-            Some(Item::Frame(_, range)) => range.len(),
+            Some(Item::Frame(_, range, _)) => range.len(),
             None => 0,
         };
         if self.sent >= length {
@@ -159,7 +162,7 @@ mod tests {
         for step in 1..8 {
             let mut outbox = Outbox::default();
             outbox.write(|out| out.extend_from_slice(b"head"));
-            outbox.push_frame(Rc::new(Fixed(b"..frame..")), 2..7);
+            outbox.push_frame(0, Rc::new(Fixed(b"..frame..")), 2..7);
             outbox.push_value(Arc::from(&b"value"[..]));
             outbox.write(|out| out.extend_from_slice(b"ta"));
             outbox.write(|out| out.extend_from_slice(b"il"));
@@ -172,8 +175,8 @@ mod tests {
     #[test]
     fn a_begun_frame_is_finished_and_later_ones_are_dropped() {
         let mut outbox = Outbox::default();
-        outbox.push_frame(Rc::new(Fixed(b"first")), 0..5);
-        outbox.push_frame(Rc::new(Fixed(b"second")), 0..6);
+        outbox.push_frame(0, Rc::new(Fixed(b"first")), 0..5);
+        outbox.push_frame(0, Rc::new(Fixed(b"second")), 0..6);
         outbox.advance(2);
         outbox.drop_unsent_frames();
         outbox.write(|out| out.extend_from_slice(b"close"));
@@ -184,9 +187,19 @@ mod tests {
     fn the_rest_of_a_frame_goes_first_and_counts_as_begun() {
         let mut outbox = Outbox::default();
         outbox.write(|out| out.extend_from_slice(b"pong"));
-        outbox.push_rest(Rc::new(Fixed(b"frame")), 2..5);
-        outbox.push_frame(Rc::new(Fixed(b"later")), 0..5);
+        outbox.push_rest(0, Rc::new(Fixed(b"frame")), 2..5);
+        outbox.push_frame(0, Rc::new(Fixed(b"later")), 0..5);
         outbox.drop_unsent_frames();
         assert_eq!(drain(&mut outbox, 2), "amepong");
+    }
+
+    #[test]
+    fn one_subscription_ends_without_taking_anothers_frames() {
+        let mut outbox = Outbox::default();
+        outbox.push_frame(1, Rc::new(Fixed(b"one,")), 0..4);
+        outbox.push_frame(2, Rc::new(Fixed(b"two,")), 0..4);
+        outbox.push_frame(1, Rc::new(Fixed(b"more")), 0..4);
+        outbox.drop_unsent_of(1);
+        assert_eq!(drain(&mut outbox, 3), "two,");
     }
 }

@@ -19,6 +19,8 @@ pub struct Slot {
     pub rated: bool,
     /// Whether it waits for the topic to be attached, and stands among no readers yet.
     pub pending: bool,
+    /// Whether `streams_per_subject` counts it.
+    pub counted: bool,
     /// Least time between two events; 0: none.
     pub max_rate_ms: u32,
 }
@@ -135,7 +137,7 @@ mod tests {
     use super::*;
 
     fn on(topic: u32) -> Slot {
-        Slot { topic, position: 0, kind: 0, rated: false, pending: false, max_rate_ms: 0 }
+        Slot { topic, position: 0, kind: 0, rated: false, pending: false, counted: false, max_rate_ms: 0 }
     }
 
     #[test]

@@ -34,10 +34,12 @@ pub struct Owned {
     fresh: bool,
     /// When the poll under way, or the last one, began.
     begun: Instant,
-    /// For when a timer is set, so that none is set twice.
-    planned: Option<Instant>,
     /// What it counts for in `Shard::history_bytes`.
     counted: u64,
+    /// When the latest timer for a poll fires, while one is set: a later poll is planned then, without another timer.
+    poll_timer: Option<Instant>,
+    /// The same for the end of its lingering.
+    linger_timer: Option<Instant>,
 }
 
 impl Owned {
@@ -75,9 +77,11 @@ impl Shard {
         }
         self.generation = self.generation.wrapping_add(1);
         let epoch = Epoch::from_random(self.rng.u64());
+        // An answer to a stream that stood at this place before is another poll's, by its number.
+        let last = PollNo(u64::from(self.generation) << 32);
         let owned = Owned {
             key: Arc::clone(key),
-            stream: Stream::new(Arc::clone(&key.target), epoch, self.rng.u64()),
+            stream: Stream::new(Arc::clone(&key.target), epoch, self.rng.u64(), last),
             generation: self.generation,
             cores: HashMap::new(),
             warm: false,
@@ -85,8 +89,9 @@ impl Shard {
             used: self.now.at,
             fresh: false,
             begun: self.now.at,
-            planned: None,
             counted: 0,
+            poll_timer: None,
+            linger_timer: None,
         };
         let index = self.streams.insert(owned);
         self.stream_of.insert(Arc::clone(key), index);
@@ -159,10 +164,18 @@ impl Shard {
         if owned.is_watched() || owned.linger_until.is_some() || !owned.stream.is_running() {
             return;
         }
-        let until = self.now.at + owned.key.target.options.linger;
-        owned.linger_until = Some(until);
-        let timer = Timer::Stream { index, generation: owned.generation };
-        self.set_timer(until, timer);
+        owned.linger_until = Some(self.now.at + owned.key.target.options.linger);
+        self.plan_linger_end(index);
+    }
+
+    fn plan_linger_end(&mut self, index: u32) {
+        let Some(owned) = self.streams.at_mut(index) else { return };
+        let Some(until) = owned.linger_until else { return };
+        if owned.linger_timer.is_none_or(|set| until < set) {
+            owned.linger_timer = Some(until);
+            let timer = Timer::Linger { index, generation: owned.generation };
+            self.set_timer(until, timer);
+        }
     }
 
     fn start_stream(&mut self, index: u32) {
@@ -173,35 +186,46 @@ impl Shard {
 
     fn plan_poll(&mut self, index: u32) {
         let Some(owned) = self.streams.at_mut(index) else { return };
-        if let Some(due) = owned.stream.next_due()
-            && owned.planned != Some(due)
-        {
-            owned.planned = Some(due);
-            let timer = Timer::Stream { index, generation: owned.generation };
+        let Some(due) = owned.stream.next_due() else { return };
+        if owned.poll_timer.is_none_or(|set| due < set) {
+            owned.poll_timer = Some(due);
+            let timer = Timer::Poll { index, generation: owned.generation };
             self.set_timer(due, timer);
         }
     }
 
-    /// A time that was set for a stream has come: for a poll, or for the end of its lingering.
-    pub(super) fn stream_due(&mut self, index: u32, generation: u32) {
+    /// The time that was set for the end of a stream's lingering has come.
+    pub(super) fn linger_due(&mut self, index: u32, generation: u32, at: Instant) {
         let now = self.now.at;
         let Some(owned) = self.streams.at_mut(index).filter(|owned| owned.generation == generation) else { return };
-        if owned.planned.is_some_and(|at| at <= now) {
-            owned.planned = None;
+        if owned.linger_timer == Some(at) {
+            owned.linger_timer = None;
         }
-        if owned.linger_until.is_some_and(|until| until <= now) {
-            owned.linger_until = None;
-            owned.stream.stop();
-            owned.fresh = false;
-            if !self.options.catalog.is_current(&owned.key) {
-                self.evict(index);
-            }
-            return;
+        if owned.linger_until.is_none_or(|until| until > now) {
+            // It was watched again meanwhile, and perhaps given up again.
+            return self.plan_linger_end(index);
+        }
+        owned.linger_until = None;
+        owned.stream.stop();
+        owned.fresh = false;
+        if !self.options.catalog.is_current(&owned.key) {
+            self.evict(index);
+        }
+    }
+
+    /// The time that was set for a poll has come.
+    pub(super) fn poll_due(&mut self, index: u32, generation: u32, at: Instant) {
+        let now = self.now.at;
+        let Some(owned) = self.streams.at_mut(index).filter(|owned| owned.generation == generation) else { return };
+        if owned.poll_timer == Some(at) {
+            owned.poll_timer = None;
         }
         // Any timer will do: one that was overtaken by another finds nothing due.
         if let Some((poll, request)) = owned.stream.begin(now) {
             owned.begun = now;
             self.outputs.push_back(Output::Fetch { stream: index, poll, request });
+        } else {
+            self.plan_poll(index);
         }
     }
 

@@ -169,13 +169,13 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// A stream that has not been polled. `seed` is for its phase and jitter.
-    pub fn new(target: Arc<Target>, epoch: Epoch, seed: u64) -> Stream {
+    /// A stream that has not been polled. `seed` is for its phase and jitter; its polls are numbered after `last`.
+    pub fn new(target: Arc<Target>, epoch: Epoch, seed: u64, last: PollNo) -> Stream {
         let options = &target.options;
         let conditional = matches!(options.method.as_str(), "GET" | "HEAD");
         let poll = PollOptions { interval: options.interval, backoff_max: options.backoff_max, conditional, seed };
         let history = History::new(epoch, Bounds::of(options));
-        Stream { poller: Poller::new(poll), target, document: None, fingerprint: None, history }
+        Stream { poller: Poller::new(poll).number_after(last), target, document: None, fingerprint: None, history }
     }
 
     /// Its events.

@@ -72,7 +72,7 @@ pub struct FetchError {
     pub detail: String,
 }
 
-/// Number of a poll of one stream: 1 is the first. An answer is known by it.
+/// Number of a poll of one stream: 1 is the first, unless told otherwise. An answer is known by it.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct PollNo(pub u64);
 
@@ -237,6 +237,13 @@ impl Poller {
             failure: None,
             told: StreamState::Live,
         }
+    }
+
+    /// Numbers the polls that are yet to begin from the one after `last` on: what is known of a stream by its place alone
+    /// must not take the answer to the poll of another that has stood there.
+    pub fn number_after(mut self, last: PollNo) -> Poller {
+        self.last_no = last;
+        self
     }
 
     /// Someone watches: polls at once, except that the wait after a failure and [`RESTART_MIN`] go on. Where it runs
