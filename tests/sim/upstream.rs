@@ -32,7 +32,7 @@ struct Resource {
 /// All upstreams.
 #[derive(Debug)]
 pub struct Upstream {
-    resources: HashMap<String, Resource>,
+    resources: BTreeMap<String, Resource>,
     pub mood: Mood,
     pub huge: bool,
 }
@@ -52,7 +52,7 @@ pub fn version(value: &[u8]) -> u64 {
 
 impl Upstream {
     pub fn new() -> Upstream {
-        Upstream { resources: HashMap::new(), mood: Mood::Wild, huge: false }
+        Upstream { resources: BTreeMap::new(), mood: Mood::Wild, huge: false }
     }
 
     /// The version that `url` served last.
@@ -78,8 +78,13 @@ impl Upstream {
             resource.change(dice, &url, false);
         }
         let error = |code| Err(FetchError { code, detail: "a fault of the model".to_owned() });
-        let mut response =
-            FetchResponse { status: 200, validators: Validators::default(), retry_after: None, body: Vec::new(), received };
+        let mut response = FetchResponse {
+            status: 200,
+            validators: Validators::default(),
+            retry_after: None,
+            body: Vec::new(),
+            received,
+        };
         let etag = |resource: &Resource| format!("\"{}.{}\"", resource.version, resource.volatile).into_bytes();
         if self.mood == Mood::Wild {
             match dice.below(100) {

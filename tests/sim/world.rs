@@ -1,14 +1,14 @@
 //! One world: shards, clocks, sockets, mail, workers and what happens to them; what must hold of all of them together.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use restcast::auth::keys::{Algorithm, Key, KeyConfig};
 use restcast::auth::jwt;
+use restcast::auth::keys::{Algorithm, Key, KeyConfig};
 use restcast::config::{Config, FileError, Sources};
-use restcast::ids::{ConnectionKey, CoreId};
+use restcast::ids::CoreId;
 use restcast::limits::{CONTROL_BYTES_MAX, SENDS_PER_TURN};
 use restcast::metrics::CoreMetrics;
 use restcast::secret::Secret;
@@ -18,7 +18,7 @@ use restcast::stream::poll::{FetchRequest, PollNo};
 use restcast::time::{Instant, Now, WallTime};
 
 use super::Dice;
-use super::client::{Asked, Book, Client, Held, Kind, LATE_US, Request};
+use super::client::{Asked, Book, Client, Held, Kind, LATE_US, Request, Token};
 use super::upstream::Mood;
 
 const SECRET: &str = "a secret of the simulator, of 32 bytes or more";
@@ -26,7 +26,7 @@ const SECOND_US: u64 = 1_000_000;
 const REGIONS: [&str; 2] = ["eu", "us"];
 const COMPANIES: u64 = 3;
 /// Turns without time going on, after which the server is taken to spin.
-const TURNS_MAX: usize = 20_000;
+const TURNS_MAX: usize = 2_000;
 
 /// The configuration of a world, as its file says it.
 #[derive(Clone, Debug)]
@@ -116,18 +116,23 @@ impl Setup {
         let common = format!("linger = \"{linger_ms}ms\"\nbackoff_max = \"1s\"\ntimeout = \"4s\"\n{stream}");
         let slower = (interval_ms * 7).min(2_000);
         let changed = if variant == 1 { interval_ms + 3 } else { *interval_ms };
-        let _ = write!(text, "[[stream]]\nid = \"fast\"\nurl = \"http://up/fast\"\ninterval = \"{changed}ms\"\n{common}\n");
-        let _ = write!(text, "[[stream]]\nid = \"slow\"\nurl = \"http://up/slow\"\ninterval = \"{slower}ms\"\n{common}\n");
+        let _ =
+            write!(text, "[[stream]]\nid = \"fast\"\nurl = \"http://up/fast\"\ninterval = \"{changed}ms\"\n{common}\n");
+        let _ =
+            write!(text, "[[stream]]\nid = \"slow\"\nurl = \"http://up/slow\"\ninterval = \"{slower}ms\"\n{common}\n");
         if variant != 2 {
             let keyed = "array_key = \"id\"\nignore = [\"/volatile\"]";
-            let _ =
-                write!(text, "[[stream]]\nid = \"keyed\"\nurl = \"http://up/keyed\"\ninterval = \"{slower}ms\"\n{keyed}\n{common}\n");
+            let _ = write!(
+                text,
+                "[[stream]]\nid = \"keyed\"\nurl = \"http://up/keyed\"\ninterval = \"{slower}ms\"\n{keyed}\n{common}\n"
+            );
         }
         let url = "http://up/own/{claims.companyId}";
         let _ = write!(text, "[[stream]]\nid = \"own\"\nurl = \"{url}\"\ninterval = \"{interval_ms}ms\"\n{common}\n");
         let url = "http://up/par?region={query.region}";
         let params = "params = [\"region\"]";
-        let _ = write!(text, "[[stream]]\nid = \"par\"\nurl = \"{url}\"\ninterval = \"{slower}ms\"\n{params}\n{common}\n");
+        let _ =
+            write!(text, "[[stream]]\nid = \"par\"\nurl = \"{url}\"\ninterval = \"{slower}ms\"\n{params}\n{common}\n");
         text
     }
 }
@@ -157,7 +162,6 @@ fn options(text: &str, previous: Option<&Catalog>) -> Arc<Options> {
 /// One end of a model connection, as the server's kernel holds it.
 #[derive(Debug)]
 pub struct Socket {
-    key: ConnectionKey,
     client: usize,
     /// Bytes it takes until it is full; `u64::MAX`: any number.
     pub room: u64,
@@ -362,10 +366,10 @@ impl World {
 
     fn next_event(&self) -> Option<u64> {
         let mail = self.mail.iter().flatten().filter_map(|queue| queue.front()).map(|(due, _)| *due);
-        let cores = self.cores.iter().flat_map(|core| {
+        let cores = self.cores.iter().filter(|core| !core.drained).flat_map(|core| {
             let fetches = core.fetches.iter().map(|fetch| fetch.due_us);
             let comparisons = core.comparisons.iter().map(|(due, _)| *due);
-            let timeout = if core.drained { None } else { core.shard.next_timeout().map(Instant::as_micros) };
+            let timeout = core.shard.next_timeout().map(Instant::as_micros);
             fetches.chain(comparisons).chain(timeout)
         });
         mail.chain(cores).min()
@@ -433,12 +437,14 @@ impl World {
                 Output::Fetch { stream, poll, request } => {
                     self.fetches += 1;
                     let core = &mut self.cores[index];
-                    let twice = core.fetches.iter().any(|fetch| {
-                        fetch.stream == stream || Arc::ptr_eq(&fetch.request.target, &request.target)
-                    });
+                    let twice = core
+                        .fetches
+                        .iter()
+                        .any(|fetch| fetch.stream == stream || Arc::ptr_eq(&fetch.request.target, &request.target));
                     let may = self.setup.evicts || self.book.reloaded;
                     assert!(!twice || may, "{} is polled twice at a time", request.target.url);
-                    let due_us = now_us + self.dice.below(self.fetch_us_max.min(4 * SECOND_US)) / (1 + self.dice.below(50));
+                    let due_us =
+                        now_us + self.dice.below(self.fetch_us_max.min(4 * SECOND_US)) / (1 + self.dice.below(50));
                     core.fetches.push(Fetching { due_us, stream, poll, request });
                 }
                 Output::Compare(comparison) => {
@@ -486,6 +492,7 @@ impl World {
     /// One turn of a core, as its loop makes it; whether there is more to do at once.
     pub fn turn(&mut self, index: usize) -> bool {
         if self.cores[index].drained {
+            self.mail[index].iter_mut().for_each(VecDeque::clear);
             return false;
         }
         let now_us = self.book.mono_us;
@@ -572,15 +579,29 @@ impl World {
                 return;
             }
         }
-        let stats: Vec<_> = self.cores.iter().map(|core| (core.shard.stats(), core.shard.next_timeout())).collect();
-        panic!("the server spins at {}: {stats:?}", self.book.mono_us);
+        let mut shown = String::new();
+        for index in 0..self.cores.len() {
+            let acted = self.turn(index);
+            let Core { shard, sockets, drained, .. } = &self.cores[index];
+            let sockets: Vec<_> =
+                sockets.values().filter(|socket| !socket.inbound.is_empty() || socket.finished).collect();
+            let _ = write!(shown, "\n{acted} {drained} {:?} {:?} {sockets:?}", shard.next_timeout(), shard.stats());
+        }
+        panic!("the server spins at {}: {shown}", self.book.mono_us);
     }
 
     fn renewals_confirmed(&mut self) {
         for number in 0..self.clients.len() {
-            for (of, company) in std::mem::take(&mut self.clients[number].confirmed) {
-                self.clients[of].renewals_accepted += 1;
-                let _ = company;
+            for (of, id, status) in std::mem::take(&mut self.clients[number].confirmed) {
+                match status {
+                    200 => self.clients[of].renewed(id),
+                    // Whether an answer that did not come in time was a renewal is not known.
+                    503 => {}
+                    _ => self.clients[of].not_renewed(id),
+                }
+                let client = &mut self.clients[of];
+                client.renewing = status == 503;
+                client.notice_time(&self.book, self.book.wall_us, false);
             }
         }
     }
@@ -612,10 +633,13 @@ impl World {
         let rate_ms = if self.dice.percent(25) { 1 + self.dice.below(3_000) } else { 0 };
         let mut held = Held { format, state: "live".to_owned(), ..Held::default() };
         if self.dice.percent(40) {
-            let others = self.clients.iter().filter(|other| other.companies.contains(&company) && other.companies.len() == 1);
+            let others = self.clients.iter().filter(|other| other.companies() == BTreeSet::from([company]));
             let known: Vec<Held> = others.filter_map(|other| other.held.get(name)).cloned().collect();
-            if let Some(from) = known.get(self.dice.below(known.len() as u64) as usize).filter(|from| from.value.is_some()) {
+            if let Some(from) =
+                known.get(self.dice.below(known.len() as u64) as usize).filter(|from| from.value.is_some())
+            {
                 (held.epoch, held.seq, held.value) = (from.epoch.clone(), from.seq, from.value.clone());
+                held.resumes = true;
             }
         }
         (held, rate_ms)
@@ -685,14 +709,14 @@ impl World {
         }
         let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
                        Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
-        let head = |more: &str| format!("GET {target} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {token}\r\n{more}\r\n");
+        let head =
+            |more: &str| format!("GET {target} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {token}\r\n{more}\r\n");
         match kind {
             Kind::Single | Kind::Many => client.outgoing.extend(head(upgrade).bytes()),
             Kind::Events => client.outgoing.extend(head("Accept: text/event-stream\r\n").bytes()),
             Kind::Json => {}
         }
         let socket = Socket {
-            key,
             client: number,
             room: u64::MAX,
             blocked: false,
@@ -753,7 +777,7 @@ impl World {
 
     fn change_subscription(&mut self, number: usize) {
         let name = self.stream_name();
-        let company = self.clients[number].companies.iter().next().copied().unwrap_or_default();
+        let company = self.clients[number].tokens[0].company;
         let (held, rate_ms) = self.terms(&name, company);
         self.subscribe(number, &name, held, rate_ms);
     }
@@ -811,10 +835,9 @@ impl World {
         let exp_us = (self.book.wall_us + life_us) / 1_000 * 1_000;
         let token = self.token(&self.clients[number].sub.clone(), company, exp_us);
         let client = &mut self.clients[number];
-        client.exp_us = client.exp_us.max(exp_us);
-        client.companies.insert(company);
+        client.tokens.push(Token { id: client.next_id, exp_us, company, has_ended: false });
         client.notice_time(&self.book, self.book.wall_us, false);
-        client.ask(&format!("{{\"type\":\"auth_update\",\"token\":\"{token}\"}}"), Asked::Renew { company });
+        client.ask(&format!("{{\"type\":\"auth_update\",\"token\":\"{token}\"}}"), Asked::Renew);
     }
 
     /// Brings a new token for an SSE connection, over some HTTP connection.
@@ -825,20 +848,25 @@ impl World {
             .filter(|&other| self.clients[other].kind == Kind::Json && self.clients[other].closed.is_none())
             .collect();
         let Some(connection) = self.clients[number].connection.clone().filter(|_| !others.is_empty()) else { return };
+        if std::mem::replace(&mut self.clients[number].renewing, true) {
+            return;
+        }
         let over = *self.dice.pick(&others);
         let (company, life_us) = (self.dice.below(COMPANIES), self.life_us());
         let exp_us = (self.book.wall_us + life_us) / 1_000 * 1_000;
         let client = &mut self.clients[number];
-        client.exp_us = client.exp_us.max(exp_us);
-        client.companies.insert(company);
+        let id = client.next_id;
+        client.next_id += 1;
+        client.tokens.push(Token { id, exp_us, company, has_ended: false });
         client.notice_time(&self.book, self.book.wall_us, false);
         let sub = client.sub.clone();
         let body = format!("{{\"token\":\"{}\"}}", self.token(&sub, company, exp_us));
         let other = &mut self.clients[over];
         let length = body.len();
-        let head = format!("POST /v1/connections/{connection}/auth HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n");
+        let head =
+            format!("POST /v1/connections/{connection}/auth HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n");
         other.outgoing.extend(head.bytes().chain(body.bytes()));
-        other.requests.push(Request::Renewal { of: number, company });
+        other.requests.push(Request::Renewal { of: number, id });
     }
 
     fn request(&mut self, number: usize) {
@@ -851,12 +879,8 @@ impl World {
         if let Some((same, _)) = &known {
             name = same.clone();
         }
-        let (sub, company) = {
-            let client = &self.clients[number];
-            (client.sub.clone(), client.companies.iter().next().copied().unwrap_or_default())
-        };
-        let exp_us = self.clients[number].exp_us;
-        let token = self.token(&sub, company, exp_us);
+        let (sub, own) = (self.clients[number].sub.clone(), self.clients[number].tokens[0]);
+        let token = self.token(&sub, own.company, own.exp_us);
         let mut head = format!("GET /v1/streams/{name} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {token}\r\n");
         if let Some((_, etag)) = &known {
             let _ = write!(head, "If-None-Match: {etag}\r\n");
@@ -866,8 +890,7 @@ impl World {
         }
         let client = &mut self.clients[number];
         client.outgoing.extend(head.bytes().chain(*b"\r\n"));
-        let since_us = self.book.mono_us;
-        client.requests.push(Request::Value { name, known: known.map(|(_, etag)| etag), since_us });
+        client.requests.push(Request::Value { name, known: known.map(|(_, etag)| etag) });
     }
 
     /// A client goes: reset, or politely.
@@ -905,6 +928,11 @@ impl World {
             let options = Arc::clone(&self.options);
             self.handle(core, Input::Reload(options));
         }
+    }
+
+    /// How often a reader got one snapshot for several events.
+    pub fn conflations(&self) -> u64 {
+        self.cores.iter().map(|core| core.metrics.conflations.value()).sum()
     }
 
     // What must hold.
@@ -964,7 +992,11 @@ impl World {
                 let urls = client.urls(name);
                 let newest = urls.iter().any(|url| self.book.upstream.newest(url) == super::upstream::version(value));
                 let version = super::upstream::version(value);
-                assert!(newest, "{shown} holds version {version} of {}-{} at rest, not the newest", held.epoch, held.seq);
+                assert!(
+                    newest,
+                    "{shown} holds version {version} of {}-{} at rest, not the newest",
+                    held.epoch, held.seq
+                );
                 assert_eq!(held.state, "live", "{shown} was told the stream is live again");
             }
         }
@@ -974,7 +1006,9 @@ impl World {
     pub fn drain(&mut self) {
         self.book.draining = true;
         let open: Vec<usize> = (0..self.clients.len())
-            .filter(|&number| self.clients[number].is_open() && self.clients[number].welcomed && !self.clients[number].mute)
+            .filter(|&number| {
+                self.clients[number].is_open() && self.clients[number].welcomed && !self.clients[number].mute
+            })
             .collect();
         let until = self.book.mono_us + self.setup.drain_s * SECOND_US;
         self.draining_until_us = Some(until);
@@ -985,7 +1019,10 @@ impl World {
         for number in open {
             let client = &self.clients[number];
             let told = client.closed == Some(1012) && client.told_to_reconnect;
-            assert!(told || client.said_close || client.ever_expired, "client {number} was told to reconnect: {client:?}");
+            assert!(
+                told || client.said_close || client.may_have_expired(),
+                "client {number} was told to reconnect: {client:?}"
+            );
         }
         while self.cores.iter().any(|core| !core.drained) {
             assert!(self.book.mono_us <= until + SECOND_US / 10, "a drain ends in its window");
@@ -1020,11 +1057,4 @@ impl World {
 
 fn now(book: &Book) -> Now {
     Now { at: Instant::from_micros(book.mono_us), wall: WallTime::from_micros(book.wall_us) }
-}
-
-impl Socket {
-    /// The generation it was accepted as.
-    pub fn key(&self) -> ConnectionKey {
-        self.key
-    }
 }
