@@ -1,0 +1,37 @@
+# The one door: what is checked, cheapest first. `.ci/run` calls the same recipes.
+
+.PHONY: all setup fmt-check lint core doc fuzz-smoke test demo
+
+all: fmt-check lint core doc test
+
+# Installs what the tests need beyond cargo; skips what is there.
+setup:
+	.ci/setup
+
+fmt-check:
+	cargo fmt --all --check
+	cargo fmt --manifest-path fuzz/Cargo.toml --check
+
+# With and without the shell around the core.
+lint:
+	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --lib --no-default-features -- -D warnings
+
+# The core builds and holds without sockets, threads and clocks.
+core:
+	cargo test --no-default-features --lib
+
+doc:
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+
+# Half a minute of each fuzz target, from its committed corpus. Needs a nightly toolchain.
+fuzz-smoke:
+	.ci/fuzz 30
+
+# Everything: unit, property, integration, browser and simulator tests.
+test: setup
+	cargo test --workspace
+
+# A sample upstream, two streams of it and the playground: http://127.0.0.1:8080/
+demo:
+	cargo run --release -- demo

@@ -2,6 +2,8 @@
 //!
 //! Source: protocol version 1, section 7. Exit codes: 0 done, 1 failed, 2 the command line is wrong.
 //! Not here: what the commands do (`restcast::commands`, `restcast::runtime`).
+#![deny(clippy::disallowed_methods, reason = "time and chance are arguments: clippy.toml says where they come from")]
+#![deny(clippy::allow_attributes_without_reason, reason = "an exception says why")]
 
 use std::ffi::OsString;
 use std::io::{self, Write};

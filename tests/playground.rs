@@ -194,6 +194,24 @@ fn an_event_stream_may_be_cut_anywhere_and_end_its_lines_as_it_likes() {
 }
 
 #[test]
+fn a_server_that_drains_is_waited_for() {
+    let mut stage = Stage::set();
+    stage.enter("prices");
+    stage.expect_live("ws");
+    let term = Command::new("kill").arg(stage.demo.child.id().to_string()).status();
+    assert!(term.expect("kill runs").success());
+    stage.browser.wait_for("document.querySelector('#frame-list li[data-kind=\"reconnect\"]')");
+    stage.browser.wait_for("document.getElementById('frame-list').innerText.includes('Closed: 1012 draining')");
+    stage.browser.wait_for("document.querySelector('#code-list tr.met').dataset.code === '1012'");
+    assert!(stage.is("['waiting', 'connecting'].includes(document.getElementById('status').dataset.state)"));
+    assert!(
+        stage.is("document.querySelectorAll('#value.held tbody tr').length === 12"),
+        "what was held stays in sight"
+    );
+    assert!(stage.demo.child.wait().expect("it ends").success(), "a drained server ends well");
+}
+
+#[test]
 fn it_fits_a_desk_and_a_phone_in_light_and_dark() {
     let mut stage = Stage::set();
     for (name, width, height, scale, is_dark) in [

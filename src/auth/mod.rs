@@ -3,6 +3,12 @@
 //! Source: RFC 7515, 7518, 7519, 8725 and protocol version 1, section 2. Not here: which header a credential came in
 //! (`connection::handshake`), when a connection ends (`connection`).
 
+#![deny(
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "these bytes are a stranger's: no place is assumed, no number is cut"
+)]
+
 pub mod grant;
 pub mod jwt;
 pub mod keys;

@@ -958,7 +958,7 @@ impl<'b> Parser<'b> {
 }
 
 #[cfg(test)]
-#[allow(clippy::indexing_slicing, clippy::cast_possible_truncation)]
+#[allow(clippy::indexing_slicing, clippy::cast_possible_truncation, reason = "a test that panics has failed")]
 pub(crate) mod tests {
     use super::*;
 

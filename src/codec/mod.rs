@@ -1,5 +1,11 @@
 //! Bytes to values and back: pure functions and small state machines over borrowed bytes. No sockets, no time, no meaning.
 
+#![deny(
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "these bytes are a stranger's: no place is assumed, no number is cut"
+)]
+
 pub mod forwarded;
 pub mod http;
 pub mod http_response;

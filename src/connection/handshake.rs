@@ -353,7 +353,7 @@ pub fn cookie_allowed(head: &Head<'_>, page: &Page) -> Result<(), Refusal> {
 
 /// The subprotocol to answer with, where one was offered: never the token.
 pub fn subprotocol(upgrade: &Upgrade<'_>) -> Option<&'static str> {
-    let offered = |name: &str| upgrade.protocols.iter().any(|protocol| *protocol == name);
+    let offered = |name: &str| upgrade.protocols.contains(&name);
     if offered("restcast.v1") {
         Some("restcast.v1")
     } else if offered("jwt") {

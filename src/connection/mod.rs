@@ -14,6 +14,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::auth::grant::Grant;
+use crate::auth::keys::KeyId;
 use crate::codec::http::BodyDecoder;
 use crate::codec::message::{CloseReason, Format};
 use crate::codec::ws;
@@ -141,6 +142,8 @@ pub enum Phase {
         body: Vec<u8>,
         /// The connection to be renewed, if the name was one.
         connection: Option<ConnectionId>,
+        /// Whom a failure is counted for.
+        client: std::net::IpAddr,
         /// How to answer.
         reply: Reply,
     },
@@ -148,6 +151,8 @@ pub enum Phase {
     Waiting {
         /// The topic watched.
         topic: u32,
+        /// Whose streams count it, where they are counted.
+        held: Option<Holder>,
         /// `If-None-Match`: answered with the value when that is another.
         known: Option<String>,
         /// `Prefer: wait` in seconds, where it is obeyed.
@@ -156,6 +161,8 @@ pub enum Phase {
         cold_until: Instant,
         /// When the caller's credential ends, and with it the wait.
         ends: Option<WallTime>,
+        /// The key that verified it.
+        key: Option<KeyId>,
         /// How to answer.
         reply: Reply,
     },

@@ -20,7 +20,7 @@ pub trait Shared: std::fmt::Debug {
 enum Item {
     /// Bytes of this connection alone.
     Own(Vec<u8>),
-    /// A frame of a log or a snapshot, which others may hold too, for one subscription.
+    /// A frame of a log or a snapshot, which others may hold too, for one of the connection's subscriptions.
     Frame(Rc<dyn Shared>, Range<usize>, u16),
     /// A value as the body of an answer.
     Value(Arc<[u8]>),
@@ -67,12 +67,12 @@ impl Outbox {
     }
 
     /// Appends part of a shared block, for the subscription in `slot`.
-    pub fn push_frame(&mut self, slot: u16, block: Rc<dyn Shared>, range: Range<usize>) {
+    pub fn push_frame(&mut self, block: Rc<dyn Shared>, range: Range<usize>, slot: u16) {
         self.items.push_back(Item::Frame(block, range, slot));
     }
 
     /// Puts the rest of a frame half sent before everything else.
-    pub fn push_rest(&mut self, slot: u16, block: Rc<dyn Shared>, range: Range<usize>) {
+    pub fn push_rest(&mut self, block: Rc<dyn Shared>, range: Range<usize>, slot: u16) {
         debug_assert!(self.sent == 0, "only one item is ever half sent");
         self.items.push_front(Item::Frame(block, range, slot));
         self.begun = true;
@@ -85,18 +85,22 @@ impl Outbox {
 
     /// Takes out every stream frame of which no byte has been sent.
     pub fn drop_unsent_frames(&mut self) {
-        self.drop_unsent(|_| true);
+        self.retain_frames(|_| false);
     }
 
-    /// Takes out the frames of one subscription of which no byte has been sent.
-    pub fn drop_unsent_of(&mut self, slot: u16) {
-        self.drop_unsent(|of| of == slot);
+    /// The same for one subscription; what waits for others stays.
+    pub fn drop_unsent_frames_of(&mut self, slot: u16) {
+        self.retain_frames(|of| of != slot);
     }
 
-    fn drop_unsent(&mut self, drops: impl Fn(u16) -> bool) {
-        let mut begun = self.begun || self.sent > 0;
-        self.items
-            .retain(|item| std::mem::take(&mut begun) || !matches!(item, Item::Frame(_, _, slot) if drops(*slot)));
+    fn retain_frames(&mut self, stays: impl Fn(u16) -> bool) {
+        let begun = self.begun || self.sent > 0;
+        let mut first = true;
+        self.items.retain(|item| match item {
+            _ if std::mem::take(&mut first) && begun => true,
+            Item::Frame(_, _, slot) => stays(*slot),
+            _ => true,
+        });
     }
 
     /// Calls `read` with the bytes that come next; not at all where nothing waits.
@@ -162,7 +166,7 @@ mod tests {
         for step in 1..8 {
             let mut outbox = Outbox::default();
             outbox.write(|out| out.extend_from_slice(b"head"));
-            outbox.push_frame(0, Rc::new(Fixed(b"..frame..")), 2..7);
+            outbox.push_frame(Rc::new(Fixed(b"..frame..")), 2..7, 0);
             outbox.push_value(Arc::from(&b"value"[..]));
             outbox.write(|out| out.extend_from_slice(b"ta"));
             outbox.write(|out| out.extend_from_slice(b"il"));
@@ -175,8 +179,8 @@ mod tests {
     #[test]
     fn a_begun_frame_is_finished_and_later_ones_are_dropped() {
         let mut outbox = Outbox::default();
-        outbox.push_frame(0, Rc::new(Fixed(b"first")), 0..5);
-        outbox.push_frame(0, Rc::new(Fixed(b"second")), 0..6);
+        outbox.push_frame(Rc::new(Fixed(b"first")), 0..5, 0);
+        outbox.push_frame(Rc::new(Fixed(b"second")), 0..6, 0);
         outbox.advance(2);
         outbox.drop_unsent_frames();
         outbox.write(|out| out.extend_from_slice(b"close"));
@@ -187,19 +191,20 @@ mod tests {
     fn the_rest_of_a_frame_goes_first_and_counts_as_begun() {
         let mut outbox = Outbox::default();
         outbox.write(|out| out.extend_from_slice(b"pong"));
-        outbox.push_rest(0, Rc::new(Fixed(b"frame")), 2..5);
-        outbox.push_frame(0, Rc::new(Fixed(b"later")), 0..5);
+        outbox.push_rest(Rc::new(Fixed(b"frame")), 2..5, 0);
+        outbox.push_frame(Rc::new(Fixed(b"later")), 0..5, 0);
         outbox.drop_unsent_frames();
         assert_eq!(drain(&mut outbox, 2), "amepong");
     }
 
     #[test]
-    fn one_subscription_ends_without_taking_anothers_frames() {
+    fn giving_up_one_subscription_leaves_what_waits_for_the_others() {
         let mut outbox = Outbox::default();
-        outbox.push_frame(1, Rc::new(Fixed(b"one,")), 0..4);
-        outbox.push_frame(2, Rc::new(Fixed(b"two,")), 0..4);
-        outbox.push_frame(1, Rc::new(Fixed(b"more")), 0..4);
-        outbox.drop_unsent_of(1);
-        assert_eq!(drain(&mut outbox, 3), "two,");
+        outbox.push_frame(Rc::new(Fixed(b"begun")), 0..5, 3);
+        outbox.push_frame(Rc::new(Fixed(b"gone")), 0..4, 3);
+        outbox.push_frame(Rc::new(Fixed(b"kept")), 0..4, 4);
+        outbox.advance(1);
+        outbox.drop_unsent_frames_of(3);
+        assert_eq!(drain(&mut outbox, 2), "egunkept");
     }
 }

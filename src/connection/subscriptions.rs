@@ -19,7 +19,7 @@ pub struct Slot {
     pub rated: bool,
     /// Whether it waits for the topic to be attached, and stands among no readers yet.
     pub pending: bool,
-    /// Whether `streams_per_subject` counts it.
+    /// Whether the subject's streams count it.
     pub counted: bool,
     /// Least time between two events; 0: none.
     pub max_rate_ms: u32,

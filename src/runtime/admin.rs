@@ -1,13 +1,13 @@
 //! The admin listener: metrics, readiness, and orders with the admin key.
 //!
-//! Source: protocol version 1, section 6. Memory: at most [`CONNECTIONS_MAX`] threads, one a connection, each with one
+//! Source: protocol version 1, section 6. Memory: at most `CONNECTIONS_MAX` threads, one a connection, each with one
 //! request. Errors: problem documents. Blocking threads of its own, so that a scrape never takes a turn of a core.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::codec::http::{self, Authorization, BodyLength, Head, Response};
 use crate::codec::message::ErrorCode;
@@ -18,7 +18,7 @@ use crate::secret::Secret;
 use crate::time::WallTime;
 
 use super::core::Process;
-use super::log;
+use super::{clock, log};
 
 /// Connections served at once; further ones wait in the backlog.
 const CONNECTIONS_MAX: usize = 16;
@@ -53,11 +53,11 @@ pub fn start(listener: TcpListener, admin: Arc<Admin>) -> std::io::Result<()> {
     std::thread::Builder::new().name("admin".into()).spawn(move || {
         loop {
             if serving.load(Ordering::Acquire) >= CONNECTIONS_MAX {
-                std::thread::sleep(Duration::from_millis(10));
+                clock::hold_thread(Duration::from_millis(10));
                 continue;
             }
             let Ok((socket, _)) = listener.accept() else {
-                std::thread::sleep(Duration::from_millis(20));
+                clock::hold_thread(Duration::from_millis(20));
                 continue;
             };
             let (admin, count) = (Arc::clone(&admin), Arc::clone(&serving));
@@ -87,7 +87,7 @@ impl Drop for Leave {
 fn serve(mut socket: TcpStream, admin: &Admin) {
     let mut buffer = Vec::new();
     let mut chunk = [0u8; 4096];
-    let mut deadline = Instant::now() + EXCHANGE_TIMEOUT;
+    let mut deadline = clock::now().at + EXCHANGE_TIMEOUT;
     loop {
         let parsed = http::parse_head(&buffer, limits::ADMIN_HEAD_BYTES_MAX);
         let (response, used, keep_alive) = match parsed {
@@ -99,7 +99,7 @@ fn serve(mut socket: TcpStream, admin: &Admin) {
                 (Response::problem(error.status(), ErrorCode::BadRequest.as_str(), &error.to_string()), 0, false)
             }
             Ok(None) => {
-                let left = deadline.saturating_duration_since(Instant::now());
+                let left = deadline.since(clock::now().at);
                 if left.is_zero() || socket.set_read_timeout(Some(left)).is_err() {
                     return;
                 }
@@ -121,11 +121,11 @@ fn serve(mut socket: TcpStream, admin: &Admin) {
             // What is still to come is read, so that closing does not reset the answer away.
             let _ = socket.shutdown(std::net::Shutdown::Write);
             let _ = socket.set_read_timeout(Some(Duration::from_millis(200)));
-            while matches!(socket.read(&mut chunk), Ok(1..)) && Instant::now() < deadline {}
+            while matches!(socket.read(&mut chunk), Ok(1..)) && clock::now().at < deadline {}
             return;
         }
         buffer.drain(..used);
-        deadline = Instant::now() + EXCHANGE_TIMEOUT;
+        deadline = clock::now().at + EXCHANGE_TIMEOUT;
     }
 }
 

@@ -129,11 +129,14 @@ pub async fn run(parts: CoreParts, resolver: &Resolver) -> std::io::Result<()> {
     this.outputs();
     let mut readable: Pin<Box<dyn Future<Output = _>>> = Box::pin(epoll.readable(false));
     let mut rung = false;
-    while !this.drained {
+    loop {
         mailbox.awake(rung);
         let begun = clock::now();
         let mut more = this.turn(begun, &mut rung);
         this.metrics.loop_latency.observe(clock::now().at.since(begun.at));
+        if this.drained {
+            break;
+        }
         if !more && !mailbox.may_sleep() {
             more = true;
         }
@@ -275,7 +278,7 @@ impl Core {
                             self.guarded(now, Some(key), Input::Lost { connection: key.index });
                         }
                     }
-                    Err(canned) => refuse(&socket, canned),
+                    Err(canned) => refuse(&socket, canned, &mut self.scratch),
                 },
                 Err(AcceptError::Empty) => return false,
                 Err(AcceptError::Other) => self.metrics.accept_errors.count(),
@@ -396,8 +399,10 @@ impl Core {
     }
 }
 
-/// Sends a canned answer to one that is not served, and lets the socket go.
-fn refuse(socket: &OwnedFd, canned: CannedAnswer) {
+/// Sends a canned answer to one that is not served, and lets the socket go. What it has said so far is taken first: a
+/// socket closed over unread bytes is reset, and the answer lost with it.
+fn refuse(socket: &OwnedFd, canned: CannedAnswer, scratch: &mut [u8]) {
+    let _ = rustix::net::recv(socket, scratch, rustix::net::RecvFlags::DONTWAIT);
     let flags = rustix::net::SendFlags::DONTWAIT | rustix::net::SendFlags::NOSIGNAL;
     let _ = rustix::net::send(socket, &canned.bytes(), flags);
     let _ = rustix::net::shutdown(socket.as_fd(), rustix::net::Shutdown::Write);

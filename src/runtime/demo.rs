@@ -22,6 +22,8 @@ use crate::auth::keys::{Algorithm, Key, KeyConfig, KeyError};
 use crate::secret::Secret;
 use crate::time::WallTime;
 
+use super::clock;
+
 /// Connections served at once; one more is answered 503.
 const CONNECTIONS_MAX: usize = 64;
 /// Of one request; more is answered 431.
@@ -62,7 +64,7 @@ pub fn start(clock: fn() -> WallTime) -> io::Result<SampleUpstream> {
     let board = Arc::clone(&published);
     thread::Builder::new().name("demo-market".into()).spawn(move || {
         loop {
-            thread::sleep(TICK);
+            clock::hold_thread(TICK);
             market.tick();
             board.publish(market.bodies());
         }
@@ -189,7 +191,7 @@ impl Drop for Place {
 fn accept_all(listener: &TcpListener, published: &Arc<Published>) {
     loop {
         let Ok((mut socket, _)) = listener.accept() else {
-            thread::sleep(ACCEPT_PAUSE);
+            clock::hold_thread(ACCEPT_PAUSE);
             continue;
         };
         let Some(place) = Place::take(published) else {
@@ -699,7 +701,7 @@ mod tests {
             assert!(rows.iter().all(|row| row.get(key).is_some()), "each row has {key}");
         }
         let moved = (0..100).any(|_| {
-            thread::sleep(Duration::from_millis(50));
+            clock::hold_thread(Duration::from_millis(50));
             client.get("/prices", "").body != first.body
         });
         assert!(moved, "five seconds are many ticks");
@@ -794,7 +796,7 @@ mod tests {
         assert!(late.is_closed());
         clients.pop();
         let is_served = (0..100).any(|_| {
-            thread::sleep(Duration::from_millis(20));
+            clock::hold_thread(Duration::from_millis(20));
             let mut client = Client::new(upstream.addr);
             client.socket.write_all(b"GET /prices HTTP/1.1\r\nHost: x\r\n\r\n").is_ok()
                 && client.fill()

@@ -86,16 +86,17 @@ pub fn demo(listen: SocketAddr, admin: SocketAddr) -> Result<(), ServeError> {
         &[],
         None,
         move |mut ready| {
-            ready.insert("upstream".into(), format!("http://{upstream}").into());
-            ready.insert("token".into(), shown.0.into());
-            ready.insert("secret".into(), shown.1.into());
+            ready.push(("upstream", format!("http://{upstream}").into()));
+            ready.push(("token", shown.0.into()));
+            ready.push(("secret", shown.1.into()));
             ready
         },
         move |listen| eprint!("{}", demo::greeting(listen, upstream, &token, &secret)),
     )
 }
 
-type Ready = serde_json::Map<String, serde_json::Value>;
+/// The members of the ready line, in their order.
+type Ready = Vec<(&'static str, serde_json::Value)>;
 type Reread = Box<dyn Fn() -> Result<(Config, Vec<String>), ServeError> + Send>;
 
 /// Reads and checks a configuration file: what it means, and its warnings.
@@ -138,7 +139,8 @@ fn run(
     }
     let uring = choose_driver(config.server.driver)?;
     let cores = cores(config.server.cores);
-    let connections_max = connections_max(config.limits.connections)?;
+    let allowed = connections_allowed();
+    let connections_max = connections_max(config.limits.connections, allowed);
 
     let (mut seed, mut catalog_seed) = ([0u8; 32], [0u8; 8]);
     fill_random(&mut seed)?;
@@ -211,13 +213,15 @@ fn run(
         .name("signals".into())
         .spawn(move || while events.send(Event::Signal(sys::wait_for_signal())).is_ok() {})?;
 
-    let mut ready = Ready::new();
-    ready.insert("ready".into(), true.into());
-    ready.insert("listen".into(), listen.to_string().into());
-    ready.insert("admin".into(), admin_listen.to_string().into());
-    ready.insert("pid".into(), std::process::id().into());
-    ready.insert("driver".into(), if uring { "io_uring" } else { "epoll" }.into());
-    let line = serde_json::Value::Object(decorate(ready)).to_string();
+    let ready: Ready = vec![
+        ("ready", true.into()),
+        ("listen", listen.to_string().into()),
+        ("admin", admin_listen.to_string().into()),
+        ("pid", std::process::id().into()),
+        ("driver", if uring { "io_uring" } else { "epoll" }.into()),
+    ];
+    let members: Vec<String> = decorate(ready).iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
+    let line = format!("{{{}}}", members.join(","));
     let mut out = std::io::stdout().lock();
     // Whoever started the process may not want to know: it serves all the same.
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
@@ -225,7 +229,7 @@ fn run(
     greet(listen);
 
     let drain = config.connection.drain;
-    let reload = |options: &mut Arc<Options>| reload(&reread, options, connections_max, &process, &admin);
+    let reload = |options: &mut Arc<Options>| reload(&reread, options, allowed, &process, &admin);
     let ended = wait(&happened, &process, cores, drain, &mut options, reload);
     log::flush();
     ended
@@ -241,6 +245,8 @@ fn wait(
     reload: impl Fn(&mut Arc<Options>),
 ) -> Result<(), ServeError> {
     let mut until = None;
+    // A drain asked of the admin listener is no signal: the one that a supervisor sends afterwards is the first.
+    let mut signalled = false;
     let mut ended = 0;
     loop {
         let left = until.map_or(Duration::from_secs(3600), |until: std::time::Duration| {
@@ -266,12 +272,14 @@ fn wait(
                 return Err(ServeError(format!("core {} has ended: {error}", core.0)));
             }
             Event::Signal(Signal::Hangup) => reload(options),
-            Event::Signal(Signal::Terminate) if until.is_some() => {
+            Event::Signal(Signal::Terminate) if signalled => {
                 log::write(LogLevel::Warn, &[], "Told a second time to end; the process ends at once.");
                 return Ok(());
             }
+            Event::Signal(Signal::Terminate) if until.is_some() => signalled = true,
             Event::DrainAsked if until.is_some() => {}
             Event::Signal(Signal::Terminate) | Event::DrainAsked => {
+                signalled = !matches!(event, Event::DrainAsked);
                 log::write(LogLevel::Info, &[("window_ms", &drain.as_millis())], "The process drains.");
                 process.draining.store(true, Ordering::SeqCst);
                 let now = Duration::from_micros(clock::now().at.as_micros());
@@ -285,13 +293,7 @@ fn wait(
 }
 
 /// Reads the configuration again; a bad one is reported, and the old one stays in force.
-fn reload(
-    reread: &Option<Reread>,
-    options: &mut Arc<Options>,
-    connections_max: u32,
-    process: &Process,
-    admin: &admin::Admin,
-) {
+fn reload(reread: &Option<Reread>, options: &mut Arc<Options>, allowed: u32, process: &Process, admin: &admin::Admin) {
     let Some(reread) = reread else {
         log::write(LogLevel::Info, &[], "The demo has no configuration to read again.");
         return;
@@ -301,8 +303,8 @@ fn reload(
             for warning in &warnings {
                 log::write(LogLevel::Warn, &[], warning);
             }
-            let max = if config.limits.connections == 0 { connections_max } else { config.limits.connections };
-            *options = Arc::new(options_of(&config, Some(&options.catalog), 0, max.min(connections_max)));
+            let max = connections_max(config.limits.connections, allowed);
+            *options = Arc::new(options_of(&config, Some(&options.catalog), 0, max));
             *admin.options.write().unwrap_or_else(PoisonError::into_inner) = config.admin.clone();
             for mailbox in &process.mailboxes {
                 tell(mailbox, || Message::Reload(Arc::clone(options)));
@@ -319,7 +321,7 @@ fn reload(
 /// Tells a core, however full its mailbox is.
 fn tell(mailbox: &Mailbox, message: impl Fn() -> Message) {
     while mailbox.post(message()).is_err() {
-        std::thread::sleep(Duration::from_millis(1));
+        clock::hold_thread(Duration::from_millis(1));
     }
 }
 
@@ -378,8 +380,8 @@ fn pin(number: usize) {
     }
 }
 
-/// How many connections the descriptors allow, and the configuration wants.
-fn connections_max(configured: u32) -> Result<u32, ServeError> {
+/// How many connections the descriptors allow, once the process has raised its limit as far as it may.
+fn connections_allowed() -> u32 {
     let mut limit = getrlimit(Resource::Nofile);
     if limit.current < limit.maximum {
         limit.current = limit.maximum;
@@ -387,7 +389,11 @@ fn connections_max(configured: u32) -> Result<u32, ServeError> {
     }
     let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::from(u32::MAX));
     let allowed = descriptors.saturating_sub(limits::DESCRIPTORS_RESERVED.min(descriptors / 2));
-    let allowed = u32::try_from(allowed).unwrap_or(u32::MAX);
+    u32::try_from(allowed).unwrap_or(u32::MAX)
+}
+
+/// How many of those that are allowed the configuration wants.
+fn connections_max(configured: u32, allowed: u32) -> u32 {
     if configured > allowed {
         let fields: [(&str, &dyn std::fmt::Display); 2] = [("configured", &configured), ("allowed", &allowed)];
         log::write(
@@ -396,7 +402,7 @@ fn connections_max(configured: u32) -> Result<u32, ServeError> {
             "limits.connections is more than the descriptors allow: raise LimitNOFILE.",
         );
     }
-    Ok(if configured == 0 { allowed } else { configured.min(allowed) })
+    if configured == 0 { allowed } else { configured.min(allowed) }
 }
 
 /// One listener a core, all on the same port.
@@ -413,6 +419,10 @@ fn listen_all(address: SocketAddr, cores: u16) -> Result<(Vec<TcpListener>, Sock
     Ok((all, listen))
 }
 
+#[allow(
+    clippy::disallowed_methods,
+    reason = "seeds, ids and the demo key come from here; the rest takes them as arguments"
+)]
 fn fill_random(bytes: &mut [u8]) -> Result<(), ServeError> {
     SystemRandom::new().fill(bytes).map_err(|_| ServeError("the system gives no random numbers".to_owned()))
 }

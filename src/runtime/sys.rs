@@ -2,6 +2,8 @@
 //!
 //! Source: pthread_sigmask(3), sigwait(3). Memory: none. Errors: the system's.
 
+#![allow(unsafe_code, reason = "the one file where memory safety is argued by hand, call by call")]
+
 use std::io;
 use std::mem::MaybeUninit;
 

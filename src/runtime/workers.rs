@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::stream::Comparison;
 
+use super::clock;
 use super::mailbox::{Full, Mailbox, Message};
 
 /// Threads that compare.
@@ -52,7 +53,7 @@ fn work(waiting: &Mutex<Receiver<Job>>) {
         // The stream waits for it: it may come late, but must come.
         while let Err(Full(back)) = mailbox.post(message) {
             message = back;
-            std::thread::sleep(std::time::Duration::from_millis(5));
+            clock::hold_thread(std::time::Duration::from_millis(5));
         }
     }
 }

@@ -43,7 +43,9 @@ impl StreamKey {
 
     /// Whether the caller's claims or parameters shape it.
     pub fn is_filled(&self) -> bool {
-        !self.params.is_empty() || !self.target.options.url.claims_used().is_empty() || self.target.body.is_some()
+        let options = &self.target.options;
+        let in_body = options.body.as_ref().is_some_and(|body| !body.claims_used().is_empty());
+        !self.params.is_empty() || !options.url.claims_used().is_empty() || in_body
     }
 }
 

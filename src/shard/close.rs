@@ -119,7 +119,12 @@ impl Shard {
         }
     }
 
-    /// Ends a WebSocket by `code`, for a fault of the peer's that has no reason of its own, or to answer its close.
+    /// Ends a WebSocket whose peer does not keep to RFC 6455: nothing it sends can be read any more.
+    pub(super) fn close_for_fault(&mut self, index: u32, reason: CloseReason) {
+        self.close_with_code(index, Some(reason.code()), reason.reason(), false);
+    }
+
+    /// Ends a WebSocket by `code`, for a fault of the peer's or to answer its close.
     pub(super) fn close_with_code(&mut self, index: u32, code: Option<u16>, reason: &str, peer_done: bool) {
         let deadline = self.now.at + limits::CLOSE_GRACE;
         if let Some(State::Closing(_) | State::Http(_)) | None = self.connections.at(index).map(|c| &c.state) {
@@ -213,14 +218,12 @@ impl Shard {
     pub(super) fn all_sent(&mut self, index: u32) {
         let Some(connection) = self.connections.at_mut(index) else { return };
         match &mut connection.state {
-            State::Closing(closing) => {
-                if closing.peer_done && !closing.finished {
-                    closing.finished = true;
-                    let over = connection.peer_ended;
-                    self.outputs.push_back(Output::Finish { connection: index });
-                    if over {
-                        return self.remove(index, false);
-                    }
+            State::Closing(closing) if closing.peer_done && !closing.finished => {
+                closing.finished = true;
+                let over = connection.peer_ended;
+                self.outputs.push_back(Output::Finish { connection: index });
+                if over {
+                    return self.remove(index, false);
                 }
             }
             State::Http(_) => self.serve_http(index),
@@ -294,6 +297,13 @@ impl Shard {
         self.leave(index);
         drop(self.forget_exchange(index));
         let Some(connection) = self.connections.remove(index) else { return };
+        if let State::Closing(closing) = &connection.state
+            && closing.farewell != Farewell::Said
+            && let Some(reason) = closing.cause
+        {
+            // Its socket took nothing any more, not even that; it was closed for this reason all the same.
+            self.count_close(reason);
+        }
         self.wheel.clear(index);
         self.ledger.close_connection();
         if let Some(holder) = connection.address {

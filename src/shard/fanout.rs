@@ -209,7 +209,7 @@ impl Shard {
         }
         if let At::Bytes(block, range) = rendition.at(cursor) {
             let length = usize::try_from(frame_end - cursor).expect("a frame is in memory");
-            connection.outbox().push_rest(slot, block, range.start..range.start + length);
+            connection.outbox().push_rest(block, range.start..range.start + length, slot);
             rendition.subscribers[entry.position as usize].cursor = frame_end;
         }
     }
@@ -335,7 +335,7 @@ impl Shard {
     fn conflate(&mut self, index: u32, no: u16, slot: Slot) {
         let kind = RenditionKind::from_index(usize::from(slot.kind));
         let Some(topic) = self.topics.at_mut(slot.topic) else { return };
-        let snapshot = topic.snapshot(kind, &self.pinned);
+        let snapshot = topic.snapshot(kind, &self.meter);
         let status = topic.status;
         let name = std::sync::Arc::clone(&topic.key.name);
         let Some(rendition) = &mut topic.renditions[usize::from(slot.kind)] else { return };
@@ -351,7 +351,7 @@ impl Shard {
         }
         if let (Some(block), Some(connection)) = (snapshot, self.connections.at_mut(index)) {
             let length = block.bytes().len();
-            connection.outbox().push_frame(no, block, 0..length);
+            connection.outbox().push_frame(block, 0..length, no);
         }
     }
 
@@ -381,7 +381,7 @@ impl Shard {
             Waiting::One(block, range) => (block, range),
             Waiting::More => {
                 self.metrics.conflations.count();
-                let Some(block) = topic.snapshot(kind, &self.pinned) else { return Fed::Nothing };
+                let Some(block) = topic.snapshot(kind, &self.meter) else { return Fed::Nothing };
                 let length = block.bytes().len();
                 (block, 0..length)
             }
@@ -394,7 +394,7 @@ impl Shard {
         rendition.trim(now);
         self.metrics.deliveries.count();
         if let Some(connection) = self.connections.at_mut(index) {
-            connection.outbox().push_frame(no, block as Rc<dyn Shared>, range);
+            connection.outbox().push_frame(block as Rc<dyn Shared>, range, no);
         }
         Fed::Queued
     }
@@ -475,8 +475,8 @@ impl Shard {
     /// Keeps what only stalled readers hold within its bound: the longest stalled are closed.
     fn bound_pinned(&mut self) {
         let share = self.options.limits.pinned_bytes / u64::from(self.cores.max(1));
-        self.metrics.pinned_bytes.set(self.pinned.get());
-        while self.pinned.get() > share {
+        self.metrics.pinned_bytes.set(self.meter.pinned.get());
+        while self.meter.pinned.get() > share {
             let stalled = self.connections.iter().filter(|(_, connection)| connection.blocked);
             let longest = stalled
                 .filter_map(|(index, connection)| Some((connection.outbox.as_ref()?.stalled_since?, index)))
@@ -488,8 +488,12 @@ impl Shard {
         }
     }
 
-    /// Bytes of this connection that were left in its socket may be read now.
+    /// Bytes of this connection that were left in its socket may be read now, unless enough of them wait already.
     pub(super) fn resume_reading(&mut self, index: u32) {
+        if self.has_unserved(index) {
+            // They are served first: each answer comes back here.
+            return;
+        }
         let Some(connection) = self.connections.at_mut(index) else { return };
         if connection.paused {
             connection.paused = false;

@@ -14,7 +14,7 @@ use crate::ids::Holder;
 use crate::time::Instant;
 
 /// Entries in one of the [`PARTS`] of the ledger.
-pub const ENTRIES_PER_PART_MAX: usize = 65_536;
+const ENTRIES_PER_PART_MAX: usize = 65_536;
 const PARTS: usize = 32;
 const MINUTE_US: u64 = 60_000_000;
 
@@ -43,10 +43,7 @@ struct Entry {
 
 impl Entry {
     fn is_idle(&self, now: Instant) -> bool {
-        self.connections == 0
-            && self.streams.is_empty()
-            && self.handshakes.is_empty(now, 1_000_000)
-            && self.failures.is_empty(now, 2 * MINUTE_US)
+        self.connections == 0 && self.streams.is_empty() && self.handshakes.is_empty(now) && self.failures.is_empty(now)
     }
 }
 
@@ -64,8 +61,8 @@ impl Bucket {
         self.seen = now;
     }
 
-    fn is_empty(&self, now: Instant, period_us: u64) -> bool {
-        now.since(self.seen) >= Duration::from_micros(period_us)
+    fn is_empty(&self, now: Instant) -> bool {
+        now.since(self.seen) >= Duration::from_micros(self.level_us)
     }
 
     /// Adds `one`, if there are at most `all` then.
@@ -205,7 +202,7 @@ impl Ledger {
             entry.failures.flow(now);
             standing = match entry.failures.level_us {
                 level if level + one > 2 * MINUTE_US => Standing::Refused,
-                level if level >= MINUTE_US => Standing::Delayed,
+                level if level + one > MINUTE_US => Standing::Delayed,
                 _ => Standing::Good,
             };
             Ok(())
@@ -279,6 +276,33 @@ mod tests {
         assert_eq!(ledger.hold_stream(a, 8, 1, NOW), Err(Over));
         ledger.release_stream(a, 7, NOW);
         assert_eq!(ledger.hold_stream(a, 8, 1, NOW), Ok(()));
+    }
+
+    #[test]
+    fn an_address_that_was_only_asked_about_leaves_nothing_behind() {
+        let ledger = Ledger::default();
+        let held = |ledger: &Ledger| ledger.parts.iter().map(|part| part.lock().unwrap().len()).sum::<usize>();
+        let a = ledger.holder("address", "a");
+        assert_eq!(ledger.standing(a, 60, NOW), Standing::Good);
+        assert_eq!(held(&ledger), 0);
+        ledger.failure(a, 60, NOW);
+        assert_eq!(held(&ledger), 1);
+        assert_eq!(ledger.standing(a, 60, NOW + Duration::from_millis(999)), Standing::Good);
+        assert_eq!(held(&ledger), 1, "one of 60 a minute flows off in a second");
+        assert_eq!(ledger.standing(a, 60, NOW + Duration::from_secs(1)), Standing::Good);
+        assert_eq!(held(&ledger), 0);
+    }
+
+    #[test]
+    fn time_that_passes_between_failures_does_not_let_one_more_through() {
+        let ledger = Ledger::default();
+        let a = ledger.holder("address", "a");
+        for failures in 0..60 {
+            let now = NOW + Duration::from_millis(failures);
+            assert_eq!(ledger.standing(a, 60, now), Standing::Good, "after {failures}");
+            ledger.failure(a, 60, now);
+        }
+        assert_eq!(ledger.standing(a, 60, NOW + Duration::from_millis(60)), Standing::Delayed);
     }
 
     #[test]

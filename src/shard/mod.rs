@@ -25,7 +25,6 @@ mod timers;
 pub mod topics;
 pub mod wheel;
 
-use std::cell::Cell;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::rc::Rc;
@@ -49,6 +48,7 @@ pub use self::rng::Rng;
 pub use self::stats::Stats;
 
 use self::owner::Owned;
+use self::rendition::Meter;
 use self::slab::Slab;
 use self::topics::Topic;
 use self::wheel::Wheel;
@@ -233,7 +233,7 @@ pub struct Shard {
     /// Renditions that have something new: topic and kind.
     dirty: VecDeque<(u32, u8)>,
     swept_at: Instant,
-    pinned: Rc<Cell<u64>>,
+    meter: Rc<Meter>,
     /// Mail to this very core.
     inbox: VecDeque<Mail>,
     /// The next connection to be told to go, while draining.
@@ -288,7 +288,7 @@ impl Shard {
             ready: VecDeque::new(),
             dirty: VecDeque::new(),
             swept_at: Instant::default(),
-            pinned: Rc::new(Cell::new(0)),
+            meter: Rc::default(),
             inbox: VecDeque::new(),
             draining: None,
             recheck: None,
@@ -296,6 +296,7 @@ impl Shard {
             asks: HashMap::new(),
             ask_no: 0,
         };
+        shard.share_bounds();
         shard.warm();
         shard.turn_inbox();
         shard
@@ -362,6 +363,12 @@ impl Shard {
 
     fn set_timer(&mut self, at: Instant, timer: Timer) {
         self.timers.push(Reverse((at, timer)));
+    }
+
+    /// This core's part of the bounds that hold for the process.
+    fn share_bounds(&mut self) {
+        let cores = u64::from(self.cores.max(1));
+        self.meter.logged_max.set(self.options.limits.history_bytes_total / cores);
     }
 
     fn turn_inbox(&mut self) {

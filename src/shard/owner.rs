@@ -17,7 +17,7 @@ use super::{Mail, Notice, Output, Shard, StreamKey, Timer};
 
 /// A stream and the cores that want to hear of it.
 #[derive(Debug)]
-pub struct Owned {
+pub(super) struct Owned {
     key: Arc<StreamKey>,
     stream: Stream,
     /// Tells it from others that have stood at its place.
@@ -77,11 +77,15 @@ impl Shard {
         }
         self.generation = self.generation.wrapping_add(1);
         let epoch = Epoch::from_random(self.rng.u64());
-        // An answer to a stream that stood at this place before is another poll's, by its number.
-        let last = PollNo(u64::from(self.generation) << 32);
         let owned = Owned {
             key: Arc::clone(key),
-            stream: Stream::new(Arc::clone(&key.target), epoch, self.rng.u64(), last),
+            // An answer that comes after its stream was evicted must not become the value of the next one at its place.
+            stream: Stream::new(
+                Arc::clone(&key.target),
+                epoch,
+                self.rng.u64(),
+                PollNo(u64::from(self.generation) << 32),
+            ),
             generation: self.generation,
             cores: HashMap::new(),
             warm: false,
@@ -184,6 +188,8 @@ impl Shard {
         self.plan_poll(index);
     }
 
+    /// Sets a timer for the next poll, unless an earlier one is set, which will plan again: however often watchers come and
+    /// go, a stream has one, and another for the end of its lingering.
     fn plan_poll(&mut self, index: u32) {
         let Some(owned) = self.streams.at_mut(index) else { return };
         let Some(due) = owned.stream.next_due() else { return };
@@ -220,7 +226,6 @@ impl Shard {
         if owned.poll_timer == Some(at) {
             owned.poll_timer = None;
         }
-        // Any timer will do: one that was overtaken by another finds nothing due.
         if let Some((poll, request)) = owned.stream.begin(now) {
             owned.begun = now;
             self.outputs.push_back(Output::Fetch { stream: index, poll, request });
@@ -349,5 +354,119 @@ impl Shard {
             }
         }
         self.warm();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::limits::Limits;
+    use crate::metrics::CoreMetrics;
+    use crate::shard::{Catalog, Input, Options};
+    use crate::stream;
+    use crate::stream::poll::{FetchResponse, Validators};
+    use crate::stream::template::UrlTemplate;
+    use crate::time::{Now, WallTime};
+    use crate::{auth, connection, ids};
+
+    fn stream(id: &str, interval: Duration) -> Arc<stream::Options> {
+        Arc::new(stream::Options {
+            id: ids::StreamId::new(id).expect("an id"),
+            url: UrlTemplate::parse::<&str>(&format!("http://upstream.example/{id}"), &[]).expect("a URL"),
+            interval,
+            method: "GET".into(),
+            headers: Vec::new(),
+            body: None,
+            params: Vec::new(),
+            ca: None,
+            connect_timeout: Duration::from_secs(3),
+            first_byte_timeout: Duration::from_secs(10),
+            timeout: Duration::from_secs(15),
+            response_bytes_max: 1 << 20,
+            backoff_max: Duration::from_secs(60),
+            linger: Duration::from_secs(10),
+            keep_warm: false,
+            history: 16,
+            history_bytes: 1 << 20,
+            ignore: Vec::new(),
+            array_key: None,
+            allow_anonymous: true,
+            roles: Vec::new(),
+            permissions: Vec::new(),
+        })
+    }
+
+    fn at(ms: u64) -> Now {
+        Now { at: Instant::from_micros(5_000_000 + ms * 1_000), wall: WallTime::from_secs(1_800_000_000) }
+    }
+
+    /// A shard of one core with these streams, at most one of which may exist at a time, and their keys.
+    fn shard(interval: Duration) -> (Shard, [Arc<StreamKey>; 2]) {
+        let catalog = Catalog::new(&[stream("a", interval), stream("b", interval)], None, 7);
+        let anonymous = crate::auth::grant::Grant::anonymous(&mut Default::default());
+        let keys = ["a", "b"].map(|id| catalog.resolve(&anonymous, id, &[]).expect("anyone may watch it"));
+        let limits = Limits { streams: 1, ..Limits::default() };
+        let options =
+            Options { connection: connection::Options::default(), auth: auth::Options::default(), limits, catalog };
+        let metrics = Arc::new(CoreMetrics::default());
+        let shard = Shard::new(CoreId(0), 1, Arc::new(options), Arc::default(), metrics, [7; 32], at(0));
+        (shard, keys)
+    }
+
+    fn fetches(shard: &mut Shard) -> Vec<(u32, PollNo)> {
+        let mut found = Vec::new();
+        while let Some(output) = shard.poll_output() {
+            if let Output::Fetch { stream, poll, .. } = output {
+                found.push((stream, poll));
+            }
+        }
+        found
+    }
+
+    fn answer(body: &str) -> FetchResult {
+        let (validators, received) = (Validators::default(), WallTime::from_secs(1_800_000_000));
+        Ok(FetchResponse { status: 200, validators, retry_after: None, body: body.into(), received })
+    }
+
+    #[test]
+    fn the_late_answer_of_an_evicted_stream_is_not_taken_for_the_next_ones_at_its_place() {
+        let (mut shard, [a, b]) = shard(Duration::from_secs(1));
+        let watch = |key| Input::Mail(Mail::Watch { key, from: CoreId(0), attach: true });
+        shard.handle(at(0), watch(Arc::clone(&a)));
+        shard.handle(at(0), Input::Timeout);
+        let [(place, of_a)] = fetches(&mut shard)[..] else { panic!("one poll of a") };
+        shard.handle(at(1), Input::Mail(Mail::Unwatch { key: a, from: CoreId(0) }));
+        shard.handle(at(2), watch(Arc::clone(&b)));
+        shard.handle(at(2), Input::Timeout);
+        let [(same, of_b)] = fetches(&mut shard)[..] else { panic!("one poll of b") };
+        assert_eq!(place, same, "b stands where a stood");
+        shard.handle(at(3), Input::Fetched { stream: place, poll: of_a, result: answer(r#""secret of a""#) });
+        let owned = shard.streams.at(place).expect("b");
+        assert!(owned.key == b && owned.stream.history().value().is_none(), "a's answer is not b's");
+        shard.handle(at(4), Input::Fetched { stream: place, poll: of_b, result: answer(r#""b""#) });
+        assert_eq!(
+            shard.streams.at(place).expect("b").stream.history().value().map(|value| &**value),
+            Some(&br#""b""#[..])
+        );
+    }
+
+    #[test]
+    fn watchers_that_come_and_go_do_not_pile_up_timers() {
+        let (mut shard, [a, _]) = shard(Duration::from_secs(3_600));
+        for round in 0..10_000 {
+            let watch = Mail::Watch { key: Arc::clone(&a), from: CoreId(0), attach: true };
+            shard.handle(at(round), Input::Mail(watch));
+            shard.handle(at(round), Input::Timeout);
+            if let [(stream, poll)] = fetches(&mut shard)[..] {
+                shard.handle(at(round), Input::Fetched { stream, poll, result: answer("1") });
+            }
+            shard.handle(at(round), Input::Mail(Mail::Unwatch { key: Arc::clone(&a), from: CoreId(0) }));
+        }
+        assert!(shard.timers.len() <= 3, "{} timers", shard.timers.len());
+        shard.handle(at(10_000 + 10_000), Input::Timeout);
+        let owned = shard.streams.iter().next().expect("the value is kept").1;
+        assert!(!owned.stream.is_running(), "polling ends when its lingering is over");
     }
 }

@@ -24,22 +24,50 @@ const FALLEN: u64 = 0;
 const FALLEN_UNTOLD: u64 = 1;
 
 /// Whether a reader at `cursor`, which has fallen off its log, has missed the status frame that ends at `status_end`.
-pub fn misses_status(cursor: u64, status_end: u64) -> bool {
+pub(super) fn misses_status(cursor: u64, status_end: u64) -> bool {
     cursor == FALLEN_UNTOLD || cursor > FALLEN_UNTOLD && cursor < status_end
 }
+
+/// What the logs of a core hold together.
+#[derive(Debug, Default)]
+pub struct Meter {
+    /// Bytes that only stalled readers still hold.
+    pub pinned: Cell<u64>,
+    /// Bytes that logs hold.
+    pub logged: Cell<u64>,
+    /// Past so many bytes in logs, each keeps only its newest chunk, and nobody's past is put in front of one.
+    pub logged_max: Cell<u64>,
+}
+
+impl Meter {
+    fn is_full(&self) -> bool {
+        self.logged.get() > self.logged_max.get()
+    }
+
+    fn log(&self, bytes: u64) {
+        self.logged.set(self.logged.get() + bytes);
+    }
+
+    fn unlog(&self, bytes: u64) {
+        self.logged.set(self.logged.get() - bytes);
+    }
+}
+
+/// Where frames begin in a chunk, each with its sequence number.
+type Places = Vec<(usize, u64)>;
 
 /// A contiguous piece of frames. Shared between its log and the connections that have sent a part of it.
 #[derive(Debug)]
 pub struct Block {
     bytes: RefCell<Vec<u8>>,
     retired: Cell<bool>,
-    pinned: Rc<Cell<u64>>,
+    meter: Rc<Meter>,
 }
 
 impl Block {
-    /// A block of `bytes`; `pinned` counts the bytes that only stalled readers still hold.
-    pub fn new(bytes: Vec<u8>, pinned: &Rc<Cell<u64>>) -> Rc<Block> {
-        Rc::new(Block { bytes: RefCell::new(bytes), retired: Cell::new(false), pinned: Rc::clone(pinned) })
+    /// A block of `bytes`; `meter` counts those that only stalled readers still hold.
+    pub fn new(bytes: Vec<u8>, meter: &Rc<Meter>) -> Rc<Block> {
+        Rc::new(Block { bytes: RefCell::new(bytes), retired: Cell::new(false), meter: Rc::clone(meter) })
     }
 
     /// Its bytes.
@@ -50,7 +78,8 @@ impl Block {
     /// The log lets go of it: from now on it is there for those who hold it alone.
     fn retire(&self) {
         if !self.retired.replace(true) {
-            self.pinned.set(self.pinned.get() + self.bytes.borrow().len() as u64);
+            let pinned = &self.meter.pinned;
+            pinned.set(pinned.get() + self.bytes.borrow().len() as u64);
         }
     }
 }
@@ -58,7 +87,8 @@ impl Block {
 impl Drop for Block {
     fn drop(&mut self) {
         if self.retired.get() {
-            self.pinned.set(self.pinned.get() - self.bytes.borrow().len() as u64);
+            let pinned = &self.meter.pinned;
+            pinned.set(pinned.get() - self.bytes.borrow().len() as u64);
         }
     }
 }
@@ -147,7 +177,7 @@ pub struct Rendition {
     bytes: u64,
     keep_until: Option<Instant>,
     snapshot: Option<(Seq, Rc<Block>)>,
-    pinned: Rc<Cell<u64>>,
+    meter: Rc<Meter>,
     /// Where the last status frame ends: who missed it is told the status again.
     pub status_end: u64,
     /// Those who take every frame.
@@ -167,8 +197,8 @@ pub struct Rendition {
 }
 
 impl Rendition {
-    /// An empty log. `pinned` counts, for the core, bytes held by stalled readers alone.
-    pub fn new(kind: RenditionKind, pinned: &Rc<Cell<u64>>) -> Rendition {
+    /// An empty log. `meter` counts, for the core, what logs and stalled readers hold.
+    pub fn new(kind: RenditionKind, meter: &Rc<Meter>) -> Rendition {
         Rendition {
             kind,
             chunks: VecDeque::new(),
@@ -177,7 +207,7 @@ impl Rendition {
             bytes: 0,
             keep_until: None,
             snapshot: None,
-            pinned: Rc::clone(pinned),
+            meter: Rc::clone(meter),
             status_end: 0,
             subscribers: Vec::new(),
             rated: Vec::new(),
@@ -218,7 +248,7 @@ impl Rendition {
     pub fn append(&mut self, seq: Option<Seq>, bytes_max: u64, write: impl FnOnce(&mut Vec<u8>)) {
         let fits = self.chunks.back().is_some_and(|chunk| chunk.block.bytes.borrow().len() < CHUNK_BYTES / 2);
         if !fits {
-            let block = Block::new(Vec::new(), &self.pinned);
+            let block = Block::new(Vec::new(), &self.meter);
             self.chunks.push_back(Chunk { start: self.end, block });
         }
         let chunk = self.chunks.back().expect("a chunk was just pushed");
@@ -231,6 +261,8 @@ impl Rendition {
         self.frames.push_back(FrameAt { start: self.end, seq: seq.map_or(0, |seq| seq.0) });
         self.end += length;
         self.bytes += length;
+        self.meter.log(length);
+        let bytes_max = if self.meter.is_full() { 0 } else { bytes_max };
         if seq.is_none() {
             self.status_end = self.end;
         } else if let Some((_, snapshot)) = self.snapshot.take() {
@@ -257,7 +289,7 @@ impl Rendition {
         for reader in self.rated.iter_mut().filter(|reader| reader.cursor < start) {
             reader.cursor = FALLEN;
         }
-        let mut pieces: Vec<(Vec<u8>, Vec<(usize, u64)>)> = Vec::new();
+        let mut pieces: Vec<(Vec<u8>, Places)> = Vec::new();
         for seq in seqs {
             if pieces.last().is_none_or(|(bytes, _)| bytes.len() >= CHUNK_BYTES / 2) {
                 pieces.push((Vec::new(), Vec::new()));
@@ -272,9 +304,15 @@ impl Rendition {
                 self.frames.push_front(FrameAt { start: start + place as u64, seq });
             }
             self.bytes += bytes.len() as u64;
-            self.chunks.push_front(Chunk { start, block: Block::new(bytes, &self.pinned) });
+            self.meter.log(bytes.len() as u64);
+            self.chunks.push_front(Chunk { start, block: Block::new(bytes, &self.meter) });
         }
         self.keep_until = Some(keep_until);
+    }
+
+    /// Whether the core's logs have no room for anybody's past.
+    pub fn is_full(&self) -> bool {
+        self.meter.is_full()
     }
 
     /// The first event it holds.
@@ -366,7 +404,7 @@ impl Rendition {
         }
         let mut bytes = Vec::new();
         write(&mut bytes);
-        let block = Block::new(bytes, &self.pinned);
+        let block = Block::new(bytes, &self.meter);
         if let Some((_, old)) = self.snapshot.replace((head, Rc::clone(&block))) {
             old.retire();
         }
@@ -402,7 +440,7 @@ impl Rendition {
         if self.frames.capacity() > 256 {
             self.frames.shrink_to(16);
         }
-        self.bytes = 0;
+        self.meter.unlog(std::mem::take(&mut self.bytes));
     }
 
     /// Forgets everything, and has every reader get a snapshot: what follows does not follow on what it has. `untold`:
@@ -427,13 +465,15 @@ impl Rendition {
             snapshot.retire();
         }
         self.frames.clear();
-        self.bytes = 0;
+        self.meter.unlog(std::mem::take(&mut self.bytes));
         self.keep_until = None;
     }
 
     fn drop_front(&mut self) {
         let Some(chunk) = self.chunks.pop_front() else { return };
-        self.bytes -= chunk.block.bytes.borrow().len() as u64;
+        let length = chunk.block.bytes.borrow().len() as u64;
+        self.bytes -= length;
+        self.meter.unlog(length);
         chunk.block.retire();
         let start = self.start();
         while self.frames.front().is_some_and(|frame| frame.start < start) {
@@ -454,10 +494,11 @@ mod tests {
     use crate::codec::message::Format;
     use crate::frame::Transport;
 
-    fn log() -> (Rendition, Rc<Cell<u64>>) {
-        let pinned = Rc::new(Cell::new(0));
+    fn log() -> (Rendition, Rc<Meter>) {
+        let meter = Rc::new(Meter::default());
+        meter.logged_max.set(1 << 30);
         let kind = RenditionKind { transport: Transport::WebSocket, format: Format::Patch };
-        (Rendition::new(kind, &pinned), pinned)
+        (Rendition::new(kind, &meter), meter)
     }
 
     fn push(log: &mut Rendition, seq: u64, text: &str) {
@@ -501,17 +542,17 @@ mod tests {
 
     #[test]
     fn a_trimmed_log_reuses_its_buffer_unless_someone_holds_it() {
-        let (mut log, pinned) = log();
+        let (mut log, meter) = log();
         let start = log.end();
         push(&mut log, 1, "one");
         let At::Bytes(held, _) = log.at(start) else { panic!("the frame is there") };
         log.trim(Instant::from_micros(1));
-        assert_eq!(pinned.get(), 3, "a stalled reader alone holds it now");
+        assert_eq!(meter.pinned.get(), 3, "a stalled reader alone holds it now");
         assert!(matches!(log.at(start), At::Gone | At::End));
         push(&mut log, 2, "two");
         assert_eq!(&held.bytes()[..], b"one", "what is held never changes");
         drop(held);
-        assert_eq!(pinned.get(), 0);
+        assert_eq!(meter.pinned.get(), 0);
     }
 
     #[test]
@@ -526,6 +567,21 @@ mod tests {
         assert_eq!(log.first_event(), Some(Seq(8)));
         assert!(log.bytes() <= 3 * CHUNK_BYTES as u64 / 2);
         assert_eq!(read(&log, log.position_of(Seq(10)).unwrap()), big);
+    }
+
+    #[test]
+    fn logs_that_are_full_together_keep_their_newest_chunk_alone() {
+        let (mut log, meter) = log();
+        let big = "x".repeat(CHUNK_BYTES);
+        for seq in 1..=3 {
+            push(&mut log, seq, &big);
+        }
+        assert_eq!((log.first_event(), meter.logged.get()), (Some(Seq(1)), 3 * CHUNK_BYTES as u64));
+        meter.logged_max.set(CHUNK_BYTES as u64);
+        push(&mut log, 4, "four");
+        assert_eq!((log.first_event(), meter.logged.get()), (Some(Seq(4)), 4));
+        drop(log);
+        assert_eq!((meter.logged.get(), meter.pinned.get()), (0, 0), "what is gone is not counted");
     }
 
     #[test]

@@ -25,7 +25,7 @@ use super::{CannedAnswer, Mail, Shard};
 
 /// The policy of the playground page, hashed once.
 static PLAYGROUND_POLICY: LazyLock<String> = LazyLock::new(crate::web::playground_security_policy);
-/// Bytes of a connection that has been answered and not been read on: past it reading waits.
+/// Bytes of a connection whose requests must wait: past it, and past a head's limit, reading waits.
 const BUFFERED_BYTES_MAX: usize = 256 << 10;
 /// How long an answer to a failed credential is held back, where the address has failed too often.
 const FAILURE_DELAY: Duration = Duration::from_secs(1);
@@ -118,11 +118,21 @@ impl Shard {
         }
         // Whoever does not take its answers is not asked for more.
         if let Some(connection) = self.connections.at_mut(index) {
-            let unread = match &connection.state {
-                State::Http(http) => http.buffer.len() > BUFFERED_BYTES_MAX,
-                _ => false,
-            };
-            connection.paused |= unread || connection.is_full();
+            connection.paused |= connection.is_full();
+        }
+        if self.has_unserved(index)
+            && let Some(connection) = self.connections.at_mut(index)
+        {
+            connection.paused = true;
+        }
+    }
+
+    /// Whether so many bytes of requests that must wait have been read that no more are to be.
+    pub(super) fn has_unserved(&self, index: u32) -> bool {
+        let bound = BUFFERED_BYTES_MAX.max(self.options.limits.request_head_bytes_max as usize);
+        match self.connections.at(index).map(|connection| &connection.state) {
+            Some(State::Http(http)) => http.buffer.len() > bound,
+            _ => false,
         }
     }
 
@@ -275,7 +285,7 @@ impl Shard {
                     self.arm(index);
                 }
             }
-            Demand::Renew(connection) => self.read_renewal(index, head, connection, reply),
+            Demand::Renew(connection) => self.read_renewal(index, head, connection, client.addr, reply),
             Demand::Stream(..) | Demand::Many(_) if self.draining.is_some() => {
                 let refusal = Refusal::new(ErrorCode::Draining, "the server is about to end").retry_after(2);
                 self.refuse(index, &refusal, &reply);
@@ -537,7 +547,7 @@ impl Shard {
     }
 
     /// Whom the subject's limits count `grant` for.
-    fn subject(&self, grant: &Grant) -> Option<Holder> {
+    pub(super) fn subject(&self, grant: &Grant) -> Option<Holder> {
         grant.sub().map(|sub| self.ledger.holder("subject", (grant.issuer(), sub)))
     }
 
@@ -555,7 +565,14 @@ impl Shard {
     }
 
     /// `POST /v1/connections/{connection}/auth`: its body is awaited.
-    fn read_renewal(&mut self, index: u32, head: &Head<'_>, connection: Option<ConnectionId>, mut reply: Reply) {
+    fn read_renewal(
+        &mut self,
+        index: u32,
+        head: &Head<'_>,
+        connection: Option<ConnectionId>,
+        client: IpAddr,
+        mut reply: Reply,
+    ) {
         reply.keep_alive = head.keep_alive;
         let deadline: Instant = self.now.at + self.options.limits.handshake_timeout;
         let decoder = match BodyDecoder::new(head.body) {
@@ -569,7 +586,7 @@ impl Shard {
             self.make_ready(index);
         }
         let Some(http) = self.http_mut(index) else { return };
-        http.phase = Phase::Body { decoder: Box::new(decoder), body: Vec::new(), connection, reply };
+        http.phase = Phase::Body { decoder: Box::new(decoder), body: Vec::new(), connection, client, reply };
         http.deadline = deadline;
         if head.body == BodyLength::None {
             self.renewal_read(index);
@@ -608,12 +625,12 @@ impl Shard {
         self.ask_no += 1;
         let ask = self.ask_no;
         let Some(http) = self.http_mut(index) else { return };
-        let Phase::Body { body, connection, reply, .. } = std::mem::replace(&mut http.phase, Phase::Head) else {
+        let Phase::Body { body, connection, client, reply, .. } = std::mem::replace(&mut http.phase, Phase::Head)
+        else {
             return;
         };
         http.phase = Phase::Asking { ask, reply: reply.clone() };
         http.deadline = deadline;
-        let peer = http.peer;
         let token = match crate::codec::message::parse_renewal(&body) {
             Ok(token) => token,
             Err(reason) => {
@@ -624,7 +641,7 @@ impl Shard {
         match connection.filter(|connection| connection.core.0 < self.cores) {
             Some(connection) => {
                 self.asks.insert(ask, key);
-                let mail = Mail::Renew { connection, token, addr: peer, from: self.core, ask };
+                let mail = Mail::Renew { connection, token, addr: client, from: self.core, ask };
                 self.send(connection.core, mail);
             }
             None => {

@@ -4,7 +4,7 @@
 
 /// A table of `T`, each at a place that stays its own until it is removed.
 #[derive(Debug)]
-pub struct Slab<T> {
+pub(super) struct Slab<T> {
     places: Vec<Option<T>>,
     free: Vec<u32>,
 }
@@ -17,7 +17,7 @@ impl<T> Default for Slab<T> {
 
 impl<T> Slab<T> {
     /// Puts `item` at a free place and tells which.
-    pub fn insert(&mut self, item: T) -> u32 {
+    pub(super) fn insert(&mut self, item: T) -> u32 {
         match self.free.pop() {
             Some(index) => {
                 self.places[index as usize] = Some(item);
@@ -32,39 +32,39 @@ impl<T> Slab<T> {
     }
 
     /// Takes out what stands at `index`.
-    pub fn remove(&mut self, index: u32) -> Option<T> {
+    pub(super) fn remove(&mut self, index: u32) -> Option<T> {
         let item = self.places.get_mut(index as usize)?.take()?;
         self.free.push(index);
         Some(item)
     }
 
     /// What stands at `index`.
-    pub fn at(&self, index: u32) -> Option<&T> {
+    pub(super) fn at(&self, index: u32) -> Option<&T> {
         self.places.get(index as usize)?.as_ref()
     }
 
     /// What stands at `index`, to be changed.
-    pub fn at_mut(&mut self, index: u32) -> Option<&mut T> {
+    pub(super) fn at_mut(&mut self, index: u32) -> Option<&mut T> {
         self.places.get_mut(index as usize)?.as_mut()
     }
 
     /// How many places there are, taken or not: every index is below it.
-    pub fn places(&self) -> u32 {
+    pub(super) fn places(&self) -> u32 {
         u32::try_from(self.places.len()).unwrap_or(u32::MAX)
     }
 
     /// How many places are taken.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.places.len() - self.free.len()
     }
 
     /// Whether none is.
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
     /// All that is there, with its place.
-    pub fn iter(&self) -> impl Iterator<Item = (u32, &T)> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &T)> {
         self.places.iter().enumerate().filter_map(|(i, item)| Some((u32::try_from(i).ok()?, item.as_ref()?)))
     }
 }

@@ -45,7 +45,7 @@ impl Shard {
             readers: logs().map(|log| log.subscribers.len() + log.rated.len()).sum(),
             log_bytes: logs().map(|log| log.bytes()).sum(),
             streams: self.streams.len(),
-            pinned_bytes: self.pinned.get(),
+            pinned_bytes: self.meter.pinned.get(),
             control_bytes_max: outboxes().map(|outbox| outbox.control_bytes()).max().unwrap_or(0),
             outbox_items_max: outboxes().map(|outbox| outbox.items()).max().unwrap_or(0),
             rights: self.rights.len(),

@@ -10,7 +10,7 @@ use crate::codec::message::{self, ClientId, CloseReason, ErrorCode, Format, Unsu
 use crate::connection::handshake::Refusal;
 use crate::connection::subscriptions::Slot;
 use crate::frame::{self, RenditionKind};
-use crate::ids::{ConnectionKey, ResumePoint, Seq};
+use crate::ids::{ConnectionKey, Holder, ResumePoint, Seq};
 use crate::stream::log::{Event, History};
 use crate::stream::poll::{Status, StreamState, UpstreamCode};
 use crate::time::WallTime;
@@ -59,11 +59,17 @@ impl Shard {
         for rendition in &mut topic.renditions {
             *rendition = None;
         }
-        let lingers = std::mem::replace(&mut topic.lingers, true);
         let owner = key.owner(self.cores);
         self.send(owner, Mail::Unwatch { key, from: self.core });
-        if !lingers {
-            self.set_timer(now + TOPIC_LINGER, Timer::Topic { index });
+        self.time_topic(index);
+    }
+
+    /// Sets the timer that lets go of a topic that was given up, if none is set.
+    fn time_topic(&mut self, index: u32) {
+        let Some(topic) = self.topics.at_mut(index) else { return };
+        if !std::mem::replace(&mut topic.timed, true) {
+            let at = topic.idle_since + TOPIC_LINGER;
+            self.set_timer(at, Timer::Topic { index });
         }
     }
 
@@ -71,14 +77,13 @@ impl Shard {
     pub(super) fn topic_due(&mut self, index: u32) {
         let now = self.now.at;
         let Some(topic) = self.topics.at_mut(index) else { return };
-        topic.lingers = false;
+        topic.timed = false;
         if topic.watchers > 0 {
             return;
         }
         if topic.idle_since + TOPIC_LINGER > now {
-            topic.lingers = true;
-            let at = topic.idle_since + TOPIC_LINGER;
-            return self.set_timer(at, Timer::Topic { index });
+            self.time_topic(index);
+            return;
         }
         if let Some(topic) = self.forget_topic(index) {
             let owner = topic.key.owner(self.cores);
@@ -122,19 +127,18 @@ impl Shard {
         if limit != 0 && open.subscriptions.len() >= limit {
             return Err(too_many());
         }
-        let counted = self.hold_stream(index, key)?;
+        let holder = self.subject_of(index);
+        let counted = self.hold_stream(holder, key)?;
         let topic = self.watch(key);
         let Some(connection) = self.connections.at_mut(index) else { return Ok(()) };
         let generation = connection.generation;
         let Some(open) = connection.open_mut() else { return Ok(()) };
         let kind = RenditionKind { transport: open.transport, format };
         let kind_no = u8::try_from(kind.index()).expect("there are six kinds");
-        let slot =
-            Slot { topic, position: 0, kind: kind_no, rated: max_rate_ms > 0, pending: true, counted, max_rate_ms };
+        let rated = max_rate_ms > 0;
+        let slot = Slot { topic, position: 0, kind: kind_no, rated, pending: true, counted, max_rate_ms };
         let Some(slot) = open.subscriptions.insert(slot) else {
-            if counted {
-                self.release_stream(index, key);
-            }
+            self.release_stream(holder.filter(|_| counted), key);
             self.unwatch(topic);
             return Err(too_many());
         };
@@ -144,30 +148,28 @@ impl Shard {
             self.tell(index, "subscribed", |out| message::write_subscribed(out, &name, id));
         }
         let pending = Pending { connection: ConnectionKey { index, generation }, slot, since };
-        if let Some(topic) = self.topics.at_mut(topic) {
-            if topic.history.is_none() {
-                topic.pending.push(pending);
-                return Ok(());
-            }
+        if let Some(topic) = self.topics.at_mut(topic)
+            && topic.history.is_none()
+        {
+            topic.pending.push(pending);
+            return Ok(());
         }
         self.start(pending);
         Ok(())
     }
 
-    /// Counts a stream for its subject, where that has a limit; whether it was counted.
-    fn hold_stream(&mut self, index: u32, key: &StreamKey) -> Result<bool, Refusal> {
+    /// Counts a watch of the stream for a subject, where that has a limit; whether it was counted.
+    pub(super) fn hold_stream(&mut self, holder: Option<Holder>, key: &StreamKey) -> Result<bool, Refusal> {
         let limit = self.options.limits.streams_per_subject;
-        if limit == 0 || !key.is_filled() {
-            return Ok(false);
-        }
-        let Some(holder) = self.subject_of(index) else { return Ok(false) };
+        let Some(holder) = holder.filter(|_| limit != 0 && key.is_filled()) else { return Ok(false) };
         self.ledger.hold_stream(holder, key.hash_value(), limit, self.now.at).map(|()| true).map_err(|_| {
             Refusal::new(ErrorCode::TooManyStreams, "the subject watches as many different streams as it may")
         })
     }
 
-    fn release_stream(&mut self, index: u32, key: &StreamKey) {
-        if let Some(holder) = self.subject_of(index) {
+    /// Counts it no more; only what was counted.
+    pub(super) fn release_stream(&mut self, holder: Option<Holder>, key: &StreamKey) {
+        if let Some(holder) = holder {
             self.ledger.release_stream(holder, key.hash_value(), self.now.at);
         }
     }
@@ -189,15 +191,15 @@ impl Shard {
         let Some(history) = &topic.history else { return };
         let has_value = history.value().is_some();
         let status = topic.status.filter(|status| status.state != StreamState::Live);
-        let resumed = since.and_then(|since| topic.resume(kind, since, now + BACKLOG_KEPT, &self.pinned));
+        let resumed = since.and_then(|since| topic.resume(kind, since, now + BACKLOG_KEPT, &self.meter));
         let snapshot = match resumed {
-            None if has_value => topic.snapshot(kind, &self.pinned),
+            None if has_value => topic.snapshot(kind, &self.meter),
             _ => None,
         };
-        let end = topic.rendition(kind, &self.pinned).end();
+        let end = topic.rendition(kind, &self.meter).end();
         let cursor = resumed.unwrap_or(end);
         let name = Arc::clone(&topic.key.name);
-        let rendition = topic.rendition(kind, &self.pinned);
+        let rendition = topic.rendition(kind, &self.meter);
         let position = if entry.rated {
             let open_at =
                 if snapshot.is_some() { now + Duration::from_millis(u64::from(entry.max_rate_ms)) } else { now };
@@ -224,7 +226,7 @@ impl Shard {
         }
         if let (Some(block), Some(connection)) = (snapshot, self.connections.at_mut(index)) {
             let length = block.bytes().len();
-            connection.outbox().push_frame(slot, block, 0..length);
+            connection.outbox().push_frame(block, 0..length, slot);
         }
         self.make_ready(index);
     }
@@ -234,7 +236,7 @@ impl Shard {
         let Some(connection) = self.connections.at_mut(index) else { return };
         let Some(entry) = connection.open_mut().and_then(|open| open.subscriptions.remove(slot)) else { return };
         if let Some(outbox) = &mut connection.outbox {
-            outbox.drop_unsent_of(slot);
+            outbox.drop_unsent_frames_of(slot);
         }
         self.metrics.subscriptions.fall();
         let Some(topic) = self.topics.at_mut(entry.topic) else { return };
@@ -269,9 +271,9 @@ impl Shard {
                 self.make_ready(other);
             }
         }
-        if entry.counted {
-            self.release_stream(index, &key);
-        }
+        // Limits may have been set or lifted since, and an anonymous caller may have become somebody.
+        let holder = self.subject_of(index).filter(|_| entry.counted);
+        self.release_stream(holder, &key);
         self.unwatch(entry.topic);
     }
 
@@ -332,9 +334,9 @@ impl Shard {
     /// stream now are moved, those that select none end.
     pub(super) fn rejudge_subscriptions(&mut self, index: u32) {
         let Some(open) = self.connections.at(index).and_then(|connection| connection.open()) else { return };
-        let (single, had) = (open.single, open.subscriptions.len());
+        let single = open.single;
         let slots: Vec<(u16, Slot)> = open.subscriptions.iter().map(|(no, slot)| (no, *slot)).collect();
-        let mut reason = CloseReason::StreamEnded;
+        let mut forbidden = false;
         for (slot, entry) in slots {
             let Some(open) = self.connections.at(index).and_then(|connection| connection.open()) else { return };
             let Some(topic) = self.topics.at(entry.topic) else { continue };
@@ -357,7 +359,7 @@ impl Shard {
                         self.tell(index, "stream_status", |out| write_status(out, &key.name, &status, wall));
                     }
                     if let Err(refusal) = self.subscribe(index, &other, format, None, entry.max_rate_ms, None) {
-                        reason = CloseReason::Forbidden;
+                        forbidden = true;
                         self.tell_unsubscribed(index, &key.name, UnsubscribedReason::Forbidden);
                         let name = Arc::clone(&key.name);
                         self.tell_error(index, refusal.code, &refusal.detail, None, Some(&name));
@@ -365,17 +367,17 @@ impl Shard {
                 }
                 Err(_) => {
                     let ended = !self.options.catalog.contains(&id);
+                    forbidden |= !ended;
                     if ended {
                         let wall = self.now.wall;
                         let status = Status { state: StreamState::Ended, code: None, status: None, retry_in: None };
                         self.tell(index, "stream_status", |out| write_status(out, &key.name, &status, wall));
                     }
                     self.unsubscribe_slot(index, slot);
-                    if !ended {
-                        reason = CloseReason::Forbidden;
-                    }
                     if single {
-                        return self.close(index, reason);
+                        let reason = if ended { CloseReason::StreamEnded } else { CloseReason::Forbidden };
+                        self.close(index, reason);
+                        return;
                     }
                     self.tell_unsubscribed(
                         index,
@@ -386,8 +388,9 @@ impl Shard {
             }
         }
         let left = self.connections.at(index).and_then(|c| c.open()).map_or(0, |open| open.subscriptions.len());
-        if had > 0 && left == 0 {
-            self.close(index, reason);
+        // A stream that has ended is no right lost: the connection may subscribe to others.
+        if forbidden && left == 0 {
+            self.close(index, CloseReason::Forbidden);
         }
     }
 
@@ -442,7 +445,9 @@ impl Shard {
         let waiters = std::mem::take(&mut topic.waiters);
         let detail = "the server holds as many streams as it may";
         for waiter in waiters {
-            self.refuse_waiter(waiter, Refusal::new(ErrorCode::TooManyStreams, detail).retry_after(10));
+            // The server's bound, not the caller's: 503, where that of a subject is 429.
+            let refusal = Refusal::new(ErrorCode::TooManyStreams, detail).with_status(503).retry_after(10);
+            self.refuse_waiter(waiter, refusal);
         }
         held.extend(pending.iter().filter_map(|pending| Some((self.still(pending.connection)?, pending.slot))));
         for (connection, slot) in held {

@@ -196,7 +196,9 @@ impl Shard {
     pub(super) fn reload(&mut self, options: Arc<Options>) {
         self.verifier = Verifier::new(options.auth.jwt.clone());
         self.options = options;
+        self.share_bounds();
         self.reload_streams();
+        self.refuse_stale_waiters();
         self.recheck = Some(0);
         self.rejudge = true;
     }

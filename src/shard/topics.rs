@@ -3,7 +3,6 @@
 //! Source: the fan-out design in ARCHITECTURE.md. Memory: the history's events are shared with the owner core and all
 //! others; logs as `shard::rendition` says. Errors: none. Not here: polling (`shard::owner`), sockets.
 
-use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -14,7 +13,7 @@ use crate::stream::poll::Status;
 use crate::time::Instant;
 
 use super::catalog::StreamKey;
-use super::rendition::{Block, Rendition};
+use super::rendition::{Block, Meter, Rendition};
 
 /// One who waits for the topic to be attached before it can be given anything.
 #[derive(Clone, Copy, Debug)]
@@ -48,8 +47,8 @@ pub struct Topic {
     pub watchers: u32,
     /// When it was last given up.
     pub idle_since: Instant,
-    /// Whether a timer is set to let go of it.
-    pub lingers: bool,
+    /// Whether a timer is set to let go of it: however often it is given up, it has one.
+    pub timed: bool,
 }
 
 impl Topic {
@@ -65,18 +64,13 @@ impl Topic {
             waiters: Vec::new(),
             watchers: 0,
             idle_since: now,
-            lingers: false,
+            timed: false,
         }
     }
 
     /// The log of that kind, made if there is none.
-    pub fn rendition(&mut self, kind: RenditionKind, pinned: &Rc<Cell<u64>>) -> &mut Rendition {
-        self.renditions[kind.index()].get_or_insert_with(|| Box::new(Rendition::new(kind, pinned)))
-    }
-
-    /// Bytes of frames its logs hold.
-    pub fn log_bytes(&self) -> u64 {
-        self.renditions.iter().flatten().map(|rendition| rendition.bytes()).sum()
+    pub fn rendition(&mut self, kind: RenditionKind, meter: &Rc<Meter>) -> &mut Rendition {
+        self.renditions[kind.index()].get_or_insert_with(|| Box::new(Rendition::new(kind, meter)))
     }
 
     /// Appends `event`, which has just been published, to every log that is read, and lets go of those that are not.
@@ -113,9 +107,9 @@ impl Topic {
         kind: RenditionKind,
         since: ResumePoint,
         keep_until: Instant,
-        pinned: &Rc<Cell<u64>>,
+        meter: &Rc<Meter>,
     ) -> Option<u64> {
-        self.rendition(kind, pinned);
+        self.rendition(kind, meter);
         let Topic { key, history, renditions, .. } = self;
         let history = history.as_ref()?;
         let rendition = renditions[kind.index()].as_mut()?;
@@ -125,6 +119,9 @@ impl Topic {
             Resume::Events { first, .. } => first,
         };
         if rendition.position_of(from).is_none() {
+            if rendition.is_full() {
+                return None;
+            }
             let first_kept = rendition.first_event().unwrap_or(history.head()?.next());
             let missed = (from.0..first_kept.0).map(Seq);
             rendition.prepend(missed, keep_until, |seq, out| {
@@ -137,8 +134,8 @@ impl Topic {
     }
 
     /// The newest value as a frame of that kind, if there is a value.
-    pub fn snapshot(&mut self, kind: RenditionKind, pinned: &Rc<Cell<u64>>) -> Option<Rc<Block>> {
-        self.rendition(kind, pinned);
+    pub fn snapshot(&mut self, kind: RenditionKind, meter: &Rc<Meter>) -> Option<Rc<Block>> {
+        self.rendition(kind, meter);
         let Topic { key, history, renditions, .. } = self;
         let history = history.as_ref()?;
         let rendition = renditions[kind.index()].as_mut()?;

@@ -98,10 +98,17 @@ pub struct Comparison {
     /// Which stream's: its place on its core.
     pub stream: u32,
     poll: PollNo,
-    held: Option<Arc<Document>>,
+    held: Option<Held>,
     body: Vec<u8>,
     received: WallTime,
     options: Arc<Options>,
+}
+
+/// The value held, and the mark of the last body that was a value.
+#[derive(Clone, Debug)]
+struct Held {
+    document: Arc<Document>,
+    fingerprint: Fingerprint,
 }
 
 /// What a comparison came to.
@@ -137,6 +144,10 @@ impl Comparison {
     pub fn run(self) -> Compared {
         let Comparison { stream, poll, held, body, received, options } = self;
         let fingerprint = json::body_fingerprint(&body);
+        if held.as_ref().is_some_and(|held| held.fingerprint == fingerprint) {
+            // The same bytes are not parsed again.
+            return Compared { stream, poll, received, outcome: Ok((None, fingerprint)) };
+        }
         let outcome = Document::parse(&body).map_err(|error| error.to_string()).map(|new| {
             let Some(held) = held else {
                 return (Some(NewValue { document: Arc::new(new), patch: None, merge: None }), fingerprint);
@@ -146,7 +157,7 @@ impl Comparison {
                 array_key: options.array_key.as_deref(),
                 work_max: DIFF_WORK_MAX,
             };
-            match diff::diff(&held, &new, &diff_options) {
+            match diff::diff(&held.document, &new, &diff_options) {
                 Change::Unchanged => (None, fingerprint),
                 Change::Changed { patch, merge } => {
                     (Some(NewValue { document: Arc::new(new), patch, merge }), fingerprint)
@@ -162,20 +173,19 @@ impl Comparison {
 pub struct Stream {
     target: Arc<Target>,
     poller: Poller,
-    document: Option<Arc<Document>>,
-    /// Of the last body that was a value.
-    fingerprint: Option<Fingerprint>,
+    held: Option<Held>,
     history: History,
 }
 
 impl Stream {
-    /// A stream that has not been polled. `seed` is for its phase and jitter; its polls are numbered after `last`.
-    pub fn new(target: Arc<Target>, epoch: Epoch, seed: u64, last: PollNo) -> Stream {
+    /// A stream that has not been polled. `seed` is for its phase and jitter; its polls are numbered from behind
+    /// `polled`, which no other stream at its place may reach.
+    pub fn new(target: Arc<Target>, epoch: Epoch, seed: u64, polled: PollNo) -> Stream {
         let options = &target.options;
         let conditional = matches!(options.method.as_str(), "GET" | "HEAD");
         let poll = PollOptions { interval: options.interval, backoff_max: options.backoff_max, conditional, seed };
         let history = History::new(epoch, Bounds::of(options));
-        Stream { poller: Poller::new(poll).number_after(last), target, document: None, fingerprint: None, history }
+        Stream { poller: Poller::new(poll).numbered_from(polled), target, held: None, history }
     }
 
     /// Its events.
@@ -185,12 +195,18 @@ impl Stream {
 
     /// Bytes of its events and value.
     pub fn bytes(&self) -> u64 {
-        self.history.bytes() + self.document.as_ref().map_or(0, |document| document.memory_bytes() as u64)
+        self.history.bytes() + self.tape_bytes()
     }
 
-    /// Lets go of old events until `bytes` are left; the newest stays.
+    /// Of the value held; its text is the newest event's, and counted there.
+    fn tape_bytes(&self) -> u64 {
+        let tape = |held: &Held| held.document.memory_bytes() - held.document.text().len();
+        self.held.as_ref().map_or(0, |held| tape(held) as u64)
+    }
+
+    /// Lets go of old events until `bytes` of [`Stream::bytes`] are left; the newest stays.
     pub fn trim_to(&mut self, bytes: u64) {
-        self.history.trim_to(bytes);
+        self.history.trim_to(bytes.saturating_sub(self.tape_bytes()));
     }
 
     /// What subscribers are told of its upstream.
@@ -236,11 +252,7 @@ impl Stream {
             Judged::NotModified => Step::Unchanged,
             Judged::Failed(failure) => Step::Failed(failure),
             Judged::Body { bytes, received } => {
-                if self.document.is_some() && self.fingerprint == Some(json::body_fingerprint(&bytes)) {
-                    self.poller.accept(now.at, poll);
-                    return Step::Unchanged;
-                }
-                let held = self.document.clone();
+                let held = self.held.clone();
                 let options = Arc::clone(&self.target.options);
                 let large = bytes.len() > limits::INLINE_DIFF_BYTES_MAX;
                 let comparison = Comparison { stream, poll, held, body: bytes, received, options };
@@ -262,11 +274,13 @@ impl Stream {
         if !self.poller.accept(now.at, poll) {
             return Step::Unexpected;
         }
-        self.fingerprint = Some(fingerprint);
+        if let Some(held) = &mut self.held {
+            held.fingerprint = fingerprint;
+        }
         // Where only ignored members differ, the value stays as of the last event: they travel with the next one.
         let Some(NewValue { document, patch, merge }) = new else { return Step::Unchanged };
         let value = Arc::clone(document.text());
-        self.document = Some(document);
+        self.held = Some(Held { document, fingerprint });
         self.history.publish(received, value, patch.map(Arc::from), merge.map(Arc::from));
         self.history.newest().map_or(Step::Unchanged, |event| Step::Changed(event.clone()))
     }

@@ -72,7 +72,7 @@ pub struct FetchError {
     pub detail: String,
 }
 
-/// Number of a poll of one stream: 1 is the first, unless told otherwise. An answer is known by it.
+/// Number of a poll of one stream: one more than the last. An answer is known by it.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct PollNo(pub u64);
 
@@ -239,10 +239,9 @@ impl Poller {
         }
     }
 
-    /// Numbers the polls that are yet to begin from the one after `last` on: what is known of a stream by its place alone
-    /// must not take the answer to the poll of another that has stood there.
-    pub fn number_after(mut self, last: PollNo) -> Poller {
-        self.last_no = last;
+    /// Counts polls from behind `no` on: where pollers follow each other at one place, none takes another's answer for its own.
+    pub fn numbered_from(mut self, no: PollNo) -> Poller {
+        self.last_no = no;
         self
     }
 

@@ -1,4 +1,5 @@
-//! What the integration tests share: an upstream that misbehaves on demand, certificates good and bad, and both drivers.
+//! What the integration tests share: an upstream that misbehaves on demand, the built server, certificates good and bad,
+//! and both drivers.
 
 // Each test crate uses its own part of this.
 #![allow(dead_code, unreachable_pub, unused_imports)]
@@ -8,6 +9,7 @@
 mod certificates;
 pub mod client;
 mod drivers;
+pub mod server;
 mod upstream;
 
 pub use certificates::{Authority, Identity, self_signed};

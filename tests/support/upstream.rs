@@ -46,6 +46,8 @@ pub struct RequestSeen {
     pub body: Vec<u8>,
     /// Which of the server's connections it came over: 1 is the first.
     pub connection: usize,
+    /// The name that the client asked for in its TLS handshake.
+    pub server_name: Option<String>,
     /// When its head had been received.
     pub at: Instant,
 }
@@ -195,6 +197,11 @@ impl Reply {
         Reply::steps(vec![Step::Send(sent), Step::Pause(Duration::from_millis(20)), Step::Reset])
     }
 
+    /// The same with another status.
+    pub fn with_status(self, status: u16) -> Reply {
+        self.with(|proper| proper.status = status)
+    }
+
     /// Adds a header.
     pub fn header(self, name: &str, value: &str) -> Reply {
         self.with(|proper| proper.headers.push((name.to_owned(), value.to_owned())))
@@ -247,16 +254,26 @@ impl Reply {
 impl Upstream {
     /// A server that speaks plain HTTP and answers 404 to everything yet.
     pub fn start() -> Upstream {
-        Upstream::listen(None)
+        Upstream::listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), None)
+    }
+
+    /// The same at the address of one that was dropped: it is there again.
+    pub fn start_at(address: SocketAddr) -> Upstream {
+        Upstream::listen(address, None)
     }
 
     /// The same over TLS, presenting `identity`.
     pub fn start_tls(identity: &Identity) -> Upstream {
-        Upstream::listen(Some(identity.server_config()))
+        Upstream::start_tls_at(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), identity)
     }
 
-    fn listen(tls: Option<Arc<ServerConfig>>) -> Upstream {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
+    /// The same at the address of one that was dropped.
+    pub fn start_tls_at(address: SocketAddr, identity: &Identity) -> Upstream {
+        Upstream::listen(address, Some(identity.server_config()))
+    }
+
+    fn listen(address: SocketAddr, tls: Option<Arc<ServerConfig>>) -> Upstream {
+        let listener = TcpListener::bind(address).expect("the port is free");
         let address = listener.local_addr().expect("a bound listener has an address");
         let scheme = if tls.is_some() { "https" } else { "http" };
         let shared = Arc::new(Shared::default());
@@ -647,6 +664,10 @@ impl Connection<'_> {
                         .collect(),
                     body: Vec::new(),
                     connection: self.number,
+                    server_name: match &self.wire {
+                        Wire::Plain(_) => None,
+                        Wire::Tls(tls) => tls.conn.server_name().map(str::to_owned),
+                    },
                     at: Instant::now(),
                 };
                 let length = seen.header("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
