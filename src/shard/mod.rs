@@ -192,8 +192,10 @@ pub enum Sent {
 /// Something to be done at a certain time, besides what the wheel holds.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 enum Timer {
-    /// A poll of an owned stream, or the end of its lingering.
-    Stream { index: u32, generation: u32 },
+    /// The end of an owned stream's lingering; where a poll is due at the same time, it is not begun.
+    Linger { index: u32, generation: u32 },
+    /// A poll of an owned stream.
+    Poll { index: u32, generation: u32 },
     /// A rated subscriber may get its next event.
     Rated { connection: u32, generation: u32, slot: u16 },
     /// A topic that nobody watches may be let go of.

@@ -18,6 +18,16 @@ use crate::time::Instant;
 /// First position of a log: far from 0, so that older frames can be put in front.
 const ORIGIN: u64 = 1 << 48;
 
+/// A cursor before every log: its reader has fallen off.
+const FALLEN: u64 = 0;
+/// The same, where the reader has missed a change of the status as well.
+const FALLEN_UNTOLD: u64 = 1;
+
+/// Whether a reader at `cursor`, which has fallen off its log, has missed the status frame that ends at `status_end`.
+pub(super) fn misses_status(cursor: u64, status_end: u64) -> bool {
+    cursor == FALLEN_UNTOLD || cursor > FALLEN_UNTOLD && cursor < status_end
+}
+
 /// What the logs of a core hold together.
 #[derive(Debug, Default)]
 pub struct Meter {

@@ -30,7 +30,8 @@ impl Shard {
         {
             self.timers.pop();
             match timer {
-                Timer::Stream { index, generation } => self.stream_due(index, generation),
+                Timer::Poll { index, generation } => self.poll_due(index, generation, at),
+                Timer::Linger { index, generation } => self.linger_due(index, generation, at),
                 Timer::Rated { connection, generation, slot } => self.rated_due(connection, generation, slot),
                 Timer::Topic { index } => self.topic_due(index),
             }
