@@ -56,16 +56,6 @@ impl Meter {
 /// Where frames begin in a chunk, each with its sequence number.
 type Places = Vec<(usize, u64)>;
 
-/// A cursor before every log: its reader has fallen off.
-const FALLEN: u64 = 0;
-/// The same, where the reader has missed a change of the status as well.
-const FALLEN_UNTOLD: u64 = 1;
-
-/// Whether a reader at `cursor`, which has fallen off its log, has missed the status frame that ends at `status_end`.
-pub(super) fn misses_status(cursor: u64, status_end: u64) -> bool {
-    cursor == FALLEN_UNTOLD || cursor > FALLEN_UNTOLD && cursor < status_end
-}
-
 /// A contiguous piece of frames. Shared between its log and the connections that have sent a part of it.
 #[derive(Debug)]
 pub struct Block {
