@@ -4,7 +4,7 @@
 //! process, their histories and values within `history_bytes_total` of it: those that nobody watches go first, the
 //! longest unwatched before others. Errors: [`Mail::Refused`] where there are too many.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::ids::{CoreId, Epoch};
@@ -23,7 +23,7 @@ pub(super) struct Owned {
     /// Tells it from others that have stood at its place.
     generation: u32,
     /// For each core that hears of it, whether someone there watches.
-    cores: HashMap<CoreId, bool>,
+    cores: BTreeMap<CoreId, bool>,
     /// Whether it is polled without watchers.
     warm: bool,
     /// When polling ends, where nobody watches.
@@ -83,7 +83,7 @@ impl Shard {
             key: Arc::clone(key),
             stream: Stream::new(Arc::clone(&key.target), epoch, self.rng.u64(), last),
             generation: self.generation,
-            cores: HashMap::new(),
+            cores: BTreeMap::new(),
             warm: false,
             linger_until: None,
             used: self.now.at,

@@ -265,6 +265,10 @@ impl Rendition {
         let bytes_max = if self.meter.is_full() { 0 } else { bytes_max };
         if seq.is_none() {
             self.status_end = self.end;
+            // Whoever has fallen off before will not come by this frame.
+            for reader in self.subscribers.iter_mut().filter(|reader| reader.cursor == FALLEN) {
+                reader.cursor = FALLEN_UNTOLD;
+            }
         } else if let Some((_, snapshot)) = self.snapshot.take() {
             snapshot.retire();
         }
@@ -596,5 +600,17 @@ mod tests {
         assert_eq!(&block.bytes()[range], b"one");
         push(&mut log, 2, "two");
         assert!(matches!(log.waiting(start), Waiting::More));
+    }
+
+    #[test]
+    fn whoever_fell_off_before_a_status_is_told_it() {
+        let (mut log, _) = log();
+        let end = log.end();
+        log.subscribers.push(Subscriber { connection: 1, slot: 0, behind: true, cursor: end });
+        log.restart(false);
+        assert!(!misses_status(log.subscribers[0].cursor, log.status_end), "it has missed none yet");
+        log.append(None, 1 << 20, |out| out.extend_from_slice(b"status"));
+        assert!(matches!(log.at(log.subscribers[0].cursor), At::Gone));
+        assert!(misses_status(log.subscribers[0].cursor, log.status_end));
     }
 }

@@ -1,6 +1,7 @@
 //! Worlds that follow a script: one for each fault that was found, and for what chance meets too seldom.
 
 use super::client::{Held, Kind};
+use super::dice::Dice;
 use super::upstream::Mood;
 use super::world::{Setup, World};
 
@@ -12,7 +13,7 @@ fn held(format: &str) -> Held {
 }
 
 fn world(setup: Setup) -> World {
-    let mut world = World::with(1, setup);
+    let mut world = World::with(Dice::seeded(1), setup);
     world.book.upstream.mood = Mood::Calm;
     world.fetch_us_max = 1;
     world
@@ -24,7 +25,7 @@ fn watch(world: &mut World, kind: Kind, life_us: u64, rate_ms: u64) -> usize {
 
 /// Every value one version further, polled and delivered.
 fn change(world: &mut World) {
-    let mut dice = super::Dice(3);
+    let mut dice = Dice::seeded(3);
     world.book.upstream.renew_all(&mut dice);
     world.idle(2 * SECOND_US);
 }
@@ -51,7 +52,7 @@ fn whoever_joins_during_a_pass_makes_nobody_miss_it() {
     }
     world.idle(SECOND_US);
     for round in 0..4 {
-        let mut dice = super::Dice(round);
+        let mut dice = Dice::seeded(round);
         world.book.upstream.renew_all(&mut dice);
         // The pass over 1,000 readers takes several turns, and in each somebody joins.
         let polls = world.fetches;
@@ -82,7 +83,7 @@ fn nothing_is_sent_after_a_step_of_the_clock_before_everybody_was_looked_at() {
     }
     world.idle(SECOND_US);
     for round in 0..20 {
-        let mut dice = super::Dice(round);
+        let mut dice = Dice::seeded(round);
         world.book.upstream.renew_all(&mut dice);
         world.pass_time(SECOND_US);
         if round == 10 {
@@ -118,7 +119,7 @@ fn a_reader_that_is_always_a_little_behind_is_not_taken_for_dead() {
     for _ in 0..40 {
         // It takes 60 bytes a step, never all there is.
         world.set_room(slow, 60);
-        let mut dice = super::Dice(5);
+        let mut dice = Dice::seeded(5);
         world.book.upstream.renew_all(&mut dice);
         world.idle(SECOND_US / 2);
         assert_eq!(world.clients[slow].closed, None, "it reads, and answers what it has read");

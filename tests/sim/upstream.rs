@@ -6,7 +6,7 @@ use std::time::Duration;
 use restcast::stream::poll::{FetchError, FetchRequest, FetchResponse, FetchResult, UpstreamCode, Validators};
 use restcast::time::WallTime;
 
-use super::Dice;
+use super::dice::Dice;
 
 /// How an upstream behaves at present.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -17,8 +17,8 @@ use restcast::stream::Comparison;
 use restcast::stream::poll::{FetchRequest, PollNo};
 use restcast::time::{Instant, Now, WallTime};
 
-use super::Dice;
 use super::client::{Asked, Book, Client, Held, Kind, LATE_US, Request, Token};
+use super::dice::Dice;
 use super::upstream::Mood;
 
 const SECRET: &str = "a secret of the simulator, of 32 bytes or more";
@@ -201,7 +201,6 @@ pub struct World {
     pub cores: Vec<Core>,
     /// What is on its way to each core, from each core.
     mail: Vec<Vec<VecDeque<(u64, Mail)>>>,
-    mails: u64,
     pub clients: Vec<Client>,
     options: Arc<Options>,
     ledger: Arc<Ledger>,
@@ -249,14 +248,13 @@ impl Wire for Net<'_> {
 }
 
 impl World {
-    pub fn new(seed: u64) -> World {
-        let mut dice = Dice(seed);
+    /// A world whose setup and fate are drawn.
+    pub fn new(mut dice: Dice) -> World {
         let setup = Setup::chosen(&mut dice);
-        World::with(seed, setup)
+        World::with(dice, setup)
     }
 
-    pub fn with(seed: u64, setup: Setup) -> World {
-        let dice = Dice(seed ^ 0x5eed);
+    pub fn with(dice: Dice, setup: Setup) -> World {
         let options = options(&setup.text(0), None);
         let ledger = Arc::new(Ledger::default());
         let mut book = Book::new(1_000 * SECOND_US, 1_800_000_000 * SECOND_US, setup.leeway_s * SECOND_US);
@@ -266,7 +264,7 @@ impl World {
             .map(|core| {
                 let metrics = Arc::new(CoreMetrics::default());
                 let mut secret = [7; 32];
-                (secret[0], secret[1]) = (core as u8, seed as u8);
+                secret[0] = core as u8;
                 let (options, ledger) = (Arc::clone(&options), Arc::clone(&ledger));
                 let shard = Shard::new(CoreId(core), setup.cores, options, ledger, Arc::clone(&metrics), secret, now);
                 let (sockets, fetches, comparisons) = Default::default();
@@ -279,7 +277,6 @@ impl World {
         World {
             dice,
             mail: (0..setup.cores).map(queues).collect(),
-            mails: 0,
             setup,
             book,
             cores,
@@ -453,14 +450,12 @@ impl World {
                 }
                 Output::Mail { to, mail } => {
                     assert!(usize::from(to.0) != index, "mail to oneself stays inside");
-                    if self.setup.loses_mail && mail.may_be_lost() && self.book.upstream.mood == Mood::Wild {
-                        if self.dice.percent(10) {
-                            continue;
-                        }
+                    let lossy = self.setup.loses_mail && self.book.upstream.mood == Mood::Wild;
+                    if lossy && mail.may_be_lost() && self.dice.percent(10) {
+                        continue;
                     }
-                    self.mails += 1;
                     // Drawn from no dice: the order in which a core writes to others is no order.
-                    let delay = Dice(self.mails_seed(index, usize::from(to.0))).below(30_000);
+                    let delay = Dice::seeded(self.mails_seed(index, usize::from(to.0))).below(30_000);
                     let queue = &mut self.mail[usize::from(to.0)][index];
                     let due = (now_us + delay).max(queue.back().map_or(0, |(due, _)| *due));
                     queue.push_back((due, mail));
