@@ -16,7 +16,7 @@ use std::net::Ipv6Addr;
 
 use crate::limits::{EMPTY_LINES_MAX, HEADERS_MAX, TARGET_BYTES_MAX};
 
-pub use answer::{CONTINUE, Framing, LAST_CHUNK, Response, reason_phrase, write_chunk};
+pub use answer::{CONTINUE, Framing, LAST_CHUNK, Response, http_date, reason_phrase, write_chunk};
 pub use body::{BodyDecoder, BodyError};
 pub(crate) use body::{ChunkedDecoder, parse_content_length};
 pub use fields::{
