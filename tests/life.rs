@@ -828,7 +828,7 @@ fn streams_are_limited_by_subject_and_in_all() {
 fn drains(setup: Setup, begin: impl Fn(&Server)) {
     let upstream = upstream();
     let window_ms = 3_000;
-    let setup = setup.server("drain = \"3s\"").server("echo = true");
+    let setup = setup.server("drain = \"3s\"\necho = true").auth("first_message = \"10m\"");
     let mut server = setup.stream("leads", &upstream.url("/leads"), "").start();
     let token = token_of("u1");
     let mut sockets: Vec<Ws> = (0..6)
@@ -847,6 +847,8 @@ fn drains(setup: Setup, begin: impl Fn(&Server)) {
     let mut idle = server.connect();
     assert_eq!(idle.request("GET", "/healthz", &[], "").status, 200);
     let mut echo = server.ws("/echo", &[]);
+    // One that has not said yet who it is.
+    sockets.push(server.ws("/v1/ws", &[]));
     // Two that do not close when they are told to keep the process for a moment.
     let mut lingering = server.connect();
     assert_eq!(lingering.upgrade("/v1/ws", &[bearer(&token)]).status, 101);
