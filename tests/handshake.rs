@@ -2,7 +2,8 @@
 
 mod support;
 
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 use support::server::{
@@ -39,14 +40,28 @@ fn refused(server: &Server, bytes: &[u8]) -> Answer {
     answer
 }
 
+/// A moment as HTTP writes it, by the system's `date`.
+fn imf_fixdate(at: SystemTime) -> String {
+    let seconds = at.duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+    let mut date = Command::new("date");
+    date.env("LC_ALL", "C").args(["-u", "-d", &format!("@{seconds}"), "+%a, %d %b %Y %H:%M:%S GMT"]);
+    let written = date.output().expect("date runs").stdout;
+    String::from_utf8(written).expect("ASCII").trim().to_owned()
+}
+
 // HTTP.
 
 #[test]
 fn the_server_says_that_it_serves() {
     on_each_driver(|setup| {
         let (_upstream, server) = served(setup);
+        let before = SystemTime::now();
         let answer = server.get("/healthz", &[]);
         assert_eq!((answer.status, answer.json()), (200, json!({ "status": "ok" })));
+        // RFC 9110 6.6.1: a server that has a clock says what it shows, in whole seconds.
+        let date = answer.header("date").expect("a date");
+        let moments = (0..=PATIENCE.as_secs()).map(|later| before + Duration::from_secs(later));
+        assert!(moments.map(imf_fixdate).any(|moment| moment == date), "{date}");
         let head = server.request("HEAD", "/healthz", &[], "");
         assert_eq!(head.header("content-length"), answer.header("content-length"));
     });
@@ -226,7 +241,10 @@ fn head_is_get_without_a_body() {
     assert_eq!((get.status, get.json()), (200, json!([{ "id": 1 }])));
     // Were there a body, the next answer would begin within it.
     let head = raw.request("HEAD", "/v1/streams/leads", &token, "");
-    assert_eq!(head.headers, get.headers);
+    let but_date = |answer: &Answer| {
+        answer.headers.iter().filter(|(name, _)| name != "date").cloned().collect::<Vec<(String, String)>>()
+    };
+    assert_eq!(but_date(&head), but_date(&get));
     let head = raw.request("HEAD", "/v1/streams/none", &token, "");
     assert_eq!((head.status, head.header("content-type")), (404, Some("application/problem+json")));
     assert_eq!(raw.request("GET", "/healthz", &[], "").status, 200);

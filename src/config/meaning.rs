@@ -17,7 +17,6 @@ use super::{
 };
 use crate::auth::jwt::ClaimNames;
 use crate::auth::keys::{KeyConfig, KeyError, KeySet};
-use crate::codec::http::is_token68;
 use crate::ids::StreamId;
 use crate::limits::{CLAIM_NAME_BYTES_MAX, HEADERS_MAX, Limits, PARAMS_MAX};
 use crate::secret::Secret;
@@ -211,8 +210,13 @@ impl Check<'_> {
             self.warn(line, Oddity::AdminExposed);
         }
         let key = root.secret("admin.key");
-        // A presented one is read by the same rule, so any other would be refused for ever.
-        if key.as_ref().is_some_and(|key| !is_token68(key.expose_secret())) {
+        // RFC 9110 11.2, `token68`: whoever presents any other is refused for ever.
+        let is_sendable = |key: &Secret| {
+            let text = key.expose_secret();
+            let end = text.iter().rposition(|&b| b != b'=').map_or(0, |last| last + 1);
+            end > 0 && text.iter().take(end).all(|b| b.is_ascii_alphanumeric() || b"-._~+/".contains(b))
+        };
+        if key.as_ref().is_some_and(|key| !is_sendable(key)) {
             self.error(root.line_of("admin.key"), Problem::AdminKey);
         }
         if let Some(bytes) = key.as_ref().map(Secret::len).filter(|bytes| *bytes < ADMIN_KEY_BYTES) {

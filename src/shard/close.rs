@@ -374,6 +374,11 @@ impl Shard {
                 connection.outbox().write(|out| crate::codec::sse::write_retry(out, after_ms));
             }
             self.tell(index, "reconnect", |out| message::write_reconnect(out, after_ms));
+        } else if let State::Unauthenticated(_) = &connection.state {
+            // It has not been welcomed, but is to come back like the others.
+            let mut text = Vec::new();
+            message::write_reconnect(&mut text, after_ms);
+            connection.outbox().write(|out| ws::write_text(out, &text));
         }
         self.close(index, CloseReason::Draining);
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::auth::grant::Grant;
-use crate::codec::http::Response;
+use crate::codec::http::{Response, http_date};
 use crate::codec::message::ErrorCode;
 use crate::connection::handshake::Refusal;
 use crate::connection::{Http, Phase, Reply, State};
@@ -36,7 +36,9 @@ impl Shard {
     }
 
     pub(super) fn written(&self, response: Response, reply: &Reply) -> Vec<u8> {
-        let mut response = response.header("X-Content-Type-Options", "nosniff").header("Vary", VARY);
+        let date = http_date(self.now.wall);
+        let mut response =
+            response.header("Date", &date).header("X-Content-Type-Options", "nosniff").header("Vary", VARY);
         if let Some(origin) = &reply.cors_origin {
             response = response
                 .header("Access-Control-Allow-Origin", origin)

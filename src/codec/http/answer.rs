@@ -3,11 +3,12 @@
 //! Source: RFC 9112 section 6, RFC 9110 sections 6.4.1, 8.6 and 15, RFC 9457 (problem documents).
 //! Memory: the fields are kept as they will be written; the body is owned or static.
 //! Errors: none. A field that would break the framing is left out, so nothing that came from a peer can forge an answer.
-//! Not here: `Date`, which needs a clock and is for origin servers that have one (RFC 9110 section 6.6.1).
+//! Not here: the clock that [`http_date`] is given the time of (RFC 9110 section 6.6.1 asks those who have one for `Date`).
 
 use std::borrow::Cow;
 
 use super::{is_token, is_value_byte};
+use crate::time::WallTime;
 
 /// Tells a client that waits with its body to send it (RFC 9110 section 10.1.1).
 pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
@@ -21,6 +22,27 @@ pub enum Framing {
     Chunked,
     /// The connection's end; `Connection: close` is sent.
     UntilClose,
+}
+
+const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
+const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+
+/// `at` as `Date` writes it (RFC 9110 section 5.6.7, IMF-fixdate): `Sun, 06 Nov 1994 08:49:37 GMT`.
+pub fn http_date(at: WallTime) -> String {
+    let (days, second) = (at.as_secs() / 86_400, at.as_secs() % 86_400);
+    // Years are counted from March, so that a leap day is a year's last: 1970-01-01 is day 719,468 of year 0.
+    let days_from_0 = days + 719_468;
+    let (era, day_of_era) = (days_from_0 / 146_097, days_from_0 % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month_from_january = (month_from_march + 2) % 12;
+    let year = era * 400 + year_of_era + u64::from(month_from_january < 2);
+    let name = |names: &[&'static str], at: u64| usize::try_from(at).ok().and_then(|at| names.get(at).copied());
+    let (weekday, month) = (name(&DAYS, days % 7).unwrap_or_default(), name(&MONTHS, month_from_january));
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{weekday}, {day:02} {} {year:04} {hour:02}:{minute:02}:{second:02} GMT", month.unwrap_or_default())
 }
 
 enum Body {
@@ -241,6 +263,20 @@ mod tests {
         let mut out = Vec::new();
         response.write(&mut out);
         String::from_utf8(out).expect("text")
+    }
+
+    #[test]
+    fn dates_are_written_as_they_are_read() {
+        assert_eq!(http_date(WallTime::from_secs(0)), "Thu, 01 Jan 1970 00:00:00 GMT");
+        assert_eq!(http_date(WallTime::from_secs(784_111_777)), "Sun, 06 Nov 1994 08:49:37 GMT");
+        assert_eq!(http_date(WallTime::from_secs(951_782_400)), "Tue, 29 Feb 2000 00:00:00 GMT");
+        assert_eq!(http_date(WallTime::from_secs(4_107_542_399)), "Sun, 28 Feb 2100 23:59:59 GMT");
+        assert_eq!(http_date(WallTime::from_secs(4_107_542_400)), "Mon, 01 Mar 2100 00:00:00 GMT");
+        for day in 0..80_000 {
+            let at = WallTime::from_secs(day * 86_400 + day % 86_400);
+            let written = http_date(at);
+            assert_eq!(crate::codec::http_response::http_date(written.as_bytes(), at), Some(at), "{written}");
+        }
     }
 
     #[test]
