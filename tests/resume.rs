@@ -139,7 +139,8 @@ fn a_place_one_cannot_resume_from_is_answered_by_a_snapshot() {
         for point in
             [&*ahead, &foreign, &huge, "", "-", "nonsense", &epoch, &format!("{epoch}-"), &format!("{epoch}--1")]
         {
-            let mut ws = Watcher::open(&server, Over::Ws, &format!("{LEADS}?since={point}"), &[token.clone()]);
+            let mut ws =
+                Watcher::open(&server, Over::Ws, &format!("{LEADS}?since={point}"), std::slice::from_ref(&token));
             let mut sse =
                 Watcher::open(&server, Over::Sse, LEADS, &[token.clone(), ("Last-Event-ID", point.to_owned())]);
             for watcher in [&mut ws, &mut sse] {
@@ -307,7 +308,8 @@ fn a_rated_reader_hears_of_a_failure_and_resumes() {
 /// A value of about 200 KB of which the `n`-th change touches half.
 fn large(n: u64) -> String {
     let part = |place: u64| {
-        let letter = char::from(b'a' + u8::try_from((if place % 2 == 0 { n } else { 0 }) % 26).expect("small"));
+        let letter =
+            char::from(b'a' + u8::try_from((if place.is_multiple_of(2) { n } else { 0 }) % 26).expect("small"));
         format!("\"{}\"", String::from(letter).repeat(10_000))
     };
     format!(r#"{{"n":{n},"parts":[{}]}}"#, (0..20).map(part).collect::<Vec<_>>().join(","))

@@ -168,7 +168,7 @@ fn two_tenants_never_share_and_two_callers_with_the_same_claim_do() {
         let path = "/v1/streams/company";
         let open = |core: u16, tenant: &str, over: Over| {
             let token = with(json!({ "companyId": tenant, "sub": format!("{tenant}-{core}") }));
-            on_core(&server, core, |server| Watcher::open(server, over, path, &[token.clone()]))
+            on_core(&server, core, |server| Watcher::open(server, over, path, std::slice::from_ref(&token)))
         };
         let mut watchers: Vec<(&str, Watcher)> = Vec::new();
         for tenant in ["acme", "zeta"] {
