@@ -328,11 +328,9 @@ impl Shard {
     pub fn next_timeout(&self) -> Option<Instant> {
         let swept = (!self.dirty.is_empty()).then(|| self.swept_at + fanout::PUBLISH_TICK);
         let now = (self.recheck.is_some() || self.drains_now() || !self.ready.is_empty()).then_some(self.now.at);
+        let drained = self.draining.filter(|draining| !draining.told).map(|draining| draining.until);
         let timer = self.timers.peek().map(|Reverse((at, _))| *at);
-        [swept, now, timer, self.wheel.next_timeout(), self.draining.map(|draining| draining.until)]
-            .into_iter()
-            .flatten()
-            .min()
+        [swept, now, timer, self.wheel.next_timeout(), drained].into_iter().flatten().min()
     }
 
     /// How many connections there are.

@@ -75,15 +75,11 @@ impl Shard {
         }
         self.generation = self.generation.wrapping_add(1);
         let epoch = Epoch::from_random(self.rng.u64());
+        // An answer that comes after its stream was evicted must not become the value of the next one at its place.
+        let last = PollNo(u64::from(self.generation) << 32);
         let owned = Owned {
             key: Arc::clone(key),
-            // An answer that comes after its stream was evicted must not become the value of the next one at its place.
-            stream: Stream::new(
-                Arc::clone(&key.target),
-                epoch,
-                self.rng.u64(),
-                PollNo(u64::from(self.generation) << 32),
-            ),
+            stream: Stream::new(Arc::clone(&key.target), epoch, self.rng.u64(), last),
             generation: self.generation,
             cores: HashMap::new(),
             warm: false,
@@ -188,7 +184,7 @@ impl Shard {
         }
     }
 
-    /// A time that was set for a stream has come: for a poll, or for the end of its lingering.
+    /// A time that was set for a stream has come: for a poll, or for the end of its lingering, which goes first.
     pub(super) fn stream_due(&mut self, index: u32, generation: u32) {
         let now = self.now.at;
         let Some(owned) = self.streams.at_mut(index).filter(|owned| owned.generation == generation) else { return };
