@@ -463,6 +463,36 @@ fn frames_that_only_stalled_readers_hold_are_bounded() {
 }
 
 #[test]
+fn a_history_that_is_cut_for_want_of_room_is_cut_on_every_core() {
+    let upstream = Upstream::start();
+    upstream.set_json("/leads", &large(1));
+    let server = Setup::new()
+        .limits("history_bytes_total = \"1MiB\"")
+        .stream("leads", &upstream.url("/leads"), "history_bytes = \"16MiB\"")
+        .start();
+    let mut watchers = [0, 1].map(|core| on_core(&server, core, |server| Watcher::ws(server, LEADS)));
+    for n in 1..=20 {
+        upstream.set_json("/leads", &large(n));
+        for watcher in &mut watchers {
+            assert_eq!(watcher.event().seq(), n);
+        }
+    }
+    let epoch = watchers[0].holding("leads").epoch.clone();
+    // Half a MiB is a core's part: of twenty deltas of 100 KB each it holds a few, and so do the copies.
+    for core in 0..2 {
+        let path = format!("{LEADS}?since={epoch}-5");
+        let frame = eventually("it is cut", || {
+            let frame = on_core(&server, core, |server| Watcher::ws(server, &path)).next();
+            (frame.kind() == "snapshot").then_some(frame)
+        });
+        assert_eq!((frame.seq(), frame.epoch()), (20, epoch.clone()));
+        let held = Held { epoch: epoch.clone(), seq: 19, value: large(19) };
+        let mut back = on_core(&server, core, |server| again(server, Over::Ws, "patch", &held));
+        assert_eq!(back.event().kind(), "patch", "the newest stays");
+    }
+}
+
+#[test]
 fn the_histories_of_unwatched_streams_go_first() {
     let upstream = Upstream::start();
     for path in ["/a", "/b", "/c"] {

@@ -71,6 +71,13 @@ pub enum Mail {
         /// Whether its state is another than before.
         changed: bool,
     },
+    /// From the owner: its history was cut to make room for others, and so is to be the copy.
+    Trimmed {
+        /// The stream.
+        key: Arc<StreamKey>,
+        /// Bytes of events that are left.
+        bytes: u64,
+    },
     /// From the owner: it has forgotten the stream; who still watches must ask again.
     Evicted {
         /// The stream.
@@ -130,6 +137,7 @@ impl Shard {
             Mail::Refused { key } => self.refused(&key),
             Mail::Published { key, event } => self.published(&key, &event),
             Mail::Polled { key, status, changed } => self.polled(&key, status, changed),
+            Mail::Trimmed { key, bytes } => self.trimmed(&key, bytes),
             Mail::Evicted { key } => self.evicted(&key),
             Mail::Renew { connection, token, addr, from, ask } => self.renew(connection, &token, addr, from, ask),
             Mail::Renewed { ask, outcome } => self.renewed(ask, outcome),

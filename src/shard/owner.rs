@@ -316,6 +316,11 @@ impl Shard {
             let Some(owned) = self.streams.at_mut(index) else { continue };
             let before = owned.stream.bytes();
             owned.stream.trim_to(before.saturating_sub(self.history_bytes - share));
+            // The copies of other cores hold the same texts: only when all have let go of them are they gone.
+            let (key, bytes) = (Arc::clone(&owned.key), owned.stream.history().bytes());
+            for core in owned.cores.keys().copied().collect::<Vec<_>>() {
+                self.send(core, Mail::Trimmed { key: Arc::clone(&key), bytes });
+            }
             self.recount(index);
             if self.history_bytes <= share {
                 return;

@@ -462,6 +462,14 @@ impl Shard {
         }
     }
 
+    /// The owner has cut the history of a stream.
+    pub(super) fn trimmed(&mut self, key: &Arc<StreamKey>, bytes: u64) {
+        let Some(&index) = self.topic_of.get(key) else { return };
+        if let Some(history) = self.topics.at_mut(index).and_then(|topic| topic.history.as_mut()) {
+            history.trim_to(bytes);
+        }
+    }
+
     /// The owner has forgotten a stream that is still known here.
     pub(super) fn evicted(&mut self, key: &Arc<StreamKey>) {
         let Some(&index) = self.topic_of.get(key) else { return };
