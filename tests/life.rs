@@ -946,6 +946,19 @@ fn a_signal_after_the_admins_drain_is_the_first() {
 
 // Reload.
 
+/// A poll of `leads` that waits for a change.
+fn waiting(server: &Server, token: &str) -> Raw {
+    let etag = server.get("/v1/streams/leads", &[bearer(token)]).header("etag").expect("an etag").to_owned();
+    let mut poll = server.connect();
+    let request = format!(
+        "GET /v1/streams/leads HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\nIf-None-Match: {etag}\r\n\
+         Prefer: wait=60\r\n\r\n"
+    );
+    poll.send(request.as_bytes());
+    eventually("the poll waits", || (server.metric(&["connections", "json_wait"]) >= 1.0).then_some(()));
+    poll
+}
+
 #[test]
 fn a_reload_takes_keys_in_and_out() {
     on_each_driver(|setup| {
@@ -976,7 +989,9 @@ fn a_reload_takes_keys_in_and_out() {
         assert_eq!(ws.closed(), (4001, "key_removed".into()));
         let mut sse = server.sse("/v1/streams/leads", &[bearer(&by_other)]);
         sse.next_of("snapshot");
+        let mut poll = waiting(&server, &by_other);
         server.reload(&setup.clone().jwt("close_on_key_removal = true"));
+        assert_eq!(outcome(&poll.answer()), is(401, "INVALID_TOKEN"));
         let close = sse.next_of("close").data;
         assert_eq!((&close["code"], &close["reason"]), (&json!(4001), &json!("key_removed")));
         assert_eq!(sse.next(), None);
@@ -1023,14 +1038,7 @@ fn a_stream_that_a_reload_takes_out_ends_and_others_go_on() {
         let mut only = server.ws("/v1/ws", &[bearer(&token)]);
         only.send(json!({ "type": "subscribe", "stream": "leads" }));
         only.next_of("snapshot");
-        let etag = server.get("/v1/streams/leads", &[bearer(&token)]).header("etag").expect("an etag").to_owned();
-        let mut poll = server.connect();
-        let request = format!(
-            "GET /v1/streams/leads HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\nIf-None-Match: {etag}\r\n\
-             Prefer: wait=60\r\n\r\n"
-        );
-        poll.send(request.as_bytes());
-        eventually("the poll waits", || (server.metric(&["connections", "json_wait"]) >= 1.0).then_some(()));
+        let mut poll = waiting(&server, &token);
         let begun = Instant::now();
         server.reload(&one);
         let (frames, close) = single.until_close();

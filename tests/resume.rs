@@ -55,7 +55,7 @@ fn again(server: &Server, over: Over, format: &str, held: &Held) -> Watcher {
 fn visit(server: &Server) -> Held {
     let mut watcher = Watcher::ws(server, LEADS);
     watcher.event();
-    watcher.held("leads").clone()
+    watcher.holding("leads").clone()
 }
 
 /// Waits until nobody is subscribed.
@@ -80,7 +80,7 @@ fn a_client_that_returns_gets_exactly_what_it_missed_in_every_format_on_every_co
                     let seqs: Vec<u64> = watcher.events_to(6).iter().map(|frame| frame.seq()).collect();
                     assert_eq!(seqs, [2, 3, 4, 5, 6], "{over:?} {format}");
                     assert_eq!(watcher.value("leads"), canonical(&leads(6)));
-                    assert_eq!(watcher.held("leads").epoch, held.epoch);
+                    assert_eq!(watcher.holding("leads").epoch, held.epoch);
                 }
             }
         }
@@ -96,7 +96,7 @@ fn what_is_resumed_is_byte_identical_to_what_was_sent_live() {
             let mut live =
                 Watcher::open(&server, over, &format!("{LEADS}?format={format}"), &[bearer(&token_of("u1"))]);
             let first = live.event();
-            let held = live.held("leads").clone();
+            let held = live.holding("leads").clone();
             change(&upstream, first.seq() + 1..=first.seq() + 3);
             let sent = live.events_to(first.seq() + 3);
             assert_eq!(again(&server, over, format, &held).events_to(first.seq() + 3), sent);
@@ -197,7 +197,7 @@ fn history_outlives_the_last_subscriber_and_the_end_of_polling() {
         let server = of_leads(&upstream, driver, "linger = \"10ms\"");
         let mut watcher = Watcher::ws(&server, LEADS);
         watcher.event();
-        let held = watcher.held("leads").clone();
+        let held = watcher.holding("leads").clone();
         change(&upstream, 2..=4);
         drop(watcher);
         // Cores forget their copies of a history some seconds after its last watcher; its owner does not.
@@ -247,7 +247,7 @@ fn a_rated_reader_gets_one_waiting_event_as_itself_and_several_as_a_snapshot() {
         let mut live = Watcher::ws(&server, LEADS);
         live.event();
         for over in [Over::Ws, Over::Sse] {
-            let head = live.held("leads").seq;
+            let head = live.holding("leads").seq;
             let mut rated =
                 Watcher::open(&server, over, &format!("{LEADS}?max_rate_ms=2000"), &[bearer(&token_of("u1"))]);
             assert_eq!(rated.event().seq(), head);

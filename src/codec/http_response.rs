@@ -236,6 +236,11 @@ impl ResponseDecoder {
         matches!(self.state, State::Done) && self.keep_alive && !self.until_close && !self.surplus
     }
 
+    /// How many bytes of the body have been decoded and not been taken.
+    pub fn decoded_bytes(&self) -> u64 {
+        self.content.body_bytes()
+    }
+
     /// Takes what has been decoded of the body, codings undone; all of it once the answer is [`Progress::Done`].
     pub fn take_body(&mut self) -> Vec<u8> {
         self.content.take_body()

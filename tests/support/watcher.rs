@@ -8,7 +8,7 @@
 #![allow(clippy::disallowed_methods)]
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use restcast::codec::json::{Document, Kind, Node};
 use restcast::ids::ConnectionId;
@@ -85,7 +85,8 @@ pub struct Watcher {
     pub opened: Answer,
     /// Its `welcome`.
     pub welcome: Frame,
-    held: HashMap<String, Held>,
+    /// What is held of each stream.
+    pub held: HashMap<String, Held>,
 }
 
 /// How a [`Watcher`] is connected.
@@ -178,7 +179,9 @@ impl Watcher {
         if self.is_sse {
             return self.next_sse();
         }
+        let until = Instant::now() + PATIENCE;
         loop {
+            assert!(Instant::now() < until, "nothing came but heartbeats");
             let (whole, opcode, payload) = self.raw.frame();
             assert!(whole, "the server sends its messages whole");
             match opcode {
@@ -260,11 +263,11 @@ impl Watcher {
 
     /// What is held of `stream`, its members sorted and its numbers as they were spelled.
     pub fn value(&self, stream: &str) -> String {
-        canonical(&self.held(stream).value)
+        canonical(&self.holding(stream).value)
     }
 
     /// What is held of `stream`.
-    pub fn held(&self, stream: &str) -> &Held {
+    pub fn holding(&self, stream: &str) -> &Held {
         self.held.get(stream).unwrap_or_else(|| panic!("nothing is held of {stream}"))
     }
 
@@ -273,7 +276,8 @@ impl Watcher {
         self.held.insert(stream.to_owned(), held.clone());
     }
 
-    fn follow(&mut self, frame: &Frame) {
+    /// Takes in an event: panics unless it has the contract's form and follows on what is held.
+    pub fn follow(&mut self, frame: &Frame) {
         check_form(frame);
         if self.is_sse {
             assert_eq!(frame.id.as_deref(), Some(&*frame.point()), "an event's id is where it stands");
@@ -400,7 +404,7 @@ pub fn polls_end(upstream: &Upstream, target: &str, time: Duration) -> usize {
 
 /// Opens watchers until one is on that core.
 pub fn on_core(server: &Server, core: u16, open: impl Fn(&Server) -> Watcher) -> Watcher {
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     loop {
         let watcher = open(server);
         if watcher.core() == core {

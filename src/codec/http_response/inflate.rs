@@ -68,6 +68,10 @@ impl Content {
         Content { coding, body: Vec::new(), body_bytes_max, wire_bytes_left, begun: false }
     }
 
+    pub(super) fn body_bytes(&self) -> u64 {
+        self.body.len() as u64
+    }
+
     pub(super) fn take_body(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.body)
     }

@@ -25,6 +25,10 @@ use crate::time::WallTime;
 
 /// Reads in a row, of at most 16 KiB each, before the core's other tasks get their turn.
 const READS_PER_TURN: u32 = 64;
+/// Bytes fed to the decoder at once: what they inflate to, a thousand times as much at most, must not hold the core.
+const PIECE_BYTES: usize = 512;
+/// Bytes of body decoded before the core's other tasks get their turn.
+const DECODED_PER_TURN: u64 = 256 << 10;
 /// The shortest wait that goes through the driver.
 const TURN: Duration = Duration::from_millis(1);
 
@@ -61,7 +65,7 @@ impl Course<'_> {
         let mut reception = Reception::new(self);
         let bytes = self.first_bytes(sending, inbound, seal).await?;
         self.phase.set(Phase::Receiving);
-        let mut end = reception.take(bytes)?;
+        let mut end = reception.take_in_turns(bytes, sending).await?;
         let mut reads = 0u32;
         while end.is_none() {
             reads = reads.wrapping_add(1);
@@ -79,7 +83,7 @@ impl Course<'_> {
             };
             end = match arrived {
                 Ok([]) => Some(reception.close()?),
-                Ok(bytes) => reception.take(bytes)?,
+                Ok(bytes) => reception.take_in_turns(bytes, sending).await?,
                 Err(fault) => Some(reception.fail(&fault)?),
             };
         }
@@ -182,6 +186,8 @@ impl<S: Future<Output = io::Result<()>>> Sending<'_, S> {
 struct Reception<'a> {
     course: &'a Course<'a>,
     decoder: ResponseDecoder,
+    /// How much of the body had been decoded at the last turn of the core's other tasks.
+    decoded: u64,
     /// When the head was whole.
     received: Option<WallTime>,
     /// Set where the status says that the body does not matter: it is read to its end only if that is near.
@@ -206,7 +212,29 @@ impl<'a> Reception<'a> {
         let limits =
             ResponseLimits { head_bytes_max: UPSTREAM_HEAD_BYTES_MAX, body_bytes_max: options.response_bytes_max };
         let decoder = ResponseDecoder::new(limits, options.method == "HEAD");
-        Reception { course, decoder, received: None, drain: None }
+        Reception { course, decoder, decoded: 0, received: None, drain: None }
+    }
+
+    /// Takes what has come, in pieces, between which others get their turn: little may inflate to much.
+    async fn take_in_turns<S: Future<Output = io::Result<()>>>(
+        &mut self,
+        bytes: &[u8],
+        sending: &mut Sending<'_, S>,
+    ) -> Result<Option<End>, Failure> {
+        let mut end = None;
+        for piece in bytes.chunks(PIECE_BYTES) {
+            // Behind the response's end too: what stands there makes the connection useless for another.
+            end = self.take(piece)?;
+            if matches!(end, Some(End { reusable: false })) {
+                break;
+            }
+            let decoded = self.decoder.decoded_bytes();
+            if decoded - self.decoded >= DECODED_PER_TURN {
+                self.decoded = decoded;
+                sending.alongside(sleep(TURN)).await;
+            }
+        }
+        Ok(end)
     }
 
     fn take(&mut self, bytes: &[u8]) -> Result<Option<End>, Failure> {
