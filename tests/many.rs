@@ -109,7 +109,8 @@ fn polls_of_many_streams_are_spread_over_the_interval() {
 /// A value of about 100 KB of which each `n` makes half another.
 fn large(n: u64) -> String {
     let part = |place: u64| {
-        let letter = char::from(b'a' + u8::try_from((if place % 2 == 0 { n } else { 0 }) % 26).expect("small"));
+        let letter =
+            char::from(b'a' + u8::try_from((if place.is_multiple_of(2) { n } else { 0 }) % 26).expect("small"));
         format!("\"{}\"", String::from(letter).repeat(5_000))
     };
     format!(r#"{{"n":{n},"parts":[{}]}}"#, (0..20).map(part).collect::<Vec<_>>().join(","))
