@@ -12,14 +12,16 @@ use crate::connection::outbox::Shared;
 use crate::connection::subscriptions::Slot;
 use crate::frame::RenditionKind;
 use crate::limits;
-use crate::stream::poll::StreamState;
 use crate::time::Now;
 
-use super::rendition::{At, Block, Sweep, Waiting};
+use super::rendition::{At, Block, Sweep, Waiting, misses_status};
 use super::{Output, Sent, Shard, Timer, Wire};
 
 /// Least time between two sweeps of a core: what changes within it goes out together.
 pub(super) const PUBLISH_TICK: Duration = Duration::from_millis(2);
+
+/// A rated subscriber is looked at again after this at the latest.
+const RATED_TIMER_MAX: Duration = Duration::from_secs(5);
 
 impl Shared for Block {
     fn with(&self, read: &mut dyn FnMut(&[u8])) {
@@ -45,6 +47,10 @@ impl Shard {
         self.now = now;
         let mut budget = limits::SENDS_PER_TURN;
         self.drain_turn();
+        if self.recheck.is_some() {
+            // Until every connection has been looked at, nothing is sent: its credential may have ended.
+            return true;
+        }
         while budget > 0
             && let Some(index) = self.ready.pop_front()
         {
@@ -336,12 +342,10 @@ impl Shard {
         let end = rendition.end();
         let reader = &mut rendition.subscribers[slot.position as usize];
         debug_assert_eq!((reader.connection, reader.slot), (index, no), "a slot names its reader");
-        let missed_status = reader.cursor != 0 && reader.cursor < rendition.status_end;
+        let missed_status = misses_status(reader.cursor, rendition.status_end);
         reader.cursor = end;
         self.metrics.conflations.count();
-        if let Some(status) = status
-            && (missed_status || status.state != StreamState::Live)
-        {
+        if let Some(status) = status.filter(|_| missed_status) {
             let wall = self.now.wall;
             self.tell(index, "stream_status", |out| super::subscribe::write_status(out, &name, &status, wall));
         }
@@ -369,7 +373,8 @@ impl Shard {
                     rendition.rated[slot.position as usize].armed = true;
                     let Some(key) = self.key_of(index) else { return Fed::Nothing };
                     let timer = Timer::Rated { connection: index, generation: key.generation, slot: no };
-                    self.set_timer(reader.open_at, timer);
+                    // One that is given up leaves its timer behind: not for longer than this.
+                    self.set_timer(reader.open_at.min(now + RATED_TIMER_MAX), timer);
                 }
                 return Fed::Nothing;
             }
@@ -427,9 +432,7 @@ impl Shard {
             if reader.behind {
                 reader.behind = false;
                 rendition.behind -= 1;
-                if rendition.sweep.is_none() && !rendition.queued {
-                    rendition.trim(now);
-                }
+                rendition.trim(now);
             }
         }
         self.all_sent(index);

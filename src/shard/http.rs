@@ -141,9 +141,13 @@ impl Shard {
     }
 
     fn answer_waiter(&mut self, waiter: ConnectionKey) {
+        let wall = self.now.wall;
         let Some(index) = self.still(waiter) else { return };
         let Some(http) = self.http_mut(index) else { return };
-        let Phase::Waiting { topic, known, preferred_s, .. } = &http.phase else { return };
+        let Phase::Waiting { topic, known, preferred_s, ends, .. } = &http.phase else { return };
+        if ends.is_some_and(|ends| ends <= wall) {
+            return self.waited(index);
+        }
         let (topic, known, preferred_s) = (*topic, known.clone(), *preferred_s);
         let Some(found) = self.topics.at(topic) else { return };
         let failing = found.status.is_some_and(|status| status.state == StreamState::Failing);

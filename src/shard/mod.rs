@@ -192,8 +192,10 @@ pub enum Sent {
 /// Something to be done at a certain time, besides what the wheel holds.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 enum Timer {
-    /// A poll of an owned stream, or the end of its lingering.
-    Stream { index: u32, generation: u32 },
+    /// The end of an owned stream's lingering; where a poll is due at the same time, it is not begun.
+    Linger { index: u32, generation: u32 },
+    /// A poll of an owned stream.
+    Poll { index: u32, generation: u32 },
     /// A rated subscriber may get its next event.
     Rated { connection: u32, generation: u32, slot: u16 },
     /// A topic that nobody watches may be let go of.
@@ -328,11 +330,9 @@ impl Shard {
     pub fn next_timeout(&self) -> Option<Instant> {
         let swept = (!self.dirty.is_empty()).then(|| self.swept_at + fanout::PUBLISH_TICK);
         let now = (self.recheck.is_some() || self.drains_now() || !self.ready.is_empty()).then_some(self.now.at);
+        let drained = self.draining.filter(|draining| !draining.told).map(|draining| draining.until);
         let timer = self.timers.peek().map(|Reverse((at, _))| *at);
-        [swept, now, timer, self.wheel.next_timeout(), self.draining.map(|draining| draining.until)]
-            .into_iter()
-            .flatten()
-            .min()
+        [swept, now, timer, self.wheel.next_timeout(), drained].into_iter().flatten().min()
     }
 
     /// How many connections there are.

@@ -79,7 +79,7 @@ impl Shard {
     }
 
     /// What stands in an outbox goes before what the logs hold: the connection leaves the sweep until it has been sent.
-    fn keep_order(&mut self, index: u32) {
+    pub(super) fn keep_order(&mut self, index: u32) {
         let slots: Vec<_> = match self.connections.at(index).and_then(|connection| connection.open()) {
             Some(open) => open.subscriptions.iter().map(|(_, slot)| *slot).collect(),
             None => return,

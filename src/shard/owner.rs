@@ -26,8 +26,6 @@ pub(super) struct Owned {
     cores: HashMap<CoreId, bool>,
     /// Whether it is polled without watchers.
     warm: bool,
-    /// The earliest timer set for it: never later than what it is to be looked at for.
-    timer_at: Option<Instant>,
     /// When polling ends, where nobody watches.
     linger_until: Option<Instant>,
     /// When it was last watched.
@@ -38,6 +36,10 @@ pub(super) struct Owned {
     begun: Instant,
     /// What it counts for in `Shard::history_bytes`.
     counted: u64,
+    /// When the latest timer for a poll fires, while one is set: a later poll is planned then, without another timer.
+    poll_timer: Option<Instant>,
+    /// The same for the end of its lingering.
+    linger_timer: Option<Instant>,
 }
 
 impl Owned {
@@ -75,24 +77,21 @@ impl Shard {
         }
         self.generation = self.generation.wrapping_add(1);
         let epoch = Epoch::from_random(self.rng.u64());
+        // An answer that comes after its stream was evicted must not become the value of the next one at its place.
+        let last = PollNo(u64::from(self.generation) << 32);
         let owned = Owned {
             key: Arc::clone(key),
-            // An answer that comes after its stream was evicted must not become the value of the next one at its place.
-            stream: Stream::new(
-                Arc::clone(&key.target),
-                epoch,
-                self.rng.u64(),
-                PollNo(u64::from(self.generation) << 32),
-            ),
+            stream: Stream::new(Arc::clone(&key.target), epoch, self.rng.u64(), last),
             generation: self.generation,
             cores: HashMap::new(),
             warm: false,
-            timer_at: None,
             linger_until: None,
             used: self.now.at,
             fresh: false,
             begun: self.now.at,
             counted: 0,
+            poll_timer: None,
+            linger_timer: None,
         };
         let index = self.streams.insert(owned);
         self.stream_of.insert(Arc::clone(key), index);
@@ -165,52 +164,70 @@ impl Shard {
         if owned.is_watched() || owned.linger_until.is_some() || !owned.stream.is_running() {
             return;
         }
-        let until = self.now.at + owned.key.target.options.linger;
-        owned.linger_until = Some(until);
-        self.plan(index);
+        owned.linger_until = Some(self.now.at + owned.key.target.options.linger);
+        self.plan_linger_end(index);
+    }
+
+    fn plan_linger_end(&mut self, index: u32) {
+        let Some(owned) = self.streams.at_mut(index) else { return };
+        let Some(until) = owned.linger_until else { return };
+        if owned.linger_timer.is_none_or(|set| until < set) {
+            owned.linger_timer = Some(until);
+            let timer = Timer::Linger { index, generation: owned.generation };
+            self.set_timer(until, timer);
+        }
     }
 
     fn start_stream(&mut self, index: u32) {
         let Some(owned) = self.streams.at_mut(index) else { return };
         owned.stream.start(self.now.at);
-        self.plan(index);
+        self.plan_poll(index);
     }
 
-    /// Sets a timer for the next poll or the end of lingering, unless an earlier one is set, which will plan again: however
-    /// often watchers come and go, a stream has one.
-    fn plan(&mut self, index: u32) {
+    /// Sets a timer for the next poll, unless an earlier one is set, which will plan again: however often watchers come and
+    /// go, a stream has one, and another for the end of its lingering.
+    fn plan_poll(&mut self, index: u32) {
         let Some(owned) = self.streams.at_mut(index) else { return };
-        let Some(at) = [owned.stream.next_due(), owned.linger_until].into_iter().flatten().min() else { return };
-        if owned.timer_at.is_none_or(|earlier| earlier > at) {
-            owned.timer_at = Some(at);
-            let timer = Timer::Stream { index, generation: owned.generation };
-            self.set_timer(at, timer);
+        let Some(due) = owned.stream.next_due() else { return };
+        if owned.poll_timer.is_none_or(|set| due < set) {
+            owned.poll_timer = Some(due);
+            let timer = Timer::Poll { index, generation: owned.generation };
+            self.set_timer(due, timer);
         }
     }
 
-    /// A time that was set for a stream has come: for a poll, or for the end of its lingering.
-    pub(super) fn stream_due(&mut self, index: u32, generation: u32) {
+    /// The time that was set for the end of a stream's lingering has come.
+    pub(super) fn linger_due(&mut self, index: u32, generation: u32, at: Instant) {
         let now = self.now.at;
         let Some(owned) = self.streams.at_mut(index).filter(|owned| owned.generation == generation) else { return };
-        if owned.timer_at.is_some_and(|at| at > now) {
-            // Another timer overtook this one, and has planned since.
-            return;
+        if owned.linger_timer == Some(at) {
+            owned.linger_timer = None;
         }
-        owned.timer_at = None;
-        if owned.linger_until.is_some_and(|until| until <= now) {
-            owned.linger_until = None;
-            owned.stream.stop();
-            owned.fresh = false;
-            if !self.options.catalog.is_current(&owned.key) {
-                self.evict(index);
-            }
-            return;
+        if owned.linger_until.is_none_or(|until| until > now) {
+            // It was watched again meanwhile, and perhaps given up again.
+            return self.plan_linger_end(index);
+        }
+        owned.linger_until = None;
+        owned.stream.stop();
+        owned.fresh = false;
+        if !self.options.catalog.is_current(&owned.key) {
+            self.evict(index);
+        }
+    }
+
+    /// The time that was set for a poll has come.
+    pub(super) fn poll_due(&mut self, index: u32, generation: u32, at: Instant) {
+        let now = self.now.at;
+        let Some(owned) = self.streams.at_mut(index).filter(|owned| owned.generation == generation) else { return };
+        if owned.poll_timer == Some(at) {
+            owned.poll_timer = None;
         }
         if let Some((poll, request)) = owned.stream.begin(now) {
             owned.begun = now;
             self.outputs.push_back(Output::Fetch { stream: index, poll, request });
+        } else {
+            self.plan_poll(index);
         }
-        self.plan(index);
     }
 
     pub(super) fn fetched(&mut self, index: u32, poll: PollNo, result: FetchResult) {
@@ -277,7 +294,7 @@ impl Shard {
         if change.is_some() {
             self.outputs.push_back(Output::Notice(Notice::Upstream { stream, status, detail }));
         }
-        self.plan(index);
+        self.plan_poll(index);
     }
 
     /// Keeps this core's part of `history_bytes_total`: unwatched streams go first, then the histories of watched ones

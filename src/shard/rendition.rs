@@ -18,6 +18,16 @@ use crate::time::Instant;
 /// First position of a log: far from 0, so that older frames can be put in front.
 const ORIGIN: u64 = 1 << 48;
 
+/// A cursor before every log: its reader has fallen off.
+const FALLEN: u64 = 0;
+/// The same, where the reader has missed a change of the status as well.
+const FALLEN_UNTOLD: u64 = 1;
+
+/// Whether a reader at `cursor`, which has fallen off its log, has missed the status frame that ends at `status_end`.
+pub(super) fn misses_status(cursor: u64, status_end: u64) -> bool {
+    cursor == FALLEN_UNTOLD || cursor > FALLEN_UNTOLD && cursor < status_end
+}
+
 /// What the logs of a core hold together.
 #[derive(Debug, Default)]
 pub struct Meter {
@@ -271,6 +281,14 @@ impl Rendition {
         keep_until: Instant,
         mut write: impl FnMut(Seq, &mut Vec<u8>),
     ) {
+        // What is put in front takes the positions of what was dropped there: whoever stands among those must not read it.
+        let (start, status_end) = (self.start(), self.status_end);
+        for reader in self.subscribers.iter_mut().filter(|reader| reader.cursor < start) {
+            reader.cursor = if misses_status(reader.cursor, status_end) { FALLEN_UNTOLD } else { FALLEN };
+        }
+        for reader in self.rated.iter_mut().filter(|reader| reader.cursor < start) {
+            reader.cursor = FALLEN;
+        }
         let mut pieces: Vec<(Vec<u8>, Places)> = Vec::new();
         for seq in seqs {
             if pieces.last().is_none_or(|(bytes, _)| bytes.len() >= CHUNK_BYTES / 2) {
@@ -396,7 +414,8 @@ impl Rendition {
     /// Lets go of all frames, where every subscriber has them and nobody is expected to resume. A buffer that nobody
     /// else holds is used again.
     pub fn trim(&mut self, now: Instant) {
-        if self.behind > 0 || self.keep_until.is_some_and(|until| now < until) {
+        let unswept = self.queued || self.sweep.is_some();
+        if unswept || self.behind > 0 || self.keep_until.is_some_and(|until| now < until) {
             return;
         }
         if self.rated.iter().any(|rated| rated.cursor < self.end) {
@@ -424,15 +443,17 @@ impl Rendition {
         self.meter.unlog(std::mem::take(&mut self.bytes));
     }
 
-    /// Forgets everything, and has every reader get a snapshot: what follows does not follow on what it has.
-    pub fn restart(&mut self) {
+    /// Forgets everything, and has every reader get a snapshot: what follows does not follow on what it has. `untold`:
+    /// whether the status is another as well.
+    pub fn restart(&mut self, untold: bool) {
         self.clear();
-        // Position 0 lies before every log: the reader has fallen off it.
+        let status_end = self.status_end;
         for reader in &mut self.subscribers {
-            reader.cursor = 0;
+            let untold = untold || misses_status(reader.cursor, status_end);
+            reader.cursor = if untold { FALLEN_UNTOLD } else { FALLEN };
         }
         for reader in &mut self.rated {
-            reader.cursor = 0;
+            reader.cursor = FALLEN;
         }
     }
 

@@ -208,6 +208,10 @@ impl Shard {
             rendition.rated.len() - 1
         } else {
             rendition.behind += 1;
+            if let Some(sweep) = &mut rendition.sweep {
+                // The pass under way goes by it as well, or it would end before one that it has not come to.
+                sweep.left += 1;
+            }
             rendition.subscribers.push(Subscriber { connection: index, slot, behind: true, cursor });
             rendition.subscribers.len() - 1
         };
@@ -227,10 +231,13 @@ impl Shard {
         self.make_ready(index);
     }
 
-    /// Gives up one subscription. Nothing is told.
+    /// Gives up one subscription: of its frames only one that has begun to leave is still sent. Nothing is told.
     pub(super) fn unsubscribe_slot(&mut self, index: u32, slot: u16) {
-        let Some(open) = self.connections.at_mut(index).and_then(|connection| connection.open_mut()) else { return };
-        let Some(entry) = open.subscriptions.remove(slot) else { return };
+        let Some(connection) = self.connections.at_mut(index) else { return };
+        let Some(entry) = connection.open_mut().and_then(|open| open.subscriptions.remove(slot)) else { return };
+        if let Some(outbox) = &mut connection.outbox {
+            outbox.drop_unsent_frames_of(slot);
+        }
         self.metrics.subscriptions.fall();
         let Some(topic) = self.topics.at_mut(entry.topic) else { return };
         let key = Arc::clone(&topic.key);
@@ -312,7 +319,6 @@ impl Shard {
         match self.holds(index, &normal) {
             Some(slot) => {
                 self.unsubscribe_slot(index, slot);
-                self.drop_unsent(index, slot);
                 self.tell(index, "unsubscribed", |out| {
                     message::write_unsubscribed(out, &normal, UnsubscribedReason::Requested, id)
                 });
@@ -321,14 +327,6 @@ impl Shard {
                 let detail = "the connection does not hold this stream";
                 self.tell_error(index, ErrorCode::StreamNotFound, detail, id, Some(stream));
             }
-        }
-    }
-
-    /// Takes what has not begun to leave for a subscription that was given up out of the outbox.
-    fn drop_unsent(&mut self, index: u32, slot: u16) {
-        if let Some(outbox) = self.connections.at_mut(index).and_then(|connection| connection.outbox.as_mut()) {
-            outbox.drop_unsent_frames_of(slot);
-            self.make_ready(index);
         }
     }
 
@@ -348,8 +346,18 @@ impl Shard {
             match self.options.catalog.resolve(&open.grant, id.as_str(), &key.params) {
                 Ok(same) if *same == *key => {}
                 Ok(other) => {
+                    let log =
+                        topic.renditions[usize::from(entry.kind)].as_ref().filter(|_| !entry.rated && !entry.pending);
+                    let reader = log.and_then(|log| Some((log, log.subscribers.get(entry.position as usize)?)));
+                    let untold = reader.is_some_and(|(log, reader)| reader.cursor < log.status_end);
+                    let was_live = !untold && topic.status.is_none_or(|status| status.state == StreamState::Live);
                     self.unsubscribe_slot(index, slot);
-                    self.drop_unsent(index, slot);
+                    if !was_live {
+                        // What was told of the old stream is not true of the other; if that fails too, it is told next.
+                        let wall = self.now.wall;
+                        let status = Status { state: StreamState::Live, code: None, status: None, retry_in: None };
+                        self.tell(index, "stream_status", |out| write_status(out, &key.name, &status, wall));
+                    }
                     if let Err(refusal) = self.subscribe(index, &other, format, None, entry.max_rate_ms, None) {
                         forbidden = true;
                         self.tell_unsubscribed(index, &key.name, UnsubscribedReason::Forbidden);
@@ -366,11 +374,9 @@ impl Shard {
                         self.tell(index, "stream_status", |out| write_status(out, &key.name, &status, wall));
                     }
                     self.unsubscribe_slot(index, slot);
-                    self.drop_unsent(index, slot);
                     if single {
                         let reason = if ended { CloseReason::StreamEnded } else { CloseReason::Forbidden };
-                        self.close(index, reason);
-                        return;
+                        return self.close(index, reason);
                     }
                     self.tell_unsubscribed(
                         index,
@@ -397,18 +403,25 @@ impl Shard {
         let Some(topic) = self.topics.at_mut(index) else { return };
         let other = |old: &History| old.epoch() != history.epoch() || old.head() != history.head();
         let renewed = topic.history.as_ref().is_some_and(other);
+        let before = topic.status.replace(status).map(|before| before.state);
+        // Whoever read on from the old copy was told its state.
+        let untold = before.is_some_and(|before| before != status.state);
         topic.history = Some(history);
-        topic.status = Some(status);
         topic.fresh = fresh;
         if renewed {
             let mut dirty = Vec::new();
             for rendition in topic.renditions.iter_mut().flatten() {
-                rendition.restart();
+                rendition.restart(untold);
                 dirty.push(u8::try_from(rendition.kind().index()).expect("there are six kinds"));
             }
             for kind in dirty {
                 self.mark_dirty(index, kind);
             }
+            if untold {
+                self.tell_rated(index, &status);
+            }
+        } else if untold {
+            self.tell_status(index, &status);
         }
         let Some(topic) = self.topics.at_mut(index) else { return };
         for pending in std::mem::take(&mut topic.pending) {
@@ -421,6 +434,12 @@ impl Shard {
     pub(super) fn refused(&mut self, key: &Arc<StreamKey>) {
         let Some(&index) = self.topic_of.get(key) else { return };
         let Some(topic) = self.topics.at_mut(index) else { return };
+        // The copy may have been there already, and those who went on with it would never hear of a change again.
+        let readers = topic.renditions.iter().flatten().flat_map(|rendition| {
+            let rated = rendition.rated.iter().map(|reader| (reader.connection, reader.slot));
+            rendition.subscribers.iter().map(|reader| (reader.connection, reader.slot)).chain(rated)
+        });
+        let mut held: Vec<(u32, u16)> = readers.collect();
         let pending = std::mem::take(&mut topic.pending);
         let waiters = std::mem::take(&mut topic.waiters);
         let detail = "the server holds as many streams as it may";
@@ -429,15 +448,13 @@ impl Shard {
             let refusal = Refusal::new(ErrorCode::TooManyStreams, detail).with_status(503).retry_after(10);
             self.refuse_waiter(waiter, refusal);
         }
-        for Pending { connection, slot, .. } in pending {
-            if !self.is_live(connection) {
-                continue;
-            }
+        held.extend(pending.iter().filter_map(|pending| Some((self.still(pending.connection)?, pending.slot))));
+        for (connection, slot) in held {
             let name = Arc::clone(&key.name);
-            self.tell_error(connection.index, ErrorCode::TooManyStreams, detail, None, Some(&name));
-            self.unsubscribe_slot(connection.index, slot);
-            if self.connections.at(connection.index).and_then(|c| c.open()).is_some_and(|open| open.single) {
-                self.close(connection.index, CloseReason::Overloaded);
+            self.tell_error(connection, ErrorCode::TooManyStreams, detail, None, Some(&name));
+            self.unsubscribe_slot(connection, slot);
+            if self.connections.at(connection).and_then(|c| c.open()).is_some_and(|open| open.single) {
+                self.close(connection, CloseReason::Overloaded);
             }
         }
         if self.topics.at(index).is_some_and(|topic| topic.watchers == 0) {
@@ -489,29 +506,42 @@ impl Shard {
     /// The owner has ended a poll.
     pub(super) fn polled(&mut self, key: &Arc<StreamKey>, status: Status, changed: bool) {
         let Some(&index) = self.topic_of.get(key) else { return };
-        let wall = self.now.wall;
         let Some(topic) = self.topics.at_mut(index) else { return };
         topic.status = Some(status);
         topic.fresh = true;
         if changed {
-            let name = Arc::clone(&topic.key.name);
-            let mut text = Vec::new();
-            write_status(&mut text, &name, &status, wall);
-            let mut dirty = Vec::new();
-            topic.append_control(
-                &|kind, out| frame::write_control(kind.transport, "stream_status", &text, out),
-                &mut |kind| dirty.push(kind),
-            );
-            let rated: Vec<u32> =
-                topic.renditions.iter().flatten().flat_map(|r| r.rated.iter().map(|rated| rated.connection)).collect();
-            for connection in rated {
-                self.tell(connection, "stream_status", |out| write_status(out, &name, &status, wall));
-            }
-            for kind in dirty {
-                self.mark_dirty(index, kind);
-            }
+            self.tell_status(index, &status);
         }
         self.answer_waiters(index);
+    }
+
+    /// Tells a status to all readers of a topic.
+    fn tell_status(&mut self, index: u32, status: &Status) {
+        let wall = self.now.wall;
+        let Some(topic) = self.topics.at_mut(index) else { return };
+        let mut text = Vec::new();
+        write_status(&mut text, &topic.key.name, status, wall);
+        let mut dirty = Vec::new();
+        topic.append_control(
+            &|kind, out| frame::write_control(kind.transport, "stream_status", &text, out),
+            &mut |kind| dirty.push(kind),
+        );
+        self.tell_rated(index, status);
+        for kind in dirty {
+            self.mark_dirty(index, kind);
+        }
+    }
+
+    /// Tells a status to the rated readers of a topic: they get events one by one, not what stands between them.
+    fn tell_rated(&mut self, topic: u32, status: &Status) {
+        let wall = self.now.wall;
+        let Some(topic) = self.topics.at(topic) else { return };
+        let name = Arc::clone(&topic.key.name);
+        let rated: Vec<u32> =
+            topic.renditions.iter().flatten().flat_map(|r| r.rated.iter().map(|rated| rated.connection)).collect();
+        for connection in rated {
+            self.tell(connection, "stream_status", |out| write_status(out, &name, status, wall));
+        }
     }
 }
 

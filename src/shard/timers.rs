@@ -30,7 +30,8 @@ impl Shard {
         {
             self.timers.pop();
             match timer {
-                Timer::Stream { index, generation } => self.stream_due(index, generation),
+                Timer::Poll { index, generation } => self.poll_due(index, generation, at),
+                Timer::Linger { index, generation } => self.linger_due(index, generation, at),
                 Timer::Rated { connection, generation, slot } => self.rated_due(connection, generation, slot),
                 Timer::Topic { index } => self.topic_due(index),
             }
@@ -60,7 +61,10 @@ impl Shard {
                 end.min(open.reauthenticate_at).min(open.heartbeat_at)
             }
         };
-        if let Some(since) = connection.outbox.as_ref().and_then(|outbox| outbox.stalled_since) {
+        // One that is ending is reset at its deadline, whether its socket takes anything or not.
+        if !matches!(connection.state, State::Closing(_))
+            && let Some(since) = connection.outbox.as_ref().and_then(|outbox| outbox.stalled_since)
+        {
             deadline = deadline.min(since + self.options.limits.write_stall);
         }
         self.wheel.set(index, deadline);
@@ -136,14 +140,14 @@ impl Shard {
             }
             open.heartbeat_at = now.at + heartbeat;
             let transport = open.transport;
-            // A connection that takes nothing is not given more: what waits proves its life as well.
-            if connection.outbox.is_none() {
-                connection.outbox().write(|out| match transport {
-                    Transport::WebSocket => ws::write_ping(out, b""),
-                    Transport::Sse => crate::codec::sse::write_heartbeat(out),
-                });
-                self.make_ready(index);
-            }
+            // Also where other bytes wait: a peer that is never asked is never heard, and would be taken for dead. `limits.
+            // write_stall` bounds how many heartbeats a socket can leave waiting.
+            connection.outbox().write(|out| match transport {
+                Transport::WebSocket => ws::write_ping(out, b""),
+                Transport::Sse => crate::codec::sse::write_heartbeat(out),
+            });
+            self.keep_order(index);
+            self.make_ready(index);
         }
     }
 

@@ -33,6 +33,8 @@ pub struct Book {
     frames: HashMap<(String, u64, bool, String), u64>,
     /// All that has been seen, in a number.
     pub trace: u64,
+    /// `RESTCAST_SIM_CLIENT`: the client whose frames are printed.
+    pub traced: Option<usize>,
 }
 
 impl Book {
@@ -47,6 +49,7 @@ impl Book {
             values: HashMap::new(),
             frames: HashMap::new(),
             trace: 0,
+            traced: std::env::var("RESTCAST_SIM_CLIENT").ok().and_then(|number| number.parse().ok()),
         }
     }
 }
@@ -79,6 +82,8 @@ pub struct Held {
     pub value: Option<Vec<u8>>,
     /// As last told; `live` where nothing was.
     pub state: String,
+    /// Whether it asked to go on from there and has got nothing yet.
+    pub resumes: bool,
 }
 
 /// What a numbered message of a client asked for.
@@ -86,8 +91,20 @@ pub struct Held {
 pub enum Asked {
     Subscribe { name: String, held: Held },
     Unsubscribe { name: String },
-    Renew { company: u64 },
+    Renew,
     RenewBadly,
+}
+
+/// A token that a client has brought.
+#[derive(Clone, Copy, Debug)]
+pub struct Token {
+    /// Which message brought it; 0: the request.
+    pub id: u64,
+    /// `exp`, in microseconds.
+    pub exp_us: u64,
+    pub company: u64,
+    /// Whether it has ended at some time, even if the clock was set back since.
+    pub has_ended: bool,
 }
 
 /// When a credential ended.
@@ -106,17 +123,17 @@ pub struct Client {
     pub core: usize,
     pub socket: u32,
     pub sub: String,
-    /// Those its tokens name: the present one, and one that a renewal not yet answered brings.
-    pub companies: BTreeSet<u64>,
-    /// `exp` of the token that lives longest, in microseconds.
-    pub exp_us: u64,
+    /// The token in force, then those of renewals that have not been answered.
+    pub tokens: Vec<Token>,
+    /// Since when none of them is good.
     pub expired: Option<Expired>,
-    pub ever_expired: bool,
     pub ever_stalled: bool,
     /// Answers no pings.
     pub mute: bool,
     pub renewals_refused: u32,
     pub renewals_accepted: u32,
+    /// Whether a renewal over HTTP has not been answered.
+    pub renewing: bool,
     pub outgoing: Vec<u8>,
     pub held: BTreeMap<String, Held>,
     pub asked: BTreeMap<u64, Asked>,
@@ -133,8 +150,8 @@ pub struct Client {
     pub requests: Vec<Request>,
     pub etag: Option<(String, String)>,
     pub answers: u64,
-    /// Renewals over HTTP that were accepted: for which client, with which company.
-    pub confirmed: Vec<(usize, u64)>,
+    /// Renewals over HTTP that were answered: for which client, which of its tokens, how.
+    pub confirmed: Vec<(usize, u64, u16)>,
     upgraded: bool,
     buffer: Vec<u8>,
     late: bool,
@@ -143,8 +160,8 @@ pub struct Client {
 /// An HTTP request that has been sent.
 #[derive(Clone, Debug)]
 pub enum Request {
-    Value { name: String, known: Option<String>, since_us: u64 },
-    Renewal { of: usize, company: u64 },
+    Value { name: String, known: Option<String> },
+    Renewal { of: usize, id: u64 },
 }
 
 impl Client {
@@ -155,14 +172,13 @@ impl Client {
             core,
             socket,
             sub,
-            companies: BTreeSet::from([company]),
-            exp_us,
+            tokens: vec![Token { id: 0, exp_us, company, has_ended: false }],
             expired: None,
-            ever_expired: false,
             ever_stalled: false,
             mute: false,
             renewals_refused: 0,
             renewals_accepted: 0,
+            renewing: false,
             outgoing: Vec::new(),
             held: BTreeMap::new(),
             asked: BTreeMap::new(),
@@ -190,14 +206,52 @@ impl Client {
 
     /// Notes that the clocks have moved: by a step where `stepped`, else on from `before_us` of the wall clock.
     pub fn notice_time(&mut self, book: &Book, before_us: u64, stepped: bool) {
-        let end = self.exp_us + book.leeway_us;
+        for token in &mut self.tokens {
+            token.has_ended |= book.wall_us >= token.exp_us + book.leeway_us;
+        }
+        let last = self.tokens.iter().map(|token| token.exp_us).max().expect("there is always a token");
+        let end = last + book.leeway_us;
         if book.wall_us < end {
             self.expired = None;
         } else if self.expired.is_none() {
             let ago = if stepped { 0 } else { book.wall_us - end.max(before_us) };
             self.expired = Some(Expired { at_us: book.mono_us - ago, stepped });
-            self.ever_expired = true;
         }
+    }
+
+    /// Whether a token that may be the one in force has ended.
+    pub fn may_have_expired(&self) -> bool {
+        self.tokens.iter().any(|token| token.has_ended)
+    }
+
+    /// The companies that its tokens name.
+    pub fn companies(&self) -> BTreeSet<u64> {
+        self.tokens.iter().map(|token| token.company).collect()
+    }
+
+    /// The renewal `id` was accepted: no earlier token counts any more.
+    pub fn renewed(&mut self, id: u64) {
+        self.renewals_accepted += 1;
+        self.renewals_refused = 0;
+        // Which frames of an event stream came before its renewal cannot be told from outside: its values may be the old
+        // token's, not its life.
+        let kept = self.tokens.iter().position(|token| token.id == id).expect("a renewal brought a token");
+        // Whoever is moved away and back again begins anew.
+        if let Some(own) = self.held.get_mut("own").filter(|_| kept > 0) {
+            own.resumes = true;
+        }
+        match self.kind {
+            Kind::Events => {
+                let exp_us = self.tokens[kept].exp_us;
+                self.tokens[..kept].iter_mut().for_each(|token| (token.exp_us, token.has_ended) = (exp_us, false));
+            }
+            _ => drop(self.tokens.drain(..kept)),
+        }
+    }
+
+    /// The renewal `id` was refused.
+    pub fn not_renewed(&mut self, id: u64) {
+        self.tokens.retain(|token| token.id != id);
     }
 
     /// Whether a stream frame that starts now is later than it may be.
@@ -261,8 +315,11 @@ impl Client {
     }
 
     fn refused(&self, status: u16, body: &str, book: &Book) {
+        if book.traced == Some(self.number) {
+            eprintln!("{} client {} <- {status} {body}", book.mono_us, self.number);
+        }
         let fine = match status {
-            401 => self.ever_expired,
+            401 => self.may_have_expired(),
             404 => book.reloaded,
             503 | 429 | 408 => true,
             _ => false,
@@ -291,7 +348,9 @@ impl Client {
                 let etag = header(&head, "ETag").unwrap_or_default();
                 match status {
                     200 => {
-                        assert!(!self.late, "client {} got a value after its credential's end", self.number);
+                        // What was answered in time may be read late.
+                        let late = self.late && !self.ever_stalled;
+                        assert!(!late, "client {} got a value after its credential's end", self.number);
                         self.check_value(&name, body, book);
                         let (epoch, seq) = etag.trim_matches('"').split_once('-').expect("an ETag is epoch-seq");
                         check_place(book, epoch, seq.parse().expect("a number"), body);
@@ -301,9 +360,8 @@ impl Client {
                     _ => self.refused(status, &text_of(body), book),
                 }
             }
-            Request::Renewal { of, company } => match status {
-                200 => self.confirmed.push((of, company)),
-                401 | 403 | 404 | 503 => {}
+            Request::Renewal { of, id } => match status {
+                200 | 401 | 403 | 404 | 503 => self.confirmed.push((of, id, status)),
                 _ => panic!("client {} got {status} to a renewal: {}", self.number, text_of(body)),
             },
         }
@@ -371,7 +429,7 @@ impl Client {
     fn check_close(&mut self, code: u16, reason: &str, book: &mut Book) {
         book.trace = hash((book.trace, code, reason));
         let fine = match (code, reason) {
-            (4001, "token_expired") => self.ever_expired,
+            (4001, "token_expired") => self.may_have_expired(),
             (4001, "auth_update_rejected") => self.renewals_refused >= 5,
             (4003, "forbidden") | (4004, "stream_ended" | "not_found") => book.reloaded,
             (1012, "draining") => book.draining && (!self.welcomed || self.told_to_reconnect),
@@ -380,8 +438,8 @@ impl Client {
             (1000 | 1005, _) => self.said_close,
             _ => false,
         };
-        let Client { number, kind, ever_expired, .. } = self;
-        assert!(fine, "client {number} ({kind:?}, ever expired: {ever_expired}) was closed {code} {reason}");
+        let Client { number, kind, tokens, .. } = self;
+        assert!(fine, "client {number} ({kind:?}, {tokens:?}) was closed {code} {reason} at {}", book.wall_us);
         self.closed = Some(code);
         self.held.clear();
     }
@@ -413,6 +471,9 @@ impl Client {
     fn frame(&mut self, text: &[u8], kind: Option<&str>, book: &mut Book) {
         book.trace = hash((book.trace, self.number, text));
         let shown = || text_of(&text[..text.len().min(300)]);
+        if book.traced == Some(self.number) {
+            eprintln!("{} client {} <- {}", book.mono_us, self.number, shown());
+        }
         // The heads of events are read without what they hold, which may be large.
         let head_end = [&b",\"data\":"[..], b",\"patch\":", b",\"merge\":"].iter().find_map(|mark| {
             let at = find(&text[..text.len().min(400)], mark)?;
@@ -457,7 +518,6 @@ impl Client {
                 self.changed(own_kind, &stream, &head, body.expect("an event has a body"), text, book);
             }
             "stream_status" => {
-                assert!(!self.late, "client {} got a status after its credential's end", self.number);
                 let held = self.held.get_mut(&stream);
                 let held = held.unwrap_or_else(|| panic!("client {} does not hold {stream}: {}", self.number, shown()));
                 held.state = head["state"].as_str().expect("a status has its state").to_owned();
@@ -479,15 +539,13 @@ impl Client {
                 assert!(self.held.remove(&stream).is_some(), "what was not held ends: {}", shown());
             }
             "auth_ok" => {
-                let Some(Asked::Renew { company }) = id.and_then(|id| self.asked.remove(&id)) else {
-                    panic!("client {} was renewed unasked: {}", self.number, shown());
-                };
-                self.renewals_accepted += 1;
-                self.renewals_refused = 0;
-                self.companies = self.companies_after(company);
+                let id = id.expect("an id is echoed");
+                let asked = self.asked.remove(&id);
+                assert!(matches!(asked, Some(Asked::Renew)), "client {} was renewed unasked: {}", self.number, shown());
+                self.renewed(id);
             }
             "reauthenticate" => assert!(head["expires_at"].is_u64() && head["expires_in_ms"].is_u64(), "{}", shown()),
-            "error" => self.told_error(&head, id, book),
+            "error" => self.told_error(&head, id),
             "reconnect" => {
                 assert!(
                     book.draining && !self.told_to_reconnect,
@@ -500,16 +558,7 @@ impl Client {
         }
     }
 
-    /// The companies whose values may come once the renewal with `company` is in force.
-    fn companies_after(&self, company: u64) -> BTreeSet<u64> {
-        let pending = self.asked.values().filter_map(|asked| match asked {
-            Asked::Renew { company } => Some(*company),
-            _ => None,
-        });
-        pending.chain([company]).collect()
-    }
-
-    fn told_error(&mut self, head: &Value, id: Option<u64>, book: &Book) {
+    fn told_error(&mut self, head: &Value, id: Option<u64>) {
         let code = head["code"].as_str().unwrap_or_default();
         let asked = id.and_then(|id| self.asked.remove(&id));
         let fine = match (&asked, code) {
@@ -519,19 +568,19 @@ impl Client {
             (Some(Asked::Subscribe { .. } | Asked::Unsubscribe { .. }), "STREAM_NOT_FOUND") => true,
             (Some(Asked::RenewBadly), "AUTH_UPDATE_REJECTED" | "AUTH_SUBJECT_MISMATCH") => true,
             // A token that has expired on the way.
-            (Some(Asked::Renew { .. }), "AUTH_UPDATE_REJECTED") => true,
+            (Some(Asked::Renew), "AUTH_UPDATE_REJECTED") => self.may_have_expired(),
             (None, "TOO_MANY_STREAMS") => true,
             (None, "BAD_MESSAGE" | "UNKNOWN_TYPE") => true,
             _ => false,
         };
         assert!(fine, "client {}: {asked:?} was answered {head}", self.number);
-        if matches!(asked, Some(Asked::Renew { .. } | Asked::RenewBadly)) {
+        if matches!(asked, Some(Asked::Renew | Asked::RenewBadly)) {
             self.renewals_refused += 1;
+            self.not_renewed(id.expect("an answer that was asked for has an id"));
         }
         if code == "TOO_MANY_STREAMS" && asked.is_none() {
             self.held.remove(head["stream"].as_str().unwrap_or_default());
         }
-        let _ = book;
     }
 
     fn changed(&mut self, kind: &str, stream: &str, head: &Value, body: &[u8], text: &[u8], book: &mut Book) {
@@ -542,7 +591,10 @@ impl Client {
         let Some(held) = self.held.get_mut(stream) else {
             panic!("client {number} does not hold {stream} and got {}", shown());
         };
-        if held.epoch == epoch {
+        // One that resumes may be ahead of the core it comes to (protocol section 3, «Resume»): it gets what there is.
+        let moves = self.kind == Kind::Events && stream == "own" && self.tokens.len() > 1;
+        let resumes = (std::mem::take(&mut held.resumes) || moves) && kind == "snapshot";
+        if held.epoch == epoch && !resumes {
             assert!(seq > held.seq, "client {number}: seq rises, {} was held: {}", held.seq, shown());
         }
         let value = match kind {
@@ -577,7 +629,7 @@ impl Client {
         match stream.split_once('?') {
             Some((id, query)) => vec![format!("http://up/{id}?{query}")],
             None if stream == "own" => {
-                self.companies.iter().map(|company| format!("http://up/own/{company}")).collect()
+                self.companies().iter().map(|company| format!("http://up/own/{company}")).collect()
             }
             None => vec![format!("http://up/{stream}")],
         }

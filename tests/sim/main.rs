@@ -1,6 +1,7 @@
 //! The seeded simulator: real shards, a virtual clock, model sockets, clients and upstreams, all from one number.
 //!
-//! Every failure prints its seed; `RESTCAST_SIM_SEED=n cargo test --test sim` replays that world alone. What is checked
+//! Every failure prints its seed; `RESTCAST_SIM_SEED=n cargo test --test sim` replays that world alone, with
+//! `RESTCAST_SIM_CLIENT=m` what its client `m` was sent is printed; `RESTCAST_SIM_SEEDS=n` makes more worlds. What is checked
 //! at every step stands in `client` (what one client may see) and `world` (bounds, deadlines, leaks).
 
 mod client;
@@ -12,8 +13,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use world::World;
 
-/// Worlds that a run of the tests makes.
-const SEEDS: u64 = 120;
+/// Worlds that a run of the tests makes, unless `RESTCAST_SIM_SEEDS` says otherwise.
+const SEEDS: u64 = 48;
 
 /// SplitMix64: the only source of chance here.
 #[derive(Clone, Debug)]
@@ -63,7 +64,13 @@ fn worlds_keep_the_contract() {
         return;
     }
     std::thread::scope(|scope| {
-        let half = |first: u64| move || (first..=SEEDS).step_by(2).for_each(|seed| drop(run_seed(seed)));
+        let half = |first: u64| {
+            move || {
+                (first..=SEEDS).step_by(2).for_each(|seed| {
+                    run_seed(seed);
+                })
+            }
+        };
         let other = scope.spawn(half(2));
         half(1)();
         if let Err(panic) = other.join() {

@@ -32,7 +32,7 @@ struct Resource {
 /// All upstreams.
 #[derive(Debug)]
 pub struct Upstream {
-    resources: HashMap<String, Resource>,
+    resources: BTreeMap<String, Resource>,
     pub mood: Mood,
     pub huge: bool,
 }
@@ -52,7 +52,7 @@ pub fn version(value: &[u8]) -> u64 {
 
 impl Upstream {
     pub fn new() -> Upstream {
-        Upstream { resources: HashMap::new(), mood: Mood::Wild, huge: false }
+        Upstream { resources: BTreeMap::new(), mood: Mood::Wild, huge: false }
     }
 
     /// The version that `url` served last.

@@ -1,6 +1,6 @@
 //! One world: shards, clocks, sockets, mail, workers and what happens to them; what must hold of all of them together.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use std::sync::Arc;
 use restcast::auth::jwt;
 use restcast::auth::keys::{Algorithm, Key, KeyConfig};
 use restcast::config::{Config, FileError, Sources};
-use restcast::ids::{ConnectionKey, CoreId};
+use restcast::ids::CoreId;
 use restcast::limits::{CONTROL_BYTES_MAX, SENDS_PER_TURN};
 use restcast::metrics::CoreMetrics;
 use restcast::secret::Secret;
@@ -18,7 +18,7 @@ use restcast::stream::poll::{FetchRequest, PollNo};
 use restcast::time::{Instant, Now, WallTime};
 
 use super::Dice;
-use super::client::{Asked, Book, Client, Held, Kind, LATE_US, Request};
+use super::client::{Asked, Book, Client, Held, Kind, LATE_US, Request, Token};
 use super::upstream::Mood;
 
 const SECRET: &str = "a secret of the simulator, of 32 bytes or more";
@@ -26,7 +26,7 @@ const SECOND_US: u64 = 1_000_000;
 const REGIONS: [&str; 2] = ["eu", "us"];
 const COMPANIES: u64 = 3;
 /// Turns without time going on, after which the server is taken to spin.
-const TURNS_MAX: usize = 20_000;
+const TURNS_MAX: usize = 2_000;
 
 /// The configuration of a world, as its file says it.
 #[derive(Clone, Debug)]
@@ -162,7 +162,6 @@ fn options(text: &str, previous: Option<&Catalog>) -> Arc<Options> {
 /// One end of a model connection, as the server's kernel holds it.
 #[derive(Debug)]
 pub struct Socket {
-    key: ConnectionKey,
     client: usize,
     /// Bytes it takes until it is full; `u64::MAX`: any number.
     pub room: u64,
@@ -367,10 +366,10 @@ impl World {
 
     fn next_event(&self) -> Option<u64> {
         let mail = self.mail.iter().flatten().filter_map(|queue| queue.front()).map(|(due, _)| *due);
-        let cores = self.cores.iter().flat_map(|core| {
+        let cores = self.cores.iter().filter(|core| !core.drained).flat_map(|core| {
             let fetches = core.fetches.iter().map(|fetch| fetch.due_us);
             let comparisons = core.comparisons.iter().map(|(due, _)| *due);
-            let timeout = if core.drained { None } else { core.shard.next_timeout().map(Instant::as_micros) };
+            let timeout = core.shard.next_timeout().map(Instant::as_micros);
             fetches.chain(comparisons).chain(timeout)
         });
         mail.chain(cores).min()
@@ -493,6 +492,7 @@ impl World {
     /// One turn of a core, as its loop makes it; whether there is more to do at once.
     pub fn turn(&mut self, index: usize) -> bool {
         if self.cores[index].drained {
+            self.mail[index].iter_mut().for_each(VecDeque::clear);
             return false;
         }
         let now_us = self.book.mono_us;
@@ -579,15 +579,29 @@ impl World {
                 return;
             }
         }
-        let stats: Vec<_> = self.cores.iter().map(|core| (core.shard.stats(), core.shard.next_timeout())).collect();
-        panic!("the server spins at {}: {stats:?}", self.book.mono_us);
+        let mut shown = String::new();
+        for index in 0..self.cores.len() {
+            let acted = self.turn(index);
+            let Core { shard, sockets, drained, .. } = &self.cores[index];
+            let sockets: Vec<_> =
+                sockets.values().filter(|socket| !socket.inbound.is_empty() || socket.finished).collect();
+            let _ = write!(shown, "\n{acted} {drained} {:?} {:?} {sockets:?}", shard.next_timeout(), shard.stats());
+        }
+        panic!("the server spins at {}: {shown}", self.book.mono_us);
     }
 
     fn renewals_confirmed(&mut self) {
         for number in 0..self.clients.len() {
-            for (of, company) in std::mem::take(&mut self.clients[number].confirmed) {
-                self.clients[of].renewals_accepted += 1;
-                let _ = company;
+            for (of, id, status) in std::mem::take(&mut self.clients[number].confirmed) {
+                match status {
+                    200 => self.clients[of].renewed(id),
+                    // Whether an answer that did not come in time was a renewal is not known.
+                    503 => {}
+                    _ => self.clients[of].not_renewed(id),
+                }
+                let client = &mut self.clients[of];
+                client.renewing = status == 503;
+                client.notice_time(&self.book, self.book.wall_us, false);
             }
         }
     }
@@ -619,13 +633,13 @@ impl World {
         let rate_ms = if self.dice.percent(25) { 1 + self.dice.below(3_000) } else { 0 };
         let mut held = Held { format, state: "live".to_owned(), ..Held::default() };
         if self.dice.percent(40) {
-            let others =
-                self.clients.iter().filter(|other| other.companies.contains(&company) && other.companies.len() == 1);
+            let others = self.clients.iter().filter(|other| other.companies() == BTreeSet::from([company]));
             let known: Vec<Held> = others.filter_map(|other| other.held.get(name)).cloned().collect();
             if let Some(from) =
                 known.get(self.dice.below(known.len() as u64) as usize).filter(|from| from.value.is_some())
             {
                 (held.epoch, held.seq, held.value) = (from.epoch.clone(), from.seq, from.value.clone());
+                held.resumes = true;
             }
         }
         (held, rate_ms)
@@ -703,7 +717,6 @@ impl World {
             Kind::Json => {}
         }
         let socket = Socket {
-            key,
             client: number,
             room: u64::MAX,
             blocked: false,
@@ -764,7 +777,7 @@ impl World {
 
     fn change_subscription(&mut self, number: usize) {
         let name = self.stream_name();
-        let company = self.clients[number].companies.iter().next().copied().unwrap_or_default();
+        let company = self.clients[number].tokens[0].company;
         let (held, rate_ms) = self.terms(&name, company);
         self.subscribe(number, &name, held, rate_ms);
     }
@@ -822,10 +835,9 @@ impl World {
         let exp_us = (self.book.wall_us + life_us) / 1_000 * 1_000;
         let token = self.token(&self.clients[number].sub.clone(), company, exp_us);
         let client = &mut self.clients[number];
-        client.exp_us = client.exp_us.max(exp_us);
-        client.companies.insert(company);
+        client.tokens.push(Token { id: client.next_id, exp_us, company, has_ended: false });
         client.notice_time(&self.book, self.book.wall_us, false);
-        client.ask(&format!("{{\"type\":\"auth_update\",\"token\":\"{token}\"}}"), Asked::Renew { company });
+        client.ask(&format!("{{\"type\":\"auth_update\",\"token\":\"{token}\"}}"), Asked::Renew);
     }
 
     /// Brings a new token for an SSE connection, over some HTTP connection.
@@ -836,12 +848,16 @@ impl World {
             .filter(|&other| self.clients[other].kind == Kind::Json && self.clients[other].closed.is_none())
             .collect();
         let Some(connection) = self.clients[number].connection.clone().filter(|_| !others.is_empty()) else { return };
+        if std::mem::replace(&mut self.clients[number].renewing, true) {
+            return;
+        }
         let over = *self.dice.pick(&others);
         let (company, life_us) = (self.dice.below(COMPANIES), self.life_us());
         let exp_us = (self.book.wall_us + life_us) / 1_000 * 1_000;
         let client = &mut self.clients[number];
-        client.exp_us = client.exp_us.max(exp_us);
-        client.companies.insert(company);
+        let id = client.next_id;
+        client.next_id += 1;
+        client.tokens.push(Token { id, exp_us, company, has_ended: false });
         client.notice_time(&self.book, self.book.wall_us, false);
         let sub = client.sub.clone();
         let body = format!("{{\"token\":\"{}\"}}", self.token(&sub, company, exp_us));
@@ -850,7 +866,7 @@ impl World {
         let head =
             format!("POST /v1/connections/{connection}/auth HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n");
         other.outgoing.extend(head.bytes().chain(body.bytes()));
-        other.requests.push(Request::Renewal { of: number, company });
+        other.requests.push(Request::Renewal { of: number, id });
     }
 
     fn request(&mut self, number: usize) {
@@ -863,12 +879,8 @@ impl World {
         if let Some((same, _)) = &known {
             name = same.clone();
         }
-        let (sub, company) = {
-            let client = &self.clients[number];
-            (client.sub.clone(), client.companies.iter().next().copied().unwrap_or_default())
-        };
-        let exp_us = self.clients[number].exp_us;
-        let token = self.token(&sub, company, exp_us);
+        let (sub, own) = (self.clients[number].sub.clone(), self.clients[number].tokens[0]);
+        let token = self.token(&sub, own.company, own.exp_us);
         let mut head = format!("GET /v1/streams/{name} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {token}\r\n");
         if let Some((_, etag)) = &known {
             let _ = write!(head, "If-None-Match: {etag}\r\n");
@@ -878,8 +890,7 @@ impl World {
         }
         let client = &mut self.clients[number];
         client.outgoing.extend(head.bytes().chain(*b"\r\n"));
-        let since_us = self.book.mono_us;
-        client.requests.push(Request::Value { name, known: known.map(|(_, etag)| etag), since_us });
+        client.requests.push(Request::Value { name, known: known.map(|(_, etag)| etag) });
     }
 
     /// A client goes: reset, or politely.
@@ -917,6 +928,11 @@ impl World {
             let options = Arc::clone(&self.options);
             self.handle(core, Input::Reload(options));
         }
+    }
+
+    /// How often a reader got one snapshot for several events.
+    pub fn conflations(&self) -> u64 {
+        self.cores.iter().map(|core| core.metrics.conflations.value()).sum()
     }
 
     // What must hold.
@@ -1004,7 +1020,7 @@ impl World {
             let client = &self.clients[number];
             let told = client.closed == Some(1012) && client.told_to_reconnect;
             assert!(
-                told || client.said_close || client.ever_expired,
+                told || client.said_close || client.may_have_expired(),
                 "client {number} was told to reconnect: {client:?}"
             );
         }
@@ -1041,11 +1057,4 @@ impl World {
 
 fn now(book: &Book) -> Now {
     Now { at: Instant::from_micros(book.mono_us), wall: WallTime::from_micros(book.wall_us) }
-}
-
-impl Socket {
-    /// The generation it was accepted as.
-    pub fn key(&self) -> ConnectionKey {
-        self.key
-    }
 }
