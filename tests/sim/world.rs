@@ -453,10 +453,10 @@ impl World {
                 }
                 Output::Mail { to, mail } => {
                     assert!(usize::from(to.0) != index, "mail to oneself stays inside");
-                    if self.setup.loses_mail && mail.may_be_lost() && self.book.upstream.mood == Mood::Wild {
-                        if self.dice.percent(10) {
-                            continue;
-                        }
+                    let may_be_lost =
+                        self.setup.loses_mail && mail.may_be_lost() && self.book.upstream.mood == Mood::Wild;
+                    if may_be_lost && self.dice.percent(10) {
+                        continue;
                     }
                     self.mails += 1;
                     // Drawn from no dice: the order in which a core writes to others is no order.
