@@ -181,6 +181,10 @@ fn links_within_the_repository_lead_somewhere() {
             let path = link.split('#').next().unwrap_or(link);
             assert!(!is_local || root().join(path).exists(), "{document}: {link} is not there");
         }
+        for picture in ["src=\"", "srcset=\""].iter().flat_map(|start| text.split(start).skip(1)) {
+            let path = picture.split('"').next().unwrap_or(picture);
+            assert!(root().join(path).exists(), "{document}: {path} is not there");
+        }
         let slugs: BTreeSet<String> = text
             .lines()
             .filter_map(|line| line.strip_prefix("## "))

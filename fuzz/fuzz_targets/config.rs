@@ -38,7 +38,9 @@ libfuzzer_sys::fuzz_target!(|text: &str| {
                 assert!(filled.is_ok(), "ordinary values fill every template");
             }
             // What is shown is TOML, and the same with nothing hidden in it.
-            if let Err(errors) = Config::parse(&shown.replace("secret = \"***\"", "secret = \"env:X\""), &World) {
+            let filled =
+                shown.replace("secret = \"***\"", "secret = \"env:X\"").replace("\nkey = \"***\"", "\nkey = \"env:X\"");
+            if let Err(errors) = Config::parse(&filled, &World) {
                 panic!("what is shown is no configuration: {errors:?}\n{shown}");
             }
         }

@@ -131,7 +131,7 @@ pub fn greeting(listen: SocketAddr, upstream: SocketAddr, token: &str, secret: &
 
   Token        TOKEN={token}
   SSE          curl -N -H 'Accept: text/event-stream' -H "Authorization: Bearer $TOKEN" http://{listen}/v1/streams/prices
-  WebSocket    websocat --protocol restcast.v1 -H "Authorization: Bearer $TOKEN" ws://{listen}/v1/streams/leads
+  WebSocket    websocat --protocol restcast.v1 -H="Authorization: Bearer $TOKEN" ws://{listen}/v1/streams/leads
   Upstream     curl http://{upstream}/prices
 
   The streams are `prices` and `leads`. The signing key stands in the playground's link: demo only. Ctrl-C ends it.
@@ -884,7 +884,8 @@ mod tests {
             "http://127.0.0.1:8080/#stream=prices&token=h.p.s&secret=k%22ey%2Bwith%3Dsigns-0123456789abcdef",
             "TOKEN=h.p.s\n",
             "curl -N ",
-            "websocat ",
+            // With a blank after -H websocat takes the address for a second header, and then misses it.
+            "websocat --protocol restcast.v1 -H=\"Authorization: Bearer $TOKEN\" ws:",
             "ws://127.0.0.1:8080/v1/streams/leads",
         ] {
             assert!(text.contains(part), "{part} in {text}");
