@@ -266,9 +266,9 @@ labels! {
         HeartbeatTimeout = "1001" "heartbeat_timeout", "The client fell silent.";
         RateLimited = "1008" "rate_limited", "Too many messages.";
         ProtocolError = "1002" "protocol_error", "Not RFC 6455.";
-        Unsupported = "1003" "unsupported", "A message of a type that is not taken.";
-        InvalidText = "1007" "invalid_text", "A text message that is not UTF-8.";
-        MessageTooLarge = "1009" "too_large", "A message over the limit.";
+        Unsupported = "1003" "unsupported_data", "A message of a type that is not taken.";
+        InvalidText = "1007" "invalid_payload", "A text message that is not UTF-8.";
+        MessageTooLarge = "1009" "message_too_big", "A message over the limit.";
         Internal = "1011" "internal", "A fault of the server.";
         ByClient = "1000" "by_client", "The client closed, or its answer was complete.";
         Gone = "1006" "gone", "The client's socket ended without a close.";

@@ -295,6 +295,8 @@ fn a_proxy_tells_whose_limits_count() {
         };
         let third = forwarded("192.0.2.3").map_err(drop).expect("a third client");
         assert_eq!(forwarded("192.0.2.3").map(drop), Err(is(429, "TOO_MANY_CONNECTIONS")));
+        // What a client made up stands before what the proxy added.
+        assert_eq!(forwarded("198.51.100.1, 192.0.2.3").map(drop), Err(is(429, "TOO_MANY_CONNECTIONS")));
         drop(third);
         eventually("the third client is gone", || forwarded("192.0.2.3").ok());
         // A header that is none ends the connection.

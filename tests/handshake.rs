@@ -98,6 +98,63 @@ fn a_head_that_cannot_be_framed_is_answered_and_ends_the_connection() {
 }
 
 #[test]
+fn a_head_and_a_target_may_be_as_long_as_their_limits() {
+    on_each_driver(|setup| {
+        let (_upstream, server) = served(setup.limits("request_head_bytes_max = \"12KiB\""));
+        let of_target = |bytes: usize| format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "x".repeat(bytes - 1));
+        let mut raw = server.connect();
+        raw.send(of_target(8 << 10).as_bytes());
+        assert_eq!(raw.answer().status, 404);
+        assert_eq!(refused(&server, of_target((8 << 10) + 1).as_bytes()).status, 414);
+        let of_head = |bytes: usize| {
+            let bare = "GET /healthz HTTP/1.1\r\nHost: a\r\nPad: \r\n\r\n";
+            bare.replace("Pad: ", &format!("Pad: {}", "x".repeat(bytes - bare.len())))
+        };
+        let mut raw = server.connect();
+        // What follows a head of the greatest length is not counted for it.
+        raw.send(of_head(12 << 10).repeat(2).as_bytes());
+        assert_eq!((raw.answer().status, raw.answer().status), (200, 200));
+        assert_eq!(refused(&server, of_head((12 << 10) + 1).as_bytes()).status, 431);
+        assert_eq!(refused(&server, "x".repeat(12 << 10).as_bytes()).status, 431, "a head without an end");
+    });
+}
+
+#[test]
+fn an_absolute_target_is_understood_and_its_authority_counts() {
+    let (_upstream, server) = served(Setup::new());
+    let token = token_of("u1");
+    let request = |target: &str, host: &str| {
+        let mut raw = server.connect();
+        let origin = "Origin: http://seen.example\r\n";
+        let cookie = format!("Cookie: restcast_token={token}\r\n");
+        raw.send(format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n{origin}{cookie}\r\n").as_bytes());
+        raw.answer().status
+    };
+    assert_eq!(request("http://seen.example/v1/streams/leads", "other.example"), 200);
+    assert_eq!(request("http://other.example/v1/streams/leads", "seen.example"), 403);
+    assert_eq!(request("/v1/streams/leads", "seen.example"), 200);
+    assert_eq!(request("http://user@seen.example/v1/streams/leads", "seen.example"), 400);
+    assert_eq!(request("ftp://seen.example/v1/streams/leads", "seen.example"), 400);
+    assert_eq!(request("/v1/streams/leads#part", "seen.example"), 400);
+}
+
+#[test]
+fn who_ends_its_side_after_a_request_still_gets_the_answer() {
+    on_each_driver(|setup| {
+        let upstream = Upstream::start();
+        upstream.set("/slow", Reply::json("[1]").delay(200 * MS));
+        let server = setup.stream("slow", &upstream.url("/slow"), "").start();
+        let mut raw = server.connect();
+        let token = token_of("u1");
+        raw.send(format!("GET /v1/streams/slow?token={token} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes());
+        raw.socket().shutdown(std::net::Shutdown::Write).expect("it is open");
+        let answer = raw.answer();
+        assert_eq!((answer.status, answer.json()), (200, json!([1])));
+        assert!(raw.is_closed());
+    });
+}
+
+#[test]
 fn what_a_resource_does_not_know_is_told_with_what_it_knows() {
     let (_upstream, server) = served(Setup::new());
     let token = [bearer(&token_of("u1"))];
@@ -372,7 +429,7 @@ fn the_playground_is_a_page_with_a_strict_policy() {
     assert_eq!((answer.status, answer.header("content-type")), (200, Some("text/html; charset=utf-8")));
     let policy = answer.header("content-security-policy").expect("a policy");
     assert!(policy.contains("default-src 'none'") && policy.contains("frame-ancestors 'none'"), "{policy}");
-    assert!(!policy.contains("unsafe-inline") && !policy.contains("unsafe-eval"), "{policy}");
+    assert!(!policy.contains("-inline'") && !policy.contains("-eval'"), "{policy}");
     assert!(answer.text().contains("<html"));
     assert_eq!(answer.header("referrer-policy"), Some("no-referrer"));
     let (_upstream, server) = served(Setup::new().server("playground = false"));
@@ -428,6 +485,27 @@ fn an_upgrade_follows_rfc_6455() {
     assert_eq!((old.status, old.header("sec-websocket-version")), (426, Some("13")));
     assert_eq!(with(&|request| request.replace("Upgrade: websocket\r\n", "")).status, 426);
     assert_eq!(with(&|request| request.replacen("GET", "POST", 1)).status, 405);
+}
+
+#[test]
+fn a_connection_may_be_upgraded_after_other_requests() {
+    on_each_driver(|setup| {
+        let (_upstream, server) = served(setup);
+        let mut raw = server.connect();
+        assert_eq!(raw.request("GET", "/healthz", &[], "").status, 200);
+        assert_eq!(raw.upgrade("/v1/ws", &[]).status, 401);
+        assert_eq!(raw.upgrade("/v1/ws", &[bearer(&token_of("u1"))]).status, 101);
+        assert!(raw.frame().2.starts_with(b"{\"type\":\"welcome\""));
+        // All in one go as well, with a frame behind.
+        let mut raw = server.connect();
+        let upgrade = upgrade_request("/v1/ws", server.listen, &[bearer(&token_of("u1"))]);
+        let all = ["GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n".as_bytes(), upgrade.as_bytes()].concat();
+        raw.send(&[all, client_frame(false, 9, b"behind")].concat());
+        assert_eq!(raw.answer().status, 200);
+        assert_eq!(raw.answer().status, 101);
+        assert!(raw.frame().2.starts_with(b"{\"type\":\"welcome\""));
+        assert_eq!(raw.frame(), (true, 10, b"behind".to_vec()));
+    });
 }
 
 #[test]

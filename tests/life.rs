@@ -210,6 +210,163 @@ fn reauthenticate_comes_its_lead_before_the_end() {
     });
 }
 
+#[test]
+fn many_that_end_in_the_same_second_end_together() {
+    on_each_driver(|setup| {
+        let upstream = upstream();
+        let server = setup.jwt("leeway = \"0s\"").stream("leads", &upstream.url("/leads"), "").start();
+        let exp = now_s() + 8;
+        let token = mint(json!({ "sub": "u1", "exp": exp }));
+        let mut sockets: Vec<Raw> = (0..400)
+            .map(|no| {
+                let mut raw = server.connect();
+                let path = if no % 2 == 0 { "/v1/ws" } else { "/v1/streams/leads" };
+                assert_eq!(raw.upgrade(path, &[bearer(&token)]).status, 101, "before the end");
+                raw
+            })
+            .collect();
+        for raw in &mut sockets {
+            assert_eq!(raw.close_frame(), (4001, "token_expired".to_owned()));
+        }
+        let now = now_us();
+        assert!(now >= exp * 1_000_000, "before the end");
+        assert!(now <= exp * 1_000_000 + (END_MS + SLACK_MS) * 1_000, "{} us after", now - exp * 1_000_000);
+        drop(sockets);
+        eventually("none is left", || (server.metric(&["restcast_connections{", "\"ws\""]) == 0.0).then_some(()));
+    });
+}
+
+/// A value that no socket takes at once, and that is never the same.
+fn huge(no: u32) -> String {
+    format!("\"{no}{}\"", "x".repeat(4 << 20))
+}
+
+/// A WebSocket whose peer reads nothing: the server has begun to send a frame, and cannot end it.
+fn stuck(server: &Server, token: &str) -> Raw {
+    let mut raw = server.connect();
+    assert_eq!(raw.upgrade("/v1/streams/huge", &[bearer(token)]).status, 101);
+    assert_eq!(raw.frame().1, 1, "welcome");
+    assert!(raw.hears_within(PATIENCE), "a frame begins");
+    raw
+}
+
+#[test]
+fn a_frame_half_sent_is_finished_before_the_close() {
+    on_each_driver(|setup| {
+        let upstream = Upstream::start();
+        upstream.set_json("/huge", &huge(0));
+        let server = setup.jwt("leeway = \"0s\"").stream("huge", &upstream.url("/huge"), "").start();
+        // The peer must read on within a second of the end, or it is reset: a busy machine may need more than one try.
+        let finished = (1..=5u32).any(|no| {
+            let exp = now_s() + 3;
+            let mut raw = stuck(&server, &mint(json!({ "sub": "u1", "exp": exp })));
+            upstream.set_json("/huge", &huge(no));
+            eventually("it expires", || (server.metric(&["expir"]) >= f64::from(no)).then_some(()));
+            let bytes = raw.rest();
+            // A frame of 64 bits of length, then the close.
+            assert_eq!(bytes[..2], [0x81, 127], "a text message");
+            let length = u64::from_be_bytes(bytes[2..10].try_into().expect("eight"));
+            let (snapshot, rest) =
+                bytes[10..].split_at(bytes.len().min(usize::try_from(length).expect("small") + 10) - 10);
+            let Ok(snapshot) = serde_json::from_slice::<Value>(snapshot) else { return false };
+            assert_eq!(snapshot["type"], "snapshot");
+            // `reauthenticate` waited behind it: no frame of the stream does.
+            assert!(!rest.windows(9).any(|window| window == b"\"stream\":"), "another frame was begun");
+            rest.ends_with(b"\x88\x0f\x0f\xa1token_expired")
+        });
+        assert!(finished, "a frame half sent is cut off");
+    });
+}
+
+#[test]
+fn who_reads_nothing_is_reset_a_second_after_its_end() {
+    on_each_driver(|setup| {
+        let upstream = Upstream::start();
+        upstream.set_json("/huge", &huge(0));
+        let mut server =
+            setup.jwt("leeway = \"0s\"").server("drain = \"3s\"").stream("huge", &upstream.url("/huge"), "").start();
+        let raw = stuck(&server, &mint(json!({ "sub": "u1", "exp": now_s() + 3 })));
+        eventually("it expires", || (server.metric(&["expir"]) >= 1.0).then_some(()));
+        let ended = Instant::now();
+        eventually("its socket is reset", || raw.socket().take_error().expect("an option"));
+        let took = ended.elapsed();
+        assert!(took >= 500 * MS && took <= Duration::from_millis(1_000 + SLACK_MS), "{took:?}");
+        assert_eq!(server.metric(&["closes", "token_expired"]), 1.0);
+        drop(raw);
+        // Nor does one hold up a drain.
+        let _raw = stuck(&server, &token_of("u1"));
+        let begun = Instant::now();
+        server.signal(Signal::TERM);
+        assert_eq!(server.wait().code(), Some(0));
+        assert!(
+            begun.elapsed() < Duration::from_secs(3) + Duration::from_millis(2 * SLACK_MS),
+            "{:?}",
+            begun.elapsed()
+        );
+    });
+}
+
+#[test]
+fn whoever_goes_in_whatever_way_leaves_nothing_behind() {
+    on_each_driver(|setup| {
+        let upstream = upstream();
+        let setup = setup.limits("connections = 8\nconnections_per_subject = 8\nconnections_per_address = 8");
+        let server = setup.auth("first_message = \"60s\"").stream("leads", &upstream.url("/leads"), "").start();
+        let token = token_of("u1");
+        let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", server.pid())).expect("procfs").count();
+        let settled = |wanted: usize| eventually("descriptors settle", || (descriptors() <= wanted).then_some(()));
+        // Takes what is taken once and kept: the connection to the upstream.
+        let mut ws = server.ws("/v1/streams/leads", &[bearer(&token)]);
+        ws.next_of("snapshot");
+        let with_one = descriptors();
+        let request = |path: &str, more: &str| {
+            format!("GET {path} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\n{more}\r\n").into_bytes()
+        };
+        let upgrade = |headers: &[(&str, String)]| {
+            support::server::upgrade_request("/v1/streams/leads", server.listen, headers).into_bytes()
+        };
+        let ways: Vec<(&str, Vec<u8>)> = vec![
+            ("nothing", vec![]),
+            ("half a head", request("/healthz", "")[..20].to_vec()),
+            (
+                "half a body",
+                b"POST /v1/connections/c_1/auth HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{".to_vec(),
+            ),
+            ("an answer", request("/healthz", "")),
+            ("a value", request("/v1/streams/leads", "")),
+            ("events", request("/v1/streams/leads", "Accept: text/event-stream\r\n")),
+            ("a WebSocket", upgrade(&[bearer(&token)])),
+            ("a WebSocket before its first message", upgrade(&[])),
+            ("a bad frame", [upgrade(&[bearer(&token)]), b"\xff\xff".to_vec()].concat()),
+            ("a refusal", request("/v1/streams/none", "")),
+        ];
+        for (way, bytes) in &ways {
+            for reset in [false, true] {
+                for _ in 0..8 {
+                    // A place is free again, sooner or later.
+                    eventually(way, || {
+                        let mut raw = server.connect();
+                        raw.try_send(bytes).ok()?;
+                        if !bytes.is_empty() && !way.starts_with("half") && raw.head().status == 503 {
+                            return None;
+                        }
+                        if reset {
+                            socket2::SockRef::from(raw.socket()).set_linger(Some(Duration::ZERO)).expect("an option");
+                        }
+                        Some(())
+                    });
+                }
+            }
+        }
+        settled(with_one);
+        // All places are free again.
+        let _seven: Vec<Ws> = (0..7).map(|_| server.ws("/v1/streams/leads", &[bearer(&token)])).collect();
+        assert_eq!(server.metric(&["restcast_connections{", "\"ws\""]), 8.0);
+        upstream.set_json("/leads", "[2]");
+        assert_eq!(ws.next()["seq"], 2);
+    });
+}
+
 // Renewal in band.
 
 #[test]
@@ -593,6 +750,11 @@ fn connections_are_limited_by_subject() {
         assert_eq!(raised.next()["code"], "TOO_MANY_CONNECTIONS");
         let _other = server.ws("/v1/ws", &[bearer(&token_of("u2"))]);
         drop((ws, sse));
+        // A HEAD of events opens nothing.
+        eventually("a HEAD holds no place", || {
+            let events = [bearer(&token), of("Accept", "text/event-stream")];
+            (0..3).all(|_| server.request("HEAD", "/v1/streams/leads", &events, "").status == 200).then_some(())
+        });
         let _first = eventually("a place is free", || server.try_ws("/v1/ws", &[bearer(&token)]).ok());
         let _second = eventually("another is free", || server.try_ws("/v1/ws", &[bearer(&token)]).ok());
         assert_eq!(refused("/v1/ws"), is(429, "TOO_MANY_CONNECTIONS"));
@@ -784,6 +946,19 @@ fn a_signal_after_the_admins_drain_is_the_first() {
 
 // Reload.
 
+/// A poll of `leads` that waits for a change.
+fn waiting(server: &Server, token: &str) -> Raw {
+    let etag = server.get("/v1/streams/leads", &[bearer(token)]).header("etag").expect("an etag").to_owned();
+    let mut poll = server.connect();
+    let request = format!(
+        "GET /v1/streams/leads HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\nIf-None-Match: {etag}\r\n\
+         Prefer: wait=60\r\n\r\n"
+    );
+    poll.send(request.as_bytes());
+    eventually("the poll waits", || (server.metric(&["connections", "json_wait"]) >= 1.0).then_some(()));
+    poll
+}
+
 #[test]
 fn a_reload_takes_keys_in_and_out() {
     on_each_driver(|setup| {
@@ -814,7 +989,9 @@ fn a_reload_takes_keys_in_and_out() {
         assert_eq!(ws.closed(), (4001, "key_removed".into()));
         let mut sse = server.sse("/v1/streams/leads", &[bearer(&by_other)]);
         sse.next_of("snapshot");
+        let mut poll = waiting(&server, &by_other);
         server.reload(&setup.clone().jwt("close_on_key_removal = true"));
+        assert_eq!(outcome(&poll.answer()), is(401, "INVALID_TOKEN"));
         let close = sse.next_of("close").data;
         assert_eq!((&close["code"], &close["reason"]), (&json!(4001), &json!("key_removed")));
         assert_eq!(sse.next(), None);
@@ -861,14 +1038,7 @@ fn a_stream_that_a_reload_takes_out_ends_and_others_go_on() {
         let mut only = server.ws("/v1/ws", &[bearer(&token)]);
         only.send(json!({ "type": "subscribe", "stream": "leads" }));
         only.next_of("snapshot");
-        let etag = server.get("/v1/streams/leads", &[bearer(&token)]).header("etag").expect("an etag").to_owned();
-        let mut poll = server.connect();
-        let request = format!(
-            "GET /v1/streams/leads HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\nIf-None-Match: {etag}\r\n\
-             Prefer: wait=60\r\n\r\n"
-        );
-        poll.send(request.as_bytes());
-        eventually("the poll waits", || (server.metric(&["connections", "json_wait"]) >= 1.0).then_some(()));
+        let mut poll = waiting(&server, &token);
         let begun = Instant::now();
         server.reload(&one);
         let (frames, close) = single.until_close();
@@ -963,6 +1133,31 @@ fn limits_are_read_again() {
     });
     open.send_message(Message::text(" ".repeat(2 << 10)));
     assert_eq!(open.closed().0, 1009, "a connection from before keeps the new limit");
+}
+
+// The process.
+
+#[test]
+fn a_port_that_is_taken_is_told_and_not_shared() {
+    let server = Setup::new().start();
+    let listen = format!("listen = \"{}\"", server.listen);
+    let (status, out, err) = run(&["serve"], &Setup::new().server(&listen));
+    assert!(!status.success() && out.is_empty(), "{out}");
+    assert!(err.contains("in use"), "{err}");
+    let (status, _, err) = run(&["serve"], &Setup::new().only_admin(&format!("# {}", server.admin)).server(&listen));
+    assert!(!status.success() && err.lines().count() <= 2, "{err}");
+    assert_eq!(server.get("/healthz", &[]).status, 200);
+}
+
+#[test]
+fn plain_text_beyond_loopback_must_be_asked_for() {
+    let beyond = Setup::new().server("listen = \"192.0.2.1:8080\"");
+    let (status, _, err) = run(&["check"], &beyond);
+    assert!(!status.success() && err.contains("plaintext"), "{err}");
+    let (status, out, err) = run(&["check"], &beyond.clone().server("plaintext = true"));
+    assert!(status.success() && out.contains("192.0.2.1:8080"), "{err}");
+    let (status, _, err) = run(&["check"], &beyond.server("plaintext = true\necho = true"));
+    assert!(!status.success() && err.contains("echo"), "{err}");
 }
 
 // The admin listener.
@@ -1161,10 +1356,18 @@ fn no_secret_comes_to_light() {
         note("the metrics", server.metrics());
         for command in [&["check"][..], &["serve"]] {
             let file = if command == ["serve"] { setup.clone().limits("nonsense = 1") } else { setup.clone() };
-            let (_, out, err) = run(command, &file);
+            let (status, out, err) = run(command, &file);
+            assert_eq!(status.success(), command == ["check"], "{out}{err}");
+            assert!(out.contains("X-Api-Key") || command == ["serve"], "{out}");
             note("a command", out + &err);
         }
         note("the log", server.log_text());
+        if format.contains("json") {
+            for line in server.log_text().lines() {
+                let line: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+                assert!(line["ts"].is_u64() && line["level"].is_string() && line["message"].is_string(), "{line}");
+            }
+        }
         let secrets = [&jwt, &admin, &header, &query, &password, &body, &good, &expired, &forged];
         let mut hidden = Vec::new();
         for secret in secrets {

@@ -7,13 +7,14 @@ mod support;
 mod watcher;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::json;
 
 use support::Upstream;
 use support::server::{DRIVERS, PATIENCE, Server, Setup};
-use watcher::Watcher;
+use watcher::{Over, Watcher};
 
 const STREAMS: usize = 300;
 
@@ -103,6 +104,129 @@ fn polls_of_many_streams_are_spread_over_the_interval() {
     let most = parts.iter().max().expect("there are some");
     assert!(*most <= STREAMS * 4 / 10, "polls come in a heap: {parts:?}");
     assert!(parts.iter().filter(|&&part| part > 0).count() >= PARTS - 2, "the whole interval is used: {parts:?}");
+}
+
+/// A value of about 100 KB of which each `n` makes half another.
+fn large(n: u64) -> String {
+    let part = |place: u64| {
+        let letter = char::from(b'a' + u8::try_from((if place % 2 == 0 { n } else { 0 }) % 26).expect("small"));
+        format!("\"{}\"", String::from(letter).repeat(5_000))
+    };
+    format!(r#"{{"n":{n},"parts":[{}]}}"#, (0..20).map(part).collect::<Vec<_>>().join(","))
+}
+
+/// Does something when it is dropped, by a panic too.
+struct OnDrop<F: Fn()>(F);
+
+impl<F: Fn()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
+#[test]
+fn a_slow_reader_that_comes_and_goes_among_large_streams_gets_whole_frames_that_follow_on() {
+    const LARGE: usize = 8;
+    for (driver, seed) in DRIVERS.into_iter().zip([7u64, 8]) {
+        let upstream = Upstream::start();
+        let mut setup = Setup::new().limits("messages_per_second = 1000");
+        for n in 0..LARGE {
+            upstream.set_json(&format!("/s{n}"), &large(0));
+            let lines = "interval = \"30ms\"\nhistory_bytes = \"256KiB\"";
+            setup = setup.stream(&format!("s{n}"), &upstream.url(&format!("/s{n}")), lines);
+        }
+        let server = setup.driver(driver).start();
+        let mut ws = Watcher::narrow(&server, Over::Ws, "/v1/ws");
+        let mut random = seed;
+        let mut below = move |limit: u64| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (random >> 33) % limit
+        };
+        let mut wanted = [false; LARGE];
+        let mut holds = [false; LARGE];
+        let toggle = |ws: &mut Watcher, n: usize, wanted: &mut [bool], below: &mut dyn FnMut(u64) -> u64| {
+            let stream = format!("s{n}");
+            wanted[n] = !wanted[n];
+            if !wanted[n] {
+                return ws.send(&json!({"type":"unsubscribe","stream":stream}).to_string());
+            }
+            let format = ["patch", "merge", "full"][usize::try_from(below(3)).expect("small")];
+            let rate = [0, 0, 0, 50][usize::try_from(below(4)).expect("small")];
+            let since = (below(3) == 0).then(|| ws.held.get(&stream)).flatten();
+            let since = since.map(|held| format!("{}-{}", held.epoch, held.seq));
+            let mut message = json!({"type":"subscribe","stream":stream,"format":format,"max_rate_ms":rate});
+            match since {
+                Some(since) => message["since"] = since.into(),
+                // It may begin anywhere, but not before what is asked for now.
+                None => ws.forget(&stream),
+            }
+            ws.send(&message.to_string());
+        };
+        for n in 0..LARGE {
+            toggle(&mut ws, n, &mut wanted, &mut below);
+        }
+        let take = |ws: &mut Watcher, holds: &mut [bool]| {
+            let frame = ws.next();
+            let n: usize = frame.stream()[1..].parse().expect("a number");
+            match &*frame.kind() {
+                "subscribed" => holds[n] = true,
+                "unsubscribed" => holds[n] = false,
+                _ => {
+                    assert!(holds[n], "a frame of a stream that is not held: {}", &frame.text[..100]);
+                    ws.follow(&frame);
+                }
+            }
+        };
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            // Whatever goes wrong here ends the thread as well.
+            let over = OnDrop(|| done.store(true, Ordering::Relaxed));
+            let last = scope.spawn(|| {
+                let mut n = 0;
+                while !done.load(Ordering::Relaxed) {
+                    n += 1;
+                    for stream in 0..LARGE {
+                        upstream.set_json(&format!("/s{stream}"), &large(n));
+                    }
+                    std::thread::sleep(Duration::from_millis(40));
+                }
+                n
+            });
+            for turn in 1..=400 {
+                take(&mut ws, &mut holds);
+                if turn % 7 == 0 {
+                    // Only what has been answered is asked about again, and half of them stay.
+                    let few = wanted.iter().filter(|wanted| **wanted).count() <= LARGE / 2;
+                    let n = usize::try_from(below(LARGE as u64)).expect("small");
+                    if holds[n] == wanted[n] && !(few && wanted[n]) {
+                        toggle(&mut ws, n, &mut wanted, &mut below);
+                    }
+                }
+                if turn % 40 == 0 {
+                    std::thread::sleep(Duration::from_millis(300));
+                }
+            }
+            drop(over);
+            let last = watcher::canonical(&large(last.join().expect("no panic")));
+            for n in 0..LARGE {
+                while holds[n] != wanted[n] {
+                    take(&mut ws, &mut holds);
+                }
+                if !wanted[n] {
+                    ws.forget(&format!("s{n}"));
+                    toggle(&mut ws, n, &mut wanted, &mut below);
+                }
+            }
+            let is_last = |ws: &Watcher, n: usize| {
+                ws.held.get(&format!("s{n}")).is_some_and(|held| watcher::canonical(&held.value) == last)
+            };
+            while (0..LARGE).any(|n| !holds[n] || !is_last(&ws, n)) {
+                take(&mut ws, &mut holds);
+            }
+            assert!(server.metric(&["restcast_conflations_total"]) >= 1.0, "it was never slow");
+            assert_eq!(server.metric(&["restcast_panics_total"]), 0.0);
+        });
+    }
 }
 
 #[test]

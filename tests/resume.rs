@@ -55,7 +55,7 @@ fn again(server: &Server, over: Over, format: &str, held: &Held) -> Watcher {
 fn visit(server: &Server) -> Held {
     let mut watcher = Watcher::ws(server, LEADS);
     watcher.event();
-    watcher.held("leads").clone()
+    watcher.holding("leads").clone()
 }
 
 /// Waits until nobody is subscribed.
@@ -80,7 +80,7 @@ fn a_client_that_returns_gets_exactly_what_it_missed_in_every_format_on_every_co
                     let seqs: Vec<u64> = watcher.events_to(6).iter().map(|frame| frame.seq()).collect();
                     assert_eq!(seqs, [2, 3, 4, 5, 6], "{over:?} {format}");
                     assert_eq!(watcher.value("leads"), canonical(&leads(6)));
-                    assert_eq!(watcher.held("leads").epoch, held.epoch);
+                    assert_eq!(watcher.holding("leads").epoch, held.epoch);
                 }
             }
         }
@@ -96,7 +96,7 @@ fn what_is_resumed_is_byte_identical_to_what_was_sent_live() {
             let mut live =
                 Watcher::open(&server, over, &format!("{LEADS}?format={format}"), &[bearer(&token_of("u1"))]);
             let first = live.event();
-            let held = live.held("leads").clone();
+            let held = live.holding("leads").clone();
             change(&upstream, first.seq() + 1..=first.seq() + 3);
             let sent = live.events_to(first.seq() + 3);
             assert_eq!(again(&server, over, format, &held).events_to(first.seq() + 3), sent);
@@ -139,7 +139,8 @@ fn a_place_one_cannot_resume_from_is_answered_by_a_snapshot() {
         for point in
             [&*ahead, &foreign, &huge, "", "-", "nonsense", &epoch, &format!("{epoch}-"), &format!("{epoch}--1")]
         {
-            let mut ws = Watcher::open(&server, Over::Ws, &format!("{LEADS}?since={point}"), &[token.clone()]);
+            let mut ws =
+                Watcher::open(&server, Over::Ws, &format!("{LEADS}?since={point}"), std::slice::from_ref(&token));
             let mut sse =
                 Watcher::open(&server, Over::Sse, LEADS, &[token.clone(), ("Last-Event-ID", point.to_owned())]);
             for watcher in [&mut ws, &mut sse] {
@@ -196,7 +197,7 @@ fn history_outlives_the_last_subscriber_and_the_end_of_polling() {
         let server = of_leads(&upstream, driver, "linger = \"10ms\"");
         let mut watcher = Watcher::ws(&server, LEADS);
         watcher.event();
-        let held = watcher.held("leads").clone();
+        let held = watcher.holding("leads").clone();
         change(&upstream, 2..=4);
         drop(watcher);
         // Cores forget their copies of a history some seconds after its last watcher; its owner does not.
@@ -246,7 +247,7 @@ fn a_rated_reader_gets_one_waiting_event_as_itself_and_several_as_a_snapshot() {
         let mut live = Watcher::ws(&server, LEADS);
         live.event();
         for over in [Over::Ws, Over::Sse] {
-            let head = live.held("leads").seq;
+            let head = live.holding("leads").seq;
             let mut rated =
                 Watcher::open(&server, over, &format!("{LEADS}?max_rate_ms=2000"), &[bearer(&token_of("u1"))]);
             assert_eq!(rated.event().seq(), head);
@@ -307,7 +308,8 @@ fn a_rated_reader_hears_of_a_failure_and_resumes() {
 /// A value of about 200 KB of which the `n`-th change touches half.
 fn large(n: u64) -> String {
     let part = |place: u64| {
-        let letter = char::from(b'a' + u8::try_from((if place % 2 == 0 { n } else { 0 }) % 26).expect("small"));
+        let letter =
+            char::from(b'a' + u8::try_from((if place.is_multiple_of(2) { n } else { 0 }) % 26).expect("small"));
         format!("\"{}\"", String::from(letter).repeat(10_000))
     };
     format!(r#"{{"n":{n},"parts":[{}]}}"#, (0..20).map(part).collect::<Vec<_>>().join(","))
@@ -326,7 +328,7 @@ fn a_reader_that_stops_is_conflated_when_it_reads_again_and_others_lose_nothing(
             let server = of_large(&upstream, driver, "", "history_bytes = \"512KiB\"");
             let mut healthy = Watcher::ws(&server, LEADS);
             healthy.event();
-            let mut slow = if over == Over::Ws { Watcher::ws(&server, LEADS) } else { Watcher::sse(&server, LEADS) };
+            let mut slow = Watcher::narrow(&server, over, LEADS);
             slow.event();
             for n in 2..=30 {
                 upstream.set_json("/leads", &large(n));
@@ -366,7 +368,7 @@ fn a_socket_that_takes_nothing_is_closed_and_others_lose_nothing() {
         let server = of_large(&upstream, driver, "write_stall = \"1s\"", "history_bytes = \"512KiB\"");
         let mut healthy = Watcher::ws(&server, LEADS);
         healthy.event();
-        let mut slow = Watcher::ws(&server, LEADS);
+        let mut slow = Watcher::narrow(&server, Over::Ws, LEADS);
         slow.event();
         let mut n = 1;
         let begun = Instant::now();
@@ -395,7 +397,7 @@ fn a_stalled_reader_that_reads_on_in_time_is_told_why_it_is_closed() {
 fn is_told_of_its_stall(upstream: &Upstream, server: &Server) -> bool {
     let mut healthy = Watcher::ws(server, LEADS);
     let mut n = healthy.event().seq();
-    let mut slow = Watcher::ws(server, LEADS);
+    let mut slow = Watcher::narrow(server, Over::Ws, LEADS);
     slow.event();
     for _ in 0..12 {
         n += 1;
@@ -444,7 +446,7 @@ fn frames_that_only_stalled_readers_hold_are_bounded() {
         // Each stalls in another event, of which it pins the frame.
         while server.metric(&["restcast_closes_total", "1013", "overloaded"]) < 1.0 {
             assert!(begun.elapsed() < support::server::PATIENCE, "pinned frames are not bounded");
-            let mut slow = Watcher::ws(&server, LEADS);
+            let mut slow = Watcher::narrow(&server, Over::Ws, LEADS);
             slow.event();
             stalled.push(slow);
             for _ in 0..8 {

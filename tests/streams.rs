@@ -216,7 +216,7 @@ fn the_json_representation_has_an_etag_that_names_the_event() {
         let answer = get(&server, LEADS, &[("If-None-Match", &etag)]);
         assert_eq!((answer.status, &*answer.text()), (200, "[2]"));
         assert_eq!(answer.header("etag"), Some(&*format!("\"{}\"", next.point())));
-        assert_eq!((next.epoch(), next.seq()), (watcher.held("leads").epoch.clone(), 2));
+        assert_eq!((next.epoch(), next.seq()), (watcher.holding("leads").epoch.clone(), 2));
     }
 }
 
@@ -348,7 +348,8 @@ fn applying_all_frames_of_any_format_yields_the_upstreams_value() {
                 let ts = frame.json()["ts"].as_u64().expect("ts");
                 assert!(seq == 1 || (before..=now_us()).contains(&ts), "{ts}");
             }
-            let epochs: Vec<String> = watchers.iter().map(|(_, watcher)| watcher.held("leads").epoch.clone()).collect();
+            let epochs: Vec<String> =
+                watchers.iter().map(|(_, watcher)| watcher.holding("leads").epoch.clone()).collect();
             assert!(epochs.iter().all(|epoch| *epoch == epochs[0]), "formats share an epoch");
         }
     }
@@ -375,7 +376,7 @@ fn ignored_members_travel_with_the_next_event_and_array_elements_are_matched_by_
     }
     let held = get(&server, LEADS, &[]);
     assert_eq!(held.text(), first, "every representation holds the value as of its seq");
-    assert_eq!(held.header("etag"), Some(&*format!("\"{}\"", format!("{}-1", watcher.held("leads").epoch))));
+    assert_eq!(held.header("etag"), Some(&*format!("\"{}-1\"", watcher.holding("leads").epoch)));
     // The first row goes: matched by key, that is one removal, not a change of each that follows.
     let last = body(9, &[(2, "Bob"), (3, "Cyd"), (4, "Dan")]);
     upstream.set_json("/leads", &last);
@@ -441,7 +442,15 @@ fn what_comes_first_on_a_connection_of_one_stream() {
             assert_stale(&status);
             assert_eq!(status.id, None, "a status does not move the stream");
             assert_eq!(late.event().kind(), "snapshot");
+            let mut many = Watcher::ws(&server, "/v1/ws");
+            many.send(r#"{"type":"subscribe","stream":"leads"}"#);
+            assert_eq!([0; 3].map(|_| many.next().kind()), ["subscribed", "stream_status", "snapshot"]);
+            // Who resumes is told the state as well, and has nothing to be sent again.
+            let path = format!("{LEADS}?since={}-1", late.holding("leads").epoch);
+            let mut back = Watcher::open(&server, over, &path, &[bearer(&token_of("u1"))]);
+            assert_stale(&back.next_of("stream_status"));
             upstream.set_json("/leads", "[1]");
+            assert_eq!(back.next_of("stream_status").json()["state"], "live");
             for watcher in [&mut early, &mut late] {
                 let live = watcher.next_of("stream_status");
                 assert_eq!((&live.json()["state"], live.json().get("code")), (&json!("live"), None));
@@ -559,7 +568,7 @@ fn one_connection_subscribes_to_many_streams_and_leaves_them() {
         ws.send(r#"{"type":"unsubscribe","stream":"a"}"#);
         assert_eq!(ws.next_of("error").json()["code"], "STREAM_NOT_FOUND");
         // What was left may be taken up again, where it was left.
-        let since = format!("{}-2", ws.held("a").epoch);
+        let since = format!("{}-2", ws.holding("a").epoch);
         ws.send(&format!(r#"{{"type":"subscribe","stream":"a","since":"{since}"}}"#));
         assert_eq!(ws.next().text, r#"{"type":"subscribed","stream":"a"}"#);
         assert_eq!((ws.event().seq(), ws.value("a")), (3, "[3]".into()));

@@ -168,7 +168,7 @@ fn two_tenants_never_share_and_two_callers_with_the_same_claim_do() {
         let path = "/v1/streams/company";
         let open = |core: u16, tenant: &str, over: Over| {
             let token = with(json!({ "companyId": tenant, "sub": format!("{tenant}-{core}") }));
-            on_core(&server, core, |server| Watcher::open(server, over, path, &[token.clone()]))
+            on_core(&server, core, |server| Watcher::open(server, over, path, std::slice::from_ref(&token)))
         };
         let mut watchers: Vec<(&str, Watcher)> = Vec::new();
         for tenant in ["acme", "zeta"] {
@@ -184,7 +184,7 @@ fn two_tenants_never_share_and_two_callers_with_the_same_claim_do() {
         }
         let epochs = |of: &str| -> Vec<String> {
             let of = watchers.iter().filter(|(tenant, _)| *tenant == of);
-            of.map(|(_, watcher)| watcher.held("company").epoch.clone()).collect()
+            of.map(|(_, watcher)| watcher.holding("company").epoch.clone()).collect()
         };
         let (acme, zeta) = (epochs("acme"), epochs("zeta"));
         assert!(acme.iter().all(|epoch| *epoch == acme[0]) && zeta.iter().all(|epoch| *epoch == zeta[0]));
@@ -229,7 +229,7 @@ fn parameters_make_streams_of_their_own_within_a_tenant() {
     let frame = other.event();
     assert_eq!((frame.stream(), frame.member("data")), ("leads?region=eu".into(), "[2]".into()));
     assert_eq!(server.metric(&["restcast_streams"]), 3.0);
-    assert_ne!(other.held("leads?region=eu").epoch, ws.held("leads?region=eu").epoch);
+    assert_ne!(other.holding("leads?region=eu").epoch, ws.holding("leads?region=eu").epoch);
 }
 
 #[test]

@@ -20,8 +20,8 @@ pub use answer::{CONTINUE, Framing, LAST_CHUNK, Response, reason_phrase, write_c
 pub use body::{BodyDecoder, BodyError};
 pub(crate) use body::{ChunkedDecoder, parse_content_length};
 pub use fields::{
-    Authorization, CookieError, Query, QueryError, Representation, bearer, cookie, if_none_match, negotiate,
-    percent_decode, prefer_wait,
+    Authorization, CookieError, Query, QueryError, Representation, bearer, cookie, if_none_match, is_token68,
+    negotiate, percent_decode, prefer_wait,
 };
 pub use upgrade::{Upgrade, UpgradeError, accept_key, websocket_upgrade, write_switching_protocols};
 

@@ -17,6 +17,7 @@ use super::{
 };
 use crate::auth::jwt::ClaimNames;
 use crate::auth::keys::{KeyConfig, KeyError, KeySet};
+use crate::codec::http::is_token68;
 use crate::ids::StreamId;
 use crate::limits::{CLAIM_NAME_BYTES_MAX, HEADERS_MAX, Limits, PARAMS_MAX};
 use crate::secret::Secret;
@@ -210,6 +211,10 @@ impl Check<'_> {
             self.warn(line, Oddity::AdminExposed);
         }
         let key = root.secret("admin.key");
+        // A presented one is read by the same rule, so any other would be refused for ever.
+        if key.as_ref().is_some_and(|key| !is_token68(key.expose_secret())) {
+            self.error(root.line_of("admin.key"), Problem::AdminKey);
+        }
         if let Some(bytes) = key.as_ref().map(Secret::len).filter(|bytes| *bytes < ADMIN_KEY_BYTES) {
             self.warn(root.line_of("admin.key"), Oddity::ShortAdminKey { bytes });
         }

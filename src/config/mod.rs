@@ -218,6 +218,9 @@ pub enum Problem {
     /// Both listeners on one address.
     #[error("`admin.listen` is the same address as `server.listen`: give it another port")]
     SameListener,
+    /// An admin key that no request can carry.
+    #[error("`admin.key` cannot be sent as a bearer token: use letters, digits and `-._~+/`, `=` at the end only")]
+    AdminKey,
     /// A cookie name that is none.
     #[error("`auth.jwt.cookie` is not a cookie name: use letters, digits, `-` and `_`")]
     CookieName,

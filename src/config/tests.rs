@@ -495,6 +495,15 @@ fn listeners_are_not_exposed_by_mistake() {
         warning line 6: `admin.key` has 5 bytes: use at least 16 random ones
     "#]],
     );
+    for key in ["a key with spaces in it", "sixteen=in=the=middle", "schlüssel-mit-umlauten"] {
+        check(
+            &format!("[admin]\nkey = {key:?}"),
+            expect![[r#"
+        line 2: `admin.key` cannot be sent as a bearer token: use letters, digits and `-._~+/`, `=` at the end only
+    "#]],
+        );
+    }
+    check("[admin]\nkey = \"sixteen.or-more_of~these+/==\"", expect![[r#""#]]);
     check(
         "[admin]\nnames = [\"a b\", \"c:1\"]\nkey = \"env:NOPE\"",
         expect![[r#"

@@ -14,6 +14,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::auth::grant::Grant;
+use crate::auth::keys::KeyId;
 use crate::codec::http::BodyDecoder;
 use crate::codec::message::{CloseReason, Format};
 use crate::codec::ws;
@@ -160,6 +161,8 @@ pub enum Phase {
         cold_until: Instant,
         /// When the caller's credential ends, and with it the wait.
         ends: Option<WallTime>,
+        /// The key that verified it.
+        key: Option<KeyId>,
         /// How to answer.
         reply: Reply,
     },

@@ -1,6 +1,6 @@
 //! The admin listener: metrics, readiness, and orders with the admin key.
 //!
-//! Source: protocol version 1, section 6. Memory: at most [`CONNECTIONS_MAX`] threads, one a connection, each with one
+//! Source: protocol version 1, section 6. Memory: at most `CONNECTIONS_MAX` threads, one a connection, each with one
 //! request. Errors: problem documents. Blocking threads of its own, so that a scrape never takes a turn of a core.
 
 use std::io::{Read, Write};

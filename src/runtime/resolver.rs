@@ -1,7 +1,7 @@
 //! Host names to addresses without blocking a core: `getaddrinfo` on a few helper threads, with a cache.
 //!
 //! A [`Resolver`] belongs to the process, a [`ResolverHandle`] to one core. Callers on any core that ask for the same name
-//! share one lookup (a [`Flight`]); the core is woken through a socket pair that a task of its own listens to.
+//! share one lookup (a `Flight`); the core is woken through a socket pair that a task of its own listens to.
 //! The helper threads also do the process's other blocking chore, reading the system's certificates (`fetch::tls`).
 //!
 //! Source: RFC 6761 section 6.3 for `localhost`; the order of addresses is `getaddrinfo`'s (RFC 6724).

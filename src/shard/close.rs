@@ -119,7 +119,12 @@ impl Shard {
         }
     }
 
-    /// Ends a WebSocket by `code`, for a fault of the peer's that has no reason of its own, or to answer its close.
+    /// Ends a WebSocket whose peer does not keep to RFC 6455: nothing it sends can be read any more.
+    pub(super) fn close_for_fault(&mut self, index: u32, reason: CloseReason) {
+        self.close_with_code(index, Some(reason.code()), reason.reason(), false);
+    }
+
+    /// Ends a WebSocket by `code`, for a fault of the peer's or to answer its close.
     pub(super) fn close_with_code(&mut self, index: u32, code: Option<u16>, reason: &str, peer_done: bool) {
         let deadline = self.now.at + limits::CLOSE_GRACE;
         if let Some(State::Closing(_) | State::Http(_)) | None = self.connections.at(index).map(|c| &c.state) {

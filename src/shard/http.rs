@@ -109,7 +109,7 @@ impl Shard {
         reply: Reply,
     ) {
         let now = self.now.at;
-        let ends = grant.end(self.options.auth.jwt.leeway);
+        let (ends, verified_by) = (grant.end(self.options.auth.jwt.leeway), grant.key());
         let holder = self.subject(&grant);
         self.rights.release(grant);
         let held = match self.hold_stream(holder, key) {
@@ -122,7 +122,7 @@ impl Shard {
         let cold_until = now + key.target.options.timeout;
         let deadline = preferred_s.map_or(cold_until, |wait| now + Duration::from_secs(wait));
         let Some(http) = self.http_mut(index) else { return };
-        http.phase = Phase::Waiting { topic, held, known, preferred_s, cold_until, ends, reply };
+        http.phase = Phase::Waiting { topic, held, known, preferred_s, cold_until, ends, key: verified_by, reply };
         http.deadline = deadline;
         if let Some(topic) = self.topics.at_mut(topic) {
             topic.waiters.push(connection);
@@ -240,21 +240,29 @@ impl Shard {
         self.refuse(index, &refusal, &reply);
     }
 
-    /// After a reload: whoever waits for a stream that was removed or changed is told to ask again, to be judged anew.
+    /// After a reload: whoever waits for a stream that was removed or changed is told to ask again, to be judged anew; so
+    /// is, where that closes connections, one whose key was removed.
     pub(super) fn refuse_stale_waiters(&mut self) {
-        let catalog = &self.options.catalog;
-        let stale = self.topics.iter().filter(|(_, topic)| !catalog.is_current(&topic.key));
-        let stale: Vec<(ConnectionKey, bool)> = stale
-            .flat_map(|(_, topic)| {
-                let ended = !catalog.contains(&topic.key.target.options.id);
-                topic.waiters.iter().map(move |waiter| (*waiter, ended))
-            })
+        let options = Arc::clone(&self.options);
+        let jwt = &options.auth.jwt;
+        let waiters: Vec<(ConnectionKey, Arc<StreamKey>)> = self
+            .topics
+            .iter()
+            .flat_map(|(_, topic)| topic.waiters.iter().map(|waiter| (*waiter, Arc::clone(&topic.key))))
             .collect();
-        for (waiter, ended) in stale {
-            let refusal = if ended {
-                Refusal::new(ErrorCode::StreamEnded, ErrorCode::StreamEnded.meaning())
-            } else {
+        for (waiter, stream) in waiters {
+            let key = match self.http_mut(waiter.index).map(|http| &http.phase) {
+                Some(Phase::Waiting { key, .. }) => *key,
+                _ => None,
+            };
+            let refusal = if jwt.close_on_key_removal && key.is_some_and(|key| !jwt.keys.contains(key)) {
+                Refusal::new(ErrorCode::InvalidToken, "the key that signed the token was removed")
+            } else if options.catalog.is_current(&stream) {
+                continue;
+            } else if options.catalog.contains(&stream.target.options.id) {
                 Refusal::new(ErrorCode::StreamUnavailable, "the stream was configured anew: ask again").retry_after(1)
+            } else {
+                Refusal::new(ErrorCode::StreamEnded, ErrorCode::StreamEnded.meaning())
             };
             self.refuse_waiter(waiter, refusal);
         }

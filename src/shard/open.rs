@@ -121,7 +121,7 @@ impl Shard {
                     }
                 }
                 Ok(None) => break,
-                Err(error) => return self.close_with_code(index, Some(error.close_code()), &error.to_string(), false),
+                Err(error) => return self.close_for_fault(index, error.into()),
             }
         }
         if let Some(open) = self.connections.at_mut(index).and_then(|connection| connection.open_mut()) {
@@ -144,7 +144,7 @@ impl Shard {
                 Ok(message) => self.asked(index, message),
                 Err(error) => self.tell(index, "error", |out| message::write_error(out, &ErrorFrame::from(&error))),
             },
-            Incoming::Binary(_) => self.close_with_code(index, Some(1003), "messages are text", false),
+            Incoming::Binary(_) => self.close_for_fault(index, CloseReason::UnsupportedData),
             Incoming::Ping(payload) => {
                 connection.outbox().write(|out| ws::write_pong(out, payload));
                 self.keep_order(index);
@@ -314,7 +314,7 @@ impl Shard {
                     waiting.decoder = decoder;
                     return;
                 }
-                Err(error) => return self.close_with_code(index, Some(error.close_code()), &error.to_string(), false),
+                Err(error) => return self.close_for_fault(index, error.into()),
             };
             if !waiting.rate.count(now, per_second) {
                 return self.close(index, CloseReason::RateLimited);
@@ -326,7 +326,7 @@ impl Shard {
                         self.authenticated(index, &token);
                     }
                 }
-                Incoming::Binary(_) => return self.close_with_code(index, Some(1003), "messages are text", false),
+                Incoming::Binary(_) => return self.close_for_fault(index, CloseReason::UnsupportedData),
                 Incoming::Ping(payload) => {
                     if let Some(connection) = self.connections.at_mut(index) {
                         connection.outbox().write(|out| ws::write_pong(out, payload));
@@ -389,7 +389,7 @@ impl Shard {
             let incoming = match decoder.next(&mut bytes, ECHO_LIMITS) {
                 Ok(Some(incoming)) => incoming,
                 Ok(None) => break,
-                Err(error) => return self.close_with_code(index, Some(error.close_code()), &error.to_string(), false),
+                Err(error) => return self.close_for_fault(index, error.into()),
             };
             let Some(connection) = self.connections.at_mut(index) else { return };
             match incoming {

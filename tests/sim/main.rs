@@ -20,6 +20,7 @@ const SEEDS: u64 = 120;
 pub struct Dice(pub u64);
 
 impl Dice {
+    /// The next number.
     pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
@@ -28,6 +29,7 @@ impl Dice {
         mixed ^ (mixed >> 31)
     }
 
+    /// A number below `bound`.
     pub fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound.max(1)
     }
@@ -37,6 +39,7 @@ impl Dice {
         self.below(100) < of
     }
 
+    /// One of them.
     pub fn pick<'a, T>(&mut self, all: &'a [T]) -> &'a T {
         let place = self.below(all.len() as u64) as usize;
         &all[place]

@@ -8,7 +8,7 @@
 #![allow(clippy::disallowed_methods)]
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use restcast::codec::json::{Document, Kind, Node};
 use restcast::ids::ConnectionId;
@@ -179,7 +179,9 @@ impl Watcher {
         if self.is_sse {
             return self.next_sse();
         }
+        let until = Instant::now() + PATIENCE;
         loop {
+            assert!(Instant::now() < until, "nothing came but heartbeats");
             let (whole, opcode, payload) = self.raw.frame();
             assert!(whole, "the server sends its messages whole");
             match opcode {
@@ -402,7 +404,7 @@ pub fn polls_end(upstream: &Upstream, target: &str, time: Duration) -> usize {
 
 /// Opens watchers until one is on that core.
 pub fn on_core(server: &Server, core: u16, open: impl Fn(&Server) -> Watcher) -> Watcher {
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     loop {
         let watcher = open(server);
         if watcher.core() == core {

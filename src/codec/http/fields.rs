@@ -318,8 +318,8 @@ pub fn bearer<'b>(head: &Head<'b>) -> Authorization<'b> {
     }
 }
 
-/// `token68` of RFC 9110 section 11.2.
-fn is_token68(text: &[u8]) -> bool {
+/// Whether `text` is a `token68` of RFC 9110 section 11.2: what may stand behind `Bearer`.
+pub fn is_token68(text: &[u8]) -> bool {
     let end = text.iter().rposition(|&b| b != b'=').map_or(0, |last| last + 1);
     let body = text.get(..end).unwrap_or_default();
     let is_body = |b: &u8| b.is_ascii_alphanumeric() || b"-._~+/".contains(b);

@@ -1,0 +1,305 @@
+//! The README says what the code does: its tables are made from the code, its configurations are accepted, its lines for
+//! the shell are typed here.
+//!
+//! `UPDATE_README=1 cargo test --test readme` writes the tables anew.
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, fs, process};
+
+use restcast::codec::message::{CloseReason, ErrorCode};
+use restcast::config::{Config, FileError, Sources};
+use restcast::{config, metrics};
+use support::Upstream;
+use support::server::{Setup, bearer, client_frame, token_of};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn readme() -> String {
+    fs::read_to_string(root().join("README.md")).expect("README.md")
+}
+
+/// All of the program's text that is not tests, for finding out which codes it ever sends.
+fn program() -> String {
+    fn gather(folder: &Path, text: &mut String) {
+        for entry in fs::read_dir(folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                gather(&path, text);
+            } else if path.extension().is_some_and(|extension| extension == "rs") && !path.ends_with("tests.rs") {
+                let file = fs::read_to_string(&path).expect("a file");
+                let end = ["#[cfg(test)]\nmod tests", "#[cfg(test)]\npub(crate) mod tests"]
+                    .iter()
+                    .find_map(|marker| file.find(marker));
+                text.push_str(&file[..end.unwrap_or(file.len())]);
+            }
+        }
+    }
+    let mut text = String::new();
+    gather(&root().join("src"), &mut text);
+    text
+}
+
+/// Whether the program names this variant, and so can send it.
+fn is_sent(program: &str, variant: &str) -> bool {
+    program.match_indices(variant).any(|(at, _)| {
+        let behind = program.as_bytes().get(at + variant.len());
+        !behind.is_some_and(|byte| byte.is_ascii_alphanumeric() || *byte == b'_')
+    })
+}
+
+fn reserved(sent: bool) -> &'static str {
+    if sent { "" } else { " (reserved)" }
+}
+
+fn close_table() -> String {
+    let program = program();
+    let mut table = String::from("| code | reason | the client should |\n|---|---|---|\n");
+    for reason in CloseReason::ALL {
+        let mark = reserved(is_sent(&program, &format!("CloseReason::{reason:?}")));
+        let (code, name, client) = (reason.code(), reason.reason(), reason.client_should());
+        writeln!(table, "| {code} | `{name}`{mark} | {client} |").expect("a String takes every write");
+    }
+    table
+}
+
+fn error_table() -> String {
+    let program = program();
+    let mut table = String::from("| code | HTTP | meaning |\n|---|---|---|\n");
+    for code in ErrorCode::ALL {
+        let mark = reserved(is_sent(&program, &format!("ErrorCode::{code:?}")));
+        let (name, status, meaning) = (code.as_str(), code.http_status(), code.meaning());
+        writeln!(table, "| `{name}`{mark} | {status} | {meaning} |").expect("a String takes every write");
+    }
+    table
+}
+
+fn tables() -> [(&'static str, String); 4] {
+    [
+        ("closes", close_table()),
+        ("errors", error_table()),
+        ("config", config::keys_table()),
+        ("metrics", metrics::table()),
+    ]
+}
+
+/// The document with this table between its markers.
+fn with_table(document: &str, name: &str, table: &str) -> String {
+    let open = format!("<!-- table:{name} -->\n");
+    let (before, rest) = document.split_once(&open).unwrap_or_else(|| panic!("README.md has no {open}"));
+    let (_, after) = rest.split_once("<!-- /table -->").expect("the table ends");
+    format!("{before}{open}{table}<!-- /table -->{after}")
+}
+
+/// The fenced blocks of this language.
+fn blocks(language: &str) -> Vec<String> {
+    let readme = readme();
+    let mut parts = readme.split("```");
+    let mut blocks = Vec::new();
+    parts.next();
+    while let (Some(block), Some(_)) = (parts.next(), parts.next()) {
+        if let Some((head, body)) = block.split_once('\n')
+            && head == language
+        {
+            blocks.push(body.to_owned());
+        }
+    }
+    blocks
+}
+
+#[test]
+fn the_tables_are_what_the_code_says() {
+    let old = readme();
+    let new = tables().iter().fold(old.clone(), |document, (name, table)| with_table(&document, name, table));
+    if env::var_os("UPDATE_README").is_some() {
+        fs::write(root().join("README.md"), new).expect("README.md can be written");
+        return;
+    }
+    for (name, table) in tables() {
+        assert!(
+            with_table(&old, name, &table) == old,
+            "the table `{name}` is out of date: UPDATE_README=1 cargo test --test readme\nit should be\n{table}"
+        );
+    }
+}
+
+#[test]
+fn codes_that_are_sent_are_told_from_reserved_ones() {
+    let (closes, errors) = (close_table(), error_table());
+    assert!(closes.contains("| 4001 | `token_expired` |") && closes.contains("`session_expired` (reserved)"));
+    assert!(errors.contains("| `INVALID_TOKEN` |") && errors.contains("`ACTION_FAILED` (reserved)"));
+    assert!(!is_sent("ErrorCode::TooLargeBy", "ErrorCode::TooLarge"), "a longer name is another");
+}
+
+#[test]
+fn faults_of_framing_once_closed_with_reasons_that_stood_in_no_table() {
+    let upstream = Upstream::start();
+    upstream.set_json("/leads", "[]");
+    let server = Setup::new().limits("message_bytes_max = 1000").stream("leads", &upstream.url("/leads"), "").start();
+    for (reason, bytes) in [
+        (CloseReason::ProtocolError, client_frame(false, 3, b"")),
+        (CloseReason::UnsupportedData, client_frame(false, 2, b"bytes")),
+        (CloseReason::InvalidPayload, client_frame(false, 1, b"\xff")),
+        (CloseReason::MessageTooBig, client_frame(false, 1, &[b' '; 1001])),
+    ] {
+        for path in ["/v1/ws", "/v1/streams/leads"] {
+            let mut raw = server.connect();
+            assert_eq!(raw.upgrade(path, &[bearer(&token_of("u1"))]).status, 101);
+            raw.send(&bytes);
+            assert_eq!(raw.close_frame(), (reason.code(), reason.reason().to_owned()), "{path}");
+        }
+    }
+    for reason in ["protocol_error", "unsupported_data", "invalid_payload", "message_too_big"] {
+        assert_eq!(server.metric(&["restcast_closes_total", reason]), 2.0, "{reason}");
+    }
+}
+
+#[test]
+fn every_metric_that_the_text_names_exists() {
+    let known: BTreeSet<&str> = metrics::METRICS.iter().map(|metric| metric.name).collect();
+    let readme = readme();
+    let named = readme.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).filter(|word| {
+        word.starts_with("restcast_") && *word != "restcast_token" // the cookie
+    });
+    for name in named {
+        assert!(known.contains(name), "{name} is no metric");
+    }
+}
+
+#[test]
+fn links_within_the_repository_lead_somewhere() {
+    for document in ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"] {
+        let text = fs::read_to_string(root().join(document)).unwrap_or_else(|error| panic!("{document}: {error}"));
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let is_local = !link.starts_with("http") && !link.starts_with('#') && !link.starts_with("mailto:");
+            let path = link.split('#').next().unwrap_or(link);
+            assert!(!is_local || root().join(path).exists(), "{document}: {link} is not there");
+        }
+        let slugs: BTreeSet<String> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("## "))
+            .map(|title| title.to_lowercase().replace(' ', "-").replace(['.', ',', ':'], ""))
+            .collect();
+        for anchor in text.split("](#").skip(1).filter_map(|rest| rest.split(')').next()) {
+            assert!(slugs.contains(anchor), "{document}: #{anchor} is no heading");
+        }
+    }
+}
+
+/// Every variable is set and every file is there.
+struct Plenty;
+
+impl Sources for Plenty {
+    fn env(&self, _: &str) -> Option<Vec<u8>> {
+        Some(b"0123456789abcdef0123456789abcdef".to_vec())
+    }
+
+    fn file(&self, _: &str, _: usize) -> Result<Vec<u8>, FileError> {
+        Ok(b"0123456789abcdef0123456789abcdef".to_vec())
+    }
+}
+
+#[test]
+fn the_configurations_shown_are_accepted_without_a_warning() {
+    let blocks = blocks("toml");
+    assert!(blocks.len() >= 2, "README.md shows configurations");
+    for block in blocks {
+        // An excerpt has no key of its own.
+        let text = if block.contains("[[auth.jwt.key]]") {
+            block.clone()
+        } else {
+            format!("{block}\n[[auth.jwt.key]]\nalg = \"HS256\"\nsecret = \"0123456789abcdef0123456789abcdef\"\n")
+        };
+        match Config::parse(&text, &Plenty) {
+            Ok((_, warnings)) => assert!(warnings.is_empty(), "{warnings:?}\n{block}"),
+            Err(errors) => panic!("{errors:?}\n{block}"),
+        }
+    }
+}
+
+/// A folder of this test's own, removed at its end.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Folder {
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", process::id()));
+        fs::create_dir_all(&path).expect("a folder");
+        Folder(path)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        drop(fs::remove_dir_all(&self.0));
+    }
+}
+
+#[test]
+fn the_five_minutes_can_be_typed() {
+    let folder = Folder::new("readme");
+    let configuration =
+        blocks("toml").into_iter().find(|block| block.contains("# restcast.toml")).expect("the example");
+    fs::write(folder.0.join("restcast.toml"), configuration).expect("it can be written");
+
+    let shell: String = blocks("sh").concat();
+    let line = |start: &str| {
+        let found = shell.lines().find(|line| line.starts_with(start));
+        found.unwrap_or_else(|| panic!("README.md shows no line that starts {start:?}")).to_owned()
+    };
+    let script = [
+        "set -e".to_owned(),
+        line("head -c 32 /dev/urandom"),
+        line("export LEADS_KEY="),
+        line("restcast check"),
+        line("TOKEN=$(restcast token"),
+        line("echo \"$TOKEN\" | restcast explain token"),
+    ]
+    .join("\n");
+    let binary = Path::new(env!("CARGO_BIN_EXE_restcast")).parent().expect("a folder");
+    let path = format!("{}:{}", binary.display(), env::var("PATH").unwrap_or_default());
+    let output = Command::new("sh")
+        .args(["-c", &script])
+        .env("PATH", path)
+        .current_dir(&folder.0)
+        .output()
+        .expect("there is a shell");
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{script}\n{out}\n{err}");
+    assert!(out.contains("accepted: signed with HS256 by the key \"2026-11\""), "{out}\n{err}");
+    assert!(out.contains("\"companyId\":42"), "the claim is in the token: {out}");
+    assert!(!out.contains("the-upstreams-key") && !err.contains("the-upstreams-key"), "the header's secret is masked");
+}
+
+#[test]
+fn every_restcast_line_is_a_command_with_known_flags() {
+    let shell: String = blocks("sh").concat();
+    let mut seen = BTreeSet::new();
+    let lines = shell.lines().flat_map(|line| line.split("&&").flat_map(|part| part.split("| ")));
+    for line in lines {
+        let Some(at) = line
+            .find("restcast ")
+            .map(|at| at + "restcast ".len())
+            .or_else(|| line.find("--release -- ").map(|at| at + "--release -- ".len()))
+        else {
+            continue;
+        };
+        let line = line[at..].split('#').next().unwrap_or("").trim_end().trim_end_matches(')');
+        let Some(command) = line.split_whitespace().next() else { continue };
+        let help = Command::new(env!("CARGO_BIN_EXE_restcast")).args(["help", command]).output().expect("it runs");
+        assert!(help.status.success(), "`{command}` is no command: {line}");
+        let help = String::from_utf8_lossy(&help.stdout).into_owned();
+        for flag in line.split_whitespace().filter(|word| word.starts_with("--")) {
+            assert!(help.contains(flag), "`{command}` has no {flag}");
+        }
+        seen.insert(command.to_owned());
+    }
+    for command in ["demo", "serve", "check", "token", "watch", "explain"] {
+        assert!(seen.contains(command), "README.md never shows `{command}`: {seen:?}");
+    }
+}
