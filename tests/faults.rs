@@ -375,7 +375,7 @@ fn a_bomb_and_a_giant_on_other_streams_do_not_hold_up_a_fast_one() {
         upstream.set("/endless", Reply::endless_chunks());
         let giant = |round: u64| format!("[{}{round}]", "1234567,".repeat(1 << 17));
         upstream.set("/giant", Reply::json(giant(0)));
-        let again = "interval = \"100ms\"\nbackoff_max = \"100ms\"\nresponse_bytes_max = \"8MiB\"";
+        let again = "interval = \"100ms\"\nbackoff_max = \"100ms\"\nresponse_bytes_max = \"2MiB\"";
         let server = Setup::new()
             .driver(driver)
             .cores(1)
