@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -84,13 +85,13 @@ fn nested(depth: usize) -> String {
     format!("{}{}", "[".repeat(depth), "]".repeat(depth))
 }
 
-/// A gzip body of 64 MiB, made once: it is sent again and again.
+/// A gzip body of 400 MiB in some 400 KiB, more than the server may ever hold.
 fn bomb() -> Reply {
-    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-    let piece = vec![b' '; 1 << 20];
-    (0..64).try_for_each(|_| encoder.write_all(&piece)).expect("memory takes all");
-    let body = encoder.finish().expect("memory takes all");
-    Reply::body("application/json", body).header("Content-Encoding", "gzip")
+    static MEMBER: LazyLock<Vec<u8>> = LazyLock::new(|| {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(&vec![b' '; 4 << 20]).and_then(|()| encoder.finish()).expect("memory takes all")
+    });
+    Reply::body("application/json", MEMBER.repeat(100)).header("Content-Encoding", "gzip")
 }
 
 /// A watcher of one stream, and what it has been told.
@@ -374,7 +375,7 @@ fn a_bomb_and_a_giant_on_other_streams_do_not_hold_up_a_fast_one() {
         upstream.set("/endless", Reply::endless_chunks());
         let giant = |round: u64| format!("[{}{round}]", "1234567,".repeat(1 << 17));
         upstream.set("/giant", Reply::json(giant(0)));
-        let again = "interval = \"100ms\"\nbackoff_max = \"100ms\"\nresponse_bytes_max = \"4MiB\"";
+        let again = "interval = \"100ms\"\nbackoff_max = \"100ms\"\nresponse_bytes_max = \"2MiB\"";
         let server = Setup::new()
             .driver(driver)
             .cores(1)
@@ -417,7 +418,7 @@ fn a_bomb_and_a_giant_on_other_streams_do_not_hold_up_a_fast_one() {
         gaps.sort();
         // A turn that inflated, parsed or compared one of them on the core would take longer than this.
         let p99 = gaps[gaps.len() * 99 / 100];
-        assert!(p99 < Duration::from_millis(750), "{driver}: p99 {p99:?}, most {:?}", gaps.last());
+        assert!(p99 < Duration::from_secs(1), "{driver}: p99 {p99:?}, most {:?}", gaps.last());
         let polls = upstream.requests().iter().filter(|seen| seen.target == "/bomb").count();
         assert!(polls >= 3, "the bomb went off {polls} times");
         assert_unharmed(&server);
@@ -464,7 +465,7 @@ fn tls_upstreams_are_asked_by_name_and_address_over_one_connection() {
         let host = format!("localhost:{}", upstream.address().port());
         assert!(by_name.iter().all(|seen| seen.header("host") == Some(host.as_str())));
         assert_eq!(upstream.connection_count(), 2, "one connection for each origin, kept");
-        assert!(upstream.not_modified_count() > 0, "validators go out and 304 comes back");
+        eventually("validators go out and 304 comes back", || (upstream.not_modified_count() > 0).then_some(()));
     }
 }
 
