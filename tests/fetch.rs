@@ -70,6 +70,19 @@ fn a_request_says_what_the_target_says() {
 }
 
 #[test]
+fn a_urls_user_and_password_go_out_as_basic_credentials() {
+    on_each_driver(async || {
+        let (client, upstream) = (Client::new(), Upstream::start());
+        upstream.set_json("/leads", "1");
+        let url = upstream.url("/leads").replacen("://", "://Aladdin:open%20sesame@", 1);
+        client.get(&url).await.expect("a response");
+        // RFC 7617 section 2.
+        let basic = Some("Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==");
+        assert_eq!(upstream.requests().last().and_then(|seen| seen.header("authorization")), basic);
+    });
+}
+
+#[test]
 fn validators_go_out_and_come_back() {
     on_each_driver(async || {
         let (client, upstream) = (Client::new(), Upstream::start());

@@ -133,11 +133,11 @@ fn requests_that_must_wait_are_not_read_without_bound() {
     let (mut sent, mut answers) = (0, 0);
     let mut chunk = [0u8; 4096];
     while Instant::now() < until {
-        match (&*peer.socket()).write(&many.as_bytes()[sent % one.len()..]) {
+        match peer.socket().write(&many.as_bytes()[sent % one.len()..]) {
             Ok(count) => sent += count,
             Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
         }
-        if let Ok(count) = (&*peer.socket()).read(&mut chunk) {
+        if let Ok(count) = peer.socket().read(&mut chunk) {
             answers += chunk[..count].windows(12).filter(|window| *window == b"HTTP/1.1 304").count();
         }
         thread::sleep(Duration::from_millis(5));

@@ -429,7 +429,7 @@ pub struct JwtKey {
 }
 
 /// What the shell needs of the `[server]` table.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ServerOptions {
     /// The public listener.
     pub listen: SocketAddr,

@@ -31,6 +31,8 @@ pub struct Admin {
     pub options: RwLock<AdminOptions>,
     /// The address it listens on.
     pub listen: SocketAddr,
+    /// The address it was to listen on, port 0 included.
+    pub listen_as_configured: SocketAddr,
     /// Every core's counters.
     pub metrics: Vec<Arc<CoreMetrics>>,
     /// What the cores share.
@@ -112,6 +114,7 @@ fn serve(mut socket: TcpStream, admin: &Admin) {
         };
         let mut out = Vec::new();
         response
+            .header("Date", &http::http_date(super::clock::now().wall))
             .header("X-Content-Type-Options", "nosniff")
             .header("Cache-Control", "no-store")
             .close(!keep_alive)

@@ -229,6 +229,7 @@ impl Core {
         let transmitted = catch_unwind(AssertUnwindSafe(|| self.shard.transmit(now, &mut self.sockets)));
         more |= transmitted.unwrap_or_else(|_| {
             self.metrics.panics.count();
+            let _ = catch_unwind(AssertUnwindSafe(|| self.shard.skip_faulty()));
             true
         });
         self.outputs();

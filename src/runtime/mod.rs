@@ -27,7 +27,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::commands::check::{self, ProcessSources};
-use crate::config::{Config, Driver, LogLevel};
+use crate::config::{Config, Driver, LogLevel, ServerOptions};
 use crate::ids::CoreId;
 use crate::limits;
 use crate::metrics::CoreMetrics;
@@ -199,6 +199,7 @@ fn run(
     let admin = admin::Admin {
         options: RwLock::new(config.admin.clone()),
         listen: admin_listen,
+        listen_as_configured: config.admin.listen,
         metrics,
         process: Arc::clone(&process),
         started: started.wall,
@@ -229,7 +230,7 @@ fn run(
     greet(listen);
 
     let drain = config.connection.drain;
-    let reload = |options: &mut Arc<Options>| reload(&reread, options, allowed, &process, &admin);
+    let reload = |options: &mut Arc<Options>| reload(&reread, options, allowed, &process, &admin, &config.server);
     let ended = wait(&happened, &process, cores, drain, &mut options, reload);
     log::flush();
     ended
@@ -293,7 +294,14 @@ fn wait(
 }
 
 /// Reads the configuration again; a bad one is reported, and the old one stays in force.
-fn reload(reread: &Option<Reread>, options: &mut Arc<Options>, allowed: u32, process: &Process, admin: &admin::Admin) {
+fn reload(
+    reread: &Option<Reread>,
+    options: &mut Arc<Options>,
+    allowed: u32,
+    process: &Process,
+    admin: &admin::Admin,
+    serving: &ServerOptions,
+) {
     let Some(reread) = reread else {
         log::write(LogLevel::Info, &[], "The demo has no configuration to read again.");
         return;
@@ -302,6 +310,11 @@ fn reload(reread: &Option<Reread>, options: &mut Arc<Options>, allowed: u32, pro
         Ok((config, warnings)) => {
             for warning in &warnings {
                 log::write(LogLevel::Warn, &[], warning);
+            }
+            if config.server != *serving || config.admin.listen != admin.listen_as_configured {
+                let sentence =
+                    "server.listen, cores, driver, plaintext and state and admin.listen take effect at the next start.";
+                log::write(LogLevel::Warn, &[], sentence);
             }
             let max = connections_max(config.limits.connections, allowed);
             *options = Arc::new(options_of(&config, Some(&options.catalog), 0, max));

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, RandomState};
+use std::net::IpAddr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -100,6 +101,15 @@ impl Ledger {
     /// The holder that `name` (an address, a subject) stands for.
     pub fn holder(&self, kind: &str, name: impl Hash) -> Holder {
         Holder::from_hash(self.hasher.hash_one((kind, name)))
+    }
+
+    /// The holder that a client's address stands for. An IPv6 client has a network of its own to choose addresses from
+    /// (RFC 6177): its first 64 bits count.
+    pub fn address(&self, address: IpAddr) -> Holder {
+        match address {
+            IpAddr::V4(address) => self.holder("v4", address),
+            IpAddr::V6(address) => self.holder("v6", address.to_bits() >> 64),
+        }
     }
 
     /// One more connection in all, if that is at most `limit` (0: unlimited).
@@ -263,6 +273,15 @@ mod tests {
         assert_eq!(ledger.hold_connection(b, 1, NOW), Ok(()));
         ledger.release_connection(a, NOW);
         assert_eq!(ledger.hold_connection(a, 1, NOW), Ok(()));
+    }
+
+    #[test]
+    fn an_ipv6_network_of_64_bits_is_one_holder() {
+        let ledger = Ledger::default();
+        let of = |text: &str| ledger.address(text.parse().unwrap());
+        assert_eq!(of("2001:db8:1:2::1"), of("2001:db8:1:2:ffff::9"));
+        assert_ne!(of("2001:db8:1:2::1"), of("2001:db8:1:3::1"));
+        assert_ne!(of("192.0.2.1"), of("192.0.2.2"));
     }
 
     #[test]

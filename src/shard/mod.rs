@@ -350,6 +350,18 @@ impl Shard {
         self.key_of(index)
     }
 
+    /// After a fault of ours while frames were sent: what it happened at is passed over, so that it does not happen again
+    /// and again; its readers get the next event.
+    pub fn skip_faulty(&mut self) {
+        if let Some((topic, kind)) = self.dirty.pop_front()
+            && let Some(topic) = self.topics.at_mut(topic)
+            && let Some(rendition) = &mut topic.renditions[usize::from(kind)]
+        {
+            rendition.sweep = None;
+            rendition.queued = false;
+        }
+    }
+
     /// Ends a connection whose handling has failed by a fault of ours: 1011 where it can still be told.
     pub fn fail(&mut self, key: ConnectionKey) {
         if self.is_live(key) {

@@ -64,7 +64,7 @@ impl Shard {
         let proxied = self.options.connection.trusted_proxies.iter().any(|net| net.contains(&addr));
         let mut holder = None;
         if limits.connections_per_address > 0 && !proxied {
-            let address = self.ledger.holder("address", addr);
+            let address = self.ledger.address(addr);
             if self.ledger.hold_connection(address, limits.connections_per_address, now.at).is_err() {
                 self.ledger.close_connection();
                 return Err(CannedAnswer::TooManyFromAddress);
@@ -317,7 +317,7 @@ impl Shard {
     /// Limits by the client's address: handshakes per second, and connections where a proxy hides it.
     fn count_client(&mut self, index: u32, addr: IpAddr, proxied: bool) -> Result<(), Refusal> {
         let now = self.now.at;
-        let holder = self.ledger.holder("address", addr);
+        let holder = self.ledger.address(addr);
         let limits = &self.options.limits;
         if self.ledger.handshake(holder, limits.handshakes_per_second_per_address, now).is_err() {
             let detail = "as many requests per second from this address as there may be";
@@ -373,7 +373,7 @@ impl Shard {
 
     /// The grant of a token, unless the address has failed so often that it is not looked at.
     pub(super) fn verify(&mut self, token: &Secret, addr: IpAddr) -> Result<Grant, Refusal> {
-        let holder = self.ledger.holder("address", addr);
+        let holder = self.ledger.address(addr);
         let per_minute = self.options.limits.auth_failures_per_minute;
         if self.ledger.standing(holder, per_minute, self.now.at) == Standing::Refused {
             let detail = "too many failed credentials from this address";
@@ -402,7 +402,7 @@ impl Shard {
 
     /// Counts a failed credential for its address; how that stood before.
     pub(super) fn count_failure(&mut self, addr: IpAddr) -> Standing {
-        let holder = self.ledger.holder("address", addr);
+        let holder = self.ledger.address(addr);
         let per_minute = self.options.limits.auth_failures_per_minute;
         let standing = self.ledger.standing(holder, per_minute, self.now.at);
         self.ledger.failure(holder, per_minute, self.now.at);

@@ -10,17 +10,20 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use monoio::time::{Instant, sleep, timeout, timeout_at};
 use monoio::utils::is_legacy;
 use url::Position;
 
 use super::link::{Fault, Inbound, Link, Seal};
 use super::{Course, Phase, in_words, timed_out, tls_failed};
+use crate::codec::http::percent_decode;
 use crate::codec::http_response::{
     Progress, Request, ResponseDecoder, ResponseError, ResponseFault, ResponseLimits, retry_after, write_request,
 };
 use crate::limits::{UPSTREAM_DRAIN_BYTES_MAX, UPSTREAM_DRAIN_TIMEOUT, UPSTREAM_HEAD_BYTES_MAX};
-use crate::stream::poll::{FetchError, FetchRequest, FetchResponse, UpstreamCode, Validators};
+use crate::stream::poll::{FetchError, FetchRequest, FetchResponse, Target, UpstreamCode, Validators};
 use crate::time::WallTime;
 
 /// Reads in a row, of at most 16 KiB each, before the core's other tasks get their turn.
@@ -136,12 +139,25 @@ impl Course<'_> {
             if_modified_since: validators.last_modified.as_deref(),
             body: target.body.as_deref(),
         };
+        let basic = basic_credentials(target);
         let headers = target.options.headers.iter().map(|(name, value)| (name.as_str(), value.expose_secret()));
+        let headers = headers.chain(basic.as_deref().map(|value| ("Authorization", value)));
         let mut bytes = Vec::new();
         write_request(&mut bytes, &request, headers)
             .map_err(|e| Failure::of(FetchError { code: UpstreamCode::Blocked, detail: e.to_string() }))?;
         Ok(bytes)
     }
+}
+
+/// RFC 7617: user and password of the URL as `Authorization`, unless the stream's headers have one of their own.
+fn basic_credentials(target: &Target) -> Option<Vec<u8>> {
+    let named = |(name, _): &(String, _)| name.eq_ignore_ascii_case("authorization");
+    let user = percent_decode(target.url.username())?;
+    let password = percent_decode(target.url.password().unwrap_or_default())?;
+    if (user.is_empty() && password.is_empty()) || target.options.headers.iter().any(named) {
+        return None;
+    }
+    Some(format!("Basic {}", STANDARD.encode(format!("{user}:{password}"))).into_bytes())
 }
 
 impl Failure {
