@@ -64,7 +64,7 @@ fn a_request_says_what_the_target_says() {
         assert_eq!((seen.method.as_str(), seen.target.as_str()), ("POST", "/leads?a=b&key=hunter2-query"));
         assert_eq!(seen.header("host"), Some(upstream.address().to_string().as_str()));
         assert_eq!(seen.header("x-api-key"), Some("hunter2-header"));
-        assert_eq!(seen.header("authorization"), None, "credentials come from the configuration, not from the URL");
+        assert_eq!(seen.header("authorization"), Some("Basic dXNlcjpodW50ZXIy"));
         assert_eq!(seen.body, b"{\"q\":1}");
     });
 }
