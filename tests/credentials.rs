@@ -169,6 +169,13 @@ fn what_is_presented_and_no_credential_is_401() {
 }
 
 #[test]
+fn a_proxys_basic_credentials_do_not_hide_the_token() {
+    let (_upstream, server) = served(Setup::new());
+    let path = format!("/v1/streams/leads?token={}", token_of("u1"));
+    assert_eq!(server.get(&path, &[of("Authorization", "Basic dTpw")]).status, 200);
+}
+
+#[test]
 fn tokens_in_the_query_can_be_switched_off() {
     let (_upstream, server) = served(Setup::new().auth("query_token = false"));
     let token = token_of("u1");

@@ -243,12 +243,13 @@ pub fn credential(head: &Head<'_>, options: &auth::Options) -> Result<Option<(Se
     let bad = |detail: &'static str| Refusal::new(ErrorCode::BadRequest, detail);
     let invalid = |detail: &'static str| Refusal::new(ErrorCode::InvalidToken, detail);
     let found = |token: &str, carrier| Ok(Some((Secret::new(token.as_bytes()), carrier)));
+    let mut other_scheme = false;
     match http::bearer(head) {
         Authorization::Bearer(token) => return found(token, Carrier::Authorization),
         Authorization::None => {}
-        Authorization::OtherScheme | Authorization::Malformed => {
-            return Err(invalid("Authorization is not «Bearer» and a token"));
-        }
+        // It may be a proxy's before us, and the token stand elsewhere; alone it is no credential.
+        Authorization::OtherScheme => other_scheme = true,
+        Authorization::Malformed => return Err(invalid("Authorization is not «Bearer» and a token")),
     }
     let mut protocols = head.list("sec-websocket-protocol");
     if protocols.by_ref().any(|protocol| protocol == "jwt") {
@@ -279,6 +280,9 @@ pub fn credential(head: &Head<'_>, options: &auth::Options) -> Result<Option<(Se
         Ok(Some(token)) => return found(token, Carrier::Cookie),
         Ok(None) => {}
         Err(_) => return Err(bad("the token's cookie appears twice")),
+    }
+    if other_scheme {
+        return Err(invalid("Authorization is not «Bearer» and a token"));
     }
     // No tickets or API keys are handed out: whatever is presented as one is none, and never falls back to anonymous.
     if ticket || head.all("x-api-key").next().is_some() {
