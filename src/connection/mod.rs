@@ -219,8 +219,8 @@ pub struct Open {
     pub decoder: ws::Decoder,
     /// What it gets.
     pub subscriptions: Subscriptions,
-    /// When `reauthenticate` is due; [`NEVER`] where it has been sent or none will be.
-    pub reauthenticate_at: Instant,
+    /// When `reauthenticate` is due, by the clock that the credential ends by; `None` where it has been sent or none will be.
+    pub reauthenticate_at: Option<WallTime>,
     /// When the next heartbeat is due.
     pub heartbeat_at: Instant,
     /// How many messages came.

@@ -12,7 +12,7 @@ use crate::codec::message::{
 use crate::codec::ws::{self, Incoming};
 use crate::connection::handshake::Refusal;
 use crate::connection::subscriptions::Subscriptions;
-use crate::connection::{MessageRate, NEVER, Open, State};
+use crate::connection::{MessageRate, Open, State};
 use crate::frame::{self, Transport};
 use crate::ids::{ConnectionId, CoreId};
 use crate::limits;
@@ -49,7 +49,7 @@ impl Shard {
             grant,
             decoder: ws::Decoder::new(),
             subscriptions: Subscriptions::None,
-            reauthenticate_at: NEVER,
+            reauthenticate_at: None,
             heartbeat_at: now + heartbeat,
             rate: MessageRate::default(),
             transport,
@@ -59,7 +59,7 @@ impl Shard {
         });
         self.metrics.handshakes.of(HandshakeResult::Ok).count();
         self.count_open(transport, true);
-        self.plan_reauthenticate(index, false);
+        self.plan_reauthenticate(index);
         let heartbeat_ms = u64::try_from(heartbeat.as_millis()).unwrap_or(u64::MAX);
         self.tell(index, "welcome", |out| {
             message::write_welcome(out, id, kind, sub.as_deref(), expires, heartbeat_ms);
@@ -257,7 +257,7 @@ impl Shard {
         open.refusals = 0;
         self.rights.release(old);
         self.metrics.auth_updates.of(AuthUpdateResult::Accepted).count();
-        self.plan_reauthenticate(index, false);
+        self.plan_reauthenticate(index);
         confirm(self, index, expires, &shared.permissions);
         self.rejudge_subscriptions(index);
         self.arm(index);

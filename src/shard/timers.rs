@@ -58,7 +58,8 @@ impl Shard {
             State::Closing(closing) => closing.deadline,
             State::Open(open) => {
                 let end = open.grant.end(leeway).map_or(NEVER, |end| now.instant_of(end));
-                end.min(open.reauthenticate_at).min(open.heartbeat_at)
+                let reauthenticate = open.reauthenticate_at.map_or(NEVER, |at| now.instant_of(at));
+                end.min(reauthenticate).min(open.heartbeat_at)
             }
         };
         // One that is ending is reset at its deadline, whether its socket takes anything or not.
@@ -123,8 +124,8 @@ impl Shard {
             self.close(index, CloseReason::TokenExpired);
             return;
         }
-        if open.reauthenticate_at <= now.at {
-            open.reauthenticate_at = NEVER;
+        if open.reauthenticate_at.is_some_and(|at| at <= now.wall) {
+            open.reauthenticate_at = None;
             if let Some(expires) = open.grant.expires() {
                 let left = u64::try_from(expires.since(now.wall).as_millis()).unwrap_or(u64::MAX);
                 self.metrics.reauthenticates.count();
@@ -165,31 +166,23 @@ impl Shard {
                 }
                 self.rejudge_subscriptions(index);
             }
-            self.plan_reauthenticate(index, true);
             self.open_due(index);
         }
         self.arm(index);
     }
 
     /// Plans `reauthenticate` for a connection: lead before `exp`, the lesser of `auth.reauth_before` and half the
-    /// remaining life, earlier by a random 0 to 10 % of it. Where `anew` is false one already sent is not planned again.
-    pub(super) fn plan_reauthenticate(&mut self, index: u32, only_pending: bool) {
+    /// remaining life, earlier by a random 0 to 10 % of it.
+    pub(super) fn plan_reauthenticate(&mut self, index: u32) {
         let now = self.now;
         let before = self.options.auth.reauth_before;
         let tenth = self.rng.below(1_000_000);
         let Some(open) = self.connections.at_mut(index).and_then(|connection| connection.open_mut()) else { return };
-        if only_pending && open.reauthenticate_at == NEVER {
-            return;
-        }
-        open.reauthenticate_at = match open.grant.expires() {
-            None => NEVER,
-            Some(expires) => {
-                let lead = before.min(expires.since(now.wall) / 2);
-                let early =
-                    Duration::from_micros(u64::try_from(lead.as_micros()).unwrap_or(0) / 10 * tenth / 1_000_000);
-                now.instant_of(expires - lead - early)
-            }
-        };
+        open.reauthenticate_at = open.grant.expires().map(|expires| {
+            let lead = before.min(expires.since(now.wall) / 2);
+            let early = Duration::from_micros(u64::try_from(lead.as_micros()).unwrap_or(0) / 10 * tenth / 1_000_000);
+            expires - lead - early
+        });
     }
 
     /// The configuration was read again: what is live is judged by it, in turns.
