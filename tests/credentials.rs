@@ -267,6 +267,43 @@ fn behind_a_trusted_proxy_the_origin_is_what_the_client_saw() {
     }
 }
 
+#[test]
+fn a_proxy_that_tells_the_address_by_proxy_v2_still_tells_scheme_and_host() {
+    let (_upstream, server) = served(Setup::new().server("trusted_proxies = [\"127.0.0.0/8\"]"));
+    let mut raw = server.connect();
+    raw.send(&proxy_v2([192, 0, 2, 1]));
+    let headers = [
+        of("Cookie", &format!("restcast_token={}", token_of("u1"))),
+        of("Origin", "https://live.example.com"),
+        of("X-Forwarded-Proto", "https"),
+        of("X-Forwarded-Host", "live.example.com"),
+    ];
+    assert_eq!(raw.request("GET", "/v1/streams/leads", &headers, "").status, 200);
+}
+
+#[test]
+fn what_cannot_be_read_is_never_taken_for_no_credential() {
+    let upstream = Upstream::start();
+    upstream.set_json("/leads", "[]");
+    let server = Setup::new()
+        .stream("open", &upstream.url("/leads"), "allow_anonymous = true")
+        .stream("closed", &upstream.url("/leads"), "")
+        .start();
+    assert_eq!(upgraded(&server, "/v1/ws?%zz&token=nonsense", &[]), is(400, "BAD_REQUEST"));
+    assert_eq!(upgraded(&server, "/v1/ws?token=nonsense", &[]), is(401, "INVALID_TOKEN"));
+    // A stream that lets anyone in has nothing to ask for first.
+    assert_eq!(outcome(&server.get("/v1/streams/open?format=xml", &[])), is(400, "BAD_REQUEST"));
+    assert_eq!(outcome(&server.get("/v1/streams/closed?format=xml", &[])), is(401, "MISSING_CREDENTIAL"));
+    assert_eq!(outcome(&server.get("/v1/streams/open", &[of("Accept", "text/html")])), is(406, "NOT_ACCEPTABLE"));
+    // Nobody learns without a credential which streams there are.
+    let mut ws = server.ws("/v1/ws", &[]);
+    ws.next_of("welcome");
+    for stream in ["closed", "absent"] {
+        ws.send(json!({ "type": "subscribe", "stream": stream }));
+        assert_eq!(ws.next_of("error")["code"], "MISSING_CREDENTIAL", "{stream}");
+    }
+}
+
 /// A PROXY v2 header for an IPv4 client.
 fn proxy_v2(client: [u8; 4]) -> Vec<u8> {
     let mut header = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c".to_vec();

@@ -1069,6 +1069,34 @@ fn a_stream_that_a_reload_takes_out_ends_and_others_go_on() {
 }
 
 #[test]
+fn a_reload_may_name_claims_that_live_tokens_have() {
+    let upstream = upstream();
+    upstream.set_json("/7/leads", "[7]");
+    let plain = Setup::new().stream("leads", &upstream.url("/leads"), "");
+    let by_company = Setup::new().stream("leads", &upstream.url("/{claims.companyId}/leads"), "");
+    let server = plain.start();
+    let token = mint(json!({ "sub": "u1", "exp": now_s() + 600, "companyId": 7 }));
+    let mut ws = server.ws("/v1/streams/leads", &[bearer(&token)]);
+    let before = ws.next_of("snapshot");
+    server.reload(&by_company);
+    let after = ws.next_of("snapshot");
+    assert_eq!(after["data"], json!([7]));
+    assert_ne!(before["epoch"], after["epoch"], "it is another sequence");
+}
+
+#[test]
+fn a_drain_without_a_window_still_tells_everybody() {
+    let upstream = upstream();
+    let mut server = Setup::new().server("drain = \"0s\"").stream("leads", &upstream.url("/leads"), "").start();
+    let mut ws = server.ws("/v1/streams/leads", &[bearer(&token_of("u1"))]);
+    ws.next_of("snapshot");
+    server.signal(Signal::TERM);
+    let (frames, close) = ws.until_close();
+    assert_eq!((&frames.last().expect("a frame")["type"], close), (&json!("reconnect"), (1012, "draining".to_owned())));
+    assert!(server.wait().success());
+}
+
+#[test]
 fn rights_that_a_reload_takes_away_end_what_they_gave() {
     on_each_driver(|setup| {
         let upstream = upstream();

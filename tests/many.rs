@@ -264,3 +264,21 @@ fn there_are_as_many_streams_as_the_limit_allows() {
     upstream.set_json("/a", "[2]");
     assert_eq!(a.event().seq(), 2, "those that are watched stay");
 }
+
+#[test]
+fn streams_that_nobody_has_watched_for_a_while_do_not_count() {
+    let upstream = Upstream::start();
+    let names = ["a", "b", "c", "d", "e", "f"];
+    let url = upstream.url("/{query.name}");
+    let server =
+        Setup::new().cores(2).limits("streams = 1").stream("any", &url, "params = [\"name\"]\nlinger = \"0s\"").start();
+    let token = support::server::bearer(&support::server::token_of("u1"));
+    // Whichever core each of them belongs to, the one before it has made place.
+    for name in names {
+        upstream.set_json(&format!("/{name}"), "[1]");
+        support::server::eventually("there is room", || {
+            let answer = server.get(&format!("/v1/streams/any?name={name}"), &[token.clone()]);
+            (answer.status == 200).then_some(())
+        });
+    }
+}

@@ -19,7 +19,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use super::grant::{ClaimValue, Globs, Grant, Rights, RightsTable, TokenFacts, TokenMark};
 use super::keys::{Algorithm, Key, KeyId, KeySet, NoKey};
 use super::members::{Members, MembersError, Value, elements};
-use crate::limits::TOKEN_BYTES_MAX;
+use crate::limits::{TEMPLATE_VALUE_BYTES_MAX, TOKEN_BYTES_MAX};
 use crate::time::WallTime;
 
 /// The `[auth.jwt]` table.
@@ -274,6 +274,19 @@ pub struct Verified {
     key: KeyId,
 }
 
+/// RFC 7519 section 4.1.
+const REGISTERED_CLAIMS: [&str; 7] = ["iss", "sub", "aud", "exp", "nbf", "iat", "jti"];
+
+/// Claims that no template names, of which a grant keeps so many for templates to come.
+const CLAIMS_KEPT_MAX: usize = 32;
+
+fn may_fill(value: &ClaimValue) -> bool {
+    match value {
+        ClaimValue::Text(text) | ClaimValue::Integer(text) => text.len() <= TEMPLATE_VALUE_BYTES_MAX,
+        ClaimValue::Other => false,
+    }
+}
+
 impl Verified {
     /// The user id. An empty one is one.
     pub fn sub(&self) -> Option<&str> {
@@ -328,7 +341,17 @@ impl Verified {
 
     /// What is kept of it for the life of a connection: of the claims, those in `template_claims` (in any order).
     pub fn into_grant(self, table: &mut RightsTable, template_claims: &[String]) -> Grant {
-        let is_named = |claim: &(Box<str>, ClaimValue)| template_claims.iter().any(|name| **name == *claim.0);
+        // A reload may name claims that no template names now, and live connections are judged by it: what can fill a
+        // template is kept. The registered claims, which are another for each token, would have no two grants share rights.
+        let mut left = CLAIMS_KEPT_MAX;
+        let is_named = |claim: &(Box<str>, ClaimValue)| {
+            let named = template_claims.iter().any(|name| **name == *claim.0);
+            named
+                || !REGISTERED_CLAIMS.contains(&&*claim.0) && may_fill(&claim.1) && {
+                    left = left.saturating_sub(1);
+                    left > 0
+                }
+        };
         let rights = Rights {
             issuer: self.issuer,
             roles: self.roles.into_boxed_slice(),
@@ -1004,7 +1027,12 @@ mod tests {
         for odd in ["ratio", "big", "flag"] {
             assert_eq!(grant.claim(odd), Some(&ClaimValue::Other), "{odd}");
         }
-        assert_eq!((grant.claim("absent"), grant.claim("unused")), (None, None));
+        assert_eq!(grant.claim("unused"), Some(&ClaimValue::Text("x".into())), "a reload may name it");
+        assert_eq!(
+            (grant.claim("absent"), grant.claim("jti")),
+            (None, None),
+            "what is another for each token is not kept"
+        );
         assert_eq!(verified.claim("unused"), Some(&ClaimValue::Text("x".into())));
         assert_eq!(grant.may_watch("orders:1", false, &["owner".to_owned()], &["read".to_owned()]), Ok(()));
         assert!(grant.may_watch("users", false, &[], &[]).is_err());

@@ -249,6 +249,9 @@ pub fn credential(head: &Head<'_>, options: &auth::Options) -> Result<Option<(Se
         Authorization::None => {}
         // It may be a proxy's before us, and the token stand elsewhere; alone it is no credential.
         Authorization::OtherScheme => other_scheme = true,
+        Authorization::Malformed if head.all("authorization").any(|value| value.contains(&b',')) => {
+            return Err(bad("Authorization holds more than one value"));
+        }
         Authorization::Malformed => return Err(invalid("Authorization is not «Bearer» and a token")),
     }
     let mut protocols = head.list("sec-websocket-protocol");
@@ -263,7 +266,9 @@ pub fn credential(head: &Head<'_>, options: &auth::Options) -> Result<Option<(Se
         return found(token, Carrier::Subprotocol);
     }
     let (mut tokens, mut ticket) = (Vec::new(), false);
-    for (name, value) in http::Query::new(head.query.unwrap_or_default()).flatten() {
+    for pair in http::Query::new(head.query.unwrap_or_default()) {
+        // What cannot be read may have been a credential: it is never passed over.
+        let (name, value) = pair.map_err(|error| Refusal::new(ErrorCode::BadRequest, format!("the query: {error}")))?;
         match &*name {
             "token" => tokens.push(value),
             "ticket" => ticket = true,

@@ -121,8 +121,10 @@ pub struct Http {
     pub phase: Phase,
     /// When that must have ended.
     pub deadline: Instant,
-    /// The peer's address, or the client's as a trusted proxy gave it by PROXY v2.
+    /// The peer's address.
     pub peer: std::net::IpAddr,
+    /// The client's, where a trusted proxy gave it by PROXY v2.
+    pub told_by_proxy: Option<std::net::IpAddr>,
     /// Whether `peer` is a trusted proxy (and a PROXY header may come first).
     pub proxied: bool,
     /// Whether the first byte of the connection is still to be made sense of.

@@ -27,7 +27,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::commands::check::{self, ProcessSources};
-use crate::config::{Config, Driver, LogLevel, ServerOptions};
+use crate::config::{Config, Driver, LogLevel};
 use crate::ids::CoreId;
 use crate::limits;
 use crate::metrics::CoreMetrics;
@@ -230,7 +230,7 @@ fn run(
     greet(listen);
 
     let drain = config.connection.drain;
-    let reload = |options: &mut Arc<Options>| reload(&reread, options, allowed, &process, &admin, &config.server);
+    let reload = |options: &mut Arc<Options>| reload(&reread, options, allowed, &process, &admin, &config);
     let ended = wait(&happened, &process, cores, drain, &mut options, reload);
     log::flush();
     ended
@@ -300,7 +300,7 @@ fn reload(
     allowed: u32,
     process: &Process,
     admin: &admin::Admin,
-    serving: &ServerOptions,
+    serving: &Config,
 ) {
     let Some(reread) = reread else {
         log::write(LogLevel::Info, &[], "The demo has no configuration to read again.");
@@ -311,9 +311,9 @@ fn reload(
             for warning in &warnings {
                 log::write(LogLevel::Warn, &[], warning);
             }
-            if config.server != *serving || config.admin.listen != admin.listen_as_configured {
-                let sentence =
-                    "server.listen, cores, driver, plaintext and state and admin.listen take effect at the next start.";
+            let kept = config.server == serving.server && config.log == serving.log;
+            if !kept || config.admin.listen != admin.listen_as_configured {
+                let sentence = "The listeners' addresses, [log] and server.cores, driver, plaintext and state take effect at the next start.";
                 log::write(LogLevel::Warn, &[], sentence);
             }
             let max = connections_max(config.limits.connections, allowed);

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-use crate::auth::grant::{self, ClaimValue, Grant};
+use crate::auth::grant::{self, ClaimValue, CredentialKind, Grant};
 use crate::codec::message::ErrorCode;
 use crate::connection::handshake::Refusal;
 use crate::ids::{CoreId, StreamId};
@@ -159,7 +159,11 @@ impl Catalog {
         if grant.streams_allow(id).is_err() {
             return Err(Refusal::new(ErrorCode::Forbidden, "the credential is not for this stream"));
         }
-        let not_found = || Refusal::new(ErrorCode::StreamNotFound, "there is no such stream");
+        // Who presents nothing is not told which streams there are.
+        let not_found = || match grant.kind() {
+            CredentialKind::Anonymous => Refusal::new(ErrorCode::MissingCredential, "this stream needs a credential"),
+            CredentialKind::Jwt => Refusal::new(ErrorCode::StreamNotFound, "there is no such stream"),
+        };
         let entry = StreamId::new(id).and_then(|id| self.entries.get(&id)).ok_or_else(not_found)?;
         let options = &entry.options;
         match grant.may_watch(id, options.allow_anonymous, &options.roles, &options.permissions) {

@@ -319,7 +319,8 @@ impl Shard {
     /// The process is to end: connections are told in bounded turns.
     pub(super) fn begin_drain(&mut self) {
         if self.draining.is_none() {
-            let until = self.now.at + self.options.connection.drain;
+            // Even where nobody is given time to reconnect, everybody is told.
+            let until = self.now.at + self.options.connection.drain.max(limits::CLOSE_GRACE);
             self.draining = Some(Draining { next: 0, until, told: false });
             self.tell_drained();
         }

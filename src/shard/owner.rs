@@ -32,6 +32,8 @@ pub(super) struct Owned {
     used: Instant,
     /// Whether a poll has ended since polling last began.
     fresh: bool,
+    /// Whether it is neither polled nor watched, and so does not count for `limits.streams`.
+    parked: bool,
     /// When the poll under way, or the last one, began.
     begun: Instant,
     /// What it counts for in `Shard::history_bytes`.
@@ -67,14 +69,18 @@ impl Shard {
     /// The place of that stream, which is made if there is none; `None` where there are too many.
     fn own(&mut self, key: &Arc<StreamKey>) -> Option<u32> {
         if let Some(&index) = self.stream_of.get(key) {
+            let owned = self.streams.at_mut(index)?;
+            if owned.parked {
+                // It is left alone meanwhile: it must not make place for itself.
+                owned.used = self.now.at;
+                self.take_place(Some(index))?;
+                if let Some(owned) = self.streams.at_mut(index) {
+                    owned.parked = false;
+                }
+            }
             return Some(index);
         }
-        if self.ledger.open_stream(self.options.limits.streams).is_err() {
-            // One that nobody watches makes place; of other cores' streams none can be asked to.
-            let index = self.oldest_unwatched()?;
-            self.evict(index);
-            self.ledger.open_stream(self.options.limits.streams).ok()?;
-        }
+        self.take_place(None)?;
         self.generation = self.generation.wrapping_add(1);
         let epoch = Epoch::from_random(self.rng.u64());
         // An answer that comes after its stream was evicted must not become the value of the next one at its place.
@@ -88,6 +94,7 @@ impl Shard {
             linger_until: None,
             used: self.now.at,
             fresh: false,
+            parked: false,
             begun: self.now.at,
             counted: 0,
             poll_timer: None,
@@ -99,6 +106,37 @@ impl Shard {
         Some(index)
     }
 
+    /// Counts one stream more, if there may be; one that lingers makes place for it.
+    fn take_place(&mut self, for_one: Option<u32>) -> Option<()> {
+        if self.ledger.open_stream(self.options.limits.streams).is_ok() {
+            return Some(());
+        }
+        let lingering = self
+            .streams
+            .iter()
+            .filter(|(index, owned)| !owned.parked && !owned.is_watched() && Some(*index) != for_one);
+        let (index, _) = lingering.min_by_key(|(_, owned)| owned.used)?;
+        self.evict(index);
+        self.ledger.open_stream(self.options.limits.streams).ok()
+    }
+
+    /// Polling has ended and nobody watches: the stream counts no more, and is kept for those who return as long as there
+    /// is room for its value and history, at most as many as there may be streams.
+    fn park(&mut self, index: u32) {
+        let Some(owned) = self.streams.at_mut(index) else { return };
+        if !std::mem::replace(&mut owned.parked, true) {
+            self.ledger.close_stream();
+        }
+        let most = self.options.limits.streams as usize;
+        let parked = || self.streams.iter().filter(|(_, owned)| owned.parked);
+        if most == 0 || parked().count() <= most {
+            return;
+        }
+        if let Some((oldest, _)) = parked().min_by_key(|(_, owned)| owned.used) {
+            self.evict(oldest);
+        }
+    }
+
     fn oldest_unwatched(&self) -> Option<u32> {
         let unwatched = self.streams.iter().filter(|(_, owned)| !owned.is_watched());
         unwatched.min_by_key(|(_, owned)| owned.used).map(|(index, _)| index)
@@ -107,7 +145,9 @@ impl Shard {
     fn evict(&mut self, index: u32) {
         let Some(owned) = self.streams.remove(index) else { return };
         self.stream_of.remove(&owned.key);
-        self.ledger.close_stream();
+        if !owned.parked {
+            self.ledger.close_stream();
+        }
         self.metrics.streams.fall();
         self.history_bytes -= owned.counted;
         self.metrics.history_bytes.set(self.history_bytes);
@@ -210,7 +250,9 @@ impl Shard {
         owned.linger_until = None;
         owned.stream.stop();
         owned.fresh = false;
-        if !self.options.catalog.is_current(&owned.key) {
+        if self.options.catalog.is_current(&owned.key) {
+            self.park(index);
+        } else {
             self.evict(index);
         }
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::auth::grant::Grant;
 use crate::codec::forwarded::{self, ProxyError};
 use crate::codec::http::{self, BodyDecoder, BodyError, BodyLength, Framing, Head, Response, Upgrade};
-use crate::codec::message::{CloseReason, ErrorCode};
+use crate::codec::message::{CloseReason, ErrorCode, Format};
 use crate::codec::ws;
 use crate::connection::handshake::{self, Carrier, Demand, How, Page, Refusal, SeenAs};
 use crate::connection::{Connection, Http, MessageRate, Phase, Reply, State, StreamRequest, Unauthenticated};
@@ -79,6 +79,7 @@ impl Shard {
             deadline: now.at + limits.handshake_timeout,
             peer: addr,
             proxied,
+            told_by_proxy: None,
             fresh: true,
         };
         let mut connection = Connection::accepted(generation, now.at, http);
@@ -211,16 +212,17 @@ impl Shard {
         };
         let http = self.http_mut(index)?;
         http.fresh = false;
-        if let Some(address) = address {
-            http.peer = address.ip().to_canonical();
-        }
+        http.told_by_proxy = address.map(|address| address.ip().to_canonical());
         Some(used)
     }
 
-    fn client(&self, head: &Head<'_>, peer: IpAddr) -> Client {
-        let client = forwarded::client(peer, &self.options.connection.trusted_proxies, head);
+    /// Who asks: by the fields of trusted proxies, and by the PROXY header of the nearest one.
+    fn client(&self, head: &Head<'_>, peer: IpAddr, told_by_proxy: Option<IpAddr>) -> Client {
+        let trusted = &self.options.connection.trusted_proxies;
+        let client = forwarded::client(peer, trusted, head);
         Client {
-            addr: client.addr,
+            // The far end of the nearest hop; what it claims of further ones counts only where it is trusted itself.
+            addr: told_by_proxy.map_or(client.addr, |addr| forwarded::client(addr, trusted, head).addr),
             seen_as: SeenAs {
                 scheme: client.proto.unwrap_or("http").to_owned(),
                 authority: client.host.unwrap_or_else(|| head.host.to_owned()),
@@ -231,7 +233,7 @@ impl Shard {
     /// Carries out one request.
     fn request(&mut self, index: u32, head: &Head<'_>) {
         let Some(http) = self.http_mut(index) else { return };
-        let (peer, proxied) = (http.peer, http.proxied);
+        let (peer, proxied, told_by_proxy) = (http.peer, http.proxied, http.told_by_proxy);
         let options = Arc::clone(&self.options);
         // A body that is not asked for is not read: the connection ends after the answer instead.
         let mut reply = Reply {
@@ -239,7 +241,7 @@ impl Shard {
             head_only: head.method == "HEAD",
             cors_origin: None,
         };
-        let client = self.client(head, peer);
+        let client = self.client(head, peer, told_by_proxy);
         let page = match handshake::page(head, &client.seen_as, &options.connection) {
             Ok(page) => page,
             Err(refusal) => return self.refuse(index, &refusal, &reply),
@@ -253,9 +255,7 @@ impl Shard {
         let demand = match handshake::demand(head, &options.connection) {
             Ok(demand) => demand,
             Err(refusal) => {
-                // Whether the path is one or not, the credential is asked for first where streams are concerned.
-                let streams = head.path.starts_with("/v1/streams/");
-                if streams && let Err(first) = self.credential_first(index, head, &page, client.addr, &refusal) {
+                if let Err(first) = self.credential_first(head, &page, client.addr, &refusal) {
                     return self.refuse_credential(index, &first, &reply, client.addr);
                 }
                 return self.refuse(index, &refusal, &reply);
@@ -299,19 +299,34 @@ impl Shard {
         }
     }
 
-    /// A path below `/v1/streams/` that is wrong in itself: whether the credential is wrong first.
+    /// A request for streams that is wrong in itself: whether its credential is wrong, which is told first.
     fn credential_first(
         &mut self,
-        _index: u32,
         head: &Head<'_>,
         page: &Page,
         addr: IpAddr,
         refusal: &Refusal,
     ) -> Result<(), Refusal> {
-        if refusal.status != 400 && refusal.status != 404 && refusal.status != 406 {
+        let id = head.path.strip_prefix("/v1/streams/");
+        if (id.is_none() && head.path != "/v1/ws") || !matches!(refusal.status, 400 | 404 | 406 | 426) {
             return Ok(());
         }
-        self.judge(head, page, addr, None, false).map(|_| ())
+        let request = id.map(|id| StreamRequest {
+            id: http::percent_decode(id).unwrap_or_default().into_owned(),
+            params: Vec::new(),
+            format: Format::Patch,
+            since: None,
+            max_rate_ms: 0,
+        });
+        let websocket = request.is_none() || head.has_token("upgrade", "websocket");
+        match self.judge(head, page, addr, request.as_ref(), websocket) {
+            Ok(Judged::Granted(grant)) => {
+                self.rights.release(grant);
+                Ok(())
+            }
+            Ok(Judged::FirstMessage) => Ok(()),
+            Err(first) => Err(first),
+        }
     }
 
     /// Limits by the client's address: handshakes per second, and connections where a proxy hides it.

@@ -316,8 +316,15 @@ impl Shard {
     pub(super) fn asked_to_unsubscribe(&mut self, index: u32, stream: &str, id: Option<&ClientId>) {
         let normal = crate::stream::template::parse_stream_name(stream)
             .map_or_else(|_| stream.to_owned(), |(id, params)| crate::stream::template::stream_name(&id, &params));
-        match self.holds(index, &normal) {
-            Some(slot) => {
+        let held = self.holds(index, &normal).map(|slot| (slot, normal)).or_else(|| {
+            // Parameters that the stream does not have were passed over when it was subscribed to.
+            let (id, params) = crate::stream::template::parse_stream_name(stream).ok()?;
+            let open = self.connections.at(index)?.open()?;
+            let key = self.options.catalog.resolve(&open.grant, id.as_str(), &params).ok()?;
+            Some((self.holds(index, &key.name)?, key.name.to_string()))
+        });
+        match held {
+            Some((slot, normal)) => {
                 self.unsubscribe_slot(index, slot);
                 self.tell(index, "unsubscribed", |out| {
                     message::write_unsubscribed(out, &normal, UnsubscribedReason::Requested, id)
