@@ -723,6 +723,19 @@ fn a_key_shorter_than_its_hash_is_refused_at_start() {
 // Limits on failures.
 
 #[test]
+fn failed_updates_in_band_count_for_the_address_too() {
+    let (_upstream, server) = served(Setup::new().limits("auth_failures_per_minute = 2"));
+    let good = token_of("u1");
+    let mut ws = server.ws("/v1/streams/leads", &[bearer(&good)]);
+    ws.next_of("snapshot");
+    for _ in 0..4 {
+        ws.send(json!({ "type": "auth_update", "token": "bad" }));
+        assert_eq!(ws.next_of("error")["code"], "AUTH_UPDATE_REJECTED");
+    }
+    assert_eq!(outcome(&server.get("/v1/streams/leads", &[bearer(&good)])), is(429, "RATE_LIMITED"));
+}
+
+#[test]
 fn failed_credentials_are_delayed_and_then_refused() {
     on_each_driver(|setup| {
         let setup = setup.limits("auth_failures_per_minute = 3").server("trusted_proxies = [\"127.0.0.0/8\"]");

@@ -277,7 +277,7 @@ fn streams_that_nobody_has_watched_for_a_while_do_not_count() {
     for name in names {
         upstream.set_json(&format!("/{name}"), "[1]");
         support::server::eventually("there is room", || {
-            let answer = server.get(&format!("/v1/streams/any?name={name}"), &[token.clone()]);
+            let answer = server.get(&format!("/v1/streams/any?name={name}"), std::slice::from_ref(&token));
             (answer.status == 200).then_some(())
         });
     }

@@ -81,6 +81,8 @@ pub struct Connection {
     pub generation: u32,
     /// Whom `connections_per_address` counts it for.
     pub address: Option<Holder>,
+    /// Whom its failed credentials are counted for: the client's address.
+    pub client: Holder,
     /// When the peer last sent something, or the connection began to wait for it.
     pub heard: Instant,
     /// What it is doing.
@@ -289,10 +291,11 @@ impl MessageRate {
 
 impl Connection {
     /// A connection that was just accepted.
-    pub fn accepted(generation: u32, now: Instant, http: Http) -> Connection {
+    pub fn accepted(generation: u32, client: Holder, now: Instant, http: Http) -> Connection {
         Connection {
             generation,
             address: None,
+            client,
             heard: now,
             state: State::Http(Box::new(http)),
             outbox: None,

@@ -190,7 +190,9 @@ impl Shard {
 
     /// `auth_update` of a WebSocket.
     fn auth_update(&mut self, index: u32, token: Option<&Secret>, id: Option<&ClientId>) {
+        let Some(client) = self.connections.at(index).map(|connection| connection.client) else { return };
         let outcome = match token {
+            Some(_) if self.is_refused(client) => Err("rate_limited"),
             Some(token) => self.verifier.verify(token.expose_secret(), self.now.wall).map_err(|error| error.reason()),
             None => Err("no_session"),
         };
@@ -211,6 +213,9 @@ impl Shard {
                 }
             },
             Err(reason) => {
+                if token.is_some() {
+                    self.ledger.failure(client, self.options.limits.auth_failures_per_minute, self.now.at);
+                }
                 self.metrics.auth_updates.of(AuthUpdateResult::Rejected).count();
                 let frame = ErrorFrame { reason: Some(reason), id, ..ErrorFrame::of(ErrorCode::AuthUpdateRejected) };
                 self.tell(index, "error", |out| message::write_error(out, &frame));

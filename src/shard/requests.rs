@@ -82,7 +82,7 @@ impl Shard {
             told_by_proxy: None,
             fresh: true,
         };
-        let mut connection = Connection::accepted(generation, now.at, http);
+        let mut connection = Connection::accepted(generation, self.ledger.address(addr), now.at, http);
         connection.address = holder;
         let index = self.connections.insert(connection);
         self.metrics.accepted.count();
@@ -339,6 +339,7 @@ impl Shard {
             return Err(Refusal::new(ErrorCode::RateLimited, detail).with_status(429).retry_after(1));
         }
         let Some(connection) = self.connections.at_mut(index) else { return Ok(()) };
+        connection.client = holder;
         if proxied && limits.connections_per_address > 0 && connection.address != Some(holder) {
             // A proxy may send several clients' requests over one connection: it counts for the newest.
             if let Some(earlier) = connection.address.take() {
@@ -388,9 +389,7 @@ impl Shard {
 
     /// The grant of a token, unless the address has failed so often that it is not looked at.
     pub(super) fn verify(&mut self, token: &Secret, addr: IpAddr) -> Result<Grant, Refusal> {
-        let holder = self.ledger.address(addr);
-        let per_minute = self.options.limits.auth_failures_per_minute;
-        if self.ledger.standing(holder, per_minute, self.now.at) == Standing::Refused {
+        if self.is_refused(self.ledger.address(addr)) {
             let detail = "too many failed credentials from this address";
             return Err(Refusal::new(ErrorCode::RateLimited, detail).with_status(429).retry_after(60));
         }
@@ -413,6 +412,12 @@ impl Shard {
         } else {
             self.refuse_later(index, refusal, reply, FAILURE_DELAY);
         }
+    }
+
+    /// Whether an address has failed so often that its credentials are not looked at.
+    pub(super) fn is_refused(&self, client: Holder) -> bool {
+        let per_minute = self.options.limits.auth_failures_per_minute;
+        self.ledger.standing(client, per_minute, self.now.at) == Standing::Refused
     }
 
     /// Counts a failed credential for its address; how that stood before.
