@@ -444,22 +444,7 @@ impl Shard {
         let Some(connection) = self.connections.at_mut(index) else { return };
         connection.blocked = true;
         connection.outbox().stalled_since.get_or_insert(now);
-        let slots: Vec<Slot> = connection
-            .open()
-            .map(|open| open.subscriptions.iter().map(|(_, slot)| *slot).collect())
-            .unwrap_or_default();
-        for slot in slots {
-            let Some(topic) = self.topics.at_mut(slot.topic) else { continue };
-            let Some(rendition) = &mut topic.renditions[usize::from(slot.kind)] else { continue };
-            if slot.pending || slot.rated {
-                continue;
-            }
-            let reader = &mut rendition.subscribers[slot.position as usize];
-            if !reader.behind {
-                reader.behind = true;
-                rendition.behind += 1;
-            }
-        }
+        self.keep_order(index);
         self.arm(index);
     }
 
