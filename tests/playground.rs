@@ -57,8 +57,9 @@ fn a_connection_ends_with_its_token_and_the_page_says_so() {
     stage.renew_for(3);
     stage.browser.wait_for("document.getElementById('status').dataset.state === 'ended'");
     assert_eq!(stage.text("document.getElementById('notice-code').textContent"), "4001 token_expired");
-    assert!(stage.is("document.querySelector('#code-list tr.met').dataset.code === '4001'"));
-    assert!(stage.is("document.getElementById('value').classList.contains('held')"), "what is not live looks like it");
+    stage.browser.wait_for("document.querySelector('#code-list tr.met')?.dataset.code === '4001'");
+    // What is not live looks like it, from the next frame that the browser draws.
+    stage.browser.wait_for("document.getElementById('value').classList.contains('held')");
 
     // A fresh token, and the stream goes on where it was.
     stage.pick_life(900);
