@@ -1,6 +1,5 @@
 //! Many streams of one upstream against the built server: spread polls, and none is forgotten.
 #![cfg(feature = "runtime")]
-#![allow(clippy::disallowed_methods)]
 
 mod support;
 #[path = "support/watcher.rs"]

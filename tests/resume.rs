@@ -1,6 +1,5 @@
 //! Resuming, rated and slow readers against the built server: nothing is lost, and nothing is queued without end.
 #![cfg(feature = "runtime")]
-#![allow(clippy::disallowed_methods)]
 
 mod support;
 #[path = "support/watcher.rs"]

@@ -1,6 +1,5 @@
 //! Streams against the built server: one poller for all, the three representations, what frames hold and in which order.
 #![cfg(feature = "runtime")]
-#![allow(clippy::disallowed_methods)]
 
 mod support;
 #[path = "support/watcher.rs"]

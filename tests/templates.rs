@@ -1,7 +1,6 @@
 //! Templates against the built server: what claims and parameters become, what is refused, and that two callers never
 //! share a response that they could not both have asked for.
 #![cfg(feature = "runtime")]
-#![allow(clippy::disallowed_methods)]
 
 mod support;
 #[path = "support/watcher.rs"]

@@ -94,7 +94,6 @@ impl<'b> Resource<'b> {
     pub const fn allow(self) -> &'static str {
         match self {
             Resource::Renewal(_) => "POST, OPTIONS",
-            Resource::Echo | Resource::Many => "GET, OPTIONS",
             _ => "GET, HEAD, OPTIONS",
         }
     }
@@ -145,8 +144,8 @@ pub fn demand<'b>(head: &Head<'b>, options: &Options) -> Result<Demand<'b>, Refu
         (_, "OPTIONS") => return Ok(Demand::Options(resource.allow())),
         (Resource::Renewal(_), "POST") => {}
         (Resource::Renewal(_), _) => return Err(Refusal::not_allowed(resource.allow())),
-        (Resource::Echo | Resource::Many, "GET") | (_, "GET" | "HEAD")
-            if !matches!((resource, head.method), (Resource::Echo | Resource::Many, "HEAD")) => {}
+        // HEAD is GET without its body, where that is a refusal too (RFC 9110 section 9.3.2).
+        (_, "GET" | "HEAD") => {}
         _ => return Err(Refusal::not_allowed(resource.allow())),
     }
     let upgrade = || -> Result<Option<Upgrade<'b>>, Refusal> {

@@ -5,7 +5,6 @@
 
 // Each test crate uses its own part of this.
 #![allow(dead_code, unreachable_pub)]
-#![allow(clippy::disallowed_methods)]
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
