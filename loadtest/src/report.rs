@@ -16,7 +16,7 @@ use crate::tally::Tally;
 const SATURATED_SHARE: f64 = 0.9;
 /// From this lag between hearing of bytes and reading them on, likewise.
 const SATURATED_LAG_US: u64 = 20_000;
-/// Ends that are the server's word or the run's own doing; any other is a connection that was dropped.
+/// Seconds of a tick in `/proc/PID/stat` (USER_HZ, which Linux fixes at 100).
 const TICK_S: f64 = 0.01;
 
 /// One second of the run.
@@ -387,7 +387,7 @@ impl Figures {
         line(
             "load tester",
             format!(
-                "{} processes, the busiest at {:.0} % of a core, p99 {} from hearing of bytes to reading them",
+                "{} process{}, the busiest at {:.0} % of a core, p99 {} from hearing of bytes to reading them",
                 self.processes,
                 tally.cpu_share_max * 100.0,
                 millis(tally.read_lag.quantile(0.99).unwrap_or_default())
