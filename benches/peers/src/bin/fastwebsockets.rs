@@ -101,11 +101,10 @@ async fn answer(mut request: Request<Incoming>, shared: Arc<Shared>) -> Result<R
     if request.uri().path() != "/ws" || !upgrade::is_upgrade_request(&request) {
         return refuse(StatusCode::NOT_FOUND);
     }
-    // The library's future is dropped for hyper's own, which gives the socket back.
-    let Ok((response, _)) = upgrade::upgrade(&mut request) else { return refuse(StatusCode::BAD_REQUEST) };
+    let Ok((response, upgraded)) = upgrade::upgrade(&mut request) else { return refuse(StatusCode::BAD_REQUEST) };
     tokio::spawn(async move {
-        if let Ok(upgraded) = hyper::upgrade::on(request).await
-            && let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>()
+        if let Ok(websocket) = upgraded.await
+            && let Ok(parts) = websocket.into_inner().into_inner().downcast::<TokioIo<TcpStream>>()
             && parts.read_buf.is_empty()
         {
             // A connection that ends is no error of the server.
