@@ -332,7 +332,7 @@ impl Shard {
                 }
                 let mut sent = Sent::Blocked;
                 let mut empty = true;
-                outbox.front(&mut |bytes| {
+                outbox.front(&mut self.joint.bytes, &mut |bytes| {
                     empty = bytes.is_empty();
                     if !empty {
                         sent = wire.send(index, bytes);

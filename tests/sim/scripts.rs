@@ -174,10 +174,15 @@ fn what_changes_together_on_several_streams_is_one_send_to_whoever_reads_them_al
     let before = world.sends;
     let mut dice = Dice::seeded(5);
     world.book.upstream.renew_all(&mut dice);
+    // All are polled in one turn and answered in one turn.
+    for _ in 0..2 {
+        world.pass_time(SECOND_US);
+        world.turn(0);
+    }
     world.idle(SECOND_US);
     let sends = world.sends - before;
-    // Four each without it. Those whose turn comes before all four streams have changed get two, and some sends are short.
-    assert!((1_000..2_800).contains(&sends), "{sends} sends for 4 frames to each of 1,000");
+    // Four each without it. Some sends are short, and one stream may be a turn behind the others.
+    assert!((1_000..2_000).contains(&sends), "{sends} sends for 4 frames to each of 1,000");
     assert_eq!(world.conflations(), 0, "nobody is slow, so nobody is conflated");
     for client in &world.clients {
         for name in streams {
