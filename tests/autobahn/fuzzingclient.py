@@ -113,7 +113,8 @@ class Translator(SourceFileLoader):
 
         if Translator.fixers is None:
             Translator.fixers = RefactoringTool(get_fixers_from_package("fissix.fixes"))
-        source = str(Translator.fixers.refactor_string(data.decode("utf-8") + "\n", os.fspath(path)))
+        # Latin-1, so that a character beyond ASCII in a literal is the bytes that it is in the file.
+        source = str(Translator.fixers.refactor_string(data.decode("latin-1") + "\n", os.fspath(path)))
         return compile(Python2(path).visit(ast.parse(source, path)), path, "exec")
 
     def exec_module(self, module):
