@@ -47,6 +47,7 @@ pub use self::mail::Mail;
 pub use self::rng::Rng;
 pub use self::stats::Stats;
 
+use self::fanout::Joint;
 use self::owner::Owned;
 use self::rendition::Meter;
 use self::slab::Slab;
@@ -233,6 +234,8 @@ pub struct Shard {
     /// Renditions that have something new: topic and kind.
     dirty: VecDeque<(u32, u8)>,
     swept_at: Instant,
+    /// Scratch for a send of several subscriptions' frames.
+    joint: Joint,
     meter: Rc<Meter>,
     /// Mail to this very core.
     inbox: VecDeque<Mail>,
@@ -288,6 +291,7 @@ impl Shard {
             ready: VecDeque::new(),
             dirty: VecDeque::new(),
             swept_at: Instant::default(),
+            joint: Joint::default(),
             meter: Rc::default(),
             inbox: VecDeque::new(),
             draining: None,
