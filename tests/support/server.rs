@@ -657,6 +657,22 @@ impl Raw {
         self.rest().is_empty()
     }
 
+    /// Whether the peer ends its side of the connection, without a further byte; false where it resets it.
+    pub fn ends_in_order(&mut self) -> bool {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            match self.stream.read(&mut [0]) {
+                Ok(count) => return count == 0 && self.buffer.is_empty(),
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted) =>
+                {
+                    assert!(Instant::now() < until, "waited {PATIENCE:?} for the peer");
+                }
+                Err(_) => return false,
+            }
+        }
+    }
+
     /// Reads so many bytes.
     pub fn take(&mut self, count: usize) -> Vec<u8> {
         while self.buffer.len() < count {
