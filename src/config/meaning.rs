@@ -173,6 +173,7 @@ impl Check<'_> {
             allowed_origins: self.each("server.allowed_origins", root.texts("server.allowed_origins"), form::origin),
             playground: root.boolean("server.playground"),
             echo: root.boolean("server.echo"),
+            permessage_deflate: root.boolean("server.permessage_deflate"),
         }
     }
 
