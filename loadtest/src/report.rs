@@ -389,16 +389,25 @@ impl Figures {
             format!(
                 "{} process{}, the busiest at {:.0} % of a core, p99 {} from hearing of bytes to reading them",
                 self.processes,
+                if self.processes == 1 { "" } else { "es" },
                 tally.cpu_share_max * 100.0,
                 millis(tally.read_lag.quantile(0.99).unwrap_or_default())
             ),
         )?;
-        if self.saturated() {
+        if tally.cpu_share_max >= SATURATED_SHARE {
             line(
                 "",
-                "THE LOAD TESTER WAS THE BOTTLENECK, not the server: latencies and rates are its own. Use more".into(),
+                "THE LOAD TESTER WAS THE BOTTLENECK, not the server: the rates and latencies are its own. Use more"
+                    .into(),
             )?;
             line("", "--processes, fewer connections, or another machine.".into())?;
+        } else if self.saturated() {
+            line(
+                "",
+                "THE LOAD TESTER READ LATE: this machine had no CPU for it in time, and the latencies hold that. Keep"
+                    .into(),
+            )?;
+            line("", "cores free for it, or use another machine.".into())?;
         }
         for problem in &self.problems {
             line("problem", problem.clone())?;
