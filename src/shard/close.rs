@@ -83,7 +83,8 @@ impl Shard {
             State::Http(_) | State::Closing(_) => ws::Decoder::new(),
         };
         let cause = Some(reason);
-        let closing = Closing { deadline, cause, farewell, decoder, finished: false, peer_done: false };
+        let closing =
+            Closing { deadline, cause, farewell, decoder, answering: false, finished: false, peer_done: false };
         let left = std::mem::replace(&mut connection.state, State::Closing(Box::new(closing)));
         self.release_rights(left);
         self.make_ready(index);
@@ -142,7 +143,8 @@ impl Shard {
         let farewell = Farewell::Said;
         let decoder = ws::Decoder::new();
         // After a framing error nothing the peer sends can be read: its end of the socket is all there is to wait for.
-        let closing = Closing { deadline, cause: None, farewell, decoder, finished: false, peer_done };
+        let closing =
+            Closing { deadline, cause: None, farewell, decoder, answering: false, finished: false, peer_done };
         let left = std::mem::replace(&mut connection.state, State::Closing(Box::new(closing)));
         self.release_rights(left);
         self.make_ready(index);
@@ -153,11 +155,13 @@ impl Shard {
     pub(super) fn finish_http(&mut self, index: u32) {
         let deadline = self.now.at + limits::CLOSE_GRACE;
         let Some(connection) = self.connections.at_mut(index) else { return };
+        let answering = connection.outbox.as_ref().is_some_and(|outbox| !outbox.is_empty());
         let closing = Closing {
             deadline,
             cause: None,
             farewell: Farewell::Said,
             decoder: ws::Decoder::new(),
+            answering,
             finished: false,
             peer_done: true,
         };
@@ -220,11 +224,15 @@ impl Shard {
         match &mut connection.state {
             State::Closing(closing) if closing.peer_done && !closing.finished => {
                 closing.finished = true;
+                if std::mem::take(&mut closing.answering) {
+                    closing.deadline = self.now.at + limits::CLOSE_GRACE;
+                }
                 let over = connection.peer_ended;
                 self.outputs.push_back(Output::Finish { connection: index });
                 if over {
                     return self.remove(index, false);
                 }
+                self.arm(index);
             }
             State::Http(_) => self.serve_http(index),
             _ => {}
