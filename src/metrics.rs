@@ -216,6 +216,16 @@ impl HandshakeResult {
 }
 
 labels! {
+    /// How a TLS handshake of a client ended.
+    TlsHandshake {
+        Full = "full", "With a certificate.";
+        Resumed = "resumed", "By a ticket of an earlier one.";
+        Failed = "failed", "It was broken off, or the two had nothing in common.";
+        NotTls = "not_tls", "The client spoke HTTP in the clear, or a bad PROXY header.";
+    }
+}
+
+labels! {
     /// How a poll ended.
     PollResult {
         Changed = "changed", "The value changed.";
@@ -324,6 +334,8 @@ pub struct CoreMetrics {
     pub accept_errors: Counter,
     /// Times that accepting paused: no descriptors or memory.
     pub accept_pauses: Counter,
+    /// TLS handshakes of clients.
+    pub tls_handshakes: Family<TlsHandshake, Counter, { TlsHandshake::VALUES.len() }>,
     /// Requests for a stream or a WebSocket.
     pub handshakes: Family<HandshakeResult, Counter, { HandshakeResult::VALUES.len() }>,
     /// Connections that ended.
@@ -379,6 +391,7 @@ impl Default for CoreMetrics {
             accepted: Counter::default(),
             accept_errors: Counter::default(),
             accept_pauses: Counter::default(),
+            tls_handshakes: Family::default(),
             handshakes: Family::default(),
             closes: Family::default(),
             expiries: Counter::default(),
@@ -519,6 +532,12 @@ pub const METRICS: &[MetricDoc] = &[
         "restcast_accept_pauses_total",
         "Times that accepting paused for want of descriptors or memory",
         |core, _| core.accept_pauses.value(),
+    ),
+    cells(
+        ("restcast_tls_handshakes_total", MetricKind::Counter, &["result"]),
+        "TLS handshakes of clients, with a certificate, resumed or failed; not_tls: nothing of TLS was spoken",
+        TlsHandshake::VALUES,
+        |core, at| core.tls_handshakes.cells[at].value(),
     ),
     cells(
         ("restcast_handshakes_total", MetricKind::Counter, &["result"]),

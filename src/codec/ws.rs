@@ -22,7 +22,7 @@ const HEADER_BYTES_MAX: usize = 14;
 pub struct Limits {
     /// Payload bytes of one message, all its fragments together, after inflating.
     pub message_bytes_max: usize,
-    /// Frames of one message.
+    /// Frames of one message, besides an empty one that ends it.
     pub fragments_max: u32,
 }
 
@@ -656,16 +656,17 @@ fn parse_header(
         _ => {}
     }
     let before = begun.unwrap_or(Begun { bytes: 0, fragments: 0, deflated: rsv1 });
-    if !opcode.is_control() && before.fragments >= limits.fragments_max {
-        return Err(FrameError::TooManyFragments { limit: limits.fragments_max });
-    }
-
     let Some((&second, rest)) = rest.split_first() else { return Ok(None) };
     // RFC 6455 section 5.1: a server must close on a frame that is not masked.
     if second & 0x80 == 0 {
         return Err(FrameError::Unmasked);
     }
     let short = second & 0x7f;
+    // A frame that only says that the message is over is none more.
+    let ends_only = fin && short == 0;
+    if !opcode.is_control() && before.fragments >= limits.fragments_max && !ends_only {
+        return Err(FrameError::TooManyFragments { limit: limits.fragments_max });
+    }
     if opcode.is_control() && usize::from(short) > CONTROL_PAYLOAD_BYTES_MAX {
         return Err(FrameError::ControlTooLong);
     }
@@ -1277,6 +1278,13 @@ mod tests {
         whole.extend(frame(true, Opcode::Continuation, b"c"));
         assert_eq!(hear_all(&whole, limits), (vec![Said::Text("abc".into())], None));
         bytes.extend(frame(false, Opcode::Continuation, b"c"));
+        // Senders that cut a message into equal pieces end it so.
+        let mut ended = bytes.clone();
+        ended.extend(frame(true, Opcode::Continuation, b""));
+        assert_eq!(hear_all(&ended, limits), (vec![Said::Text("abc".into())], None));
+        let mut over = bytes.clone();
+        over.extend(frame(false, Opcode::Continuation, b""));
+        assert_eq!(hear_all(&over, limits), (vec![], Some(FrameError::TooManyFragments { limit: 3 })));
         bytes.extend(frame(true, Opcode::Continuation, b"d"));
         let error = FrameError::TooManyFragments { limit: 3 };
         assert_eq!(hear_all(&bytes, limits), (vec![], Some(error)));

@@ -43,6 +43,8 @@ pub struct Options {
     pub playground: bool,
     /// Whether `GET /echo` exists.
     pub echo: bool,
+    /// Whether the listener speaks TLS: clients see `https`, and a PROXY header stands before the handshake.
+    pub tls: bool,
     /// Whether WebSockets are offered permessage-deflate.
     pub permessage_deflate: bool,
 }
@@ -57,6 +59,7 @@ impl Default for Options {
             allowed_origins: Vec::new(),
             playground: true,
             echo: false,
+            tls: false,
             permessage_deflate: true,
         }
     }

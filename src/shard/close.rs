@@ -117,13 +117,15 @@ impl Shard {
         }
     }
 
-    /// Ends a WebSocket whose peer does not keep to RFC 6455: nothing it sends can be read any more.
+    /// Ends a WebSocket whose peer does not keep to RFC 6455. Nothing it sends is read any more (section 7.1.7), so no close
+    /// frame is awaited: it may have sent its own already, a bad one.
     pub(super) fn close_for_fault(&mut self, index: u32, reason: CloseReason) {
-        self.close_with_code(index, Some(reason.code()), reason.reason(), false);
+        self.close_with_code(index, Some(reason.code()), reason.reason());
     }
 
-    /// Ends a WebSocket by `code`, for a fault of the peer's or to answer its close.
-    pub(super) fn close_with_code(&mut self, index: u32, code: Option<u16>, reason: &str, peer_done: bool) {
+    /// Ends a WebSocket by `code`, for a fault of the peer's or to answer its close: its end of the socket is all that is
+    /// waited for.
+    pub(super) fn close_with_code(&mut self, index: u32, code: Option<u16>, reason: &str) {
         let deadline = self.now.at + limits::CLOSE_GRACE;
         if let Some(State::Closing(_) | State::Http(_)) | None = self.connections.at(index).map(|c| &c.state) {
             return;
@@ -139,8 +141,8 @@ impl Shard {
         });
         let farewell = Farewell::Said;
         let decoder = ws::Decoder::new();
-        // After a framing error nothing the peer sends can be read: its end of the socket is all there is to wait for.
-        let closing = Closing { deadline, cause: None, farewell, decoder, deflate: false, finished: false, peer_done };
+        let closing =
+            Closing { deadline, cause: None, farewell, decoder, deflate: false, finished: false, peer_done: true };
         let left = std::mem::replace(&mut connection.state, State::Closing(Box::new(closing)));
         self.release_rights(left);
         self.make_ready(index);

@@ -50,6 +50,7 @@ pub use self::rng::Rng;
 pub use self::stats::Stats;
 
 use self::encoder::Encoder;
+use self::fanout::Joint;
 use self::owner::Owned;
 use self::rendition::Meter;
 use self::slab::Slab;
@@ -78,6 +79,13 @@ pub enum Input<'a> {
         connection: u32,
         /// The bytes; overwritten while they are made sense of.
         bytes: &'a mut [u8],
+    },
+    /// A trusted proxy has told, before the TLS handshake, which client the connection is of.
+    ToldByProxy {
+        /// Which connection.
+        connection: u32,
+        /// The client's address.
+        client: std::net::IpAddr,
     },
     /// The peer will send nothing more.
     PeerFinished {
@@ -236,6 +244,8 @@ pub struct Shard {
     /// Renditions that have something new: topic and kind.
     dirty: VecDeque<(u32, u8)>,
     swept_at: Instant,
+    /// Scratch for a send of several subscriptions' frames.
+    joint: Joint,
     meter: Rc<Meter>,
     encoder: Encoder,
     inflater: Inflater,
@@ -294,6 +304,7 @@ impl Shard {
             ready: VecDeque::new(),
             dirty: VecDeque::new(),
             swept_at: Instant::default(),
+            joint: Joint::default(),
             meter: Rc::default(),
             encoder,
             inflater: Inflater::default(),
@@ -315,6 +326,7 @@ impl Shard {
         self.now = now;
         match input {
             Input::Received { connection, bytes } => self.received(connection, bytes),
+            Input::ToldByProxy { connection, client } => self.told_by_proxy(connection, client),
             Input::PeerFinished { connection } => self.peer_finished(connection),
             Input::Lost { connection } => self.lose(connection),
             Input::Writable { connection } => self.writable(connection),

@@ -174,7 +174,7 @@ impl Shard {
 
     /// The peer closes: it gets its code back, and the connection ends.
     fn answer_close(&mut self, index: u32, given: Option<(u16, &str)>) {
-        self.close_with_code(index, given.map(|(code, _)| code), "", true);
+        self.close_with_code(index, given.map(|(code, _)| code), "");
     }
 
     fn asked(&mut self, index: u32, message: ClientMessage) {

@@ -95,6 +95,21 @@ impl Shard {
         self.connections.at(index).is_some_and(|connection| !connection.paused)
     }
 
+    /// Whether a PROXY header may come from this connection's peer before anything else.
+    pub fn may_be_proxied(&self, index: u32) -> bool {
+        match self.connections.at(index).map(|connection| &connection.state) {
+            Some(State::Http(http)) => http.fresh && http.proxied,
+            _ => false,
+        }
+    }
+
+    /// A trusted proxy has told for whom it speaks, before the TLS handshake.
+    pub(super) fn told_by_proxy(&mut self, index: u32, client: IpAddr) {
+        if let Some(http) = self.http_mut(index).filter(|http| http.fresh && http.proxied) {
+            http.told_by_proxy = Some(client.to_canonical());
+        }
+    }
+
     pub(super) fn received(&mut self, index: u32, bytes: &mut [u8]) {
         let now = self.now.at;
         let handshake_timeout = self.options.limits.handshake_timeout;
@@ -140,6 +155,7 @@ impl Shard {
     pub(super) fn serve_http(&mut self, index: u32) {
         loop {
             let head_max = self.options.limits.request_head_bytes_max as usize;
+            let tls = self.options.connection.tls;
             let Some(connection) = self.connections.at_mut(index) else { return };
             let full = connection.is_full();
             let State::Http(http) = &mut connection.state else { return };
@@ -148,7 +164,8 @@ impl Shard {
             }
             let mut buffer = std::mem::take(&mut http.buffer);
             let used = match &http.phase {
-                Phase::Head if http.fresh && http.proxied => match self.read_proxy_header(index, &buffer) {
+                // With TLS it stands before the handshake, where the shell reads it.
+                Phase::Head if http.fresh && http.proxied && !tls => match self.read_proxy_header(index, &buffer) {
                     Some(used) => used,
                     None => return self.keep(index, buffer),
                 },
@@ -223,7 +240,7 @@ impl Shard {
             // The far end of the nearest hop; what it claims of further ones counts only where it is trusted itself.
             addr: told_by_proxy.map_or(client.addr, |addr| forwarded::client(addr, trusted, head).addr),
             seen_as: SeenAs {
-                scheme: client.proto.unwrap_or("http").to_owned(),
+                scheme: client.proto.unwrap_or(if self.options.connection.tls { "https" } else { "http" }).to_owned(),
                 authority: client.host.unwrap_or_else(|| head.host.to_owned()),
             },
         }
