@@ -252,13 +252,17 @@ class Restcast:
         return self.serve(bench, load, processes, folder, load.message_bytes - Restcast.envelope_bytes)
 
     def serve(self, bench, load, processes, folder, body_bytes):
-        # The value changes faster than it is polled, so that every poll brings a message; a burst is polled often enough
-        # to be seen as one.
-        changes_ms = load.interval_ms if load.streams > 1 or not load.interval_ms else max(1, load.interval_ms // 4)
-        feed = [bench.loadtest, "upstream", "--listen", "127.0.0.1:0", "--streams", load.streams, "--bytes", body_bytes]
-        feed += ["--interval", f"{changes_ms}ms"] + (["--burst"] if load.burst else [])
+        if load.streams > 1:
+            feed = [sys.executable, HERE / "held_upstream.py", "--streams", load.streams, "--interval", load.interval_ms]
+            feed += ["--bytes", body_bytes] + ["--burst"] * load.burst
+            poll_ms = 10
+        else:
+            # The value changes faster than it is polled, so that every poll brings a message.
+            changes_ms = load.interval_ms and max(1, load.interval_ms // 4)
+            feed = [bench.loadtest, "upstream", "--listen", "127.0.0.1:0", "--bytes", body_bytes]
+            feed += ["--interval", f"{changes_ms}ms"]
+            poll_ms = load.interval_ms or 3_600_000
         upstream = ready_line(processes.start(feed, bench.args.client_cpu, folder), "the upstream")["listen"]
-        poll_ms = 10 if load.streams > 1 else load.interval_ms or 3_600_000
         config = [
             "[server]",
             'listen = "127.0.0.1:0"',
@@ -833,11 +837,11 @@ def parse_arguments():
     parser.add_argument("--rounds", type=count, help="visits to each server [3; quick: 1]")
     parser.add_argument("--connections", type=count, help="subscribers [10000; quick: 2000]")
     parser.add_argument("--memory-connections", type=count, help="of m1, beside 1,000; up to 19000 [as --connections]")
-    parser.add_argument("--duration", type=count, help="seconds of one load [4; quick: 2]")
+    parser.add_argument("--duration", type=count, help="seconds of one load [3; quick: 1]")
     parser.add_argument("--rate", type=count, default=5000, help="connects per second [%(default)s]")
     parser.add_argument("--pace", type=count, help="deliveries/s of the fixed rate [half of what the bare loop does]")
     parser.add_argument("--drive", type=count, default=400_000, help="deliveries/s asked of a driven server [%(default)s]")
-    parser.add_argument("--budget", type=count, help="seconds after which nothing new is begun [1150; quick: 230]")
+    parser.add_argument("--budget", type=count, help="seconds after which nothing new is begun [1080; quick: 220]")
     parser.add_argument("--server-cpu", default="0", metavar="CPU", help="the server's core [%(default)s]")
     parser.add_argument("--client-cpu", default="1", metavar="CPU", help="the load tester's core [%(default)s]")
     parser.add_argument("--quick", action="store_true", help="fewer connections, rounds and seconds")
@@ -852,8 +856,8 @@ def parse_arguments():
     for name, usual, quick in (
         ("rounds", 3, 1),
         ("connections", 10_000, 2_000),
-        ("duration", 4, 2),
-        ("budget", 1150, 230),
+        ("duration", 3, 1),
+        ("budget", 1080, 220),
     ):
         if getattr(args, name) is None:
             setattr(args, name, quick if args.quick else usual)
