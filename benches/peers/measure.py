@@ -48,6 +48,7 @@ MEASUREMENTS = ("m1", "m2", "m3", "m4", "m5")
 SIZES = (128, 1024)
 STREAMS = 8  # of the burst, on each connection
 READY_S = 20
+BUSY_SHARE_MAX = 0.05  # of the machine, by others, without a remark
 END_S = 10
 NCHAN = ("/usr/lib/nginx/modules/ngx_nchan_module.so", "/usr/lib64/nginx/modules/ngx_nchan_module.so")
 
@@ -727,6 +728,20 @@ def machine():
     return {"cpu": model, "cores": os.cpu_count(), "memory_gib": round(memory / 2**20, 1), "kernel": platform.release()}
 
 
+def busy_share():
+    """How much of the machine others use, looked at for a second in which this program does nothing."""
+
+    def ticks():
+        with open("/proc/stat") as stat:
+            counts = [int(count) for count in next(stat).split()[1:9]]
+        return sum(counts), sum(counts) - counts[3] - counts[4]
+
+    all_before, busy_before = ticks()
+    time.sleep(1)
+    all_after, busy_after = ticks()
+    return (busy_after - busy_before) / max(1, all_after - all_before)
+
+
 def report_markdown(bench, context):
     box, lines = context["machine"], []
     versions = "; ".join(f"{title} {version}" for title, version in context["versions"].items())
@@ -880,6 +895,9 @@ def main():
     with tempfile.TemporaryDirectory(prefix="restcast-peers-") as folder:
         os.chmod(folder, 0o755)
         bench = Bench(args, folder)
+        if (busy := busy_share()) > BUSY_SHARE_MAX:
+            bench.notes.append(f"other programs used {busy:.0%} of the machine when this run began: the figures say little")
+            say(bench.notes[-1])
         stopped = False
         try:
             bench.run()
