@@ -11,6 +11,7 @@ setup:
 fmt-check:
 	cargo fmt --all --check
 	cargo fmt --manifest-path fuzz/Cargo.toml --check
+	cargo fmt --manifest-path benches/peers/Cargo.toml --check
 
 # With and without the shell around the core.
 lint:

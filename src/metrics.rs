@@ -350,6 +350,12 @@ pub struct CoreMetrics {
     pub deliveries: Counter,
     /// Times that a slow or rate-limited reader got one snapshot for several events.
     pub conflations: Counter,
+    /// Messages deflated.
+    pub deflated: Counter,
+    /// Their bytes before.
+    pub deflated_from_bytes: Counter,
+    /// Their bytes after.
+    pub deflated_to_bytes: Counter,
     /// Bytes written to clients.
     pub sent_bytes: Counter,
     /// Bytes read from clients.
@@ -393,6 +399,9 @@ impl Default for CoreMetrics {
             reauthenticates: Counter::default(),
             deliveries: Counter::default(),
             conflations: Counter::default(),
+            deflated: Counter::default(),
+            deflated_from_bytes: Counter::default(),
+            deflated_to_bytes: Counter::default(),
             sent_bytes: Counter::default(),
             received_bytes: Counter::default(),
             publish_lag: Histogram::new(&SERVER_BOUNDS_US),
@@ -558,6 +567,15 @@ pub const METRICS: &[MetricDoc] = &[
         "Times that a slow or rate-limited reader got one snapshot for several events",
         |core, _| core.conflations.value(),
     ),
+    counter("restcast_deflated_frames_total", "Frames deflated, once for all of a core who get them so", |core, _| {
+        core.deflated.value()
+    }),
+    counter("restcast_deflate_input_bytes_total", "Bytes of those frames before", |core, _| {
+        core.deflated_from_bytes.value()
+    }),
+    counter("restcast_deflate_output_bytes_total", "Bytes of those frames after", |core, _| {
+        core.deflated_to_bytes.value()
+    }),
     counter("restcast_sent_bytes_total", "Bytes written to clients", |core, _| core.sent_bytes.value()),
     counter("restcast_received_bytes_total", "Bytes read from clients", |core, _| core.received_bytes.value()),
     histogram(

@@ -738,6 +738,24 @@ fn echo_returns_each_message_as_it_came() {
 }
 
 #[test]
+fn after_a_bad_close_frame_the_server_ends_its_side_though_no_other_comes() {
+    let (_upstream, server) = served(Setup::new().server("echo = true"));
+    for (bad, code) in [
+        (client_frame(false, 8, b"\x03"), 1002),
+        (client_frame(false, 8, b"\x03\xe7"), 1002),
+        (client_frame(false, 8, &[b'x'; 126]), 1002),
+        (client_frame(false, 8, b"\x03\xe8\xff"), 1007),
+        (client_frame(false, 3, b"no close, but as bad"), 1002),
+    ] {
+        let mut raw = server.connect();
+        assert_eq!(raw.upgrade("/echo", &[]).status, 101);
+        raw.send(&bad);
+        assert_eq!(raw.close_frame().0, code, "{bad:02x?}");
+        assert!(raw.ends_in_order(), "{bad:02x?}");
+    }
+}
+
+#[test]
 fn echo_takes_16_mib_and_not_a_byte_more() {
     let (_upstream, server) = served(Setup::new().server("echo = true"));
     let payload: Vec<u8> = (0..16u32 << 20).map(|at| u8::try_from(at % 251).expect("small")).collect();

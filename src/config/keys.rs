@@ -123,6 +123,7 @@ pub const KEYS: &[KeyDoc] = &[
     key("server.heartbeat", WAIT, Is("\"25s\""), "Time between WebSocket pings and SSE comments"),
     key("server.drain", Form::Duration { min_ms: 0, max_ms: DAY_MS }, Is("\"10s\""), "Window over which SIGTERM spreads reconnects"),
     key("server.allowed_origins", TextList, Is("[]"), "Origins besides same-origin, for cookie-borne credentials and CORS"),
+    key("server.permessage_deflate", Boolean, Is("true"), "WebSockets may agree on compression (RFC 7692): each event is deflated once for all who take it so"),
     key("server.playground", Boolean, Is("true"), "`GET /` answers with the playground page"),
     key("server.echo", Boolean, Is("false"), "`GET /echo` is a WebSocket that returns every message; refused beyond loopback"),
     key("server.state", Text, Is("\"restcast.state\""), "File for what the admin API creates; this version writes nothing to it"),

@@ -175,6 +175,7 @@ impl Check<'_> {
             playground: root.boolean("server.playground"),
             echo: root.boolean("server.echo"),
             tls: !root.array("server.tls").is_empty(),
+            permessage_deflate: root.boolean("server.permessage_deflate"),
         }
     }
 

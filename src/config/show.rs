@@ -43,6 +43,7 @@ fn server(page: &mut Page, config: &Config) {
     page.line("heartbeat", quoted_duration(connection.heartbeat));
     page.line("drain", quoted_duration(connection.drain));
     page.line("allowed_origins", list(&connection.allowed_origins));
+    page.line("permessage_deflate", connection.permessage_deflate);
     page.line("playground", connection.playground);
     page.line("echo", connection.echo);
     page.line("state", quoted(&server.state));

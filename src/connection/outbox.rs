@@ -10,6 +10,9 @@ use std::sync::Arc;
 
 use crate::time::Instant;
 
+/// What waits is put together for one send up to so many bytes.
+const JOINED_BYTES_MAX: usize = 16 << 10;
+
 /// Bytes that many connections may hold at once, behind whatever keeps them.
 pub trait Shared: std::fmt::Debug {
     /// Calls `read` with the bytes.
@@ -103,34 +106,64 @@ impl Outbox {
         });
     }
 
-    /// Calls `read` with the bytes that come next; not at all where nothing waits.
-    pub fn front(&self, read: &mut dyn FnMut(&[u8])) {
-        match self.items.front() {
-            Some(Item::Own(bytes)) => read(bytes.get(self.sent..).unwrap_or_default()),
-            Some(Item::Value(bytes)) => read(bytes.get(self.sent..).unwrap_or_default()),
-            Some(Item::Frame(block, range, _)) => {
-                let range = range.start + self.sent..range.end;
-                block.with(&mut |bytes| read(bytes.get(range.clone()).unwrap_or_default()));
-            }
-            None => {}
+    /// Calls `read` with the bytes that come next; not at all where nothing waits. Where small items follow each other
+    /// they come as one piece, put together in `scratch`.
+    pub fn front(&self, scratch: &mut Vec<u8>, read: &mut dyn FnMut(&[u8])) {
+        let Some(first) = self.items.front() else { return };
+        if self.items.len() == 1 || first.len() - self.sent >= JOINED_BYTES_MAX {
+            return first.with(self.sent, read);
         }
+        scratch.clear();
+        let mut sent = self.sent;
+        for item in &self.items {
+            item.with(sent, &mut |bytes| {
+                let room = JOINED_BYTES_MAX - scratch.len();
+                scratch.extend_from_slice(&bytes[..bytes.len().min(room)]);
+            });
+            sent = 0;
+            if scratch.len() == JOINED_BYTES_MAX {
+                break;
+            }
+        }
+        read(scratch);
     }
 
     /// Notes that `count` of those bytes have been sent.
-    pub fn advance(&mut self, count: usize) {
-        self.sent += count;
-        let length = match self.items.front() {
-            Some(Item::Own(bytes)) => bytes.len(),
-            Some(Item::Value(bytes)) => bytes.len(),
-            Some(Item::Frame(_, range, _)) => range.len(),
-            None => 0,
-        };
-        if self.sent >= length {
+    pub fn advance(&mut self, mut count: usize) {
+        while let Some(first) = self.items.front() {
+            let left = first.len() - self.sent;
+            if count < left {
+                self.sent += count;
+                return;
+            }
+            count -= left;
             if let Some(Item::Own(bytes)) = self.items.pop_front() {
                 self.control -= bytes.len();
             }
             self.sent = 0;
             self.begun = false;
+        }
+    }
+}
+
+impl Item {
+    fn len(&self) -> usize {
+        match self {
+            Item::Own(bytes) => bytes.len(),
+            Item::Value(bytes) => bytes.len(),
+            Item::Frame(_, range, _) => range.len(),
+        }
+    }
+
+    /// Calls `read` with its bytes from `from` on.
+    fn with(&self, from: usize, read: &mut dyn FnMut(&[u8])) {
+        match self {
+            Item::Own(bytes) => read(bytes.get(from..).unwrap_or_default()),
+            Item::Value(bytes) => read(bytes.get(from..).unwrap_or_default()),
+            Item::Frame(block, range, _) => {
+                let range = range.start + from..range.end;
+                block.with(&mut |bytes| read(bytes.get(range.clone()).unwrap_or_default()));
+            }
         }
     }
 }
@@ -149,10 +182,10 @@ mod tests {
     }
 
     fn drain(outbox: &mut Outbox, step: usize) -> String {
-        let mut all = Vec::new();
+        let (mut all, mut scratch) = (Vec::new(), Vec::new());
         while !outbox.is_empty() {
             let mut taken = 0;
-            outbox.front(&mut |bytes| {
+            outbox.front(&mut scratch, &mut |bytes| {
                 taken = bytes.len().min(step);
                 all.extend_from_slice(&bytes[..taken]);
             });
@@ -163,7 +196,7 @@ mod tests {
 
     #[test]
     fn what_goes_in_comes_out_in_order_at_any_step() {
-        for step in 1..8 {
+        for step in (1..8).chain([20]) {
             let mut outbox = Outbox::default();
             outbox.write(|out| out.extend_from_slice(b"head"));
             outbox.push_frame(Rc::new(Fixed(b"..frame..")), 2..7, 0);
@@ -174,6 +207,23 @@ mod tests {
             assert_eq!(drain(&mut outbox, step), "headframevaluetail");
             assert_eq!(outbox.control_bytes(), 0);
         }
+    }
+
+    #[test]
+    fn small_items_are_one_piece_and_large_ones_go_from_where_they_stand() {
+        let mut outbox = Outbox::default();
+        outbox.write(|out| out.extend_from_slice(b"head"));
+        outbox.push_value(Arc::from(vec![7; 3 * JOINED_BYTES_MAX]));
+        outbox.write(|out| out.extend_from_slice(b"tail"));
+        let mut pieces = Vec::new();
+        while !outbox.is_empty() {
+            let mut taken = 0;
+            outbox.front(&mut Vec::new(), &mut |bytes| taken = bytes.len());
+            pieces.push(taken);
+            outbox.advance(taken);
+        }
+        // The head with as much of the value as goes with it, the value as it stands, the tail.
+        assert_eq!(pieces, [JOINED_BYTES_MAX, 2 * JOINED_BYTES_MAX + 4, 4]);
     }
 
     #[test]

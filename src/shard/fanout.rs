@@ -14,11 +14,14 @@ use crate::frame::RenditionKind;
 use crate::limits;
 use crate::time::Now;
 
-use super::rendition::{At, Block, Sweep, Waiting, misses_status};
+use super::rendition::{At, Block, Rendition, Sweep, Waiting, misses_status};
 use super::{Output, Sent, Shard, Timer, Wire};
 
 /// Least time between two sweeps of a core: what changes within it goes out together.
 pub(super) const PUBLISH_TICK: Duration = Duration::from_millis(2);
+
+/// Subscriptions of one connection that one send looks through for what it could take along.
+const JOINT_SLOTS_MAX: u16 = 64;
 
 /// A rated subscriber is looked at again after this at the latest.
 const RATED_TIMER_MAX: Duration = Duration::from_secs(5);
@@ -27,6 +30,15 @@ impl Shared for Block {
     fn with(&self, read: &mut dyn FnMut(&[u8])) {
         read(&self.bytes());
     }
+}
+
+/// What several logs hold for one connection, to be sent at once.
+#[derive(Debug, Default)]
+pub(super) struct Joint {
+    /// At most a chunk, or what one log holds.
+    bytes: Vec<u8>,
+    /// Whose they are, in order: the subscription, and how many bytes.
+    parts: Vec<(u16, Slot, usize)>,
 }
 
 /// What became of one connection's turn.
@@ -115,11 +127,7 @@ impl Shard {
     /// One turn of a pass over a rendition's readers; whether the pass is over.
     fn sweep(&mut self, topic: u32, kind: u8, wire: &mut dyn Wire, budget: &mut usize) -> bool {
         let now = self.now.at;
-        let mut slow: Vec<u32> = Vec::new();
-        let (mut deliveries, mut bytes_sent) = (0u64, 0u64);
-        let Some(rendition) = self.topics.at_mut(topic).and_then(|t| t.renditions[usize::from(kind)].as_mut()) else {
-            return true;
-        };
+        let Some(rendition) = self.rendition(topic, kind) else { return true };
         if rendition.sweep.is_none() {
             let readers = rendition.subscribers.len();
             rendition.rotation = rendition.rotation.wrapping_add(readers / 2 + 1);
@@ -129,70 +137,158 @@ impl Shard {
                 self.metrics.publish_lag.observe(now.since(since));
             }
         }
-        let Some(Sweep { mut next, mut left }) = rendition.sweep else { return true };
+        // Where other renditions have news as well, a connection that reads several gets all of it in one send.
+        if self.dirty.len() > 1 {
+            self.sweep_jointly(topic, kind, wire, budget);
+        } else {
+            self.sweep_alone(topic, kind, wire, budget);
+        }
+        let Some(rendition) = self.rendition(topic, kind) else { return true };
+        let over = rendition.sweep.is_none_or(|sweep| sweep.left == 0) || rendition.subscribers.is_empty();
+        if !over {
+            return false;
+        }
+        rendition.sweep = None;
+        // What came during the pass has reached only some: another pass follows.
+        let again = rendition.unswept_since.is_some();
+        rendition.queued = again;
+        if again {
+            self.dirty.push_back((topic, kind));
+        } else {
+            rendition.trim(now);
+        }
+        true
+    }
+
+    fn rendition(&mut self, topic: u32, kind: u8) -> Option<&mut Rendition> {
+        self.topics.at_mut(topic)?.renditions[usize::from(kind)].as_deref_mut()
+    }
+
+    /// Sends to each reader whose turn it is what this log holds for it.
+    fn sweep_alone(&mut self, topic: u32, kind: u8, wire: &mut dyn Wire, budget: &mut usize) {
+        let mut slow: Vec<(u32, u16)> = Vec::new();
+        let (mut deliveries, mut bytes_sent) = (0u64, 0u64);
+        let Some(rendition) = self.topics.at_mut(topic).and_then(|t| t.renditions[usize::from(kind)].as_mut()) else {
+            return;
+        };
         let end = rendition.end();
-        while left > 0 && *budget > 0 {
-            let readers = rendition.subscribers.len();
-            if readers == 0 {
-                break;
-            }
-            if next >= readers {
-                next = 0;
-            }
+        while *budget > 0
+            && let Some(next) = rendition.next_in_sweep()
+        {
             let reader = rendition.subscribers[next];
-            if !reader.behind && reader.cursor < end {
-                // Only the newest chunk is sent from here; whoever is further behind catches up by itself.
-                let sent = match rendition.peek(reader.cursor) {
-                    Some((bytes, from)) => match wire.send(reader.connection, &bytes[from..]) {
-                        Sent::Bytes(count) => count,
-                        Sent::Blocked | Sent::Lost => 0,
-                    },
-                    None => 0,
-                };
-                *budget -= 1;
-                let reached = reader.cursor + sent as u64;
-                bytes_sent += sent as u64;
-                rendition.subscribers[next].cursor = reached;
-                match reached == end {
-                    true => deliveries += rendition.frames_between(reader.cursor, end) as u64,
-                    false => {
-                        // A short send: the frame that has begun is finished by `settle_begun`.
-                        deliveries += rendition.frames_between(reader.cursor, rendition.frame_end(reached)) as u64;
-                        rendition.subscribers[next].behind = true;
-                        rendition.behind += 1;
-                        slow.push(next as u32);
-                    }
+            if reader.behind || reader.cursor >= end {
+                continue;
+            }
+            // Only the newest chunk is sent from here; whoever is further behind catches up by itself.
+            let sent = match rendition.peek(reader.cursor) {
+                Some((bytes, from)) => match wire.send(reader.connection, &bytes[from..]) {
+                    Sent::Bytes(count) => count,
+                    Sent::Blocked | Sent::Lost => 0,
+                },
+                None => 0,
+            };
+            *budget -= 1;
+            let reached = reader.cursor + sent as u64;
+            bytes_sent += sent as u64;
+            rendition.subscribers[next].cursor = reached;
+            match reached == end {
+                true => deliveries += rendition.frames_between(reader.cursor, end) as u64,
+                false => {
+                    // A short send: the frame that has begun is finished by `settle_begun`.
+                    deliveries += rendition.frames_between(reader.cursor, rendition.frame_end(reached)) as u64;
+                    rendition.set_behind(next as u32, true);
+                    slow.push((reader.connection, reader.slot));
                 }
             }
-            next += 1;
-            left -= 1;
         }
-        let over = left == 0 || rendition.subscribers.is_empty();
-        rendition.sweep = (!over).then_some(Sweep { next, left });
-        let mut again = false;
-        if over {
-            // What came during the pass has reached only some: another pass follows.
-            again = rendition.unswept_since.is_some();
-            rendition.queued = again;
-            if !again {
-                rendition.trim(now);
-            }
-        }
-        let slow: Vec<(u32, u16)> = slow
-            .iter()
-            .filter_map(|&place| rendition.subscribers.get(place as usize))
-            .map(|reader| (reader.connection, reader.slot))
-            .collect();
         self.metrics.deliveries.add(deliveries);
         self.metrics.sent_bytes.add(bytes_sent);
         for (connection, slot) in slow {
             self.settle_begun(connection, slot);
             self.flush(connection, wire, budget);
         }
-        if again {
-            self.dirty.push_back((topic, kind));
+    }
+
+    /// The same, where the logs of a connection's other subscriptions may have something for it: one send for all.
+    fn sweep_jointly(&mut self, topic: u32, kind: u8, wire: &mut dyn Wire, budget: &mut usize) {
+        while *budget > 0 {
+            let Some(rendition) = self.rendition(topic, kind) else { return };
+            let end = rendition.end();
+            let Some(next) = rendition.next_in_sweep() else { return };
+            let reader = rendition.subscribers[next];
+            if !reader.behind && reader.cursor < end {
+                *budget -= 1;
+                self.send_jointly(reader.connection, reader.slot, wire, budget);
+            }
         }
-        over
+    }
+
+    /// Sends what the logs hold for the subscriptions of one connection, that in `first` before the others.
+    fn send_jointly(&mut self, index: u32, first: u16, wire: &mut dyn Wire, budget: &mut usize) {
+        let mut joint = std::mem::take(&mut self.joint);
+        self.gather(index, first, &mut joint);
+        let sent = match joint.parts.is_empty() {
+            true => Sent::Blocked,
+            false => wire.send(index, &joint.bytes),
+        };
+        let mut left = if let Sent::Bytes(count) = sent { count } else { 0 };
+        self.metrics.sent_bytes.add(left as u64);
+        let mut begun = None;
+        let mut whole = !joint.parts.is_empty();
+        for &(no, slot, length) in &joint.parts {
+            let taken = length.min(left);
+            left -= taken;
+            whole &= taken == length;
+            let Some(rendition) = self.rendition(slot.topic, slot.kind) else { continue };
+            let cursor = &mut rendition.subscribers[slot.position as usize].cursor;
+            let from = *cursor;
+            *cursor += taken as u64;
+            let reached = *cursor;
+            let frames = rendition.frames_between(from, rendition.frame_end(reached));
+            if taken > 0 {
+                self.metrics.deliveries.add(frames as u64);
+                begun = Some(no);
+            }
+        }
+        self.joint = joint;
+        if !whole {
+            // Its socket is full, or it is behind the newest chunk: it leaves the sweep and catches up by itself.
+            self.keep_order(index);
+            if let Some(no) = begun {
+                self.settle_begun(index, no);
+            }
+            self.flush(index, wire, budget);
+        }
+    }
+
+    /// Puts together what the newest chunks hold for one connection. Where the log of `first` does not lead up to its
+    /// newest chunk, nothing.
+    fn gather(&mut self, index: u32, first: u16, joint: &mut Joint) {
+        joint.parts.clear();
+        joint.bytes.clear();
+        let Some(open) = self.connections.at(index).and_then(|connection| connection.open()) else { return };
+        let slots = open.subscriptions.slots();
+        for step in 0..slots.min(JOINT_SLOTS_MAX) {
+            let no = (first + step) % slots;
+            let Some(&slot) = open.subscriptions.at(no).filter(|slot| !slot.pending && !slot.rated) else { continue };
+            let rendition = self.topics.at(slot.topic).and_then(|t| t.renditions[usize::from(slot.kind)].as_ref());
+            let Some(rendition) = rendition else { continue };
+            let reader = rendition.subscribers[slot.position as usize];
+            if reader.behind {
+                continue;
+            }
+            let Some((bytes, from)) = rendition.peek(reader.cursor) else {
+                if no == first {
+                    return;
+                }
+                continue;
+            };
+            if !joint.parts.is_empty() && joint.bytes.len() + bytes.len() - from > limits::CHUNK_BYTES {
+                continue;
+            }
+            joint.bytes.extend_from_slice(&bytes[from..]);
+            joint.parts.push((no, slot, bytes.len() - from));
+        }
     }
 
     /// After a short send the cursor stands within a frame: its rest goes to the outbox, first of all, and the cursor
@@ -236,7 +332,7 @@ impl Shard {
                 }
                 let mut sent = Sent::Blocked;
                 let mut empty = true;
-                outbox.front(&mut |bytes| {
+                outbox.front(&mut self.joint.bytes, &mut |bytes| {
                     empty = bytes.is_empty();
                     if !empty {
                         sent = wire.send(index, bytes);
@@ -335,7 +431,7 @@ impl Shard {
     fn conflate(&mut self, index: u32, no: u16, slot: Slot) {
         let kind = RenditionKind::from_index(usize::from(slot.kind));
         let Some(topic) = self.topics.at_mut(slot.topic) else { return };
-        let snapshot = topic.snapshot(kind, &self.meter);
+        let snapshot = topic.snapshot(kind, &self.meter, &mut self.encoder);
         let status = topic.status;
         let name = std::sync::Arc::clone(&topic.key.name);
         let Some(rendition) = &mut topic.renditions[usize::from(slot.kind)] else { return };
@@ -381,7 +477,7 @@ impl Shard {
             Waiting::One(block, range) => (block, range),
             Waiting::More => {
                 self.metrics.conflations.count();
-                let Some(block) = topic.snapshot(kind, &self.meter) else { return Fed::Nothing };
+                let Some(block) = topic.snapshot(kind, &self.meter, &mut self.encoder) else { return Fed::Nothing };
                 let length = block.bytes().len();
                 (block, 0..length)
             }

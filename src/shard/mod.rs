@@ -9,6 +9,7 @@
 
 mod catalog;
 mod close;
+mod encoder;
 mod fanout;
 mod http;
 mod ledger;
@@ -32,6 +33,7 @@ use std::sync::Arc;
 
 use crate::auth::grant::RightsTable;
 use crate::auth::jwt::Verifier;
+use crate::codec::deflate::Inflater;
 use crate::connection::Connection;
 use crate::ids::{ConnectionKey, CoreId};
 use crate::limits::Limits;
@@ -47,6 +49,8 @@ pub use self::mail::Mail;
 pub use self::rng::Rng;
 pub use self::stats::Stats;
 
+use self::encoder::Encoder;
+use self::fanout::Joint;
 use self::owner::Owned;
 use self::rendition::Meter;
 use self::slab::Slab;
@@ -240,7 +244,11 @@ pub struct Shard {
     /// Renditions that have something new: topic and kind.
     dirty: VecDeque<(u32, u8)>,
     swept_at: Instant,
+    /// Scratch for a send of several subscriptions' frames.
+    joint: Joint,
     meter: Rc<Meter>,
+    encoder: Encoder,
+    inflater: Inflater,
     /// Mail to this very core.
     inbox: VecDeque<Mail>,
     /// The next connection to be told to go, while draining.
@@ -272,6 +280,7 @@ impl Shard {
         seed: [u8; 32],
         now: Now,
     ) -> Shard {
+        let encoder = Encoder::new(Arc::clone(&metrics));
         let mut shard = Shard {
             core,
             cores,
@@ -295,7 +304,10 @@ impl Shard {
             ready: VecDeque::new(),
             dirty: VecDeque::new(),
             swept_at: Instant::default(),
+            joint: Joint::default(),
             meter: Rc::default(),
+            encoder,
+            inflater: Inflater::default(),
             inbox: VecDeque::new(),
             draining: None,
             recheck: None,

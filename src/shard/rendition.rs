@@ -359,6 +359,15 @@ impl Rendition {
         self.frames.get(after).map_or(self.end, |frame| frame.start)
     }
 
+    /// The reader whose turn it is in the pass under way; `None` where the pass is over.
+    pub fn next_in_sweep(&mut self) -> Option<usize> {
+        let readers = self.subscribers.len();
+        let sweep = self.sweep.as_mut().filter(|sweep| sweep.left > 0 && readers > 0)?;
+        let next = if sweep.next < readers { sweep.next } else { 0 };
+        *sweep = Sweep { next: next + 1, left: sweep.left - 1 };
+        Some(next)
+    }
+
     /// Takes a reader out of the sweep, or back into it.
     pub fn set_behind(&mut self, position: u32, behind: bool) {
         let Some(reader) = self.subscribers.get_mut(position as usize) else { return };
@@ -496,12 +505,12 @@ impl Drop for Rendition {
 mod tests {
     use super::*;
     use crate::codec::message::Format;
-    use crate::frame::Transport;
+    use crate::frame::{Encoding, Transport};
 
     fn log() -> (Rendition, Rc<Meter>) {
         let meter = Rc::new(Meter::default());
         meter.logged_max.set(1 << 30);
-        let kind = RenditionKind { transport: Transport::WebSocket, format: Format::Patch };
+        let kind = RenditionKind { transport: Transport::WebSocket(Encoding::Plain), format: Format::Patch };
         (Rendition::new(kind, &meter), meter)
     }
 

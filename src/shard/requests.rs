@@ -14,8 +14,8 @@ use crate::codec::http::{self, BodyDecoder, BodyError, BodyLength, Framing, Head
 use crate::codec::message::{CloseReason, ErrorCode, Format};
 use crate::codec::ws;
 use crate::connection::handshake::{self, Carrier, Demand, How, Page, Refusal, SeenAs};
-use crate::connection::{Connection, Http, MessageRate, Phase, Reply, State, StreamRequest, Unauthenticated};
-use crate::frame::Transport;
+use crate::connection::{Connection, Echo, Http, MessageRate, Phase, Reply, State, StreamRequest, Unauthenticated};
+use crate::frame::{Encoding, Transport};
 use crate::ids::{ConnectionId, ConnectionKey, Holder};
 use crate::secret::Secret;
 use crate::time::Instant;
@@ -126,11 +126,10 @@ impl Shard {
                 self.serve_http(index);
                 self.arm(index);
             }
-            State::Unauthenticated(_) => self.first_message(index, bytes),
             State::Open(open) if open.transport == Transport::Sse => {}
-            State::Open(_) => self.messages(index, bytes),
-            State::Echo(_) => self.echo(index, bytes),
-            State::Closing(_) => self.closing_bytes(index, bytes),
+            State::Open(_) | State::Unauthenticated(_) | State::Echo(_) | State::Closing(_) => {
+                self.websocket_bytes(index, bytes);
+            }
         }
         // Whoever does not take its answers is not asked for more.
         if let Some(connection) = self.connections.at_mut(index) {
@@ -296,9 +295,9 @@ impl Shard {
             }
             Demand::Options(allow) => self.respond(index, preflight(head, allow, &reply), &reply),
             Demand::Echo(upgrade) => {
-                self.switch_protocols(index, &upgrade, None);
+                let encoding = self.switch_protocols(index, &upgrade, None);
                 if let Some(connection) = self.connections.at_mut(index) {
-                    connection.state = State::Echo(Box::default());
+                    connection.state = State::Echo(Box::new(Echo { decoder: ws::Decoder::new(), encoding }));
                     self.arm(index);
                 }
             }
@@ -460,11 +459,12 @@ impl Shard {
         let grant = match self.judge(head, page, client.addr, request.as_ref(), true) {
             Ok(Judged::Granted(grant)) => grant,
             Ok(Judged::FirstMessage) => {
-                self.switch_protocols(index, upgrade, handshake::subprotocol(upgrade));
+                let encoding = self.switch_protocols(index, upgrade, handshake::subprotocol(upgrade));
                 let deadline = self.now.at + self.options.auth.first_message.unwrap_or_default();
                 if let Some(connection) = self.connections.at_mut(index) {
                     connection.state = State::Unauthenticated(Box::new(Unauthenticated {
                         decoder: ws::Decoder::new(),
+                        encoding,
                         request,
                         deadline,
                         rate: MessageRate::default(),
@@ -487,8 +487,8 @@ impl Shard {
             Ok(counted) => counted,
             Err(refusal) => return self.refuse(index, &refusal, reply),
         };
-        self.switch_protocols(index, upgrade, handshake::subprotocol(upgrade));
-        self.open(index, Transport::WebSocket, grant, counted, request.is_some());
+        let encoding = self.switch_protocols(index, upgrade, handshake::subprotocol(upgrade));
+        self.open(index, Transport::WebSocket(encoding), grant, counted, request.is_some());
         if let (Some(key), Some(request)) = (key, request) {
             self.open_single(index, &key, &request);
         }
@@ -558,13 +558,18 @@ impl Shard {
         self.wait_for_value(index, &key, known, wait_s, grant, reply);
     }
 
-    /// Writes the answer to an upgrade.
-    fn switch_protocols(&mut self, index: u32, upgrade: &Upgrade<'_>, protocol: Option<&str>) {
+    /// Writes the answer to an upgrade. How the WebSocket's messages are encoded from now on.
+    fn switch_protocols(&mut self, index: u32, upgrade: &Upgrade<'_>, protocol: Option<&str>) -> Encoding {
         let accept = http::accept_key(upgrade.key);
+        let agreed = handshake::extension(upgrade, &self.options.connection);
+        let answer = agreed.map(|agreed| agreed.answer());
+        let extension = answer.as_deref().map(|answer| ("Sec-WebSocket-Extensions", answer));
         if let Some(connection) = self.connections.at_mut(index) {
-            connection.outbox().write(|out| http::write_switching_protocols(out, &accept, protocol, &[]));
+            let extra = extension.as_slice();
+            connection.outbox().write(|out| http::write_switching_protocols(out, &accept, protocol, extra));
             self.make_ready(index);
         }
+        agreed.map_or(Encoding::Plain, |agreed| Encoding::Deflated(agreed.window))
     }
 
     /// Counts a connection for its subject, where that has a limit; whether it was counted.

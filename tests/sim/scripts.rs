@@ -156,3 +156,40 @@ fn watchers_that_come_and_go_leave_no_timers_behind() {
     let stats = world.cores[0].shard.stats();
     assert!(stats.timers <= 8, "{stats:?}");
 }
+
+#[test]
+fn what_changes_together_on_several_streams_is_one_send_to_whoever_reads_them_all() {
+    let mut world = world(Setup { clients: 2_000, interval_ms: 1, ..Setup::plain() });
+    let streams = ["fast", "slow", "keyed", "own"];
+    for _ in 0..1_000 {
+        world.open(Kind::Many, 0, 0, HOUR_US, "", Held::default(), 0).expect("there is room");
+    }
+    world.idle(SECOND_US);
+    for name in streams {
+        for number in 0..1_000 {
+            world.subscribe(number, name, held("patch"), 0);
+        }
+        world.idle(SECOND_US);
+    }
+    let before = world.sends;
+    let mut dice = Dice::seeded(5);
+    world.book.upstream.renew_all(&mut dice);
+    // All are polled in one turn and answered in one turn.
+    for _ in 0..2 {
+        world.pass_time(SECOND_US);
+        world.turn(0);
+    }
+    world.idle(SECOND_US);
+    let sends = world.sends - before;
+    // Four each without it. Some sends are short, and one stream may be a turn behind the others.
+    assert!((1_000..2_000).contains(&sends), "{sends} sends for 4 frames to each of 1,000");
+    assert_eq!(world.conflations(), 0, "nobody is slow, so nobody is conflated");
+    for client in &world.clients {
+        for name in streams {
+            let newest =
+                world.book.upstream.newest(&format!("http://up/{}", if name == "own" { "own/0" } else { name }));
+            let version = super::upstream::version(client.held[name].value.as_deref().expect("a value"));
+            assert_eq!(version, newest, "client {} holds the newest of {name}", client.number);
+        }
+    }
+}

@@ -206,6 +206,8 @@ pub struct World {
     ledger: Arc<Ledger>,
     key: Key,
     pub fetches: u64,
+    /// Sends that were made.
+    pub sends: usize,
     /// How long each poll takes at most.
     pub fetch_us_max: u64,
     draining_until_us: Option<u64>,
@@ -285,6 +287,7 @@ impl World {
             ledger,
             key,
             fetches: 0,
+            sends: 0,
             fetch_us_max: 300_000,
             draining_until_us: None,
         }
@@ -522,6 +525,7 @@ impl World {
         let more = shard.transmit(now, &mut net);
         assert!(net.sends <= 2 * SENDS_PER_TURN, "a turn makes a bounded number of sends");
         acted |= net.sends > 0;
+        self.sends += net.sends;
         self.outputs(index);
         acted || more
     }

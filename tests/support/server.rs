@@ -749,6 +749,22 @@ impl Raw {
         self.rest().is_empty()
     }
 
+    /// Whether the peer ends its side of the connection, without a further byte; false where it resets it.
+    pub fn ends_in_order(&mut self) -> bool {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            match self.stream.read(&mut [0]) {
+                Ok(count) => return count == 0 && self.buffer.is_empty(),
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted) =>
+                {
+                    assert!(Instant::now() < until, "waited {PATIENCE:?} for the peer");
+                }
+                Err(_) => return false,
+            }
+        }
+    }
+
     /// Reads so many bytes.
     pub fn take(&mut self, count: usize) -> Vec<u8> {
         while self.buffer.len() < count {
@@ -771,22 +787,28 @@ impl Raw {
 
     /// One WebSocket frame of the server's: whether it is the last of its message, its opcode, its payload.
     pub fn frame(&mut self) -> (bool, u8, Vec<u8>) {
+        let (first, payload) = self.frame_with_bits();
+        assert_eq!(first & 0x70, 0, "reserved bits");
+        (first & 0x80 != 0, first & 0x0f, payload)
+    }
+
+    /// One WebSocket frame of the server's: its first byte, with whatever bits are set, and its payload.
+    pub fn frame_with_bits(&mut self) -> (u8, Vec<u8>) {
         let start = self.take(2);
-        assert_eq!(start[0] & 0x70, 0, "reserved bits");
         assert_eq!(start[1] & 0x80, 0, "a server does not mask");
         let length = match start[1] {
             126 => u64::from(u16::from_be_bytes(self.take(2).try_into().expect("two"))),
             127 => u64::from_be_bytes(self.take(8).try_into().expect("eight")),
             length => u64::from(length),
         };
-        let payload = self.take(usize::try_from(length).expect("it fits"));
-        (start[0] & 0x80 != 0, start[0] & 0x0f, payload)
+        (start[0], self.take(usize::try_from(length).expect("it fits")))
     }
 
     /// The close frame that comes next, behind any other frames: its code and reason.
     pub fn close_frame(&mut self) -> (u16, String) {
         loop {
-            if let (_, 8, payload) = self.frame() {
+            let (first, payload) = self.frame_with_bits();
+            if first & 0x0f == 8 {
                 if payload.is_empty() {
                     return (1005, String::new());
                 }
