@@ -47,7 +47,7 @@ pub(super) struct Scratch {
     /// What new sessions are begun with.
     config: Arc<ServerConfig>,
     metrics: Arc<CoreMetrics>,
-    /// Flights of handshakes that were made: each may have cost a signature.
+    /// Flights that were made and leave a handshake unfinished: each may have cost a signature.
     pub(super) flights: usize,
 }
 
@@ -237,9 +237,7 @@ impl Session {
                 }
                 Ok(ConnectionState::TransmitTlsData(data)) => {
                     data.done();
-                    if tls.is_handshaking() || self.stage == Stage::Shaking {
-                        scratch.flights += 1;
-                    }
+                    scratch.flights = scratch.flights.wrapping_add(usize::from(tls.is_handshaking()));
                     failed |= !transmit(socket, &mut self.rest, &scratch.sealed[..made]);
                     made = 0;
                 }
