@@ -290,9 +290,12 @@ fn certificates_and_keys_are_judged_where_they_stand() {
             line 12: `server.tls.key` is missing here
         "#]],
     );
-    check("[server.tls]\ncert = \"cert.pem\"\nkey = \"key.pem\"", expect![[r#"
+    check(
+        "[server.tls]\ncert = \"cert.pem\"\nkey = \"key.pem\"",
+        expect![[r#"
         line 1: `server.tls` may stand several times: write [[server.tls]]
-    "#]]);
+    "#]],
+    );
     let config = accepted("[[server.tls]]\ncert = \"cert.pem\"\nkey = \"key.pem\"");
     assert!(config.connection.tls && config.tls.len() == 1 && &*config.tls[0].cert_pem == b"a certificate");
     assert!(!accepted("").connection.tls);

@@ -30,7 +30,8 @@ use super::fetch::{Fetcher, FetcherOptions};
 use super::log;
 use super::mailbox::{Full, Mailbox, Message};
 use super::resolver::Resolver;
-use super::sockets::{AcceptError, Lost, Ready, Received, Sockets};
+use super::session::Received;
+use super::sockets::{AcceptError, Lost, Ready, Sockets};
 use super::tls::Tls;
 use super::workers::Workers;
 

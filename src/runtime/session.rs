@@ -23,8 +23,6 @@ use crate::codec::message::ErrorCode;
 use crate::metrics::{CoreMetrics, TlsHandshake};
 use crate::shard::Sent;
 
-use super::sockets::Received;
-
 /// Plaintext in one record (RFC 8446 section 5.1).
 const RECORD_PLAIN_BYTES: usize = 16 << 10;
 /// Bytes a record may have more than its plaintext (RFC 5246 section 6.2.3, which allows the most), and its header.
@@ -36,6 +34,21 @@ const KEPT_BYTES_MAX: usize = RECORD_PLAIN_BYTES + RECORD_EXTRA_BYTES;
 const SEALED_PER_SEND: usize = crate::limits::CHUNK_BYTES;
 /// Reads that throw away what an ended peer still sends, so that its socket is closed and not reset.
 const DISCARDS_MAX: usize = 4;
+
+/// What a socket gave.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Received {
+    /// So many bytes, in the scratch buffer.
+    Bytes(usize),
+    /// Bytes that say nothing yet: part of a record, or of a handshake.
+    Held,
+    /// Nothing now.
+    Nothing,
+    /// The peer has ended its side.
+    Finished,
+    /// It is gone.
+    Lost,
+}
 
 /// What the sessions of a core share.
 pub(super) struct Scratch {
