@@ -30,6 +30,9 @@ const RECORD_EXTRA_BYTES: usize = (2 << 10) + 5;
 /// Ciphertext that is kept until the rest of it comes: one record. A handshake message may be spread over several, but
 /// must fit in so much.
 const KEPT_BYTES_MAX: usize = RECORD_PLAIN_BYTES + RECORD_EXTRA_BYTES;
+// Before a record a key update may stand in the scratch (RFC 8446 section 5.2: each has at most 256 bytes more than its
+// plaintext).
+const _: () = assert!(RECORD_EXTRA_BYTES >= 2 * (5 + 256) + 5);
 /// Plaintext that is sealed and sent for one call: a chunk of a log. The rest is for the next.
 const SEALED_PER_SEND: usize = crate::limits::CHUNK_BYTES;
 /// Reads that throw away what an ended peer still sends, so that its socket is closed and not reset.
@@ -491,5 +494,17 @@ fn discard(socket: &OwnedFd, into: &mut [u8]) {
         if !matches!(recv(socket, into), Ok(1..)) {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_is_little_more_than_what_rustls_needs() {
+        let (session, rustls) = (size_of::<Session>(), size_of::<UnbufferedServerConnection>());
+        assert!(session <= rustls + 96, "a session takes {session} bytes, of which {rustls} are rustls's");
+        assert!(session <= 1_400, "a session takes {session} bytes, besides what rustls allocates");
     }
 }
