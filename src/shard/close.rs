@@ -176,8 +176,8 @@ impl Shard {
             cause: None,
             farewell: Farewell::Said,
             decoder: ws::Decoder::new(),
-            answering,
             deflate: false,
+            answering,
             finished: false,
             peer_done: true,
         };
