@@ -1,11 +1,12 @@
 //! One change, encoded once per rendition: what every subscriber of a sequence in one format and transport receives.
 //!
-//! Source: protocol version 1, section 3; RFC 6455 section 5; WHATWG HTML section 9.2.
+//! Source: protocol version 1, section 3; RFC 6455 section 5; RFC 7692; WHATWG HTML section 9.2.
 //! Memory: appends to the caller's buffer, the value's bytes copied once. Errors: none.
 //! Not here: where frames are kept (`shard::rendition`), control frames' texts (`codec::message`).
 
 use std::fmt::Write as _;
 
+use crate::codec::deflate::{Deflater, Window};
 use crate::codec::message::Format;
 use crate::codec::{sse, ws};
 use crate::ids::{Epoch, Seq};
@@ -15,9 +16,19 @@ use crate::time::WallTime;
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum Transport {
     /// One WebSocket text message a frame.
-    WebSocket,
+    WebSocket(Encoding),
     /// One server-sent event a frame.
     Sse,
+}
+
+/// How WebSocket messages are encoded. A client that takes deflated ones takes plain ones too, and gets them where
+/// deflating gains nothing.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Encoding {
+    /// As they are.
+    Plain,
+    /// By permessage-deflate, within this window.
+    Deflated(Window),
 }
 
 /// How the frames of a sequence are written for some of its subscribers.
@@ -29,29 +40,56 @@ pub struct RenditionKind {
     pub format: Format,
 }
 
+/// The transports, in the order of their renditions' numbers.
+const TRANSPORTS: [Transport; 2 + Window::COUNT] = [
+    Transport::WebSocket(Encoding::Plain),
+    Transport::Sse,
+    Transport::WebSocket(Encoding::Deflated(Window::Bits9)),
+    Transport::WebSocket(Encoding::Deflated(Window::Bits12)),
+    Transport::WebSocket(Encoding::Deflated(Window::Bits15)),
+];
+/// The formats, in that order.
+const FORMATS: [Format; 3] = [Format::Patch, Format::Merge, Format::Full];
+
 impl RenditionKind {
     /// How many kinds there are.
-    pub const COUNT: usize = 6;
+    pub const COUNT: usize = TRANSPORTS.len() * FORMATS.len();
 
     /// A number below [`RenditionKind::COUNT`], one for each kind.
     pub fn index(self) -> usize {
+        let transport = match self.transport {
+            Transport::WebSocket(Encoding::Plain) => 0,
+            Transport::Sse => 1,
+            Transport::WebSocket(Encoding::Deflated(window)) => 2 + window.index(),
+        };
         let format = match self.format {
             Format::Patch => 0,
             Format::Merge => 1,
             Format::Full => 2,
         };
-        match self.transport {
-            Transport::WebSocket => format,
-            Transport::Sse => 3 + format,
-        }
+        transport * FORMATS.len() + format
+    }
+
+    /// The same number, as it is kept.
+    pub fn number(self) -> u8 {
+        const { assert!(RenditionKind::COUNT <= 256, "a kind's number is kept in a byte") };
+        u8::try_from(self.index()).expect("a kind's number fits a byte")
     }
 
     /// The kind of that number.
     pub fn from_index(index: usize) -> RenditionKind {
-        let transport = if index < 3 { Transport::WebSocket } else { Transport::Sse };
-        let format = [Format::Patch, Format::Merge, Format::Full][index % 3];
-        RenditionKind { transport, format }
+        let transport = TRANSPORTS[index / FORMATS.len()];
+        RenditionKind { transport, format: FORMATS[index % FORMATS.len()] }
     }
+}
+
+/// What deflating a frame has come to.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Deflated {
+    /// Bytes of its text.
+    pub from: usize,
+    /// Bytes of its payload.
+    pub to: usize,
 }
 
 /// What an event brings.
@@ -81,8 +119,8 @@ pub struct EventFrame<'a> {
 }
 
 impl EventFrame<'_> {
-    /// Appends the frame, whole, for `transport`.
-    pub fn write(&self, transport: Transport, out: &mut Vec<u8>) {
+    /// Appends the frame, whole, for `transport`. What deflating it has come to, where it was deflated.
+    pub fn write(&self, transport: Transport, deflater: &mut Deflater, out: &mut Vec<u8>) -> Option<Deflated> {
         let (kind, body) = match self.body {
             Body::Snapshot(body) => ("snapshot", body),
             Body::Patch(body) => ("patch", body),
@@ -101,11 +139,8 @@ impl EventFrame<'_> {
         let member = if kind == "snapshot" { "data" } else { kind };
         let _ = write!(head, ",\"ts\":{},\"{member}\":", self.ts);
         match transport {
-            Transport::WebSocket => {
-                ws::frame_header(out, ws::Opcode::Text, head.len() + body.len() + 1);
-                out.extend_from_slice(head.as_bytes());
-                out.extend_from_slice(body);
-                out.push(b'}');
+            Transport::WebSocket(encoding) => {
+                return write_message(out, ws::Opcode::Text, &[head.as_bytes(), body, b"}"], encoding, deflater);
             }
             Transport::Sse => {
                 let id = format!("{}-{}", self.epoch, self.seq);
@@ -117,13 +152,47 @@ impl EventFrame<'_> {
                 out.extend_from_slice(b"}\n\n");
             }
         }
+        None
     }
 }
 
-/// Appends a control frame: the JSON object `text`, whose `type` is `kind`.
+/// Appends a WebSocket message of `pieces`. What deflating it has come to, where it was deflated.
+pub fn write_message(
+    out: &mut Vec<u8>,
+    opcode: ws::Opcode,
+    pieces: &[&[u8]],
+    encoding: Encoding,
+    deflater: &mut Deflater,
+) -> Option<Deflated> {
+    match encoding {
+        Encoding::Plain => {
+            ws::write_pieces(out, opcode, pieces);
+            None
+        }
+        Encoding::Deflated(window) => {
+            let to = ws::write_deflated(out, opcode, pieces, deflater, window)?;
+            Some(Deflated { from: pieces.iter().map(|piece| piece.len()).sum(), to })
+        }
+    }
+}
+
+/// Appends a control frame: the JSON object `text`, whose `type` is `kind`. It is small, and never deflated.
 pub fn write_control(transport: Transport, kind: &str, text: &[u8], out: &mut Vec<u8>) {
     match transport {
-        Transport::WebSocket => ws::write_text(out, text),
+        Transport::WebSocket(_) => ws::write_text(out, text),
         Transport::Sse => sse::write_event(out, kind, None, text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_has_its_number() {
+        for index in 0..RenditionKind::COUNT {
+            assert_eq!(RenditionKind::from_index(index).index(), index);
+            assert_eq!(usize::from(RenditionKind::from_index(index).number()), index);
+        }
     }
 }

@@ -95,6 +95,14 @@ pub const JSON_DEPTH_MAX: usize = 128;
 pub const CLIENT_ID_BYTES_MAX: usize = 64;
 /// Frames of one WebSocket message from a client.
 pub const MESSAGE_FRAGMENTS_MAX: u32 = 1024;
+/// Bytes of a frame that is deflated for those who take it so: a smaller one would hardly get smaller,
+pub const DEFLATE_BYTES_MIN: usize = 64;
+/// and a larger one would hold the core: it takes about 3 ms, as long as a turn of sends.
+pub const DEFLATE_BYTES_MAX: usize = 1 << 20;
+/// Bytes of a deflater's or an inflater's buffer that are kept from one message to the next.
+pub const DEFLATE_SCRATCH_BYTES_MAX: usize = 64 << 10;
+/// Deflate streams, each ended by a final block, that one message from a client may be made of.
+pub const INFLATE_STREAMS_MAX: usize = 64;
 /// `Prefer: wait=N` is clamped to this.
 pub const PREFER_WAIT_MAX: Duration = Duration::from_secs(60);
 /// An upstream's `Retry-After` is honoured up to this.

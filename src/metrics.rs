@@ -216,6 +216,16 @@ impl HandshakeResult {
 }
 
 labels! {
+    /// How a TLS handshake of a client ended.
+    TlsHandshake {
+        Full = "full", "With a certificate.";
+        Resumed = "resumed", "By a ticket of an earlier one.";
+        Failed = "failed", "It was broken off, or the two had nothing in common.";
+        NotTls = "not_tls", "The client spoke HTTP in the clear, or a bad PROXY header.";
+    }
+}
+
+labels! {
     /// How a poll ended.
     PollResult {
         Changed = "changed", "The value changed.";
@@ -324,6 +334,8 @@ pub struct CoreMetrics {
     pub accept_errors: Counter,
     /// Times that accepting paused: no descriptors or memory.
     pub accept_pauses: Counter,
+    /// TLS handshakes of clients.
+    pub tls_handshakes: Family<TlsHandshake, Counter, { TlsHandshake::VALUES.len() }>,
     /// Requests for a stream or a WebSocket.
     pub handshakes: Family<HandshakeResult, Counter, { HandshakeResult::VALUES.len() }>,
     /// Connections that ended.
@@ -338,6 +350,12 @@ pub struct CoreMetrics {
     pub deliveries: Counter,
     /// Times that a slow or rate-limited reader got one snapshot for several events.
     pub conflations: Counter,
+    /// Messages deflated.
+    pub deflated: Counter,
+    /// Their bytes before.
+    pub deflated_from_bytes: Counter,
+    /// Their bytes after.
+    pub deflated_to_bytes: Counter,
     /// Bytes written to clients.
     pub sent_bytes: Counter,
     /// Bytes read from clients.
@@ -373,6 +391,7 @@ impl Default for CoreMetrics {
             accepted: Counter::default(),
             accept_errors: Counter::default(),
             accept_pauses: Counter::default(),
+            tls_handshakes: Family::default(),
             handshakes: Family::default(),
             closes: Family::default(),
             expiries: Counter::default(),
@@ -380,6 +399,9 @@ impl Default for CoreMetrics {
             reauthenticates: Counter::default(),
             deliveries: Counter::default(),
             conflations: Counter::default(),
+            deflated: Counter::default(),
+            deflated_from_bytes: Counter::default(),
+            deflated_to_bytes: Counter::default(),
             sent_bytes: Counter::default(),
             received_bytes: Counter::default(),
             publish_lag: Histogram::new(&SERVER_BOUNDS_US),
@@ -512,6 +534,12 @@ pub const METRICS: &[MetricDoc] = &[
         |core, _| core.accept_pauses.value(),
     ),
     cells(
+        ("restcast_tls_handshakes_total", MetricKind::Counter, &["result"]),
+        "TLS handshakes of clients, with a certificate, resumed or failed; not_tls: nothing of TLS was spoken",
+        TlsHandshake::VALUES,
+        |core, at| core.tls_handshakes.cells[at].value(),
+    ),
+    cells(
         ("restcast_handshakes_total", MetricKind::Counter, &["result"]),
         "Requests for a stream or a WebSocket, by ok or the code of the refusal",
         HandshakeResult::VALUES,
@@ -539,6 +567,15 @@ pub const METRICS: &[MetricDoc] = &[
         "Times that a slow or rate-limited reader got one snapshot for several events",
         |core, _| core.conflations.value(),
     ),
+    counter("restcast_deflated_frames_total", "Frames deflated, once for all of a core who get them so", |core, _| {
+        core.deflated.value()
+    }),
+    counter("restcast_deflate_input_bytes_total", "Bytes of those frames before", |core, _| {
+        core.deflated_from_bytes.value()
+    }),
+    counter("restcast_deflate_output_bytes_total", "Bytes of those frames after", |core, _| {
+        core.deflated_to_bytes.value()
+    }),
     counter("restcast_sent_bytes_total", "Bytes written to clients", |core, _| core.sent_bytes.value()),
     counter("restcast_received_bytes_total", "Bytes read from clients", |core, _| core.received_bytes.value()),
     histogram(

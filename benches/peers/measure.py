@@ -80,8 +80,8 @@ class Processes:
 
     def start(self, command, cpus, cwd):
         """Starts a server pinned to `cpus`; a log in `cwd` takes what it says on standard error."""
-        log = open(pathlib.Path(cwd) / f"{pathlib.Path(command[0]).name}.log", "ab")
-        with log:
+        path = pathlib.Path(cwd) / f"{pathlib.Path(command[0]).name}.log"
+        with open(path, "ab") as log:
             process = subprocess.Popen(
                 ["taskset", "-c", cpus, *map(str, command)],
                 stdin=subprocess.DEVNULL,
@@ -90,6 +90,7 @@ class Processes:
                 cwd=cwd,
                 preexec_fn=die_with_parent,
             )
+        process.log = path
         self.running.append(process)
         return process
 
@@ -111,9 +112,18 @@ def ready_line(process, name):
     try:
         return json.loads(line)
     except ValueError:
+        # Where standard output is closed the process is about to end.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(1)
         code = process.poll()
-        why = f"it ended with {code}" if code is not None else f"no ready line within {READY_S} s"
+        why = f"no ready line within {READY_S} s" if code is None else f"it ended with {code}: {last_words(process)}"
         raise Unavailable(f"{name} did not start: {why}") from None
+
+
+def last_words(process):
+    """The last line that a process has said on standard error."""
+    lines = process.log.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "nothing on standard error"
 
 
 def output(*command, cwd=None):
@@ -152,6 +162,7 @@ class Running:
 
 
 PEER_MESSAGES = ["--ts-key", "ts", "--ts-unit", "us", "--seq-key", "seq", "--stream-key", "none", "--epoch-key", "none"]
+NO_WELCOME = ["--no-welcome"]
 
 
 @dataclasses.dataclass
@@ -177,7 +188,7 @@ class Peer:
         process = processes.start([*self.command, *flags], bench.server_cpus(load), folder)
         listen = ready_line(process, self.name)["listen"]
         urls = {"ws": f"ws://{listen}/ws", "handshake": f"ws://{listen}/ws", "sse": f"http://{listen}/sse"}
-        return Running([process.pid], urls, PEER_MESSAGES, load.verify)
+        return Running([process.pid], urls, PEER_MESSAGES + NO_WELCOME * (not load.verify), load.verify)
 
     def version(self):
         return " ".join(filter(None, self.package[1:]))
@@ -211,7 +222,7 @@ class Nchan:
             flags = ["--port", port, "--bytes", load.message_bytes, "--interval", load.interval_ms]
             ready_line(processes.start([bench.bin("publish"), *flags], bench.args.client_cpu, folder), "publish")
         urls = {"ws": f"ws://127.0.0.1:{port}/ws", "sse": f"http://127.0.0.1:{port}/sse"}
-        return Running([master.pid, *workers], urls, PEER_MESSAGES, False)
+        return Running([master.pid, *workers], urls, PEER_MESSAGES + NO_WELCOME, False)
 
     def version(self):
         nginx = re.search(r"nginx/(\S+)", output("nginx", "-v") or "")
@@ -243,9 +254,9 @@ class Restcast:
     def serve(self, bench, load, processes, folder, body_bytes):
         # The value changes faster than it is polled, so that every poll brings a message; a burst is polled often enough
         # to be seen as one.
-        changes_ms = load.interval_ms if load.streams > 1 else max(1, load.interval_ms // 4)
+        changes_ms = load.interval_ms if load.streams > 1 or not load.interval_ms else max(1, load.interval_ms // 4)
         feed = [bench.loadtest, "upstream", "--listen", "127.0.0.1:0", "--streams", load.streams, "--bytes", body_bytes]
-        feed += ["--interval", f"{changes_ms or 3_600_000}ms"] + (["--burst"] if load.burst else [])
+        feed += ["--interval", f"{changes_ms}ms"] + (["--burst"] if load.burst else [])
         upstream = ready_line(processes.start(feed, bench.args.client_cpu, folder), "the upstream")["listen"]
         poll_ms = 10 if load.streams > 1 else load.interval_ms or 3_600_000
         config = [
@@ -387,7 +398,9 @@ class Bench:
     def load(self, running, transport, connections, duration_s, *flags, processes, folder):
         """One run of the load tester: its report."""
         command = [self.loadtest, "run", running.urls[transport], "--connections", connections]
-        command += ["--rate", self.args.rate, "--duration", f"{duration_s}s", "--json", "-", "--quiet"]
+        command += ["--duration", f"{duration_s}s", "--json", "-", "--quiet"]
+        if "--churn" not in flags:
+            command += ["--rate", self.args.rate]
         for pid in running.pids:
             command += ["--pid", pid]
         if running.verifies:
@@ -401,9 +414,7 @@ class Bench:
         try:
             return json.loads(said)
         except ValueError:
-            log = (pathlib.Path(folder) / "loadtest.log").read_text(errors="replace").strip().splitlines()
-            why = log[-1] if log else "nothing on standard error"
-            raise Unavailable(f"the load tester ended with {process.returncode}: {why}") from None
+            raise Unavailable(f"the load tester ended with {process.returncode}: {last_words(process)}") from None
 
     def sample(self, measurement, server, variant, load, transport, connections, duration_s, *flags):
         """Starts a server, loads it, keeps the report."""
@@ -503,7 +514,7 @@ class Bench:
             for server in self.servers:
                 if server.can_verify:
                     self.sample("m4", server, "churn", Load(verify=True), "handshake", 64, self.args.duration,
-                                "--churn", "--rate", 1_000_000)
+                                "--churn")
 
     def m5(self):
         server = self.server("restcast")

@@ -20,7 +20,7 @@ fn hear<'p>(pieces: impl Iterator<Item = &'p [u8]>, limits: Limits) -> Heard {
         let mut piece = piece.to_vec();
         let mut input = piece.as_mut_slice();
         loop {
-            match decoder.next(&mut input, limits) {
+            match decoder.next(&mut input, limits, None) {
                 Ok(Some(incoming)) => heard.messages.push(match incoming {
                     Incoming::Text(text) => (Opcode::Text, text.as_bytes().to_vec()),
                     Incoming::Binary(bytes) => (Opcode::Binary, bytes.to_vec()),

@@ -8,6 +8,7 @@
 
 mod answer;
 mod body;
+mod extensions;
 mod fields;
 mod upgrade;
 
@@ -19,6 +20,7 @@ use crate::limits::{EMPTY_LINES_MAX, HEADERS_MAX, TARGET_BYTES_MAX};
 pub use answer::{CONTINUE, Framing, LAST_CHUNK, Response, http_date, reason_phrase, write_chunk};
 pub use body::{BodyDecoder, BodyError};
 pub(crate) use body::{ChunkedDecoder, parse_content_length};
+pub use extensions::{ExtensionPiece, Malformed, extension_pieces};
 pub use fields::{
     Authorization, CookieError, Query, QueryError, Representation, bearer, cookie, if_none_match, negotiate,
     percent_decode, prefer_wait,

@@ -6,6 +6,7 @@
     reason = "these bytes are a stranger's: no place is assumed, no number is cut"
 )]
 
+pub mod deflate;
 pub mod forwarded;
 pub mod http;
 pub mod http_response;

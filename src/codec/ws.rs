@@ -1,12 +1,16 @@
 //! WebSocket framing for the server side: peer bytes -> whole messages, messages -> bytes.
 //!
-//! Source: RFC 6455 sections 5 and 7. No extension is negotiated, so the three RSV bits must be clear.
+//! Source: RFC 6455 sections 5 and 7; RFC 7692 section 6 for compressed messages, which are RSV1 of their first frame.
 //! Memory: one [`Decoder`] of 16 bytes per connection; its box exists only while a frame or message is incomplete, holds
-//! at most `Limits::message_bytes_max` of it, grows as bytes arrive and is freed by the call after the message.
+//! at most `Limits::message_bytes_max` of it, grows as bytes arrive and is freed by the call after the message. Compressed
+//! bytes are gathered in it as they came, and inflated by the core's [`Inflater`] when the message is whole.
 //! Errors: [`FrameError`], always the peer's fault; `close_code()` names the code to send.
 //! Not here: sockets, time, the opening handshake (`codec::http`), meaning (`codec::message`).
 
+use std::borrow::Cow;
 use std::str;
+
+use super::deflate::{Deflater, InflateError, Inflater, Window};
 
 /// Payload bytes of a control frame at most (RFC 6455 section 5.5).
 pub const CONTROL_PAYLOAD_BYTES_MAX: usize = 125;
@@ -16,10 +20,20 @@ const HEADER_BYTES_MAX: usize = 14;
 /// What one message of a peer may cost. Passed to each call, so that a reload reaches live connections.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Limits {
-    /// Payload bytes of one message, all its fragments together.
+    /// Payload bytes of one message, all its fragments together, after inflating.
     pub message_bytes_max: usize,
     /// Frames of one message, besides an empty one that ends it.
     pub fragments_max: u32,
+}
+
+impl Limits {
+    /// What the frames of a message may carry: what cannot be compressed gets a little larger when it is all the same.
+    const fn payload_bytes_max(self, deflated: bool) -> usize {
+        match deflated {
+            false => self.message_bytes_max,
+            true => self.message_bytes_max.saturating_add(self.message_bytes_max / 8).saturating_add(64),
+        }
+    }
 }
 
 /// What a peer said, whole and checked.
@@ -40,9 +54,12 @@ pub enum Incoming<'a> {
 /// How a peer broke the framing. The connection is to be closed with [`FrameError::close_code`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum FrameError {
-    /// An RSV bit is set, and no extension gave it a meaning.
+    /// An RSV bit is set that no extension has given a meaning there.
     #[error("a reserved bit is set without an extension")]
     ReservedBits,
+    /// A compressed message that cannot be inflated.
+    #[error("a compressed message is not deflated, or not to its end")]
+    InvalidDeflate,
     /// An opcode that RFC 6455 does not define.
     #[error("unknown opcode {opcode:#x}")]
     UnknownOpcode {
@@ -70,7 +87,8 @@ pub enum FrameError {
     /// A 64-bit length with its top bit set.
     #[error("a length is over 63 bits")]
     LengthOver63Bits,
-    /// A message over `Limits::message_bytes_max`, known from a header: its payload was not read.
+    /// A message over `Limits::message_bytes_max`, known from a header: its payload was not read; or from inflating it so
+    /// far.
     #[error("a message is over {limit} bytes")]
     MessageTooLarge {
         /// What is allowed.
@@ -97,10 +115,11 @@ pub enum FrameError {
 }
 
 impl FrameError {
-    /// The code to close with (RFC 6455 section 7.4.1): 1002 broken framing, 1007 not UTF-8, 1009 too much.
+    /// The code to close with (RFC 6455 section 7.4.1): 1002 broken framing, 1007 a payload that is not what it says (text
+    /// that is no UTF-8, compressed data that is none), 1009 too much.
     pub const fn close_code(self) -> u16 {
         match self {
-            FrameError::InvalidUtf8 => 1007,
+            FrameError::InvalidUtf8 | FrameError::InvalidDeflate => 1007,
             FrameError::MessageTooLarge { .. } | FrameError::TooManyFragments { .. } => 1009,
             FrameError::ReservedBits
             | FrameError::UnknownOpcode { .. }
@@ -191,13 +210,20 @@ impl Decoder {
     /// message whose only frame lies in `input` as a whole is handed out as a piece of it, without a copy. After a close
     /// everything is dropped, after an error each call gives the same error.
     ///
+    /// `inflater` is given where permessage-deflate was agreed on. Between the calls for one input it is not to be used for
+    /// another; between inputs it may be.
+    ///
     /// A caller that keeps the decoder beside the state that messages act on can `std::mem::take` it for the loop.
     pub fn next<'a, 'i: 'a>(
         &'a mut self,
         input: &mut &'i mut [u8],
         limits: Limits,
+        mut inflater: Option<&'a mut Inflater>,
     ) -> Result<Option<Incoming<'a>>, FrameError> {
         self.free_handed_out();
+        if let Some(inflater) = &mut inflater {
+            inflater.forget();
+        }
         match self.end {
             None => {}
             Some(End::Closed) => {
@@ -209,17 +235,20 @@ impl Decoder {
                 return Err(error);
             }
         }
-        match self.advance(input, limits) {
-            Ok(None) => Ok(None),
-            Ok(Some(Ready::InInput(incoming))) => Ok(Some(incoming)),
-            Ok(Some(Ready::InPartial)) => self.partial.as_deref().map(Partial::handed_out).transpose(),
-            Err(error) => {
-                self.partial = None;
-                self.end = Some(End::Failed(error));
-                *input = &mut [];
-                Err(error)
-            }
-        }
+        let error = match self.advance(input, limits, inflater.is_some()) {
+            Ok(None) => return Ok(None),
+            Ok(Some(Ready::InInput(incoming))) => return Ok(Some(incoming)),
+            Ok(Some(Ready::InPartial)) => return self.partial.as_deref().map(Partial::handed_out).transpose(),
+            Ok(Some(Ready::Deflated(opcode, payload))) => match inflated(inflater, opcode, &payload, limits) {
+                Ok(incoming) => return Ok(Some(incoming)),
+                Err(error) => error,
+            },
+            Err(error) => error,
+        };
+        self.partial = None;
+        self.end = Some(End::Failed(error));
+        *input = &mut [];
+        Err(error)
     }
 
     /// Whether nothing is incomplete: the state in which a connection costs 16 bytes here.
@@ -243,7 +272,12 @@ impl Decoder {
         }
     }
 
-    fn advance<'i>(&mut self, input: &mut &'i mut [u8], limits: Limits) -> Result<Option<Ready<'i>>, FrameError> {
+    fn advance<'i>(
+        &mut self,
+        input: &mut &'i mut [u8],
+        limits: Limits,
+        deflate: bool,
+    ) -> Result<Option<Ready<'i>>, FrameError> {
         while !input.is_empty() {
             if let Some(partial) = &mut self.partial
                 && let Some(frame) = &mut partial.frame
@@ -256,11 +290,15 @@ impl Decoder {
                 }
                 continue;
             }
-            let Some(header) = self.read_header(input, limits)? else { return Ok(None) };
+            let Some(header) = self.read_header(input, limits, deflate)? else { return Ok(None) };
             let alone = header.opcode.is_control() || (header.fin && header.opcode != Opcode::Continuation);
             if alone && header.len <= input.len() {
                 let payload = take_front(input, header.len);
                 unmask(payload, header.mask);
+                if header.deflated {
+                    self.free_if_empty();
+                    return Ok(Some(Ready::Deflated(header.opcode, Cow::Borrowed(payload))));
+                }
                 let incoming = whole(header.opcode, payload)?;
                 if header.opcode == Opcode::Close {
                     self.end = Some(End::Closed);
@@ -283,15 +321,28 @@ impl Decoder {
         if self.partial.as_ref().is_some_and(|partial| partial.handed_out == HandedOut::Control(Opcode::Close)) {
             self.end = Some(End::Closed);
         }
+        let message = self.partial.as_mut().filter(|partial| partial.handed_out == HandedOut::Message);
+        if let Some(partial) = message
+            && let Some(Message { body: Body::Deflated { opcode, bytes }, .. }) = &mut partial.message
+        {
+            let (opcode, bytes) = (*opcode, std::mem::take(bytes));
+            self.free_handed_out();
+            return Ready::Deflated(opcode, Cow::Owned(bytes));
+        }
         Ready::InPartial
     }
 
     /// The header at the front of `input`, its first bytes perhaps kept from earlier; `None`: incomplete, kept.
-    fn read_header(&mut self, input: &mut &mut [u8], limits: Limits) -> Result<Option<Header>, FrameError> {
+    fn read_header(
+        &mut self,
+        input: &mut &mut [u8],
+        limits: Limits,
+        deflate: bool,
+    ) -> Result<Option<Header>, FrameError> {
         let begun = self.partial.as_ref().and_then(|partial| partial.message.as_ref()).map(Message::begun);
         let kept = self.partial.as_ref().map_or(0, |partial| partial.head.len());
         if kept == 0 {
-            if let Some((header, used)) = parse_header(input, begun, limits)? {
+            if let Some((header, used)) = parse_header(input, begun, limits, deflate)? {
                 take_front(input, used);
                 return Ok(Some(header));
             }
@@ -301,7 +352,7 @@ impl Decoder {
         }
         let head = &mut self.partial.get_or_insert_default().head;
         head.extend(input.iter().take(HEADER_BYTES_MAX - kept));
-        match parse_header(head, begun, limits)? {
+        match parse_header(head, begun, limits, deflate)? {
             Some((header, used)) => {
                 *head = Vec::new();
                 // What was kept was not a whole header, so that `used` is more.
@@ -320,6 +371,8 @@ impl Decoder {
 enum Ready<'i> {
     InInput(Incoming<'i>),
     InPartial,
+    /// Whole, but still to be inflated.
+    Deflated(Opcode, Cow<'i, [u8]>),
 }
 
 /// What has arrived of a message that is not whole.
@@ -348,6 +401,8 @@ enum HandedOut {
 #[derive(Clone, Copy, Debug)]
 struct Header {
     fin: bool,
+    /// Whether the message is compressed: RSV1 of its first frame.
+    deflated: bool,
     opcode: Opcode,
     len: usize,
     mask: [u8; 4],
@@ -378,8 +433,16 @@ struct Message {
 /// A message's payload so far. Text is checked as it arrives, so that a bad byte ends the connection at once.
 #[derive(Debug)]
 enum Body {
-    Text { text: String, cut: Cut },
+    Text {
+        text: String,
+        cut: Cut,
+    },
     Binary(Vec<u8>),
+    /// Of either, as it came.
+    Deflated {
+        opcode: Opcode,
+        bytes: Vec<u8>,
+    },
 }
 
 /// The first bytes of a character whose last have not arrived: at most 3, or 4 for the moment of completing it.
@@ -394,11 +457,13 @@ struct Cut {
 struct Begun {
     bytes: usize,
     fragments: u32,
+    deflated: bool,
 }
 
 impl Message {
     fn begun(&self) -> Begun {
-        Begun { bytes: self.body.len(), fragments: self.fragments }
+        let deflated = matches!(self.body, Body::Deflated { .. });
+        Begun { bytes: self.body.len(), fragments: self.fragments, deflated }
     }
 }
 
@@ -406,7 +471,7 @@ impl Body {
     fn len(&self) -> usize {
         match self {
             Body::Text { text, cut } => text.len() + cut.len,
-            Body::Binary(bytes) => bytes.len(),
+            Body::Binary(bytes) | Body::Deflated { bytes, .. } => bytes.len(),
         }
     }
 
@@ -417,7 +482,7 @@ impl Body {
                 text.reserve_exact(growth(text.len(), text.capacity(), cut.len + chunk.len(), bytes_max));
                 push_text(text, cut, chunk)
             }
-            Body::Binary(bytes) => {
+            Body::Binary(bytes) | Body::Deflated { bytes, .. } => {
                 bytes.reserve_exact(growth(bytes.len(), bytes.capacity(), chunk.len(), bytes_max));
                 bytes.extend_from_slice(chunk);
                 Ok(())
@@ -452,6 +517,10 @@ impl Partial {
     fn begin(&mut self, header: Header) {
         self.frame = Some(Frame { header, read: 0 });
         match header.opcode {
+            opcode @ (Opcode::Text | Opcode::Binary) if header.deflated => {
+                let body = Body::Deflated { opcode, bytes: Vec::new() };
+                self.message = Some(Message { body, fragments: 1 });
+            }
             Opcode::Text => {
                 let body = Body::Text { text: String::new(), cut: Cut::default() };
                 self.message = Some(Message { body, fragments: 1 });
@@ -486,7 +555,8 @@ impl Partial {
         let message_over = frame_over && header.fin;
         // The last frame's header has told how long the message is; before it, only the limit is known.
         let left = header.len - read + chunk.len();
-        let bytes_max = if header.fin { message.body.len() + left } else { limits.message_bytes_max };
+        let payload_bytes_max = limits.payload_bytes_max(message.begun().deflated);
+        let bytes_max = if header.fin { message.body.len() + left } else { payload_bytes_max };
         message.body.push(chunk, bytes_max)?;
         if message_over {
             if matches!(&message.body, Body::Text { cut, .. } if cut.len > 0) {
@@ -504,9 +574,28 @@ impl Partial {
         Ok(match self.message.as_ref().map(|message| &message.body) {
             Some(Body::Text { text, .. }) => Incoming::Text(text),
             Some(Body::Binary(bytes)) => Incoming::Binary(bytes),
-            None => Incoming::Binary(&[]),
+            Some(Body::Deflated { .. }) | None => Incoming::Binary(&[]),
         })
     }
+}
+
+/// A compressed message, whole.
+fn inflated<'a>(
+    inflater: Option<&'a mut Inflater>,
+    opcode: Opcode,
+    payload: &[u8],
+    limits: Limits,
+) -> Result<Incoming<'a>, FrameError> {
+    let inflater = inflater.ok_or(FrameError::ReservedBits)?;
+    let message = inflater.inflate(payload, limits.message_bytes_max).map_err(|error| match error {
+        InflateError::Corrupt => FrameError::InvalidDeflate,
+        InflateError::TooLarge => too_large(limits),
+    })?;
+    whole(opcode, message)
+}
+
+fn too_large(limits: Limits) -> FrameError {
+    FrameError::MessageTooLarge { limit: u32::try_from(limits.message_bytes_max).unwrap_or(u32::MAX) }
 }
 
 /// A frame that is a message by itself.
@@ -543,13 +632,22 @@ pub const fn close_code_may_be_sent(code: u16) -> bool {
 ///
 /// Each check is made as soon as the bytes it needs are there and in their order, so that the verdict does not depend on how
 /// the bytes were cut.
-fn parse_header(bytes: &[u8], begun: Option<Begun>, limits: Limits) -> Result<Option<(Header, usize)>, FrameError> {
+fn parse_header(
+    bytes: &[u8],
+    begun: Option<Begun>,
+    limits: Limits,
+    deflate: bool,
+) -> Result<Option<(Header, usize)>, FrameError> {
     let Some((&first, rest)) = bytes.split_first() else { return Ok(None) };
-    // permessage-deflate (RFC 7692) would give RSV1 of a message's first frame a meaning; it is not negotiated.
-    if first & 0x70 != 0 {
+    let rsv1 = first & 0x40 != 0;
+    if first & 0x30 != 0 || (rsv1 && !deflate) {
         return Err(FrameError::ReservedBits);
     }
     let opcode = Opcode::from_bits(first & 0x0f).ok_or(FrameError::UnknownOpcode { opcode: first & 0x0f })?;
+    // RFC 7692 section 6.1: RSV1 means something on the first frame of a data message alone.
+    if rsv1 && !matches!(opcode, Opcode::Text | Opcode::Binary) {
+        return Err(FrameError::ReservedBits);
+    }
     let fin = first & 0x80 != 0;
     match (opcode, begun) {
         (Opcode::Close | Opcode::Ping | Opcode::Pong, _) if !fin => return Err(FrameError::FragmentedControl),
@@ -557,7 +655,7 @@ fn parse_header(bytes: &[u8], begun: Option<Begun>, limits: Limits) -> Result<Op
         (Opcode::Text | Opcode::Binary, Some(_)) => return Err(FrameError::MessageWithinMessage),
         _ => {}
     }
-    let before = begun.unwrap_or(Begun { bytes: 0, fragments: 0 });
+    let before = begun.unwrap_or(Begun { bytes: 0, fragments: 0, deflated: rsv1 });
     let Some((&second, rest)) = rest.split_first() else { return Ok(None) };
     // RFC 6455 section 5.1: a server must close on a frame that is not masked.
     if second & 0x80 == 0 {
@@ -595,15 +693,13 @@ fn parse_header(bytes: &[u8], begun: Option<Begun>, limits: Limits) -> Result<Op
         }
         short => (u64::from(short), rest),
     };
-    let too_large =
-        || FrameError::MessageTooLarge { limit: u32::try_from(limits.message_bytes_max).unwrap_or(u32::MAX) };
-    let len = usize::try_from(len).map_err(|_| too_large())?;
-    if !opcode.is_control() && before.bytes.saturating_add(len) > limits.message_bytes_max {
-        return Err(too_large());
+    let len = usize::try_from(len).map_err(|_| too_large(limits))?;
+    if !opcode.is_control() && before.bytes.saturating_add(len) > limits.payload_bytes_max(before.deflated) {
+        return Err(too_large(limits));
     }
 
     let Some((mask, rest)) = rest.split_first_chunk::<4>() else { return Ok(None) };
-    Ok(Some((Header { fin, opcode, len, mask: *mask }, bytes.len() - rest.len())))
+    Ok(Some((Header { fin, deflated: rsv1, opcode, len, mask: *mask }, bytes.len() - rest.len())))
 }
 
 /// Cuts up to `len` bytes off the front of `input`.
@@ -677,11 +773,16 @@ pub const fn header_len(payload_len: usize) -> usize {
 
 /// Appends the header of a server's frame that is a message by itself: FIN set, unmasked, the length in the fewest bytes.
 pub fn frame_header(out: &mut Vec<u8>, opcode: Opcode, payload_len: usize) {
-    header(out, true, opcode, payload_len, 0);
+    header(out, FIN, opcode, payload_len, 0);
 }
 
-fn header(out: &mut Vec<u8>, fin: bool, opcode: Opcode, payload_len: usize, mask_bit: u8) {
-    out.push(u8::from(fin) << 7 | opcode.bits());
+/// The first bit of a frame's header: the message is over with it.
+const FIN: u8 = 0x80;
+/// The second: the message is compressed (RFC 7692 section 6).
+const RSV1: u8 = 0x40;
+
+fn header(out: &mut Vec<u8>, first_bits: u8, opcode: Opcode, payload_len: usize, mask_bit: u8) {
+    out.push(first_bits | opcode.bits());
     match (u8::try_from(payload_len), u16::try_from(payload_len)) {
         (Ok(len @ 0..=125), _) => out.push(mask_bit | len),
         (_, Ok(len)) => {
@@ -696,9 +797,34 @@ fn header(out: &mut Vec<u8>, fin: bool, opcode: Opcode, payload_len: usize, mask
 }
 
 fn write(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8]) {
-    out.reserve(header_len(payload.len()) + payload.len());
-    frame_header(out, opcode, payload.len());
-    out.extend_from_slice(payload);
+    write_pieces(out, opcode, &[payload]);
+}
+
+/// Appends a message of `pieces`: compressed where that makes it smaller, as it is otherwise (RFC 7692 section 6 lets the
+/// sender choose for each message). How many bytes it was compressed to, where it was.
+pub fn write_deflated(
+    out: &mut Vec<u8>,
+    opcode: Opcode,
+    pieces: &[&[u8]],
+    deflater: &mut Deflater,
+    window: Window,
+) -> Option<usize> {
+    if let Some(payload) = deflater.deflate(window, pieces) {
+        out.reserve(header_len(payload.len()) + payload.len());
+        header(out, FIN | RSV1, opcode, payload.len(), 0);
+        out.extend_from_slice(payload);
+        return Some(payload.len());
+    }
+    write_pieces(out, opcode, pieces);
+    None
+}
+
+/// Appends a message of `pieces`, as it is.
+pub fn write_pieces(out: &mut Vec<u8>, opcode: Opcode, pieces: &[&[u8]]) {
+    let len = pieces.iter().map(|piece| piece.len()).sum();
+    out.reserve(header_len(len) + len);
+    frame_header(out, opcode, len);
+    pieces.iter().for_each(|piece| out.extend_from_slice(piece));
 }
 
 /// Appends a text message. `payload` must be UTF-8, which its maker knows and nothing here checks again.
@@ -739,7 +865,16 @@ pub fn write_close_without_code(out: &mut Vec<u8>) {
 
 /// Appends a client's frame, masked: for peers in tests, fuzzers and load generators.
 pub fn write_masked(out: &mut Vec<u8>, fin: bool, opcode: Opcode, payload: &[u8], mask: [u8; 4]) {
-    header(out, fin, opcode, payload.len(), 0x80);
+    write_masked_bits(out, if fin { FIN } else { 0 }, opcode, payload, mask);
+}
+
+/// The same for the first frame of a compressed message, or all of it: `payload` is deflated already.
+pub fn write_masked_deflated(out: &mut Vec<u8>, fin: bool, opcode: Opcode, payload: &[u8], mask: [u8; 4]) {
+    write_masked_bits(out, if fin { FIN | RSV1 } else { RSV1 }, opcode, payload, mask);
+}
+
+fn write_masked_bits(out: &mut Vec<u8>, first_bits: u8, opcode: Opcode, payload: &[u8], mask: [u8; 4]) {
+    header(out, first_bits, opcode, payload.len(), 0x80);
     out.extend_from_slice(&mask);
     let start = out.len();
     out.extend_from_slice(payload);
@@ -753,6 +888,7 @@ mod tests {
     use std::io::{self, Cursor, Read, Write};
 
     use proptest::prelude::*;
+    use sha1::{Digest, Sha1};
     use tungstenite::protocol::Role;
     use tungstenite::protocol::frame::coding::CloseCode;
     use tungstenite::protocol::{CloseFrame, Message as PeerMessage, WebSocket};
@@ -786,11 +922,21 @@ mod tests {
 
     /// Everything a peer says, and the error that ends it, if one does.
     fn hear(decoder: &mut Decoder, bytes: &[u8], limits: Limits) -> (Vec<Said>, Option<FrameError>) {
+        hear_with(decoder, bytes, limits, None)
+    }
+
+    /// The same where compression was agreed on, if there is an inflater.
+    fn hear_with(
+        decoder: &mut Decoder,
+        bytes: &[u8],
+        limits: Limits,
+        mut inflater: Option<&mut Inflater>,
+    ) -> (Vec<Said>, Option<FrameError>) {
         let mut bytes = bytes.to_vec();
         let mut input = bytes.as_mut_slice();
         let mut said = Vec::new();
         loop {
-            match decoder.next(&mut input, limits) {
+            match decoder.next(&mut input, limits, inflater.as_deref_mut()) {
                 Ok(Some(incoming)) => said.push(Said::of(incoming)),
                 Ok(None) => {
                     assert!(input.is_empty(), "all of the input is read before None");
@@ -807,6 +953,15 @@ mod tests {
 
     /// The same bytes in pieces of the given sizes, over and over.
     fn hear_in_pieces(bytes: &[u8], sizes: &[usize], limits: Limits) -> (Vec<Said>, Option<FrameError>) {
+        hear_in_pieces_with(bytes, sizes, limits, None)
+    }
+
+    fn hear_in_pieces_with(
+        bytes: &[u8],
+        sizes: &[usize],
+        limits: Limits,
+        mut inflater: Option<&mut Inflater>,
+    ) -> (Vec<Said>, Option<FrameError>) {
         let mut decoder = Decoder::new();
         let mut all = Vec::new();
         let mut rest = bytes;
@@ -816,7 +971,7 @@ mod tests {
             }
             let (piece, after) = rest.split_at(size.clamp(1, rest.len()));
             rest = after;
-            let (said, error) = hear(&mut decoder, piece, limits);
+            let (said, error) = hear_with(&mut decoder, piece, limits, inflater.as_deref_mut());
             all.extend(said);
             if error.is_some() {
                 assert!(decoder.is_idle(), "an error frees what was begun");
@@ -824,6 +979,29 @@ mod tests {
             }
         }
         (all, None)
+    }
+
+    /// The same bytes where compression was agreed on: whole and byte by byte, which must make no difference.
+    fn hear_deflated(bytes: &[u8], limits: Limits) -> (Vec<Said>, Option<FrameError>) {
+        let mut inflater = Inflater::default();
+        let whole = hear_with(&mut Decoder::new(), bytes, limits, Some(&mut inflater));
+        assert_eq!(hear_in_pieces_with(bytes, &[1], limits, Some(&mut inflater)), whole);
+        whole
+    }
+
+    /// A message's payload, deflated by another's code.
+    fn deflated(message: &[u8]) -> Vec<u8> {
+        let mut out = Vec::with_capacity(message.len() + 100);
+        let mut compressor = flate2::Compress::new(flate2::Compression::best(), false);
+        compressor.compress_vec(message, &mut out, flate2::FlushCompress::Sync).expect("there is room");
+        out.truncate(out.len() - 4);
+        out
+    }
+
+    fn deflated_frame(fin: bool, opcode: Opcode, payload: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        write_masked_deflated(&mut out, fin, opcode, payload, MASK);
+        out
     }
 
     fn frame(fin: bool, opcode: Opcode, payload: &[u8]) -> Vec<u8> {
@@ -870,7 +1048,9 @@ mod tests {
         let place = bytes.as_ptr_range();
         let mut input = bytes.as_mut_slice();
         let mut decoder = Decoder::new();
-        let Ok(Some(Incoming::Binary(payload))) = decoder.next(&mut input, LIMITS) else { panic!("a binary message") };
+        let Ok(Some(Incoming::Binary(payload))) = decoder.next(&mut input, LIMITS, None) else {
+            panic!("a binary message")
+        };
         assert!(place.contains(&payload.as_ptr()), "no copy was made");
     }
 
@@ -915,6 +1095,140 @@ mod tests {
         for (bytes, error) in cases {
             assert_eq!(refused(bytes), error);
             assert_eq!(error.close_code(), 1002, "{error}");
+        }
+    }
+
+    #[test]
+    fn compressed_messages_are_inflated() {
+        let text = "grüße ".repeat(500);
+        let payload = deflated(text.as_bytes());
+        assert!(payload.len() < 100);
+        let (first, rest) = payload.split_at(10);
+        let (second, third) = rest.split_at(0);
+        let bytes = [
+            deflated_frame(true, Opcode::Text, &payload),
+            deflated_frame(true, Opcode::Binary, &deflated(&[7; 9_999])),
+            // In fragments, one of them empty, and with a ping and a pong between.
+            deflated_frame(false, Opcode::Text, first),
+            frame(true, Opcode::Ping, b"there?"),
+            frame(false, Opcode::Continuation, second),
+            frame(true, Opcode::Pong, b""),
+            frame(true, Opcode::Continuation, third),
+            // A sender may choose for each message.
+            frame(true, Opcode::Text, b"as it is"),
+            deflated_frame(true, Opcode::Text, &[0x00]),
+            deflated_frame(true, Opcode::Binary, b""),
+            deflated_frame(false, Opcode::Text, b""),
+            frame(true, Opcode::Continuation, b""),
+        ];
+        let said = [
+            Said::Text(text.clone()),
+            Said::Binary(vec![7; 9_999]),
+            Said::Ping(b"there?".to_vec()),
+            Said::Pong(Vec::new()),
+            Said::Text(text),
+            Said::Text("as it is".into()),
+            Said::Text(String::new()),
+            Said::Binary(Vec::new()),
+            Said::Text(String::new()),
+        ];
+        assert_eq!(hear_deflated(&bytes.concat(), LIMITS), (said.to_vec(), None));
+    }
+
+    #[test]
+    fn the_reserved_bits_mean_something_where_it_was_agreed_on_alone() {
+        let hello = [0xf2, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00];
+        let compressed = deflated_frame(true, Opcode::Text, &hello);
+        assert_eq!(hear_deflated(&compressed, LIMITS), (vec![Said::Text("Hello".into())], None));
+        assert_eq!(refused(&compressed), FrameError::ReservedBits);
+        let begun = || deflated_frame(false, Opcode::Text, &hello);
+        for bytes in [
+            // On a control frame, on a continuation, beside the others, and the others alone.
+            deflated_frame(true, Opcode::Ping, b""),
+            deflated_frame(true, Opcode::Close, b""),
+            [begun(), deflated_frame(true, Opcode::Continuation, b"")].concat(),
+            [frame(false, Opcode::Text, b"a"), deflated_frame(true, Opcode::Continuation, &hello)].concat(),
+            b"\xe1\x80\0\0\0\0".to_vec(),
+            b"\xa1\x80\0\0\0\0".to_vec(),
+            b"\x91\x80\0\0\0\0".to_vec(),
+        ] {
+            assert_eq!(hear_deflated(&bytes, LIMITS), (vec![], Some(FrameError::ReservedBits)), "{bytes:x?}");
+        }
+    }
+
+    #[test]
+    fn a_compressed_payload_that_is_none_closes_1007() {
+        let of = |payload: &[u8]| hear_deflated(&deflated_frame(true, Opcode::Text, payload), LIMITS);
+        assert_eq!(of(b"not deflated"), (vec![], Some(FrameError::InvalidDeflate)));
+        assert_eq!(FrameError::InvalidDeflate.close_code(), 1007);
+        let payload = deflated(b"a text that is cut");
+        assert_eq!(of(&payload[..payload.len() / 2]), (vec![], Some(FrameError::InvalidDeflate)));
+        assert_eq!(of(&deflated(b"not UTF-8: \xff")), (vec![], Some(FrameError::InvalidUtf8)));
+        assert_eq!(of(&deflated(b"cut \xe2\x82")), (vec![], Some(FrameError::InvalidUtf8)));
+        let binary = deflated_frame(true, Opcode::Binary, &deflated(b"\xff"));
+        assert_eq!(hear_deflated(&binary, LIMITS), (vec![Said::Binary(vec![0xff])], None));
+    }
+
+    #[test]
+    fn a_compressed_message_is_limited_by_what_it_inflates_to() {
+        let limits = Limits { message_bytes_max: 1000, fragments_max: 8 };
+        let too_large = FrameError::MessageTooLarge { limit: 1000 };
+        let of = |message: &[u8]| hear_deflated(&deflated_frame(true, Opcode::Binary, &deflated(message)), limits);
+        assert_eq!(of(&[5; 1000]), (vec![Said::Binary(vec![5; 1000])], None));
+        assert_eq!(of(&[5; 1001]), (vec![], Some(too_large)));
+        assert_eq!(of(&vec![5; 1 << 20]), (vec![], Some(too_large)));
+        // One that compressing makes larger is still within the limit.
+        let noise: Vec<u8> = (0u32..1000).flat_map(|n| Sha1::digest(n.to_be_bytes())).take(1000).collect();
+        assert!(deflated(&noise).len() > 1000);
+        assert_eq!(of(&noise), (vec![Said::Binary(noise)], None));
+        // What could not be within it is refused by its header.
+        let over = deflated_frame(true, Opcode::Binary, &[0; 1190]);
+        assert_eq!(hear_deflated(&over[..4], limits), (vec![], Some(too_large)));
+        let mut parts = deflated_frame(false, Opcode::Binary, &[0; 600]);
+        parts.extend(frame(true, Opcode::Continuation, &[0; 590]));
+        assert_eq!(hear_deflated(&parts, limits), (vec![], Some(too_large)));
+        // Fragments are counted as ever.
+        let mut parts = deflated_frame(false, Opcode::Binary, b"");
+        parts.extend(frame(false, Opcode::Continuation, b"").repeat(8));
+        assert_eq!(hear_deflated(&parts, limits).1, Some(FrameError::TooManyFragments { limit: 8 }));
+    }
+
+    #[test]
+    fn two_connections_that_send_by_turns_share_an_inflater() {
+        let mut inflater = Inflater::default();
+        let messages = ["one ".repeat(300), "two ".repeat(300)];
+        let bytes = messages.clone().map(|text| deflated_frame(true, Opcode::Text, &deflated(text.as_bytes())));
+        let mut decoders = [Decoder::new(), Decoder::new()];
+        let mut said = Vec::new();
+        for at in 0..bytes[0].len().max(bytes[1].len()) {
+            for (decoder, bytes) in decoders.iter_mut().zip(&bytes) {
+                let piece = bytes.get(at..at + 1).unwrap_or_default();
+                said.extend(hear_with(decoder, piece, LIMITS, Some(&mut inflater)).0);
+            }
+        }
+        assert_eq!(said, messages.map(Said::Text));
+        assert!(decoders.iter().all(Decoder::is_idle));
+    }
+
+    #[test]
+    fn what_is_written_deflated_is_heard_again() {
+        let mut deflater = Deflater::default();
+        let text = "grüße ".repeat(50);
+        let (first, rest) = text.split_at(20);
+        for (pieces, smaller) in [(vec![first.as_bytes(), rest.as_bytes()], true), (vec![&b"short"[..]], false)] {
+            let mut out = Vec::new();
+            let to = write_deflated(&mut out, Opcode::Text, &pieces, &mut deflater, Window::Bits15);
+            let whole = pieces.concat();
+            let mut plain = Vec::new();
+            write_text(&mut plain, &whole);
+            assert_eq!(to.is_some(), smaller);
+            if let Some(to) = to {
+                assert_eq!((out[0], out.len()), (0xc1, 2 + to));
+                let mut inflater = Inflater::default();
+                assert_eq!(inflater.inflate(&out[2..], 1_000), Ok(&whole[..]));
+            } else {
+                assert_eq!(out, plain);
+            }
         }
     }
 
@@ -1188,6 +1502,42 @@ mod tests {
                 *place.get_mut(&mut bytes) = byte;
             }
             prop_assert_eq!(hear_all(&bytes, limits), hear_in_pieces(&bytes, &sizes, limits));
+        }
+
+        #[test]
+        fn compressed_or_not_what_is_said_is_heard_however_it_is_cut(
+            messages in prop::collection::vec((said(), any::<bool>(), 0usize..300, any::<[u8; 4]>()), 1..6),
+            damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..3),
+            sizes in prop::collection::vec(1usize..64, 1..8),
+        ) {
+            let mut bytes = Vec::new();
+            for (said, compressed, cut, mask) in &messages {
+                let (opcode, message): (_, &[u8]) = match said {
+                    Said::Text(text) if *compressed => (Opcode::Text, text.as_bytes()),
+                    Said::Binary(bytes) if *compressed => (Opcode::Binary, bytes),
+                    _ => {
+                        frames_of(said, &[*cut], *mask, &mut bytes);
+                        continue;
+                    }
+                };
+                let payload = deflated(message);
+                let (first, second) = payload.split_at((*cut).min(payload.len()));
+                write_masked_deflated(&mut bytes, false, opcode, first, *mask);
+                write_masked(&mut bytes, true, Opcode::Continuation, second, *mask);
+            }
+            let mut inflater = Inflater::default();
+            let expected: Vec<Said> = messages.into_iter().map(|(said, ..)| said).collect();
+            let whole = hear_with(&mut Decoder::new(), &bytes, LIMITS, Some(&mut inflater));
+            prop_assert_eq!(whole, (expected.clone(), None));
+            let pieces = hear_in_pieces_with(&bytes, &sizes, LIMITS, Some(&mut inflater));
+            prop_assert_eq!(pieces, (expected, None));
+            // Damaged, they get the same verdict however they are cut.
+            for (place, byte) in damage {
+                *place.get_mut(&mut bytes) = byte;
+            }
+            let limits = Limits { message_bytes_max: 150, fragments_max: 3 };
+            let whole = hear_with(&mut Decoder::new(), &bytes, limits, Some(&mut inflater));
+            prop_assert_eq!(hear_in_pieces_with(&bytes, &sizes, limits, Some(&mut inflater)), whole);
         }
 
         #[test]

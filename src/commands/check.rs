@@ -10,7 +10,8 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 use std::process::ExitCode;
 
-use crate::config::{Config, ConfigError, FILE_BYTES_MAX, FileError, Sources, Warning};
+use super::certificates;
+use crate::config::{Config, ConfigError, FILE_BYTES_MAX, FileError, IdentityError, Sources, Warning};
 
 /// The environment and the file system of this process; relative paths are relative to its working directory.
 #[derive(Clone, Copy, Debug)]
@@ -23,6 +24,10 @@ impl Sources for ProcessSources {
 
     fn file(&self, path: &str, bytes_max: usize) -> Result<Vec<u8>, FileError> {
         read_file(Path::new(path), bytes_max)
+    }
+
+    fn identity(&self, cert: &[u8], key: &[u8]) -> Result<(), IdentityError> {
+        certificates::certified_key(cert, key).map(drop)
     }
 }
 

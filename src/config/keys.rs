@@ -109,13 +109,13 @@ use Form::{Address, Boolean, Choice, Secret, SecretTable, Text, TextList, TextOr
 use Preset::{Is, Required, Unset};
 
 /// Tables that may stand several times, as `[[stream]]`.
-pub const ARRAYS: &[&str] = &["auth.jwt.key", "stream"];
+pub const ARRAYS: &[&str] = &["server.tls", "auth.jwt.key", "stream"];
 
 /// Every key, in the order of the example file.
 #[rustfmt::skip]
 pub const KEYS: &[KeyDoc] = &[
     key("server.listen", Address, Is("\"127.0.0.1:8080\""), "The public listener; port 0: chosen by the kernel, told in the ready line"),
-    key("server.plaintext", Boolean, Is("false"), "May listen beyond loopback without TLS, which a proxy in front ends"),
+    key("server.plaintext", Boolean, Is("false"), "May listen beyond loopback without TLS, which a proxy in front ends; not needed with `[[server.tls]]`"),
     key("server.trusted_proxies", TextList, Is("[]"), "CIDRs whose `Forwarded`, `X-Forwarded-For` and PROXY v2 are believed"),
     key("server.cores", Form::Integer { min: 0, max: 1024 }, Is("0"), "Threads, one shard each; 0: one per available core"),
     key("server.driver", Choice(&["auto", "io_uring", "epoll"]), Is("\"auto\""), "`auto` falls back to epoll where the kernel refuses io_uring, and says so"),
@@ -123,9 +123,12 @@ pub const KEYS: &[KeyDoc] = &[
     key("server.heartbeat", WAIT, Is("\"25s\""), "Time between WebSocket pings and SSE comments"),
     key("server.drain", Form::Duration { min_ms: 0, max_ms: DAY_MS }, Is("\"10s\""), "Window over which SIGTERM spreads reconnects"),
     key("server.allowed_origins", TextList, Is("[]"), "Origins besides same-origin, for cookie-borne credentials and CORS"),
+    key("server.permessage_deflate", Boolean, Is("true"), "WebSockets may agree on compression (RFC 7692): each event is deflated once for all who take it so"),
     key("server.playground", Boolean, Is("true"), "`GET /` answers with the playground page"),
     key("server.echo", Boolean, Is("false"), "`GET /echo` is a WebSocket that returns every message; refused beyond loopback"),
     key("server.state", Text, Is("\"restcast.state\""), "File for what the admin API creates; this version writes nothing to it"),
+    key("server.tls.cert", Text, Required, "PEM file of a certificate and those that vouch for it, the server's own first; with one or more `[[server.tls]]` `listen` speaks TLS only, and SNI chooses among several: the first whose names match, else the first"),
+    key("server.tls.key", Text, Required, "PEM file of its private key (PKCS #8, PKCS #1 or SEC 1, not encrypted); both files are read again on SIGHUP"),
     key("admin.listen", Address, Is("\"127.0.0.1:9080\""), "The admin listener"),
     key("admin.key", Secret, Unset, "Bearer key of `/admin/v1/`, which answers 403 without one; `/metrics` and `/readyz` never need it"),
     key("admin.names", TextList, Is("[]"), "Further `Host` names the admin listener accepts"),
@@ -141,7 +144,7 @@ pub const KEYS: &[KeyDoc] = &[
     key("limits.pinned_bytes", BUDGET, Is("\"256MiB\""), "Frames held for stalled readers; past it the longest stalled are closed 1013; 0: unlimited"),
     key("limits.handshakes_per_second_per_address", COUNT, Is("0"), "Handshakes per second from one client address; 0: unlimited"),
     key("limits.keep_alive", WAIT, Is("\"15s\""), "How long an HTTP connection may idle between requests"),
-    key("limits.handshake_timeout", WAIT, Is("\"10s\""), "How long a request head may take"),
+    key("limits.handshake_timeout", WAIT, Is("\"10s\""), "How long a request head, and a TLS handshake before it, may take"),
     key("limits.request_head_bytes_max", Form::Size { min: 512, max: 1 << 20 }, Is("\"16KiB\""), "Bytes of a request line and headers"),
     key("limits.message_bytes_max", Form::Size { min: 64, max: 64 << 20 }, Is("\"64KiB\""), "Bytes of one message from a client, after inflating"),
     key("limits.messages_per_second", COUNT, Is("50"), "Messages per second from one connection; past it closed 1008; 0: unlimited"),

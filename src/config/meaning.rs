@@ -13,7 +13,7 @@ use super::form::{self, FormError};
 use super::walk::{Lined, Section};
 use super::{
     AdminOptions, CA_FILE_BYTES_MAX, Config, ConfigError, Driver, JwtKey, LogFormat, LogLevel, LogOptions, Oddity,
-    Problem, ServerOptions, Sources, Warning,
+    Problem, ServerOptions, Sources, TLS_FILE_BYTES_MAX, TlsFiles, Warning,
 };
 use crate::auth::jwt::ClaimNames;
 use crate::auth::keys::{KeyConfig, KeyError, KeySet};
@@ -64,6 +64,7 @@ const RESERVED_PARAMS: [&str; 6] = ["format", "max_rate_ms", "select", "since", 
 /// Builds the configuration and appends what is wrong to `errors`; where that stays empty, the configuration is whole.
 pub(super) fn config(root: &Section, sources: &dyn Sources, errors: &mut Vec<ConfigError>) -> (Config, Vec<Warning>) {
     let mut check = Check { errors, warnings: Vec::new(), sources };
+    let tls = check.tls(root);
     let connection = check.connection(root);
     let server = check.server(root, &connection);
     let admin = check.admin(root, &server);
@@ -72,7 +73,7 @@ pub(super) fn config(root: &Section, sources: &dyn Sources, errors: &mut Vec<Con
     let log = log(root);
     let limits = limits(root);
     let streams = check.streams(root, !root.array("auth.jwt.key").is_empty());
-    let config = Config { server, connection, admin, log, limits, auth, jwt_keys, streams };
+    let config = Config { server, connection, tls, admin, log, limits, auth, jwt_keys, streams };
     (config, check.warnings)
 }
 
@@ -173,14 +174,52 @@ impl Check<'_> {
             allowed_origins: self.each("server.allowed_origins", root.texts("server.allowed_origins"), form::origin),
             playground: root.boolean("server.playground"),
             echo: root.boolean("server.echo"),
+            tls: !root.array("server.tls").is_empty(),
+            permessage_deflate: root.boolean("server.permessage_deflate"),
         }
+    }
+
+    /// `[[server.tls]]`; those with an error are left out.
+    fn tls(&mut self, root: &Section) -> Vec<TlsFiles> {
+        root.array("server.tls").iter().filter_map(|section| self.tls_files(section)).collect()
+    }
+
+    fn tls_files(&mut self, section: &Section) -> Option<TlsFiles> {
+        let (cert, key) = (section.text("server.tls.cert"), section.text("server.tls.key"));
+        let cert_pem = cert.as_deref().and_then(|path| self.tls_file(section, "server.tls.cert", path));
+        let key_pem = key.as_deref().and_then(|path| self.tls_file(section, "server.tls.key", path));
+        let (cert, key, cert_pem, key_pem) = (cert?, key?, cert_pem?, Secret::new(key_pem?));
+        match self.sources.identity(&cert_pem, key_pem.expose_secret()) {
+            Ok(()) => Some(TlsFiles { cert, key, cert_pem: cert_pem.into(), key_pem }),
+            Err(error) => {
+                let (at, path) = match error.is_of_certificate() {
+                    true => ("server.tls.cert", &cert),
+                    false => ("server.tls.key", &key),
+                };
+                self.error(section.line_of(at), Problem::Identity { key: at, path: form::quoted(path), error });
+                None
+            }
+        }
+    }
+
+    fn tls_file(&mut self, section: &Section, at: &'static str, path: &str) -> Option<Vec<u8>> {
+        let error = match self.sources.file(path, TLS_FILE_BYTES_MAX) {
+            Ok(bytes) if bytes.is_empty() => FormError::Empty,
+            Ok(bytes) => return Some(bytes),
+            Err(error) => FormError::File { path: form::quoted(path), error },
+        };
+        self.error(section.line_of(at), Problem::Form { key: at.to_owned(), error });
+        None
     }
 
     fn server(&mut self, root: &Section, connection: &connection::Options) -> ServerOptions {
         let listen = root.address("server.listen");
         let plaintext = root.boolean("server.plaintext");
+        if plaintext && connection.tls {
+            self.warn(root.line_of("server.plaintext"), Oddity::PlaintextWithTls);
+        }
         if !is_loopback(listen.ip()) {
-            if !plaintext {
+            if !plaintext && !connection.tls {
                 self.error(root.line_of("server.listen"), Problem::PlaintextNeeded { listen });
             }
             if connection.echo {

@@ -29,6 +29,8 @@ use crate::{auth, connection, limits, stream};
 pub const FILE_BYTES_MAX: usize = 4 << 20;
 /// Bytes of a file of certificates.
 pub const CA_FILE_BYTES_MAX: usize = 1 << 20;
+/// Bytes of a file of `[[server.tls]]`: a certificate with those that vouch for it, or its key.
+pub const TLS_FILE_BYTES_MAX: usize = 64 << 10;
 /// Errors that are reported at once; a file with more gets the number of the rest.
 pub const ERRORS_MAX: usize = 100;
 /// Warnings that are reported at once.
@@ -41,6 +43,8 @@ pub struct Config {
     pub server: ServerOptions,
     /// What connections need of `[server]`.
     pub connection: connection::Options,
+    /// `[[server.tls]]`, in the order of the file; without any the listener does not speak TLS.
+    pub tls: Vec<TlsFiles>,
     /// `[admin]`.
     pub admin: AdminOptions,
     /// `[log]`.
@@ -104,6 +108,40 @@ pub trait Sources {
 
     /// Contents of the file at `path`, of at most `bytes_max` bytes.
     fn file(&self, path: &str, bytes_max: usize) -> Result<Vec<u8>, FileError>;
+
+    /// Whether a server can present the certificate of the PEM text `cert` with the key of the PEM text `key`. Who has no
+    /// TLS at hand takes them as they are.
+    fn identity(&self, cert: &[u8], key: &[u8]) -> Result<(), IdentityError> {
+        let _ = (cert, key);
+        Ok(())
+    }
+}
+
+/// Why a certificate and a key cannot be presented together.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum IdentityError {
+    /// No certificate in the file.
+    #[error("holds no PEM certificate: name the file that begins with -----BEGIN CERTIFICATE-----")]
+    NoCertificate,
+    /// A certificate that cannot be read, or none of version 3.
+    #[error("holds a certificate that cannot be used: it must be X.509 version 3")]
+    BadCertificate,
+    /// No key in the file that could be read.
+    #[error("holds no private key in the clear: name the file that begins with -----BEGIN PRIVATE KEY-----")]
+    NoKey,
+    /// A key of a kind that is not known, or broken.
+    #[error("holds a key that cannot be used: it must be RSA of at least 2048 bits, ECDSA P-256 or P-384, or Ed25519")]
+    BadKey,
+    /// The key of another certificate.
+    #[error("holds the key of another certificate: name the one that the certificate was requested with")]
+    Mismatch,
+}
+
+impl IdentityError {
+    /// Whether it is the certificate's file that is at fault, not the key's.
+    pub const fn is_of_certificate(self) -> bool {
+        matches!(self, IdentityError::NoCertificate | IdentityError::BadCertificate)
+    }
 }
 
 /// Why a file that the configuration names cannot be had.
@@ -206,11 +244,21 @@ pub enum Problem {
     },
     /// `server.listen` beyond loopback in the clear.
     #[error(
-        "`server.listen` {listen} is reachable from other machines without TLS: listen on 127.0.0.1, or set `server.plaintext = true` if a proxy in front ends TLS"
+        "`server.listen` {listen} is reachable from other machines without TLS: add [[server.tls]] with `cert` and `key`, listen on 127.0.0.1, or set `server.plaintext = true` if a proxy in front ends TLS"
     )]
     PlaintextNeeded {
         /// The address.
         listen: SocketAddr,
+    },
+    /// A certificate or key that cannot be presented.
+    #[error("`{key}`: the file {path} {error}")]
+    Identity {
+        /// Its path.
+        key: &'static str,
+        /// The file's.
+        path: String,
+        /// What is wrong.
+        error: IdentityError,
     },
     /// `server.echo` beyond loopback.
     #[error("`server.echo` needs no credential and is refused beyond loopback: set it to false or listen on 127.0.0.1")]
@@ -354,6 +402,9 @@ impl fmt::Display for Warning {
 /// What works and is likely not meant.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum Oddity {
+    /// `server.plaintext` beside TLS.
+    #[error("`server.plaintext` has no effect with [[server.tls]]: the listener speaks TLS only")]
+    PlaintextWithTls,
     /// `/metrics` for everybody, the admin key in the clear.
     #[error(
         "`admin.listen` is reachable from other machines: /metrics is open to them, and the key travels in the clear"
@@ -441,6 +492,19 @@ pub struct ServerOptions {
     pub driver: Driver,
     /// The state file's path.
     pub state: String,
+}
+
+/// One `[[server.tls]]`: a certificate and its key, which fit together.
+#[derive(Clone, Debug)]
+pub struct TlsFiles {
+    /// Path of the certificate's file.
+    pub cert: String,
+    /// Path of the key's file.
+    pub key: String,
+    /// What the certificate's file holds: PEM.
+    pub cert_pem: Arc<[u8]>,
+    /// What the key's file holds: PEM.
+    pub key_pem: Secret,
 }
 
 /// `server.driver`.

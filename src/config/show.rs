@@ -6,7 +6,7 @@
 use std::fmt::{Display, Write};
 use std::time::Duration;
 
-use super::{Config, Driver, JwtKey, LogFormat, LogLevel};
+use super::{Config, Driver, JwtKey, LogFormat, LogLevel, TlsFiles};
 use crate::stream;
 
 /// What stands for a secret.
@@ -15,6 +15,7 @@ const MASK: &str = "\"***\"";
 pub(super) fn masked_toml(config: &Config) -> String {
     let mut page = Page(String::new());
     server(&mut page, config);
+    config.tls.iter().for_each(|files| tls(&mut page, files));
     admin_and_log(&mut page, config);
     limits(&mut page, config);
     auth(&mut page, config);
@@ -42,9 +43,16 @@ fn server(page: &mut Page, config: &Config) {
     page.line("heartbeat", quoted_duration(connection.heartbeat));
     page.line("drain", quoted_duration(connection.drain));
     page.line("allowed_origins", list(&connection.allowed_origins));
+    page.line("permessage_deflate", connection.permessage_deflate);
     page.line("playground", connection.playground);
     page.line("echo", connection.echo);
     page.line("state", quoted(&server.state));
+}
+
+fn tls(page: &mut Page, files: &TlsFiles) {
+    page.header("[[server.tls]]");
+    page.line("cert", quoted(&files.cert));
+    page.line("key", quoted(&files.key));
 }
 
 fn admin_and_log(page: &mut Page, config: &Config) {

@@ -136,6 +136,7 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         heartbeat = "5s"
         drain = "0s"
         allowed_origins = ["https://app.example"]
+        permessage_deflate = true
         playground = false
         echo = false
         state = "/var/lib/restcast/\"state\""
@@ -269,6 +270,7 @@ fn an_empty_file_has_the_defaults_of_every_part() {
         heartbeat = "25s"
         drain = "10s"
         allowed_origins = []
+        permessage_deflate = true
         playground = true
         echo = false
         state = "restcast.state"

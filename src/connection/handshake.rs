@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 
 use crate::auth;
+use crate::codec::deflate::{self, Agreement};
 use crate::codec::http::{self, Authorization, Head, Representation, Upgrade};
 use crate::codec::message::{ErrorCode, Format};
 use crate::ids::{ConnectionId, ResumePoint};
@@ -357,6 +358,11 @@ pub fn cookie_allowed(head: &Head<'_>, page: &Page) -> Result<(), Refusal> {
         return Err(Refusal::new(ErrorCode::OriginNotAllowed, "a cookie is not accepted from a page of that origin"));
     }
     Ok(())
+}
+
+/// What is agreed on of the extensions a client offers, where anything is.
+pub fn extension(upgrade: &Upgrade<'_>, options: &Options) -> Option<Agreement> {
+    if options.permessage_deflate { deflate::negotiate(&upgrade.extensions) } else { None }
 }
 
 /// The subprotocol to answer with, where one was offered: never the token.

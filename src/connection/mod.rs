@@ -18,7 +18,7 @@ use crate::auth::keys::KeyId;
 use crate::codec::http::BodyDecoder;
 use crate::codec::message::{CloseReason, Format};
 use crate::codec::ws;
-use crate::frame::Transport;
+use crate::frame::{Encoding, Transport};
 use crate::ids::{ConnectionId, Holder, ResumePoint};
 use crate::limits;
 use crate::time::{Instant, WallTime};
@@ -43,6 +43,10 @@ pub struct Options {
     pub playground: bool,
     /// Whether `GET /echo` exists.
     pub echo: bool,
+    /// Whether the listener speaks TLS: clients see `https`, and a PROXY header stands before the handshake.
+    pub tls: bool,
+    /// Whether WebSockets are offered permessage-deflate.
+    pub permessage_deflate: bool,
 }
 
 impl Default for Options {
@@ -55,6 +59,8 @@ impl Default for Options {
             allowed_origins: Vec::new(),
             playground: true,
             echo: false,
+            tls: false,
+            permessage_deflate: true,
         }
     }
 }
@@ -109,9 +115,18 @@ pub enum State {
     /// Has a grant and gets frames.
     Open(Open),
     /// `/echo`.
-    Echo(Box<ws::Decoder>),
+    Echo(Box<Echo>),
     /// The last bytes are on their way; ends when the peer has ended, or at the deadline.
     Closing(Box<Closing>),
+}
+
+/// A connection to `/echo`.
+#[derive(Debug)]
+pub struct Echo {
+    /// What makes messages of the bytes.
+    pub decoder: ws::Decoder,
+    /// How they go back.
+    pub encoding: Encoding,
 }
 
 /// A connection that speaks HTTP.
@@ -202,6 +217,8 @@ pub struct Reply {
 pub struct Unauthenticated {
     /// What makes messages of the bytes.
     pub decoder: ws::Decoder,
+    /// How its messages are encoded.
+    pub encoding: Encoding,
     /// What it will be subscribed to; `None` on `/v1/ws`.
     pub request: Option<StreamRequest>,
     /// When it is closed 4008.
@@ -253,6 +270,8 @@ pub struct Closing {
     pub farewell: Farewell,
     /// Reads a WebSocket's bytes for the peer's close frame.
     pub decoder: ws::Decoder,
+    /// Whether its messages may be compressed.
+    pub deflate: bool,
     /// Whether our side has been ended.
     pub finished: bool,
     /// Whether the peer has ended its side, or sent its close frame.
@@ -314,6 +333,18 @@ impl Connection {
     /// Whether so much waits for its socket that its requests must.
     pub fn is_full(&self) -> bool {
         self.outbox.as_ref().is_some_and(|outbox| outbox.control_bytes() > limits::CONTROL_BYTES_MAX)
+    }
+
+    /// Whether permessage-deflate was agreed on.
+    pub fn deflates(&self) -> bool {
+        let encoding = match &self.state {
+            State::Open(Open { transport: Transport::WebSocket(encoding), .. }) => *encoding,
+            State::Unauthenticated(waiting) => waiting.encoding,
+            State::Echo(echo) => echo.encoding,
+            State::Closing(closing) => return closing.deflate,
+            State::Open(_) | State::Http(_) => Encoding::Plain,
+        };
+        encoding != Encoding::Plain
     }
 
     /// Its grant, where it has one.

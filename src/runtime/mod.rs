@@ -11,8 +11,10 @@ pub mod listener;
 pub mod log;
 pub mod mailbox;
 pub mod resolver;
+pub mod session;
 pub mod sockets;
 pub mod sys;
+pub mod tls;
 pub mod workers;
 
 use std::io::Write as _;
@@ -37,6 +39,7 @@ use self::core::{CoreParts, Process};
 use self::mailbox::{Mailbox, Message};
 use self::resolver::Resolver;
 use self::sys::Signal;
+use self::tls::Tls;
 use self::workers::Workers;
 
 /// Entries of a core's submission queue.
@@ -146,6 +149,10 @@ fn run(
     fill_random(&mut seed)?;
     fill_random(&mut catalog_seed)?;
     let mut options = Arc::new(options_of(&config, None, u64::from_ne_bytes(catalog_seed), connections_max));
+    let tls = match config.tls.as_slice() {
+        [] => None,
+        files => Some(Arc::new(Tls::new(files).map_err(ServeError)?)),
+    };
     let (listeners, listen) = listen_all(config.server.listen, cores)?;
     let admin_listener = listener::listen(config.admin.listen, false)?;
     let admin_listen = admin_listener.local_addr()?;
@@ -169,13 +176,13 @@ fn run(
         seed[1] ^= u8::try_from(number >> 8).unwrap_or(0);
         let (options, ledger) = (Arc::clone(&options), Arc::clone(&ledger));
         let (process, metrics) = (Arc::clone(&process), Arc::clone(&metrics[number]));
-        let (resolver, events, up) = (Arc::clone(&resolver), events.clone(), up.clone());
+        let (resolver, events, up, tls) = (Arc::clone(&resolver), events.clone(), up.clone(), tls.clone());
         std::thread::Builder::new().name(format!("core-{number}")).spawn(move || {
             pin(number);
             // The shard is made on its own thread: what it shares within itself must not cross.
             let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 let shard = Shard::new(core, cores, options, ledger, Arc::clone(&metrics), seed, clock::now());
-                let parts = CoreParts { core, process, shard, listener, metrics, uring };
+                let parts = CoreParts { core, process, shard, listener, tls, metrics, uring };
                 let _ = up.send(());
                 drop(up);
                 drive(parts, &resolver)
@@ -230,7 +237,13 @@ fn run(
     greet(listen);
 
     let drain = config.connection.drain;
-    let reload = |options: &mut Arc<Options>| reload(&reread, options, allowed, &process, &admin, &config);
+    let reload = |options: &mut Arc<Options>| {
+        reload(
+            &reread,
+            options,
+            &Serving { allowed, process: &process, admin: &admin, tls: tls.as_deref(), config: &config },
+        );
+    };
     let ended = wait(&happened, &process, cores, drain, &mut options, reload);
     log::flush();
     ended
@@ -293,27 +306,41 @@ fn wait(
     }
 }
 
-/// Reads the configuration again; a bad one is reported, and the old one stays in force.
-fn reload(
-    reread: &Option<Reread>,
-    options: &mut Arc<Options>,
+/// What a reload is held against.
+struct Serving<'s> {
+    /// Connections that the descriptors allow.
     allowed: u32,
-    process: &Process,
-    admin: &admin::Admin,
-    serving: &Config,
-) {
+    process: &'s Process,
+    admin: &'s admin::Admin,
+    tls: Option<&'s Tls>,
+    /// The configuration at start.
+    config: &'s Config,
+}
+
+/// Reads the configuration again; a bad one is reported, and the old one stays in force.
+fn reload(reread: &Option<Reread>, options: &mut Arc<Options>, serving: &Serving<'_>) {
+    let Serving { allowed, process, admin, tls, config: begun } = *serving;
     let Some(reread) = reread else {
         log::write(LogLevel::Info, &[], "The demo has no configuration to read again.");
         return;
     };
-    match reread() {
-        Ok((config, warnings)) => {
+    let replaced = |(config, warnings): (Config, Vec<String>)| {
+        // The listener goes on speaking what it speaks, and says so below.
+        if let (Some(tls), false) = (tls, config.tls.is_empty()) {
+            tls.replace(&config.tls).map_err(ServeError)?;
+        }
+        Ok((config, warnings))
+    };
+    match reread().and_then(replaced) {
+        Ok((mut config, warnings)) => {
             for warning in &warnings {
                 log::write(LogLevel::Warn, &[], warning);
             }
-            let kept = config.server == serving.server && config.log == serving.log;
+            let spoken = config.connection.tls == begun.connection.tls;
+            config.connection.tls = begun.connection.tls;
+            let kept = config.server == begun.server && config.log == begun.log && spoken;
             if !kept || config.admin.listen != admin.listen_as_configured {
-                let sentence = "The listeners' addresses, [log] and server.cores, driver, plaintext and state take effect at the next start.";
+                let sentence = "The listeners' addresses, whether they speak TLS, [log] and server.cores, driver, plaintext and state take effect at the next start.";
                 log::write(LogLevel::Warn, &[], sentence);
             }
             let max = connections_max(config.limits.connections, allowed);

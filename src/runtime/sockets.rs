@@ -1,24 +1,32 @@
 //! The clients' sockets of one core, in an epoll set: by the places their connections have in the shard.
 //!
-//! Source: epoll(7), accept4(2), recv(2), send(2). Memory: 12 bytes a place; one scratch buffer a core for reading.
+//! Source: epoll(7), accept4(2), recv(2), send(2). Memory: 12 bytes a place; with TLS a pointer more and a session's box.
 //! Errors: a socket's failure is its connection's end; accepting pauses where the process has no descriptors or memory.
 //!
 //! Edge-triggered, both directions at once, registered once: an idle connection costs nothing but its entry, and no
 //! call is made to change what is waited for. A socket is closed here, at once and in order, after its readers have left
-//! the shard, so a descriptor that is used again cannot get another's frames.
+//! the shard, so a descriptor that is used again cannot get another's frames. With TLS one may hold sealed bytes that the
+//! shard has long sent: it then stays for [`limits::CLOSE_GRACE`] at most, outside its place, until they are out.
 
+use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown, SocketFlags};
+use rustls::ServerConfig;
 
 use crate::ids::ConnectionKey;
+use crate::limits;
+use crate::metrics::CoreMetrics;
 use crate::shard::{Sent, Wire};
+use crate::time::Instant;
 
 use super::listener;
+use super::session::{Flushed, Scratch, Session};
 
 /// Events taken from the kernel in one turn.
 const EVENTS_PER_TURN: usize = 1024;
@@ -26,6 +34,10 @@ const EVENTS_PER_TURN: usize = 1024;
 const LISTENER: u64 = u64::MAX;
 /// In place of a connection: the mailbox's bell.
 const BELL: u64 = u64::MAX - 1;
+/// In an index: not a place, but one of those that are left. Descriptors bound places far below it.
+const LEFT: u32 = 1 << 31;
+/// Sockets that stay for their sealed bytes at once; past it the one that has stayed longest is reset.
+const LEFT_MAX: usize = 1024;
 
 /// What the kernel has to tell of.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -50,6 +62,8 @@ pub enum Ready {
 pub enum Received {
     /// So many bytes, in the scratch buffer.
     Bytes(usize),
+    /// Bytes that say nothing yet: part of a record, or of a handshake.
+    Held,
     /// Nothing now.
     Nothing,
     /// The peer has ended its side.
@@ -83,19 +97,51 @@ pub struct Sockets {
     listener: Option<TcpListener>,
     places: Vec<Place>,
     events: Vec<Event>,
+    secure: Option<Secure>,
+}
+
+/// What TLS adds.
+struct Secure {
+    /// By the places of their sockets.
+    sessions: Vec<Option<Box<Session>>>,
+    scratch: Scratch,
+    left: HashMap<u32, (OwnedFd, Box<Session>)>,
+    /// Until when those that are left stay, soonest first; some may be gone.
+    left_until: VecDeque<(Instant, u32)>,
+    left_no: u32,
+}
+
+impl Secure {
+    fn session(&mut self, index: u32) -> Option<(&mut Session, &mut Scratch)> {
+        let session = self.sessions.get_mut(index as usize)?.as_deref_mut()?;
+        Some((session, &mut self.scratch))
+    }
 }
 
 impl Sockets {
-    /// The set, with its listener and the core's bell.
+    /// The set, with its listener and the core's bell; with `tls` the listener speaks nothing else, and at most `bytes` are
+    /// read at once.
     ///
     /// # Errors
     /// The system's.
-    pub fn new(listener: TcpListener, bell: BorrowedFd<'_>) -> io::Result<Sockets> {
+    pub fn new(
+        listener: TcpListener,
+        bell: BorrowedFd<'_>,
+        tls: Option<(Arc<ServerConfig>, Arc<CoreMetrics>)>,
+        bytes: usize,
+    ) -> io::Result<Sockets> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, &listener, EventData::new_u64(LISTENER), EventFlags::IN)?;
         epoll::add(&epoll, bell, EventData::new_u64(BELL), EventFlags::IN)?;
         let events = Vec::with_capacity(EVENTS_PER_TURN);
-        Ok(Sockets { epoll, listener: Some(listener), places: Vec::new(), events })
+        let secure = tls.map(|(config, metrics)| Secure {
+            sessions: Vec::new(),
+            scratch: Scratch::new(config, metrics, bytes),
+            left: HashMap::new(),
+            left_until: VecDeque::new(),
+            left_no: 0,
+        });
+        Ok(Sockets { epoll, listener: Some(listener), places: Vec::new(), events, secure })
     }
 
     /// What becomes readable when there is something to tell.
@@ -110,7 +156,14 @@ impl Sockets {
         let taken =
             epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut self.events), Some(&zero)).unwrap_or(0);
         for event in &self.events {
-            ready.push(match event.data.u64() {
+            let data = event.data.u64();
+            if let (Some(secure), false) = (&mut self.secure, data >= BELL)
+                && key_of(data).index & LEFT != 0
+            {
+                secure.flush_left(key_of(data).index);
+                continue;
+            }
+            ready.push(match data {
                 LISTENER => Ready::Listener,
                 BELL => Ready::Bell,
                 data => {
@@ -161,11 +214,16 @@ impl Sockets {
         self.listener = None;
     }
 
-    /// Puts a connection's socket at its place.
+    /// Whether the listener speaks TLS.
+    pub fn is_secure(&self) -> bool {
+        self.secure.is_some()
+    }
+
+    /// Puts a connection's socket at its place; where `proxied`, a PROXY header may come before its TLS.
     ///
     /// # Errors
     /// Where the kernel has no memory for it.
-    pub fn insert(&mut self, key: ConnectionKey, socket: OwnedFd) -> io::Result<()> {
+    pub fn insert(&mut self, key: ConnectionKey, socket: OwnedFd, proxied: bool) -> io::Result<()> {
         let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
         epoll::add(&self.epoll, &socket, EventData::new_u64(data_of(key)), flags)?;
         let index = key.index as usize;
@@ -173,6 +231,12 @@ impl Sockets {
             self.places.push(Place { generation: 0, socket: None, unread: false });
         }
         self.places[index] = Place { generation: key.generation, socket: Some(socket), unread: false };
+        if let Some(secure) = &mut self.secure {
+            if secure.sessions.len() <= index {
+                secure.sessions.resize_with(index + 1, || None);
+            }
+            secure.sessions[index] = Some(Box::new(Session::new(proxied)));
+        }
         Ok(())
     }
 
@@ -189,9 +253,37 @@ impl Sockets {
         place.is_some_and(|place| std::mem::replace(&mut place.unread, unread))
     }
 
+    /// Whether what comes next on a socket may be a TLS handshake's, which takes time.
+    pub fn is_shaking(&self, index: u32) -> bool {
+        let sessions = self.secure.as_ref().map(|secure| &secure.sessions);
+        let session = sessions.and_then(|sessions| sessions.get(index as usize)?.as_ref());
+        session.is_some_and(|session| session.is_shaking())
+    }
+
+    /// Notes whether a connection stands in the queue of handshakes; whether it did.
+    pub fn set_queued(&mut self, index: u32, queued: bool) -> bool {
+        let session = self.secure.as_mut().and_then(|secure| secure.session(index));
+        session.is_some_and(|(session, _)| std::mem::replace(&mut session.queued, queued))
+    }
+
+    /// How many flights of handshakes have been made so far.
+    pub fn flights(&self) -> usize {
+        self.secure.as_ref().map_or(0, |secure| secure.scratch.flights)
+    }
+
+    /// The client's address, once, where a trusted proxy has told it before TLS.
+    pub fn take_client(&mut self, index: u32) -> Option<IpAddr> {
+        self.secure.as_mut()?.session(index)?.0.take_client()
+    }
+
     /// Reads what a socket has, up to the size of `scratch`.
-    pub fn receive(&self, index: u32, scratch: &mut [u8]) -> Received {
-        let Some(socket) = self.socket(index) else { return Received::Lost };
+    pub fn receive(&mut self, index: u32, scratch: &mut [u8]) -> Received {
+        let socket = self.places.get(index as usize).and_then(|place| place.socket.as_ref());
+        let Some(socket) = socket else { return Received::Lost };
+        if let Some(secure) = &mut self.secure {
+            let Some((session, shared)) = secure.session(index) else { return Received::Lost };
+            return session.receive(socket, shared, scratch);
+        }
         loop {
             return match rustix::net::recv(socket, &mut *scratch, RecvFlags::DONTWAIT) {
                 Ok((0, _)) => Received::Finished,
@@ -203,33 +295,124 @@ impl Sockets {
         }
     }
 
-    /// Ends our side of a socket.
-    pub fn finish(&self, index: u32) {
-        if let Some(socket) = self.socket(index) {
-            let _ = rustix::net::shutdown(socket, Shutdown::Write);
+    /// A socket takes more: sealed bytes go first. Whether the shard is to be told; an error: the socket is gone.
+    ///
+    /// # Errors
+    /// None but that.
+    pub fn flush(&mut self, index: u32) -> Result<bool, Lost> {
+        let socket = self.places.get(index as usize).and_then(|place| place.socket.as_ref());
+        let session = self.secure.as_mut().and_then(|secure| secure.session(index));
+        let (Some(socket), Some((session, shared))) = (socket, session) else { return Ok(true) };
+        match session.flush(socket, shared) {
+            Flushed::Out => Ok(true),
+            Flushed::Blocked => Ok(false),
+            Flushed::Lost => Err(Lost),
         }
     }
 
-    /// Closes a socket; where `reset`, so that the peer notices at once.
-    pub fn close(&mut self, index: u32, reset: bool) {
+    /// Ends our side of a socket, behind what is still to be sent of it.
+    pub fn finish(&mut self, index: u32) {
+        let Some(socket) = self.places.get(index as usize).and_then(|place| place.socket.as_ref()) else { return };
+        match self.secure.as_mut().and_then(|secure| secure.session(index)) {
+            Some((session, shared)) => session.end(socket, shared),
+            None => {
+                let _ = rustix::net::shutdown(socket, Shutdown::Write);
+            }
+        }
+    }
+
+    /// Closes a socket; where `reset`, so that the peer notices at once. Otherwise one that has not taken all that was sealed
+    /// for it stays a little.
+    pub fn close(&mut self, index: u32, reset: bool, now: Instant) {
         let Some(place) = self.places.get_mut(index as usize) else { return };
         place.unread = false;
-        if let Some(socket) = place.socket.take() {
-            if reset {
-                listener::reset_on_close(&socket);
+        let Some(socket) = place.socket.take() else { return };
+        if let Some(secure) = &mut self.secure
+            && let Some(session) = secure.sessions.get_mut(index as usize).and_then(Option::take)
+        {
+            session.let_go(&socket, &mut secure.scratch);
+            if !reset && session.has_rest() {
+                secure.leave(&self.epoll, socket, session, now);
+                return;
             }
-            drop(socket);
+        }
+        if reset {
+            listener::reset_on_close(&socket);
+        }
+        drop(socket);
+    }
+
+    /// Resets those whose time to stay is over.
+    pub fn reset_left(&mut self, now: Instant) {
+        let Some(secure) = &mut self.secure else { return };
+        while let Some(&(until, no)) = secure.left_until.front() {
+            if until > now && secure.left.contains_key(&no) {
+                return;
+            }
+            secure.left_until.pop_front();
+            secure.reset_one(no);
         }
     }
 
-    fn socket(&self, index: u32) -> Option<&OwnedFd> {
-        self.places.get(index as usize)?.socket.as_ref()
+    /// When to call [`Sockets::reset_left`]; `None`: nobody is left.
+    pub fn next_timeout(&self) -> Option<Instant> {
+        self.secure.as_ref()?.left_until.front().map(|(until, _)| *until)
+    }
+}
+
+/// A socket is gone.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Lost;
+
+impl Secure {
+    /// Keeps a socket until its sealed bytes are out.
+    fn leave(&mut self, epoll: &OwnedFd, socket: OwnedFd, mut session: Box<Session>, now: Instant) {
+        session.end(&socket, &mut self.scratch);
+        if self.left.len() >= LEFT_MAX
+            && let Some((_, no)) = self.left_until.pop_front()
+        {
+            self.reset_one(no);
+        }
+        self.left_no = self.left_no.wrapping_add(1) & !LEFT;
+        let no = self.left_no;
+        let flags = EventFlags::OUT | EventFlags::ET;
+        let data = data_of(ConnectionKey { index: no | LEFT, generation: 0 });
+        if epoll::modify(epoll, &socket, EventData::new_u64(data), flags).is_err() {
+            return;
+        }
+        self.left.insert(no | LEFT, (socket, session));
+        self.left_until.push_back((now + limits::CLOSE_GRACE, no | LEFT));
+        // The edge that told of room may have come before.
+        self.flush_left(no | LEFT);
+    }
+
+    fn flush_left(&mut self, no: u32) {
+        let Some((socket, session)) = self.left.get_mut(&no) else { return };
+        if session.flush(socket, &mut self.scratch) != Flushed::Blocked {
+            self.left.remove(&no);
+            // Their times stand in order: those at the front may be gone.
+            while self.left_until.front().is_some_and(|(_, no)| !self.left.contains_key(no)) {
+                self.left_until.pop_front();
+            }
+        }
+    }
+
+    fn reset_one(&mut self, no: u32) {
+        if let Some((socket, _)) = self.left.remove(&no) {
+            listener::reset_on_close(&socket);
+        }
     }
 }
 
 impl Wire for Sockets {
     fn send(&mut self, connection: u32, bytes: &[u8]) -> Sent {
-        let Some(socket) = self.socket(connection) else { return Sent::Lost };
+        let Some(socket) = self.places.get(connection as usize).and_then(|place| place.socket.as_ref()) else {
+            return Sent::Lost;
+        };
+        if let Some(secure) = &mut self.secure {
+            let Some((session, shared)) = secure.session(connection) else { return Sent::Lost };
+            return session.send(socket, shared, bytes);
+        }
         loop {
             return match rustix::net::send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
                 Ok(count) => Sent::Bytes(count),

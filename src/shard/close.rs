@@ -2,6 +2,7 @@
 //!
 //! Source: protocol version 1, section 5; RFC 6455 section 7. Memory: none. Errors: none: every path ends.
 
+use crate::codec::deflate::Inflater;
 use crate::codec::message::{self, CloseReason, ErrorCode};
 use crate::codec::ws;
 use crate::connection::handshake::Refusal;
@@ -52,7 +53,7 @@ impl Shard {
     /// ending already, the more important cause is told, as long as none has been.
     pub(super) fn close(&mut self, index: u32, reason: CloseReason) {
         let deadline = self.now.at + limits::CLOSE_GRACE;
-        let transport = match self.connections.at_mut(index).map(|connection| &mut connection.state) {
+        let farewell = match self.connections.at_mut(index).map(|connection| &mut connection.state) {
             None => return,
             Some(State::Closing(closing)) => {
                 if closing.farewell != Farewell::Said && closing.cause.is_some_and(|old| reason.rank() < old.rank()) {
@@ -64,26 +65,23 @@ impl Shard {
                 self.end_http(index, reason);
                 return;
             }
-            Some(State::Open(open)) => open.transport,
-            Some(State::Unauthenticated(_) | State::Echo(_)) => Transport::WebSocket,
+            Some(State::Open(open)) if open.transport == Transport::Sse => Farewell::CloseEvent,
+            Some(State::Open(_) | State::Unauthenticated(_) | State::Echo(_)) => Farewell::CloseFrame,
         };
         self.leave(index);
         let Some(connection) = self.connections.at_mut(index) else { return };
         if let Some(outbox) = &mut connection.outbox {
             outbox.drop_unsent_frames();
         }
-        let farewell = match transport {
-            Transport::WebSocket => Farewell::CloseFrame,
-            Transport::Sse => Farewell::CloseEvent,
-        };
+        let deflate = connection.deflates();
         let decoder = match &mut connection.state {
             State::Open(open) => std::mem::take(&mut open.decoder),
             State::Unauthenticated(open) => std::mem::take(&mut open.decoder),
-            State::Echo(decoder) => std::mem::take(&mut **decoder),
+            State::Echo(echo) => std::mem::take(&mut echo.decoder),
             State::Http(_) | State::Closing(_) => ws::Decoder::new(),
         };
         let cause = Some(reason);
-        let closing = Closing { deadline, cause, farewell, decoder, finished: false, peer_done: false };
+        let closing = Closing { deadline, cause, farewell, decoder, deflate, finished: false, peer_done: false };
         let left = std::mem::replace(&mut connection.state, State::Closing(Box::new(closing)));
         self.release_rights(left);
         self.make_ready(index);
@@ -96,7 +94,7 @@ impl Shard {
 
     pub(super) fn count_open(&self, transport: Transport, rise: bool) {
         let kind = match transport {
-            Transport::WebSocket => ConnectionKind::WebSocket,
+            Transport::WebSocket(_) => ConnectionKind::WebSocket,
             Transport::Sse => ConnectionKind::Sse,
         };
         let gauge = self.metrics.connections.of(kind);
@@ -143,7 +141,8 @@ impl Shard {
         });
         let farewell = Farewell::Said;
         let decoder = ws::Decoder::new();
-        let closing = Closing { deadline, cause: None, farewell, decoder, finished: false, peer_done: true };
+        let closing =
+            Closing { deadline, cause: None, farewell, decoder, deflate: false, finished: false, peer_done: true };
         let left = std::mem::replace(&mut connection.state, State::Closing(Box::new(closing)));
         self.release_rights(left);
         self.make_ready(index);
@@ -159,6 +158,7 @@ impl Shard {
             cause: None,
             farewell: Farewell::Said,
             decoder: ws::Decoder::new(),
+            deflate: false,
             finished: false,
             peer_done: true,
         };
@@ -234,7 +234,7 @@ impl Shard {
     }
 
     /// Bytes from the peer of an ending connection: only its close frame is looked for.
-    pub(super) fn closing_bytes(&mut self, index: u32, mut bytes: &mut [u8]) {
+    pub(super) fn closing_bytes(&mut self, index: u32, mut bytes: &mut [u8], inflater: &mut Inflater) {
         let message_limits = self.message_limits();
         let Some(State::Closing(closing)) = self.connections.at_mut(index).map(|connection| &mut connection.state)
         else {
@@ -244,7 +244,8 @@ impl Shard {
             return;
         }
         loop {
-            match closing.decoder.next(&mut bytes, message_limits) {
+            let inflater = closing.deflate.then_some(&mut *inflater);
+            match closing.decoder.next(&mut bytes, message_limits, inflater) {
                 Ok(Some(ws::Incoming::Close(_))) | Err(_) => break,
                 Ok(Some(_)) => {}
                 Ok(None) => return,

@@ -431,7 +431,7 @@ impl Shard {
     fn conflate(&mut self, index: u32, no: u16, slot: Slot) {
         let kind = RenditionKind::from_index(usize::from(slot.kind));
         let Some(topic) = self.topics.at_mut(slot.topic) else { return };
-        let snapshot = topic.snapshot(kind, &self.meter);
+        let snapshot = topic.snapshot(kind, &self.meter, &mut self.encoder);
         let status = topic.status;
         let name = std::sync::Arc::clone(&topic.key.name);
         let Some(rendition) = &mut topic.renditions[usize::from(slot.kind)] else { return };
@@ -477,7 +477,7 @@ impl Shard {
             Waiting::One(block, range) => (block, range),
             Waiting::More => {
                 self.metrics.conflations.count();
-                let Some(block) = topic.snapshot(kind, &self.meter) else { return Fed::Nothing };
+                let Some(block) = topic.snapshot(kind, &self.meter, &mut self.encoder) else { return Fed::Nothing };
                 let length = block.bytes().len();
                 (block, 0..length)
             }

@@ -9,6 +9,7 @@
 
 mod catalog;
 mod close;
+mod encoder;
 mod fanout;
 mod http;
 mod ledger;
@@ -32,6 +33,7 @@ use std::sync::Arc;
 
 use crate::auth::grant::RightsTable;
 use crate::auth::jwt::Verifier;
+use crate::codec::deflate::Inflater;
 use crate::connection::Connection;
 use crate::ids::{ConnectionKey, CoreId};
 use crate::limits::Limits;
@@ -47,6 +49,7 @@ pub use self::mail::Mail;
 pub use self::rng::Rng;
 pub use self::stats::Stats;
 
+use self::encoder::Encoder;
 use self::fanout::Joint;
 use self::owner::Owned;
 use self::rendition::Meter;
@@ -76,6 +79,13 @@ pub enum Input<'a> {
         connection: u32,
         /// The bytes; overwritten while they are made sense of.
         bytes: &'a mut [u8],
+    },
+    /// A trusted proxy has told, before the TLS handshake, which client the connection is of.
+    ToldByProxy {
+        /// Which connection.
+        connection: u32,
+        /// The client's address.
+        client: std::net::IpAddr,
     },
     /// The peer will send nothing more.
     PeerFinished {
@@ -237,6 +247,8 @@ pub struct Shard {
     /// Scratch for a send of several subscriptions' frames.
     joint: Joint,
     meter: Rc<Meter>,
+    encoder: Encoder,
+    inflater: Inflater,
     /// Mail to this very core.
     inbox: VecDeque<Mail>,
     /// The next connection to be told to go, while draining.
@@ -268,6 +280,7 @@ impl Shard {
         seed: [u8; 32],
         now: Now,
     ) -> Shard {
+        let encoder = Encoder::new(Arc::clone(&metrics));
         let mut shard = Shard {
             core,
             cores,
@@ -293,6 +306,8 @@ impl Shard {
             swept_at: Instant::default(),
             joint: Joint::default(),
             meter: Rc::default(),
+            encoder,
+            inflater: Inflater::default(),
             inbox: VecDeque::new(),
             draining: None,
             recheck: None,
@@ -311,6 +326,7 @@ impl Shard {
         self.now = now;
         match input {
             Input::Received { connection, bytes } => self.received(connection, bytes),
+            Input::ToldByProxy { connection, client } => self.told_by_proxy(connection, client),
             Input::PeerFinished { connection } => self.peer_finished(connection),
             Input::Lost { connection } => self.lose(connection),
             Input::Writable { connection } => self.writable(connection),

@@ -6,14 +6,15 @@
 use std::net::IpAddr;
 
 use crate::auth::grant::{CredentialKind, Grant};
+use crate::codec::deflate::Inflater;
 use crate::codec::message::{
     self, AuthKind, ClientId, ClientMessage, CloseReason, ErrorCode, ErrorFrame, MessageError,
 };
-use crate::codec::ws::{self, Incoming};
+use crate::codec::ws::{self, Incoming, Opcode};
 use crate::connection::handshake::Refusal;
 use crate::connection::subscriptions::Subscriptions;
 use crate::connection::{MessageRate, Open, State};
-use crate::frame::{self, Transport};
+use crate::frame::{self, Encoding, Transport};
 use crate::ids::{ConnectionId, CoreId};
 use crate::limits;
 use crate::metrics::{AuthUpdateResult, HandshakeResult};
@@ -108,13 +109,28 @@ impl Shard {
         self.tell(index, "error", |out| message::write_error(out, &frame));
     }
 
-    /// Bytes of an open WebSocket.
-    pub(super) fn messages(&mut self, index: u32, mut bytes: &mut [u8]) {
+    /// Bytes of a WebSocket.
+    pub(super) fn websocket_bytes(&mut self, index: u32, bytes: &mut [u8]) {
+        // What it inflates is looked at by the whole shard, so it is out of the shard meanwhile.
+        let mut inflater = std::mem::take(&mut self.inflater);
+        match self.connections.at(index).map(|connection| &connection.state) {
+            Some(State::Open(_)) => self.messages(index, bytes, &mut inflater),
+            Some(State::Unauthenticated(_)) => self.first_message(index, bytes, &mut inflater),
+            Some(State::Echo(_)) => self.echo(index, bytes, &mut inflater),
+            Some(State::Closing(_)) => self.closing_bytes(index, bytes, &mut inflater),
+            Some(State::Http(_)) | None => {}
+        }
+        self.inflater = inflater;
+    }
+
+    fn messages(&mut self, index: u32, mut bytes: &mut [u8], inflater: &mut Inflater) {
         let message_limits = self.message_limits();
-        let Some(open) = self.connections.at_mut(index).and_then(|connection| connection.open_mut()) else { return };
+        let Some(connection) = self.connections.at_mut(index) else { return };
+        let deflates = connection.deflates();
+        let Some(open) = connection.open_mut() else { return };
         let mut decoder = std::mem::take(&mut open.decoder);
         loop {
-            match decoder.next(&mut bytes, message_limits) {
+            match decoder.next(&mut bytes, message_limits, deflates.then_some(&mut *inflater)) {
                 Ok(Some(incoming)) => {
                     if !self.said(index, incoming) {
                         return;
@@ -301,19 +317,22 @@ impl Shard {
     }
 
     /// Bytes of a WebSocket that has not said who it is.
-    pub(super) fn first_message(&mut self, index: u32, mut bytes: &mut [u8]) {
+    fn first_message(&mut self, index: u32, mut bytes: &mut [u8], inflater: &mut Inflater) {
         let message_limits = self.message_limits();
         let now = self.now.at;
         let per_second = self.options.limits.messages_per_second;
         loop {
             let Some(State::Unauthenticated(waiting)) = self.connections.at_mut(index).map(|c| &mut c.state) else {
-                if !bytes.is_empty() {
-                    self.received(index, bytes);
-                }
-                return;
+                // It may be open now, or closing: what follows is its own.
+                return match self.connections.at(index).map(|connection| &connection.state) {
+                    Some(State::Open(_)) => self.messages(index, bytes, inflater),
+                    Some(State::Closing(_)) => self.closing_bytes(index, bytes, inflater),
+                    _ => {}
+                };
             };
             let mut decoder = std::mem::take(&mut waiting.decoder);
-            let incoming = match decoder.next(&mut bytes, message_limits) {
+            let deflates = waiting.encoding != Encoding::Plain;
+            let incoming = match decoder.next(&mut bytes, message_limits, deflates.then_some(&mut *inflater)) {
                 Ok(Some(incoming)) => incoming,
                 Ok(None) => {
                     waiting.decoder = decoder;
@@ -354,7 +373,7 @@ impl Shard {
         let Some(State::Unauthenticated(waiting)) = self.connections.at_mut(index).map(|c| &mut c.state) else {
             return;
         };
-        let (addr, request) = (waiting.peer, waiting.request.take());
+        let (addr, encoding, request) = (waiting.peer, waiting.encoding, waiting.request.take());
         let grant = match self.verify(token, addr) {
             Ok(grant) => grant,
             Err(refusal) => {
@@ -379,35 +398,40 @@ impl Shard {
             Ok(counted) => counted,
             Err(_) => return self.close(index, CloseReason::Overloaded),
         };
-        self.open(index, Transport::WebSocket, grant, counted, request.is_some());
+        self.open(index, Transport::WebSocket(encoding), grant, counted, request.is_some());
         if let (Some(key), Some(request)) = (key, request) {
             self.open_single(index, &key, &request);
         }
     }
 
     /// Bytes of `/echo`: each message goes back as it came.
-    pub(super) fn echo(&mut self, index: u32, mut bytes: &mut [u8]) {
+    fn echo(&mut self, index: u32, mut bytes: &mut [u8], inflater: &mut Inflater) {
         let Some(connection) = self.connections.at_mut(index) else { return };
-        let State::Echo(decoder) = &mut connection.state else { return };
-        let mut decoder = std::mem::take(&mut **decoder);
+        let State::Echo(echo) = &mut connection.state else { return };
+        let encoding = echo.encoding;
+        let deflates = encoding != Encoding::Plain;
+        let mut decoder = std::mem::take(&mut echo.decoder);
         loop {
-            let incoming = match decoder.next(&mut bytes, ECHO_LIMITS) {
+            let incoming = match decoder.next(&mut bytes, ECHO_LIMITS, deflates.then_some(&mut *inflater)) {
                 Ok(Some(incoming)) => incoming,
                 Ok(None) => break,
                 Err(error) => return self.close_for_fault(index, error.into()),
             };
-            let Some(connection) = self.connections.at_mut(index) else { return };
-            match incoming {
-                Incoming::Text(text) => connection.outbox().write(|out| ws::write_text(out, text.as_bytes())),
-                Incoming::Binary(data) => connection.outbox().write(|out| ws::write_binary(out, data)),
-                Incoming::Ping(payload) => connection.outbox().write(|out| ws::write_pong(out, payload)),
-                Incoming::Pong(_) => {}
+            let (opcode, payload) = match incoming {
+                Incoming::Text(text) => (Opcode::Text, text.as_bytes()),
+                Incoming::Binary(data) => (Opcode::Binary, data),
+                Incoming::Ping(payload) => (Opcode::Pong, payload),
+                Incoming::Pong(_) => continue,
                 Incoming::Close(given) => return self.answer_close(index, given),
-            }
+            };
+            // RFC 7692 section 6: control frames are never compressed.
+            let encoding = if opcode == Opcode::Pong { Encoding::Plain } else { encoding };
+            let Some(connection) = self.connections.at_mut(index) else { return };
+            connection.outbox().write(|out| self.encoder.message(opcode, payload, encoding, out));
             self.make_ready(index);
         }
-        if let Some(State::Echo(place)) = self.connections.at_mut(index).map(|connection| &mut connection.state) {
-            **place = decoder;
+        if let Some(State::Echo(echo)) = self.connections.at_mut(index).map(|connection| &mut connection.state) {
+            echo.decoder = decoder;
         }
     }
 }

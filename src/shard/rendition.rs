@@ -505,12 +505,12 @@ impl Drop for Rendition {
 mod tests {
     use super::*;
     use crate::codec::message::Format;
-    use crate::frame::Transport;
+    use crate::frame::{Encoding, Transport};
 
     fn log() -> (Rendition, Rc<Meter>) {
         let meter = Rc::new(Meter::default());
         meter.logged_max.set(1 << 30);
-        let kind = RenditionKind { transport: Transport::WebSocket, format: Format::Patch };
+        let kind = RenditionKind { transport: Transport::WebSocket(Encoding::Plain), format: Format::Patch };
         (Rendition::new(kind, &meter), meter)
     }
 

@@ -14,8 +14,8 @@ use crate::codec::http::{self, BodyDecoder, BodyError, BodyLength, Framing, Head
 use crate::codec::message::{CloseReason, ErrorCode, Format};
 use crate::codec::ws;
 use crate::connection::handshake::{self, Carrier, Demand, How, Page, Refusal, SeenAs};
-use crate::connection::{Connection, Http, MessageRate, Phase, Reply, State, StreamRequest, Unauthenticated};
-use crate::frame::Transport;
+use crate::connection::{Connection, Echo, Http, MessageRate, Phase, Reply, State, StreamRequest, Unauthenticated};
+use crate::frame::{Encoding, Transport};
 use crate::ids::{ConnectionId, ConnectionKey, Holder};
 use crate::secret::Secret;
 use crate::time::Instant;
@@ -95,6 +95,21 @@ impl Shard {
         self.connections.at(index).is_some_and(|connection| !connection.paused)
     }
 
+    /// Whether a PROXY header may come from this connection's peer before anything else.
+    pub fn may_be_proxied(&self, index: u32) -> bool {
+        match self.connections.at(index).map(|connection| &connection.state) {
+            Some(State::Http(http)) => http.fresh && http.proxied,
+            _ => false,
+        }
+    }
+
+    /// A trusted proxy has told for whom it speaks, before the TLS handshake.
+    pub(super) fn told_by_proxy(&mut self, index: u32, client: IpAddr) {
+        if let Some(http) = self.http_mut(index).filter(|http| http.fresh && http.proxied) {
+            http.told_by_proxy = Some(client.to_canonical());
+        }
+    }
+
     pub(super) fn received(&mut self, index: u32, bytes: &mut [u8]) {
         let now = self.now.at;
         let handshake_timeout = self.options.limits.handshake_timeout;
@@ -111,11 +126,10 @@ impl Shard {
                 self.serve_http(index);
                 self.arm(index);
             }
-            State::Unauthenticated(_) => self.first_message(index, bytes),
             State::Open(open) if open.transport == Transport::Sse => {}
-            State::Open(_) => self.messages(index, bytes),
-            State::Echo(_) => self.echo(index, bytes),
-            State::Closing(_) => self.closing_bytes(index, bytes),
+            State::Open(_) | State::Unauthenticated(_) | State::Echo(_) | State::Closing(_) => {
+                self.websocket_bytes(index, bytes);
+            }
         }
         // Whoever does not take its answers is not asked for more.
         if let Some(connection) = self.connections.at_mut(index) {
@@ -141,6 +155,7 @@ impl Shard {
     pub(super) fn serve_http(&mut self, index: u32) {
         loop {
             let head_max = self.options.limits.request_head_bytes_max as usize;
+            let tls = self.options.connection.tls;
             let Some(connection) = self.connections.at_mut(index) else { return };
             let full = connection.is_full();
             let State::Http(http) = &mut connection.state else { return };
@@ -149,7 +164,8 @@ impl Shard {
             }
             let mut buffer = std::mem::take(&mut http.buffer);
             let used = match &http.phase {
-                Phase::Head if http.fresh && http.proxied => match self.read_proxy_header(index, &buffer) {
+                // With TLS it stands before the handshake, where the shell reads it.
+                Phase::Head if http.fresh && http.proxied && !tls => match self.read_proxy_header(index, &buffer) {
                     Some(used) => used,
                     None => return self.keep(index, buffer),
                 },
@@ -224,7 +240,7 @@ impl Shard {
             // The far end of the nearest hop; what it claims of further ones counts only where it is trusted itself.
             addr: told_by_proxy.map_or(client.addr, |addr| forwarded::client(addr, trusted, head).addr),
             seen_as: SeenAs {
-                scheme: client.proto.unwrap_or("http").to_owned(),
+                scheme: client.proto.unwrap_or(if self.options.connection.tls { "https" } else { "http" }).to_owned(),
                 authority: client.host.unwrap_or_else(|| head.host.to_owned()),
             },
         }
@@ -279,9 +295,9 @@ impl Shard {
             }
             Demand::Options(allow) => self.respond(index, preflight(head, allow, &reply), &reply),
             Demand::Echo(upgrade) => {
-                self.switch_protocols(index, &upgrade, None);
+                let encoding = self.switch_protocols(index, &upgrade, None);
                 if let Some(connection) = self.connections.at_mut(index) {
-                    connection.state = State::Echo(Box::default());
+                    connection.state = State::Echo(Box::new(Echo { decoder: ws::Decoder::new(), encoding }));
                     self.arm(index);
                 }
             }
@@ -443,11 +459,12 @@ impl Shard {
         let grant = match self.judge(head, page, client.addr, request.as_ref(), true) {
             Ok(Judged::Granted(grant)) => grant,
             Ok(Judged::FirstMessage) => {
-                self.switch_protocols(index, upgrade, handshake::subprotocol(upgrade));
+                let encoding = self.switch_protocols(index, upgrade, handshake::subprotocol(upgrade));
                 let deadline = self.now.at + self.options.auth.first_message.unwrap_or_default();
                 if let Some(connection) = self.connections.at_mut(index) {
                     connection.state = State::Unauthenticated(Box::new(Unauthenticated {
                         decoder: ws::Decoder::new(),
+                        encoding,
                         request,
                         deadline,
                         rate: MessageRate::default(),
@@ -470,8 +487,8 @@ impl Shard {
             Ok(counted) => counted,
             Err(refusal) => return self.refuse(index, &refusal, reply),
         };
-        self.switch_protocols(index, upgrade, handshake::subprotocol(upgrade));
-        self.open(index, Transport::WebSocket, grant, counted, request.is_some());
+        let encoding = self.switch_protocols(index, upgrade, handshake::subprotocol(upgrade));
+        self.open(index, Transport::WebSocket(encoding), grant, counted, request.is_some());
         if let (Some(key), Some(request)) = (key, request) {
             self.open_single(index, &key, &request);
         }
@@ -541,13 +558,18 @@ impl Shard {
         self.wait_for_value(index, &key, known, wait_s, grant, reply);
     }
 
-    /// Writes the answer to an upgrade.
-    fn switch_protocols(&mut self, index: u32, upgrade: &Upgrade<'_>, protocol: Option<&str>) {
+    /// Writes the answer to an upgrade. How the WebSocket's messages are encoded from now on.
+    fn switch_protocols(&mut self, index: u32, upgrade: &Upgrade<'_>, protocol: Option<&str>) -> Encoding {
         let accept = http::accept_key(upgrade.key);
+        let agreed = handshake::extension(upgrade, &self.options.connection);
+        let answer = agreed.map(|agreed| agreed.answer());
+        let extension = answer.as_deref().map(|answer| ("Sec-WebSocket-Extensions", answer));
         if let Some(connection) = self.connections.at_mut(index) {
-            connection.outbox().write(|out| http::write_switching_protocols(out, &accept, protocol, &[]));
+            let extra = extension.as_slice();
+            connection.outbox().write(|out| http::write_switching_protocols(out, &accept, protocol, extra));
             self.make_ready(index);
         }
+        agreed.map_or(Encoding::Plain, |agreed| Encoding::Deflated(agreed.window))
     }
 
     /// Counts a connection for its subject, where that has a limit; whether it was counted.

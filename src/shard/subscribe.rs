@@ -134,9 +134,8 @@ impl Shard {
         let generation = connection.generation;
         let Some(open) = connection.open_mut() else { return Ok(()) };
         let kind = RenditionKind { transport: open.transport, format };
-        let kind_no = u8::try_from(kind.index()).expect("there are six kinds");
         let rated = max_rate_ms > 0;
-        let slot = Slot { topic, position: 0, kind: kind_no, rated, pending: true, counted, max_rate_ms };
+        let slot = Slot { topic, position: 0, kind: kind.number(), rated, pending: true, counted, max_rate_ms };
         let Some(slot) = open.subscriptions.insert(slot) else {
             self.release_stream(holder.filter(|_| counted), key);
             self.unwatch(topic);
@@ -191,9 +190,10 @@ impl Shard {
         let Some(history) = &topic.history else { return };
         let has_value = history.value().is_some();
         let status = topic.status.filter(|status| status.state != StreamState::Live);
-        let resumed = since.and_then(|since| topic.resume(kind, since, now + BACKLOG_KEPT, &self.meter));
+        let resumed =
+            since.and_then(|since| topic.resume(kind, since, now + BACKLOG_KEPT, &self.meter, &mut self.encoder));
         let snapshot = match resumed {
-            None if has_value => topic.snapshot(kind, &self.meter),
+            None if has_value => topic.snapshot(kind, &self.meter, &mut self.encoder),
             _ => None,
         };
         let end = topic.rendition(kind, &self.meter).end();
@@ -419,7 +419,7 @@ impl Shard {
             let mut dirty = Vec::new();
             for rendition in topic.renditions.iter_mut().flatten() {
                 rendition.restart(untold);
-                dirty.push(u8::try_from(rendition.kind().index()).expect("there are six kinds"));
+                dirty.push(rendition.kind().number());
             }
             for kind in dirty {
                 self.mark_dirty(index, kind);
@@ -511,7 +511,7 @@ impl Shard {
         }
         history.adopt(event.clone());
         let mut dirty = Vec::new();
-        topic.append(event, &mut |kind| dirty.push(kind));
+        topic.append(event, &mut self.encoder, &mut |kind| dirty.push(kind));
         for kind in dirty {
             self.mark_dirty(index, kind);
         }

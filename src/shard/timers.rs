@@ -135,7 +135,7 @@ impl Shard {
         let Some(connection) = self.connections.at_mut(index) else { return };
         let State::Open(open) = &mut connection.state else { return };
         if open.heartbeat_at <= now.at {
-            if open.transport == Transport::WebSocket && heard + heartbeat * 2 <= now.at {
+            if open.transport != Transport::Sse && heard + heartbeat * 2 <= now.at {
                 self.close(index, CloseReason::HeartbeatTimeout);
                 return;
             }
@@ -144,7 +144,7 @@ impl Shard {
             // Also where other bytes wait: a peer that is never asked is never heard, and would be taken for dead. `limits.
             // write_stall` bounds how many heartbeats a socket can leave waiting.
             connection.outbox().write(|out| match transport {
-                Transport::WebSocket => ws::write_ping(out, b""),
+                Transport::WebSocket(_) => ws::write_ping(out, b""),
                 Transport::Sse => crate::codec::sse::write_heartbeat(out),
             });
             self.keep_order(index);

@@ -13,6 +13,7 @@ use crate::stream::poll::Status;
 use crate::time::Instant;
 
 use super::catalog::StreamKey;
+use super::encoder::Encoder;
 use super::rendition::{Block, Meter, Rendition};
 
 /// One who waits for the topic to be attached before it can be given anything.
@@ -75,7 +76,7 @@ impl Topic {
 
     /// Appends `event`, which has just been published, to every log that is read, and lets go of those that are not.
     /// Calls `dirty` with the number of each kind that has something new.
-    pub fn append(&mut self, event: &Event, dirty: &mut dyn FnMut(u8)) {
+    pub fn append(&mut self, event: &Event, encoder: &mut Encoder, dirty: &mut dyn FnMut(u8)) {
         let Some(history) = &self.history else { return };
         for slot in &mut self.renditions {
             let Some(rendition) = slot else { continue };
@@ -85,9 +86,9 @@ impl Topic {
             }
             let kind = rendition.kind();
             rendition.append(Some(event.seq()), self.key.target.options.history_bytes, |out| {
-                write_event(&self.key.name, history, event, kind, out);
+                write_event(&self.key.name, history, event, kind, encoder, out);
             });
-            dirty(u8::try_from(kind.index()).expect("there are six kinds"));
+            dirty(kind.number());
         }
     }
 
@@ -96,7 +97,7 @@ impl Topic {
         for rendition in self.renditions.iter_mut().flatten() {
             let kind = rendition.kind();
             rendition.append(None, self.key.target.options.history_bytes, |out| write(kind, out));
-            dirty(u8::try_from(kind.index()).expect("there are six kinds"));
+            dirty(kind.number());
         }
     }
 
@@ -108,6 +109,7 @@ impl Topic {
         since: ResumePoint,
         keep_until: Instant,
         meter: &Rc<Meter>,
+        encoder: &mut Encoder,
     ) -> Option<u64> {
         self.rendition(kind, meter);
         let Topic { key, history, renditions, .. } = self;
@@ -126,7 +128,7 @@ impl Topic {
             let missed = (from.0..first_kept.0).map(Seq);
             rendition.prepend(missed, keep_until, |seq, out| {
                 if let Some(event) = history.event(seq) {
-                    write_event(&key.name, history, event, kind, out);
+                    write_event(&key.name, history, event, kind, encoder, out);
                 }
             });
         }
@@ -134,7 +136,7 @@ impl Topic {
     }
 
     /// The newest value as a frame of that kind, if there is a value.
-    pub fn snapshot(&mut self, kind: RenditionKind, meter: &Rc<Meter>) -> Option<Rc<Block>> {
+    pub fn snapshot(&mut self, kind: RenditionKind, meter: &Rc<Meter>, encoder: &mut Encoder) -> Option<Rc<Block>> {
         self.rendition(kind, meter);
         let Topic { key, history, renditions, .. } = self;
         let history = history.as_ref()?;
@@ -145,13 +147,20 @@ impl Topic {
             let body = Body::Snapshot(value);
             let frame =
                 EventFrame { name: &key.name, epoch: history.epoch(), seq: head.seq(), ts: head.delta().ts, body };
-            frame.write(kind.transport, out);
+            encoder.event(&frame, kind.transport, out);
         }))
     }
 }
 
 /// Writes an event of `history` as a frame of that kind: its delta where there is one, its value otherwise.
-fn write_event(name: &str, history: &History, event: &Event, kind: RenditionKind, out: &mut Vec<u8>) {
+fn write_event(
+    name: &str,
+    history: &History,
+    event: &Event,
+    kind: RenditionKind,
+    encoder: &mut Encoder,
+    out: &mut Vec<u8>,
+) {
     let body = match event.content(kind.format) {
         Some(Content::Patch(patch)) => Body::Patch(patch),
         Some(Content::Merge(merge)) => Body::Merge(merge),
@@ -159,5 +168,5 @@ fn write_event(name: &str, history: &History, event: &Event, kind: RenditionKind
         None => return,
     };
     let frame = EventFrame { name, epoch: history.epoch(), seq: event.seq(), ts: event.delta().ts, body };
-    frame.write(kind.transport, out);
+    encoder.event(&frame, kind.transport, out);
 }

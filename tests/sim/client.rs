@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::{Read, Write};
 
 use restcast::stream::apply;
 use serde_json::Value;
@@ -31,6 +32,8 @@ pub struct Book {
     values: HashMap<(String, u64), u64>,
     /// The bytes of each event in each transport and form.
     frames: HashMap<(String, u64, bool, String), u64>,
+    /// What was sent for each event to those who get it deflated within so many bits.
+    payloads: HashMap<(String, u64, u8, String), u64>,
     /// All that has been seen, in a number.
     pub trace: u64,
     /// `RESTCAST_SIM_CLIENT`: the client whose frames are printed.
@@ -48,6 +51,7 @@ impl Book {
             reloaded: false,
             values: HashMap::new(),
             frames: HashMap::new(),
+            payloads: HashMap::new(),
             trace: 0,
             traced: std::env::var("RESTCAST_SIM_CLIENT").ok().and_then(|number| number.parse().ok()),
         }
@@ -135,6 +139,10 @@ pub struct Client {
     /// Whether a renewal over HTTP has not been answered.
     pub renewing: bool,
     pub outgoing: Vec<u8>,
+    /// The window, in bits, that it offers permessage-deflate with.
+    pub deflate: Option<u8>,
+    /// What the last message's payload was, deflated or not.
+    payload: u64,
     pub held: BTreeMap<String, Held>,
     pub asked: BTreeMap<u64, Asked>,
     pub next_id: u64,
@@ -180,6 +188,8 @@ impl Client {
             renewals_accepted: 0,
             renewing: false,
             outgoing: Vec::new(),
+            deflate: None,
+            payload: 0,
             held: BTreeMap::new(),
             asked: BTreeMap::new(),
             next_id: 1,
@@ -303,6 +313,11 @@ impl Client {
         let status = status_of(&head);
         if status == 101 || status == 200 {
             self.upgraded = true;
+            let agreed = self.deflate.map(|bits| {
+                let bits = if bits == 15 { String::new() } else { format!("; server_max_window_bits={bits}") };
+                format!("permessage-deflate; server_no_context_takeover; client_no_context_takeover{bits}")
+            });
+            assert_eq!(header(&head, "Sec-WebSocket-Extensions"), agreed, "client {}", self.number);
             return Some(end);
         }
         let length = content_length(&head);
@@ -401,7 +416,9 @@ impl Client {
 
     fn websocket_frame(&mut self, bytes: &[u8], book: &mut Book) -> Option<usize> {
         let &[first, second, ..] = bytes else { return None };
-        assert_eq!(first & 0xf0, 0x80, "client {}: whole frames, no reserved bits: {:?}", self.number, text_of(bytes));
+        assert_eq!(first & 0xb0, 0x80, "client {}: whole frames, no reserved bits: {:?}", self.number, text_of(bytes));
+        let deflated = first & 0x40 != 0;
+        assert!(!deflated || (self.deflate.is_some() && first & 0x0f == 1), "client {}: RSV1", self.number);
         assert_eq!(second & 0x80, 0, "a server masks nothing");
         let (from, length) = match second {
             126 => (4, u64::from(u16::from_be_bytes(*bytes.get(2..)?.first_chunk()?))),
@@ -411,7 +428,14 @@ impl Client {
         let end = from + usize::try_from(length).expect("a frame fits in memory");
         let payload = bytes.get(from..end)?;
         match first & 0x0f {
-            1 => self.frame(payload, None, book),
+            1 if deflated => {
+                self.payload = hash((deflated, payload));
+                self.frame(&inflated(payload), None, book);
+            }
+            1 => {
+                self.payload = hash((deflated, payload));
+                self.frame(payload, None, book);
+            }
             8 => {
                 let code = payload.first_chunk().map_or(1005, |code| u16::from_be_bytes(*code));
                 self.check_close(code, &text_of(payload.get(2..).unwrap_or_default()), book);
@@ -444,10 +468,12 @@ impl Client {
         self.held.clear();
     }
 
-    /// Sends one frame, masked.
+    /// Sends one frame, masked. Every other message of one that has agreed on it is deflated.
     pub fn send_frame(&mut self, opcode: u8, payload: &[u8]) {
+        let deflates = self.deflate.is_some() && opcode == 1 && self.next_id.is_multiple_of(2);
+        let payload = if deflates { &*deflated(payload) } else { payload };
         let mask = [0x12, 0x34, 0x56, 0x78];
-        self.outgoing.push(0x80 | opcode);
+        self.outgoing.push(0x80 | if deflates { 0x40 } else { 0 } | opcode);
         match payload.len() {
             short @ 0..126 => self.outgoing.push(0x80 | short as u8),
             long => {
@@ -613,6 +639,12 @@ impl Client {
         self.check_value(stream, &value, book);
         check_place(book, &epoch, seq, &value);
         let frame = (epoch, seq, self.kind == Kind::Events, kind.to_owned());
+        if let Some(bits) = self.deflate {
+            let (epoch, seq, _, kind) = &frame;
+            let frame = (epoch.clone(), *seq, bits, kind.clone());
+            let payload = *book.payloads.entry(frame).or_insert(self.payload);
+            assert_eq!(payload, self.payload, "client {number}: an event is deflated the same for all: {}", shown());
+        }
         let bytes = *book.frames.entry(frame).or_insert_with(|| hash(text));
         assert_eq!(bytes, hash(text), "client {number}: an event's bytes are the same for all: {}", shown());
     }
@@ -641,6 +673,22 @@ fn check_place(book: &mut Book, epoch: &str, seq: u64, value: &[u8]) {
     let version = hash((super::upstream::version(value), value.len()));
     let first = *book.values.entry((epoch.to_owned(), seq)).or_insert(version);
     assert_eq!(first, version, "two clients hold different values at {epoch}-{seq}");
+}
+
+/// A message's payload, made whole again; it refers to no message before it.
+fn inflated(payload: &[u8]) -> Vec<u8> {
+    let mut text = Vec::new();
+    let whole = [payload, &[0x00, 0x00, 0xff, 0xff, 0x01, 0x00, 0x00, 0xff, 0xff]].concat();
+    flate2::read::DeflateDecoder::new(&whole[..]).read_to_end(&mut text).expect("a message is deflated");
+    text
+}
+
+fn deflated(message: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(message).and_then(|()| encoder.flush()).expect("memory");
+    let mut payload = encoder.get_ref().clone();
+    payload.truncate(payload.len() - 4);
+    payload
 }
 
 fn find(bytes: &[u8], mark: &[u8]) -> Option<usize> {

@@ -510,8 +510,9 @@ impl World {
             self.handle(index, Input::Fetched { stream, poll, result });
             acted = true;
         }
-        while self.cores[index].comparisons.front().is_some_and(|(due, _)| *due <= now_us) {
-            let (_, comparison) = self.cores[index].comparisons.pop_front().expect("a comparison is there");
+        // The pool has several threads: a later comparison may end first.
+        while let Some(at) = self.cores[index].comparisons.iter().position(|(due, _)| *due <= now_us) {
+            let (_, comparison) = self.cores[index].comparisons.remove(at).expect("a comparison is there");
             self.handle(index, Input::Compared(Box::new(comparison.run_guarded())));
             acted = true;
         }
@@ -706,12 +707,20 @@ impl World {
             }
             client.held.insert(name.to_owned(), held);
         }
-        let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
-                       Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+        let mut upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+                           Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+            .to_owned();
+        if matches!(kind, Kind::Single | Kind::Many) {
+            client.deflate = [None, Some(15), Some(15), Some(9)][number % 4];
+            if let Some(bits) = client.deflate {
+                let window = if bits == 15 { String::new() } else { format!("; server_max_window_bits={bits}") };
+                let _ = write!(upgrade, "Sec-WebSocket-Extensions: permessage-deflate{window}\r\n");
+            }
+        }
         let head =
             |more: &str| format!("GET {target} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {token}\r\n{more}\r\n");
         match kind {
-            Kind::Single | Kind::Many => client.outgoing.extend(head(upgrade).bytes()),
+            Kind::Single | Kind::Many => client.outgoing.extend(head(&upgrade).bytes()),
             Kind::Events => client.outgoing.extend(head("Accept: text/event-stream\r\n").bytes()),
             Kind::Json => {}
         }

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
-use rustls::ServerConfig;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
 
 /// A certificate authority of this test's own.
 pub struct Authority {
@@ -39,6 +39,20 @@ impl Authority {
         let path = folder.join("ca.pem");
         std::fs::write(&path, self.pem()).expect("the folder can be written to");
         path
+    }
+
+    /// A client's configuration that trusts it, speaks `versions` and offers `http/1.1`.
+    pub fn client_config(&self, versions: &[&'static SupportedProtocolVersion]) -> ClientConfig {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut roots = RootCertStore::empty();
+        roots.add(self.issuer.der().clone()).expect("an authority");
+        let mut config = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(versions)
+            .expect("versions")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config
     }
 
     /// A good certificate for `names`: host names and IP addresses.

@@ -26,6 +26,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use ring::hmac;
 use rustix::process::{Pid, Signal, kill_process};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use serde_json::{Value, json};
 use tungstenite::protocol::{Role, WebSocketConfig};
 use tungstenite::{Message, WebSocket};
@@ -451,14 +453,7 @@ impl Server {
 
     /// An event stream, which must open.
     pub fn sse(&self, path: &str, headers: &[(&str, String)]) -> Sse {
-        let mut raw = self.connect();
-        let mut all = vec![("Accept", "text/event-stream".to_owned())];
-        all.extend(headers.iter().cloned());
-        raw.send(head("GET", path, self.listen, &all, "").as_bytes());
-        let head = raw.head();
-        assert_eq!(head.status, 200, "{head:?}");
-        assert_eq!(head.header("content-type"), Some("text/event-stream"));
-        Sse { raw, head, comments: 0, retry: None }
+        self.connect().sse(path, headers)
     }
 }
 
@@ -489,9 +484,51 @@ pub fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
 
 /// A connection, byte by byte.
 pub struct Raw {
-    stream: TcpStream,
+    stream: Link,
     peer: SocketAddr,
     buffer: Vec<u8>,
+}
+
+/// What bytes travel in.
+pub enum Link {
+    /// The socket.
+    Plain(TcpStream),
+    /// TLS over it.
+    Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
+}
+
+impl Link {
+    fn socket(&self) -> &TcpStream {
+        match self {
+            Link::Plain(socket) => socket,
+            Link::Tls(stream) => &stream.sock,
+        }
+    }
+}
+
+impl Read for Link {
+    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+        match self {
+            Link::Plain(socket) => socket.read(into),
+            Link::Tls(stream) => stream.read(into),
+        }
+    }
+}
+
+impl Write for Link {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        match self {
+            Link::Plain(socket) => socket.write(bytes),
+            Link::Tls(stream) => stream.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        match self {
+            Link::Plain(socket) => socket.flush(),
+            Link::Tls(stream) => stream.flush(),
+        }
+    }
 }
 
 /// An answer.
@@ -566,12 +603,67 @@ impl Raw {
         stream.set_nodelay(true).expect("an option");
         stream.set_read_timeout(Some(Duration::from_millis(50))).expect("a timeout");
         stream.set_write_timeout(Some(PATIENCE)).expect("a timeout");
-        Raw { stream, peer, buffer: Vec::new() }
+        Raw { stream: Link::Plain(stream), peer, buffer: Vec::new() }
     }
 
     /// The socket.
     pub fn socket(&self) -> &TcpStream {
-        &self.stream
+        self.stream.socket()
+    }
+
+    /// The same over TLS, whose handshake is done with `name` and must succeed.
+    pub fn secured(self, config: &Arc<ClientConfig>, name: &str) -> Raw {
+        self.try_secured(config, name).unwrap_or_else(|error| panic!("no TLS: {error}"))
+    }
+
+    /// The same over TLS, or why not.
+    ///
+    /// # Errors
+    /// The handshake's.
+    pub fn try_secured(self, config: &Arc<ClientConfig>, name: &str) -> std::io::Result<Raw> {
+        let Link::Plain(socket) = self.stream else { panic!("it is over TLS already") };
+        let name = ServerName::try_from(name.to_owned()).expect("a name");
+        let tls = ClientConnection::new(Arc::clone(config), name).expect("a client");
+        let mut stream = Box::new(StreamOwned::new(tls, socket));
+        let until = Instant::now() + PATIENCE;
+        while stream.conn.is_handshaking() {
+            let StreamOwned { conn, sock, .. } = &mut *stream;
+            match conn.complete_io(sock) {
+                Ok(_) => {}
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                    assert!(Instant::now() < until, "the handshake takes for ever");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Raw { stream: Link::Tls(stream), peer: self.peer, buffer: self.buffer })
+    }
+
+    /// The TLS it travels in.
+    pub fn tls(&mut self) -> &mut ClientConnection {
+        match &mut self.stream {
+            Link::Tls(stream) => &mut stream.conn,
+            Link::Plain(_) => panic!("it is in the clear"),
+        }
+    }
+
+    /// A WebSocket over it, which must open.
+    pub fn ws(mut self, path: &str, headers: &[(&str, String)]) -> Ws {
+        let upgrade = self.upgrade(path, headers);
+        assert_eq!(upgrade.status, 101, "{path} did not open: {upgrade:?}");
+        Ws::over(self, upgrade)
+    }
+
+    /// An event stream over it, which must open.
+    pub fn sse(mut self, path: &str, headers: &[(&str, String)]) -> Sse {
+        let mut all = vec![("Accept", "text/event-stream".to_owned())];
+        all.extend(headers.iter().cloned());
+        let request = head("GET", path, self.peer, &all, "");
+        self.send(request.as_bytes());
+        let head = self.head();
+        assert_eq!(head.status, 200, "{head:?}");
+        assert_eq!(head.header("content-type"), Some("text/event-stream"));
+        Sse { raw: self, head, comments: 0, retry: None }
     }
 
     /// Sends these bytes.
@@ -695,22 +787,28 @@ impl Raw {
 
     /// One WebSocket frame of the server's: whether it is the last of its message, its opcode, its payload.
     pub fn frame(&mut self) -> (bool, u8, Vec<u8>) {
+        let (first, payload) = self.frame_with_bits();
+        assert_eq!(first & 0x70, 0, "reserved bits");
+        (first & 0x80 != 0, first & 0x0f, payload)
+    }
+
+    /// One WebSocket frame of the server's: its first byte, with whatever bits are set, and its payload.
+    pub fn frame_with_bits(&mut self) -> (u8, Vec<u8>) {
         let start = self.take(2);
-        assert_eq!(start[0] & 0x70, 0, "reserved bits");
         assert_eq!(start[1] & 0x80, 0, "a server does not mask");
         let length = match start[1] {
             126 => u64::from(u16::from_be_bytes(self.take(2).try_into().expect("two"))),
             127 => u64::from_be_bytes(self.take(8).try_into().expect("eight")),
             length => u64::from(length),
         };
-        let payload = self.take(usize::try_from(length).expect("it fits"));
-        (start[0] & 0x80 != 0, start[0] & 0x0f, payload)
+        (start[0], self.take(usize::try_from(length).expect("it fits")))
     }
 
     /// The close frame that comes next, behind any other frames: its code and reason.
     pub fn close_frame(&mut self) -> (u16, String) {
         loop {
-            if let (_, 8, payload) = self.frame() {
+            let (first, payload) = self.frame_with_bits();
+            if first & 0x0f == 8 {
                 if payload.is_empty() {
                     return (1005, String::new());
                 }
@@ -774,7 +872,7 @@ pub fn client_frame(more: bool, opcode: u8, payload: &[u8]) -> Vec<u8> {
 
 /// A WebSocket, spoken by `tungstenite`.
 pub struct Ws {
-    socket: WebSocket<TcpStream>,
+    socket: WebSocket<Link>,
     /// The answer that opened it.
     pub upgrade: Answer,
 }
@@ -799,6 +897,19 @@ impl Ws {
         let config = WebSocketConfig::default().max_message_size(None).max_frame_size(None);
         let socket = WebSocket::from_partially_read(raw.stream, raw.buffer, Role::Client, Some(config));
         Ws { socket, upgrade }
+    }
+
+    /// The socket.
+    pub fn socket(&self) -> &TcpStream {
+        self.socket.get_ref().socket()
+    }
+
+    /// The TLS it travels in.
+    pub fn tls(&mut self) -> &mut ClientConnection {
+        match self.socket.get_mut() {
+            Link::Tls(stream) => &mut stream.conn,
+            Link::Plain(_) => panic!("it is in the clear"),
+        }
     }
 
     /// Sends a frame of the protocol.

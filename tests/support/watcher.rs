@@ -7,6 +7,7 @@
 #![allow(dead_code, unreachable_pub)]
 
 use std::collections::HashMap;
+use std::io::Read;
 use std::time::{Duration, Instant};
 
 use restcast::codec::json::{Document, Kind, Node};
@@ -84,6 +85,10 @@ pub struct Watcher {
     pub opened: Answer,
     /// Its `welcome`.
     pub welcome: Frame,
+    /// How many messages came deflated.
+    pub deflated: usize,
+    /// The payload of the last WebSocket message, as it came.
+    pub payload: Vec<u8>,
     /// What is held of each stream.
     pub held: HashMap<String, Held>,
 }
@@ -156,7 +161,15 @@ impl Watcher {
             }
         };
         let nothing = Frame { text: String::new(), event: None, id: None };
-        let mut watcher = Watcher { raw, is_sse: over == Over::Sse, opened, welcome: nothing, held: HashMap::new() };
+        let mut watcher = Watcher {
+            raw,
+            is_sse: over == Over::Sse,
+            opened,
+            welcome: nothing,
+            deflated: 0,
+            payload: Vec::new(),
+            held: HashMap::new(),
+        };
         watcher.welcome = watcher.next();
         assert_eq!(watcher.welcome.kind(), "welcome", "{:?}", watcher.welcome);
         Ok(watcher)
@@ -166,6 +179,11 @@ impl Watcher {
     pub fn core(&self) -> u16 {
         let id = self.welcome.json()["connection"].as_str().and_then(ConnectionId::parse);
         id.expect("welcome names the connection").core.0
+    }
+
+    /// Whether permessage-deflate was agreed on.
+    pub fn deflates(&self) -> bool {
+        self.opened.header("sec-websocket-extensions").is_some()
     }
 
     /// Sends a message of the protocol.
@@ -181,11 +199,16 @@ impl Watcher {
         let until = Instant::now() + PATIENCE;
         loop {
             assert!(Instant::now() < until, "nothing came but heartbeats");
-            let (whole, opcode, payload) = self.raw.frame();
-            assert!(whole, "the server sends its messages whole");
+            let (first, payload) = self.raw.frame_with_bits();
+            assert_eq!(first & 0xb0, 0x80, "the server sends its messages whole");
+            let (deflated, opcode) = (first & 0x40 != 0, first & 0x0f);
+            assert!(!deflated || (opcode == 1 && self.deflates()), "RSV1 without an agreement, or on another frame");
             match opcode {
                 1 => {
-                    let text = String::from_utf8(payload).expect("a text message is UTF-8");
+                    self.deflated += usize::from(deflated);
+                    let text = if deflated { inflated(&payload) } else { payload.clone() };
+                    self.payload = payload;
+                    let text = String::from_utf8(text).expect("a text message is UTF-8");
                     return Frame { text, event: None, id: None };
                 }
                 9 => self.raw.send(&crate::support::server::client_frame(false, 10, &payload)),
@@ -318,6 +341,14 @@ impl Watcher {
     pub fn raw(&mut self) -> &mut Raw {
         &mut self.raw
     }
+}
+
+/// A deflated message of the server's (RFC 7692 section 7.2.2), which refers to none before it.
+pub fn inflated(payload: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    let whole = [payload, &[0x00, 0x00, 0xff, 0xff, 0x01, 0x00, 0x00, 0xff, 0xff]].concat();
+    flate2::read::DeflateDecoder::new(&whole[..]).read_to_end(&mut out).expect("a message is deflated");
+    out
 }
 
 /// Panics unless an event has exactly the members of the contract, in its order and without white space.

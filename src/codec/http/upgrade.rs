@@ -12,6 +12,7 @@ use base64::engine::general_purpose::STANDARD;
 use sha1::{Digest, Sha1};
 
 use super::answer::push_field;
+use super::extensions::extension_pieces;
 use super::{BodyLength, Head, is_token};
 use crate::limits::SUBPROTOCOLS_MAX;
 
@@ -25,7 +26,8 @@ pub struct Upgrade<'b> {
     pub key: &'b str,
     /// The subprotocols offered, in order of preference, each one once.
     pub protocols: Vec<&'b str>,
-    /// `Sec-WebSocket-Extensions`, its lines joined by commas; empty where there is none.
+    /// `Sec-WebSocket-Extensions`, its lines joined by commas; empty where there is none. Well-formed: each of its
+    /// [`extension_pieces`] is one.
     pub extensions: Cow<'b, str>,
 }
 
@@ -62,8 +64,8 @@ pub enum UpgradeError {
     /// 400: more than 16 subprotocols.
     #[error("Sec-WebSocket-Protocol offers more than {SUBPROTOCOLS_MAX} protocols")]
     TooManyProtocols,
-    /// 400: `Sec-WebSocket-Extensions` is not ASCII.
-    #[error("Sec-WebSocket-Extensions is not ASCII text")]
+    /// 400: `Sec-WebSocket-Extensions` is no list of extensions.
+    #[error("Sec-WebSocket-Extensions is not a list of extensions")]
     Extensions,
 }
 
@@ -132,6 +134,10 @@ fn offered_extensions<'b>(head: &Head<'b>) -> Result<Cow<'b, str>, UpgradeError>
             joined.push_str(", ");
             joined.push_str(line);
         }
+    }
+    // RFC 6455 9.1: who receives what does not follow the grammar fails the connection.
+    if extension_pieces(&extensions).any(|piece| piece.is_err()) {
+        return Err(UpgradeError::Extensions);
     }
     Ok(extensions)
 }
@@ -254,5 +260,10 @@ mod tests {
         assert!(websocket_upgrade(&parsed(&get(&offer(&many(SUBPROTOCOLS_MAX))))).is_ok());
         assert_eq!(refused(&offer(&many(SUBPROTOCOLS_MAX + 1))), UpgradeError::TooManyProtocols);
         assert_eq!(refused(&format!("{GOOD}Sec-WebSocket-Extensions: \u{e9}\r\n")), UpgradeError::Extensions);
+        for malformed in ["a;", "a b", "a; b=\"c", ";"] {
+            let lines = format!("{GOOD}Sec-WebSocket-Extensions: {malformed}\r\n");
+            assert_eq!(refused(&lines), UpgradeError::Extensions, "{malformed:?}");
+        }
+        assert!(websocket_upgrade(&parsed(&get(&format!("{GOOD}Sec-WebSocket-Extensions: , \r\n")))).is_ok());
     }
 }
