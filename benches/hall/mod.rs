@@ -2,6 +2,8 @@
 //!
 //! What happens in it is fixed: its time, its keys and its random numbers are those written here.
 
+#![allow(dead_code, reason = "each bench uses a part of it")]
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
