@@ -8,6 +8,7 @@ mod watcher;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use socket2::SockRef;
 
 use support::server::{DRIVERS, Server, Setup, bearer, eventually, token_of};
 use support::{Reply, Upstream};
@@ -381,6 +382,32 @@ fn a_socket_that_takes_nothing_is_closed_and_others_lose_nothing() {
         eventually("it is let go of", || (server.metric(&["restcast_subscriptions"]) == 1.0).then_some(()));
         upstream.set_json("/leads", &large(n + 1));
         assert_eq!(healthy.event().seq(), n + 1);
+    }
+}
+
+#[test]
+fn an_answer_to_a_slow_reader_is_not_cut_off_by_idle_times() {
+    let upstream = Upstream::start();
+    let value = format!("[\"{}\"]", "x".repeat(3 << 20));
+    upstream.set_json("/leads", &value);
+    let setup = Setup::new().limits("keep_alive = \"100ms\"").stream("leads", &upstream.url("/leads"), "");
+    let server = setup.start();
+    for connection in ["keep-alive", "close"] {
+        let mut raw = server.connect();
+        SockRef::from(raw.socket()).set_recv_buffer_size(64 << 10).expect("an option");
+        let (name, token) = bearer(&token_of("u1"));
+        let request = format!("GET {LEADS} HTTP/1.1\r\nHost: x\r\nConnection: {connection}\r\n{name}: {token}\r\n\r\n");
+        raw.send(request.as_bytes());
+        let head = raw.head();
+        assert_eq!(head.header("content-length"), Some(value.len().to_string().as_str()), "{head:?}");
+        // Longer than `keep_alive` and the second of grace together, never stalled.
+        let mut body = Vec::new();
+        while body.len() < value.len() {
+            std::thread::sleep(Duration::from_millis(20));
+            body.extend(raw.take((value.len() - body.len()).min(24 << 10)));
+        }
+        assert!(body == value.as_bytes(), "{connection}");
+        assert!(raw.is_closed(), "{connection}: then it ends");
     }
 }
 

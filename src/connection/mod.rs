@@ -272,6 +272,8 @@ pub struct Closing {
     pub decoder: ws::Decoder,
     /// Whether its messages may be compressed.
     pub deflate: bool,
+    /// Whether an answer is still to be sent: that may take its time, as long as the socket takes something.
+    pub answering: bool,
     /// Whether our side has been ended.
     pub finished: bool,
     /// Whether the peer has ended its side, or sent its close frame.

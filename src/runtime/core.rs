@@ -209,12 +209,12 @@ impl Core {
             match event {
                 Ready::Listener => more |= self.accept(now),
                 Ready::Bell => *rung = true,
-                Ready::Socket { key, readable, writable } => {
+                Ready::Socket { key, readable, writable, ended } => {
                     if writable && self.sockets.holds(key) {
                         self.writable(now, key);
                     }
                     if readable {
-                        self.read_in_turn(now, key);
+                        self.read_in_turn(now, key, ended);
                     }
                 }
             }
@@ -224,7 +224,7 @@ impl Core {
             if let Some(key) = self.unread.pop_front()
                 && self.sockets.holds(key)
             {
-                self.read_in_turn(now, key);
+                self.read_in_turn(now, key, true);
             }
         }
         self.shake(now);
@@ -326,9 +326,9 @@ impl Core {
     }
 
     /// Reads what a socket has, or lets it wait where that may be a handshake.
-    fn read_in_turn(&mut self, now: Now, key: ConnectionKey) {
+    fn read_in_turn(&mut self, now: Now, key: ConnectionKey, ended: bool) {
         if !self.sockets.holds(key) || !self.sockets.is_shaking(key.index) {
-            self.read(now, key);
+            self.read(now, key, ended);
         } else if !self.sockets.set_queued(key.index, true) {
             self.shaking.push_back(key);
         }
@@ -345,13 +345,13 @@ impl Core {
                 && self.sockets.holds(key)
             {
                 self.sockets.set_queued(key.index, false);
-                self.read(now, key);
+                self.read(now, key, true);
             }
         }
     }
 
-    /// Reads what a socket has, as long as the shard wants it and the turn lasts.
-    fn read(&mut self, now: Now, key: ConnectionKey) {
+    /// Reads what a socket has, as long as the shard wants it and the turn lasts. `ended`: its end may stand behind the bytes.
+    fn read(&mut self, now: Now, key: ConnectionKey, ended: bool) {
         let index = key.index;
         for _ in 0..READS_PER_TURN {
             if !self.sockets.holds(key) {
@@ -381,9 +381,12 @@ impl Core {
                 Received::Lost => self.guarded(now, Some(key), Input::Lost { connection: index }),
             }
             self.scratch = scratch;
-            // Read on until there is nothing: the event that told of these bytes may have told of an end as well.
-            if !matches!(received, Received::Bytes(_) | Received::Held) {
-                return;
+            match received {
+                // All there was. What comes from now on, an end included, is an event of its own (epoll(7), «edge-triggered»):
+                // a second call that finds nothing is saved. Not over TLS, where a read ends with its record.
+                Received::Bytes(count) if count < SCRATCH_BYTES && !ended && !self.sockets.is_secure() => return,
+                Received::Bytes(_) | Received::Held => {}
+                Received::Nothing | Received::Finished | Received::Lost => return,
             }
         }
         if self.sockets.holds(key) {

@@ -54,6 +54,8 @@ pub enum Ready {
         readable: bool,
         /// It takes more.
         writable: bool,
+        /// Its end, whether bytes stand before it or not.
+        ended: bool,
     },
 }
 
@@ -167,13 +169,15 @@ impl Sockets {
                 LISTENER => Ready::Listener,
                 BELL => Ready::Bell,
                 data => {
-                    let readable = EventFlags::IN | EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR;
+                    let ended = EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR;
+                    let readable = EventFlags::IN | ended;
                     let writable = EventFlags::OUT | EventFlags::HUP | EventFlags::ERR;
                     let flags = event.flags;
                     Ready::Socket {
                         key: key_of(data),
                         readable: flags.intersects(readable),
                         writable: flags.intersects(writable),
+                        ended: flags.intersects(ended),
                     }
                 }
             });

@@ -81,7 +81,16 @@ impl Shard {
             State::Http(_) | State::Closing(_) => ws::Decoder::new(),
         };
         let cause = Some(reason);
-        let closing = Closing { deadline, cause, farewell, decoder, deflate, finished: false, peer_done: false };
+        let closing = Closing {
+            deadline,
+            cause,
+            farewell,
+            decoder,
+            deflate,
+            answering: false,
+            finished: false,
+            peer_done: false,
+        };
         let left = std::mem::replace(&mut connection.state, State::Closing(Box::new(closing)));
         self.release_rights(left);
         self.make_ready(index);
@@ -141,8 +150,16 @@ impl Shard {
         });
         let farewell = Farewell::Said;
         let decoder = ws::Decoder::new();
-        let closing =
-            Closing { deadline, cause: None, farewell, decoder, deflate: false, finished: false, peer_done: true };
+        let closing = Closing {
+            deadline,
+            cause: None,
+            farewell,
+            decoder,
+            deflate: false,
+            answering: false,
+            finished: false,
+            peer_done: true,
+        };
         let left = std::mem::replace(&mut connection.state, State::Closing(Box::new(closing)));
         self.release_rights(left);
         self.make_ready(index);
@@ -153,12 +170,14 @@ impl Shard {
     pub(super) fn finish_http(&mut self, index: u32) {
         let deadline = self.now.at + limits::CLOSE_GRACE;
         let Some(connection) = self.connections.at_mut(index) else { return };
+        let answering = connection.outbox.as_ref().is_some_and(|outbox| !outbox.is_empty());
         let closing = Closing {
             deadline,
             cause: None,
             farewell: Farewell::Said,
             decoder: ws::Decoder::new(),
             deflate: false,
+            answering,
             finished: false,
             peer_done: true,
         };
@@ -221,11 +240,15 @@ impl Shard {
         match &mut connection.state {
             State::Closing(closing) if closing.peer_done && !closing.finished => {
                 closing.finished = true;
+                if std::mem::take(&mut closing.answering) {
+                    closing.deadline = self.now.at + limits::CLOSE_GRACE;
+                }
                 let over = connection.peer_ended;
                 self.outputs.push_back(Output::Finish { connection: index });
                 if over {
                     return self.remove(index, false);
                 }
+                self.arm(index);
             }
             State::Http(_) => self.serve_http(index),
             _ => {}

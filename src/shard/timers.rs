@@ -55,6 +55,8 @@ impl Shard {
             },
             State::Unauthenticated(waiting) => waiting.deadline,
             State::Echo(_) => connection.heard + ECHO_IDLE,
+            // Looked at again then: the stall clock is the bound of an answer.
+            State::Closing(closing) if closing.answering => now.at + self.options.limits.write_stall,
             State::Closing(closing) => closing.deadline,
             State::Open(open) => {
                 let end = open.grant.end(leeway).map_or(NEVER, |end| now.instant_of(end));
@@ -63,7 +65,7 @@ impl Shard {
             }
         };
         // One that is ending is reset at its deadline, whether its socket takes anything or not.
-        if !matches!(connection.state, State::Closing(_))
+        if !matches!(&connection.state, State::Closing(closing) if !closing.answering)
             && let Some(since) = connection.outbox.as_ref().and_then(|outbox| outbox.stalled_since)
         {
             deadline = deadline.min(since + self.options.limits.write_stall);
@@ -77,7 +79,11 @@ impl Shard {
         let stalled = connection.outbox.as_ref().and_then(|outbox| outbox.stalled_since);
         match &mut connection.state {
             State::Closing(closing) => {
-                if closing.deadline <= now {
+                let over = match closing.answering {
+                    true => stalled.is_some_and(|since| since + self.options.limits.write_stall <= now),
+                    false => closing.deadline <= now,
+                };
+                if over {
                     self.remove(index, true);
                     return;
                 }
@@ -199,10 +205,15 @@ impl Shard {
     /// An HTTP connection's time is over.
     fn http_due(&mut self, index: u32) {
         let now: Instant = self.now.at;
-        let Some(State::Http(http)) = self.connections.at_mut(index).map(|connection| &mut connection.state) else {
-            return;
-        };
+        let Some(connection) = self.connections.at_mut(index) else { return };
+        let answering = connection.outbox.as_ref().is_some_and(|outbox| !outbox.is_empty());
+        let State::Http(http) = &mut connection.state else { return };
         match &mut http.phase {
+            // Nobody idles whose answer is still on its way: the stall clock is its bound.
+            Phase::Head if http.buffer.is_empty() && answering => {
+                http.deadline = now + self.options.limits.keep_alive;
+                self.arm(index);
+            }
             Phase::Head if http.buffer.is_empty() => self.finish_http(index),
             Phase::Head | Phase::Body { .. } => self.request_timed_out(index),
             Phase::Waiting { .. } => self.waited(index),
