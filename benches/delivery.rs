@@ -7,7 +7,7 @@ use std::fmt::Write;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 
-use hall::{Hall, upgrade};
+use hall::{Hall, plain_upgrade, upgrade};
 
 const READERS: u64 = 10_000;
 
@@ -24,6 +24,11 @@ fn leads(rows: u64, round: u64) -> Vec<u8> {
 }
 
 fn fan_out(c: &mut Criterion) {
+    fan_out_to(c, "one frame to 10,000 cursors", plain_upgrade);
+    fan_out_to(c, "one frame to 10,000 cursors, deflated", upgrade);
+}
+
+fn fan_out_to(c: &mut Criterion, name: &str, upgrade: fn(&str) -> Vec<u8>) {
     let mut hall = Hall::new();
     for no in 0..READERS {
         let mut request = upgrade(&hall.token(no));
@@ -34,7 +39,7 @@ fn fan_out(c: &mut Criterion) {
     let mut round = 0;
     let mut group = c.benchmark_group("delivery");
     group.throughput(Throughput::Elements(READERS));
-    group.bench_function("one frame to 10,000 cursors", |b| {
+    group.bench_function(name, |b| {
         b.iter_batched(
             || {
                 round += 1;

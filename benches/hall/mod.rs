@@ -109,8 +109,17 @@ pub fn token(key: &Key, no: u64) -> String {
     )
 }
 
-/// What Chromium sends to open a WebSocket on `leads`.
+/// What Chromium sends to open a WebSocket on `leads`; every browser offers compression.
 pub fn upgrade(token: &str) -> Vec<u8> {
+    upgrade_with(token, "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n")
+}
+
+/// The same from a client that offers none.
+pub fn plain_upgrade(token: &str) -> Vec<u8> {
+    upgrade_with(token, "")
+}
+
+fn upgrade_with(token: &str, extensions: &str) -> Vec<u8> {
     format!(
         "GET /v1/streams/leads?format=patch HTTP/1.1\r\n\
          Host: live.example.com\r\n\
@@ -124,7 +133,7 @@ pub fn upgrade(token: &str) -> Vec<u8> {
          Accept-Encoding: gzip, deflate, br, zstd\r\n\
          Accept-Language: en-GB,en;q=0.9,de;q=0.8\r\n\
          Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
-         Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n\
+         {extensions}\
          Sec-WebSocket-Protocol: restcast.v1, jwt, {token}\r\n\r\n"
     )
     .into_bytes()

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::fmt::Write;
 
-use crate::hall::{Hall, upgrade};
+use crate::hall::{Hall, plain_upgrade, upgrade};
 
 /// Readers of the one frame that is delivered.
 const READERS: u64 = 1_000;
@@ -26,8 +26,9 @@ pub struct Work {
 }
 
 /// All of them.
-pub const WORKS: [Work; 4] = [
+pub const WORKS: [Work; 5] = [
     Work { name: "delivery", times: 50, each: READERS, run: delivery },
+    Work { name: "deflated_delivery", times: 50, each: READERS, run: deflated_delivery },
     Work { name: "handshake", times: 500, each: 1, run: handshake },
     Work { name: "unchanged_poll", times: 500, each: 1, run: unchanged_poll },
     Work { name: "unchanged_small_poll", times: 500, each: 1, run: unchanged_small_poll },
@@ -35,6 +36,15 @@ pub const WORKS: [Work; 4] = [
 
 /// One frame of a change to each of `READERS`, its poll, comparison and encoding included. Counted: one reader's part.
 fn delivery(times: u64) {
+    deliver(times, plain_upgrade);
+}
+
+/// The same, deflated once for all of them.
+fn deflated_delivery(times: u64) {
+    deliver(times, upgrade);
+}
+
+fn deliver(times: u64, upgrade: fn(&str) -> Vec<u8>) {
     let mut hall = Hall::new();
     for no in 0..READERS {
         let mut request = upgrade(&hall.token(no));
