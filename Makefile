@@ -1,6 +1,6 @@
 # The one door: what is checked, cheapest first. `.ci/run` calls the same recipes.
 
-.PHONY: all setup fmt-check lint core doc fuzz-smoke test demo loadtest
+.PHONY: all setup fmt-check lint core doc fuzz-smoke test autobahn instructions demo loadtest
 
 all: fmt-check lint core doc test
 
@@ -32,6 +32,14 @@ fuzz-smoke:
 # Everything: unit, property, integration, browser and simulator tests.
 test: setup
 	cargo test --workspace
+
+# The Autobahn test suite against `/echo`. `AUTOBAHN=--quick` leaves out the slow cases, as .ci/run does.
+autobahn: setup
+	tests/autobahn/run $(AUTOBAHN)
+
+# Instructions of the hot paths against benches/instructions/figures.toml; UPDATE_INSTRUCTIONS=1 writes it anew.
+instructions: setup
+	cargo run --release --quiet -p instructions
 
 # A sample upstream, two streams of it and the playground: http://127.0.0.1:8080/
 demo:

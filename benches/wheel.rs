@@ -1,6 +1,7 @@
 //! What deadlines cost a core: setting one, and one tick of a wheel that holds as many as a large core has connections.
 
 use std::hint::black_box;
+use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use restcast::shard::wheel::Wheel;
@@ -78,5 +79,49 @@ fn tick(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, set, tick);
+/// The longest of the ticks, which a mean does not show, on standard error: a minute of 1,000,000 heartbeats, and the
+/// turns in which a shard takes 1,000,000 deadlines that all end in the same tick.
+fn worst(_: &mut Criterion) {
+    const KEYS: u32 = 1_000_000;
+    let mut wheel = wheel_of(KEYS, HEARTBEAT_US);
+    let ticks = (1..=600).map(|no| {
+        let now_us = no * TICK_US;
+        timed(|| {
+            turn(&mut wheel, Instant::from_micros(now_us), |wheel, key| {
+                wheel.set(key, Instant::from_micros(now_us + HEARTBEAT_US));
+            });
+        })
+    });
+    tell("a tick of 1,000,000 heartbeats of 25 s", ticks.collect());
+
+    let mut wheel = wheel_of(KEYS, TICK_US);
+    let now = Instant::from_micros(TICK_US * 2);
+    let mut turns = Vec::new();
+    let mut left = KEYS;
+    while left > 0 {
+        turns.push(timed(|| {
+            // As many as a shard looks at in one turn.
+            let mut budget = 4096;
+            while let Some(key) = wheel.pop_due(now, &mut budget) {
+                black_box(key);
+                left -= 1;
+            }
+        }));
+    }
+    tell("a turn of 1,000,000 deadlines in one tick", turns);
+}
+
+fn timed(mut work: impl FnMut()) -> Duration {
+    let began = std::time::Instant::now();
+    work();
+    began.elapsed()
+}
+
+fn tell(what: &str, mut times: Vec<Duration>) {
+    times.sort_unstable();
+    let at = |permille: usize| times[(times.len() - 1) * permille / 1_000];
+    eprintln!("{what}: median {:?}, p99 {:?}, worst {:?} of {}", at(500), at(990), at(1_000), times.len());
+}
+
+criterion_group!(benches, set, tick, worst);
 criterion_main!(benches);
