@@ -67,6 +67,8 @@ Load:
   --slow N                 of the connections, so many read slowly
   --slow-bytes-per-s B     how slowly [1000]
   --timeout TIME           for a connection to open [10s]
+  --source-addresses K     to a server on 127.0.0.1 connect from the K addresses 127.0.0.1, 127.0.0.2 …, so that ports
+                           suffice [200 with --churn or from 500 connections on, else 1]
 
 Credentials:
   --secret-file F          mint a token for each connection with this key (one newline at its end is no part of it)
@@ -165,6 +167,7 @@ pub struct RunOptions {
     pub slow: u32,
     pub slow_bytes_per_s: u32,
     pub timeout: Duration,
+    pub source_addresses: Option<u32>,
     pub secret_file: Option<PathBuf>,
     pub alg: String,
     pub sub: String,
@@ -256,6 +259,7 @@ fn run(parser: &mut Parser) -> Result<Command, UsageError> {
         slow: 0,
         slow_bytes_per_s: 1000,
         timeout: Duration::from_secs(10),
+        source_addresses: None,
         secret_file: None,
         alg: "HS256".into(),
         sub: "u{n}".into(),
@@ -308,6 +312,13 @@ fn run(parser: &mut Parser) -> Result<Command, UsageError> {
             Arg::Long("slow") => options.slow = parser.value()?.parse()?,
             Arg::Long("slow-bytes-per-s") => options.slow_bytes_per_s = parser.value()?.parse()?,
             Arg::Long("timeout") => options.timeout = time(parser, "--timeout")?,
+            Arg::Long("source-addresses") => {
+                let addresses: u32 = parser.value()?.parse()?;
+                if !(1..=60_000).contains(&addresses) {
+                    return Err(wrong("--source-addresses is 1 to 60000"));
+                }
+                options.source_addresses = Some(addresses);
+            }
             Arg::Long("secret-file") => options.secret_file = Some(parser.value()?.into()),
             Arg::Long("alg") => options.alg = parser.value()?.string()?,
             Arg::Long("sub") => options.sub = parser.value()?.string()?,
@@ -530,6 +541,7 @@ mod tests {
             "run ws://h/ --connections 0",
             "run ws://h/ --connections x",
             "run ws://h/ --rate 0",
+            "run ws://h/ --source-addresses 0",
             "run ws://h/ --duration 5",
             "run ws://h/ --connections 5 --slow 3 --stalled 3",
             "run ws://h/ --token t --secret-file f",

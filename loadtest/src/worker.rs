@@ -53,10 +53,11 @@ const EVENTS: usize = 512;
 const CONNECTS_PER_TURN: usize = 64;
 /// Connections that may be opening at once, so that a slow server is not buried.
 const OPENING_MAX: usize = 1024;
-/// Connections of one source address; ephemeral ports are about 28,000 of each, and searching slows down when half are taken.
-const CONNECTIONS_PER_ADDRESS: u32 = 8000;
-/// Source addresses with `--churn`: ports rest a minute in TIME_WAIT.
-const CHURN_ADDRESSES: u32 = 64;
+/// Source addresses on loopback. Of each there are about 28,000 ports, which rest a minute in TIME_WAIT behind a connection
+/// that ended here, and finding a free one is slow when half are taken: so runs that follow each other need many addresses.
+const SOURCE_ADDRESSES: u32 = 200;
+/// Fewer connections come from 127.0.0.1 alone.
+const SPREAD_FROM: u32 = 500;
 /// How long a closing connection waits for the peer's end.
 const CLOSING_US: u64 = 2_000_000;
 /// After a failure with `--churn`.
@@ -197,6 +198,7 @@ struct Worker {
     nonce: String,
     accept: String,
     source_addresses: u32,
+    first_address: u32,
     epoll: OwnedFd,
     slots: Vec<Slot>,
     free: Vec<u32>,
@@ -246,11 +248,10 @@ impl Worker {
         let minter = minter.transpose()?;
         let tls = targets.iter().any(|target| target.tls);
         let tls = tls.then(|| tls::client(options.ca.as_deref(), options.insecure)).transpose()?;
-        let source_addresses = if options.churn {
-            CHURN_ADDRESSES
-        } else {
-            options.connections.div_ceil(CONNECTIONS_PER_ADDRESS).min(200)
-        };
+        let spread = options.churn || options.connections >= SPREAD_FROM;
+        let source_addresses = options.source_addresses.unwrap_or(if spread { SOURCE_ADDRESSES } else { 1 });
+        // Processes and runs start at different ones.
+        let first_address = u32::from(accept.as_bytes()[0]) * 7;
         let queue = (share.first..share.first + share.count).collect();
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|error| error.to_string())?;
         rustix::io::ioctl_fionbio(io::stdin(), true).map_err(|error| error.to_string())?;
@@ -269,6 +270,7 @@ impl Worker {
             nonce,
             accept,
             source_addresses,
+            first_address,
             epoll,
             slots: Vec::new(),
             free: Vec::new(),
@@ -524,7 +526,7 @@ impl Worker {
         let target = number as usize % self.targets.len();
         self.tally.counters.started += 1;
         let now = steady_us();
-        match self.socket(self.targets[target].address, number) {
+        match self.socket(self.targets[target].address) {
             Ok(socket) => {
                 let link = Link::new(socket, number, target as u16, purpose, now);
                 self.opening += 1;
@@ -541,14 +543,14 @@ impl Worker {
     }
 
     /// A socket that connects.
-    fn socket(&self, to: SocketAddr, number: u32) -> Result<OwnedFd, Errno> {
+    fn socket(&self, to: SocketAddr) -> Result<OwnedFd, Errno> {
         let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let socket = socket_with(family, SocketType::STREAM, flags, None)?;
         sockopt::set_tcp_nodelay(&socket, true)?;
         if self.source_addresses > 1 && to.ip() == IpAddr::V4(Ipv4Addr::LOCALHOST) {
-            let spread = number.wrapping_add(self.tally.counters.started as u32);
-            let [high, low] = ((spread % self.source_addresses) as u16 + 1).to_be_bytes();
+            let turn = self.tally.counters.started + u64::from(self.first_address);
+            let [high, low] = ((turn % u64::from(self.source_addresses)) as u16 + 1).to_be_bytes();
             sockopt::set_socket_reuseaddr(&socket, true)?;
             bind(&socket, &SocketAddr::from(([127, 0, high, low], 0)))?;
         }
@@ -1244,7 +1246,7 @@ impl Worker {
         }
         self.tally.counters.renewals_sent += 1;
         let generation = self.slots[index as usize].generation;
-        match self.socket(self.targets[target].address, link.number) {
+        match self.socket(self.targets[target].address) {
             Ok(socket) => {
                 let mut post = Link::new(socket, link.number, link.target, Purpose::Renewal(index, generation), now);
                 post.connection = link.connection.clone();
