@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Measures restcast and its peers alternately, in one run, on this machine, and writes the tables.
 
-    python3 benches/peers/measure.py                      everything, under 20 minutes on two cores
-    python3 benches/peers/measure.py --quick              the same with few connections, under 4
+    python3 benches/peers/measure.py                      everything, in at most 18 minutes once it is built
+    python3 benches/peers/measure.py --quick              the same with few connections, in under 4
     python3 benches/peers/measure.py --only m2,m3 --servers restcast,bare,uws
     python3 benches/peers/measure.py --write              puts the tables into benches/RESULTS.md as well
 
@@ -47,6 +47,7 @@ MARKS = ("<!-- peers: begin, written by benches/peers/measure.py --write -->", "
 MEASUREMENTS = ("m1", "m2", "m3", "m4", "m5")
 SIZES = (128, 1024)
 STREAMS = 8  # of the burst, on each connection
+FRAME_HEAD_BYTES = 4  # of a server's WebSocket frame with 126 to 65,535 bytes
 READY_S = 20
 BUSY_SHARE_MAX = 0.05  # of the machine, by others, without a remark
 END_S = 10
@@ -432,6 +433,9 @@ class Bench:
         try:
             with self.serving(server, load) as (running, processes, folder):
                 report = self.load(running, transport, connections, duration_s, *flags, processes=processes, folder=folder)
+                if load.interval_ms and not value(report, "deliveries.count"):
+                    said = "; ".join(dict.fromkeys(map(last_words, processes.running)))
+                    raise Unavailable(f"nothing was delivered ({said})")
         except Unavailable as why:
             say(f"failed: {why}")
             self.notes.append(f"{measurement}, {variant}, {server.title}: {why}")
@@ -450,7 +454,7 @@ class Bench:
         deliveries, received = value(report, "deliveries.count"), value(report, "deliveries.bytes")
         if not deliveries or not received:
             raise Unavailable("restcast delivered nothing")
-        return round(received / deliveries) - body_bytes
+        return round(received / deliveries) - FRAME_HEAD_BYTES - body_bytes
 
     @contextlib.contextmanager
     def serving_raw(self, restcast, body_bytes):
@@ -674,7 +678,19 @@ def delivery_tables(bench):
         heads = ["server", f"deliveries per server CPU-second at {bench.pace:,}/s", "to bare", "to the best peer",
                  "deliveries/s when driven", "p50, ms", "p99, ms"]
         lines += [f"### {size} B to {bench.args.connections:,} subscribers, one core", "", *table(heads, rows)]
+        lines += other_sizes(bench, size)
     return lines
+
+
+def other_sizes(bench, size):
+    """Whose messages are not as long as they were to be: restcast's envelope and its upstream's members have a least length."""
+    figures, paced, found = Figures(bench, "m2"), f"paced {size}", []
+    for server in bench.servers:
+        count, received = (figures.median(server.name, paced, f"deliveries.{path}") for path in ("count", "bytes"))
+        sent = round(received / count) - FRAME_HEAD_BYTES if count and received else size
+        if abs(sent - size) > FRAME_HEAD_BYTES:
+            found.append(f"{server.title}: messages of {sent} B, the least that it can have here.")
+    return [*found, ""] if found else []
 
 
 def handshake_table(bench):
