@@ -110,7 +110,7 @@ fn read_to_end(raw: &mut TcpStream, tls: &mut ClientConnection) -> (Vec<u8>, boo
     loop {
         let mut chunk = [0; 16 << 10];
         // The pace of a slow reader: its socket is full most of the time.
-        std::thread::sleep(Duration::from_millis(1));
+        std::thread::sleep(Duration::from_millis(4));
         match stream.read(&mut chunk) {
             Ok(0) => return (all, true),
             Ok(count) => all.extend_from_slice(&chunk[..count]),
@@ -382,7 +382,7 @@ fn half_closes_and_reads(house: &House, value: &str) {
     });
     let mut socket = TcpStream::connect(house.server.listen).expect("it accepts");
     SockRef::from(&socket).set_recv_buffer_size(64 << 10).expect("an option");
-    socket.set_read_timeout(Some(Duration::from_millis(50))).expect("a timeout");
+    socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
     let name = "localhost".try_into().expect("a name");
     let mut tls = ClientConnection::new(Arc::clone(&house.client), name).expect("a client");
     let mut stream = rustls::Stream::new(&mut tls, &mut socket);
@@ -728,7 +728,7 @@ fn the_end_of_an_answer_is_told_by_close_notify() {
     for version in BOTH {
         let house = House::new("auto");
         let mut socket = TcpStream::connect(house.server.listen).expect("it accepts");
-        socket.set_read_timeout(Some(Duration::from_millis(50))).expect("a timeout");
+        socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
         let name = "localhost".try_into().expect("a name");
         let mut tls = ClientConnection::new(house.files.client(&[version]), name).expect("a client");
         let mut stream = rustls::Stream::new(&mut tls, &mut socket);
