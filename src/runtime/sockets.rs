@@ -420,3 +420,76 @@ fn data_of(key: ConnectionKey) -> u64 {
 fn key_of(data: u64) -> ConnectionKey {
     ConnectionKey { index: (data & 0xffff_ffff) as u32, generation: (data >> 32) as u32 }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpStream;
+    use std::sync::mpsc::channel;
+
+    use rustix::event::{EventfdFlags, eventfd};
+    use rustls::{ClientConfig, ClientConnection, RootCertStore, Stream};
+
+    use super::*;
+    use crate::config::TlsFiles;
+    use crate::runtime::tls::Tls;
+    use crate::secret::Secret;
+
+    #[test]
+    fn a_socket_closed_over_a_sealed_rest_stays_until_it_is_out() {
+        let made = rcgen::generate_simple_self_signed(vec!["a.test".to_owned()]).expect("a certificate");
+        let files = TlsFiles {
+            cert: "cert.pem".into(),
+            key: "key.pem".into(),
+            cert_pem: made.cert.pem().into_bytes().into(),
+            key_pem: Secret::new(made.signing_key.serialize_pem()),
+        };
+        let tls = Tls::new(&[files]).expect("they fit");
+        let mut roots = RootCertStore::empty();
+        roots.add(made.cert.der().clone()).expect("a root");
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let client = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let client = client.expect("versions").with_root_certificates(roots).with_no_client_auth();
+        let listener = listener::listen(SocketAddr::from(([127, 0, 0, 1], 0)), false).expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let bell = eventfd(0, EventfdFlags::CLOEXEC).expect("a descriptor");
+        let mut sockets =
+            Sockets::new(listener, bell.as_fd(), Some((tls.config(), Arc::default())), 64 << 10).expect("a set");
+        let (go_on, may_read) = channel::<()>();
+        let reader = std::thread::spawn(move || {
+            let mut socket = TcpStream::connect(address).expect("it accepts");
+            let name = "a.test".try_into().expect("a name");
+            let mut tls = ClientConnection::new(Arc::new(client), name).expect("a client");
+            let mut stream = Stream::new(&mut tls, &mut socket);
+            stream.write_all(b"go").expect("sent");
+            may_read.recv().expect("told");
+            let mut all = Vec::new();
+            stream.read_to_end(&mut all).map(|_| all)
+        });
+        let key = ConnectionKey { index: 0, generation: 1 };
+        let mut plain = vec![0; 64 << 10];
+        while !sockets.holds(key) {
+            if let Ok((socket, _)) = sockets.accept() {
+                sockets.insert(key, socket, false).expect("a place");
+            }
+        }
+        while sockets.receive(0, &mut plain) != Received::Bytes(2) {}
+        let mut sent = 0;
+        while let Sent::Bytes(count) = sockets.send(0, &[7; 40_000]) {
+            sent += count;
+        }
+        // Everything was taken, but the last record stands here.
+        let now = Instant::from_micros(1_000_000);
+        sockets.finish(0);
+        sockets.close(0, false, now);
+        assert!(!sockets.holds(key), "its place is free");
+        assert_eq!(sockets.next_timeout(), Some(now + limits::CLOSE_GRACE));
+        go_on.send(()).expect("it waits");
+        while sockets.next_timeout().is_some() {
+            let mut ready = Vec::new();
+            sockets.poll(&mut ready);
+        }
+        let heard = reader.join().expect("no panic").expect("the end is told by close_notify");
+        assert!(heard.len() == sent && heard.iter().all(|&byte| byte == 7), "{} of {sent}", heard.len());
+    }
+}
