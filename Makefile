@@ -1,6 +1,6 @@
 # The one door: what is checked, cheapest first. `.ci/run` calls the same recipes.
 
-.PHONY: all setup fmt-check lint core doc fuzz-smoke test autobahn instructions demo
+.PHONY: all setup fmt-check lint core doc fuzz-smoke test autobahn instructions demo loadtest
 
 all: fmt-check lint core doc test
 
@@ -44,3 +44,7 @@ instructions: setup
 # A sample upstream, two streams of it and the playground: http://127.0.0.1:8080/
 demo:
 	cargo run --release -- demo
+
+# The load tester, built to be fast: target/release/loadtest. loadtest/README.md says how to use it.
+loadtest:
+	cargo build --release -p restcast-loadtest

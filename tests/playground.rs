@@ -4,7 +4,8 @@
 
 mod browser;
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
@@ -42,6 +43,7 @@ fn a_watcher_sees_changes_over_websocket_sse_and_polling_and_renews_in_band() {
         let kind = if format == "patch" { "patch" } else { "snapshot" };
         stage.browser.wait_for(&format!("document.querySelector('#frame-list li[data-kind=\"{kind}\"]')"));
     }
+    assert!(stage.frames_deflated() > 0, "the browser and the server agree on compression");
     stage.expect_no_token_in_sight();
     stage.expect_no_complaint();
 }
@@ -489,6 +491,18 @@ impl Stage {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let demo = Demo::start();
         Stage { browser: Browser::start(), demo, _turn: turn }
+    }
+
+    /// How many frames the demo's server has deflated.
+    fn frames_deflated(&self) -> u64 {
+        let admin = self.demo.word("admin");
+        let mut socket = TcpStream::connect(&admin).expect("the demo has an admin listener");
+        let request = format!("GET /metrics HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n");
+        socket.write_all(request.as_bytes()).expect("it reads");
+        let mut page = String::new();
+        socket.read_to_string(&mut page).expect("it answers");
+        let count = page.lines().find_map(|line| line.strip_prefix("restcast_deflated_frames_total "));
+        count.and_then(|count| count.parse().ok()).unwrap_or_else(|| panic!("no such metric in {page}"))
     }
 
     /// A page whose server's side is the test.

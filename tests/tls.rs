@@ -9,9 +9,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use ring::aead;
 use rustix::process::Signal;
 use rustls::version::{TLS12, TLS13};
-use rustls::{AlertDescription, ClientConfig, ClientConnection, HandshakeKind, SupportedProtocolVersion};
+use rustls::{
+    AlertDescription, ClientConfig, ClientConnection, ConnectionTrafficSecrets, HandshakeKind, SupportedProtocolVersion,
+};
 use serde_json::json;
 use socket2::SockRef;
 
@@ -361,7 +364,7 @@ fn a_large_value_reaches_a_slow_reader_byte_by_byte() {
 #[test]
 fn a_reader_that_half_closes_gets_its_answer_to_the_last_byte() {
     let house = House::new("auto");
-    let value = large(1, 96 << 10);
+    let value = large(1, 3 << 20);
     house.upstream.set_json("/leads", &value);
     let token = token_of("u1");
     eventually("the value is held", || {
@@ -369,6 +372,7 @@ fn a_reader_that_half_closes_gets_its_answer_to_the_last_byte() {
         (answer.body.len() == value.len()).then_some(())
     });
     let mut socket = TcpStream::connect(house.server.listen).expect("it accepts");
+    SockRef::from(&socket).set_recv_buffer_size(64 << 10).expect("an option");
     socket.set_read_timeout(Some(Duration::from_millis(50))).expect("a timeout");
     let name = "localhost".try_into().expect("a name");
     let mut tls = ClientConnection::new(Arc::clone(&house.client), name).expect("a client");
@@ -754,6 +758,66 @@ fn keys_are_changed_under_way() {
             ws.next_of("unsubscribed");
         }
         assert_eq!(house.handshakes("full"), 1.0);
+    }
+}
+
+/// A record of TLS 1.3 that holds `plain` as handshake bytes.
+fn handshake_record((seq, secrets): &(u64, ConnectionTrafficSecrets), plain: &[u8]) -> Vec<u8> {
+    let (algorithm, key, iv) = match secrets {
+        ConnectionTrafficSecrets::Aes128Gcm { key, iv } => (&aead::AES_128_GCM, key, iv),
+        ConnectionTrafficSecrets::Aes256Gcm { key, iv } => (&aead::AES_256_GCM, key, iv),
+        ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv } => (&aead::CHACHA20_POLY1305, key, iv),
+        _ => panic!("no suite of TLS 1.3"),
+    };
+    // RFC 8446 5.3: the sequence number, padded on the left, and the IV.
+    let mut nonce: [u8; 12] = iv.as_ref().try_into().expect("12 bytes");
+    nonce[4..].iter_mut().zip(seq.to_be_bytes()).for_each(|(byte, of)| *byte ^= of);
+    let mut inner = [plain, &[22]].concat();
+    let length = u8::try_from(inner.len() + 16).expect("short");
+    let header = [23, 3, 3, 0, length];
+    let key = aead::LessSafeKey::new(aead::UnboundKey::new(algorithm, key.as_ref()).expect("a key"));
+    let nonce = aead::Nonce::assume_unique_for_key(nonce);
+    key.seal_in_place_append_tag(nonce, aead::Aad::from(header), &mut inner).expect("sealed");
+    [&header[..], &inner].concat()
+}
+
+#[test]
+fn frames_go_out_while_half_a_key_update_has_come() {
+    for driver in DRIVERS {
+        let house = House::new(driver);
+        let mut config = house.files.authority.client_config(&[&TLS13]);
+        config.enable_secret_extraction = true;
+        let mut socket = TcpStream::connect(house.server.listen).expect("it accepts");
+        socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        let name = "localhost".try_into().expect("a name");
+        let mut tls = ClientConnection::new(Arc::new(config), name).expect("a client");
+        let mut stream = rustls::Stream::new(&mut tls, &mut socket);
+        let request = upgrade_request(LEADS, house.server.listen, &[bearer(&token_of("u1"))]);
+        stream.write_all(request.as_bytes()).expect("sent");
+        let mut heard = Vec::new();
+        while !heard.windows(8).any(|window| window == b"snapshot") {
+            let mut chunk = [0; 4096];
+            let count = stream.read(&mut chunk).expect("the stream opens");
+            heard.extend_from_slice(&chunk[..count]);
+        }
+        let secrets = tls.dangerous_extract_secrets().expect("they are let out");
+        // RFC 8446 4.6.3: type 24, three bytes of length, update_not_requested.
+        let update = [24, 0, 0, 1, 0];
+        socket.write_all(&handshake_record(&secrets.tx, &update[..3])).expect("sent");
+        for a in 2..5 {
+            house.upstream.set_json("/leads", &value(a));
+            let mut record = [0; 5];
+            socket.read_exact(&mut record).expect("a frame");
+            assert_eq!(record[0], 23, "application data");
+            let mut rest = vec![0; usize::from(u16::from_be_bytes([record[3], record[4]]))];
+            socket.read_exact(&mut rest).expect("all of it");
+        }
+        let second = (secrets.tx.0 + 1, secrets.tx.1);
+        socket.write_all(&handshake_record(&second, &update[3..])).expect("sent");
+        house.upstream.set_json("/leads", &value(5));
+        socket.read_exact(&mut [0; 5]).expect("it goes on");
+        assert_eq!(house.server.metric(&["restcast_panics_total"]), 0.0);
+        assert_eq!(house.server.metric(&["restcast_subscriptions"]), 1.0);
     }
 }
 

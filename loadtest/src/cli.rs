@@ -559,7 +559,7 @@ mod tests {
         let flags = source.split("Arg::Long(\"").skip(1).filter_map(|rest| rest.split('"').next());
         for flag in flags.filter(|flag| *flag != "help" && flag.chars().all(|c| c.is_ascii_lowercase() || c == '-')) {
             let flag = format!("--{flag} ");
-            let lines = [HELP_RUN, HELP_UPSTREAM].concat().replace('\n', " ").replace(',', " ");
+            let lines = [HELP_RUN, HELP_UPSTREAM].concat().replace(['\n', ','], " ");
             assert!(lines.contains(&flag), "{flag}");
         }
     }

@@ -16,7 +16,7 @@ use crate::tally::Tally;
 const SATURATED_SHARE: f64 = 0.9;
 /// From this lag between hearing of bytes and reading them on, likewise.
 const SATURATED_LAG_US: u64 = 20_000;
-/// Ends that are the server's word or the run's own doing; any other is a connection that was dropped.
+/// Seconds of a tick in `/proc/PID/stat` (USER_HZ, which Linux fixes at 100).
 const TICK_S: f64 = 0.01;
 
 /// One second of the run.
@@ -387,18 +387,27 @@ impl Figures {
         line(
             "load tester",
             format!(
-                "{} processes, the busiest at {:.0} % of a core, p99 {} from hearing of bytes to reading them",
+                "{} process{}, the busiest at {:.0} % of a core, p99 {} from hearing of bytes to reading them",
                 self.processes,
+                if self.processes == 1 { "" } else { "es" },
                 tally.cpu_share_max * 100.0,
                 millis(tally.read_lag.quantile(0.99).unwrap_or_default())
             ),
         )?;
-        if self.saturated() {
+        if tally.cpu_share_max >= SATURATED_SHARE {
             line(
                 "",
-                "THE LOAD TESTER WAS THE BOTTLENECK, not the server: latencies and rates are its own. Use more".into(),
+                "THE LOAD TESTER WAS THE BOTTLENECK, not the server: the rates and latencies are its own. Use more"
+                    .into(),
             )?;
             line("", "--processes, fewer connections, or another machine.".into())?;
+        } else if self.saturated() {
+            line(
+                "",
+                "THE LOAD TESTER READ LATE: this machine had no CPU for it in time, and the latencies hold that. Keep"
+                    .into(),
+            )?;
+            line("", "cores free for it, or use another machine.".into())?;
         }
         for problem in &self.problems {
             line("problem", problem.clone())?;

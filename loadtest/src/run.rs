@@ -28,6 +28,10 @@ const SPARE_DESCRIPTORS: u64 = 100;
 const CALM: Duration = Duration::from_millis(500);
 /// What a worker may take to answer once it is to stop.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// A point of the timeline does not wait longer for a worker.
+const TICK_PATIENCE: Duration = Duration::from_secs(3);
+/// This very program, even where its file was replaced meanwhile.
+const THIS_PROGRAM: &str = "/proc/self/exe";
 /// Connections a second, unless said otherwise.
 const RATE: f64 = 2000.0;
 /// Rows of the timeline that are kept: a day and more.
@@ -41,6 +45,8 @@ struct Worker {
     input: Option<ChildStdin>,
     /// Its last line of progress.
     tick: Value,
+    /// Whether that came since the last point of the timeline.
+    ticked: bool,
     /// Whether its report was read or it is gone.
     ended: bool,
 }
@@ -103,7 +109,7 @@ pub fn run(options: RunOptions) -> Result<ExitCode, String> {
         waiting: processes as usize,
         second: Distribution::new(2),
         deliveries: 0,
-        next_point: Instant::now() + Duration::from_secs(1),
+        last_point: Instant::now(),
         began: Instant::now(),
         interrupted: false,
     };
@@ -134,7 +140,7 @@ struct Run {
     /// What was measured in the present second, of all workers.
     second: Distribution,
     deliveries: u64,
-    next_point: Instant,
+    last_point: Instant,
     began: Instant,
     interrupted: bool,
 }
@@ -150,7 +156,9 @@ impl Run {
             }
             let now = Instant::now();
             self.advance(now);
-            if now >= self.next_point {
+            // A second is over when every worker has told of its own.
+            let told = self.workers.iter().all(|worker| worker.ticked || worker.ended);
+            if told || now - self.last_point > TICK_PATIENCE {
                 self.point(now);
             }
             let done = self.workers.iter().all(|worker| worker.ended);
@@ -177,6 +185,7 @@ impl Run {
                 drop(self.second.add_json(&line["latency"]));
                 self.deliveries += line["deliveries"].as_u64().unwrap_or_default();
                 self.workers[number].tick = line.clone();
+                self.workers[number].ticked = true;
             }
             Some("warm" | "open") => self.waiting = self.waiting.saturating_sub(1),
             Some("heads") => {
@@ -287,13 +296,16 @@ impl Run {
 
     /// One row of the timeline and one line of progress.
     fn point(&mut self, now: Instant) {
-        self.next_point = (self.next_point + Duration::from_secs(1)).max(now + Duration::from_millis(500));
+        let passed = (now - std::mem::replace(&mut self.last_point, now)).as_secs_f64();
+        for worker in &mut self.workers {
+            worker.ticked = false;
+        }
         let sum = |name: &str| self.workers.iter().filter_map(|worker| worker.tick[name].as_u64()).sum::<u64>();
         let (open, failed, lost, handshakes) = (sum("open"), sum("failed"), sum("lost"), sum("handshakes"));
         let point = Point {
             second: (now - self.began).as_secs_f64(),
             open,
-            deliveries: self.deliveries,
+            deliveries: (self.deliveries as f64 / passed.max(0.001)).round() as u64,
             p50_us: self.second.quantile(0.5),
             p99_us: self.second.quantile(0.99),
             max_us: self.second.max(),
@@ -399,7 +411,6 @@ fn raise_descriptor_limit() -> u64 {
 
 /// Starts the workers and gives each its part.
 fn start(options: &RunOptions, processes: u32) -> Result<(Vec<Worker>, Receiver<Heard>), String> {
-    let program = std::env::current_exe().map_err(|error| error.to_string())?;
     let args: Vec<String> = std::env::args().skip(1).collect();
     let rate = match (options.rate, options.churn) {
         (Some(rate), _) => rate,
@@ -422,7 +433,7 @@ fn start(options: &RunOptions, processes: u32) -> Result<(Vec<Worker>, Receiver<
             "warm": number == 0,
         });
         first += count;
-        let mut child = Command::new(&program)
+        let mut child = Command::new(THIS_PROGRAM)
             .arg("worker")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -441,7 +452,7 @@ fn start(options: &RunOptions, processes: u32) -> Result<(Vec<Worker>, Receiver<
             // With nobody left to hear it, it does not matter.
             drop(sender.send((number as usize, None)));
         });
-        workers.push(Worker { child, input: Some(input), tick: Value::Null, ended: false });
+        workers.push(Worker { child, input: Some(input), tick: Value::Null, ticked: false, ended: false });
     }
     Ok((workers, heard))
 }

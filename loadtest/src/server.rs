@@ -41,7 +41,7 @@ pub fn sample(pids: &[u32]) -> Option<Sample> {
         all.system_ticks += system;
         // A tick is 10 ms: the fallback where the kernel keeps no schedstat.
         all.cpu_ns += tasks_ns(pid).unwrap_or((user + system) * 10_000_000);
-        all.fds += fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, |fds| fds.count() as u64);
+        all.fds += descriptors(pid);
     }
     all.slab_bytes = kib(&fs::read_to_string("/proc/meminfo").unwrap_or_default(), "Slab:").unwrap_or_default();
     let sockets = fs::read_to_string("/proc/net/sockstat").unwrap_or_default();
@@ -59,6 +59,15 @@ fn tasks_ns(pid: u32) -> Option<u64> {
         sum += text.split_whitespace().next()?.parse::<u64>().ok()?;
     }
     (sum > 0).then_some(sum)
+}
+
+/// How many descriptors are open: the size of the folder since Linux 6.2, before that its entries counted.
+fn descriptors(pid: u32) -> u64 {
+    let folder = format!("/proc/{pid}/fd");
+    match fs::metadata(&folder).map_or(0, |folder| folder.len()) {
+        0 => fs::read_dir(&folder).map_or(0, |fds| fds.count() as u64),
+        size => size,
+    }
 }
 
 /// The number in KiB behind `name`, in bytes.

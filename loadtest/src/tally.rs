@@ -11,7 +11,7 @@ use crate::histogram::Distribution;
 /// Different causes of failure, closes and errors that are told apart; later ones count as `other`.
 const CAUSES_MAX: usize = 100;
 
-/// The plain counters, in the order of [`COUNTERS`].
+/// The plain counters.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Counters {
     /// Connections that were begun.

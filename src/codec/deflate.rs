@@ -58,6 +58,15 @@ impl Window {
         Window::ALL.into_iter().rev().find(|window| window.bits() <= bits)
     }
 
+    /// Bytes of the largest message that is deflated within it.
+    const fn bytes_max(self) -> usize {
+        match self {
+            // Where so little is looked back on, so little is found that it takes three times as long.
+            Window::Bits9 => DEFLATE_BYTES_MAX / 4,
+            Window::Bits12 | Window::Bits15 => DEFLATE_BYTES_MAX,
+        }
+    }
+
     /// Its number, below [`Window::COUNT`].
     pub const fn index(self) -> usize {
         self as usize
@@ -174,7 +183,7 @@ impl Deflater {
         self.out.clear();
         self.out.shrink_to(DEFLATE_SCRATCH_BYTES_MAX);
         let total = pieces.iter().map(|piece| piece.len()).sum::<usize>();
-        if !(DEFLATE_BYTES_MIN..=DEFLATE_BYTES_MAX).contains(&total) {
+        if !(DEFLATE_BYTES_MIN..=window.bytes_max()).contains(&total) {
             return None;
         }
         let compressor = self.compressors.get_mut(window.index())?.get_or_insert_with(|| {
@@ -573,9 +582,11 @@ mod tests {
         for len in [64, 100, 1_000, 70_000, 300_000] {
             assert_eq!(deflater.deflate(Window::Bits15, &[&noise(len)]), None, "{len}");
         }
-        let large = vec![b'a'; DEFLATE_BYTES_MAX];
-        assert!(deflater.deflate(Window::Bits15, &[&large]).is_some());
-        assert_eq!(deflater.deflate(Window::Bits15, &[&large, b"a"]), None);
+        for window in Window::ALL {
+            let large = vec![b'a'; window.bytes_max()];
+            assert!(deflater.deflate(window, &[&large]).is_some());
+            assert_eq!(deflater.deflate(window, &[&large, b"a"]), None);
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use expect_test::{Expect, expect};
 use proptest::prelude::{ProptestConfig, any, prop_assert, proptest};
 
-use super::{Config, ConfigError, FILE_BYTES_MAX, FileError, KEYS, Preset, Problem, Sources, Warning};
+use super::{Config, ConfigError, FILE_BYTES_MAX, FileError, IdentityError, KEYS, Preset, Problem, Sources, Warning};
 use crate::limits::Limits;
 use crate::{auth, connection};
 
@@ -23,9 +23,20 @@ impl Sources for World {
     fn file(&self, path: &str, _: usize) -> Result<Vec<u8>, FileError> {
         match path {
             "secret" => Ok(format!("{FILE_SECRET}\n").into_bytes()),
+            "cert.pem" | "other.pem" => Ok(b"a certificate".to_vec()),
+            "key.pem" => Ok(b"KEY-SECRET".to_vec()),
+            "empty" => Ok(Vec::new()),
             "ca.pem" => Ok(b"-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n".to_vec()),
             "forbidden" => Err(FileError::Denied),
             _ => Err(FileError::Missing),
+        }
+    }
+
+    fn identity(&self, cert: &[u8], key: &[u8]) -> Result<(), IdentityError> {
+        match (cert, key) {
+            (b"a certificate", b"KEY-SECRET") => Ok(()),
+            (b"a certificate", _) => Err(IdentityError::NoKey),
+            _ => Err(IdentityError::NoCertificate),
         }
     }
 }
@@ -74,6 +85,9 @@ drain = "0s"
 allowed_origins = ["https://app.example"]
 playground = false
 state = "/var/lib/restcast/\"state\""
+[[server.tls]]
+cert = "cert.pem"
+key = "key.pem"
 [admin]
 listen = "127.0.0.1:9081"
 key = "file:secret"
@@ -140,6 +154,10 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         playground = false
         echo = false
         state = "/var/lib/restcast/\"state\""
+
+        [[server.tls]]
+        cert = "cert.pem"
+        key = "key.pem"
 
         [admin]
         listen = "127.0.0.1:9081"
@@ -248,10 +266,39 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         assert!(shown.contains(&format!("\n{key} = ")), "{key} is shown");
     }
     let debug = format!("{config:?}");
-    for secret in ["hunter2", ENV_SECRET, FILE_SECRET, "1a1b1c1d1e1f"] {
+    for secret in ["hunter2", ENV_SECRET, FILE_SECRET, "1a1b1c1d1e1f", "KEY-SECRET"] {
         assert!(!shown.contains(secret) && !debug.contains(secret), "{secret}");
     }
     toml::de::DeTable::parse(&shown).expect("what is shown is TOML");
+}
+
+#[test]
+fn certificates_and_keys_are_judged_where_they_stand() {
+    check(
+        "[[server.tls]]\ncert = \"cert.pem\"\nkey = \"key.pem\"\n[[server.tls]]\ncert = \"other.pem\"\nkey = \"key.pem\"",
+        expect![[""]],
+    );
+    check(
+        "[server]\nlisten = \"0.0.0.0:443\"\n[[server.tls]]\ncert = \"key.pem\"\nkey = \"key.pem\"\n\
+         [[server.tls]]\ncert = \"cert.pem\"\nkey = \"cert.pem\"\n[[server.tls]]\ncert = \"empty\"\nkey = \"nope.pem\"\n\
+         [[server.tls]]\ncert = \"cert.pem\"",
+        expect![[r#"
+            line 4: `server.tls.cert`: the file "key.pem" holds no PEM certificate: name the file that begins with -----BEGIN CERTIFICATE-----
+            line 8: `server.tls.key`: the file "cert.pem" holds no private key in the clear: name the file that begins with -----BEGIN PRIVATE KEY-----
+            line 10: `server.tls.cert`: is empty
+            line 11: `server.tls.key`: the file "nope.pem" does not exist
+            line 12: `server.tls.key` is missing here
+        "#]],
+    );
+    check(
+        "[server.tls]\ncert = \"cert.pem\"\nkey = \"key.pem\"",
+        expect![[r#"
+        line 1: `server.tls` may stand several times: write [[server.tls]]
+    "#]],
+    );
+    let config = accepted("[[server.tls]]\ncert = \"cert.pem\"\nkey = \"key.pem\"");
+    assert!(config.connection.tls && config.tls.len() == 1 && &*config.tls[0].cert_pem == b"a certificate");
+    assert!(!accepted("").connection.tls);
 }
 
 #[test]
@@ -391,7 +438,7 @@ respect_max_age = true
 auth = { kind = "bearer" }
 "#,
         expect![[r#"
-            line 3: `server.listen` 0.0.0.0:80 is reachable from other machines without TLS: listen on 127.0.0.1, or set `server.plaintext = true` if a proxy in front ends TLS
+            line 3: `server.listen` 0.0.0.0:80 is reachable from other machines without TLS: add [[server.tls]] with `cert` and `key`, listen on 127.0.0.1, or set `server.plaintext = true` if a proxy in front ends TLS
             line 4: unknown key `server.heartbeet`; the nearest known one is `server.heartbeat`
             line 5: `server.heartbeat` has the type integer: write a string such as "250ms" or "5s"
             line 6: `server.cores`: must be from 0 to 1024
@@ -473,8 +520,8 @@ fn listeners_are_not_exposed_by_mistake() {
     check(
         &at("0.0.0.0:80", ""),
         expect![[r#"
-        line 2: `server.listen` 0.0.0.0:80 is reachable from other machines without TLS: listen on 127.0.0.1, or set `server.plaintext = true` if a proxy in front ends TLS
-    "#]],
+            line 2: `server.listen` 0.0.0.0:80 is reachable from other machines without TLS: add [[server.tls]] with `cert` and `key`, listen on 127.0.0.1, or set `server.plaintext = true` if a proxy in front ends TLS
+        "#]],
     );
     check(
         &at("[::]:80", "plaintext = true\necho = true\n"),

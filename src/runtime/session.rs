@@ -23,8 +23,6 @@ use crate::codec::message::ErrorCode;
 use crate::metrics::{CoreMetrics, TlsHandshake};
 use crate::shard::Sent;
 
-use super::sockets::Received;
-
 /// Plaintext in one record (RFC 8446 section 5.1).
 const RECORD_PLAIN_BYTES: usize = 16 << 10;
 /// Bytes a record may have more than its plaintext (RFC 5246 section 6.2.3, which allows the most), and its header.
@@ -32,10 +30,28 @@ const RECORD_EXTRA_BYTES: usize = (2 << 10) + 5;
 /// Ciphertext that is kept until the rest of it comes: one record. A handshake message may be spread over several, but
 /// must fit in so much.
 const KEPT_BYTES_MAX: usize = RECORD_PLAIN_BYTES + RECORD_EXTRA_BYTES;
+// Before a record a key update may stand in the scratch (RFC 8446 section 5.2: each has at most 256 bytes more than its
+// plaintext).
+const _: () = assert!(RECORD_EXTRA_BYTES >= 2 * (5 + 256) + 5);
 /// Plaintext that is sealed and sent for one call: a chunk of a log. The rest is for the next.
 const SEALED_PER_SEND: usize = crate::limits::CHUNK_BYTES;
 /// Reads that throw away what an ended peer still sends, so that its socket is closed and not reset.
 const DISCARDS_MAX: usize = 4;
+
+/// What a socket gave.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Received {
+    /// So many bytes, in the scratch buffer.
+    Bytes(usize),
+    /// Bytes that say nothing yet: part of a record, or of a handshake.
+    Held,
+    /// Nothing now.
+    Nothing,
+    /// The peer has ended its side.
+    Finished,
+    /// It is gone.
+    Lost,
+}
 
 /// What the sessions of a core share.
 pub(super) struct Scratch {
@@ -47,7 +63,7 @@ pub(super) struct Scratch {
     /// What new sessions are begun with.
     config: Arc<ServerConfig>,
     metrics: Arc<CoreMetrics>,
-    /// Flights of handshakes that were made: each may have cost a signature.
+    /// Flights that were made and leave a handshake unfinished: each may have cost a signature.
     pub(super) flights: usize,
 }
 
@@ -237,9 +253,7 @@ impl Session {
                 }
                 Ok(ConnectionState::TransmitTlsData(data)) => {
                     data.done();
-                    if tls.is_handshaking() || self.stage == Stage::Shaking {
-                        scratch.flights += 1;
-                    }
+                    scratch.flights = scratch.flights.wrapping_add(usize::from(tls.is_handshaking()));
                     failed |= !transmit(socket, &mut self.rest, &scratch.sealed[..made]);
                     made = 0;
                 }
@@ -480,5 +494,17 @@ fn discard(socket: &OwnedFd, into: &mut [u8]) {
         if !matches!(recv(socket, into), Ok(1..)) {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_is_little_more_than_what_rustls_needs() {
+        let (session, rustls) = (size_of::<Session>(), size_of::<UnbufferedServerConnection>());
+        assert!(session <= rustls + 96, "a session takes {session} bytes, of which {rustls} are rustls's");
+        assert!(session <= 1_400, "a session takes {session} bytes, besides what rustls allocates");
     }
 }

@@ -26,7 +26,7 @@ use crate::shard::{Sent, Wire};
 use crate::time::Instant;
 
 use super::listener;
-use super::session::{Flushed, Scratch, Session};
+use super::session::{Flushed, Received, Scratch, Session};
 
 /// Events taken from the kernel in one turn.
 const EVENTS_PER_TURN: usize = 1024;
@@ -57,21 +57,6 @@ pub enum Ready {
         /// Its end, whether bytes stand before it or not.
         ended: bool,
     },
-}
-
-/// What a socket gave.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Received {
-    /// So many bytes, in the scratch buffer.
-    Bytes(usize),
-    /// Bytes that say nothing yet: part of a record, or of a handshake.
-    Held,
-    /// Nothing now.
-    Nothing,
-    /// The peer has ended its side.
-    Finished,
-    /// It is gone.
-    Lost,
 }
 
 /// Why nothing was accepted.

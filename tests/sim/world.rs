@@ -403,6 +403,10 @@ impl World {
         self.book.mono_us += by_us;
         self.book.wall_us += by_us;
         for client in &mut self.clients {
+            // Nobody could be told in its sleep.
+            if let Some(expired) = &mut client.expired {
+                expired.at_us += by_us;
+            }
             // Whoever expired meanwhile expired now, as far as anybody can tell.
             client.notice_time(&self.book, self.book.wall_us, false);
         }

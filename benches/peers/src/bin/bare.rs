@@ -24,8 +24,8 @@ const LISTENER: u64 = u64::MAX;
 /// Unsent bytes that a connection may have; one that reads slower loses its place.
 const UNSENT_BYTES_MAX: usize = 1 << 20;
 const HEAD_BYTES_MAX: usize = 16 << 10;
-const EVENTS_PER_TURN: usize = 512;
-const ACCEPTS_PER_TURN: usize = 256;
+const EVENTS_PER_TURN: usize = 4096;
+const ACCEPTS_PER_TURN: usize = 4096;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let options = Options::from_env()?;
