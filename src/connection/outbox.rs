@@ -53,6 +53,11 @@ impl Outbox {
         self.items.len()
     }
 
+    /// How many bytes wait.
+    pub fn bytes(&self) -> usize {
+        self.items.iter().map(Item::len).sum::<usize>() - self.sent
+    }
+
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
         self.items.is_empty()
@@ -203,7 +208,9 @@ mod tests {
             outbox.push_value(Arc::from(&b"value"[..]));
             outbox.write(|out| out.extend_from_slice(b"ta"));
             outbox.write(|out| out.extend_from_slice(b"il"));
-            assert_eq!(outbox.control_bytes(), 8);
+            assert_eq!((outbox.control_bytes(), outbox.bytes()), (8, 18));
+            outbox.advance(0);
+            assert_eq!(outbox.bytes(), 18);
             assert_eq!(drain(&mut outbox, step), "headframevaluetail");
             assert_eq!(outbox.control_bytes(), 0);
         }

@@ -402,14 +402,26 @@ impl Wire for Sockets {
             let Some((session, shared)) = secure.session(connection) else { return Sent::Lost };
             return session.send(socket, shared, bytes);
         }
-        loop {
-            return match rustix::net::send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
-                Ok(count) => Sent::Bytes(count),
-                Err(Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM) => Sent::Blocked,
-                Err(Errno::INTR) => continue,
-                Err(_) => Sent::Lost,
-            };
+        send(socket, bytes, SendFlags::empty())
+    }
+
+    fn send_last(&mut self, connection: u32, bytes: &[u8]) -> Sent {
+        match self.places.get(connection as usize).and_then(|place| place.socket.as_ref()) {
+            // Over TLS the end is more than a packet's flag: `close_notify` goes before it.
+            Some(socket) if self.secure.is_none() => send(socket, bytes, SendFlags::MORE),
+            _ => self.send(connection, bytes),
         }
+    }
+}
+
+fn send(socket: &OwnedFd, bytes: &[u8], flags: SendFlags) -> Sent {
+    loop {
+        return match rustix::net::send(socket, bytes, flags | SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+            Ok(count) => Sent::Bytes(count),
+            Err(Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM) => Sent::Blocked,
+            Err(Errno::INTR) => continue,
+            Err(_) => Sent::Lost,
+        };
     }
 }
 

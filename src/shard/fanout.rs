@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::codec::message::CloseReason;
+use crate::connection::State;
 use crate::connection::outbox::Shared;
 use crate::connection::subscriptions::Slot;
 use crate::frame::RenditionKind;
@@ -330,12 +331,17 @@ impl Shard {
                     self.make_ready(index);
                     return Flushed::Done;
                 }
+                // Behind an ending connection's last bytes its end follows at once, and both make one packet.
+                let ends =
+                    matches!(&connection.state, State::Closing(closing) if closing.peer_done && !closing.finished);
+                let left = if ends { outbox.bytes() } else { 0 };
                 let mut sent = Sent::Blocked;
                 let mut empty = true;
                 outbox.front(&mut self.joint.bytes, &mut |bytes| {
                     empty = bytes.is_empty();
                     if !empty {
-                        sent = wire.send(index, bytes);
+                        let last = bytes.len() == left;
+                        sent = if last { wire.send_last(index, bytes) } else { wire.send(index, bytes) };
                     }
                 });
                 *budget -= 1;

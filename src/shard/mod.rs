@@ -187,6 +187,12 @@ pub enum Notice {
 pub trait Wire {
     /// Sends as many of `bytes` (never none) as the connection's socket takes now.
     fn send(&mut self, connection: u32, bytes: &[u8]) -> Sent;
+
+    /// The same for bytes behind which our side of the socket will be ended at once ([`Output::Finish`]): they may be held
+    /// back to leave in one packet with the end.
+    fn send_last(&mut self, connection: u32, bytes: &[u8]) -> Sent {
+        self.send(connection, bytes)
+    }
 }
 
 /// What became of bytes that were given to a socket.
