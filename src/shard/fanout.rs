@@ -136,7 +136,7 @@ impl Shard {
         if rendition.sweep.is_none() {
             let readers = rendition.subscribers.len();
             rendition.rotation = rendition.rotation.wrapping_add(ROTATION_STEP);
-            let next = (u64::from(rendition.rotation) * readers as u64 >> 32) as usize;
+            let next = ((u64::from(rendition.rotation) * readers as u64) >> 32) as usize;
             rendition.sweep = Some(Sweep { next, left: readers });
             if let Some(since) = rendition.unswept_since.take() {
                 self.metrics.publish_lag.observe(now.since(since));
