@@ -1,14 +1,16 @@
-//! Whether each connection got each event once and in order, judged by sequence numbers alone.
+//! Whether each connection got each event once and in order, judged by sequence numbers alone, and whether it ended when it
+//! was to end.
 //!
-//! Source: protocol version 1, section 3: `seq` grows by one, a delta names its base, a snapshot may jump forward.
-//! Memory: 48 bytes for each stream of a connection. Errors: none.
+//! Source: protocol version 1, section 3: `seq` grows by one, a delta builds on the event before it, a snapshot may jump
+//! forward; section 5 for the ends. Memory: 48 bytes for each stream of a connection. Errors: none.
 
 use crate::payload::Event;
 
 /// One stream as one connection has seen it.
 #[derive(Clone, Debug)]
 pub struct Subscription {
-    stream: u32,
+    /// Number of the stream's name.
+    pub stream: u32,
     /// Number of the sequence it is in.
     pub sequence: u32,
     /// The newest event that came.
@@ -38,8 +40,8 @@ pub enum Verdict {
     Unjudged,
 }
 
-/// Judges `event` and notes it.
-pub fn judge(subscriptions: &mut Vec<Subscription>, event: &Event) -> Verdict {
+/// Judges `event` and notes it. `resumes`: the connection said where it left off, so its first event may be a delta.
+pub fn judge(subscriptions: &mut Vec<Subscription>, event: &Event, resumes: bool) -> Verdict {
     let known = subscriptions.iter_mut().find(|known| known.stream == event.stream);
     let Some(seq) = event.seq else {
         if known.is_none() {
@@ -50,16 +52,38 @@ pub fn judge(subscriptions: &mut Vec<Subscription>, event: &Event) -> Verdict {
         return Verdict::Unjudged;
     };
     let fresh = Subscription { stream: event.stream, sequence: event.sequence, seq, came: 1, missing: 0 };
+    // A delta of a sequence whose value was never sent cannot be applied.
+    let can_begin = event.whole || event.base.is_none();
     let Some(known) = known else {
         subscriptions.push(fresh);
-        return Verdict::First;
+        return if can_begin || resumes && follows(seq, event.base) { Verdict::First } else { Verdict::Lost(1) };
     };
     if known.sequence != event.sequence {
         *known = fresh;
-        // A delta of a sequence whose value was never sent cannot be applied.
-        return if event.whole || event.base.is_none() { Verdict::First } else { Verdict::Lost(1) };
+        return if can_begin { Verdict::First } else { Verdict::Lost(1) };
     }
     known.note(seq, event.base, event.whole)
+}
+
+/// Whether a delta builds on the event before it, as it must; a peer's that names no base is taken at its word.
+fn follows(seq: u64, base: Option<u64>) -> bool {
+    base.is_none_or(|base| base.checked_add(1) == Some(seq))
+}
+
+/// Whether the server may close a connection that reads: because it ends the service (1000, 1012), or with 4001 because the
+/// token's `exp` came. Clocks of two machines may differ by a second.
+pub fn may_close(code: u16, reason: &str, exp: Option<u64>, now_us: u64) -> bool {
+    match (code, reason) {
+        (1000 | 1012, _) => true,
+        // What a foreign token holds may not be known.
+        (4001, "token_expired") => exp.is_none_or(|exp| now_us >= exp.saturating_sub(1).saturating_mul(1_000_000)),
+        _ => false,
+    }
+}
+
+/// Whether a connection whose token ended at `exp` lives on although `leeway_us` and one second more are over.
+pub fn outlived(exp: Option<u64>, leeway_us: u64, now_us: u64) -> bool {
+    exp.is_some_and(|exp| now_us > exp.saturating_add(1).saturating_mul(1_000_000).saturating_add(leeway_us))
 }
 
 impl Subscription {
@@ -80,7 +104,7 @@ impl Subscription {
         }
         let step = seq - self.seq;
         let skipped = step - 1;
-        let follows = if whole { skipped == 0 } else { base.unwrap_or(seq - 1) == self.seq };
+        let follows = skipped == 0 && (whole || follows(seq, base));
         let shift = |bits: u64| if step >= 64 { 0 } else { bits << step };
         self.came = shift(self.came) | 1;
         self.missing = shift(self.missing);
@@ -108,6 +132,10 @@ mod tests {
 
     /// Judges a script: `s5` a snapshot, `p5` the patch on 4, `p5<3` one on 3, `b5` without base; upper case: the next epoch.
     fn check(script: &str, expected: &[Verdict]) {
+        check_resuming(script, false, expected);
+    }
+
+    fn check_resuming(script: &str, resumes: bool, expected: &[Verdict]) {
         let mut subscriptions = Vec::new();
         let verdicts: Vec<Verdict> = script
             .split(' ')
@@ -122,7 +150,7 @@ mod tests {
                     "p" => event(epoch, seq, Some(base), false),
                     _ => event(epoch, seq, None, false),
                 };
-                judge(&mut subscriptions, &event)
+                judge(&mut subscriptions, &event, resumes)
             })
             .collect();
         assert_eq!(verdicts, expected, "{script}");
@@ -132,7 +160,51 @@ mod tests {
     fn events_that_follow_are_next() {
         use Verdict::{First, Next};
         check("s1 p2 p3 s4 b5", &[First, Next, Next, Next, Next]);
-        check("p8 p9", &[First, Next]);
+        check("b8 b9", &[First, Next]);
+    }
+
+    #[test]
+    fn a_delta_comes_first_only_where_one_resumes() {
+        use Verdict::{First, Lost, Next};
+        check("p8 p9", &[Lost(1), Next]);
+        check_resuming("p8 p9", true, &[First, Next]);
+        check_resuming("p8<6 p9", true, &[Lost(1), Next]);
+        check_resuming("s7 P8", true, &[First, Lost(1)]);
+    }
+
+    #[test]
+    fn a_delta_that_names_an_older_base_loses_what_lies_between() {
+        use Verdict::{Lost, Next, Reordered};
+        // seq 45 on base 41 follows 41 by its base, and breaks the promise that base is seq - 1.
+        check("s41 p45<41 p46", &[Verdict::First, Lost(3), Next]);
+        check("s41 p45<41 p43", &[Verdict::First, Lost(3), Reordered(true)]);
+        check("s41 p42<42", &[Verdict::First, Lost(1)]);
+        check("s1 p2<1", &[Verdict::First, Next]);
+    }
+
+    #[test]
+    fn ends_are_judged_by_code_and_by_the_token() {
+        let check = |code, reason, exp, now_s: u64, expected| {
+            assert_eq!(may_close(code, reason, exp, now_s * 1_000_000), expected, "{code} {reason} at {now_s}");
+        };
+        check(1000, "", Some(100), 50, true);
+        check(1012, "draining", Some(100), 50, true);
+        check(4001, "token_expired", Some(100), 101, true);
+        check(4001, "token_expired", Some(100), 99, true);
+        check(4001, "token_expired", Some(100), 98, false);
+        check(4001, "token_expired", None, 50, true);
+        check(4001, "session_expired", Some(100), 101, false);
+        for (code, reason) in [(1001, "heartbeat_timeout"), (1008, "rate_limited"), (1011, ""), (1013, "write_stall")] {
+            check(code, reason, Some(100), 101, false);
+        }
+        check(1005, "", None, 50, false);
+    }
+
+    #[test]
+    fn a_token_is_outlived_one_second_after_its_leeway() {
+        let at = |ms: u64| outlived(Some(100), 5_000_000, ms * 1000);
+        assert!(!at(106_000) && at(106_001));
+        assert!(!outlived(None, 0, u64::MAX) && !outlived(Some(u64::MAX), 5_000_000, u64::MAX));
     }
 
     #[test]
@@ -168,12 +240,12 @@ mod tests {
         let mut subscriptions = Vec::new();
         let of =
             |stream, seq| Event { stream, sequence: stream, seq: Some(seq), base: None, whole: false, ts_us: None };
-        assert_eq!(judge(&mut subscriptions, &of(0, 1)), Verdict::First);
-        assert_eq!(judge(&mut subscriptions, &of(1, 5)), Verdict::First);
-        assert_eq!(judge(&mut subscriptions, &of(0, 2)), Verdict::Next);
-        assert_eq!(judge(&mut subscriptions, &of(1, 5)), Verdict::Duplicated);
+        assert_eq!(judge(&mut subscriptions, &of(0, 1), false), Verdict::First);
+        assert_eq!(judge(&mut subscriptions, &of(1, 5), false), Verdict::First);
+        assert_eq!(judge(&mut subscriptions, &of(0, 2), false), Verdict::Next);
+        assert_eq!(judge(&mut subscriptions, &of(1, 5), false), Verdict::Duplicated);
         let unnumbered = Event { seq: None, ..of(2, 0) };
-        assert_eq!(judge(&mut subscriptions, &unnumbered), Verdict::First);
-        assert_eq!(judge(&mut subscriptions, &unnumbered), Verdict::Unjudged);
+        assert_eq!(judge(&mut subscriptions, &unnumbered, false), Verdict::First);
+        assert_eq!(judge(&mut subscriptions, &unnumbered, false), Verdict::Unjudged);
     }
 }

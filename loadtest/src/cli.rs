@@ -39,8 +39,9 @@ Examples:
   3. How many handshakes a second can it verify, 200 at a time, over TLS?
        loadtest run wss://127.0.0.1:8443/v1/streams/leads --ca ca.pem --secret-file jwt.key --churn --connections 200
 
-`loadtest run --help` and `loadtest upstream --help` tell every option. Exit code 0: all went well; 1: connections failed
-or were dropped, or events were lost; 2: the command line is wrong.
+`loadtest run --help` and `loadtest upstream --help` tell every option. Exit code 0: all went well; 1: connections failed,
+were dropped or cut off, events were lost or none came, tokens were outlived, or a figure could not be taken; 2: the command
+line is wrong.
 ";
 
 /// The page of `loadtest run --help`.
@@ -103,7 +104,7 @@ What is measured:
   --min-bytes B            shorter messages are no events [0]
   --no-welcome             a connection is open at the handshake's answer: the server sends no first frame
   --message TEXT           the first connection sends this every --message-every, for servers that pass on what they get;
-                           {ts} the time in --ts-unit, {i} a counter
+                           {ts} the time when it was due in --ts-unit, {i} a counter
   --message-every TIME     [1s]
 
 Output:

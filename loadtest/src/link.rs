@@ -11,7 +11,7 @@ use rustix::net::{SendFlags, send};
 use rustls::ClientConnection;
 
 use crate::account::Subscription;
-use crate::sse::Chunked;
+use crate::sse::{Chunked, Scan};
 use crate::ws::{self, Fragments, Opcode};
 
 /// The longest answer head that is read.
@@ -71,6 +71,8 @@ pub struct Link {
     pub chunked: Option<Chunked>,
     /// What was read and is not whole yet; over TLS in plain text.
     pub partial: Vec<u8>,
+    /// How far `partial` was searched for the end of an SSE block.
+    pub scan: Scan,
     /// What is to be written.
     pub out: Vec<u8>,
     /// TLS, where it is spoken.
@@ -81,6 +83,8 @@ pub struct Link {
     pub subscriptions: Vec<Subscription>,
     /// When it was begun, on the worker's clock.
     pub begun_us: u64,
+    /// When its socket was last read empty, wall time: what is read next came later.
+    pub drained_us: u64,
     /// `exp` of its token.
     pub exp: Option<u64>,
     /// When its last event was read, wall time.
@@ -105,11 +109,13 @@ impl Link {
             renewing: None,
             chunked: None,
             partial: Vec::new(),
+            scan: Scan::default(),
             out: Vec::new(),
             tls: None,
             fragments: None,
             subscriptions: Vec::new(),
             begun_us,
+            drained_us: 0,
             exp: None,
             last_event_us: 0,
             connection: None,
@@ -119,6 +125,16 @@ impl Link {
     /// Whether its events are judged and timed.
     pub fn is_reader(&self) -> bool {
         matches!(self.purpose, Purpose::Reader | Purpose::Kept)
+    }
+
+    /// Whether it is to get what all others like it get: it reads, it is open and nobody has closed it.
+    pub fn is_healthy(&self) -> bool {
+        self.is_reader() && self.open && self.state == State::Messages
+    }
+
+    /// Whether an event of that stream came.
+    pub fn has_seen(&self, stream: u32) -> bool {
+        self.subscriptions.iter().any(|known| known.stream == stream)
     }
 
     /// Queues plain text to be sent.

@@ -130,6 +130,16 @@ impl Reader {
         self.sequences.name(sequence)
     }
 
+    /// Name of a stream.
+    pub fn stream_name(&self, stream: u32) -> &[u8] {
+        self.streams.name(stream)
+    }
+
+    /// Number of a stream that was seen.
+    pub fn stream(&self, name: &[u8]) -> Option<u32> {
+        self.streams.numbers.get(name).copied()
+    }
+
     /// Number of a sequence that was seen.
     pub fn sequence(&self, name: &[u8]) -> Option<u32> {
         self.sequences.numbers.get(name).copied()

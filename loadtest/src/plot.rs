@@ -98,8 +98,8 @@ fn panels(points: &[Point]) -> Vec<Panel> {
             unit: "MiB",
             logarithmic: false,
             lines: vec![
-                line("RSS", "#c4b5fd", &|point| point.server.map(|server| mib(server.rss_bytes))),
-                line("PSS", "#7c3aed", &|point| point.server.map(|server| mib(server.pss_bytes))),
+                line("RSS", "#c4b5fd", &|point| point.server.and_then(|server| server.rss_bytes).map(mib)),
+                line("PSS", "#7c3aed", &|point| point.server.and_then(|server| server.pss_bytes).map(mib)),
             ],
         },
         Panel { title: "Server CPU", unit: "%", logarithmic: false, lines: vec![cpu] },
@@ -252,8 +252,8 @@ mod tests {
 
     fn point(second: u32) -> Point {
         let server = Sample {
-            pss_bytes: 30 << 20,
-            rss_bytes: 40 << 20,
+            pss_bytes: Some(30 << 20),
+            rss_bytes: Some(40 << 20),
             cpu_ns: u64::from(second) * 500_000_000,
             ..Sample::default()
         };

@@ -14,8 +14,11 @@ use crate::tally::Tally;
 
 /// From this share of a core on, a worker is what limits the run.
 const SATURATED_SHARE: f64 = 0.9;
-/// From this lag between hearing of bytes and reading them on, likewise.
+/// From this lag between the coming of bytes and their being read on, likewise, besides [`SWEEP_US`] a connection.
 const SATURATED_LAG_US: u64 = 20_000;
+/// What a worker may take for each of its connections when all become readable at once, because the server just wrote to all:
+/// the last of 10,000 then waits 35 ms for those before it, and the worker keeps up all the same.
+const SWEEP_US: u64 = 5;
 /// Seconds of a tick in `/proc/PID/stat` (USER_HZ, which Linux fixes at 100).
 const TICK_S: f64 = 0.01;
 
@@ -43,14 +46,25 @@ pub struct Figures {
     asked: u32,
     warm: u64,
     processes: u32,
+    /// Cores that this machine lets it use; `None` where it does not say.
+    cores: Option<usize>,
     churn: bool,
     idle: bool,
+    /// Connections that read as fast as they can, and slow ones.
+    readers: u32,
+    slow: u32,
+    /// Connections a second that were allowed; `None`: as fast as it goes.
+    rate: Option<f64>,
     leeway_ms: u64,
     urls: Vec<String>,
     /// What all workers counted.
     pub tally: Tally,
     /// The server with one connection to each URL.
     pub baseline: Option<Sample>,
+    /// Connections that were open then.
+    pub open_at_baseline: u64,
+    /// Connections that were open when the server was at rest.
+    pub open_when_held: u64,
     /// When the others began to open.
     pub opening_from: Option<Instant>,
     /// How long they took.
@@ -74,19 +88,25 @@ pub struct Figures {
 }
 
 impl Figures {
-    /// Of a run that is about to begin.
-    pub fn new(options: &RunOptions, processes: u32) -> Figures {
+    /// Of a run that is about to begin, with so many connections a second.
+    pub fn new(options: &RunOptions, processes: u32, rate: Option<f64>) -> Figures {
         Figures {
             asked: options.connections,
             warm: options.urls.len().min(options.connections as usize) as u64,
             processes,
+            cores: std::thread::available_parallelism().ok().map(std::num::NonZero::get),
             churn: options.churn,
             idle: options.idle,
+            readers: options.connections - options.stalled - options.slow,
+            slow: options.slow,
+            rate,
             leeway_ms: options.leeway.as_millis() as u64,
             // A query may hold a token.
             urls: options.urls.iter().map(|url| url.split('?').next().unwrap_or_default().to_owned()).collect(),
             tally: Tally::default(),
             baseline: None,
+            open_at_baseline: 0,
+            open_when_held: 0,
             opening_from: None,
             opening_s: None,
             after_opening: None,
@@ -107,15 +127,59 @@ impl Figures {
         format!("{} connections to {}", self.asked, urls.join(", "))
     }
 
-    /// Whether nothing failed, was dropped or lost.
+    /// Notes a problem, once.
+    pub fn problem(&mut self, problem: String) {
+        if !self.problems.contains(&problem) {
+            self.problems.push(problem);
+        }
+    }
+
+    /// When all is counted: notes what makes the whole run doubtful.
+    pub fn conclude(&mut self) {
+        let counters = &self.tally.counters;
+        let expected = !self.idle && !self.churn && self.duration_s > 0.0 && counters.opened > 0;
+        let none = self.readers > 0 && counters.deliveries == 0
+            || self.readers == 0 && self.slow > 0 && counters.slow_deliveries == 0;
+        if expected && none {
+            self.problem(
+                "no event came while it was measured: does the stream's value change? (--idle says that none are expected)"
+                    .into(),
+            );
+        }
+    }
+
+    /// Whether the server kept its word to every connection, as far as that can be seen.
     pub fn is_good(&self) -> bool {
         let counters = &self.tally.counters;
-        counters.failed == 0 && counters.dropped == 0 && counters.lost == 0 && self.problems.is_empty()
+        let broken = [
+            counters.failed,
+            counters.dropped,
+            counters.cut_off,
+            counters.lost,
+            counters.duplicated,
+            counters.reordered,
+            counters.stuck,
+            counters.outlived,
+            // Where no events are expected, one that came to somebody need not come to all.
+            if self.idle { 0 } else { counters.silent },
+        ];
+        broken.iter().all(|&count| count == 0) && self.problems.is_empty()
+    }
+
+    /// The lag from which on it was the load tester that was late.
+    fn lag_limit_us(&self) -> u64 {
+        SATURATED_LAG_US + SWEEP_US * u64::from(self.asked.div_ceil(self.processes.max(1)))
+    }
+
+    /// Whether one worker, or all together, used up the CPU that was there for them.
+    fn out_of_cpu(&self) -> bool {
+        let all = self.cores.is_some_and(|cores| self.tally.cpu_share_sum >= SATURATED_SHARE * cores as f64);
+        self.tally.cpu_share_max >= SATURATED_SHARE || all
     }
 
     fn saturated(&self) -> bool {
         let lag = self.tally.read_lag.quantile(0.99).unwrap_or_default();
-        self.tally.cpu_share_max >= SATURATED_SHARE || lag >= SATURATED_LAG_US
+        self.out_of_cpu() || lag >= self.lag_limit_us()
     }
 
     /// The names that stay.
@@ -145,6 +209,7 @@ impl Figures {
             })
         };
         let mut handshakes = handshakes;
+        handshakes["allowed_per_s"] = json!(self.rate);
         handshakes["latency_us"] = tally.handshake.summary();
         handshakes["tls"] =
             json!({"full": counters.tls_handshakes - counters.tls_resumed, "resumed": counters.tls_resumed});
@@ -159,6 +224,7 @@ impl Figures {
                 "opened": counters.opened,
                 "failed": counters.failed,
                 "dropped": counters.dropped,
+                "cut_off": counters.cut_off,
                 "failures": tally.failures.to_json(),
             },
             "connects_per_s": if self.churn { handshakes["per_s"].clone() } else { json!(per(opened_in_rate, self.opening_s.unwrap_or_default())) },
@@ -177,8 +243,11 @@ impl Figures {
                 "duplicated": counters.duplicated,
                 "reordered": counters.reordered,
                 "conflated": counters.conflated,
+                "conflated_slow": counters.conflated_slow,
+                "silent": counters.silent,
+                "stuck": counters.stuck,
             },
-            "slow": {"deliveries": counters.slow_deliveries},
+            "slow": {"deliveries": counters.slow_deliveries, "closes": tally.slow_closes.to_json()},
             "closes": tally.closes.to_json(),
             "errors": tally.errors.to_json(),
             "renewals": {
@@ -195,13 +264,17 @@ impl Figures {
                 "p99_ms": tally.expiry_quantile_ms(0.99),
                 "last_ms": tally.expiry_quantile_ms(1.0),
                 "latest_frame_ms": tally.expiry_latest_frame_ms,
+                "outlived": counters.outlived,
             },
             "server": self.server_json(measured_cpu),
             "client": {
                 "processes": self.processes,
                 "cpu_share_max": round(tally.cpu_share_max),
+                "cpu_share_sum": round(tally.cpu_share_sum),
+                "cores": self.cores,
                 "saturated": self.saturated(),
                 "read_lag_us_p99": tally.read_lag.quantile(0.99),
+                "read_lag_us_limit": self.lag_limit_us(),
             },
             "client_saturated": self.saturated(),
             "duration_s": round(self.duration_s),
@@ -213,10 +286,11 @@ impl Figures {
 
     fn server_json(&self, measured_cpu: Option<f64>) -> Value {
         let held = self.held.or(self.after);
-        let others = self.tally.counters.opened.saturating_sub(self.warm);
-        let growth = |of: fn(&Sample) -> u64| {
-            let (from, to) = (self.baseline.as_ref()?, self.held.as_ref()?);
-            (others > 0).then(|| round((of(to) as f64 - of(from) as f64) / others as f64))
+        // Connections that were gone again when the server was looked at cost it nothing then.
+        let others = self.open_when_held.saturating_sub(self.open_at_baseline);
+        let growth = |of: fn(&Sample) -> Option<u64>| {
+            let (from, to) = (of(self.baseline.as_ref()?)?, of(self.held.as_ref()?)?);
+            (others > 0).then(|| round((to as f64 - from as f64) / others as f64))
         };
         let last = self.after.or(held);
         let ticks = |of: fn(&Sample) -> u64| {
@@ -228,20 +302,22 @@ impl Figures {
             "rss_bytes_per_connection": growth(|sample| sample.rss_bytes),
             "slab_bytes_per_connection": growth(|sample| sample.slab_bytes),
             "fds_per_connection": growth(|sample| sample.fds),
-            "pss_bytes": held.map(|sample| sample.pss_bytes),
-            "rss_bytes": held.map(|sample| sample.rss_bytes),
-            "pss_bytes_baseline": self.baseline.map(|sample| sample.pss_bytes),
-            "rss_bytes_baseline": self.baseline.map(|sample| sample.rss_bytes),
-            "pss_bytes_end": last.map(|sample| sample.pss_bytes),
-            "rss_bytes_end": last.map(|sample| sample.rss_bytes),
+            "pss_bytes": held.and_then(|sample| sample.pss_bytes),
+            "rss_bytes": held.and_then(|sample| sample.rss_bytes),
+            "pss_bytes_baseline": self.baseline.and_then(|sample| sample.pss_bytes),
+            "rss_bytes_baseline": self.baseline.and_then(|sample| sample.rss_bytes),
+            "pss_bytes_end": last.and_then(|sample| sample.pss_bytes),
+            "rss_bytes_end": last.and_then(|sample| sample.rss_bytes),
+            "connections_baseline": self.baseline.map(|_| self.open_at_baseline),
+            "connections": self.held.map(|_| self.open_when_held),
             "cpu_s": measured_cpu,
             "cpu_share": measured_cpu.filter(|_| self.duration_s > 0.0).map(|cpu_s| round(cpu_s / self.duration_s)),
             "user_s": ticks(|sample| sample.user_ticks),
             "system_s": ticks(|sample| sample.system_ticks),
-            "fds": held.map(|sample| sample.fds),
-            "tcp_sockets": held.map(|sample| sample.tcp_sockets),
-            "tcp_buffer_bytes": held.map(|sample| sample.tcp_bytes),
-            "slab_bytes": held.map(|sample| sample.slab_bytes),
+            "fds": held.and_then(|sample| sample.fds),
+            "tcp_sockets": held.and_then(|sample| sample.tcp_sockets),
+            "tcp_buffer_bytes": held.and_then(|sample| sample.tcp_bytes),
+            "slab_bytes": held.and_then(|sample| sample.slab_bytes),
         })
     }
 
@@ -268,6 +344,12 @@ impl Figures {
                 counters.opened, self.asked, counters.failed, counters.dropped
             ),
         )?;
+        if counters.cut_off > 0 {
+            line(
+                "",
+                format!("{} CUT OFF: they read, and the server closed them for no reason of theirs", counters.cut_off),
+            )?;
+        }
         for (cause, count) in &tally.failures.0 {
             line("", format!("{count} failed: {cause}"))?;
         }
@@ -282,10 +364,24 @@ impl Figures {
                 number("/handshakes/server_cpu_us_each").map(|us| format!(", {us:.1} us of the server's CPU each"));
             let tls = (counters.tls_handshakes > 0)
                 .then(|| format!(", TLS: {} of {} resumed", counters.tls_resumed, counters.tls_handshakes));
+            let paced = self.rate.map(|allowed| {
+                if rate >= 0.9 * allowed {
+                    " (as --rate allows)".into()
+                } else {
+                    format!(" (--rate allows {allowed:.0})")
+                }
+            });
             let p99 = tally.handshake.quantile(0.99).map(|us| format!(", p99 {}", millis(us)));
             line(
                 "handshakes",
-                format!("{} at {rate:.0} a second{}{}{}", report["handshakes"]["count"], opt(p99), opt(each), opt(tls)),
+                format!(
+                    "{} at {rate:.0} a second{}{}{}{}",
+                    report["handshakes"]["count"],
+                    opt(paced),
+                    opt(p99),
+                    opt(each),
+                    opt(tls)
+                ),
             )?;
         }
         if !self.churn && self.duration_s > 0.0 {
@@ -333,11 +429,23 @@ impl Figures {
                 ),
             )?;
             if counters.slow_deliveries > 0 {
-                line("", format!("{} more read by slow readers", counters.slow_deliveries))?;
+                line(
+                    "",
+                    format!(
+                        "{} more read by slow readers, {} conflated for them",
+                        counters.slow_deliveries, counters.conflated_slow
+                    ),
+                )?;
             }
-            if counters.deliveries == 0 && !self.idle {
-                line("", "No event came: is the stream's value changing? (--idle says that none are expected)".into())?;
-            }
+        }
+        if counters.silent > 0 {
+            line(
+                "",
+                format!("{} connections SILENT: others got events of a stream that they asked for", counters.silent),
+            )?;
+        }
+        if counters.stuck > 0 {
+            line("", format!("{} connections STUCK in an epoch that is over", counters.stuck))?;
         }
         if counters.renewals_sent > 0 {
             line(
@@ -362,14 +470,26 @@ impl Figures {
                 line("", format!("latest stream frame {frame} ms after exp + leeway"))?;
             }
         }
-        if let Some(pss) = number("/server/pss_bytes") {
+        if counters.outlived > 0 {
+            line(
+                "",
+                format!(
+                    "{} connections OUTLIVED their token by {} ms and more",
+                    counters.outlived,
+                    self.leeway_ms + 1000
+                ),
+            )?;
+        }
+        if self.held.or(self.after).is_some() {
+            let mib =
+                |place: &str| number(place).map_or("unknown".into(), |bytes| format!("{:.1} MiB", bytes / 1048576.0));
             line(
                 "server",
                 format!(
-                    "{:.1} MiB PSS, {:.1} MiB RSS, {} descriptors, CPU {:.0} % of a core",
-                    pss / 1048576.0,
-                    number("/server/rss_bytes").unwrap_or_default() / 1048576.0,
-                    report["server"]["fds"],
+                    "{} PSS, {} RSS, {} descriptors, CPU {:.0} % of a core",
+                    mib("/server/pss_bytes"),
+                    mib("/server/rss_bytes"),
+                    number("/server/fds").map_or("unknown".into(), |fds| fds.to_string()),
                     number("/server/cpu_share").unwrap_or_default() * 100.0
                 ),
             )?;
@@ -387,14 +507,18 @@ impl Figures {
         line(
             "load tester",
             format!(
-                "{} process{}, the busiest at {:.0} % of a core, p99 {} from hearing of bytes to reading them",
+                "{} process{}, the busiest at {:.0} % of a core; p99 {} from when bytes can have come to reading them,",
                 self.processes,
                 if self.processes == 1 { "" } else { "es" },
                 tally.cpu_share_max * 100.0,
                 millis(tally.read_lag.quantile(0.99).unwrap_or_default())
             ),
         )?;
-        if tally.cpu_share_max >= SATURATED_SHARE {
+        line(
+            "",
+            format!("at most so much of the latency is its own ({} would be too much)", millis(self.lag_limit_us())),
+        )?;
+        if self.out_of_cpu() {
             line(
                 "",
                 "THE LOAD TESTER WAS THE BOTTLENECK, not the server: the rates and latencies are its own. Use more"
@@ -427,4 +551,133 @@ fn millis(us: u64) -> String {
 /// To three places: more are noise.
 fn round(number: f64) -> f64 {
     (number * 1000.0).round() / 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::{Command, parse};
+
+    /// The figures of a run of that command line, in which nothing has happened.
+    fn figures(line: &str, processes: u32) -> Figures {
+        let Ok(Command::Run(options)) = parse(line.split_whitespace().map(Into::into)) else { panic!("{line}") };
+        Figures::new(&options, processes, Some(2000.0))
+    }
+
+    fn sample(bytes: u64) -> Sample {
+        let (known, fds) = (Some(bytes), Some(bytes / 1000));
+        Sample { rss_bytes: known, pss_bytes: known, fds, slab_bytes: known, ..Sample::default() }
+    }
+
+    #[test]
+    fn growth_is_divided_by_what_was_open_when_the_server_was_looked_at() {
+        let mut figures = figures("run ws://h/ --connections 101", 1);
+        figures.baseline = Some(sample(1_000_000));
+        figures.held = Some(sample(1_050_000));
+        // 101 opened, but half of them were gone again.
+        figures.tally.counters.opened = 101;
+        (figures.open_at_baseline, figures.open_when_held) = (1, 51);
+        let report = figures.json();
+        for name in ["pss_bytes_per_connection", "rss_bytes_per_connection", "slab_bytes_per_connection"] {
+            assert_eq!(report["server"][name], 1000.0, "{name}");
+        }
+        assert_eq!((&report["server"]["connections"], &report["server"]["fds"]), (&json!(51), &json!(1050)));
+        assert!(figures.text(&report).contains("1000 bytes PSS a connection"));
+        figures.open_when_held = 1;
+        assert_eq!(figures.json()["server"]["pss_bytes_per_connection"], Value::Null, "nothing to divide by");
+    }
+
+    #[test]
+    fn memory_that_is_not_known_is_null_and_not_zero() {
+        let mut figures = figures("run ws://h/ --connections 11", 1);
+        let unread = Sample { pss_bytes: None, fds: None, ..sample(5_000_000) };
+        (figures.baseline, figures.held) = (Some(sample(4_000_000)), Some(unread));
+        (figures.open_at_baseline, figures.open_when_held) = (1, 11);
+        let report = figures.json();
+        for name in ["pss_bytes", "pss_bytes_per_connection", "pss_bytes_end", "fds", "fds_per_connection"] {
+            assert_eq!(report["server"][name], Value::Null, "{name}");
+        }
+        assert_eq!(report["server"]["rss_bytes_per_connection"], 100_000.0);
+        let text = figures.text(&report);
+        assert!(text.contains("unknown PSS, 4.8 MiB RSS, unknown descriptors"), "{text}");
+    }
+
+    #[test]
+    fn each_broken_promise_makes_a_run_bad() {
+        let check = |line: &str, name: &str, good: bool| {
+            let mut figures = figures(line, 1);
+            figures.tally.counters.deliveries = 1;
+            let mut report = figures.tally.to_json();
+            assert!(figures.is_good(), "before {name}");
+            report["counters"][name] = json!(1);
+            figures.tally = Tally::default();
+            figures.tally.add_json(&report).expect("a report");
+            assert_eq!(figures.is_good(), good, "{name}");
+        };
+        let names = ["failed", "dropped", "cut_off", "lost", "duplicated", "reordered", "silent", "stuck", "outlived"];
+        names.into_iter().for_each(|name| check("run ws://h/", name, false));
+        for name in ["conflated", "conflated_slow", "slow_deliveries", "published"] {
+            check("run ws://h/", name, true);
+        }
+        check("run ws://h/ --idle", "silent", true);
+    }
+
+    #[test]
+    fn a_run_without_events_is_a_problem_where_some_were_expected() {
+        let check = |line: &str, deliveries: u64, slow_deliveries: u64, problems: usize| {
+            let mut figures = figures(line, 1);
+            figures.duration_s = 1.0;
+            figures.tally.counters.opened = 10;
+            (figures.tally.counters.deliveries, figures.tally.counters.slow_deliveries) = (deliveries, slow_deliveries);
+            figures.conclude();
+            figures.conclude();
+            assert_eq!(figures.problems.len(), problems, "{line}: {:?}", figures.problems);
+        };
+        check("run ws://h/", 0, 0, 1);
+        check("run ws://h/", 1, 0, 0);
+        check("run ws://h/ --idle", 0, 0, 0);
+        check("run ws://h/ --churn", 0, 0, 0);
+        check("run ws://h/ --connections 10 --slow 5", 0, 7, 1);
+        check("run ws://h/ --connections 10 --slow 10", 0, 7, 0);
+        check("run ws://h/ --connections 10 --slow 10", 0, 0, 1);
+        check("run ws://h/ --connections 10 --stalled 10", 0, 0, 0);
+    }
+
+    #[test]
+    fn the_load_tester_is_the_bottleneck_alone_or_together() {
+        let check = |connections: u32, processes: u32, shares: &[f64], lag_us: u64, saturated: bool| {
+            let mut figures = figures(&format!("run ws://h/ --connections {connections}"), processes);
+            figures.cores = Some(4);
+            for &share in shares {
+                let mut report = Tally::default().to_json();
+                report["cpu_share"] = json!(share);
+                figures.tally.add_json(&report).expect("a report");
+            }
+            figures.tally.read_lag.record(lag_us);
+            let report = figures.json();
+            assert_eq!(report["client_saturated"], saturated, "{connections} {shares:?} {lag_us}: {report}");
+        };
+        check(100, 1, &[0.89], 0, false);
+        check(100, 1, &[0.91], 0, true);
+        // No worker has a whole core, and yet there is none left.
+        check(100, 6, &[0.55; 6], 0, false);
+        check(100, 6, &[0.65; 6], 0, true);
+        // A sweep over 10,000 that are readable at once takes its time; a hundred do not.
+        check(100, 1, &[0.1], 35_000, true);
+        check(10_000, 1, &[0.1], 35_000, false);
+        check(10_000, 1, &[0.1], 75_000, true);
+        check(10_000, 4, &[0.1; 4], 35_000, true);
+    }
+
+    #[test]
+    fn a_rate_that_was_asked_for_is_not_told_as_the_servers() {
+        let mut figures = figures("run ws://h/ --connections 1001", 1);
+        figures.tally.counters.opened = 1001;
+        figures.opening_s = Some(0.5);
+        assert!(figures.text(&figures.json()).contains("1000 at 2000 a second (as --rate allows)"));
+        figures.opening_s = Some(1.0);
+        assert!(figures.text(&figures.json()).contains("1000 at 1000 a second (--rate allows 2000)"));
+        figures.rate = None;
+        assert!(!figures.text(&figures.json()).contains("--rate"));
+    }
 }

@@ -2,7 +2,7 @@
 //!
 //! Memory: the workers' reports once. Errors: text for standard error; what failed in the run is in the report.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{self, BufRead as _, BufReader, IsTerminal as _, Write as _};
 use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
 use std::sync::Arc;
@@ -98,14 +98,21 @@ pub fn run(options: RunOptions) -> Result<ExitCode, String> {
         };
         on_signal(signal, noted)?;
     }
-    let (workers, heard) = start(&options, processes)?;
+    let rate = match (options.rate, options.churn) {
+        (Some(rate), _) => Some(rate),
+        (None, true) => None,
+        (None, false) => Some(RATE),
+    };
+    let (workers, heard) = start(&options, processes, rate)?;
     let mut run = Run {
         stage: Stage::Warming,
-        figures: Figures::new(&options, processes),
+        figures: Figures::new(&options, processes, rate),
         options,
         workers,
         interrupts,
         heads: HashMap::new(),
+        seen: BTreeMap::new(),
+        left: BTreeSet::new(),
         waiting: processes as usize,
         second: Distribution::new(2),
         deliveries: 0,
@@ -123,6 +130,7 @@ pub fn run(options: RunOptions) -> Result<ExitCode, String> {
         drop(worker.child.wait());
     }
     outcome?;
+    run.figures.conclude();
     run.write()
 }
 
@@ -135,6 +143,10 @@ struct Run {
     figures: Figures,
     /// How far each sequence is, of all workers.
     heads: HashMap<String, u64>,
+    /// Of what connections asked for: the streams that some of them got.
+    seen: BTreeMap<u64, BTreeSet<String>>,
+    /// Sequences that are over.
+    left: BTreeSet<String>,
     /// Workers that have not answered yet in this stage.
     waiting: usize,
     /// What was measured in the present second, of all workers.
@@ -165,9 +177,7 @@ impl Run {
             match self.stage {
                 Stage::Settling(_) if done => return Ok(()),
                 Stage::Stopping(since) | Stage::Settling(since) if now - since > PATIENCE => {
-                    self.figures
-                        .problems
-                        .push("a worker did not answer in time: its part of the report is missing".into());
+                    self.figures.problem("a worker did not answer in time: its part of the report is missing".into());
                     return Ok(());
                 }
                 _ => {}
@@ -187,9 +197,26 @@ impl Run {
                 self.workers[number].tick = line.clone();
                 self.workers[number].ticked = true;
             }
-            Some("warm" | "open") => self.waiting = self.waiting.saturating_sub(1),
+            // One that crossed with the word to stop is no answer to that.
+            Some("warm") if self.stage == Stage::Warming => self.waiting = self.waiting.saturating_sub(1),
+            Some("open") if self.stage == Stage::Opening => self.waiting = self.waiting.saturating_sub(1),
+            Some("warm" | "open") => {}
+            Some("count") => {
+                let open = line["open"].as_u64().unwrap_or_default();
+                match line["at"].as_str() {
+                    Some("baseline") => self.figures.open_at_baseline += open,
+                    _ => self.figures.open_when_held += open,
+                }
+            }
             Some("heads") => {
                 self.waiting = self.waiting.saturating_sub(1);
+                for group in line["seen"].as_array().into_iter().flatten() {
+                    let streams = group[1].as_array().into_iter().flatten().filter_map(Value::as_str);
+                    let known = self.seen.entry(group[0].as_u64().unwrap_or_default()).or_default();
+                    known.extend(streams.map(str::to_owned));
+                }
+                let left = line["left"].as_array().into_iter().flatten().filter_map(Value::as_str);
+                self.left.extend(left.map(str::to_owned));
                 for head in line["heads"].as_array().into_iter().flatten() {
                     if let (Some(name), Some(seq)) = (head[0].as_str(), head[1].as_u64()) {
                         let known = self.heads.entry(name.to_owned()).or_default();
@@ -249,7 +276,9 @@ impl Run {
             Stage::Stopping(_) if self.waiting == 0 => {
                 self.stage = Stage::Settling(now);
                 let heads: Vec<Value> = self.heads.iter().map(|(name, seq)| json!([name, seq])).collect();
-                self.tell(&json!({"do": "settle", "heads": heads}));
+                let seen: Vec<(&u64, &BTreeSet<String>)> = self.seen.iter().collect();
+                let line = json!({"do": "settle", "heads": heads, "seen": seen, "left": &self.left});
+                self.tell(&line);
             }
             _ => {}
         }
@@ -288,8 +317,14 @@ impl Run {
             return None;
         }
         let sample = server::sample(&self.options.pids);
-        if sample.is_none() && !self.figures.problems.iter().any(|problem| problem.contains("--pid")) {
-            self.figures.problems.push("a process named by --pid cannot be read (any more)".into());
+        match &sample {
+            None => self.figures.problem("a process named by --pid cannot be read (any more)".into()),
+            Some(sample) => {
+                for name in sample.unread() {
+                    self.figures
+                        .problem(format!("{name} cannot be read of what --pid names: it is missing in the report"));
+                }
+            }
         }
         sample
     }
@@ -336,8 +371,8 @@ impl Run {
         if let Some(p99) = point.p99_us {
             line.push_str(&format!(", p99 {:.1} ms", p99 as f64 / 1000.0));
         }
-        if let Some(server) = &point.server {
-            line.push_str(&format!(", server {:.1} MiB", server.pss_bytes as f64 / 1048576.0));
+        if let Some(bytes) = point.server.and_then(|server| server.pss_bytes) {
+            line.push_str(&format!(", server {:.1} MiB", bytes as f64 / 1048576.0));
         }
         if failed > 0 {
             line.push_str(&format!(", {failed} failed"));
@@ -410,13 +445,9 @@ fn raise_descriptor_limit() -> u64 {
 }
 
 /// Starts the workers and gives each its part.
-fn start(options: &RunOptions, processes: u32) -> Result<(Vec<Worker>, Receiver<Heard>), String> {
+fn start(options: &RunOptions, processes: u32, rate: Option<f64>) -> Result<(Vec<Worker>, Receiver<Heard>), String> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let rate = match (options.rate, options.churn) {
-        (Some(rate), _) => rate,
-        (None, true) => 1e9,
-        (None, false) => RATE,
-    };
+    let rate = rate.unwrap_or(1e9);
     let exp = options.expire_together.then(|| (wall_us() / 1_000_000) + options.expires_in.as_secs());
     let (sender, heard) = channel();
     let mut workers = Vec::new();

@@ -8,9 +8,9 @@ use std::fs;
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Sample {
     /// Resident memory.
-    pub rss_bytes: u64,
+    pub rss_bytes: Option<u64>,
     /// Proportional set size.
-    pub pss_bytes: u64,
+    pub pss_bytes: Option<u64>,
     /// CPU time of all tasks since their start, in nanoseconds.
     pub cpu_ns: u64,
     /// User time, in clock ticks of the kernel's interface.
@@ -18,35 +18,53 @@ pub struct Sample {
     /// System time, likewise.
     pub system_ticks: u64,
     /// Open descriptors.
-    pub fds: u64,
+    pub fds: Option<u64>,
     /// `Slab` of the machine: the sockets of both ends of a loopback connection are in it.
-    pub slab_bytes: u64,
+    pub slab_bytes: Option<u64>,
     /// Pages that TCP buffers of the machine take, in bytes.
-    pub tcp_bytes: u64,
+    pub tcp_bytes: Option<u64>,
     /// TCP sockets of the machine in use.
-    pub tcp_sockets: u64,
+    pub tcp_sockets: Option<u64>,
+}
+
+impl Sample {
+    /// What could not be read, by name.
+    pub fn unread(&self) -> impl Iterator<Item = &'static str> {
+        let figures = [
+            ("RSS", self.rss_bytes),
+            ("PSS", self.pss_bytes),
+            ("the number of descriptors", self.fds),
+            ("the machine's slab", self.slab_bytes),
+            ("the machine's TCP buffers", self.tcp_bytes),
+            ("the machine's TCP sockets", self.tcp_sockets),
+        ];
+        figures.into_iter().filter_map(|(name, figure)| figure.is_none().then_some(name))
+    }
 }
 
 /// Reads everything of `pids` now; `None` where one of them is gone.
 pub fn sample(pids: &[u32]) -> Option<Sample> {
-    let mut all = Sample::default();
+    let mut all = Sample { rss_bytes: Some(0), pss_bytes: Some(0), fds: Some(0), ..Sample::default() };
+    // What cannot be read of one process is not known of all.
+    let plus = |sum: &mut Option<u64>, part: Option<u64>| *sum = sum.zip(part).map(|(sum, part)| sum + part);
     for &pid in pids {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-        all.rss_bytes += kib(&status, "VmRSS:").unwrap_or_default();
-        let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
-        all.pss_bytes += kib(&rollup, "Pss:").unwrap_or_default();
+        plus(&mut all.rss_bytes, kib(&status, "VmRSS:"));
+        let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok();
+        plus(&mut all.pss_bytes, rollup.and_then(|rollup| kib(&rollup, "Pss:")));
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         let (user, system) = times(&stat)?;
         all.user_ticks += user;
         all.system_ticks += system;
         // A tick is 10 ms: the fallback where the kernel keeps no schedstat.
         all.cpu_ns += tasks_ns(pid).unwrap_or((user + system) * 10_000_000);
-        all.fds += descriptors(pid);
+        plus(&mut all.fds, descriptors(pid));
     }
-    all.slab_bytes = kib(&fs::read_to_string("/proc/meminfo").unwrap_or_default(), "Slab:").unwrap_or_default();
-    let sockets = fs::read_to_string("/proc/net/sockstat").unwrap_or_default();
-    all.tcp_sockets = word_after(&sockets, "TCP:", "inuse").unwrap_or_default();
-    all.tcp_bytes = word_after(&sockets, "TCP:", "mem").unwrap_or_default() * 4096;
+    all.slab_bytes = fs::read_to_string("/proc/meminfo").ok().and_then(|text| kib(&text, "Slab:"));
+    let sockets = fs::read_to_string("/proc/net/sockstat").ok();
+    let of_tcp = |word: &str| sockets.as_deref().and_then(|text| word_after(text, "TCP:", word));
+    all.tcp_sockets = of_tcp("inuse");
+    all.tcp_bytes = of_tcp("mem").map(|pages| pages * 4096);
     Some(all)
 }
 
@@ -62,11 +80,11 @@ fn tasks_ns(pid: u32) -> Option<u64> {
 }
 
 /// How many descriptors are open: the size of the folder since Linux 6.2, before that its entries counted.
-fn descriptors(pid: u32) -> u64 {
+fn descriptors(pid: u32) -> Option<u64> {
     let folder = format!("/proc/{pid}/fd");
-    match fs::metadata(&folder).map_or(0, |folder| folder.len()) {
-        0 => fs::read_dir(&folder).map_or(0, |fds| fds.count() as u64),
-        size => size,
+    match fs::metadata(&folder).ok()?.len() {
+        0 => Some(fs::read_dir(&folder).ok()?.count() as u64),
+        size => Some(size),
     }
 }
 
@@ -107,7 +125,23 @@ mod tests {
     #[test]
     fn this_process_can_be_read_and_one_that_is_gone_cannot() {
         let sample = sample(&[std::process::id()]).expect("it lives");
-        assert!(sample.rss_bytes > 100_000 && sample.fds >= 3 && sample.cpu_ns > 0, "{sample:?}");
+        assert!(sample.rss_bytes > Some(100_000) && sample.pss_bytes > Some(10_000), "{sample:?}");
+        assert!(sample.fds >= Some(3) && sample.cpu_ns > 0, "{sample:?}");
+        assert_eq!(sample.unread().count(), 0, "{sample:?}");
         assert_eq!(super::sample(&[u32::MAX]), None);
+    }
+
+    #[test]
+    fn memory_that_cannot_be_read_is_not_zero() {
+        // A process that has ended and was not waited for has a name and no memory.
+        let mut ended = std::process::Command::new("true").spawn().expect("it starts");
+        let state = |pid| fs::read_to_string(format!("/proc/{pid}/stat")).expect("it was not waited for");
+        while !state(ended.id()).contains(") Z ") {
+            std::thread::yield_now();
+        }
+        let sample = sample(&[std::process::id(), ended.id()]).expect("both are there");
+        assert_eq!((sample.rss_bytes, sample.pss_bytes), (None, None));
+        assert!(sample.unread().eq(["RSS", "PSS"]) || sample.fds.is_none(), "{sample:?}");
+        ended.wait().expect("it ended");
     }
 }

@@ -76,29 +76,53 @@ impl Chunked {
     }
 }
 
-/// Length of the block that `bytes` start with, its empty line included; `None` where that has not come yet.
-/// With CR alone as the last byte the line's end is in doubt (an LF may follow), so it waits for one more.
-pub fn block(bytes: &[u8]) -> Option<usize> {
-    let mut at = 0;
-    loop {
-        let (line, next) = line(bytes, at)?;
-        if line.is_empty() {
-            return Some(next);
+/// How far a block that is not whole yet was searched for its end: what was seen is not looked at again.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Scan {
+    /// Where its last line starts.
+    line: usize,
+    /// Up to there that line has no end.
+    searched: usize,
+}
+
+impl Scan {
+    /// Length of the block that `bytes` start with, its empty line included; `None` where that has not come yet, and then the
+    /// next call goes on with the same bytes and more behind them.
+    /// With CR alone as the last byte the line's end is in doubt (an LF may follow), so it waits for one more.
+    pub fn block(&mut self, bytes: &[u8]) -> Option<usize> {
+        loop {
+            let Some(found) = memchr2(b'\r', b'\n', &bytes[self.searched..]) else {
+                self.searched = bytes.len();
+                return None;
+            };
+            let end = self.searched + found;
+            let Some(next) = line_end(bytes, end) else {
+                self.searched = end;
+                return None;
+            };
+            if end == self.line {
+                *self = Scan::default();
+                return Some(next);
+            }
+            *self = Scan { line: next, searched: next };
         }
-        at = next;
+    }
+}
+
+/// The place behind the line end at `end`; `None` where that is not whole.
+fn line_end(bytes: &[u8], end: usize) -> Option<usize> {
+    match (bytes[end], bytes.get(end + 1)) {
+        (b'\n', _) => Some(end + 1),
+        (_, Some(b'\n')) => Some(end + 2),
+        (_, Some(_)) => Some(end + 1),
+        (_, None) => None,
     }
 }
 
 /// The line at `at` and where the next one starts.
 fn line(bytes: &[u8], at: usize) -> Option<(&[u8], usize)> {
     let end = at + memchr2(b'\r', b'\n', &bytes[at..])?;
-    let next = match (bytes[end], bytes.get(end + 1)) {
-        (b'\n', _) => end + 1,
-        (_, Some(b'\n')) => end + 2,
-        (_, Some(_)) => end + 1,
-        (_, None) => return None,
-    };
-    Some((&bytes[at..end], next))
+    Some((&bytes[at..end], line_end(bytes, end)?))
 }
 
 /// One event.
@@ -132,7 +156,7 @@ impl Data<'_> {
     }
 }
 
-/// What stands in `block`, as [`block`] measured it.
+/// What stands in `block`, as [`Scan::block`] measured it.
 pub fn event(block: &[u8]) -> Event<'_> {
     let mut event = Event { name: b"message", data: Data::None };
     let mut at = 0;
@@ -168,11 +192,11 @@ mod tests {
 
     /// Name and data of every event of `body`, which arrives in the pieces that `cuts` make.
     fn read(body: &[u8], cuts: &[usize]) -> Vec<(String, String)> {
-        let (mut held, mut found, mut from) = (Vec::new(), Vec::new(), 0);
+        let (mut held, mut found, mut from, mut scan) = (Vec::new(), Vec::new(), 0, Scan::default());
         for &cut in cuts.iter().chain([&body.len()]) {
             held.extend_from_slice(&body[from..cut]);
             from = cut;
-            while let Some(length) = block(&held) {
+            while let Some(length) = scan.block(&held) {
                 let event = event(&held[..length]);
                 if let Some(data) = event.data.bytes() {
                     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("UTF-8");
@@ -198,6 +222,21 @@ mod tests {
             let each: Vec<usize> = (1..body.len()).collect();
             assert_eq!(read(body.as_bytes(), &each), expected, "{ending:?} byte by byte");
         }
+    }
+
+    #[test]
+    fn what_was_searched_is_not_searched_again() {
+        let (mut scan, mut held) = (Scan::default(), b"data: ".to_vec());
+        for piece in 0..100 {
+            held.extend_from_slice(&[b'x'; 1000]);
+            assert_eq!(scan.block(&held), None);
+            assert_eq!(scan, Scan { line: 0, searched: held.len() }, "after piece {piece}");
+        }
+        held.extend_from_slice(b"\r");
+        assert_eq!(scan.block(&held), None, "an LF may follow");
+        held.extend_from_slice(b"\n\r\nnext");
+        assert_eq!(scan.block(&held), Some(held.len() - 4));
+        assert_eq!(scan, Scan::default(), "the next block begins anew");
     }
 
     #[test]

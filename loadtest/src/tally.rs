@@ -20,8 +20,16 @@ pub struct Counters {
     pub opened: u64,
     /// Those that did not.
     pub failed: u64,
-    /// Ended by the peer or the network without a close that says why.
+    /// Of those that read: ended by the peer or the network without a close that says why.
     pub dropped: u64,
+    /// Of those that read: closed by the server for no reason that lies in them.
+    pub cut_off: u64,
+    /// Of those that read: open when the run ended, but without an event of a stream that others like them got.
+    pub silent: u64,
+    /// Of those that read: left behind in an epoch that others have seen the end of.
+    pub stuck: u64,
+    /// Of those that read: open a second and more after `exp` + leeway.
+    pub outlived: u64,
     /// Handshakes within the measured window (with `--churn`).
     pub handshakes: u64,
     /// TLS handshakes.
@@ -40,8 +48,10 @@ pub struct Counters {
     pub duplicated: u64,
     /// Events that came after a later one.
     pub reordered: u64,
-    /// Events that a snapshot jumped over.
+    /// Events that a snapshot jumped over, for connections that read as fast as they can.
     pub conflated: u64,
+    /// The same for slow readers, whom that is meant for.
+    pub conflated_slow: u64,
     /// Renewals sent.
     pub renewals_sent: u64,
     /// Renewals the server accepted.
@@ -54,12 +64,16 @@ pub struct Counters {
 
 impl Counters {
     /// Each by its name.
-    fn fields(&mut self) -> [(&'static str, &mut u64); 18] {
+    fn fields(&mut self) -> [(&'static str, &mut u64); 23] {
         [
             ("started", &mut self.started),
             ("opened", &mut self.opened),
             ("failed", &mut self.failed),
             ("dropped", &mut self.dropped),
+            ("cut_off", &mut self.cut_off),
+            ("silent", &mut self.silent),
+            ("stuck", &mut self.stuck),
+            ("outlived", &mut self.outlived),
             ("handshakes", &mut self.handshakes),
             ("tls_handshakes", &mut self.tls_handshakes),
             ("tls_resumed", &mut self.tls_resumed),
@@ -70,6 +84,7 @@ impl Counters {
             ("duplicated", &mut self.duplicated),
             ("reordered", &mut self.reordered),
             ("conflated", &mut self.conflated),
+            ("conflated_slow", &mut self.conflated_slow),
             ("renewals_sent", &mut self.renewals_sent),
             ("renewals_accepted", &mut self.renewals_accepted),
             ("renewals_refused", &mut self.renewals_refused),
@@ -112,11 +127,13 @@ pub struct Tally {
     pub failures: Causes,
     /// Connections that were closed by the server, by code and reason.
     pub closes: Causes,
+    /// Those of them that read slowly or not at all.
+    pub slow_closes: Causes,
     /// `error` frames, by code.
     pub errors: Causes,
     /// From an event's `ts` to the moment its bytes were read, in microseconds.
     pub latency: Distribution,
-    /// From the moment epoll told of bytes to the moment they were read.
+    /// From the earliest moment at which bytes can have come to the moment they were read: [`Waits`].
     pub read_lag: Distribution,
     /// From the start of a connection to its first frame.
     pub handshake: Distribution,
@@ -126,6 +143,8 @@ pub struct Tally {
     pub expiry_latest_frame_ms: Option<i64>,
     /// CPU time over wall time within the measured window; of several workers the greatest.
     pub cpu_share_max: f64,
+    /// The same of all workers together.
+    pub cpu_share_sum: f64,
 }
 
 impl Default for Tally {
@@ -134,6 +153,7 @@ impl Default for Tally {
             counters: Counters::default(),
             failures: Causes::default(),
             closes: Causes::default(),
+            slow_closes: Causes::default(),
             errors: Causes::default(),
             latency: Distribution::new(3),
             read_lag: Distribution::new(3),
@@ -141,7 +161,39 @@ impl Default for Tally {
             expiry_late_ms: BTreeMap::new(),
             expiry_latest_frame_ms: None,
             cpu_share_max: 0.0,
+            cpu_share_sum: 0.0,
         }
+    }
+}
+
+/// Since when what epoll tells can have been there: never later than it was, so that a lag counted from there hides nothing.
+///
+/// Epoll hands out a bounded batch. Where ten thousand sockets become readable at once, the last of them is told of after
+/// twenty batches, and has waited since the first.
+#[derive(Clone, Copy, Debug)]
+pub struct Waits {
+    since_us: u64,
+    returned_us: u64,
+    full: bool,
+}
+
+impl Waits {
+    /// Before the first one.
+    pub fn new(now_us: u64) -> Waits {
+        Waits { since_us: now_us, returned_us: now_us, full: false }
+    }
+
+    /// A wait returned at `now_us`. `blocked`: nothing was there when it began. `full`: there may be more than it brought.
+    /// Returns since when what it brought can have been there.
+    pub fn returned(&mut self, blocked: bool, full: bool, now_us: u64) -> u64 {
+        if blocked {
+            self.since_us = now_us;
+        } else if !self.full {
+            // The wait before brought all there was: this came after it had returned.
+            self.since_us = self.returned_us;
+        }
+        (self.returned_us, self.full) = (now_us, full);
+        self.since_us
     }
 }
 
@@ -160,6 +212,7 @@ impl Tally {
             "counters": counters,
             "failures": self.failures.to_json(),
             "closes": self.closes.to_json(),
+            "slow_closes": self.slow_closes.to_json(),
             "errors": self.errors.to_json(),
             "latency": self.latency.to_json(),
             "read_lag": self.read_lag.to_json(),
@@ -178,9 +231,12 @@ impl Tally {
         for (name, count) in self.counters.fields() {
             *count += report["counters"][name].as_u64().ok_or(BadReport)?;
         }
-        for (causes, name) in
-            [(&mut self.failures, "failures"), (&mut self.closes, "closes"), (&mut self.errors, "errors")]
-        {
+        for (causes, name) in [
+            (&mut self.failures, "failures"),
+            (&mut self.closes, "closes"),
+            (&mut self.slow_closes, "slow_closes"),
+            (&mut self.errors, "errors"),
+        ] {
             for (cause, count) in report[name].as_object().ok_or(BadReport)? {
                 causes.add(cause, count.as_u64().ok_or(BadReport)?);
             }
@@ -195,7 +251,9 @@ impl Tally {
             *self.expiry_late_ms.entry(late).or_default() += count;
         }
         self.expiry_latest_frame_ms = self.expiry_latest_frame_ms.max(report["expiry_latest_frame_ms"].as_i64());
-        self.cpu_share_max = self.cpu_share_max.max(report["cpu_share"].as_f64().ok_or(BadReport)?);
+        let share = report["cpu_share"].as_f64().ok_or(BadReport)?;
+        self.cpu_share_max = self.cpu_share_max.max(share);
+        self.cpu_share_sum += share;
         Ok(())
     }
 
@@ -222,6 +280,8 @@ mod tests {
         one.counters.deliveries = 5;
         one.failures.count("refused");
         one.closes.count("4001 token_expired");
+        one.slow_closes.count("reset");
+        one.counters.silent = 2;
         one.latency.record(100);
         one.expiry_late_ms.insert(-2, 1);
         one.expiry_latest_frame_ms = Some(-40);
@@ -239,6 +299,7 @@ mod tests {
         assert_eq!((all.counters.opened, all.counters.deliveries), (7, 5));
         assert_eq!(all.failures.to_json(), json!({"refused": 2, "timeout": 1}));
         assert_eq!(all.closes.to_json(), json!({"4001 token_expired": 1}));
+        assert_eq!((all.slow_closes.to_json(), all.counters.silent), (json!({"reset": 1}), 2));
         assert_eq!(all.latency.summary()["max"], 200);
         assert_eq!(all.expiry_latest_frame_ms, Some(-40));
         assert_eq!(
@@ -246,8 +307,20 @@ mod tests {
             (Some(-2), Some(9), Some(9))
         );
         assert!((all.cpu_share_max - 0.5).abs() < 1e-9);
+        assert!((all.cpu_share_sum - 0.75).abs() < 1e-9);
         assert_eq!(Tally::default().expiry_quantile_ms(0.5), None);
         assert!(all.add_json(&json!({"counters": {}})).is_err());
+    }
+
+    #[test]
+    fn what_waits_for_full_batches_before_it_is_late_from_the_first_of_them() {
+        let mut waits = Waits::new(1000);
+        assert_eq!(waits.returned(true, true, 2000), 2000, "it came as it was told");
+        assert_eq!(waits.returned(false, true, 4000), 2000, "it may have been there with the first batch");
+        assert_eq!(waits.returned(false, false, 6000), 2000);
+        assert_eq!(waits.returned(false, false, 7000), 6000, "all before was brought: it came since");
+        assert_eq!(waits.returned(false, true, 9000), 7000);
+        assert_eq!(waits.returned(true, false, 9500), 9500, "nothing was left of the full batch");
     }
 
     #[test]

@@ -11,8 +11,9 @@
 //! Errors: those of a connection are counted; those of the process end it, told to the parent by its end.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
-use std::io::{self, BufRead as _, Write as _};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, HashSet, VecDeque};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::io::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -31,14 +32,14 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, HandshakeKind};
 use serde_json::{Value, json};
 
-use crate::account::{Verdict, judge};
+use crate::account::{Verdict, judge, may_close, outlived};
 use crate::cli::{Carrier, Command, RunOptions, parse};
 use crate::clock::{cpu_us, steady_us, wall_us};
 use crate::histogram::Distribution;
 use crate::link::{self, Link, Purpose, State, cause};
 use crate::payload::{Meaning, Reader, member, unquoted};
 use crate::sse::{self, BLOCK_BYTES_MAX, Chunked};
-use crate::tally::Tally;
+use crate::tally::{Tally, Waits};
 use crate::target::{Over, Target};
 use crate::template::{Template, Values};
 use crate::tls;
@@ -47,7 +48,9 @@ use crate::ws::{self, Fragments, Opcode};
 
 /// Bytes read at once.
 const READ_BYTES: usize = 256 << 10;
-/// Events taken from epoll at once: a bound on how long one may wait for those before it.
+/// From this length on what is not whole yet grows where it is kept, instead of being copied out and in at each read.
+const LARGE_BYTES: usize = 64 << 10;
+/// Events taken from epoll at once: timers wait no longer than for those.
 const EVENTS: usize = 512;
 /// Connections begun in one turn.
 const CONNECTS_PER_TURN: usize = 64;
@@ -82,9 +85,17 @@ pub fn run() -> Result<(), String> {
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         signal_hook::flag::register(signal, Arc::default()).map_err(|error| error.to_string())?;
     }
-    let mut line = String::new();
-    io::stdin().lock().read_line(&mut line).map_err(|error| error.to_string())?;
-    let part: Value = serde_json::from_str(&line).map_err(|error| format!("a worker is started by `run`: {error}"))?;
+    let mut commands = Vec::new();
+    let line = loop {
+        if let Some(line) = next_line(&mut commands) {
+            break line;
+        }
+        if !read_commands(&mut commands)? {
+            return Err("a worker is started by `run`".into());
+        }
+    };
+    let part: Value =
+        serde_json::from_slice(&line).map_err(|error| format!("a worker is started by `run`: {error}"))?;
     let args = part["args"].as_array().into_iter().flatten().filter_map(Value::as_str);
     let Ok(Command::Run(options)) = parse(args.map(Into::into)) else { return Err("its part is no run".into()) };
     let number = |name: &str| part[name].as_u64().unwrap_or_default();
@@ -95,7 +106,25 @@ pub fn run() -> Result<(), String> {
         exp: part["exp"].as_u64(),
         warm: part["warm"].as_bool().unwrap_or_default(),
     };
-    Worker::new(*options, share)?.run()
+    Worker::new(*options, share, commands)?.run()
+}
+
+/// The first line of what was read, where it is whole.
+fn next_line(commands: &mut Vec<u8>) -> Option<Vec<u8>> {
+    let end = memchr::memchr(b'\n', commands)?;
+    Some(commands.drain(..=end).collect())
+}
+
+/// Reads what the parent has said; false when it is gone. Not by way of `std`, whose buffer would keep what came too early.
+fn read_commands(commands: &mut Vec<u8>) -> Result<bool, String> {
+    let mut buffer = [0; 65_536];
+    match rustix::io::read(io::stdin(), &mut buffer[..]) {
+        Ok(0) => return Ok(false),
+        Ok(length) => commands.extend_from_slice(&buffer[..length]),
+        Err(Errno::AGAIN | Errno::INTR) => {}
+        Err(error) => return Err(error.to_string()),
+    }
+    Ok(true)
 }
 
 /// What of the run is this process's.
@@ -179,6 +208,13 @@ struct Slot {
     link: Option<Box<Link>>,
 }
 
+/// A stream that a connection has not got, although others that asked for the same have.
+struct Awaited {
+    index: u32,
+    generation: u32,
+    stream: Vec<u8>,
+}
+
 /// What happened since the last line of progress.
 struct Second {
     latency: Distribution,
@@ -192,6 +228,10 @@ struct Worker {
     targets: Vec<Target>,
     subscribe: Vec<Template>,
     message: Option<Template>,
+    /// What else than the URL decides what a connection gets: its messages and the claims of its token.
+    asked: Vec<Template>,
+    /// Of each URL whether its connections go on where they left off, so that no snapshot need come.
+    resumes: Vec<bool>,
     minter: Option<Minter>,
     tls: Option<Arc<ClientConfig>>,
     /// `Sec-WebSocket-Key` of all its connections, and the answer to it.
@@ -223,11 +263,17 @@ struct Worker {
     ended_open: u64,
     /// How far each sequence was when the measurement ended, as the farthest process saw it.
     heads: HashMap<u32, u64>,
+    /// Sequences that a connection has left for another of the same stream: their epoch is over.
+    left: HashSet<u32>,
+    /// Streams that connections miss as a whole.
+    awaited: Vec<Awaited>,
+    waits: Waits,
+    /// What the parent has said and was not acted on.
     commands: Vec<u8>,
 }
 
 impl Worker {
-    fn new(options: RunOptions, share: Share) -> Result<Worker, String> {
+    fn new(options: RunOptions, share: Share, commands: Vec<u8>) -> Result<Worker, String> {
         let targets = options.urls.iter().map(|url| Target::parse(url)).collect::<Result<Vec<_>, _>>();
         let targets = targets.map_err(|error| error.to_string())?;
         let random = || {
@@ -257,7 +303,14 @@ impl Worker {
         rustix::io::ioctl_fionbio(io::stdin(), true).map_err(|error| error.to_string())?;
         epoll::add(&epoll, io::stdin(), EventData::new_u64(STDIN), EventFlags::IN)
             .map_err(|error| error.to_string())?;
+        let claims = options.claims.iter().filter(|_| minter.is_some()).map(|(_, value)| value);
+        let asked = options.subscribe.iter().chain(claims).map(|text| Template::new(text)).collect();
+        let resuming = options.subscribe.iter().any(|text| text.contains("\"since\""))
+            || options.headers.iter().any(|header| header.to_ascii_lowercase().starts_with("last-event-id:"));
+        let resumes = options.urls.iter().map(|url| resuming || url.contains("?since=") || url.contains("&since="));
         Ok(Worker {
+            asked,
+            resumes: resumes.collect(),
             subscribe: options.subscribe.iter().map(|text| Template::new(text)).collect(),
             message: options.message.as_deref().map(Template::new),
             reader: Reader::new(options.keys.clone()),
@@ -288,7 +341,10 @@ impl Worker {
             measured_from: (0, 0),
             ended_open: 0,
             heads: HashMap::new(),
-            commands: Vec::new(),
+            left: HashSet::new(),
+            awaited: Vec::new(),
+            waits: Waits::new(wall_us()),
+            commands,
         })
     }
 
@@ -306,22 +362,23 @@ impl Worker {
         } else {
             tell(&json!({"kind": "warm"}))?;
         }
+        // What came together with the part.
+        self.obey()?;
         let mut events: Vec<epoll::Event> = Vec::with_capacity(EVENTS);
         loop {
-            let mut timeout = self.patience();
-            if let Some(pause) = self.options.read_every.filter(|_| self.phase == Phase::Measuring) {
-                // Asleep elsewhere than in epoll it is not woken by what comes.
-                if events.len() < EVENTS {
-                    std::thread::sleep(pause);
-                }
-                timeout = Timespec { tv_sec: 0, tv_nsec: 0 };
+            let pause = self.options.read_every.filter(|_| self.phase == Phase::Measuring);
+            // Asleep elsewhere than in epoll it is not woken by what comes.
+            let slept = pause.filter(|_| events.len() < EVENTS);
+            if let Some(pause) = slept {
+                std::thread::sleep(pause);
             }
             events.clear();
-            match epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&timeout)) {
-                Ok(_) | Err(Errno::INTR) => {}
-                Err(error) => return Err(error.to_string()),
+            self.wait(&mut events, &Timespec { tv_sec: 0, tv_nsec: 0 })?;
+            let blocked = events.is_empty() || slept.is_some();
+            if events.is_empty() && pause.is_none() {
+                self.wait(&mut events, &self.patience())?;
             }
-            let told_us = wall_us();
+            let told_us = self.waits.returned(blocked, events.len() == EVENTS, wall_us());
             for event in &events {
                 // The record is packed: its fields are copied, not borrowed.
                 let (data, flags) = (event.data, event.flags);
@@ -344,6 +401,13 @@ impl Worker {
         }
     }
 
+    fn wait(&self, events: &mut Vec<epoll::Event>, timeout: &Timespec) -> Result<(), String> {
+        match epoll::wait(&self.epoll, spare_capacity(events), Some(timeout)) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
     /// How long nothing has to be done.
     fn patience(&self) -> Timespec {
         let now = steady_us();
@@ -363,34 +427,42 @@ impl Worker {
 
     // What the parent says and is told.
 
-    /// Reads what the parent says; false when it is gone.
+    /// Reads what the parent says and does it; false when it is gone.
     fn commanded(&mut self) -> Result<bool, String> {
-        let mut buffer = [0; 65_536];
-        match rustix::io::read(io::stdin(), &mut buffer[..]) {
-            Ok(0) => return Ok(false),
-            Ok(length) => self.commands.extend_from_slice(&buffer[..length]),
-            Err(Errno::AGAIN | Errno::INTR) => {}
-            Err(error) => return Err(error.to_string()),
-        }
-        while let Some(end) = memchr::memchr(b'\n', &self.commands) {
-            let line: Vec<u8> = self.commands.drain(..=end).collect();
+        let there = read_commands(&mut self.commands)?;
+        self.obey()?;
+        Ok(there)
+    }
+
+    /// Does what the parent has said.
+    fn obey(&mut self) -> Result<(), String> {
+        while let Some(line) = next_line(&mut self.commands) {
             let command: Value = serde_json::from_slice(&line).map_err(|error| error.to_string())?;
             let now = steady_us();
             match command["do"].as_str() {
                 Some("connect") => {
                     self.phase = Phase::Opening;
                     (self.paced_us, self.begun) = (now, 0);
+                    self.tell_open("baseline")?;
                 }
-                Some("measure") => self.measure(now),
+                Some("measure") => {
+                    self.measure(now);
+                    self.tell_open("held")?;
+                }
                 Some("stop") => self.stop(now)?,
                 Some("settle") => {
-                    self.learn_heads(&command["heads"]);
+                    self.learn(&command);
                     self.phase = Phase::Settling(now + SETTLE_US);
                 }
                 _ => return Err("the parent says what is not known".into()),
             }
         }
-        Ok(true)
+        Ok(())
+    }
+
+    /// Tells how many connections are open now, when the parent has looked at the server.
+    fn tell_open(&self, at: &str) -> Result<(), String> {
+        tell(&json!({"kind": "count", "at": at, "open": self.tally.counters.opened - self.ended_open}))
     }
 
     fn measure(&mut self, now: u64) {
@@ -418,46 +490,117 @@ impl Worker {
         }
         self.phase = Phase::Stopped;
         let mut heads: HashMap<u32, u64> = HashMap::new();
+        let mut seen: BTreeMap<u64, BTreeSet<u32>> = BTreeMap::new();
         for link in self.slots.iter().filter_map(|slot| slot.link.as_deref()).filter(|link| link.is_reader()) {
             for known in &link.subscriptions {
                 let head = heads.entry(known.sequence).or_default();
                 *head = known.seq.max(*head);
             }
+            if !link.subscriptions.is_empty() {
+                let streams = link.subscriptions.iter().map(|known| known.stream);
+                seen.entry(self.asked_by(link)).or_default().extend(streams);
+            }
         }
         let heads: Vec<Value> =
             heads.into_iter().map(|(number, seq)| json!([hex(self.reader.sequence_name(number)), seq])).collect();
-        tell(&json!({"kind": "heads", "heads": heads}))
+        let names =
+            |streams: BTreeSet<u32>| streams.into_iter().map(|stream| hex(self.reader.stream_name(stream))).collect();
+        let seen: Vec<(u64, Vec<String>)> = seen.into_iter().map(|(asked, streams)| (asked, names(streams))).collect();
+        let left: Vec<String> = self.left.iter().map(|&number| hex(self.reader.sequence_name(number))).collect();
+        tell(&json!({"kind": "heads", "heads": heads, "seen": seen, "left": left}))
     }
 
-    /// Takes over how far each sequence is, as the farthest process saw it.
-    fn learn_heads(&mut self, heads: &Value) {
+    /// What stands for all that decides what a connection gets. It is the same in each process of a run.
+    fn asked_by(&self, link: &Link) -> u64 {
+        let values = Values { number: u64::from(link.number), ..Values::default() };
+        let mut hasher = DefaultHasher::new();
+        (link.target, self.targets[usize::from(link.target)].path.fill(values)).hash(&mut hasher);
+        for text in &self.asked {
+            text.fill(values).hash(&mut hasher);
+        }
+        hasher.finish()
+    }
+
+    /// Takes over what all processes have seen: how far each sequence is, which are over, and which streams connections get
+    /// that asked for the same.
+    fn learn(&mut self, seen: &Value) {
         let mut known: HashMap<u32, u64> = HashMap::new();
-        for head in heads.as_array().into_iter().flatten() {
+        for head in seen["heads"].as_array().into_iter().flatten() {
             let name = head[0].as_str().map(unhex).unwrap_or_default();
             if let (Some(number), Some(seq)) = (self.reader.sequence(&name), head[1].as_u64()) {
                 known.insert(number, seq);
             }
         }
         self.heads = known;
+        for name in seen["left"].as_array().into_iter().flatten() {
+            // No connection of this process is in a sequence that it does not know.
+            let name = name.as_str().map(unhex).unwrap_or_default();
+            self.left.extend(self.reader.sequence(&name));
+        }
+        let mut streams: HashMap<u64, Vec<Vec<u8>>> = HashMap::new();
+        for group in seen["seen"].as_array().into_iter().flatten() {
+            let names = group[1].as_array().into_iter().flatten().filter_map(Value::as_str).map(unhex);
+            streams.insert(group[0].as_u64().unwrap_or_default(), names.collect());
+        }
+        let mut awaited = Vec::new();
+        for (index, slot) in self.slots.iter().enumerate() {
+            let Some(link) = slot.link.as_deref().filter(|link| link.is_healthy()) else { continue };
+            for stream in streams.get(&self.asked_by(link)).into_iter().flatten() {
+                if !self.reader.stream(stream).is_some_and(|stream| link.has_seen(stream)) {
+                    let (index, generation) = (index as u32, slot.generation);
+                    awaited.push(Awaited { index, generation, stream: stream.clone() });
+                }
+            }
+        }
+        self.awaited = awaited;
     }
 
-    /// Connections that read and are open, with what they still miss of the heads.
+    /// Connections that are to get what others get.
+    fn healthy(&self) -> impl Iterator<Item = &Link> {
+        self.slots.iter().filter_map(|slot| slot.link.as_deref()).filter(|link| link.is_healthy())
+    }
+
+    /// What they still miss of the heads, each for itself.
     fn behind(&self) -> impl Iterator<Item = u64> {
-        let links = self.slots.iter().filter_map(|slot| slot.link.as_deref());
-        let healthy = links.filter(|link| link.is_reader() && link.open && link.state == State::Messages);
-        healthy.flat_map(|link| &link.subscriptions).filter_map(|known| {
+        self.healthy().flat_map(|link| &link.subscriptions).filter_map(|known| {
             let head = self.heads.get(&known.sequence)?;
             head.checked_sub(known.seq).filter(|&missing| missing > 0)
         })
     }
 
-    fn caught_up(&self) -> bool {
-        self.behind().next().is_none()
+    /// Those that are left in an epoch that is over.
+    fn stuck(&self) -> impl Iterator<Item = &Link> {
+        let in_the_past = |link: &&Link| link.subscriptions.iter().any(|known| self.left.contains(&known.sequence));
+        self.healthy().filter(in_the_past)
     }
 
+    /// Those that have got nothing of a stream that others get; each as often as it misses one.
+    fn silent(&self) -> impl Iterator<Item = u32> {
+        let misses = |awaited: &&Awaited| {
+            let slot = &self.slots[awaited.index as usize];
+            let link = slot.link.as_deref().filter(|link| slot.generation == awaited.generation && link.is_healthy());
+            let stream = self.reader.stream(&awaited.stream);
+            link.is_some_and(|link| !stream.is_some_and(|stream| link.has_seen(stream)))
+        };
+        self.awaited.iter().filter(misses).map(|awaited| awaited.index)
+    }
+
+    fn caught_up(&self) -> bool {
+        self.behind().next().is_none() && self.stuck().next().is_none() && self.silent().next().is_none()
+    }
+
+    /// What must have come by now, or be over by now, and is not.
     fn count_what_never_came(&mut self) {
         let missing: u64 = self.behind().sum();
-        self.tally.counters.lost += missing;
+        let stuck = self.stuck().count() as u64;
+        let silent = self.silent().collect::<BTreeSet<u32>>().len() as u64;
+        let (leeway_us, now_us) = (self.options.leeway.as_micros() as u64, wall_us());
+        let outlived = self.healthy().filter(|link| outlived(link.exp, leeway_us, now_us)).count() as u64;
+        let counters = &mut self.tally.counters;
+        counters.lost += missing;
+        counters.stuck = stuck;
+        counters.silent = silent;
+        counters.outlived += outlived;
     }
 
     /// Goes to the next phase when this one is over, and tells once a second how it goes.
@@ -726,63 +869,88 @@ impl Worker {
 
     /// Reads what has come, at most `limit` bytes, and acts on what is whole.
     fn read(&mut self, link: &mut Link, index: u32, limit: usize, told_us: u64) -> Result<(), End> {
+        if link.partial.len() >= LARGE_BYTES {
+            return self.read_large(link, index, limit, told_us);
+        }
         let mut scratch = std::mem::take(&mut self.scratch);
-        let result = self.read_into(&mut scratch, link, index, limit, told_us);
+        let carried = link.partial.len();
+        scratch[..carried].copy_from_slice(&link.partial);
+        let result = self.read_into(&mut scratch, carried, link, index, limit, told_us);
+        if let Ok(Some(left)) = &result {
+            link.partial = if left.is_empty() { Vec::new() } else { scratch[left.clone()].to_vec() };
+        }
         self.scratch = scratch;
-        result
+        result.map(drop)
     }
 
+    /// The same behind what is kept of a large message, which stays where it is until it is whole.
+    fn read_large(&mut self, link: &mut Link, index: u32, limit: usize, told_us: u64) -> Result<(), End> {
+        let mut bytes = std::mem::take(&mut link.partial);
+        let carried = bytes.len();
+        match self.read_into(&mut bytes, carried, link, index, limit, told_us)? {
+            None => bytes.truncate(carried),
+            Some(left) if left.is_empty() => bytes = Vec::new(),
+            Some(left) if left.start == 0 => bytes.truncate(left.end),
+            // The room that the large one took is given back.
+            Some(left) => bytes = bytes[left].to_vec(),
+        }
+        link.partial = bytes;
+        Ok(())
+    }
+
+    /// Reads to `buffer`, behind the `carried` bytes that were there before, and acts on what is whole; returns where what is
+    /// not whole stands, or `None` where nothing had come.
     fn read_into(
         &mut self,
-        scratch: &mut Vec<u8>,
+        buffer: &mut Vec<u8>,
+        carried: usize,
         link: &mut Link,
         index: u32,
         limit: usize,
         told_us: u64,
-    ) -> Result<(), End> {
-        let carried = link.partial.len();
-        if scratch.len() < carried + READ_BYTES / 2 {
-            scratch.resize(carried + READ_BYTES, 0);
-        }
-        scratch[..carried].copy_from_slice(&link.partial);
-        let mut total = carried;
+    ) -> Result<Option<std::ops::Range<usize>>, End> {
+        let total;
         let now_us;
         if link.tls.is_some() {
             let room = self.cipher.len().min(limit);
             let received = match recv(&link.socket, &mut self.cipher[..room], RecvFlags::DONTWAIT) {
                 Ok((0, _)) => return Err(End::Eof),
                 Ok((received, _)) => received,
-                Err(Errno::AGAIN | Errno::INTR) => return Ok(()),
+                Err(Errno::AGAIN | Errno::INTR) => return Ok(None),
                 Err(error) => return Err(End::Io(error)),
             };
-            now_us = self.received(link, received, told_us);
-            total = self.decrypt(link, received, scratch, carried)?;
+            now_us = self.received(link, received, room, told_us);
+            total = self.decrypt(link, received, buffer, carried)?;
             self.flush(link, index)?;
         } else {
-            let room = scratch.len().min(carried.saturating_add(limit));
-            match recv(&link.socket, &mut scratch[carried..room], RecvFlags::DONTWAIT) {
+            if buffer.len() < carried + READ_BYTES / 2 {
+                buffer.resize(carried + READ_BYTES, 0);
+            }
+            let end = buffer.len().min(carried.saturating_add(limit));
+            match recv(&link.socket, &mut buffer[carried..end], RecvFlags::DONTWAIT) {
                 Ok((0, _)) => return Err(End::Eof),
                 Ok((received, _)) => {
-                    total += received;
-                    now_us = self.received(link, received, told_us);
+                    total = carried + received;
+                    now_us = self.received(link, received, end - carried, told_us);
                 }
-                Err(Errno::AGAIN | Errno::INTR) => return Ok(()),
+                Err(Errno::AGAIN | Errno::INTR) => return Ok(None),
                 Err(error) => return Err(End::Io(error)),
             }
         }
-        let left = self.take(link, index, &mut scratch[..total], carried, now_us)?;
-        link.partial = if left.is_empty() { Vec::new() } else { scratch[left].to_vec() };
-        Ok(())
+        self.take(link, index, &mut buffer[..total], carried, now_us).map(Some)
     }
 
     /// Notes bytes that were read; returns the moment.
-    fn received(&mut self, link: &Link, bytes: usize, told_us: u64) -> u64 {
+    fn received(&mut self, link: &mut Link, bytes: usize, room: usize, told_us: u64) -> u64 {
         let now_us = wall_us();
         if self.phase == Phase::Measuring {
             self.tally.counters.bytes += bytes as u64;
             if link.purpose != Purpose::Slow {
-                self.tally.read_lag.record(now_us.saturating_sub(told_us));
+                self.tally.read_lag.record(now_us.saturating_sub(told_us.max(link.drained_us)));
             }
+        }
+        if bytes < room {
+            link.drained_us = now_us;
         }
         now_us
     }
@@ -840,7 +1008,7 @@ impl Worker {
                     end = fresh + stripped;
                 }
                 let ended = link.chunked == Some(Chunked::Ended);
-                while let Some(length) = sse::block(&bytes[start..end]) {
+                while let Some(length) = link.scan.block(&bytes[start..end]) {
                     let event = sse::event(&bytes[start..start + length]);
                     start += length;
                     if let Some(data) = event.data.bytes() {
@@ -1030,9 +1198,14 @@ impl Worker {
     fn delivered(&mut self, link: &mut Link, event: &crate::payload::Event, now_us: u64) {
         link.last_event_us = now_us;
         let counters = &mut self.tally.counters;
-        let verdict = judge(&mut link.subscriptions, event);
+        let known = link.subscriptions.iter().find(|known| known.stream == event.stream);
+        if let Some(known) = known.filter(|known| known.sequence != event.sequence) {
+            self.left.insert(known.sequence);
+        }
+        let verdict = judge(&mut link.subscriptions, event, self.resumes[usize::from(link.target)]);
         match verdict {
-            Verdict::Conflated(skipped) => counters.conflated += skipped,
+            Verdict::Conflated(skipped) if link.is_reader() => counters.conflated += skipped,
+            Verdict::Conflated(skipped) => counters.conflated_slow += skipped,
             Verdict::Lost(missing) => counters.lost += missing,
             Verdict::Duplicated => counters.duplicated += 1,
             Verdict::Reordered(was_missing) => {
@@ -1112,6 +1285,14 @@ impl Worker {
             self.tally.failures.count(&format!("close {name}"));
         } else {
             self.tally.closes.count(&name);
+            if link.is_reader() {
+                let leeway_us = self.options.leeway.as_micros() as u64;
+                let counters = &mut self.tally.counters;
+                counters.cut_off += u64::from(!may_close(code, reason, link.exp, now_us));
+                counters.outlived += u64::from(outlived(link.exp, leeway_us, now_us));
+            } else {
+                self.tally.slow_closes.count(&name);
+            }
         }
         if code == 4001
             && reason == "token_expired"
@@ -1151,8 +1332,13 @@ impl Worker {
         } else if link.open {
             self.ended_open += 1;
             if link.state != State::Closing && !matches!(end, End::Done) {
-                self.tally.counters.dropped += 1;
                 self.tally.closes.count(&end.cause());
+                if link.is_reader() {
+                    self.tally.counters.dropped += 1;
+                } else {
+                    // One that does not read is rightly ended, and the reset may outrun what was said before it.
+                    self.tally.slow_closes.count(&end.cause());
+                }
             }
         }
         if self.options.churn && link.purpose != Purpose::Kept {
@@ -1176,7 +1362,7 @@ impl Worker {
             self.timers.pop();
             match due {
                 Due::Reopen => self.queue.push_back(index),
-                Due::Message => self.publish(now),
+                Due::Message => self.publish(at),
                 _ => self.due_of(due, index, generation, now),
             }
         }
@@ -1206,18 +1392,20 @@ impl Worker {
         self.read(link, index, part.max(1) as usize, wall_us())
     }
 
-    /// Sends `--message` on the first connection that is open.
-    fn publish(&mut self, now: u64) {
+    /// Sends the `--message` that was due at `due_us` on the first connection that is open. Its stamp is the moment it was
+    /// due, and the next is due at its own time: a load tester that is late makes messages late, not fewer.
+    fn publish(&mut self, due_us: u64) {
         if self.phase != Phase::Measuring {
             return;
         }
         let every = self.options.message_every.as_micros() as u64;
-        self.timers.push(Reverse((now + every, Due::Message, 0, 0)));
+        self.timers.push(Reverse((due_us + every, Due::Message, 0, 0)));
         let ready = |slot: &Slot| slot.link.as_ref().is_some_and(|link| link.open && link.state == State::Messages);
         let (Some(message), Some(index)) = (&self.message, self.slots.iter().position(ready)) else { return };
         let Some(mut link) = self.slots[index].link.take() else { return };
         let (numerator, denominator) = self.options.keys.unit;
-        let time = wall_us() * denominator / numerator;
+        let late_us = steady_us() - due_us;
+        let time = (wall_us() - late_us) * denominator / numerator;
         let count = self.tally.counters.published;
         let text = message.fill(Values { number: u64::from(link.number), time, count, ..Values::default() });
         self.tally.counters.published += 1;

@@ -331,9 +331,11 @@ fn tokens_that_end_together_are_timed() {
         let [first, median, p99, last] =
             ["first", "median", "p99", "last"].map(|name| report.number(&format!("/expiry/{name}_ms")));
         assert!(first >= 0.0 && first <= median && median <= p99 && p99 <= last && last < 2000.0, "{:#}", report.json);
+        report.check("/connections/cut_off", &json!(0));
         let frame = report.number("/expiry/latest_frame_ms");
         assert!((-2000.0..2000.0).contains(&frame), "{:#}", report.json);
-        assert_eq!(report.code, Some(0));
+        assert_eq!(report.number("/expiry/outlived") > 0.0, last > 1000.0, "{:#}", report.json);
+        assert_eq!(report.code, Some(i32::from(last > 1000.0)));
     }
 }
 
@@ -528,6 +530,375 @@ fn events_that_are_lost_doubled_or_late_are_noticed() {
     server.join().expect("the script was followed");
 }
 
+/// What a server that may break its word does with a connection.
+enum Deed {
+    Send(Vec<u8>),
+    /// The connection ends without a word.
+    End,
+}
+
+fn text(text: &str) -> Deed {
+    let mut frame = vec![0x81];
+    match text.len() {
+        length @ 0..126 => frame.push(length as u8),
+        length @ 126..=0xffff => {
+            frame.push(126);
+            frame.extend_from_slice(&(length as u16).to_be_bytes());
+        }
+        length => {
+            frame.push(127);
+            frame.extend_from_slice(&(length as u64).to_be_bytes());
+        }
+    }
+    frame.extend_from_slice(text.as_bytes());
+    Deed::Send(frame)
+}
+
+fn close(code: u16, reason: &str) -> Deed {
+    let mut frame = vec![0x88, 2 + reason.len() as u8];
+    frame.extend_from_slice(&code.to_be_bytes());
+    frame.extend_from_slice(reason.as_bytes());
+    Deed::Send(frame)
+}
+
+fn snapshot(epoch: &str, seq: u32) -> Deed {
+    text(&format!(r#"{{"type":"snapshot","stream":"s","epoch":"{epoch}","seq":{seq},"ts":{},"data":1}}"#, now_us()))
+}
+
+fn patch(epoch: &str, seq: u32, base: u32) -> Deed {
+    let ts = now_us();
+    text(&format!(
+        r#"{{"type":"patch","stream":"s","epoch":"{epoch}","seq":{seq},"base":{base},"ts":{ts},"patch":[]}}"#
+    ))
+}
+
+/// As it should be: a snapshot in round 1, then one patch a round.
+fn kept(round: u32) -> Deed {
+    if round == 1 { snapshot("e", 1) } else { patch("e", round, round - 1) }
+}
+
+/// A run of two connections against a server that does in each round, ten a second, what `deed` says for connection 0 or 1,
+/// until the tester leaves; words of `more` are parted by spaces.
+fn run_against(path: &str, more: &str, deed: fn(connection: usize, round: u32) -> Option<Deed>) -> Report {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("ws://{}{path}", listener.local_addr().expect("an address"));
+    let server = thread::spawn(move || {
+        let mut connections = Vec::new();
+        for _ in 0..2 {
+            let mut socket = answered(&listener);
+            send(&mut socket, r#"{"type":"welcome","connection":"c"}"#);
+            connections.push(Some(socket));
+        }
+        for round in 1.. {
+            for (number, connection) in connections.iter_mut().enumerate() {
+                let Some(socket) = connection else { continue };
+                let gone = match deed(number, round) {
+                    None => false,
+                    Some(Deed::Send(bytes)) => socket.write_all(&bytes).is_err(),
+                    Some(Deed::End) => true,
+                };
+                if gone {
+                    *connection = None;
+                }
+            }
+            // Nobody is told anything any more: an empty pong shows whether the tester is still there.
+            for connection in &mut connections {
+                if connection.as_mut().is_some_and(|socket| socket.write_all(b"\x8a\x00").is_err()) {
+                    *connection = None;
+                }
+            }
+            if connections.iter().all(Option::is_none) {
+                return;
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+    });
+    let mut args = vec!["run", &url, "--connections", "2", "--quiet"];
+    args.extend(more.split_whitespace());
+    let report = run(&args);
+    server.join().expect("it ends with its connections");
+    report
+}
+
+/// All that counts broken promises is 0 but what is named; the exit code follows.
+fn check_broken(report: &Report, broken: &[(&str, u32)]) {
+    for name in [
+        "/connections/failed",
+        "/connections/dropped",
+        "/connections/cut_off",
+        "/events/lost",
+        "/events/duplicated",
+        "/events/reordered",
+        "/events/silent",
+        "/events/stuck",
+        "/expiry/outlived",
+    ] {
+        let expected = broken.iter().find(|(known, _)| *known == name).map_or(0, |&(_, count)| count);
+        report.check(name, &json!(expected));
+    }
+    report.check("/problems", &json!([]));
+    report.check("/ok", &json!(broken.is_empty()));
+    assert_eq!(report.code, Some(i32::from(!broken.is_empty())), "{:#}", report.json);
+}
+
+#[test]
+fn a_server_that_keeps_its_word_is_good() {
+    check_broken(&run_against("/", "--duration 1s", |_, round| Some(kept(round))), &[]);
+}
+
+#[test]
+fn a_connection_that_never_gets_an_event_is_noticed() {
+    let deed = |connection, round| (connection == 0).then(|| kept(round));
+    check_broken(&run_against("/", "--duration 1s", deed), &[("/events/silent", 1)]);
+    // In another process too, and where the first is the one without.
+    let deed = |connection, round| (connection == 1).then(|| kept(round));
+    check_broken(&run_against("/", "--duration 1s --processes 2", deed), &[("/events/silent", 1)]);
+    // Others who asked for something else say nothing about it.
+    check_broken(&run_against("/s{n}", "--duration 1s", deed), &[]);
+}
+
+#[test]
+fn a_connection_that_is_left_in_an_old_epoch_is_noticed() {
+    // It changes in the third second: while it is measured.
+    let deed = |connection, round| match round {
+        ..25 => Some(kept(round)),
+        25 => (connection == 1).then(|| snapshot("f", 1)),
+        _ => (connection == 1).then(|| patch("f", round - 24, round - 25)),
+    };
+    for processes in ["1", "2"] {
+        let report = run_against("/", &format!("--duration 3s --processes {processes}"), deed);
+        check_broken(&report, &[("/events/stuck", 1)]);
+    }
+    let both = |_, round| if round < 25 { Some(kept(round)) } else { Some(snapshot("f", round - 24)) };
+    check_broken(&run_against("/", "--duration 3s", both), &[]);
+}
+
+#[test]
+fn a_reader_that_is_closed_for_no_reason_of_its_own_is_noticed() {
+    let check = |deed: fn(usize, u32) -> Option<Deed>, name: &str, broken: &[(&str, u32)]| {
+        let report = run_against("/", "--duration 1s", deed);
+        check_broken(&report, broken);
+        report.check("/closes", &json!({ name: 1 }));
+        report.check("/slow/closes", &json!({}));
+    };
+    /// Connection 1 ends in round 15, in the middle of the run.
+    fn late(connection: usize, round: u32, end: fn() -> Deed) -> Option<Deed> {
+        match round {
+            15 if connection == 1 => Some(end()),
+            16.. if connection == 1 => None,
+            _ => Some(kept(round)),
+        }
+    }
+    check(|c, r| late(c, r, || close(1013, "overloaded")), "1013 overloaded", &[("/connections/cut_off", 1)]);
+    check(|c, r| late(c, r, || close(1011, "")), "1011", &[("/connections/cut_off", 1)]);
+    check(|c, r| late(c, r, || Deed::End), "eof", &[("/connections/dropped", 1)]);
+    check(|c, r| late(c, r, || close(1012, "draining")), "1012 draining", &[]);
+    check(|c, r| late(c, r, || close(1000, "")), "1000", &[]);
+}
+
+#[test]
+fn a_stalled_reader_may_be_ended_in_any_way() {
+    // Connection 1 is the stalled one: it has to be ended one day, and it is not the reader's loss.
+    let deed = |connection, round| match round {
+        10 if connection == 1 => Some(Deed::End),
+        _ => Some(kept(round)),
+    };
+    let report = run_against("/", "--duration 2s --stalled 1", deed);
+    check_broken(&report, &[]);
+    let closes = report.json["slow"]["closes"].as_object().expect("causes");
+    assert_eq!(closes.values().map(|count| count.as_u64().expect("a count")).sum::<u64>(), 1, "{:#}", report.json);
+    assert_eq!(report.json["closes"].as_object(), Some(closes));
+}
+
+#[test]
+fn a_token_that_never_ends_or_ends_too_soon_is_noticed() {
+    let folder = Folder::new();
+    let key = folder.path("key");
+    let more = format!("--secret-file {key} --expires-in 1s --leeway 0s --duration 3s");
+    let report = run_against("/", &more, |_, round| Some(kept(round)));
+    check_broken(&report, &[("/expiry/outlived", 2)]);
+    report.check("/expiry/count", &json!(0));
+    // An hour before its time.
+    let more = format!("--secret-file {key} --expires-in 1h --duration 1s");
+    let report = run_against("/", &more, |connection, round| match (connection, round) {
+        (1, 15) => Some(close(4001, "token_expired")),
+        (1, 16..) => None,
+        _ => Some(kept(round)),
+    });
+    check_broken(&report, &[("/connections/cut_off", 1)]);
+    report.check("/closes", &json!({"4001 token_expired": 1}));
+}
+
+#[test]
+fn a_run_without_events_is_good_only_where_none_were_expected() {
+    let deed = |_, round| (round == 1).then(|| kept(round));
+    let report = run_against("/", "--duration 1s", deed);
+    assert_eq!(report.code, Some(1), "{:#}", report.json);
+    report.check("/deliveries/count", &json!(0));
+    report.check("/ok", &json!(false));
+    let problems = report.json["problems"].to_string();
+    assert!(problems.contains("no event came"), "{problems}");
+    check_broken(&run_against("/", "--duration 1s --idle", deed), &[]);
+}
+
+#[test]
+fn a_delta_without_its_value_is_lost_unless_the_connection_resumes() {
+    let deed = |_, round| Some(patch("e", 40 + round, 39 + round));
+    check_broken(&run_against("/", "--duration 1s", deed), &[("/events/lost", 2)]);
+    check_broken(&run_against("/?since=e-40", "--duration 1s", deed), &[]);
+}
+
+#[test]
+fn a_delta_that_skips_by_its_base_is_a_loss() {
+    // Of round 15 on three events are passed over, and the base says so.
+    let deed = |_, round| match round {
+        ..15 => Some(kept(round)),
+        15 => Some(patch("e", 18, 14)),
+        _ => Some(patch("e", round + 3, round + 2)),
+    };
+    check_broken(&run_against("/", "--duration 1s", deed), &[("/events/lost", 6)]);
+}
+
+#[test]
+fn what_slow_readers_are_spared_is_counted_apart() {
+    let deed = |_, round| match round {
+        ..15 => Some(kept(round)),
+        _ => Some(snapshot("e", round + 5)),
+    };
+    let report = run_against("/", "--duration 1s --slow 1 --slow-bytes-per-s 100000", deed);
+    check_broken(&report, &[]);
+    report.check("/events/conflated", &json!(5));
+    report.check("/events/conflated_slow", &json!(5));
+}
+
+#[test]
+fn memory_that_cannot_be_read_is_a_problem() {
+    // What has ended and was not waited for is there, and has no memory.
+    let ended = Running(Command::new("true").spawn().expect("it starts"));
+    let pid = ended.0.id();
+    while !fs::read_to_string(format!("/proc/{pid}/stat")).expect("nobody waited for it").contains(") Z ") {
+        thread::sleep(Duration::from_millis(1));
+    }
+    let report = run_against("/", &format!("--duration 1s --pid {pid}"), |_, round| Some(kept(round)));
+    assert_eq!(report.code, Some(1), "{:#}", report.json);
+    for name in ["pss_bytes", "rss_bytes", "pss_bytes_per_connection", "pss_bytes_end"] {
+        report.check(&format!("/server/{name}"), &Value::Null);
+    }
+    report.check("/server/connections_baseline", &json!(1));
+    report.check("/server/connections", &json!(2));
+    let problems = report.json["problems"].as_array().expect("a list");
+    assert_eq!(problems.iter().filter(|problem| problem.to_string().contains("PSS")).count(), 1, "{problems:?}");
+}
+
+#[test]
+fn large_messages_are_read_in_many_pieces() {
+    // What follows in the same piece is not lost, and what is large does not stay.
+    let deed = |_, round| match kept(round) {
+        Deed::Send(mut small) => {
+            let (ts, pad) = (now_us(), "x".repeat(1 << 20));
+            let large =
+                format!(r#"{{"type":"snapshot","stream":"l","epoch":"e","seq":{round},"ts":{ts},"data":"{pad}"}}"#);
+            let Deed::Send(large) = text(&large) else { unreachable!("a text is sent") };
+            small.splice(0..0, large);
+            Some(Deed::Send(small))
+        }
+        Deed::End => unreachable!("it goes on"),
+    };
+    let report = run_against("/", "--duration 2s", deed);
+    check_broken(&report, &[]);
+    assert!(report.number("/deliveries/bytes") > 4e6 && report.number("/deliveries/count") > 4.0, "{:#}", report.json);
+}
+
+#[test]
+fn large_events_are_read_from_chunks_of_any_size() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("http://{}/", listener.local_addr().expect("an address"));
+    let server = thread::spawn(move || {
+        let (mut socket, _) = listener.accept().expect("a connection");
+        let _ = socket.read(&mut [0; 4096]).expect("a head");
+        let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
+        socket.write_all(head.as_bytes()).expect("it is read");
+        for seq in 1.. {
+            let (ts, pad) = (now_us(), "x".repeat(300_000));
+            let block = format!(
+                "event: snapshot\ndata: {{\"type\":\"snapshot\",\"stream\":\"s\",\"epoch\":\"e\",\"seq\":{seq},\
+                 \"ts\":{ts},\"data\":\"{pad}\"}}\r\n\r\n"
+            );
+            for piece in block.as_bytes().chunks(7001) {
+                let chunk = [format!("{:x}\r\n", piece.len()).as_bytes(), piece, b"\r\n"].concat();
+                if socket.write_all(&chunk).is_err() {
+                    return;
+                }
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+    });
+    let report = run(&["run", &url, "--connections", "1", "--duration", "2s", "--quiet"]);
+    check_broken(&report, &[]);
+    report.check("/events/conflated", &json!(0));
+    assert!(report.number("/deliveries/count") > 4.0, "{:#}", report.json);
+    server.join().expect("it ends with the connection");
+}
+
+#[test]
+fn what_is_said_to_a_worker_together_with_its_part_is_heard() {
+    // Ctrl-C in the first milliseconds: the word to stop is there before the worker has read what it is to do.
+    let mut command = Command::new(LOADTEST);
+    command.arg("worker").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut worker = Running(command.spawn().expect("it starts"));
+    let mut input = worker.0.stdin.take().expect("piped");
+    let part = json!({"args": ["run", "ws://127.0.0.1:1/", "--connections", "1"], "first": 0, "count": 1, "rate": 1.0});
+    let lines = format!("{part}\n{}\n{}\n", json!({"do": "stop"}), json!({"do": "settle", "heads": []}));
+    input.write_all(lines.as_bytes()).expect("it is read");
+    let output = finish(worker);
+    drop(input);
+    let kinds: Vec<Value> = String::from_utf8(output.stdout)
+        .expect("UTF-8")
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).expect("JSON")["kind"].clone())
+        .collect();
+    assert_eq!(kinds, ["warm", "heads", "report"]);
+}
+
+#[test]
+fn messages_are_stamped_with_the_moment_they_were_due() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("ws://{}/", listener.local_addr().expect("an address"));
+    let server = thread::spawn(move || {
+        let mut socket = answered(&listener);
+        let mut reader = BufReader::new(socket.try_clone().expect("a second handle"));
+        let mut stamps = Vec::new();
+        loop {
+            let mut head = [0; 6];
+            if reader.read_exact(&mut head).is_err() || head[0] != 0x81 {
+                return stamps;
+            }
+            let mut payload = vec![0; usize::from(head[1] & 0x7f)];
+            reader.read_exact(&mut payload).expect("a whole message");
+            payload.iter_mut().zip(head[2..].iter().cycle()).for_each(|(byte, key)| *byte ^= key);
+            let message: Value = serde_json::from_slice(&payload).expect("JSON");
+            stamps.push(message["ts"].as_u64().expect("a stamp"));
+            let Deed::Send(frame) = text(&message.to_string()) else { unreachable!("a text is sent") };
+            if socket.write_all(&frame).is_err() {
+                return stamps;
+            }
+        }
+    });
+    let keys = ["--no-welcome", "--seq-key", "none", "--stream-key", "none", "--epoch-key", "none"];
+    let mut args = vec!["run", &url, "--connections", "1", "--duration", "2s", "--quiet"];
+    args.extend(keys);
+    args.extend(["--message", r#"{"ts":{ts}}"#, "--message-every", "10ms"]);
+    let report = run(&args);
+    check_broken(&report, &[]);
+    let stamps = server.join().expect("it ends with the connection");
+    assert!(stamps.len() > 100, "{stamps:?}");
+    // However late each was sent, they lie ten milliseconds apart; half a millisecond is for a clock that is being set.
+    let first = stamps[0];
+    for (n, &stamp) in stamps.iter().enumerate() {
+        assert!(stamp.abs_diff(first + n as u64 * 10_000) < 500, "stamp {n} of {stamps:?}");
+    }
+}
+
 #[test]
 fn a_peer_with_its_own_format_is_measured() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -541,12 +912,17 @@ fn a_peer_with_its_own_format_is_measured() {
             if reader.read_exact(&mut head).is_err() || head[0] != 0x81 {
                 break;
             }
-            let mut text = vec![0; usize::from(head[1] & 0x7f)];
-            reader.read_exact(&mut text).expect("a whole message");
-            text.iter_mut().zip(head[2..].iter().cycle()).for_each(|(byte, key)| *byte ^= key);
+            let mut payload = vec![0; usize::from(head[1] & 0x7f)];
+            reader.read_exact(&mut payload).expect("a whole message");
+            payload.iter_mut().zip(head[2..].iter().cycle()).for_each(|(byte, key)| *byte ^= key);
             thread::sleep(Duration::from_millis(500));
-            let text = String::from_utf8(text).expect("UTF-8");
-            send(&mut socket, &format!(r#"{{"pub":{{"data":{text},"offset":{n}}}}}"#));
+            let payload = String::from_utf8(payload).expect("UTF-8");
+            let event = text(&format!(r#"{{"pub":{{"data":{payload},"offset":{n}}}}}"#));
+            let Deed::Send(frame) = event else { unreachable!("a text is sent") };
+            // What was told at the very end is answered when nobody is there any more.
+            if socket.write_all(&frame).is_err() {
+                break;
+            }
         }
     });
     let url = format!("ws://{address}/");
