@@ -53,6 +53,15 @@ pub enum Received {
     Lost,
 }
 
+/// How far a handshake is that is not done.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Shake {
+    /// Nothing has been answered yet: the first flight of ours is still to be made.
+    Begun,
+    /// A flight of ours has been sent: what comes now may end it.
+    Answered,
+}
+
 /// What the sessions of a core share.
 pub(super) struct Scratch {
     /// Ciphertext from a socket.
@@ -84,14 +93,23 @@ enum Stage {
     Proxied,
     /// Nothing of it is known yet.
     Fresh,
-    /// The handshake goes on.
+    /// The handshake goes on: nothing has been answered yet.
     Shaking,
+    /// The handshake goes on: a flight of ours has been sent.
+    Answered,
     /// Plaintext may travel.
     Open,
     /// The peer has said that it sends nothing more.
     PeerEnded,
     /// It has failed, or speaks no TLS: nothing is read or sent any more.
     Over,
+}
+
+impl Stage {
+    /// Whether a handshake has begun and is not done.
+    fn is_in_handshake(self) -> bool {
+        matches!(self, Stage::Shaking | Stage::Answered)
+    }
 }
 
 /// What is left to do for the end of our side.
@@ -145,9 +163,13 @@ impl Session {
         }
     }
 
-    /// Whether its next bytes may be a handshake's.
-    pub(super) fn is_shaking(&self) -> bool {
-        matches!(self.stage, Stage::Proxied | Stage::Fresh | Stage::Shaking)
+    /// Whether its next bytes may be a handshake's, and how far that is.
+    pub(super) fn shake(&self) -> Option<Shake> {
+        match self.stage {
+            Stage::Proxied | Stage::Fresh | Stage::Shaking => Some(Shake::Begun),
+            Stage::Answered => Some(Shake::Answered),
+            Stage::Open | Stage::PeerEnded | Stage::Over => None,
+        }
     }
 
     /// Whether sealed bytes wait for its socket.
@@ -253,12 +275,15 @@ impl Session {
                 }
                 Ok(ConnectionState::TransmitTlsData(data)) => {
                     data.done();
-                    scratch.flights = scratch.flights.wrapping_add(usize::from(tls.is_handshaking()));
+                    if tls.is_handshaking() {
+                        scratch.flights = scratch.flights.wrapping_add(1);
+                        self.stage = Stage::Answered;
+                    }
                     failed |= !transmit(socket, &mut self.rest, &scratch.sealed[..made]);
                     made = 0;
                 }
                 Ok(ConnectionState::PeerClosed) => {
-                    if self.stage == Stage::Shaking {
+                    if self.stage.is_in_handshake() {
                         scratch.metrics.tls_handshakes.of(TlsHandshake::Failed).count();
                     }
                     self.stage = Stage::PeerEnded;
@@ -274,7 +299,7 @@ impl Session {
                 break;
             }
         }
-        if !failed && self.stage == Stage::Shaking && !tls.is_handshaking() {
+        if !failed && self.stage.is_in_handshake() && !tls.is_handshaking() {
             self.stage = Stage::Open;
             let resumed = tls.handshake_kind() == Some(HandshakeKind::Resumed);
             let result = if resumed { TlsHandshake::Resumed } else { TlsHandshake::Full };
@@ -299,7 +324,7 @@ impl Session {
 
     /// The peer does not keep to TLS: it gets the alert, and the connection is done with.
     fn fail(&mut self, socket: &OwnedFd, scratch: &mut Scratch, left: &mut [u8]) {
-        let shaking = self.stage == Stage::Shaking;
+        let shaking = self.stage.is_in_handshake();
         if let Some(mut tls) = self.tls.take() {
             let (mut used, mut made) = (0, 0);
             while tls.wants_write() {
@@ -408,7 +433,7 @@ impl Session {
         if self.stage == Stage::Over {
             discard(socket, &mut scratch.came);
         }
-        if self.stage == Stage::Shaking {
+        if self.stage.is_in_handshake() {
             scratch.metrics.tls_handshakes.of(TlsHandshake::Failed).count();
         }
     }

@@ -26,7 +26,7 @@ use crate::shard::{Sent, Wire};
 use crate::time::Instant;
 
 use super::listener;
-use super::session::{Flushed, Received, Scratch, Session};
+use super::session::{Flushed, Received, Scratch, Session, Shake};
 
 /// Events taken from the kernel in one turn.
 const EVENTS_PER_TURN: usize = 1024;
@@ -242,11 +242,9 @@ impl Sockets {
         place.is_some_and(|place| std::mem::replace(&mut place.unread, unread))
     }
 
-    /// Whether what comes next on a socket may be a TLS handshake's, which takes time.
-    pub fn is_shaking(&self, index: u32) -> bool {
-        let sessions = self.secure.as_ref().map(|secure| &secure.sessions);
-        let session = sessions.and_then(|sessions| sessions.get(index as usize)?.as_ref());
-        session.is_some_and(|session| session.is_shaking())
+    /// Whether what comes next on a socket may be a TLS handshake's, which takes time, and how far that is.
+    pub fn shake(&self, index: u32) -> Option<Shake> {
+        self.secure.as_ref()?.sessions.get(index as usize)?.as_ref()?.shake()
     }
 
     /// Notes whether a connection stands in the queue of handshakes; whether it did.
