@@ -495,18 +495,23 @@ fn a_proxy_tells_the_client_before_tls() {
             header.extend(client.into_iter().chain([10, 0, 0, 1, 4, 0, 1, 187]));
             header
         };
-        let open = |header: &[u8], piece: usize| {
+        let begin = |header: &[u8], piece: usize| {
             let mut raw = house.server.connect();
             for piece in header.chunks(piece.max(1)) {
                 raw.send(piece);
             }
-            let mut raw = raw.secured(&house.client, "localhost");
+            raw.try_secured(&house.client, "localhost")
+        };
+        let open = |header: &[u8], piece: usize| {
+            let mut raw = begin(header, piece).expect("a handshake");
             let answer = raw.upgrade(LEADS, &[bearer(&token)]);
             (answer.status, raw)
         };
         let (status, first) = open(&header([192, 0, 2, 1]), 100);
         assert_eq!(status, 101);
-        assert_eq!(open(&header([192, 0, 2, 1]), 100).0, 429, "one a client");
+        let refused = begin(&header([192, 0, 2, 1]), 100).err().expect("one a client");
+        assert!(refused.to_string().contains("InternalError"), "before any cryptography: {refused}");
+        assert_eq!(house.handshakes("refused"), 1.0);
         let (status, second) = open(&header([192, 0, 2, 2]), 1);
         assert_eq!(status, 101, "another client, byte by byte");
         // A health check, and one with more than addresses.
@@ -868,4 +873,24 @@ fn a_connection_too_many_gets_an_alert() {
     let _first = house.connect();
     let error = house.server.connect().try_secured(&house.client, "localhost").err().expect("one too many");
     assert!(error.to_string().contains("InternalError"), "{error}");
+}
+
+#[test]
+fn an_address_over_its_limit_costs_an_alert_and_no_handshake() {
+    let house = House::with("auto", |setup| setup.limits("handshakes_per_second_per_address = 1"));
+    let token = bearer(&token_of("u1"));
+    let answer = house.connect().request("GET", LEADS, std::slice::from_ref(&token), "");
+    assert_eq!(answer.status, 200, "a handshake and its request count once: {answer:?}");
+    let again = || house.server.connect().try_secured(&house.client, "localhost").err();
+    let error = eventually("one too many", again);
+    assert!(error.to_string().contains("InternalError"), "{error}");
+    assert_eq!((house.handshakes("refused"), house.handshakes("failed")), (1.0, 0.0));
+    // A request on a connection that stays is counted like any other.
+    eventually("its time has come", || {
+        let mut raw = house.server.connect().try_secured(&house.client, "localhost").ok()?;
+        let first = raw.request("GET", LEADS, std::slice::from_ref(&token), "").status;
+        let second = raw.request("GET", LEADS, std::slice::from_ref(&token), "").status;
+        assert_eq!(first, 200);
+        (second == 429).then_some(())
+    });
 }

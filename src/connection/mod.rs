@@ -142,6 +142,8 @@ pub struct Http {
     pub peer: std::net::IpAddr,
     /// The client's, where a trusted proxy gave it by PROXY v2.
     pub told_by_proxy: Option<std::net::IpAddr>,
+    /// Whose handshake has been counted already, before TLS: its first request does not count again.
+    pub admitted: Option<Holder>,
     /// Whether `peer` is a trusted proxy (and a PROXY header may come first).
     pub proxied: bool,
     /// Whether the first byte of the connection is still to be made sense of.

@@ -30,7 +30,7 @@ use super::fetch::{Fetcher, FetcherOptions};
 use super::log;
 use super::mailbox::{Full, Mailbox, Message};
 use super::resolver::Resolver;
-use super::session::{Received, Shake};
+use super::session::{INTERNAL_ERROR_ALERT, Received, Shake};
 use super::sockets::{AcceptError, Lost, Ready, Sockets};
 use super::tls::Tls;
 use super::workers::Workers;
@@ -50,9 +50,6 @@ const SHAKING_READS_PER_TURN: usize = 256;
 /// First flights that may wait for their turn, 0.1 s of work or so: past it nobody is accepted. Whoever waits in the kernel's
 /// backlog has not begun to use up `limits.handshake_timeout`.
 const SHAKING_MAX: usize = 64;
-/// The fatal alert `internal_error` (RFC 8446 section 6): a client that speaks TLS could read no other answer before its
-/// handshake, which is not done for one that is not served.
-const INTERNAL_ERROR_ALERT: [u8; 7] = [21, 3, 3, 0, 2, 2, 80];
 /// Bytes read at once.
 const SCRATCH_BYTES: usize = 64 << 10;
 /// How long accepting pauses where there are no descriptors or memory.
@@ -393,15 +390,13 @@ impl Core {
                 return;
             }
             let mut scratch = std::mem::take(&mut self.scratch);
-            let sockets = &mut self.sockets;
-            let received = catch_unwind(AssertUnwindSafe(|| sockets.receive(index, &mut scratch)));
+            let (sockets, shard) = (&mut self.sockets, &mut self.shard);
+            let mut admit = |client| shard.admit(now, index, client);
+            let received = catch_unwind(AssertUnwindSafe(|| sockets.receive(index, &mut scratch, &mut admit)));
             let received = received.unwrap_or_else(|_| {
                 self.metrics.panics.count();
                 Received::Lost
             });
-            if let Some(client) = self.sockets.take_client(index) {
-                self.guarded(now, Some(key), Input::ToldByProxy { connection: index, client });
-            }
             match received {
                 Received::Bytes(count) => {
                     self.guarded(now, Some(key), Input::Received { connection: index, bytes: &mut scratch[..count] });

@@ -35,6 +35,9 @@ const KEPT_BYTES_MAX: usize = RECORD_PLAIN_BYTES + RECORD_EXTRA_BYTES;
 const _: () = assert!(RECORD_EXTRA_BYTES >= 2 * (5 + 256) + 5);
 /// Plaintext that is sealed and sent for one call: a chunk of a log. The rest is for the next.
 const SEALED_PER_SEND: usize = crate::limits::CHUNK_BYTES;
+/// The fatal alert `internal_error` (RFC 8446 section 6): a client that speaks TLS could read no other answer before its
+/// handshake, which is not done for one that is not served.
+pub(super) const INTERNAL_ERROR_ALERT: [u8; 7] = [21, 3, 3, 0, 2, 2, 80];
 /// Reads that throw away what an ended peer still sends, so that its socket is closed and not reset.
 const DISCARDS_MAX: usize = 4;
 
@@ -177,13 +180,15 @@ impl Session {
         !self.rest.is_empty()
     }
 
-    /// The client's address, once, where a trusted proxy has told it.
-    pub(super) fn take_client(&mut self) -> Option<IpAddr> {
-        self.client.take()
-    }
-
-    /// Reads what the socket has; its plaintext goes to `plain`, which has room for all that is read at once.
-    pub(super) fn receive(&mut self, socket: &OwnedFd, scratch: &mut Scratch, plain: &mut [u8]) -> Received {
+    /// Reads what the socket has; its plaintext goes to `plain`, which has room for all that is read at once. Before a
+    /// handshake costs anything `admit` is asked, with the client's address where a trusted proxy has told it.
+    pub(super) fn receive(
+        &mut self,
+        socket: &OwnedFd,
+        scratch: &mut Scratch,
+        plain: &mut [u8],
+        admit: &mut dyn FnMut(Option<IpAddr>) -> bool,
+    ) -> Received {
         match self.stage {
             Stage::PeerEnded => return Received::Finished,
             Stage::Over => {
@@ -204,7 +209,7 @@ impl Session {
             Ok(0) => Received::Finished,
             Ok(count) => {
                 self.kept = Vec::new();
-                self.take_in(socket, scratch, &mut came[..before + count], plain)
+                self.take_in(socket, scratch, &mut came[..before + count], plain, admit)
             }
             Err(Errno::AGAIN) => Received::Nothing,
             Err(_) => Received::Lost,
@@ -213,7 +218,14 @@ impl Session {
         received
     }
 
-    fn take_in(&mut self, socket: &OwnedFd, scratch: &mut Scratch, mut came: &mut [u8], plain: &mut [u8]) -> Received {
+    fn take_in(
+        &mut self,
+        socket: &OwnedFd,
+        scratch: &mut Scratch,
+        mut came: &mut [u8],
+        plain: &mut [u8],
+        admit: &mut dyn FnMut(Option<IpAddr>) -> bool,
+    ) -> Received {
         if self.stage == Stage::Proxied {
             let used = match forwarded::proxy_v2(came) {
                 Ok(None) => {
@@ -238,6 +250,9 @@ impl Session {
                     return self.refuse(socket, scratch, "this port speaks HTTPS: use https:// or wss://");
                 }
                 Some(_) => {}
+            }
+            if !admit(self.client.take()) {
+                return self.turn_away(socket, scratch);
             }
             let Ok(tls) = UnbufferedServerConnection::new(Arc::clone(&scratch.config)) else { return Received::Lost };
             self.tls = Some(tls);
@@ -348,6 +363,14 @@ impl Session {
         Response::problem(400, ErrorCode::BadRequest.as_str(), detail).close(true).write(&mut answer);
         scratch.metrics.tls_handshakes.of(TlsHandshake::NotTls).count();
         let _ = transmit(socket, &mut self.rest, &answer);
+        self.give_up(socket);
+        Received::Finished
+    }
+
+    /// Its address has as many handshakes or connections as it may: an alert is all it costs.
+    fn turn_away(&mut self, socket: &OwnedFd, scratch: &Scratch) -> Received {
+        scratch.metrics.tls_handshakes.of(TlsHandshake::Refused).count();
+        let _ = transmit(socket, &mut self.rest, &INTERNAL_ERROR_ALERT);
         self.give_up(socket);
         Received::Finished
     }

@@ -258,18 +258,19 @@ impl Sockets {
         self.secure.as_ref().map_or(0, |secure| secure.scratch.flights)
     }
 
-    /// The client's address, once, where a trusted proxy has told it before TLS.
-    pub fn take_client(&mut self, index: u32) -> Option<IpAddr> {
-        self.secure.as_mut()?.session(index)?.0.take_client()
-    }
-
-    /// Reads what a socket has, up to the size of `scratch`.
-    pub fn receive(&mut self, index: u32, scratch: &mut [u8]) -> Received {
+    /// Reads what a socket has, up to the size of `scratch`. With TLS `admit` is asked once, before a handshake costs
+    /// anything, with the client's address where a trusted proxy has told it; who is not admitted gets an alert.
+    pub fn receive(
+        &mut self,
+        index: u32,
+        scratch: &mut [u8],
+        admit: &mut dyn FnMut(Option<IpAddr>) -> bool,
+    ) -> Received {
         let socket = self.places.get(index as usize).and_then(|place| place.socket.as_ref());
         let Some(socket) = socket else { return Received::Lost };
         if let Some(secure) = &mut self.secure {
             let Some((session, shared)) = secure.session(index) else { return Received::Lost };
-            return session.receive(socket, shared, scratch);
+            return session.receive(socket, shared, scratch, admit);
         }
         loop {
             return match rustix::net::recv(socket, &mut *scratch, RecvFlags::DONTWAIT) {
@@ -483,7 +484,7 @@ mod tests {
                 sockets.insert(key, socket, false).expect("a place");
             }
         }
-        while sockets.receive(0, &mut plain) != Received::Bytes(2) {}
+        while sockets.receive(0, &mut plain, &mut |_| true) != Received::Bytes(2) {}
         let mut sent = 0;
         while let Sent::Bytes(count) = sockets.send(0, &[7; 40_000]) {
             sent += count;

@@ -80,13 +80,6 @@ pub enum Input<'a> {
         /// The bytes; overwritten while they are made sense of.
         bytes: &'a mut [u8],
     },
-    /// A trusted proxy has told, before the TLS handshake, which client the connection is of.
-    ToldByProxy {
-        /// Which connection.
-        connection: u32,
-        /// The client's address.
-        client: std::net::IpAddr,
-    },
     /// The peer will send nothing more.
     PeerFinished {
         /// Whose.
@@ -332,7 +325,6 @@ impl Shard {
         self.now = now;
         match input {
             Input::Received { connection, bytes } => self.received(connection, bytes),
-            Input::ToldByProxy { connection, client } => self.told_by_proxy(connection, client),
             Input::PeerFinished { connection } => self.peer_finished(connection),
             Input::Lost { connection } => self.lose(connection),
             Input::Writable { connection } => self.writable(connection),
