@@ -105,12 +105,17 @@ fn parsed(a: u64) -> serde_json::Value {
 
 /// Reads to the end: the bytes, and whether it was a clean one (close_notify).
 fn read_to_end(raw: &mut TcpStream, tls: &mut ClientConnection) -> (Vec<u8>, bool) {
+    // The pace of a slow reader: its socket is full most of the time.
+    read_slowly(raw, tls, 16 << 10, Duration::from_millis(4))
+}
+
+/// The same, so many bytes after each pause.
+fn read_slowly(raw: &mut TcpStream, tls: &mut ClientConnection, bytes: usize, pause: Duration) -> (Vec<u8>, bool) {
     let (mut all, until) = (Vec::new(), Instant::now() + PATIENCE);
     let mut stream = rustls::Stream::new(tls, raw);
     loop {
-        let mut chunk = [0; 16 << 10];
-        // The pace of a slow reader: its socket is full most of the time.
-        std::thread::sleep(Duration::from_millis(4));
+        let mut chunk = vec![0; bytes];
+        std::thread::sleep(pause);
         match stream.read(&mut chunk) {
             Ok(0) => return (all, true),
             Ok(count) => all.extend_from_slice(&chunk[..count]),
@@ -370,6 +375,29 @@ fn a_reader_that_half_closes_gets_its_answer_to_the_last_byte() {
     for more in 0..10 {
         half_closes_and_reads(&house, &large(more, (600 << 10) + more * 7_000));
     }
+}
+
+#[test]
+fn the_end_of_an_answer_reaches_a_slow_reader_long_after_the_server_is_done_with_it() {
+    let house = House::new("auto");
+    let value = large(1, 300 << 10);
+    house.upstream.set_json("/leads", &value);
+    let token = token_of("u1");
+    eventually("the value is held", || {
+        let answer = house.connect().request("GET", LEADS, &[bearer(&token)], "");
+        (answer.body == value.as_bytes()).then_some(())
+    });
+    let mut socket = TcpStream::connect(house.server.listen).expect("it accepts");
+    SockRef::from(&socket).set_recv_buffer_size(64 << 10).expect("an option");
+    socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    let name = "localhost".try_into().expect("a name");
+    let mut tls = ClientConnection::new(Arc::clone(&house.client), name).expect("a client");
+    let mut stream = rustls::Stream::new(&mut tls, &mut socket);
+    let request =
+        format!("GET {LEADS} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {token}\r\n\r\n");
+    stream.write_all(request.as_bytes()).expect("sent");
+    let (all, clean) = read_slowly(&mut socket, &mut tls, 8 << 10, Duration::from_millis(150));
+    assert!(all.ends_with(value.as_bytes()) && clean, "{} bytes, clean: {clean}", all.len());
 }
 
 /// Asks for the value, ends its side, and reads more slowly than the server sends.

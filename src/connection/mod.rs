@@ -264,8 +264,10 @@ pub const NEVER: Instant = Instant::from_micros(u64::MAX);
 /// A connection whose last bytes are on their way.
 #[derive(Debug)]
 pub struct Closing {
-    /// When it is reset.
+    /// When it ends by itself.
     pub deadline: Instant,
+    /// Whether it spoke HTTP: its socket is closed then and not reset, for the kernel may still hold the end of an answer.
+    pub http: bool,
     /// What it ends by: still open to a more important cause until its close frame is written.
     pub cause: Option<CloseReason>,
     /// How to say so.

@@ -235,7 +235,7 @@ impl Core {
             }
         }
         self.shake(now);
-        self.sockets.reset_left(now.at);
+        self.sockets.turn_left(now.at);
         if self.accept_at.is_some_and(|at| at <= now.at) {
             self.accept_at = None;
             self.sockets.pause_accepting(false);
@@ -446,7 +446,10 @@ impl Core {
                 }
                 Output::Mail { to, mail } => self.post(to, Message::Mail(mail)),
                 Output::Finish { connection } => self.sockets.finish(connection),
-                Output::Close { connection, reset } => self.sockets.close(connection, reset, clock::now().at),
+                Output::Close { connection, reset } => {
+                    let stall = self.shard.write_stall();
+                    self.sockets.close(connection, reset, stall, clock::now().at);
+                }
                 Output::Resume { connection } => {
                     if self.sockets.set_unread(connection, false)
                         && let Some(key) = self.shard.key_at(connection)
@@ -454,7 +457,10 @@ impl Core {
                         self.unread.push_back(key);
                     }
                 }
-                Output::Drained => self.drained = true,
+                Output::Drained => {
+                    self.drained = true;
+                    self.sockets.hurry_left(clock::now().at);
+                }
                 Output::Notice(notice) => tell(&notice),
             }
         }

@@ -142,7 +142,7 @@ fn run(
     }
     let uring = choose_driver(config.server.driver)?;
     let cores = cores(config.server.cores);
-    let allowed = connections_allowed();
+    let allowed = connections_allowed(if config.tls.is_empty() { 0 } else { cores });
     let connections_max = connections_max(config.limits.connections, allowed);
 
     let (mut seed, mut catalog_seed) = ([0u8; 32], [0u8; 8]);
@@ -420,15 +420,17 @@ fn pin(number: usize) {
     }
 }
 
-/// How many connections the descriptors allow, once the process has raised its limit as far as it may.
-fn connections_allowed() -> u32 {
+/// How many connections the descriptors allow, once the process has raised its limit as far as it may; `secure`: cores that
+/// speak TLS, each of which may hold sockets besides its connections'.
+fn connections_allowed(secure: u16) -> u32 {
     let mut limit = getrlimit(Resource::Nofile);
     if limit.current < limit.maximum {
         limit.current = limit.maximum;
         let _ = setrlimit(Resource::Nofile, limit);
     }
     let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::from(u32::MAX));
-    let allowed = descriptors.saturating_sub(limits::DESCRIPTORS_RESERVED.min(descriptors / 2));
+    let reserved = limits::DESCRIPTORS_RESERVED + u64::from(secure) * u64::from(limits::LEFT_PER_CORE_MAX);
+    let allowed = descriptors.saturating_sub(reserved.min(descriptors / 2));
     u32::try_from(allowed).unwrap_or(u32::MAX)
 }
 

@@ -180,6 +180,11 @@ impl Session {
         !self.rest.is_empty()
     }
 
+    /// How many of them.
+    pub(super) fn rest_bytes(&self) -> usize {
+        self.rest.len()
+    }
+
     /// Reads what the socket has; its plaintext goes to `plain`, which has room for all that is read at once. Before a
     /// handshake costs anything `admit` is asked, with the client's address where a trusted proxy has told it.
     pub(super) fn receive(
@@ -453,12 +458,18 @@ impl Session {
     /// The connection is let go of: what its peer has sent meanwhile is thrown away where it is still to read an answer,
     /// because a socket closed over unread bytes is reset.
     pub(super) fn let_go(&self, socket: &OwnedFd, scratch: &mut Scratch) {
-        if self.stage == Stage::Over {
+        if matches!(self.stage, Stage::PeerEnded | Stage::Over) {
             discard(socket, &mut scratch.came);
         }
         if self.stage.is_in_handshake() {
             scratch.metrics.tls_handshakes.of(TlsHandshake::Failed).count();
         }
+    }
+
+    /// Throws away what its peer has sent and nobody is to read: a socket closed over unread bytes is reset, and what it has
+    /// taken is lost with it.
+    pub(super) fn discard_unread(&self, socket: &OwnedFd, scratch: &mut Scratch) {
+        discard(socket, &mut scratch.came);
     }
 
     /// Seals what `act` gives; how many bytes stand in the scratch then. `None`: no more can be sealed.

@@ -30,6 +30,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::auth::grant::RightsTable;
 use crate::auth::jwt::Verifier;
@@ -351,6 +352,11 @@ impl Shard {
         let drained = self.draining.filter(|draining| !draining.told).map(|draining| draining.until);
         let timer = self.timers.peek().map(|Reverse((at, _))| *at);
         [swept, now, timer, self.wheel.next_timeout(), drained].into_iter().flatten().min()
+    }
+
+    /// How long a socket may take nothing.
+    pub fn write_stall(&self) -> Duration {
+        self.options.limits.write_stall
     }
 
     /// How many connections there are.
