@@ -11,9 +11,12 @@ use std::time::{Duration, Instant};
 
 use ring::aead;
 use rustix::process::Signal;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::version::{TLS12, TLS13};
 use rustls::{
-    AlertDescription, ClientConfig, ClientConnection, ConnectionTrafficSecrets, HandshakeKind, SupportedProtocolVersion,
+    AlertDescription, ClientConfig, ClientConnection, ConnectionTrafficSecrets, DigitallySignedStruct, HandshakeKind,
+    SignatureScheme, SupportedProtocolVersion,
 };
 use serde_json::json;
 use socket2::SockRef;
@@ -895,6 +898,96 @@ fn many_handshakes_at_once_all_get_their_turn() {
     }
 }
 
+/// Believes every certificate: what a client spends on checking one is not what is tested.
+#[derive(Debug)]
+struct Believing(rustls::crypto::CryptoProvider);
+
+impl ServerCertVerifier for Believing {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[test]
+fn a_storm_of_handshakes_that_takes_longer_than_one_may_gets_them_done() {
+    const CLIENTS: usize = 3_000;
+    let files = Files::new();
+    // A key whose signatures cost the server more than anything costs its clients, who must keep up with it here.
+    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).expect("a key");
+    let made = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).expect("a name").self_signed(&key);
+    let (cert_path, key_path) = (files.folder.join("cert.pem"), files.folder.join("key.pem"));
+    std::fs::write(&cert_path, made.expect("a certificate").pem()).expect("written");
+    std::fs::write(&key_path, key.serialize_pem()).expect("written");
+    let identity = format!("[[server.tls]]\ncert = {cert_path:?}\nkey = {key_path:?}\n");
+    let server = Setup::new().cores(1).limits("handshake_timeout = \"2s\"").server(&identity).start();
+    let mut config = files.authority.client_config(&[&TLS13]);
+    let believing = Believing(rustls::crypto::ring::default_provider());
+    config.dangerous().set_certificate_verifier(Arc::new(believing));
+    // Each comes as a stranger.
+    config.resumption = rustls::client::Resumption::disabled();
+    let config = Arc::new(config);
+    let mut clients: Vec<(TcpStream, ClientConnection)> = (0..CLIENTS)
+        .map(|_| {
+            let name = "localhost".try_into().expect("a name");
+            let mut tls = ClientConnection::new(Arc::clone(&config), name).expect("a client");
+            let mut hello = Vec::new();
+            tls.write_tls(&mut hello).expect("to memory");
+            let mut socket = TcpStream::connect(server.listen).expect("it is let in, or waits");
+            socket.write_all(&hello).expect("sent");
+            socket.set_nonblocking(true).expect("an option");
+            (socket, tls)
+        })
+        .collect();
+    let begun = Instant::now();
+    let (mut done, until) = (Vec::new(), begun + 2 * PATIENCE);
+    while !clients.is_empty() {
+        assert!(Instant::now() < until, "{} of {CLIENTS} neither come in nor are turned away", clients.len());
+        for (mut socket, mut tls) in std::mem::take(&mut clients) {
+            match tls.complete_io(&mut socket) {
+                Ok(_) if !tls.is_handshaking() => done.push(socket),
+                Ok(_) => clients.push((socket, tls)),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => clients.push((socket, tls)),
+                Err(_) => {}
+            }
+        }
+    }
+    let enough = CLIENTS * 3 / 4;
+    assert!(done.len() >= enough, "{} of {CLIENTS} in {:?}", done.len(), begun.elapsed());
+    eventually("the server has heard the end of each", || {
+        let full = server.metric(&["restcast_tls_handshakes_total{", "\"full\""]);
+        (full >= enough as f64).then_some(())
+    });
+}
+
 #[test]
 fn a_connection_too_many_gets_an_alert() {
     let house = House::with("auto", |setup| setup.limits("connections = 1"));
@@ -921,4 +1014,29 @@ fn an_address_over_its_limit_costs_an_alert_and_no_handshake() {
         assert_eq!(first, 200);
         (second == 429).then_some(())
     });
+}
+
+#[test]
+fn a_handshake_whose_end_comes_with_all_the_rest_is_none_that_failed() {
+    let house = House::new("auto");
+    let mut socket = TcpStream::connect(house.server.listen).expect("it accepts");
+    socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    let name = "localhost".try_into().expect("a name");
+    let mut tls = ClientConnection::new(house.files.client(&[&TLS13]), name).expect("a client");
+    tls.write_tls(&mut socket).expect("sent");
+    while tls.is_handshaking() {
+        tls.read_tls(&mut socket).expect("the server's flight");
+        tls.process_new_packets().expect("TLS");
+    }
+    // The client's Finished, its request and its end, in one piece.
+    tls.writer().write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").expect("buffered");
+    tls.send_close_notify();
+    let mut all = Vec::new();
+    while tls.wants_write() {
+        tls.write_tls(&mut all).expect("to memory");
+    }
+    socket.write_all(&all).expect("sent");
+    let (answer, clean) = read_to_end(&mut socket, &mut tls);
+    assert!(answer.starts_with(b"HTTP/1.1 200") && clean, "{}", String::from_utf8_lossy(&answer));
+    assert_eq!((house.handshakes("full"), house.handshakes("failed")), (1.0, 0.0));
 }

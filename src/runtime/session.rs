@@ -303,6 +303,8 @@ impl Session {
                     made = 0;
                 }
                 Ok(ConnectionState::PeerClosed) => {
+                    // The end of the handshake may have come with it in one read.
+                    self.stage = opened(self.stage, tls, scratch);
                     if self.stage.is_in_handshake() {
                         scratch.metrics.tls_handshakes.of(TlsHandshake::Failed).count();
                     }
@@ -319,12 +321,7 @@ impl Session {
                 break;
             }
         }
-        if !failed && self.stage.is_in_handshake() && !tls.is_handshaking() {
-            self.stage = Stage::Open;
-            let resumed = tls.handshake_kind() == Some(HandshakeKind::Resumed);
-            let result = if resumed { TlsHandshake::Resumed } else { TlsHandshake::Full };
-            scratch.metrics.tls_handshakes.of(result).count();
-        }
+        self.stage = opened(self.stage, tls, scratch);
         // After close_notify nothing more is read (RFC 8446 section 6.1).
         let left = if self.stage == Stage::PeerEnded { &[][..] } else { &came[used..] };
         if left.len() > KEPT_BYTES_MAX {
@@ -501,6 +498,17 @@ impl Session {
             }
         }
     }
+}
+
+/// The stage after this one where the handshake is done, which is counted then.
+fn opened(stage: Stage, tls: &UnbufferedServerConnection, scratch: &Scratch) -> Stage {
+    if !stage.is_in_handshake() || tls.is_handshaking() {
+        return stage;
+    }
+    let resumed = tls.handshake_kind() == Some(HandshakeKind::Resumed);
+    let result = if resumed { TlsHandshake::Resumed } else { TlsHandshake::Full };
+    scratch.metrics.tls_handshakes.of(result).count();
+    Stage::Open
 }
 
 /// Encodes a handshake's record behind the first `made` bytes, in more room where there is not enough: a certificate may
