@@ -39,7 +39,7 @@ use self::core::{CoreParts, Process};
 use self::mailbox::{Mailbox, Message};
 use self::resolver::Resolver;
 use self::sys::Signal;
-use self::tls::Tls;
+use self::tls::{Tls, TlsError};
 use self::workers::Workers;
 
 /// Entries of a core's submission queue.
@@ -54,6 +54,12 @@ pub struct ServeError(String);
 
 impl From<std::io::Error> for ServeError {
     fn from(error: std::io::Error) -> ServeError {
+        ServeError(error.to_string())
+    }
+}
+
+impl From<TlsError> for ServeError {
+    fn from(error: TlsError) -> ServeError {
         ServeError(error.to_string())
     }
 }
@@ -151,7 +157,7 @@ fn run(
     let mut options = Arc::new(options_of(&config, None, u64::from_ne_bytes(catalog_seed), connections_max));
     let tls = match config.tls.as_slice() {
         [] => None,
-        files => Some(Arc::new(Tls::new(files).map_err(ServeError)?)),
+        files => Some(Arc::new(Tls::new(files)?)),
     };
     let (listeners, listen) = listen_all(config.server.listen, cores)?;
     let admin_listener = listener::listen(config.admin.listen, false)?;
@@ -327,7 +333,7 @@ fn reload(reread: &Option<Reread>, options: &mut Arc<Options>, serving: &Serving
     let replaced = |(config, warnings): (Config, Vec<String>)| {
         // The listener goes on speaking what it speaks, and says so below.
         if let (Some(tls), false) = (tls, config.tls.is_empty()) {
-            tls.replace(&config.tls).map_err(ServeError)?;
+            tls.replace(&config.tls)?;
         }
         Ok((config, warnings))
     };

@@ -504,7 +504,7 @@ mod tests {
             let files = TlsFiles {
                 cert: "cert.pem".into(),
                 key: "key.pem".into(),
-                cert_pem: made.cert.pem().into_bytes().into(),
+                cert_pem: Secret::new(made.cert.pem()),
                 key_pem: Secret::new(made.signing_key.serialize_pem()),
             };
             let tls = Tls::new(&[files]).expect("they fit");
