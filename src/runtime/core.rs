@@ -235,7 +235,8 @@ impl Core {
             }
         }
         self.shake(now);
-        self.sockets.turn_left(now.at);
+        let sockets = &mut self.sockets;
+        guarded(&self.metrics, || sockets.turn_left(now.at));
         if self.accept_at.is_some_and(|at| at <= now.at) {
             self.accept_at = None;
             self.sockets.pause_accepting(false);
@@ -330,7 +331,8 @@ impl Core {
 
     /// A socket takes more.
     fn writable(&mut self, now: Now, key: ConnectionKey) {
-        match self.sockets.flush(key.index) {
+        let sockets = &mut self.sockets;
+        match guarded(&self.metrics, || sockets.flush(key.index)).unwrap_or(Err(Lost)) {
             Ok(true) => self.guarded(now, Some(key), Input::Writable { connection: key.index }),
             Ok(false) => {}
             Err(Lost) => self.guarded(now, Some(key), Input::Lost { connection: key.index }),
@@ -392,11 +394,8 @@ impl Core {
             let mut scratch = std::mem::take(&mut self.scratch);
             let (sockets, shard) = (&mut self.sockets, &mut self.shard);
             let mut admit = |client| shard.admit(now, index, client);
-            let received = catch_unwind(AssertUnwindSafe(|| sockets.receive(index, &mut scratch, &mut admit)));
-            let received = received.unwrap_or_else(|_| {
-                self.metrics.panics.count();
-                Received::Lost
-            });
+            let received = guarded(&self.metrics, || sockets.receive(index, &mut scratch, &mut admit));
+            let received = received.unwrap_or(Received::Lost);
             match received {
                 Received::Bytes(count) => {
                     self.guarded(now, Some(key), Input::Received { connection: index, bytes: &mut scratch[..count] });
@@ -445,10 +444,16 @@ impl Core {
                     self.process.workers.compare(comparison, mailbox);
                 }
                 Output::Mail { to, mail } => self.post(to, Message::Mail(mail)),
-                Output::Finish { connection } => self.sockets.finish(connection),
+                Output::Finish { connection } => {
+                    let sockets = &mut self.sockets;
+                    if guarded(&self.metrics, || sockets.finish(connection)).is_none() {
+                        let key = self.shard.key_at(connection);
+                        self.guarded(clock::now(), key, Input::Lost { connection });
+                    }
+                }
                 Output::Close { connection, reset } => {
-                    let stall = self.shard.write_stall();
-                    self.sockets.close(connection, reset, stall, clock::now().at);
+                    let (stall, sockets) = (self.shard.write_stall(), &mut self.sockets);
+                    guarded(&self.metrics, || sockets.close(connection, reset, stall, clock::now().at));
                 }
                 Output::Resume { connection } => {
                     if self.sockets.set_unread(connection, false)
@@ -494,6 +499,11 @@ impl Core {
             [self.shard.next_timeout(), self.accept_at, self.sockets.next_timeout()].into_iter().flatten().min();
         until.map_or(SLEEP_MAX, |until| until.since(now.at)).min(SLEEP_MAX)
     }
+}
+
+/// What `act` gives; `None`: it panicked, which is counted. What it has left behind is a connection's that ends with it.
+fn guarded<T>(metrics: &CoreMetrics, act: impl FnOnce() -> T) -> Option<T> {
+    catch_unwind(AssertUnwindSafe(act)).inspect_err(|_| metrics.panics.count()).ok()
 }
 
 /// Sends a canned answer to one that is not served, and lets the socket go. What it has said so far is taken first: a
