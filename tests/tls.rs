@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use ring::aead;
-use rustix::process::Signal;
+use rustix::process::{Resource, Signal, getrlimit, setrlimit};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::version::{TLS12, TLS13};
@@ -940,6 +940,9 @@ impl ServerCertVerifier for Believing {
 #[test]
 fn a_storm_of_handshakes_that_takes_longer_than_one_may_gets_them_done() {
     const CLIENTS: usize = 3_000;
+    let descriptors = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, rustix::process::Rlimit { current: descriptors.maximum, ..descriptors })
+        .expect("raised");
     let files = Files::new();
     // A key whose signatures cost the server more than anything costs its clients, who must keep up with it here.
     let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).expect("a key");
