@@ -143,9 +143,9 @@ pub const STREAM_NAME_BYTES_MAX: usize = 8 << 10;
 /// Upstream connections of one core at once: connecting, in use and idle.
 pub const UPSTREAM_CONNECTIONS_MAX: usize = 1024;
 /// Idle upstream connections of one core, to one origin.
-pub const UPSTREAM_IDLE_PER_ORIGIN_MAX: usize = 32;
+pub const UPSTREAM_IDLE_PER_ORIGIN_MAX: usize = 128;
 /// Idle upstream connections of one core in all.
-pub const UPSTREAM_IDLE_MAX: usize = 256;
+pub const UPSTREAM_IDLE_MAX: usize = 1024;
 /// How long an upstream connection may idle before it is closed.
 pub const UPSTREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Fetches of one core that may wait for a free upstream connection.

@@ -281,3 +281,24 @@ fn streams_that_nobody_has_watched_for_a_while_do_not_count() {
         });
     }
 }
+
+#[test]
+fn two_processes_share_a_port_when_both_are_told_to() {
+    let upstream = Upstream::start();
+    upstream.set_json("/s", "[1]");
+    let setup = |listen: &str| {
+        Setup::new().server(&format!("share_port = true\nlisten = \"{listen}\"")).stream(
+            "s",
+            &upstream.url("/s"),
+            "interval = \"50ms\"",
+        )
+    };
+    let first = setup("127.0.0.1:0").start();
+    let second = setup(&first.listen.to_string()).start();
+    assert_eq!(first.listen, second.listen);
+    // The kernel spreads connections by their ports: a hundred of them do not all go to one of two processes.
+    let watchers: Vec<Watcher> = (0..100).map(|_| Watcher::ws(&first, "/v1/streams/s")).collect();
+    let held = |server: &Server| server.metric(&["restcast_connections{", "transport=\"ws\""]);
+    assert!(held(&first) > 0.0 && held(&second) > 0.0, "{} and {}", held(&first), held(&second));
+    drop(watchers);
+}

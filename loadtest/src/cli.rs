@@ -62,6 +62,11 @@ Load:
   --compress               offer permessage-deflate
   --churn                  close each connection when it is open and open it again: handshakes per second, N at a time
   --reset                  with --churn: leave by a TCP reset instead of Close and FIN
+  --warm-up TIME           before measuring, once all are open: a new connection's first messages are acknowledged at
+                           once, which costs the server more than later ones do
+  --read-every TIME        while measuring read only so often, all there is: no server is then charged for waking the load
+                           tester or for its acknowledgements, which on loopback depends on how it happens to run. For
+                           servers compared by their CPU; latencies count up to TIME more
   --idle                   hold the connections only; no events are expected
   --stalled N              of the connections, so many read nothing once they are open
   --slow N                 of the connections, so many read slowly
@@ -163,6 +168,10 @@ pub struct RunOptions {
     pub churn: bool,
     pub reset: bool,
     pub idle: bool,
+    /// How long it waits, once all are open, before it measures.
+    pub warm_up: Duration,
+    /// How long it sleeps after it has read all there is; none: not at all.
+    pub read_every: Option<Duration>,
     pub stalled: u32,
     pub slow: u32,
     pub slow_bytes_per_s: u32,
@@ -255,6 +264,8 @@ fn run(parser: &mut Parser) -> Result<Command, UsageError> {
         churn: false,
         reset: false,
         idle: false,
+        warm_up: Duration::ZERO,
+        read_every: None,
         stalled: 0,
         slow: 0,
         slow_bytes_per_s: 1000,
@@ -308,6 +319,8 @@ fn run(parser: &mut Parser) -> Result<Command, UsageError> {
             Arg::Long("churn") => options.churn = true,
             Arg::Long("reset") => options.reset = true,
             Arg::Long("idle") => options.idle = true,
+            Arg::Long("warm-up") => options.warm_up = time(parser, "--warm-up")?,
+            Arg::Long("read-every") => options.read_every = Some(time(parser, "--read-every")?),
             Arg::Long("stalled") => options.stalled = parser.value()?.parse()?,
             Arg::Long("slow") => options.slow = parser.value()?.parse()?,
             Arg::Long("slow-bytes-per-s") => options.slow_bytes_per_s = parser.value()?.parse()?,

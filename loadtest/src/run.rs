@@ -239,7 +239,7 @@ impl Run {
             Stage::Opening if self.waiting == 0 => {
                 self.figures.opening_s = self.figures.opening_from.map(|from| (now - from).as_secs_f64());
                 self.figures.after_opening = self.sample();
-                self.stage = Stage::Opened(now + 2 * CALM);
+                self.stage = Stage::Opened(now + self.options.warm_up.max(2 * CALM));
             }
             Stage::Opened(until) if now >= until => {
                 self.figures.held = self.sample();

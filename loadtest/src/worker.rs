@@ -308,7 +308,14 @@ impl Worker {
         }
         let mut events: Vec<epoll::Event> = Vec::with_capacity(EVENTS);
         loop {
-            let timeout = self.patience();
+            let mut timeout = self.patience();
+            if let Some(pause) = self.options.read_every.filter(|_| self.phase == Phase::Measuring) {
+                // Asleep elsewhere than in epoll it is not woken by what comes.
+                if events.len() < EVENTS {
+                    std::thread::sleep(pause);
+                }
+                timeout = Timespec { tv_sec: 0, tv_nsec: 0 };
+            }
             events.clear();
             match epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&timeout)) {
                 Ok(_) | Err(Errno::INTR) => {}

@@ -117,6 +117,7 @@ pub const KEYS: &[KeyDoc] = &[
     key("server.listen", Address, Is("\"127.0.0.1:8080\""), "The public listener; port 0: chosen by the kernel, told in the ready line"),
     key("server.plaintext", Boolean, Is("false"), "May listen beyond loopback without TLS, which a proxy in front ends; not needed with `[[server.tls]]`"),
     key("server.trusted_proxies", TextList, Is("[]"), "CIDRs whose `Forwarded`, `X-Forwarded-For` and PROXY v2 are believed"),
+    key("server.share_port", Boolean, Is("false"), "Several processes may listen on the same address, for more connections than one may have descriptors; the kernel spreads them"),
     key("server.cores", Form::Integer { min: 0, max: 1024 }, Is("0"), "Threads, one shard each; 0: one per available core"),
     key("server.driver", Choice(&["auto", "io_uring", "epoll"]), Is("\"auto\""), "`auto` falls back to epoll where the kernel refuses io_uring, and says so"),
     key("server.public_origin", Text, Unset, "How browsers see this server (`https://live.example.com`), where a proxy hides it"),

@@ -233,6 +233,7 @@ impl Check<'_> {
         ServerOptions {
             listen,
             plaintext,
+            share_port: root.boolean("server.share_port"),
             cores: u16::try_from(root.number("server.cores")).expect("KEYS bounds server.cores by 1024"),
             driver: match root.text("server.driver").as_deref() {
                 Some("io_uring") => Driver::IoUring,

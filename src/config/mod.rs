@@ -494,6 +494,8 @@ pub struct ServerOptions {
     pub plaintext: bool,
     /// Threads, one shard each; 0: one per available core.
     pub cores: u16,
+    /// Whether other processes may listen on the same address.
+    pub share_port: bool,
     /// Which driver to run on.
     pub driver: Driver,
     /// The state file's path.

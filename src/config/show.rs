@@ -30,6 +30,7 @@ fn server(page: &mut Page, config: &Config) {
     page.line("listen", quoted(&server.listen.to_string()));
     page.line("plaintext", server.plaintext);
     page.line("trusted_proxies", list(connection.trusted_proxies.iter().map(ToString::to_string)));
+    page.line("share_port", server.share_port);
     page.line("cores", server.cores);
     page.line(
         "driver",

@@ -144,6 +144,7 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         listen = "0.0.0.0:80"
         plaintext = true
         trusted_proxies = ["10.0.0.0/8", "::1/128"]
+        share_port = false
         cores = 4
         driver = "epoll"
         public_origin = "https://live.example.com"
@@ -326,6 +327,7 @@ fn an_empty_file_has_the_defaults_of_every_part() {
         listen = "127.0.0.1:8080"
         plaintext = false
         trusted_proxies = []
+        share_port = false
         cores = 0
         driver = "auto"
         heartbeat = "25s"

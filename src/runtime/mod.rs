@@ -159,7 +159,7 @@ fn run(
         [] => None,
         files => Some(Arc::new(Tls::new(files)?)),
     };
-    let (listeners, listen) = listen_all(config.server.listen, cores)?;
+    let (listeners, listen) = listen_all(config.server.listen, cores, config.server.share_port)?;
     let admin_listener = listener::listen(config.admin.listen, false)?;
     let admin_listen = admin_listener.local_addr()?;
     let mailboxes = (0..cores).map(|_| Mailbox::new().map(Arc::new)).collect::<Result<Vec<_>, _>>()?;
@@ -175,6 +175,8 @@ fn run(
     let (events, happened) = channel::<Event>();
 
     let (up, listening) = channel::<()>();
+    // Processes that share a port would all take the first processors: the kernel places their threads.
+    let pinned = !config.server.share_port;
     for (number, listener) in listeners.into_iter().enumerate() {
         let core = CoreId(u16::try_from(number).unwrap_or(u16::MAX));
         let mut seed = seed;
@@ -184,7 +186,9 @@ fn run(
         let (process, metrics) = (Arc::clone(&process), Arc::clone(&metrics[number]));
         let (resolver, events, up, tls) = (Arc::clone(&resolver), events.clone(), up.clone(), tls.clone());
         std::thread::Builder::new().name(format!("core-{number}")).spawn(move || {
-            pin(number);
+            if pinned {
+                pin(number);
+            }
             // The shard is made on its own thread: what it shares within itself must not cross.
             let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 let shard = Shard::new(core, cores, options, ledger, Arc::clone(&metrics), seed, clock::now());
@@ -346,7 +350,7 @@ fn reload(reread: &Option<Reread>, options: &mut Arc<Options>, serving: &Serving
             config.connection.tls = begun.connection.tls;
             let kept = config.server == begun.server && config.log == begun.log && spoken;
             if !kept || config.admin.listen != admin.listen_as_configured {
-                let sentence = "The listeners' addresses, whether they speak TLS, [log] and server.cores, driver, plaintext and state take effect at the next start.";
+                let sentence = "The listeners' addresses, whether they speak TLS, [log] and server.cores, share_port, driver, plaintext and state take effect at the next start.";
                 log::write(LogLevel::Warn, &[], sentence);
             }
             let max = connections_max(config.limits.connections, allowed);
@@ -454,10 +458,12 @@ fn connections_max(configured: u32, allowed: u32) -> u32 {
 }
 
 /// One listener a core, all on the same port.
-fn listen_all(address: SocketAddr, cores: u16) -> Result<(Vec<TcpListener>, SocketAddr), ServeError> {
-    // Sharing the port among the cores would also share it with a stranger's process of the same user: a first try without
-    // sharing tells whether it is taken.
-    drop(listener::listen(address, false)?);
+fn listen_all(address: SocketAddr, cores: u16, share: bool) -> Result<(Vec<TcpListener>, SocketAddr), ServeError> {
+    if !share {
+        // Sharing the port among the cores would also share it with a stranger's process of the same user: a first try
+        // without sharing tells whether it is taken.
+        drop(listener::listen(address, false)?);
+    }
     let first = listener::listen(address, true)?;
     let listen = first.local_addr()?;
     let mut all = vec![first];

@@ -54,7 +54,7 @@ pub enum Ready {
         readable: bool,
         /// It takes more.
         writable: bool,
-        /// Its end, whether bytes stand before it or not.
+        /// Its end, or urgent data, whether bytes stand before it or not.
         ended: bool,
     },
 }
@@ -170,7 +170,8 @@ impl Sockets {
                 LISTENER => Ready::Listener,
                 BELL => Ready::Bell,
                 data => {
-                    let ended = EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR;
+                    // Urgent data ends a read early (tcp(7)): behind it there may be more.
+                    let ended = EventFlags::PRI | EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR;
                     let readable = EventFlags::IN | ended;
                     let writable = EventFlags::OUT | EventFlags::HUP | EventFlags::ERR;
                     let flags = event.flags;
@@ -229,7 +230,7 @@ impl Sockets {
     /// # Errors
     /// Where the kernel has no memory for it.
     pub fn insert(&mut self, key: ConnectionKey, socket: OwnedFd, proxied: bool) -> io::Result<()> {
-        let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
+        let flags = EventFlags::IN | EventFlags::PRI | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
         epoll::add(&self.epoll, &socket, EventData::new_u64(data_of(key)), flags)?;
         let index = key.index as usize;
         while self.places.len() <= index {

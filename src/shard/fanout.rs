@@ -15,7 +15,7 @@ use crate::frame::RenditionKind;
 use crate::limits;
 use crate::time::Now;
 
-use super::rendition::{At, Block, Rendition, Sweep, Waiting, misses_status};
+use super::rendition::{At, Block, Rendition, Subscriber, Sweep, Waiting, misses_status};
 use super::{Output, Sent, Shard, Timer, Wire};
 
 /// Least time between two sweeps of a core: what changes within it goes out together.
@@ -23,6 +23,10 @@ pub(super) const PUBLISH_TICK: Duration = Duration::from_millis(2);
 
 /// Subscriptions of one connection that one send looks through for what it could take along.
 const JOINT_SLOTS_MAX: u16 = 64;
+
+/// How much further each pass begins than the one before it, of 2^32 for all readers: the golden ratio spreads the beginnings
+/// evenly, however many readers there are.
+const ROTATION_STEP: u32 = 0x9e37_79b9;
 
 /// A rated subscriber is looked at again after this at the latest.
 const RATED_TIMER_MAX: Duration = Duration::from_secs(5);
@@ -131,8 +135,8 @@ impl Shard {
         let Some(rendition) = self.rendition(topic, kind) else { return true };
         if rendition.sweep.is_none() {
             let readers = rendition.subscribers.len();
-            rendition.rotation = rendition.rotation.wrapping_add(readers / 2 + 1);
-            let next = if readers == 0 { 0 } else { rendition.rotation % readers };
+            rendition.rotation = rendition.rotation.wrapping_add(ROTATION_STEP);
+            let next = ((u64::from(rendition.rotation) * readers as u64) >> 32) as usize;
             rendition.sweep = Some(Sweep { next, left: readers });
             if let Some(since) = rendition.unswept_since.take() {
                 self.metrics.publish_lag.observe(now.since(since));
@@ -228,9 +232,13 @@ impl Shard {
     fn send_jointly(&mut self, index: u32, first: u16, wire: &mut dyn Wire, budget: &mut usize) {
         let mut joint = std::mem::take(&mut self.joint);
         self.gather(index, first, &mut joint);
-        let sent = match joint.parts.is_empty() {
-            true => Sent::Blocked,
-            false => wire.send(index, &joint.bytes),
+        let sent = match joint.parts[..] {
+            [] => Sent::Blocked,
+            [(_, slot, _)] => match self.reader(slot).and_then(|(log, reader)| log.peek(reader.cursor)) {
+                Some((bytes, from)) => wire.send(index, &bytes[from..]),
+                None => Sent::Blocked,
+            },
+            _ => wire.send(index, &joint.bytes),
         };
         let mut left = if let Sent::Bytes(count) = sent { count } else { 0 };
         self.metrics.sent_bytes.add(left as u64);
@@ -262,8 +270,14 @@ impl Shard {
         }
     }
 
-    /// Puts together what the newest chunks hold for one connection. Where the log of `first` does not lead up to its
-    /// newest chunk, nothing.
+    /// The log that a subscription reads, and how far it has read.
+    fn reader(&self, slot: Slot) -> Option<(&Rendition, Subscriber)> {
+        let rendition = self.topics.at(slot.topic)?.renditions[usize::from(slot.kind)].as_deref()?;
+        Some((rendition, *rendition.subscribers.get(slot.position as usize)?))
+    }
+
+    /// Puts together what the newest chunks hold for one connection; where that is of one log alone, it is not copied. Where
+    /// the log of `first` does not lead up to its newest chunk, nothing.
     fn gather(&mut self, index: u32, first: u16, joint: &mut Joint) {
         joint.parts.clear();
         joint.bytes.clear();
@@ -272,23 +286,28 @@ impl Shard {
         for step in 0..slots.min(JOINT_SLOTS_MAX) {
             let no = (first + step) % slots;
             let Some(&slot) = open.subscriptions.at(no).filter(|slot| !slot.pending && !slot.rated) else { continue };
-            let rendition = self.topics.at(slot.topic).and_then(|t| t.renditions[usize::from(slot.kind)].as_ref());
-            let Some(rendition) = rendition else { continue };
-            let reader = rendition.subscribers[slot.position as usize];
-            if reader.behind {
-                continue;
-            }
-            let Some((bytes, from)) = rendition.peek(reader.cursor) else {
+            let Some((log, reader)) = self.reader(slot).filter(|(_, reader)| !reader.behind) else { continue };
+            let Some((bytes, from)) = log.peek(reader.cursor) else {
                 if no == first {
                     return;
                 }
                 continue;
             };
-            if !joint.parts.is_empty() && joint.bytes.len() + bytes.len() - from > limits::CHUNK_BYTES {
+            let length = bytes.len() - from;
+            let held: usize = joint.parts.iter().map(|(_, _, length)| length).sum();
+            if held > 0 && held + length > limits::CHUNK_BYTES {
                 continue;
             }
-            joint.bytes.extend_from_slice(&bytes[from..]);
-            joint.parts.push((no, slot, bytes.len() - from));
+            if let [(_, alone, _)] = joint.parts[..] {
+                // A second one: now the first is copied as well.
+                let first = self.reader(alone).and_then(|(log, reader)| log.peek(reader.cursor));
+                let Some((bytes, from)) = first else { return joint.parts.clear() };
+                joint.bytes.extend_from_slice(&bytes[from..]);
+            }
+            if !joint.parts.is_empty() {
+                joint.bytes.extend_from_slice(&bytes[from..]);
+            }
+            joint.parts.push((no, slot, length));
         }
     }
 

@@ -191,7 +191,7 @@ pub struct Rendition {
     /// Whether it stands in the queue of renditions to be swept.
     pub queued: bool,
     /// Where the next pass starts, so that nobody is always last.
-    pub rotation: usize,
+    pub rotation: u32,
     /// When the newest event not yet swept was received, for the lag metric.
     pub unswept_since: Option<Instant>,
 }

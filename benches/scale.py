@@ -1,0 +1,140 @@
+#!/usr/bin/env python3
+"""What restcast holds at scale: tokens that end together, a thousand polled streams, one port shared by three processes.
+
+    cargo build --release -p restcast -p restcast-loadtest
+    python3 benches/scale.py                # all of it, about three minutes
+    python3 benches/scale.py expiry polls   # some of it
+
+  expiry   5,000 and 19,000 WebSockets whose tokens end in the same second: when each was closed with 4001, and when the
+           last stream frame came, counted from `exp` and leeway
+  polls    1,000 streams, each polled every second over its own kept TLS connection, 10 WebSockets on each: the server's
+           CPU, and how late the upstream was asked
+  shared   45,000 WebSockets on one port, which three processes of one core share (`server.share_port`)
+
+Each prints the load tester's figures as one line of JSON. Needs Python 3.11 and nothing else; loopback only; every process
+it starts ends with it, within five minutes.
+"""
+import json, os, pathlib, signal, subprocess, sys, tempfile
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+RESTCAST, LOADTEST = ROOT / "target/release/restcast", ROOT / "target/release/loadtest"
+started = []
+
+
+def start(folder, *command):
+    """A process that says it is ready by a line of JSON."""
+    log = open(pathlib.Path(folder) / f"{len(started)}.log", "w")
+    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=log, text=True)
+    started.append(process)
+    line = process.stdout.readline()
+    if not line:
+        sys.exit(f"{command[0]} did not start: {pathlib.Path(log.name).read_text()[-500:]}")
+    return process, json.loads(line)
+
+
+def stop(process):
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def serve(folder, streams, listen="127.0.0.1:0", cores=2, server=""):
+    path = pathlib.Path(folder) / f"{len(started)}.toml"
+    path.write_text(
+        f'[server]\nlisten = "{listen}"\ncores = {cores}\ndrain = "1s"\n{server}\n[admin]\nlisten = "127.0.0.1:0"\n'
+        f'[[auth.jwt.key]]\nalg = "HS256"\nsecret = "file:{folder}/key"\n{streams}'
+    )
+    return start(folder, RESTCAST, "serve", "--config", path)
+
+
+def load(folder, url, pids, *flags, patience=120):
+    command = [LOADTEST, "run", url, "--secret-file", f"{folder}/key", "--json", "-", "--quiet"]
+    for pid in pids:
+        command += ["--pid", pid]
+    ran = subprocess.run(list(map(str, [*command, *flags])), stdout=subprocess.PIPE, text=True, timeout=patience)
+    return json.loads(ran.stdout)
+
+
+def told(what, report, *names):
+    figures = {}
+    for name in names:
+        value = report
+        for part in name.split("."):
+            value = (value or {}).get(part)
+        figures[name] = value
+    print(json.dumps({"what": what, **figures}), flush=True)
+
+
+ALWAYS = ("connections.opened", "connections.failed", "events.lost", "client.saturated")
+
+
+def expiry(folder):
+    upstream, ready = start(folder, LOADTEST, "upstream", "--interval", "500ms")
+    stream = f'[[stream]]\nid = "s"\nurl = "http://{ready["listen"]}/0"\ninterval = "500ms"\n'
+    for count in (5_000, 19_000):
+        server, ready = serve(folder, stream)
+        url = f"ws://{ready['listen']}/v1/streams/s?format=full"
+        flags = ["--connections", count, "--rate", 5000, "--expires-in", "12s", "--expire-together", "--duration", "16s"]
+        report = load(folder, url, [server.pid], *flags)
+        names = ("expiry.count", "expiry.first_ms", "expiry.median_ms", "expiry.p99_ms", "expiry.last_ms")
+        told(f"expiry {count}", report, *ALWAYS, *names, "expiry.latest_frame_ms", "closes")
+        stop(server)
+    stop(upstream)
+
+
+def polls(folder):
+    flags = ["--streams", 1000, "--interval", "1s", "--poll-interval", "1s", "--tls", "--write-ca", f"{folder}/ca.pem"]
+    upstream, ready = start(folder, LOADTEST, "upstream", *flags)
+    streams = "".join(
+        f'[[stream]]\nid = "s{n}"\nurl = "https://localhost:{ready["listen"].rsplit(":", 1)[1]}/{n}"\ninterval = "1s"\n'
+        f'ca = "{folder}/ca.pem"\n'
+        for n in range(1000)
+    )
+    server, ready = serve(folder, streams, cores=1)
+    url = f"ws://{ready['listen']}/v1/streams/s{{n%1000}}"
+    flags = ["--connections", 10_000, "--rate", 3000, "--warm-up", "5s", "--duration", "20s"]
+    report = load(folder, url, [server.pid], *flags)
+    told("polls", report, *ALWAYS, "deliveries.per_s", "server.cpu_share", "latency_us.p50", "latency_us.p99")
+    stop(server)
+    upstream.send_signal(signal.SIGTERM)
+    print(json.dumps({"what": "polls, as the upstream saw them", **json.loads(upstream.stdout.readlines()[-1])}), flush=True)
+    upstream.wait()
+
+
+def shared(folder):
+    upstream, ready = start(folder, LOADTEST, "upstream", "--interval", "2s")
+    stream = f'[[stream]]\nid = "s"\nurl = "http://{ready["listen"]}/0"\ninterval = "2s"\n'
+    listen, servers = "127.0.0.1:0", []
+    for _ in range(3):
+        server, ready = serve(folder, stream, listen, 1, 'share_port = true\nheartbeat = "10m"')
+        listen = ready["listen"]
+        servers.append(server)
+    # Each process has a sequence of its own, with its own epoch.
+    url = f"ws://{listen}/v1/streams/s?format=full"
+    flags = ["--connections", 45_000, "--rate", 4000, "--duration", "20s"]
+    report = load(folder, url, [server.pid for server in servers], *flags)
+    told("shared 45000", report, *ALWAYS, "deliveries.per_s", "latency_us.p99", "server.pss_bytes_per_connection")
+    for server in servers:
+        print(json.dumps({"pid": server.pid, "descriptors": len(os.listdir(f"/proc/{server.pid}/fd"))}), flush=True)
+    for server in [*servers, upstream]:
+        stop(server)
+
+
+def main():
+    wanted = sys.argv[1:] or ["expiry", "polls", "shared"]
+    with tempfile.TemporaryDirectory() as folder:
+        (pathlib.Path(folder) / "key").write_text(os.urandom(32).hex())
+        try:
+            for name in wanted:
+                {"expiry": expiry, "polls": polls, "shared": shared}[name](folder)
+        finally:
+            for process in started:
+                if process.poll() is None:
+                    process.kill()
+
+
+if __name__ == "__main__":
+    main()
