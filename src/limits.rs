@@ -174,5 +174,10 @@ pub const RESOLVER_TTL: Duration = Duration::from_secs(30);
 pub const RESOLVER_FAILURE_TTL: Duration = Duration::from_secs(2);
 /// Bytes of a request head on the admin listener.
 pub const ADMIN_HEAD_BYTES_MAX: usize = 16 << 10;
+/// `[[server.tls]]`: each handshake that is not resumed looks through the certificates for the name it asks for.
+pub const TLS_CERTIFICATES_MAX: usize = 64;
+/// Sockets of one core that are closed but for the end of a sealed record, which they are still to take: each is a
+/// descriptor more than its connections. Past it the one that has stayed longest is reset.
+pub const LEFT_PER_CORE_MAX: u16 = 256;
 /// Descriptors left for upstreams, files and the runtime when `limits.connections` is 0.
 pub const DESCRIPTORS_RESERVED: u64 = 512;

@@ -221,6 +221,7 @@ labels! {
         Full = "full", "With a certificate.";
         Resumed = "resumed", "By a ticket of an earlier one.";
         Failed = "failed", "It was broken off, or the two had nothing in common.";
+        Refused = "refused", "None was made: its address had as many handshakes or connections as it may.";
         NotTls = "not_tls", "The client spoke HTTP in the clear, or a bad PROXY header.";
     }
 }
@@ -535,7 +536,7 @@ pub const METRICS: &[MetricDoc] = &[
     ),
     cells(
         ("restcast_tls_handshakes_total", MetricKind::Counter, &["result"]),
-        "TLS handshakes of clients, with a certificate, resumed or failed; not_tls: nothing of TLS was spoken",
+        "TLS handshakes of clients, with a certificate, resumed or failed; refused: its address had as many as it may; not_tls: nothing of TLS was spoken",
         TlsHandshake::VALUES,
         |core, at| core.tls_handshakes.cells[at].value(),
     ),

@@ -412,6 +412,37 @@ fn an_answer_to_a_slow_reader_is_not_cut_off_by_idle_times() {
 }
 
 #[test]
+fn the_end_of_an_answer_that_the_kernel_holds_reaches_a_slow_reader() {
+    let upstream = Upstream::start();
+    let value = format!("[\"{}\"]", "x".repeat(300 << 10));
+    upstream.set_json("/leads", &value);
+    let setup = Setup::new().limits("keep_alive = \"100ms\"").stream("leads", &upstream.url("/leads"), "");
+    let server = setup.start();
+    let (server, value) = (&server, &value);
+    std::thread::scope(|scope| {
+        for connection in ["keep-alive", "close"] {
+            scope.spawn(move || {
+                let mut raw = server.connect();
+                SockRef::from(raw.socket()).set_recv_buffer_size(64 << 10).expect("an option");
+                let (name, token) = bearer(&token_of("u1"));
+                let request =
+                    format!("GET {LEADS} HTTP/1.1\r\nHost: x\r\nConnection: {connection}\r\n{name}: {token}\r\n\r\n");
+                raw.send(request.as_bytes());
+                raw.head();
+                // The server is done with it long before the second of grace is over; the kernel is not.
+                let mut body = Vec::new();
+                while body.len() < value.len() {
+                    std::thread::sleep(Duration::from_millis(150));
+                    body.extend(raw.take((value.len() - body.len()).min(8 << 10)));
+                }
+                assert!(body == value.as_bytes(), "{connection}");
+                assert!(raw.ends_in_order(), "{connection}: then it ends");
+            });
+        }
+    });
+}
+
+#[test]
 fn a_stalled_reader_that_reads_on_in_time_is_told_why_it_is_closed() {
     let upstream = Upstream::start();
     let server = of_large(&upstream, "auto", "write_stall = \"2s\"", "history_bytes = \"512KiB\"");

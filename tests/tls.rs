@@ -10,10 +10,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use ring::aead;
-use rustix::process::Signal;
+use rustix::process::{Resource, Signal, getrlimit, setrlimit};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::version::{TLS12, TLS13};
 use rustls::{
-    AlertDescription, ClientConfig, ClientConnection, ConnectionTrafficSecrets, HandshakeKind, SupportedProtocolVersion,
+    AlertDescription, ClientConfig, ClientConnection, ConnectionTrafficSecrets, DigitallySignedStruct, HandshakeKind,
+    SignatureScheme, SupportedProtocolVersion,
 };
 use serde_json::json;
 use socket2::SockRef;
@@ -105,12 +108,17 @@ fn parsed(a: u64) -> serde_json::Value {
 
 /// Reads to the end: the bytes, and whether it was a clean one (close_notify).
 fn read_to_end(raw: &mut TcpStream, tls: &mut ClientConnection) -> (Vec<u8>, bool) {
+    // The pace of a slow reader: its socket is full most of the time.
+    read_slowly(raw, tls, 16 << 10, Duration::from_millis(4))
+}
+
+/// The same, so many bytes after each pause.
+fn read_slowly(raw: &mut TcpStream, tls: &mut ClientConnection, bytes: usize, pause: Duration) -> (Vec<u8>, bool) {
     let (mut all, until) = (Vec::new(), Instant::now() + PATIENCE);
     let mut stream = rustls::Stream::new(tls, raw);
     loop {
-        let mut chunk = [0; 16 << 10];
-        // The pace of a slow reader: its socket is full most of the time.
-        std::thread::sleep(Duration::from_millis(4));
+        let mut chunk = vec![0; bytes];
+        std::thread::sleep(pause);
         match stream.read(&mut chunk) {
             Ok(0) => return (all, true),
             Ok(count) => all.extend_from_slice(&chunk[..count]),
@@ -372,6 +380,29 @@ fn a_reader_that_half_closes_gets_its_answer_to_the_last_byte() {
     }
 }
 
+#[test]
+fn the_end_of_an_answer_reaches_a_slow_reader_long_after_the_server_is_done_with_it() {
+    let house = House::new("auto");
+    let value = large(1, 300 << 10);
+    house.upstream.set_json("/leads", &value);
+    let token = token_of("u1");
+    eventually("the value is held", || {
+        let answer = house.connect().request("GET", LEADS, &[bearer(&token)], "");
+        (answer.body == value.as_bytes()).then_some(())
+    });
+    let mut socket = TcpStream::connect(house.server.listen).expect("it accepts");
+    SockRef::from(&socket).set_recv_buffer_size(64 << 10).expect("an option");
+    socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    let name = "localhost".try_into().expect("a name");
+    let mut tls = ClientConnection::new(Arc::clone(&house.client), name).expect("a client");
+    let mut stream = rustls::Stream::new(&mut tls, &mut socket);
+    let request =
+        format!("GET {LEADS} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {token}\r\n\r\n");
+    stream.write_all(request.as_bytes()).expect("sent");
+    let (all, clean) = read_slowly(&mut socket, &mut tls, 8 << 10, Duration::from_millis(150));
+    assert!(all.ends_with(value.as_bytes()) && clean, "{} bytes, clean: {clean}", all.len());
+}
+
 /// Asks for the value, ends its side, and reads more slowly than the server sends.
 fn half_closes_and_reads(house: &House, value: &str) {
     house.upstream.set_json("/leads", value);
@@ -495,18 +526,23 @@ fn a_proxy_tells_the_client_before_tls() {
             header.extend(client.into_iter().chain([10, 0, 0, 1, 4, 0, 1, 187]));
             header
         };
-        let open = |header: &[u8], piece: usize| {
+        let begin = |header: &[u8], piece: usize| {
             let mut raw = house.server.connect();
             for piece in header.chunks(piece.max(1)) {
                 raw.send(piece);
             }
-            let mut raw = raw.secured(&house.client, "localhost");
+            raw.try_secured(&house.client, "localhost")
+        };
+        let open = |header: &[u8], piece: usize| {
+            let mut raw = begin(header, piece).expect("a handshake");
             let answer = raw.upgrade(LEADS, &[bearer(&token)]);
             (answer.status, raw)
         };
         let (status, first) = open(&header([192, 0, 2, 1]), 100);
         assert_eq!(status, 101);
-        assert_eq!(open(&header([192, 0, 2, 1]), 100).0, 429, "one a client");
+        let refused = begin(&header([192, 0, 2, 1]), 100).err().expect("one a client");
+        assert!(refused.to_string().contains("InternalError"), "before any cryptography: {refused}");
+        assert_eq!(house.handshakes("refused"), 1.0);
         let (status, second) = open(&header([192, 0, 2, 2]), 1);
         assert_eq!(status, 101, "another client, byte by byte");
         // A health check, and one with more than addresses.
@@ -862,10 +898,148 @@ fn many_handshakes_at_once_all_get_their_turn() {
     }
 }
 
+/// Believes every certificate: what a client spends on checking one is not what is tested.
+#[derive(Debug)]
+struct Believing(rustls::crypto::CryptoProvider);
+
+impl ServerCertVerifier for Believing {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[test]
+fn a_storm_of_handshakes_that_takes_longer_than_one_may_gets_them_done() {
+    const CLIENTS: usize = 3_000;
+    let descriptors = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, rustix::process::Rlimit { current: descriptors.maximum, ..descriptors })
+        .expect("raised");
+    let files = Files::new();
+    // A key whose signatures cost the server more than anything costs its clients, who must keep up with it here.
+    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).expect("a key");
+    let made = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).expect("a name").self_signed(&key);
+    let (cert_path, key_path) = (files.folder.join("cert.pem"), files.folder.join("key.pem"));
+    std::fs::write(&cert_path, made.expect("a certificate").pem()).expect("written");
+    std::fs::write(&key_path, key.serialize_pem()).expect("written");
+    let identity = format!("[[server.tls]]\ncert = {cert_path:?}\nkey = {key_path:?}\n");
+    let server = Setup::new().cores(1).limits("handshake_timeout = \"2s\"").server(&identity).start();
+    let mut config = files.authority.client_config(&[&TLS13]);
+    let believing = Believing(rustls::crypto::ring::default_provider());
+    config.dangerous().set_certificate_verifier(Arc::new(believing));
+    // Each comes as a stranger.
+    config.resumption = rustls::client::Resumption::disabled();
+    let config = Arc::new(config);
+    let mut clients: Vec<(TcpStream, ClientConnection)> = (0..CLIENTS)
+        .map(|_| {
+            let name = "localhost".try_into().expect("a name");
+            let mut tls = ClientConnection::new(Arc::clone(&config), name).expect("a client");
+            let mut hello = Vec::new();
+            tls.write_tls(&mut hello).expect("to memory");
+            let mut socket = TcpStream::connect(server.listen).expect("it is let in, or waits");
+            socket.write_all(&hello).expect("sent");
+            socket.set_nonblocking(true).expect("an option");
+            (socket, tls)
+        })
+        .collect();
+    let begun = Instant::now();
+    let (mut done, until) = (Vec::new(), begun + 2 * PATIENCE);
+    while !clients.is_empty() {
+        assert!(Instant::now() < until, "{} of {CLIENTS} neither come in nor are turned away", clients.len());
+        for (mut socket, mut tls) in std::mem::take(&mut clients) {
+            match tls.complete_io(&mut socket) {
+                Ok(_) if !tls.is_handshaking() => done.push(socket),
+                Ok(_) => clients.push((socket, tls)),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => clients.push((socket, tls)),
+                Err(_) => {}
+            }
+        }
+    }
+    let enough = CLIENTS * 3 / 4;
+    assert!(done.len() >= enough, "{} of {CLIENTS} in {:?}", done.len(), begun.elapsed());
+    eventually("the server has heard the end of each", || {
+        let full = server.metric(&["restcast_tls_handshakes_total{", "\"full\""]);
+        (full >= enough as f64).then_some(())
+    });
+}
+
 #[test]
 fn a_connection_too_many_gets_an_alert() {
     let house = House::with("auto", |setup| setup.limits("connections = 1"));
     let _first = house.connect();
     let error = house.server.connect().try_secured(&house.client, "localhost").err().expect("one too many");
     assert!(error.to_string().contains("InternalError"), "{error}");
+}
+
+#[test]
+fn an_address_over_its_limit_costs_an_alert_and_no_handshake() {
+    let house = House::with("auto", |setup| setup.limits("handshakes_per_second_per_address = 1"));
+    let token = bearer(&token_of("u1"));
+    let answer = house.connect().request("GET", LEADS, std::slice::from_ref(&token), "");
+    assert_eq!(answer.status, 200, "a handshake and its request count once: {answer:?}");
+    let again = || house.server.connect().try_secured(&house.client, "localhost").err();
+    let error = eventually("one too many", again);
+    assert!(error.to_string().contains("InternalError"), "{error}");
+    assert_eq!((house.handshakes("refused"), house.handshakes("failed")), (1.0, 0.0));
+    // A request on a connection that stays is counted like any other.
+    eventually("its time has come", || {
+        let mut raw = house.server.connect().try_secured(&house.client, "localhost").ok()?;
+        let first = raw.request("GET", LEADS, std::slice::from_ref(&token), "").status;
+        let second = raw.request("GET", LEADS, std::slice::from_ref(&token), "").status;
+        assert_eq!(first, 200);
+        (second == 429).then_some(())
+    });
+}
+
+#[test]
+fn a_handshake_whose_end_comes_with_all_the_rest_is_none_that_failed() {
+    let house = House::new("auto");
+    let mut socket = TcpStream::connect(house.server.listen).expect("it accepts");
+    socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    let name = "localhost".try_into().expect("a name");
+    let mut tls = ClientConnection::new(house.files.client(&[&TLS13]), name).expect("a client");
+    tls.write_tls(&mut socket).expect("sent");
+    while tls.is_handshaking() {
+        tls.read_tls(&mut socket).expect("the server's flight");
+        tls.process_new_packets().expect("TLS");
+    }
+    // The client's Finished, its request and its end, in one piece.
+    tls.writer().write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").expect("buffered");
+    tls.send_close_notify();
+    let mut all = Vec::new();
+    while tls.wants_write() {
+        tls.write_tls(&mut all).expect("to memory");
+    }
+    socket.write_all(&all).expect("sent");
+    let (answer, clean) = read_to_end(&mut socket, &mut tls);
+    assert!(answer.starts_with(b"HTTP/1.1 200") && clean, "{}", String::from_utf8_lossy(&answer));
+    assert_eq!((house.handshakes("full"), house.handshakes("failed")), (1.0, 0.0));
 }

@@ -3,7 +3,8 @@
 //! Source: RFC 6455 sections 5 and 7; RFC 7692 section 6 for compressed messages, which are RSV1 of their first frame.
 //! Memory: one [`Decoder`] of 16 bytes per connection; its box exists only while a frame or message is incomplete, holds
 //! at most `Limits::message_bytes_max` of it, grows as bytes arrive and is freed by the call after the message. Compressed
-//! bytes are gathered in it as they came, and inflated by the core's [`Inflater`] when the message is whole.
+//! bytes are gathered in it as they came, at most 9/8 of that and 64 more, and inflated by the core's [`Inflater`] when the
+//! message is whole.
 //! Errors: [`FrameError`], always the peer's fault; `close_code()` names the code to send.
 //! Not here: sockets, time, the opening handshake (`codec::http`), meaning (`codec::message`).
 

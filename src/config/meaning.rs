@@ -18,7 +18,7 @@ use super::{
 use crate::auth::jwt::ClaimNames;
 use crate::auth::keys::{KeyConfig, KeyError, KeySet};
 use crate::ids::StreamId;
-use crate::limits::{CLAIM_NAME_BYTES_MAX, HEADERS_MAX, Limits, PARAMS_MAX};
+use crate::limits::{CLAIM_NAME_BYTES_MAX, HEADERS_MAX, Limits, PARAMS_MAX, TLS_CERTIFICATES_MAX};
 use crate::secret::Secret;
 use crate::stream::diff::Pointer;
 use crate::stream::template::{BodyTemplate, UrlTemplate};
@@ -181,7 +181,11 @@ impl Check<'_> {
 
     /// `[[server.tls]]`; those with an error are left out.
     fn tls(&mut self, root: &Section) -> Vec<TlsFiles> {
-        root.array("server.tls").iter().filter_map(|section| self.tls_files(section)).collect()
+        let sections = root.array("server.tls");
+        if let Some(section) = sections.get(TLS_CERTIFICATES_MAX) {
+            self.error(section.line, Problem::TooManyCertificates { limit: TLS_CERTIFICATES_MAX });
+        }
+        sections.iter().take(TLS_CERTIFICATES_MAX).filter_map(|section| self.tls_files(section)).collect()
     }
 
     fn tls_files(&mut self, section: &Section) -> Option<TlsFiles> {
@@ -190,7 +194,7 @@ impl Check<'_> {
         let key_pem = key.as_deref().and_then(|path| self.tls_file(section, "server.tls.key", path));
         let (cert, key, cert_pem, key_pem) = (cert?, key?, cert_pem?, Secret::new(key_pem?));
         match self.sources.identity(&cert_pem, key_pem.expose_secret()) {
-            Ok(()) => Some(TlsFiles { cert, key, cert_pem: cert_pem.into(), key_pem }),
+            Ok(()) => Some(TlsFiles { cert, key, cert_pem: Secret::new(cert_pem), key_pem }),
             Err(error) => {
                 let (at, path) = match error.is_of_certificate() {
                     true => ("server.tls.cert", &cert),

@@ -250,6 +250,12 @@ pub enum Problem {
         /// The address.
         listen: SocketAddr,
     },
+    /// More `[[server.tls]]` than there may be.
+    #[error("[[server.tls]] stands there more than {limit} times: put more names into each certificate")]
+    TooManyCertificates {
+        /// How many there may be.
+        limit: usize,
+    },
     /// A certificate or key that cannot be presented.
     #[error("`{key}`: the file {path} {error}")]
     Identity {
@@ -503,8 +509,8 @@ pub struct TlsFiles {
     pub cert: String,
     /// Path of the key's file.
     pub key: String,
-    /// What the certificate's file holds: PEM.
-    pub cert_pem: Arc<[u8]>,
+    /// What the certificate's file holds: PEM. A secret, for the key may stand in it too.
+    pub cert_pem: Secret,
     /// What the key's file holds: PEM.
     pub key_pem: Secret,
 }

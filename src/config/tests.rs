@@ -298,8 +298,22 @@ fn certificates_and_keys_are_judged_where_they_stand() {
     "#]],
     );
     let config = accepted("[[server.tls]]\ncert = \"cert.pem\"\nkey = \"key.pem\"");
-    assert!(config.connection.tls && config.tls.len() == 1 && &*config.tls[0].cert_pem == b"a certificate");
+    assert!(config.connection.tls && config.tls.len() == 1);
+    assert_eq!(config.tls[0].cert_pem.expose_secret(), b"a certificate");
+    // A file may hold both, so neither is shown.
+    let debug = format!("{:?}", config.tls);
+    let bytes = |text: &str| format!("{:?}", text.as_bytes());
+    let shown = |text: &str| debug.contains(text) || debug.contains(bytes(text).trim_matches(['[', ']']));
+    assert!(debug.contains("cert.pem") && !shown("a certificate") && !shown("a key"), "{debug}");
     assert!(!accepted("").connection.tls);
+    let one = "[[server.tls]]\ncert = \"cert.pem\"\nkey = \"key.pem\"\n";
+    assert_eq!(accepted(&one.repeat(64)).tls.len(), 64);
+    check(
+        &one.repeat(65),
+        expect![[r#"
+        line 193: [[server.tls]] stands there more than 64 times: put more names into each certificate
+    "#]],
+    );
 }
 
 #[test]

@@ -142,6 +142,8 @@ pub struct Http {
     pub peer: std::net::IpAddr,
     /// The client's, where a trusted proxy gave it by PROXY v2.
     pub told_by_proxy: Option<std::net::IpAddr>,
+    /// Whose handshake has been counted already, before TLS: its first request does not count again.
+    pub admitted: Option<Holder>,
     /// Whether `peer` is a trusted proxy (and a PROXY header may come first).
     pub proxied: bool,
     /// Whether the first byte of the connection is still to be made sense of.
@@ -262,8 +264,10 @@ pub const NEVER: Instant = Instant::from_micros(u64::MAX);
 /// A connection whose last bytes are on their way.
 #[derive(Debug)]
 pub struct Closing {
-    /// When it is reset.
+    /// When it ends by itself.
     pub deadline: Instant,
+    /// Whether it spoke HTTP: its socket is closed then and not reset, for the kernel may still hold the end of an answer.
+    pub http: bool,
     /// What it ends by: still open to a more important cause until its close frame is written.
     pub cause: Option<CloseReason>,
     /// How to say so.

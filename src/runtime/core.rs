@@ -30,7 +30,7 @@ use super::fetch::{Fetcher, FetcherOptions};
 use super::log;
 use super::mailbox::{Full, Mailbox, Message};
 use super::resolver::Resolver;
-use super::session::Received;
+use super::session::{INTERNAL_ERROR_ALERT, Received, Shake};
 use super::sockets::{AcceptError, Lost, Ready, Sockets};
 use super::tls::Tls;
 use super::workers::Workers;
@@ -42,11 +42,14 @@ const READS_PER_TURN: usize = 4;
 /// Flights of TLS handshakes made in one turn. One may cost a signature and a key exchange: 0.3 ms with ECDSA, 1 ms with
 /// RSA of 2048 bits; deliveries wait no longer for them than for a turn of sends.
 const FLIGHTS_PER_TURN: usize = 4;
+/// How long a turn goes on with handshakes: what costs time without being a flight of ours (a key exchange that ends one,
+/// a signature that is none) is bounded by this.
+const SHAKING_TIME: Duration = Duration::from_micros(1_500);
 /// Connections in a handshake that are read in one turn, whether it gets on or not.
 const SHAKING_READS_PER_TURN: usize = 256;
-/// The fatal alert `internal_error` (RFC 8446 section 6): a client that speaks TLS could read no other answer before its
-/// handshake, which is not done for one that is not served.
-const INTERNAL_ERROR_ALERT: [u8; 7] = [21, 3, 3, 0, 2, 2, 80];
+/// First flights that may wait for their turn, 0.1 s of work or so: past it nobody is accepted. Whoever waits in the kernel's
+/// backlog has not begun to use up `limits.handshake_timeout`.
+const SHAKING_MAX: usize = 64;
 /// Bytes read at once.
 const SCRATCH_BYTES: usize = 64 << 10;
 /// How long accepting pauses where there are no descriptors or memory.
@@ -105,8 +108,10 @@ struct Core {
     ready: Vec<Ready>,
     /// Sockets with bytes that were left for another turn.
     unread: VecDeque<ConnectionKey>,
-    /// Connections whose TLS handshake has bytes to be read.
+    /// Connections that have begun a TLS handshake: their first flight waits to be read.
     shaking: VecDeque<ConnectionKey>,
+    /// Connections whose client has answered the server's flight. They go first: their handshakes are all but paid for.
+    answered: VecDeque<ConnectionKey>,
     accept_at: Option<crate::time::Instant>,
     /// Mail that found its mailbox full.
     undelivered: VecDeque<(CoreId, Message)>,
@@ -137,6 +142,7 @@ pub async fn run(parts: CoreParts, resolver: &Resolver) -> std::io::Result<()> {
         ready: Vec::new(),
         unread: VecDeque::new(),
         shaking: VecDeque::new(),
+        answered: VecDeque::new(),
         accept_at: None,
         undelivered: VecDeque::new(),
         steps: StepWatch::new(clock::now()),
@@ -229,7 +235,8 @@ impl Core {
             }
         }
         self.shake(now);
-        self.sockets.reset_left(now.at);
+        let sockets = &mut self.sockets;
+        guarded(&self.metrics, || sockets.turn_left(now.at));
         if self.accept_at.is_some_and(|at| at <= now.at) {
             self.accept_at = None;
             self.sockets.pause_accepting(false);
@@ -251,7 +258,8 @@ impl Core {
             true
         });
         self.outputs();
-        more || !self.unread.is_empty() || !self.shaking.is_empty() || !self.undelivered.is_empty()
+        let shaking = !self.shaking.is_empty() || !self.answered.is_empty();
+        more || shaking || !self.unread.is_empty() || !self.undelivered.is_empty()
     }
 
     /// Gives the shard an input. A panic is the connection's end, if it is one's; the core goes on.
@@ -290,6 +298,10 @@ impl Core {
     /// Accepts those who wait; whether there may be more of them.
     fn accept(&mut self, now: Now) -> bool {
         for _ in 0..ACCEPTS_PER_TURN {
+            if self.shaking.len() > SHAKING_MAX {
+                // The queue keeps the core awake, and the listener is told of in each turn for as long as somebody waits.
+                return true;
+            }
             match self.sockets.accept() {
                 Ok((socket, peer)) => match self.shard.accept(now, peer) {
                     Ok(key) => {
@@ -319,7 +331,8 @@ impl Core {
 
     /// A socket takes more.
     fn writable(&mut self, now: Now, key: ConnectionKey) {
-        match self.sockets.flush(key.index) {
+        let sockets = &mut self.sockets;
+        match guarded(&self.metrics, || sockets.flush(key.index)).unwrap_or(Err(Lost)) {
             Ok(true) => self.guarded(now, Some(key), Input::Writable { connection: key.index }),
             Ok(false) => {}
             Err(Lost) => self.guarded(now, Some(key), Input::Lost { connection: key.index }),
@@ -328,25 +341,40 @@ impl Core {
 
     /// Reads what a socket has, or lets it wait where that may be a handshake.
     fn read_in_turn(&mut self, now: Now, key: ConnectionKey, ended: bool) {
-        if !self.sockets.holds(key) || !self.sockets.is_shaking(key.index) {
-            self.read(now, key, ended);
-        } else if !self.sockets.set_queued(key.index, true) {
-            self.shaking.push_back(key);
+        let shake = if self.sockets.holds(key) { self.sockets.shake(key.index) } else { None };
+        match shake {
+            None => self.read(now, key, ended),
+            Some(_) if self.sockets.set_queued(key.index, true) => {}
+            Some(Shake::Begun) => self.shaking.push_back(key),
+            Some(Shake::Answered) => self.answered.push_back(key),
         }
     }
 
-    /// Goes on with some of the handshakes that have bytes to be read.
+    /// Goes on with some of the handshakes that have bytes to be read: first with those that are nearest to their end. One
+    /// of either kind gets its turn whatever the other has cost, so that none stands still for the other's sake.
     fn shake(&mut self, now: Now) {
-        let before = self.sockets.flights();
-        for _ in 0..self.shaking.len().min(SHAKING_READS_PER_TURN) {
-            if self.sockets.flights().wrapping_sub(before) >= FLIGHTS_PER_TURN {
-                return;
-            }
-            if let Some(key) = self.shaking.pop_front()
-                && self.sockets.holds(key)
-            {
-                self.sockets.set_queued(key.index, false);
-                self.read(now, key, true);
+        if self.shaking.is_empty() && self.answered.is_empty() {
+            return;
+        }
+        let (begun, before) = (clock::now().at, self.sockets.flights());
+        for kind in [Shake::Answered, Shake::Begun] {
+            let mut read = 0;
+            while read < SHAKING_READS_PER_TURN {
+                let made = self.sockets.flights().wrapping_sub(before);
+                if read > 0 && (made >= FLIGHTS_PER_TURN || clock::now().at.since(begun) >= SHAKING_TIME) {
+                    break;
+                }
+                let waiting = match kind {
+                    Shake::Answered => &mut self.answered,
+                    Shake::Begun => &mut self.shaking,
+                };
+                let Some(key) = waiting.pop_front() else { break };
+                // Those that are gone meanwhile cost nothing.
+                if self.sockets.holds(key) {
+                    self.sockets.set_queued(key.index, false);
+                    self.read(now, key, true);
+                    read += 1;
+                }
             }
         }
     }
@@ -364,15 +392,10 @@ impl Core {
                 return;
             }
             let mut scratch = std::mem::take(&mut self.scratch);
-            let sockets = &mut self.sockets;
-            let received = catch_unwind(AssertUnwindSafe(|| sockets.receive(index, &mut scratch)));
-            let received = received.unwrap_or_else(|_| {
-                self.metrics.panics.count();
-                Received::Lost
-            });
-            if let Some(client) = self.sockets.take_client(index) {
-                self.guarded(now, Some(key), Input::ToldByProxy { connection: index, client });
-            }
+            let (sockets, shard) = (&mut self.sockets, &mut self.shard);
+            let mut admit = |client| shard.admit(now, index, client);
+            let received = guarded(&self.metrics, || sockets.receive(index, &mut scratch, &mut admit));
+            let received = received.unwrap_or(Received::Lost);
             match received {
                 Received::Bytes(count) => {
                     self.guarded(now, Some(key), Input::Received { connection: index, bytes: &mut scratch[..count] });
@@ -421,8 +444,17 @@ impl Core {
                     self.process.workers.compare(comparison, mailbox);
                 }
                 Output::Mail { to, mail } => self.post(to, Message::Mail(mail)),
-                Output::Finish { connection } => self.sockets.finish(connection),
-                Output::Close { connection, reset } => self.sockets.close(connection, reset, clock::now().at),
+                Output::Finish { connection } => {
+                    let sockets = &mut self.sockets;
+                    if guarded(&self.metrics, || sockets.finish(connection)).is_none() {
+                        let key = self.shard.key_at(connection);
+                        self.guarded(clock::now(), key, Input::Lost { connection });
+                    }
+                }
+                Output::Close { connection, reset } => {
+                    let (stall, sockets) = (self.shard.write_stall(), &mut self.sockets);
+                    guarded(&self.metrics, || sockets.close(connection, reset, stall, clock::now().at));
+                }
                 Output::Resume { connection } => {
                     if self.sockets.set_unread(connection, false)
                         && let Some(key) = self.shard.key_at(connection)
@@ -430,7 +462,10 @@ impl Core {
                         self.unread.push_back(key);
                     }
                 }
-                Output::Drained => self.drained = true,
+                Output::Drained => {
+                    self.drained = true;
+                    self.sockets.hurry_left(clock::now().at);
+                }
                 Output::Notice(notice) => tell(&notice),
             }
         }
@@ -464,6 +499,11 @@ impl Core {
             [self.shard.next_timeout(), self.accept_at, self.sockets.next_timeout()].into_iter().flatten().min();
         until.map_or(SLEEP_MAX, |until| until.since(now.at)).min(SLEEP_MAX)
     }
+}
+
+/// What `act` gives; `None`: it panicked, which is counted. What it has left behind is a connection's that ends with it.
+fn guarded<T>(metrics: &CoreMetrics, act: impl FnOnce() -> T) -> Option<T> {
+    catch_unwind(AssertUnwindSafe(act)).inspect_err(|_| metrics.panics.count()).ok()
 }
 
 /// Sends a canned answer to one that is not served, and lets the socket go. What it has said so far is taken first: a

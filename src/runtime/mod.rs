@@ -39,7 +39,7 @@ use self::core::{CoreParts, Process};
 use self::mailbox::{Mailbox, Message};
 use self::resolver::Resolver;
 use self::sys::Signal;
-use self::tls::Tls;
+use self::tls::{Tls, TlsError};
 use self::workers::Workers;
 
 /// Entries of a core's submission queue.
@@ -54,6 +54,12 @@ pub struct ServeError(String);
 
 impl From<std::io::Error> for ServeError {
     fn from(error: std::io::Error) -> ServeError {
+        ServeError(error.to_string())
+    }
+}
+
+impl From<TlsError> for ServeError {
+    fn from(error: TlsError) -> ServeError {
         ServeError(error.to_string())
     }
 }
@@ -142,7 +148,7 @@ fn run(
     }
     let uring = choose_driver(config.server.driver)?;
     let cores = cores(config.server.cores);
-    let allowed = connections_allowed();
+    let allowed = connections_allowed(if config.tls.is_empty() { 0 } else { cores });
     let connections_max = connections_max(config.limits.connections, allowed);
 
     let (mut seed, mut catalog_seed) = ([0u8; 32], [0u8; 8]);
@@ -151,7 +157,7 @@ fn run(
     let mut options = Arc::new(options_of(&config, None, u64::from_ne_bytes(catalog_seed), connections_max));
     let tls = match config.tls.as_slice() {
         [] => None,
-        files => Some(Arc::new(Tls::new(files).map_err(ServeError)?)),
+        files => Some(Arc::new(Tls::new(files)?)),
     };
     let (listeners, listen) = listen_all(config.server.listen, cores, config.server.share_port)?;
     let admin_listener = listener::listen(config.admin.listen, false)?;
@@ -331,7 +337,7 @@ fn reload(reread: &Option<Reread>, options: &mut Arc<Options>, serving: &Serving
     let replaced = |(config, warnings): (Config, Vec<String>)| {
         // The listener goes on speaking what it speaks, and says so below.
         if let (Some(tls), false) = (tls, config.tls.is_empty()) {
-            tls.replace(&config.tls).map_err(ServeError)?;
+            tls.replace(&config.tls)?;
         }
         Ok((config, warnings))
     };
@@ -424,15 +430,17 @@ fn pin(number: usize) {
     }
 }
 
-/// How many connections the descriptors allow, once the process has raised its limit as far as it may.
-fn connections_allowed() -> u32 {
+/// How many connections the descriptors allow, once the process has raised its limit as far as it may; `secure`: cores that
+/// speak TLS, each of which may hold sockets besides its connections'.
+fn connections_allowed(secure: u16) -> u32 {
     let mut limit = getrlimit(Resource::Nofile);
     if limit.current < limit.maximum {
         limit.current = limit.maximum;
         let _ = setrlimit(Resource::Nofile, limit);
     }
     let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::from(u32::MAX));
-    let allowed = descriptors.saturating_sub(limits::DESCRIPTORS_RESERVED.min(descriptors / 2));
+    let reserved = limits::DESCRIPTORS_RESERVED + u64::from(secure) * u64::from(limits::LEFT_PER_CORE_MAX);
+    let allowed = descriptors.saturating_sub(reserved.min(descriptors / 2));
     u32::try_from(allowed).unwrap_or(u32::MAX)
 }
 

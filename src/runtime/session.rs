@@ -35,6 +35,9 @@ const KEPT_BYTES_MAX: usize = RECORD_PLAIN_BYTES + RECORD_EXTRA_BYTES;
 const _: () = assert!(RECORD_EXTRA_BYTES >= 2 * (5 + 256) + 5);
 /// Plaintext that is sealed and sent for one call: a chunk of a log. The rest is for the next.
 const SEALED_PER_SEND: usize = crate::limits::CHUNK_BYTES;
+/// The fatal alert `internal_error` (RFC 8446 section 6): a client that speaks TLS could read no other answer before its
+/// handshake, which is not done for one that is not served.
+pub(super) const INTERNAL_ERROR_ALERT: [u8; 7] = [21, 3, 3, 0, 2, 2, 80];
 /// Reads that throw away what an ended peer still sends, so that its socket is closed and not reset.
 const DISCARDS_MAX: usize = 4;
 
@@ -51,6 +54,15 @@ pub enum Received {
     Finished,
     /// It is gone.
     Lost,
+}
+
+/// How far a handshake is that is not done.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Shake {
+    /// Nothing has been answered yet: the first flight of ours is still to be made.
+    Begun,
+    /// A flight of ours has been sent: what comes now may end it.
+    Answered,
 }
 
 /// What the sessions of a core share.
@@ -84,14 +96,23 @@ enum Stage {
     Proxied,
     /// Nothing of it is known yet.
     Fresh,
-    /// The handshake goes on.
+    /// The handshake goes on: nothing has been answered yet.
     Shaking,
+    /// The handshake goes on: a flight of ours has been sent.
+    Answered,
     /// Plaintext may travel.
     Open,
     /// The peer has said that it sends nothing more.
     PeerEnded,
     /// It has failed, or speaks no TLS: nothing is read or sent any more.
     Over,
+}
+
+impl Stage {
+    /// Whether a handshake has begun and is not done.
+    fn is_in_handshake(self) -> bool {
+        matches!(self, Stage::Shaking | Stage::Answered)
+    }
 }
 
 /// What is left to do for the end of our side.
@@ -145,9 +166,13 @@ impl Session {
         }
     }
 
-    /// Whether its next bytes may be a handshake's.
-    pub(super) fn is_shaking(&self) -> bool {
-        matches!(self.stage, Stage::Proxied | Stage::Fresh | Stage::Shaking)
+    /// Whether its next bytes may be a handshake's, and how far that is.
+    pub(super) fn shake(&self) -> Option<Shake> {
+        match self.stage {
+            Stage::Proxied | Stage::Fresh | Stage::Shaking => Some(Shake::Begun),
+            Stage::Answered => Some(Shake::Answered),
+            Stage::Open | Stage::PeerEnded | Stage::Over => None,
+        }
     }
 
     /// Whether sealed bytes wait for its socket.
@@ -155,13 +180,20 @@ impl Session {
         !self.rest.is_empty()
     }
 
-    /// The client's address, once, where a trusted proxy has told it.
-    pub(super) fn take_client(&mut self) -> Option<IpAddr> {
-        self.client.take()
+    /// How many of them.
+    pub(super) fn rest_bytes(&self) -> usize {
+        self.rest.len()
     }
 
-    /// Reads what the socket has; its plaintext goes to `plain`, which has room for all that is read at once.
-    pub(super) fn receive(&mut self, socket: &OwnedFd, scratch: &mut Scratch, plain: &mut [u8]) -> Received {
+    /// Reads what the socket has; its plaintext goes to `plain`, which has room for all that is read at once. Before a
+    /// handshake costs anything `admit` is asked, with the client's address where a trusted proxy has told it.
+    pub(super) fn receive(
+        &mut self,
+        socket: &OwnedFd,
+        scratch: &mut Scratch,
+        plain: &mut [u8],
+        admit: &mut dyn FnMut(Option<IpAddr>) -> bool,
+    ) -> Received {
         match self.stage {
             Stage::PeerEnded => return Received::Finished,
             Stage::Over => {
@@ -182,7 +214,7 @@ impl Session {
             Ok(0) => Received::Finished,
             Ok(count) => {
                 self.kept = Vec::new();
-                self.take_in(socket, scratch, &mut came[..before + count], plain)
+                self.take_in(socket, scratch, &mut came[..before + count], plain, admit)
             }
             Err(Errno::AGAIN) => Received::Nothing,
             Err(_) => Received::Lost,
@@ -191,7 +223,14 @@ impl Session {
         received
     }
 
-    fn take_in(&mut self, socket: &OwnedFd, scratch: &mut Scratch, mut came: &mut [u8], plain: &mut [u8]) -> Received {
+    fn take_in(
+        &mut self,
+        socket: &OwnedFd,
+        scratch: &mut Scratch,
+        mut came: &mut [u8],
+        plain: &mut [u8],
+        admit: &mut dyn FnMut(Option<IpAddr>) -> bool,
+    ) -> Received {
         if self.stage == Stage::Proxied {
             let used = match forwarded::proxy_v2(came) {
                 Ok(None) => {
@@ -216,6 +255,9 @@ impl Session {
                     return self.refuse(socket, scratch, "this port speaks HTTPS: use https:// or wss://");
                 }
                 Some(_) => {}
+            }
+            if !admit(self.client.take()) {
+                return self.turn_away(socket, scratch);
             }
             let Ok(tls) = UnbufferedServerConnection::new(Arc::clone(&scratch.config)) else { return Received::Lost };
             self.tls = Some(tls);
@@ -253,12 +295,17 @@ impl Session {
                 }
                 Ok(ConnectionState::TransmitTlsData(data)) => {
                     data.done();
-                    scratch.flights = scratch.flights.wrapping_add(usize::from(tls.is_handshaking()));
+                    if tls.is_handshaking() {
+                        scratch.flights = scratch.flights.wrapping_add(1);
+                        self.stage = Stage::Answered;
+                    }
                     failed |= !transmit(socket, &mut self.rest, &scratch.sealed[..made]);
                     made = 0;
                 }
                 Ok(ConnectionState::PeerClosed) => {
-                    if self.stage == Stage::Shaking {
+                    // The end of the handshake may have come with it in one read.
+                    self.stage = opened(self.stage, tls, scratch);
+                    if self.stage.is_in_handshake() {
                         scratch.metrics.tls_handshakes.of(TlsHandshake::Failed).count();
                     }
                     self.stage = Stage::PeerEnded;
@@ -274,12 +321,7 @@ impl Session {
                 break;
             }
         }
-        if !failed && self.stage == Stage::Shaking && !tls.is_handshaking() {
-            self.stage = Stage::Open;
-            let resumed = tls.handshake_kind() == Some(HandshakeKind::Resumed);
-            let result = if resumed { TlsHandshake::Resumed } else { TlsHandshake::Full };
-            scratch.metrics.tls_handshakes.of(result).count();
-        }
+        self.stage = opened(self.stage, tls, scratch);
         // After close_notify nothing more is read (RFC 8446 section 6.1).
         let left = if self.stage == Stage::PeerEnded { &[][..] } else { &came[used..] };
         if left.len() > KEPT_BYTES_MAX {
@@ -299,7 +341,7 @@ impl Session {
 
     /// The peer does not keep to TLS: it gets the alert, and the connection is done with.
     fn fail(&mut self, socket: &OwnedFd, scratch: &mut Scratch, left: &mut [u8]) {
-        let shaking = self.stage == Stage::Shaking;
+        let shaking = self.stage.is_in_handshake();
         if let Some(mut tls) = self.tls.take() {
             let (mut used, mut made) = (0, 0);
             while tls.wants_write() {
@@ -323,6 +365,14 @@ impl Session {
         Response::problem(400, ErrorCode::BadRequest.as_str(), detail).close(true).write(&mut answer);
         scratch.metrics.tls_handshakes.of(TlsHandshake::NotTls).count();
         let _ = transmit(socket, &mut self.rest, &answer);
+        self.give_up(socket);
+        Received::Finished
+    }
+
+    /// Its address has as many handshakes or connections as it may: an alert is all it costs.
+    fn turn_away(&mut self, socket: &OwnedFd, scratch: &Scratch) -> Received {
+        scratch.metrics.tls_handshakes.of(TlsHandshake::Refused).count();
+        let _ = transmit(socket, &mut self.rest, &INTERNAL_ERROR_ALERT);
         self.give_up(socket);
         Received::Finished
     }
@@ -405,12 +455,18 @@ impl Session {
     /// The connection is let go of: what its peer has sent meanwhile is thrown away where it is still to read an answer,
     /// because a socket closed over unread bytes is reset.
     pub(super) fn let_go(&self, socket: &OwnedFd, scratch: &mut Scratch) {
-        if self.stage == Stage::Over {
+        if matches!(self.stage, Stage::PeerEnded | Stage::Over) {
             discard(socket, &mut scratch.came);
         }
-        if self.stage == Stage::Shaking {
+        if self.stage.is_in_handshake() {
             scratch.metrics.tls_handshakes.of(TlsHandshake::Failed).count();
         }
+    }
+
+    /// Throws away what its peer has sent and nobody is to read: a socket closed over unread bytes is reset, and what it has
+    /// taken is lost with it.
+    pub(super) fn discard_unread(&self, socket: &OwnedFd, scratch: &mut Scratch) {
+        discard(socket, &mut scratch.came);
     }
 
     /// Seals what `act` gives; how many bytes stand in the scratch then. `None`: no more can be sealed.
@@ -442,6 +498,17 @@ impl Session {
             }
         }
     }
+}
+
+/// The stage after this one where the handshake is done, which is counted then.
+fn opened(stage: Stage, tls: &UnbufferedServerConnection, scratch: &Scratch) -> Stage {
+    if !stage.is_in_handshake() || tls.is_handshaking() {
+        return stage;
+    }
+    let resumed = tls.handshake_kind() == Some(HandshakeKind::Resumed);
+    let result = if resumed { TlsHandshake::Resumed } else { TlsHandshake::Full };
+    scratch.metrics.tls_handshakes.of(result).count();
+    Stage::Open
 }
 
 /// Encodes a handshake's record behind the first `made` bytes, in more room where there is not enough: a certificate may

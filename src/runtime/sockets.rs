@@ -6,13 +6,15 @@
 //! Edge-triggered, both directions at once, registered once: an idle connection costs nothing but its entry, and no
 //! call is made to change what is waited for. A socket is closed here, at once and in order, after its readers have left
 //! the shard, so a descriptor that is used again cannot get another's frames. With TLS one may hold sealed bytes that the
-//! shard has long sent: it then stays for [`limits::CLOSE_GRACE`] at most, outside its place, until they are out.
+//! shard has long sent: it then stays outside its place until they are out, or it has taken nothing for so long as a socket
+//! may (`limits.write_stall`).
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::io::Errno;
@@ -26,7 +28,7 @@ use crate::shard::{Sent, Wire};
 use crate::time::Instant;
 
 use super::listener;
-use super::session::{Flushed, Received, Scratch, Session};
+use super::session::{Flushed, Received, Scratch, Session, Shake};
 
 /// Events taken from the kernel in one turn.
 const EVENTS_PER_TURN: usize = 1024;
@@ -36,8 +38,6 @@ const LISTENER: u64 = u64::MAX;
 const BELL: u64 = u64::MAX - 1;
 /// In an index: not a place, but one of those that are left. Descriptors bound places far below it.
 const LEFT: u32 = 1 << 31;
-/// Sockets that stay for their sealed bytes at once; past it the one that has stayed longest is reset.
-const LEFT_MAX: usize = 1024;
 
 /// What the kernel has to tell of.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -92,10 +92,24 @@ struct Secure {
     /// By the places of their sockets.
     sessions: Vec<Option<Box<Session>>>,
     scratch: Scratch,
-    left: HashMap<u32, (OwnedFd, Box<Session>)>,
-    /// Until when those that are left stay, soonest first; some may be gone.
+    left: HashMap<u32, Left>,
+    /// When to look at those that are left, soonest first; some may be gone, some may have taken something since.
     left_until: VecDeque<(Instant, u32)>,
+    /// Those of them that take more.
+    left_ready: Vec<u32>,
     left_no: u32,
+    /// When all of them are let go of: the process is to end.
+    left_end: Option<Instant>,
+}
+
+/// A socket without a place, which is to take the end of what was sealed for it.
+struct Left {
+    socket: OwnedFd,
+    session: Box<Session>,
+    /// How long it may take nothing.
+    stall: Duration,
+    /// When that will have been so.
+    until: Instant,
 }
 
 impl Secure {
@@ -126,7 +140,9 @@ impl Sockets {
             scratch: Scratch::new(config, metrics, bytes),
             left: HashMap::new(),
             left_until: VecDeque::new(),
+            left_ready: Vec::new(),
             left_no: 0,
+            left_end: None,
         });
         Ok(Sockets { epoll, listener: Some(listener), places: Vec::new(), events, secure })
     }
@@ -147,7 +163,7 @@ impl Sockets {
             if let (Some(secure), false) = (&mut self.secure, data >= BELL)
                 && key_of(data).index & LEFT != 0
             {
-                secure.flush_left(key_of(data).index);
+                secure.left_ready.push(key_of(data).index);
                 continue;
             }
             ready.push(match data {
@@ -243,11 +259,9 @@ impl Sockets {
         place.is_some_and(|place| std::mem::replace(&mut place.unread, unread))
     }
 
-    /// Whether what comes next on a socket may be a TLS handshake's, which takes time.
-    pub fn is_shaking(&self, index: u32) -> bool {
-        let sessions = self.secure.as_ref().map(|secure| &secure.sessions);
-        let session = sessions.and_then(|sessions| sessions.get(index as usize)?.as_ref());
-        session.is_some_and(|session| session.is_shaking())
+    /// Whether what comes next on a socket may be a TLS handshake's, which takes time, and how far that is.
+    pub fn shake(&self, index: u32) -> Option<Shake> {
+        self.secure.as_ref()?.sessions.get(index as usize)?.as_ref()?.shake()
     }
 
     /// Notes whether a connection stands in the queue of handshakes; whether it did.
@@ -261,18 +275,19 @@ impl Sockets {
         self.secure.as_ref().map_or(0, |secure| secure.scratch.flights)
     }
 
-    /// The client's address, once, where a trusted proxy has told it before TLS.
-    pub fn take_client(&mut self, index: u32) -> Option<IpAddr> {
-        self.secure.as_mut()?.session(index)?.0.take_client()
-    }
-
-    /// Reads what a socket has, up to the size of `scratch`.
-    pub fn receive(&mut self, index: u32, scratch: &mut [u8]) -> Received {
+    /// Reads what a socket has, up to the size of `scratch`. With TLS `admit` is asked once, before a handshake costs
+    /// anything, with the client's address where a trusted proxy has told it; who is not admitted gets an alert.
+    pub fn receive(
+        &mut self,
+        index: u32,
+        scratch: &mut [u8],
+        admit: &mut dyn FnMut(Option<IpAddr>) -> bool,
+    ) -> Received {
         let socket = self.places.get(index as usize).and_then(|place| place.socket.as_ref());
         let Some(socket) = socket else { return Received::Lost };
         if let Some(secure) = &mut self.secure {
             let Some((session, shared)) = secure.session(index) else { return Received::Lost };
-            return session.receive(socket, shared, scratch);
+            return session.receive(socket, shared, scratch, admit);
         }
         loop {
             return match rustix::net::recv(socket, &mut *scratch, RecvFlags::DONTWAIT) {
@@ -312,8 +327,8 @@ impl Sockets {
     }
 
     /// Closes a socket; where `reset`, so that the peer notices at once. Otherwise one that has not taken all that was sealed
-    /// for it stays a little.
-    pub fn close(&mut self, index: u32, reset: bool, now: Instant) {
+    /// for it stays until it has, or has taken nothing for `stall`.
+    pub fn close(&mut self, index: u32, reset: bool, stall: Duration, now: Instant) {
         let Some(place) = self.places.get_mut(index as usize) else { return };
         place.unread = false;
         let Some(socket) = place.socket.take() else { return };
@@ -322,7 +337,7 @@ impl Sockets {
         {
             session.let_go(&socket, &mut secure.scratch);
             if !reset && session.has_rest() {
-                secure.leave(&self.epoll, socket, session, now);
+                secure.leave(&self.epoll, Left { socket, session, stall, until: now + stall }, now);
                 return;
             }
         }
@@ -332,21 +347,39 @@ impl Sockets {
         drop(socket);
     }
 
-    /// Resets those whose time to stay is over.
-    pub fn reset_left(&mut self, now: Instant) {
+    /// Goes on with those that are left: they get what they take now, and are reset when their time is over.
+    pub fn turn_left(&mut self, now: Instant) {
         let Some(secure) = &mut self.secure else { return };
-        while let Some(&(until, no)) = secure.left_until.front() {
-            if until > now && secure.left.contains_key(&no) {
+        while let Some(no) = secure.left_ready.pop() {
+            secure.flush_left(no, now);
+        }
+        let over = secure.left_end.is_some_and(|end| end <= now);
+        while let Some(&(at, no)) = secure.left_until.front() {
+            let until = secure.left.get(&no).map(|left| left.until);
+            if until.is_some() && at > now && !over {
                 return;
             }
             secure.left_until.pop_front();
-            secure.reset_one(no);
+            match until {
+                // It has taken something meanwhile.
+                Some(until) if until > now && !over => secure.left_until.push_back((until, no)),
+                _ => secure.reset_one(no),
+            }
         }
     }
 
-    /// When to call [`Sockets::reset_left`]; `None`: nobody is left.
+    /// Whoever is left stays for [`limits::CLOSE_GRACE`] at most: the process is to end.
+    pub fn hurry_left(&mut self, now: Instant) {
+        if let Some(secure) = &mut self.secure {
+            secure.left_end = Some(now + limits::CLOSE_GRACE);
+        }
+    }
+
+    /// When to call [`Sockets::turn_left`]; `None`: nobody is left.
     pub fn next_timeout(&self) -> Option<Instant> {
-        self.secure.as_ref()?.left_until.front().map(|(until, _)| *until)
+        let secure = self.secure.as_ref()?;
+        let (at, _) = *secure.left_until.front()?;
+        Some(secure.left_end.map_or(at, |end| at.min(end)))
     }
 }
 
@@ -356,9 +389,9 @@ pub struct Lost;
 
 impl Secure {
     /// Keeps a socket until its sealed bytes are out.
-    fn leave(&mut self, epoll: &OwnedFd, socket: OwnedFd, mut session: Box<Session>, now: Instant) {
-        session.end(&socket, &mut self.scratch);
-        if self.left.len() >= LEFT_MAX
+    fn leave(&mut self, epoll: &OwnedFd, mut left: Left, now: Instant) {
+        left.session.end(&left.socket, &mut self.scratch);
+        while self.left.len() >= usize::from(limits::LEFT_PER_CORE_MAX)
             && let Some((_, no)) = self.left_until.pop_front()
         {
             self.reset_one(no);
@@ -367,29 +400,35 @@ impl Secure {
         let no = self.left_no;
         let flags = EventFlags::OUT | EventFlags::ET;
         let data = data_of(ConnectionKey { index: no | LEFT, generation: 0 });
-        if epoll::modify(epoll, &socket, EventData::new_u64(data), flags).is_err() {
+        if epoll::modify(epoll, &left.socket, EventData::new_u64(data), flags).is_err() {
             return;
         }
-        self.left.insert(no | LEFT, (socket, session));
-        self.left_until.push_back((now + limits::CLOSE_GRACE, no | LEFT));
+        self.left_until.push_back((left.until, no | LEFT));
+        self.left.insert(no | LEFT, left);
         // The edge that told of room may have come before.
-        self.flush_left(no | LEFT);
+        self.flush_left(no | LEFT, now);
     }
 
-    fn flush_left(&mut self, no: u32) {
-        let Some((socket, session)) = self.left.get_mut(&no) else { return };
-        if session.flush(socket, &mut self.scratch) != Flushed::Blocked {
-            self.left.remove(&no);
-            // Their times stand in order: those at the front may be gone.
-            while self.left_until.front().is_some_and(|(_, no)| !self.left.contains_key(no)) {
-                self.left_until.pop_front();
+    fn flush_left(&mut self, no: u32, now: Instant) {
+        // Out of the table meanwhile: where this panics, it is gone.
+        let Some(mut left) = self.left.remove(&no) else { return };
+        let before = left.session.rest_bytes();
+        if left.session.flush(&left.socket, &mut self.scratch) == Flushed::Blocked {
+            if left.session.rest_bytes() != before {
+                left.until = now + left.stall;
             }
+            self.left.insert(no, left);
+            return;
+        }
+        left.session.discard_unread(&left.socket, &mut self.scratch);
+        while self.left_until.front().is_some_and(|(_, no)| !self.left.contains_key(no)) {
+            self.left_until.pop_front();
         }
     }
 
     fn reset_one(&mut self, no: u32) {
-        if let Some((socket, _)) = self.left.remove(&no) {
-            listener::reset_on_close(&socket);
+        if let Some(left) = self.left.remove(&no) {
+            listener::reset_on_close(&left.socket);
         }
     }
 }
@@ -438,7 +477,8 @@ fn key_of(data: u64) -> ConnectionKey {
 mod tests {
     use std::io::{Read, Write};
     use std::net::TcpStream;
-    use std::sync::mpsc::channel;
+    use std::sync::mpsc::{Sender, channel};
+    use std::thread::JoinHandle;
 
     use rustix::event::{EventfdFlags, eventfd};
     use rustls::{ClientConfig, ClientConnection, RootCertStore, Stream};
@@ -448,61 +488,101 @@ mod tests {
     use crate::runtime::tls::Tls;
     use crate::secret::Secret;
 
+    /// A set whose one connection is closed over a sealed rest, for which it may stay for `STALL` from `NOW` on.
+    struct Closed {
+        sockets: Sockets,
+        sent: usize,
+        go_on: Sender<()>,
+        reader: JoinHandle<io::Result<Vec<u8>>>,
+    }
+
+    const NOW: Instant = Instant::from_micros(1_000_000);
+    const STALL: Duration = Duration::from_secs(30);
+
+    impl Closed {
+        fn over_a_sealed_rest() -> Closed {
+            let made = rcgen::generate_simple_self_signed(vec!["a.test".to_owned()]).expect("a certificate");
+            let files = TlsFiles {
+                cert: "cert.pem".into(),
+                key: "key.pem".into(),
+                cert_pem: Secret::new(made.cert.pem()),
+                key_pem: Secret::new(made.signing_key.serialize_pem()),
+            };
+            let tls = Tls::new(&[files]).expect("they fit");
+            let mut roots = RootCertStore::empty();
+            roots.add(made.cert.der().clone()).expect("a root");
+            let provider = Arc::new(rustls::crypto::ring::default_provider());
+            let client = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+            let client = client.expect("versions").with_root_certificates(roots).with_no_client_auth();
+            let listener = listener::listen(SocketAddr::from(([127, 0, 0, 1], 0)), false).expect("a port");
+            let address = listener.local_addr().expect("an address");
+            let bell = eventfd(0, EventfdFlags::CLOEXEC).expect("a descriptor");
+            let mut sockets =
+                Sockets::new(listener, bell.as_fd(), Some((tls.config(), Arc::default())), 64 << 10).expect("a set");
+            let (go_on, may_read) = channel::<()>();
+            let reader = std::thread::spawn(move || {
+                let mut socket = TcpStream::connect(address).expect("it accepts");
+                let name = "a.test".try_into().expect("a name");
+                let mut tls = ClientConnection::new(Arc::new(client), name).expect("a client");
+                let mut stream = Stream::new(&mut tls, &mut socket);
+                stream.write_all(b"go").expect("sent");
+                may_read.recv().expect("told");
+                let mut all = Vec::new();
+                stream.read_to_end(&mut all).map(|_| all)
+            });
+            let key = ConnectionKey { index: 0, generation: 1 };
+            let mut plain = vec![0; 64 << 10];
+            while !sockets.holds(key) {
+                if let Ok((socket, _)) = sockets.accept() {
+                    sockets.insert(key, socket, false).expect("a place");
+                }
+            }
+            while sockets.receive(0, &mut plain, &mut |_| true) != Received::Bytes(2) {}
+            let mut sent = 0;
+            while let Sent::Bytes(count) = sockets.send(0, &[7; 40_000]) {
+                sent += count;
+            }
+            // Everything was taken, but the last record stands here.
+            sockets.finish(0);
+            sockets.close(0, false, STALL, NOW);
+            assert!(!sockets.holds(key), "its place is free");
+            assert_eq!(sockets.next_timeout(), Some(NOW + STALL));
+            Closed { sockets, sent, go_on, reader }
+        }
+    }
+
     #[test]
     fn a_socket_closed_over_a_sealed_rest_stays_until_it_is_out() {
-        let made = rcgen::generate_simple_self_signed(vec!["a.test".to_owned()]).expect("a certificate");
-        let files = TlsFiles {
-            cert: "cert.pem".into(),
-            key: "key.pem".into(),
-            cert_pem: made.cert.pem().into_bytes().into(),
-            key_pem: Secret::new(made.signing_key.serialize_pem()),
-        };
-        let tls = Tls::new(&[files]).expect("they fit");
-        let mut roots = RootCertStore::empty();
-        roots.add(made.cert.der().clone()).expect("a root");
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let client = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-        let client = client.expect("versions").with_root_certificates(roots).with_no_client_auth();
-        let listener = listener::listen(SocketAddr::from(([127, 0, 0, 1], 0)), false).expect("a port");
-        let address = listener.local_addr().expect("an address");
-        let bell = eventfd(0, EventfdFlags::CLOEXEC).expect("a descriptor");
-        let mut sockets =
-            Sockets::new(listener, bell.as_fd(), Some((tls.config(), Arc::default())), 64 << 10).expect("a set");
-        let (go_on, may_read) = channel::<()>();
-        let reader = std::thread::spawn(move || {
-            let mut socket = TcpStream::connect(address).expect("it accepts");
-            let name = "a.test".try_into().expect("a name");
-            let mut tls = ClientConnection::new(Arc::new(client), name).expect("a client");
-            let mut stream = Stream::new(&mut tls, &mut socket);
-            stream.write_all(b"go").expect("sent");
-            may_read.recv().expect("told");
-            let mut all = Vec::new();
-            stream.read_to_end(&mut all).map(|_| all)
-        });
-        let key = ConnectionKey { index: 0, generation: 1 };
-        let mut plain = vec![0; 64 << 10];
-        while !sockets.holds(key) {
-            if let Ok((socket, _)) = sockets.accept() {
-                sockets.insert(key, socket, false).expect("a place");
-            }
-        }
-        while sockets.receive(0, &mut plain) != Received::Bytes(2) {}
-        let mut sent = 0;
-        while let Sent::Bytes(count) = sockets.send(0, &[7; 40_000]) {
-            sent += count;
-        }
-        // Everything was taken, but the last record stands here.
-        let now = Instant::from_micros(1_000_000);
-        sockets.finish(0);
-        sockets.close(0, false, now);
-        assert!(!sockets.holds(key), "its place is free");
-        assert_eq!(sockets.next_timeout(), Some(now + limits::CLOSE_GRACE));
+        let Closed { mut sockets, sent, go_on, reader } = Closed::over_a_sealed_rest();
+        sockets.turn_left(NOW + STALL - Duration::from_millis(1));
+        assert_eq!(sockets.next_timeout(), Some(NOW + STALL), "its time is not over");
         go_on.send(()).expect("it waits");
         while sockets.next_timeout().is_some() {
             let mut ready = Vec::new();
             sockets.poll(&mut ready);
+            sockets.turn_left(NOW);
         }
         let heard = reader.join().expect("no panic").expect("the end is told by close_notify");
         assert!(heard.len() == sent && heard.iter().all(|&byte| byte == 7), "{} of {sent}", heard.len());
+    }
+
+    #[test]
+    fn a_socket_that_takes_nothing_of_its_sealed_rest_is_reset() {
+        let Closed { mut sockets, go_on, reader, .. } = Closed::over_a_sealed_rest();
+        sockets.turn_left(NOW + STALL);
+        assert_eq!(sockets.next_timeout(), None, "nobody is left");
+        go_on.send(()).expect("it waits");
+        reader.join().expect("no panic").expect_err("a reset");
+    }
+
+    #[test]
+    fn a_process_that_ends_waits_for_no_sealed_rest() {
+        let Closed { mut sockets, go_on, reader, .. } = Closed::over_a_sealed_rest();
+        sockets.hurry_left(NOW);
+        assert_eq!(sockets.next_timeout(), Some(NOW + limits::CLOSE_GRACE));
+        sockets.turn_left(NOW + limits::CLOSE_GRACE);
+        assert_eq!(sockets.next_timeout(), None, "nobody is left");
+        go_on.send(()).expect("it waits");
+        reader.join().expect("no panic").expect_err("a reset");
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Source: RFC 8446 and RFC 5246 by way of rustls with ring, RFC 6066 for SNI, RFC 7301 for ALPN, RFC 9525 for names.
 //! Memory: the certificates, once in the process; no session is kept: what resumes one travels in the client's ticket.
-//! Errors: [`IdentityError`], found by `check` and at start. Not here: connections (`session`), files (`config`).
+//! Errors: [`TlsError`]; most of them `check` has found before. Not here: connections (`session`), files (`config`).
 
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -14,11 +14,27 @@ use rustls::sign::CertifiedKey;
 use rustls::{ServerConfig, SignatureScheme};
 
 use crate::commands::certificates;
-use crate::config::TlsFiles;
+use crate::config::{IdentityError, TlsFiles};
 
 /// Tickets a client gets after a handshake over TLS 1.3. Its one connection comes back once, and is then given the next;
 /// a second one would cost every handshake a sealing and 250 bytes for nothing.
 const TICKETS: usize = 1;
+
+/// Why the listener cannot speak TLS with what it was given.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum TlsError {
+    /// A certificate or key that cannot be presented.
+    #[error("the file {path:?} {error}")]
+    Identity {
+        /// The file's path.
+        path: String,
+        /// What is wrong with it.
+        error: IdentityError,
+    },
+    /// No keys for tickets.
+    #[error("keys for session tickets cannot be made: {0}")]
+    Tickets(rustls::Error),
+}
 
 /// The TLS of a process's public listener. Its tickets are good on every core, and after a reload.
 #[derive(Debug)]
@@ -31,8 +47,8 @@ impl Tls {
     /// TLS with these certificates, of which there is at least one.
     ///
     /// # Errors
-    /// A sentence for the operator.
-    pub fn new(files: &[TlsFiles]) -> Result<Tls, String> {
+    /// [`TlsError`].
+    pub fn new(files: &[TlsFiles]) -> Result<Tls, TlsError> {
         let certificates = Arc::new(Certificates { all: RwLock::new(read(files)?) });
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut config = ServerConfig::builder_with_provider(provider)
@@ -42,7 +58,7 @@ impl Tls {
             .with_cert_resolver(Arc::clone(&certificates) as Arc<dyn ResolvesServerCert>);
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.ticketer = rustls::crypto::ring::Ticketer::new().map_err(|error| error.to_string())?;
+        config.ticketer = rustls::crypto::ring::Ticketer::new().map_err(TlsError::Tickets)?;
         config.send_tls13_tickets = TICKETS;
         // Early data could be replayed, and a request here opens a stream with a credential.
         config.max_early_data_size = 0;
@@ -57,8 +73,8 @@ impl Tls {
     /// Puts other certificates in place of these, for handshakes from now on.
     ///
     /// # Errors
-    /// A sentence for the operator; the old ones stay.
-    pub fn replace(&self, files: &[TlsFiles]) -> Result<(), String> {
+    /// [`TlsError`]; the old ones stay.
+    pub fn replace(&self, files: &[TlsFiles]) -> Result<(), TlsError> {
         let all = read(files)?;
         *self.certificates.all.write().unwrap_or_else(PoisonError::into_inner) = all;
         Ok(())
@@ -66,12 +82,12 @@ impl Tls {
 }
 
 /// The certificates of `files`, in their order.
-fn read(files: &[TlsFiles]) -> Result<Vec<Arc<CertifiedKey>>, String> {
+fn read(files: &[TlsFiles]) -> Result<Vec<Arc<CertifiedKey>>, TlsError> {
     let one = |files: &TlsFiles| {
-        let certified = certificates::certified_key(&files.cert_pem, files.key_pem.expose_secret());
+        let certified = certificates::certified_key(files.cert_pem.expose_secret(), files.key_pem.expose_secret());
         certified.map(Arc::new).map_err(|error| {
             let path = if error.is_of_certificate() { &files.cert } else { &files.key };
-            format!("the file {path:?} {error}")
+            TlsError::Identity { path: path.clone(), error }
         })
     };
     files.iter().map(one).collect()

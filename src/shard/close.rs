@@ -83,6 +83,7 @@ impl Shard {
         let cause = Some(reason);
         let closing = Closing {
             deadline,
+            http: false,
             cause,
             farewell,
             decoder,
@@ -152,6 +153,7 @@ impl Shard {
         let decoder = ws::Decoder::new();
         let closing = Closing {
             deadline,
+            http: false,
             cause: None,
             farewell,
             decoder,
@@ -173,6 +175,7 @@ impl Shard {
         let answering = connection.outbox.as_ref().is_some_and(|outbox| !outbox.is_empty());
         let closing = Closing {
             deadline,
+            http: true,
             cause: None,
             farewell: Farewell::Said,
             decoder: ws::Decoder::new(),

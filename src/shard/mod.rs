@@ -30,6 +30,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::auth::grant::RightsTable;
 use crate::auth::jwt::Verifier;
@@ -79,13 +80,6 @@ pub enum Input<'a> {
         connection: u32,
         /// The bytes; overwritten while they are made sense of.
         bytes: &'a mut [u8],
-    },
-    /// A trusted proxy has told, before the TLS handshake, which client the connection is of.
-    ToldByProxy {
-        /// Which connection.
-        connection: u32,
-        /// The client's address.
-        client: std::net::IpAddr,
     },
     /// The peer will send nothing more.
     PeerFinished {
@@ -332,7 +326,6 @@ impl Shard {
         self.now = now;
         match input {
             Input::Received { connection, bytes } => self.received(connection, bytes),
-            Input::ToldByProxy { connection, client } => self.told_by_proxy(connection, client),
             Input::PeerFinished { connection } => self.peer_finished(connection),
             Input::Lost { connection } => self.lose(connection),
             Input::Writable { connection } => self.writable(connection),
@@ -359,6 +352,11 @@ impl Shard {
         let drained = self.draining.filter(|draining| !draining.told).map(|draining| draining.until);
         let timer = self.timers.peek().map(|Reverse((at, _))| *at);
         [swept, now, timer, self.wheel.next_timeout(), drained].into_iter().flatten().min()
+    }
+
+    /// How long a socket may take nothing.
+    pub fn write_stall(&self) -> Duration {
+        self.options.limits.write_stall
     }
 
     /// How many connections there are.

@@ -80,6 +80,7 @@ impl Shard {
             peer: addr,
             proxied,
             told_by_proxy: None,
+            admitted: None,
             fresh: true,
         };
         let mut connection = Connection::accepted(generation, self.ledger.address(addr), now.at, http);
@@ -103,11 +104,25 @@ impl Shard {
         }
     }
 
-    /// A trusted proxy has told for whom it speaks, before the TLS handshake.
-    pub(super) fn told_by_proxy(&mut self, index: u32, client: IpAddr) {
-        if let Some(http) = self.http_mut(index).filter(|http| http.fresh && http.proxied) {
-            http.told_by_proxy = Some(client.to_canonical());
+    /// Whether a TLS handshake is to be made with a connection: limits come before any cryptography. `told`: the client's
+    /// address, where a trusted proxy has told it before the handshake.
+    pub fn admit(&mut self, now: crate::time::Now, index: u32, told: Option<IpAddr>) -> bool {
+        self.now = now;
+        let Some(http) = self.http_mut(index).filter(|http| http.fresh) else { return true };
+        let proxied = http.proxied;
+        let told = told.map(|addr| addr.to_canonical()).filter(|_| proxied);
+        http.told_by_proxy = told;
+        let addr = told.unwrap_or(http.peer);
+        // A proxy has no limits of its own. Whom it speaks for, where it has not said so yet, its request will tell.
+        if self.options.connection.trusted_proxies.iter().any(|net| net.contains(&addr)) {
+            return true;
         }
+        let admitted = self.count_client(index, addr, proxied).is_ok();
+        let holder = self.ledger.address(addr);
+        if let Some(http) = self.http_mut(index) {
+            http.admitted = Some(holder);
+        }
+        admitted
     }
 
     pub(super) fn received(&mut self, index: u32, bytes: &mut [u8]) {
@@ -349,8 +364,9 @@ impl Shard {
     fn count_client(&mut self, index: u32, addr: IpAddr, proxied: bool) -> Result<(), Refusal> {
         let now = self.now.at;
         let holder = self.ledger.address(addr);
+        let counted = self.http_mut(index).and_then(|http| http.admitted.take()) == Some(holder);
         let limits = &self.options.limits;
-        if self.ledger.handshake(holder, limits.handshakes_per_second_per_address, now).is_err() {
+        if !counted && self.ledger.handshake(holder, limits.handshakes_per_second_per_address, now).is_err() {
             let detail = "as many requests per second from this address as there may be";
             return Err(Refusal::new(ErrorCode::RateLimited, detail).with_status(429).retry_after(1));
         }

@@ -64,7 +64,7 @@ impl Shard {
                 end.min(reauthenticate).min(open.heartbeat_at)
             }
         };
-        // One that is ending is reset at its deadline, whether its socket takes anything or not.
+        // One that is ending ends at its deadline, whether its socket takes anything or not.
         if !matches!(&connection.state, State::Closing(closing) if !closing.answering)
             && let Some(since) = connection.outbox.as_ref().and_then(|outbox| outbox.stalled_since)
         {
@@ -84,7 +84,9 @@ impl Shard {
                     false => closing.deadline <= now,
                 };
                 if over {
-                    self.remove(index, true);
+                    // What our side was ended behind is the kernel's to send: a reset would throw the end of an answer away.
+                    let reset = !(closing.http && closing.finished);
+                    self.remove(index, reset);
                     return;
                 }
             }
