@@ -1,10 +1,10 @@
 # The one door: what is checked, cheapest first. `.ci/run` calls the same recipes.
 
-.PHONY: all setup fmt-check lint core doc fuzz-smoke test autobahn instructions demo loadtest
+.PHONY: all setup fmt-check lint core doc fuzz-smoke test autobahn instructions bench-once demo loadtest
 
 all: fmt-check lint core doc test
 
-# Installs what the tests need beyond cargo; skips what is there.
+# Installs what the recipes need beyond cargo; skips what is there.
 setup:
 	.ci/setup
 
@@ -26,7 +26,7 @@ doc:
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
 
 # Half a minute of each fuzz target, from its committed corpus. Needs a nightly toolchain.
-fuzz-smoke:
+fuzz-smoke: setup
 	.ci/fuzz 30
 
 # Everything: unit, property, integration, browser and simulator tests.
@@ -40,6 +40,10 @@ autobahn: setup
 # Instructions of the hot paths against benches/instructions/figures.toml; UPDATE_INSTRUCTIONS=1 writes it anew.
 instructions: setup
 	cargo run --release --quiet -p instructions
+
+# Each bench once and unmeasured, to see that it runs.
+bench-once:
+	cargo test --quiet --bench '*'
 
 # A sample upstream, two streams of it and the playground: http://127.0.0.1:8080/
 demo:

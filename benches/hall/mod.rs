@@ -4,12 +4,14 @@
 
 #![allow(dead_code, reason = "each bench uses a part of it")]
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use restcast::auth::jwt;
 use restcast::auth::keys::{Algorithm, Key, KeyConfig};
+use restcast::codec::ws::{Opcode, write_masked};
 use restcast::config::{Config, FileError, Sources};
 use restcast::ids::CoreId;
 use restcast::metrics::CoreMetrics;
@@ -31,11 +33,9 @@ connections = 100000
 [[auth.jwt.key]]
 alg = "HS256"
 secret = "a secret of the benches, of 32 bytes or more"
-[[stream]]
-id = "leads"
-url = "http://upstream.example/leads"
-interval = "1s"
 "#;
+/// The stream that `upgrade` asks for.
+const LEADS: &str = "leads";
 
 /// What its connections were sent.
 #[derive(Debug, Default)]
@@ -59,8 +59,8 @@ pub struct Hall {
     shard: Shard,
     now: Now,
     key: Key,
-    /// The poll that waits for its answer.
-    asked: Option<(u32, PollNo)>,
+    /// The polls that wait for their answers, each of another stream.
+    asked: VecDeque<(u32, PollNo)>,
     /// What was sent so far.
     pub sent: Counted,
 }
@@ -82,9 +82,19 @@ pub fn key() -> Key {
     Key::new(&KeyConfig { kid: None, algorithm: Algorithm::Hs256, secret: Secret::new(SECRET) }).expect("a long secret")
 }
 
-/// What the hall is configured with.
+/// What the hall with one stream is configured with.
 pub fn options() -> Options {
-    let (config, _) = Config::parse(CONFIG, &NoSources).expect("a valid configuration");
+    options_of(&[LEADS])
+}
+
+fn options_of(streams: &[&str]) -> Options {
+    let mut text = CONFIG.to_owned();
+    for id in streams {
+        text.push_str(&format!(
+            "[[stream]]\nid = \"{id}\"\nurl = \"http://upstream.example/{id}\"\ninterval = \"1s\"\n"
+        ));
+    }
+    let (config, _) = Config::parse(&text, &NoSources).expect("a valid configuration");
     Options {
         connection: config.connection.clone(),
         auth: config.auth.clone(),
@@ -111,17 +121,23 @@ pub fn token(key: &Key, no: u64) -> String {
 
 /// What Chromium sends to open a WebSocket on `leads`; every browser offers compression.
 pub fn upgrade(token: &str) -> Vec<u8> {
-    upgrade_with(token, "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n")
+    let extensions = "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n";
+    upgrade_with("/v1/streams/leads?format=patch", token, extensions)
 }
 
 /// The same from a client that offers none.
 pub fn plain_upgrade(token: &str) -> Vec<u8> {
-    upgrade_with(token, "")
+    upgrade_with("/v1/streams/leads?format=patch", token, "")
 }
 
-fn upgrade_with(token: &str, extensions: &str) -> Vec<u8> {
+/// The same for a connection that says itself what it subscribes to: see [`Hall::open_on`].
+fn multiplex_upgrade(token: &str) -> Vec<u8> {
+    upgrade_with("/v1/ws", token, "")
+}
+
+fn upgrade_with(path: &str, token: &str, extensions: &str) -> Vec<u8> {
     format!(
-        "GET /v1/streams/leads?format=patch HTTP/1.1\r\n\
+        "GET {path} HTTP/1.1\r\n\
          Host: live.example.com\r\n\
          Connection: Upgrade\r\n\
          Pragma: no-cache\r\n\
@@ -140,11 +156,16 @@ fn upgrade_with(token: &str, extensions: &str) -> Vec<u8> {
 }
 
 impl Hall {
-    /// A hall whose stream has no value yet.
+    /// A hall whose one stream, `leads`, has no value yet.
     pub fn new() -> Hall {
+        Hall::with_streams(&[LEADS])
+    }
+
+    /// A hall with streams of these names, which have no values yet.
+    pub fn with_streams(streams: &[&str]) -> Hall {
         let (ledger, metrics) = (Arc::new(Ledger::default()), Arc::new(CoreMetrics::default()));
-        let shard = Shard::new(CoreId(0), 1, Arc::new(options()), ledger, metrics, [7; 32], start());
-        Hall { shard, now: start(), key: key(), asked: None, sent: Counted::default() }
+        let shard = Shard::new(CoreId(0), 1, Arc::new(options_of(streams)), ledger, metrics, [7; 32], start());
+        Hall { shard, now: start(), key: key(), asked: VecDeque::new(), sent: Counted::default() }
     }
 
     /// A token that the hall takes.
@@ -161,6 +182,19 @@ impl Hall {
         connection
     }
 
+    /// Opens a connection that subscribes to patches of all these streams; its place.
+    pub fn open_on(&mut self, streams: &[&str], no: u64) -> u32 {
+        let connection = self.open(&mut multiplex_upgrade(&self.token(no)));
+        for stream in streams {
+            let mut frame = Vec::new();
+            let text = format!(r#"{{"type":"subscribe","stream":"{stream}","format":"patch"}}"#);
+            write_masked(&mut frame, true, Opcode::Text, text.as_bytes(), [0x37, 0xfa, 0x21, 0x3d]);
+            self.handle(Input::Received { connection, bytes: &mut frame });
+        }
+        self.transmit();
+        connection
+    }
+
     /// The connection's peer is gone.
     pub fn lose(&mut self, connection: u32) {
         self.handle(Input::Lost { connection });
@@ -168,16 +202,21 @@ impl Hall {
 
     /// Time goes on until the stream is polled, and the poll brings `body`.
     pub fn poll(&mut self, body: Vec<u8>) {
-        let (stream, poll) = loop {
-            if let Some(asked) = self.asked.take() {
-                break asked;
-            }
+        self.poll_each([body]);
+    }
+
+    /// Time goes on until so many streams have been polled, and all polls are answered in one moment.
+    pub fn poll_each<const N: usize>(&mut self, bodies: [Vec<u8>; N]) {
+        while self.asked.len() < N {
             self.pass();
-        };
+        }
         let received = self.now.wall;
-        let validators = Validators::default();
-        let response = FetchResponse { status: 200, validators, retry_after: None, body, received };
-        self.handle(Input::Fetched { stream, poll, result: Ok(response) });
+        for body in bodies {
+            let (stream, poll) = self.asked.pop_front().expect("as many as there are bodies");
+            let validators = Validators::default();
+            let response = FetchResponse { status: 200, validators, retry_after: None, body, received };
+            self.handle(Input::Fetched { stream, poll, result: Ok(response) });
+        }
     }
 
     /// Sends what there is to send, in as many turns as it takes.
@@ -217,7 +256,7 @@ impl Hall {
     fn outputs(&mut self) {
         while let Some(output) = self.shard.poll_output() {
             if let Output::Fetch { stream, poll, .. } = output {
-                self.asked = Some((stream, poll));
+                self.asked.push_back((stream, poll));
             }
         }
     }

@@ -9,12 +9,13 @@
   m1  user-space memory of an idle connection: WebSocket, SSE, TLS
   m2  deliveries per CPU-second of the server at a fixed rate, and per second when driven past what it can do
   m3  latency at that fixed rate, which is half of what the bare loop can do
-  m4  handshakes that verify a JWT, with their teardown
+  m4  handshakes that verify a JWT, subscribe and get the value, with their teardown
   m5  restcast beside itself: two cores, bursts, deflate, readers that do not read
 
 The server has one core, the load tester and what feeds the server the other. Each round visits every server once; medians
-and the whole spread are told. README.md beside this file says how each peer is set up. Needs Python 3.11 and nothing
-else; loopback only; every process it starts ends with it.
+and the whole spread are told. Only the memory of many connections is looked at in one round alone: it takes long. README.md
+beside this file says how each peer is set up. Needs Python 3.11 and nothing else; loopback only; every process it starts
+ends with it.
 """
 
 import argparse
@@ -22,7 +23,9 @@ import contextlib
 import ctypes
 import dataclasses
 import datetime
+import itertools
 import json
+import math
 import os
 import pathlib
 import platform
@@ -49,6 +52,11 @@ SIZES = (128, 1024)
 STREAMS = 8  # of the burst, on each connection
 FRAME_HEAD_BYTES = 4  # of a server's WebSocket frame with 126 to 65,535 bytes
 READY_S = 20
+# What a reader that does not read is due meanwhile: more than its two ends hold, so that the server has to deal with it.
+# restcast's socket sends from 64 KiB, which the kernel doubles for its own use; a client's takes 128 KiB unless it reads.
+UNREAD_BYTES = 320 << 10
+UNREAD_MESSAGE_BYTES = 8 << 10
+ALL_READ, SOME_READ = "8 KiB, all read", "8 KiB, one in ten does not read"  # variants of m5
 BUSY_SHARE_MAX = 0.05  # of the machine, by others, without a remark
 END_S = 10
 NCHAN = ("/usr/lib/nginx/modules/ngx_nchan_module.so", "/usr/lib64/nginx/modules/ngx_nchan_module.so")
@@ -175,7 +183,7 @@ class Peer:
     title: str
     command: list
     transports: tuple
-    can_verify: bool
+    can_verify: bool  # that needs `interval_ms=0`: with --secret a peer greets, and does not broadcast
     package: tuple
 
     def check(self):
@@ -285,10 +293,10 @@ class Restcast:
         listen = ready_line(process, self.name)["listen"]
         ws, http = ("wss", "https") if load.tls else ("ws", "http")
         stream = "/v1/streams/s0?format=full"
-        urls = {"ws": f"{ws}://{listen}{stream}", "sse": f"{http}://{listen}{stream}", "handshake": f"{ws}://{listen}/v1/ws"}
+        urls = {"ws": f"{ws}://{listen}{stream}", "sse": f"{http}://{listen}{stream}", "handshake": f"{ws}://{listen}{stream}"}
         subscribe = []
         if load.streams > 1:
-            urls["ws"] = urls["handshake"]
+            urls["ws"] = f"{ws}://{listen}/v1/ws"
             for number in range(load.streams):
                 subscribe += ["--subscribe", json.dumps({"type": "subscribe", "stream": f"s{number}", "format": "full"})]
         return Running([process.pid], urls, subscribe + (["--insecure"] if load.tls else []), True)
@@ -482,19 +490,22 @@ class Bench:
         load = Load(interval_ms=self.interval_ms(self.args.drive, self.args.connections), message_bytes=size)
         return self.sample("m2", server, variant, load, "ws", self.args.connections, self.args.duration)
 
+    def memory_counts(self):
+        """How many connections m1 opens: few in each round, many in the first alone."""
+        return min(1000, self.args.connections, self.args.memory_connections), self.args.memory_connections
+
     def m1(self):
-        for transport in ("ws", "sse", "tls"):
-            for connections in sorted({min(1000, self.args.connections), self.args.memory_connections}):
-                for server in self.servers:
-                    if transport not in server.transports:
-                        continue
-                    tls = transport == "tls"
-                    if tls and not self.make_certificate():
-                        continue
-                    # What restcast does for each connection it can only do with a token.
-                    load = Load(tls=tls)
-                    self.sample("m1", server, f"{transport} {connections}", load, "ws" if tls else transport,
-                                connections, 3, "--idle")
+        few, many = self.memory_counts()
+        for round_no in range(self.args.rounds):
+            counts = sorted({few, many} if round_no == 0 else {few})
+            for transport, connections, server in itertools.product(("ws", "sse", "tls"), counts, self.servers):
+                tls = transport == "tls"
+                if transport not in server.transports or tls and not self.make_certificate():
+                    continue
+                # What restcast does for each connection it can only do with a token. Memory is looked at when all are open
+                # and at rest, before the second that is asked for here.
+                self.sample("m1", server, f"{transport} {connections}", Load(tls=tls), "ws" if tls else transport,
+                            connections, 1, "--idle")
 
     def make_certificate(self):
         if self.certificate is None:
@@ -537,6 +548,9 @@ class Bench:
         slow = self.interval_ms(self.pace, few, STREAMS)
         stalled = max(1, count // 10)
         plain = Load(interval_ms=paced, message_bytes=1024)
+        # Half the rate with long messages, until a reader that does not read has been sent what it cannot hold.
+        unread = Load(interval_ms=2 * paced, message_bytes=UNREAD_MESSAGE_BYTES)
+        unread_s = max(duration, math.ceil(UNREAD_BYTES / UNREAD_MESSAGE_BYTES * unread.interval_ms / 1000))
         for _ in range(self.args.rounds):
             for cores in (1, 2):
                 name = f"{cores} core{'s' * (cores > 1)}"
@@ -547,7 +561,8 @@ class Bench:
                 self.sample("m5", server, "burst" if burst else "spread", load, "ws", few, duration)
             self.sample("m5", server, "plain", plain, "ws", count, duration)
             self.sample("m5", server, "deflate", plain, "ws", count, duration, "--compress")
-            self.sample("m5", server, f"{stalled} not reading", plain, "ws", count, duration, "--stalled", stalled)
+            self.sample("m5", server, ALL_READ, unread, "ws", count, unread_s)
+            self.sample("m5", server, SOME_READ, unread, "ws", count, unread_s, "--stalled", stalled)
 
     def run(self):
         only = self.args.only or MEASUREMENTS
@@ -589,15 +604,31 @@ def troubles(report):
     found = []
     for words, path in (
         ("connections failed", "connections.failed"),
+        ("connections dropped", "connections.dropped"),
+        ("readers without an event", "events.silent"),
         ("events lost", "events.lost"),
+        # Of readers that read: what a snapshot skipped was not delivered, as little as what a peer lost.
+        ("events conflated", "events.conflated"),
         ("duplicated", "events.duplicated"),
         ("out of order", "events.reordered"),
     ):
         if count := value(report, path):
             found.append(f"{count:,} {words}")
+    # Tokens live an hour and no server is told to go: a close with a code is none that was asked for. Ends without one are
+    # connections dropped, and a reader that does not read sees no code.
+    for cause, count in (value(report, "closes") or {}).items():
+        if re.match(r"\d{4}\b", cause):
+            found.append(f"{count:,} closed by the server with {cause}")
     if value(report, "client.saturated"):
         found.append("the load tester was the bottleneck")
+    found += value(report, "problems") or []
     return ", ".join(found)
+
+
+def missed(report):
+    """Events that readers did not get, whether the server gave them up for lost or for a newer one."""
+    counts = [value(report, f"events.{name}") for name in ("lost", "conflated")]
+    return None if None in counts else sum(counts)
 
 
 class Figures:
@@ -607,8 +638,10 @@ class Figures:
         self.bench, self.measurement = bench, measurement
 
     def all(self, server, variant, path):
+        """By its path, or by a function of the report."""
         reports = self.bench.samples.get((self.measurement, server, variant), [])
-        return [found for found in (value(report, path) for report in reports) if found is not None]
+        figures = (path(report) if callable(path) else value(report, path) for report in reports)
+        return [found for found in figures if found is not None]
 
     def median(self, server, variant, path):
         found = self.all(server, variant, path)
@@ -638,7 +671,7 @@ def table(heads, rows):
 
 def memory_table(bench):
     figures, path = Figures(bench, "m1"), "server.pss_bytes_per_connection"
-    few, many = min(1000, bench.args.connections), bench.args.memory_connections
+    few, many = bench.memory_counts()
     rows = []
     for transport, title in (("ws", "WebSocket"), ("sse", "SSE"), ("tls", "WebSocket, TLS")):
         for server in bench.servers:
@@ -651,6 +684,8 @@ def memory_table(bench):
         return []
     heads = ["transport", "server", f"{few:,} connections, B each", f"{many:,} connections, B each", "growth"]
     note = "Growth of PSS from one open connection. restcast: a token with its own `sub`, `exp` and `jti` each; peers: no authentication."
+    if few < many and bench.args.rounds > 1:
+        note += f" {many:,} connections: one round."
     return ["### Memory of an idle connection", "", note, "", *table(heads, rows)]
 
 
@@ -706,7 +741,9 @@ def handshake_table(bench):
     if not rows:
         return []
     heads = ["server", "server CPU each, us", "handshakes/s", "times uWebSockets"]
-    return ["### Handshakes that verify an HS256 JWT, with their teardown, one core", "", *table(heads, rows)]
+    note = ("Each is the upgrade with its token, one subscription, two messages (a welcome and the value as it stands), and the "
+            "close.")
+    return ["### Handshakes that verify an HS256 JWT, with their teardown, one core", "", note, "", *table(heads, rows)]
 
 
 def own_table(bench):
@@ -715,7 +752,8 @@ def own_table(bench):
     rows = []
     for variant in variants:
         cells = [("deliveries.per_server_cpu_s", "{:,.0f}", 1), ("deliveries.per_s", "{:,.0f}", 1),
-                 ("latency_us.p50", "{:.1f}", 1e-3), ("latency_us.p99", "{:.1f}", 1e-3), ("events.lost", "{:,.0f}", 1)]
+                 ("latency_us.p50", "{:.1f}", 1e-3), ("latency_us.p99", "{:.1f}", 1e-3), (missed, "{:,.0f}", 1),
+                 ("server.pss_bytes_end", "{:.1f}", 2**-20)]
         rows.append([variant, *(figures.cell("restcast", variant, *cell) for cell in cells)])
     if not rows:
         return []
@@ -731,8 +769,11 @@ def own_table(bench):
         f"- {STREAMS} streams that change together: {against('burst', 'spread', each)} times the frames per CPU-second of "
         "the same streams spread out.",
         f"- Deflated: {against('deflate', 'plain', each)} of the deliveries per CPU-second of plain.",
+        f"- One reader in ten does not read, and is due {UNREAD_BYTES >> 10} KiB meanwhile, more than its socket's two ends "
+        f"hold: the p99 of the others is {against(SOME_READ, ALL_READ, 'latency_us.p99')} times what it is when all read, "
+        f"the server's PSS at the end {against(SOME_READ, ALL_READ, 'server.pss_bytes_end')} times.",
     ]
-    heads = ["restcast", "per server CPU-second", "per second", "p50, ms", "p99, ms", "lost"]
+    heads = ["restcast", "per server CPU-second", "per second", "p50, ms", "p99, ms", "lost or conflated", "PSS at the end, MiB"]
     return ["### restcast beside itself", "", *table(heads, rows), *claims, ""]
 
 

@@ -2,7 +2,8 @@
 //
 // Source: the flags and the message of README.md in the folder above.
 // Tuned: no compression, no client tracking set to walk beside our own array, TCP_NODELAY (the library's default), a Buffer
-// so that no client's send encodes the text again, UTF-8 checks of received text off.
+// so that no client's send encodes the text again, UTF-8 checks of received text off, the answer to an upgrade and what
+// greets the client corked into one write.
 // Errors: a client with over a megabyte unsent is terminated.
 
 import { createHmac, timingSafeEqual } from 'node:crypto';
@@ -30,6 +31,11 @@ const intervalMs = Number(flags.interval);
 const messageBytes = Number(flags.bytes);
 if (!(intervalMs >= 0) || !(messageBytes >= 64 && messageBytes <= 1 << 20)) {
   console.error('ws: --interval or --bytes is out of range');
+  process.exit(2);
+}
+if (flags.secret !== undefined && intervalMs > 0) {
+  // The value that greets would not be the newest.
+  console.error('ws: --secret greets and does not broadcast: it goes with --interval 0');
   process.exit(2);
 }
 const secret = flags.secret === undefined ? null : readFileSync(flags.secret, 'utf8').replace(/\n$/, '');
@@ -68,12 +74,17 @@ server.on('upgrade', (request, socket, head) => {
     socket.end('HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\nConnection: close\r\n\r\n');
     return;
   }
+  socket.cork();
   websockets.handleUpgrade(request, socket, head, (client) => {
     clients.add(client);
     client.on('close', () => clients.delete(client));
     client.on('error', () => client.terminate());
-    if (secret !== null) client.send(WELCOME, { binary: false });
+    if (secret !== null) {
+      client.send(WELCOME, { binary: false });
+      client.send(value, { binary: false });
+    }
   });
+  socket.uncork();
 });
 
 let seq = 0;
@@ -83,6 +94,9 @@ function message() {
   const head = `{"ts":${ts},"seq":${seq},"pad":"`;
   return Buffer.from(`${head}${'x'.repeat(Math.max(0, messageBytes - head.length - 2))}"}`);
 }
+
+// What greets a client whose token was checked, behind the welcome.
+const value = secret === null ? null : message();
 
 function broadcast() {
   const bytes = message();

@@ -16,9 +16,9 @@ use serde::Deserialize;
 pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
 /// What is queued for the kernel's `listen`; the kernel lowers it to its `somaxconn`.
 pub const BACKLOG: i32 = 4096;
-/// First message of a connection where tokens are checked, as long as restcast's own: a handshake then ends with the same
-/// write everywhere, and the load tester knows that the connection is open.
-pub const WELCOME: &str = r#"{"type":"welcome","connection":"c_0000000000000000","auth":{"type":"jwt","sub":"u0000000","expires_at":1800000000000000},"heartbeat_ms":25000}"#;
+/// First message of a connection where tokens are checked, as long as restcast's own: the load tester knows by it that the
+/// connection is open.
+const WELCOME: &str = r#"{"type":"welcome","connection":"c_0000000000000000","auth":{"type":"jwt","sub":"u0000000","expires_at":1800000000000000},"heartbeat_ms":25000}"#;
 
 /// What the command line says.
 #[derive(Clone, Debug)]
@@ -42,6 +42,8 @@ pub enum UsageError {
     Secret(PathBuf, io::Error),
     /// A size that no message can have.
     Bytes(usize),
+    /// `--secret` without `--interval 0`: the value that greets would not be the newest.
+    Greets,
 }
 
 impl fmt::Display for UsageError {
@@ -54,6 +56,7 @@ impl fmt::Display for UsageError {
             Self::Bytes(bytes) => {
                 write!(formatter, "--bytes {bytes} is not between {} and {MESSAGE_BYTES_MAX}", Message::BYTES_MIN)
             }
+            Self::Greets => formatter.write_str("--secret greets and does not broadcast: it goes with --interval 0"),
         }
     }
 }
@@ -100,7 +103,16 @@ impl Options {
         if !(Message::BYTES_MIN..=MESSAGE_BYTES_MAX).contains(&options.message_bytes) {
             return Err(UsageError::Bytes(options.message_bytes));
         }
+        if options.secret.is_some() && options.interval.is_some() {
+            return Err(UsageError::Greets);
+        }
         Ok(options)
+    }
+
+    /// What a connection whose token was checked gets at once, as from restcast: a welcome, and the value as it stands.
+    #[must_use]
+    pub fn greeting(&self) -> Option<[String; 2]> {
+        self.secret.is_some().then(|| [WELCOME.to_owned(), Message::new(self.message_bytes).stamp()])
     }
 }
 
@@ -252,6 +264,20 @@ mod tests {
         assert!(options(&["--bytes", "64"]).is_ok());
         assert!(matches!(options(&["--burst"]), Err(UsageError::Flag(_))));
         assert!(matches!(options(&["--secret", "/nowhere/at/all"]), Err(UsageError::Secret(..))));
+    }
+
+    #[test]
+    fn where_tokens_are_checked_a_connection_is_greeted_and_nothing_is_broadcast() {
+        let path = std::env::temp_dir().join(format!("restcast-peers-secret-{}", std::process::id()));
+        std::fs::write(&path, "0123456789abcdef0123456789abcdef\n").expect("a folder for it");
+        let secret = path.to_str().expect("ASCII").to_owned();
+        let refused = options(&["--secret", &secret, "--interval", "20"]);
+        let options = options(&["--secret", &secret, "--interval", "0", "--bytes", "128"]);
+        std::fs::remove_file(&path).expect("it is there");
+        assert!(matches!(refused, Err(UsageError::Greets)), "{refused:?}");
+        let [welcome, value] = options.expect("flags that go together").greeting().expect("a secret");
+        assert!(welcome.starts_with(r#"{"type":"welcome","#), "{welcome}");
+        assert!(value.len() == 128 && value.starts_with(r#"{"ts":"#), "{value}");
     }
 
     #[test]

@@ -97,6 +97,10 @@ Options read_options(int argc, char **argv) {
     if (options.interval_ms < 0) {
         refuse("--interval is out of range");
     }
+    // The value that greets would not be the newest.
+    if (options.secret && options.interval_ms > 0) {
+        refuse("--secret greets and does not broadcast: it goes with --interval 0");
+    }
     return options;
 }
 
@@ -221,8 +225,10 @@ struct Server {
 int main(int argc, char **argv) {
     Options options = read_options(argc, argv);
     std::optional<Verifier> verifier;
+    std::string value;
     if (options.secret) {
         verifier.emplace(*options.secret);
+        value = Message(options.message_bytes).next();
     }
     uWS::App app;
     app.ws<PerConnection>("/ws", {
@@ -242,10 +248,12 @@ int main(int argc, char **argv) {
                                                       request->getHeader("sec-websocket-protocol"),
                                                       request->getHeader("sec-websocket-extensions"), context);
         },
-        .open = [&verifier](auto *connection) {
+        .open = [&verifier, &value](auto *connection) {
             connection->subscribe(topic);
+            // The library corks here: the answer to the upgrade and both messages leave in one send.
             if (verifier) {
                 connection->send(welcome, uWS::OpCode::TEXT);
+                connection->send(value, uWS::OpCode::TEXT);
             }
         },
     });

@@ -18,7 +18,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::serve::ListenerExt;
 use futures_util::stream;
-use restcast_peers::{BACKLOG, Message, Options, Ticks, Verifier, WELCOME};
+use restcast_peers::{BACKLOG, Message, Options, Ticks, Verifier};
 use tokio::net::TcpSocket;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::broadcast::{Receiver, Sender};
@@ -30,6 +30,7 @@ const HISTORY: usize = 64;
 struct Shared {
     messages: Sender<Utf8Bytes>,
     verifier: Option<Arc<Verifier>>,
+    greeting: Option<[Utf8Bytes; 2]>,
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -44,6 +45,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let shared = Shared {
         messages: messages.clone(),
         verifier: options.secret.as_deref().map(|secret| Arc::new(Verifier::new(secret))),
+        greeting: options.greeting().map(|greeting| greeting.map(Utf8Bytes::from)),
     };
     let router = Router::new().route("/ws", get(websocket)).route("/sse", get(events)).with_state(shared);
     tokio::spawn(publish(options, messages));
@@ -76,14 +78,16 @@ async fn websocket(State(shared): State<Shared>, headers: HeaderMap, upgrade: We
     if refused(&shared, &headers) {
         return StatusCode::UNAUTHORIZED.into_response();
     }
-    let welcome = shared.verifier.is_some();
     let messages = shared.messages.subscribe();
-    upgrade.read_buffer_size(4 << 10).write_buffer_size(0).on_upgrade(move |socket| follow(socket, messages, welcome))
+    let upgrade = upgrade.read_buffer_size(4 << 10).write_buffer_size(0);
+    upgrade.on_upgrade(move |socket| follow(socket, messages, shared.greeting))
 }
 
-async fn follow(mut socket: WebSocket, mut messages: Receiver<Utf8Bytes>, welcome: bool) {
-    if welcome && socket.send(Frame::Text(Utf8Bytes::from_static(WELCOME))).await.is_err() {
-        return;
+async fn follow(mut socket: WebSocket, mut messages: Receiver<Utf8Bytes>, greeting: Option<[Utf8Bytes; 2]>) {
+    for message in greeting.into_iter().flatten() {
+        if socket.send(Frame::Text(message)).await.is_err() {
+            return;
+        }
     }
     loop {
         tokio::select! {

@@ -2,8 +2,9 @@
 //!
 //! Tuned: TCP_NODELAY; the handshake is hyper's, then the plain `TcpStream` is taken back out of it, so that no delivery
 //! passes hyper's boxed stream; the halves are the socket's own (`into_split`), without a lock; one task a connection sleeps
-//! on its reading half and is not woken by a delivery. Memory: two halves and the library's buffers each.
-//! Errors: a connection whose write fails, or that takes nothing for [`STALL`], is dropped.
+//! on its reading half and is not woken by a delivery; one timer a sweep, not one a write; both greetings leave in one write.
+//! Memory: two halves and the library's buffers each.
+//! Errors: a connection whose write fails, or at which a sweep stands still until [`STALL`] is over, is dropped.
 
 use std::convert::Infallible;
 use std::error::Error;
@@ -17,12 +18,13 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
-use restcast_peers::{BACKLOG, Message, Options, Ticks, Verifier, WELCOME};
+use restcast_peers::{BACKLOG, Message, Options, Ticks, Verifier};
+use tokio::io::AsyncWriteExt;
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 
-/// How long one connection may hold up the others.
+/// How long a sweep may take until the connection at which it stands is dropped.
 const STALL: Duration = Duration::from_secs(5);
 /// Comings and goings that wait for the broadcaster.
 const CHANGES: usize = 1024;
@@ -31,6 +33,8 @@ type Writer = WebSocketWrite<OwnedWriteHalf>;
 
 struct Shared {
     verifier: Option<Verifier>,
+    /// The frames that greet a connection, one behind the other.
+    greeting: Vec<u8>,
     places: Mutex<Places>,
     changes: mpsc::Sender<Change>,
 }
@@ -70,7 +74,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let listener = socket.listen(BACKLOG.unsigned_abs())?;
     let (changes, changed) = mpsc::channel(CHANGES);
     let verifier = options.secret.as_deref().map(Verifier::new);
-    let shared = Arc::new(Shared { verifier, places: Mutex::default(), changes });
+    let mut greeting = Vec::new();
+    for text in options.greeting().into_iter().flatten() {
+        greeting.extend_from_slice(Frame::text(Payload::Borrowed(text.as_bytes())).write(&mut Vec::new()));
+    }
+    let shared = Arc::new(Shared { verifier, greeting, places: Mutex::default(), changes });
     tokio::spawn(publish(options, changed, Arc::clone(&shared)));
     restcast_peers::ready(listener.local_addr()?)?;
     loop {
@@ -115,14 +123,12 @@ async fn answer(mut request: Request<Incoming>, shared: Arc<Shared>) -> Result<R
 }
 
 /// Hands the writing half to the broadcaster and reads until the client closes.
-async fn follow(stream: TcpStream, shared: &Shared) -> Result<(), WebSocketError> {
-    let (mut reader, mut writer) = WebSocket::after_handshake(stream, Role::Server).split(|stream| stream.into_split());
+async fn follow(mut stream: TcpStream, shared: &Shared) -> Result<(), WebSocketError> {
+    stream.write_all(&shared.greeting).await?;
+    let (mut reader, writer) = WebSocket::after_handshake(stream, Role::Server).split(|stream| stream.into_split());
     // The broadcaster has the other half: a ping is not answered, and no client here sends one.
     reader.set_auto_pong(false);
     reader.set_auto_close(false);
-    if shared.verifier.is_some() {
-        writer.write_frame(Frame::text(Payload::Borrowed(WELCOME.as_bytes()))).await?;
-    }
     let place = shared.place();
     if shared.changes.send(Change::Come(place, writer)).await.is_err() {
         return Ok(());
@@ -174,11 +180,23 @@ async fn due(ticks: Option<Ticks>) {
 }
 
 async fn broadcast(writers: &mut [Option<Writer>], text: &str) {
-    for place in writers {
-        let Some(writer) = place else { continue };
-        let write = writer.write_frame(Frame::text(Payload::Borrowed(text.as_bytes())));
-        if !matches!(tokio::time::timeout(STALL, write).await, Ok(Ok(()))) {
-            *place = None;
+    let mut next = 0;
+    while next < writers.len() {
+        let sweep = async {
+            while let Some(place) = writers.get_mut(next) {
+                if let Some(writer) = place {
+                    let write = writer.write_frame(Frame::text(Payload::Borrowed(text.as_bytes())));
+                    if write.await.is_err() {
+                        *place = None;
+                    }
+                }
+                next += 1;
+            }
+        };
+        if tokio::time::timeout(STALL, sweep).await.is_err() {
+            // It stands at the connection that takes nothing; the others' sweep goes on behind it.
+            writers[next] = None;
+            next += 1;
         }
     }
 }
