@@ -283,6 +283,7 @@ impl Shard {
         joint.bytes.clear();
         let Some(open) = self.connections.at(index).and_then(|connection| connection.open()) else { return };
         let slots = open.subscriptions.slots();
+        let mut held = 0;
         for step in 0..slots.min(JOINT_SLOTS_MAX) {
             let no = (first + step) % slots;
             let Some(&slot) = open.subscriptions.at(no).filter(|slot| !slot.pending && !slot.rated) else { continue };
@@ -294,7 +295,6 @@ impl Shard {
                 continue;
             };
             let length = bytes.len() - from;
-            let held: usize = joint.parts.iter().map(|(_, _, length)| length).sum();
             if held > 0 && held + length > limits::CHUNK_BYTES {
                 continue;
             }
@@ -308,6 +308,7 @@ impl Shard {
                 joint.bytes.extend_from_slice(&bytes[from..]);
             }
             joint.parts.push((no, slot, length));
+            held += length;
         }
     }
 
