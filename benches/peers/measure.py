@@ -19,6 +19,7 @@ ends with it.
 """
 
 import argparse
+import collections
 import contextlib
 import ctypes
 import dataclasses
@@ -606,6 +607,7 @@ def troubles(report):
         ("connections failed", "connections.failed"),
         ("connections dropped", "connections.dropped"),
         ("readers without an event", "events.silent"),
+        ("readers left in an old epoch", "events.stuck"),
         ("events lost", "events.lost"),
         # Of readers that read: what a snapshot skipped was not delivered, as little as what a peer lost.
         ("events conflated", "events.conflated"),
@@ -614,9 +616,10 @@ def troubles(report):
     ):
         if count := value(report, path):
             found.append(f"{count:,} {words}")
-    # Tokens live an hour and no server is told to go: a close with a code is none that was asked for. Ends without one are
-    # connections dropped, and a reader that does not read sees no code.
-    for cause, count in (value(report, "closes") or {}).items():
+    # Tokens live an hour and no server is told to go: a close with a code is none that was asked for, but of a reader that
+    # does not read. Ends without a code are connections dropped.
+    closes, slow = (collections.Counter(value(report, path)) for path in ("closes", "slow.closes"))
+    for cause, count in (closes - slow).items():
         if re.match(r"\d{4}\b", cause):
             found.append(f"{count:,} closed by the server with {cause}")
     if value(report, "client.saturated"):
