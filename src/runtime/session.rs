@@ -1,8 +1,8 @@
 //! TLS of one client connection: ciphertext in place, plaintext to the shard and back; the shard knows nothing of it.
 //!
 //! Source: RFC 8446 and RFC 5246 by way of rustls's unbuffered connections; the PROXY protocol, version 2, section 2.
-//! Memory: a box a connection. Buffers are the core's ([`Scratch`]); a connection holds bytes of its own only while a
-//! record is incomplete (at most [`KEPT_BYTES_MAX`]) or its socket has not taken all of a sealed one (one record; in the
+//! Memory: a box a connection. Buffers are the core's (`Scratch`); a connection holds bytes of its own only while a
+//! record is incomplete (at most `KEPT_BYTES_MAX`) or its socket has not taken all of a sealed one (one record; in the
 //! handshake, the server's flight).
 //! Errors: a peer that does not keep to TLS gets the alert, one that speaks HTTP in the clear an answer; both are then
 //! done with. Not here: certificates and tickets (`tls`), epoll (`sockets`).
