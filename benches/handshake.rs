@@ -8,7 +8,7 @@ use std::hint::black_box;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use restcast::auth::jwt::Verifier;
 use restcast::codec::http::parse_head;
-use restcast::connection::handshake::{credential, demand};
+use restcast::connection::handshake::{demand, presented};
 
 use hall::{Hall, key, options, start, token, upgrade};
 
@@ -27,8 +27,8 @@ fn parse(c: &mut Criterion) {
         b.iter(|| {
             let (head, _) = parse_head(black_box(&bytes), 16 << 10).expect("a head").expect("the whole of it");
             let demand = demand(&head, &options.connection).expect("a WebSocket is demanded");
-            let credential = credential(&head, &options.auth).expect("a credential").expect("it is there");
-            black_box((demand, credential));
+            let presented = presented(&head, &options.auth).expect("a credential");
+            black_box((demand, presented));
         });
     });
     group.finish();

@@ -109,6 +109,10 @@ pub const PREFER_WAIT_MAX: Duration = Duration::from_secs(60);
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(86_400);
 /// Bytes of an upstream's `ETag` or `Last-Modified`; a longer one is not sent back.
 pub const VALIDATOR_BYTES_MAX: usize = 1024;
+/// Credentials of one core that somebody outside is asked about at once; past it those who present one are told to wait.
+pub const LOOKUPS_MAX: usize = 65_536;
+/// How long such a question may go unanswered: beyond every timeout of those who are asked.
+pub const LOOKUP_TIMEOUT: Duration = Duration::from_secs(30);
 /// `auth_update`s refused in a row before a connection is closed 4001.
 pub const AUTH_UPDATES_REFUSED_MAX: u8 = 5;
 /// Bytes of answers waiting for one connection's socket (frames of streams not included: those stay in the log).

@@ -21,6 +21,12 @@ use crate::time::WallTime;
 pub enum CredentialKind {
     /// A JSON Web Token.
     Jwt,
+    /// A session of the application's, kept in Redis.
+    Session,
+    /// A key made for programs.
+    ApiKey,
+    /// A one-time ticket, made for another credential and good for as long as that.
+    Ticket,
     /// No credential was presented.
     Anonymous,
 }
@@ -30,6 +36,9 @@ impl CredentialKind {
     pub const fn as_str(self) -> &'static str {
         match self {
             CredentialKind::Jwt => "jwt",
+            CredentialKind::Session => "session",
+            CredentialKind::ApiKey => "api_key",
+            CredentialKind::Ticket => "ticket",
             CredentialKind::Anonymous => "anonymous",
         }
     }

@@ -13,6 +13,7 @@ pub mod grant;
 pub mod jwt;
 pub mod keys;
 pub mod members;
+pub mod session;
 
 use std::time::Duration;
 
@@ -27,6 +28,8 @@ pub struct Options {
     pub first_message: Option<Duration>,
     /// The `[auth.jwt]` table.
     pub jwt: jwt::Options,
+    /// The `[auth.session]` table; `None`: session cookies are not read.
+    pub session: Option<session::Options>,
 }
 
 impl Default for Options {
@@ -36,6 +39,7 @@ impl Default for Options {
             reauth_before: Duration::from_secs(60),
             first_message: None,
             jwt: jwt::Options::default(),
+            session: None,
         }
     }
 }

@@ -317,6 +317,7 @@ impl Check<'_> {
                 },
                 keys,
             },
+            session: None,
         }
     }
 

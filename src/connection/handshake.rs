@@ -29,12 +29,21 @@ pub struct Refusal {
     pub allow: Option<&'static str>,
     /// `Retry-After` in seconds.
     pub retry_after_s: Option<u64>,
+    /// A word for programs, where a credential is refused: `reason` of `AUTH_UPDATE_REJECTED`.
+    pub reason: Option<&'static str>,
 }
 
 impl Refusal {
     /// The refusal of that code, with the code's own status.
     pub fn new(code: ErrorCode, detail: impl Into<Cow<'static, str>>) -> Refusal {
-        Refusal { status: code.http_status(), code, detail: detail.into(), allow: None, retry_after_s: None }
+        Refusal {
+            status: code.http_status(),
+            code,
+            detail: detail.into(),
+            allow: None,
+            retry_after_s: None,
+            reason: None,
+        }
     }
 
     /// The same with another status.
@@ -46,6 +55,12 @@ impl Refusal {
     /// The same with `Retry-After`.
     pub fn retry_after(mut self, seconds: u64) -> Refusal {
         self.retry_after_s = Some(seconds);
+        self
+    }
+
+    /// The same with a word for programs.
+    pub fn because(mut self, reason: &'static str) -> Refusal {
+        self.reason = Some(reason);
         self
     }
 
@@ -229,20 +244,69 @@ pub enum Carrier {
     Authorization,
     /// `Sec-WebSocket-Protocol: …, jwt, <token>`.
     Subprotocol,
-    /// `?token=`.
+    /// `?token=` or `?ticket=`.
     Query,
-    /// The cookie of `auth.jwt.cookie`, which a browser sends by itself.
+    /// `X-Api-Key`.
+    ApiKeyField,
+    /// A cookie, which a browser sends by itself.
     Cookie,
 }
 
-/// The credential a request presents: the first carrier that is there, later ones are not read.
+/// A credential as presented, not looked at.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Credential {
+    /// A JSON Web Token.
+    Token(Secret),
+    /// A one-time ticket.
+    Ticket(Secret),
+    /// An API key.
+    ApiKey(Secret),
+}
+
+/// What a request presents to say who asks.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Presented {
+    /// The first carrier that is there: later ones are not read.
+    pub first: Option<(Credential, Carrier)>,
+    /// The session cookie, as sent: looked at where nothing else is there, or where that is a token that does not verify.
+    pub session: Option<Secret>,
+}
+
+impl Presented {
+    /// A token that did not come with a request.
+    pub fn token(token: Secret) -> Presented {
+        Presented { first: Some((Credential::Token(token), Carrier::Authorization)), session: None }
+    }
+
+    /// Whether nothing is presented.
+    pub fn is_empty(&self) -> bool {
+        self.first.is_none() && self.session.is_none()
+    }
+}
+
+/// The credentials a request presents (protocol section 2, «Carriers»).
 ///
 /// # Errors
 /// 400 where one carrier holds two values, 401 where it holds what can be none (or `?token=` is switched off).
-pub fn credential(head: &Head<'_>, options: &auth::Options) -> Result<Option<(Secret, Carrier)>, Refusal> {
+pub fn presented(head: &Head<'_>, options: &auth::Options) -> Result<Presented, Refusal> {
+    let session = match &options.session {
+        None => None,
+        Some(session) => match http::cookie(head, &session.cookie) {
+            Ok(value) => value.map(|value| Secret::new(value.as_bytes())),
+            Err(_) => return Err(Refusal::new(ErrorCode::BadRequest, "the session's cookie appears twice")),
+        },
+    };
+    Ok(Presented { first: first_presented(head, options, session.is_some())?, session })
+}
+
+fn first_presented(
+    head: &Head<'_>,
+    options: &auth::Options,
+    has_session: bool,
+) -> Result<Option<(Credential, Carrier)>, Refusal> {
     let bad = |detail: &'static str| Refusal::new(ErrorCode::BadRequest, detail);
     let invalid = |detail: &'static str| Refusal::new(ErrorCode::InvalidToken, detail);
-    let found = |token: &str, carrier| Ok(Some((Secret::new(token.as_bytes()), carrier)));
+    let found = |token: &str, carrier| Ok(Some((Credential::Token(Secret::new(token.as_bytes())), carrier)));
     let mut other_scheme = false;
     match http::bearer(head) {
         Authorization::Bearer(token) => return found(token, Carrier::Authorization),
@@ -265,13 +329,13 @@ pub fn credential(head: &Head<'_>, options: &auth::Options) -> Result<Option<(Se
         }
         return found(token, Carrier::Subprotocol);
     }
-    let (mut tokens, mut ticket) = (Vec::new(), false);
+    let (mut tokens, mut tickets) = (Vec::new(), Vec::new());
     for pair in http::Query::new(head.query.unwrap_or_default()) {
         // What cannot be read may have been a credential: it is never passed over.
         let (name, value) = pair.map_err(|error| Refusal::new(ErrorCode::BadRequest, format!("the query: {error}")))?;
         match &*name {
             "token" => tokens.push(value),
-            "ticket" => ticket = true,
+            "ticket" => tickets.push(value),
             _ => {}
         }
     }
@@ -286,12 +350,20 @@ pub fn credential(head: &Head<'_>, options: &auth::Options) -> Result<Option<(Se
         Ok(None) => {}
         Err(_) => return Err(bad("the token's cookie appears twice")),
     }
-    if other_scheme {
-        return Err(invalid("Authorization is not «Bearer» and a token"));
+    match tickets.as_slice() {
+        [] => {}
+        [ticket] => return Ok(Some((Credential::Ticket(Secret::new(ticket.as_bytes())), Carrier::Query))),
+        _ => return Err(bad("the parameter ticket appears twice")),
     }
-    // No tickets or API keys are handed out: whatever is presented as one is none, and never falls back to anonymous.
-    if ticket || head.all("x-api-key").next().is_some() {
-        return Err(invalid("there is no such ticket or API key"));
+    let mut keys = head.all("x-api-key");
+    if let Some(key) = keys.next() {
+        if keys.next().is_some() {
+            return Err(bad("X-Api-Key appears twice"));
+        }
+        return Ok(Some((Credential::ApiKey(Secret::new(key)), Carrier::ApiKeyField)));
+    }
+    if other_scheme && !has_session {
+        return Err(invalid("Authorization is not «Bearer» and a token"));
     }
     Ok(None)
 }

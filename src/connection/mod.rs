@@ -23,6 +23,7 @@ use crate::ids::{ConnectionId, Holder, ResumePoint};
 use crate::limits;
 use crate::time::{Instant, WallTime};
 
+use self::handshake::Refusal;
 use self::outbox::Outbox;
 use self::subscriptions::Subscriptions;
 
@@ -148,6 +149,8 @@ pub struct Http {
     pub proxied: bool,
     /// Whether the first byte of the connection is still to be made sense of.
     pub fresh: bool,
+    /// What has become of the credential of the request at hand, where somebody outside had to be asked.
+    pub judged: Option<Result<Grant, Refusal>>,
 }
 
 /// Where in an exchange an HTTP connection is.
@@ -186,6 +189,13 @@ pub enum Phase {
         key: Option<KeyId>,
         /// How to answer.
         reply: Reply,
+    },
+    /// Somebody outside is asked about the request's credential.
+    Looking {
+        /// The number of the question.
+        ask: u64,
+        /// The request's head, to be carried out when the answer is there.
+        head: Vec<u8>,
     },
     /// Another core is asked.
     Asking {
@@ -229,6 +239,8 @@ pub struct Unauthenticated {
     pub rate: MessageRate,
     /// Whom failures are counted for.
     pub peer: std::net::IpAddr,
+    /// Whether its credential is being looked at: what it sends meanwhile is passed over.
+    pub looking: bool,
 }
 
 /// A connection with a grant.
@@ -254,6 +266,8 @@ pub struct Open {
     pub single: bool,
     /// `auth_update`s refused in a row.
     pub refusals: u8,
+    /// Whether a new credential of it is being looked at: another must wait.
+    pub updating: bool,
     /// Whether the subject's connections count it.
     pub counted: bool,
 }

@@ -21,7 +21,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use crate::config::LogLevel;
 use crate::ids::{ConnectionKey, CoreId};
 use crate::metrics::CoreMetrics;
-use crate::shard::{Input, Notice, Output, Shard};
+use crate::shard::{Found, Input, Notice, Output, Shard};
 use crate::stream::poll::{FetchError, FetchResult, PollNo, UpstreamCode};
 use crate::time::Now;
 
@@ -284,6 +284,7 @@ impl Core {
         for message in process.mailboxes[usize::from(self.core.0)].take() {
             match message {
                 Message::Mail(mail) => self.guarded(now, None, Input::Mail(mail)),
+                Message::Found { ask, found } => self.guarded(now, None, Input::Found { ask, found }),
                 Message::Compared(compared) => self.guarded(now, None, Input::Compared(compared)),
                 Message::Reload(options) => self.guarded(now, None, Input::Reload(options)),
                 Message::Drain => {
@@ -443,6 +444,7 @@ impl Core {
                     let mailbox = Arc::clone(&self.process.mailboxes[usize::from(self.core.0)]);
                     self.process.workers.compare(comparison, mailbox);
                 }
+                Output::LookUp { ask, .. } => self.post(self.core, Message::Found { ask, found: Found::Unavailable }),
                 Output::Mail { to, mail } => self.post(to, Message::Mail(mail)),
                 Output::Finish { connection } => {
                     let sockets = &mut self.sockets;

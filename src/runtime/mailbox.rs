@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::limits;
-use crate::shard::{Mail, Options};
+use crate::shard::{Found, Mail, Options};
 use crate::stream::Compared;
 
 /// What a core can be told.
@@ -19,6 +19,13 @@ use crate::stream::Compared;
 pub enum Message {
     /// By another core.
     Mail(Mail),
+    /// By somebody outside of the cores: the answer to a question.
+    Found {
+        /// The number of the question.
+        ask: u64,
+        /// The answer.
+        found: Found,
+    },
     /// By a worker: a comparison has ended.
     Compared(Box<Compared>),
     /// By the process: end.

@@ -162,7 +162,7 @@ impl Catalog {
         // Who presents nothing is not told which streams there are.
         let not_found = || match grant.kind() {
             CredentialKind::Anonymous => Refusal::new(ErrorCode::MissingCredential, "this stream needs a credential"),
-            CredentialKind::Jwt => Refusal::new(ErrorCode::StreamNotFound, "there is no such stream"),
+            _ => Refusal::new(ErrorCode::StreamNotFound, "there is no such stream"),
         };
         let entry = StreamId::new(id).and_then(|id| self.entries.get(&id)).ok_or_else(not_found)?;
         let options = &entry.options;

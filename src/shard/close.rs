@@ -293,6 +293,8 @@ impl Shard {
                     reply.keep_alive = false
                 }
                 Phase::Delayed { keep_alive, .. } => *keep_alive = false,
+                // The request is carried out when its credential has been looked at, and knows by then.
+                Phase::Looking { .. } => {}
                 Phase::Waiting { .. } | Phase::Body { .. } => self.remove(index, false),
             },
             State::Closing(closing) => {

@@ -294,6 +294,10 @@ impl Shard {
                 self.asks.remove(&ask);
                 reply
             }
+            Phase::Looking { ask, .. } => {
+                self.forget_lookup(ask);
+                Reply::default()
+            }
             Phase::Body { reply, .. } => reply,
             Phase::Head | Phase::Delayed { .. } => Reply::default(),
         }

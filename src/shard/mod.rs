@@ -7,6 +7,7 @@
 //! Source: ARCHITECTURE.md. Memory: each table and queue names its bound. Errors: answered to the peer at fault.
 //! Not here: sockets, threads, clocks.
 
+mod authenticate;
 mod catalog;
 mod close;
 mod encoder;
@@ -43,6 +44,7 @@ use crate::stream::poll::{FetchRequest, FetchResult, PollNo, Status};
 use crate::time::{Instant, Now};
 use crate::{auth, connection, stream};
 
+pub use self::authenticate::{Found, Lookup, SessionRecord};
 pub use self::catalog::{Catalog, StreamKey};
 pub use self::close::CannedAnswer;
 pub use self::ledger::Ledger;
@@ -50,6 +52,7 @@ pub use self::mail::Mail;
 pub use self::rng::Rng;
 pub use self::stats::Stats;
 
+use self::authenticate::Asked;
 use self::encoder::Encoder;
 use self::fanout::Joint;
 use self::owner::Owned;
@@ -109,6 +112,13 @@ pub enum Input<'a> {
     Compared(Box<stream::Compared>),
     /// Another core says something.
     Mail(Mail),
+    /// A question has been answered.
+    Found {
+        /// Its number.
+        ask: u64,
+        /// The answer.
+        found: Found,
+    },
     /// Time has passed.
     Timeout,
     /// The wall clock was stepped, or the machine slept: credential deadlines are to be anchored anew.
@@ -133,6 +143,13 @@ pub enum Output {
     },
     /// Compare two values on the worker pool, and bring back [`Input::Compared`].
     Compare(Box<stream::Comparison>),
+    /// Ask somebody outside of the cores, and bring back [`Input::Found`].
+    LookUp {
+        /// The number of the question.
+        ask: u64,
+        /// What is asked.
+        lookup: Lookup,
+    },
     /// Tell another core.
     Mail {
         /// Which.
@@ -259,6 +276,9 @@ pub struct Shard {
     rejudge: bool,
     /// HTTP requests that wait for another core's answer.
     asks: HashMap<u64, ConnectionKey>,
+    /// What is done with the answers of those outside of the cores.
+    looked_up: HashMap<u64, Asked>,
+    /// The number of the last question, of either kind.
     ask_no: u64,
 }
 
@@ -313,6 +333,7 @@ impl Shard {
             recheck: None,
             rejudge: false,
             asks: HashMap::new(),
+            looked_up: HashMap::new(),
             ask_no: 0,
         };
         shard.share_bounds();
@@ -332,6 +353,7 @@ impl Shard {
             Input::Fetched { stream, poll, result } => self.fetched(stream, poll, result),
             Input::Compared(compared) => self.compared(*compared),
             Input::Mail(mail) => self.mail(mail),
+            Input::Found { ask, found } => self.found(ask, found),
             Input::Timeout => self.timeout(),
             Input::ClockMoved => self.recheck = Some(0),
             Input::Drain => self.begin_drain(),

@@ -11,7 +11,7 @@ use crate::codec::message::{
     self, AuthKind, ClientId, ClientMessage, CloseReason, ErrorCode, ErrorFrame, MessageError,
 };
 use crate::codec::ws::{self, Incoming, Opcode};
-use crate::connection::handshake::Refusal;
+use crate::connection::handshake::{Presented, Refusal};
 use crate::connection::subscriptions::Subscriptions;
 use crate::connection::{MessageRate, Open, State};
 use crate::frame::{self, Encoding, Transport};
@@ -20,6 +20,8 @@ use crate::limits;
 use crate::metrics::{AuthUpdateResult, HandshakeResult};
 use crate::secret::Secret;
 
+use super::authenticate::{Authenticated, Waiter};
+use super::requests::is_failure;
 use super::{Mail, Shard};
 
 /// What `/echo` takes (protocol section 7).
@@ -41,6 +43,9 @@ impl Shard {
         let id = ConnectionId { random, core: self.core, index };
         let kind = match grant.kind() {
             CredentialKind::Jwt => AuthKind::Jwt,
+            CredentialKind::Session => AuthKind::Session,
+            CredentialKind::ApiKey => AuthKind::ApiKey,
+            CredentialKind::Ticket => AuthKind::Ticket,
             CredentialKind::Anonymous => AuthKind::Anonymous,
         };
         let (sub, expires) = (grant.sub().map(str::to_owned), grant.expires());
@@ -56,6 +61,7 @@ impl Shard {
             transport,
             single,
             refusals: 0,
+            updating: false,
             counted,
         });
         self.metrics.handshakes.of(HandshakeResult::Ok).count();
@@ -206,16 +212,36 @@ impl Shard {
 
     /// `auth_update` of a WebSocket.
     fn auth_update(&mut self, index: u32, token: Option<&Secret>, id: Option<&ClientId>) {
+        let Some(connection) = self.key_of(index) else { return };
         let Some(client) = self.connections.at(index).map(|connection| connection.client) else { return };
+        let Some(open) = self.connections.at(index).and_then(|connection| connection.open()) else { return };
+        let rejected = |reason| Refusal::new(ErrorCode::AuthUpdateRejected, "").because(reason);
         let outcome = match token {
-            Some(_) if self.is_refused(client) => Err("rate_limited"),
-            Some(token) => self.verifier.verify(token.expose_secret(), self.now.wall).map_err(|error| error.reason()),
-            None => Err("no_session"),
+            _ if open.updating => Err(rejected("busy")),
+            Some(_) if self.is_refused(client) => Err(rejected("rate_limited")),
+            Some(token) => {
+                let waiter = Waiter::Update { connection, id: id.cloned() };
+                match self.authenticate(Presented::token(token.clone()), waiter) {
+                    Authenticated::Now(outcome) => outcome,
+                    Authenticated::Later(_) => {
+                        if let Some(open) = self.connections.at_mut(index).and_then(|c| c.open_mut()) {
+                            open.updating = true;
+                        }
+                        return;
+                    }
+                }
+            }
+            None => Err(rejected("no_session")),
         };
-        let outcome = match outcome {
-            Ok(verified) => Ok(verified.into_grant(&mut self.rights, self.options.catalog.template_claims())),
-            Err(reason) => Err(reason),
-        };
+        self.update_judged(index, id, outcome);
+    }
+
+    /// The new credential of an open WebSocket has been looked at.
+    pub(super) fn update_judged(&mut self, index: u32, id: Option<&ClientId>, outcome: Result<Grant, Refusal>) {
+        let Some(connection) = self.connections.at_mut(index) else { return };
+        let client = connection.client;
+        let Some(open) = connection.open_mut() else { return };
+        open.updating = false;
         match outcome {
             Ok(grant) => match self.regrant(index, grant, |shard, index, expires, permissions| {
                 shard.tell(index, "auth_ok", |out| {
@@ -228,12 +254,13 @@ impl Shard {
                     self.count_refusal(index);
                 }
             },
-            Err(reason) => {
-                if token.is_some() {
+            Err(refusal) => {
+                if is_failure(refusal.code) {
                     self.ledger.failure(client, self.options.limits.auth_failures_per_minute, self.now.at);
                 }
                 self.metrics.auth_updates.of(AuthUpdateResult::Rejected).count();
-                let frame = ErrorFrame { reason: Some(reason), id, ..ErrorFrame::of(ErrorCode::AuthUpdateRejected) };
+                let reason = Some(refusal.reason.unwrap_or("refused"));
+                let frame = ErrorFrame { reason, id, ..ErrorFrame::of(ErrorCode::AuthUpdateRejected) };
                 self.tell(index, "error", |out| message::write_error(out, &frame));
                 self.count_refusal(index);
             }
@@ -287,33 +314,54 @@ impl Shard {
 
     /// To this core: renew the credential of a live SSE connection.
     pub(super) fn renew(&mut self, id: ConnectionId, token: &Secret, addr: IpAddr, from: CoreId, ask: u64) {
-        let outcome = self.renew_events(id, token, addr);
+        let outcome = match self.sse_connection(id).and_then(|_| self.standing_allows(addr)) {
+            Err(refusal) => Err(refusal),
+            Ok(()) => {
+                let waiter = Waiter::Renewal { connection: id, addr, from, ask };
+                match self.authenticate(Presented::token(token.clone()), waiter) {
+                    Authenticated::Now(outcome) => return self.renewal_judged(id, addr, from, ask, outcome),
+                    Authenticated::Later(_) => return,
+                }
+            }
+        };
         self.send(from, Mail::Renewed { ask, outcome });
     }
 
-    fn renew_events(&mut self, id: ConnectionId, token: &Secret, addr: IpAddr) -> Result<Vec<u8>, Refusal> {
-        let unknown = || Refusal::new(ErrorCode::UnknownConnection, "there is no such connection");
-        let open = self.connections.at(id.index).and_then(|connection| connection.open()).ok_or_else(unknown)?;
-        if open.random != id.random || open.transport != Transport::Sse {
-            return Err(unknown());
-        }
-        let grant = match self.verify(token, addr) {
-            Ok(grant) => grant,
+    /// The new credential of a live SSE connection has been looked at.
+    pub(super) fn renewal_judged(
+        &mut self,
+        id: ConnectionId,
+        addr: IpAddr,
+        from: CoreId,
+        ask: u64,
+        outcome: Result<Grant, Refusal>,
+    ) {
+        let outcome = self.sse_connection(id).and_then(|index| match outcome {
+            Ok(grant) => {
+                let mut body = Vec::new();
+                self.regrant(index, grant, |_, _, expires, permissions| {
+                    let permissions = permissions.iter().map(|permission| &**permission);
+                    message::write_auth_ok(&mut body, None, expires, permissions);
+                })
+                .inspect_err(|_| self.count_refusal(index))?;
+                Ok(body)
+            }
             Err(refusal) => {
                 self.metrics.auth_updates.of(AuthUpdateResult::Rejected).count();
-                if refusal.code != ErrorCode::RateLimited {
+                if is_failure(refusal.code) {
                     self.count_failure(addr);
-                    self.count_refusal(id.index);
+                    self.count_refusal(index);
                 }
-                return Err(refusal);
+                Err(refusal)
             }
-        };
-        let mut body = Vec::new();
-        self.regrant(id.index, grant, |_, _, expires, permissions| {
-            message::write_auth_ok(&mut body, None, expires, permissions.iter().map(|permission| &**permission));
-        })
-        .inspect_err(|_| self.count_refusal(id.index))?;
-        Ok(body)
+        });
+        self.send(from, Mail::Renewed { ask, outcome });
+    }
+
+    fn sse_connection(&self, id: ConnectionId) -> Result<u32, Refusal> {
+        let open = self.connections.at(id.index).and_then(|connection| connection.open());
+        let held = open.is_some_and(|open| open.random == id.random && open.transport == Transport::Sse);
+        if held { Ok(id.index) } else { Err(Refusal::new(ErrorCode::UnknownConnection, "there is no such connection")) }
     }
 
     /// Bytes of a WebSocket that has not said who it is.
@@ -346,8 +394,8 @@ impl Shard {
             match incoming {
                 // Only the credential is read before `welcome`.
                 Incoming::Text(text) => {
-                    if let Ok(ClientMessage::Auth { token }) = ClientMessage::parse(text) {
-                        self.authenticated(index, &token);
+                    if let (false, Ok(ClientMessage::Auth { token })) = (waiting.looking, ClientMessage::parse(text)) {
+                        self.authenticate_first(index, &token);
                     }
                 }
                 Incoming::Binary(_) => return self.close_for_fault(index, CloseReason::UnsupportedData),
@@ -369,17 +417,46 @@ impl Shard {
     }
 
     /// A first message has brought a token.
-    fn authenticated(&mut self, index: u32, token: &Secret) {
+    fn authenticate_first(&mut self, index: u32, token: &Secret) {
+        let Some(connection) = self.key_of(index) else { return };
+        let Some(State::Unauthenticated(waiting)) = self.connections.at_mut(index).map(|c| &mut c.state) else {
+            return;
+        };
+        let addr = waiting.peer;
+        let outcome = match self.standing_allows(addr) {
+            Err(refusal) => Err(refusal),
+            Ok(()) => match self.authenticate(Presented::token(token.clone()), Waiter::FirstMessage(connection)) {
+                Authenticated::Now(outcome) => outcome,
+                Authenticated::Later(_) => {
+                    if let Some(State::Unauthenticated(waiting)) = self.connections.at_mut(index).map(|c| &mut c.state)
+                    {
+                        waiting.looking = true;
+                    }
+                    return;
+                }
+            },
+        };
+        self.first_message_judged(index, outcome);
+    }
+
+    /// The credential of a first message has been looked at.
+    pub(super) fn first_message_judged(&mut self, index: u32, outcome: Result<Grant, Refusal>) {
         let Some(State::Unauthenticated(waiting)) = self.connections.at_mut(index).map(|c| &mut c.state) else {
             return;
         };
         let (addr, encoding, request) = (waiting.peer, waiting.encoding, waiting.request.take());
-        let grant = match self.verify(token, addr) {
+        let grant = match outcome {
             Ok(grant) => grant,
             Err(refusal) => {
                 self.metrics.handshakes.of(HandshakeResult::of_code(refusal.code.as_str())).count();
-                self.count_failure(addr);
-                return self.close(index, CloseReason::InvalidToken);
+                if is_failure(refusal.code) {
+                    self.count_failure(addr);
+                }
+                let reason = match refusal.code {
+                    ErrorCode::Overloaded | ErrorCode::SessionStoreUnavailable => CloseReason::Overloaded,
+                    _ => CloseReason::InvalidToken,
+                };
+                return self.close(index, reason);
             }
         };
         let key = match &request {

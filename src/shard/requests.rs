@@ -17,9 +17,10 @@ use crate::connection::handshake::{self, Carrier, Demand, How, Page, Refusal, Se
 use crate::connection::{Connection, Echo, Http, MessageRate, Phase, Reply, State, StreamRequest, Unauthenticated};
 use crate::frame::{Encoding, Transport};
 use crate::ids::{ConnectionId, ConnectionKey, Holder};
-use crate::secret::Secret;
+use crate::limits;
 use crate::time::Instant;
 
+use super::authenticate::{Authenticated, Waiter};
 use super::ledger::Standing;
 use super::{CannedAnswer, Mail, Shard};
 
@@ -44,6 +45,8 @@ enum Judged {
     Granted(Grant),
     /// It may bring its credential in the first message.
     FirstMessage,
+    /// Somebody outside is asked: the request is carried out again when the answer is there.
+    Later,
 }
 
 impl Shard {
@@ -82,6 +85,7 @@ impl Shard {
             told_by_proxy: None,
             admitted: None,
             fresh: true,
+            judged: None,
         };
         let mut connection = Connection::accepted(generation, self.ledger.address(addr), now.at, http);
         connection.address = holder;
@@ -189,6 +193,7 @@ impl Shard {
                     Ok(Some((head, used))) => {
                         http.fresh = false;
                         self.request(index, &head);
+                        self.keep_head(index, buffer.get(..used).unwrap_or_default());
                         used
                     }
                     Err(error) => {
@@ -205,21 +210,69 @@ impl Shard {
                     Some(used) => used,
                     None => return,
                 },
-                Phase::Waiting { .. } | Phase::Asking { .. } | Phase::Delayed { .. } => {
+                Phase::Waiting { .. } | Phase::Asking { .. } | Phase::Looking { .. } | Phase::Delayed { .. } => {
                     return self.keep(index, buffer);
                 }
             };
             buffer.drain(..used);
-            match self.connections.at_mut(index).map(|connection| &mut connection.state) {
-                Some(State::Http(http)) => http.buffer = buffer,
-                // What came behind an upgrade is the WebSocket's.
-                Some(State::Open(_) | State::Unauthenticated(_) | State::Echo(_)) if !buffer.is_empty() => {
-                    self.received(index, &mut buffer);
-                    return;
-                }
-                _ => return,
+            if !self.go_on(index, buffer) {
+                return;
             }
         }
+    }
+
+    /// A request has been carried out: `buffer` came behind it. Whether the connection still speaks HTTP.
+    fn go_on(&mut self, index: u32, mut buffer: Vec<u8>) -> bool {
+        match self.connections.at_mut(index).map(|connection| &mut connection.state) {
+            Some(State::Http(http)) => {
+                http.buffer = buffer;
+                return true;
+            }
+            // What came behind an upgrade is the WebSocket's.
+            Some(State::Open(_) | State::Unauthenticated(_) | State::Echo(_)) if !buffer.is_empty() => {
+                self.received(index, &mut buffer);
+            }
+            _ => {}
+        }
+        false
+    }
+
+    /// Keeps the head of a request whose credential is being looked at.
+    fn keep_head(&mut self, index: u32, bytes: &[u8]) {
+        if let Some(Phase::Looking { head, .. }) = self.http_mut(index).map(|http| &mut http.phase) {
+            head.extend_from_slice(bytes);
+        }
+    }
+
+    /// The credential of a request has been looked at: the request is carried out.
+    pub(super) fn request_judged(&mut self, connection: ConnectionKey, outcome: Result<Grant, Refusal>) {
+        let Some(index) = self.still(connection) else { return };
+        let head_max = self.options.limits.request_head_bytes_max as usize;
+        let deadline = self.now.at + self.options.limits.handshake_timeout;
+        let Some(connection) = self.connections.at_mut(index) else { return };
+        let client = connection.client;
+        let State::Http(http) = &mut connection.state else { return };
+        let Phase::Looking { head, .. } = &mut http.phase else { return };
+        let head = std::mem::take(head);
+        http.phase = Phase::Head;
+        http.deadline = deadline;
+        http.judged = Some(outcome);
+        // It has been counted.
+        http.admitted = Some(client);
+        let buffer = std::mem::take(&mut http.buffer);
+        match http::parse_head(&head, head_max.max(head.len())) {
+            Ok(Some((head, _))) => self.request(index, &head),
+            // It has been read before.
+            Ok(None) | Err(_) => return self.close(index, CloseReason::Internal),
+        }
+        if let Some(http) = self.http_mut(index) {
+            http.judged = None;
+        }
+        if self.go_on(index, buffer) {
+            self.serve_http(index);
+        }
+        self.arm(index);
+        self.resume_reading(index);
     }
 
     fn keep(&mut self, index: u32, buffer: Vec<u8>) {
@@ -263,12 +316,14 @@ impl Shard {
 
     /// Carries out one request.
     fn request(&mut self, index: u32, head: &Head<'_>) {
-        let Some(http) = self.http_mut(index) else { return };
+        let Some(connection) = self.connections.at(index) else { return };
+        let State::Http(http) = &connection.state else { return };
         let (peer, proxied, told_by_proxy) = (http.peer, http.proxied, http.told_by_proxy);
+        let more = !connection.peer_ended;
         let options = Arc::clone(&self.options);
         // A body that is not asked for is not read: the connection ends after the answer instead.
         let mut reply = Reply {
-            keep_alive: head.keep_alive && head.body == BodyLength::None,
+            keep_alive: head.keep_alive && head.body == BodyLength::None && more,
             head_only: head.method == "HEAD",
             cors_origin: None,
         };
@@ -286,10 +341,11 @@ impl Shard {
         let demand = match handshake::demand(head, &options.connection) {
             Ok(demand) => demand,
             Err(refusal) => {
-                if let Err(first) = self.credential_first(head, &page, client.addr, &refusal) {
-                    return self.refuse_credential(index, &first, &reply, client.addr);
-                }
-                return self.refuse(index, &refusal, &reply);
+                return match self.credential_first(index, head, &page, client.addr, &refusal) {
+                    Ok(true) => self.refuse(index, &refusal, &reply),
+                    Ok(false) => {}
+                    Err(first) => self.refuse_credential(index, &first, &reply, client.addr),
+                };
             }
         };
         match demand {
@@ -330,17 +386,19 @@ impl Shard {
         }
     }
 
-    /// A request for streams that is wrong in itself: whether its credential is wrong, which is told first.
+    /// A request for streams that is wrong in itself: whether its credential is wrong, which is told first. `false`: that
+    /// is not known yet.
     fn credential_first(
         &mut self,
+        index: u32,
         head: &Head<'_>,
         page: &Page,
         addr: IpAddr,
         refusal: &Refusal,
-    ) -> Result<(), Refusal> {
+    ) -> Result<bool, Refusal> {
         let id = head.path.strip_prefix("/v1/streams/");
         if (id.is_none() && head.path != "/v1/ws") || !matches!(refusal.status, 400 | 404 | 406 | 426) {
-            return Ok(());
+            return Ok(true);
         }
         let request = id.map(|id| StreamRequest {
             id: http::percent_decode(id).unwrap_or_default().into_owned(),
@@ -350,12 +408,13 @@ impl Shard {
             max_rate_ms: 0,
         });
         let websocket = request.is_none() || head.has_token("upgrade", "websocket");
-        match self.judge(head, page, addr, request.as_ref(), websocket) {
+        match self.judge(index, head, page, addr, request.as_ref(), websocket) {
             Ok(Judged::Granted(grant)) => {
                 self.rights.release(grant);
-                Ok(())
+                Ok(true)
             }
-            Ok(Judged::FirstMessage) => Ok(()),
+            Ok(Judged::FirstMessage) => Ok(true),
+            Ok(Judged::Later) => Ok(false),
             Err(first) => Err(first),
         }
     }
@@ -389,6 +448,7 @@ impl Shard {
     /// Who asks: the grant of what is presented, or of nothing.
     fn judge(
         &mut self,
+        index: u32,
         head: &Head<'_>,
         page: &Page,
         addr: IpAddr,
@@ -396,47 +456,62 @@ impl Shard {
         websocket: bool,
     ) -> Result<Judged, Refusal> {
         let options = Arc::clone(&self.options);
-        match handshake::credential(head, &options.auth)? {
-            Some((token, carrier)) => {
-                if carrier == Carrier::Cookie {
-                    handshake::cookie_allowed(head, page)?;
-                }
-                self.verify(&token, addr).map(Judged::Granted)
+        let mut presented = handshake::presented(head, &options.auth)?;
+        if presented.is_empty() {
+            let anonymous = match request {
+                Some(request) => options.catalog.allows_anonymous_on(&request.id),
+                None => websocket && options.catalog.allows_anonymous(),
+            };
+            return if anonymous {
+                Ok(Judged::Granted(Grant::anonymous(&mut self.rights)))
+            } else if websocket && options.auth.first_message.is_some() {
+                Ok(Judged::FirstMessage)
+            } else {
+                Err(Refusal::new(ErrorCode::MissingCredential, "a credential is needed"))
+            };
+        }
+        if let Some(outcome) = self.http_mut(index).and_then(|http| http.judged.take()) {
+            return outcome.map(Judged::Granted);
+        }
+        // What a browser has sent by itself is not taken from just any page.
+        let by_cookie = matches!(presented.first, Some((_, Carrier::Cookie)));
+        if (by_cookie || presented.session.is_some())
+            && let Err(refusal) = handshake::cookie_allowed(head, page)
+        {
+            if by_cookie || presented.first.is_none() {
+                return Err(refusal);
             }
-            None => {
-                let anonymous = match request {
-                    Some(request) => options.catalog.allows_anonymous_on(&request.id),
-                    None => websocket && options.catalog.allows_anonymous(),
-                };
-                if anonymous {
-                    Ok(Judged::Granted(Grant::anonymous(&mut self.rights)))
-                } else if websocket && options.auth.first_message.is_some() {
-                    Ok(Judged::FirstMessage)
-                } else {
-                    Err(Refusal::new(ErrorCode::MissingCredential, "a credential is needed"))
+            presented.session = None;
+        }
+        self.standing_allows(addr)?;
+        let Some(connection) = self.key_of(index) else { return Ok(Judged::Later) };
+        match self.authenticate(presented, Waiter::Request(connection)) {
+            Authenticated::Now(outcome) => outcome.map(Judged::Granted),
+            Authenticated::Later(ask) => {
+                let deadline = self.now.at + limits::LOOKUP_TIMEOUT;
+                if let Some(http) = self.http_mut(index) {
+                    http.phase = Phase::Looking { ask, head: Vec::new() };
+                    http.deadline = deadline;
+                    self.arm(index);
                 }
+                Ok(Judged::Later)
             }
         }
     }
 
-    /// The grant of a token, unless the address has failed so often that it is not looked at.
-    pub(super) fn verify(&mut self, token: &Secret, addr: IpAddr) -> Result<Grant, Refusal> {
+    /// Refuses an address that has failed so often that its credentials are not looked at.
+    pub(super) fn standing_allows(&self, addr: IpAddr) -> Result<(), Refusal> {
         if self.is_refused(self.ledger.address(addr)) {
             let detail = "too many failed credentials from this address";
-            return Err(Refusal::new(ErrorCode::RateLimited, detail).with_status(429).retry_after(60));
+            let refusal = Refusal::new(ErrorCode::RateLimited, detail).with_status(429).retry_after(60);
+            return Err(refusal.because("rate_limited"));
         }
-        match self.verifier.verify(token.expose_secret(), self.now.wall) {
-            Ok(verified) => Ok(verified.into_grant(&mut self.rights, self.options.catalog.template_claims())),
-            Err(error) => {
-                let code = if error.is_expired() { ErrorCode::TokenExpired } else { ErrorCode::InvalidToken };
-                Err(Refusal::new(code, error.to_string()))
-            }
-        }
+        Ok(())
     }
 
     /// Refuses a credential: counts it for the address, which past its limit is answered late.
     fn refuse_credential(&mut self, index: u32, refusal: &Refusal, reply: &Reply, addr: IpAddr) {
-        if !matches!(refusal.code, ErrorCode::InvalidToken | ErrorCode::TokenExpired) {
+        if !is_failure(refusal.code) {
             return self.refuse(index, refusal, reply);
         }
         if self.count_failure(addr) == Standing::Good {
@@ -472,7 +547,7 @@ impl Shard {
         upgrade: &Upgrade<'_>,
         reply: &Reply,
     ) {
-        let grant = match self.judge(head, page, client.addr, request.as_ref(), true) {
+        let grant = match self.judge(index, head, page, client.addr, request.as_ref(), true) {
             Ok(Judged::Granted(grant)) => grant,
             Ok(Judged::FirstMessage) => {
                 let encoding = self.switch_protocols(index, upgrade, handshake::subprotocol(upgrade));
@@ -485,11 +560,13 @@ impl Shard {
                         deadline,
                         rate: MessageRate::default(),
                         peer: client.addr,
+                        looking: false,
                     }));
                     self.arm(index);
                 }
                 return;
             }
+            Ok(Judged::Later) => return,
             Err(refusal) => return self.refuse_credential(index, &refusal, reply, client.addr),
         };
         let key = match &request {
@@ -519,11 +596,11 @@ impl Shard {
         request: StreamRequest,
         reply: &Reply,
     ) {
-        let opened = self.judge(head, page, client.addr, Some(&request), false);
+        let opened = self.judge(index, head, page, client.addr, Some(&request), false);
         let grant = match opened {
             Ok(Judged::Granted(grant)) => grant,
             // Only a WebSocket has a first message.
-            Ok(Judged::FirstMessage) => return,
+            Ok(Judged::FirstMessage | Judged::Later) => return,
             Err(refusal) => return self.refuse_credential(index, &refusal, reply, client.addr),
         };
         let key = match self.options.catalog.resolve(&grant, &request.id, &request.params) {
@@ -558,9 +635,9 @@ impl Shard {
         request: &StreamRequest,
         reply: Reply,
     ) {
-        let grant = match self.judge(head, page, client.addr, Some(request), false) {
+        let grant = match self.judge(index, head, page, client.addr, Some(request), false) {
             Ok(Judged::Granted(grant)) => grant,
-            Ok(Judged::FirstMessage) => return,
+            Ok(Judged::FirstMessage | Judged::Later) => return,
             Err(refusal) => return self.refuse_credential(index, &refusal, &reply, client.addr),
         };
         let key = match self.options.catalog.resolve(&grant, &request.id, &request.params) {
@@ -745,6 +822,18 @@ impl Shard {
             self.close(index, CloseReason::Overloaded);
         }
     }
+}
+
+/// Whether a refusal of that code counts as a failed credential of its address.
+pub(super) fn is_failure(code: ErrorCode) -> bool {
+    matches!(
+        code,
+        ErrorCode::InvalidToken
+            | ErrorCode::TokenExpired
+            | ErrorCode::TokenRevoked
+            | ErrorCode::SessionExpired
+            | ErrorCode::LoggedOut
+    )
 }
 
 /// The answer to OPTIONS: what is allowed, and to whom.

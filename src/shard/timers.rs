@@ -219,7 +219,7 @@ impl Shard {
             Phase::Head if http.buffer.is_empty() => self.finish_http(index),
             Phase::Head | Phase::Body { .. } => self.request_timed_out(index),
             Phase::Waiting { .. } => self.waited(index),
-            Phase::Asking { .. } => self.unanswered(index),
+            Phase::Asking { .. } | Phase::Looking { .. } => self.unanswered(index),
             Phase::Delayed { answer, keep_alive } => {
                 let (answer, keep_alive) = (std::mem::take(answer), *keep_alive);
                 http.phase = Phase::Head;
