@@ -14,6 +14,7 @@ pub mod jwt;
 pub mod keys;
 pub mod members;
 pub mod session;
+pub mod ticket;
 
 use std::time::Duration;
 
@@ -30,6 +31,8 @@ pub struct Options {
     pub jwt: jwt::Options,
     /// The `[auth.session]` table; `None`: session cookies are not read.
     pub session: Option<session::Options>,
+    /// Whether there is a store outside that processes share, `[redis]`: tickets are kept there too.
+    pub store: bool,
 }
 
 impl Default for Options {
@@ -40,6 +43,7 @@ impl Default for Options {
             first_message: None,
             jwt: jwt::Options::default(),
             session: None,
+            store: false,
         }
     }
 }

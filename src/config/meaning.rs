@@ -132,18 +132,18 @@ fn is_loopback(ip: IpAddr) -> bool {
     ip.to_canonical().is_loopback()
 }
 
-struct Check<'c> {
+pub(super) struct Check<'c> {
     errors: &'c mut Vec<ConfigError>,
     warnings: Vec<Warning>,
     sources: &'c dyn Sources,
 }
 
 impl Check<'_> {
-    fn error(&mut self, line: u32, problem: Problem) {
+    pub(super) fn error(&mut self, line: u32, problem: Problem) {
         self.errors.push(ConfigError { line, problem });
     }
 
-    fn warn(&mut self, line: u32, oddity: Oddity) {
+    pub(super) fn warn(&mut self, line: u32, oddity: Oddity) {
         self.warnings.push(Warning { line, oddity });
     }
 
@@ -317,7 +317,8 @@ impl Check<'_> {
                 },
                 keys,
             },
-            session: None,
+            session: self.session(root),
+            store: root.table_line("redis").is_some(),
         }
     }
 
