@@ -113,6 +113,14 @@ pub const VALIDATOR_BYTES_MAX: usize = 1024;
 pub const LOOKUPS_MAX: usize = 65_536;
 /// How long such a question may go unanswered: beyond every timeout of those who are asked.
 pub const LOOKUP_TIMEOUT: Duration = Duration::from_secs(30);
+/// Bytes of one control event: a logout, a revocation, permissions that change.
+pub const CONTROL_EVENT_BYTES_MAX: usize = 16 << 10;
+/// Marks of control events that the process keeps at once, 110 bytes each; past it the one that ends soonest goes.
+pub const MARKS_MAX: usize = 1 << 20;
+/// Bytes of the lists of permissions and roles among them.
+pub const MARKS_LIST_BYTES_MAX: usize = 64 << 20;
+/// Users, sessions and tokens that one core may be told of at once; past it every connection is looked at.
+pub const CONCERNED_MAX: usize = 4096;
 /// `auth_update`s refused in a row before a connection is closed 4001.
 pub const AUTH_UPDATES_REFUSED_MAX: u8 = 5;
 /// Bytes of answers waiting for one connection's socket (frames of streams not included: those stay in the log).

@@ -13,6 +13,7 @@ pub mod control;
 pub mod grant;
 pub mod jwt;
 pub mod keys;
+pub mod marks;
 pub mod members;
 pub mod session;
 
@@ -27,6 +28,10 @@ pub struct Options {
     pub reauth_before: Duration,
     /// How long a WebSocket may stay open without a credential; `None`: a credential is needed at the handshake.
     pub first_message: Option<Duration>,
+    /// How long logouts, revocations and changed permissions are kept in mind.
+    pub revocation_keep: Duration,
+    /// Verified tokens that each core remembers; 0: none.
+    pub token_cache: u32,
     /// The `[auth.jwt]` table.
     pub jwt: jwt::Options,
     /// The `[auth.session]` table; `None`: session cookies are not read.
@@ -39,6 +44,8 @@ impl Default for Options {
             query_token: true,
             reauth_before: Duration::from_secs(60),
             first_message: None,
+            revocation_keep: Duration::from_secs(30 * 86_400),
+            token_cache: 4096,
             jwt: jwt::Options::default(),
             session: None,
         }

@@ -190,6 +190,8 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         [auth]
         query_token = false
         reauth_before = "60s"
+        revocation_keep = "30d"
+        token_cache = 4096
         first_message = "5s"
 
         [auth.jwt]
@@ -367,6 +369,8 @@ fn an_empty_file_has_the_defaults_of_every_part() {
         [auth]
         query_token = true
         reauth_before = "60s"
+        revocation_keep = "30d"
+        token_cache = 4096
 
         [auth.jwt]
         leeway = "5s"
