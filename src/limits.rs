@@ -184,6 +184,12 @@ pub const RESOLVER_ADDRESSES_MAX: usize = 16;
 pub const RESOLVER_TTL: Duration = Duration::from_secs(30);
 /// How long it is remembered that a host name does not resolve.
 pub const RESOLVER_FAILURE_TTL: Duration = Duration::from_secs(2);
+/// Connections on one page of the admin API's list,
+pub const ADMIN_PAGE_MAX: usize = 1000;
+/// and where the caller does not say how many.
+pub const ADMIN_PAGE_DEFAULT: usize = 100;
+/// Streams that the list names of one connection.
+pub const LISTED_STREAMS_MAX: usize = 64;
 /// Bytes of a request head on the admin listener.
 pub const ADMIN_HEAD_BYTES_MAX: usize = 16 << 10;
 /// `[[server.tls]]`: each handshake that is not resumed looks through the certificates for the name it asks for.

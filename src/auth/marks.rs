@@ -52,10 +52,12 @@ impl NewRights {
 /// Whose live connections are to be looked at, because a mark of theirs was set.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Concerned {
-    /// A user's, of whichever issuer.
+    /// A user's.
     User {
         /// The user id.
         sub: Box<str>,
+        /// Who issued their credentials; `None`: whoever did.
+        issuer: Option<Box<str>>,
         /// Whether they are to be told of their rights even where those stay the same: the event was not heard before.
         news: bool,
     },
@@ -366,7 +368,9 @@ impl Marks {
         let concerned = match event {
             Event::UserLoggedOut { user, .. }
             | Event::IssuedBeforeRevoked { user, .. }
-            | Event::PermissionsChanged { user, .. } => Concerned::User { sub: user.sub.clone(), news },
+            | Event::PermissionsChanged { user, .. } => {
+                Concerned::User { sub: user.sub.clone(), issuer: user.issuer.clone(), news }
+            }
             Event::SessionLoggedOut { session, .. } => Concerned::Session(*session),
             Event::TokenRevoked { token, .. } => Concerned::Token(*token),
         };
@@ -526,7 +530,7 @@ mod tests {
         let at = NOW + Duration::from_millis(400);
         assert_eq!(marks.judge(&of_user("u1", 5), NOW), Ok(()));
         let taken = marks.take(&logout("u1", at), NOW);
-        assert_eq!(taken.concerned, Some(Concerned::User { sub: "u1".into(), news: false }));
+        assert_eq!(taken.concerned, Some(Concerned::User { sub: "u1".into(), issuer: None, news: false }));
         let later_in_it = grant(None, Some("u1"), Some(NOW + Duration::from_millis(900)), None);
         assert_eq!(marks.judge(&of_user("u1", 999_999), NOW), Err(Revoked::LoggedOut));
         assert_eq!(marks.judge(&later_in_it, NOW), Err(Revoked::LoggedOut), "the second is what counts");

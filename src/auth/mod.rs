@@ -9,6 +9,7 @@
     reason = "these bytes are a stranger's: no place is assumed, no number is cut"
 )]
 
+pub mod cache;
 pub mod control;
 pub mod grant;
 pub mod jwt;

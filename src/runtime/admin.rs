@@ -18,8 +18,9 @@ use crate::metrics::{self, CoreMetrics};
 use crate::secret::Secret;
 use crate::time::{Instant, WallTime};
 
+use super::control::Control;
 use super::core::Process;
-use super::{clock, log};
+use super::{admin_users, clock, log};
 
 /// Connections served at once; further ones wait in the backlog.
 const CONNECTIONS_MAX: usize = 16;
@@ -40,6 +41,8 @@ pub struct Admin {
     pub metrics: Vec<Arc<CoreMetrics>>,
     /// What the cores share.
     pub process: Arc<Process>,
+    /// Its logouts, revocations and changed permissions.
+    pub control: Arc<Control>,
     /// When the process started.
     pub started: WallTime,
     /// Connections it takes at most.
@@ -93,8 +96,9 @@ fn serve(socket: TcpStream, admin: &Admin) {
     let Ok(peer) = socket.peer_addr() else { return };
     let mut link = Link { socket, buffer: Vec::new(), deadline: clock::now().at + EXCHANGE_TIMEOUT };
     loop {
-        let used = match http::parse_head(&link.buffer, limits::ADMIN_HEAD_BYTES_MAX) {
-            Ok(Some((_, used))) => used,
+        let parsed = http::parse_head(&link.buffer, limits::ADMIN_HEAD_BYTES_MAX);
+        let used = match parsed.map(|head| head.map(|(_, used)| used)) {
+            Ok(Some(used)) => used,
             Ok(None) if link.fill() => continue,
             Ok(None) => return,
             Err(error) => {
@@ -234,6 +238,7 @@ fn answer(admin: &Admin, head: &Head<'_>, body: &[u8], peer: SocketAddr) -> Resp
                 started: admin.started,
                 connections_max: admin.connections_max,
                 draining: admin.process.draining.load(Ordering::Relaxed),
+                control: admin.control.counts(),
             };
             Response::new(200).body(metrics::CONTENT_TYPE, metrics::render(&admin.metrics, &process).into_bytes())
         }),
@@ -265,7 +270,8 @@ fn carry_out(admin: &Admin, call: &Call<'_>) -> Response {
             Response::new(202).body("application/json", &b"{\"status\":\"draining\"}\n"[..])
         }
         ["drain"] => not_allowed("POST"),
-        _ => problem(ErrorCode::NotFound, "there is no such resource"),
+        path => admin_users::answer(admin, call, path)
+            .unwrap_or_else(|| problem(ErrorCode::NotFound, "there is no such resource")),
     }
 }
 
