@@ -8,11 +8,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ring::digest;
-
 use super::grant::TokenMark;
 use super::jwt::DATE_SECS_MAX;
 use super::members::{Members, MembersError, Value, elements};
+use super::session::SessionMark;
 use crate::limits;
 use crate::time::WallTime;
 
@@ -45,23 +44,6 @@ pub struct User {
     pub issuer: Option<Box<str>>,
     /// The user id.
     pub sub: Box<str>,
-}
-
-/// A session's id, hashed: enough to find its connections, and not the credential that the id is.
-#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct SessionMark([u8; 16]);
-
-impl SessionMark {
-    /// The mark of the session with this id.
-    pub fn of(sid: &[u8]) -> SessionMark {
-        let hash = digest::digest(&digest::SHA256, sid);
-        SessionMark(hash.as_ref().first_chunk().copied().unwrap_or_default())
-    }
-
-    /// Its bytes.
-    pub(super) fn bytes(&self) -> &[u8] {
-        &self.0
-    }
 }
 
 /// What has happened to a user, a session or a token.

@@ -14,8 +14,9 @@ use std::time::Duration;
 
 use ring::digest;
 
-use super::control::{Event, SessionMark, User};
+use super::control::{Event, User};
 use super::grant::{Grant, TokenMark};
+use super::session::SessionMark;
 use crate::limits;
 use crate::time::WallTime;
 

@@ -17,6 +17,7 @@ pub mod keys;
 pub mod marks;
 pub mod members;
 pub mod session;
+pub mod ticket;
 
 use std::time::Duration;
 
@@ -37,6 +38,8 @@ pub struct Options {
     pub jwt: jwt::Options,
     /// The `[auth.session]` table; `None`: session cookies are not read.
     pub session: Option<session::Options>,
+    /// Whether there is a store outside that processes share, `[redis]`: tickets are kept there too.
+    pub store: bool,
 }
 
 impl Default for Options {
@@ -49,6 +52,7 @@ impl Default for Options {
             token_cache: 4096,
             jwt: jwt::Options::default(),
             session: None,
+            store: false,
         }
     }
 }

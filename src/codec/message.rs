@@ -566,10 +566,10 @@ pub fn write_auth_ok<'p>(
 }
 
 /// Appends `permission_update`: what the connection may do from now on.
-pub fn write_permission_update<'p>(
+pub fn write_permission_update<'t>(
     out: &mut Vec<u8>,
-    permissions: impl IntoIterator<Item = &'p str>,
-    roles: impl IntoIterator<Item = &'p str>,
+    permissions: impl IntoIterator<Item = &'t str>,
+    roles: impl IntoIterator<Item = &'t str>,
 ) {
     let mut frame = Object::begin(out, "permission_update");
     frame.strings("permissions", permissions);

@@ -325,7 +325,8 @@ impl Check<'_> {
                 },
                 keys,
             },
-            session: None,
+            session: self.session(root),
+            store: root.table_line("redis").is_some(),
         }
     }
 

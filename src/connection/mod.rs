@@ -184,6 +184,8 @@ pub enum Phase {
         cold_until: Instant,
         /// What the caller may see, and until when: with it ends the wait.
         grant: Box<Grant>,
+        /// Since when it is waited for.
+        since: WallTime,
         /// How to answer.
         reply: Reply,
     },
@@ -194,7 +196,7 @@ pub enum Phase {
         /// The request's head, to be carried out when the answer is there.
         head: Vec<u8>,
     },
-    /// Another core is asked.
+    /// Another core is asked, or somebody outside for something that the answer needs.
     Asking {
         /// The number of the question.
         ask: u64,

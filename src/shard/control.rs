@@ -10,12 +10,13 @@
 //! is read off the marks; the event only says at whom to look. So the same event twice, or an old one, does no harm.
 
 use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::auth::control::SessionMark;
-use crate::auth::grant::{CredentialKind, Grant, TokenMark};
+use crate::auth::grant::{CredentialKind, Grant, Rights, TokenMark};
 use crate::auth::marks::{Concerned, Revoked};
+use crate::auth::session::SessionMark;
 use crate::codec::message::{self, CloseReason, ErrorCode};
 use crate::connection::handshake::Refusal;
 use crate::connection::{Phase, State};
@@ -239,13 +240,7 @@ impl Shard {
             },
             _ => return false,
         };
-        group.concerns(grant, self.session_of(grant))
-    }
-
-    /// The session that a grant stands for, where it does.
-    fn session_of(&self, grant: &Grant) -> Option<SessionMark> {
-        let _ = grant;
-        None
+        group.concerns(grant, self.session_mark(grant))
     }
 
     /// Judges a live connection by the marks as they are now.
@@ -256,15 +251,21 @@ impl Shard {
                 if let Err(revoked) = self.judge_marks(&open.grant, Some(open.since)) {
                     return self.close(index, close_reason(revoked));
                 }
+                if let Some(session) = self.session_mark(&open.grant) {
+                    // Its record says what it may do, and may have been changed along with what was heard.
+                    return self.reread_session(session);
+                }
                 let news = group.has_news_for(&open.grant);
                 let new = self.ledger.marks().rights_of(&open.grant, now);
                 self.give_rights(index, new.permissions.as_deref(), new.roles.as_deref(), news && !new.is_none());
             }
             Some(State::Http(http)) => {
-                let Phase::Waiting { grant, .. } = &http.phase else { return };
-                match self.judge_marks(grant, None) {
-                    Err(revoked) => self.refuse_waiting(index, refusal(revoked)),
-                    Ok(()) => self.rejudge_waiting(index),
+                let Phase::Waiting { grant, since, .. } = &http.phase else { return };
+                let session = self.session_mark(grant);
+                match (self.judge_marks(grant, Some(*since)), session) {
+                    (Err(revoked), _) => self.refuse_waiting(index, refusal(revoked)),
+                    (Ok(()), Some(session)) => self.reread_session(session),
+                    (Ok(()), None) => self.give_rights_to_waiting(index),
                 }
             }
             _ => {}
@@ -284,7 +285,7 @@ impl Shard {
         if !matches!(grant.kind(), CredentialKind::Session | CredentialKind::Ticket) {
             return Ok(());
         }
-        if let Some(session) = self.session_of(grant) {
+        if let Some(session) = self.session_mark(grant) {
             marks.judge_session(session, now)?;
         }
         let logged_out = grant.sub().and_then(|sub| marks.logged_out_at(grant.issuer(), sub, now));
@@ -309,38 +310,44 @@ impl Shard {
         if !changed && !tell {
             return;
         }
-        let rights = std::rc::Rc::clone(open.grant.rights());
-        self.metrics.permission_updates.count();
-        self.tell(index, "permission_update", |out| {
-            let texts = |list: &'_ [Box<str>]| list.iter().map(|text| text.to_string()).collect::<Vec<_>>();
-            let (permissions, roles) = (texts(&rights.permissions), texts(&rights.roles));
-            message::write_permission_update(
-                out,
-                permissions.iter().map(String::as_str),
-                roles.iter().map(String::as_str),
-            );
-        });
+        let rights = Rc::clone(open.grant.rights());
+        self.tell_rights(index, &rights);
         if changed {
             self.rejudge_subscriptions(index);
         }
     }
 
+    /// Tells a connection of its rights.
+    pub(super) fn tell_rights(&mut self, index: u32, rights: &Rights) {
+        self.metrics.permission_updates.count();
+        let (permissions, roles) = (rights.permissions.iter(), rights.roles.iter());
+        self.tell(index, "permission_update", |out| {
+            message::write_permission_update(out, permissions.map(|text| &**text), roles.map(|text| &**text));
+        });
+    }
+
     /// One who waits for a value may have other rights now.
-    fn rejudge_waiting(&mut self, index: u32) {
+    fn give_rights_to_waiting(&mut self, index: u32) {
         let now = self.now.wall;
         let Some(State::Http(http)) = self.connections.at_mut(index).map(|connection| &mut connection.state) else {
             return;
         };
-        let Phase::Waiting { grant, topic, .. } = &mut http.phase else { return };
+        let Phase::Waiting { grant, .. } = &mut http.phase else { return };
         let new = self.ledger.marks().rights_of(grant, now);
-        if !grant.replace_rights(&mut self.rights, new.permissions.as_deref(), new.roles.as_deref()) {
-            return;
+        if grant.replace_rights(&mut self.rights, new.permissions.as_deref(), new.roles.as_deref()) {
+            self.rejudge_waiter(index);
         }
+    }
+
+    /// Whoever waits for a value under rights that have changed: whether they still reach it.
+    pub(super) fn rejudge_waiter(&mut self, index: u32) {
+        let Some(State::Http(http)) = self.connections.at(index).map(|connection| &connection.state) else { return };
+        let Phase::Waiting { grant, topic, .. } = &http.phase else { return };
         let Some(key) = self.topics.at(*topic).map(|topic| Arc::clone(&topic.key)) else { return };
         let refusal = match self.options.catalog.resolve(grant, key.target.options.id.as_str(), &key.params) {
             Ok(same) if *same == *key => return,
             Ok(_) => {
-                let detail = "the caller's rights select another view of the stream: ask again";
+                let detail = "what the caller may see has changed: ask again";
                 Refusal::new(ErrorCode::StreamUnavailable, detail).retry_after(1)
             }
             Err(refusal) => refusal,
@@ -387,6 +394,21 @@ impl Shard {
             self.outputs.push_back(Output::Notice(Notice::LongToken));
         }
         self.judge_token(grant)
+    }
+
+    /// Whether what a session's record said when it was asked for at `asked` still counts: nothing was said since.
+    ///
+    /// # Errors
+    /// 401 `LOGGED_OUT`.
+    pub(super) fn judge_session(&self, mark: SessionMark, user: Option<&str>, asked: WallTime) -> Result<(), Refusal> {
+        let (marks, now) = (self.ledger.marks(), self.now.wall);
+        marks.judge_session(mark, now).map_err(refusal)?;
+        // An event is dated to the millisecond.
+        let logged_out = user.and_then(|user| marks.logged_out_at(None, user, now));
+        match logged_out {
+            Some(at) if asked < at + Duration::from_millis(1) => Err(refusal(Revoked::LoggedOut)),
+            _ => Ok(()),
+        }
     }
 
     /// Forgets what tokens were verified: keys, or what is read of a token, have changed.

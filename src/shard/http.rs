@@ -111,7 +111,7 @@ impl Shard {
         reply: Reply,
     ) {
         let now = self.now.at;
-        let holder = self.subject(&grant);
+        let (holder, session) = (self.subject(&grant), grant.session());
         let held = match self.hold_stream(holder, key) {
             Ok(counted) => holder.filter(|_| counted),
             Err(refusal) => {
@@ -121,13 +121,14 @@ impl Shard {
         };
         let topic = self.watch(key);
         let Some(connection) = self.key_of(index) else { return };
-        let grant = Box::new(grant);
+        let (grant, since) = (Box::new(grant), self.now.wall);
         let preferred_s = preferred_s.filter(|_| known.is_some());
         let cold_until = now + key.target.options.timeout;
         let deadline = preferred_s.map_or(cold_until, |wait| now + Duration::from_secs(wait));
         let Some(http) = self.http_mut(index) else { return };
-        http.phase = Phase::Waiting { topic, held, known, preferred_s, cold_until, grant, reply };
+        http.phase = Phase::Waiting { topic, held, known, preferred_s, cold_until, grant, since, reply };
         http.deadline = deadline;
+        self.join_session(session, index);
         if let Some(topic) = self.topics.at_mut(topic) {
             topic.waiters.push(connection);
         }
@@ -221,11 +222,16 @@ impl Shard {
         let (now, leeway) = (self.now.at, self.options.auth.jwt.leeway);
         let Some(http) = self.http_mut(index) else { return };
         let Phase::Waiting { topic, known, cold_until, grant, .. } = &http.phase else { return };
-        let (topic, known, cold_until, ends) = (*topic, known.clone(), *cold_until, grant.end(leeway));
+        let (ends, session) = (grant.end(leeway), grant.session());
+        let (topic, known, cold_until) = (*topic, known.clone(), *cold_until);
         if ends.is_some_and(|ends| ends <= self.now.wall) {
             self.metrics.expiries.count();
             let reply = self.forget_exchange(index);
-            return self.refuse(index, &Refusal::new(ErrorCode::TokenExpired, "the token has expired"), &reply);
+            let refusal = match session {
+                Some(_) => Refusal::new(ErrorCode::SessionExpired, "the session has expired"),
+                None => Refusal::new(ErrorCode::TokenExpired, "the token has expired"),
+            };
+            return self.refuse(index, &refusal, &reply);
         }
         match self.held(topic) {
             Some(held) => {
@@ -282,6 +288,7 @@ impl Shard {
         let Some(http) = self.http_mut(index) else { return Reply::default() };
         match std::mem::replace(&mut http.phase, Phase::Head) {
             Phase::Waiting { topic, held, reply, grant, .. } => {
+                self.leave_session(grant.session(), index);
                 self.rights.release(*grant);
                 if let Some(key) = self.topics.at(topic).map(|topic| Arc::clone(&topic.key)) {
                     self.release_stream(held, &key);
@@ -295,6 +302,7 @@ impl Shard {
             }
             Phase::Asking { ask, reply } => {
                 self.asks.remove(&ask);
+                self.forget_lookup(ask);
                 reply
             }
             Phase::Looking { ask, .. } => {

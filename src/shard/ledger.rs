@@ -16,6 +16,8 @@ use crate::auth::marks::Marks;
 use crate::ids::Holder;
 use crate::time::Instant;
 
+use super::tickets::Tickets;
+
 /// Entries in one of the [`PARTS`] of the ledger.
 const ENTRIES_PER_PART_MAX: usize = 65_536;
 const PARTS: usize = 32;
@@ -87,6 +89,7 @@ pub struct Ledger {
     streams: AtomicU64,
     parts: Vec<Mutex<HashMap<Holder, Entry>>>,
     marks: Marks,
+    tickets: Tickets,
 }
 
 impl Default for Ledger {
@@ -97,6 +100,7 @@ impl Default for Ledger {
             streams: AtomicU64::new(0),
             parts: (0..PARTS).map(|_| Mutex::default()).collect(),
             marks: Marks::default(),
+            tickets: Tickets::default(),
         }
     }
 }
@@ -119,6 +123,11 @@ impl Ledger {
             IpAddr::V4(address) => self.holder("v4", address),
             IpAddr::V6(address) => self.holder("v6", address.to_bits() >> 64),
         }
+    }
+
+    /// The tickets that were made.
+    pub(super) fn tickets(&self) -> &Tickets {
+        &self.tickets
     }
 
     /// One more connection in all, if that is at most `limit` (0: unlimited).
