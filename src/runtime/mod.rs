@@ -3,7 +3,9 @@
 //! Source: ARCHITECTURE.md; protocol version 1, section 7. Errors: one sentence that says what to do.
 
 pub mod admin;
+pub mod admin_users;
 pub mod clock;
+pub mod control;
 pub mod core;
 pub mod demo;
 pub mod fetch;
@@ -35,6 +37,7 @@ use crate::limits;
 use crate::metrics::CoreMetrics;
 use crate::shard::{Catalog, Ledger, Options, Shard};
 
+use self::control::Control;
 use self::core::{CoreParts, Process};
 use self::mailbox::{Mailbox, Message};
 use self::resolver::Resolver;
@@ -171,6 +174,8 @@ fn run(
     });
     let metrics: Vec<Arc<CoreMetrics>> = (0..cores).map(|_| Arc::default()).collect();
     let ledger = Arc::new(Ledger::default());
+    ledger.marks().configure(&options.auth);
+    let control = Arc::new(Control::new(Arc::clone(&ledger), Arc::clone(&process)));
     let resolver = Arc::new(Resolver::system());
     let (events, happened) = channel::<Event>();
 
@@ -219,6 +224,7 @@ fn run(
         listen_as_configured: config.admin.listen,
         metrics,
         process: Arc::clone(&process),
+        control: Arc::clone(&control),
         started: started.wall,
         connections_max: u64::from(connections_max),
         drain: Box::new(move || {
@@ -251,7 +257,14 @@ fn run(
         reload(
             &reread,
             options,
-            &Serving { allowed, process: &process, admin: &admin, tls: tls.as_deref(), config: &config },
+            &Serving {
+                allowed,
+                process: &process,
+                admin: &admin,
+                ledger: &ledger,
+                tls: tls.as_deref(),
+                config: &config,
+            },
         );
     };
     let ended = wait(&happened, &process, cores, drain, &mut options, reload);
@@ -322,6 +335,7 @@ struct Serving<'s> {
     allowed: u32,
     process: &'s Process,
     admin: &'s admin::Admin,
+    ledger: &'s Ledger,
     tls: Option<&'s Tls>,
     /// The configuration at start.
     config: &'s Config,
@@ -329,7 +343,7 @@ struct Serving<'s> {
 
 /// Reads the configuration again; a bad one is reported, and the old one stays in force.
 fn reload(reread: &Option<Reread>, options: &mut Arc<Options>, serving: &Serving<'_>) {
-    let Serving { allowed, process, admin, tls, config: begun } = *serving;
+    let Serving { allowed, process, admin, ledger, tls, config: begun } = *serving;
     let Some(reread) = reread else {
         log::write(LogLevel::Info, &[], "The demo has no configuration to read again.");
         return;
@@ -356,6 +370,7 @@ fn reload(reread: &Option<Reread>, options: &mut Arc<Options>, serving: &Serving
             let max = connections_max(config.limits.connections, allowed);
             *options = Arc::new(options_of(&config, Some(&options.catalog), 0, max));
             *admin.options.write().unwrap_or_else(PoisonError::into_inner) = config.admin.clone();
+            ledger.marks().configure(&options.auth);
             for mailbox in &process.mailboxes {
                 tell(mailbox, || Message::Reload(Arc::clone(options)));
             }
