@@ -4,12 +4,17 @@
 //! `RESTCAST_SIM_CLIENT=m` what its client `m` was sent is printed; `RESTCAST_SIM_SEEDS=n` makes more worlds. What is checked
 //! at every step stands in `client` (what one client may see) and `world` (bounds, deadlines, leaks).
 
+mod authority;
 mod client;
+mod deeds;
 mod dice;
+mod law;
 mod scripts;
+mod store;
 mod upstream;
 mod world;
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use dice::Dice;
@@ -18,9 +23,10 @@ use world::World;
 /// Worlds that a run of the tests makes, unless `RESTCAST_SIM_SEEDS` says otherwise.
 const SEEDS: u64 = 40;
 
-fn run_seed(seed: u64) -> u64 {
+/// What the clients of that world have seen, in a number and counted.
+fn run_seed(seed: u64) -> (u64, BTreeMap<String, u64>) {
     match catch_unwind(AssertUnwindSafe(|| World::new(Dice::seeded(seed)).run())) {
-        Ok(trace) => trace,
+        Ok(seen) => seen,
         Err(panic) => {
             eprintln!("this world failed: RESTCAST_SIM_SEED={seed} cargo test --test sim replays it");
             resume_unwind(panic)
@@ -31,7 +37,8 @@ fn run_seed(seed: u64) -> u64 {
 #[test]
 fn worlds_keep_the_contract() {
     if let Ok(seed) = std::env::var("RESTCAST_SIM_SEED") {
-        run_seed(seed.parse().expect("RESTCAST_SIM_SEED is a number"));
+        let (_, tally) = run_seed(seed.parse().expect("RESTCAST_SIM_SEED is a number"));
+        eprintln!("{tally:#?}");
         return;
     }
     std::thread::scope(|scope| {
