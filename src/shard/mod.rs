@@ -33,6 +33,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::auth::control::ControlEntry;
 use crate::auth::grant::RightsTable;
 use crate::auth::jwt::Verifier;
 use crate::codec::deflate::Inflater;
@@ -40,6 +41,7 @@ use crate::connection::Connection;
 use crate::ids::{ConnectionKey, CoreId};
 use crate::limits::Limits;
 use crate::metrics::CoreMetrics;
+use crate::secret::Secret;
 use crate::stream::poll::{FetchRequest, FetchResult, PollNo, Status};
 use crate::time::{Instant, Now};
 use crate::{auth, connection, stream};
@@ -119,6 +121,12 @@ pub enum Input<'a> {
         /// The answer.
         found: Found,
     },
+    /// The store of sessions and tickets answers, or does not any more. «Answers» is said again where something may have been
+    /// missed meanwhile: what was read from it is to be read again.
+    StoreState {
+        /// Whether it answers.
+        up: bool,
+    },
     /// Time has passed.
     Timeout,
     /// The wall clock was stepped, or the machine slept: credential deadlines are to be anchored anew.
@@ -150,6 +158,8 @@ pub enum Output {
         /// What is asked.
         lookup: Lookup,
     },
+    /// Have the store do something, as soon as it can; nothing comes back.
+    Order(Order),
     /// Tell another core.
     Mail {
         /// Which.
@@ -178,6 +188,21 @@ pub enum Output {
     Drained,
     /// Something for the operator's log.
     Notice(Notice),
+}
+
+/// Something that the store is to do without an answer.
+#[derive(Clone, Debug)]
+pub enum Order {
+    /// To extend a session's life. Where the store is away it is left undone.
+    Touch {
+        /// The session's id.
+        sid: Secret,
+        /// Its life from now on.
+        life: Duration,
+    },
+    /// To put an event on the control stream, for the other processes and for those that are away. Where the store is away
+    /// it waits for its return.
+    Publish(ControlEntry),
 }
 
 /// News for the operator. Holds nothing secret.
@@ -280,6 +305,8 @@ pub struct Shard {
     looked_up: HashMap<u64, Asked>,
     /// The number of the last question, of either kind.
     ask_no: u64,
+    /// Whether the store of sessions and tickets answers, as far as was said.
+    store_up: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -335,6 +362,7 @@ impl Shard {
             asks: HashMap::new(),
             looked_up: HashMap::new(),
             ask_no: 0,
+            store_up: true,
         };
         shard.share_bounds();
         shard.warm();
@@ -354,6 +382,7 @@ impl Shard {
             Input::Compared(compared) => self.compared(*compared),
             Input::Mail(mail) => self.mail(mail),
             Input::Found { ask, found } => self.found(ask, found),
+            Input::StoreState { up } => self.store_up = up,
             Input::Timeout => self.timeout(),
             Input::ClockMoved => self.recheck = Some(0),
             Input::Drain => self.begin_drain(),
@@ -379,6 +408,11 @@ impl Shard {
     /// How long a socket may take nothing.
     pub fn write_stall(&self) -> Duration {
         self.options.limits.write_stall
+    }
+
+    /// Whether the store of sessions and tickets answers, as far as was said.
+    pub fn store_is_up(&self) -> bool {
+        self.store_up
     }
 
     /// How many connections there are.

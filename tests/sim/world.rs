@@ -455,6 +455,7 @@ impl World {
                     let due = now_us + self.dice.below(50_000);
                     self.cores[index].comparisons.push_back((due, comparison));
                 }
+                Output::Order(_) => unreachable!("no session and no other process is configured"),
                 Output::LookUp { .. } => unreachable!("no session, ticket or key set is configured"),
                 Output::Mail { to, mail } => {
                     assert!(usize::from(to.0) != index, "mail to oneself stays inside");
