@@ -29,6 +29,8 @@ use super::{Output, Shard};
 const TICK: Duration = Duration::from_millis(200);
 /// How long before its known end a session's record is looked at once more: it may have been extended.
 const LAST_LOOK: Duration = Duration::from_secs(1);
+/// And what must be left of it for another look.
+const LAST_LEFT: Duration = Duration::from_millis(200);
 /// How soon a record that could not be read is tried again, at the latest.
 const RETRY: Duration = Duration::from_secs(5);
 /// Two readings of one end that are no further apart are the same: how long a key lives is told with the time the answer took.
@@ -369,8 +371,10 @@ impl Shard {
             // Something has been heard since the question was put.
             return;
         }
-        let last_look = session.grant.expires().map(|ends| ends - LAST_LOOK).filter(|at| *at > self.now.wall);
-        let at = last_look.map_or(regular, |at| regular.min(self.now.instant_of(at)));
+        let left = session.grant.expires().map(|ends| ends.since(self.now.wall));
+        let at = left
+            .and_then(|left| last_look(left, options.touch))
+            .map_or(regular, |look| regular.min(self.now.at + look));
         self.sessions.set_due(place, Some(at));
     }
 
@@ -701,6 +705,18 @@ impl Waiting {
             (Purpose::Update, Waiter::Update { connection, .. }) => Some(connection.index),
             _ => None,
         }
+    }
+}
+
+/// When a record is looked at before an end that is known: what was extended late is seen too, by ever shorter steps; what is
+/// touched is not left until the last moment. `None`: it ends too soon for that.
+fn last_look(left: Duration, touch: bool) -> Option<Duration> {
+    if left < LAST_LEFT {
+        None
+    } else if left > LAST_LOOK * 2 && !touch {
+        Some(left - LAST_LOOK)
+    } else {
+        Some(left / 2)
     }
 }
 
