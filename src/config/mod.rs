@@ -10,6 +10,7 @@
 mod form;
 mod keys;
 mod meaning;
+mod redis;
 mod session;
 mod show;
 mod walk;
@@ -20,6 +21,7 @@ use std::sync::Arc;
 
 pub use form::FormError;
 pub use keys::{ARRAYS, Form, KEYS, KeyDoc, Preset, keys_table, nearest_name};
+pub use redis::{RedisOptions, RedisServer, RedisUrlError};
 
 use crate::auth::keys::KeyError;
 use crate::secret::Secret;
@@ -56,6 +58,8 @@ pub struct Config {
     pub auth: auth::Options,
     /// `[[auth.jwt.key]]`, in the order of the file, none shorter than RFC 7518 section 3.2 asks.
     pub jwt_keys: Vec<JwtKey>,
+    /// `[redis]`; `None`: there is none.
+    pub redis: Option<RedisOptions>,
     /// `[[stream]]`, in the order of the file.
     pub streams: Vec<Arc<stream::Options>>,
 }
@@ -315,6 +319,17 @@ pub enum Problem {
         /// Where the first stands.
         first_line: u32,
     },
+    /// A URL of Redis that is none.
+    #[error("`redis.url` {0}")]
+    RedisUrl(RedisUrlError),
+    /// A file of certificates without one.
+    #[error("`redis.ca` names a file without a PEM certificate")]
+    RedisCa,
+    /// Two channels of one name.
+    #[error(
+        "`redis.channel_logout`, `channel_permissions` and `channel_revoked` must be three names: each means its own"
+    )]
+    RedisChannels,
     /// A stream id that is none.
     #[error("`stream.id` must have 1 to 128 of the characters A-Z a-z 0-9 . _ : ~ -")]
     StreamId,
@@ -446,6 +461,12 @@ pub enum Oddity {
         /// What it has.
         bytes: usize,
     },
+    /// A password in the clear.
+    #[error("`redis.url` sends its password in the clear to another machine: use rediss://")]
+    RedisPlain,
+    /// Roots for a connection without TLS.
+    #[error("`redis.ca` has no effect with a redis:// URL: use rediss://")]
+    RedisCaWithoutTls,
     /// A very short interval.
     #[error("stream \"{id}\": `interval` is under 100ms: the upstream gets over ten requests a second")]
     ShortInterval {

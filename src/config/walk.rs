@@ -63,6 +63,17 @@ impl Section {
         self.written.get(path).map_or(self.line, |(line, _)| *line)
     }
 
+    /// Whether the file has `path`, right or wrong.
+    pub(super) fn is_written(&self, path: &str) -> bool {
+        self.written.contains_key(path)
+    }
+
+    /// The first line of the table at `path`, which is none of an array; `None` where the file has none of its keys.
+    pub(super) fn line_of_table(&self, path: &str) -> Option<u32> {
+        let of_it = |key: &&str| key.strip_prefix(path).is_some_and(|rest| rest.starts_with('.'));
+        self.written.iter().filter(|(key, _)| of_it(key)).map(|(_, (line, _))| *line).min()
+    }
+
     /// The elements of the array of tables at `path`.
     pub(super) fn array(&self, path: &str) -> &[Section] {
         self.arrays.get(path).map_or(&[], Vec::as_slice)
