@@ -21,7 +21,7 @@ use crate::limits::{LOOKUP_TIMEOUT, LOOKUP_WAITERS_MAX, SESSIONS_PER_LOOKUP, SES
 use crate::secret::Secret;
 use crate::time::{Instant, Now, WallTime};
 
-use super::authenticate::{Asked, Found, Looked, Lookup, Order, SessionRecord, Waiter};
+use super::lookup::{Asked, Found, Looked, Lookup, Order, Purpose, Question, Reread, SessionRecord, Waiter, Waiting};
 use super::slab::Slab;
 use super::{Output, Shard};
 
@@ -88,42 +88,6 @@ impl Sessions {
     fn all(&self) -> Vec<u32> {
         self.places.iter().map(|(place, _)| place).collect()
     }
-}
-
-/// A question about one session's record, and who waits for the answer.
-#[derive(Debug)]
-pub(super) struct Question {
-    sid: Secret,
-    mark: SessionMark,
-    asked: Now,
-    waiting: Vec<Waiting>,
-    /// Those who came when the question was out already: a record that they were told of may be newer than the answer.
-    later: Vec<Waiting>,
-}
-
-#[derive(Debug)]
-struct Waiting {
-    no: u64,
-    waiter: Waiter,
-    purpose: Purpose,
-}
-
-/// What a session is asked about for.
-#[derive(Debug)]
-pub(super) enum Purpose {
-    /// Its cookie was presented.
-    Cookie,
-    /// A connection of it asks to be renewed.
-    Update,
-    /// A ticket was, which had been made for what this says.
-    Ticket(Box<GrantRecord>),
-}
-
-/// The records of sessions that are looked at again, in the order of the question.
-#[derive(Debug)]
-pub(super) struct Reread {
-    asked: Now,
-    sessions: Vec<(u32, SessionMark)>,
 }
 
 /// What a record has turned out to be.
@@ -695,16 +659,6 @@ impl Shard {
             return;
         }
         self.judged(waiter, outcome);
-    }
-}
-
-impl Waiting {
-    /// The open connection that is to be renewed by the answer.
-    fn renews(&self) -> Option<u32> {
-        match (&self.purpose, &self.waiter) {
-            (Purpose::Update, Waiter::Update { connection, .. }) => Some(connection.index),
-            _ => None,
-        }
     }
 }
 
