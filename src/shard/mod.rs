@@ -14,6 +14,7 @@ mod encoder;
 mod fanout;
 mod http;
 mod ledger;
+mod lookup;
 mod mail;
 mod open;
 mod owner;
@@ -24,6 +25,7 @@ mod sessions;
 mod slab;
 mod stats;
 mod subscribe;
+mod ticket_table;
 mod tickets;
 mod timers;
 pub mod topics;
@@ -35,7 +37,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::auth::control::ControlEntry;
 use crate::auth::grant::RightsTable;
 use crate::auth::jwt::Verifier;
 use crate::codec::deflate::Inflater;
@@ -43,22 +44,21 @@ use crate::connection::Connection;
 use crate::ids::{ConnectionKey, CoreId};
 use crate::limits::Limits;
 use crate::metrics::CoreMetrics;
-use crate::secret::Secret;
 use crate::stream::poll::{FetchRequest, FetchResult, PollNo, Status};
 use crate::time::{Instant, Now};
 use crate::{auth, connection, stream};
 
-pub use self::authenticate::{Found, Lookup, SessionRecord};
 pub use self::catalog::{Catalog, StreamKey};
 pub use self::close::CannedAnswer;
 pub use self::ledger::Ledger;
+pub use self::lookup::{Found, Lookup, Order, SessionRecord};
 pub use self::mail::Mail;
 pub use self::rng::Rng;
 pub use self::stats::Stats;
 
-use self::authenticate::Asked;
 use self::encoder::Encoder;
 use self::fanout::Joint;
+use self::lookup::Asked;
 use self::owner::Owned;
 use self::rendition::Meter;
 use self::sessions::Sessions;
@@ -191,21 +191,6 @@ pub enum Output {
     Drained,
     /// Something for the operator's log.
     Notice(Notice),
-}
-
-/// Something that the store is to do without an answer.
-#[derive(Clone, Debug)]
-pub enum Order {
-    /// To extend a session's life. Where the store is away it is left undone.
-    Touch {
-        /// The session's id.
-        sid: Secret,
-        /// Its life from now on.
-        life: Duration,
-    },
-    /// To put an event on the control stream, for the other processes and for those that are away. Where the store is away
-    /// it waits for its return.
-    Publish(ControlEntry),
 }
 
 /// News for the operator. Holds nothing secret.
