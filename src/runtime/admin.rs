@@ -3,7 +3,6 @@
 //! Source: protocol version 1, section 6. Memory: at most `CONNECTIONS_MAX` threads, one a connection, each with one
 //! request. Errors: problem documents. Blocking threads of its own, so that a scrape never takes a turn of a core.
 
-use std::borrow::Cow;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,9 +17,11 @@ use crate::metrics::{self, CoreMetrics};
 use crate::secret::Secret;
 use crate::time::{Instant, WallTime};
 
+use super::admin_call::{Call, not_allowed, problem};
+use super::admin_users::{self, Users};
 use super::control::Control;
 use super::core::Process;
-use super::{admin_users, clock, log};
+use super::{clock, log};
 
 /// Connections served at once; further ones wait in the backlog.
 const CONNECTIONS_MAX: usize = 16;
@@ -217,20 +218,6 @@ fn admit(options: &AdminOptions, listen: SocketAddr, head: &Head<'_>) -> Result<
     if head.path.starts_with(API) { authorised(options, head) } else { Ok(()) }
 }
 
-/// A call with the admin key.
-pub struct Call<'c> {
-    /// Its method.
-    pub method: &'c str,
-    /// The segments of its path behind `/admin/v1/`, decoded.
-    pub path: Vec<Cow<'c, str>>,
-    /// Its query, not decoded.
-    pub query: Option<&'c str>,
-    /// Its body, whole.
-    pub body: &'c [u8],
-    /// Who calls: the address it came from.
-    pub by: IpAddr,
-}
-
 fn answer(admin: &Admin, head: &Head<'_>, body: &[u8], peer: SocketAddr) -> Response {
     match head.path {
         "/metrics" => reading(head, || {
@@ -270,23 +257,13 @@ fn carry_out(admin: &Admin, call: &Call<'_>) -> Response {
             Response::new(202).body("application/json", &b"{\"status\":\"draining\"}\n"[..])
         }
         ["drain"] => not_allowed("POST"),
-        path => admin_users::answer(admin, call, path)
+        path => admin_users::answer(Users { control: &admin.control, process: &admin.process }, call, path)
             .unwrap_or_else(|| problem(ErrorCode::NotFound, "there is no such resource")),
     }
 }
 
 fn reading(head: &Head<'_>, respond: impl FnOnce() -> Response) -> Response {
     if matches!(head.method, "GET" | "HEAD") { respond() } else { not_allowed("GET, HEAD") }
-}
-
-/// 405.
-pub fn not_allowed(allow: &str) -> Response {
-    problem(ErrorCode::MethodNotAllowed, &format!("this resource knows {allow}")).header("Allow", allow)
-}
-
-/// A problem document.
-pub fn problem(code: ErrorCode, detail: &str) -> Response {
-    Response::problem(code.http_status(), code.as_str(), detail)
 }
 
 fn authorised(options: &AdminOptions, head: &Head<'_>) -> Result<(), Response> {

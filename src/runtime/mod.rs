@@ -3,6 +3,7 @@
 //! Source: ARCHITECTURE.md; protocol version 1, section 7. Errors: one sentence that says what to do.
 
 pub mod admin;
+pub mod admin_call;
 pub mod admin_users;
 pub mod clock;
 pub mod control;

@@ -325,15 +325,12 @@ impl Shard {
         now: Now,
     ) -> Shard {
         let encoder = Encoder::new(Arc::clone(&metrics));
-        let mut rng = Rng::new(seed);
-        let mut cache_secret = [0u8; 32];
-        cache_secret[..16].copy_from_slice(&rng.u128().to_le_bytes());
-        cache_secret[16..].copy_from_slice(&rng.u128().to_le_bytes());
+        let rng = Rng::new(seed);
         let mut shard = Shard {
             core,
             cores,
             verifier: Verifier::new(options.auth.jwt.clone()),
-            tokens: TokenCache::new(options.auth.token_cache, cache_secret),
+            tokens: TokenCache::new(options.auth.token_cache, rng.secret("verified tokens")),
             options,
             ledger,
             metrics,
