@@ -174,9 +174,9 @@ fn what_changes_together_on_several_streams_is_one_send_to_whoever_reads_them_al
     let before = world.sends;
     let mut dice = Dice::seeded(5);
     world.book.upstream.renew_all(&mut dice);
-    // All are polled in one turn and answered in one turn.
+    // All are due by then, are polled in one turn and answered in one turn.
+    world.move_clocks(50_000);
     for _ in 0..2 {
-        world.pass_time(SECOND_US);
         world.turn(0);
     }
     world.idle(SECOND_US);
