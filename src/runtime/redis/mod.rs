@@ -184,6 +184,7 @@ impl Store {
                 said: BTreeSet::new(),
                 away_said: false,
                 all_up_since: None,
+                complete_once: false,
                 told_up: None,
                 finish_by: None,
                 shared: Arc::clone(&thread),
@@ -323,6 +324,8 @@ struct Hub {
     /// Whether that it is away was.
     away_said: bool,
     all_up_since: Option<Instant>,
+    /// Whether all connections were there before.
+    complete_once: bool,
     /// What the sink was last told.
     told_up: Option<bool>,
     /// When the thread ends, whatever waits.
@@ -511,7 +514,8 @@ impl Hub {
         // Whoever waits in the moments of a new attempt is not told of a failure that may be none.
         let up = if commands { Some(true) } else { (!self.commands.link.is_hopeful()).then_some(false) };
         // Once everything is heard again, what was read before may be old.
-        let missed = all && !was_all && self.told_up == Some(true);
+        let missed = all && !was_all && self.complete_once && self.told_up == Some(true);
+        self.complete_once |= all;
         if up.is_some_and(|up| self.told_up != Some(up)) || missed {
             self.told_up = up;
             self.sink.state(up == Some(true));
