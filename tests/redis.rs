@@ -101,7 +101,8 @@ impl Desk {
         let settings = Settings { session_prefix: "sess:".into(), revocation_keep };
         let sink = Box::new(Ear { tell, full: Arc::clone(&full) });
         let resolver = Arc::new(Resolver::system());
-        let store = Store::start(StoreParts { options, settings, sink, resolver, seed: [7; 32] }).expect("it starts");
+        let store = Store::new(options.timeout).expect("a descriptor is left");
+        store.start(StoreParts { options, settings, sink, resolver, seed: [7; 32] }).expect("it starts");
         Desk { store, told, kept: Vec::new(), asked: 0, full }
     }
 

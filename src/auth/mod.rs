@@ -15,6 +15,7 @@ pub mod jwt;
 pub mod keys;
 pub mod members;
 pub mod session;
+pub mod ticket;
 
 use std::time::Duration;
 
@@ -33,6 +34,8 @@ pub struct Options {
     pub jwt: jwt::Options,
     /// The `[auth.session]` table; `None`: session cookies are not read.
     pub session: Option<session::Options>,
+    /// Whether there is a store outside that processes share, `[redis]`: tickets are kept there too.
+    pub store: bool,
 }
 
 impl Default for Options {
@@ -44,6 +47,7 @@ impl Default for Options {
             revocation_keep: Duration::from_secs(30 * 86_400),
             jwt: jwt::Options::default(),
             session: None,
+            store: false,
         }
     }
 }

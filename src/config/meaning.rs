@@ -324,7 +324,8 @@ impl Check<'_> {
                 },
                 keys,
             },
-            session: None,
+            session: self.session(root),
+            store: root.table_line("redis").is_some(),
         }
     }
 

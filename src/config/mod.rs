@@ -11,6 +11,7 @@ mod form;
 mod keys;
 mod meaning;
 mod redis;
+mod session;
 mod show;
 mod walk;
 
@@ -282,6 +283,23 @@ pub enum Problem {
     /// A cookie name that is none.
     #[error("`auth.jwt.cookie` is not a cookie name: use letters, digits, `-` and `_`")]
     CookieName,
+    /// `[auth.session]` without a secret.
+    #[error(
+        "`auth.session.secrets` is missing: the cookies of a session are signed, and nothing verifies them without it"
+    )]
+    SessionSecrets,
+    /// `[auth.session]` without `[redis]`.
+    #[error("[auth.session] needs [redis], where the sessions are")]
+    SessionWithoutRedis,
+    /// A session cookie's name that is none, or the token's.
+    #[error("`auth.session.cookie` must be a cookie name, and another than `auth.jwt.cookie`")]
+    SessionCookie,
+    /// Where something stands in a record that is no pointer.
+    #[error("`{key}` is no JSON pointer into the record (RFC 6901): write it as in \"/userId\"")]
+    SessionPointer {
+        /// Its path.
+        key: &'static str,
+    },
     /// An entry of `admin.names` that is none.
     #[error("`admin.names` has an entry that is no host name: write it as in \"restcast.internal\", without a port")]
     HostName,
@@ -431,6 +449,12 @@ pub enum Oddity {
         "`admin.listen` is reachable from other machines: /metrics is open to them, and the key travels in the clear"
     )]
     AdminExposed,
+    /// A secret of session cookies that could be guessed.
+    #[error("`auth.session.secrets` has one of {bytes} bytes: use at least 16 random ones")]
+    ShortSessionSecret {
+        /// What it has.
+        bytes: usize,
+    },
     /// A short admin key.
     #[error("`admin.key` has {bytes} bytes: use at least 16 random ones")]
     ShortAdminKey {

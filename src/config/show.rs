@@ -7,6 +7,7 @@ use std::fmt::{Display, Write};
 use std::time::Duration;
 
 use super::{Config, Driver, JwtKey, LogFormat, LogLevel, RedisOptions, TlsFiles};
+use crate::auth::session;
 use crate::stream;
 
 /// What stands for a secret.
@@ -19,6 +20,7 @@ pub(super) fn masked_toml(config: &Config) -> String {
     admin_and_log(&mut page, config);
     limits(&mut page, config);
     auth(&mut page, config);
+    config.auth.session.iter().for_each(|options| session(&mut page, options));
     config.jwt_keys.iter().for_each(|key| jwt_key(&mut page, key));
     config.redis.iter().for_each(|options| redis(&mut page, options));
     config.streams.iter().for_each(|options| stream(&mut page, options));
@@ -122,6 +124,20 @@ fn auth(page: &mut Page, config: &Config) {
     page.line("roles", quoted(&jwt.claims.roles));
     page.line("permissions", quoted(&jwt.claims.permissions));
     page.line("streams", quoted(&jwt.claims.streams));
+}
+
+fn session(page: &mut Page, session: &session::Options) {
+    page.header("[auth.session]");
+    page.line("secrets", format!("[{}]", vec![MASK; session.secrets.len()].join(", ")));
+    page.line("cookie", quoted(&session.cookie));
+    page.line("prefix", quoted(&session.prefix));
+    page.line("user", quoted(session.user.as_str()));
+    page.line("role", quoted(session.role.as_str()));
+    page.line("company", quoted(session.company.as_str()));
+    page.line("permissions", quoted(session.permissions.as_str()));
+    page.line("reread", quoted_duration(session.reread));
+    page.line("grace", quoted_duration(session.grace));
+    page.line("touch", session.touch);
 }
 
 fn jwt_key(page: &mut Page, key: &JwtKey) {

@@ -114,6 +114,8 @@ secret = "env:SECRET"
 [[auth.jwt.key]]
 alg = "HS256"
 secret = "hex:000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"
+[auth.session]
+secrets = ["env:SECRET", "hunter2"]
 [redis]
 url = "rediss://ada:hunter2@redis.example/1"
 ca = "ca.pem"
@@ -209,6 +211,18 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         roles = "roles"
         permissions = "permissions"
         streams = "streams"
+
+        [auth.session]
+        secrets = ["***", "***"]
+        cookie = "connect.sid"
+        prefix = "sess:"
+        user = "/userId"
+        role = "/userRole"
+        company = "/companyId"
+        permissions = "/permissions"
+        reread = "30s"
+        grace = "5m"
+        touch = false
 
         [[auth.jwt.key]]
         kid = "2026-11"
@@ -429,7 +443,8 @@ fn a_stream_has_the_defaults_of_the_example_file() {
 
 #[test]
 fn every_default_is_of_its_keys_form_and_shown_as_written() {
-    let shown = accepted(&format!("{KEY}[redis]\nurl = \"redis://h\"\n[[stream]]\nid = \"s\"\nurl = \"https://h\"\n"));
+    let tables = "[redis]\nurl = \"redis://h\"\n[auth.session]\nsecrets = [\"a\"]\n";
+    let shown = accepted(&format!("{KEY}{tables}[[stream]]\nid = \"s\"\nurl = \"https://h\"\n"));
     let shown = shown.masked_toml();
     for key in KEYS {
         let name = key.path.rsplit('.').next().expect("a path has a last part");

@@ -20,9 +20,11 @@ mod owner;
 mod rendition;
 mod requests;
 mod rng;
+mod sessions;
 mod slab;
 mod stats;
 mod subscribe;
+mod tickets;
 mod timers;
 pub mod topics;
 pub mod wheel;
@@ -33,7 +35,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::auth::control::ControlEntry;
 use crate::auth::grant::RightsTable;
 use crate::auth::jwt::Verifier;
 use crate::codec::deflate::Inflater;
@@ -41,12 +42,11 @@ use crate::connection::Connection;
 use crate::ids::{ConnectionKey, CoreId};
 use crate::limits::Limits;
 use crate::metrics::CoreMetrics;
-use crate::secret::Secret;
 use crate::stream::poll::{FetchRequest, FetchResult, PollNo, Status};
 use crate::time::{Instant, Now};
 use crate::{auth, connection, stream};
 
-pub use self::authenticate::{Found, Lookup, SessionRecord};
+pub use self::authenticate::{Found, Lookup, Order, SessionRecord};
 pub use self::catalog::{Catalog, StreamKey};
 pub use self::close::CannedAnswer;
 pub use self::ledger::Ledger;
@@ -59,6 +59,7 @@ use self::encoder::Encoder;
 use self::fanout::Joint;
 use self::owner::Owned;
 use self::rendition::Meter;
+use self::sessions::Sessions;
 use self::slab::Slab;
 use self::topics::Topic;
 use self::wheel::Wheel;
@@ -190,21 +191,6 @@ pub enum Output {
     Notice(Notice),
 }
 
-/// Something that the store is to do without an answer.
-#[derive(Clone, Debug)]
-pub enum Order {
-    /// To extend a session's life. Where the store is away it is left undone.
-    Touch {
-        /// The session's id.
-        sid: Secret,
-        /// Its life from now on.
-        life: Duration,
-    },
-    /// To put an event on the control stream, for the other processes and for those that are away. Where the store is away
-    /// it waits for its return.
-    Publish(ControlEntry),
-}
-
 /// News for the operator. Holds nothing secret.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Notice {
@@ -303,10 +289,9 @@ pub struct Shard {
     asks: HashMap<u64, ConnectionKey>,
     /// What is done with the answers of those outside of the cores.
     looked_up: HashMap<u64, Asked>,
+    sessions: Sessions,
     /// The number of the last question, of either kind.
     ask_no: u64,
-    /// Whether the store of sessions and tickets answers, as far as was said.
-    store_up: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -361,8 +346,8 @@ impl Shard {
             rejudge: false,
             asks: HashMap::new(),
             looked_up: HashMap::new(),
+            sessions: Sessions::default(),
             ask_no: 0,
-            store_up: true,
         };
         shard.share_bounds();
         shard.warm();
@@ -382,13 +367,18 @@ impl Shard {
             Input::Compared(compared) => self.compared(*compared),
             Input::Mail(mail) => self.mail(mail),
             Input::Found { ask, found } => self.found(ask, found),
-            Input::StoreState { up } => self.store_up = up,
+            Input::StoreState { up } => self.store_state(up),
             Input::Timeout => self.timeout(),
-            Input::ClockMoved => self.recheck = Some(0),
+            Input::ClockMoved => {
+                // The store's clock may have been stepped as well: what it holds is read anew.
+                self.reread_all();
+                self.recheck = Some(0);
+            }
             Input::Drain => self.begin_drain(),
             Input::Reload(options) => self.reload(options),
         }
         self.turn_inbox();
+        self.drop_unused_sessions();
     }
 
     /// The next thing to be done outside; `None` when there is nothing more for now.
@@ -402,17 +392,15 @@ impl Shard {
         let now = (self.recheck.is_some() || self.drains_now() || !self.ready.is_empty()).then_some(self.now.at);
         let drained = self.draining.filter(|draining| !draining.told).map(|draining| draining.until);
         let timer = self.timers.peek().map(|Reverse((at, _))| *at);
-        [swept, now, timer, self.wheel.next_timeout(), drained].into_iter().flatten().min()
+        [swept, now, timer, self.wheel.next_timeout(), self.sessions.next_timeout(), drained]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// How long a socket may take nothing.
     pub fn write_stall(&self) -> Duration {
         self.options.limits.write_stall
-    }
-
-    /// Whether the store of sessions and tickets answers, as far as was said.
-    pub fn store_is_up(&self) -> bool {
-        self.store_up
     }
 
     /// How many connections there are.

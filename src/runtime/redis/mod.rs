@@ -151,23 +151,31 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Store {
+    /// A store that takes questions; they are answered once it has been started. `timeout` is `redis.timeout`.
+    ///
+    /// # Errors
+    /// Where the process has no descriptor left.
+    pub fn new(timeout: Duration) -> std::io::Result<Store> {
+        let shared = Shared {
+            inbox: Mutex::default(),
+            bell: eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?,
+            up: AtomicBool::new(false),
+            metrics: Arc::default(),
+            timeout,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        };
+        Ok(Store { shared: Arc::new(shared) })
+    }
+
     /// Starts the thread, which connects at once.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn start(parts: StoreParts) -> Result<Store, StoreError> {
+    pub fn start(&self, parts: StoreParts) -> Result<(), StoreError> {
         let StoreParts { options, settings, sink, resolver, seed } = parts;
         let target = target_of(&options)?;
-        let shared = Arc::new(Shared {
-            inbox: Mutex::default(),
-            bell: eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).map_err(std::io::Error::from)?,
-            up: AtomicBool::new(false),
-            metrics: Arc::default(),
-            timeout: options.timeout,
-            state: Mutex::default(),
-            changed: Condvar::new(),
-        });
-        let thread = Arc::clone(&shared);
+        let thread = Arc::clone(&self.shared);
         std::thread::Builder::new().name("redis".into()).spawn(move || {
             let now = clock::now().at;
             let metrics = Arc::clone(&thread.metrics);
@@ -193,7 +201,7 @@ impl Store {
             lock(&thread.state).finished = true;
             thread.changed.notify_all();
         })?;
-        Ok(Store { shared })
+        Ok(())
     }
 
     /// Asks for a core; whether the question was taken. Where it was not there is no room, and no answer will come.
