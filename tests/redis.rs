@@ -48,8 +48,11 @@ impl Sink for Ear {
         let _ = self.tell.send(Told::Found(ask, found));
     }
 
-    fn heard(&mut self, entry: ControlEntry) {
-        let _ = self.tell.send(Told::Heard(entry, Instant::now()));
+    fn heard(&mut self, entries: Vec<ControlEntry>) {
+        assert!(!entries.is_empty());
+        for entry in entries {
+            let _ = self.tell.send(Told::Heard(entry, Instant::now()));
+        }
     }
 
     fn state(&mut self, up: bool) {

@@ -8,7 +8,6 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::auth::control::ControlEntry;
 use crate::auth::grant::Grant;
 use crate::codec::message::{ClientId, ErrorCode};
 use crate::connection::Phase;
@@ -40,21 +39,6 @@ pub enum Lookup {
     },
     /// To fetch anew the key set of that issuer, by its place in the configuration; where that was done a moment ago, nothing.
     KeySet(usize),
-}
-
-/// Something that the same are told and that needs no answer: what comes of it shows when it is looked for.
-#[derive(Clone, Debug)]
-pub enum Order {
-    /// To let a session live for so long from now on, if it lives still. Where the store is away it is left undone.
-    Touch {
-        /// Its id.
-        sid: Secret,
-        /// How long.
-        life: Duration,
-    },
-    /// To put an event on the control stream, for the other processes and for those that are away. Where the store is away
-    /// it waits for its return.
-    Publish(ControlEntry),
 }
 
 /// A session's record, as Redis holds it.

@@ -35,6 +35,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::auth::control::ControlEntry;
 use crate::auth::grant::RightsTable;
 use crate::auth::jwt::Verifier;
 use crate::codec::deflate::Inflater;
@@ -42,11 +43,12 @@ use crate::connection::Connection;
 use crate::ids::{ConnectionKey, CoreId};
 use crate::limits::Limits;
 use crate::metrics::CoreMetrics;
+use crate::secret::Secret;
 use crate::stream::poll::{FetchRequest, FetchResult, PollNo, Status};
 use crate::time::{Instant, Now};
 use crate::{auth, connection, stream};
 
-pub use self::authenticate::{Found, Lookup, Order, SessionRecord};
+pub use self::authenticate::{Found, Lookup, SessionRecord};
 pub use self::catalog::{Catalog, StreamKey};
 pub use self::close::CannedAnswer;
 pub use self::ledger::Ledger;
@@ -189,6 +191,21 @@ pub enum Output {
     Drained,
     /// Something for the operator's log.
     Notice(Notice),
+}
+
+/// Something that the store is to do without an answer.
+#[derive(Clone, Debug)]
+pub enum Order {
+    /// To extend a session's life. Where the store is away it is left undone.
+    Touch {
+        /// The session's id.
+        sid: Secret,
+        /// Its life from now on.
+        life: Duration,
+    },
+    /// To put an event on the control stream, for the other processes and for those that are away. Where the store is away
+    /// it waits for its return.
+    Publish(ControlEntry),
 }
 
 /// News for the operator. Holds nothing secret.

@@ -65,8 +65,8 @@ pub struct Settings {
 pub trait Sink: Send {
     /// A question has been answered.
     fn found(&mut self, core: CoreId, ask: u64, found: Found);
-    /// A control event was heard, or read from the control stream. The same may come more than once.
-    fn heard(&mut self, entry: ControlEntry);
+    /// Control events were heard, or read from the control stream, in this order. The same may come more than once.
+    fn heard(&mut self, entries: Vec<ControlEntry>);
     /// Questions are answered, or not any more. «Answered» is said again where something may have been missed.
     fn state(&mut self, up: bool);
     /// Hands on what found no room so far; whether everything has found it. Until then nothing more is read.
@@ -435,16 +435,16 @@ impl Hub {
         let mut said: Vec<Said> = Vec::new();
         let readable = |flags: PollFlags| if hold { flags - PollFlags::IN } else { flags };
 
-        let mut published = Vec::new();
-        let of_events = events.turn(now, readable(for_events), &mut io, &metrics, &mut said, &mut |entry| {
-            published.push(entry.clone());
-            sink.heard(entry);
-        });
-        let of_log = follow.turn(now, readable(for_log), hold, &mut io, settings, &metrics, &mut said, &mut |entry| {
-            sink.heard(entry);
-        });
+        let (mut published, mut logged) = (Vec::new(), Vec::new());
+        let of_events = events.turn(now, readable(for_events), &mut io, &metrics, &mut said, &mut published);
+        let of_log = follow.turn(now, readable(for_log), hold, &mut io, settings, &metrics, &mut said, &mut logged);
         // What nobody but this process may have heard is kept for the others, and for those that are away.
-        published.into_iter().for_each(|entry| commands.append(entry));
+        published.iter().cloned().for_each(|entry| commands.append(entry));
+        for entries in [published, logged] {
+            if !entries.is_empty() {
+                sink.heard(entries);
+            }
+        }
         let of_commands = commands.turn(now, readable(for_commands), &mut io, settings, sink.as_mut());
         said.append(&mut commands.said);
 
