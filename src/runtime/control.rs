@@ -67,11 +67,6 @@ impl Control {
         }
     }
 
-    /// The cores' mailboxes, in their order.
-    pub fn mailboxes(&self) -> &[Arc<Mailbox>] {
-        &self.mailboxes
-    }
-
     /// Entries that are asked for here go to other processes by `publish` from now on. The first one counts.
     pub fn publish_by(&self, publish: Publish) {
         let _ = self.publish.set(publish);
