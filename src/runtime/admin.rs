@@ -3,7 +3,6 @@
 //! Source: protocol version 1, section 6. Memory: at most `CONNECTIONS_MAX` threads, one a connection, each with one
 //! request. Errors: problem documents. Blocking threads of its own, so that a scrape never takes a turn of a core.
 
-use std::borrow::Cow;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,9 +17,12 @@ use crate::metrics::{self, CoreMetrics};
 use crate::secret::Secret;
 use crate::time::{Instant, WallTime};
 
+use super::admin_call::{Call, not_allowed, problem};
+use super::admin_users::{self, Users};
 use super::control::Control;
 use super::core::Process;
-use super::{admin_users, clock, log};
+use super::redis::Store;
+use super::{clock, log};
 
 /// Connections served at once; further ones wait in the backlog.
 const CONNECTIONS_MAX: usize = 16;
@@ -217,20 +219,6 @@ fn admit(options: &AdminOptions, listen: SocketAddr, head: &Head<'_>) -> Result<
     if head.path.starts_with(API) { authorised(options, head) } else { Ok(()) }
 }
 
-/// A call with the admin key.
-pub struct Call<'c> {
-    /// Its method.
-    pub method: &'c str,
-    /// The segments of its path behind `/admin/v1/`, decoded.
-    pub path: Vec<Cow<'c, str>>,
-    /// Its query, not decoded.
-    pub query: Option<&'c str>,
-    /// Its body, whole.
-    pub body: &'c [u8],
-    /// Who calls: the address it came from.
-    pub by: IpAddr,
-}
-
 fn answer(admin: &Admin, head: &Head<'_>, body: &[u8], peer: SocketAddr) -> Response {
     match head.path {
         "/metrics" => reading(head, || {
@@ -238,6 +226,7 @@ fn answer(admin: &Admin, head: &Head<'_>, body: &[u8], peer: SocketAddr) -> Resp
                 started: admin.started,
                 connections_max: admin.connections_max,
                 draining: admin.process.draining.load(Ordering::Relaxed),
+                store: admin.process.store.as_ref().map(Store::metrics),
                 control: admin.control.counts(),
             };
             Response::new(200).body(metrics::CONTENT_TYPE, metrics::render(&admin.metrics, &process).into_bytes())
@@ -248,7 +237,12 @@ fn answer(admin: &Admin, head: &Head<'_>, body: &[u8], peer: SocketAddr) -> Resp
                     .header("Retry-After", "10")
                     .body("application/json", &b"{\"status\":\"draining\"}\n"[..]);
             }
-            Response::new(200).body("application/json", &b"{\"status\":\"ready\"}\n"[..])
+            let redis = match admin.process.store.as_ref().map(Store::is_up) {
+                None => "",
+                Some(true) => ",\"redis\":\"up\"",
+                Some(false) => ",\"redis\":\"away\"",
+            };
+            Response::new(200).body("application/json", format!("{{\"status\":\"ready\"{redis}}}\n").into_bytes())
         }),
         path => match path.strip_prefix(API).map(|rest| rest.split('/').map(http::percent_decode).collect()) {
             Some(Some(segments)) => {
@@ -270,23 +264,13 @@ fn carry_out(admin: &Admin, call: &Call<'_>) -> Response {
             Response::new(202).body("application/json", &b"{\"status\":\"draining\"}\n"[..])
         }
         ["drain"] => not_allowed("POST"),
-        path => admin_users::answer(admin, call, path)
+        path => admin_users::answer(Users { control: &admin.control, process: &admin.process }, call, path)
             .unwrap_or_else(|| problem(ErrorCode::NotFound, "there is no such resource")),
     }
 }
 
 fn reading(head: &Head<'_>, respond: impl FnOnce() -> Response) -> Response {
     if matches!(head.method, "GET" | "HEAD") { respond() } else { not_allowed("GET, HEAD") }
-}
-
-/// 405.
-pub fn not_allowed(allow: &str) -> Response {
-    problem(ErrorCode::MethodNotAllowed, &format!("this resource knows {allow}")).header("Allow", allow)
-}
-
-/// A problem document.
-pub fn problem(code: ErrorCode, detail: &str) -> Response {
-    Response::problem(code.http_status(), code.as_str(), detail)
 }
 
 fn authorised(options: &AdminOptions, head: &Head<'_>) -> Result<(), Response> {

@@ -3,29 +3,26 @@
 //! Source: protocol version 1, section 6. Memory: one request's; of a list at most [`limits::ADMIN_PAGE_MAX`] connections.
 //! Errors: problem documents. Each order that is carried out leaves a line in the log: who, whom, why.
 
-use std::fmt;
 use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 
 use crate::auth::control::ControlEntry;
 use crate::auth::jwt::DATE_SECS_MAX;
 use crate::codec::http::{Query, Response};
 use crate::codec::message::ErrorCode;
-use crate::config::LogLevel;
 use crate::limits;
 use crate::shard::{ConnectionQuery, ListedConnection};
 
-use super::admin::{Admin, Call, not_allowed, problem};
+use super::admin_call::{Call, not_allowed, problem};
+use super::clock;
+use super::control::Control;
+use super::core::Process;
 use super::mailbox::Message;
-use super::{clock, log};
 
 /// How long a core may take to tell its connections.
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
-/// Characters of a caller's text that a line of the log shows.
-const LOGGED_CHARS_MAX: usize = 256;
 
 /// The body of a logout. It may be left out.
 #[derive(Default, Deserialize)]
@@ -55,38 +52,47 @@ struct Revocation {
     reason: Option<String>,
 }
 
+/// Whom such orders are given to.
+#[derive(Clone, Copy)]
+pub struct Users<'u> {
+    /// Who carries out logouts, revocations and changed permissions.
+    pub control: &'u Control,
+    /// Whose cores know the connections.
+    pub process: &'u Process,
+}
+
 /// Answers a call whose path is `path`, if it is one of these.
-pub fn answer(admin: &Admin, call: &Call<'_>, path: &[&str]) -> Option<Response> {
+pub fn answer(users: Users<'_>, call: &Call<'_>, path: &[&str]) -> Option<Response> {
     let answer = match (path, call.method) {
-        (["connections"], "GET" | "HEAD") => connections(admin, call),
+        (["connections"], "GET" | "HEAD") => connections(users, call),
         (["connections"], _) => return Some(not_allowed("GET, HEAD")),
-        (["users", sub, "logout"], "POST") => log_out(admin, call, sub),
+        (["users", sub, "logout"], "POST") => log_out(users, call, sub),
         (["users", _, "logout"], _) => return Some(not_allowed("POST")),
-        (["users", sub, "permissions"], "PUT") => change_permissions(admin, call, sub),
+        (["users", sub, "permissions"], "PUT") => change_permissions(users, call, sub),
         (["users", _, "permissions"], _) => return Some(not_allowed("PUT")),
-        (["tokens", "revoke"], "POST") => revoke(admin, call),
+        (["tokens", "revoke"], "POST") => revoke(users, call),
         (["tokens", "revoke"], _) => return Some(not_allowed("POST")),
         _ => return None,
     };
     Some(answer.unwrap_or_else(|refusal| refusal))
 }
 
-fn log_out(admin: &Admin, call: &Call<'_>, sub: &str) -> Result<Response, Response> {
-    let order: Logout = if call.body.is_empty() { Logout::default() } else { body(call)? };
-    carry_out(admin, ControlEntry::user_logged_out(sub, order.iss.as_deref(), clock::now().wall))?;
-    audit(call, &[("sub", Some(sub)), ("iss", order.iss.as_deref()), ("why", order.reason.as_deref())], {
+fn log_out(users: Users<'_>, call: &Call<'_>, sub: &str) -> Result<Response, Response> {
+    let order: Logout = if call.body.is_empty() { Logout::default() } else { call.body()? };
+    carry_out(users, ControlEntry::user_logged_out(sub, order.iss.as_deref(), clock::now().wall))?;
+    call.audit(&[("sub", Some(sub)), ("iss", order.iss.as_deref()), ("why", order.reason.as_deref())], {
         "An administrator has logged a user out."
     });
     Ok(done())
 }
 
-fn change_permissions(admin: &Admin, call: &Call<'_>, sub: &str) -> Result<Response, Response> {
-    let order: Permissions = body(call)?;
+fn change_permissions(users: Users<'_>, call: &Call<'_>, sub: &str) -> Result<Response, Response> {
+    let order: Permissions = call.body()?;
     let list = |texts: &Option<Vec<String>>| texts.as_ref().map(|texts| texts.join(","));
     let (permissions, roles) = (list(&order.permissions), list(&order.roles));
     let now = clock::now().wall;
     carry_out(
-        admin,
+        users,
         ControlEntry::permissions_changed(sub, order.iss.as_deref(), order.permissions, order.roles, now),
     )?;
     let fields = [
@@ -96,12 +102,12 @@ fn change_permissions(admin: &Admin, call: &Call<'_>, sub: &str) -> Result<Respo
         ("roles", roles.as_deref()),
         ("why", order.reason.as_deref()),
     ];
-    audit(call, &fields, "An administrator has changed a user's permissions.");
+    call.audit(&fields, "An administrator has changed a user's permissions.");
     Ok(done())
 }
 
-fn revoke(admin: &Admin, call: &Call<'_>) -> Result<Response, Response> {
-    let order: Revocation = body(call)?;
+fn revoke(users: Users<'_>, call: &Call<'_>) -> Result<Response, Response> {
+    let order: Revocation = call.body()?;
     let now = clock::now().wall;
     let iss = order.iss.as_deref();
     let entry = match (&order.jti, &order.sub, order.iat_before) {
@@ -113,7 +119,7 @@ fn revoke(admin: &Admin, call: &Call<'_>) -> Result<Response, Response> {
         }
         _ => return Err(problem(ErrorCode::BadRequest, "the body has either jti, or sub and iat_before")),
     };
-    carry_out(admin, entry)?;
+    carry_out(users, entry)?;
     let before = order.iat_before.map(|before| before.to_string());
     let fields = [
         ("sub", order.sub.as_deref()),
@@ -122,7 +128,7 @@ fn revoke(admin: &Admin, call: &Call<'_>) -> Result<Response, Response> {
         ("iss", iss),
         ("why", order.reason.as_deref()),
     ];
-    audit(call, &fields, "An administrator has revoked tokens.");
+    call.audit(&fields, "An administrator has revoked tokens.");
     Ok(done())
 }
 
@@ -142,52 +148,16 @@ fn seconds(member: &str, seconds: f64) -> Result<u64, Response> {
 }
 
 /// The order is in force when this returns, for all who come; those who are there are being told.
-fn carry_out(admin: &Admin, entry: ControlEntry) -> Result<(), Response> {
-    admin.control.ask(entry).map_err(|error| problem(ErrorCode::BadRequest, &format!("the order: {error}")))
+fn carry_out(users: Users<'_>, entry: ControlEntry) -> Result<(), Response> {
+    users.control.ask(entry).map_err(|error| problem(ErrorCode::BadRequest, &format!("the order: {error}")))
 }
 
 fn done() -> Response {
     Response::new(200).body("application/json", &b"{\"status\":\"ok\"}\n"[..])
 }
 
-fn body<T: DeserializeOwned>(call: &Call<'_>) -> Result<T, Response> {
-    // The error names a place and what was expected there, never what stands there instead.
-    serde_json::from_slice(call.body).map_err(|error| {
-        let detail = format!("the body is not what this resource takes, at byte {} of it", error.column());
-        problem(ErrorCode::BadRequest, &detail)
-    })
-}
-
-/// Writes who has ordered what.
-fn audit(call: &Call<'_>, fields: &[(&str, Option<&str>)], sentence: &str) {
-    let words: Vec<(&str, Word<'_>)> = fields.iter().filter_map(|(name, text)| Some((*name, Word((*text)?)))).collect();
-    let mut all: Vec<(&str, &dyn fmt::Display)> = vec![("audit", &"admin"), ("by", &call.by)];
-    all.extend(words.iter().map(|(name, word)| (*name, word as &dyn fmt::Display)));
-    log::write(LogLevel::Info, &all, sentence);
-}
-
-/// A caller's text as one word of a line, so that it cannot pass for another field.
-struct Word<'w>(&'w str);
-
-impl fmt::Display for Word<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut characters = self.0.chars();
-        for character in characters.by_ref().take(LOGGED_CHARS_MAX) {
-            if character.is_whitespace() || character.is_control() || matches!(character, '=' | '"' | '\\' | '%') {
-                let mut bytes = [0u8; 4];
-                for byte in character.encode_utf8(&mut bytes).bytes() {
-                    write!(f, "%{byte:02X}")?;
-                }
-            } else {
-                write!(f, "{character}")?;
-            }
-        }
-        if characters.next().is_some() { f.write_str("…") } else { Ok(()) }
-    }
-}
-
 /// `GET connections?sub=&limit=&after=`: the live connections, core by core, a page at a time.
-fn connections(admin: &Admin, call: &Call<'_>) -> Result<Response, Response> {
+fn connections(users: Users<'_>, call: &Call<'_>) -> Result<Response, Response> {
     let bad = |detail: &str| problem(ErrorCode::BadRequest, detail);
     let (mut sub, mut limit, mut after) = (None, limits::ADMIN_PAGE_DEFAULT, None);
     for pair in Query::new(call.query.unwrap_or_default()) {
@@ -208,7 +178,7 @@ fn connections(admin: &Admin, call: &Call<'_>) -> Result<Response, Response> {
     let (first_core, mut first) = after.unwrap_or((0, 0));
     let mut listed: Vec<ListedConnection> = Vec::new();
     let mut next = None;
-    for (core, mailbox) in admin.process.mailboxes.iter().enumerate().skip(first_core) {
+    for (core, mailbox) in users.process.mailboxes.iter().enumerate().skip(first_core) {
         // One more than the page holds, to know whether another page follows.
         let query = ConnectionQuery { sub: sub.clone(), first, limit: limit - listed.len() + 1 };
         first = 0;
@@ -254,17 +224,6 @@ fn shown(connection: &ListedConnection) -> serde_json::Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_word_of_a_line_is_one_word() {
-        let shown = |text: &str| Word(text).to_string();
-        assert_eq!(shown("u1@example.com"), "u1@example.com");
-        assert_eq!(shown("a by=b\n\"%"), "a%20by%3Db%0A%22%25");
-        assert_eq!(shown("ü\u{2028}"), "ü%E2%80%A8");
-        let long = "x".repeat(LOGGED_CHARS_MAX);
-        assert_eq!(shown(&long), long);
-        assert_eq!(shown(&format!("{long}y")), format!("{long}…"));
-    }
 
     #[test]
     fn a_page_goes_on_where_the_last_one_ended() {

@@ -3,6 +3,7 @@
 //! Source: ARCHITECTURE.md; protocol version 1, section 7. Errors: one sentence that says what to do.
 
 pub mod admin;
+pub mod admin_call;
 pub mod admin_users;
 pub mod clock;
 pub mod control;
@@ -12,6 +13,7 @@ pub mod fetch;
 pub mod listener;
 pub mod log;
 pub mod mailbox;
+pub mod redis;
 pub mod resolver;
 pub mod session;
 pub mod sockets;
@@ -35,11 +37,12 @@ use crate::config::{Config, Driver, LogLevel};
 use crate::ids::CoreId;
 use crate::limits;
 use crate::metrics::CoreMetrics;
-use crate::shard::{Catalog, Ledger, Options, Shard};
+use crate::shard::{Catalog, Ledger, Options, Order, Shard};
 
 use self::control::Control;
 use self::core::{CoreParts, Process};
 use self::mailbox::{Mailbox, Message};
+use self::redis::{Mailboxes, Settings, Store, StoreParts};
 use self::resolver::Resolver;
 use self::sys::Signal;
 use self::tls::{Tls, TlsError};
@@ -171,11 +174,15 @@ fn run(
         draining: AtomicBool::new(false),
         drained: AtomicU16::new(0),
         workers: Workers::start()?,
+        store: config.redis.as_ref().map(|redis| Store::new(redis.timeout)).transpose()?,
     });
     let metrics: Vec<Arc<CoreMetrics>> = (0..cores).map(|_| Arc::default()).collect();
     let ledger = Arc::new(Ledger::default());
     ledger.marks().configure(&options.auth);
-    let control = Arc::new(Control::new(Arc::clone(&ledger), Arc::clone(&process)));
+    let control = Arc::new(Control::new(Arc::clone(&ledger), process.mailboxes.clone()));
+    if let Some(store) = process.store.clone() {
+        control.publish_by(Box::new(move |entry| store.order(Order::Publish(entry))));
+    }
     let resolver = Arc::new(Resolver::system());
     let (events, happened) = channel::<Event>();
 
@@ -237,6 +244,19 @@ fn run(
         .name("signals".into())
         .spawn(move || while events.send(Event::Signal(sys::wait_for_signal())).is_ok() {})?;
 
+    if let (Some(store), Some(redis)) = (&process.store, &config.redis) {
+        let mut seed = [0u8; 32];
+        fill_random(&mut seed)?;
+        let heard = Arc::clone(&control);
+        let sink = Box::new(Mailboxes::new(process.mailboxes.clone(), Box::new(move |entries| heard.heard(&entries))));
+        let (options, settings, resolver) = (redis.clone(), store_settings(&config), Arc::clone(&resolver));
+        let parts = StoreParts { options, settings, sink, resolver, seed };
+        store.start(parts).map_err(|error| ServeError(error.to_string()))?;
+        if !store.wait_for_replay(redis.timeout * 2) {
+            let sentence = "The control stream of Redis could not be read yet: who was logged out or revoked meanwhile is known once it is.";
+            log::write(LogLevel::Warn, &[], sentence);
+        }
+    }
     let ready: Ready = vec![
         ("ready", true.into()),
         ("listen", listen.to_string().into()),
@@ -268,6 +288,9 @@ fn run(
         );
     };
     let ended = wait(&happened, &process, cores, drain, &mut options, reload);
+    if let Some(store) = &process.store {
+        store.finish();
+    }
     log::flush();
     ended
 }
@@ -363,8 +386,12 @@ fn reload(reread: &Option<Reread>, options: &mut Arc<Options>, serving: &Serving
             let spoken = config.connection.tls == begun.connection.tls;
             config.connection.tls = begun.connection.tls;
             let kept = config.server == begun.server && config.log == begun.log && spoken;
+            let kept = kept && config.redis == begun.redis;
+            if let Some(store) = &process.store {
+                store.replace(store_settings(&config));
+            }
             if !kept || config.admin.listen != admin.listen_as_configured {
-                let sentence = "The listeners' addresses, whether they speak TLS, [log] and server.cores, share_port, driver, plaintext and state take effect at the next start.";
+                let sentence = "The listeners' addresses, whether they speak TLS, [log], [redis] and server.cores, share_port, driver, plaintext and state take effect at the next start.";
                 log::write(LogLevel::Warn, &[], sentence);
             }
             let max = connections_max(config.limits.connections, allowed);
@@ -380,6 +407,15 @@ fn reload(reread: &Option<Reread>, options: &mut Arc<Options>, serving: &Serving
             let sentence = format!("The configuration is not taken, the old one stays in force: {error}");
             log::write(LogLevel::Error, &[], &sentence);
         }
+    }
+}
+
+/// What the thread that speaks with Redis needs of other tables.
+fn store_settings(config: &Config) -> Settings {
+    let session = config.auth.session.as_ref();
+    Settings {
+        session_prefix: session.map_or_else(|| "sess:".to_owned(), |session| session.prefix.clone()),
+        revocation_keep: config.auth.revocation_keep,
     }
 }
 

@@ -82,6 +82,15 @@ impl World {
         self.publish(place);
     }
 
+    /// The same, and every core hears of it now.
+    pub fn decree_at_once(&mut self, what: What) {
+        self.decree_that(what);
+        for core in 0..self.cores.len() {
+            self.news[core].iter_mut().for_each(|(due, _)| *due = self.book.mono_us);
+            self.hear(core);
+        }
+    }
+
     /// The same is said once more.
     pub fn repeat(&mut self, place: usize) {
         let heard = vec![None; self.cores.len()];
@@ -230,7 +239,7 @@ impl World {
 
     /// The store is told something that needs no answer.
     pub fn order(&mut self, order: Order) {
-        let Order::Touch { sid, life } = order;
+        let Order::Touch { sid, life } = order else { unreachable!("events come from elsewhere here") };
         if self.book.store.is_away() {
             return;
         }

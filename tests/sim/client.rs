@@ -504,6 +504,7 @@ impl Client {
         let heard = book.mono_us.saturating_sub(LATE_US);
         let rights = match whose(token, &self.sub) {
             Some(whose) => book.store.settled(whose, book.mono_us).map(|version| version.rights.clone()),
+            None if !book.law.changes_rights_of(self.party_now()) => return,
             None if !book.law.is_heard(self.core, heard) => None,
             None => {
                 let rights = book.law.rights(self.party_now(), token, false);

@@ -254,6 +254,11 @@ impl Law {
             .collect()
     }
 
+    /// Whether anything was said of that user's rights.
+    pub fn changes_rights_of(&self, party: Party<'_>) -> bool {
+        self.said.iter().any(|saying| matches!(&saying.what, What::Rights { user, .. } if party.is(user)))
+    }
+
     /// Whether that core has heard of everything by then.
     pub fn is_heard(&self, core: usize, by_us: u64) -> bool {
         self.said.iter().all(|saying| saying.heard[core].is_some_and(|heard| heard.at_us <= by_us))

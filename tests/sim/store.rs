@@ -62,6 +62,8 @@ pub struct Store {
     aways: Vec<(u64, Option<u64>)>,
     /// When the machine slept, and could read nothing.
     sleeps: Vec<(u64, u64)>,
+    /// Whether it fails only when it is away.
+    pub is_reliable: bool,
     /// By how much the wall clock was set back, in all, and whether it was set at all.
     pub set_back_us: u64,
     pub was_set: bool,
@@ -253,7 +255,7 @@ impl Store {
     /// The answer to a question that came at `asked_us`, at `now_us`.
     pub fn answer(&mut self, dice: &mut Dice, lookup: &Lookup, asked_us: u64, now_us: u64) -> Found {
         let away = self.aways.iter().any(|(from, to)| *from <= now_us && to.is_none_or(|to| to > asked_us));
-        let fails = away || dice.percent(2);
+        let fails = away || (!self.is_reliable && dice.percent(2));
         match lookup {
             Lookup::Sessions(_) if fails => Found::Unavailable,
             Lookup::Sessions(sids) => {
