@@ -82,7 +82,7 @@ impl Book {
     fn rights(&self, party: Party<'_>, token: &Token, ever: bool) -> BTreeSet<Rights> {
         match whose(token, party.sub) {
             Some(whose) if ever => self.store.all_rights(whose).into_iter().collect(),
-            Some(whose) => self.store.rights(whose, self.mono_us, self.offset_us()).into_iter().collect(),
+            Some(whose) => self.store.rights(whose, party.at_us, self.offset_us()).into_iter().collect(),
             None => self.law.rights(party, token, ever),
         }
     }
@@ -280,8 +280,8 @@ pub struct Client {
     upgraded: bool,
     buffer: Vec<u8>,
     late: bool,
-    /// How much had been heard when what comes now began to come.
-    started: u64,
+    /// When what comes now began to come, on the monotonic clock, and how much had been heard then.
+    started: (u64, u64),
 }
 
 /// An HTTP request that has been sent.
@@ -336,7 +336,7 @@ impl Client {
             upgraded: false,
             buffer: Vec::new(),
             late: false,
-            started: 0,
+            started: (0, 0),
         }
     }
 
@@ -367,13 +367,13 @@ impl Client {
 
     /// As the law knows it.
     fn party(&self) -> Party<'_> {
-        let Client { issuer, sub, core, welcomed_after, started, .. } = self;
-        Party { issuer: *issuer, sub, core: *core, welcomed_after: *welcomed_after, heard: *started }
+        let Client { issuer, sub, core, welcomed_after, started: (at_us, heard), .. } = self;
+        Party { issuer: *issuer, sub, core: *core, welcomed_after: *welcomed_after, at_us: *at_us, heard: *heard }
     }
 
     /// The same, with all that was heard until now.
-    pub fn party_now(&self) -> Party<'_> {
-        Party { heard: u64::MAX, ..self.party() }
+    pub fn party_now(&self, book: &Book) -> Party<'_> {
+        Party { at_us: book.mono_us, heard: u64::MAX, ..self.party() }
     }
 
     /// The companies whose values it may get.
@@ -381,7 +381,7 @@ impl Client {
         let tokens = self.tokens.iter().chain(&self.past);
         tokens
             .flat_map(|token| match whose(token, &self.sub) {
-                Some(whose) => book.store.companies(whose, book.mono_us, book.offset_us()),
+                Some(whose) => book.store.companies(whose, self.started.0, book.offset_us()),
                 None => vec![token.company],
             })
             .collect()
@@ -428,7 +428,7 @@ impl Client {
 
     /// The same, by all that was heard until now.
     pub fn ended_by_now(&self, book: &Book) -> Option<u64> {
-        self.ended_at(self.party_now(), book)
+        self.ended_at(self.party_now(book), book)
     }
 
     /// Whether it waits for an answer that should have come, for its credential has ended.
@@ -437,7 +437,7 @@ impl Client {
         else {
             return false;
         };
-        let ended = book.law.ended_at(self.party_now(), std::slice::from_ref(token));
+        let ended = book.law.ended_at(self.party_now(book), std::slice::from_ref(token));
         ended.is_some_and(|at| book.mono_us > at + LATE_US)
     }
 
@@ -446,6 +446,21 @@ impl Client {
         self.told = None;
         self.granted = self.rights(book, false);
         self.granted_after = book.law.said.len();
+    }
+
+    /// All that there is to know of its credential, for whoever reads of a failure.
+    fn shown(&self, book: &Book) -> String {
+        let sessions: Vec<_> = self.tokens.iter().filter_map(|token| token.session.as_ref()).collect();
+        let sessions: Vec<_> = sessions.into_iter().map(|sid| &book.store.sessions[sid]).collect();
+        let Client { number, kind, core, issuer, sub, carrier, tokens, past, told, sent_us, expired, .. } = self;
+        format!(
+            "client {number} ({kind:?} on {core}, {issuer:?} {sub}, {carrier:?} at {sent_us}, {tokens:?}, before {past:?}, \
+             expired {expired:?}, ended {:?}, told {told:?}, {sessions:?}, {} said) at {} ({})",
+            self.ended_at(self.party(), book),
+            book.law.shown(self.party()),
+            book.mono_us,
+            book.wall_us
+        )
     }
 
     /// The renewal `id` was accepted: no earlier token counts any more.
@@ -472,8 +487,8 @@ impl Client {
     pub fn check_renewal(&self, id: u64, status: u16, book: &Book) {
         let token = self.tokens.iter().find(|token| token.id == id).expect("a renewal brought a token");
         let fine = match status {
-            200 => !book.law.refuses(self.party_now(), token),
-            401 => token.has_ended || book.law.may_refuse(self.party_now(), std::slice::from_ref(token)),
+            200 => !book.law.refuses(self.party_now(book), token),
+            401 => token.has_ended || book.law.may_refuse(self.party_now(book), std::slice::from_ref(token)),
             // It may have ended and not know it yet.
             404 => !self.is_open() || self.ever_stalled || self.may_be_refused(book) || self.may_lose_all(book),
             503 => true,
@@ -504,10 +519,10 @@ impl Client {
         let heard = book.mono_us.saturating_sub(LATE_US);
         let rights = match whose(token, &self.sub) {
             Some(whose) => book.store.settled(whose, book.mono_us).map(|version| version.rights.clone()),
-            None if !book.law.changes_rights_of(self.party_now()) => return,
+            None if !book.law.changes_rights_of(self.party_now(book)) => return,
             None if !book.law.is_heard(self.core, heard) => None,
             None => {
-                let rights = book.law.rights(self.party_now(), token, false);
+                let rights = book.law.rights(self.party_now(book), token, false);
                 assert_eq!(rights.len(), 1, "what everybody has heard of is certain");
                 rights.into_iter().next()
             }
@@ -530,7 +545,7 @@ impl Client {
     pub fn receive(&mut self, bytes: &[u8], book: &mut Book) {
         assert!(!self.gone, "client {} got bytes after its socket was closed", self.number);
         if self.buffer.is_empty() {
-            self.started = book.law.heard;
+            self.started = (book.mono_us, book.law.heard);
             self.late = self.is_late(book);
         }
         self.buffer.extend_from_slice(bytes);
@@ -539,7 +554,7 @@ impl Client {
         while !rest.is_empty() {
             let Some(used) = self.unit(rest, book) else { break };
             rest = &rest[used..];
-            self.started = book.law.heard;
+            self.started = (book.mono_us, book.law.heard);
             self.late = self.is_late(book);
         }
         self.buffer = rest.to_vec();
@@ -612,7 +627,7 @@ impl Client {
             (503 | 429 | 408, _) => true,
             _ => false,
         };
-        assert!(fine, "client {} ({:?}, {:?}) was answered {status} {body}", self.number, self.carrier, self.tokens);
+        assert!(fine, "{} was answered {status} {body}", self.shown(book));
     }
 
     /// Whether the ticket that it presents may be good no longer.
@@ -667,7 +682,8 @@ impl Client {
             },
             Request::Ticket { token, asked_us } if status == 201 => {
                 let number = self.number;
-                assert!(!book.law.refuses(self.party(), &token), "client {number} got a ticket in spite of a mark");
+                let refused = book.law.refuses(self.party(), &token);
+                assert!(!refused, "client {number} got a ticket in spite of a mark: {token:?} {}", self.shown(book));
                 let answer: Value = serde_json::from_slice(body).expect("a ticket is handed out as JSON");
                 assert_eq!(answer["expires_in_s"].as_u64(), Some(30));
                 let text = answer["ticket"].as_str().expect("a ticket has its text").to_owned();
@@ -810,7 +826,7 @@ impl Client {
 
     fn frame(&mut self, text: &[u8], kind: Option<&str>, book: &mut Book) {
         book.trace = hash((book.trace, self.number, text));
-        let shown = || text_of(&text[..text.len().min(300)]);
+        let shown = || text_of(&text[..text.len().min(120)]);
         if book.traced == Some(self.number) {
             eprintln!("{} client {} <- {}", book.mono_us, self.number, shown());
         }
@@ -856,22 +872,11 @@ impl Client {
                 self.check_welcome(&head, book);
             }
             "snapshot" | "patch" | "merge" => {
-                assert!(
-                    !self.late,
-                    "client {} ({:?}) got a frame started after its credential's end ({:?}, {:?}, {:?}, {:?}) at {}: {}",
-                    self.number,
-                    self.carrier,
-                    self.tokens,
-                    self.tokens[0].session.as_ref().map(|sid| &book.store.sessions[sid]),
-                    self.expired,
-                    self.ended_at(self.party(), book),
-                    book.mono_us,
-                    shown()
-                );
+                assert!(!self.late, "{} got a frame started after its credential's end: {}", self.shown(book), shown());
                 assert!(
                     self.may_reach(&stream, book),
-                    "client {} got a frame of a stream that its rights do not reach: {}",
-                    self.number,
+                    "{} got a frame of a stream that its rights do not reach: {}",
+                    self.shown(book),
                     shown()
                 );
                 if let Some(told) = &self.told {
@@ -979,7 +984,7 @@ impl Client {
         let refused = book.law.refuses(self.party(), &self.tokens[0]);
         assert!(!refused, "client {} was let in in spite of a mark: {:?}", self.number, self.tokens);
         let late = self.late && !self.ever_stalled;
-        assert!(!late, "client {} was let in after its credential's end: {:?}", self.number, self.tokens);
+        assert!(!late, "{} was let in after its credential's end", self.shown(book));
         if let Carrier::Ticket(place) = self.carrier {
             book.use_ticket(place, self.number);
             let ticket = &book.tickets[place];
@@ -1025,7 +1030,7 @@ impl Client {
         let number = self.number;
         let epoch = head["epoch"].as_str().expect("an event has its epoch").to_owned();
         let seq = head["seq"].as_u64().expect("an event has its place");
-        let shown = || text_of(&text[..text.len().min(300)]);
+        let shown = || text_of(&text[..text.len().min(120)]);
         let Some(held) = self.held.get_mut(stream) else {
             panic!("client {number} does not hold {stream} and got {}", shown());
         };
@@ -1065,8 +1070,8 @@ impl Client {
     /// A value must be one that this client's upstream has served.
     fn check_value(&self, stream: &str, value: &[u8], book: &Book) {
         let served = self.urls(stream, book).iter().any(|url| book.upstream.has_served(url, value));
-        let shown = text_of(&value[..value.len().min(300)]);
-        assert!(served, "client {} got as {stream} a value that is not its own: {shown}", self.number);
+        let shown = text_of(&value[..value.len().min(120)]);
+        assert!(served, "{} got as {stream} a value that is not its own: {shown}", self.shown(book));
     }
 
     /// The URLs whose values this client may see under that name.

@@ -110,7 +110,8 @@ pub struct Party<'a> {
     pub core: usize,
     /// How many things had been said when it was welcomed.
     pub welcomed_after: Option<usize>,
-    /// How much had been heard when what is judged began.
+    /// When what is judged began, on the monotonic clock, and how much had been heard then.
+    pub at_us: u64,
     pub heard: u64,
 }
 
@@ -252,6 +253,17 @@ impl Law {
                 Rights { roles: roles.1.clone(), permissions: permissions.1.clone() }
             })
             .collect()
+    }
+
+    /// What was said that may be about somebody, for whoever reads of a failure.
+    pub fn shown(&self, party: Party<'_>) -> String {
+        let about = |saying: &&Saying| match &saying.what {
+            What::LoggedOut(user) | What::IssuedBefore { user, .. } | What::Rights { user, .. } => party.is(user),
+            What::SessionLoggedOut { .. } | What::Revoked { .. } => true,
+        };
+        let shown =
+            |saying: &Saying| format!("{:?} of {}, {:?}; ", saying.what, saying.at_us, saying.heard[party.core]);
+        self.said.iter().filter(about).map(shown).collect()
     }
 
     /// Whether anything was said of that user's rights.

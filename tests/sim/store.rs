@@ -255,7 +255,8 @@ impl Store {
     /// The answer to a question that came at `asked_us`, at `now_us`.
     pub fn answer(&mut self, dice: &mut Dice, lookup: &Lookup, asked_us: u64, now_us: u64) -> Found {
         let away = self.aways.iter().any(|(from, to)| *from <= now_us && to.is_none_or(|to| to > asked_us));
-        let fails = away || (!self.is_reliable && dice.percent(2));
+        // Whoever asks does not wait for ever, and the machine may have slept meanwhile.
+        let fails = away || now_us > asked_us + TIMEOUT_US || (!self.is_reliable && dice.percent(2));
         match lookup {
             Lookup::Sessions(_) if fails => Found::Unavailable,
             Lookup::Sessions(sids) => {

@@ -41,6 +41,8 @@ pub struct Setup {
     pub stream: String,
     pub interval_ms: u64,
     pub leeway_s: u64,
+    /// Verified tokens that a core remembers.
+    pub token_cache: usize,
     pub linger_ms: u64,
     /// Whether streams may be evicted while they are polled.
     pub evicts: bool,
@@ -61,6 +63,7 @@ impl Setup {
             stream: "history = 64\nhistory_bytes = \"64KiB\"".to_owned(),
             interval_ms: 100,
             leeway_s: 0,
+            token_cache: 16,
             linger_ms: 1_000,
             evicts: false,
             loses_mail: false,
@@ -91,11 +94,12 @@ impl Setup {
         Setup {
             cores,
             clients: 4 + dice.below(28) as usize,
-            steps: 1_500,
+            steps: 600,
             server: format!("heartbeat = \"{}s\"", 5 + dice.below(20)),
             stream: format!("history = {history}\nhistory_bytes = \"{history_kib}KiB\""),
             interval_ms: *dice.pick(&[1, 5, 20, 100, 1_000]),
             leeway_s: dice.below(4),
+            token_cache: *dice.pick(&[0, 4, 64]),
             linger_ms: dice.below(3_000),
             evicts: evicts || limits.contains("history_bytes_total"),
             limits,
@@ -108,11 +112,13 @@ impl Setup {
 
     /// The file. `variant`: what a reload has made of it.
     fn text(&self, variant: u64) -> String {
-        let Setup { server, limits, stream, interval_ms, leeway_s, linger_ms, write_stall_s, drain_s, .. } = self;
+        let Setup {
+            server, limits, stream, interval_ms, leeway_s, linger_ms, write_stall_s, drain_s, token_cache, ..
+        } = self;
         let mut text = format!(
             "[server]\ndrain = \"{drain_s}s\"\n{server}\n[limits]\nwrite_stall = \"{write_stall_s}s\"\n\
              messages_per_second = 0\nauth_failures_per_minute = 0\nkeep_alive = \"20s\"\n{limits}\n\
-             [auth]\nreauth_before = \"10s\"\nfirst_message = \"5s\"\n\
+             [auth]\nreauth_before = \"10s\"\nfirst_message = \"5s\"\ntoken_cache = {token_cache}\n\
              [redis]\nurl = \"redis://127.0.0.1\"\n\
              [auth.session]\nsecrets = [\"another secret of it\", \"{SESSION_SECRET}\"]\n\
              reread = \"{REREAD_S}s\"\ngrace = \"{GRACE_S}s\"\n[auth.jwt]\nleeway = \"{leeway_s}s\"\n\
@@ -238,6 +244,8 @@ pub struct World {
     pub tokens_made: u64,
     pub sessions_made: u64,
     pub fetches: u64,
+    /// Questions put to the store.
+    pub questions: u64,
     /// Sends that were made.
     pub sends: usize,
     /// How long each poll takes at most.
@@ -324,6 +332,7 @@ impl World {
             ledger,
             key,
             fetches: 0,
+            questions: 0,
             sends: 0,
             fetch_us_max: 300_000,
             draining_until_us: None,
@@ -334,7 +343,7 @@ impl World {
     pub fn run(mut self) -> (u64, BTreeMap<String, u64>) {
         for step in 0..self.setup.steps {
             self.step();
-            if step % 500 == 499 {
+            if step % 300 == 299 {
                 self.rest();
                 self.book.upstream.mood = Mood::Wild;
             }
@@ -502,6 +511,7 @@ impl World {
                     self.cores[index].comparisons.push_back((due, comparison));
                 }
                 Output::LookUp { ask, lookup } => {
+                    self.questions += 1;
                     let (asked_us, due_us) = (now_us, self.answered_at());
                     self.put_to_store(index, Asking { ask, lookup, asked_us, due_us });
                 }
@@ -687,6 +697,7 @@ impl World {
     // What must hold.
 
     fn check_bounds(&self) {
+        assert!(self.ledger.marks().len() <= self.book.law.said.len(), "no more marks than were set");
         let pinned_max = self.options.limits.pinned_bytes / self.cores.len() as u64;
         for core in &self.cores {
             let stats = core.shard.stats();
@@ -695,6 +706,11 @@ impl World {
             assert!(stats.outbox_items_max <= 400, "what waits for one connection is bounded: {stats:?}");
             let stalled = core.sockets.values().any(|socket| socket.blocked);
             assert!(stats.pinned_bytes <= pinned_max || !stalled, "pinned bytes are bounded: {stats:?}");
+            // One of each kind: a client's own, and rereads of what its core holds.
+            let lookups_max = 2 * self.clients.len() + 2;
+            assert!(stats.lookups <= lookups_max.min(core.asking.len()), "questions are bounded: {stats:?}");
+            let sessions_max = core.sockets.len() + stats.lookups;
+            assert!(stats.sessions <= sessions_max, "a session has a connection: {stats:?}");
             assert!(stats.timers <= 64 + 16 * (stats.streams + stats.topics + stats.connections), "{stats:?}");
             let limit = self.options.limits.streams;
             assert!(self.ledger.streams() <= u64::from(limit), "streams are bounded");
@@ -808,16 +824,20 @@ impl World {
         }
         // Linger, then the copies on other cores, then a reset of whoever was told to go.
         self.idle(self.setup.linger_ms * 1_000 + 20 * SECOND_US);
-        let polls = self.fetches;
+        let (polls, questions) = (self.fetches, self.questions);
         self.idle(30 * SECOND_US);
         assert_eq!(self.fetches, polls, "nobody watches, nobody is polled for");
+        assert_eq!(self.questions, questions, "nobody has a session, no record is read");
+        assert_eq!(self.ledger.tickets_made(self.now().at), 0, "tickets that are too old are forgotten");
         assert_eq!(self.ledger.connections(), 0);
         for core in &self.cores {
             let stats = core.shard.stats();
             let held = (stats.connections, stats.topics, stats.watchers, stats.readers, stats.log_bytes);
             assert_eq!(held, (0, 0, 0, 0, 0), "{stats:?}");
             assert_eq!((stats.pinned_bytes, stats.asks, stats.timers), (0, 0, 0), "{stats:?}");
-            assert!(stats.rights <= 64, "rights that nobody has are forgotten: {stats:?}");
+            assert_eq!((stats.sessions, stats.lookups, core.asking.len()), (0, 0, 0), "{stats:?}");
+            let rights_max = 64 + 2 * self.setup.token_cache;
+            assert!(stats.rights <= rights_max, "rights that nobody has are forgotten: {stats:?}");
             assert_eq!(core.metrics.subscriptions.value(), 0);
             assert!(core.sockets.is_empty());
         }
