@@ -11,7 +11,7 @@ use restcast::shard::Input;
 use ring::hmac;
 use serde_json::json;
 
-use super::client::{Asked, Carrier, Client, Held, Kind, Login, Request};
+use super::client::{Asked, Carrier, Client, Held, Kind, Login, Request, Ticket};
 use super::law::{Rights, Token};
 use super::store::{Store, Whose};
 use super::world::{COMPANIES, SECOND_US, SESSION_SECRET, Socket, World};
@@ -61,6 +61,7 @@ impl World {
             iat_s: Some(self.book.wall_us / SECOND_US),
             jti: None,
             session: None,
+            by_ticket: false,
             has_ended: false,
             sent_after: self.book.law.said.len(),
             sent_wall_us: self.book.wall_us,
@@ -134,7 +135,7 @@ impl World {
     /// Somebody, and how they say who they are.
     fn some_login(&mut self, kind: Kind) -> Login {
         let sub = format!("u{}", self.dice.below(USERS));
-        let fresh = |ticket: &super::client::Ticket| ticket.made_us + 40 * SECOND_US > self.book.mono_us;
+        let fresh = |ticket: &Ticket| ticket.made_us + 40 * SECOND_US > self.book.mono_us;
         let tickets: Vec<usize> = (0..self.book.tickets.len()).filter(|&no| fresh(&self.book.tickets[no])).collect();
         match self.dice.below(100) {
             0..20 => {
@@ -162,7 +163,7 @@ impl World {
     /// Whoever comes with that ticket.
     pub fn ticket_login(&self, place: usize) -> Login {
         let ticket = &self.book.tickets[place];
-        let token = Token { id: 0, ..self.presented_again(&ticket.token) };
+        let token = Token { id: 0, by_ticket: true, ..self.presented_again(&ticket.token) };
         Login { issuer: ticket.issuer, sub: ticket.sub.clone(), token, carrier: Carrier::Ticket(place) }
     }
 
@@ -237,7 +238,7 @@ impl World {
         let companies = match &login.token.session {
             Some(sid) => {
                 let book = &self.book;
-                let whose = Whose { sid, user: &login.sub };
+                let whose = Whose { sid, user: &login.sub, earlier_us: 0 };
                 book.store.companies(whose, book.mono_us, book.offset_us()).into_iter().collect()
             }
             None => BTreeSet::from([login.token.company]),
@@ -435,8 +436,16 @@ impl World {
                 }
             }
             0..5 => {
-                let token = self.some_token();
-                self.renew_with(number, token);
+                let client = &self.clients[number];
+                let own = |ticket: &Ticket| ticket.sub == client.sub && ticket.issuer == client.issuer;
+                let fresh = self.book.tickets.iter().rposition(|ticket| own(ticket) && ticket.token.session.is_none());
+                match fresh.filter(|_| self.dice.percent(30)) {
+                    Some(place) => self.renew_by_ticket(number, place),
+                    None => {
+                        let token = self.some_token();
+                        self.renew_with(number, token);
+                    }
+                }
             }
             5 => {
                 let token = match self.dice.below(2) {
@@ -453,12 +462,6 @@ impl World {
         }
     }
 
-    /// Brings a new plain token over a WebSocket.
-    pub fn renew(&mut self, number: usize, company: u64, life_us: u64) {
-        let token = self.plain_token(company, life_us);
-        self.renew_with(number, token);
-    }
-
     /// Brings that token over a WebSocket.
     pub fn renew_with(&mut self, number: usize, token: Token) {
         let client = &self.clients[number];
@@ -470,7 +473,7 @@ impl World {
     pub fn renew_by_ticket(&mut self, number: usize, place: usize) {
         self.book.tickets[place].presented += 1;
         let text = self.book.tickets[place].text.clone();
-        let token = self.presented_again(&self.book.tickets[place].token);
+        let token = Token { by_ticket: true, ..self.presented_again(&self.book.tickets[place].token) };
         self.renew_by(number, token, &text, Some(place));
     }
 

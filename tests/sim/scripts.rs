@@ -355,7 +355,9 @@ fn a_mark_stands_before_any_core_has_heard_of_it() {
             world.open_as(Kind::Single, core, login, "slow", held("patch"), 0)
         })
         .collect();
-    (0..2).for_each(|core| drop(world.turn(core)));
+    for core in 0..2 {
+        world.turn(core);
+    }
     assert_eq!(closed(&world, &again), [Some(401), Some(401)]);
 }
 
@@ -363,7 +365,7 @@ fn a_mark_stands_before_any_core_has_heard_of_it() {
 fn what_is_said_of_one_issuers_user_is_said_of_nobody_elses() {
     let mut world = world(Setup { clients: 40, ..Setup::plain() });
     let (a, b) = (Some("https://a.example"), Some("https://b.example"));
-    let mut of = |world: &mut World, issuer, sub: &str, jti: &str| {
+    let of = |world: &mut World, issuer, sub: &str, jti: &str| {
         let login = login(issuer, sub, token(world, jti), Carrier::Header);
         world.open_as(Kind::Single, 0, login, "slow", held("patch"), 0).expect("there is room")
     };
