@@ -9,11 +9,16 @@
     reason = "these bytes are a stranger's: no place is assumed, no number is cut"
 )]
 
+mod der;
 pub mod grant;
+pub mod jwks;
 pub mod jwt;
 pub mod keys;
 pub mod members;
+pub mod public_key;
+pub mod refresh;
 pub mod session;
+pub mod signing;
 
 use std::time::Duration;
 

@@ -6,7 +6,8 @@
 use std::fmt::{Display, Write};
 use std::time::Duration;
 
-use super::{Config, Driver, JwtKey, LogFormat, LogLevel, TlsFiles};
+use super::{Config, Driver, JwtKey, KeyMaterial, KeySetPlace, KeySetSource, LogFormat, LogLevel, TlsFiles};
+use crate::auth::jwks::IssuerOptions;
 use crate::stream;
 
 /// What stands for a secret.
@@ -20,6 +21,8 @@ pub(super) fn masked_toml(config: &Config) -> String {
     limits(&mut page, config);
     auth(&mut page, config);
     config.jwt_keys.iter().for_each(|key| jwt_key(&mut page, key));
+    let issuers = config.auth.jwt.key_sets.iter().zip(&config.key_sets);
+    issuers.for_each(|(issuer, source)| key_set(&mut page, issuer, source));
     config.streams.iter().for_each(|options| stream(&mut page, options));
     page.0
 }
@@ -125,8 +128,29 @@ fn auth(page: &mut Page, config: &Config) {
 fn jwt_key(page: &mut Page, key: &JwtKey) {
     page.header("[[auth.jwt.key]]");
     page.line_unless_unset("kid", key.kid.as_deref().map(quoted));
-    page.line("alg", quoted(&key.alg));
-    page.line("secret", MASK);
+    page.line("alg", quoted(key.alg.name()));
+    match key.material {
+        KeyMaterial::Secret(_) => page.line("secret", MASK),
+        KeyMaterial::PublicKey(_) => page.line("public_key", MASK),
+    }
+}
+
+fn key_set(page: &mut Page, issuer: &IssuerOptions, source: &KeySetSource) {
+    page.header("[[auth.jwt.jwks]]");
+    page.line("issuer", quoted(&issuer.issuer));
+    match &source.place {
+        KeySetPlace::Url { url, ca } => {
+            let mut shown = url.clone();
+            if shown.query().is_some() {
+                shown.set_query(Some("***"));
+            }
+            page.line("url", quoted(shown.as_str()));
+            page.line_unless_unset("ca", ca.as_ref().map(|ca| quoted(&ca.path)));
+        }
+        KeySetPlace::File { path } => page.line("file", quoted(path)),
+    }
+    page.line("algs", list(issuer.algorithms.iter().map(|algorithm| algorithm.name())));
+    page.line_unless_unset("audience", Some(list(&issuer.audiences)).filter(|_| !issuer.audiences.is_empty()));
 }
 
 fn stream(page: &mut Page, stream: &stream::Options) {

@@ -62,6 +62,11 @@ impl Section {
         self.written.get(path).map_or(self.line, |(line, _)| *line)
     }
 
+    /// Whether the file has `path`, be its value right or wrong.
+    pub(super) fn is_written(&self, path: &str) -> bool {
+        self.written.contains_key(path)
+    }
+
     /// The elements of the array of tables at `path`.
     pub(super) fn array(&self, path: &str) -> &[Section] {
         self.arrays.get(path).map_or(&[], Vec::as_slice)

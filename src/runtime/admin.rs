@@ -15,7 +15,7 @@ use crate::config::{AdminOptions, LogLevel};
 use crate::limits;
 use crate::metrics::{self, CoreMetrics};
 use crate::secret::Secret;
-use crate::time::WallTime;
+use crate::time::{Instant, WallTime};
 
 use super::core::Process;
 use super::{clock, log};
@@ -39,6 +39,8 @@ pub struct Admin {
     pub process: Arc<Process>,
     /// When the process started.
     pub started: WallTime,
+    /// The same by the monotonic clock.
+    pub started_at: Instant,
     /// Connections it takes at most.
     pub connections_max: u64,
     /// Begins a drain.
@@ -140,10 +142,13 @@ fn answer(admin: &Admin, head: &Head<'_>) -> Response {
     }
     match head.path {
         "/metrics" => reading(head, || {
+            let key_sets = admin.process.issuers.figures(admin.started_at, clock::now());
             let process = metrics::Process {
                 started: admin.started,
                 connections_max: admin.connections_max,
                 draining: admin.process.draining.load(Ordering::Relaxed),
+                key_set_keys: key_sets.keys,
+                key_set_age: key_sets.age,
             };
             Response::new(200).body(metrics::CONTENT_TYPE, metrics::render(&admin.metrics, &process).into_bytes())
         }),

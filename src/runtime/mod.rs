@@ -7,6 +7,7 @@ pub mod clock;
 pub mod core;
 pub mod demo;
 pub mod fetch;
+pub mod jwks;
 pub mod listener;
 pub mod log;
 pub mod mailbox;
@@ -36,6 +37,7 @@ use crate::metrics::CoreMetrics;
 use crate::shard::{Catalog, Ledger, Options, Shard};
 
 use self::core::{CoreParts, Process};
+use self::jwks::Issuers;
 use self::mailbox::{Mailbox, Message};
 use self::resolver::Resolver;
 use self::sys::Signal;
@@ -168,6 +170,7 @@ fn run(
         draining: AtomicBool::new(false),
         drained: AtomicU16::new(0),
         workers: Workers::start()?,
+        issuers: Issuers::new(&config, another(seed, 0x5a), started),
     });
     let metrics: Vec<Arc<CoreMetrics>> = (0..cores).map(|_| Arc::default()).collect();
     let ledger = Arc::new(Ledger::default());
@@ -212,6 +215,8 @@ fn run(
         }
     }
 
+    process.issuers.wait_until_tried(limits::JWKS_START_WAIT);
+
     let asks = Mutex::new(events.clone());
     let admin = admin::Admin {
         options: RwLock::new(config.admin.clone()),
@@ -220,6 +225,7 @@ fn run(
         metrics,
         process: Arc::clone(&process),
         started: started.wall,
+        started_at: started.at,
         connections_max: u64::from(connections_max),
         drain: Box::new(move || {
             let _ = asks.lock().unwrap_or_else(PoisonError::into_inner).send(Event::DrainAsked);
@@ -356,9 +362,15 @@ fn reload(reread: &Option<Reread>, options: &mut Arc<Options>, serving: &Serving
             let max = connections_max(config.limits.connections, allowed);
             *options = Arc::new(options_of(&config, Some(&options.catalog), 0, max));
             *admin.options.write().unwrap_or_else(PoisonError::into_inner) = config.admin.clone();
+            let answered = process.issuers.reload(&config, clock::now());
             for mailbox in &process.mailboxes {
                 tell(mailbox, || Message::Reload(Arc::clone(options)));
             }
+            for question in answered {
+                process.answer(question);
+            }
+            // What is to be fetched now is seen when that core wakes.
+            tell(&process.mailboxes[usize::from(jwks::FETCHING_CORE.0)], || Message::FetchKeySets);
             log::write(LogLevel::Info, &[("streams", &config.streams.len())], "The configuration was read again.");
         }
         Err(error) => {
@@ -471,6 +483,18 @@ fn listen_all(address: SocketAddr, cores: u16, share: bool) -> Result<(Vec<TcpLi
         all.push(listener::listen(listen, true)?);
     }
     Ok((all, listen))
+}
+
+/// A seed of its own for something that is not a core.
+fn another(mut seed: [u8; 32], mark: u8) -> [u8; 32] {
+    seed[31] ^= mark;
+    seed
+}
+
+/// The system's random numbers, for a command that needs some.
+#[allow(clippy::disallowed_methods, reason = "a key that signs takes them as an argument")]
+pub fn chance() -> SystemRandom {
+    SystemRandom::new()
 }
 
 #[allow(

@@ -107,12 +107,27 @@ pub(super) enum Authenticated {
 impl Shard {
     /// Looks at what is presented, which is something. Limits come before this, and so does an address's standing.
     pub(super) fn authenticate(&mut self, presented: Presented, waiter: Waiter) -> Authenticated {
-        let _ = waiter;
-        Authenticated::Now(self.authenticate_at_once(presented))
+        let outcome = self.authenticate_at_once(&presented);
+        match self.key_set_wanted(&presented, &outcome) {
+            None => Authenticated::Now(outcome),
+            Some(issuer) => match self.look_up(Lookup::KeySet(issuer), Asked::KeySet(waiter, presented)) {
+                Ok(ask) => Authenticated::Later(ask),
+                Err(refusal) => Authenticated::Now(Err(refusal)),
+            },
+        }
+    }
+
+    /// The issuer, by its place in the configuration, whose key set may by now have the key of a token that was refused for
+    /// want of it.
+    fn key_set_wanted(&self, presented: &Presented, outcome: &Result<Grant, Refusal>) -> Option<usize> {
+        match (&presented.first, outcome) {
+            (Some((Credential::Token(token), _)), Err(_)) => self.verifier.lacks_key_of(token.expose_secret()),
+            _ => None,
+        }
     }
 
     /// The same without asking anybody.
-    fn authenticate_at_once(&mut self, presented: Presented) -> Result<Grant, Refusal> {
+    fn authenticate_at_once(&mut self, presented: &Presented) -> Result<Grant, Refusal> {
         match &presented.first {
             Some((Credential::Token(token), _)) => self.token_grant(token),
             Some((Credential::Ticket(_), _)) => {
@@ -154,7 +169,7 @@ impl Shard {
         match (asked, found) {
             (Asked::KeySet(waiter, presented), _) => {
                 // What was unknown a moment ago may be known now; it is not asked for a second time.
-                let outcome = self.authenticate_at_once(presented);
+                let outcome = self.authenticate_at_once(&presented);
                 self.judged(waiter, outcome);
             }
         }

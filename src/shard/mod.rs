@@ -34,6 +34,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::auth::grant::RightsTable;
+use crate::auth::jwks::KeySets;
 use crate::auth::jwt::Verifier;
 use crate::codec::deflate::Inflater;
 use crate::connection::Connection;
@@ -127,6 +128,8 @@ pub enum Input<'a> {
     Drain,
     /// The configuration was read again.
     Reload(Arc<Options>),
+    /// Key sets of issuers were fetched: from now on these are in force.
+    KeySets(Arc<KeySets>),
 }
 
 /// Something to be done outside.
@@ -358,6 +361,7 @@ impl Shard {
             Input::ClockMoved => self.recheck = Some(0),
             Input::Drain => self.begin_drain(),
             Input::Reload(options) => self.reload(options),
+            Input::KeySets(sets) => self.trust_key_sets(sets),
         }
         self.turn_inbox();
     }
