@@ -212,6 +212,7 @@ impl Shard {
         let close_on_key_removal = jwt.close_on_key_removal;
         let before = std::mem::replace(&mut self.verifier, Verifier::with_key_sets(jwt, sets));
         if close_on_key_removal && before.has_keys_beyond(&self.verifier) {
+            self.refuse_stale_waiters();
             self.recheck = Some(0);
             self.rejudge = true;
         }
