@@ -73,7 +73,8 @@ pub(super) fn config(root: &Section, sources: &dyn Sources, errors: &mut Vec<Con
     let log = log(root);
     let limits = limits(root);
     let streams = check.streams(root, !root.array("auth.jwt.key").is_empty());
-    let config = Config { server, connection, tls, admin, log, limits, auth, jwt_keys, streams };
+    let actions = check.actions(root, &streams);
+    let config = Config { server, connection, tls, admin, log, limits, auth, jwt_keys, streams, actions };
     (config, check.warnings)
 }
 
@@ -132,18 +133,18 @@ fn is_loopback(ip: IpAddr) -> bool {
     ip.to_canonical().is_loopback()
 }
 
-struct Check<'c> {
+pub(super) struct Check<'c> {
     errors: &'c mut Vec<ConfigError>,
     warnings: Vec<Warning>,
-    sources: &'c dyn Sources,
+    pub(super) sources: &'c dyn Sources,
 }
 
 impl Check<'_> {
-    fn error(&mut self, line: u32, problem: Problem) {
+    pub(super) fn error(&mut self, line: u32, problem: Problem) {
         self.errors.push(ConfigError { line, problem });
     }
 
-    fn warn(&mut self, line: u32, oddity: Oddity) {
+    pub(super) fn warn(&mut self, line: u32, oddity: Oddity) {
         self.warnings.push(Warning { line, oddity });
     }
 
@@ -372,8 +373,8 @@ impl Check<'_> {
         let url = self.url(section, &params);
         let body = self.body(section, &params);
         let method = self.method(section);
-        let headers = self.headers(section);
-        let ca = self.ca(section);
+        let headers = self.headers(section, "stream.headers");
+        let ca = self.ca(section, "stream.ca");
         let ignore = self.ignore(section);
         let keep_warm = section.boolean("stream.keep_warm");
         if let (true, Some(placeholder)) = (keep_warm, first_placeholder(url.as_ref(), body.as_ref())) {
@@ -479,29 +480,30 @@ impl Check<'_> {
         method
     }
 
-    fn headers(&mut self, section: &Section) -> Vec<(String, Secret)> {
-        let members = section.secret_table("stream.headers");
+    /// The request headers at `key`.
+    pub(super) fn headers(&mut self, section: &Section, key: &'static str) -> Vec<(String, Secret)> {
+        let members = section.secret_table(key);
         if members.len() > STREAM_HEADERS_MAX {
             let error = FormError::TooMany { limit: STREAM_HEADERS_MAX };
-            self.error(section.line_of("stream.headers"), Problem::Form { key: "stream.headers".to_owned(), error });
+            self.error(section.line_of(key), Problem::Form { key: key.to_owned(), error });
         }
         let mut headers: Vec<(String, Secret)> = Vec::new();
         for Lined { line, value: (name, value) } in members {
             let bytes = value.expose_secret();
             let has = |needle: &[u8]| bytes.windows(needle.len()).any(|window| window == needle);
             let problem = if !form::is_token(&name) || name.len() > 128 {
-                Problem::HeaderName
+                Problem::HeaderName { key }
             } else if RESERVED_HEADERS.contains(&name.to_ascii_lowercase().as_str()) {
-                Problem::HeaderReserved { name }
+                Problem::HeaderReserved { key, name }
             } else if headers.iter().any(|(other, _)| other.eq_ignore_ascii_case(&name)) {
-                Problem::HeaderRepeated { name }
-            } else if has(b"{claims.") || has(b"{query.") {
-                Problem::HeaderPlaceholder { name }
+                Problem::HeaderRepeated { key, name }
+            } else if has(b"{claims.") || has(b"{query.") || has(b"{message.") {
+                Problem::HeaderPlaceholder { key, name }
             } else if !form::is_field_value(bytes) {
-                Problem::HeaderValue { name }
+                Problem::HeaderValue { key, name }
             } else if bytes.len() > HEADER_VALUE_BYTES_MAX {
                 let error = FormError::TooLong { limit: HEADER_VALUE_BYTES_MAX };
-                Problem::Form { key: format!("stream.headers.{name}"), error }
+                Problem::Form { key: format!("{key}.{name}"), error }
             } else {
                 headers.push((name, value));
                 continue;
@@ -511,20 +513,21 @@ impl Check<'_> {
         headers
     }
 
-    fn ca(&mut self, section: &Section) -> Option<CaFile> {
-        let path = section.text("stream.ca")?;
-        let line = section.line_of("stream.ca");
+    /// The file of roots that `key` names.
+    pub(super) fn ca(&mut self, section: &Section, key: &'static str) -> Option<CaFile> {
+        let path = section.text(key)?;
+        let line = section.line_of(key);
         match self.sources.file(&path, CA_FILE_BYTES_MAX) {
             Ok(pem) if pem.windows(27).any(|window| window == b"-----BEGIN CERTIFICATE-----") => {
                 Some(CaFile { path, pem: pem.into() })
             }
             Ok(_) => {
-                self.error(line, Problem::CaWithoutCertificate);
+                self.error(line, Problem::CaWithoutCertificate { key });
                 None
             }
             Err(error) => {
                 let error = FormError::File { path: form::quoted(&path), error };
-                self.error(line, Problem::Form { key: "stream.ca".to_owned(), error });
+                self.error(line, Problem::Form { key: key.to_owned(), error });
                 None
             }
         }

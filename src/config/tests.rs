@@ -26,6 +26,8 @@ impl Sources for World {
             "cert.pem" | "other.pem" => Ok(b"a certificate".to_vec()),
             "key.pem" => Ok(b"KEY-SECRET".to_vec()),
             "empty" => Ok(Vec::new()),
+            "schema.json" => Ok(br#"{"required":["property"]}"#.to_vec()),
+            "latin1.json" => Ok(b"{\"title\":\"\xe9\"}".to_vec()),
             "ca.pem" => Ok(b"-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n".to_vec()),
             "forbidden" => Err(FileError::Denied),
             _ => Err(FileError::Missing),
@@ -133,6 +135,21 @@ permissions = ["leads.read"]
 id = "public"
 url = "http://127.0.0.1:3000"
 allow_anonymous = true
+[[action]]
+type = "property_update"
+roles = ["agent"]
+permissions = ["leads.write"]
+method = "PUT"
+url = "https://ada:hunter2@api.example.com/c/{claims.companyId}/p/{message.property.id}?key=hunter2"
+headers = { "X-Api-Key" = "env:SECRET" }
+body = "{\"new\":{message.property},\"key\":\"hunter2\"}"
+schema = "file:schema.json"
+rate = "100/m"
+refresh = ["leads", "public"]
+reply_body = false
+error_body = true
+timeout = "5s"
+ca = "ca.pem"
 "#;
 
 #[test]
@@ -416,13 +433,103 @@ fn a_stream_has_the_defaults_of_the_example_file() {
 
 #[test]
 fn every_default_is_of_its_keys_form_and_shown_as_written() {
-    let shown = accepted(&format!("{KEY}[[stream]]\nid = \"s\"\nurl = \"https://h\"\n")).masked_toml();
+    let action = "[[action]]\ntype = \"t\"\nurl = \"https://h\"\n";
+    let shown = accepted(&format!("{KEY}[[stream]]\nid = \"s\"\nurl = \"https://h\"\n{action}")).masked_toml();
     for key in KEYS {
         let name = key.path.rsplit('.').next().expect("a path has a last part");
         if let Preset::Is(default) = key.default {
             assert!(shown.contains(&format!("\n{name} = {default}\n")), "{} = {default}", key.path);
         }
     }
+}
+
+#[test]
+fn what_is_wrong_with_actions_is_told_at_once() {
+    check(
+        r#"
+[[stream]]
+id = "leads"
+url = "https://h/{bad"
+[[stream]]
+id = "public"
+url = "https://h/"
+allow_anonymous = true
+[[action]]
+type = "subscribe"
+url = "https://h/{query.x}"
+[[action]]
+type = "a b"
+url = "https://{message.host}/"
+body = "\"{message.x}\""
+[[action]]
+type = "a"
+method = "put"
+url = "https://h/{message.a..b}"
+schema = "{"
+rate = "fast"
+refresh = ["leads", "public", "nope"]
+headers = { Host = "x", A = "{message.a}", "b c" = "d" }
+ca = "cert.pem"
+[[action]]
+type = "a"
+method = "HEAD"
+url = "https://h/{claims.a}/{message.b}"
+[[action]]
+type = "a"
+url = "https://h/"
+schema = "file:latin1.json"
+[[action]]
+url = "https://h/"
+schema = "file:nope.json"
+response_bytes_max = "5MiB"
+[[action]]
+type = "b"
+url = "https://h/"
+schema = '{"type":"nothing"}'
+shema = "{}"
+"#,
+        expect![[""]],
+    );
+}
+
+#[test]
+fn what_works_in_actions_and_is_likely_not_meant_is_a_warning() {
+    check(
+        r#"
+[[action]]
+type = "look"
+method = "GET"
+url = "http://h/"
+body = "{}"
+timeout = "1s"
+ca = "ca.pem"
+"#,
+        expect![[""]],
+    );
+}
+
+#[test]
+fn actions_and_what_they_refresh_have_their_bounds() {
+    let action = |n: usize| format!("[[action]]\ntype = \"a{n}\"\nurl = \"https://h/\"\n");
+    let many = |count: usize| (0..count).map(action).collect::<String>();
+    assert_eq!(accepted(&many(256)).actions.len(), 256);
+    check(
+        &many(257),
+        expect![[r#"
+        line 769: [[action]] stands there more than 256 times
+    "#]],
+    );
+    let named = |bytes: usize| format!("[[action]]\ntype = \"{}\"\nurl = \"https://h/\"\n", "a".repeat(bytes));
+    assert_eq!(accepted(&named(64)).actions.len(), 1);
+    assert!(parse(&named(65)).is_err());
+    let streams: String =
+        (0..17).map(|n| format!("[[stream]]\nid = \"s{n}\"\nurl = \"https://h/\"\nallow_anonymous = true\n")).collect();
+    let refresh = |count: usize| {
+        let ids: Vec<String> = (0..count).map(|n| format!("\"s{n}\"")).collect();
+        format!("{streams}{}refresh = [{}]\n", action(0), ids.join(","))
+    };
+    assert_eq!(accepted(&refresh(16)).actions[0].refresh.len(), 16);
+    assert!(parse(&refresh(17)).is_err());
 }
 
 #[test]

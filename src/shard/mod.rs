@@ -7,6 +7,7 @@
 //! Source: ARCHITECTURE.md. Memory: each table and queue names its bound. Errors: answered to the peer at fault.
 //! Not here: sockets, threads, clocks.
 
+mod actions;
 mod authenticate;
 mod catalog;
 mod close;
@@ -40,7 +41,8 @@ use crate::connection::Connection;
 use crate::ids::{ConnectionKey, CoreId};
 use crate::limits::Limits;
 use crate::metrics::CoreMetrics;
-use crate::stream::poll::{FetchRequest, FetchResult, PollNo, Status};
+use crate::stream::action::Call;
+use crate::stream::poll::{FetchRequest, FetchResult, PollNo, Status, UpstreamCode};
 use crate::time::{Instant, Now};
 use crate::{auth, connection, stream};
 
@@ -52,6 +54,7 @@ pub use self::mail::Mail;
 pub use self::rng::Rng;
 pub use self::stats::Stats;
 
+use self::actions::Acting;
 use self::authenticate::Asked;
 use self::encoder::Encoder;
 use self::fanout::Joint;
@@ -112,6 +115,13 @@ pub enum Input<'a> {
     Compared(Box<stream::Compared>),
     /// Another core says something.
     Mail(Mail),
+    /// An action has ended.
+    Acted {
+        /// Its number.
+        ask: u64,
+        /// How.
+        result: FetchResult,
+    },
     /// A question has been answered.
     Found {
         /// Its number.
@@ -143,6 +153,13 @@ pub enum Output {
     },
     /// Compare two values on the worker pool, and bring back [`Input::Compared`].
     Compare(Box<stream::Comparison>),
+    /// Carry out an action, once, and bring back [`Input::Acted`].
+    Act {
+        /// Its number.
+        ask: u64,
+        /// What to ask.
+        call: Call,
+    },
     /// Ask somebody outside of the cores, and bring back [`Input::Found`].
     LookUp {
         /// The number of the question.
@@ -190,6 +207,15 @@ pub enum Notice {
         /// What it is now.
         status: Status,
         /// What happened, where something failed.
+        detail: String,
+    },
+    /// An action's upstream gave no answer. Told now and then, not each time.
+    Action {
+        /// The action's `type`.
+        kind: String,
+        /// Why not.
+        code: UpstreamCode,
+        /// What happened.
         detail: String,
     },
 }
@@ -278,7 +304,11 @@ pub struct Shard {
     asks: HashMap<u64, ConnectionKey>,
     /// What is done with the answers of those outside of the cores.
     looked_up: HashMap<u64, Asked>,
-    /// The number of the last question, of either kind.
+    /// Actions that are under way.
+    acting: HashMap<u64, Acting>,
+    /// When the log was last told of each action's failures.
+    action_told: HashMap<String, Instant>,
+    /// The number of the last question, of any kind.
     ask_no: u64,
 }
 
@@ -334,6 +364,8 @@ impl Shard {
             rejudge: false,
             asks: HashMap::new(),
             looked_up: HashMap::new(),
+            acting: HashMap::new(),
+            action_told: HashMap::new(),
             ask_no: 0,
         };
         shard.share_bounds();
@@ -353,6 +385,7 @@ impl Shard {
             Input::Fetched { stream, poll, result } => self.fetched(stream, poll, result),
             Input::Compared(compared) => self.compared(*compared),
             Input::Mail(mail) => self.mail(mail),
+            Input::Acted { ask, result } => self.acted(ask, result),
             Input::Found { ask, found } => self.found(ask, found),
             Input::Timeout => self.timeout(),
             Input::ClockMoved => self.recheck = Some(0),
