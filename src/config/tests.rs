@@ -278,6 +278,25 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         allow_anonymous = true
         roles = []
         permissions = []
+
+        [[action]]
+        type = "property_update"
+        roles = ["agent"]
+        permissions = ["leads.write"]
+        method = "PUT"
+        url = "https://***@api.example.com/c/{claims.companyId}/p/{message.property.id}?key=***"
+        headers = { "X-Api-Key" = "***" }
+        body = "***"
+        schema = "{\"required\":[\"property\"]}"
+        rate = "100/m"
+        refresh = ["leads", "public"]
+        reply_body = false
+        error_body = true
+        ca = "ca.pem"
+        connect_timeout = "3s"
+        first_byte_timeout = "10s"
+        timeout = "5s"
+        response_bytes_max = "1MiB"
     "#]]
     .assert_eq(&shown);
     for key in KEYS.iter().map(|key| key.path.rsplit('.').next().expect("a path has a last part")) {
@@ -488,7 +507,31 @@ url = "https://h/"
 schema = '{"type":"nothing"}'
 shema = "{}"
 "#,
-        expect![[""]],
+        expect![[r#"
+            line 4: `stream.url`: `{` and `}` may only stand in {claims.NAME}, {query.NAME} (of a stream) and {message.NAME} (of an action): write %7B and %7D for the characters themselves
+            line 10: `action.type` "subscribe" is a message of the protocol itself: use another
+            line 11: `action.url`: `{` and `}` may only stand in {claims.NAME}, {query.NAME} (of a stream) and {message.NAME} (of an action): write %7B and %7D for the characters themselves
+            line 13: `action.type` must have 1 to 64 of the characters A-Z a-z 0-9 . _ : ~ / -
+            line 14: `action.url`: {message.host} may only stand in a path segment or a query value, not in the scheme, host, port, user, query name or fragment
+            line 15: `action.body`: {message.x} stands inside a JSON string: it must stand alone where a JSON value may, without quotes around it
+            line 18: `action.method` must be a method whose answer has a body, in upper case, such as PUT or POST
+            line 19: `action.url`: a placeholder's NAME must have 1 to 128 bytes and no brace, white space or control character; that of a message, names between dots
+            line 20: `action.schema` is not JSON: EOF while parsing an object at line 1 column 1
+            line 21: `action.rate` must be a count for each second, minute or hour, such as "5/s", "100/m" or "1000/h"
+            line 22: `action.refresh` names "nope", which is no [[stream]]
+            line 23: `action.headers.Host` is set by restcast itself and cannot be configured
+            line 23: `action.headers.A` has a placeholder: they may stand in `url` and `body` only
+            line 23: `action.headers` has a name that is no header name: use letters, digits and `-`
+            line 24: `action.ca` names a file without a PEM certificate
+            line 27: `action.method` must be a method whose answer has a body, in upper case, such as PUT or POST
+            line 30: `action.type` "a" is taken by the action of line 26
+            line 32: `action.schema` names a file that is not UTF-8
+            line 33: `action.type` is missing here
+            line 35: `action.schema`: the file "nope.json" does not exist
+            line 36: `action.response_bytes_max`: must be from 1 to 4194304 bytes
+            line 40: `action.schema` is not a JSON Schema: schema:action# is not valid against metaschema: jsonschema validation failed with https://json-schema.org/draft/2020-12/schema# - at '/type': anyOf failed   - at '/type': value must be one of 'array',…
+            line 41: unknown key `action.shema`; the nearest known one is `action.schema`
+        "#]],
     );
 }
 
@@ -504,7 +547,12 @@ body = "{}"
 timeout = "1s"
 ca = "ca.pem"
 "#,
-        expect![[""]],
+        expect![[r#"
+            warning line 2: action "look": `connect_timeout` is over `timeout`, which ends the exchange before
+            warning line 2: action "look": `first_byte_timeout` is over `timeout`, which ends the exchange before
+            warning line 6: action "look": a `body` with GET is ignored or refused by many servers
+            warning line 8: action "look": `ca` has no effect with an http:// URL
+        "#]],
     );
 }
 
