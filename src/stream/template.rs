@@ -900,6 +900,49 @@ mod tests {
         }
     }
 
+    /// What the same values make of the same template as a stream's.
+    fn url_of_stream(text: &str, claim: &str, query: &str) -> Result<Url, FillError> {
+        template(text).expect(text).fill(&|_| Some(claim), &|_| Some(query))
+    }
+
+    #[test]
+    fn an_actions_templates_have_members_of_the_message_and_no_parameters() {
+        let url = |text: &str| UrlTemplate::parse_for_action(text);
+        assert_eq!(
+            url("http://h/{message.a.b}/{claims.c}?x={message.d}").expect("a template").message_used(),
+            ["a.b", "d"]
+        );
+        for (text, error) in [
+            ("http://h/{query.q}", TemplateError::StrayBrace),
+            ("http://h/{message.}", TemplateError::BadName),
+            ("http://h/{message.a.}", TemplateError::BadName),
+            ("http://h/{message..a}", TemplateError::BadName),
+            ("http://h/{message.a b}", TemplateError::BadName),
+            ("http://{message.h}/", TemplateError::Misplaced("{message.h}".into())),
+            ("http://h:{message.p}/", TemplateError::Misplaced("{message.p}".into())),
+            ("http://h/?{message.n}=1", TemplateError::Misplaced("{message.n}".into())),
+            ("http://h/#{message.n}", TemplateError::Fragment),
+            ("http://h/{message.a}{claims.b}", TemplateError::Ambiguous("{message.a}".into(), "{claims.b}".into())),
+        ] {
+            assert_eq!(url(text).map(drop), Err(error), "{text}");
+        }
+        assert_eq!(template("http://h/{message.a}").map(drop), Err(TemplateError::StrayBrace), "not of a stream");
+        let body = |text: &str| BodyTemplate::parse_for_action(text).map(drop);
+        assert_eq!(body(r#"{"a":"{message.a}"}"#), Err(TemplateError::InsideString("{message.a}".into())));
+        assert_eq!(body("{message.a}{message.b}"), Err(TemplateError::NotJson));
+        assert_eq!(body(r#"{"a":{query.a}}"#), Ok(()), "no placeholder, and so any text");
+        assert_eq!(body(r#"{"a":{query.a},"b":{message.b}}"#), Err(TemplateError::NotJson));
+    }
+
+    #[test]
+    fn an_actions_body_has_its_bound() {
+        let it = BodyTemplate::parse_for_action("[{message.a}]").expect("a template");
+        let fits = "1".repeat(ACTION_BODY_BYTES_MAX - 1);
+        assert!(it.fill_for_action(&|_| None, &|_| Some(&fits)).is_ok());
+        let over = "1".repeat(ACTION_BODY_BYTES_MAX);
+        assert_eq!(it.fill_for_action(&|_| None, &|_| Some(&over)), Err(FillError::BodyTooLarge));
+    }
+
     #[test]
     fn what_is_missing_is_named() {
         let url = template("https://h/{claims.x}?q={query.q}").expect("a template");
@@ -1098,6 +1141,42 @@ mod tests {
                 prop_assert_eq!(filled.query_pairs().count(), plain.query_pairs().count());
                 let reread = Url::parse(filled.as_str());
                 prop_assert_eq!(reread.as_ref(), Ok(&filled));
+            }
+        }
+
+        #[test]
+        fn no_member_of_a_message_climbs_out_of_its_place(member in value(), claim in value(), which in 0..TEXTS.len()) {
+            let text = TEXTS[which].replace("{query.q}", "{message.a.b}");
+            let url = UrlTemplate::parse_for_action(&text).expect("a template");
+            let segments = |url: &Url| url.path_segments().map(Iterator::count);
+            let json = serde_json::to_string(&member).expect("JSON");
+            let fill = |claim: &str, json: &str| url.fill_for_action(&|_| Some(claim), &|_| Some(json));
+            if let Ok(filled) = fill(&claim, &json) {
+                let plain = fill("c", "1").expect("plain values fill");
+                prop_assert_eq!(filled.origin(), plain.origin());
+                prop_assert_eq!(filled.authority(), plain.authority());
+                prop_assert_eq!(segments(&filled), segments(&plain));
+                prop_assert_eq!(filled.fragment(), None);
+                prop_assert_eq!(filled.query_pairs().count(), plain.query_pairs().count());
+                let reread = Url::parse(filled.as_str());
+                prop_assert_eq!(reread.as_ref(), Ok(&filled));
+                prop_assert_eq!(fill(&claim, &json), url_of_stream(TEXTS[which], &claim, &member));
+            }
+        }
+
+        #[test]
+        fn a_member_stands_in_a_body_as_it_was_sent(text in any::<String>(), number in any::<f64>()) {
+            let number = if number.is_finite() { format!("{number:e}") } else { "1E400".to_owned() };
+            let string = serde_json::to_string(&text).expect("JSON");
+            let members = format!(r#"{{ "n" : {number}, "s":[{string} ,{{}}]}}"#);
+            let it = BodyTemplate::parse_for_action("[{message.it},{claims.c}]").expect("a template");
+            let filled = it.fill_for_action(&|_| Some(ClaimValue::Text(&text)), &|_| Some(&members));
+            match filled {
+                Ok(filled) => {
+                    let expected = format!("[{members},");
+                    prop_assert!(filled.starts_with(expected.as_bytes()));
+                }
+                Err(error) => prop_assert!(text.len() > TEMPLATE_VALUE_BYTES_MAX, "{error}"),
             }
         }
 
