@@ -180,3 +180,129 @@ impl Check<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+
+    use crate::config::tests::{accepted, check, parse};
+
+    #[test]
+    fn what_is_wrong_with_actions_is_told_at_once() {
+        check(
+            r#"
+[[stream]]
+id = "leads"
+url = "https://h/{bad"
+[[stream]]
+id = "public"
+url = "https://h/"
+allow_anonymous = true
+[[action]]
+type = "subscribe"
+url = "https://h/{query.x}"
+[[action]]
+type = "a b"
+url = "https://{message.host}/"
+body = "\"{message.x}\""
+[[action]]
+type = "a"
+method = "put"
+url = "https://h/{message.a..b}"
+schema = "{"
+rate = "fast"
+refresh = ["leads", "public", "nope"]
+headers = { Host = "x", A = "{message.a}", "b c" = "d" }
+ca = "cert.pem"
+[[action]]
+type = "a"
+method = "HEAD"
+url = "https://h/{claims.a}/{message.b}"
+[[action]]
+type = "a"
+url = "https://h/"
+schema = "file:latin1.json"
+[[action]]
+url = "https://h/"
+schema = "file:nope.json"
+response_bytes_max = "5MiB"
+[[action]]
+type = "b"
+url = "https://h/"
+schema = '{"type":"nothing"}'
+shema = "{}"
+"#,
+            expect![[r#"
+            line 4: `stream.url`: `{` and `}` may only stand in {claims.NAME}, {query.NAME} (of a stream) and {message.NAME} (of an action): write %7B and %7D for the characters themselves
+            line 10: `action.type` "subscribe" is a message of the protocol itself: use another
+            line 11: `action.url`: `{` and `}` may only stand in {claims.NAME}, {query.NAME} (of a stream) and {message.NAME} (of an action): write %7B and %7D for the characters themselves
+            line 13: `action.type` must have 1 to 64 of the characters A-Z a-z 0-9 . _ : ~ / -
+            line 14: `action.url`: {message.host} may only stand in a path segment or a query value, not in the scheme, host, port, user, query name or fragment
+            line 15: `action.body`: {message.x} stands inside a JSON string: it must stand alone where a JSON value may, without quotes around it
+            line 18: `action.method` must be a method whose answer has a body, in upper case, such as PUT or POST
+            line 19: `action.url`: a placeholder's NAME must have 1 to 128 bytes and no brace, white space or control character; that of a message, names between dots
+            line 20: `action.schema` is not JSON: EOF while parsing an object at line 1 column 1
+            line 21: `action.rate` must be a count for each second, minute or hour, such as "5/s", "100/m" or "1000/h"
+            line 22: `action.refresh` names "nope", which is no [[stream]]
+            line 23: `action.headers.Host` is set by restcast itself and cannot be configured
+            line 23: `action.headers.A` has a placeholder: they may stand in `url` and `body` only
+            line 23: `action.headers` has a name that is no header name: use letters, digits and `-`
+            line 24: `action.ca` names a file without a PEM certificate
+            line 27: `action.method` must be a method whose answer has a body, in upper case, such as PUT or POST
+            line 30: `action.type` "a" is taken by the action of line 26
+            line 32: `action.schema` names a file that is not UTF-8
+            line 33: `action.type` is missing here
+            line 35: `action.schema`: the file "nope.json" does not exist
+            line 36: `action.response_bytes_max`: must be from 1 to 4194304 bytes
+            line 40: `action.schema` is not a JSON Schema: schema:action# is not valid against metaschema: jsonschema validation failed with https://json-schema.org/draft/2020-12/schema# - at '/type': anyOf failed   - at '/type': value must be one of 'array',…
+            line 41: unknown key `action.shema`; the nearest known one is `action.schema`
+        "#]],
+        );
+    }
+
+    #[test]
+    fn what_works_in_actions_and_is_likely_not_meant_is_a_warning() {
+        check(
+            r#"
+[[action]]
+type = "look"
+method = "GET"
+url = "http://h/"
+body = "{}"
+timeout = "1s"
+ca = "ca.pem"
+"#,
+            expect![[r#"
+            warning line 2: action "look": `connect_timeout` is over `timeout`, which ends the exchange before
+            warning line 2: action "look": `first_byte_timeout` is over `timeout`, which ends the exchange before
+            warning line 6: action "look": a `body` with GET is ignored or refused by many servers
+            warning line 8: action "look": `ca` has no effect with an http:// URL
+        "#]],
+        );
+    }
+
+    #[test]
+    fn actions_and_what_they_refresh_have_their_bounds() {
+        let action = |n: usize| format!("[[action]]\ntype = \"a{n}\"\nurl = \"https://h/\"\n");
+        let many = |count: usize| (0..count).map(action).collect::<String>();
+        assert_eq!(accepted(&many(256)).actions.len(), 256);
+        check(
+            &many(257),
+            expect![[r#"
+        line 769: [[action]] stands there more than 256 times
+    "#]],
+        );
+        let named = |bytes: usize| format!("[[action]]\ntype = \"{}\"\nurl = \"https://h/\"\n", "a".repeat(bytes));
+        assert_eq!(accepted(&named(64)).actions.len(), 1);
+        assert!(parse(&named(65)).is_err());
+        let streams: String = (0..17)
+            .map(|n| format!("[[stream]]\nid = \"s{n}\"\nurl = \"https://h/\"\nallow_anonymous = true\n"))
+            .collect();
+        let refresh = |count: usize| {
+            let ids: Vec<String> = (0..count).map(|n| format!("\"s{n}\"")).collect();
+            format!("{streams}{}refresh = [{}]\n", action(0), ids.join(","))
+        };
+        assert_eq!(accepted(&refresh(16)).actions[0].refresh.len(), 16);
+        assert!(parse(&refresh(17)).is_err());
+    }
+}

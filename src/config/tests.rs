@@ -43,16 +43,16 @@ impl Sources for World {
     }
 }
 
-fn parse(text: &str) -> Result<(Config, Vec<Warning>), Vec<ConfigError>> {
+pub(super) fn parse(text: &str) -> Result<(Config, Vec<Warning>), Vec<ConfigError>> {
     Config::parse(text, &World)
 }
 
-fn accepted(text: &str) -> Config {
+pub(super) fn accepted(text: &str) -> Config {
     parse(text).unwrap_or_else(|errors| panic!("{text}\n{errors:?}")).0
 }
 
 /// Everything that is said about `text`.
-fn check(text: &str, said: Expect) {
+pub(super) fn check(text: &str, said: Expect) {
     let mut page = String::new();
     match parse(text) {
         Ok((_, warnings)) => warnings.iter().for_each(|w| writeln!(page, "warning {w}").expect("infallible")),
@@ -116,6 +116,11 @@ secret = "env:SECRET"
 [[auth.jwt.key]]
 alg = "HS256"
 secret = "hex:000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"
+[auth.session]
+secrets = ["env:SECRET", "hunter2"]
+[redis]
+url = "rediss://ada:hunter2@redis.example/1"
+ca = "ca.pem"
 [[stream]]
 id = "leads"
 url = "https://ada:hunter2@api.example.com/companies/{claims.companyId}/leads?region={query.region}&key=hunter2"
@@ -208,6 +213,7 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         query_token = false
         reauth_before = "60s"
         first_message = "5s"
+        revocation_keep = "30d"
 
         [auth.jwt]
         leeway = "5s"
@@ -223,6 +229,18 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         permissions = "permissions"
         streams = "streams"
 
+        [auth.session]
+        secrets = ["***", "***"]
+        cookie = "connect.sid"
+        prefix = "sess:"
+        user = "/userId"
+        role = "/userRole"
+        company = "/companyId"
+        permissions = "/permissions"
+        reread = "30s"
+        grace = "5m"
+        touch = false
+
         [[auth.jwt.key]]
         kid = "2026-11"
         alg = "HS512"
@@ -231,6 +249,14 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         [[auth.jwt.key]]
         alg = "HS256"
         secret = "***"
+
+        [redis]
+        url = "rediss://ada:***@redis.example:6379/1"
+        ca = "ca.pem"
+        timeout = "2s"
+        channel_logout = "user-logged-out"
+        channel_permissions = "permission-update"
+        channel_revoked = "token-revoked"
 
         [[stream]]
         id = "leads"
@@ -403,6 +429,7 @@ fn an_empty_file_has_the_defaults_of_every_part() {
         [auth]
         query_token = true
         reauth_before = "60s"
+        revocation_keep = "30d"
 
         [auth.jwt]
         leeway = "5s"
@@ -452,8 +479,10 @@ fn a_stream_has_the_defaults_of_the_example_file() {
 
 #[test]
 fn every_default_is_of_its_keys_form_and_shown_as_written() {
+    let tables = "[redis]\nurl = \"redis://h\"\n[auth.session]\nsecrets = [\"a\"]\n";
     let action = "[[action]]\ntype = \"t\"\nurl = \"https://h\"\n";
-    let shown = accepted(&format!("{KEY}[[stream]]\nid = \"s\"\nurl = \"https://h\"\n{action}")).masked_toml();
+    let shown = accepted(&format!("{KEY}{tables}[[stream]]\nid = \"s\"\nurl = \"https://h\"\n{action}"));
+    let shown = shown.masked_toml();
     for key in KEYS {
         let name = key.path.rsplit('.').next().expect("a path has a last part");
         if let Preset::Is(default) = key.default {
@@ -463,121 +492,39 @@ fn every_default_is_of_its_keys_form_and_shown_as_written() {
 }
 
 #[test]
-fn what_is_wrong_with_actions_is_told_at_once() {
+fn redis_needs_a_url_and_three_channels() {
+    check("[redis]\nurl = \"redis://127.0.0.1:6379/0\"", expect![[""]]);
     check(
-        r#"
-[[stream]]
-id = "leads"
-url = "https://h/{bad"
-[[stream]]
-id = "public"
-url = "https://h/"
-allow_anonymous = true
-[[action]]
-type = "subscribe"
-url = "https://h/{query.x}"
-[[action]]
-type = "a b"
-url = "https://{message.host}/"
-body = "\"{message.x}\""
-[[action]]
-type = "a"
-method = "put"
-url = "https://h/{message.a..b}"
-schema = "{"
-rate = "fast"
-refresh = ["leads", "public", "nope"]
-headers = { Host = "x", A = "{message.a}", "b c" = "d" }
-ca = "cert.pem"
-[[action]]
-type = "a"
-method = "HEAD"
-url = "https://h/{claims.a}/{message.b}"
-[[action]]
-type = "a"
-url = "https://h/"
-schema = "file:latin1.json"
-[[action]]
-url = "https://h/"
-schema = "file:nope.json"
-response_bytes_max = "5MiB"
-[[action]]
-type = "b"
-url = "https://h/"
-schema = '{"type":"nothing"}'
-shema = "{}"
-"#,
+        "[redis]\ntimeout = \"2s\"",
         expect![[r#"
-            line 4: `stream.url`: `{` and `}` may only stand in {claims.NAME}, {query.NAME} (of a stream) and {message.NAME} (of an action): write %7B and %7D for the characters themselves
-            line 10: `action.type` "subscribe" is a message of the protocol itself: use another
-            line 11: `action.url`: `{` and `}` may only stand in {claims.NAME}, {query.NAME} (of a stream) and {message.NAME} (of an action): write %7B and %7D for the characters themselves
-            line 13: `action.type` must have 1 to 64 of the characters A-Z a-z 0-9 . _ : ~ / -
-            line 14: `action.url`: {message.host} may only stand in a path segment or a query value, not in the scheme, host, port, user, query name or fragment
-            line 15: `action.body`: {message.x} stands inside a JSON string: it must stand alone where a JSON value may, without quotes around it
-            line 18: `action.method` must be a method whose answer has a body, in upper case, such as PUT or POST
-            line 19: `action.url`: a placeholder's NAME must have 1 to 128 bytes and no brace, white space or control character; that of a message, names between dots
-            line 20: `action.schema` is not JSON: EOF while parsing an object at line 1 column 1
-            line 21: `action.rate` must be a count for each second, minute or hour, such as "5/s", "100/m" or "1000/h"
-            line 22: `action.refresh` names "nope", which is no [[stream]]
-            line 23: `action.headers.Host` is set by restcast itself and cannot be configured
-            line 23: `action.headers.A` has a placeholder: they may stand in `url` and `body` only
-            line 23: `action.headers` has a name that is no header name: use letters, digits and `-`
-            line 24: `action.ca` names a file without a PEM certificate
-            line 27: `action.method` must be a method whose answer has a body, in upper case, such as PUT or POST
-            line 30: `action.type` "a" is taken by the action of line 26
-            line 32: `action.schema` names a file that is not UTF-8
-            line 33: `action.type` is missing here
-            line 35: `action.schema`: the file "nope.json" does not exist
-            line 36: `action.response_bytes_max`: must be from 1 to 4194304 bytes
-            line 40: `action.schema` is not a JSON Schema: schema:action# is not valid against metaschema: jsonschema validation failed with https://json-schema.org/draft/2020-12/schema# - at '/type': anyOf failed   - at '/type': value must be one of 'array',…
-            line 41: unknown key `action.shema`; the nearest known one is `action.schema`
-        "#]],
-    );
-}
-
-#[test]
-fn what_works_in_actions_and_is_likely_not_meant_is_a_warning() {
-    check(
-        r#"
-[[action]]
-type = "look"
-method = "GET"
-url = "http://h/"
-body = "{}"
-timeout = "1s"
-ca = "ca.pem"
-"#,
-        expect![[r#"
-            warning line 2: action "look": `connect_timeout` is over `timeout`, which ends the exchange before
-            warning line 2: action "look": `first_byte_timeout` is over `timeout`, which ends the exchange before
-            warning line 6: action "look": a `body` with GET is ignored or refused by many servers
-            warning line 8: action "look": `ca` has no effect with an http:// URL
-        "#]],
-    );
-}
-
-#[test]
-fn actions_and_what_they_refresh_have_their_bounds() {
-    let action = |n: usize| format!("[[action]]\ntype = \"a{n}\"\nurl = \"https://h/\"\n");
-    let many = |count: usize| (0..count).map(action).collect::<String>();
-    assert_eq!(accepted(&many(256)).actions.len(), 256);
-    check(
-        &many(257),
-        expect![[r#"
-        line 769: [[action]] stands there more than 256 times
+        line 2: `redis.url` is missing here
     "#]],
     );
-    let named = |bytes: usize| format!("[[action]]\ntype = \"{}\"\nurl = \"https://h/\"\n", "a".repeat(bytes));
-    assert_eq!(accepted(&named(64)).actions.len(), 1);
-    assert!(parse(&named(65)).is_err());
-    let streams: String =
-        (0..17).map(|n| format!("[[stream]]\nid = \"s{n}\"\nurl = \"https://h/\"\nallow_anonymous = true\n")).collect();
-    let refresh = |count: usize| {
-        let ids: Vec<String> = (0..count).map(|n| format!("\"s{n}\"")).collect();
-        format!("{streams}{}refresh = [{}]\n", action(0), ids.join(","))
-    };
-    assert_eq!(accepted(&refresh(16)).actions[0].refresh.len(), 16);
-    assert!(parse(&refresh(17)).is_err());
+    check(
+        "[redis]\nurl = \"http://ada:hunter2@h\"\ntimeout = \"21s\"\nca = \"secret\"\nchannel_logout = \"token-revoked\"",
+        expect![[r#"
+            line 2: `redis.url` has a scheme other than redis:// and rediss:// (TLS)
+            line 3: `redis.timeout`: must be from 10ms to 20s
+            line 4: `redis.ca` names a file without a PEM certificate
+            line 5: `redis.channel_logout`, `channel_permissions` and `channel_revoked` must be three names: each means its own
+        "#]],
+    );
+    check(
+        "[redis]\nurl = \"redis://ada:hunter2@h\"\nca = \"ca.pem\"",
+        expect![[r#"
+        warning line 2: `redis.url` sends its password in the clear to another machine: use rediss://
+        warning line 3: `redis.ca` has no effect with a redis:// URL: use rediss://
+    "#]],
+    );
+    check("[redis]\nurl = \"redis://ada:hunter2@localhost\"", expect![[""]]);
+    check(
+        "[redis]\nurl = \"env:NOPE\"\nca = \"nope.pem\"",
+        expect![[r#"
+            line 2: `redis.url`: the environment variable "NOPE" is not set
+            line 3: `redis.ca`: the file "nope.pem" does not exist
+        "#]],
+    );
+    assert!(accepted("").redis.is_none());
 }
 
 #[test]
@@ -597,7 +544,7 @@ trusted_proxies = [
 [limits]
 message_bytes_max = "64kB"
 keep_alive = "15"
-[redis]
+[rediss]
 url = "redis://user:pass@127.0.0.1/"
 [[stream]]
 url = "https://h/{query.region}"
@@ -617,7 +564,7 @@ auth = { kind = "bearer" }
             line 10: `server.trusted_proxies`: "proxy" is not a network: write ADDRESS/BITS, as in "10.0.0.0/8"
             line 13: `limits.message_bytes_max`: "64kB" is not a size: write a whole number and KiB, MiB or GiB, as in "64KiB", or an integer of bytes
             line 14: `limits.keep_alive`: "15" is not a duration: write a whole number and ms, s, m, h or d, as in "250ms" or "5s"
-            line 15: unknown key `redis`; the nearest known one is `admin`
+            line 15: unknown key `rediss`; the nearest known one is `redis`
             line 17: `stream.id` is missing here
             line 18: `stream.url`: {query.region} needs "region" in `params`
             line 19: `stream.interval`: must be from 1ms to 366d
@@ -1080,6 +1027,7 @@ fn line() -> impl proptest::strategy::Strategy<Value = String> {
         "\"HS256\"",
         "\"https://u:p@h/{claims.a}?k=v\"",
         "\"GET\"",
+        "\"redis://u:env:SECRET@h\"",
         "\"{query.a}\"",
         "nan",
         "2027-01-01",
@@ -1091,6 +1039,7 @@ fn line() -> impl proptest::strategy::Strategy<Value = String> {
         "[limits]",
         "[auth.jwt]",
         "[admin]",
+        "[redis]",
     ]);
     proptest::strategy::Union::new([
         (name, value).prop_map(|(name, value)| format!("{name} = {value}\n")).boxed(),

@@ -21,9 +21,11 @@ mod owner;
 mod rendition;
 mod requests;
 mod rng;
+mod sessions;
 mod slab;
 mod stats;
 mod subscribe;
+mod tickets;
 mod timers;
 pub mod topics;
 pub mod wheel;
@@ -46,7 +48,7 @@ use crate::stream::poll::{FetchRequest, FetchResult, PollNo, Status, UpstreamCod
 use crate::time::{Instant, Now};
 use crate::{auth, connection, stream};
 
-pub use self::authenticate::{Found, Lookup, SessionRecord};
+pub use self::authenticate::{Found, Lookup, Order, SessionRecord};
 pub use self::catalog::{Catalog, StreamKey};
 pub use self::close::CannedAnswer;
 pub use self::ledger::Ledger;
@@ -60,6 +62,7 @@ use self::encoder::Encoder;
 use self::fanout::Joint;
 use self::owner::Owned;
 use self::rendition::Meter;
+use self::sessions::Sessions;
 use self::slab::Slab;
 use self::topics::Topic;
 use self::wheel::Wheel;
@@ -129,6 +132,11 @@ pub enum Input<'a> {
         /// The answer.
         found: Found,
     },
+    /// The store of sessions has gone away, or is there again: what was missed meanwhile is to be read.
+    StoreState {
+        /// Whether it is there.
+        up: bool,
+    },
     /// Time has passed.
     Timeout,
     /// The wall clock was stepped, or the machine slept: credential deadlines are to be anchored anew.
@@ -167,6 +175,8 @@ pub enum Output {
         /// What is asked.
         lookup: Lookup,
     },
+    /// Tell somebody outside of the cores; there is no answer.
+    Order(Order),
     /// Tell another core.
     Mail {
         /// Which.
@@ -308,6 +318,7 @@ pub struct Shard {
     acting: HashMap<u64, Acting>,
     /// When the log was last told of each action's failures.
     action_told: HashMap<String, Instant>,
+    sessions: Sessions,
     /// The number of the last question, of any kind.
     ask_no: u64,
 }
@@ -366,6 +377,7 @@ impl Shard {
             looked_up: HashMap::new(),
             acting: HashMap::new(),
             action_told: HashMap::new(),
+            sessions: Sessions::default(),
             ask_no: 0,
         };
         shard.share_bounds();
@@ -387,12 +399,18 @@ impl Shard {
             Input::Mail(mail) => self.mail(mail),
             Input::Acted { ask, result } => self.acted(ask, result),
             Input::Found { ask, found } => self.found(ask, found),
+            Input::StoreState { up } => self.store_state(up),
             Input::Timeout => self.timeout(),
-            Input::ClockMoved => self.recheck = Some(0),
+            Input::ClockMoved => {
+                // The store's clock may have been stepped as well: what it holds is read anew.
+                self.reread_all();
+                self.recheck = Some(0);
+            }
             Input::Drain => self.begin_drain(),
             Input::Reload(options) => self.reload(options),
         }
         self.turn_inbox();
+        self.drop_unused_sessions();
     }
 
     /// The next thing to be done outside; `None` when there is nothing more for now.
@@ -406,7 +424,10 @@ impl Shard {
         let now = (self.recheck.is_some() || self.drains_now() || !self.ready.is_empty()).then_some(self.now.at);
         let drained = self.draining.filter(|draining| !draining.told).map(|draining| draining.until);
         let timer = self.timers.peek().map(|Reverse((at, _))| *at);
-        [swept, now, timer, self.wheel.next_timeout(), drained].into_iter().flatten().min()
+        [swept, now, timer, self.wheel.next_timeout(), self.sessions.next_timeout(), drained]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// How long a socket may take nothing.
