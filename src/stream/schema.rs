@@ -9,7 +9,7 @@
 use std::error::Error;
 use std::fmt;
 
-use boon::{Compiler, Draft, ErrorKind, SchemaIndex, Schemas, UrlLoader, ValidationError};
+use boon::{CompileError, Compiler, Draft, ErrorKind, SchemaIndex, Schemas, UrlLoader, ValidationError};
 use serde_json::Value;
 
 use crate::limits::{ACTION_SCHEMA_BYTES_MAX, ACTION_SCHEMA_DEPTH_MAX};
@@ -80,10 +80,9 @@ impl Schema {
         compiler.set_default_draft(Draft::V2020_12);
         compiler.use_loader(Box::new(Nowhere));
         let mut compiled = Schemas::new();
-        let root = compiler
-            .add_resource(PLACE, json)
-            .and_then(|()| compiler.compile(PLACE, &mut compiled))
-            .map_err(|error| SchemaError::NotASchema(one_line(&format!("{error:#}"))))?;
+        let unusable = |error: CompileError| SchemaError::NotASchema(one_line(&format!("{error:#}")));
+        compiler.add_resource(PLACE, json).map_err(unusable)?;
+        let root = compiler.compile(PLACE, &mut compiled).map_err(unusable)?;
         Ok(Schema { text: text.to_owned(), compiled, root, names_type, names_id })
     }
 
