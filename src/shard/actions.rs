@@ -91,6 +91,10 @@ impl Shard {
         if open.acting >= ACTIONS_PER_CONNECTION_MAX {
             return Err(Refused::new(ErrorCode::RateLimited, "the connection has as many actions under way as it may"));
         }
+        if self.connections.at(index).is_some_and(|connection| connection.is_full()) {
+            // Answers wait for its socket in memory, and an action's may be large.
+            return Err(Refused::new(ErrorCode::RateLimited, "the connection has not taken the answers it was given"));
+        }
         if self.acting.len() >= ACTIONS_PER_CORE_MAX {
             return Err(Refused::new(ErrorCode::Overloaded, "the server has as many actions under way as it may"));
         }
@@ -253,6 +257,7 @@ mod tests {
     use crate::codec::ws::{Opcode, write_masked};
     use crate::config::{Config, FileError, Sources};
     use crate::ids::CoreId;
+    use crate::limits::CONTROL_BYTES_MAX;
     use crate::metrics::CoreMetrics;
     use crate::secret::Secret;
     use crate::shard::{Catalog, Input, Options as ShardOptions, Sent, Wire};
@@ -276,12 +281,15 @@ mod tests {
         }
     }
 
-    /// What each connection was sent.
+    /// What each connection was sent, and whether sockets take nothing.
     #[derive(Default)]
-    struct Sockets(HashMap<u32, VecDeque<u8>>);
+    struct Sockets(HashMap<u32, VecDeque<u8>>, bool);
 
     impl Wire for Sockets {
         fn send(&mut self, connection: u32, bytes: &[u8]) -> Sent {
+            if self.1 {
+                return Sent::Blocked;
+            }
             self.0.entry(connection).or_default().extend(bytes);
             Sent::Bytes(bytes.len())
         }
@@ -390,7 +398,7 @@ mod tests {
             while !bytes.is_empty() {
                 let (head, length) = match bytes[1] {
                     126 => (4, usize::from(u16::from_be_bytes([bytes[2], bytes[3]]))),
-                    127 => (10, usize::from(u16::from_be_bytes([bytes[8], bytes[9]]))),
+                    127 => (10, usize::from_be_bytes(*bytes[2..].first_chunk().expect("eight bytes"))),
                     short => (2, usize::from(short)),
                 };
                 let payload = &bytes[head..head + length];
@@ -588,6 +596,24 @@ mod tests {
         assert_eq!(hall.told(ada)["id"], 0);
         hall.say(ada, update(100));
         assert_eq!(hall.frames(ada), Vec::<Value>::new(), "one has ended, one may begin");
+    }
+
+    #[test]
+    fn a_connection_that_takes_no_answers_begins_nothing_more() {
+        let mut hall = Hall::new(UPDATE);
+        let ada = hall.open("/v1/ws", agent());
+        hall.say(ada, update(1));
+        hall.say(ada, update(2));
+        hall.sockets.1 = true;
+        hall.answer(200, &format!("\"{}\"", "x".repeat(CONTROL_BYTES_MAX)));
+        hall.say(ada, update(3));
+        assert_eq!(hall.calls.len(), 1, "the one that was begun before");
+        hall.sockets.1 = false;
+        hall.handle(Input::Writable { connection: ada });
+        let frames = hall.frames(ada);
+        assert_eq!(frames.iter().map(code).collect::<Vec<_>>(), [("", &json!(1)), ("RATE_LIMITED", &json!(3))]);
+        hall.say(ada, update(4));
+        assert_eq!(hall.calls.len(), 2);
     }
 
     #[test]
