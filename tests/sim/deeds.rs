@@ -4,11 +4,10 @@ use std::collections::{BTreeSet, VecDeque};
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD_NO_PAD;
 use restcast::auth::jwt;
+use restcast::auth::session::CookieSecrets;
+use restcast::secret::Secret;
 use restcast::shard::Input;
-use ring::hmac;
 use serde_json::json;
 
 use super::client::{Asked, Carrier, Client, Held, Kind, Login, Request, Ticket};
@@ -110,9 +109,9 @@ impl World {
 
     /// The cookie of a session, as express-session signs and encodes it.
     fn cookie(sid: &str) -> String {
-        let key = hmac::Key::new(hmac::HMAC_SHA256, SESSION_SECRET.as_bytes());
-        let signature = STANDARD_NO_PAD.encode(hmac::sign(&key, sid.as_bytes()));
-        format!("s%3A{sid}.{}", signature.replace('+', "%2B").replace('/', "%2F"))
+        let secrets = CookieSecrets::new(&[Secret::new(SESSION_SECRET)]);
+        let cookie = secrets.cookie(sid).expect("there is a secret");
+        cookie.replace(':', "%3A").replace('+', "%2B").replace('/', "%2F").replace('=', "%3D")
     }
 
     /// Somebody with a session: one of the user's that lives, or a new one.

@@ -176,7 +176,7 @@ fn options(text: &str, previous: Option<&Catalog>) -> Arc<Options> {
         connection: config.connection.clone(),
         auth: config.auth.clone(),
         limits: config.limits.clone(),
-        catalog: Catalog::new(&config.streams, previous, 7),
+        catalog: Catalog::new(&config.streams, previous, 7).with_actions(&config.actions),
     })
 }
 
@@ -510,6 +510,7 @@ impl World {
                     let due = now_us + self.dice.below(50_000);
                     self.cores[index].comparisons.push_back((due, comparison));
                 }
+                Output::Act { .. } => unreachable!("no action is configured"),
                 Output::LookUp { ask, lookup } => {
                     self.questions += 1;
                     let (asked_us, due_us) = (now_us, self.answered_at());
