@@ -144,7 +144,7 @@ pub const PARAMS_MAX: usize = 16;
 /// Views of one stream.
 pub const VIEWS_MAX: usize = 32;
 /// Pointers of one view.
-pub const VIEW_POINTERS_MAX: usize = 256;
+pub const VIEW_POINTERS_MAX: usize = 64;
 /// Bytes of a JSONPath as written.
 pub const PATH_BYTES_MAX: usize = 1 << 10;
 /// Parentheses, filters and functions of a JSONPath within each other.
