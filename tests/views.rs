@@ -316,6 +316,7 @@ fn a_view_that_is_watched_later_is_there_at_once_and_one_left_alone_is_brought_u
     let upstream = Upstream::start();
     let lines = format!("linger = \"300ms\"\n{VIEWS}");
     upstream.set_json("/leads", &lead("Ada", 1));
+    upstream.set_json("/warm", &lead("Fay", 1));
     let server = Setup::new()
         .stream("leads", &upstream.url("/leads"), &lines)
         .stream("rare", &upstream.url("/rare"), &format!("interval = \"1h\"\n{VIEWS}"))
@@ -329,6 +330,12 @@ fn a_view_that_is_watched_later_is_there_at_once_and_one_left_alone_is_brought_u
         assert_eq!(watcher.value("rare"), canonical(&value), "{role}");
     }
     assert_eq!(requests_for(&upstream, "/rare").len(), 1);
+    // Kept warm, all views are.
+    for (role, value) in [("auditor", "[1.0]".to_owned()), ("agent", agents("Fay")), ("admin", lead("Fay", 1))] {
+        let answer = server.get("/v1/streams/warm", &[who(role)]);
+        assert_eq!((answer.status, canonical(&answer.text())), (200, canonical(&value)), "{role}");
+    }
+    assert_eq!(requests_for(&upstream, "/warm").len(), 1);
 
     // An agent leaves, and an admin stays: the agents' view is left alone, and is as it should be for who returns.
     let mut admin = open(&server, Over::Ws, "admin");

@@ -548,12 +548,14 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::codec::pointer::Pointer;
     use crate::limits::Limits;
     use crate::metrics::CoreMetrics;
     use crate::shard::{Catalog, Input, Options};
     use crate::stream;
     use crate::stream::poll::{FetchResponse, Validators};
     use crate::stream::template::UrlTemplate;
+    use crate::stream::view::{Places, Projection, View};
     use crate::time::{Now, WallTime};
     use crate::{auth, connection, ids};
 
@@ -583,6 +585,11 @@ mod tests {
             permissions: Vec::new(),
             views: Vec::new(),
         })
+    }
+
+    fn view_of(pointer: &str) -> View {
+        let places = Places::new(vec![Pointer::parse(pointer).expect("a pointer")]);
+        View { roles: vec![pointer.to_owned()], projection: Projection::Pointers(places) }
     }
 
     fn at(ms: u64) -> Now {
@@ -638,6 +645,47 @@ mod tests {
         assert!(owned.key == b && value(owned).is_none(), "a's answer is not b's");
         shard.handle(at(4), Input::Fetched { stream: place, poll: of_b, result: answer(r#""b""#) });
         assert_eq!(value(shard.streams.at(place).expect("b")).as_deref(), Some(&br#""b""#[..]));
+    }
+
+    #[test]
+    fn the_view_that_nobody_watches_makes_room_for_the_one_that_is_watched() {
+        let mut options = (*stream("a", Duration::from_secs(1))).clone();
+        options.allow_anonymous = false;
+        options.views = ["/small", "/big"].map(|pointer| view_of(pointer)).to_vec();
+        options.keep_warm = true;
+        let catalog = Catalog::new(&[Arc::new(options.clone())], None, 7);
+        let keys: Vec<Arc<StreamKey>> = catalog.kept_warm().cloned().collect();
+        let [small, big] = <[Arc<StreamKey>; 2]>::try_from(keys).expect("a key of each of the two views");
+        options.keep_warm = false;
+        let catalog = Catalog::new(&[Arc::new(options)], None, 7);
+        let limits = Limits { history_bytes_total: 20_000, ..Limits::default() };
+        let options =
+            Options { connection: connection::Options::default(), auth: auth::Options::default(), limits, catalog };
+        let metrics = Arc::new(CoreMetrics::default());
+        let mut shard = Shard::new(CoreId(0), 1, Arc::new(options), Arc::default(), metrics, [7; 32], at(0));
+        for key in [&small, &big] {
+            shard.handle(at(0), Input::Mail(Mail::Watch { key: Arc::clone(key), from: CoreId(0), attach: true }));
+        }
+        shard.handle(at(0), Input::Mail(Mail::Unwatch { key: big, from: CoreId(0) }));
+        let audiences = |shard: &Shard| {
+            shard.streams.iter().flat_map(|(_, owned)| &owned.audiences).map(|a| Arc::clone(&a.key)).collect::<Vec<_>>()
+        };
+        for round in 0..5_u64 {
+            assert_eq!(audiences(&shard).len(), 2, "there is room for both");
+            let due = at(2_000 * round);
+            shard.handle(due, Input::Timeout);
+            let [(stream, poll)] = fetches(&mut shard)[..] else { panic!("one poll for both views") };
+            let body = format!("{{\"small\":{round},\"big\":\"{}\"}}", "x".repeat(1_000 << round));
+            shard.handle(due, Input::Fetched { stream, poll, result: answer(&body) });
+            if audiences(&shard).len() < 2 {
+                assert!(round > 0 && audiences(&shard) == [Arc::clone(&small)], "the watched one stays");
+                let owned = shard.streams.at(stream).expect("the stream");
+                let history = owned.stream.history(owned.audiences[0].no).expect("its history");
+                assert_eq!(history.head(), Some(ids::Seq(round + 1)), "with all of its events");
+                return;
+            }
+        }
+        panic!("the bound was not kept");
     }
 
     #[test]
