@@ -14,5 +14,6 @@ pub mod json;
 pub mod jsonpath;
 pub mod message;
 pub mod pointer;
+pub mod resp;
 pub mod sse;
 pub mod ws;

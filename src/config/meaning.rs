@@ -72,8 +72,9 @@ pub(super) fn config(root: &Section, sources: &dyn Sources, errors: &mut Vec<Con
     let auth = check.auth(root, &jwt_keys);
     let log = log(root);
     let limits = limits(root);
+    let redis = check.redis(root);
     let streams = check.streams(root, !root.array("auth.jwt.key").is_empty());
-    let config = Config { server, connection, tls, admin, log, limits, auth, jwt_keys, streams };
+    let config = Config { server, connection, tls, admin, log, limits, auth, jwt_keys, redis, streams };
     (config, check.warnings)
 }
 
@@ -128,7 +129,7 @@ const fn unlimited_if_zero(bytes: u64) -> u64 {
     if bytes == 0 { u64::MAX } else { bytes }
 }
 
-fn is_loopback(ip: IpAddr) -> bool {
+pub(super) fn is_loopback(ip: IpAddr) -> bool {
     ip.to_canonical().is_loopback()
 }
 
@@ -145,6 +146,11 @@ impl Check<'_> {
 
     pub(super) fn warn(&mut self, line: u32, oddity: Oddity) {
         self.warnings.push(Warning { line, oddity });
+    }
+
+    /// Where files are read.
+    pub(super) fn sources(&self) -> &dyn Sources {
+        self.sources
     }
 
     /// The values that `read` accepts; the others become errors at their own lines.
@@ -302,6 +308,7 @@ impl Check<'_> {
             query_token: root.boolean("auth.query_token"),
             reauth_before: root.duration("auth.reauth_before"),
             first_message: root.duration_unless_unset("auth.first_message"),
+            revocation_keep: root.duration("auth.revocation_keep"),
             jwt: auth::jwt::Options {
                 leeway: root.duration("auth.jwt.leeway"),
                 issuers: values("auth.jwt.issuer"),
@@ -317,7 +324,8 @@ impl Check<'_> {
                 },
                 keys,
             },
-            session: None,
+            session: self.session(root),
+            store: root.table_line("redis").is_some(),
         }
     }
 

@@ -27,7 +27,8 @@ impl Check<'_> {
         if roles.is_empty() && section.is_right("stream.view.roles") {
             self.error(section.line_of("stream.view.roles"), Problem::ViewWithoutRoles);
         }
-        let (by_pointers, by_path) = (section.has("stream.view.pointers"), section.has("stream.view.path"));
+        let (by_pointers, by_path) =
+            (section.is_written("stream.view.pointers"), section.is_written("stream.view.path"));
         if by_pointers == by_path {
             self.error(section.line, Problem::ViewShape);
             return None;
