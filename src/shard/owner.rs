@@ -463,7 +463,7 @@ impl Shard {
         owned.fresh = true;
         let changed = owned.stream.status_change(self.now.at).is_some();
         let status = owned.stream.status(self.now.at);
-        let stream = owned.key.target.options.id.to_string();
+        let stream = changed.then(|| owned.key.target.options.id.to_string());
         // The upstream's state is told to all; whether its value has changed only to those who see that.
         let mails = owned.audiences.iter().flat_map(|audience| {
             let (key, fresh) = (&audience.key, owned.stream.is_current(audience.no));
@@ -472,7 +472,7 @@ impl Shard {
         for (core, key, fresh) in mails.collect::<Vec<_>>() {
             self.send(core, Mail::Polled { key, status, changed, fresh });
         }
-        if changed {
+        if let Some(stream) = stream {
             self.outputs.push_back(Output::Notice(Notice::Upstream { stream, status, detail }));
         }
         self.plan_poll(index);

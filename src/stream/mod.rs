@@ -124,8 +124,8 @@ pub struct Comparison {
 /// What is compared with what sequences show.
 #[derive(Debug)]
 enum Task {
-    /// The body of a poll.
-    Poll { poll: PollNo, body: Vec<u8>, received: WallTime },
+    /// The body of a poll, and its mark where that is known.
+    Poll { poll: PollNo, body: Vec<u8>, fingerprint: Option<Fingerprint>, received: WallTime },
     /// The value that is held, for sequences that are behind.
     CatchUp { number: u64 },
 }
@@ -233,8 +233,8 @@ impl Comparison {
         let Comparison { task, base, sequences, options, .. } = self;
         let nothing = |fingerprint| Found { document: None, fingerprint, shown: Vec::new() };
         let (document, fingerprint) = match (&task, &base) {
-            (Task::Poll { body, .. }, _) => {
-                let fingerprint = json::body_fingerprint(body);
+            (Task::Poll { body, fingerprint, .. }, _) => {
+                let fingerprint = fingerprint.unwrap_or_else(|| json::body_fingerprint(body));
                 if base.as_ref().is_some_and(|base| base.fingerprint == fingerprint) {
                     // The same bytes are not parsed again.
                     return Ok(nothing(fingerprint));
@@ -487,10 +487,19 @@ impl Stream {
             }
             Judged::Failed(failure) => Step::Failed(failure),
             Judged::Body { bytes, received } => {
+                // Larger ones are read elsewhere, for this too.
+                let small = bytes.len() <= limits::INLINE_DIFF_BYTES_MAX;
+                let fingerprint = small.then(|| json::body_fingerprint(&bytes));
+                if let (Some(base), Some(fingerprint)) = (&mut self.base, fingerprint)
+                    && base.fingerprint == fingerprint
+                {
+                    base.seen = received;
+                    return if self.poller.accept(now.at, poll) { Step::Unchanged } else { Step::Unexpected };
+                }
                 let sequences = self.sequences.iter().filter(|sequence| !sequence.resting).map(Sequence::compares);
                 let comparison = Comparison {
                     stream,
-                    task: Task::Poll { poll, body: bytes, received },
+                    task: Task::Poll { poll, body: bytes, fingerprint, received },
                     base: self.base.clone(),
                     sequences: sequences.collect(),
                     options: Arc::clone(&self.target.options),
