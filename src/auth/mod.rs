@@ -9,6 +9,7 @@
     reason = "these bytes are a stranger's: no place is assumed, no number is cut"
 )]
 
+pub mod control;
 mod der;
 pub mod grant;
 pub mod jwks;
@@ -19,6 +20,7 @@ pub mod public_key;
 pub mod refresh;
 pub mod session;
 pub mod signing;
+pub mod ticket;
 
 use std::time::Duration;
 
@@ -31,10 +33,14 @@ pub struct Options {
     pub reauth_before: Duration,
     /// How long a WebSocket may stay open without a credential; `None`: a credential is needed at the handshake.
     pub first_message: Option<Duration>,
+    /// How long logouts, revocations and changed permissions are kept in mind.
+    pub revocation_keep: Duration,
     /// The `[auth.jwt]` table.
     pub jwt: jwt::Options,
     /// The `[auth.session]` table; `None`: session cookies are not read.
     pub session: Option<session::Options>,
+    /// Whether there is a store outside that processes share, `[redis]`: tickets are kept there too.
+    pub store: bool,
 }
 
 impl Default for Options {
@@ -43,8 +49,10 @@ impl Default for Options {
             query_token: true,
             reauth_before: Duration::from_secs(60),
             first_message: None,
+            revocation_keep: Duration::from_secs(30 * 86_400),
             jwt: jwt::Options::default(),
             session: None,
+            store: false,
         }
     }
 }

@@ -72,10 +72,11 @@ pub(super) fn config(root: &Section, sources: &dyn Sources, errors: &mut Vec<Con
     let auth = check.auth(root, &keys);
     let log = log(root);
     let limits = limits(root);
-    let has_keys = !root.array("auth.jwt.key").is_empty() || !root.array("auth.jwt.jwks").is_empty();
-    let streams = check.streams(root, has_keys);
+    let redis = check.redis(root);
+    let has_keys = ["auth.jwt.key", "auth.jwt.jwks"].iter().any(|path| !root.array(path).is_empty());
+    let streams = check.streams(root, has_keys || root.is_written("auth.session.secrets"));
     let Keys { written: jwt_keys, key_sets, .. } = keys;
-    let config = Config { server, connection, tls, admin, log, limits, auth, jwt_keys, key_sets, streams };
+    let config = Config { server, connection, tls, admin, log, limits, auth, jwt_keys, key_sets, redis, streams };
     (config, check.warnings)
 }
 
@@ -121,12 +122,12 @@ const fn unlimited_if_zero(bytes: u64) -> u64 {
     if bytes == 0 { u64::MAX } else { bytes }
 }
 
-fn is_loopback(ip: IpAddr) -> bool {
+pub(super) fn is_loopback(ip: IpAddr) -> bool {
     ip.to_canonical().is_loopback()
 }
 
 pub(super) struct Check<'c> {
-    pub(super) errors: &'c mut Vec<ConfigError>,
+    errors: &'c mut Vec<ConfigError>,
     warnings: Vec<Warning>,
     pub(super) sources: &'c dyn Sources,
 }
@@ -138,6 +139,11 @@ impl Check<'_> {
 
     pub(super) fn warn(&mut self, line: u32, oddity: Oddity) {
         self.warnings.push(Warning { line, oddity });
+    }
+
+    /// Where files are read.
+    pub(super) fn sources(&self) -> &dyn Sources {
+        self.sources
     }
 
     /// The values that `read` accepts; the others become errors at their own lines.
@@ -283,6 +289,7 @@ impl Check<'_> {
             query_token: root.boolean("auth.query_token"),
             reauth_before: root.duration("auth.reauth_before"),
             first_message: root.duration_unless_unset("auth.first_message"),
+            revocation_keep: root.duration("auth.revocation_keep"),
             jwt: auth::jwt::Options {
                 leeway: root.duration("auth.jwt.leeway"),
                 issuers: values("auth.jwt.issuer"),
@@ -299,7 +306,8 @@ impl Check<'_> {
                 keys: keys.prepared.clone(),
                 key_sets: keys.issuers.clone(),
             },
-            session: None,
+            session: self.session(root),
+            store: root.table_line("redis").is_some(),
         }
     }
 

@@ -11,6 +11,8 @@ mod form;
 mod jwt;
 mod keys;
 mod meaning;
+mod redis;
+mod session;
 mod show;
 mod walk;
 
@@ -21,6 +23,7 @@ use std::sync::Arc;
 pub use form::FormError;
 pub use jwt::{JwtKey, KeyMaterial, KeySetPlace, KeySetSource};
 pub use keys::{ARRAYS, Form, KEYS, KeyDoc, Preset, keys_table, nearest_name};
+pub use redis::{RedisOptions, RedisServer, RedisUrlError};
 
 use crate::auth::jwks::JwksError;
 use crate::auth::keys::KeyError;
@@ -61,6 +64,8 @@ pub struct Config {
     pub jwt_keys: Vec<JwtKey>,
     /// `[[auth.jwt.jwks]]`, in the order of the file and of `auth.jwt.key_sets`: where each set comes from.
     pub key_sets: Vec<KeySetSource>,
+    /// `[redis]`; `None`: there is none.
+    pub redis: Option<RedisOptions>,
     /// `[[stream]]`, in the order of the file.
     pub streams: Vec<Arc<stream::Options>>,
 }
@@ -284,6 +289,23 @@ pub enum Problem {
     /// A cookie name that is none.
     #[error("`auth.jwt.cookie` is not a cookie name: use letters, digits, `-` and `_`")]
     CookieName,
+    /// `[auth.session]` without a secret.
+    #[error(
+        "`auth.session.secrets` is missing: the cookies of a session are signed, and nothing verifies them without it"
+    )]
+    SessionSecrets,
+    /// `[auth.session]` without `[redis]`.
+    #[error("[auth.session] needs [redis], where the sessions are")]
+    SessionWithoutRedis,
+    /// A session cookie's name that is none, or the token's.
+    #[error("`auth.session.cookie` must be a cookie name, and another than `auth.jwt.cookie`")]
+    SessionCookie,
+    /// Where something stands in a record that is no pointer.
+    #[error("`{key}` is no JSON pointer into the record (RFC 6901): write it as in \"/userId\"")]
+    SessionPointer {
+        /// Its path.
+        key: &'static str,
+    },
     /// An entry of `admin.names` that is none.
     #[error("`admin.names` has an entry that is no host name: write it as in \"restcast.internal\", without a port")]
     HostName,
@@ -366,6 +388,17 @@ pub enum Problem {
         /// Where the first stands.
         first_line: u32,
     },
+    /// A URL of Redis that is none.
+    #[error("`redis.url` {0}")]
+    RedisUrl(RedisUrlError),
+    /// A file of certificates without one.
+    #[error("`redis.ca` names a file without a PEM certificate")]
+    RedisCa,
+    /// Two channels of one name.
+    #[error(
+        "`redis.channel_logout`, `channel_permissions` and `channel_revoked` must be three names: each means its own"
+    )]
+    RedisChannels,
     /// A stream id that is none.
     #[error("`stream.id` must have 1 to 128 of the characters A-Z a-z 0-9 . _ : ~ -")]
     StreamId,
@@ -488,6 +521,12 @@ pub enum Oddity {
         "`admin.listen` is reachable from other machines: /metrics is open to them, and the key travels in the clear"
     )]
     AdminExposed,
+    /// A secret of session cookies that could be guessed.
+    #[error("`auth.session.secrets` has one of {bytes} bytes: use at least 16 random ones")]
+    ShortSessionSecret {
+        /// What it has.
+        bytes: usize,
+    },
     /// A short admin key.
     #[error("`admin.key` has {bytes} bytes: use at least 16 random ones")]
     ShortAdminKey {
@@ -514,6 +553,12 @@ pub enum Oddity {
         /// The issuer.
         issuer: String,
     },
+    /// A password in the clear.
+    #[error("`redis.url` sends its password in the clear to another machine: use rediss://")]
+    RedisPlain,
+    /// Roots for a connection without TLS.
+    #[error("`redis.ca` has no effect with a redis:// URL: use rediss://")]
+    RedisCaWithoutTls,
     /// A very short interval.
     #[error("stream \"{id}\": `interval` is under 100ms: the upstream gets over ten requests a second")]
     ShortInterval {
@@ -546,7 +591,7 @@ pub enum Oddity {
     },
     /// A stream for nobody.
     #[error(
-        "stream \"{id}\": nobody can watch it: there is no [[auth.jwt.key]] or [[auth.jwt.jwks]] and `allow_anonymous` is false"
+        "stream \"{id}\": nobody can watch it: there is no [[auth.jwt.key]], [[auth.jwt.jwks]] or [auth.session], and `allow_anonymous` is false"
     )]
     NobodyCanWatch {
         /// The stream.

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::auth::grant::Grant;
+use crate::auth::grant::{Grant, SessionNo};
 use crate::auth::keys::KeyId;
 use crate::codec::http::BodyDecoder;
 use crate::codec::message::{CloseReason, Format};
@@ -187,6 +187,8 @@ pub enum Phase {
         ends: Option<WallTime>,
         /// The key that verified it.
         key: Option<KeyId>,
+        /// The session that the grant hangs on.
+        session: Option<SessionNo>,
         /// How to answer.
         reply: Reply,
     },
@@ -197,7 +199,7 @@ pub enum Phase {
         /// The request's head, to be carried out when the answer is there.
         head: Vec<u8>,
     },
-    /// Another core is asked.
+    /// Another core is asked, or somebody outside for something that the answer needs.
     Asking {
         /// The number of the question.
         ask: u64,

@@ -30,6 +30,7 @@ use super::fetch::{Fetcher, FetcherOptions};
 use super::jwks::{Asked, FETCHING_CORE, Issuers, Job, Question};
 use super::log;
 use super::mailbox::{Full, Mailbox, Message};
+use super::redis::Store;
 use super::resolver::Resolver;
 use super::session::{INTERNAL_ERROR_ALERT, Received, Shake};
 use super::sockets::{AcceptError, Lost, Ready, Sockets};
@@ -71,6 +72,8 @@ pub struct Process {
     pub workers: Workers,
     /// The issuers whose key sets are fetched.
     pub issuers: Issuers,
+    /// Redis, where it is configured.
+    pub store: Option<Store>,
 }
 
 impl Process {
@@ -304,6 +307,7 @@ impl Core {
             match message {
                 Message::Mail(mail) => self.guarded(now, None, Input::Mail(mail)),
                 Message::Found { ask, found } => self.guarded(now, None, Input::Found { ask, found }),
+                Message::StoreState { up } => self.guarded(now, None, Input::StoreState { up }),
                 Message::Compared(compared) => self.guarded(now, None, Input::Compared(compared)),
                 Message::Reload(options) => self.guarded(now, None, Input::Reload(options)),
                 Message::KeySets(sets) => self.guarded(now, None, Input::KeySets(sets)),
@@ -474,7 +478,16 @@ impl Core {
                         Asked::Waits { tell: false } => {}
                     }
                 }
-                Output::LookUp { ask, .. } => self.post(self.core, Message::Found { ask, found: Found::Unavailable }),
+                Output::LookUp { ask, lookup } => {
+                    if !self.process.store.as_ref().is_some_and(|store| store.ask(self.core, ask, lookup)) {
+                        self.post(self.core, Message::Found { ask, found: Found::Unavailable });
+                    }
+                }
+                Output::Order(order) => {
+                    if let Some(store) = &self.process.store {
+                        store.order(order);
+                    }
+                }
                 Output::Mail { to, mail } => self.post(to, Message::Mail(mail)),
                 Output::Finish { connection } => {
                     let sockets = &mut self.sockets;

@@ -1,8 +1,8 @@
 //! The key sets of issuers, fetched: at the start, before they are too old, and once for a key that is not known.
 //!
 //! Source: protocol version 1, section 2; when a set is fetched stands in `auth::refresh`, what it may hold in `auth::jwks`.
-//! Memory: an entry an issuer, and the numbers of the questions that wait for its fetch, bounded by `limits::LOOKUPS_MAX` a
-//! core. Errors: a fetch that fails is told in the log; the last set stays in force.
+//! Memory: an entry an issuer, and the numbers of the questions that wait for its fetch, at most
+//! `limits::LOOKUPS_MAX`. Errors: a fetch that fails is told in the log; the last set stays in force.
 //! Not here: HTTP and TLS (`fetch`), who waits for a key (`shard::authenticate`).
 //!
 //! One core fetches, over its own client; every core may ask. The lock is taken for an unknown key, for a fetch, and for a
@@ -201,6 +201,10 @@ impl Issuers {
         let Some(issuer) = state.issuers.iter_mut().find(|issuer| issuer.place == place) else {
             return Asked::Answered;
         };
+        // Who has gone meanwhile still stands there until the fetch has ended.
+        if issuer.waiting.len() >= limits::LOOKUPS_MAX {
+            return Asked::Answered;
+        }
         let tell = match issuer.refresh.want(now.at) {
             Wanted::Refuse => return Asked::Answered,
             Wanted::Wait => false,

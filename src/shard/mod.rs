@@ -20,9 +20,11 @@ mod owner;
 mod rendition;
 mod requests;
 mod rng;
+mod sessions;
 mod slab;
 mod stats;
 mod subscribe;
+mod tickets;
 mod timers;
 pub mod topics;
 pub mod wheel;
@@ -33,6 +35,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::auth::control::ControlEntry;
 use crate::auth::grant::RightsTable;
 use crate::auth::jwks::KeySets;
 use crate::auth::jwt::Verifier;
@@ -41,6 +44,7 @@ use crate::connection::Connection;
 use crate::ids::{ConnectionKey, CoreId};
 use crate::limits::Limits;
 use crate::metrics::CoreMetrics;
+use crate::secret::Secret;
 use crate::stream::poll::{FetchRequest, FetchResult, PollNo, Status};
 use crate::time::{Instant, Now};
 use crate::{auth, connection, stream};
@@ -58,6 +62,7 @@ use self::encoder::Encoder;
 use self::fanout::Joint;
 use self::owner::Owned;
 use self::rendition::Meter;
+use self::sessions::Sessions;
 use self::slab::Slab;
 use self::topics::Topic;
 use self::wheel::Wheel;
@@ -120,6 +125,12 @@ pub enum Input<'a> {
         /// The answer.
         found: Found,
     },
+    /// The store of sessions and tickets answers, or does not any more. «Answers» is said again where something may have been
+    /// missed meanwhile: what was read from it is to be read again.
+    StoreState {
+        /// Whether it answers.
+        up: bool,
+    },
     /// Time has passed.
     Timeout,
     /// The wall clock was stepped, or the machine slept: credential deadlines are to be anchored anew.
@@ -153,6 +164,8 @@ pub enum Output {
         /// What is asked.
         lookup: Lookup,
     },
+    /// Have the store do something, as soon as it can; nothing comes back.
+    Order(Order),
     /// Tell another core.
     Mail {
         /// Which.
@@ -181,6 +194,21 @@ pub enum Output {
     Drained,
     /// Something for the operator's log.
     Notice(Notice),
+}
+
+/// Something that the store is to do without an answer.
+#[derive(Clone, Debug)]
+pub enum Order {
+    /// To extend a session's life. Where the store is away it is left undone.
+    Touch {
+        /// The session's id.
+        sid: Secret,
+        /// Its life from now on.
+        life: Duration,
+    },
+    /// To put an event on the control stream, for the other processes and for those that are away. Where the store is away
+    /// it waits for its return.
+    Publish(ControlEntry),
 }
 
 /// News for the operator. Holds nothing secret.
@@ -281,6 +309,7 @@ pub struct Shard {
     asks: HashMap<u64, ConnectionKey>,
     /// What is done with the answers of those outside of the cores.
     looked_up: HashMap<u64, Asked>,
+    sessions: Sessions,
     /// The number of the last question, of either kind.
     ask_no: u64,
 }
@@ -337,6 +366,7 @@ impl Shard {
             rejudge: false,
             asks: HashMap::new(),
             looked_up: HashMap::new(),
+            sessions: Sessions::default(),
             ask_no: 0,
         };
         shard.share_bounds();
@@ -357,13 +387,19 @@ impl Shard {
             Input::Compared(compared) => self.compared(*compared),
             Input::Mail(mail) => self.mail(mail),
             Input::Found { ask, found } => self.found(ask, found),
+            Input::StoreState { up } => self.store_state(up),
             Input::Timeout => self.timeout(),
-            Input::ClockMoved => self.recheck = Some(0),
+            Input::ClockMoved => {
+                // The store's clock may have been stepped as well: what it holds is read anew.
+                self.reread_all();
+                self.recheck = Some(0);
+            }
             Input::Drain => self.begin_drain(),
             Input::Reload(options) => self.reload(options),
             Input::KeySets(sets) => self.trust_key_sets(sets),
         }
         self.turn_inbox();
+        self.drop_unused_sessions();
     }
 
     /// The next thing to be done outside; `None` when there is nothing more for now.
@@ -377,7 +413,10 @@ impl Shard {
         let now = (self.recheck.is_some() || self.drains_now() || !self.ready.is_empty()).then_some(self.now.at);
         let drained = self.draining.filter(|draining| !draining.told).map(|draining| draining.until);
         let timer = self.timers.peek().map(|Reverse((at, _))| *at);
-        [swept, now, timer, self.wheel.next_timeout(), drained].into_iter().flatten().min()
+        [swept, now, timer, self.wheel.next_timeout(), self.sessions.next_timeout(), drained]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// How long a socket may take nothing.
