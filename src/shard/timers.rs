@@ -52,7 +52,9 @@ impl Shard {
         let Some(connection) = self.connections.at(index) else { return };
         let mut deadline = match &connection.state {
             State::Http(http) => match &http.phase {
-                Phase::Waiting { ends: Some(ends), .. } => http.deadline.min(now.instant_of(*ends)),
+                Phase::Waiting { grant, .. } => {
+                    grant.end(leeway).map_or(http.deadline, |end| http.deadline.min(now.instant_of(end)))
+                }
                 _ => http.deadline,
             },
             State::Unauthenticated(waiting) => waiting.deadline,
@@ -97,7 +99,11 @@ impl Shard {
                 return;
             }
             State::Http(http) => {
-                let ended = matches!(&http.phase, Phase::Waiting { ends: Some(ends), .. } if *ends <= self.now.wall);
+                let leeway = self.options.auth.jwt.leeway;
+                let ended = match &http.phase {
+                    Phase::Waiting { grant, .. } => grant.end(leeway).is_some_and(|end| end <= self.now.wall),
+                    _ => false,
+                };
                 if http.deadline <= now || ended {
                     self.http_due(index);
                     return;
@@ -202,6 +208,7 @@ impl Shard {
         let sets = Arc::clone(self.verifier.key_sets());
         self.verifier = Verifier::with_key_sets(options.auth.jwt.clone(), sets);
         self.options = options;
+        self.forget_tokens();
         self.share_bounds();
         self.reload_streams();
         self.sessions_reloaded();
@@ -216,7 +223,11 @@ impl Shard {
         let jwt = self.options.auth.jwt.clone();
         let close_on_key_removal = jwt.close_on_key_removal;
         let before = std::mem::replace(&mut self.verifier, Verifier::with_key_sets(jwt, sets));
-        if close_on_key_removal && before.has_keys_beyond(&self.verifier) {
+        if !before.has_keys_beyond(&self.verifier) {
+            return;
+        }
+        self.forget_tokens();
+        if close_on_key_removal {
             self.refuse_stale_waiters();
             self.recheck = Some(0);
             self.rejudge = true;
