@@ -62,10 +62,10 @@ pub struct Config {
     pub auth: auth::Options,
     /// `[[auth.jwt.key]]`, in the order of the file, none shorter than RFC 7518 section 3.2 asks.
     pub jwt_keys: Vec<JwtKey>,
-    /// `[[auth.jwt.jwks]]`, in the order of the file and of `auth.jwt.key_sets`: where each set comes from.
-    pub key_sets: Vec<KeySetSource>,
     /// `[redis]`; `None`: there is none.
     pub redis: Option<RedisOptions>,
+    /// `[[auth.jwt.jwks]]`, in the order of the file and of `auth.jwt.key_sets`: where each set comes from.
+    pub key_sets: Vec<KeySetSource>,
     /// `[[stream]]`, in the order of the file.
     pub streams: Vec<Arc<stream::Options>>,
 }
@@ -533,6 +533,12 @@ pub enum Oddity {
         /// What it has.
         bytes: usize,
     },
+    /// A password in the clear.
+    #[error("`redis.url` sends its password in the clear to another machine: use rediss://")]
+    RedisPlain,
+    /// Roots for a connection without TLS.
+    #[error("`redis.ca` has no effect with a redis:// URL: use rediss://")]
+    RedisCaWithoutTls,
     /// Tokens of an issuer that may be for anybody.
     #[error(
         "the key set of \"{issuer}\" has no `audience`: tokens that this issuer made for other services are accepted (RFC 8725 section 3.9)"
@@ -553,12 +559,6 @@ pub enum Oddity {
         /// The issuer.
         issuer: String,
     },
-    /// A password in the clear.
-    #[error("`redis.url` sends its password in the clear to another machine: use rediss://")]
-    RedisPlain,
-    /// Roots for a connection without TLS.
-    #[error("`redis.ca` has no effect with a redis:// URL: use rediss://")]
-    RedisCaWithoutTls,
     /// A very short interval.
     #[error("stream \"{id}\": `interval` is under 100ms: the upstream gets over ten requests a second")]
     ShortInterval {

@@ -229,10 +229,10 @@ fn answer(admin: &Admin, head: &Head<'_>, body: &[u8], peer: SocketAddr) -> Resp
                 started: admin.started,
                 connections_max: admin.connections_max,
                 draining: admin.process.draining.load(Ordering::Relaxed),
-                key_set_keys: key_sets.keys,
-                key_set_age: key_sets.age,
                 store: admin.process.store.as_ref().map(Store::metrics),
                 control: admin.control.counts(),
+                key_set_keys: key_sets.keys,
+                key_set_age: key_sets.age,
             };
             Response::new(200).body(metrics::CONTENT_TYPE, metrics::render(&admin.metrics, &process).into_bytes())
         }),

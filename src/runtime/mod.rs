@@ -176,8 +176,8 @@ fn run(
         draining: AtomicBool::new(false),
         drained: AtomicU16::new(0),
         workers: Workers::start()?,
-        issuers: Issuers::new(&config, another(seed, 0x5a), started),
         store: config.redis.as_ref().map(|redis| Store::new(redis.timeout)).transpose()?,
+        issuers: Issuers::new(&config, another(seed, 0x5a), started),
     });
     let metrics: Vec<Arc<CoreMetrics>> = (0..cores).map(|_| Arc::default()).collect();
     let ledger = Arc::new(Ledger::default());
@@ -403,8 +403,8 @@ fn reload(reread: &Option<Reread>, options: &mut Arc<Options>, serving: &Serving
             let max = connections_max(config.limits.connections, allowed);
             *options = Arc::new(options_of(&config, Some(&options.catalog), 0, max));
             *admin.options.write().unwrap_or_else(PoisonError::into_inner) = config.admin.clone();
-            let answered = process.issuers.reload(&config, clock::now());
             ledger.marks().configure(&options.auth);
+            let answered = process.issuers.reload(&config, clock::now());
             for mailbox in &process.mailboxes {
                 tell(mailbox, || Message::Reload(Arc::clone(options)));
             }

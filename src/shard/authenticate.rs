@@ -26,32 +26,32 @@ impl Shard {
     }
 
     /// Protocol section 2, «Hybrid»: a token first; where there is none, or it does not verify, a session. Any other
-    /// credential stands for itself. `fetching`: where the token's issuer has no such key, its key set is fetched before that.
-    fn look_at(&mut self, presented: Presented, waiter: Waiter, fetching: bool) -> Looked {
-        let Presented { first, session } = presented;
-        let refusal = match first {
-            Some((Credential::Token(token), carrier)) => match self.token_grant(&token) {
+    /// credential stands for itself. `may_ask`: whether a key that is not known may be asked for.
+    fn look_at(&mut self, presented: Presented, waiter: Waiter, may_ask: bool) -> Looked {
+        let refusal = match &presented.first {
+            Some((Credential::Token(token), _)) => match self.token_grant(token) {
                 Ok(grant) => return Looked::Now(waiter, Ok(grant)),
-                Err(refusal) => match self.verifier.lacks_key_of(token.expose_secret()).filter(|_| fetching) {
-                    None => refusal,
-                    Some(issuer) => {
+                Err(refusal) => {
+                    // The issuer's key set may have the key by now.
+                    let issuer = self.verifier.lacks_key_of(token.expose_secret()).filter(|_| may_ask);
+                    if let Some(issuer) = issuer {
                         if let Err(refusal) = self.may_look_up() {
                             return Looked::Now(waiter, Err(refusal));
                         }
-                        let presented = Presented { first: Some((Credential::Token(token), carrier)), session };
                         let asked = Asked::KeySet(waiter, presented);
                         return Looked::Later(self.look_up_surely(Lookup::KeySet(issuer), asked));
                     }
-                },
+                    refusal
+                }
             },
-            Some((Credential::Ticket(ticket), _)) => return self.look_at_ticket(&ticket, waiter),
+            Some((Credential::Ticket(ticket), _)) => return self.look_at_ticket(ticket, waiter),
             Some((Credential::ApiKey(_), _)) => {
                 let refusal = Refusal::new(ErrorCode::InvalidToken, "there is no such API key");
                 return Looked::Now(waiter, Err(refusal.because("unknown_api_key")));
             }
             None => Refusal::new(ErrorCode::MissingCredential, "a credential is needed"),
         };
-        match session {
+        match presented.session {
             Some(cookie) => self.look_at_cookie(&cookie, waiter),
             None => Looked::Now(waiter, Err(refusal)),
         }

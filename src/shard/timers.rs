@@ -223,14 +223,14 @@ impl Shard {
         let jwt = self.options.auth.jwt.clone();
         let close_on_key_removal = jwt.close_on_key_removal;
         let before = std::mem::replace(&mut self.verifier, Verifier::with_key_sets(jwt, sets));
-        if !before.has_keys_beyond(&self.verifier) {
-            return;
-        }
-        self.forget_tokens();
-        if close_on_key_removal {
-            self.refuse_stale_waiters();
-            self.recheck = Some(0);
-            self.rejudge = true;
+        if before.has_keys_beyond(&self.verifier) {
+            // What was verified by a key that is gone is not remembered.
+            self.forget_tokens();
+            if close_on_key_removal {
+                self.refuse_stale_waiters();
+                self.recheck = Some(0);
+                self.rejudge = true;
+            }
         }
     }
 
