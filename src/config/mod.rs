@@ -667,7 +667,7 @@ pub enum Oddity {
     },
     /// A stream for nobody.
     #[error(
-        "stream \"{id}\": nobody can watch it: there is no [[auth.jwt.key]] or [[auth.jwt.jwks]] and `allow_anonymous` is false"
+        "stream \"{id}\": nobody can watch it: there is no [[auth.jwt.key]], [[auth.jwt.jwks]] or [auth.session], and `allow_anonymous` is false"
     )]
     NobodyCanWatch {
         /// The stream.

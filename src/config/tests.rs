@@ -1104,7 +1104,7 @@ fn what_only_shows_between_streams_is_checked() {
     check(
         &stream("a", ""),
         expect![[r#"
-            warning line 1: stream "a": nobody can watch it: there is no [[auth.jwt.key]] or [[auth.jwt.jwks]] and `allow_anonymous` is false
+            warning line 1: stream "a": nobody can watch it: there is no [[auth.jwt.key]], [[auth.jwt.jwks]] or [auth.session], and `allow_anonymous` is false
         "#]],
     );
     check(
