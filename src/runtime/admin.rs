@@ -18,6 +18,7 @@ use crate::secret::Secret;
 use crate::time::WallTime;
 
 use super::core::Process;
+use super::redis::Store;
 use super::{clock, log};
 
 /// Connections served at once; further ones wait in the backlog.
@@ -144,6 +145,7 @@ fn answer(admin: &Admin, head: &Head<'_>) -> Response {
                 started: admin.started,
                 connections_max: admin.connections_max,
                 draining: admin.process.draining.load(Ordering::Relaxed),
+                store: admin.process.store.as_ref().map(Store::metrics),
             };
             Response::new(200).body(metrics::CONTENT_TYPE, metrics::render(&admin.metrics, &process).into_bytes())
         }),
@@ -153,7 +155,12 @@ fn answer(admin: &Admin, head: &Head<'_>) -> Response {
                     .header("Retry-After", "10")
                     .body("application/json", &b"{\"status\":\"draining\"}\n"[..]);
             }
-            Response::new(200).body("application/json", &b"{\"status\":\"ready\"}\n"[..])
+            let redis = match admin.process.store.as_ref().map(Store::is_up) {
+                None => "",
+                Some(true) => ",\"redis\":\"up\"",
+                Some(false) => ",\"redis\":\"away\"",
+            };
+            Response::new(200).body("application/json", format!("{{\"status\":\"ready\"{redis}}}\n").into_bytes())
         }),
         path if path.starts_with("/admin/v1/") => {
             if let Err(refusal) = authorised(&options, head) {

@@ -36,18 +36,6 @@ pub enum Lookup {
     KeySet(usize),
 }
 
-/// Something that the same are told and that needs no answer: what comes of it shows when it is looked for.
-#[derive(Clone, Debug)]
-pub enum Order {
-    /// To let a session live for so long from now on, if it lives still.
-    Touch {
-        /// Its id.
-        sid: Secret,
-        /// How long.
-        life: Duration,
-    },
-}
-
 /// A session's record, as Redis holds it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct SessionRecord {

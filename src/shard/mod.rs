@@ -37,6 +37,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::auth::control::ControlEntry;
 use crate::auth::grant::RightsTable;
 use crate::auth::jwt::Verifier;
 use crate::codec::deflate::Inflater;
@@ -44,6 +45,7 @@ use crate::connection::Connection;
 use crate::ids::{ConnectionKey, CoreId};
 use crate::limits::Limits;
 use crate::metrics::CoreMetrics;
+use crate::secret::Secret;
 use crate::stream::poll::{FetchRequest, FetchResult, PollNo, Status};
 use crate::time::{Instant, Now};
 use crate::{auth, connection, stream};
@@ -51,7 +53,7 @@ use crate::{auth, connection, stream};
 pub use self::catalog::{Catalog, StreamKey};
 pub use self::close::CannedAnswer;
 pub use self::ledger::Ledger;
-pub use self::lookup::{Found, Lookup, Order, SessionRecord};
+pub use self::lookup::{Found, Lookup, SessionRecord};
 pub use self::mail::Mail;
 pub use self::rng::Rng;
 pub use self::stats::Stats;
@@ -124,9 +126,10 @@ pub enum Input<'a> {
         /// The answer.
         found: Found,
     },
-    /// The store of sessions has gone away, or is there again: what was missed meanwhile is to be read.
+    /// The store of sessions and tickets answers, or does not any more. «Answers» is said again where something may have been
+    /// missed meanwhile: what was read from it is to be read again.
     StoreState {
-        /// Whether it is there.
+        /// Whether it answers.
         up: bool,
     },
     /// Time has passed.
@@ -160,7 +163,7 @@ pub enum Output {
         /// What is asked.
         lookup: Lookup,
     },
-    /// Tell somebody outside of the cores; there is no answer.
+    /// Have the store do something, as soon as it can; nothing comes back.
     Order(Order),
     /// Tell another core.
     Mail {
@@ -190,6 +193,21 @@ pub enum Output {
     Drained,
     /// Something for the operator's log.
     Notice(Notice),
+}
+
+/// Something that the store is to do without an answer.
+#[derive(Clone, Debug)]
+pub enum Order {
+    /// To extend a session's life. Where the store is away it is left undone.
+    Touch {
+        /// The session's id.
+        sid: Secret,
+        /// Its life from now on.
+        life: Duration,
+    },
+    /// To put an event on the control stream, for the other processes and for those that are away. Where the store is away
+    /// it waits for its return.
+    Publish(ControlEntry),
 }
 
 /// News for the operator. Holds nothing secret.

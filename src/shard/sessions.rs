@@ -21,9 +21,9 @@ use crate::limits::{LOOKUP_TIMEOUT, LOOKUP_WAITERS_MAX, SESSIONS_PER_LOOKUP, SES
 use crate::secret::Secret;
 use crate::time::{Instant, Now, WallTime};
 
-use super::lookup::{Asked, Found, Looked, Lookup, Order, Purpose, Question, Reread, SessionRecord, Waiter, Waiting};
+use super::lookup::{Asked, Found, Looked, Lookup, Purpose, Question, Reread, SessionRecord, Waiter, Waiting};
 use super::slab::Slab;
-use super::{Output, Shard};
+use super::{Order, Output, Shard};
 
 /// Sessions that are due within this are asked for together.
 const TICK: Duration = Duration::from_millis(200);

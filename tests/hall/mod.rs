@@ -316,11 +316,12 @@ impl Hall {
                 self.questions.push_back(Question { core, ask, lookup });
             }
             Output::Order(order) => {
-                let Order::Touch { sid, life } = &order;
-                let sid = String::from_utf8_lossy(sid.expose_secret()).into_owned();
-                let ends = self.now.wall + *life;
-                if let Some((_, ttl)) = self.store.get_mut(&sid).filter(|_| !self.away) {
-                    *ttl = Some(ends);
+                if let Order::Touch { sid, life } = &order {
+                    let sid = String::from_utf8_lossy(sid.expose_secret()).into_owned();
+                    let ends = self.now.wall + *life;
+                    if let Some((_, ttl)) = self.store.get_mut(&sid).filter(|_| !self.away) {
+                        *ttl = Some(ends);
+                    }
                 }
                 self.orders.push(order);
             }
