@@ -6,6 +6,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use crate::auth::control::ControlEntry;
 use crate::auth::grant::{Grant, GrantRecord};
 use crate::auth::session::SessionMark;
 use crate::auth::ticket::TicketHash;
@@ -34,6 +35,21 @@ pub enum Lookup {
     },
     /// To fetch anew the key set of that issuer, by its place in the configuration; where that was done a moment ago, nothing.
     KeySet(usize),
+}
+
+/// Something that the store is to do without an answer.
+#[derive(Clone, Debug)]
+pub enum Order {
+    /// To extend a session's life. Where the store is away it is left undone.
+    Touch {
+        /// The session's id.
+        sid: Secret,
+        /// Its life from now on.
+        life: Duration,
+    },
+    /// To put an event on the control stream, for the other processes and for those that are away. Where the store is away
+    /// it waits for its return.
+    Publish(ControlEntry),
 }
 
 /// A session's record, as Redis holds it.
