@@ -73,7 +73,8 @@ pub(super) fn config(root: &Section, sources: &dyn Sources, errors: &mut Vec<Con
     let log = log(root);
     let limits = limits(root);
     let redis = check.redis(root);
-    let streams = check.streams(root, !root.array("auth.jwt.key").is_empty());
+    let has_keys = !root.array("auth.jwt.key").is_empty() || auth.session.is_some();
+    let streams = check.streams(root, has_keys);
     let config = Config { server, connection, tls, admin, log, limits, auth, jwt_keys, redis, streams };
     (config, check.warnings)
 }

@@ -457,6 +457,38 @@ fn every_default_is_of_its_keys_form_and_shown_as_written() {
 }
 
 #[test]
+fn sessions_need_redis_secrets_and_pointers() {
+    let with = |lines: &str| format!("[redis]\nurl = \"redis://127.0.0.1\"\n[auth.session]\n{lines}");
+    check(&with("secrets = [\"0123456789abcdef\", \"env:SECRET\"]"), expect![[""]]);
+    check("[auth.session]\nsecrets = [\"0123456789abcdef\"]", expect![[""]]);
+    check(&with("touch = true"), expect![[""]]);
+    check(&with("secrets = []"), expect![[""]]);
+    check(&with("secrets = [\"0123456789abcdef\", 7, \"env:NONE\"]"), expect![[""]]);
+    check(&with("secrets = [\"keyboard cat\"]"), expect![[""]]);
+    let odd = "user = \"\"\nrole = \"userRole\"\ncompany = \"/a~2\"\npermissions = \"/p\"";
+    check(&with(&format!("secrets = [\"0123456789abcdef\"]\n{odd}")), expect![[""]]);
+    check(&with("secrets = [\"0123456789abcdef\"]\ncookie = \"a b\""), expect![[""]]);
+    check(&with("secrets = [\"0123456789abcdef\"]\ncookie = \"restcast_token\""), expect![[""]]);
+    check(&with("secrets = [\"0123456789abcdef\"]\nreread = \"99ms\""), expect![[""]]);
+    // Whoever has a session may watch: nobody is warned of a stream that nobody could.
+    let stream = "[[stream]]\nid = \"s\"\nurl = \"https://h\"";
+    check(&with(&format!("secrets = [\"0123456789abcdef\"]\n{stream}")), expect![[""]]);
+}
+
+#[test]
+fn session_secrets_are_not_shown() {
+    let text = "[redis]\nurl = \"redis://h\"\n[auth.session]\nsecrets = [\"KEYBOARD-CAT-0123\", \"file:secret\"]\n";
+    let config = accepted(text);
+    assert!(config.masked_toml().contains("[auth.session]\nsecrets = [\"***\", \"***\"]\n"));
+    let debug = format!("{config:?}");
+    assert!(!debug.contains("KEYBOARD") && !debug.contains(FILE_SECRET), "{debug}");
+    let session = config.auth.session.expect("it is configured");
+    let cookie = crate::auth::session::CookieSecrets::new(&[crate::secret::Secret::new(FILE_SECRET)]).cookie("a");
+    let cookie = cookie.expect("there is a secret");
+    assert!(session.secrets.session_id(cookie.as_bytes()).is_ok(), "the second secret verifies as well");
+}
+
+#[test]
 fn redis_needs_a_url_and_three_channels() {
     check("[redis]\nurl = \"redis://127.0.0.1:6379/0\"", expect![[""]]);
     check(
