@@ -63,7 +63,7 @@ impl Section {
         self.written.get(path).map_or(self.line, |(line, _)| *line)
     }
 
-    /// Whether the file has `path`, right or wrong.
+    /// Whether the file has `path`, be its value right or wrong.
     pub(super) fn is_written(&self, path: &str) -> bool {
         self.written.contains_key(path)
     }
@@ -156,6 +156,11 @@ impl Section {
             Value::Secrets(values) => Some(values),
             _ => panic!("KEYS gives {path} an array of secrets"),
         }
+    }
+
+    /// Whether the file has the key, rightly or wrongly.
+    pub(super) fn has(&self, path: &str) -> bool {
+        self.written.contains_key(path)
     }
 
     /// The line of the first key that the file has in the table at `path`; `None`: it has none.

@@ -40,6 +40,7 @@ use std::time::Duration;
 
 use crate::auth::cache::TokenCache;
 use crate::auth::grant::RightsTable;
+use crate::auth::jwks::KeySets;
 use crate::auth::jwt::Verifier;
 use crate::auth::marks::Concerned;
 use crate::codec::deflate::Inflater;
@@ -145,6 +146,8 @@ pub enum Input<'a> {
     Drain,
     /// The configuration was read again.
     Reload(Arc<Options>),
+    /// Key sets of issuers were fetched: from now on these are in force.
+    KeySets(Arc<KeySets>),
 }
 
 /// Something to be done outside.
@@ -399,6 +402,7 @@ impl Shard {
             }
             Input::Drain => self.begin_drain(),
             Input::Reload(options) => self.reload(options),
+            Input::KeySets(sets) => self.trust_key_sets(sets),
         }
         self.turn_inbox();
         self.drop_unused_sessions();
