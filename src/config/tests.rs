@@ -29,6 +29,8 @@ impl Sources for World {
             "cert.pem" | "other.pem" => Ok(b"a certificate".to_vec()),
             "key.pem" => Ok(b"KEY-SECRET".to_vec()),
             "empty" => Ok(Vec::new()),
+            "schema.json" => Ok(br#"{"required":["property"]}"#.to_vec()),
+            "latin1.json" => Ok(b"{\"title\":\"\xe9\"}".to_vec()),
             "ca.pem" => Ok(b"-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n".to_vec()),
             "p256.pem" => Ok(include_bytes!("../../tests/vectors/keys/p256.pub.pem").to_vec()),
             "rsa1024.pem" => Ok(include_bytes!("../../tests/vectors/keys/rsa1024.pub.pem").to_vec()),
@@ -48,16 +50,16 @@ impl Sources for World {
     }
 }
 
-fn parse(text: &str) -> Result<(Config, Vec<Warning>), Vec<ConfigError>> {
+pub(super) fn parse(text: &str) -> Result<(Config, Vec<Warning>), Vec<ConfigError>> {
     Config::parse(text, &World)
 }
 
-fn accepted(text: &str) -> Config {
+pub(super) fn accepted(text: &str) -> Config {
     parse(text).unwrap_or_else(|errors| panic!("{text}\n{errors:?}")).0
 }
 
 /// Everything that is said about `text`.
-fn check(text: &str, said: Expect) {
+pub(super) fn check(text: &str, said: Expect) {
     let mut page = String::new();
     match parse(text) {
         Ok((_, warnings)) => warnings.iter().for_each(|w| writeln!(page, "warning {w}").expect("infallible")),
@@ -158,6 +160,21 @@ permissions = ["leads.read"]
 id = "public"
 url = "http://127.0.0.1:3000"
 allow_anonymous = true
+[[action]]
+type = "property_update"
+roles = ["agent"]
+permissions = ["leads.write"]
+method = "PUT"
+url = "https://ada:hunter2@api.example.com/c/{claims.companyId}/p/{message.property.id}?key=hunter2"
+headers = { "X-Api-Key" = "env:SECRET" }
+body = "{\"new\":{message.property},\"key\":\"hunter2\"}"
+schema = "file:schema.json"
+rate = "100/m"
+refresh = ["leads", "public"]
+reply_body = false
+error_body = true
+timeout = "5s"
+ca = "ca.pem"
 "#;
 
 #[test]
@@ -325,6 +342,25 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         allow_anonymous = true
         roles = []
         permissions = []
+
+        [[action]]
+        type = "property_update"
+        roles = ["agent"]
+        permissions = ["leads.write"]
+        method = "PUT"
+        url = "https://***@api.example.com/c/{claims.companyId}/p/{message.property.id}?key=***"
+        headers = { "X-Api-Key" = "***" }
+        body = "***"
+        schema = "{\"required\":[\"property\"]}"
+        rate = "100/m"
+        refresh = ["leads", "public"]
+        reply_body = false
+        error_body = true
+        ca = "ca.pem"
+        connect_timeout = "3s"
+        first_byte_timeout = "10s"
+        timeout = "5s"
+        response_bytes_max = "1MiB"
     "#]]
     .assert_eq(&shown);
     for key in KEYS.iter().map(|key| key.path.rsplit('.').next().expect("a path has a last part")) {
@@ -484,7 +520,8 @@ fn a_stream_has_the_defaults_of_the_example_file() {
 fn every_default_is_of_its_keys_form_and_shown_as_written() {
     let tables = "[redis]\nurl = \"redis://h\"\n[auth.session]\nsecrets = [\"a\"]\n";
     let set = "[[auth.jwt.jwks]]\nissuer = \"i\"\nfile = \"jwks.json\"\n";
-    let shown = accepted(&format!("{KEY}{set}{tables}[[stream]]\nid = \"s\"\nurl = \"https://h\"\n")).masked_toml();
+    let rows = "[[stream]]\nid = \"s\"\nurl = \"https://h\"\n[[action]]\ntype = \"t\"\nurl = \"https://h\"\n";
+    let shown = accepted(&format!("{KEY}{set}{tables}{rows}")).masked_toml();
     for key in KEYS {
         let name = key.path.rsplit('.').next().expect("a path has a last part");
         if let Preset::Is(default) = key.default {
@@ -497,37 +534,64 @@ fn every_default_is_of_its_keys_form_and_shown_as_written() {
 fn sessions_need_redis_secrets_and_pointers() {
     let with = |lines: &str| format!("[redis]\nurl = \"redis://127.0.0.1\"\n[auth.session]\n{lines}");
     check(&with("secrets = [\"0123456789abcdef\", \"env:SECRET\"]"), expect![[""]]);
-    check("[auth.session]\nsecrets = [\"0123456789abcdef\"]", expect![[r#"
+    check(
+        "[auth.session]\nsecrets = [\"0123456789abcdef\"]",
+        expect![[r#"
         line 2: [auth.session] needs [redis], where the sessions are
-    "#]]);
-    check(&with("touch = true"), expect![[r#"
+    "#]],
+    );
+    check(
+        &with("touch = true"),
+        expect![[r#"
         line 4: `auth.session.secrets` is missing: the cookies of a session are signed, and nothing verifies them without it
-    "#]]);
-    check(&with("secrets = []"), expect![[r#"
+    "#]],
+    );
+    check(
+        &with("secrets = []"),
+        expect![[r#"
         line 4: `auth.session.secrets` is missing: the cookies of a session are signed, and nothing verifies them without it
-    "#]]);
-    check(&with("secrets = [\"0123456789abcdef\", 7, \"env:NONE\"]"), expect![[r#"
+    "#]],
+    );
+    check(
+        &with("secrets = [\"0123456789abcdef\", 7, \"env:NONE\"]"),
+        expect![[r#"
         line 4: `auth.session.secrets` has the type integer: write an array of strings: each the secret itself, env:NAME, file:PATH, b64:… or hex:…
         line 4: `auth.session.secrets`: the environment variable "NONE" is not set
-    "#]]);
-    check(&with("secrets = [\"keyboard cat\"]"), expect![[r#"
+    "#]],
+    );
+    check(
+        &with("secrets = [\"keyboard cat\"]"),
+        expect![[r#"
         warning line 4: `auth.session.secrets` has one of 12 bytes: use at least 16 random ones
-    "#]]);
+    "#]],
+    );
     let odd = "user = \"\"\nrole = \"userRole\"\ncompany = \"/a~2\"\npermissions = \"/p\"";
-    check(&with(&format!("secrets = [\"0123456789abcdef\"]\n{odd}")), expect![[r#"
+    check(
+        &with(&format!("secrets = [\"0123456789abcdef\"]\n{odd}")),
+        expect![[r#"
         line 5: `auth.session.user`: is empty
         line 6: `auth.session.role` is no JSON pointer into the record (RFC 6901): write it as in "/userId"
         line 7: `auth.session.company` is no JSON pointer into the record (RFC 6901): write it as in "/userId"
-    "#]]);
-    check(&with("secrets = [\"0123456789abcdef\"]\ncookie = \"a b\""), expect![[r#"
+    "#]],
+    );
+    check(
+        &with("secrets = [\"0123456789abcdef\"]\ncookie = \"a b\""),
+        expect![[r#"
         line 5: `auth.session.cookie` must be a cookie name, and another than `auth.jwt.cookie`
-    "#]]);
-    check(&with("secrets = [\"0123456789abcdef\"]\ncookie = \"restcast_token\""), expect![[r#"
+    "#]],
+    );
+    check(
+        &with("secrets = [\"0123456789abcdef\"]\ncookie = \"restcast_token\""),
+        expect![[r#"
         line 5: `auth.session.cookie` must be a cookie name, and another than `auth.jwt.cookie`
-    "#]]);
-    check(&with("secrets = [\"0123456789abcdef\"]\nreread = \"99ms\""), expect![[r#"
+    "#]],
+    );
+    check(
+        &with("secrets = [\"0123456789abcdef\"]\nreread = \"99ms\""),
+        expect![[r#"
         line 5: `auth.session.reread`: must be from 100ms to 1d
-    "#]]);
+    "#]],
+    );
     // Whoever has a session may watch: nobody is warned of a stream that nobody could.
     let stream = "[[stream]]\nid = \"s\"\nurl = \"https://h\"";
     check(&with(&format!("secrets = [\"0123456789abcdef\"]\n{stream}")), expect![[""]]);
