@@ -74,8 +74,8 @@ pub(super) fn config(root: &Section, sources: &dyn Sources, errors: &mut Vec<Con
     let log = log(root);
     let limits = limits(root);
     let redis = check.redis(root);
-    let has_keys = ["auth.jwt.key", "auth.jwt.jwks"].iter().any(|path| !root.array(path).is_empty());
-    let streams = check.streams(root, has_keys || root.is_written("auth.session.secrets"));
+    let signed = ["auth.jwt.key", "auth.jwt.jwks"].iter().any(|path| !root.array(path).is_empty());
+    let streams = check.streams(root, signed || auth.session.is_some());
     let actions = check.actions(root, &streams);
     let Keys { written: jwt_keys, key_sets, .. } = keys;
     let config =

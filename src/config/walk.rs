@@ -163,6 +163,11 @@ impl Section {
         }
     }
 
+    /// Whether the file has the key, rightly or wrongly.
+    pub(super) fn has(&self, path: &str) -> bool {
+        self.written.contains_key(path)
+    }
+
     /// The line of the first key that the file has in the table at `path`; `None`: it has none.
     pub(super) fn table_line(&self, path: &str) -> Option<u32> {
         let inside = |key: &&str| key.strip_prefix(path).is_some_and(|rest| rest.starts_with('.'));
