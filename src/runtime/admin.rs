@@ -21,6 +21,7 @@ use super::admin_call::{Call, not_allowed, problem};
 use super::admin_users::{self, Users};
 use super::control::Control;
 use super::core::Process;
+use super::redis::Store;
 use super::{clock, log};
 
 /// Connections served at once; further ones wait in the backlog.
@@ -226,6 +227,7 @@ fn answer(admin: &Admin, head: &Head<'_>, body: &[u8], peer: SocketAddr) -> Resp
                 connections_max: admin.connections_max,
                 draining: admin.process.draining.load(Ordering::Relaxed),
                 control: admin.control.counts(),
+                store: admin.process.store.as_ref().map(Store::metrics),
             };
             Response::new(200).body(metrics::CONTENT_TYPE, metrics::render(&admin.metrics, &process).into_bytes())
         }),
@@ -235,7 +237,12 @@ fn answer(admin: &Admin, head: &Head<'_>, body: &[u8], peer: SocketAddr) -> Resp
                     .header("Retry-After", "10")
                     .body("application/json", &b"{\"status\":\"draining\"}\n"[..]);
             }
-            Response::new(200).body("application/json", &b"{\"status\":\"ready\"}\n"[..])
+            let redis = match admin.process.store.as_ref().map(Store::is_up) {
+                None => "",
+                Some(true) => ",\"redis\":\"up\"",
+                Some(false) => ",\"redis\":\"away\"",
+            };
+            Response::new(200).body("application/json", format!("{{\"status\":\"ready\"{redis}}}\n").into_bytes())
         }),
         path => match path.strip_prefix(API).map(|rest| rest.split('/').map(http::percent_decode).collect()) {
             Some(Some(segments)) => {
