@@ -500,10 +500,10 @@ pub struct Process {
     pub connections_max: u64,
     /// Whether it drains.
     pub draining: bool,
-    /// Its logouts, revocations and changed permissions.
-    pub control: ControlCounts,
     /// What is counted of Redis, where it is configured.
     pub store: Option<Arc<StoreMetrics>>,
+    /// Its logouts, revocations and changed permissions.
+    pub control: ControlCounts,
 }
 
 /// What was counted of logouts, revocations and changed permissions.
@@ -594,11 +594,6 @@ const fn process(name: &'static str, meaning: &'static str, read: fn(&Process, u
     MetricDoc { name, kind: MetricKind::Gauge, labels: &[], meaning, source }
 }
 
-const fn process_counter(name: &'static str, meaning: &'static str, read: fn(&Process, usize) -> u64) -> MetricDoc {
-    let source = Source::Process { values: &[], read };
-    MetricDoc { name, kind: MetricKind::Counter, labels: &[], meaning, source }
-}
-
 const fn store(
     (name, kind, labels): (&'static str, MetricKind, &'static [&'static str]),
     meaning: &'static str,
@@ -606,6 +601,11 @@ const fn store(
     read: fn(&StoreMetrics, usize) -> u64,
 ) -> MetricDoc {
     MetricDoc { name, kind, labels, meaning, source: Source::Store { values, read } }
+}
+
+const fn process_counter(name: &'static str, meaning: &'static str, read: fn(&Process, usize) -> u64) -> MetricDoc {
+    let source = Source::Process { values: &[], read };
+    MetricDoc { name, kind: MetricKind::Counter, labels: &[], meaning, source }
 }
 
 /// Every metric, in the order of the page.
@@ -861,10 +861,14 @@ mod tests {
     use super::*;
 
     fn page_of(cores: &[Arc<CoreMetrics>]) -> String {
-        let store = Some(Arc::new(StoreMetrics::default()));
-        let started = WallTime::from_secs(1_700_000_000);
-        let control = ControlCounts::default();
-        render(cores, &Process { started, connections_max: 900, draining: true, store, control })
+        let process = Process {
+            started: WallTime::from_secs(1_700_000_000),
+            connections_max: 900,
+            draining: true,
+            store: Some(Arc::new(StoreMetrics::default())),
+            ..Process::default()
+        };
+        render(cores, &process)
     }
 
     fn assert_says(page: &str, line: &str) {

@@ -226,8 +226,8 @@ fn answer(admin: &Admin, head: &Head<'_>, body: &[u8], peer: SocketAddr) -> Resp
                 started: admin.started,
                 connections_max: admin.connections_max,
                 draining: admin.process.draining.load(Ordering::Relaxed),
-                control: admin.control.counts(),
                 store: admin.process.store.as_ref().map(Store::metrics),
+                control: admin.control.counts(),
             };
             Response::new(200).body(metrics::CONTENT_TYPE, metrics::render(&admin.metrics, &process).into_bytes())
         }),

@@ -72,11 +72,6 @@ impl Control {
         let _ = self.publish.set(publish);
     }
 
-    /// The cores' mailboxes, by their numbers.
-    pub fn mailboxes(&self) -> &[Arc<Mailbox>] {
-        &self.mailboxes
-    }
-
     /// Carries out what was heard, in the order in which it was; what was heard before does no harm.
     pub fn heard(&self, entries: &[ControlEntry]) {
         let now = clock::now().wall;

@@ -32,9 +32,8 @@ use std::time::Duration;
 use ring::rand::{SecureRandom, SystemRandom};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
-use crate::auth::control::ControlEntry;
 use crate::commands::check::{self, ProcessSources};
-use crate::config::{Config, Driver, LogLevel, RedisOptions};
+use crate::config::{Config, Driver, LogLevel};
 use crate::ids::CoreId;
 use crate::limits;
 use crate::metrics::CoreMetrics;
@@ -170,22 +169,21 @@ fn run(
     let admin_listener = listener::listen(config.admin.listen, false)?;
     let admin_listen = admin_listener.local_addr()?;
     let mailboxes = (0..cores).map(|_| Mailbox::new().map(Arc::new)).collect::<Result<Vec<_>, _>>()?;
-    let resolver = Arc::new(Resolver::system());
-    let ledger = Arc::new(Ledger::default());
-    ledger.marks().configure(&options.auth);
-    let control = Arc::new(Control::new(Arc::clone(&ledger), mailboxes.clone()));
-    let store = config.redis.clone().map(|options| start_store(options, &config, &control, &resolver)).transpose()?;
-    if let Some(store) = store.clone() {
-        control.publish_by(Box::new(move |entry| store.order(Order::Publish(entry))));
-    }
     let process = Arc::new(Process {
         mailboxes,
         draining: AtomicBool::new(false),
         drained: AtomicU16::new(0),
         workers: Workers::start()?,
-        store,
+        store: config.redis.as_ref().map(|redis| Store::new(redis.timeout)).transpose()?,
     });
     let metrics: Vec<Arc<CoreMetrics>> = (0..cores).map(|_| Arc::default()).collect();
+    let ledger = Arc::new(Ledger::default());
+    ledger.marks().configure(&options.auth);
+    let control = Arc::new(Control::new(Arc::clone(&ledger), process.mailboxes.clone()));
+    if let Some(store) = process.store.clone() {
+        control.publish_by(Box::new(move |entry| store.order(Order::Publish(entry))));
+    }
+    let resolver = Arc::new(Resolver::system());
     let (events, happened) = channel::<Event>();
 
     let (up, listening) = channel::<()>();
@@ -246,11 +244,18 @@ fn run(
         .name("signals".into())
         .spawn(move || while events.send(Event::Signal(sys::wait_for_signal())).is_ok() {})?;
 
-    if let (Some(store), Some(redis)) = (&process.store, &config.redis)
-        && !store.wait_for_replay(redis.timeout * 2)
-    {
-        let sentence = "The control stream of Redis could not be read yet: who was logged out or revoked meanwhile is known once it is.";
-        log::write(LogLevel::Warn, &[], sentence);
+    if let (Some(store), Some(redis)) = (&process.store, &config.redis) {
+        let mut seed = [0u8; 32];
+        fill_random(&mut seed)?;
+        let heard = Arc::clone(&control);
+        let sink = Box::new(Mailboxes::new(process.mailboxes.clone(), Box::new(move |entries| heard.heard(&entries))));
+        let (options, settings, resolver) = (redis.clone(), store_settings(&config), Arc::clone(&resolver));
+        let parts = StoreParts { options, settings, sink, resolver, seed };
+        store.start(parts).map_err(|error| ServeError(error.to_string()))?;
+        if !store.wait_for_replay(redis.timeout * 2) {
+            let sentence = "The control stream of Redis could not be read yet: who was logged out or revoked meanwhile is known once it is.";
+            log::write(LogLevel::Warn, &[], sentence);
+        }
     }
     let ready: Ready = vec![
         ("ready", true.into()),
@@ -403,23 +408,6 @@ fn reload(reread: &Option<Reread>, options: &mut Arc<Options>, serving: &Serving
             log::write(LogLevel::Error, &[], &sentence);
         }
     }
-}
-
-/// Starts the thread that speaks with Redis.
-fn start_store(
-    options: RedisOptions,
-    config: &Config,
-    control: &Arc<Control>,
-    resolver: &Arc<Resolver>,
-) -> Result<Store, ServeError> {
-    let mut seed = [0u8; 32];
-    fill_random(&mut seed)?;
-    let hears = Arc::clone(control);
-    let heard = Box::new(move |entry: ControlEntry| hears.heard(std::slice::from_ref(&entry)));
-    let sink = Mailboxes::new(control.mailboxes().to_vec(), heard);
-    let (settings, resolver) = (store_settings(config), Arc::clone(resolver));
-    let parts = StoreParts { options, settings, sink: Box::new(sink), resolver, seed };
-    Store::start(parts).map_err(|error| ServeError(error.to_string()))
 }
 
 /// What the thread that speaks with Redis needs of other tables.
