@@ -256,7 +256,7 @@ fn run(
         let mut seed = [0u8; 32];
         fill_random(&mut seed)?;
         let heard = Arc::clone(&control);
-        let sink = Box::new(Mailboxes::new(process.mailboxes.clone(), Box::new(move |entries| heard.heard(&entries))));
+        let sink = Box::new(Mailboxes::new(process.mailboxes.clone(), Box::new(move |entries| heard.heard(entries))));
         let (options, settings, resolver) = (redis.clone(), store_settings(&config), Arc::clone(&resolver));
         let parts = StoreParts { options, settings, sink, resolver, seed };
         store.start(parts).map_err(|error| ServeError(error.to_string()))?;
