@@ -105,7 +105,8 @@ impl Desk {
         let sink = Box::new(Ear { tell, full: Arc::clone(&full) });
         let resolver = Arc::new(Resolver::system());
         let store = Store::new(options.timeout).expect("a descriptor is left");
-        store.start(StoreParts { options, settings, sink, resolver, seed: [7; 32] }).expect("it starts");
+        let failed = Box::new(|| panic!("the thread that speaks with Redis has panicked"));
+        store.start(StoreParts { options, settings, sink, resolver, seed: [7; 32], failed }).expect("it starts");
         Desk { store, told, kept: Vec::new(), asked: 0, full }
     }
 

@@ -3,7 +3,10 @@
 //! Source: ARCHITECTURE.md; protocol version 1, section 7. Errors: one sentence that says what to do.
 
 pub mod admin;
+pub mod admin_call;
+pub mod admin_users;
 pub mod clock;
+pub mod control;
 pub mod core;
 pub mod demo;
 pub mod fetch;
@@ -34,8 +37,9 @@ use crate::config::{Config, Driver, LogLevel};
 use crate::ids::CoreId;
 use crate::limits;
 use crate::metrics::CoreMetrics;
-use crate::shard::{Catalog, Ledger, Options, Shard};
+use crate::shard::{Catalog, Ledger, Options, Order, Shard};
 
+use self::control::Control;
 use self::core::{CoreParts, Process};
 use self::mailbox::{Mailbox, Message};
 use self::redis::{Mailboxes, Settings, Store, StoreParts};
@@ -133,6 +137,7 @@ enum Event {
     Signal(Signal),
     DrainAsked,
     CoreEnded(CoreId, Result<(), String>),
+    StoreEnded,
 }
 
 fn run(
@@ -174,6 +179,8 @@ fn run(
     });
     let metrics: Vec<Arc<CoreMetrics>> = (0..cores).map(|_| Arc::default()).collect();
     let ledger = Arc::new(Ledger::default());
+    ledger.marks().configure(&options.auth);
+    let control = Arc::new(Control::new(Arc::clone(&ledger), Arc::clone(&process)));
     let resolver = Arc::new(Resolver::system());
     let (events, happened) = channel::<Event>();
 
@@ -222,6 +229,7 @@ fn run(
         listen_as_configured: config.admin.listen,
         metrics,
         process: Arc::clone(&process),
+        control: Arc::clone(&control),
         started: started.wall,
         connections_max: u64::from(connections_max),
         drain: Box::new(move || {
@@ -230,6 +238,7 @@ fn run(
     };
     let admin = Arc::new(admin);
     admin::start(admin_listener, Arc::clone(&admin))?;
+    let store_failed = events.clone();
     std::thread::Builder::new()
         .name("signals".into())
         .spawn(move || while events.send(Event::Signal(sys::wait_for_signal())).is_ok() {})?;
@@ -237,9 +246,18 @@ fn run(
     if let (Some(store), Some(redis)) = (&process.store, &config.redis) {
         let mut seed = [0u8; 32];
         fill_random(&mut seed)?;
-        let sink = Box::new(Mailboxes::new(process.mailboxes.clone(), Box::new(|_| {})));
-        let (options, settings, resolver) = (redis.clone(), store_settings(&config), Arc::clone(&resolver));
-        let parts = StoreParts { options, settings, sink, resolver, seed };
+        let hears = Arc::clone(&control);
+        let sink = Mailboxes::new(process.mailboxes.clone(), Box::new(move |entries| hears.heard(entries)));
+        let publishes = store.clone();
+        control.publish_by(Box::new(move |entry| publishes.order(Order::Publish(entry))));
+        let parts = StoreParts {
+            options: redis.clone(),
+            settings: store_settings(&config),
+            sink: Box::new(sink),
+            resolver: Arc::clone(&resolver),
+            seed,
+            failed: Box::new(move || drop(store_failed.send(Event::StoreEnded))),
+        };
         store.start(parts).map_err(|error| ServeError(error.to_string()))?;
         if !store.wait_for_replay(redis.timeout * 2) {
             let sentence = "The control stream of Redis could not be read yet: who was logged out or revoked meanwhile is known once it is.";
@@ -266,7 +284,14 @@ fn run(
         reload(
             &reread,
             options,
-            &Serving { allowed, process: &process, admin: &admin, tls: tls.as_deref(), config: &config },
+            &Serving {
+                allowed,
+                process: &process,
+                admin: &admin,
+                ledger: &ledger,
+                tls: tls.as_deref(),
+                config: &config,
+            },
         );
     };
     let ended = wait(&happened, &process, cores, drain, &mut options, reload);
@@ -313,6 +338,9 @@ fn wait(
             Event::CoreEnded(core, Err(error)) => {
                 return Err(ServeError(format!("core {} has ended: {error}", core.0)));
             }
+            Event::StoreEnded => {
+                return Err(ServeError("the thread that speaks with Redis has ended: it panicked".to_owned()));
+            }
             Event::Signal(Signal::Hangup) => reload(options),
             Event::Signal(Signal::Terminate) if signalled => {
                 log::write(LogLevel::Warn, &[], "Told a second time to end; the process ends at once.");
@@ -340,6 +368,7 @@ struct Serving<'s> {
     allowed: u32,
     process: &'s Process,
     admin: &'s admin::Admin,
+    ledger: &'s Ledger,
     tls: Option<&'s Tls>,
     /// The configuration at start.
     config: &'s Config,
@@ -347,7 +376,7 @@ struct Serving<'s> {
 
 /// Reads the configuration again; a bad one is reported, and the old one stays in force.
 fn reload(reread: &Option<Reread>, options: &mut Arc<Options>, serving: &Serving<'_>) {
-    let Serving { allowed, process, admin, tls, config: begun } = *serving;
+    let Serving { allowed, process, admin, ledger, tls, config: begun } = *serving;
     let Some(reread) = reread else {
         log::write(LogLevel::Info, &[], "The demo has no configuration to read again.");
         return;
@@ -378,6 +407,7 @@ fn reload(reread: &Option<Reread>, options: &mut Arc<Options>, serving: &Serving
             let max = connections_max(config.limits.connections, allowed);
             *options = Arc::new(options_of(&config, Some(&options.catalog), 0, max));
             *admin.options.write().unwrap_or_else(PoisonError::into_inner) = config.admin.clone();
+            ledger.marks().configure(&options.auth);
             for mailbox in &process.mailboxes {
                 tell(mailbox, || Message::Reload(Arc::clone(options)));
             }

@@ -10,6 +10,7 @@
 mod authenticate;
 mod catalog;
 mod close;
+mod control;
 mod encoder;
 mod fanout;
 mod http;
@@ -35,9 +36,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::auth::cache::TokenCache;
 use crate::auth::control::ControlEntry;
 use crate::auth::grant::RightsTable;
 use crate::auth::jwt::Verifier;
+use crate::auth::marks::Concerned;
 use crate::codec::deflate::Inflater;
 use crate::connection::Connection;
 use crate::ids::{ConnectionKey, CoreId};
@@ -51,12 +54,14 @@ use crate::{auth, connection, stream};
 pub use self::authenticate::{Found, Lookup, SessionRecord};
 pub use self::catalog::{Catalog, StreamKey};
 pub use self::close::CannedAnswer;
+pub use self::control::{ConnectionQuery, ListedConnection};
 pub use self::ledger::Ledger;
 pub use self::mail::Mail;
 pub use self::rng::Rng;
 pub use self::stats::Stats;
 
 use self::authenticate::Asked;
+use self::control::Passes;
 use self::encoder::Encoder;
 use self::fanout::Joint;
 use self::owner::Owned;
@@ -124,6 +129,8 @@ pub enum Input<'a> {
         /// The answer.
         found: Found,
     },
+    /// Marks were set: the connections of those whom they concern are to be looked at.
+    Control(Arc<[Concerned]>),
     /// The store of sessions and tickets answers, or does not any more. «Answers» is said again where something may have been
     /// missed meanwhile: what was read from it is to be read again.
     StoreState {
@@ -220,6 +227,8 @@ pub enum Notice {
         /// What happened, where something failed.
         detail: String,
     },
+    /// A token lives longer than logouts and revocations are kept in mind.
+    LongToken,
 }
 
 /// Where frames go: the sockets in production, models in the simulator. Never blocks.
@@ -267,6 +276,8 @@ pub struct Shard {
     ledger: Arc<Ledger>,
     metrics: Arc<CoreMetrics>,
     verifier: Verifier,
+    /// Tokens that it has verified.
+    tokens: TokenCache,
     rights: RightsTable,
     rng: Rng,
     now: Now,
@@ -302,6 +313,8 @@ pub struct Shard {
     recheck: Option<u32>,
     /// Whether grants are to be judged by a new configuration meanwhile.
     rejudge: bool,
+    /// What was heard of logouts, revocations and permissions, and is still to be carried out.
+    passes: Passes,
     /// HTTP requests that wait for another core's answer.
     asks: HashMap<u64, ConnectionKey>,
     /// What is done with the answers of those outside of the cores.
@@ -330,15 +343,17 @@ impl Shard {
         now: Now,
     ) -> Shard {
         let encoder = Encoder::new(Arc::clone(&metrics));
+        let rng = Rng::new(seed);
         let mut shard = Shard {
             core,
             cores,
             verifier: Verifier::new(options.auth.jwt.clone()),
+            tokens: TokenCache::new(options.auth.token_cache, rng.secret("verified tokens")),
             options,
             ledger,
             metrics,
             rights: RightsTable::default(),
-            rng: Rng::new(seed),
+            rng,
             now,
             connections: Slab::default(),
             generation: 0,
@@ -361,6 +376,7 @@ impl Shard {
             draining: None,
             recheck: None,
             rejudge: false,
+            passes: Passes::default(),
             asks: HashMap::new(),
             looked_up: HashMap::new(),
             sessions: Sessions::default(),
@@ -375,6 +391,10 @@ impl Shard {
     /// Takes in something that happened at `now`.
     pub fn handle(&mut self, now: Now, input: Input<'_>) {
         self.now = now;
+        if !matches!(input, Input::Control(_)) {
+            // What was heard before is carried out before.
+            self.control_turn();
+        }
         match input {
             Input::Received { connection, bytes } => self.received(connection, bytes),
             Input::PeerFinished { connection } => self.peer_finished(connection),
@@ -384,6 +404,7 @@ impl Shard {
             Input::Compared(compared) => self.compared(*compared),
             Input::Mail(mail) => self.mail(mail),
             Input::Found { ask, found } => self.found(ask, found),
+            Input::Control(concerned) => self.control(&concerned),
             Input::StoreState { up } => self.store_state(up),
             Input::Timeout => self.timeout(),
             Input::ClockMoved => {
@@ -409,7 +430,7 @@ impl Shard {
         let now = (self.recheck.is_some() || self.drains_now() || !self.ready.is_empty()).then_some(self.now.at);
         let drained = self.draining.filter(|draining| !draining.told).map(|draining| draining.until);
         let timer = self.timers.peek().map(|Reverse((at, _))| *at);
-        [swept, now, timer, self.wheel.next_timeout(), self.sessions.next_timeout(), drained]
+        [swept, now, timer, self.wheel.next_timeout(), self.sessions.next_timeout(), drained, self.pass_due()]
             .into_iter()
             .flatten()
             .min()
