@@ -1070,7 +1070,7 @@ fn a_logout_put_on_the_stream_while_no_process_ran_holds_from_the_first_request_
 fn a_logout_heard_by_another_process_while_this_one_was_cut_off_takes_effect_when_it_returns() {
     let redis = Redis::start();
     let proxy = Proxy::to(redis.address());
-    let ((_, here), (theirs, there)) = (served(&redis.url()), served(&redis.url_at(proxy.address())));
+    let ((_ours, here), (theirs, there)) = (served(&redis.url()), served(&redis.url_at(proxy.address())));
     let (old, other) = (token("u1"), token("u2"));
     let mut cut_off = watching(&there, &old);
     let mut stays = watching(&there, &other);
@@ -1094,7 +1094,7 @@ fn a_logout_heard_by_another_process_while_this_one_was_cut_off_takes_effect_whe
 fn an_admins_logout_reaches_other_processes_at_once_or_when_redis_returns() {
     let redis = Redis::start();
     let proxy = Proxy::to(redis.address());
-    let ((_, here), (_, there)) = (served(&redis.url_at(proxy.address())), served(&redis.url()));
+    let ((_ours, here), (_theirs, there)) = (served(&redis.url_at(proxy.address())), served(&redis.url()));
     let mut took = Vec::new();
     for round in 0..5 {
         let mut ws = watching(&there, &token(&format!("u{round}")));

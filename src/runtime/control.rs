@@ -17,7 +17,7 @@ use crate::metrics::ControlCounts;
 use crate::shard::Ledger;
 use crate::time::WallTime;
 
-use super::core::Process;
+use super::mailbox::Mailbox;
 use super::{clock, log};
 
 /// Least time between two lines of the log about the same trouble.
@@ -29,7 +29,7 @@ pub type Publish = Box<dyn Fn(ControlEntry) + Send + Sync>;
 /// The control events of a process.
 pub struct Control {
     ledger: Arc<Ledger>,
-    process: Arc<Process>,
+    mailboxes: Vec<Arc<Mailbox>>,
     /// The way to other processes, where there is one.
     publish: OnceLock<Publish>,
     events: AtomicU64,
@@ -53,11 +53,11 @@ impl Told {
 }
 
 impl Control {
-    /// Of a process whose cores share `ledger`.
-    pub fn new(ledger: Arc<Ledger>, process: Arc<Process>) -> Control {
+    /// Of a process whose cores share `ledger` and have these mailboxes.
+    pub fn new(ledger: Arc<Ledger>, mailboxes: Vec<Arc<Mailbox>>) -> Control {
         Control {
             ledger,
-            process,
+            mailboxes,
             publish: OnceLock::new(),
             events: AtomicU64::new(0),
             refused: AtomicU64::new(0),
@@ -146,7 +146,7 @@ impl Control {
             concerned = vec![Concerned::Everyone];
         }
         let concerned: Arc<[Concerned]> = concerned.into();
-        for mailbox in &self.process.mailboxes {
+        for mailbox in &self.mailboxes {
             mailbox.post_control(&concerned);
         }
     }

@@ -7,6 +7,7 @@
 //! Source: ARCHITECTURE.md. Memory: each table and queue names its bound. Errors: answered to the peer at fault.
 //! Not here: sockets, threads, clocks.
 
+mod actions;
 mod authenticate;
 mod catalog;
 mod close;
@@ -15,6 +16,7 @@ mod encoder;
 mod fanout;
 mod http;
 mod ledger;
+mod lookup;
 mod mail;
 mod open;
 mod owner;
@@ -25,6 +27,7 @@ mod sessions;
 mod slab;
 mod stats;
 mod subscribe;
+mod ticket_table;
 mod tickets;
 mod timers;
 pub mod topics;
@@ -37,8 +40,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::auth::cache::TokenCache;
-use crate::auth::control::ControlEntry;
 use crate::auth::grant::RightsTable;
+use crate::auth::jwks::KeySets;
 use crate::auth::jwt::Verifier;
 use crate::auth::marks::Concerned;
 use crate::codec::deflate::Inflater;
@@ -46,24 +49,25 @@ use crate::connection::Connection;
 use crate::ids::{ConnectionKey, CoreId};
 use crate::limits::Limits;
 use crate::metrics::CoreMetrics;
-use crate::secret::Secret;
-use crate::stream::poll::{FetchRequest, FetchResult, PollNo, Status};
+use crate::stream::action::Call;
+use crate::stream::poll::{FetchRequest, FetchResult, PollNo, Status, UpstreamCode};
 use crate::time::{Instant, Now};
 use crate::{auth, connection, stream};
 
-pub use self::authenticate::{Found, Lookup, SessionRecord};
 pub use self::catalog::{Catalog, StreamKey};
 pub use self::close::CannedAnswer;
 pub use self::control::{ConnectionQuery, ListedConnection};
 pub use self::ledger::Ledger;
+pub use self::lookup::{Found, Lookup, Order, SessionRecord};
 pub use self::mail::Mail;
 pub use self::rng::Rng;
 pub use self::stats::Stats;
 
-use self::authenticate::Asked;
+use self::actions::Acting;
 use self::control::Passes;
 use self::encoder::Encoder;
 use self::fanout::Joint;
+use self::lookup::Asked;
 use self::owner::Owned;
 use self::rendition::Meter;
 use self::sessions::Sessions;
@@ -122,6 +126,13 @@ pub enum Input<'a> {
     Compared(Box<stream::Compared>),
     /// Another core says something.
     Mail(Mail),
+    /// An action has ended.
+    Acted {
+        /// Its number.
+        ask: u64,
+        /// How.
+        result: FetchResult,
+    },
     /// A question has been answered.
     Found {
         /// Its number.
@@ -145,6 +156,8 @@ pub enum Input<'a> {
     Drain,
     /// The configuration was read again.
     Reload(Arc<Options>),
+    /// Key sets of issuers were fetched: from now on these are in force.
+    KeySets(Arc<KeySets>),
 }
 
 /// Something to be done outside.
@@ -161,6 +174,13 @@ pub enum Output {
     },
     /// Compare two values on the worker pool, and bring back [`Input::Compared`].
     Compare(Box<stream::Comparison>),
+    /// Carry out an action, once, and bring back [`Input::Acted`].
+    Act {
+        /// Its number.
+        ask: u64,
+        /// What to ask.
+        call: Call,
+    },
     /// Ask somebody outside of the cores, and bring back [`Input::Found`].
     LookUp {
         /// The number of the question.
@@ -200,21 +220,6 @@ pub enum Output {
     Notice(Notice),
 }
 
-/// Something that the store is to do without an answer.
-#[derive(Clone, Debug)]
-pub enum Order {
-    /// To extend a session's life. Where the store is away it is left undone.
-    Touch {
-        /// The session's id.
-        sid: Secret,
-        /// Its life from now on.
-        life: Duration,
-    },
-    /// To put an event on the control stream, for the other processes and for those that are away. Where the store is away
-    /// it waits for its return.
-    Publish(ControlEntry),
-}
-
 /// News for the operator. Holds nothing secret.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Notice {
@@ -229,6 +234,15 @@ pub enum Notice {
     },
     /// A token lives longer than logouts and revocations are kept in mind.
     LongToken,
+    /// An action's upstream gave no answer. Told now and then, not each time.
+    Action {
+        /// The action's `type`.
+        kind: String,
+        /// Why not.
+        code: UpstreamCode,
+        /// What happened.
+        detail: String,
+    },
 }
 
 /// Where frames go: the sockets in production, models in the simulator. Never blocks.
@@ -319,8 +333,12 @@ pub struct Shard {
     asks: HashMap<u64, ConnectionKey>,
     /// What is done with the answers of those outside of the cores.
     looked_up: HashMap<u64, Asked>,
+    /// Actions that are under way.
+    acting: HashMap<u64, Acting>,
+    /// When the log was last told of each action's failures.
+    action_told: HashMap<String, Instant>,
     sessions: Sessions,
-    /// The number of the last question, of either kind.
+    /// The number of the last question, of any kind.
     ask_no: u64,
 }
 
@@ -379,6 +397,8 @@ impl Shard {
             passes: Passes::default(),
             asks: HashMap::new(),
             looked_up: HashMap::new(),
+            acting: HashMap::new(),
+            action_told: HashMap::new(),
             sessions: Sessions::default(),
             ask_no: 0,
         };
@@ -403,6 +423,7 @@ impl Shard {
             Input::Fetched { stream, poll, result } => self.fetched(stream, poll, result),
             Input::Compared(compared) => self.compared(*compared),
             Input::Mail(mail) => self.mail(mail),
+            Input::Acted { ask, result } => self.acted(ask, result),
             Input::Found { ask, found } => self.found(ask, found),
             Input::Control(concerned) => self.control(&concerned),
             Input::StoreState { up } => self.store_state(up),
@@ -414,6 +435,7 @@ impl Shard {
             }
             Input::Drain => self.begin_drain(),
             Input::Reload(options) => self.reload(options),
+            Input::KeySets(sets) => self.trust_key_sets(sets),
         }
         self.turn_inbox();
         self.drop_unused_sessions();

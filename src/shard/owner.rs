@@ -191,6 +191,16 @@ impl Shard {
         self.linger(index);
     }
 
+    /// What the stream shows may have changed: it is polled at once, and where a poll is under way, which may have missed
+    /// the change, once more after it. One that is not polled now is with its next watcher.
+    pub(super) fn refreshed(&mut self, key: &Arc<StreamKey>) {
+        let Some(&index) = self.stream_of.get(key) else { return };
+        let now = self.now.at;
+        if self.streams.at_mut(index).is_some_and(|owned| owned.stream.poll_now(now)) {
+            self.plan_poll(index);
+        }
+    }
+
     pub(super) fn detached(&mut self, key: &Arc<StreamKey>, from: CoreId) {
         let Some(&index) = self.stream_of.get(key) else { return };
         let Some(owned) = self.streams.at_mut(index) else { return };
@@ -470,7 +480,7 @@ mod tests {
 
     fn answer(body: &str) -> FetchResult {
         let (validators, received) = (Validators::default(), WallTime::from_secs(1_800_000_000));
-        Ok(FetchResponse { status: 200, validators, retry_after: None, body: body.into(), received })
+        Ok(FetchResponse { status: 200, validators, retry_after: None, fresh_for: None, body: body.into(), received })
     }
 
     #[test]
