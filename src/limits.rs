@@ -89,6 +89,32 @@ pub const GZIP_MEMBERS_MAX: u16 = 1024;
 pub const REQUEST_BODY_BYTES_MAX: usize = 64 << 10;
 /// Bytes of a JWT (protocol section 2).
 pub const TOKEN_BYTES_MAX: usize = 8 << 10;
+/// Bits of an RSA key that verifies tokens (RFC 7518 section 3.3),
+pub const RSA_BITS_MIN: usize = 2048;
+/// and the longest, which takes a core half a millisecond.
+pub const RSA_BITS_MAX: usize = 8192;
+/// `[[auth.jwt.jwks]]`.
+pub const ISSUERS_MAX: usize = 64;
+/// Bytes of an issuer's key set.
+pub const JWKS_BYTES_MAX: usize = 256 << 10;
+/// Keys of an issuer's set that are used, the first ones: a token without `kid` is tried against each of its algorithm.
+pub const JWKS_KEYS_MAX: usize = 64;
+/// How long a fetch of a key set may take: whoever waits for an unknown key waits no longer.
+pub const JWKS_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the first fetches hold up the start.
+pub const JWKS_START_WAIT: Duration = Duration::from_secs(6);
+/// How long after a fetch for an unknown key the next such may begin.
+pub const JWKS_COOL_DOWN: Duration = Duration::from_secs(30);
+/// How long a key set is used before it is fetched anew, where its `Cache-Control` does not say: RFC 9111 section 5.2.2.1,
+pub const JWKS_LIFE: Duration = Duration::from_secs(15 * 60);
+/// at the least,
+pub const JWKS_LIFE_MIN: Duration = Duration::from_secs(60);
+/// and at the most.
+pub const JWKS_LIFE_MAX: Duration = Duration::from_secs(86_400);
+/// How long after a failed fetch the next begins, doubled after each one more,
+pub const JWKS_RETRY_MIN: Duration = Duration::from_secs(1);
+/// up to this.
+pub const JWKS_RETRY_MAX: Duration = Duration::from_secs(60);
 /// Nesting of a JSON value, from a client or an upstream (protocol section 3).
 pub const JSON_DEPTH_MAX: usize = 128;
 /// Bytes of a `since`, a client frame's `id` and the like.
@@ -169,6 +195,24 @@ pub const PLACEHOLDERS_MAX: usize = 16;
 pub const TEMPLATE_VALUE_BYTES_MAX: usize = 1 << 10;
 /// Bytes of a claim's or parameter's name in a placeholder.
 pub const CLAIM_NAME_BYTES_MAX: usize = 128;
+/// `[[action]]`s of a configuration.
+pub const ACTIONS_MAX: usize = 256;
+/// Bytes of an action's `type`, and of the `type` of a message that may be one.
+pub const ACTION_TYPE_BYTES_MAX: usize = 64;
+/// Streams that an action's `refresh` may name.
+pub const ACTION_REFRESH_MAX: usize = 16;
+/// Bytes of an action's `schema`.
+pub const ACTION_SCHEMA_BYTES_MAX: usize = 64 << 10;
+/// Nesting of a message that is checked against a schema: checking recurses, through each of its levels several times.
+pub const ACTION_SCHEMA_DEPTH_MAX: usize = 32;
+/// Bytes of an action's request body, filled in.
+pub const ACTION_BODY_BYTES_MAX: usize = 16 << 20;
+/// Actions of one connection that are under way at once; past it they are refused.
+pub const ACTIONS_PER_CONNECTION_MAX: u8 = 16;
+/// Actions of one core that are under way at once; past it they are refused.
+pub const ACTIONS_PER_CORE_MAX: usize = 1024;
+/// Least time between two log lines about one action's failures, on one core.
+pub const ACTION_NOTICE_INTERVAL: Duration = Duration::from_secs(60);
 /// Names in a stream's `params`.
 pub const PARAMS_MAX: usize = 16;
 /// Views of one stream.

@@ -116,7 +116,11 @@ use Form::{
 use Preset::{Is, Required, Unset};
 
 /// Tables that may stand several times, as `[[stream]]`.
-pub const ARRAYS: &[&str] = &["server.tls", "auth.jwt.key", "stream", "stream.view"];
+pub const ARRAYS: &[&str] = &["server.tls", "auth.jwt.key", "auth.jwt.jwks", "stream", "stream.view", "action"];
+
+/// What a key of the configuration may be for.
+pub(super) const ALGORITHMS: &[&str] =
+    &["HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA"];
 
 /// Every key, in the order of the example file.
 #[rustfmt::skip]
@@ -174,8 +178,15 @@ pub const KEYS: &[KeyDoc] = &[
     key("auth.jwt.claims.permissions", Text, Is("\"permissions\""), "Claim with the permissions, an array of strings"),
     key("auth.jwt.claims.streams", Text, Is("\"streams\""), "Claim with the stream ids or globs that may be subscribed"),
     key("auth.jwt.key.kid", Text, Unset, "Key id; a token without one is tried against every key of its `alg`"),
-    key("auth.jwt.key.alg", Choice(&["HS256", "HS384", "HS512"]), Required, "The algorithm, never taken from the token"),
-    key("auth.jwt.key.secret", Secret, Required, "The key: at least 32, 48 or 64 bytes for HS256, HS384 or HS512"),
+    key("auth.jwt.key.alg", Choice(ALGORITHMS), Required, "The algorithm, never taken from the token"),
+    key("auth.jwt.key.secret", Secret, Unset, "The key of HS256, HS384 or HS512: at least 32, 48 or 64 bytes"),
+    key("auth.jwt.key.public_key", Secret, Unset, "The key of the other algorithms, usually `file:key.pem`: PEM (a public key or a certificate, whose key alone counts), DER or a JSON Web Key; RSA of 2048 to 8192 bits"),
+    key("auth.jwt.jwks.issuer", Text, Required, "The `iss` whose tokens this key set verifies, and nothing else does; at most 64 issuers"),
+    key("auth.jwt.jwks.url", Text, Unset, "Where the key set is (RFC 7517): `https://`, or `http://` on this machine; fetched at the start, before its `Cache-Control` age is over (15 minutes where it says none, at least 1 minute, at most a day) and once for an unknown `kid`, at most every 30 s; the last good one stays in force"),
+    key("auth.jwt.jwks.file", Text, Unset, "The same from a file, read again on SIGHUP; either `url` or `file`"),
+    key("auth.jwt.jwks.algs", TextList, Is("[\"RS256\", \"RS384\", \"RS512\", \"PS256\", \"PS384\", \"PS512\", \"ES256\", \"ES384\", \"EdDSA\"]"), "What its tokens may be signed with; never HMAC"),
+    key("auth.jwt.jwks.audience", TextOrList, Unset, "Accepted `aud` values of its tokens; unset: `aud` is not looked at, and a token that the issuer made for another service is accepted"),
+    key("auth.jwt.jwks.ca", Text, Unset, "PEM file of the roots to trust for `url` instead of the system's"),
     key("redis.url", Secret, Unset, "`redis://user:password@host:port/database`, `rediss://` for TLS; user and password percent-encoded, each part but the host may be left out. Redis 6.2 or newer, or Valkey; without it sessions, tickets and control events are this process's alone"),
     key("redis.ca", Text, Unset, "PEM file of the roots to trust instead of the system's"),
     key("redis.timeout", Form::Duration { min_ms: 10, max_ms: 20_000 }, Is("\"2s\""), "How long connecting to Redis, logging in or an answer may take"),
@@ -218,6 +229,23 @@ pub const KEYS: &[KeyDoc] = &[
     key("stream.view.roles", TextList, Required, "Who gets this view: the first `[[stream.view]]` of the stream that names a role of the caller; none: 403. Each view has its own epoch and `seq`, and a change outside of it makes no event in it"),
     key("stream.view.pointers", PointerList, Unset, "JSON pointers: the value reduced to these places, its structure kept. `*` stands for each element or member (`/rows/*/name`), an index for one element; arrays close up over elements that are left out"),
     key("stream.view.path", Text, Unset, "Instead of `pointers` a JSONPath (RFC 9535): the array of its matches; of names and indexes alone the match itself, or null. Patterns of `match` and `search` are literals"),
+    key("action.type", Text, Required, "The `type` of the messages that ask for it: 1 to 64 of `A-Z a-z 0-9 . _ : ~ / -`; at most 256 actions"),
+    key("action.roles", TextList, Is("[]"), "Any one of them is needed, by the grant of the moment; an anonymous caller or an API key never acts"),
+    key("action.permissions", TextList, Is("[]"), "All of them are needed"),
+    key("action.method", Text, Is("\"POST\""), "Request method; only GET, PUT, DELETE and OPTIONS may be sent a second time, where a kept connection turns out to be closed"),
+    key("action.url", Text, Required, "The upstream, with `{message.NAME}` and `{claims.NAME}` in path segments and query values; NAME may lead into the message, `{message.property.id}`; strings, numbers and Booleans may stand there"),
+    key("action.headers", SecretTable, Is("{}"), "Request headers; values may be secrets and are never shown"),
+    key("action.body", Text, Unset, "Request body; a placeholder stands where a JSON value may, and a `{message.NAME}` becomes that value as it was sent; at most 16 MiB filled in"),
+    key("action.schema", Text, Unset, "JSON Schema, as text or `file:PATH`, that the message must fit (draft 2020-12 unless `$schema` says otherwise; no `$ref` beyond itself); `type` and `id` of the message are shown to it only where its `properties` or `required` name them"),
+    key("action.rate", Text, Unset, "How often one subject may ask for it on all of its connections, as in `5/s`, `100/m` or `1000/h`; they may all come at once; past it `RATE_LIMITED` with `retry_in_ms`"),
+    key("action.refresh", TextList, Is("[]"), "Streams that are polled at once after a success: what the caller's claims select, and what its connection is subscribed to; at most 16"),
+    key("action.reply_body", Boolean, Is("true"), "`action_result` holds the upstream's JSON"),
+    key("action.error_body", Boolean, Is("false"), "The `error` of a failure holds the upstream's JSON"),
+    key("action.ca", Text, Unset, "PEM file of the roots to trust instead of the system's"),
+    key("action.connect_timeout", Form::Duration { min_ms: 1, max_ms: LONGEST_MS }, Is("\"3s\""), "For the TCP and TLS handshakes"),
+    key("action.first_byte_timeout", Form::Duration { min_ms: 1, max_ms: LONGEST_MS }, Is("\"10s\""), "From the request's last byte to the response's first"),
+    key("action.timeout", Form::Duration { min_ms: 1, max_ms: LONGEST_MS }, Is("\"15s\""), "For the whole exchange"),
+    key("action.response_bytes_max", Form::Size { min: 1, max: 4 << 20 }, Is("\"1MiB\""), "Bytes of a response body, inflated"),
 ];
 
 const fn key(path: &'static str, form: Form, default: Preset, meaning: &'static str) -> KeyDoc {

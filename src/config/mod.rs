@@ -7,7 +7,9 @@
 //! Errors: [`ConfigError`], all at once and each with its line. No error, warning or `Debug` output holds a secret.
 //! Not here: the environment and the file system, which are asked through [`Sources`].
 
+mod action;
 mod form;
+mod jwt;
 mod keys;
 mod meaning;
 mod redis;
@@ -21,12 +23,16 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 pub use form::FormError;
+pub use jwt::{JwtKey, KeyMaterial, KeySetPlace, KeySetSource};
 pub use keys::{ARRAYS, Form, KEYS, KeyDoc, Preset, keys_table, nearest_name};
 pub use redis::{RedisOptions, RedisServer, RedisUrlError};
 
+use crate::auth::jwks::JwksError;
 use crate::auth::keys::KeyError;
+use crate::auth::public_key::PublicKeyError;
 use crate::codec::jsonpath::PathError;
 use crate::secret::Secret;
+use crate::stream::schema::SchemaError;
 use crate::stream::template::TemplateError;
 use crate::{auth, connection, limits, stream};
 
@@ -62,8 +68,12 @@ pub struct Config {
     pub jwt_keys: Vec<JwtKey>,
     /// `[redis]`; `None`: there is none.
     pub redis: Option<RedisOptions>,
+    /// `[[auth.jwt.jwks]]`, in the order of the file and of `auth.jwt.key_sets`: where each set comes from.
+    pub key_sets: Vec<KeySetSource>,
     /// `[[stream]]`, in the order of the file.
     pub streams: Vec<Arc<stream::Options>>,
+    /// `[[action]]`, in the order of the file.
+    pub actions: Vec<Arc<stream::action::Options>>,
 }
 
 impl Config {
@@ -315,6 +325,69 @@ pub enum Problem {
         /// What it needs.
         bytes_min: usize,
     },
+    /// A shared secret for an algorithm that has none.
+    #[error("{alg} verifies with a public key: write `auth.jwt.key.public_key` in the place of `secret`")]
+    SecretWithPublicAlg {
+        /// The algorithm.
+        alg: String,
+    },
+    /// A public key for an algorithm that shares a secret.
+    #[error(
+        "{alg} verifies with a shared secret: a public key there would let everyone sign (RFC 8725 section 2.1); write another `alg`"
+    )]
+    PublicKeyWithSecretAlg {
+        /// The algorithm.
+        alg: String,
+    },
+    /// A public key that cannot be used.
+    #[error("`auth.jwt.key.public_key` is {0}")]
+    PublicKey(PublicKeyError),
+    /// Two sets for one issuer.
+    #[error("the key set of line {first_line} is of the same `issuer`: keep one")]
+    DuplicateIssuer {
+        /// Where the first stands.
+        first_line: u32,
+    },
+    /// More `[[auth.jwt.jwks]]` than there may be.
+    #[error("[[auth.jwt.jwks]] stands there more than {limit} times")]
+    TooManyIssuers {
+        /// How many there may be.
+        limit: usize,
+    },
+    /// Neither `url` nor `file`, or both.
+    #[error("[[auth.jwt.jwks]] needs one of `url` and `file`, not {found}")]
+    KeySetPlace {
+        /// What there is.
+        found: &'static str,
+    },
+    /// A `url` that no key set is fetched from.
+    #[error("`auth.jwt.jwks.url` {why}")]
+    KeySetUrl {
+        /// What is wrong, and what to write.
+        why: &'static str,
+    },
+    /// An algorithm that no key set is used with.
+    #[error(
+        "`auth.jwt.jwks.algs` has {found}: write some of RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384 and EdDSA"
+    )]
+    KeySetAlg {
+        /// What stands there, shortened.
+        found: String,
+    },
+    /// A file that holds no key set.
+    #[error("`auth.jwt.jwks.file`: the file {path} is no key set: {error}")]
+    KeySetFile {
+        /// Its path.
+        path: String,
+        /// What is wrong.
+        error: JwksError,
+    },
+    /// A key set that verifies nothing.
+    #[error("`auth.jwt.jwks.file`: the file {path} holds no key that can be used with `algs`")]
+    KeySetUseless {
+        /// Its path.
+        path: String,
+    },
     /// Two keys with one `kid` and `alg`.
     #[error("the key of line {first_line} has the same `kid` and `alg`: give each key its own `kid`")]
     DuplicateKey {
@@ -347,29 +420,40 @@ pub enum Problem {
     #[error("`stream.method` must be a method whose answer has a body, in upper case, such as GET or POST")]
     Method,
     /// A header name that is none.
-    #[error("`stream.headers` has a name that is no header name: use letters, digits and `-`")]
-    HeaderName,
+    #[error("`{key}` has a name that is no header name: use letters, digits and `-`")]
+    HeaderName {
+        /// The table.
+        key: &'static str,
+    },
     /// A header that restcast sets itself.
-    #[error("`stream.headers.{name}` is set by restcast itself and cannot be configured")]
+    #[error("`{key}.{name}` is set by restcast itself and cannot be configured")]
     HeaderReserved {
+        /// The table.
+        key: &'static str,
         /// Its name.
         name: String,
     },
     /// A header twice, whatever the case of its letters.
-    #[error("`stream.headers.{name}` stands there twice: header names do not differ by case")]
+    #[error("`{key}.{name}` stands there twice: header names do not differ by case")]
     HeaderRepeated {
+        /// The table.
+        key: &'static str,
         /// Its name.
         name: String,
     },
     /// A header value that would end or bend the header.
-    #[error("`stream.headers.{name}` has a control character in its value, or a blank at its beginning or end")]
+    #[error("`{key}.{name}` has a control character in its value, or a blank at its beginning or end")]
     HeaderValue {
+        /// The table.
+        key: &'static str,
         /// Its name.
         name: String,
     },
     /// A placeholder in a header.
-    #[error("`stream.headers.{name}` has a placeholder: they may stand in `url` and `body` only")]
+    #[error("`{key}.{name}` has a placeholder: they may stand in `url` and `body` only")]
     HeaderPlaceholder {
+        /// The table.
+        key: &'static str,
         /// Its name.
         name: String,
     },
@@ -406,8 +490,11 @@ pub enum Problem {
         error: String,
     },
     /// A file of certificates without one.
-    #[error("`stream.ca` names a file without a PEM certificate")]
-    CaWithoutCertificate,
+    #[error("`{key}` names a file without a PEM certificate")]
+    CaWithoutCertificate {
+        /// Its path.
+        key: &'static str,
+    },
     /// An entry of `ignore` that is no pointer.
     #[error("`stream.ignore` has an entry that is no JSON pointer (RFC 6901): write it as in \"/generated_at\"")]
     Pointer,
@@ -434,6 +521,47 @@ pub enum Problem {
     KeepWarmUnfilled {
         /// The first placeholder.
         placeholder: String,
+    },
+    /// More `[[action]]` than there may be.
+    #[error("[[action]] stands there more than {limit} times")]
+    TooManyActions {
+        /// How many there may be.
+        limit: usize,
+    },
+    /// An action's type that is none.
+    #[error("`action.type` must have 1 to {} of the characters A-Z a-z 0-9 . _ : ~ / -", limits::ACTION_TYPE_BYTES_MAX)]
+    ActionType,
+    /// An action's type that means something else.
+    #[error("`action.type` \"{kind}\" is a message of the protocol itself: use another")]
+    ActionTypeTaken {
+        /// The type.
+        kind: String,
+    },
+    /// Two actions with one type.
+    #[error("`action.type` \"{kind}\" is taken by the action of line {first_line}")]
+    DuplicateAction {
+        /// The type.
+        kind: String,
+        /// Where the first stands.
+        first_line: u32,
+    },
+    /// A method that is none, or that cannot act.
+    #[error("`action.method` must be a method whose answer has a body, in upper case, such as PUT or POST")]
+    ActionMethod,
+    /// An action's schema that is none.
+    #[error("`action.schema` {0}")]
+    Schema(SchemaError),
+    /// A file with an action's schema that is no text.
+    #[error("`action.schema` names a file that is not UTF-8")]
+    SchemaNotText,
+    /// A rate that is none.
+    #[error("`action.rate` must be a count for each second, minute or hour, such as \"5/s\", \"100/m\" or \"1000/h\"")]
+    ActionRate,
+    /// A stream to be polled that there is not.
+    #[error("`action.refresh` names {id}, which is no [[stream]]")]
+    ActionRefresh {
+        /// The name, shortened.
+        id: String,
     },
     /// More errors than are reported.
     #[error("{count} further errors are not shown")]
@@ -487,6 +615,26 @@ pub enum Oddity {
     /// Roots for a connection without TLS.
     #[error("`redis.ca` has no effect with a redis:// URL: use rediss://")]
     RedisCaWithoutTls,
+    /// Tokens of an issuer that may be for anybody.
+    #[error(
+        "the key set of \"{issuer}\" has no `audience`: tokens that this issuer made for other services are accepted (RFC 8725 section 3.9)"
+    )]
+    KeySetWithoutAudience {
+        /// The issuer.
+        issuer: String,
+    },
+    /// An accepted issuer whose tokens no configured key verifies.
+    #[error("`auth.jwt.issuer` names \"{issuer}\", whose tokens [[auth.jwt.jwks]] alone verifies: it has no effect")]
+    IssuerHasKeySet {
+        /// The issuer.
+        issuer: String,
+    },
+    /// Roots for a key set without TLS.
+    #[error("the key set of \"{issuer}\": `ca` has no effect without an https:// URL")]
+    KeySetCaWithoutTls {
+        /// The issuer.
+        issuer: String,
+    },
     /// A very short interval.
     #[error("stream \"{id}\": `interval` is under 100ms: the upstream gets over ten requests a second")]
     ShortInterval {
@@ -518,7 +666,9 @@ pub enum Oddity {
         key: &'static str,
     },
     /// A stream for nobody.
-    #[error("stream \"{id}\": nobody can watch it: there is no [[auth.jwt.key]] and `allow_anonymous` is false")]
+    #[error(
+        "stream \"{id}\": nobody can watch it: there is no [[auth.jwt.key]] or [[auth.jwt.jwks]] and `allow_anonymous` is false"
+    )]
     NobodyCanWatch {
         /// The stream.
         id: String,
@@ -543,17 +693,26 @@ pub enum Oddity {
         /// The stream.
         id: String,
     },
-}
-
-/// One `[[auth.jwt.key]]`.
-#[derive(Clone, Debug)]
-pub struct JwtKey {
-    /// Its id, if it has one.
-    pub kid: Option<String>,
-    /// `HS256`, `HS384` or `HS512`.
-    pub alg: String,
-    /// The key, at least as long as the hash's output.
-    pub secret: Secret,
+    /// A body where none is expected.
+    #[error("action \"{kind}\": a `body` with GET is ignored or refused by many servers")]
+    ActionBodyWithGet {
+        /// The action.
+        kind: String,
+    },
+    /// A part of an exchange that may take longer than all of it.
+    #[error("action \"{kind}\": `{key}` is over `timeout`, which ends the exchange before")]
+    ActionTimeoutUnreachable {
+        /// The action.
+        kind: String,
+        /// The key.
+        key: &'static str,
+    },
+    /// Roots for a connection without TLS.
+    #[error("action \"{kind}\": `ca` has no effect with an http:// URL")]
+    ActionCaWithoutTls {
+        /// The action.
+        kind: String,
+    },
 }
 
 /// What the shell needs of the `[server]` table.

@@ -6,7 +6,10 @@
 use std::fmt::{Display, Write};
 use std::time::Duration;
 
-use super::{Config, Driver, JwtKey, LogFormat, LogLevel, RedisOptions, TlsFiles};
+use super::{
+    Config, Driver, JwtKey, KeyMaterial, KeySetPlace, KeySetSource, LogFormat, LogLevel, RedisOptions, TlsFiles,
+};
+use crate::auth::jwks::IssuerOptions;
 use crate::auth::session;
 use crate::stream;
 use crate::stream::view::{Projection, View};
@@ -23,8 +26,11 @@ pub(super) fn masked_toml(config: &Config) -> String {
     auth(&mut page, config);
     config.auth.session.iter().for_each(|options| session(&mut page, options));
     config.jwt_keys.iter().for_each(|key| jwt_key(&mut page, key));
+    let issuers = config.auth.jwt.key_sets.iter().zip(&config.key_sets);
+    issuers.for_each(|(issuer, source)| key_set(&mut page, issuer, source));
     config.redis.iter().for_each(|options| redis(&mut page, options));
     config.streams.iter().for_each(|options| stream(&mut page, options));
+    config.actions.iter().for_each(|options| action(&mut page, options));
     page.0
 }
 
@@ -145,8 +151,29 @@ fn session(page: &mut Page, session: &session::Options) {
 fn jwt_key(page: &mut Page, key: &JwtKey) {
     page.header("[[auth.jwt.key]]");
     page.line_unless_unset("kid", key.kid.as_deref().map(quoted));
-    page.line("alg", quoted(&key.alg));
-    page.line("secret", MASK);
+    page.line("alg", quoted(key.alg.name()));
+    match key.material {
+        KeyMaterial::Secret(_) => page.line("secret", MASK),
+        KeyMaterial::PublicKey(_) => page.line("public_key", MASK),
+    }
+}
+
+fn key_set(page: &mut Page, issuer: &IssuerOptions, source: &KeySetSource) {
+    page.header("[[auth.jwt.jwks]]");
+    page.line("issuer", quoted(&issuer.issuer));
+    match &source.place {
+        KeySetPlace::Url { url, ca } => {
+            let mut shown = url.clone();
+            if shown.query().is_some() {
+                shown.set_query(Some("***"));
+            }
+            page.line("url", quoted(shown.as_str()));
+            page.line_unless_unset("ca", ca.as_ref().map(|ca| quoted(&ca.path)));
+        }
+        KeySetPlace::File { path } => page.line("file", quoted(path)),
+    }
+    page.line("algs", list(issuer.algorithms.iter().map(|algorithm| algorithm.name())));
+    page.line_unless_unset("audience", Some(list(&issuer.audiences)).filter(|_| !issuer.audiences.is_empty()));
 }
 
 fn redis(page: &mut Page, redis: &RedisOptions) {
@@ -195,6 +222,27 @@ fn view(page: &mut Page, view: &View) {
         Projection::Pointers(places) => page.line("pointers", list(places.pointers().iter().map(ToString::to_string))),
         Projection::Path(path) => page.line("path", quoted(path.as_str())),
     }
+}
+
+fn action(page: &mut Page, action: &stream::action::Options) {
+    page.header("[[action]]");
+    page.line("type", quoted(&action.kind));
+    page.line("roles", list(&action.roles));
+    page.line("permissions", list(&action.permissions));
+    page.line("method", quoted(&action.method));
+    page.line("url", quoted(&action.url.to_string()));
+    page.line("headers", table(action.headers.iter().map(|(name, _)| (name.as_str(), MASK.to_owned()))));
+    page.line_unless_unset("body", action.body.as_ref().map(|_| MASK));
+    page.line_unless_unset("schema", action.schema.as_ref().map(|schema| quoted(schema.text())));
+    page.line_unless_unset("rate", action.rate.map(|rate| quoted(&rate.to_string())));
+    page.line("refresh", list(action.refresh.iter().map(|id| id.as_str())));
+    page.line("reply_body", action.reply_body);
+    page.line("error_body", action.error_body);
+    page.line_unless_unset("ca", action.ca.as_ref().map(|ca| quoted(&ca.path)));
+    page.line("connect_timeout", quoted_duration(action.connect_timeout));
+    page.line("first_byte_timeout", quoted_duration(action.first_byte_timeout));
+    page.line("timeout", quoted_duration(action.timeout));
+    page.line("response_bytes_max", size(action.response_bytes_max));
 }
 
 struct Page(String);

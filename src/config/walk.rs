@@ -68,7 +68,7 @@ impl Section {
         self.written.get(path).is_some_and(|(_, value)| value.is_some())
     }
 
-    /// Whether the file has `path`, right or wrong.
+    /// Whether the file has `path`, be its value right or wrong.
     pub(super) fn is_written(&self, path: &str) -> bool {
         self.written.contains_key(path)
     }

@@ -21,13 +21,14 @@ use rustix::event::{EventfdFlags, eventfd};
 use crate::auth::marks::Concerned;
 use crate::config::LogLevel;
 use crate::ids::{ConnectionKey, CoreId};
-use crate::metrics::CoreMetrics;
-use crate::shard::{Found, Input, Notice, Output, Shard};
+use crate::metrics::{CoreMetrics, KeySetFetch};
+use crate::shard::{Found, Input, Lookup, Notice, Output, Shard};
 use crate::stream::poll::{FetchError, FetchResult, PollNo, UpstreamCode};
 use crate::time::Now;
 
 use super::clock::{self, StepWatch};
 use super::fetch::{Fetcher, FetcherOptions};
+use super::jwks::{Asked, FETCHING_CORE, Issuers, Job, Question};
 use super::log;
 use super::mailbox::{Full, Mailbox, Message};
 use super::redis::Store;
@@ -72,6 +73,20 @@ pub struct Process {
     pub workers: Workers,
     /// Redis, where it is configured.
     pub store: Option<Store>,
+    /// The issuers whose key sets are fetched.
+    pub issuers: Issuers,
+}
+
+impl Process {
+    /// Answers who has asked for a key set: what there is now is in force.
+    pub fn answer(&self, question: Question) {
+        let mut message = Message::Found { ask: question.ask, found: Found::KeySet };
+        // For threads outside of the cores, which have the time.
+        while let Err(Full(back)) = self.mailboxes[usize::from(question.core.0)].post(message) {
+            message = back;
+            clock::hold_thread(Duration::from_millis(1));
+        }
+    }
 }
 
 /// What one core starts with.
@@ -92,11 +107,27 @@ pub struct CoreParts {
     pub uring: bool,
 }
 
-/// Polls that have ended, for the loop to take in.
+/// Polls and actions that have ended, for the loop to take in.
 #[derive(Default)]
 struct Fetched {
-    results: VecDeque<(u32, PollNo, FetchResult)>,
+    results: VecDeque<Ended>,
+    key_sets: VecDeque<(Job, FetchResult)>,
     waker: Option<Waker>,
+}
+
+/// What has ended, and how.
+enum Ended {
+    Poll(u32, PollNo, FetchResult),
+    Action(u64, FetchResult),
+}
+
+impl Fetched {
+    fn push(&mut self, ended: Ended) {
+        self.results.push_back(ended);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
 }
 
 /// A core at work.
@@ -187,7 +218,7 @@ pub async fn run(parts: CoreParts, resolver: &Resolver) -> std::io::Result<()> {
                 return Poll::Ready(());
             }
             let mut fetched = fetched.borrow_mut();
-            if !fetched.results.is_empty() {
+            if !fetched.results.is_empty() || !fetched.key_sets.is_empty() {
                 return Poll::Ready(());
             }
             fetched.waker = Some(cx.waker().clone());
@@ -247,8 +278,16 @@ impl Core {
         }
         loop {
             let next = self.fetched.borrow_mut().results.pop_front();
-            let Some((stream, poll, result)) = next else { break };
-            self.guarded(now, None, Input::Fetched { stream, poll, result });
+            match next {
+                None => break,
+                Some(Ended::Poll(stream, poll, result)) => {
+                    self.guarded(now, None, Input::Fetched { stream, poll, result });
+                }
+                Some(Ended::Action(ask, result)) => self.guarded(now, None, Input::Acted { ask, result }),
+            }
+        }
+        if self.core == FETCHING_CORE {
+            self.fetch_key_sets(now);
         }
         let now = clock::now();
         if self.shard.next_timeout().is_some_and(|at| at <= now.at) {
@@ -298,6 +337,9 @@ impl Core {
                 // Whoever has asked may have gone.
                 Message::List { query, reply } => drop(reply.try_send(self.shard.list(&query))),
                 Message::Reload(options) => self.guarded(now, None, Input::Reload(options)),
+                Message::KeySets(sets) => self.guarded(now, None, Input::KeySets(sets)),
+                // It was woken, and looks in this turn.
+                Message::FetchKeySets => {}
                 Message::Drain => {
                     self.sockets.stop_listening();
                     self.guarded(now, None, Input::Drain);
@@ -439,21 +481,30 @@ impl Core {
                     let metrics = Arc::clone(&self.metrics);
                     monoio::spawn(async move {
                         let result = Guarded(Box::pin(fetcher.fetch(request, || clock::now().wall))).await;
-                        let result = result.unwrap_or_else(|| {
-                            metrics.panics.count();
-                            let detail = "a fault of the server ended the poll".to_owned();
-                            Err(FetchError { code: UpstreamCode::Protocol, detail })
-                        });
-                        let mut fetched = fetched.borrow_mut();
-                        fetched.results.push_back((stream, poll, result));
-                        if let Some(waker) = fetched.waker.take() {
-                            waker.wake();
-                        }
+                        let result = result.unwrap_or_else(|| faulty(&metrics, "poll"));
+                        fetched.borrow_mut().push(Ended::Poll(stream, poll, result));
+                    });
+                }
+                Output::Act { ask, call } => {
+                    let (fetcher, fetched) = (self.fetcher.clone(), Rc::clone(&self.fetched));
+                    let metrics = Arc::clone(&self.metrics);
+                    monoio::spawn(async move {
+                        let result = Guarded(Box::pin(fetcher.act(call, || clock::now().wall))).await;
+                        let result = result.unwrap_or_else(|| faulty(&metrics, "action"));
+                        fetched.borrow_mut().push(Ended::Action(ask, result));
                     });
                 }
                 Output::Compare(comparison) => {
                     let mailbox = Arc::clone(&self.process.mailboxes[usize::from(self.core.0)]);
                     self.process.workers.compare(comparison, mailbox);
+                }
+                Output::LookUp { ask, lookup: Lookup::KeySet(place) } => {
+                    let question = Question { core: self.core, ask };
+                    match self.process.issuers.ask(place, question, clock::now()) {
+                        Asked::Answered => self.post(self.core, Message::Found { ask, found: Found::KeySet }),
+                        Asked::Waits { tell: true } => self.post(FETCHING_CORE, Message::FetchKeySets),
+                        Asked::Waits { tell: false } => {}
+                    }
                 }
                 Output::LookUp { ask, lookup } => {
                     if !self.process.store.as_ref().is_some_and(|store| store.ask(self.core, ask, lookup)) {
@@ -493,6 +544,47 @@ impl Core {
         }
     }
 
+    /// Takes in the key sets that were fetched, and begins the fetches that are due.
+    fn fetch_key_sets(&mut self, now: Now) {
+        loop {
+            let next = self.fetched.borrow_mut().key_sets.pop_front();
+            let Some((job, result)) = next else { break };
+            let finished = self.process.issuers.finish(&job, result, now);
+            let result = if finished.brought { KeySetFetch::Ok } else { KeySetFetch::Failed };
+            self.metrics.key_set_fetches.of(result).count();
+            if let Some(sets) = finished.sets {
+                for core in 0..self.process.mailboxes.len() {
+                    let to = CoreId(u16::try_from(core).unwrap_or(u16::MAX));
+                    self.post(to, Message::KeySets(Arc::clone(&sets)));
+                }
+            }
+            // Behind the sets, so that those are in force when it is looked at again.
+            for Question { core, ask } in finished.answered {
+                self.post(core, Message::Found { ask, found: Found::KeySet });
+            }
+        }
+        if !self.process.issuers.is_due(now.at) {
+            return;
+        }
+        for job in self.process.issuers.begin(now) {
+            let (fetcher, fetched) = (self.fetcher.clone(), Rc::clone(&self.fetched));
+            let metrics = Arc::clone(&self.metrics);
+            monoio::spawn(async move {
+                let result = Guarded(Box::pin(fetcher.fetch(job.request.clone(), || clock::now().wall))).await;
+                let result = result.unwrap_or_else(|| {
+                    metrics.panics.count();
+                    let detail = "a fault of the server ended the fetch".to_owned();
+                    Err(FetchError { code: UpstreamCode::Protocol, detail })
+                });
+                let mut fetched = fetched.borrow_mut();
+                fetched.key_sets.push_back((job, result));
+                if let Some(waker) = fetched.waker.take() {
+                    waker.wake();
+                }
+            });
+        }
+    }
+
     fn post(&mut self, to: CoreId, message: Message) {
         if !self.undelivered.is_empty() {
             self.undelivered.push_back((to, message));
@@ -517,8 +609,9 @@ impl Core {
     }
 
     fn wait(&self, now: Now) -> Duration {
-        let until =
-            [self.shard.next_timeout(), self.accept_at, self.sockets.next_timeout()].into_iter().flatten().min();
+        let key_sets = if self.core == FETCHING_CORE { self.process.issuers.next_timeout() } else { None };
+        let until = [self.shard.next_timeout(), self.accept_at, self.sockets.next_timeout(), key_sets];
+        let until = until.into_iter().flatten().min();
         until.map_or(SLEEP_MAX, |until| until.since(now.at)).min(SLEEP_MAX)
     }
 }
@@ -526,6 +619,12 @@ impl Core {
 /// What `act` gives; `None`: it panicked, which is counted. What it has left behind is a connection's that ends with it.
 fn guarded<T>(metrics: &CoreMetrics, act: impl FnOnce() -> T) -> Option<T> {
     catch_unwind(AssertUnwindSafe(act)).inspect_err(|_| metrics.panics.count()).ok()
+}
+
+/// The result of a poll or an action that a fault of ours has ended.
+fn faulty(metrics: &CoreMetrics, what: &str) -> FetchResult {
+    metrics.panics.count();
+    Err(FetchError { code: UpstreamCode::Protocol, detail: format!("a fault of the server ended the {what}") })
 }
 
 /// Sends a canned answer to one that is not served, and lets the socket go. What it has said so far is taken first: a
@@ -543,6 +642,11 @@ fn tell(notice: &Notice) {
             let sentence = "A token lives longer than auth.revocation_keep: after that time a logout or revocation no longer refuses it.";
             log::write(LogLevel::Warn, &[], sentence);
         }
+        Notice::Action { kind, code, detail } => log::write(
+            LogLevel::Warn,
+            &[("action", kind), ("code", &code.as_str()), ("detail", detail)],
+            "An action's upstream gave no answer.",
+        ),
         Notice::Upstream { stream, status, detail } => {
             let state = status.state.as_str();
             let code = status.code.map_or("-", UpstreamCode::as_str);

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use crate::auth::jwks::KeySets;
 use crate::auth::marks::Concerned;
 use crate::limits;
 use crate::shard::{ConnectionQuery, Found, ListedConnection, Mail, Options};
@@ -48,6 +49,10 @@ pub enum Message {
     Drain,
     /// By the process: the configuration was read again.
     Reload(Arc<Options>),
+    /// By the core that fetches them: these key sets are in force.
+    KeySets(Arc<KeySets>),
+    /// To the core that fetches key sets: somebody wants one.
+    FetchKeySets,
 }
 
 /// The mailbox is full: here is the message back.

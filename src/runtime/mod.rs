@@ -10,6 +10,7 @@ pub mod control;
 pub mod core;
 pub mod demo;
 pub mod fetch;
+pub mod jwks;
 pub mod listener;
 pub mod log;
 pub mod mailbox;
@@ -41,6 +42,7 @@ use crate::shard::{Catalog, Ledger, Options, Order, Shard};
 
 use self::control::Control;
 use self::core::{CoreParts, Process};
+use self::jwks::Issuers;
 use self::mailbox::{Mailbox, Message};
 use self::redis::{Mailboxes, Settings, Store, StoreParts};
 use self::resolver::Resolver;
@@ -50,6 +52,8 @@ use self::workers::Workers;
 
 /// Entries of a core's submission queue.
 const RING_ENTRIES: u32 = 4096;
+/// Stack of a core's thread, of which only what is used takes memory: checking a message against a schema recurses.
+const CORE_STACK_BYTES: usize = 8 << 20;
 /// How long after the drain's window a core may still take before the process ends without it.
 const DRAIN_MARGIN: Duration = Duration::from_secs(2);
 
@@ -128,7 +132,7 @@ fn options_of(config: &Config, previous: Option<&Catalog>, seed: u64, connection
         connection: config.connection.clone(),
         auth: config.auth.clone(),
         limits,
-        catalog: Catalog::new(&config.streams, previous, seed),
+        catalog: Catalog::new(&config.streams, previous, seed).with_actions(&config.actions),
     }
 }
 
@@ -175,6 +179,7 @@ fn run(
         drained: AtomicU16::new(0),
         workers: Workers::start()?,
         store: config.redis.as_ref().map(|redis| Store::new(redis.timeout)).transpose()?,
+        issuers: Issuers::new(&config, another(seed, 0x5a), started),
     });
     let metrics: Vec<Arc<CoreMetrics>> = (0..cores).map(|_| Arc::default()).collect();
     let ledger = Arc::new(Ledger::default());
@@ -197,7 +202,7 @@ fn run(
         let (options, ledger) = (Arc::clone(&options), Arc::clone(&ledger));
         let (process, metrics) = (Arc::clone(&process), Arc::clone(&metrics[number]));
         let (resolver, events, up, tls) = (Arc::clone(&resolver), events.clone(), up.clone(), tls.clone());
-        std::thread::Builder::new().name(format!("core-{number}")).spawn(move || {
+        std::thread::Builder::new().name(format!("core-{number}")).stack_size(CORE_STACK_BYTES).spawn(move || {
             if pinned {
                 pin(number);
             }
@@ -224,6 +229,8 @@ fn run(
         }
     }
 
+    process.issuers.wait_until_tried(limits::JWKS_START_WAIT);
+
     let asks = Mutex::new(events.clone());
     let admin = admin::Admin {
         options: RwLock::new(config.admin.clone()),
@@ -233,6 +240,7 @@ fn run(
         process: Arc::clone(&process),
         control: Arc::clone(&control),
         started: started.wall,
+        started_at: started.at,
         connections_max: u64::from(connections_max),
         drain: Box::new(move || {
             let _ = asks.lock().unwrap_or_else(PoisonError::into_inner).send(Event::DrainAsked);
@@ -398,9 +406,15 @@ fn reload(reread: &Option<Reread>, options: &mut Arc<Options>, serving: &Serving
             *options = Arc::new(options_of(&config, Some(&options.catalog), 0, max));
             *admin.options.write().unwrap_or_else(PoisonError::into_inner) = config.admin.clone();
             ledger.marks().configure(&options.auth);
+            let answered = process.issuers.reload(&config, clock::now());
             for mailbox in &process.mailboxes {
                 tell(mailbox, || Message::Reload(Arc::clone(options)));
             }
+            for question in answered {
+                process.answer(question);
+            }
+            // What is to be fetched now is seen when that core wakes.
+            tell(&process.mailboxes[usize::from(jwks::FETCHING_CORE.0)], || Message::FetchKeySets);
             log::write(LogLevel::Info, &[("streams", &config.streams.len())], "The configuration was read again.");
         }
         Err(error) => {
@@ -522,6 +536,18 @@ fn listen_all(address: SocketAddr, cores: u16, share: bool) -> Result<(Vec<TcpLi
         all.push(listener::listen(listen, true)?);
     }
     Ok((all, listen))
+}
+
+/// A seed of its own for something that is not a core.
+fn another(mut seed: [u8; 32], mark: u8) -> [u8; 32] {
+    seed[31] ^= mark;
+    seed
+}
+
+/// The system's random numbers, for a command that needs some.
+#[allow(clippy::disallowed_methods, reason = "a key that signs takes them as an argument")]
+pub fn chance() -> SystemRandom {
+    SystemRandom::new()
 }
 
 #[allow(

@@ -284,6 +284,16 @@ impl Shard {
         self.linger(index);
     }
 
+    /// What the stream shows may have changed: it is polled at once, and where a poll is under way, which may have missed
+    /// the change, once more after it. One that is not polled now is with its next watcher.
+    pub(super) fn refreshed(&mut self, key: &Arc<StreamKey>) {
+        let Some(index) = self.owned(key) else { return };
+        let now = self.now.at;
+        if self.streams.at_mut(index).is_some_and(|owned| owned.stream.poll_now(now)) {
+            self.plan_poll(index);
+        }
+    }
+
     pub(super) fn detached(&mut self, key: &Arc<StreamKey>, from: CoreId) {
         let Some(index) = self.owned(key) else { return };
         let Some(audience) = self.streams.at_mut(index).and_then(|owned| owned.audience(key)) else { return };
@@ -465,11 +475,12 @@ impl Shard {
         let status = owned.stream.status(self.now.at);
         let stream = changed.then(|| owned.key.target.options.id.to_string());
         // The upstream's state is told to all; whether its value has changed only to those who see that.
-        let mails = owned.audiences.iter().flat_map(|audience| {
-            let (key, fresh) = (&audience.key, owned.stream.is_current(audience.no));
-            audience.cores.keys().map(move |&core| (core, Arc::clone(key), fresh))
-        });
-        for (core, key, fresh) in mails.collect::<Vec<_>>() {
+        let mut mails = Vec::with_capacity(owned.audiences.len());
+        for audience in &owned.audiences {
+            let fresh = owned.stream.is_current(audience.no);
+            mails.extend(audience.cores.keys().map(|&core| (core, Arc::clone(&audience.key), fresh)));
+        }
+        for (core, key, fresh) in mails {
             self.send(core, Mail::Polled { key, status, changed, fresh });
         }
         if let Some(stream) = stream {
@@ -621,7 +632,7 @@ mod tests {
 
     fn answer(body: &str) -> FetchResult {
         let (validators, received) = (Validators::default(), WallTime::from_secs(1_800_000_000));
-        Ok(FetchResponse { status: 200, validators, retry_after: None, body: body.into(), received })
+        Ok(FetchResponse { status: 200, validators, retry_after: None, fresh_for: None, body: body.into(), received })
     }
 
     #[test]

@@ -5,10 +5,12 @@
 //! Errors: a poll that brings no value is a [`poll::Failure`]; the last good value stays in place.
 //! Not here: who watches (`shard`), sockets (`runtime::fetch`).
 
+pub mod action;
 pub mod apply;
 pub mod diff;
 pub mod log;
 pub mod poll;
+pub mod schema;
 pub mod template;
 pub mod view;
 
@@ -454,6 +456,12 @@ impl Stream {
         self.poller.start(now);
     }
 
+    /// Polls at once, whatever the interval and the back-off say, but not before the upstream's `Retry-After`; once more
+    /// after a poll that is under way. Whether a poll follows: none does where it is stopped.
+    pub fn poll_now(&mut self, now: Instant) -> bool {
+        self.poller.poll_now(now)
+    }
+
     /// Polls no more until it is started again.
     pub fn stop(&mut self) {
         self.poller.stop();
@@ -688,8 +696,8 @@ mod tests {
 
         fn answer(&self, body: &str) -> FetchResult {
             let received = WallTime::from_micros((self.at_ms + 99_999) * 1_000);
-            let (validators, retry_after) = (Validators::default(), None);
-            Ok(FetchResponse { status: 200, validators, retry_after, body: body.into(), received })
+            let (validators, retry_after, fresh_for) = (Validators::default(), None, None);
+            Ok(FetchResponse { status: 200, validators, retry_after, fresh_for, body: body.into(), received })
         }
 
         /// Polls that value: the events, by the sequence's place.

@@ -296,7 +296,8 @@ impl Hall {
             while let Some((core, stream, poll)) = self.polls.pop_front() {
                 let (validators, received) = (Validators::default(), self.now.wall);
                 let body = b"[{\"id\":1}]".to_vec();
-                let response = FetchResponse { status: 200, validators, retry_after: None, body, received };
+                let response =
+                    FetchResponse { status: 200, validators, retry_after: None, fresh_for: None, body, received };
                 self.input(core, Input::Fetched { stream, poll, result: Ok(response) });
                 more = true;
             }
@@ -328,6 +329,7 @@ impl Hall {
             Output::Mail { to, mail } => self.input(usize::from(to.0), Input::Mail(mail)),
             Output::Close { connection, .. } => self.closed.push(Conn { core, index: connection }),
             Output::Compare(_) => unreachable!("the value does not change"),
+            Output::Act { .. } => unreachable!("no action is configured"),
             Output::Finish { .. } | Output::Resume { .. } | Output::Drained | Output::Notice(_) => {}
         }
     }
