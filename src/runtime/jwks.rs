@@ -335,6 +335,7 @@ fn target(url: &url::Url, ca: Option<&CaFile>) -> Arc<Target> {
         views: Vec::new(),
         roles: Vec::new(),
         permissions: Vec::new(),
+        views: Vec::new(),
     };
     Arc::new(Target { options: Arc::new(options), url: url.clone(), body: None })
 }
