@@ -471,7 +471,7 @@ impl Client {
         // token's, not its life.
         let kept = self.tokens.iter().position(|token| token.id == id).expect("a renewal brought a token");
         // Whoever is moved away and back again begins anew.
-        if let Some(own) = self.held.get_mut("own").filter(|_| kept > 0) {
+        for (_, own) in self.held.iter_mut().filter(|(name, _)| kept > 0 && is_shaped(name)) {
             own.resumes = true;
         }
         let before = self.tokens.drain(..kept);
@@ -931,7 +931,7 @@ impl Client {
                     Some(Asked::Reread) => {
                         self.renewals_refused = 0;
                         self.is_granted(book);
-                        if let Some(own) = self.held.get_mut("own") {
+                        for (_, own) in self.held.iter_mut().filter(|(name, _)| is_shaped(name)) {
                             own.resumes = true;
                         }
                     }
@@ -947,7 +947,7 @@ impl Client {
                 let lawful = self.rights(book, true);
                 assert!(lawful.contains(&told), "client {} has {lawful:?}, not {}", self.number, shown());
                 self.told = Some(told);
-                if let Some(own) = self.held.get_mut("own").filter(|_| self.tokens[0].session.is_some()) {
+                for (_, own) in self.held.iter_mut().filter(|(name, _)| is_shaped(name)) {
                     own.resumes = true;
                 }
             }
@@ -1036,7 +1036,7 @@ impl Client {
         };
         // One that resumes may be ahead of the core it comes to (protocol section 3, «Resume»): it gets what there is.
         let many = self.tokens.len() + self.past.len() > 1 || self.tokens[0].session.is_some();
-        let moves = self.kind == Kind::Events && stream == "own" && many;
+        let moves = self.kind == Kind::Events && is_shaped(stream) && many;
         let resumes = (std::mem::take(&mut held.resumes) || moves) && kind == "snapshot";
         if held.epoch == epoch && !resumes {
             assert!(seq > held.seq, "client {number}: seq rises, {} was held: {}", held.seq, shown());
@@ -1068,8 +1068,17 @@ impl Client {
     }
 
     /// A value must be one that this client's upstream has served.
-    fn check_value(&self, stream: &str, value: &[u8], book: &Book) {
-        let served = self.urls(stream, book).iter().any(|url| book.upstream.has_served(url, value));
+    pub fn check_value(&self, stream: &str, value: &[u8], book: &Book) {
+        // Of `roled` agents get a part, and whoever is none gets all.
+        let is_part = !super::upstream::is_whole(value);
+        let is_theirs = match stream {
+            "roled" => {
+                let rights = self.rights(book, false);
+                rights.iter().any(|rights| rights.reach(stream) && rights.sees_part() == is_part)
+            }
+            _ => !is_part,
+        };
+        let served = is_theirs && self.urls(stream, book).iter().any(|url| book.upstream.has_served(url, value));
         let shown = text_of(&value[..value.len().min(120)]);
         assert!(served, "{} got as {stream} a value that is not its own: {shown}", self.shown(book));
     }
@@ -1086,9 +1095,22 @@ impl Client {
     }
 }
 
-/// The value at one place of an epoch is the same for everybody.
+/// Whether the caller's credential shapes what they get as that stream.
+fn is_shaped(stream: &str) -> bool {
+    matches!(stream, "own" | "roled")
+}
+
+/// The value at one place of an epoch is the same for everybody, and another than at the place before it: what a sequence
+/// does not show makes no event in it.
 fn check_place(book: &mut Book, epoch: &str, seq: u64, value: &[u8]) {
-    let version = hash((super::upstream::version(value), value.len()));
+    let version = match super::upstream::is_whole(value) {
+        true => hash((super::upstream::place(value), value.len())),
+        false => hash(super::upstream::sorted(value)),
+    };
+    for other in [seq.checked_sub(1), seq.checked_add(1)].into_iter().flatten() {
+        let beside = book.values.get(&(epoch.to_owned(), other));
+        assert_ne!(beside, Some(&version), "the same value stands at {epoch}-{seq} and {epoch}-{other}");
+    }
     let first = *book.values.entry((epoch.to_owned(), seq)).or_insert(version);
     assert_eq!(first, version, "two clients hold different values at {epoch}-{seq}");
 }

@@ -195,7 +195,8 @@ impl World {
     // Connecting.
 
     fn stream_name(&mut self) -> String {
-        match self.dice.below(9) {
+        match self.dice.below(10) {
+            9 => "roled".to_owned(),
             0 | 1 => "fast".to_owned(),
             2 => "slow".to_owned(),
             3 => "keyed".to_owned(),

@@ -24,10 +24,16 @@ impl Rights {
         Rights { roles: texts(roles), permissions: texts(permissions) }
     }
 
+    /// Whether of `roled` they see a part: agents do, whoever else may see it sees all.
+    pub fn sees_part(&self) -> bool {
+        self.roles.iter().any(|own| own == "agent")
+    }
+
     /// Whether they reach the stream of that name.
     pub fn reach(&self, name: &str) -> bool {
         match name {
             "team" => TEAM_ROLES.iter().any(|role| self.roles.iter().any(|own| own == role)),
+            "roled" => self.sees_part() || self.roles.iter().any(|own| own == "admin"),
             "vault" => VAULT_PERMISSIONS.iter().all(|wanted| self.permissions.iter().any(|own| own == wanted)),
             _ => true,
         }

@@ -242,6 +242,40 @@ fn closed(world: &World, numbers: &[usize]) -> Vec<Option<u16>> {
 }
 
 #[test]
+fn what_agents_do_not_see_moves_nothing_of_theirs_and_a_new_role_moves_them() {
+    let mut world = world(Setup { cores: 2, ..Setup::plain() });
+    let of_role = |world: &World, role: &str| Token { rights: Rights::of(&[role], &[]), ..token(world, "t1") };
+    let mut of = |kind, role| {
+        let login = login(None, "u1", of_role(&world, role), Carrier::Header);
+        world.open_as(kind, 0, login, "roled", held("patch"), 0).expect("there is room")
+    };
+    let agents = [of(Kind::Single, "agent"), of(Kind::Events, "agent")];
+    let admins = [of(Kind::Single, "admin"), of(Kind::Events, "admin")];
+    world.idle(3 * SECOND_US);
+    let places = |world: &World, clients: &[usize]| -> Vec<(String, u64)> {
+        clients.iter().map(|&client| &world.clients[client].held["roled"]).map(|h| (h.epoch.clone(), h.seq)).collect()
+    };
+    let (before, admins_before) = (places(&world, &agents), places(&world, &admins));
+    assert_eq!(before[0], before[1]);
+    assert_ne!(before[0].0, admins_before[0].0, "each view has its own epoch");
+    for _ in 0..5 {
+        world.book.upstream.renew_hidden("http://up/roled");
+        world.idle(2 * SECOND_US);
+    }
+    assert_eq!(places(&world, &agents), before, "nothing has changed for them");
+    let moved: Vec<u64> = places(&world, &admins).iter().map(|(_, seq)| *seq).collect();
+    assert_eq!(moved, [admins_before[0].1 + 5; 2]);
+    let admin = of_role(&world, "admin");
+    world.renew_with(agents[0], admin);
+    world.idle(SECOND_US);
+    assert_eq!(places(&world, &agents)[0], places(&world, &admins)[0], "an agent no more");
+    // Their view is watched by one alone now, and goes on where it was.
+    change(&mut world);
+    assert_eq!(places(&world, &agents)[1], (before[1].0.clone(), before[1].1 + 1));
+    world.rest();
+}
+
+#[test]
 fn a_logout_ends_all_that_a_user_has_in_one_turn_and_nobody_else() {
     for many in [60, 6_000] {
         let mut world = world(Setup { clients: 10_000, cores: 2, interval_ms: 1, ..Setup::plain() });

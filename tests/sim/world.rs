@@ -150,6 +150,12 @@ impl Setup {
         );
         let url = "http://up/own/{claims.companyId}";
         let _ = write!(text, "[[stream]]\nid = \"own\"\nurl = \"{url}\"\ninterval = \"{interval_ms}ms\"\n{common}\n");
+        // Agents see a part of it, admins all.
+        let views = "[[stream.view]]\nroles = [\"agent\"]\npointers = [\"/source\", \"/public\", \"/items/*/id\"]\n\
+                     [[stream.view]]\nroles = [\"admin\", \"agent\"]\npath = \"$\"";
+        let url = "http://up/roled";
+        let _ =
+            write!(text, "[[stream]]\nid = \"roled\"\nurl = \"{url}\"\ninterval = \"{slower}ms\"\n{common}\n{views}\n");
         let url = "http://up/par?region={query.region}";
         let params = "params = [\"region\"]";
         let _ =
@@ -774,13 +780,11 @@ impl World {
                 let shown = format!("client {} ({:?}) on {name}", client.number, client.kind);
                 let value = held.value.as_deref().unwrap_or_else(|| panic!("{shown} has no value"));
                 let urls = client.urls(name, &self.book);
-                let newest = urls.iter().any(|url| self.book.upstream.newest(url) == super::upstream::version(value));
-                let version = super::upstream::version(value);
-                assert!(
-                    newest,
-                    "{shown} holds version {version} of {}-{} at rest, not the newest",
-                    held.epoch, held.seq
-                );
+                let newest = urls.iter().any(|url| self.book.upstream.is_newest(url, value));
+                let start = String::from_utf8_lossy(&value[..value.len().min(200)]);
+                assert!(newest, "{shown} holds {start} of {}-{} at rest, not the newest", held.epoch, held.seq);
+                // And that part of it that is theirs.
+                client.check_value(name, value, &self.book);
                 assert_eq!(held.state, "live", "{shown} was told the stream is live again");
             }
         }
