@@ -9,13 +9,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use crate::codec::http::{self, Authorization, BodyLength, Head, Response};
+use crate::codec::http::{self, Authorization, BodyDecoder, BodyError, BodyLength, Head, Response};
 use crate::codec::message::ErrorCode;
 use crate::config::{AdminOptions, LogLevel};
 use crate::limits;
 use crate::metrics::{self, CoreMetrics};
 use crate::secret::Secret;
-use crate::time::WallTime;
+use crate::time::{Instant, WallTime};
 
 use super::core::Process;
 use super::{clock, log};
@@ -92,13 +92,24 @@ fn serve(mut socket: TcpStream, admin: &Admin) {
     let mut deadline = clock::now().at + EXCHANGE_TIMEOUT;
     loop {
         let parsed = http::parse_head(&buffer, limits::ADMIN_HEAD_BYTES_MAX);
-        let (response, used, keep_alive) = match parsed {
+        let (response, left, keep_alive) = match parsed {
             Ok(Some((head, used))) => {
-                let keep_alive = head.keep_alive && head.body == BodyLength::None;
-                (answer(admin, &head).head_only(head.method == "HEAD"), used, keep_alive)
+                let behind = buffer.get(used..).unwrap_or_default();
+                // A body is read for those who may send one; of others the connection ends after the answer instead.
+                let (response, left) = match gate(admin, &head) {
+                    Err(refusal) => (refusal, (head.body == BodyLength::None).then(|| behind.to_vec())),
+                    Ok(()) => match read_body(&mut socket, &head, behind, deadline) {
+                        Ok((body, left)) => (answer(admin, &head, &body), Some(left)),
+                        Err(Some(refusal)) => (refusal, None),
+                        Err(None) => return,
+                    },
+                };
+                let keep_alive = head.keep_alive && left.is_some();
+                (response.head_only(head.method == "HEAD"), left.unwrap_or_default(), keep_alive)
             }
             Err(error) => {
-                (Response::problem(error.status(), ErrorCode::BadRequest.as_str(), &error.to_string()), 0, false)
+                let code = ErrorCode::BadRequest.as_str();
+                (Response::problem(error.status(), code, &error.to_string()), Vec::new(), false)
             }
             Ok(None) => {
                 let left = deadline.since(clock::now().at);
@@ -127,17 +138,68 @@ fn serve(mut socket: TcpStream, admin: &Admin) {
             while matches!(socket.read(&mut chunk), Ok(1..)) && clock::now().at < deadline {}
             return;
         }
-        buffer.drain(..used);
+        buffer = left;
         deadline = clock::now().at + EXCHANGE_TIMEOUT;
     }
 }
 
-fn answer(admin: &Admin, head: &Head<'_>) -> Response {
+/// Reads a request's body: that, and what has come behind it. `behind`: what has come behind the head.
+///
+/// # Errors
+/// How to answer; `None`: the peer is gone, or too slow.
+fn read_body(
+    socket: &mut TcpStream,
+    head: &Head<'_>,
+    behind: &[u8],
+    deadline: Instant,
+) -> Result<(Vec<u8>, Vec<u8>), Option<Response>> {
+    let mut behind = behind.to_vec();
+    if head.body == BodyLength::None {
+        return Ok((Vec::new(), behind));
+    }
+    let refused = |error: BodyError| {
+        let code = if error.status() == 413 { ErrorCode::TooLarge } else { ErrorCode::BadRequest };
+        Some(Response::problem(error.status(), code.as_str(), &error.to_string()))
+    };
+    let mut decoder = BodyDecoder::new(head.body).map_err(refused)?;
+    if head.expects_continue() {
+        let told = socket.set_write_timeout(Some(EXCHANGE_TIMEOUT)).and_then(|()| socket.write_all(http::CONTINUE));
+        told.map_err(|_| None)?;
+    }
+    let mut body = Vec::new();
+    let mut chunk = [0u8; 4096];
+    loop {
+        let (used, whole) = decoder.feed(&behind, &mut body).map_err(refused)?;
+        behind.drain(..used);
+        if whole {
+            return Ok((body, behind));
+        }
+        let left = deadline.since(clock::now().at);
+        if left.is_zero() || socket.set_read_timeout(Some(left)).is_err() {
+            return Err(None);
+        }
+        match socket.read(&mut chunk) {
+            Ok(count @ 1..) => behind.extend_from_slice(chunk.get(..count).unwrap_or_default()),
+            _ => return Err(None),
+        }
+    }
+}
+
+/// Whether a request is one to be carried out: before its body is read.
+///
+/// # Errors
+/// How it is refused.
+fn gate(admin: &Admin, head: &Head<'_>) -> Result<(), Response> {
     let options = admin.options.read().unwrap_or_else(PoisonError::into_inner).clone();
     // A browser that was led here by a name of its page's choice (DNS rebinding) says that name.
     if !host_allowed(head.host, &options, admin.listen) {
-        return problem(ErrorCode::Forbidden, "the Host is not this listener's address or one of admin.names");
+        return Err(problem(ErrorCode::Forbidden, "the Host is not this listener's address or one of admin.names"));
     }
+    if head.path.starts_with("/admin/v1/") { authorised(&options, head) } else { Ok(()) }
+}
+
+/// Carries out a request that has passed the gate.
+fn answer(admin: &Admin, head: &Head<'_>, _body: &[u8]) -> Response {
     match head.path {
         "/metrics" => reading(head, || {
             let process = metrics::Process {
@@ -155,20 +217,12 @@ fn answer(admin: &Admin, head: &Head<'_>) -> Response {
             }
             Response::new(200).body("application/json", &b"{\"status\":\"ready\"}\n"[..])
         }),
-        path if path.starts_with("/admin/v1/") => {
-            if let Err(refusal) = authorised(&options, head) {
-                return refusal;
-            }
-            match path {
-                "/admin/v1/drain" if head.method == "POST" => {
-                    log::write(LogLevel::Info, &[("by", &"admin")], "A drain was asked for.");
-                    (admin.drain)();
-                    Response::new(202).body("application/json", &b"{\"status\":\"draining\"}\n"[..])
-                }
-                "/admin/v1/drain" => not_allowed("POST"),
-                _ => problem(ErrorCode::NotFound, "there is no such resource"),
-            }
+        "/admin/v1/drain" if head.method == "POST" => {
+            log::write(LogLevel::Info, &[("by", &"admin")], "A drain was asked for.");
+            (admin.drain)();
+            Response::new(202).body("application/json", &b"{\"status\":\"draining\"}\n"[..])
         }
+        "/admin/v1/drain" => not_allowed("POST"),
         _ => problem(ErrorCode::NotFound, "there is no such resource"),
     }
 }
