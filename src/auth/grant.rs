@@ -9,10 +9,12 @@
 use std::collections::HashSet;
 use std::num::NonZeroU64;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ring::digest;
 
+use super::api_key::ApiKey;
 use super::keys::KeyId;
 use crate::time::WallTime;
 
@@ -84,6 +86,8 @@ pub struct Rights {
     pub streams: Option<Globs>,
     /// The claims that templates name, sorted by name.
     pub claims: Box<[(Box<str>, ClaimValue)]>,
+    /// The API key that it all hangs on: of one presented, and of a ticket made for one.
+    pub api_key: Option<Arc<ApiKey>>,
 }
 
 /// Every distinct [`Rights`] of one core's connections, once.
@@ -243,6 +247,33 @@ impl Grant {
         }
     }
 
+    /// The grant of an API key. Its subject is the key's id; it has no claims, so it fills no template.
+    pub fn of_api_key(key: &Arc<ApiKey>, table: &mut RightsTable) -> Grant {
+        let texts = |list: &[String]| list.iter().map(|text| text.as_str().into()).collect();
+        let rights = Rights {
+            issuer: None,
+            roles: texts(&key.roles),
+            permissions: texts(&key.permissions),
+            streams: Some(key.globs()),
+            claims: Box::default(),
+            api_key: Some(Arc::clone(key)),
+        };
+        Grant {
+            sub: Some(key.id.as_str().into()),
+            expires: MaybeTime::new(key.expires),
+            issued_at: MaybeTime::new(None),
+            key: None,
+            token: None,
+            rights: table.intern(rights),
+            kind: CredentialKind::ApiKey,
+        }
+    }
+
+    /// What this grant becomes when its API key is now that: the same but for what the key gives.
+    pub fn with_api_key(&self, key: &Arc<ApiKey>, table: &mut RightsTable) -> Grant {
+        Grant { kind: self.kind, ..Grant::of_api_key(key, table) }
+    }
+
     /// Where it came from.
     pub fn kind(&self) -> CredentialKind {
         self.kind
@@ -263,8 +294,10 @@ impl Grant {
         self.expires.known()
     }
 
-    /// When it ends: `exp` and the allowance for clocks that differ. From then on no stream frame is started.
+    /// When it ends: `exp` and the allowance for clocks that differ. From then on no stream frame is started. The end of an
+    /// API key is by this server's own clock, which differs from no other.
     pub fn end(&self, leeway: Duration) -> Option<WallTime> {
+        let leeway = if self.api_key().is_some() { Duration::ZERO } else { leeway };
         self.expires().map(|expires| expires + leeway)
     }
 
@@ -283,6 +316,11 @@ impl Grant {
         self.token
     }
 
+    /// The API key that it hangs on, where it does.
+    pub fn api_key(&self) -> Option<&Arc<ApiKey>> {
+        self.rights.api_key.as_ref()
+    }
+
     /// What it may do.
     pub fn rights(&self) -> &Rc<Rights> {
         &self.rights
@@ -297,10 +335,13 @@ impl Grant {
 
     /// Whether both are the same user: the same subject of the same issuer, each possibly absent in both. Two tokens
     /// of one issuer that name no subject are the same one, a caller without a credential is nobody's equal but its own
-    /// kind's.
+    /// kind's, and a user whose id is spelled like an API key's is not that key.
     pub fn same_identity(&self, other: &Grant) -> bool {
         let anonymous = |grant: &Grant| grant.kind == CredentialKind::Anonymous;
-        anonymous(self) == anonymous(other) && self.sub == other.sub && self.issuer() == other.issuer()
+        anonymous(self) == anonymous(other)
+            && self.api_key().is_some() == other.api_key().is_some()
+            && self.sub == other.sub
+            && self.issuer() == other.issuer()
     }
 
     /// Whether the `streams` claim, if there is one, lists this id. Asked before it is known whether such a stream exists,

@@ -62,6 +62,8 @@ pub enum Form {
     Choice(&'static [&'static str]),
     /// `"IP:PORT"`.
     Address,
+    /// `2027-01-01T00:00:00Z`.
+    Moment,
 }
 
 /// What a key is where the file does not have it.
@@ -89,6 +91,7 @@ impl fmt::Display for Form {
             Form::Secret => "secret",
             Form::SecretTable => "table of secrets",
             Form::Address => "address",
+            Form::Moment => "date-time",
             Form::Choice(choices) => return write!(f, "\"{}\"", choices.join("\" or \"")),
         };
         f.write_str(name)
@@ -105,11 +108,11 @@ const SPAN: Form = Form::Duration { min_ms: 0, max_ms: LONGEST_MS };
 const COUNT: Form = Form::Integer { min: 0, max: u32::MAX as u64 };
 const BUDGET: Form = Form::Size { min: 0, max: 1 << 50 };
 
-use Form::{Address, Boolean, Choice, Secret, SecretTable, Text, TextList, TextOrList, TextTable};
+use Form::{Address, Boolean, Choice, Moment, Secret, SecretTable, Text, TextList, TextOrList, TextTable};
 use Preset::{Is, Required, Unset};
 
 /// Tables that may stand several times, as `[[stream]]`.
-pub const ARRAYS: &[&str] = &["server.tls", "auth.jwt.key", "stream"];
+pub const ARRAYS: &[&str] = &["server.tls", "auth.jwt.key", "auth.api_key", "stream"];
 
 /// Every key, in the order of the example file.
 #[rustfmt::skip]
@@ -127,7 +130,7 @@ pub const KEYS: &[KeyDoc] = &[
     key("server.permessage_deflate", Boolean, Is("true"), "WebSockets may agree on compression (RFC 7692): each event is deflated once for all who take it so"),
     key("server.playground", Boolean, Is("true"), "`GET /` answers with the playground page"),
     key("server.echo", Boolean, Is("false"), "`GET /echo` is a WebSocket that returns every message; refused beyond loopback"),
-    key("server.state", Text, Is("\"restcast.state\""), "File for what the admin API creates; this version writes nothing to it"),
+    key("server.state", Text, Is("\"restcast.state\""), "File for what the admin API creates, for this process alone; where it is set here it is locked at start, else when there is something to write"),
     key("server.tls.cert", Text, Required, "PEM file of a certificate and those that vouch for it, the server's own first; with one or more `[[server.tls]]` `listen` speaks TLS only, and SNI chooses among several: the first whose names match, else the first; at most 64"),
     key("server.tls.key", Text, Required, "PEM file of its private key (PKCS #8, PKCS #1 or SEC 1, not encrypted); both files are read again on SIGHUP"),
     key("admin.listen", Address, Is("\"127.0.0.1:9080\""), "The admin listener"),
@@ -167,6 +170,13 @@ pub const KEYS: &[KeyDoc] = &[
     key("auth.jwt.key.kid", Text, Unset, "Key id; a token without one is tried against every key of its `alg`"),
     key("auth.jwt.key.alg", Choice(&["HS256", "HS384", "HS512"]), Required, "The algorithm, never taken from the token"),
     key("auth.jwt.key.secret", Secret, Required, "The key: at least 32, 48 or 64 bytes for HS256, HS384 or HS512"),
+    key("auth.api_key.id", Text, Required, "Its name, 1 to 64 of `A-Z a-z 0-9 . _ : ~ -`, which stands in the key itself: `rck_<id>_…`"),
+    key("auth.api_key.hash", Secret, Required, "What it is known by, `sha256:<salt>:<hex SHA-256 of salt and key>`; `POST /admin/v1/keys` makes keys without one here"),
+    key("auth.api_key.streams", TextList, Required, "Ids and globs of the streams it is for"),
+    key("auth.api_key.expires", Moment, Unset, "When it ends; unset: when it is taken out of the file"),
+    key("auth.api_key.rate", COUNT, Is("0"), "Requests and handshakes a minute with it; past it 429; 0: unlimited"),
+    key("auth.api_key.roles", TextList, Is("[]"), "Roles of who presents it, for streams and actions that ask for one"),
+    key("auth.api_key.permissions", TextList, Is("[]"), "Permissions of who presents it"),
     key("stream.id", Text, Required, "1 to 128 of `A-Z a-z 0-9 . _ : ~ -`; its place is `/v1/streams/{id}`"),
     key("stream.url", Text, Required, "The upstream, with `{claims.NAME}` and `{query.NAME}` in path segments and query values"),
     key("stream.interval", Form::Duration { min_ms: 1, max_ms: LONGEST_MS }, Is("\"1s\""), "From the start of one poll to the start of the next; a warning under 100ms"),

@@ -72,8 +72,10 @@ pub(super) fn config(root: &Section, sources: &dyn Sources, errors: &mut Vec<Con
     let auth = check.auth(root, &jwt_keys);
     let log = log(root);
     let limits = limits(root);
-    let streams = check.streams(root, !root.array("auth.jwt.key").is_empty());
-    let config = Config { server, connection, tls, admin, log, limits, auth, jwt_keys, streams };
+    let api_keys = check.api_keys(root);
+    let has_keys = ["auth.jwt.key", "auth.api_key"].iter().any(|keys| !root.array(keys).is_empty());
+    let streams = check.streams(root, has_keys);
+    let config = Config { server, connection, tls, admin, log, limits, auth, jwt_keys, api_keys, streams };
     (config, check.warnings)
 }
 
@@ -132,18 +134,18 @@ fn is_loopback(ip: IpAddr) -> bool {
     ip.to_canonical().is_loopback()
 }
 
-struct Check<'c> {
-    errors: &'c mut Vec<ConfigError>,
-    warnings: Vec<Warning>,
-    sources: &'c dyn Sources,
+pub(super) struct Check<'c> {
+    pub(super) errors: &'c mut Vec<ConfigError>,
+    pub(super) warnings: Vec<Warning>,
+    pub(super) sources: &'c dyn Sources,
 }
 
 impl Check<'_> {
-    fn error(&mut self, line: u32, problem: Problem) {
+    pub(super) fn error(&mut self, line: u32, problem: Problem) {
         self.errors.push(ConfigError { line, problem });
     }
 
-    fn warn(&mut self, line: u32, oddity: Oddity) {
+    pub(super) fn warn(&mut self, line: u32, oddity: Oddity) {
         self.warnings.push(Warning { line, oddity });
     }
 
@@ -241,6 +243,7 @@ impl Check<'_> {
                 _ => Driver::Auto,
             },
             state: root.text("server.state").expect("KEYS gives server.state a default"),
+            state_named: root.has("server.state"),
         }
     }
 

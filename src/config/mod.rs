@@ -7,9 +7,11 @@
 //! Errors: [`ConfigError`], all at once and each with its line. No error, warning or `Debug` output holds a secret.
 //! Not here: the environment and the file system, which are asked through [`Sources`].
 
+mod api_key;
 mod form;
 mod keys;
 mod meaning;
+mod moment;
 mod show;
 mod walk;
 
@@ -20,6 +22,7 @@ use std::sync::Arc;
 pub use form::FormError;
 pub use keys::{ARRAYS, Form, KEYS, KeyDoc, Preset, keys_table, nearest_name};
 
+use crate::auth::api_key::{ApiKey, HashError};
 use crate::auth::keys::KeyError;
 use crate::secret::Secret;
 use crate::stream::template::TemplateError;
@@ -55,6 +58,8 @@ pub struct Config {
     pub auth: auth::Options,
     /// `[[auth.jwt.key]]`, in the order of the file, none shorter than RFC 7518 section 3.2 asks.
     pub jwt_keys: Vec<JwtKey>,
+    /// `[[auth.api_key]]`, in the order of the file.
+    pub api_keys: Vec<Arc<ApiKey>>,
     /// `[[stream]]`, in the order of the file.
     pub streams: Vec<Arc<stream::Options>>,
 }
@@ -297,6 +302,23 @@ pub enum Problem {
         /// Where the first stands.
         first_line: u32,
     },
+    /// An API key's id that is none.
+    #[error("`auth.api_key.id` must have 1 to 64 of the characters A-Z a-z 0-9 . _ : ~ -")]
+    ApiKeyId,
+    /// An API key's hash that is none.
+    #[error("`auth.api_key.hash` {0}")]
+    ApiKeyHash(HashError),
+    /// An API key's stream that is none.
+    #[error("`auth.api_key.streams` has an entry that is no stream: write an id, or a glob such as \"orders:*\"")]
+    ApiKeyStream,
+    /// Two API keys with one id.
+    #[error("`auth.api_key.id` \"{id}\" is taken by the key of line {first_line}: give each key its own")]
+    DuplicateApiKey {
+        /// The id.
+        id: String,
+        /// Where the first stands.
+        first_line: u32,
+    },
     /// A stream id that is none.
     #[error("`stream.id` must have 1 to 128 of the characters A-Z a-z 0-9 . _ : ~ -")]
     StreamId,
@@ -453,7 +475,9 @@ pub enum Oddity {
         key: &'static str,
     },
     /// A stream for nobody.
-    #[error("stream \"{id}\": nobody can watch it: there is no [[auth.jwt.key]] and `allow_anonymous` is false")]
+    #[error(
+        "stream \"{id}\": nobody can watch it: no credential is configured, such as [[auth.jwt.key]], and `allow_anonymous` is false"
+    )]
     NobodyCanWatch {
         /// The stream.
         id: String,
@@ -500,6 +524,8 @@ pub struct ServerOptions {
     pub driver: Driver,
     /// The state file's path.
     pub state: String,
+    /// Whether the file names it: then it is this process's from the start.
+    pub state_named: bool,
 }
 
 /// One `[[server.tls]]`: a certificate and its key, which fit together.

@@ -6,7 +6,8 @@
 use std::fmt::{Display, Write};
 use std::time::Duration;
 
-use super::{Config, Driver, JwtKey, LogFormat, LogLevel, TlsFiles};
+use super::{Config, Driver, JwtKey, LogFormat, LogLevel, TlsFiles, moment};
+use crate::auth::api_key::ApiKey;
 use crate::stream;
 
 /// What stands for a secret.
@@ -20,6 +21,7 @@ pub(super) fn masked_toml(config: &Config) -> String {
     limits(&mut page, config);
     auth(&mut page, config);
     config.jwt_keys.iter().for_each(|key| jwt_key(&mut page, key));
+    config.api_keys.iter().for_each(|key| api_key(&mut page, key));
     config.streams.iter().for_each(|options| stream(&mut page, options));
     page.0
 }
@@ -127,6 +129,17 @@ fn jwt_key(page: &mut Page, key: &JwtKey) {
     page.line_unless_unset("kid", key.kid.as_deref().map(quoted));
     page.line("alg", quoted(&key.alg));
     page.line("secret", MASK);
+}
+
+fn api_key(page: &mut Page, key: &ApiKey) {
+    page.header("[[auth.api_key]]");
+    page.line("id", quoted(key.id.as_str()));
+    page.line("hash", MASK);
+    page.line("streams", list(&key.streams));
+    page.line_unless_unset("expires", key.expires.map(moment::text));
+    page.line("rate", key.rate);
+    page.line("roles", list(&key.roles));
+    page.line("permissions", list(&key.permissions));
 }
 
 fn stream(page: &mut Page, stream: &stream::Options) {

@@ -15,8 +15,9 @@ use toml::de::{DeTable, DeValue};
 
 use super::form::{self, FormError};
 use super::keys::{self, Form, KeyDoc, Preset};
-use super::{ConfigError, Problem, Sources};
+use super::{ConfigError, Problem, Sources, moment};
 use crate::secret::Secret;
+use crate::time::WallTime;
 
 /// Members of one array or free table.
 const MEMBERS_MAX: usize = 256;
@@ -40,6 +41,7 @@ enum Value {
     Secret(Secret),
     SecretTable(Vec<Lined<(String, Secret)>>),
     Address(SocketAddr),
+    Moment(WallTime),
 }
 
 /// The root table, or one element of an array of tables: its values by path.
@@ -143,6 +145,18 @@ impl Section {
             Some(Value::SecretTable(members)) => members,
             _ => panic!("KEYS gives {path} a table of secrets and a default"),
         }
+    }
+
+    pub(super) fn moment(&self, path: &'static str) -> Option<WallTime> {
+        match self.value(path)? {
+            Value::Moment(value) => Some(value),
+            _ => panic!("KEYS gives {path} a moment"),
+        }
+    }
+
+    /// Whether the file has that key.
+    pub(super) fn has(&self, path: &str) -> bool {
+        self.written.contains_key(path)
     }
 
     pub(super) fn address(&self, path: &'static str) -> SocketAddr {
@@ -286,6 +300,9 @@ impl Walk<'_> {
             (Form::Address, DeValue::String(text)) => {
                 self.formed(key.path, form::address(text), value.span()).map(Value::Address)
             }
+            (Form::Moment, DeValue::Datetime(written)) => {
+                self.formed(key.path, moment::read(written), value.span()).map(Value::Moment)
+            }
             (Form::Secret, DeValue::String(text)) => {
                 self.formed(key.path, form::secret(text, self.sources), value.span()).map(Value::Secret)
             }
@@ -400,6 +417,7 @@ fn wanted(form: Form) -> String {
         Form::Address => "a string such as \"127.0.0.1:8080\"".to_owned(),
         Form::Secret => "a string: the secret itself, env:NAME, file:PATH, b64:… or hex:…".to_owned(),
         Form::Choice(_) => form.to_string(),
+        Form::Moment => "a date-time such as 2027-01-01T00:00:00Z, without quotes".to_owned(),
         Form::TextList => "an array of strings".to_owned(),
         Form::SecretTable => "a table of strings".to_owned(),
         Form::Text | Form::TextOrList | Form::TextTable => format!("a {form}"),

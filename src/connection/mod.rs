@@ -9,10 +9,12 @@ pub mod handshake;
 pub mod outbox;
 pub mod subscriptions;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::auth::api_key::ApiKey;
 use crate::auth::grant::Grant;
 use crate::auth::keys::KeyId;
 use crate::codec::http::BodyDecoder;
@@ -187,6 +189,8 @@ pub enum Phase {
         ends: Option<WallTime>,
         /// The key that verified it.
         key: Option<KeyId>,
+        /// The API key that the grant hung on.
+        api_key: Option<Arc<ApiKey>>,
         /// How to answer.
         reply: Reply,
     },

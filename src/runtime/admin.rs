@@ -17,8 +17,9 @@ use crate::metrics::{self, CoreMetrics};
 use crate::secret::Secret;
 use crate::time::{Instant, WallTime};
 
+use super::api_keys::KeyStore;
 use super::core::Process;
-use super::{clock, log};
+use super::{admin_keys, clock, log};
 
 /// Connections served at once; further ones wait in the backlog.
 const CONNECTIONS_MAX: usize = 16;
@@ -41,6 +42,8 @@ pub struct Admin {
     pub started: WallTime,
     /// Connections it takes at most.
     pub connections_max: u64,
+    /// The API keys.
+    pub keys: Arc<KeyStore>,
     /// Begins a drain.
     pub drain: Box<dyn Fn() + Send + Sync>,
 }
@@ -199,7 +202,7 @@ fn gate(admin: &Admin, head: &Head<'_>) -> Result<(), Response> {
 }
 
 /// Carries out a request that has passed the gate.
-fn answer(admin: &Admin, head: &Head<'_>, _body: &[u8]) -> Response {
+fn answer(admin: &Admin, head: &Head<'_>, body: &[u8]) -> Response {
     match head.path {
         "/metrics" => reading(head, || {
             let process = metrics::Process {
@@ -223,6 +226,8 @@ fn answer(admin: &Admin, head: &Head<'_>, _body: &[u8]) -> Response {
             Response::new(202).body("application/json", &b"{\"status\":\"draining\"}\n"[..])
         }
         "/admin/v1/drain" => not_allowed("POST"),
+        path if path.starts_with("/admin/v1/keys") => admin_keys::answer(&admin.keys, head, body)
+            .unwrap_or_else(|| problem(ErrorCode::NotFound, "there is no such resource")),
         _ => problem(ErrorCode::NotFound, "there is no such resource"),
     }
 }

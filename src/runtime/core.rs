@@ -287,6 +287,7 @@ impl Core {
                 Message::Found { ask, found } => self.guarded(now, None, Input::Found { ask, found }),
                 Message::Compared(compared) => self.guarded(now, None, Input::Compared(compared)),
                 Message::Reload(options) => self.guarded(now, None, Input::Reload(options)),
+                Message::ApiKeys(keys) => self.guarded(now, None, Input::ApiKeys(keys)),
                 Message::Drain => {
                     self.sockets.stop_listening();
                     self.guarded(now, None, Input::Drain);

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use crate::auth::api_key::ApiKeys;
 use crate::limits;
 use crate::shard::{Found, Mail, Options};
 use crate::stream::Compared;
@@ -32,6 +33,8 @@ pub enum Message {
     Drain,
     /// By the process: the configuration was read again.
     Reload(Arc<Options>),
+    /// By the process: there are other API keys.
+    ApiKeys(Arc<ApiKeys>),
 }
 
 /// The mailbox is full: here is the message back.

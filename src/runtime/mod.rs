@@ -3,6 +3,8 @@
 //! Source: ARCHITECTURE.md; protocol version 1, section 7. Errors: one sentence that says what to do.
 
 pub mod admin;
+pub mod admin_keys;
+pub mod api_keys;
 pub mod clock;
 pub mod core;
 pub mod demo;
@@ -13,6 +15,7 @@ pub mod mailbox;
 pub mod resolver;
 pub mod session;
 pub mod sockets;
+pub mod state;
 pub mod sys;
 pub mod tls;
 pub mod workers;
@@ -28,16 +31,19 @@ use std::time::Duration;
 use ring::rand::{SecureRandom, SystemRandom};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
+use crate::auth::api_key::ApiKeys;
 use crate::commands::check::{self, ProcessSources};
 use crate::config::{Config, Driver, LogLevel};
 use crate::ids::CoreId;
 use crate::limits;
 use crate::metrics::CoreMetrics;
-use crate::shard::{Catalog, Ledger, Options, Shard};
+use crate::shard::{Catalog, Input, Ledger, Options, Shard};
 
+use self::api_keys::KeyStore;
 use self::core::{CoreParts, Process};
 use self::mailbox::{Mailbox, Message};
 use self::resolver::Resolver;
+use self::state::{StateError, StateFile};
 use self::sys::Signal;
 use self::tls::{Tls, TlsError};
 use self::workers::Workers;
@@ -60,6 +66,12 @@ impl From<std::io::Error> for ServeError {
 
 impl From<TlsError> for ServeError {
     fn from(error: TlsError) -> ServeError {
+        ServeError(error.to_string())
+    }
+}
+
+impl From<StateError> for ServeError {
+    fn from(error: StateError) -> ServeError {
         ServeError(error.to_string())
     }
 }
@@ -159,6 +171,7 @@ fn run(
         [] => None,
         files => Some(Arc::new(Tls::new(files)?)),
     };
+    let state = StateFile::open(Path::new(&config.server.state), config.server.state_named)?;
     let (listeners, listen) = listen_all(config.server.listen, cores, config.server.share_port)?;
     let admin_listener = listener::listen(config.admin.listen, false)?;
     let admin_listen = admin_listener.local_addr()?;
@@ -169,6 +182,13 @@ fn run(
         drained: AtomicU16::new(0),
         workers: Workers::start()?,
     });
+    let cores_told = Arc::clone(&process);
+    let tell_keys = move |keys: &Arc<ApiKeys>| {
+        for mailbox in &cores_told.mailboxes {
+            tell(mailbox, || Message::ApiKeys(Arc::clone(keys)));
+        }
+    };
+    let keys = Arc::new(KeyStore::new(&config.api_keys, state, Box::new(tell_keys))?);
     let metrics: Vec<Arc<CoreMetrics>> = (0..cores).map(|_| Arc::default()).collect();
     let ledger = Arc::new(Ledger::default());
     let resolver = Arc::new(Resolver::system());
@@ -184,6 +204,7 @@ fn run(
         seed[1] ^= u8::try_from(number >> 8).unwrap_or(0);
         let (options, ledger) = (Arc::clone(&options), Arc::clone(&ledger));
         let (process, metrics) = (Arc::clone(&process), Arc::clone(&metrics[number]));
+        let keys = keys.table();
         let (resolver, events, up, tls) = (Arc::clone(&resolver), events.clone(), up.clone(), tls.clone());
         std::thread::Builder::new().name(format!("core-{number}")).spawn(move || {
             if pinned {
@@ -191,7 +212,8 @@ fn run(
             }
             // The shard is made on its own thread: what it shares within itself must not cross.
             let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                let shard = Shard::new(core, cores, options, ledger, Arc::clone(&metrics), seed, clock::now());
+                let mut shard = Shard::new(core, cores, options, ledger, Arc::clone(&metrics), seed, clock::now());
+                shard.handle(clock::now(), Input::ApiKeys(keys));
                 let parts = CoreParts { core, process, shard, listener, tls, metrics, uring };
                 let _ = up.send(());
                 drop(up);
@@ -221,6 +243,7 @@ fn run(
         process: Arc::clone(&process),
         started: started.wall,
         connections_max: u64::from(connections_max),
+        keys: Arc::clone(&keys),
         drain: Box::new(move || {
             let _ = asks.lock().unwrap_or_else(PoisonError::into_inner).send(Event::DrainAsked);
         }),
@@ -359,6 +382,7 @@ fn reload(reread: &Option<Reread>, options: &mut Arc<Options>, serving: &Serving
             for mailbox in &process.mailboxes {
                 tell(mailbox, || Message::Reload(Arc::clone(options)));
             }
+            admin.keys.configure(&config.api_keys);
             log::write(LogLevel::Info, &[("streams", &config.streams.len())], "The configuration was read again.");
         }
         Err(error) => {

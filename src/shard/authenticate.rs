@@ -118,9 +118,7 @@ impl Shard {
             Some((Credential::Ticket(_), _)) => {
                 Err(Refusal::new(ErrorCode::InvalidToken, "there is no such ticket").because("unknown_ticket"))
             }
-            Some((Credential::ApiKey(_), _)) => {
-                Err(Refusal::new(ErrorCode::InvalidToken, "there is no such API key").because("unknown_api_key"))
-            }
+            Some((Credential::ApiKey(key), _)) => self.api_key_grant(key),
             None => Err(Refusal::new(ErrorCode::MissingCredential, "a credential is needed")),
         }
     }

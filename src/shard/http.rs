@@ -112,6 +112,7 @@ impl Shard {
     ) {
         let now = self.now.at;
         let (ends, verified_by) = (grant.end(self.options.auth.jwt.leeway), grant.key());
+        let api_key = grant.api_key().map(Arc::clone);
         let holder = self.subject(&grant);
         self.rights.release(grant);
         let held = match self.hold_stream(holder, key) {
@@ -124,7 +125,8 @@ impl Shard {
         let cold_until = now + key.target.options.timeout;
         let deadline = preferred_s.map_or(cold_until, |wait| now + Duration::from_secs(wait));
         let Some(http) = self.http_mut(index) else { return };
-        http.phase = Phase::Waiting { topic, held, known, preferred_s, cold_until, ends, key: verified_by, reply };
+        http.phase =
+            Phase::Waiting { topic, held, known, preferred_s, cold_until, ends, key: verified_by, api_key, reply };
         http.deadline = deadline;
         if let Some(topic) = self.topics.at_mut(topic) {
             topic.waiters.push(connection);
@@ -223,7 +225,7 @@ impl Shard {
         if ends.is_some_and(|ends| ends <= self.now.wall) {
             self.metrics.expiries.count();
             let reply = self.forget_exchange(index);
-            return self.refuse(index, &Refusal::new(ErrorCode::TokenExpired, "the token has expired"), &reply);
+            return self.refuse(index, &Refusal::new(ErrorCode::TokenExpired, "the credential has expired"), &reply);
         }
         match self.held(topic) {
             Some(held) => {

@@ -39,12 +39,14 @@ struct Entry {
     connections: u32,
     streams: HashMap<u64, u32>,
     handshakes: Bucket,
+    requests: Bucket,
     failures: Bucket,
 }
 
 impl Entry {
     fn is_idle(&self, now: Instant) -> bool {
-        self.connections == 0 && self.streams.is_empty() && self.handshakes.is_empty(now) && self.failures.is_empty(now)
+        let rates = [&self.handshakes, &self.requests, &self.failures];
+        self.connections == 0 && self.streams.is_empty() && rates.iter().all(|rate| rate.is_empty(now))
     }
 }
 
@@ -193,6 +195,24 @@ impl Ledger {
         self.with(holder, now, |entry| entry.handshakes.add(now, 1_000_000 / u64::from(per_second), 1_000_000))
     }
 
+    /// One more request of `holder`, of `per_minute` (0: not counted), which may come together or spread out.
+    ///
+    /// # Errors
+    /// How long to wait for the next.
+    pub fn request(&self, holder: Holder, per_minute: u32, now: Instant) -> Result<(), Duration> {
+        if per_minute == 0 {
+            return Ok(());
+        }
+        let one = (MINUTE_US / u64::from(per_minute)).max(1);
+        let mut wait = Duration::ZERO;
+        self.with(holder, now, |entry| {
+            entry.requests.add(now, one, MINUTE_US).inspect_err(|_| {
+                wait = Duration::from_micros((entry.requests.level_us + one).saturating_sub(MINUTE_US));
+            })
+        })
+        .map_err(|_| wait)
+    }
+
     /// One more failed credential from `holder`, of `per_minute` (0: not counted).
     pub fn failure(&self, holder: Holder, per_minute: u32, now: Instant) {
         if per_minute > 0 {
@@ -322,6 +342,21 @@ mod tests {
             ledger.failure(a, 60, now);
         }
         assert_eq!(ledger.standing(a, 60, NOW + Duration::from_millis(60)), Standing::Delayed);
+    }
+
+    #[test]
+    fn requests_of_a_minute_may_come_together_and_then_as_they_flow_off() {
+        let ledger = Ledger::default();
+        let a = ledger.holder("api key", "a");
+        for request in 0..30 {
+            assert_eq!(ledger.request(a, 30, NOW), Ok(()), "after {request}");
+        }
+        assert_eq!(ledger.request(a, 30, NOW), Err(Duration::from_secs(2)));
+        assert_eq!(ledger.request(a, 30, NOW + Duration::from_millis(1_500)), Err(Duration::from_millis(500)));
+        assert_eq!(ledger.request(a, 30, NOW + Duration::from_secs(2)), Ok(()));
+        assert_eq!(ledger.request(a, 30, NOW + Duration::from_secs(2)), Err(Duration::from_secs(2)));
+        assert_eq!(ledger.request(a, 0, NOW), Ok(()), "0 is unlimited");
+        assert_eq!(ledger.request(ledger.holder("api key", "b"), u32::MAX, NOW), Ok(()));
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! Source: ARCHITECTURE.md. Memory: each table and queue names its bound. Errors: answered to the peer at fault.
 //! Not here: sockets, threads, clocks.
 
+mod api_keys;
 mod authenticate;
 mod catalog;
 mod close;
@@ -33,6 +34,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::auth::api_key::ApiKeys;
 use crate::auth::grant::RightsTable;
 use crate::auth::jwt::Verifier;
 use crate::codec::deflate::Inflater;
@@ -127,6 +129,8 @@ pub enum Input<'a> {
     Drain,
     /// The configuration was read again.
     Reload(Arc<Options>),
+    /// There are other API keys than before.
+    ApiKeys(Arc<ApiKeys>),
 }
 
 /// Something to be done outside.
@@ -239,6 +243,7 @@ pub struct Shard {
     ledger: Arc<Ledger>,
     metrics: Arc<CoreMetrics>,
     verifier: Verifier,
+    api_keys: Arc<ApiKeys>,
     rights: RightsTable,
     rng: Rng,
     now: Now,
@@ -274,6 +279,8 @@ pub struct Shard {
     recheck: Option<u32>,
     /// Whether grants are to be judged by a new configuration meanwhile.
     rejudge: bool,
+    /// Connections whose API key was deleted or changed, which are still to be judged by that.
+    rekeyed: VecDeque<ConnectionKey>,
     /// HTTP requests that wait for another core's answer.
     asks: HashMap<u64, ConnectionKey>,
     /// What is done with the answers of those outside of the cores.
@@ -305,6 +312,7 @@ impl Shard {
             core,
             cores,
             verifier: Verifier::new(options.auth.jwt.clone()),
+            api_keys: Arc::default(),
             options,
             ledger,
             metrics,
@@ -332,6 +340,7 @@ impl Shard {
             draining: None,
             recheck: None,
             rejudge: false,
+            rekeyed: VecDeque::new(),
             asks: HashMap::new(),
             looked_up: HashMap::new(),
             ask_no: 0,
@@ -358,6 +367,7 @@ impl Shard {
             Input::ClockMoved => self.recheck = Some(0),
             Input::Drain => self.begin_drain(),
             Input::Reload(options) => self.reload(options),
+            Input::ApiKeys(keys) => self.take_api_keys(keys),
         }
         self.turn_inbox();
     }

@@ -128,8 +128,9 @@ impl Shard {
         let heard = connection.heard;
         let State::Open(open) = &mut connection.state else { return };
         if open.grant.end(leeway).is_some_and(|end| end <= now.wall) {
+            let by_key = open.grant.api_key().is_some();
             self.metrics.expiries.count();
-            self.close(index, CloseReason::TokenExpired);
+            self.close(index, if by_key { CloseReason::ApiKeyExpired } else { CloseReason::TokenExpired });
             return;
         }
         if open.reauthenticate_at.is_some_and(|at| at <= now.wall) {
