@@ -17,7 +17,6 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::digest;
 
-use super::grant::Globs;
 use crate::limits::{API_KEY_ID_BYTES_MAX, STREAM_GLOB_BYTES_MAX};
 use crate::secret::Secret;
 use crate::time::WallTime;
@@ -197,13 +196,6 @@ pub struct ApiKey {
 impl Hash for ApiKey {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.id.hash(state);
-    }
-}
-
-impl ApiKey {
-    /// The streams it is for.
-    pub fn globs(&self) -> Globs {
-        Globs::new(self.streams.iter().map(|glob| glob.as_str().into()).collect())
     }
 }
 

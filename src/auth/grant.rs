@@ -254,7 +254,7 @@ impl Grant {
             issuer: None,
             roles: texts(&key.roles),
             permissions: texts(&key.permissions),
-            streams: Some(key.globs()),
+            streams: Some(Globs::new(key.streams.iter().map(|glob| glob.as_str().into()).collect())),
             claims: Box::default(),
             api_key: Some(Arc::clone(key)),
         };
