@@ -59,11 +59,13 @@ pub enum KeysError {
     State(#[from] StateError),
 }
 
+/// Tells every core of a new table.
+pub type Tell = Box<dyn Fn(&Arc<ApiKeys>) + Send + Sync>;
+
 /// The keys of this process.
 pub struct KeyStore {
     state: StateFile,
-    /// Tells every core.
-    tell: Box<dyn Fn(&Arc<ApiKeys>) + Send + Sync>,
+    tell: Tell,
     inner: Mutex<Inner>,
 }
 
@@ -85,11 +87,7 @@ impl KeyStore {
     ///
     /// # Errors
     /// What is wrong with the state file's section: a sentence for the operator.
-    pub fn new(
-        configured: &[Arc<ApiKey>],
-        state: StateFile,
-        tell: Box<dyn Fn(&Arc<ApiKeys>) + Send + Sync>,
-    ) -> Result<KeyStore, StateError> {
+    pub fn new(configured: &[Arc<ApiKey>], state: StateFile, tell: Tell) -> Result<KeyStore, StateError> {
         let made = match state.section(SECTION) {
             None => BTreeMap::new(),
             Some(section) => read(&section).map_err(|what| state.corrupt(SECTION, what))?,

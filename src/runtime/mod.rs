@@ -171,7 +171,12 @@ fn run(
         [] => None,
         files => Some(Arc::new(Tls::new(files)?)),
     };
-    let state = StateFile::open(Path::new(&config.server.state), config.server.state_named)?;
+    let state_path = Path::new(&config.server.state);
+    let state = match reread {
+        Some(_) => StateFile::open(state_path, config.server.state_named)?,
+        // The demo creates nothing, and whatever stands where it was started is none of its business.
+        None => StateFile::unread(state_path),
+    };
     let (listeners, listen) = listen_all(config.server.listen, cores, config.server.share_port)?;
     let admin_listener = listener::listen(config.admin.listen, false)?;
     let admin_listen = admin_listener.local_addr()?;

@@ -118,6 +118,11 @@ impl StateFile {
         Ok(StateFile { path, inner: Mutex::new(Inner { lock, sections }) })
     }
 
+    /// The file at `path` as if there were none yet: it is read when there is first something to write.
+    pub fn unread(path: &Path) -> StateFile {
+        StateFile { path: path.to_owned(), inner: Mutex::new(Inner { lock: None, sections: Map::new() }) }
+    }
+
     /// What is said of a section that its part can make nothing of.
     pub fn corrupt(&self, section: &str, what: String) -> StateError {
         StateError::Corrupt { path: shown(&self.path), what: format!("has a section {section} that {what}") }

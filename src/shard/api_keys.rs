@@ -65,10 +65,11 @@ impl Shard {
                 State::Open(it) if it.grant.api_key().is_some_and(|held| self.change_of(held) != KeyChange::None) => {
                     open.push_back(key);
                 }
-                State::Http(http) => match &http.phase {
-                    Phase::Waiting { api_key: Some(held), .. } => waiters.push((key, self.change_of(held))),
-                    _ => {}
-                },
+                State::Http(http) => {
+                    if let Phase::Waiting { api_key: Some(held), .. } = &http.phase {
+                        waiters.push((key, self.change_of(held)));
+                    }
+                }
                 _ => {}
             }
         }
