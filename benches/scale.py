@@ -2,7 +2,7 @@
 """What restcast holds at scale: tokens that end together, a thousand polled streams, one port shared by three processes.
 
     cargo build --release -p restcast -p restcast-loadtest
-    python3 benches/scale.py                # all of it, about three minutes
+    python3 benches/scale.py                # all of it, about four minutes
     python3 benches/scale.py expiry polls   # some of it
 
   expiry   5,000 and 19,000 WebSockets whose tokens end in the same second: when each was closed with 4001, and when the
@@ -10,11 +10,13 @@
   polls    1,000 streams, each polled every second over its own kept TLS connection, 10 WebSockets on each: the server's
            CPU, and how late the upstream was asked
   shared   45,000 WebSockets on one port, which three processes of one core share (`server.share_port`)
+  storm    9,700 WebSockets that are served while 9,700 others connect, as fast as the server takes them, again and again:
+           the latency of the former beside what it is in peace
 
 Each prints the load tester's figures as one line of JSON. Needs Python 3.11 and nothing else; loopback only; every process
 it starts ends with it, within five minutes.
 """
-import json, os, pathlib, signal, subprocess, sys, tempfile
+import json, os, pathlib, signal, subprocess, sys, tempfile, time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESTCAST, LOADTEST = ROOT / "target/release/restcast", ROOT / "target/release/loadtest"
@@ -123,13 +125,36 @@ def shared(folder):
         stop(server)
 
 
+def storm(folder):
+    upstream, ready = start(folder, LOADTEST, "upstream", "--interval", "250ms")
+    stream = f'[[stream]]\nid = "s"\nurl = "http://{ready["listen"]}/0"\ninterval = "250ms"\n'
+    server, ready = serve(folder, stream, cores=1)
+    # Besides them the server has 576 descriptors left.
+    count, url = 9_700, f"ws://{ready['listen']}/v1/streams/s?format=full"
+    served = ["--connections", count, "--rate", 3000, "--warm-up", "3s", "--duration", "15s", "--read-every", "2ms"]
+    names = (*ALWAYS, "deliveries.per_s", "latency_us.p50", "latency_us.p99", "latency_us.max", "server.cpu_share")
+    told("storm: in peace", load(folder, url, [server.pid], *served), *names)
+    command = [LOADTEST, "run", url, "--secret-file", f"{folder}/key", "--json", "-", "--quiet", "--pid", server.pid, *served]
+    watching = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True)
+    started.append(watching)
+    begun = time.monotonic()
+    # They are open, and have warmed up.
+    time.sleep(count / 3000 + 4)
+    while time.monotonic() - begun < count / 3000 + 14:
+        storming = load(folder, url, [], "--connections", count, "--rate", 100_000, "--idle", "--duration", "1s")
+        told("storm: those who come", storming, "connections.opened", "connections.failed", "connections.per_s")
+    told("storm: those who are served", json.loads(watching.communicate(timeout=60)[0]), *names)
+    for process in (server, upstream):
+        stop(process)
+
+
 def main():
-    wanted = sys.argv[1:] or ["expiry", "polls", "shared"]
+    wanted = sys.argv[1:] or ["expiry", "polls", "shared", "storm"]
     with tempfile.TemporaryDirectory() as folder:
         (pathlib.Path(folder) / "key").write_text(os.urandom(32).hex())
         try:
             for name in wanted:
-                {"expiry": expiry, "polls": polls, "shared": shared}[name](folder)
+                {"expiry": expiry, "polls": polls, "shared": shared, "storm": storm}[name](folder)
         finally:
             for process in started:
                 if process.poll() is None:

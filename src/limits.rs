@@ -123,6 +123,28 @@ pub const VALIDATOR_BYTES_MAX: usize = 1024;
 pub const LOOKUPS_MAX: usize = 65_536;
 /// How long such a question may go unanswered: beyond every timeout of those who are asked.
 pub const LOOKUP_TIMEOUT: Duration = Duration::from_secs(30);
+/// Bytes of a session's id: express-session makes 32.
+pub const SESSION_ID_BYTES_MAX: usize = 512;
+/// Bytes of a session's record, as Redis holds it.
+pub const SESSION_RECORD_BYTES_MAX: usize = 64 << 10;
+/// Bytes of one text of a session's record that is kept: the user, a role, a permission, a claim.
+pub const SESSION_TEXT_BYTES_MAX: usize = 1 << 10;
+/// Roles, and permissions, that one session's record may list.
+pub const SESSION_LISTED_MAX: usize = 1024;
+/// Sessions whose records are asked for together.
+pub const SESSIONS_PER_LOOKUP: usize = 256;
+/// Sessions of one core that are looked after in one turn.
+pub const SESSIONS_PER_TURN: usize = 2048;
+/// Requests and connections that may wait for the answer to one question about a session.
+pub const LOOKUP_WAITERS_MAX: usize = 4096;
+/// How long a ticket is good for (protocol section 1).
+pub const TICKET_LIFE: Duration = Duration::from_secs(30);
+/// Tickets made by one process within a ticket's life.
+pub const TICKETS_MAX: usize = 65_536;
+/// Tickets made for one subject within a ticket's life.
+pub const TICKETS_PER_SUBJECT_MAX: u32 = 256;
+/// Bytes of a ticket's record, as it is kept in Redis.
+pub const TICKET_RECORD_BYTES_MAX: usize = 128 << 10;
 /// `auth_update`s refused in a row before a connection is closed 4001.
 pub const AUTH_UPDATES_REFUSED_MAX: u8 = 5;
 /// Bytes of answers waiting for one connection's socket (frames of streams not included: those stay in the log).

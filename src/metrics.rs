@@ -359,6 +359,16 @@ pub struct CoreMetrics {
     pub auth_updates: Family<AuthUpdateResult, Counter, { AuthUpdateResult::VALUES.len() }>,
     /// `reauthenticate` frames.
     pub reauthenticates: Counter,
+    /// Sessions that connections hang on.
+    pub sessions: Gauge,
+    /// Records of sessions that were read: at handshakes, and again.
+    pub session_reads: Counter,
+    /// Records of sessions that the store did not give.
+    pub session_read_failures: Counter,
+    /// Tickets handed out.
+    pub tickets_made: Counter,
+    /// Tickets used.
+    pub tickets_used: Counter,
     /// Events handed to sockets, one for each subscriber.
     pub deliveries: Counter,
     /// Times that a slow or rate-limited reader got one snapshot for several events.
@@ -411,6 +421,11 @@ impl Default for CoreMetrics {
             expiries: Counter::default(),
             auth_updates: Family::default(),
             reauthenticates: Counter::default(),
+            sessions: Gauge::default(),
+            session_reads: Counter::default(),
+            session_read_failures: Counter::default(),
+            tickets_made: Counter::default(),
+            tickets_used: Counter::default(),
             deliveries: Counter::default(),
             conflations: Counter::default(),
             deflated: Counter::default(),
@@ -579,6 +594,17 @@ pub const METRICS: &[MetricDoc] = &[
         |core, at| core.auth_updates.cells[at].value(),
     ),
     counter("restcast_reauthenticates_total", "Reauthenticate frames sent", |core, _| core.reauthenticates.value()),
+    gauge("restcast_sessions", "Sessions that connections hang on, on each core", |core, _| core.sessions.value()),
+    counter(
+        "restcast_session_reads_total",
+        "Records of sessions that were read, at handshakes and again",
+        |core, _| core.session_reads.value(),
+    ),
+    counter("restcast_session_read_failures_total", "Records of sessions that the store did not give", |core, _| {
+        core.session_read_failures.value()
+    }),
+    counter("restcast_tickets_made_total", "Tickets handed out", |core, _| core.tickets_made.value()),
+    counter("restcast_tickets_used_total", "Tickets used", |core, _| core.tickets_used.value()),
     counter("restcast_deliveries_total", "Events handed to sockets, one for each subscriber", |core, _| {
         core.deliveries.value()
     }),

@@ -338,6 +338,37 @@ fn nobody_becomes_a_key_by_auth_update_and_no_key_a_user() {
 }
 
 #[test]
+fn a_ticket_made_with_a_key_lives_and_dies_with_it() {
+    let upstream = upstream();
+    let server = setup(&upstream).start();
+    let (id, key) = make(&server, &json!({ "streams": ["leads"] }));
+    let ticket = || {
+        let answer = server.request("POST", "/v1/tickets", &with(&key), "");
+        assert_eq!(answer.status, 201, "{answer:?}");
+        answer.json()["ticket"].as_str().expect("a ticket").to_owned()
+    };
+    let path = |stream: &str, ticket: &str| format!("/v1/streams/{stream}?ticket={ticket}");
+    let mut ws = server.ws(&path("leads", &ticket()), &[]);
+    assert_eq!(ws.next()["auth"], json!({ "type": "ticket", "sub": id, "expires_at": null }));
+    ws.next_of("snapshot");
+    assert_eq!(server.get(&path("orders:1", &ticket()), &[]).status, 403, "it has the key's streams");
+    let mut direct = server.ws("/v1/streams/leads", &with(&key));
+    direct.next_of("snapshot");
+    direct.send(json!({ "type": "auth_update", "token": ticket(), "id": 1 }));
+    direct.next_of("auth_ok");
+    let mut user = server.ws("/v1/streams/leads", &[bearer(&token_of(&id))]);
+    user.next_of("snapshot");
+    user.send(json!({ "type": "auth_update", "token": ticket(), "id": 2 }));
+    assert_eq!(user.next_of("error")["code"], "AUTH_SUBJECT_MISMATCH");
+    let left = ticket();
+    assert_eq!(keys(&server, "DELETE", &format!("/{id}"), "").status, 204);
+    assert_eq!(ws.closed(), (4010, "api_key_revoked".to_owned()));
+    assert_eq!(direct.closed(), (4010, "api_key_revoked".to_owned()));
+    let answer = server.get(&path("leads", &left), &[]);
+    assert_eq!((answer.status, &answer.json()["code"]), (401, &json!("TOKEN_REVOKED")));
+}
+
+#[test]
 fn keys_are_listed_without_what_they_are_and_every_change_is_in_the_log() {
     let upstream = upstream();
     let random = "B".repeat(43);

@@ -199,6 +199,24 @@ impl Hash for ApiKey {
     }
 }
 
+/// Tells a key from all others, also from those that have had or will have its id. No secret.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ApiKeyMark {
+    /// Its id.
+    pub id: ApiKeyId,
+    /// Bits of a hash of its hash.
+    pub bits: u64,
+}
+
+impl ApiKey {
+    /// Its mark.
+    pub fn mark(&self) -> ApiKeyMark {
+        let hash = digest::digest(&digest::SHA256, &self.hash.digest);
+        let bits = hash.as_ref().first_chunk().map_or(0, |first| u64::from_be_bytes(*first));
+        ApiKeyMark { id: self.id.clone(), bits }
+    }
+}
+
 /// Why an API key is refused.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum ApiKeyError {
@@ -227,6 +245,11 @@ impl ApiKeys {
     /// The key of that id.
     pub fn find(&self, id: &ApiKeyId) -> Option<&Arc<ApiKey>> {
         self.0.get(id)
+    }
+
+    /// The key of that mark.
+    pub fn find_marked(&self, mark: &ApiKeyMark) -> Option<&Arc<ApiKey>> {
+        self.0.get(&mark.id).filter(|key| key.mark() == *mark)
     }
 
     /// The key that `presented` is. A stranger's takes the same path whatever is wrong with it: a hash is made and compared.

@@ -7,15 +7,16 @@
 //! (`connection`).
 
 use std::collections::HashSet;
-use std::num::NonZeroU64;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ring::digest;
 
-use super::api_key::ApiKey;
+use super::api_key::{ApiKey, ApiKeyMark};
 use super::keys::KeyId;
+use crate::secret::Secret;
 use crate::time::WallTime;
 
 /// Where a grant came from.
@@ -65,6 +66,11 @@ impl Globs {
     /// The globs of a claim. An empty list matches nothing.
     pub fn new(globs: Vec<Box<str>>) -> Globs {
         Globs(globs.into_boxed_slice())
+    }
+
+    /// Each of them, as written.
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|glob| &**glob)
     }
 
     /// Whether any of them matches the whole of `id`.
@@ -149,11 +155,37 @@ impl RightsTable {
 pub struct TokenMark(NonZeroU64);
 
 impl TokenMark {
+    /// The mark of these bits; `None`: none has them.
+    pub fn of_bits(bits: u64) -> Option<TokenMark> {
+        NonZeroU64::new(bits).map(TokenMark)
+    }
+
+    /// Its bits, the same in every process.
+    pub fn bits(self) -> u64 {
+        self.0.get()
+    }
+
     /// The mark of the token with this `jti`.
     pub fn of(jti: &str) -> TokenMark {
         let hash = digest::digest(&digest::SHA256, jti.as_bytes());
         let bits = hash.as_ref().first_chunk().map_or(0, |first| u64::from_be_bytes(*first));
         TokenMark(NonZeroU64::new(bits).unwrap_or(NonZeroU64::MIN))
+    }
+}
+
+/// Which of its core's sessions a grant hangs on. Lent by the core's table for as long as one of its connections does.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub struct SessionNo(NonZeroU32);
+
+impl SessionNo {
+    /// The session at that place of the table.
+    pub fn at(place: u32) -> SessionNo {
+        SessionNo(NonZeroU32::MIN.saturating_add(place))
+    }
+
+    /// Its place.
+    pub fn place(self) -> u32 {
+        self.0.get() - 1
     }
 }
 
@@ -204,6 +236,7 @@ pub struct Grant {
     key: Option<KeyId>,
     token: Option<TokenMark>,
     rights: Rc<Rights>,
+    session: Option<SessionNo>,
     kind: CredentialKind,
 }
 
@@ -220,6 +253,27 @@ pub(super) struct TokenFacts {
     pub(super) key: KeyId,
 }
 
+/// A grant in words that mean the same on every core and in every process.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct GrantRecord {
+    /// The user id.
+    pub sub: Option<Box<str>>,
+    /// `exp`.
+    pub expires: Option<WallTime>,
+    /// `iat`.
+    pub issued_at: Option<WallTime>,
+    /// The key that verified it.
+    pub key: Option<KeyId>,
+    /// The mark of its `jti`.
+    pub token: Option<TokenMark>,
+    /// What it may do.
+    pub rights: Rights,
+    /// The id of the session it hangs on.
+    pub session: Option<Secret>,
+    /// The API key that it hangs on: what that gives now is what it gives.
+    pub api_key: Option<ApiKeyMark>,
+}
+
 impl Grant {
     /// The grant of a verified token.
     pub(super) fn of_token(facts: TokenFacts, rights: Rc<Rights>) -> Grant {
@@ -230,7 +284,60 @@ impl Grant {
             key: Some(facts.key),
             token: facts.token,
             rights,
+            session: None,
             kind: CredentialKind::Jwt,
+        }
+    }
+
+    /// The grant of a session.
+    pub fn of_session(user: &str, expires: Option<WallTime>, rights: Rc<Rights>, session: SessionNo) -> Grant {
+        Grant {
+            sub: Some(user.into()),
+            expires: MaybeTime::new(expires),
+            issued_at: MaybeTime::new(None),
+            key: None,
+            token: None,
+            rights,
+            session: Some(session),
+            kind: CredentialKind::Session,
+        }
+    }
+
+    /// The same, got by a ticket.
+    pub fn by_ticket(self) -> Grant {
+        Grant { kind: CredentialKind::Ticket, ..self }
+    }
+
+    /// The same, under what the session's record says now.
+    pub fn renewed(&self, expires: Option<WallTime>, rights: Rc<Rights>) -> Grant {
+        Grant { expires: MaybeTime::new(expires), rights, ..self.clone() }
+    }
+
+    /// What a ticket for this grant must hold, so that another core or process can make the same of it.
+    pub fn to_record(&self, session: Option<Secret>) -> GrantRecord {
+        GrantRecord {
+            sub: self.sub.clone(),
+            expires: self.expires(),
+            issued_at: self.issued_at(),
+            key: self.key,
+            token: self.token,
+            rights: Rights { api_key: None, ..Rights::clone(&self.rights) },
+            session,
+            api_key: self.api_key().map(|key| key.mark()),
+        }
+    }
+
+    /// The grant of a ticket that was made for `record`, where that is no session's and no API key's.
+    pub fn of_record(record: GrantRecord, table: &mut RightsTable) -> Grant {
+        Grant {
+            sub: record.sub,
+            expires: MaybeTime::new(record.expires),
+            issued_at: MaybeTime::new(record.issued_at),
+            key: record.key,
+            token: record.token,
+            rights: table.intern(record.rights),
+            session: None,
+            kind: CredentialKind::Ticket,
         }
     }
 
@@ -243,6 +350,7 @@ impl Grant {
             key: None,
             token: None,
             rights: table.intern(Rights::default()),
+            session: None,
             kind: CredentialKind::Anonymous,
         }
     }
@@ -265,6 +373,7 @@ impl Grant {
             key: None,
             token: None,
             rights: table.intern(rights),
+            session: None,
             kind: CredentialKind::ApiKey,
         }
     }
@@ -294,10 +403,12 @@ impl Grant {
         self.expires.known()
     }
 
-    /// When it ends: `exp` and the allowance for clocks that differ. From then on no stream frame is started. The end of an
-    /// API key is by this server's own clock, which differs from no other.
+    /// When it ends: `exp` and the allowance for clocks that differ. From then on no stream frame is started. Of a session
+    /// the store has told how long it lives from now on, and an API key ends by this server's own clock: there no clock can
+    /// differ.
     pub fn end(&self, leeway: Duration) -> Option<WallTime> {
-        let leeway = if self.api_key().is_some() { Duration::ZERO } else { leeway };
+        let is_ours = self.session.is_some() || self.api_key().is_some();
+        let leeway = if is_ours { Duration::ZERO } else { leeway };
         self.expires().map(|expires| expires + leeway)
     }
 
@@ -314,6 +425,11 @@ impl Grant {
     /// The mark of its `jti`, where it has one.
     pub fn token(&self) -> Option<TokenMark> {
         self.token
+    }
+
+    /// The session it hangs on, where it does.
+    pub fn session(&self) -> Option<SessionNo> {
+        self.session
     }
 
     /// The API key that it hangs on, where it does.
@@ -419,7 +535,6 @@ mod tests {
 
     use super::*;
     use crate::auth::keys::{Algorithm, KeyConfig, KeySet};
-    use crate::secret::Secret;
 
     fn texts(list: &[&str]) -> Box<[Box<str>]> {
         list.iter().map(|&text| Box::from(text)).collect()

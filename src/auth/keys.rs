@@ -122,6 +122,18 @@ pub enum KeyError {
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct KeyId(NonZeroU64);
 
+impl KeyId {
+    /// The id of these bits; `None`: none has them.
+    pub fn of_bits(bits: u64) -> Option<KeyId> {
+        NonZeroU64::new(bits).map(KeyId)
+    }
+
+    /// Its bits, the same in every process with that key.
+    pub fn bits(self) -> u64 {
+        self.0.get()
+    }
+}
+
 /// One key, ready to verify and to sign.
 #[derive(Clone)]
 pub struct Key {

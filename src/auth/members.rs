@@ -37,7 +37,8 @@ pub(super) enum Value<'a> {
     String(Cow<'a, str>),
     /// From `[` to `]`; [`elements`] reads it.
     Array(&'a str),
-    Object,
+    /// From `{` to `}`; [`Members::read`] reads it.
+    Object(&'a str),
 }
 
 /// The members of one object, sorted by name, no name twice.
@@ -141,7 +142,7 @@ impl<'a> Reader<'a> {
             Some(b'"') => Ok(Value::String(self.string()?)),
             Some(b'{') => {
                 self.nested_object(depth + 1)?;
-                Ok(Value::Object)
+                Ok(Value::Object(self.since(start)?))
             }
             Some(b'[') => {
                 self.array(depth + 1, |_| ())?;
@@ -312,7 +313,7 @@ mod tests {
         let members = Members::read(text).unwrap();
         assert_eq!(members.find("aA"), Some(&Value::String("caf\u{e9}\n".into())));
         assert_eq!(members.find("n"), Some(&Value::Number("-0.50E+10")));
-        assert_eq!(members.find("o"), Some(&Value::Object));
+        assert_eq!(members.find("o"), Some(&Value::Object(r#"{"b":{}}"#)));
         assert_eq!(members.find("t"), Some(&Value::Bool));
         assert_eq!(members.find("z"), Some(&Value::Null));
         assert_eq!(members.find("x"), None);

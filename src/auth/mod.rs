@@ -10,11 +10,13 @@
 )]
 
 pub mod api_key;
+pub mod control;
 pub mod grant;
 pub mod jwt;
 pub mod keys;
 pub mod members;
 pub mod session;
+pub mod ticket;
 
 use std::time::Duration;
 
@@ -27,10 +29,14 @@ pub struct Options {
     pub reauth_before: Duration,
     /// How long a WebSocket may stay open without a credential; `None`: a credential is needed at the handshake.
     pub first_message: Option<Duration>,
+    /// How long logouts, revocations and changed permissions are kept in mind.
+    pub revocation_keep: Duration,
     /// The `[auth.jwt]` table.
     pub jwt: jwt::Options,
     /// The `[auth.session]` table; `None`: session cookies are not read.
     pub session: Option<session::Options>,
+    /// Whether there is a store outside that processes share, `[redis]`: tickets are kept there too.
+    pub store: bool,
 }
 
 impl Default for Options {
@@ -39,8 +45,10 @@ impl Default for Options {
             query_token: true,
             reauth_before: Duration::from_secs(60),
             first_message: None,
+            revocation_keep: Duration::from_secs(30 * 86_400),
             jwt: jwt::Options::default(),
             session: None,
+            store: false,
         }
     }
 }

@@ -565,6 +565,18 @@ pub fn write_auth_ok<'p>(
     frame.end();
 }
 
+/// Appends `permission_update`: what the connection may do from now on.
+pub fn write_permission_update<'t>(
+    out: &mut Vec<u8>,
+    permissions: impl IntoIterator<Item = &'t str>,
+    roles: impl IntoIterator<Item = &'t str>,
+) {
+    let mut frame = Object::begin(out, "permission_update");
+    frame.strings("permissions", permissions);
+    frame.strings("roles", roles);
+    frame.end();
+}
+
 /// An `error` frame.
 #[derive(Clone, Copy, Debug)]
 pub struct ErrorFrame<'a> {

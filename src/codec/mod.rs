@@ -13,5 +13,6 @@ pub mod http_response;
 pub mod json;
 pub mod message;
 pub mod pointer;
+pub mod resp;
 pub mod sse;
 pub mod ws;

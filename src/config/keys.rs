@@ -56,6 +56,8 @@ pub enum Form {
     TextTable,
     /// A string, `env:NAME`, `file:PATH`, `b64:…` or `hex:…`.
     Secret,
+    /// An array of secrets.
+    SecretList,
     /// A table whose members are secrets.
     SecretTable,
     /// One of these strings.
@@ -89,6 +91,7 @@ impl fmt::Display for Form {
             Form::TextOrList => "string or array of strings",
             Form::TextTable => "table of strings",
             Form::Secret => "secret",
+            Form::SecretList => "array of secrets",
             Form::SecretTable => "table of secrets",
             Form::Address => "address",
             Form::Moment => "date-time",
@@ -108,7 +111,7 @@ const SPAN: Form = Form::Duration { min_ms: 0, max_ms: LONGEST_MS };
 const COUNT: Form = Form::Integer { min: 0, max: u32::MAX as u64 };
 const BUDGET: Form = Form::Size { min: 0, max: 1 << 50 };
 
-use Form::{Address, Boolean, Choice, Moment, Secret, SecretTable, Text, TextList, TextOrList, TextTable};
+use Form::{Address, Boolean, Choice, Moment, Secret, SecretList, SecretTable, Text, TextList, TextOrList, TextTable};
 use Preset::{Is, Required, Unset};
 
 /// Tables that may stand several times, as `[[stream]]`.
@@ -156,6 +159,7 @@ pub const KEYS: &[KeyDoc] = &[
     key("limits.write_stall", WAIT, Is("\"30s\""), "How long a socket may take nothing before it is closed 1013"),
     key("auth.query_token", Boolean, Is("true"), "`?token=` is read; where not, its presence is 401"),
     key("auth.reauth_before", SPAN, Is("\"60s\""), "Longest lead of `reauthenticate` before `exp`"),
+    key("auth.revocation_keep", Form::Duration { min_ms: 1000, max_ms: LONGEST_MS }, Is("\"30d\""), "How long logouts, revocations and changed permissions are remembered, here and in Redis; longer-lived tokens get a warning"),
     key("auth.first_message", Form::Duration { min_ms: 10, max_ms: 10 * 60 * 1000 }, Unset, "How long a WebSocket may stay open before its first message brings the credential; unset: it is needed at the handshake"),
     key("auth.jwt.leeway", Form::Duration { min_ms: 0, max_ms: 60 * 60 * 1000 }, Is("\"5s\""), "Allowance for clocks that differ"),
     key("auth.jwt.issuer", TextOrList, Unset, "Accepted `iss` values; unset: `iss` is not looked at"),
@@ -177,6 +181,22 @@ pub const KEYS: &[KeyDoc] = &[
     key("auth.api_key.rate", COUNT, Is("0"), "Requests and handshakes a minute with it; past it 429; 0: unlimited"),
     key("auth.api_key.roles", TextList, Is("[]"), "Roles of who presents it, for streams and actions that ask for one"),
     key("auth.api_key.permissions", TextList, Is("[]"), "Permissions of who presents it"),
+    key("redis.url", Secret, Unset, "`redis://user:password@host:port/database`, `rediss://` for TLS; user and password percent-encoded, each part but the host may be left out. Redis 6.2 or newer, or Valkey; without it sessions, tickets and control events are this process's alone"),
+    key("redis.ca", Text, Unset, "PEM file of the roots to trust instead of the system's"),
+    key("redis.timeout", Form::Duration { min_ms: 10, max_ms: 20_000 }, Is("\"2s\""), "How long connecting to Redis, logging in or an answer may take"),
+    key("redis.channel_logout", Text, Is("\"user-logged-out\""), "Channel on which logouts are published"),
+    key("redis.channel_permissions", Text, Is("\"permission-update\""), "Channel on which changed permissions are published"),
+    key("redis.channel_revoked", Text, Is("\"token-revoked\""), "Channel on which revoked tokens are published"),
+    key("auth.session.secrets", SecretList, Unset, "Secrets that session cookies may be signed with: all verify; with it the sessions of an express-session application in Redis are credentials"),
+    key("auth.session.cookie", Text, Is("\"connect.sid\""), "Cookie that names the session"),
+    key("auth.session.prefix", Text, Is("\"sess:\""), "What stands before the session's id in the name of its record"),
+    key("auth.session.user", Text, Is("\"/userId\""), "JSON pointer into the record: the user id, a string or an integer; without one nobody is signed in"),
+    key("auth.session.role", Text, Is("\"/userRole\""), "The role, a string or an array of strings"),
+    key("auth.session.company", Text, Is("\"/companyId\""), "What fills `{claims.companyId}`; other claims are the record's members of that name"),
+    key("auth.session.permissions", Text, Is("\"/permissions\""), "The permissions, an array of strings"),
+    key("auth.session.reread", Form::Duration { min_ms: 100, max_ms: DAY_MS }, Is("\"30s\""), "How often the record of a live session is read again, at the latest; a tenth of it is spread"),
+    key("auth.session.grace", SPAN, Is("\"5m\""), "How long live sessions outlast a Redis that does not answer"),
+    key("auth.session.touch", Boolean, Is("false"), "The life of a session is extended while it is connected, by the record's `cookie.originalMaxAge` (a day without one); its end is then the key's alone, not `cookie.expires`, which touching does not move"),
     key("stream.id", Text, Required, "1 to 128 of `A-Z a-z 0-9 . _ : ~ -`; its place is `/v1/streams/{id}`"),
     key("stream.url", Text, Required, "The upstream, with `{claims.NAME}` and `{query.NAME}` in path segments and query values"),
     key("stream.interval", Form::Duration { min_ms: 1, max_ms: LONGEST_MS }, Is("\"1s\""), "From the start of one poll to the start of the next; a warning under 100ms"),

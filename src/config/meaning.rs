@@ -72,10 +72,12 @@ pub(super) fn config(root: &Section, sources: &dyn Sources, errors: &mut Vec<Con
     let auth = check.auth(root, &jwt_keys);
     let log = log(root);
     let limits = limits(root);
+    let redis = check.redis(root);
     let api_keys = check.api_keys(root);
-    let has_keys = ["auth.jwt.key", "auth.api_key"].iter().any(|keys| !root.array(keys).is_empty());
+    let has_keys =
+        ["auth.jwt.key", "auth.api_key"].iter().any(|keys| !root.array(keys).is_empty()) || auth.session.is_some();
     let streams = check.streams(root, has_keys);
-    let config = Config { server, connection, tls, admin, log, limits, auth, jwt_keys, api_keys, streams };
+    let config = Config { server, connection, tls, admin, log, limits, auth, jwt_keys, api_keys, redis, streams };
     (config, check.warnings)
 }
 
@@ -130,7 +132,7 @@ const fn unlimited_if_zero(bytes: u64) -> u64 {
     if bytes == 0 { u64::MAX } else { bytes }
 }
 
-fn is_loopback(ip: IpAddr) -> bool {
+pub(super) fn is_loopback(ip: IpAddr) -> bool {
     ip.to_canonical().is_loopback()
 }
 
@@ -147,6 +149,11 @@ impl Check<'_> {
 
     pub(super) fn warn(&mut self, line: u32, oddity: Oddity) {
         self.warnings.push(Warning { line, oddity });
+    }
+
+    /// Where files are read.
+    pub(super) fn sources(&self) -> &dyn Sources {
+        self.sources
     }
 
     /// The values that `read` accepts; the others become errors at their own lines.
@@ -305,6 +312,7 @@ impl Check<'_> {
             query_token: root.boolean("auth.query_token"),
             reauth_before: root.duration("auth.reauth_before"),
             first_message: root.duration_unless_unset("auth.first_message"),
+            revocation_keep: root.duration("auth.revocation_keep"),
             jwt: auth::jwt::Options {
                 leeway: root.duration("auth.jwt.leeway"),
                 issuers: values("auth.jwt.issuer"),
@@ -320,7 +328,8 @@ impl Check<'_> {
                 },
                 keys,
             },
-            session: None,
+            session: self.session(root),
+            store: root.table_line("redis").is_some(),
         }
     }
 

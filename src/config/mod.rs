@@ -12,6 +12,8 @@ mod form;
 mod keys;
 mod meaning;
 mod moment;
+mod redis;
+mod session;
 mod show;
 mod walk;
 
@@ -21,6 +23,7 @@ use std::sync::Arc;
 
 pub use form::FormError;
 pub use keys::{ARRAYS, Form, KEYS, KeyDoc, Preset, keys_table, nearest_name};
+pub use redis::{RedisOptions, RedisServer, RedisUrlError};
 
 use crate::auth::api_key::{ApiKey, HashError};
 use crate::auth::keys::KeyError;
@@ -60,6 +63,8 @@ pub struct Config {
     pub jwt_keys: Vec<JwtKey>,
     /// `[[auth.api_key]]`, in the order of the file.
     pub api_keys: Vec<Arc<ApiKey>>,
+    /// `[redis]`; `None`: there is none.
+    pub redis: Option<RedisOptions>,
     /// `[[stream]]`, in the order of the file.
     pub streams: Vec<Arc<stream::Options>>,
 }
@@ -283,6 +288,23 @@ pub enum Problem {
     /// A cookie name that is none.
     #[error("`auth.jwt.cookie` is not a cookie name: use letters, digits, `-` and `_`")]
     CookieName,
+    /// `[auth.session]` without a secret.
+    #[error(
+        "`auth.session.secrets` is missing: the cookies of a session are signed, and nothing verifies them without it"
+    )]
+    SessionSecrets,
+    /// `[auth.session]` without `[redis]`.
+    #[error("[auth.session] needs [redis], where the sessions are")]
+    SessionWithoutRedis,
+    /// A session cookie's name that is none, or the token's.
+    #[error("`auth.session.cookie` must be a cookie name, and another than `auth.jwt.cookie`")]
+    SessionCookie,
+    /// Where something stands in a record that is no pointer.
+    #[error("`{key}` is no JSON pointer into the record (RFC 6901): write it as in \"/userId\"")]
+    SessionPointer {
+        /// Its path.
+        key: &'static str,
+    },
     /// An entry of `admin.names` that is none.
     #[error("`admin.names` has an entry that is no host name: write it as in \"restcast.internal\", without a port")]
     HostName,
@@ -319,6 +341,17 @@ pub enum Problem {
         /// Where the first stands.
         first_line: u32,
     },
+    /// A URL of Redis that is none.
+    #[error("`redis.url` {0}")]
+    RedisUrl(RedisUrlError),
+    /// A file of certificates without one.
+    #[error("`redis.ca` names a file without a PEM certificate")]
+    RedisCa,
+    /// Two channels of one name.
+    #[error(
+        "`redis.channel_logout`, `channel_permissions` and `channel_revoked` must be three names: each means its own"
+    )]
+    RedisChannels,
     /// A stream id that is none.
     #[error("`stream.id` must have 1 to 128 of the characters A-Z a-z 0-9 . _ : ~ -")]
     StreamId,
@@ -438,12 +471,24 @@ pub enum Oddity {
         "`admin.listen` is reachable from other machines: /metrics is open to them, and the key travels in the clear"
     )]
     AdminExposed,
+    /// A secret of session cookies that could be guessed.
+    #[error("`auth.session.secrets` has one of {bytes} bytes: use at least 16 random ones")]
+    ShortSessionSecret {
+        /// What it has.
+        bytes: usize,
+    },
     /// A short admin key.
     #[error("`admin.key` has {bytes} bytes: use at least 16 random ones")]
     ShortAdminKey {
         /// What it has.
         bytes: usize,
     },
+    /// A password in the clear.
+    #[error("`redis.url` sends its password in the clear to another machine: use rediss://")]
+    RedisPlain,
+    /// Roots for a connection without TLS.
+    #[error("`redis.ca` has no effect with a redis:// URL: use rediss://")]
+    RedisCaWithoutTls,
     /// A very short interval.
     #[error("stream \"{id}\": `interval` is under 100ms: the upstream gets over ten requests a second")]
     ShortInterval {

@@ -6,8 +6,9 @@
 use std::fmt::{Display, Write};
 use std::time::Duration;
 
-use super::{Config, Driver, JwtKey, LogFormat, LogLevel, TlsFiles, moment};
+use super::{Config, Driver, JwtKey, LogFormat, LogLevel, RedisOptions, TlsFiles, moment};
 use crate::auth::api_key::ApiKey;
+use crate::auth::session;
 use crate::stream;
 
 /// What stands for a secret.
@@ -20,8 +21,10 @@ pub(super) fn masked_toml(config: &Config) -> String {
     admin_and_log(&mut page, config);
     limits(&mut page, config);
     auth(&mut page, config);
+    config.auth.session.iter().for_each(|options| session(&mut page, options));
     config.jwt_keys.iter().for_each(|key| jwt_key(&mut page, key));
     config.api_keys.iter().for_each(|key| api_key(&mut page, key));
+    config.redis.iter().for_each(|options| redis(&mut page, options));
     config.streams.iter().for_each(|options| stream(&mut page, options));
     page.0
 }
@@ -110,6 +113,7 @@ fn auth(page: &mut Page, config: &Config) {
     page.line("query_token", auth.query_token);
     page.line("reauth_before", quoted_duration(auth.reauth_before));
     page.line_unless_unset("first_message", auth.first_message.map(quoted_duration));
+    page.line("revocation_keep", quoted_duration(auth.revocation_keep));
     page.header("[auth.jwt]");
     page.line("leeway", quoted_duration(jwt.leeway));
     page.line_unless_unset("issuer", Some(list(&jwt.issuers)).filter(|_| !jwt.issuers.is_empty()));
@@ -122,6 +126,20 @@ fn auth(page: &mut Page, config: &Config) {
     page.line("roles", quoted(&jwt.claims.roles));
     page.line("permissions", quoted(&jwt.claims.permissions));
     page.line("streams", quoted(&jwt.claims.streams));
+}
+
+fn session(page: &mut Page, session: &session::Options) {
+    page.header("[auth.session]");
+    page.line("secrets", format!("[{}]", vec![MASK; session.secrets.len()].join(", ")));
+    page.line("cookie", quoted(&session.cookie));
+    page.line("prefix", quoted(&session.prefix));
+    page.line("user", quoted(session.user.as_str()));
+    page.line("role", quoted(session.role.as_str()));
+    page.line("company", quoted(session.company.as_str()));
+    page.line("permissions", quoted(session.permissions.as_str()));
+    page.line("reread", quoted_duration(session.reread));
+    page.line("grace", quoted_duration(session.grace));
+    page.line("touch", session.touch);
 }
 
 fn jwt_key(page: &mut Page, key: &JwtKey) {
@@ -140,6 +158,16 @@ fn api_key(page: &mut Page, key: &ApiKey) {
     page.line("rate", key.rate);
     page.line("roles", list(&key.roles));
     page.line("permissions", list(&key.permissions));
+}
+
+fn redis(page: &mut Page, redis: &RedisOptions) {
+    page.header("[redis]");
+    page.line("url", quoted(&redis.server.masked()));
+    page.line_unless_unset("ca", redis.ca.as_ref().map(|ca| quoted(&ca.path)));
+    page.line("timeout", quoted_duration(redis.timeout));
+    page.line("channel_logout", quoted(&redis.channel_logout));
+    page.line("channel_permissions", quoted(&redis.channel_permissions));
+    page.line("channel_revoked", quoted(&redis.channel_revoked));
 }
 
 fn stream(page: &mut Page, stream: &stream::Options) {

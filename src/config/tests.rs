@@ -121,6 +121,11 @@ streams = ["leads", "orders:*"]
 expires = 2027-01-01T00:00:00+01:00
 rate = 600
 roles = ["agent"]
+[auth.session]
+secrets = ["env:SECRET", "hunter2"]
+[redis]
+url = "rediss://ada:hunter2@redis.example/1"
+ca = "ca.pem"
 [[stream]]
 id = "leads"
 url = "https://ada:hunter2@api.example.com/companies/{claims.companyId}/leads?region={query.region}&key=hunter2"
@@ -198,6 +203,7 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         query_token = false
         reauth_before = "60s"
         first_message = "5s"
+        revocation_keep = "30d"
 
         [auth.jwt]
         leeway = "5s"
@@ -212,6 +218,18 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         roles = "roles"
         permissions = "permissions"
         streams = "streams"
+
+        [auth.session]
+        secrets = ["***", "***"]
+        cookie = "connect.sid"
+        prefix = "sess:"
+        user = "/userId"
+        role = "/userRole"
+        company = "/companyId"
+        permissions = "/permissions"
+        reread = "30s"
+        grace = "5m"
+        touch = false
 
         [[auth.jwt.key]]
         kid = "2026-11"
@@ -230,6 +248,14 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         rate = 600
         roles = ["agent"]
         permissions = []
+
+        [redis]
+        url = "rediss://ada:***@redis.example:6379/1"
+        ca = "ca.pem"
+        timeout = "2s"
+        channel_logout = "user-logged-out"
+        channel_permissions = "permission-update"
+        channel_revoked = "token-revoked"
 
         [[stream]]
         id = "leads"
@@ -383,6 +409,7 @@ fn an_empty_file_has_the_defaults_of_every_part() {
         [auth]
         query_token = true
         reauth_before = "60s"
+        revocation_keep = "30d"
 
         [auth.jwt]
         leeway = "5s"
@@ -433,13 +460,51 @@ fn a_stream_has_the_defaults_of_the_example_file() {
 #[test]
 fn every_default_is_of_its_keys_form_and_shown_as_written() {
     let api_key = format!("[[auth.api_key]]\nid = \"k\"\nhash = {HASH:?}\nstreams = [\"s\"]\n");
-    let shown = accepted(&format!("{KEY}{api_key}[[stream]]\nid = \"s\"\nurl = \"https://h\"\n")).masked_toml();
+    let tables = "[redis]\nurl = \"redis://h\"\n[auth.session]\nsecrets = [\"a\"]\n";
+    let shown = accepted(&format!("{KEY}{api_key}{tables}[[stream]]\nid = \"s\"\nurl = \"https://h\"\n"));
+    let shown = shown.masked_toml();
     for key in KEYS {
         let name = key.path.rsplit('.').next().expect("a path has a last part");
         if let Preset::Is(default) = key.default {
             assert!(shown.contains(&format!("\n{name} = {default}\n")), "{} = {default}", key.path);
         }
     }
+}
+
+#[test]
+fn redis_needs_a_url_and_three_channels() {
+    check("[redis]\nurl = \"redis://127.0.0.1:6379/0\"", expect![[""]]);
+    check(
+        "[redis]\ntimeout = \"2s\"",
+        expect![[r#"
+        line 2: `redis.url` is missing here
+    "#]],
+    );
+    check(
+        "[redis]\nurl = \"http://ada:hunter2@h\"\ntimeout = \"21s\"\nca = \"secret\"\nchannel_logout = \"token-revoked\"",
+        expect![[r#"
+            line 2: `redis.url` has a scheme other than redis:// and rediss:// (TLS)
+            line 3: `redis.timeout`: must be from 10ms to 20s
+            line 4: `redis.ca` names a file without a PEM certificate
+            line 5: `redis.channel_logout`, `channel_permissions` and `channel_revoked` must be three names: each means its own
+        "#]],
+    );
+    check(
+        "[redis]\nurl = \"redis://ada:hunter2@h\"\nca = \"ca.pem\"",
+        expect![[r#"
+        warning line 2: `redis.url` sends its password in the clear to another machine: use rediss://
+        warning line 3: `redis.ca` has no effect with a redis:// URL: use rediss://
+    "#]],
+    );
+    check("[redis]\nurl = \"redis://ada:hunter2@localhost\"", expect![[""]]);
+    check(
+        "[redis]\nurl = \"env:NOPE\"\nca = \"nope.pem\"",
+        expect![[r#"
+            line 2: `redis.url`: the environment variable "NOPE" is not set
+            line 3: `redis.ca`: the file "nope.pem" does not exist
+        "#]],
+    );
+    assert!(accepted("").redis.is_none());
 }
 
 #[test]
@@ -459,7 +524,7 @@ trusted_proxies = [
 [limits]
 message_bytes_max = "64kB"
 keep_alive = "15"
-[redis]
+[rediss]
 url = "redis://user:pass@127.0.0.1/"
 [[stream]]
 url = "https://h/{query.region}"
@@ -479,7 +544,7 @@ auth = { kind = "bearer" }
             line 10: `server.trusted_proxies`: "proxy" is not a network: write ADDRESS/BITS, as in "10.0.0.0/8"
             line 13: `limits.message_bytes_max`: "64kB" is not a size: write a whole number and KiB, MiB or GiB, as in "64KiB", or an integer of bytes
             line 14: `limits.keep_alive`: "15" is not a duration: write a whole number and ms, s, m, h or d, as in "250ms" or "5s"
-            line 15: unknown key `redis`; the nearest known one is `admin`
+            line 15: unknown key `rediss`; the nearest known one is `redis`
             line 17: `stream.id` is missing here
             line 18: `stream.url`: {query.region} needs "region" in `params`
             line 19: `stream.interval`: must be from 1ms to 366d
@@ -994,6 +1059,7 @@ fn line() -> impl proptest::strategy::Strategy<Value = String> {
         "\"HS256\"",
         "\"https://u:p@h/{claims.a}?k=v\"",
         "\"GET\"",
+        "\"redis://u:env:SECRET@h\"",
         "\"{query.a}\"",
         "nan",
         "2027-01-01",
@@ -1008,6 +1074,7 @@ fn line() -> impl proptest::strategy::Strategy<Value = String> {
         "[limits]",
         "[auth.jwt]",
         "[admin]",
+        "[redis]",
     ]);
     proptest::strategy::Union::new([
         (name, value).prop_map(|(name, value)| format!("{name} = {value}\n")).boxed(),

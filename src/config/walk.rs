@@ -39,6 +39,7 @@ enum Value {
     Texts(Vec<Lined<String>>),
     TextTable(Vec<Lined<(String, String)>>),
     Secret(Secret),
+    Secrets(Vec<Lined<Secret>>),
     SecretTable(Vec<Lined<(String, Secret)>>),
     Address(SocketAddr),
     Moment(WallTime),
@@ -62,6 +63,17 @@ impl Section {
     /// The line of `path`, or the section's own where the file leaves it out.
     pub(super) fn line_of(&self, path: &str) -> u32 {
         self.written.get(path).map_or(self.line, |(line, _)| *line)
+    }
+
+    /// Whether the file has `path`, right or wrong.
+    pub(super) fn is_written(&self, path: &str) -> bool {
+        self.written.contains_key(path)
+    }
+
+    /// The first line of the table at `path`, which is none of an array; `None` where the file has none of its keys.
+    pub(super) fn line_of_table(&self, path: &str) -> Option<u32> {
+        let of_it = |key: &&str| key.strip_prefix(path).is_some_and(|rest| rest.starts_with('.'));
+        self.written.iter().filter(|(key, _)| of_it(key)).map(|(_, (line, _))| *line).min()
     }
 
     /// The elements of the array of tables at `path`.
@@ -138,6 +150,20 @@ impl Section {
             Value::Secret(value) => Some(value),
             _ => panic!("KEYS gives {path} a secret"),
         }
+    }
+
+    /// The secrets of an array; `None`: the file has none.
+    pub(super) fn secrets(&self, path: &'static str) -> Option<Vec<Lined<Secret>>> {
+        match self.value(path)? {
+            Value::Secrets(values) => Some(values),
+            _ => panic!("KEYS gives {path} an array of secrets"),
+        }
+    }
+
+    /// The line of the first key that the file has in the table at `path`; `None`: it has none.
+    pub(super) fn table_line(&self, path: &str) -> Option<u32> {
+        let inside = |key: &&str| key.strip_prefix(path).is_some_and(|rest| rest.starts_with('.'));
+        self.written.iter().filter(|(key, _)| inside(key)).map(|(_, (line, _))| *line).min()
     }
 
     pub(super) fn secret_table(&self, path: &'static str) -> Vec<Lined<(String, Secret)>> {
@@ -320,6 +346,11 @@ impl Walk<'_> {
                 self.members(key.path, table, |walk, path, text, span| walk.text(path, text, span))
                     .map(Value::TextTable)
             }
+            (Form::SecretList, DeValue::Array(elements)) => {
+                self.few(key.path, elements.len(), value)?;
+                let secrets: Vec<Option<Lined<Secret>>> = elements.iter().map(|e| self.hidden(key.path, e)).collect();
+                secrets.into_iter().collect::<Option<Vec<_>>>().map(Value::Secrets)
+            }
             (Form::SecretTable, DeValue::Table(table)) => {
                 self.few(key.path, table.len(), value)?;
                 self.members(key.path, table, |walk, path, text, span| {
@@ -340,6 +371,15 @@ impl Walk<'_> {
             return None;
         };
         let value = self.text(path, text, element.span())?;
+        Some(Lined { line: self.lines.line_at(element.span().start), value })
+    }
+
+    fn hidden(&mut self, path: &str, element: &Spanned<DeValue<'_>>) -> Option<Lined<Secret>> {
+        let DeValue::String(text) = element.get_ref() else {
+            self.wrong_type(path, &wanted(Form::SecretList), element);
+            return None;
+        };
+        let value = self.formed(path, form::secret(text, self.sources), element.span())?;
         Some(Lined { line: self.lines.line_at(element.span().start), value })
     }
 
@@ -419,6 +459,9 @@ fn wanted(form: Form) -> String {
         Form::Choice(_) => form.to_string(),
         Form::Moment => "a date-time such as 2027-01-01T00:00:00Z, without quotes".to_owned(),
         Form::TextList => "an array of strings".to_owned(),
+        Form::SecretList => {
+            "an array of strings: each the secret itself, env:NAME, file:PATH, b64:… or hex:…".to_owned()
+        }
         Form::SecretTable => "a table of strings".to_owned(),
         Form::Text | Form::TextOrList | Form::TextTable => format!("a {form}"),
     }

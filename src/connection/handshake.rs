@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use crate::auth;
+use crate::auth::{self, ticket};
 use crate::codec::deflate::{self, Agreement};
 use crate::codec::http::{self, Authorization, Head, Representation, Upgrade};
 use crate::codec::message::{ErrorCode, Format};
@@ -84,6 +84,8 @@ pub enum Resource<'b> {
     Stream(&'b str),
     /// `/v1/ws`.
     Many,
+    /// `/v1/tickets`.
+    Tickets,
     /// `/v1/connections/{connection}/auth`: the name, not decoded.
     Renewal(&'b str),
 }
@@ -96,6 +98,7 @@ impl<'b> Resource<'b> {
             "/" if options.playground => Some(Resource::Playground),
             "/echo" if options.echo => Some(Resource::Echo),
             "/v1/ws" => Some(Resource::Many),
+            "/v1/tickets" => Some(Resource::Tickets),
             _ => {
                 if let Some(id) = path.strip_prefix("/v1/streams/") {
                     return (!id.is_empty() && !id.contains('/')).then_some(Resource::Stream(id));
@@ -109,7 +112,7 @@ impl<'b> Resource<'b> {
     /// The methods it knows, as `Allow` lists them.
     pub const fn allow(self) -> &'static str {
         match self {
-            Resource::Renewal(_) => "POST, OPTIONS",
+            Resource::Renewal(_) | Resource::Tickets => "POST, OPTIONS",
             _ => "GET, HEAD, OPTIONS",
         }
     }
@@ -130,6 +133,8 @@ pub enum Demand<'b> {
     Stream(StreamRequest, How<'b>),
     /// A WebSocket without a subscription.
     Many(Upgrade<'b>),
+    /// A one-time ticket for the credential that is presented.
+    Ticket,
     /// To renew the credential of a live connection (`None`: its name is none), by the body.
     Renew(Option<ConnectionId>),
 }
@@ -158,8 +163,8 @@ pub fn demand<'b>(head: &Head<'b>, options: &Options) -> Result<Demand<'b>, Refu
     };
     match (resource, head.method) {
         (_, "OPTIONS") => return Ok(Demand::Options(resource.allow())),
-        (Resource::Renewal(_), "POST") => {}
-        (Resource::Renewal(_), _) => return Err(Refusal::not_allowed(resource.allow())),
+        (Resource::Renewal(_) | Resource::Tickets, "POST") => {}
+        (Resource::Renewal(_) | Resource::Tickets, _) => return Err(Refusal::not_allowed(resource.allow())),
         // HEAD is GET without its body, where that is a refusal too (RFC 9110 section 9.3.2).
         (_, "GET" | "HEAD") => {}
         _ => return Err(Refusal::not_allowed(resource.allow())),
@@ -178,6 +183,7 @@ pub fn demand<'b>(head: &Head<'b>, options: &Options) -> Result<Demand<'b>, Refu
         Resource::Playground => Ok(Demand::Playground),
         Resource::Echo => Ok(Demand::Echo(needed(upgrade()?)?)),
         Resource::Many => Ok(Demand::Many(needed(upgrade()?)?)),
+        Resource::Tickets => Ok(Demand::Ticket),
         Resource::Renewal(name) => Ok(Demand::Renew(ConnectionId::parse(name))),
         Resource::Stream(id) => {
             let how = match upgrade()? {
@@ -268,14 +274,18 @@ pub enum Credential {
 pub struct Presented {
     /// The first carrier that is there: later ones are not read.
     pub first: Option<(Credential, Carrier)>,
-    /// The session cookie, as sent: looked at where nothing else is there, or where that is a token that does not verify.
+    /// The session cookie, its escapes undone: looked at where nothing else is there, or where that is a token that does not verify.
     pub session: Option<Secret>,
 }
 
 impl Presented {
-    /// A token that did not come with a request.
+    /// A token, or a ticket, that did not come with a request: which, its form tells.
     pub fn token(token: Secret) -> Presented {
-        Presented { first: Some((Credential::Token(token), Carrier::Authorization)), session: None }
+        let credential = match ticket::is_ticket(token.expose_secret()) {
+            true => Credential::Ticket(token),
+            false => Credential::Token(token),
+        };
+        Presented { first: Some((credential, Carrier::Authorization)), session: None }
     }
 
     /// Whether nothing is presented.
@@ -292,7 +302,11 @@ pub fn presented(head: &Head<'_>, options: &auth::Options) -> Result<Presented, 
     let session = match &options.session {
         None => None,
         Some(session) => match http::cookie(head, &session.cookie) {
-            Ok(value) => value.map(|value| Secret::new(value.as_bytes())),
+            // express-session percent-encodes it. What is no escape was none of its.
+            Ok(value) => value.map(|value| match http::percent_decode(value) {
+                Some(decoded) => Secret::new(decoded.as_bytes()),
+                None => Secret::new(value.as_bytes()),
+            }),
             Err(_) => return Err(Refusal::new(ErrorCode::BadRequest, "the session's cookie appears twice")),
         },
     };

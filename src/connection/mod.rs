@@ -15,7 +15,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::auth::api_key::ApiKey;
-use crate::auth::grant::Grant;
+use crate::auth::grant::{Grant, SessionNo};
 use crate::auth::keys::KeyId;
 use crate::codec::http::BodyDecoder;
 use crate::codec::message::{CloseReason, Format};
@@ -191,6 +191,8 @@ pub enum Phase {
         key: Option<KeyId>,
         /// The API key that the grant hung on.
         api_key: Option<Arc<ApiKey>>,
+        /// The session that the grant hangs on.
+        session: Option<SessionNo>,
         /// How to answer.
         reply: Reply,
     },
@@ -201,7 +203,7 @@ pub enum Phase {
         /// The request's head, to be carried out when the answer is there.
         head: Vec<u8>,
     },
-    /// Another core is asked.
+    /// Another core is asked, or somebody outside for something that the answer needs.
     Asking {
         /// The number of the question.
         ask: u64,

@@ -446,6 +446,7 @@ impl Core {
                     self.process.workers.compare(comparison, mailbox);
                 }
                 Output::LookUp { ask, .. } => self.post(self.core, Message::Found { ask, found: Found::Unavailable }),
+                Output::Order(_) => {}
                 Output::Mail { to, mail } => self.post(to, Message::Mail(mail)),
                 Output::Finish { connection } => {
                     let sockets = &mut self.sockets;

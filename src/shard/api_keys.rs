@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::auth::api_key::{ApiKey, ApiKeyError, ApiKeys};
+use crate::auth::api_key::{ApiKey, ApiKeyError, ApiKeyMark, ApiKeys};
 use crate::auth::grant::Grant;
 use crate::codec::message::{CloseReason, ErrorCode};
 use crate::connection::handshake::Refusal;
@@ -52,6 +52,18 @@ impl Shard {
         })?;
         results.of(ApiKeyResult::Ok).count();
         Ok(Grant::of_api_key(key, &mut self.rights))
+    }
+
+    /// The grant of a ticket that was made for an API key: what the key gives now.
+    pub(super) fn api_key_ticket_grant(&mut self, mark: &ApiKeyMark) -> Result<Grant, Refusal> {
+        let keys = Arc::clone(&self.api_keys);
+        match keys.find_marked(mark) {
+            None => Err(Refusal::new(ErrorCode::TokenRevoked, "the API key was revoked").because("revoked")),
+            Some(key) if key.expires.is_some_and(|expires| expires <= self.now.wall) => {
+                Err(Refusal::new(ErrorCode::TokenExpired, ApiKeyError::Expired.to_string()).because("expired"))
+            }
+            Some(key) => Ok(Grant::of_api_key(key, &mut self.rights).by_ticket()),
+        }
     }
 
     /// There are other API keys now: those who wait under one are judged at once, open connections in turns.

@@ -10,11 +10,14 @@ use std::time::Duration;
 
 use crate::auth::grant::Grant;
 use crate::codec::message::{ClientId, ErrorCode};
+use crate::connection::Phase;
 use crate::connection::handshake::{Credential, Presented, Refusal};
 use crate::ids::{ConnectionId, ConnectionKey, CoreId};
 use crate::limits;
 use crate::secret::Secret;
 
+use super::sessions::{Question, Reread};
+use super::tickets::Used;
 use super::{Output, Shard};
 
 /// A question to somebody outside of the cores: Redis, or whoever fetches key sets. Each is answered by
@@ -36,6 +39,18 @@ pub enum Lookup {
     },
     /// To fetch anew the key set of that issuer, by its place in the configuration; where that was done a moment ago, nothing.
     KeySet(usize),
+}
+
+/// Something that the same are told and that needs no answer: what comes of it shows when it is looked for.
+#[derive(Clone, Debug)]
+pub enum Order {
+    /// To let a session live for so long from now on, if it lives still.
+    Touch {
+        /// Its id.
+        sid: Secret,
+        /// How long.
+        life: Duration,
+    },
 }
 
 /// A session's record, as Redis holds it.
@@ -94,32 +109,71 @@ pub(super) enum Waiter {
 pub(super) enum Asked {
     /// The token is looked at again, with the key set as it is then.
     KeySet(Waiter, Presented),
+    /// A session's record is given to all who wait for it.
+    Session(Box<Question>),
+    /// Sessions that live here go on by their records, or end.
+    Reread(Reread),
+    /// A ticket has been used, if it was one.
+    Ticket(Waiter, Used),
+    /// A ticket is kept, and handed out.
+    Kept(ConnectionKey, Used),
 }
 
 /// What became of looking at a credential.
 pub(super) enum Authenticated {
     /// It is judged.
     Now(Result<Grant, Refusal>),
-    /// Somebody outside was asked under this number; the waiter will be told.
+    /// Somebody outside was asked; the waiter will be told, by this number.
+    Later(u64),
+}
+
+/// The same, with the waiter given back who need not wait.
+pub(super) enum Looked {
+    /// It is judged.
+    Now(Waiter, Result<Grant, Refusal>),
+    /// Somebody outside was asked; the waiter will be told, by this number.
     Later(u64),
 }
 
 impl Shard {
     /// Looks at what is presented, which is something. Limits come before this, and so does an address's standing.
     pub(super) fn authenticate(&mut self, presented: Presented, waiter: Waiter) -> Authenticated {
-        let _ = waiter;
-        Authenticated::Now(self.authenticate_at_once(presented))
+        match self.look_at(presented, waiter) {
+            Looked::Now(_, outcome) => Authenticated::Now(outcome),
+            Looked::Later(no) => Authenticated::Later(no),
+        }
     }
 
-    /// The same without asking anybody.
-    fn authenticate_at_once(&mut self, presented: Presented) -> Result<Grant, Refusal> {
-        match &presented.first {
-            Some((Credential::Token(token), _)) => self.token_grant(token),
-            Some((Credential::Ticket(_), _)) => {
-                Err(Refusal::new(ErrorCode::InvalidToken, "there is no such ticket").because("unknown_ticket"))
+    /// Protocol section 2, «Hybrid»: a token first; where there is none, or it does not verify, a session. Any other
+    /// credential stands for itself.
+    fn look_at(&mut self, presented: Presented, waiter: Waiter) -> Looked {
+        let Presented { first, session } = presented;
+        let refusal = match first {
+            Some((Credential::Token(token), _)) => match self.token_grant(&token) {
+                Ok(grant) => return Looked::Now(waiter, Ok(grant)),
+                Err(refusal) => refusal,
+            },
+            Some((Credential::Ticket(ticket), _)) => return self.look_at_ticket(&ticket, waiter),
+            Some((Credential::ApiKey(key), _)) => return Looked::Now(waiter, self.api_key_grant(&key)),
+            None => Refusal::new(ErrorCode::MissingCredential, "a credential is needed"),
+        };
+        match session {
+            Some(cookie) => self.look_at_cookie(&cookie, waiter),
+            None => Looked::Now(waiter, Err(refusal)),
+        }
+    }
+
+    /// What was looked at, after an answer: judged, or to be waited for under another number.
+    fn looked_again(&mut self, request: Option<ConnectionKey>, looked: Looked) {
+        match looked {
+            Looked::Now(waiter, outcome) => self.judged(waiter, outcome),
+            Looked::Later(no) => {
+                if let Some(index) = request.and_then(|connection| self.still(connection))
+                    && let Some(Phase::Looking { ask, .. }) = self.http_mut(index).map(|http| &mut http.phase)
+                {
+                    *ask = no;
+                }
             }
-            Some((Credential::ApiKey(key), _)) => self.api_key_grant(key),
-            None => Err(Refusal::new(ErrorCode::MissingCredential, "a credential is needed")),
         }
     }
 
@@ -134,27 +188,47 @@ impl Shard {
         }
     }
 
-    /// Asks somebody outside; `asked` says what is done with the answer.
-    pub(super) fn look_up(&mut self, lookup: Lookup, asked: Asked) -> Result<u64, Refusal> {
+    /// Whether somebody outside may be asked.
+    pub(super) fn may_look_up(&self) -> Result<(), Refusal> {
         if self.looked_up.len() >= limits::LOOKUPS_MAX {
             let detail = "too many credentials are being looked at";
             return Err(Refusal::new(ErrorCode::Overloaded, detail).with_status(503).retry_after(2));
         }
+        Ok(())
+    }
+
+    /// Asks somebody outside; `asked` says what is done with the answer.
+    pub(super) fn look_up(&mut self, lookup: Lookup, asked: Asked) -> Result<u64, Refusal> {
+        self.may_look_up()?;
+        Ok(self.look_up_surely(lookup, asked))
+    }
+
+    /// The same, where it is known that one may.
+    pub(super) fn look_up_surely(&mut self, lookup: Lookup, asked: Asked) -> u64 {
         self.ask_no += 1;
         self.looked_up.insert(self.ask_no, asked);
         self.outputs.push_back(Output::LookUp { ask: self.ask_no, lookup });
-        Ok(self.ask_no)
+        self.ask_no
     }
 
     /// Somebody outside has answered.
     pub(super) fn found(&mut self, ask: u64, found: Found) {
         let Some(asked) = self.looked_up.remove(&ask) else { return };
-        match (asked, found) {
-            (Asked::KeySet(waiter, presented), _) => {
+        match asked {
+            Asked::KeySet(waiter, presented) => {
+                let request = waiter.request();
                 // What was unknown a moment ago may be known now; it is not asked for a second time.
-                let outcome = self.authenticate_at_once(presented);
-                self.judged(waiter, outcome);
+                let looked = self.look_at(presented, waiter);
+                self.looked_again(request, looked);
             }
+            Asked::Session(question) => self.session_found(ask, *question, found),
+            Asked::Reread(reread) => self.sessions_reread(reread, found),
+            Asked::Ticket(waiter, used) => {
+                let request = waiter.request();
+                let looked = self.ticket_found(waiter, used, found);
+                self.looked_again(request, looked);
+            }
+            Asked::Kept(connection, used) => self.ticket_kept(connection, ask, &used, &found),
         }
     }
 
@@ -180,6 +254,19 @@ impl Shard {
 
     /// The answer to a question is not waited for any more: its waiter is gone.
     pub(super) fn forget_lookup(&mut self, ask: u64) {
-        self.looked_up.remove(&ask);
+        // Others may wait for a session's record as well, and what is read of it is news for those who live by it.
+        if !matches!(self.looked_up.get(&ask), Some(Asked::Session(_) | Asked::Reread(_))) {
+            self.looked_up.remove(&ask);
+        }
+    }
+}
+
+impl Waiter {
+    /// The connection whose request waits, where one does.
+    fn request(&self) -> Option<ConnectionKey> {
+        match self {
+            Waiter::Request(connection) => Some(*connection),
+            _ => None,
+        }
     }
 }

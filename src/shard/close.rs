@@ -115,7 +115,9 @@ impl Shard {
     fn leave(&mut self, index: u32) {
         self.unsubscribe_all(index);
         self.release_subject(index);
-        if let Some(transport) = self.connections.at(index).and_then(|c| c.open()).map(|open| open.transport) {
+        if let Some(open) = self.connections.at(index).and_then(|connection| connection.open()) {
+            let (transport, session) = (open.transport, open.grant.session());
+            self.leave_session(session, index);
             self.count_open(transport, false);
         }
     }
@@ -204,6 +206,7 @@ impl Shard {
             CloseReason::Forbidden => ErrorCode::Forbidden,
             CloseReason::StreamEnded | CloseReason::NotFound => ErrorCode::StreamEnded,
             CloseReason::TokenExpired => ErrorCode::TokenExpired,
+            CloseReason::SessionExpired => ErrorCode::SessionExpired,
             _ => ErrorCode::Overloaded,
         };
         let mut refusal = Refusal::new(code, code.meaning());

@@ -113,7 +113,7 @@ impl Shard {
         let now = self.now.at;
         let (ends, verified_by) = (grant.end(self.options.auth.jwt.leeway), grant.key());
         let api_key = grant.api_key().map(Arc::clone);
-        let holder = self.subject(&grant);
+        let (holder, session) = (self.subject(&grant), grant.session());
         self.rights.release(grant);
         let held = match self.hold_stream(holder, key) {
             Ok(counted) => holder.filter(|_| counted),
@@ -125,9 +125,20 @@ impl Shard {
         let cold_until = now + key.target.options.timeout;
         let deadline = preferred_s.map_or(cold_until, |wait| now + Duration::from_secs(wait));
         let Some(http) = self.http_mut(index) else { return };
-        http.phase =
-            Phase::Waiting { topic, held, known, preferred_s, cold_until, ends, key: verified_by, api_key, reply };
+        http.phase = Phase::Waiting {
+            topic,
+            held,
+            known,
+            preferred_s,
+            cold_until,
+            ends,
+            key: verified_by,
+            api_key,
+            session,
+            reply,
+        };
         http.deadline = deadline;
+        self.join_session(session, index);
         if let Some(topic) = self.topics.at_mut(topic) {
             topic.waiters.push(connection);
         }
@@ -220,12 +231,16 @@ impl Shard {
     pub(super) fn waited(&mut self, index: u32) {
         let now = self.now.at;
         let Some(http) = self.http_mut(index) else { return };
-        let Phase::Waiting { topic, known, cold_until, ends, .. } = &http.phase else { return };
-        let (topic, known, cold_until, ends) = (*topic, known.clone(), *cold_until, *ends);
+        let Phase::Waiting { topic, known, cold_until, ends, session, .. } = &http.phase else { return };
+        let (topic, known, cold_until, ends, session) = (*topic, known.clone(), *cold_until, *ends, *session);
         if ends.is_some_and(|ends| ends <= self.now.wall) {
             self.metrics.expiries.count();
             let reply = self.forget_exchange(index);
-            return self.refuse(index, &Refusal::new(ErrorCode::TokenExpired, "the credential has expired"), &reply);
+            let refusal = match session {
+                Some(_) => Refusal::new(ErrorCode::SessionExpired, "the session has expired"),
+                None => Refusal::new(ErrorCode::TokenExpired, "the credential has expired"),
+            };
+            return self.refuse(index, &refusal, &reply);
         }
         match self.held(topic) {
             Some(held) => {
@@ -281,7 +296,8 @@ impl Shard {
         let Some(key) = self.key_of(index) else { return Reply::default() };
         let Some(http) = self.http_mut(index) else { return Reply::default() };
         match std::mem::replace(&mut http.phase, Phase::Head) {
-            Phase::Waiting { topic, held, reply, .. } => {
+            Phase::Waiting { topic, held, session, reply, .. } => {
+                self.leave_session(session, index);
                 if let Some(key) = self.topics.at(topic).map(|topic| Arc::clone(&topic.key)) {
                     self.release_stream(held, &key);
                 }
@@ -294,6 +310,7 @@ impl Shard {
             }
             Phase::Asking { ask, reply } => {
                 self.asks.remove(&ask);
+                self.forget_lookup(ask);
                 reply
             }
             Phase::Looking { ask, .. } => {

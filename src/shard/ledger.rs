@@ -14,6 +14,8 @@ use std::time::Duration;
 use crate::ids::Holder;
 use crate::time::Instant;
 
+use super::tickets::Tickets;
+
 /// Entries in one of the [`PARTS`] of the ledger.
 const ENTRIES_PER_PART_MAX: usize = 65_536;
 const PARTS: usize = 32;
@@ -86,6 +88,7 @@ pub struct Ledger {
     connections: AtomicU64,
     streams: AtomicU64,
     parts: Vec<Mutex<HashMap<Holder, Entry>>>,
+    tickets: Tickets,
 }
 
 impl Default for Ledger {
@@ -95,6 +98,7 @@ impl Default for Ledger {
             connections: AtomicU64::new(0),
             streams: AtomicU64::new(0),
             parts: (0..PARTS).map(|_| Mutex::default()).collect(),
+            tickets: Tickets::default(),
         }
     }
 }
@@ -112,6 +116,11 @@ impl Ledger {
             IpAddr::V4(address) => self.holder("v4", address),
             IpAddr::V6(address) => self.holder("v6", address.to_bits() >> 64),
         }
+    }
+
+    /// The tickets that were made.
+    pub(super) fn tickets(&self) -> &Tickets {
+        &self.tickets
     }
 
     /// One more connection in all, if that is at most `limit` (0: unlimited).

@@ -21,9 +21,11 @@ mod owner;
 mod rendition;
 mod requests;
 mod rng;
+mod sessions;
 mod slab;
 mod stats;
 mod subscribe;
+mod tickets;
 mod timers;
 pub mod topics;
 pub mod wheel;
@@ -46,7 +48,7 @@ use crate::stream::poll::{FetchRequest, FetchResult, PollNo, Status};
 use crate::time::{Instant, Now};
 use crate::{auth, connection, stream};
 
-pub use self::authenticate::{Found, Lookup, SessionRecord};
+pub use self::authenticate::{Found, Lookup, Order, SessionRecord};
 pub use self::catalog::{Catalog, StreamKey};
 pub use self::close::CannedAnswer;
 pub use self::ledger::Ledger;
@@ -59,6 +61,7 @@ use self::encoder::Encoder;
 use self::fanout::Joint;
 use self::owner::Owned;
 use self::rendition::Meter;
+use self::sessions::Sessions;
 use self::slab::Slab;
 use self::topics::Topic;
 use self::wheel::Wheel;
@@ -121,6 +124,11 @@ pub enum Input<'a> {
         /// The answer.
         found: Found,
     },
+    /// The store of sessions has gone away, or is there again: what was missed meanwhile is to be read.
+    StoreState {
+        /// Whether it is there.
+        up: bool,
+    },
     /// Time has passed.
     Timeout,
     /// The wall clock was stepped, or the machine slept: credential deadlines are to be anchored anew.
@@ -154,6 +162,8 @@ pub enum Output {
         /// What is asked.
         lookup: Lookup,
     },
+    /// Tell somebody outside of the cores; there is no answer.
+    Order(Order),
     /// Tell another core.
     Mail {
         /// Which.
@@ -285,6 +295,7 @@ pub struct Shard {
     asks: HashMap<u64, ConnectionKey>,
     /// What is done with the answers of those outside of the cores.
     looked_up: HashMap<u64, Asked>,
+    sessions: Sessions,
     /// The number of the last question, of either kind.
     ask_no: u64,
 }
@@ -343,6 +354,7 @@ impl Shard {
             rekeyed: VecDeque::new(),
             asks: HashMap::new(),
             looked_up: HashMap::new(),
+            sessions: Sessions::default(),
             ask_no: 0,
         };
         shard.share_bounds();
@@ -363,13 +375,19 @@ impl Shard {
             Input::Compared(compared) => self.compared(*compared),
             Input::Mail(mail) => self.mail(mail),
             Input::Found { ask, found } => self.found(ask, found),
+            Input::StoreState { up } => self.store_state(up),
             Input::Timeout => self.timeout(),
-            Input::ClockMoved => self.recheck = Some(0),
+            Input::ClockMoved => {
+                // The store's clock may have been stepped as well: what it holds is read anew.
+                self.reread_all();
+                self.recheck = Some(0);
+            }
             Input::Drain => self.begin_drain(),
             Input::Reload(options) => self.reload(options),
             Input::ApiKeys(keys) => self.take_api_keys(keys),
         }
         self.turn_inbox();
+        self.drop_unused_sessions();
     }
 
     /// The next thing to be done outside; `None` when there is nothing more for now.
@@ -383,7 +401,10 @@ impl Shard {
         let now = (self.recheck.is_some() || self.drains_now() || !self.ready.is_empty()).then_some(self.now.at);
         let drained = self.draining.filter(|draining| !draining.told).map(|draining| draining.until);
         let timer = self.timers.peek().map(|Reverse((at, _))| *at);
-        [swept, now, timer, self.wheel.next_timeout(), drained].into_iter().flatten().min()
+        [swept, now, timer, self.wheel.next_timeout(), self.sessions.next_timeout(), drained]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// How long a socket may take nothing.

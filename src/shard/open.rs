@@ -20,7 +20,7 @@ use crate::limits;
 use crate::metrics::{AuthUpdateResult, HandshakeResult};
 use crate::secret::Secret;
 
-use super::authenticate::{Authenticated, Waiter};
+use super::authenticate::{Authenticated, Looked, Waiter};
 use super::requests::is_failure;
 use super::{Mail, Shard};
 
@@ -48,7 +48,7 @@ impl Shard {
             CredentialKind::Ticket => AuthKind::Ticket,
             CredentialKind::Anonymous => AuthKind::Anonymous,
         };
-        let (sub, expires) = (grant.sub().map(str::to_owned), grant.expires());
+        let (sub, expires, session) = (grant.sub().map(str::to_owned), grant.expires(), grant.session());
         let Some(connection) = self.connections.at_mut(index) else { return };
         connection.state = State::Open(Open {
             random,
@@ -64,6 +64,7 @@ impl Shard {
             updating: false,
             counted,
         });
+        self.join_session(session, index);
         self.metrics.handshakes.of(HandshakeResult::Ok).count();
         self.count_open(transport, true);
         self.plan_reauthenticate(index);
@@ -231,7 +232,21 @@ impl Shard {
                     }
                 }
             }
-            None => Err(rejected("no_session")),
+            None => match open.grant.session() {
+                None => Err(rejected("no_session")),
+                Some(session) => {
+                    let waiter = Waiter::Update { connection, id: id.cloned() };
+                    match self.reread_mine(session, waiter) {
+                        Looked::Now(_, outcome) => outcome,
+                        Looked::Later(_) => {
+                            if let Some(open) = self.connections.at_mut(index).and_then(|c| c.open_mut()) {
+                                open.updating = true;
+                            }
+                            return;
+                        }
+                    }
+                }
+            },
         };
         self.update_judged(index, id, outcome);
     }
@@ -262,7 +277,10 @@ impl Shard {
                 let reason = Some(refusal.reason.unwrap_or("refused"));
                 let frame = ErrorFrame { reason, id, ..ErrorFrame::of(ErrorCode::AuthUpdateRejected) };
                 self.tell(index, "error", |out| message::write_error(out, &frame));
-                self.count_refusal(index);
+                // What nobody could say is no fault of the client's.
+                if refusal.status != 503 {
+                    self.count_refusal(index);
+                }
             }
         }
     }
@@ -300,9 +318,12 @@ impl Shard {
         let Some(open) = self.connections.at_mut(index).and_then(|connection| connection.open_mut()) else {
             return Ok(());
         };
+        let (before, session) = (open.grant.session(), grant.session());
         let old = std::mem::replace(&mut open.grant, grant);
         open.counted = counted;
         open.refusals = 0;
+        self.leave_session(before, index);
+        self.join_session(session, index);
         self.rights.release(old);
         self.metrics.auth_updates.of(AuthUpdateResult::Accepted).count();
         self.plan_reauthenticate(index);

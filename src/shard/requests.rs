@@ -40,7 +40,7 @@ struct Client {
 }
 
 /// What became of looking at a request's credential.
-enum Judged {
+pub(super) enum Judged {
     /// It opens with this grant.
     Granted(Grant),
     /// It may bring its credential in the first message.
@@ -322,8 +322,9 @@ impl Shard {
         let more = !connection.peer_ended;
         let options = Arc::clone(&self.options);
         // A body that is not asked for is not read: the connection ends after the answer instead.
+        let bodiless = matches!(head.body, BodyLength::None | BodyLength::Length(0));
         let mut reply = Reply {
-            keep_alive: head.keep_alive && head.body == BodyLength::None && more,
+            keep_alive: head.keep_alive && bodiless && more,
             head_only: head.method == "HEAD",
             cors_origin: None,
         };
@@ -373,10 +374,11 @@ impl Shard {
                 }
             }
             Demand::Renew(connection) => self.read_renewal(index, head, connection, client.addr, reply),
-            Demand::Stream(..) | Demand::Many(_) if self.draining.is_some() => {
+            Demand::Stream(..) | Demand::Many(_) | Demand::Ticket if self.draining.is_some() => {
                 let refusal = Refusal::new(ErrorCode::Draining, "the server is about to end").retry_after(2);
                 self.refuse(index, &refusal, &reply);
             }
+            Demand::Ticket => self.make_ticket(index, head, &page, client.addr, &reply),
             Demand::Stream(request, How::WebSocket(upgrade)) => {
                 self.open_websocket(index, head, &page, &client, Some(request), &upgrade, &reply);
             }
@@ -446,7 +448,7 @@ impl Shard {
     }
 
     /// Who asks: the grant of what is presented, or of nothing.
-    fn judge(
+    pub(super) fn judge(
         &mut self,
         index: u32,
         head: &Head<'_>,
@@ -510,7 +512,7 @@ impl Shard {
     }
 
     /// Refuses a credential: counts it for the address, which past its limit is answered late.
-    fn refuse_credential(&mut self, index: u32, refusal: &Refusal, reply: &Reply, addr: IpAddr) {
+    pub(super) fn refuse_credential(&mut self, index: u32, refusal: &Refusal, reply: &Reply, addr: IpAddr) {
         if !is_failure(refusal.code) {
             return self.refuse(index, refusal, reply);
         }

@@ -15,7 +15,7 @@ use crate::connection::{NEVER, Phase, State};
 use crate::frame::Transport;
 use crate::time::Instant;
 
-use super::{Options, Shard, Timer};
+use super::{Options, Shard, Timer, sessions};
 
 /// Wheel entries looked at in one turn.
 const DUE_PER_TURN: u32 = 4096;
@@ -40,6 +40,7 @@ impl Shard {
         while let Some(index) = self.wheel.pop_due(now, &mut budget) {
             self.connection_due(index);
         }
+        self.sessions_due();
         self.drain_due(now);
     }
 
@@ -128,9 +129,9 @@ impl Shard {
         let heard = connection.heard;
         let State::Open(open) = &mut connection.state else { return };
         if open.grant.end(leeway).is_some_and(|end| end <= now.wall) {
-            let by_key = open.grant.api_key().is_some();
+            let reason = sessions::expiry_of(&open.grant);
             self.metrics.expiries.count();
-            self.close(index, if by_key { CloseReason::ApiKeyExpired } else { CloseReason::TokenExpired });
+            self.close(index, reason);
             return;
         }
         if open.reauthenticate_at.is_some_and(|at| at <= now.wall) {
@@ -173,7 +174,9 @@ impl Shard {
                     self.close(index, CloseReason::KeyRemoved);
                     return;
                 }
-                self.rejudge_subscriptions(index);
+                if !self.is_rejudged_later(&open.grant) {
+                    self.rejudge_subscriptions(index);
+                }
             }
             self.open_due(index);
         }
@@ -200,6 +203,7 @@ impl Shard {
         self.options = options;
         self.share_bounds();
         self.reload_streams();
+        self.sessions_reloaded();
         self.refuse_stale_waiters();
         self.recheck = Some(0);
         self.rejudge = true;

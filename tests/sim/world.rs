@@ -455,7 +455,9 @@ impl World {
                     let due = now_us + self.dice.below(50_000);
                     self.cores[index].comparisons.push_back((due, comparison));
                 }
-                Output::LookUp { .. } => unreachable!("no session, ticket or key set is configured"),
+                Output::LookUp { .. } | Output::Order(_) => {
+                    unreachable!("no session, ticket or key set is configured")
+                }
                 Output::Mail { to, mail } => {
                     assert!(usize::from(to.0) != index, "mail to oneself stays inside");
                     let lossy = self.setup.loses_mail && self.book.upstream.mood == Mood::Wild;

@@ -104,6 +104,11 @@ impl Identity {
         (cert, key)
     }
 
+    /// Certificate and key as PEM.
+    pub fn pem(&self) -> (String, String) {
+        (self.chain_pem.clone(), self.key_pem.clone())
+    }
+
     /// A TLS server's configuration that presents it and offers `http/1.1`.
     pub fn server_config(&self) -> Arc<ServerConfig> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());

@@ -1,5 +1,5 @@
-//! What the integration tests share: an upstream that misbehaves on demand, the built server, certificates good and bad,
-//! and both drivers.
+//! What the integration tests share: an upstream that misbehaves on demand, the built server, a real Redis and a proxy
+//! that breaks the way to it, certificates good and bad, and both drivers.
 
 // Each test crate uses its own part of this.
 #![allow(dead_code, unreachable_pub, unused_imports)]
@@ -9,9 +9,13 @@
 mod certificates;
 pub mod client;
 mod drivers;
+mod proxy;
+pub mod redis;
 pub mod server;
 mod upstream;
 
 pub use certificates::{Authority, Identity, self_signed};
 pub use drivers::on_each_driver;
+pub use proxy::Proxy;
+pub use redis::{Redis, RedisSetup};
 pub use upstream::{Coding, Framing, Reply, RequestSeen, Step, Upstream};

@@ -55,6 +55,7 @@ pub struct Setup {
     auth: String,
     jwt: String,
     keys: String,
+    redis: String,
     streams: String,
     environment: Vec<(String, String)>,
 }
@@ -78,6 +79,7 @@ impl Setup {
             auth: String::new(),
             jwt: String::new(),
             keys: key("k1", "HS256", SECRET),
+            redis: String::new(),
             streams: String::new(),
             environment: Vec::new(),
         }
@@ -150,6 +152,13 @@ impl Setup {
         self
     }
 
+    /// `[redis]`: its URL, and further lines.
+    pub fn redis(mut self, url: &str, lines: &str) -> Setup {
+        self.redis = format!("[redis]\nurl = {url:?}\n");
+        push(&mut self.redis, lines);
+        self
+    }
+
     /// One more `[[stream]]`; polled every 20 ms unless `lines` sets `interval`.
     pub fn stream(mut self, id: &str, url: &str, lines: &str) -> Setup {
         push(&mut self.streams, &format!("[[stream]]\nid = {id:?}\nurl = {url:?}"));
@@ -174,11 +183,11 @@ impl Setup {
 
     /// The file's text.
     pub fn text(&self) -> String {
-        let Setup { driver, cores, server, admin, log, limits, auth, jwt, keys, streams, environment: _ } = self;
+        let Setup { driver, cores, server, admin, log, limits, auth, jwt, keys, redis, streams, environment: _ } = self;
         let listen = if server.contains("listen =") { "" } else { "listen = \"127.0.0.1:0\"\n" };
         format!(
             "[server]\n{listen}driver = {driver:?}\ncores = {cores}\n{server}[admin]\nlisten = \"127.0.0.1:0\"\n{admin}\
-             [log]\n{log}[limits]\n{limits}[auth]\n{auth}[auth.jwt]\n{jwt}{keys}{streams}"
+             [log]\n{log}[limits]\n{limits}[auth]\n{auth}[auth.jwt]\n{jwt}{keys}{redis}{streams}"
         )
     }
 
