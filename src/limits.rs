@@ -208,6 +208,55 @@ pub const RESOLVER_ADDRESSES_MAX: usize = 16;
 pub const RESOLVER_TTL: Duration = Duration::from_secs(30);
 /// How long it is remembered that a host name does not resolve.
 pub const RESOLVER_FAILURE_TTL: Duration = Duration::from_secs(2);
+/// Questions to Redis of all cores that wait or are under way; past it who asks is told at once that there is no answer.
+pub const STORE_QUESTIONS_MAX: usize = 16_384;
+/// Commands to Redis that are under way at once: sent, not yet answered.
+pub const STORE_FLIGHT_MAX: usize = 1024;
+/// Bytes of commands that wait for the socket to Redis; past it no further command is written.
+pub const STORE_OUT_BYTES_MAX: usize = 256 << 10;
+/// Sessions whose life is to be extended that wait; past it those who come later are left out, until they are due again.
+pub const STORE_TOUCHES_MAX: usize = 16_384;
+/// Control events that wait to be put on the control stream, while Redis is away,
+pub const STORE_ENTRIES_MAX: usize = 16_384;
+/// and their bytes; past either the oldest go, which is counted and said.
+pub const STORE_ENTRY_BYTES_MAX: usize = 16 << 20;
+/// Control events that are put on the control stream at once.
+pub const STORE_APPENDS_MAX: usize = 128;
+/// How long nothing is put on the control stream after it was refused.
+pub const STORE_APPEND_PAUSE: Duration = Duration::from_secs(1);
+/// Bytes of a session's or ticket's record; a longer one is read over and counts as none.
+pub const STORE_RECORD_BYTES_MAX: usize = 256 << 10;
+/// Bytes of a control event's payload; a longer one is read over.
+pub const CONTROL_EVENT_BYTES_MAX: usize = 16 << 10;
+/// Entries of the control stream that are read at once.
+pub const CONTROL_PAGE_ENTRIES: u32 = 256;
+/// Bytes of such a page's strings; those that go beyond are read with the next.
+pub const CONTROL_PAGE_BYTES_MAX: usize = 8 << 20;
+/// Elements of one reply of Redis, however nested.
+pub const REDIS_ELEMENTS_MAX: usize = 65_536;
+/// Arrays within arrays in such a reply.
+pub const REDIS_DEPTH_MAX: usize = 8;
+/// Bytes of a line (a status, an error) of Redis.
+pub const REDIS_LINE_BYTES_MAX: usize = 4 << 10;
+/// Reads in a row from one connection to Redis, of 64 KiB each, before the others get their turn.
+pub const REDIS_READS_PER_TURN: usize = 8;
+/// How long the server of the control stream may have nothing to say before it says so.
+pub const REDIS_BLOCK: Duration = Duration::from_secs(2);
+/// How long a connection to Redis may idle before it is asked whether it lives.
+pub const REDIS_PING_INTERVAL: Duration = Duration::from_secs(2);
+/// The wait before Redis is connected to again is random, up to this,
+pub const REDIS_BACKOFF_MIN: Duration = Duration::from_millis(100);
+/// and with each attempt that fails up to twice as much, at most this.
+pub const REDIS_BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// How long a connection to Redis must have held for the next wait to be short again.
+pub const REDIS_SETTLED: Duration = Duration::from_secs(1);
+/// Different things about Redis that are said in the log before it is well again; further ones are counted alone.
+pub const REDIS_SAID_MAX: usize = 32;
+/// How far the control stream is read again from before the last entry seen when a connection was lost: a server that takes
+/// over may know less, and its clock be behind. What is read twice does no harm.
+pub const CONTROL_OVERLAP: Duration = Duration::from_secs(60);
+/// How long the process's end waits for control events to reach Redis.
+pub const STORE_FINISH: Duration = Duration::from_secs(1);
 /// Bytes of a request head on the admin listener.
 pub const ADMIN_HEAD_BYTES_MAX: usize = 16 << 10;
 /// `[[server.tls]]`: each handshake that is not resumed looks through the certificates for the name it asks for.

@@ -332,6 +332,53 @@ labels! {
     }
 }
 
+labels! {
+    /// One of the connections to Redis.
+    RedisLink {
+        Commands = "commands", "Questions and orders.";
+        Events = "events", "What is published.";
+        Log = "log", "The control stream, followed.";
+    }
+}
+
+labels! {
+    /// How a question to Redis ended.
+    RedisResult {
+        Answered = "answered", "With an answer.";
+        Refused = "refused", "With an error, or with the connection.";
+        Timeout = "timeout", "Without an answer in time.";
+        Away = "away", "At once, for Redis was away or too many questions were waiting.";
+    }
+}
+
+labels! {
+    /// What became of a control event.
+    RedisEntry {
+        Heard = "heard", "It was published, and heard.";
+        Read = "read", "It was read from the control stream.";
+        Appended = "appended", "It was put on the control stream.";
+        Bad = "bad", "It was too long, no text, or no event.";
+        Dropped = "dropped", "It was to be put on the control stream, and there was no more room to wait.";
+    }
+}
+
+/// What the thread that speaks with Redis counts. Only that thread writes it; anyone may read.
+#[derive(Debug, Default)]
+pub struct StoreMetrics {
+    /// Whether each connection is there and answers: 1 or 0.
+    pub up: Family<RedisLink, Gauge, { RedisLink::VALUES.len() }>,
+    /// Connections made.
+    pub connects: Family<RedisLink, Counter, { RedisLink::VALUES.len() }>,
+    /// Questions that ended.
+    pub questions: Family<RedisResult, Counter, { RedisResult::VALUES.len() }>,
+    /// Questions that wait or are under way.
+    pub waiting: Gauge,
+    /// Control events.
+    pub entries: Family<RedisEntry, Counter, { RedisEntry::VALUES.len() }>,
+    /// Control events that wait to be put on the control stream.
+    pub entries_waiting: Gauge,
+}
+
 /// What one core counts. Only that core writes it; anyone may read.
 // Aligned so that no two cores write to one cache line (pairs of 64 bytes are fetched together).
 #[derive(Debug)]
@@ -449,7 +496,7 @@ impl Default for CoreMetrics {
 }
 
 /// What belongs to the process and not to a core, as of the scrape.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Process {
     /// When it started.
     pub started: WallTime,
@@ -457,6 +504,8 @@ pub struct Process {
     pub connections_max: u64,
     /// Whether it drains.
     pub draining: bool,
+    /// What is counted of Redis, where it is configured.
+    pub store: Option<Arc<StoreMetrics>>,
 }
 
 /// What kind of metric one is.
@@ -504,6 +553,8 @@ enum Source {
     Histogram(fn(&CoreMetrics) -> &Histogram),
     /// One number, with these label values.
     Process { values: &'static [&'static str], read: fn(&Process, usize) -> u64 },
+    /// Of Redis, one number for each of the label values; none where it is not configured.
+    Store { values: &'static [&'static [&'static str]], read: fn(&StoreMetrics, usize) -> u64 },
 }
 
 const fn cells(
@@ -530,6 +581,15 @@ const fn histogram(name: &'static str, meaning: &'static str, read: fn(&CoreMetr
 const fn process(name: &'static str, meaning: &'static str, read: fn(&Process, usize) -> u64) -> MetricDoc {
     let source = Source::Process { values: &[], read };
     MetricDoc { name, kind: MetricKind::Gauge, labels: &[], meaning, source }
+}
+
+const fn store(
+    (name, kind, labels): (&'static str, MetricKind, &'static [&'static str]),
+    meaning: &'static str,
+    values: &'static [&'static [&'static str]],
+    read: fn(&StoreMetrics, usize) -> u64,
+) -> MetricDoc {
+    MetricDoc { name, kind, labels, meaning, source: Source::Store { values, read } }
 }
 
 /// Every metric, in the order of the page.
@@ -650,6 +710,42 @@ pub const METRICS: &[MetricDoc] = &[
     counter("restcast_panics_total", "Tasks that panicked; each cost one connection or poll", |core, _| {
         core.panics.value()
     }),
+    store(
+        ("restcast_redis_up", MetricKind::Gauge, &["link"]),
+        "1 while the connection to Redis for commands, published events or the control stream is there, else 0",
+        RedisLink::VALUES,
+        |store, at| store.up.cells[at].value(),
+    ),
+    store(
+        ("restcast_redis_connects_total", MetricKind::Counter, &["link"]),
+        "Connections to Redis that were made and logged in",
+        RedisLink::VALUES,
+        |store, at| store.connects.cells[at].value(),
+    ),
+    store(
+        ("restcast_redis_questions_total", MetricKind::Counter, &["result"]),
+        "Questions to Redis about sessions and tickets, by how they ended",
+        RedisResult::VALUES,
+        |store, at| store.questions.cells[at].value(),
+    ),
+    store(
+        ("restcast_redis_questions_waiting", MetricKind::Gauge, &[]),
+        "Questions to Redis that wait or are under way",
+        &[&[]],
+        |store, _| store.waiting.value(),
+    ),
+    store(
+        ("restcast_control_entries_total", MetricKind::Counter, &["what"]),
+        "Control events heard, read from or appended to the control stream, not understood, or dropped for want of room",
+        RedisEntry::VALUES,
+        |store, at| store.entries.cells[at].value(),
+    ),
+    store(
+        ("restcast_control_entries_waiting", MetricKind::Gauge, &[]),
+        "Control events that wait to be put on the control stream",
+        &[&[]],
+        |store, _| store.entries_waiting.value(),
+    ),
 ];
 
 /// The page, in the text format 0.0.4: the sums over `cores`, and what belongs to the `process`.
@@ -668,6 +764,13 @@ pub fn render(cores: &[Arc<CoreMetrics>], process: &Process) -> String {
             Source::Histogram(read) => write_histogram(&mut page, name, cores, read),
             Source::Process { values, read } => {
                 write_sample(&mut page, name, metric.labels, values, read(process, cores.len()));
+            }
+            Source::Store { values, read } => {
+                for store in process.store.iter() {
+                    for (at, values) in values.iter().enumerate() {
+                        write_sample(&mut page, name, metric.labels, values, read(store, at));
+                    }
+                }
             }
         }
     }
@@ -719,8 +822,9 @@ mod tests {
     use super::*;
 
     fn page_of(cores: &[Arc<CoreMetrics>]) -> String {
-        let process = Process { started: WallTime::from_secs(1_700_000_000), connections_max: 900, draining: true };
-        render(cores, &process)
+        let store = Some(Arc::new(StoreMetrics::default()));
+        let started = WallTime::from_secs(1_700_000_000);
+        render(cores, &Process { started, connections_max: 900, draining: true, store })
     }
 
     fn assert_says(page: &str, line: &str) {
@@ -759,6 +863,26 @@ mod tests {
         ] {
             assert_says(&page, line);
         }
+    }
+
+    #[test]
+    fn redis_is_counted_where_it_is_configured() {
+        let store = Arc::new(StoreMetrics::default());
+        store.up.of(RedisLink::Log).set(1);
+        store.questions.of(RedisResult::Timeout).add(3);
+        store.entries_waiting.set(7);
+        let page = render(&[], &Process { store: Some(store), ..Process::default() });
+        for line in [
+            "restcast_redis_up{link=\"log\"} 1",
+            "restcast_redis_up{link=\"commands\"} 0",
+            "restcast_redis_questions_total{result=\"timeout\"} 3",
+            "restcast_control_entries_waiting 7",
+        ] {
+            assert_says(&page, line);
+        }
+        let without = render(&[], &Process::default());
+        let sample = without.lines().find(|line| !line.starts_with('#') && line.contains("redis"));
+        assert_eq!(sample, None, "an alert on 0 would mean nothing");
     }
 
     #[test]
@@ -807,7 +931,7 @@ mod tests {
             assert!(!meaning.contains(['\n', '\\', '|']) && !meaning.ends_with('.'), "{name}");
             assert!(METRICS[at + 1..].iter().all(|other| other.name != *name), "{name} stands twice");
             let values = match source {
-                Source::Cells { values, .. } => values,
+                Source::Cells { values, .. } | Source::Store { values, .. } => values,
                 Source::Process { values, .. } => std::slice::from_ref(values),
                 Source::Histogram(_) => &[],
             };

@@ -3,7 +3,8 @@
 //! Source: <https://redis.io/docs/latest/develop/reference/protocol-spec/>, version 2 (RESP2), which every server of that
 //! family speaks unless asked for another.
 //! Memory: a [`Decoder`] holds the one reply that is coming, at most [`Bounds::reply_bytes_max`] and one entry for each of
-//! at most [`Bounds::elements_max`] elements; a string over [`Bounds::string_bytes_max`] is read over, not kept.
+//! at most [`Bounds::elements_max`] elements; a string over [`Bounds::string_bytes_max`], or for which there is no more room
+//! in its reply, is read over, not kept.
 //! Errors: [`RespError`], the server's fault: what follows cannot be made sense of, and the connection is of no more use.
 //! Not here: sockets, time, what a reply means (`runtime::redis`).
 
@@ -25,7 +26,7 @@ pub struct Bounds {
     pub elements_max: usize,
     /// Arrays within arrays.
     pub depth_max: usize,
-    /// Bytes of all strings of one reply together.
+    /// Bytes of all strings of one reply together; one that goes beyond becomes [`Reply::TooLong`].
     pub reply_bytes_max: usize,
 }
 
@@ -41,7 +42,7 @@ pub enum Reply {
     Integer(i64),
     /// `$…`: a string.
     String(Vec<u8>),
-    /// A string of so many bytes, over the bound, that was read over.
+    /// A string of so many bytes, over a bound, that was read over.
     TooLong(u64),
     /// `*…`.
     Array(Vec<Reply>),
@@ -102,8 +103,8 @@ pub enum RespError {
         /// What is allowed.
         limit: usize,
     },
-    /// Too much in one reply.
-    #[error("a reply is over {limit} bytes")]
+    /// Too much in the lines of one reply.
+    #[error("the lines of a reply are over {limit} bytes")]
     TooLarge {
         /// Bytes that are allowed.
         limit: usize,
@@ -284,11 +285,12 @@ impl Decoder {
         if announced > ANNOUNCED_STRING_BYTES_MAX {
             return Err(RespError::StringTooLong { announced });
         }
-        let within = usize::try_from(announced).ok().filter(|&length| length <= self.bounds.string_bytes_max);
+        let room = self.bounds.string_bytes_max.min(self.bounds.reply_bytes_max.saturating_sub(self.bytes));
+        let within = usize::try_from(announced).ok().filter(|&length| length <= room);
         self.token = match within {
             Some(0) => Token::End { reply: Reply::String(Vec::new()), seen: 0 },
             Some(left) => {
-                self.counted(left)?;
+                self.bytes += left;
                 // What is announced is not believed: room is made as bytes come.
                 Token::String { bytes: Vec::new(), left }
             }
@@ -434,7 +436,10 @@ mod tests {
         refused("$536870913\r\n", RespError::StringTooLong { announced: (512 << 20) + 1 });
         let eight = "$8\r\n12345678\r\n";
         check(&format!("*5\r\n{}", eight.repeat(5)), &[Reply::Array(vec![string("12345678"); 5])]);
-        refused(&format!("*6\r\n{}$1\r\n", eight.repeat(5)), RespError::TooLarge { limit: 40 });
+        let mut full = vec![string("12345678"); 5];
+        full.push(Reply::TooLong(1));
+        check(&format!("*6\r\n{}$1\r\na\r\n", eight.repeat(5)), &[Reply::Array(full)]);
+        refused(&format!("*6\r\n{}+a\r\n", eight.repeat(5)), RespError::TooLarge { limit: 40 });
         check(&eight.repeat(9), &vec![string("12345678"); 9]);
     }
 

@@ -19,6 +19,7 @@ use crate::time::{Instant, WallTime};
 
 use super::api_keys::KeyStore;
 use super::core::Process;
+use super::redis::Store;
 use super::{admin_keys, clock, log};
 
 /// Connections served at once; further ones wait in the backlog.
@@ -209,6 +210,7 @@ fn answer(admin: &Admin, head: &Head<'_>, body: &[u8]) -> Response {
                 started: admin.started,
                 connections_max: admin.connections_max,
                 draining: admin.process.draining.load(Ordering::Relaxed),
+                store: admin.process.store.as_ref().map(Store::metrics),
             };
             Response::new(200).body(metrics::CONTENT_TYPE, metrics::render(&admin.metrics, &process).into_bytes())
         }),
@@ -218,7 +220,12 @@ fn answer(admin: &Admin, head: &Head<'_>, body: &[u8]) -> Response {
                     .header("Retry-After", "10")
                     .body("application/json", &b"{\"status\":\"draining\"}\n"[..]);
             }
-            Response::new(200).body("application/json", &b"{\"status\":\"ready\"}\n"[..])
+            let redis = match admin.process.store.as_ref().map(Store::is_up) {
+                None => "",
+                Some(true) => ",\"redis\":\"up\"",
+                Some(false) => ",\"redis\":\"away\"",
+            };
+            Response::new(200).body("application/json", format!("{{\"status\":\"ready\"{redis}}}\n").into_bytes())
         }),
         "/admin/v1/drain" if head.method == "POST" => {
             log::write(LogLevel::Info, &[("by", &"admin")], "A drain was asked for.");

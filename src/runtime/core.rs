@@ -29,6 +29,7 @@ use super::clock::{self, StepWatch};
 use super::fetch::{Fetcher, FetcherOptions};
 use super::log;
 use super::mailbox::{Full, Mailbox, Message};
+use super::redis::Store;
 use super::resolver::Resolver;
 use super::session::{INTERNAL_ERROR_ALERT, Received, Shake};
 use super::sockets::{AcceptError, Lost, Ready, Sockets};
@@ -68,6 +69,8 @@ pub struct Process {
     pub drained: AtomicU16,
     /// The comparison workers.
     pub workers: Workers,
+    /// Redis, where it is configured.
+    pub store: Option<Store>,
 }
 
 /// What one core starts with.
@@ -285,6 +288,7 @@ impl Core {
             match message {
                 Message::Mail(mail) => self.guarded(now, None, Input::Mail(mail)),
                 Message::Found { ask, found } => self.guarded(now, None, Input::Found { ask, found }),
+                Message::StoreState { up } => self.guarded(now, None, Input::StoreState { up }),
                 Message::Compared(compared) => self.guarded(now, None, Input::Compared(compared)),
                 Message::Reload(options) => self.guarded(now, None, Input::Reload(options)),
                 Message::ApiKeys(keys) => self.guarded(now, None, Input::ApiKeys(keys)),
@@ -445,8 +449,16 @@ impl Core {
                     let mailbox = Arc::clone(&self.process.mailboxes[usize::from(self.core.0)]);
                     self.process.workers.compare(comparison, mailbox);
                 }
-                Output::LookUp { ask, .. } => self.post(self.core, Message::Found { ask, found: Found::Unavailable }),
-                Output::Order(_) => {}
+                Output::LookUp { ask, lookup } => {
+                    if !self.process.store.as_ref().is_some_and(|store| store.ask(self.core, ask, lookup)) {
+                        self.post(self.core, Message::Found { ask, found: Found::Unavailable });
+                    }
+                }
+                Output::Order(order) => {
+                    if let Some(store) = &self.process.store {
+                        store.order(order);
+                    }
+                }
                 Output::Mail { to, mail } => self.post(to, Message::Mail(mail)),
                 Output::Finish { connection } => {
                     let sockets = &mut self.sockets;

@@ -27,6 +27,11 @@ pub enum Message {
         /// The answer.
         found: Found,
     },
+    /// By the store: it answers, or does not any more.
+    StoreState {
+        /// Whether it answers.
+        up: bool,
+    },
     /// By a worker: a comparison has ended.
     Compared(Box<Compared>),
     /// By the process: end.

@@ -12,6 +12,7 @@ pub mod fetch;
 pub mod listener;
 pub mod log;
 pub mod mailbox;
+pub mod redis;
 pub mod resolver;
 pub mod session;
 pub mod sockets;
@@ -33,7 +34,7 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::auth::api_key::ApiKeys;
 use crate::commands::check::{self, ProcessSources};
-use crate::config::{Config, Driver, LogLevel};
+use crate::config::{Config, Driver, LogLevel, RedisOptions};
 use crate::ids::CoreId;
 use crate::limits;
 use crate::metrics::CoreMetrics;
@@ -42,6 +43,7 @@ use crate::shard::{Catalog, Input, Ledger, Options, Shard};
 use self::api_keys::KeyStore;
 use self::core::{CoreParts, Process};
 use self::mailbox::{Mailbox, Message};
+use self::redis::{Mailboxes, Settings, Store, StoreParts};
 use self::resolver::Resolver;
 use self::state::{StateError, StateFile};
 use self::sys::Signal;
@@ -181,11 +183,14 @@ fn run(
     let admin_listener = listener::listen(config.admin.listen, false)?;
     let admin_listen = admin_listener.local_addr()?;
     let mailboxes = (0..cores).map(|_| Mailbox::new().map(Arc::new)).collect::<Result<Vec<_>, _>>()?;
+    let resolver = Arc::new(Resolver::system());
+    let store = config.redis.clone().map(|options| start_store(options, &config, &mailboxes, &resolver)).transpose()?;
     let process = Arc::new(Process {
         mailboxes,
         draining: AtomicBool::new(false),
         drained: AtomicU16::new(0),
         workers: Workers::start()?,
+        store,
     });
     let cores_told = Arc::clone(&process);
     let tell_keys = move |keys: &Arc<ApiKeys>| {
@@ -196,7 +201,6 @@ fn run(
     let keys = Arc::new(KeyStore::new(&config.api_keys, state, Box::new(tell_keys))?);
     let metrics: Vec<Arc<CoreMetrics>> = (0..cores).map(|_| Arc::default()).collect();
     let ledger = Arc::new(Ledger::default());
-    let resolver = Arc::new(Resolver::system());
     let (events, happened) = channel::<Event>();
 
     let (up, listening) = channel::<()>();
@@ -259,6 +263,12 @@ fn run(
         .name("signals".into())
         .spawn(move || while events.send(Event::Signal(sys::wait_for_signal())).is_ok() {})?;
 
+    if let (Some(store), Some(redis)) = (&process.store, &config.redis)
+        && !store.wait_for_replay(redis.timeout * 2)
+    {
+        let sentence = "The control stream of Redis could not be read yet: who was logged out or revoked meanwhile is known once it is.";
+        log::write(LogLevel::Warn, &[], sentence);
+    }
     let ready: Ready = vec![
         ("ready", true.into()),
         ("listen", listen.to_string().into()),
@@ -283,6 +293,9 @@ fn run(
         );
     };
     let ended = wait(&happened, &process, cores, drain, &mut options, reload);
+    if let Some(store) = &process.store {
+        store.finish();
+    }
     log::flush();
     ended
 }
@@ -377,8 +390,12 @@ fn reload(reread: &Option<Reread>, options: &mut Arc<Options>, serving: &Serving
             let spoken = config.connection.tls == begun.connection.tls;
             config.connection.tls = begun.connection.tls;
             let kept = config.server == begun.server && config.log == begun.log && spoken;
+            let kept = kept && config.redis == begun.redis;
+            if let Some(store) = &process.store {
+                store.replace(store_settings(&config));
+            }
             if !kept || config.admin.listen != admin.listen_as_configured {
-                let sentence = "The listeners' addresses, whether they speak TLS, [log] and server.cores, share_port, driver, plaintext and state take effect at the next start.";
+                let sentence = "The listeners' addresses, whether they speak TLS, [log], [redis] and server.cores, share_port, driver, plaintext and state take effect at the next start.";
                 log::write(LogLevel::Warn, &[], sentence);
             }
             let max = connections_max(config.limits.connections, allowed);
@@ -394,6 +411,30 @@ fn reload(reread: &Option<Reread>, options: &mut Arc<Options>, serving: &Serving
             let sentence = format!("The configuration is not taken, the old one stays in force: {error}");
             log::write(LogLevel::Error, &[], &sentence);
         }
+    }
+}
+
+/// Starts the thread that speaks with Redis.
+fn start_store(
+    options: RedisOptions,
+    config: &Config,
+    mailboxes: &[Arc<Mailbox>],
+    resolver: &Arc<Resolver>,
+) -> Result<Store, ServeError> {
+    let mut seed = [0u8; 32];
+    fill_random(&mut seed)?;
+    let sink = Mailboxes::new(mailboxes.to_vec(), Box::new(|_| {}));
+    let (settings, resolver) = (store_settings(config), Arc::clone(resolver));
+    let parts = StoreParts { options, settings, sink: Box::new(sink), resolver, seed };
+    Store::start(parts).map_err(|error| ServeError(error.to_string()))
+}
+
+/// What the thread that speaks with Redis needs of other tables.
+fn store_settings(config: &Config) -> Settings {
+    let session = config.auth.session.as_ref();
+    Settings {
+        session_prefix: session.map_or_else(|| "sess:".to_owned(), |session| session.prefix.clone()),
+        revocation_keep: config.auth.revocation_keep,
     }
 }
 

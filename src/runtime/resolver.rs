@@ -98,6 +98,20 @@ impl Resolver {
     pub fn handle(&self) -> io::Result<ResolverHandle> {
         Ok(ResolverHandle { process: Arc::clone(&self.process), bell: Bell::hang()? })
     }
+
+    /// Has `name` looked up anew, whatever the cache holds; `then` is given the answer, on a helper thread. For threads that
+    /// are no core.
+    ///
+    /// # Errors
+    /// [`ResolveError::Busy`]; `then` is not called.
+    pub(super) fn look_up(&self, name: &str, then: impl FnOnce(Answer) + Send + 'static) -> Result<(), ResolveError> {
+        if is_localhost(name) {
+            then(Ok(localhost()));
+            return Ok(());
+        }
+        let (name, process) = (name.to_owned(), Arc::clone(&self.process));
+        Process::run(&self.process, Box::new(move || then(process.look_up(&name))))
+    }
 }
 
 impl Drop for Resolver {
@@ -120,7 +134,7 @@ impl ResolverHandle {
     /// See [`ResolveError`]. A failure is remembered for [`RESOLVER_FAILURE_TTL`].
     pub async fn resolve(&self, name: &str) -> Answer {
         if is_localhost(name) {
-            return Ok(Arc::from([IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)]));
+            return Ok(localhost());
         }
         let flight = self.flight_for(name)?;
         self.landing(flight).await
@@ -217,6 +231,10 @@ fn is_localhost(name: &str) -> bool {
     let name = name.strip_suffix('.').unwrap_or(name);
     let last = name.rsplit('.').next().unwrap_or(name);
     last.eq_ignore_ascii_case("localhost")
+}
+
+fn localhost() -> Arc<[IpAddr]> {
+    Arc::from([IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)])
 }
 
 fn is_fresh(flight: &Flight<Answer>, now: Instant) -> bool {

@@ -5,135 +5,16 @@
 //! Not here: what is presented (`connection::handshake`), whether a token is good (`auth::jwt`), what becomes of who
 //! presents it (`requests`, `open`).
 
-use std::net::IpAddr;
-use std::time::Duration;
-
 use crate::auth::grant::Grant;
-use crate::codec::message::{ClientId, ErrorCode};
+use crate::codec::message::ErrorCode;
 use crate::connection::Phase;
 use crate::connection::handshake::{Credential, Presented, Refusal};
-use crate::ids::{ConnectionId, ConnectionKey, CoreId};
+use crate::ids::ConnectionKey;
 use crate::limits;
 use crate::secret::Secret;
 
-use super::sessions::{Question, Reread};
-use super::tickets::Used;
+use super::lookup::{Asked, Authenticated, Found, Looked, Lookup, Waiter};
 use super::{Output, Shard};
-
-/// A question to somebody outside of the cores: Redis, or whoever fetches key sets. Each is answered by
-/// [`super::Input::Found`], within [`limits::LOOKUP_TIMEOUT`] of the shell's own.
-#[derive(Clone, Debug)]
-pub enum Lookup {
-    /// The records of these sessions, by their ids.
-    Sessions(Vec<Secret>),
-    /// The record of a ticket, which is thereby used up; by the hash that it is kept under.
-    TakeTicket(String),
-    /// To keep a ticket's record under that hash for so long.
-    KeepTicket {
-        /// The hash of the ticket.
-        hash: String,
-        /// What it stands for.
-        record: Secret,
-        /// Its life.
-        life: Duration,
-    },
-    /// To fetch anew the key set of that issuer, by its place in the configuration; where that was done a moment ago, nothing.
-    KeySet(usize),
-}
-
-/// Something that the same are told and that needs no answer: what comes of it shows when it is looked for.
-#[derive(Clone, Debug)]
-pub enum Order {
-    /// To let a session live for so long from now on, if it lives still.
-    Touch {
-        /// Its id.
-        sid: Secret,
-        /// How long.
-        life: Duration,
-    },
-}
-
-/// A session's record, as Redis holds it.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct SessionRecord {
-    /// Its text.
-    pub text: Secret,
-    /// How long Redis keeps it; `None`: it has no end there.
-    pub ttl: Option<Duration>,
-}
-
-/// The answer to a [`Lookup`].
-#[derive(Clone, Debug)]
-pub enum Found {
-    /// To [`Lookup::Sessions`]: in the same order; `None`: there is no such session.
-    Sessions(Vec<Option<SessionRecord>>),
-    /// To [`Lookup::TakeTicket`]; `None`: there is no such ticket.
-    Ticket(Option<Secret>),
-    /// To [`Lookup::KeepTicket`]: it is kept.
-    Kept,
-    /// To [`Lookup::KeySet`]: what there is now is in force.
-    KeySet,
-    /// To any: it cannot be said now.
-    Unavailable,
-}
-
-/// Who waits for a credential to be looked at.
-#[derive(Debug)]
-pub(super) enum Waiter {
-    /// A request, whose head is kept meanwhile.
-    Request(ConnectionKey),
-    /// A WebSocket that has sent its first message.
-    FirstMessage(ConnectionKey),
-    /// An open WebSocket that has sent `auth_update`.
-    Update {
-        /// Which.
-        connection: ConnectionKey,
-        /// The id that the answer echoes.
-        id: Option<ClientId>,
-    },
-    /// `POST /v1/connections/{connection}/auth` for a connection of this core.
-    Renewal {
-        /// Which.
-        connection: ConnectionId,
-        /// Whom a failure is counted for.
-        addr: IpAddr,
-        /// Who asks.
-        from: CoreId,
-        /// The number of the question.
-        ask: u64,
-    },
-}
-
-/// What is done with the answer to a [`Lookup`].
-#[derive(Debug)]
-pub(super) enum Asked {
-    /// The token is looked at again, with the key set as it is then.
-    KeySet(Waiter, Presented),
-    /// A session's record is given to all who wait for it.
-    Session(Box<Question>),
-    /// Sessions that live here go on by their records, or end.
-    Reread(Reread),
-    /// A ticket has been used, if it was one.
-    Ticket(Waiter, Used),
-    /// A ticket is kept, and handed out.
-    Kept(ConnectionKey, Used),
-}
-
-/// What became of looking at a credential.
-pub(super) enum Authenticated {
-    /// It is judged.
-    Now(Result<Grant, Refusal>),
-    /// Somebody outside was asked; the waiter will be told, by this number.
-    Later(u64),
-}
-
-/// The same, with the waiter given back who need not wait.
-pub(super) enum Looked {
-    /// It is judged.
-    Now(Waiter, Result<Grant, Refusal>),
-    /// Somebody outside was asked; the waiter will be told, by this number.
-    Later(u64),
-}
 
 impl Shard {
     /// Looks at what is presented, which is something. Limits come before this, and so does an address's standing.
@@ -257,16 +138,6 @@ impl Shard {
         // Others may wait for a session's record as well, and what is read of it is news for those who live by it.
         if !matches!(self.looked_up.get(&ask), Some(Asked::Session(_) | Asked::Reread(_))) {
             self.looked_up.remove(&ask);
-        }
-    }
-}
-
-impl Waiter {
-    /// The connection whose request waits, where one does.
-    fn request(&self) -> Option<ConnectionKey> {
-        match self {
-            Waiter::Request(connection) => Some(*connection),
-            _ => None,
         }
     }
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use crate::ids::Holder;
 use crate::time::Instant;
 
-use super::tickets::Tickets;
+use super::ticket_table::Tickets;
 
 /// Entries in one of the [`PARTS`] of the ledger.
 const ENTRIES_PER_PART_MAX: usize = 65_536;

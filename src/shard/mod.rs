@@ -15,6 +15,7 @@ mod encoder;
 mod fanout;
 mod http;
 mod ledger;
+mod lookup;
 mod mail;
 mod open;
 mod owner;
@@ -25,6 +26,7 @@ mod sessions;
 mod slab;
 mod stats;
 mod subscribe;
+mod ticket_table;
 mod tickets;
 mod timers;
 pub mod topics;
@@ -48,17 +50,17 @@ use crate::stream::poll::{FetchRequest, FetchResult, PollNo, Status};
 use crate::time::{Instant, Now};
 use crate::{auth, connection, stream};
 
-pub use self::authenticate::{Found, Lookup, Order, SessionRecord};
 pub use self::catalog::{Catalog, StreamKey};
 pub use self::close::CannedAnswer;
 pub use self::ledger::Ledger;
+pub use self::lookup::{Found, Lookup, Order, SessionRecord};
 pub use self::mail::Mail;
 pub use self::rng::Rng;
 pub use self::stats::Stats;
 
-use self::authenticate::Asked;
 use self::encoder::Encoder;
 use self::fanout::Joint;
+use self::lookup::Asked;
 use self::owner::Owned;
 use self::rendition::Meter;
 use self::sessions::Sessions;
@@ -124,9 +126,10 @@ pub enum Input<'a> {
         /// The answer.
         found: Found,
     },
-    /// The store of sessions has gone away, or is there again: what was missed meanwhile is to be read.
+    /// The store of sessions and tickets answers, or does not any more. «Answers» is said again where something may have been
+    /// missed meanwhile: what was read from it is to be read again.
     StoreState {
-        /// Whether it is there.
+        /// Whether it answers.
         up: bool,
     },
     /// Time has passed.
@@ -162,7 +165,7 @@ pub enum Output {
         /// What is asked.
         lookup: Lookup,
     },
-    /// Tell somebody outside of the cores; there is no answer.
+    /// Have the store do something, as soon as it can; nothing comes back.
     Order(Order),
     /// Tell another core.
     Mail {

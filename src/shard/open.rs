@@ -20,7 +20,7 @@ use crate::limits;
 use crate::metrics::{AuthUpdateResult, HandshakeResult};
 use crate::secret::Secret;
 
-use super::authenticate::{Authenticated, Looked, Waiter};
+use super::lookup::{Authenticated, Looked, Waiter};
 use super::requests::is_failure;
 use super::{Mail, Shard};
 

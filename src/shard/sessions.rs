@@ -21,7 +21,7 @@ use crate::limits::{LOOKUP_TIMEOUT, LOOKUP_WAITERS_MAX, SESSIONS_PER_LOOKUP, SES
 use crate::secret::Secret;
 use crate::time::{Instant, Now, WallTime};
 
-use super::authenticate::{Asked, Found, Looked, Lookup, Order, SessionRecord, Waiter};
+use super::lookup::{Asked, Found, Looked, Lookup, Order, Purpose, Question, Reread, SessionRecord, Waiter, Waiting};
 use super::slab::Slab;
 use super::{Output, Shard};
 
@@ -29,6 +29,8 @@ use super::{Output, Shard};
 const TICK: Duration = Duration::from_millis(200);
 /// How long before its known end a session's record is looked at once more: it may have been extended.
 const LAST_LOOK: Duration = Duration::from_secs(1);
+/// And what must be left of it for another look.
+const LAST_LEFT: Duration = Duration::from_millis(200);
 /// How soon a record that could not be read is tried again, at the latest.
 const RETRY: Duration = Duration::from_secs(5);
 /// Two readings of one end that are no further apart are the same: how long a key lives is told with the time the answer took.
@@ -86,42 +88,6 @@ impl Sessions {
     fn all(&self) -> Vec<u32> {
         self.places.iter().map(|(place, _)| place).collect()
     }
-}
-
-/// A question about one session's record, and who waits for the answer.
-#[derive(Debug)]
-pub(super) struct Question {
-    sid: Secret,
-    mark: SessionMark,
-    asked: Now,
-    waiting: Vec<Waiting>,
-    /// Those who came when the question was out already: a record that they were told of may be newer than the answer.
-    later: Vec<Waiting>,
-}
-
-#[derive(Debug)]
-struct Waiting {
-    no: u64,
-    waiter: Waiter,
-    purpose: Purpose,
-}
-
-/// What a session is asked about for.
-#[derive(Debug)]
-pub(super) enum Purpose {
-    /// Its cookie was presented.
-    Cookie,
-    /// A connection of it asks to be renewed.
-    Update,
-    /// A ticket was, which had been made for what this says.
-    Ticket(Box<GrantRecord>),
-}
-
-/// The records of sessions that are looked at again, in the order of the question.
-#[derive(Debug)]
-pub(super) struct Reread {
-    asked: Now,
-    sessions: Vec<(u32, SessionMark)>,
 }
 
 /// What a record has turned out to be.
@@ -369,8 +335,10 @@ impl Shard {
             // Something has been heard since the question was put.
             return;
         }
-        let last_look = session.grant.expires().map(|ends| ends - LAST_LOOK).filter(|at| *at > self.now.wall);
-        let at = last_look.map_or(regular, |at| regular.min(self.now.instant_of(at)));
+        let left = session.grant.expires().map(|ends| ends.since(self.now.wall));
+        let at = left
+            .and_then(|left| last_look(left, options.touch))
+            .map_or(regular, |look| regular.min(self.now.at + look));
         self.sessions.set_due(place, Some(at));
     }
 
@@ -694,13 +662,15 @@ impl Shard {
     }
 }
 
-impl Waiting {
-    /// The open connection that is to be renewed by the answer.
-    fn renews(&self) -> Option<u32> {
-        match (&self.purpose, &self.waiter) {
-            (Purpose::Update, Waiter::Update { connection, .. }) => Some(connection.index),
-            _ => None,
-        }
+/// When a record is looked at before an end that is known: what was extended late is seen too, by ever shorter steps; what is
+/// touched is not left until the last moment. `None`: it ends too soon for that.
+fn last_look(left: Duration, touch: bool) -> Option<Duration> {
+    if left < LAST_LEFT {
+        None
+    } else if left > LAST_LOOK * 2 && !touch {
+        Some(left - LAST_LOOK)
+    } else {
+        Some(left / 2)
     }
 }
 

@@ -10,7 +10,7 @@ mod connect;
 mod exchange;
 mod link;
 mod pool;
-mod tls;
+pub(super) mod tls;
 
 use std::cell::Cell;
 use std::io;
@@ -277,7 +277,7 @@ fn tls_failed(error: TlsError) -> FetchError {
 }
 
 /// An error of a socket, which holds nothing that was sent.
-fn in_words(error: &io::Error) -> String {
+pub(super) fn in_words(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(code) => io::Error::from_raw_os_error(code).to_string(),
         None => error.kind().to_string(),

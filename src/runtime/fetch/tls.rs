@@ -28,7 +28,7 @@ const RECORD_BYTES: usize = (16 << 10) + 256 + 5;
 
 /// Why there is no TLS connection.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-pub(super) enum TlsError {
+pub(in crate::runtime) enum TlsError {
     /// The upstream's: its certificate, its protocol, its refusal.
     #[error("{0}")]
     Refused(Cow<'static, str>),
@@ -143,7 +143,11 @@ fn client_config(roots: Arc<RootCertStore>) -> Arc<ClientConfig> {
     Arc::new(config)
 }
 
-fn roots_of(ca: &CaFile) -> Result<Arc<RootCertStore>, TlsError> {
+/// The roots of a `ca` file.
+///
+/// # Errors
+/// [`TlsError::Ca`].
+pub(in crate::runtime) fn roots_of(ca: &CaFile) -> Result<Arc<RootCertStore>, TlsError> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(&ca.pem) {
         let certificate = certificate.map_err(|_| TlsError::Ca)?;
@@ -152,7 +156,7 @@ fn roots_of(ca: &CaFile) -> Result<Arc<RootCertStore>, TlsError> {
     if roots.is_empty() { Err(TlsError::Ca) } else { Ok(Arc::new(roots)) }
 }
 
-type Roots = Result<Arc<RootCertStore>, TlsError>;
+pub(in crate::runtime) type Roots = Result<Arc<RootCertStore>, TlsError>;
 
 /// The system's certificates, read once in the life of the process, on a helper thread; tried again after a failure.
 async fn system_roots(helpers: &ResolverHandle) -> Roots {
@@ -176,7 +180,11 @@ async fn system_roots(helpers: &ResolverHandle) -> Roots {
     helpers.landing(flight).await
 }
 
-fn read_system_roots() -> Roots {
+/// The system's roots, read anew: not for a core's thread.
+///
+/// # Errors
+/// [`TlsError::NoRoots`].
+pub(in crate::runtime) fn read_system_roots() -> Roots {
     let mut roots = RootCertStore::empty();
     // Single certificates that cannot be read or used are the system's business as long as others can.
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
@@ -187,7 +195,7 @@ fn read_system_roots() -> Roots {
 ///
 /// # Errors
 /// When `host` can be in no certificate: over 253 bytes, empty labels, an underscore at its end and the like.
-pub(super) fn server_name(host: &url::Host<&str>) -> Result<ServerName<'static>, TlsError> {
+pub(in crate::runtime) fn server_name(host: &url::Host<&str>) -> Result<ServerName<'static>, TlsError> {
     match host {
         url::Host::Ipv4(ip) => Ok(ServerName::IpAddress(IpAddr::from(std::net::IpAddr::V4(*ip)))),
         url::Host::Ipv6(ip) => Ok(ServerName::IpAddress(IpAddr::from(std::net::IpAddr::V6(*ip)))),
@@ -233,7 +241,7 @@ async fn send_pending(stream: &mut TcpStream, tls: &mut ClientConnection) -> io:
 }
 
 /// What `tls` has to send, taken out of it.
-pub(super) fn take_sealed(tls: &mut ClientConnection) -> io::Result<Vec<u8>> {
+pub(in crate::runtime) fn take_sealed(tls: &mut ClientConnection) -> io::Result<Vec<u8>> {
     let mut sealed = Vec::new();
     while tls.wants_write() {
         tls.write_tls(&mut sealed)?;
@@ -245,7 +253,7 @@ pub(super) fn take_sealed(tls: &mut ClientConnection) -> io::Result<Vec<u8>> {
 ///
 /// # Errors
 /// [`TlsError::Refused`]; the connection is of no more use.
-pub(super) fn absorb(
+pub(in crate::runtime) fn absorb(
     tls: &mut ClientConnection,
     mut sealed: &[u8],
     mut plain: impl FnMut(&[u8]),

@@ -1,0 +1,512 @@
+//! The link for commands: questions of the cores, pipelined, with their answers in order; orders; what goes on the control
+//! stream.
+//!
+//! Source: <https://redis.io/docs/latest/commands/> (GET, PTTL, GETDEL, SET, PEXPIRE, XADD, PING); connect-redis for the
+//! names of sessions. Memory: questions and orders that wait, each bounded by its line in `limits`; of each question under
+//! way what has been answered so far. Errors: a question that cannot be answered is [`Found::Unavailable`].
+//! Not here: the connection (`link`), what a record means (`auth`).
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::event::PollFlags;
+
+use super::link::{Fault, Io, Link, Turn};
+use super::{CONTROL_STREAM, Settings, Sink};
+use crate::auth::control::ControlEntry;
+use crate::codec::resp::{Bounds, Reply, error_code, write_command};
+use crate::ids::CoreId;
+use crate::limits;
+use crate::metrics::{RedisEntry, RedisLink, RedisResult, StoreMetrics};
+use crate::secret::Secret;
+use crate::shard::{Found, Lookup, SessionRecord};
+use crate::time::{Instant, Now};
+
+/// Before the hash of a ticket in the name of its record.
+const TICKET_PREFIX: &str = "restcast:ticket:";
+/// What may be answered on this link.
+const BOUNDS: Bounds = Bounds {
+    line_bytes_max: limits::REDIS_LINE_BYTES_MAX,
+    string_bytes_max: limits::STORE_RECORD_BYTES_MAX,
+    elements_max: 16,
+    depth_max: 2,
+    reply_bytes_max: limits::STORE_RECORD_BYTES_MAX,
+};
+
+/// A question that a core asks.
+#[derive(Debug)]
+pub(super) struct Question {
+    pub(super) core: CoreId,
+    pub(super) ask: u64,
+    pub(super) lookup: Lookup,
+    /// When it must have been answered.
+    pub(super) due: Instant,
+}
+
+/// Something about Redis that the operator should hear of, once.
+pub(super) type Said = (RedisLink, String);
+
+pub(super) struct Commands {
+    pub(super) link: Link,
+    timeout: Duration,
+    waiting: VecDeque<Question>,
+    touches: VecDeque<(Secret, Duration)>,
+    appends: Appends,
+    flight: VecDeque<Flight>,
+    /// When the last command was written.
+    written: Instant,
+    metrics: Arc<StoreMetrics>,
+    pub(super) said: Vec<Said>,
+}
+
+/// Events for the control stream, oldest first. Those under way stay until they are acknowledged.
+#[derive(Default)]
+struct Appends {
+    entries: VecDeque<ControlEntry>,
+    bytes: usize,
+    /// How many of the first are under way.
+    sent: usize,
+    /// Nothing is sent until then: the server would not take it.
+    paused: Option<Instant>,
+}
+
+/// Commands that are sent together and answered one by one.
+struct Flight {
+    what: What,
+    written: Instant,
+    /// Answers to come.
+    left: usize,
+}
+
+enum What {
+    Question {
+        core: CoreId,
+        ask: u64,
+        due: Instant,
+        answer: Answer,
+        /// It was answered already, as one that cannot be: too late, or refused.
+        told: bool,
+    },
+    Touch,
+    Append,
+    Ping,
+}
+
+/// An answer as far as it has come.
+enum Answer {
+    /// `GET` and `PTTL` in turns; the text whose life is to come.
+    Sessions {
+        records: Vec<Option<SessionRecord>>,
+        text: Option<Option<Secret>>,
+    },
+    Taken(Option<Secret>),
+    Kept,
+}
+
+impl Commands {
+    pub(super) fn new(metrics: Arc<StoreMetrics>, timeout: Duration, now: Instant) -> Commands {
+        Commands {
+            link: Link::new(RedisLink::Commands, BOUNDS, now),
+            timeout,
+            waiting: VecDeque::new(),
+            touches: VecDeque::new(),
+            appends: Appends::default(),
+            flight: VecDeque::new(),
+            written: now,
+            metrics,
+            said: Vec::new(),
+        }
+    }
+
+    /// Takes a question, which is answered in its time.
+    pub(super) fn ask(&mut self, question: Question) {
+        self.waiting.push_back(question);
+    }
+
+    /// A session is to live on.
+    pub(super) fn touch(&mut self, sid: Secret, life: Duration) {
+        if self.link.is_ready() && self.touches.len() < limits::STORE_TOUCHES_MAX {
+            self.touches.push_back((sid, life));
+        }
+    }
+
+    /// An event is to go on the control stream.
+    pub(super) fn append(&mut self, entry: ControlEntry) {
+        self.appends.bytes += size(&entry);
+        self.appends.entries.push_back(entry);
+        let mut dropped = 0u64;
+        let over = |appends: &Appends| {
+            appends.entries.len() > limits::STORE_ENTRIES_MAX || appends.bytes > limits::STORE_ENTRY_BYTES_MAX
+        };
+        // Those under way are Redis's already.
+        while over(&self.appends) && self.appends.entries.len() > self.appends.sent {
+            let Some(oldest) = self.appends.entries.remove(self.appends.sent) else { break };
+            self.appends.bytes -= size(&oldest);
+            dropped += 1;
+        }
+        if dropped > 0 {
+            self.metrics.entries.of(RedisEntry::Dropped).add(dropped);
+            self.say(
+                "more control events wait for Redis than there is room for: the oldest are lost to other processes",
+            );
+        }
+    }
+
+    /// How many questions wait or are under way.
+    pub(super) fn questions(&self) -> usize {
+        let under_way = |flight: &&Flight| matches!(flight.what, What::Question { told: false, .. });
+        self.waiting.len() + self.flight.iter().filter(under_way).count()
+    }
+
+    /// How many events wait to be put on the control stream, those under way included.
+    pub(super) fn entries(&self) -> usize {
+        self.appends.entries.len()
+    }
+
+    /// Its turn; `Some`: the link was opened, or closed for that reason.
+    pub(super) fn turn(
+        &mut self,
+        now: Now,
+        ready: PollFlags,
+        io: &mut Io<'_>,
+        settings: &Settings,
+        sink: &mut dyn Sink,
+    ) -> Vec<Turn> {
+        let mut turns = Vec::new();
+        let Commands { link, flight, appends, metrics, said, .. } = self;
+        let turn = link.turn(ready, io, &mut |reply| {
+            let mut answers = Answers { flight: &mut *flight, appends, metrics, said, sink, now: now.at };
+            answers.hear(reply)
+        });
+        self.after(turn, sink, &mut turns);
+        self.expire(now.at, sink);
+        if let Some(first) = self.flight.front()
+            && now.at >= first.written + self.timeout
+        {
+            let turn = self.link.close(Fault::Timeout(self.timeout), io);
+            self.after(turn, sink, &mut turns);
+        }
+        if !self.link.is_hopeful() {
+            self.refuse_waiting(sink);
+        }
+        self.write(now, settings);
+        let turn = self.link.flush(io);
+        self.after(turn, sink, &mut turns);
+        turns
+    }
+
+    /// What follows from the link's turn.
+    pub(super) fn after(&mut self, turn: Turn, sink: &mut dyn Sink, turns: &mut Vec<Turn>) {
+        if let Turn::Closed(fault) = &turn {
+            let result = match fault {
+                Fault::Timeout(_) => RedisResult::Timeout,
+                _ => RedisResult::Refused,
+            };
+            for flight in self.flight.drain(..) {
+                if let What::Question { core, ask, told: false, .. } = flight.what {
+                    self.metrics.questions.of(result).count();
+                    sink.found(core, ask, Found::Unavailable);
+                }
+            }
+            // What was under way may have arrived or not: it is sent again, for twice does no harm.
+            (self.appends.sent, self.appends.paused) = (0, None);
+            self.touches.clear();
+        }
+        if !matches!(turn, Turn::Same) {
+            turns.push(turn);
+        }
+    }
+
+    fn refuse_waiting(&mut self, sink: &mut dyn Sink) {
+        for question in self.waiting.drain(..) {
+            self.metrics.questions.of(RedisResult::Away).count();
+            sink.found(question.core, question.ask, Found::Unavailable);
+        }
+    }
+
+    /// Tells those whose time is over.
+    fn expire(&mut self, now: Instant, sink: &mut dyn Sink) {
+        while let Some(question) = self.waiting.front()
+            && now >= question.due
+        {
+            self.metrics.questions.of(RedisResult::Timeout).count();
+            sink.found(question.core, question.ask, Found::Unavailable);
+            self.waiting.pop_front();
+        }
+        for flight in &mut self.flight {
+            if let What::Question { core, ask, due, told: told @ false, .. } = &mut flight.what
+                && now >= *due
+            {
+                *told = true;
+                self.metrics.questions.of(RedisResult::Timeout).count();
+                sink.found(*core, *ask, Found::Unavailable);
+            }
+        }
+    }
+
+    pub(super) fn next_timeout(&self) -> Option<Instant> {
+        let waiting = self.waiting.front().map(|question| question.due);
+        let stalled = self.flight.front().map(|first| first.written + self.timeout);
+        let due = self.flight.iter().filter_map(|flight| match flight.what {
+            What::Question { due, told: false, .. } => Some(due),
+            _ => None,
+        });
+        let ready = self.link.is_ready();
+        let ping = (ready && self.flight.is_empty()).then(|| self.written + limits::REDIS_PING_INTERVAL);
+        let paused = self.appends.paused.filter(|_| ready);
+        [waiting, stalled, due.min(), ping, paused, self.link.next_timeout()].into_iter().flatten().min()
+    }
+
+    /// Writes what may be written now.
+    fn write(&mut self, now: Now, settings: &Settings) {
+        let Commands { link, flight, .. } = self;
+        let Some(out) = link.out() else { return };
+        let has_room = |out: &Vec<u8>, flight: &VecDeque<Flight>| {
+            out.len() < limits::STORE_OUT_BYTES_MAX && flight.len() < limits::STORE_FLIGHT_MAX
+        };
+        let begun = flight.len();
+        let fly = |what, left| Flight { what, written: now.at, left };
+        while has_room(out, flight)
+            && let Some(question) = self.waiting.pop_front()
+        {
+            let Question { core, ask, lookup, due } = question;
+            if let Some((answer, left)) = write_question(out, lookup, settings) {
+                flight.push_back(fly(What::Question { core, ask, due, answer, told: false }, left));
+            }
+        }
+        if self.appends.paused.is_some_and(|until| now.at >= until) {
+            self.appends.paused = None;
+        }
+        while self.appends.paused.is_none()
+            && self.appends.sent < limits::STORE_APPENDS_MAX
+            && has_room(out, flight)
+            && let Some(entry) = self.appends.entries.get(self.appends.sent)
+        {
+            write_append(out, entry, now, settings.revocation_keep);
+            flight.push_back(fly(What::Append, 1));
+            self.appends.sent += 1;
+        }
+        while has_room(out, flight)
+            && let Some((sid, life)) = self.touches.pop_front()
+        {
+            let key = [settings.session_prefix.as_bytes(), sid.expose_secret()].concat();
+            write_command(out, [b"PEXPIRE".as_slice(), &key, millis(life).as_bytes()]);
+            flight.push_back(fly(What::Touch, 1));
+        }
+        if flight.is_empty() && now.at >= self.written + limits::REDIS_PING_INTERVAL {
+            write_command(out, [b"PING".as_slice()]);
+            flight.push_back(fly(What::Ping, 1));
+        }
+        if flight.len() > begun {
+            self.written = now.at;
+        }
+    }
+
+    fn say(&mut self, what: &str) {
+        self.said.push((RedisLink::Commands, what.to_owned()));
+    }
+}
+
+/// Writes a question's commands: what is to be gathered, and how many answers there will be. `None`: it is not for Redis.
+fn write_question(out: &mut Vec<u8>, lookup: Lookup, settings: &Settings) -> Option<(Answer, usize)> {
+    match lookup {
+        Lookup::Sessions(sids) => {
+            for sid in &sids {
+                let key = [settings.session_prefix.as_bytes(), sid.expose_secret()].concat();
+                write_command(out, [b"GET".as_slice(), &key]);
+                write_command(out, [b"PTTL".as_slice(), &key]);
+            }
+            let records = Vec::with_capacity(sids.len());
+            Some((Answer::Sessions { records, text: None }, sids.len() * 2))
+        }
+        Lookup::TakeTicket(hash) => {
+            write_command(out, [b"GETDEL".as_slice(), format!("{TICKET_PREFIX}{hash}").as_bytes()]);
+            Some((Answer::Taken(None), 1))
+        }
+        Lookup::KeepTicket { hash, record, life } => {
+            let (key, life) = (format!("{TICKET_PREFIX}{hash}"), millis(life));
+            write_command(out, [b"SET".as_slice(), key.as_bytes(), record.expose_secret(), b"PX", life.as_bytes()]);
+            Some((Answer::Kept, 1))
+        }
+        Lookup::KeySet(_) => None,
+    }
+}
+
+fn write_append(out: &mut Vec<u8>, entry: &ControlEntry, now: Now, keep: Duration) {
+    let from = (now.wall - keep).as_micros() / 1000;
+    write_command(
+        out,
+        [
+            b"XADD".as_slice(),
+            CONTROL_STREAM.as_bytes(),
+            b"MINID",
+            b"~",
+            from.to_string().as_bytes(),
+            b"*",
+            b"event",
+            entry.event.as_bytes(),
+            b"data",
+            entry.data.as_bytes(),
+            b"at",
+            entry.at_ms.to_string().as_bytes(),
+        ],
+    );
+}
+
+/// A life in milliseconds, at least one: none at all would be an error there.
+fn millis(life: Duration) -> String {
+    life.as_millis().max(1).to_string()
+}
+
+fn size(entry: &ControlEntry) -> usize {
+    entry.event.len() + entry.data.len()
+}
+
+/// Takes in the answers.
+struct Answers<'a> {
+    flight: &'a mut VecDeque<Flight>,
+    appends: &'a mut Appends,
+    metrics: &'a StoreMetrics,
+    said: &'a mut Vec<Said>,
+    sink: &'a mut dyn Sink,
+    now: Instant,
+}
+
+impl Answers<'_> {
+    fn hear(&mut self, reply: Reply) -> Result<(), Fault> {
+        let first = self.flight.front_mut().ok_or(Fault::OutOfStep)?;
+        first.left -= 1;
+        let done = first.left == 0;
+        match &mut first.what {
+            What::Question { core, ask, answer, told, .. } => {
+                match gather(answer, reply) {
+                    Ok(()) => {}
+                    Err(NoAnswer::Fault(fault)) => return Err(fault),
+                    Err(NoAnswer::Refused(why)) => {
+                        if !std::mem::replace(told, true) {
+                            self.metrics.questions.of(RedisResult::Refused).count();
+                            self.sink.found(*core, *ask, Found::Unavailable);
+                        }
+                        self.said.push((RedisLink::Commands, why));
+                    }
+                }
+                if done && !*told {
+                    self.metrics.questions.of(RedisResult::Answered).count();
+                    let found = match answer {
+                        Answer::Sessions { records, .. } => Found::Sessions(std::mem::take(records)),
+                        Answer::Taken(record) => Found::Ticket(record.take()),
+                        Answer::Kept => Found::Kept,
+                    };
+                    self.sink.found(*core, *ask, found);
+                }
+            }
+            What::Touch => match reply {
+                Reply::Integer(_) => {}
+                Reply::Error(line) => {
+                    let why = judged("PEXPIRE", &line)?;
+                    self.said.push((RedisLink::Commands, why));
+                }
+                _ => return Err(Fault::OutOfStep),
+            },
+            What::Append => match reply {
+                Reply::String(_) => {
+                    // While one is refused those behind it may be taken: each stands for one, in order of their going.
+                    self.appends.sent = self.appends.sent.saturating_sub(1);
+                    if let Some(entry) = self.appends.entries.pop_front() {
+                        self.appends.bytes -= size(&entry);
+                    }
+                    self.metrics.entries.of(RedisEntry::Appended).count();
+                }
+                Reply::Error(line) => {
+                    let why = judged("XADD", &line)?;
+                    self.said.push((RedisLink::Commands, why));
+                    // It is sent again after all others, in a while.
+                    self.appends.sent = self.appends.sent.saturating_sub(1);
+                    if let Some(entry) = self.appends.entries.pop_front() {
+                        self.appends.entries.push_back(entry);
+                    }
+                    self.appends.paused = Some(self.now + limits::STORE_APPEND_PAUSE);
+                }
+                _ => return Err(Fault::OutOfStep),
+            },
+            What::Ping => match reply {
+                Reply::Simple(_) => {}
+                Reply::Error(line) if error_code(&line) == "NOPERM" => {}
+                Reply::Error(line) => return Err(Fault::refused("PING", &line)),
+                _ => return Err(Fault::OutOfStep),
+            },
+        }
+        if done {
+            self.flight.pop_front();
+        }
+        Ok(())
+    }
+}
+
+/// Why a question has no answer.
+enum NoAnswer {
+    /// The connection is of no more use.
+    Fault(Fault),
+    /// This question alone is refused, for this reason.
+    Refused(String),
+}
+
+/// Takes one reply into an answer.
+fn gather(answer: &mut Answer, reply: Reply) -> Result<(), NoAnswer> {
+    let command = match answer {
+        Answer::Sessions { text: None, .. } => "GET",
+        Answer::Sessions { .. } => "PTTL",
+        Answer::Taken(_) => "GETDEL",
+        Answer::Kept => "SET",
+    };
+    let refused = |line: &[u8]| match judged(command, line) {
+        Ok(why) => NoAnswer::Refused(why),
+        Err(fault) => NoAnswer::Fault(fault),
+    };
+    match (answer, reply) {
+        (Answer::Sessions { text: text @ None, .. }, reply) => {
+            let refusal = match &reply {
+                // Something else is kept under that name: no session is.
+                Reply::Error(line) if error_code(line) == "WRONGTYPE" => None,
+                Reply::Error(line) => Some(refused(line)),
+                Reply::String(_) | Reply::TooLong(_) | Reply::Nil => None,
+                _ => return Err(NoAnswer::Fault(Fault::OutOfStep)),
+            };
+            *text = Some(match reply {
+                Reply::String(bytes) => Some(Secret::new(bytes)),
+                _ => None,
+            });
+            refusal.map_or(Ok(()), Err)
+        }
+        (Answer::Sessions { records, text }, reply) => {
+            let record = text.take().flatten();
+            let (life, refusal) = match &reply {
+                Reply::Integer(-1) => (Some(None), None),
+                // It has ended between the two answers.
+                Reply::Integer(ms) => (u64::try_from(*ms).ok().map(|ms| Some(Duration::from_millis(ms))), None),
+                Reply::Error(line) => (None, Some(refused(line))),
+                _ => return Err(NoAnswer::Fault(Fault::OutOfStep)),
+            };
+            records.push(record.zip(life).map(|(text, ttl)| SessionRecord { text, ttl }));
+            refusal.map_or(Ok(()), Err)
+        }
+        (_, Reply::Error(line)) => Err(refused(&line)),
+        (Answer::Taken(record), Reply::String(bytes)) => {
+            *record = Some(Secret::new(bytes));
+            Ok(())
+        }
+        (Answer::Taken(_), Reply::Nil | Reply::TooLong(_)) | (Answer::Kept, Reply::Simple(_)) => Ok(()),
+        _ => Err(NoAnswer::Fault(Fault::OutOfStep)),
+    }
+}
+
+/// Whether an error is of this command alone, in words for the operator, or of the server as it is now: one that is
+/// loading, has become a replica, wants another login, has handed the place over.
+fn judged(command: &'static str, line: &[u8]) -> Result<String, Fault> {
+    match error_code(line) {
+        "NOAUTH" | "WRONGPASS" | "DENIED" | "LOADING" | "READONLY" | "MASTERDOWN" | "MOVED" | "ASK" | "CLUSTERDOWN"
+        | "TRYAGAIN" => Err(Fault::refused(command, line)),
+        code => Ok(format!("it refuses {command}: {code}")),
+    }
+}

@@ -1,0 +1,275 @@
+//! The link for the control stream: what was put on it while this process was away is read first, then it is followed.
+//!
+//! Source: <https://redis.io/docs/latest/commands/xread/>; protocol version 1, section 6.
+//! Memory: one page of the stream, bounded by its lines in `limits`. Errors: an entry that is none is counted and passed
+//! over. Not here: what an event means (`auth::control`), who writes the stream (`commands`).
+
+use std::time::Duration;
+
+use rustix::event::PollFlags;
+
+use super::commands::Said;
+use super::link::{Fault, Io, Link, Turn};
+use super::{CONTROL_STREAM, Settings};
+use crate::auth::control::ControlEntry;
+use crate::codec::resp::{Bounds, Reply, RespError, write_command};
+use crate::limits;
+use crate::metrics::{RedisEntry, RedisLink, StoreMetrics};
+use crate::time::{Instant, Now};
+
+/// What may be answered on this link.
+const BOUNDS: Bounds = Bounds {
+    line_bytes_max: limits::REDIS_LINE_BYTES_MAX,
+    string_bytes_max: limits::CONTROL_EVENT_BYTES_MAX,
+    elements_max: limits::REDIS_ELEMENTS_MAX,
+    depth_max: limits::REDIS_DEPTH_MAX,
+    reply_bytes_max: limits::CONTROL_PAGE_BYTES_MAX,
+};
+
+/// The place of an entry in the stream: milliseconds, and a number among those of one.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+struct EntryId {
+    ms: u64,
+    number: u64,
+}
+
+pub(super) struct Follow {
+    pub(super) link: Link,
+    timeout: Duration,
+    /// The last entry seen.
+    last: Option<EntryId>,
+    /// When the last question was written, and how long its answer may take.
+    asked: Option<(Instant, Duration)>,
+    /// Whether everything that stood there when the link was opened has been read.
+    caught_up: bool,
+    /// Entries to be read at once.
+    page: u32,
+}
+
+impl Follow {
+    pub(super) fn new(timeout: Duration, now: Instant) -> Follow {
+        Follow {
+            link: Link::new(RedisLink::Log, BOUNDS, now),
+            timeout,
+            last: None,
+            asked: None,
+            caught_up: false,
+            page: limits::CONTROL_PAGE_ENTRIES,
+        }
+    }
+
+    /// Whether everything that stands there has been read, and what comes will be.
+    pub(super) fn follows(&self) -> bool {
+        self.link.is_ready() && self.caught_up
+    }
+
+    /// Its turn. What is read is given to `tell`; while those who hear it have no room (`hold`) nothing more is asked for.
+    #[expect(clippy::too_many_arguments, reason = "what the links share is lent for the turn")]
+    pub(super) fn turn(
+        &mut self,
+        now: Now,
+        ready: PollFlags,
+        hold: bool,
+        io: &mut Io<'_>,
+        settings: &Settings,
+        metrics: &StoreMetrics,
+        said: &mut Vec<Said>,
+        tell: &mut dyn FnMut(ControlEntry),
+    ) -> Vec<Turn> {
+        let mut turns = Vec::new();
+        let Follow { link, last, asked, caught_up, page, .. } = self;
+        let turn = link.turn(ready, io, &mut |reply| {
+            asked.take().ok_or(Fault::OutOfStep)?;
+            let entries = match reply {
+                Reply::Nil => {
+                    *caught_up = true;
+                    return Ok(());
+                }
+                Reply::Error(line) => return Err(Fault::refused("XREAD", &line)),
+                reply => page_of(reply).ok_or(Fault::OutOfStep)?,
+            };
+            for (at, entry) in entries.into_iter().enumerate() {
+                let (id, entry) = match entry_of(entry) {
+                    Some((id, entry)) if at == 0 || entry != Entry::Cut => (id, entry),
+                    // The page was full before it: it is the next one's.
+                    _ if at > 0 => break,
+                    _ => return Err(Fault::OutOfStep),
+                };
+                *last = (*last).max(Some(id));
+                match entry {
+                    Entry::Event(entry) => {
+                        metrics.entries.of(RedisEntry::Read).count();
+                        tell(entry);
+                    }
+                    Entry::Bad | Entry::Cut => {
+                        metrics.entries.of(RedisEntry::Bad).count();
+                        said.push((RedisLink::Log, "an entry of the control stream is no control event".to_owned()));
+                    }
+                }
+            }
+            *page = limits::CONTROL_PAGE_ENTRIES;
+            Ok(())
+        });
+        self.after(turn, now, settings, &mut turns);
+        if self.asked.is_some_and(|(asked, patience)| now.at >= asked + patience) {
+            let turn = self.link.close(Fault::Timeout(self.timeout), io);
+            self.after(turn, now, settings, &mut turns);
+        }
+        if self.asked.is_none() && !hold {
+            self.ask(now);
+        }
+        let turn = self.link.flush(io);
+        self.after(turn, now, settings, &mut turns);
+        turns
+    }
+
+    /// What follows from the link's turn.
+    pub(super) fn after(&mut self, turn: Turn, now: Now, settings: &Settings, turns: &mut Vec<Turn>) {
+        match &turn {
+            Turn::Same => return,
+            Turn::Opened => {
+                let now_ms = now.wall.as_micros() / 1000;
+                let kept = now_ms.saturating_sub(whole_ms(settings.revocation_keep));
+                // Before the last one seen there may be what a server that took over has got since: see `CONTROL_OVERLAP`.
+                let seen = self.last.map(|last| last.ms.min(now_ms).saturating_sub(whole_ms(limits::CONTROL_OVERLAP)));
+                self.last = Some(EntryId { ms: seen.unwrap_or(0).max(kept), number: 0 });
+                (self.asked, self.caught_up) = (None, false);
+            }
+            Turn::Closed(fault) => {
+                (self.asked, self.caught_up) = (None, false);
+                // One page of what somebody put there is too much: it is read entry by entry.
+                if matches!(fault, Fault::Garbage(RespError::TooManyElements { .. } | RespError::TooLarge { .. })) {
+                    self.page = 1;
+                }
+            }
+        }
+        turns.push(turn);
+    }
+
+    pub(super) fn next_timeout(&self) -> Option<Instant> {
+        let answer = self.asked.map(|(asked, patience)| asked + patience);
+        [answer, self.link.next_timeout()].into_iter().flatten().min()
+    }
+
+    /// Asks for the next page; once all is read, for what comes.
+    fn ask(&mut self, now: Now) {
+        let EntryId { ms, number } = self.last.unwrap_or(EntryId { ms: 0, number: 0 });
+        let (count, block) = (self.page.to_string(), limits::REDIS_BLOCK.as_millis().to_string());
+        let (from, waits) = (format!("{ms}-{number}"), self.caught_up);
+        let Some(out) = self.link.out() else { return };
+        let mut parts: Vec<&[u8]> = vec![b"XREAD", b"COUNT", count.as_bytes()];
+        if waits {
+            parts.extend([b"BLOCK".as_slice(), block.as_bytes()]);
+        }
+        parts.extend([b"STREAMS".as_slice(), CONTROL_STREAM.as_bytes(), from.as_bytes()]);
+        write_command(out, parts);
+        let patience = if waits { limits::REDIS_BLOCK + self.timeout } else { self.timeout };
+        self.asked = Some((now.at, patience));
+    }
+}
+
+fn whole_ms(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The entries of the one stream that was asked for.
+fn page_of(reply: Reply) -> Option<Vec<Reply>> {
+    let Reply::Array(streams) = reply else { return None };
+    let Some(Reply::Array(stream)) = streams.into_iter().next() else { return None };
+    match stream.into_iter().nth(1) {
+        Some(Reply::Array(entries)) => Some(entries),
+        _ => None,
+    }
+}
+
+/// What an entry says.
+#[derive(Debug, Eq, PartialEq)]
+enum Entry {
+    Event(ControlEntry),
+    /// No event, or one that is too long.
+    Bad,
+    /// Something of it was not kept because the page was full.
+    Cut,
+}
+
+/// An entry's place, and what it says. `None`: not even its place can be told.
+fn entry_of(reply: Reply) -> Option<(EntryId, Entry)> {
+    let Reply::Array(parts) = reply else { return None };
+    let mut parts = parts.into_iter();
+    let Some(Reply::String(id)) = parts.next() else { return None };
+    let id = id_of(&id)?;
+    let Some(Reply::Array(fields)) = parts.next() else { return Some((id, Entry::Bad)) };
+    let fits = |bytes: u64| usize::try_from(bytes).is_ok_and(|bytes| bytes <= BOUNDS.string_bytes_max);
+    if fields.iter().any(|field| matches!(field, Reply::TooLong(bytes) if fits(*bytes))) {
+        return Some((id, Entry::Cut));
+    }
+    Some((id, event_of(id, &fields).map_or(Entry::Bad, Entry::Event)))
+}
+
+fn id_of(text: &[u8]) -> Option<EntryId> {
+    let (ms, number) = std::str::from_utf8(text).ok()?.split_once('-')?;
+    Some(EntryId { ms: ms.parse().ok()?, number: number.parse().ok()? })
+}
+
+fn event_of(id: EntryId, fields: &[Reply]) -> Option<ControlEntry> {
+    let (pairs, _) = fields.as_chunks::<2>();
+    let field = |wanted: &[u8]| {
+        pairs.iter().find_map(|[name, value]| match (name, value) {
+            (Reply::String(name), Reply::String(value)) if name == wanted => std::str::from_utf8(value).ok(),
+            _ => None,
+        })
+    };
+    let written = pairs.iter().any(|[name, _]| matches!(name, Reply::String(name) if name == b"at"));
+    let at_ms = match field(b"at") {
+        Some(at) => at.parse().ok()?,
+        None if written => return None,
+        // Without a time of its own the entry's is its time.
+        None => id.ms,
+    };
+    Some(ControlEntry { event: field(b"event")?.to_owned(), data: field(b"data")?.to_owned(), at_ms })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn string(text: &str) -> Reply {
+        Reply::String(text.into())
+    }
+
+    fn entry(id: &str, fields: &[&str]) -> Reply {
+        Reply::Array(vec![string(id), Reply::Array(fields.iter().map(|field| string(field)).collect())])
+    }
+
+    #[test]
+    fn an_entry_is_an_event_with_its_own_time_or_the_entrys() {
+        let of = |reply| entry_of(reply).expect("its place is told").1;
+        let event = |at_ms| Entry::Event(ControlEntry { event: "user-logged-out".into(), data: "u1".into(), at_ms });
+        let told = ["event", "user-logged-out", "data", "u1", "at", "17"];
+        assert_eq!(of(entry("5-0", &told)), event(17));
+        assert_eq!(of(entry("5-0", &told[..4])), event(5));
+        assert_eq!(of(entry("5-0", &["more", "x", "data", "u1", "event", "user-logged-out"])), event(5));
+        assert_eq!(of(entry("5-0", &told[..2])), Entry::Bad, "no payload");
+        assert_eq!(of(entry("5-0", &["event", "user-logged-out", "data", "u1", "at", "soon"])), Entry::Bad);
+        assert_eq!(of(entry("5-0", &["event"])), Entry::Bad);
+        assert_eq!(of(entry("5-0", &[])), Entry::Bad);
+        assert_eq!(of(Reply::Array(vec![string("5-1"), Reply::Nil])), Entry::Bad);
+        let long = |bytes| {
+            let fields = vec![string("event"), string("token-revoked"), string("data"), Reply::TooLong(bytes)];
+            entry_of(Reply::Array(vec![string("5-1"), Reply::Array(fields)]))
+        };
+        let bound = BOUNDS.string_bytes_max as u64;
+        assert_eq!(long(bound + 1), Some((EntryId { ms: 5, number: 1 }, Entry::Bad)), "it never fits");
+        assert_eq!(long(bound), Some((EntryId { ms: 5, number: 1 }, Entry::Cut)), "it fits on a page of its own");
+        for id in ["", "5", "a-0", "5-", "-5-0"] {
+            assert_eq!(entry_of(entry(id, &told)), None, "{id}");
+        }
+        assert_eq!(entry_of(Reply::Array(vec![Reply::TooLong(9), Reply::Nil])), None);
+    }
+
+    #[test]
+    fn places_are_ordered_by_time_and_then_by_number() {
+        let ids = ["1-9", "1-10", "2-0", "10-0"].map(|text| id_of(text.as_bytes()).expect("an id"));
+        assert!(ids.is_sorted());
+    }
+}

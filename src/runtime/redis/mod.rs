@@ -1,0 +1,590 @@
+//! Redis, where it is configured: sessions and tickets, what is published about users and tokens, and the control stream.
+//!
+//! One thread of its own and three connections, so that none waits for another: for commands, which are pipelined; for what
+//! is published; for the control stream. No core ever waits: what it asks stands in a bounded queue, and the answer comes
+//! back through its mailbox.
+//!
+//! Source: protocol version 1, sections 2 and 6; ARCHITECTURE.md. Memory: the queues, each bounded by its line in `limits`.
+//! Errors: none comes out of here but [`Found::Unavailable`]; why Redis is away is said in the log, once.
+//! Not here: what records and events mean (`auth`), what becomes of them (`shard`).
+
+mod commands;
+mod events;
+mod follow;
+mod link;
+mod mailboxes;
+
+use std::collections::{BTreeSet, VecDeque};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustls::ClientConfig;
+
+use crate::auth::control::ControlEntry;
+use crate::config::{LogLevel, RedisOptions};
+use crate::ids::CoreId;
+use crate::limits;
+use crate::metrics::{RedisLink, RedisResult, StoreMetrics};
+use crate::secret::Secret;
+use crate::shard::{Found, Lookup, Order, Rng};
+use crate::time::{Instant, Now};
+
+use super::fetch::tls::{TlsError, read_system_roots, roots_of, server_name};
+use super::resolver::{Answer, ResolveError, Resolver};
+use super::{clock, log};
+
+use self::commands::{Commands, Question, Said};
+use self::events::Events;
+use self::follow::Follow;
+use self::link::{Fault, Io, Link, Target, Turn};
+
+pub use self::mailboxes::Mailboxes;
+
+/// The stream that keeps what Pub/Sub would lose (protocol section 6).
+pub const CONTROL_STREAM: &str = "restcast:control";
+/// Bytes read at once.
+const SCRATCH_BYTES: usize = 64 << 10;
+/// How soon those who had no room for an answer are asked again.
+const SETTLE: Duration = Duration::from_millis(5);
+/// Longest sleep.
+const SLEEP_MAX: Duration = Duration::from_secs(1);
+
+/// What the thread needs of other parts of the configuration; a reload may change it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Settings {
+    /// What stands before a session's id in the name of its record.
+    pub session_prefix: String,
+    /// How long the control stream is kept, and how far it is read back.
+    pub revocation_keep: Duration,
+}
+
+/// Where what Redis says goes. All is called on the thread that speaks with Redis, which must not be held up.
+pub trait Sink: Send {
+    /// A question has been answered.
+    fn found(&mut self, core: CoreId, ask: u64, found: Found);
+    /// A control event was heard, or read from the control stream. The same may come more than once.
+    fn heard(&mut self, entry: ControlEntry);
+    /// Questions are answered, or not any more. «Answered» is said again where something may have been missed.
+    fn state(&mut self, up: bool);
+    /// Hands on what found no room so far; whether everything has found it. Until then nothing more is read.
+    fn settle(&mut self) -> bool;
+}
+
+/// The handle of all cores and of the process.
+#[derive(Clone)]
+pub struct Store {
+    shared: Arc<Shared>,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Store(..)")
+    }
+}
+
+/// What the thread starts with.
+pub struct StoreParts {
+    /// `[redis]`.
+    pub options: RedisOptions,
+    /// What else is configured.
+    pub settings: Settings,
+    /// Where what Redis says goes.
+    pub sink: Box<dyn Sink>,
+    /// Looks host names up.
+    pub resolver: Arc<Resolver>,
+    /// For jitter: random numbers of the operating system.
+    pub seed: [u8; 32],
+}
+
+struct Shared {
+    inbox: Mutex<Inbox>,
+    bell: OwnedFd,
+    /// Whether all three connections are there.
+    up: AtomicBool,
+    metrics: Arc<StoreMetrics>,
+    timeout: Duration,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+/// What waits for the thread.
+#[derive(Default)]
+struct Inbox {
+    questions: VecDeque<Question>,
+    /// Questions that were not taken for want of room.
+    refused: u64,
+    /// Questions that the thread has and has not answered, as of its last turn.
+    under_way: usize,
+    touches: VecDeque<(Secret, Duration)>,
+    entries: VecDeque<ControlEntry>,
+    entry_bytes: usize,
+    entries_lost: u64,
+    resolved: VecDeque<(RedisLink, u64, Answer)>,
+    settings: Option<Settings>,
+    finish: bool,
+}
+
+/// What others wait for.
+#[derive(Default)]
+struct State {
+    /// How reading the control stream for the first time has ended: whether all of it was read.
+    replayed: Option<bool>,
+    finished: bool,
+}
+
+/// Why there is no thread that speaks with Redis: one sentence for the operator.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The certificates to be trusted, or the name, cannot be used.
+    #[error("Redis cannot be spoken to by TLS: {0}")]
+    Tls(String),
+    /// The system has no thread or descriptor left.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Store {
+    /// Starts the thread, which connects at once.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn start(parts: StoreParts) -> Result<Store, StoreError> {
+        let StoreParts { options, settings, sink, resolver, seed } = parts;
+        let target = target_of(&options)?;
+        let shared = Arc::new(Shared {
+            inbox: Mutex::default(),
+            bell: eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).map_err(std::io::Error::from)?,
+            up: AtomicBool::new(false),
+            metrics: Arc::default(),
+            timeout: options.timeout,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        });
+        let thread = Arc::clone(&shared);
+        std::thread::Builder::new().name("redis".into()).spawn(move || {
+            let now = clock::now().at;
+            let metrics = Arc::clone(&thread.metrics);
+            let hub = Hub {
+                commands: Commands::new(metrics, options.timeout, now),
+                events: Events::new(&options, now),
+                follow: Follow::new(options.timeout, now),
+                target,
+                settings,
+                sink,
+                resolver,
+                rng: Rng::new(seed),
+                scratch: vec![0; SCRATCH_BYTES],
+                said: BTreeSet::new(),
+                away_said: false,
+                all_up_since: None,
+                told_up: None,
+                finish_by: None,
+                shared: Arc::clone(&thread),
+            };
+            hub.run();
+            lock(&thread.state).finished = true;
+            thread.changed.notify_all();
+        })?;
+        Ok(Store { shared })
+    }
+
+    /// Asks for a core; whether the question was taken. Where it was not there is no room, and no answer will come.
+    pub fn ask(&self, core: CoreId, ask: u64, lookup: Lookup) -> bool {
+        if matches!(lookup, Lookup::KeySet(_)) {
+            return false;
+        }
+        let due = clock::now().at + self.shared.timeout;
+        let mut inbox = lock(&self.shared.inbox);
+        if inbox.finish || inbox.questions.len() + inbox.under_way >= limits::STORE_QUESTIONS_MAX {
+            inbox.refused += 1;
+            return false;
+        }
+        inbox.questions.push_back(Question { core, ask, lookup, due });
+        self.ring(inbox);
+        true
+    }
+
+    /// Has something done without an answer.
+    pub fn order(&self, order: Order) {
+        let mut inbox = lock(&self.shared.inbox);
+        match order {
+            Order::Touch { .. } if inbox.touches.len() >= limits::STORE_TOUCHES_MAX => return,
+            Order::Touch { sid, life } => inbox.touches.push_back((sid, life)),
+            Order::Publish(entry) => {
+                inbox.entry_bytes += entry.event.len() + entry.data.len();
+                inbox.entries.push_back(entry);
+                while inbox.entries.len() > limits::STORE_ENTRIES_MAX
+                    || inbox.entry_bytes > limits::STORE_ENTRY_BYTES_MAX
+                {
+                    let Some(oldest) = inbox.entries.pop_front() else { break };
+                    inbox.entry_bytes -= oldest.event.len() + oldest.data.len();
+                    inbox.entries_lost += 1;
+                }
+            }
+        }
+        self.ring(inbox);
+    }
+
+    /// Other parts of the configuration have changed.
+    pub fn replace(&self, settings: Settings) {
+        let mut inbox = lock(&self.shared.inbox);
+        inbox.settings = Some(settings);
+        self.ring(inbox);
+    }
+
+    /// Whether Redis is there: all three connections are.
+    pub fn is_up(&self) -> bool {
+        self.shared.up.load(Ordering::Relaxed)
+    }
+
+    /// What is counted.
+    pub fn metrics(&self) -> Arc<StoreMetrics> {
+        Arc::clone(&self.shared.metrics)
+    }
+
+    /// Waits until the control stream has been read for the first time, at most so long; not where Redis does not answer.
+    /// Whether all of it was read.
+    pub fn wait_for_replay(&self, patience: Duration) -> bool {
+        let state = lock(&self.shared.state);
+        let waited = self.shared.changed.wait_timeout_while(state, patience, |state| state.replayed.is_none());
+        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        state.replayed == Some(true)
+    }
+
+    /// Ends the thread, once the control events that wait have reached Redis, where it is there; waits for that at most
+    /// [`limits::STORE_FINISH`].
+    pub fn finish(&self) {
+        let mut inbox = lock(&self.shared.inbox);
+        inbox.finish = true;
+        self.ring(inbox);
+        let state = lock(&self.shared.state);
+        // What little it may take to notice is no reason to give up first.
+        let patience = limits::STORE_FINISH + Duration::from_millis(200);
+        drop(self.shared.changed.wait_timeout_while(state, patience, |state| !state.finished));
+    }
+
+    fn ring(&self, inbox: MutexGuard<'_, Inbox>) {
+        drop(inbox);
+        self.shared.ring();
+    }
+}
+
+impl Shared {
+    fn ring(&self) {
+        // A bell that is full rings already.
+        let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
+    }
+}
+
+/// Whom to connect to.
+fn target_of(options: &RedisOptions) -> Result<Target, StoreError> {
+    let server = options.server.clone();
+    let tls = if server.tls {
+        let host = match &server.host {
+            url::Host::Domain(name) => url::Host::Domain(name.as_str()),
+            url::Host::Ipv4(ip) => url::Host::Ipv4(*ip),
+            url::Host::Ipv6(ip) => url::Host::Ipv6(*ip),
+        };
+        let failed = |error: TlsError| StoreError::Tls(error.to_string());
+        let roots = options.ca.as_ref().map_or_else(read_system_roots, roots_of).map_err(failed)?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("ring's provider has cipher suites for the default versions")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Some((Arc::new(config), server_name(&host).map_err(failed)?))
+    } else {
+        None
+    };
+    Ok(Target { server, tls, timeout: options.timeout })
+}
+
+/// The thread's own.
+struct Hub {
+    commands: Commands,
+    events: Events,
+    follow: Follow,
+    target: Target,
+    settings: Settings,
+    sink: Box<dyn Sink>,
+    resolver: Arc<Resolver>,
+    rng: Rng,
+    scratch: Vec<u8>,
+    /// What has been said since Redis was last well.
+    said: BTreeSet<String>,
+    /// Whether that it is away was.
+    away_said: bool,
+    all_up_since: Option<Instant>,
+    /// What the sink was last told.
+    told_up: Option<bool>,
+    /// When the thread ends, whatever waits.
+    finish_by: Option<Instant>,
+    shared: Arc<Shared>,
+}
+
+impl Hub {
+    fn run(mut self) {
+        let mut ready = [PollFlags::empty(); 3];
+        loop {
+            let now = clock::now();
+            let hold = !self.sink.settle();
+            let more = self.take_inbox(now);
+            self.turn(now, ready, hold);
+            self.tell_state(now);
+            if self.is_finished(now) {
+                return;
+            }
+            let wait = if more { Duration::ZERO } else { self.wait(clock::now(), hold) };
+            ready = self.sleep(wait, hold);
+        }
+    }
+
+    /// Takes what others have left; whether there is more.
+    fn take_inbox(&mut self, now: Now) -> bool {
+        let under_way = self.commands.questions();
+        let (questions, refused, touches, entries, lost, resolved, settings, finish) = {
+            let mut inbox = lock(&self.shared.inbox);
+            inbox.under_way = under_way + inbox.questions.len();
+            inbox.entry_bytes = 0;
+            (
+                std::mem::take(&mut inbox.questions),
+                std::mem::take(&mut inbox.refused),
+                std::mem::take(&mut inbox.touches),
+                std::mem::take(&mut inbox.entries),
+                std::mem::take(&mut inbox.entries_lost),
+                std::mem::take(&mut inbox.resolved),
+                inbox.settings.take(),
+                inbox.finish,
+            )
+        };
+        let metrics = Arc::clone(&self.shared.metrics);
+        metrics.questions.of(RedisResult::Away).add(refused);
+        if lost > 0 {
+            metrics.entries.of(crate::metrics::RedisEntry::Dropped).add(lost);
+        }
+        if let Some(settings) = settings {
+            self.settings = settings;
+        }
+        questions.into_iter().for_each(|question| self.commands.ask(question));
+        touches.into_iter().for_each(|(sid, life)| self.commands.touch(sid, life));
+        entries.into_iter().for_each(|entry| self.commands.append(entry));
+        let any = !resolved.is_empty();
+        for (which, attempt, answer) in resolved {
+            self.resolved(now, which, attempt, answer);
+        }
+        if finish && self.finish_by.is_none() {
+            self.finish_by = Some(now.at + limits::STORE_FINISH);
+        }
+        any
+    }
+
+    /// A name has been looked up for one of the links.
+    fn resolved(&mut self, now: Now, which: RedisLink, attempt: u64, answer: Answer) {
+        let resolve = |_: RedisLink, _: u64, _: &str| Err(ResolveError::Busy);
+        let Hub { commands, events, follow, rng, scratch, target, settings, sink, .. } = self;
+        let mut io = Io { now: now.at, rng, scratch, target, resolve: &resolve };
+        let mut turns = Vec::new();
+        match which {
+            RedisLink::Commands => {
+                let turn = commands.link.resolved(attempt, answer, &mut io);
+                commands.after(turn, sink.as_mut(), &mut turns);
+            }
+            RedisLink::Events => {
+                let turn = events.link.resolved(attempt, answer, &mut io);
+                events.after(turn, now.at, &mut turns);
+            }
+            RedisLink::Log => {
+                let turn = follow.link.resolved(attempt, answer, &mut io);
+                follow.after(turn, now, settings, &mut turns);
+            }
+        }
+        self.happened(which, turns);
+    }
+
+    /// The turn of each link.
+    fn turn(&mut self, now: Now, [for_commands, for_events, for_log]: [PollFlags; 3], hold: bool) {
+        let metrics = Arc::clone(&self.shared.metrics);
+        let Hub { commands, events, follow, rng, scratch, target, settings, sink, resolver, shared, .. } = self;
+        let resolve = |which: RedisLink, attempt: u64, name: &str| {
+            let shared = Arc::clone(shared);
+            resolver.look_up(name, move |answer| {
+                lock(&shared.inbox).resolved.push_back((which, attempt, answer));
+                shared.ring();
+            })
+        };
+        let mut io = Io { now: now.at, rng, scratch, target, resolve: &resolve };
+        let mut said: Vec<Said> = Vec::new();
+        let readable = |flags: PollFlags| if hold { flags - PollFlags::IN } else { flags };
+
+        let mut published = Vec::new();
+        let of_events = events.turn(now, readable(for_events), &mut io, &metrics, &mut said, &mut |entry| {
+            published.push(entry.clone());
+            sink.heard(entry);
+        });
+        let of_log = follow.turn(now, readable(for_log), hold, &mut io, settings, &metrics, &mut said, &mut |entry| {
+            sink.heard(entry);
+        });
+        // What nobody but this process may have heard is kept for the others, and for those that are away.
+        published.into_iter().for_each(|entry| commands.append(entry));
+        let of_commands = commands.turn(now, readable(for_commands), &mut io, settings, sink.as_mut());
+        said.append(&mut commands.said);
+
+        for (link, what) in said {
+            self.say(link, &what);
+        }
+        self.happened(RedisLink::Commands, of_commands);
+        self.happened(RedisLink::Events, of_events);
+        self.happened(RedisLink::Log, of_log);
+    }
+
+    /// Counts and says what became of a link.
+    fn happened(&mut self, which: RedisLink, turns: Vec<Turn>) {
+        for turn in turns {
+            match turn {
+                Turn::Same => {}
+                Turn::Opened => self.shared.metrics.connects.of(which).count(),
+                Turn::Closed(fault) => {
+                    if which == RedisLink::Log && !fault.is_loading() {
+                        self.replayed(false);
+                    }
+                    self.away(which, &fault);
+                }
+            }
+        }
+    }
+
+    fn away(&mut self, which: RedisLink, fault: &Fault) {
+        let why = fault.to_string();
+        if self.is_news(&why) {
+            self.away_said = true;
+            let fields: [(&str, &dyn std::fmt::Display); 2] = [("link", &name(which)), ("why", &why)];
+            log::write(LogLevel::Warn, &fields, "Redis is away; it is connected to again until it answers.");
+        }
+    }
+
+    /// Says something that needs no new connection, once.
+    fn say(&mut self, which: RedisLink, what: &str) {
+        if self.is_news(what) {
+            let fields: [(&str, &dyn std::fmt::Display); 2] = [("link", &name(which)), ("what", &what)];
+            log::write(LogLevel::Warn, &fields, "Redis does not do, or holds, what it should.");
+        }
+    }
+
+    fn is_news(&mut self, what: &str) -> bool {
+        self.said.len() < limits::REDIS_SAID_MAX && self.said.insert(what.to_owned())
+    }
+
+    /// The control stream was read for the first time, or cannot be.
+    fn replayed(&self, whole: bool) {
+        let mut state = lock(&self.shared.state);
+        if state.replayed.is_none() {
+            state.replayed = Some(whole);
+            self.shared.changed.notify_all();
+        }
+    }
+
+    /// Tells whoever wants to know how Redis is.
+    fn tell_state(&mut self, now: Now) {
+        let (commands, events, log) = (self.commands.link.is_ready(), self.events.listens(), self.follow.follows());
+        let metrics = &self.shared.metrics;
+        for (which, up) in [(RedisLink::Commands, commands), (RedisLink::Events, events), (RedisLink::Log, log)] {
+            metrics.up.of(which).set(u64::from(up));
+        }
+        metrics.waiting.set(self.commands.questions() as u64);
+        metrics.entries_waiting.set(self.commands.entries() as u64);
+        if log {
+            self.replayed(true);
+        }
+        let all = commands && events && log;
+        let was_all = self.shared.up.swap(all, Ordering::Relaxed);
+        if !all {
+            self.all_up_since = None;
+        }
+        // Whoever waits in the moments of a new attempt is not told of a failure that may be none.
+        let up = if commands { Some(true) } else { (!self.commands.link.is_hopeful()).then_some(false) };
+        // Once everything is heard again, what was read before may be old.
+        let missed = all && !was_all && self.told_up == Some(true);
+        if up.is_some_and(|up| self.told_up != Some(up)) || missed {
+            self.told_up = up;
+            self.sink.state(up == Some(true));
+        }
+        if all {
+            let since = *self.all_up_since.get_or_insert(now.at);
+            if now.at.since(since) >= limits::REDIS_SETTLED && !self.said.is_empty() {
+                self.said.clear();
+                if std::mem::take(&mut self.away_said) {
+                    log::write(LogLevel::Info, &[], "Redis answers again.");
+                }
+            }
+        }
+    }
+
+    fn is_finished(&self, now: Now) -> bool {
+        let Some(by) = self.finish_by else { return false };
+        now.at >= by || self.commands.entries() == 0 || !self.commands.link.is_ready()
+    }
+
+    fn wait(&self, now: Now, hold: bool) -> Duration {
+        let settled = self.all_up_since.filter(|_| !self.said.is_empty()).map(|since| since + limits::REDIS_SETTLED);
+        let settle = hold.then(|| now.at + SETTLE);
+        let timeouts = [
+            self.commands.next_timeout(),
+            self.events.next_timeout(),
+            self.follow.next_timeout(),
+            settled,
+            settle,
+            self.finish_by,
+        ];
+        let until = timeouts.into_iter().flatten().min();
+        until.map_or(SLEEP_MAX, |until| until.since(now.at)).min(SLEEP_MAX)
+    }
+
+    /// Waits for the sockets, the bell, or so long; what is ready of each link.
+    fn sleep(&self, wait: Duration, hold: bool) -> [PollFlags; 3] {
+        let links: [&Link; 3] = [&self.commands.link, &self.events.link, &self.follow.link];
+        let mut fds = vec![PollFd::from_borrowed_fd(self.shared.bell.as_fd(), PollFlags::IN)];
+        let mut of = Vec::with_capacity(links.len());
+        for (at, link) in links.into_iter().enumerate() {
+            if let Some((fd, flags)) = link.interest(hold) {
+                fds.push(PollFd::from_borrowed_fd(fd, flags));
+                of.push(at);
+            }
+        }
+        let timeout = Timespec {
+            tv_sec: i64::try_from(wait.as_secs()).unwrap_or(i64::MAX),
+            // Rounded up, so that a deadline has passed when it wakes.
+            tv_nsec: i64::from(wait.subsec_nanos()),
+        };
+        let mut ready = [PollFlags::empty(); 3];
+        // A signal that interrupts it, or anything else, is a turn in which nothing is ready.
+        if poll(&mut fds, Some(&timeout)).is_err() {
+            return ready;
+        }
+        let mut polled = fds.iter();
+        if polled.next().is_some_and(|bell| bell.revents().contains(PollFlags::IN)) {
+            let _ = rustix::io::read(&self.shared.bell, &mut [0u8; 8]);
+        }
+        for (fd, at) in polled.zip(of) {
+            if let Some(ready) = ready.get_mut(at) {
+                *ready = fd.revents();
+            }
+        }
+        ready
+    }
+}
+
+fn name(which: RedisLink) -> &'static str {
+    match which {
+        RedisLink::Commands => "commands",
+        RedisLink::Events => "events",
+        RedisLink::Log => "log",
+    }
+}
