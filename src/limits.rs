@@ -123,6 +123,14 @@ pub const VALIDATOR_BYTES_MAX: usize = 1024;
 pub const LOOKUPS_MAX: usize = 65_536;
 /// How long such a question may go unanswered: beyond every timeout of those who are asked.
 pub const LOOKUP_TIMEOUT: Duration = Duration::from_secs(30);
+/// Bytes of one control event: a logout, a revocation, permissions that change.
+pub const CONTROL_EVENT_BYTES_MAX: usize = 16 << 10;
+/// Marks of control events that the process keeps at once, 110 bytes each; past it the one that ends soonest goes.
+pub const MARKS_MAX: usize = 1 << 20;
+/// Bytes of the lists of permissions and roles among them.
+pub const MARKS_LIST_BYTES_MAX: usize = 64 << 20;
+/// Users, sessions and tokens that one core may be told of at once; past it every connection is looked at.
+pub const CONCERNED_MAX: usize = 4096;
 /// Bytes of a session's id: express-session makes 32.
 pub const SESSION_ID_BYTES_MAX: usize = 512;
 /// Bytes of a session's record, as Redis holds it.
@@ -226,8 +234,6 @@ pub const STORE_APPENDS_MAX: usize = 128;
 pub const STORE_APPEND_PAUSE: Duration = Duration::from_secs(1);
 /// Bytes of a session's or ticket's record; a longer one is read over and counts as none.
 pub const STORE_RECORD_BYTES_MAX: usize = 256 << 10;
-/// Bytes of a control event's payload; a longer one is read over.
-pub const CONTROL_EVENT_BYTES_MAX: usize = 16 << 10;
 /// Entries of the control stream that are read at once.
 pub const CONTROL_PAGE_ENTRIES: u32 = 256;
 /// Bytes of such a page's strings; those that go beyond are read with the next.
@@ -257,6 +263,12 @@ pub const REDIS_SAID_MAX: usize = 32;
 pub const CONTROL_OVERLAP: Duration = Duration::from_secs(60);
 /// How long the process's end waits for control events to reach Redis.
 pub const STORE_FINISH: Duration = Duration::from_secs(1);
+/// Connections on one page of the admin API's list,
+pub const ADMIN_PAGE_MAX: usize = 1000;
+/// and where the caller does not say how many.
+pub const ADMIN_PAGE_DEFAULT: usize = 100;
+/// Streams that the list names of one connection.
+pub const LISTED_STREAMS_MAX: usize = 64;
 /// Bytes of a request head on the admin listener.
 pub const ADMIN_HEAD_BYTES_MAX: usize = 16 << 10;
 /// `[[server.tls]]`: each handshake that is not resumed looks through the certificates for the name it asks for.

@@ -404,6 +404,12 @@ pub struct CoreMetrics {
     pub expiries: Counter,
     /// `auth_update`s.
     pub auth_updates: Family<AuthUpdateResult, Counter, { AuthUpdateResult::VALUES.len() }>,
+    /// Tokens that were verified.
+    pub token_verifications: Counter,
+    /// Tokens that were not, because they had been.
+    pub token_cache_hits: Counter,
+    /// `permission_update` frames.
+    pub permission_updates: Counter,
     /// `reauthenticate` frames.
     pub reauthenticates: Counter,
     /// Sessions that connections hang on.
@@ -467,6 +473,9 @@ impl Default for CoreMetrics {
             closes: Family::default(),
             expiries: Counter::default(),
             auth_updates: Family::default(),
+            token_verifications: Counter::default(),
+            token_cache_hits: Counter::default(),
+            permission_updates: Counter::default(),
             reauthenticates: Counter::default(),
             sessions: Gauge::default(),
             session_reads: Counter::default(),
@@ -506,6 +515,21 @@ pub struct Process {
     pub draining: bool,
     /// What is counted of Redis, where it is configured.
     pub store: Option<Arc<StoreMetrics>>,
+    /// Its logouts, revocations and changed permissions.
+    pub control: ControlCounts,
+}
+
+/// What was counted of logouts, revocations and changed permissions.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ControlCounts {
+    /// Those that were carried out.
+    pub events: u64,
+    /// Those that were not understood.
+    pub refused: u64,
+    /// What is kept of them in mind.
+    pub marks: u64,
+    /// Marks that had to go before their time.
+    pub marks_dropped: u64,
 }
 
 /// What kind of metric one is.
@@ -592,6 +616,11 @@ const fn store(
     MetricDoc { name, kind, labels, meaning, source: Source::Store { values, read } }
 }
 
+const fn process_counter(name: &'static str, meaning: &'static str, read: fn(&Process, usize) -> u64) -> MetricDoc {
+    let source = Source::Process { values: &[], read };
+    MetricDoc { name, kind: MetricKind::Counter, labels: &[], meaning, source }
+}
+
 /// Every metric, in the order of the page.
 pub const METRICS: &[MetricDoc] = &[
     MetricDoc {
@@ -652,6 +681,35 @@ pub const METRICS: &[MetricDoc] = &[
         "Credentials presented on live connections",
         AuthUpdateResult::VALUES,
         |core, at| core.auth_updates.cells[at].value(),
+    ),
+    process_counter(
+        "restcast_control_events_total",
+        "Logouts, revocations and changed permissions that were carried out, each as often as it was heard",
+        |process, _| process.control.events,
+    ),
+    process_counter(
+        "restcast_control_events_refused_total",
+        "Control events that were not understood",
+        |process, _| process.control.refused,
+    ),
+    process("restcast_marks", "Logouts, revocations and changed permissions that are kept in mind", |process, _| {
+        process.control.marks
+    }),
+    process_counter(
+        "restcast_marks_dropped_total",
+        "Marks that had to go before their time, for want of room: someone must act",
+        |process, _| process.control.marks_dropped,
+    ),
+    counter("restcast_token_verifications_total", "Tokens whose signature was verified", |core, _| {
+        core.token_verifications.value()
+    }),
+    counter("restcast_token_cache_hits_total", "Tokens that had been verified before, and cost a hash", |core, _| {
+        core.token_cache_hits.value()
+    }),
+    counter(
+        "restcast_permission_updates_total",
+        "Connections that were told of other permissions or roles",
+        |core, _| core.permission_updates.value(),
     ),
     counter("restcast_reauthenticates_total", "Reauthenticate frames sent", |core, _| core.reauthenticates.value()),
     gauge("restcast_sessions", "Sessions that connections hang on, on each core", |core, _| core.sessions.value()),
@@ -822,9 +880,14 @@ mod tests {
     use super::*;
 
     fn page_of(cores: &[Arc<CoreMetrics>]) -> String {
-        let store = Some(Arc::new(StoreMetrics::default()));
-        let started = WallTime::from_secs(1_700_000_000);
-        render(cores, &Process { started, connections_max: 900, draining: true, store })
+        let process = Process {
+            started: WallTime::from_secs(1_700_000_000),
+            connections_max: 900,
+            draining: true,
+            store: Some(Arc::new(StoreMetrics::default())),
+            ..Process::default()
+        };
+        render(cores, &process)
     }
 
     fn assert_says(page: &str, line: &str) {

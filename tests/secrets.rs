@@ -19,7 +19,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use ring::{digest, hmac};
 use rustix::process::Signal;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use support::redis::{Redis, RedisSetup};
 use support::server::{
@@ -788,7 +788,7 @@ fn nothing_is_seen(format: &str) {
     let (mut said, secrets) = everything(format);
     // The search sees what is there: something of each place, and each secret in each of its forms, were it said.
     for (place, text) in [
-        ("log", "An API key was made."),
+        ("log", "An administrator has made an API key."),
         ("log", "api_key"),
         ("log", "The configuration is not taken"),
         ("log", "UPSTREAM_STATUS"),

@@ -596,7 +596,7 @@ fn date(members: &Members<'_>, name: &'static str) -> Result<Option<WallTime>, J
 }
 
 /// RFC 7519 section 2, NumericDate: seconds, integer or not, here from 0 to [`DATE_SECS_MAX`], kept to the microsecond.
-fn numeric_date(number: &str) -> Option<WallTime> {
+pub(super) fn numeric_date(number: &str) -> Option<WallTime> {
     if number.starts_with('-') {
         return None;
     }

@@ -10,10 +10,12 @@
 )]
 
 pub mod api_key;
+pub mod cache;
 pub mod control;
 pub mod grant;
 pub mod jwt;
 pub mod keys;
+pub mod marks;
 pub mod members;
 pub mod session;
 pub mod ticket;
@@ -31,6 +33,8 @@ pub struct Options {
     pub first_message: Option<Duration>,
     /// How long logouts, revocations and changed permissions are kept in mind.
     pub revocation_keep: Duration,
+    /// Verified tokens that each core remembers; 0: none.
+    pub token_cache: u32,
     /// The `[auth.jwt]` table.
     pub jwt: jwt::Options,
     /// The `[auth.session]` table; `None`: session cookies are not read.
@@ -46,6 +50,7 @@ impl Default for Options {
             reauth_before: Duration::from_secs(60),
             first_message: None,
             revocation_keep: Duration::from_secs(30 * 86_400),
+            token_cache: 4096,
             jwt: jwt::Options::default(),
             session: None,
             store: false,

@@ -160,6 +160,7 @@ pub const KEYS: &[KeyDoc] = &[
     key("auth.query_token", Boolean, Is("true"), "`?token=` is read; where not, its presence is 401"),
     key("auth.reauth_before", SPAN, Is("\"60s\""), "Longest lead of `reauthenticate` before `exp`"),
     key("auth.revocation_keep", Form::Duration { min_ms: 1000, max_ms: LONGEST_MS }, Is("\"30d\""), "How long logouts, revocations and changed permissions are remembered, here and in Redis; longer-lived tokens get a warning"),
+    key("auth.token_cache", Form::Integer { min: 0, max: 1 << 20 }, Is("4096"), "Verified tokens each core remembers, so that a reconnect costs a hash, about 100 bytes each; 0: none"),
     key("auth.first_message", Form::Duration { min_ms: 10, max_ms: 10 * 60 * 1000 }, Unset, "How long a WebSocket may stay open before its first message brings the credential; unset: it is needed at the handshake"),
     key("auth.jwt.leeway", Form::Duration { min_ms: 0, max_ms: 60 * 60 * 1000 }, Is("\"5s\""), "Allowance for clocks that differ"),
     key("auth.jwt.issuer", TextOrList, Unset, "Accepted `iss` values; unset: `iss` is not looked at"),

@@ -311,6 +311,7 @@ impl Check<'_> {
         auth::Options {
             query_token: root.boolean("auth.query_token"),
             reauth_before: root.duration("auth.reauth_before"),
+            token_cache: root.number_u32("auth.token_cache"),
             first_message: root.duration_unless_unset("auth.first_message"),
             revocation_keep: root.duration("auth.revocation_keep"),
             jwt: auth::jwt::Options {

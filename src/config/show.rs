@@ -112,6 +112,7 @@ fn auth(page: &mut Page, config: &Config) {
     page.header("[auth]");
     page.line("query_token", auth.query_token);
     page.line("reauth_before", quoted_duration(auth.reauth_before));
+    page.line("token_cache", auth.token_cache);
     page.line_unless_unset("first_message", auth.first_message.map(quoted_duration));
     page.line("revocation_keep", quoted_duration(auth.revocation_keep));
     page.header("[auth.jwt]");

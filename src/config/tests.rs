@@ -202,6 +202,7 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         [auth]
         query_token = false
         reauth_before = "60s"
+        token_cache = 4096
         first_message = "5s"
         revocation_keep = "30d"
 
@@ -409,6 +410,7 @@ fn an_empty_file_has_the_defaults_of_every_part() {
         [auth]
         query_token = true
         reauth_before = "60s"
+        token_cache = 4096
         revocation_keep = "30d"
 
         [auth.jwt]

@@ -13,33 +13,27 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 use serde_json::{Map, Value, json};
 
 use crate::auth::api_key::{ApiKey, ApiKeyId, is_stream_glob};
-use crate::codec::http::{self, Head, Response};
+use crate::codec::http::Response;
 use crate::codec::message::ErrorCode;
 use crate::config::LogLevel;
 use crate::time::WallTime;
 
+use super::admin_call::{Call, not_allowed, problem};
 use super::api_keys::{KeyStore, KeysError, Wanted, is_word, texts};
 use super::state::StateError;
 use super::{clock, log};
 
-/// The resource's path; a key's own has a `/` and its id behind it.
-const PATH: &str = "/admin/v1/keys";
-
-/// Answers a request whose path is this resource's; `None`: it is another's.
-pub fn answer(keys: &KeyStore, head: &Head<'_>, body: &[u8]) -> Option<Response> {
-    let rest = head.path.strip_prefix(PATH)?;
-    let answer = match (rest, rest.strip_prefix('/'), head.method) {
-        ("", _, "GET" | "HEAD") => Ok(list(keys)),
-        ("", _, "POST") => make(keys, body),
-        ("", ..) => Err(problem(ErrorCode::MethodNotAllowed, "this resource knows GET, HEAD, POST")
-            .header("Allow", "GET, HEAD, POST")),
-        (_, Some(id), "DELETE") => delete(keys, id),
-        (_, Some(_), _) => {
-            Err(problem(ErrorCode::MethodNotAllowed, "this resource knows DELETE").header("Allow", "DELETE"))
-        }
-        (_, None, _) => return None,
+/// Answers a call whose path is this resource's; `rest`: its segments behind `keys`.
+pub fn answer(keys: &KeyStore, call: &Call<'_>, rest: &[&str]) -> Response {
+    let answer = match (rest, call.method) {
+        ([], "GET" | "HEAD") => Ok(list(keys)),
+        ([], "POST") => make(keys, call),
+        ([], _) => Err(not_allowed("GET, HEAD, POST")),
+        ([id], "DELETE") => delete(keys, call, id),
+        ([_], _) => Err(not_allowed("DELETE")),
+        _ => Err(problem(ErrorCode::NotFound, "there is no such resource")),
     };
-    Some(answer.unwrap_or_else(|refusal| refusal))
+    answer.unwrap_or_else(|refusal| refusal)
 }
 
 fn list(keys: &KeyStore) -> Response {
@@ -47,22 +41,21 @@ fn list(keys: &KeyStore) -> Response {
     json_answer(200, &json!({ "keys": keys }))
 }
 
-fn make(keys: &KeyStore, body: &[u8]) -> Result<Response, Response> {
+fn make(keys: &KeyStore, call: &Call<'_>) -> Result<Response, Response> {
     let now = clock::now().wall;
-    let wanted = wanted(body, now).map_err(|detail| problem(ErrorCode::BadRequest, detail))?;
+    let wanted = wanted(call.body, now).map_err(|detail| problem(ErrorCode::BadRequest, detail))?;
     let (key, text) = keys.make(wanted, now, random).map_err(|error| refused(&error, "An API key was not made."))?;
-    audit(&key.id, "An API key was made.");
+    call.audit(&[("api_key", Some(key.id.as_str()))], "An administrator has made an API key.");
     let mut answer = shown(&key);
     let text = String::from_utf8_lossy(text.expose_secret()).into_owned();
     answer.insert("key".to_owned(), text.into());
     Ok(json_answer(201, &Value::Object(answer)))
 }
 
-fn delete(keys: &KeyStore, id: &str) -> Result<Response, Response> {
-    let missing = || refused(&KeysError::Missing, "");
-    let id = http::percent_decode(id).and_then(|id| ApiKeyId::new(&id)).ok_or_else(missing)?;
+fn delete(keys: &KeyStore, call: &Call<'_>, id: &str) -> Result<Response, Response> {
+    let id = ApiKeyId::new(id).ok_or_else(|| refused(&KeysError::Missing, ""))?;
     keys.delete(&id).map_err(|error| refused(&error, "An API key was not deleted."))?;
-    audit(&id, "An API key was deleted.");
+    call.audit(&[("api_key", Some(id.as_str()))], "An administrator has deleted an API key.");
     Ok(Response::new(204))
 }
 
@@ -140,18 +133,10 @@ fn refused(error: &KeysError, sentence: &str) -> Response {
     }
 }
 
-fn audit(id: &ApiKeyId, sentence: &str) {
-    log::write(LogLevel::Info, &[("by", &"admin"), ("api_key", id)], sentence);
-}
-
 fn json_answer(status: u16, value: &Value) -> Response {
     let mut text = value.to_string();
     text.push('\n');
     Response::new(status).body("application/json", text.into_bytes())
-}
-
-fn problem(code: ErrorCode, detail: &str) -> Response {
-    Response::problem(code.http_status(), code.as_str(), detail)
 }
 
 #[allow(clippy::disallowed_methods, reason = "a key's chance is the operating system's")]

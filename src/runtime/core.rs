@@ -18,6 +18,7 @@ use std::time::Duration;
 use monoio::net::TcpStream;
 use rustix::event::{EventfdFlags, eventfd};
 
+use crate::auth::marks::Concerned;
 use crate::config::LogLevel;
 use crate::ids::{ConnectionKey, CoreId};
 use crate::metrics::CoreMetrics;
@@ -284,12 +285,18 @@ impl Core {
 
     fn take_messages(&mut self, now: Now) -> bool {
         let process = Arc::clone(&self.process);
+        if process.mailboxes[usize::from(self.core.0)].take_everyone() {
+            self.guarded(now, None, Input::Control([Concerned::Everyone].into()));
+        }
         for message in process.mailboxes[usize::from(self.core.0)].take() {
             match message {
                 Message::Mail(mail) => self.guarded(now, None, Input::Mail(mail)),
                 Message::Found { ask, found } => self.guarded(now, None, Input::Found { ask, found }),
                 Message::StoreState { up } => self.guarded(now, None, Input::StoreState { up }),
                 Message::Compared(compared) => self.guarded(now, None, Input::Compared(compared)),
+                Message::Control(concerned) => self.guarded(now, None, Input::Control(concerned)),
+                // Whoever has asked may have gone.
+                Message::List { query, reply } => drop(reply.try_send(self.shard.list(&query))),
                 Message::Reload(options) => self.guarded(now, None, Input::Reload(options)),
                 Message::ApiKeys(keys) => self.guarded(now, None, Input::ApiKeys(keys)),
                 Message::Drain => {
@@ -533,6 +540,10 @@ fn refuse(socket: &OwnedFd, answer: &[u8], scratch: &mut [u8]) {
 
 fn tell(notice: &Notice) {
     match notice {
+        Notice::LongToken => {
+            let sentence = "A token lives longer than auth.revocation_keep: after that time a logout or revocation no longer refuses it.";
+            log::write(LogLevel::Warn, &[], sentence);
+        }
         Notice::Upstream { stream, status, detail } => {
             let state = status.state.as_str();
             let code = status.code.map_or("-", UpstreamCode::as_str);

@@ -3,9 +3,12 @@
 //! Source: ARCHITECTURE.md; protocol version 1, section 7. Errors: one sentence that says what to do.
 
 pub mod admin;
+pub mod admin_call;
 pub mod admin_keys;
+pub mod admin_users;
 pub mod api_keys;
 pub mod clock;
+pub mod control;
 pub mod core;
 pub mod demo;
 pub mod fetch;
@@ -34,13 +37,14 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::auth::api_key::ApiKeys;
 use crate::commands::check::{self, ProcessSources};
-use crate::config::{Config, Driver, LogLevel, RedisOptions};
+use crate::config::{Config, Driver, LogLevel};
 use crate::ids::CoreId;
 use crate::limits;
 use crate::metrics::CoreMetrics;
-use crate::shard::{Catalog, Input, Ledger, Options, Shard};
+use crate::shard::{Catalog, Input, Ledger, Options, Order, Shard};
 
 use self::api_keys::KeyStore;
+use self::control::Control;
 use self::core::{CoreParts, Process};
 use self::mailbox::{Mailbox, Message};
 use self::redis::{Mailboxes, Settings, Store, StoreParts};
@@ -183,14 +187,12 @@ fn run(
     let admin_listener = listener::listen(config.admin.listen, false)?;
     let admin_listen = admin_listener.local_addr()?;
     let mailboxes = (0..cores).map(|_| Mailbox::new().map(Arc::new)).collect::<Result<Vec<_>, _>>()?;
-    let resolver = Arc::new(Resolver::system());
-    let store = config.redis.clone().map(|options| start_store(options, &config, &mailboxes, &resolver)).transpose()?;
     let process = Arc::new(Process {
         mailboxes,
         draining: AtomicBool::new(false),
         drained: AtomicU16::new(0),
         workers: Workers::start()?,
-        store,
+        store: config.redis.as_ref().map(|redis| Store::new(redis.timeout)).transpose()?,
     });
     let cores_told = Arc::clone(&process);
     let tell_keys = move |keys: &Arc<ApiKeys>| {
@@ -201,6 +203,12 @@ fn run(
     let keys = Arc::new(KeyStore::new(&config.api_keys, state, Box::new(tell_keys))?);
     let metrics: Vec<Arc<CoreMetrics>> = (0..cores).map(|_| Arc::default()).collect();
     let ledger = Arc::new(Ledger::default());
+    ledger.marks().configure(&options.auth);
+    let control = Arc::new(Control::new(Arc::clone(&ledger), process.mailboxes.clone()));
+    if let Some(store) = process.store.clone() {
+        control.publish_by(Box::new(move |entry| store.order(Order::Publish(entry))));
+    }
+    let resolver = Arc::new(Resolver::system());
     let (events, happened) = channel::<Event>();
 
     let (up, listening) = channel::<()>();
@@ -250,6 +258,7 @@ fn run(
         listen_as_configured: config.admin.listen,
         metrics,
         process: Arc::clone(&process),
+        control: Arc::clone(&control),
         started: started.wall,
         connections_max: u64::from(connections_max),
         keys: Arc::clone(&keys),
@@ -263,11 +272,18 @@ fn run(
         .name("signals".into())
         .spawn(move || while events.send(Event::Signal(sys::wait_for_signal())).is_ok() {})?;
 
-    if let (Some(store), Some(redis)) = (&process.store, &config.redis)
-        && !store.wait_for_replay(redis.timeout * 2)
-    {
-        let sentence = "The control stream of Redis could not be read yet: who was logged out or revoked meanwhile is known once it is.";
-        log::write(LogLevel::Warn, &[], sentence);
+    if let (Some(store), Some(redis)) = (&process.store, &config.redis) {
+        let mut seed = [0u8; 32];
+        fill_random(&mut seed)?;
+        let heard = Arc::clone(&control);
+        let sink = Box::new(Mailboxes::new(process.mailboxes.clone(), Box::new(move |entries| heard.heard(&entries))));
+        let (options, settings, resolver) = (redis.clone(), store_settings(&config), Arc::clone(&resolver));
+        let parts = StoreParts { options, settings, sink, resolver, seed };
+        store.start(parts).map_err(|error| ServeError(error.to_string()))?;
+        if !store.wait_for_replay(redis.timeout * 2) {
+            let sentence = "The control stream of Redis could not be read yet: who was logged out or revoked meanwhile is known once it is.";
+            log::write(LogLevel::Warn, &[], sentence);
+        }
     }
     let ready: Ready = vec![
         ("ready", true.into()),
@@ -289,7 +305,14 @@ fn run(
         reload(
             &reread,
             options,
-            &Serving { allowed, process: &process, admin: &admin, tls: tls.as_deref(), config: &config },
+            &Serving {
+                allowed,
+                process: &process,
+                admin: &admin,
+                ledger: &ledger,
+                tls: tls.as_deref(),
+                config: &config,
+            },
         );
     };
     let ended = wait(&happened, &process, cores, drain, &mut options, reload);
@@ -363,6 +386,7 @@ struct Serving<'s> {
     allowed: u32,
     process: &'s Process,
     admin: &'s admin::Admin,
+    ledger: &'s Ledger,
     tls: Option<&'s Tls>,
     /// The configuration at start.
     config: &'s Config,
@@ -370,7 +394,7 @@ struct Serving<'s> {
 
 /// Reads the configuration again; a bad one is reported, and the old one stays in force.
 fn reload(reread: &Option<Reread>, options: &mut Arc<Options>, serving: &Serving<'_>) {
-    let Serving { allowed, process, admin, tls, config: begun } = *serving;
+    let Serving { allowed, process, admin, ledger, tls, config: begun } = *serving;
     let Some(reread) = reread else {
         log::write(LogLevel::Info, &[], "The demo has no configuration to read again.");
         return;
@@ -401,6 +425,7 @@ fn reload(reread: &Option<Reread>, options: &mut Arc<Options>, serving: &Serving
             let max = connections_max(config.limits.connections, allowed);
             *options = Arc::new(options_of(&config, Some(&options.catalog), 0, max));
             *admin.options.write().unwrap_or_else(PoisonError::into_inner) = config.admin.clone();
+            ledger.marks().configure(&options.auth);
             for mailbox in &process.mailboxes {
                 tell(mailbox, || Message::Reload(Arc::clone(options)));
             }
@@ -412,21 +437,6 @@ fn reload(reread: &Option<Reread>, options: &mut Arc<Options>, serving: &Serving
             log::write(LogLevel::Error, &[], &sentence);
         }
     }
-}
-
-/// Starts the thread that speaks with Redis.
-fn start_store(
-    options: RedisOptions,
-    config: &Config,
-    mailboxes: &[Arc<Mailbox>],
-    resolver: &Arc<Resolver>,
-) -> Result<Store, ServeError> {
-    let mut seed = [0u8; 32];
-    fill_random(&mut seed)?;
-    let sink = Mailboxes::new(mailboxes.to_vec(), Box::new(|_| {}));
-    let (settings, resolver) = (store_settings(config), Arc::clone(resolver));
-    let parts = StoreParts { options, settings, sink: Box::new(sink), resolver, seed };
-    Store::start(parts).map_err(|error| ServeError(error.to_string()))
 }
 
 /// What the thread that speaks with Redis needs of other tables.

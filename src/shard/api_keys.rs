@@ -78,7 +78,9 @@ impl Shard {
                     open.push_back(key);
                 }
                 State::Http(http) => {
-                    if let Phase::Waiting { api_key: Some(held), .. } = &http.phase {
+                    if let Phase::Waiting { grant, .. } = &http.phase
+                        && let Some(held) = grant.api_key()
+                    {
                         waiters.push((key, self.change_of(held)));
                     }
                 }

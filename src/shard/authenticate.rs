@@ -60,13 +60,7 @@ impl Shard {
 
     /// The grant of a token.
     pub(super) fn token_grant(&mut self, token: &Secret) -> Result<Grant, Refusal> {
-        match self.verifier.verify(token.expose_secret(), self.now.wall) {
-            Ok(verified) => Ok(verified.into_grant(&mut self.rights, self.options.catalog.template_claims())),
-            Err(error) => {
-                let code = if error.is_expired() { ErrorCode::TokenExpired } else { ErrorCode::InvalidToken };
-                Err(Refusal::new(code, error.to_string()).because(error.reason()))
-            }
-        }
+        self.verify_token(token)
     }
 
     /// Whether somebody outside may be asked.

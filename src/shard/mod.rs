@@ -11,6 +11,7 @@ mod api_keys;
 mod authenticate;
 mod catalog;
 mod close;
+mod control;
 mod encoder;
 mod fanout;
 mod http;
@@ -39,8 +40,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::auth::api_key::ApiKeys;
+use crate::auth::cache::TokenCache;
 use crate::auth::grant::RightsTable;
 use crate::auth::jwt::Verifier;
+use crate::auth::marks::Concerned;
 use crate::codec::deflate::Inflater;
 use crate::connection::Connection;
 use crate::ids::{ConnectionKey, CoreId};
@@ -52,12 +55,14 @@ use crate::{auth, connection, stream};
 
 pub use self::catalog::{Catalog, StreamKey};
 pub use self::close::CannedAnswer;
+pub use self::control::{ConnectionQuery, ListedConnection};
 pub use self::ledger::Ledger;
 pub use self::lookup::{Found, Lookup, Order, SessionRecord};
 pub use self::mail::Mail;
 pub use self::rng::Rng;
 pub use self::stats::Stats;
 
+use self::control::Passes;
 use self::encoder::Encoder;
 use self::fanout::Joint;
 use self::lookup::Asked;
@@ -126,6 +131,8 @@ pub enum Input<'a> {
         /// The answer.
         found: Found,
     },
+    /// Marks were set: the connections of those whom they concern are to be looked at.
+    Control(Arc<[Concerned]>),
     /// The store of sessions and tickets answers, or does not any more. «Answers» is said again where something may have been
     /// missed meanwhile: what was read from it is to be read again.
     StoreState {
@@ -209,6 +216,8 @@ pub enum Notice {
         /// What happened, where something failed.
         detail: String,
     },
+    /// A token lives longer than logouts and revocations are kept in mind.
+    LongToken,
 }
 
 /// Where frames go: the sockets in production, models in the simulator. Never blocks.
@@ -257,6 +266,8 @@ pub struct Shard {
     metrics: Arc<CoreMetrics>,
     verifier: Verifier,
     api_keys: Arc<ApiKeys>,
+    /// Tokens that it has verified.
+    tokens: TokenCache,
     rights: RightsTable,
     rng: Rng,
     now: Now,
@@ -294,6 +305,8 @@ pub struct Shard {
     rejudge: bool,
     /// Connections whose API key was deleted or changed, which are still to be judged by that.
     rekeyed: VecDeque<ConnectionKey>,
+    /// What was heard of logouts, revocations and permissions, and is still to be carried out.
+    passes: Passes,
     /// HTTP requests that wait for another core's answer.
     asks: HashMap<u64, ConnectionKey>,
     /// What is done with the answers of those outside of the cores.
@@ -322,16 +335,18 @@ impl Shard {
         now: Now,
     ) -> Shard {
         let encoder = Encoder::new(Arc::clone(&metrics));
+        let rng = Rng::new(seed);
         let mut shard = Shard {
             core,
             cores,
             verifier: Verifier::new(options.auth.jwt.clone()),
             api_keys: Arc::default(),
+            tokens: TokenCache::new(options.auth.token_cache, rng.secret("verified tokens")),
             options,
             ledger,
             metrics,
             rights: RightsTable::default(),
-            rng: Rng::new(seed),
+            rng,
             now,
             connections: Slab::default(),
             generation: 0,
@@ -355,6 +370,7 @@ impl Shard {
             recheck: None,
             rejudge: false,
             rekeyed: VecDeque::new(),
+            passes: Passes::default(),
             asks: HashMap::new(),
             looked_up: HashMap::new(),
             sessions: Sessions::default(),
@@ -369,6 +385,10 @@ impl Shard {
     /// Takes in something that happened at `now`.
     pub fn handle(&mut self, now: Now, input: Input<'_>) {
         self.now = now;
+        if !matches!(input, Input::Control(_)) {
+            // What was heard before is carried out before.
+            self.control_turn();
+        }
         match input {
             Input::Received { connection, bytes } => self.received(connection, bytes),
             Input::PeerFinished { connection } => self.peer_finished(connection),
@@ -378,6 +398,7 @@ impl Shard {
             Input::Compared(compared) => self.compared(*compared),
             Input::Mail(mail) => self.mail(mail),
             Input::Found { ask, found } => self.found(ask, found),
+            Input::Control(concerned) => self.control(&concerned),
             Input::StoreState { up } => self.store_state(up),
             Input::Timeout => self.timeout(),
             Input::ClockMoved => {
@@ -404,7 +425,7 @@ impl Shard {
         let now = (self.recheck.is_some() || self.drains_now() || !self.ready.is_empty()).then_some(self.now.at);
         let drained = self.draining.filter(|draining| !draining.told).map(|draining| draining.until);
         let timer = self.timers.peek().map(|Reverse((at, _))| *at);
-        [swept, now, timer, self.wheel.next_timeout(), self.sessions.next_timeout(), drained]
+        [swept, now, timer, self.wheel.next_timeout(), self.sessions.next_timeout(), drained, self.pass_due()]
             .into_iter()
             .flatten()
             .min()

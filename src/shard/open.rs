@@ -56,6 +56,7 @@ impl Shard {
             decoder: ws::Decoder::new(),
             subscriptions: Subscriptions::None,
             reauthenticate_at: None,
+            since: self.now.wall,
             heartbeat_at: now + heartbeat,
             rate: MessageRate::default(),
             transport,
@@ -475,6 +476,8 @@ impl Shard {
                 }
                 let reason = match refusal.code {
                     ErrorCode::Overloaded | ErrorCode::SessionStoreUnavailable => CloseReason::Overloaded,
+                    ErrorCode::LoggedOut => CloseReason::LoggedOut,
+                    ErrorCode::TokenRevoked => CloseReason::TokenRevoked,
                     _ => CloseReason::InvalidToken,
                 };
                 return self.close(index, reason);

@@ -12,12 +12,13 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::auth::grant::{CredentialKind, Grant, GrantRecord, SessionNo};
+use crate::auth::marks::Revoked;
 use crate::auth::session::{Record, SessionMark};
-use crate::codec::message::{self, CloseReason, ErrorCode};
+use crate::codec::message::{CloseReason, ErrorCode};
 use crate::connection::handshake::Refusal;
 use crate::connection::{Phase, State};
 use crate::ids::ConnectionKey;
-use crate::limits::{LOOKUP_TIMEOUT, LOOKUP_WAITERS_MAX, SESSIONS_PER_LOOKUP, SESSIONS_PER_TURN};
+use crate::limits::{LOOKUP_TIMEOUT, LOOKUP_WAITERS_MAX, SESSIONS_PER_LOOKUP, SESSIONS_PER_TURN, TICKET_LIFE};
 use crate::secret::Secret;
 use crate::time::{Instant, Now, WallTime};
 
@@ -178,8 +179,11 @@ impl Shard {
                 waiting.extend(later);
                 let renewing: Vec<u32> = waiting.iter().filter_map(Waiting::renews).collect();
                 let place = self.take_record(sid, mark, asked, *record, ttl, &renewing);
+                let user = self.sessions.places.at(place).and_then(|session| session.grant.sub()).map(str::to_owned);
+                let said = self.judge_session(mark, user.as_deref(), asked.wall);
                 for Waiting { no, waiter, purpose } in waiting {
-                    let outcome = self.granted_by(place, purpose);
+                    let said = said.clone().map_err(|refusal| refused_as(&purpose, &refusal));
+                    let outcome = said.and_then(|()| self.granted_by(place, purpose));
                     self.judged_if_waited_for(no, waiter, outcome);
                 }
             }
@@ -203,7 +207,11 @@ impl Shard {
                 for Waiting { no, waiter, purpose } in waiting {
                     let outcome = match purpose {
                         // What the ticket says was true a moment ago.
-                        Purpose::Ticket(record) => Ok(self.session_of_ticket(&sid, mark, *record)),
+                        Purpose::Ticket(record) => {
+                            let made = self.now.wall - TICKET_LIFE;
+                            let said = self.judge_session(mark, record.sub.as_deref(), made);
+                            said.map(|()| self.session_of_ticket(&sid, mark, *record))
+                        }
                         other => Err(refused_as(&other, &unavailable())),
                     };
                     self.judged_if_waited_for(no, waiter, outcome);
@@ -399,14 +407,7 @@ impl Shard {
                 }
                 let (old, new) = (before.rights(), grant.rights());
                 if old.permissions != new.permissions || old.roles != new.roles {
-                    let (permissions, roles) = (new.permissions.iter(), new.roles.iter());
-                    self.tell(index, "permission_update", |out| {
-                        message::write_permission_update(
-                            out,
-                            permissions.map(|text| &**text),
-                            roles.map(|text| &**text),
-                        );
-                    });
+                    self.tell_rights(index, new);
                 }
                 self.rights.release(before);
                 if changed || rejudge {
@@ -414,10 +415,11 @@ impl Shard {
                 }
             }
             Some(State::Http(http)) => {
-                if let Phase::Waiting { ends, .. } = &mut http.phase {
-                    *ends = grant.end(Duration::ZERO);
+                if let Phase::Waiting { grant: held, .. } = &mut http.phase {
+                    let renewed = held.renewed(grant.expires(), Rc::clone(grant.rights()));
+                    self.rights.release(std::mem::replace(held, renewed));
                     if changed {
-                        self.rejudge_waiter(index, &grant);
+                        self.rejudge_waiter(index);
                     }
                 }
             }
@@ -427,32 +429,13 @@ impl Shard {
         self.arm(index);
     }
 
-    /// Whoever waits for a value under rights that have changed: whether they still reach it.
-    fn rejudge_waiter(&mut self, index: u32, grant: &Grant) {
-        let topic = match self.http_mut(index).map(|http| &http.phase) {
-            Some(Phase::Waiting { topic, .. }) => *topic,
-            _ => return,
-        };
-        let Some(key) = self.topics.at(topic).map(|topic| std::sync::Arc::clone(&topic.key)) else { return };
-        let id = key.target.options.id.as_str();
-        let refusal = match self.options.catalog.resolve(grant, id, &key.params) {
-            Ok(other) if other == key => return,
-            Ok(_) => {
-                let detail = "what the session may see has changed: ask again";
-                Refusal::new(ErrorCode::StreamUnavailable, detail).retry_after(1)
-            }
-            Err(refusal) => refusal,
-        };
-        if let Some(waiter) = self.key_of(index) {
-            self.refuse_waiter(waiter, refusal);
-        }
-    }
-
     /// A session is over: so is each connection that hangs on it.
     fn end_session(&mut self, place: u32) {
         self.sessions.set_due(place, None);
         let Some(session) = self.sessions.places.at_mut(place) else { return };
         let (mark, connections) = (session.mark, session.connections.clone());
+        // The application may have deleted it because of a logout that was heard before this was seen.
+        let logged_out = self.ledger.marks().judge_session(mark, self.now.wall).is_err();
         if self.sessions.place_of.get(&mark) == Some(&place) {
             self.sessions.place_of.remove(&mark);
         }
@@ -461,9 +444,14 @@ impl Shard {
             match self.connections.at(index).map(|connection| &connection.state) {
                 Some(State::Http(_)) => {
                     if let Some(waiter) = self.key_of(index) {
-                        self.refuse_waiter(waiter, ended("the session has ended"));
+                        let refusal = match logged_out {
+                            true => super::control::refusal(Revoked::LoggedOut),
+                            false => ended("the session has ended"),
+                        };
+                        self.refuse_waiter(waiter, refusal);
                     }
                 }
+                _ if logged_out => self.close(index, CloseReason::LoggedOut),
                 _ => self.close(index, CloseReason::SessionExpired),
             }
         }
@@ -601,14 +589,6 @@ impl Shard {
         }
     }
 
-    /// The sessions of a user are read again at once.
-    pub(super) fn reread_sessions_of(&mut self, user: &str) {
-        let of_user = |(place, session): (u32, &Session)| (session.grant.sub() == Some(user)).then_some(place);
-        for place in self.sessions.places.iter().filter_map(of_user).collect::<Vec<_>>() {
-            self.reread_soon(place);
-        }
-    }
-
     /// That session is read again at once.
     pub(super) fn reread_session(&mut self, mark: SessionMark) {
         if let Some(&place) = self.sessions.place_of.get(&mark) {
@@ -644,6 +624,11 @@ impl Shard {
     pub(super) fn is_rejudged_later(&self, grant: &Grant) -> bool {
         let session = grant.session().and_then(|session| self.sessions.places.at(session.place()));
         session.is_some_and(|session| session.rejudge)
+    }
+
+    /// The mark of the session that a grant hangs on.
+    pub(super) fn session_mark(&self, grant: &Grant) -> Option<SessionMark> {
+        self.sessions.places.at(grant.session()?.place()).map(|session| session.mark)
     }
 
     /// The id of the session that a grant hangs on.

@@ -187,7 +187,10 @@ impl Shard {
             let refusal = Refusal::new(ErrorCode::TokenExpired, "what the ticket was made for has expired");
             return Looked::Now(waiter, Err(refusal.because("expired")));
         }
-        self.metrics.tickets_used.count();
-        Looked::Now(waiter, Ok(grant))
+        let outcome = self.judge_token(grant);
+        if outcome.is_ok() {
+            self.metrics.tickets_used.count();
+        }
+        Looked::Now(waiter, outcome)
     }
 }

@@ -51,7 +51,9 @@ impl Shard {
         let Some(connection) = self.connections.at(index) else { return };
         let mut deadline = match &connection.state {
             State::Http(http) => match &http.phase {
-                Phase::Waiting { ends: Some(ends), .. } => http.deadline.min(now.instant_of(*ends)),
+                Phase::Waiting { grant, .. } => {
+                    grant.end(leeway).map_or(http.deadline, |end| http.deadline.min(now.instant_of(end)))
+                }
                 _ => http.deadline,
             },
             State::Unauthenticated(waiting) => waiting.deadline,
@@ -96,7 +98,11 @@ impl Shard {
                 return;
             }
             State::Http(http) => {
-                let ended = matches!(&http.phase, Phase::Waiting { ends: Some(ends), .. } if *ends <= self.now.wall);
+                let leeway = self.options.auth.jwt.leeway;
+                let ended = match &http.phase {
+                    Phase::Waiting { grant, .. } => grant.end(leeway).is_some_and(|end| end <= self.now.wall),
+                    _ => false,
+                };
                 if http.deadline <= now || ended {
                     self.http_due(index);
                     return;
@@ -201,6 +207,7 @@ impl Shard {
     pub(super) fn reload(&mut self, options: Arc<Options>) {
         self.verifier = Verifier::new(options.auth.jwt.clone());
         self.options = options;
+        self.forget_tokens();
         self.share_bounds();
         self.reload_streams();
         self.sessions_reloaded();
