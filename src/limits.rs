@@ -99,6 +99,32 @@ pub const API_KEY_LIST_MAX: usize = 64;
 pub const STREAM_GLOB_BYTES_MAX: usize = 128;
 /// Bytes of the state file.
 pub const STATE_BYTES_MAX: usize = 16 << 20;
+/// Bits of an RSA key that verifies tokens (RFC 7518 section 3.3),
+pub const RSA_BITS_MIN: usize = 2048;
+/// and the longest, which takes a core half a millisecond.
+pub const RSA_BITS_MAX: usize = 8192;
+/// `[[auth.jwt.jwks]]`.
+pub const ISSUERS_MAX: usize = 64;
+/// Bytes of an issuer's key set.
+pub const JWKS_BYTES_MAX: usize = 256 << 10;
+/// Keys of an issuer's set that are used, the first ones: a token without `kid` is tried against each of its algorithm.
+pub const JWKS_KEYS_MAX: usize = 64;
+/// How long a fetch of a key set may take: whoever waits for an unknown key waits no longer.
+pub const JWKS_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the first fetches hold up the start.
+pub const JWKS_START_WAIT: Duration = Duration::from_secs(6);
+/// How long after a fetch for an unknown key the next such may begin.
+pub const JWKS_COOL_DOWN: Duration = Duration::from_secs(30);
+/// How long a key set is used before it is fetched anew, where its `Cache-Control` does not say: RFC 9111 section 5.2.2.1,
+pub const JWKS_LIFE: Duration = Duration::from_secs(15 * 60);
+/// at the least,
+pub const JWKS_LIFE_MIN: Duration = Duration::from_secs(60);
+/// and at the most.
+pub const JWKS_LIFE_MAX: Duration = Duration::from_secs(86_400);
+/// How long after a failed fetch the next begins, doubled after each one more,
+pub const JWKS_RETRY_MIN: Duration = Duration::from_secs(1);
+/// up to this.
+pub const JWKS_RETRY_MAX: Duration = Duration::from_secs(60);
 /// Nesting of a JSON value, from a client or an upstream (protocol section 3).
 pub const JSON_DEPTH_MAX: usize = 128;
 /// Bytes of a `since`, a client frame's `id` and the like.

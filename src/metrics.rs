@@ -266,6 +266,14 @@ impl PollResult {
 }
 
 labels! {
+    /// How a fetch of an issuer's key set ended.
+    KeySetFetch {
+        Ok = "ok", "It brought a set, which is in force.";
+        Failed = "failed", "It brought none; the last one stays in force.";
+    }
+}
+
+labels! {
     /// Why a connection ended: close code and reason (protocol section 5), or that the client was the one to go.
     Close {
         TokenExpired = "4001" "token_expired", "The token's `exp` came.";
@@ -442,6 +450,8 @@ pub struct CoreMetrics {
     pub polls: Family<PollResult, Counter, { PollResult::VALUES.len() }>,
     /// From a poll's start to its end.
     pub poll_duration: Histogram,
+    /// Fetches of issuers' key sets.
+    pub key_set_fetches: Family<KeySetFetch, Counter, { KeySetFetch::VALUES.len() }>,
     /// Streams that exist: filled-in URLs, lingering ones included.
     pub streams: Gauge,
     /// Subscriptions of open connections.
@@ -492,6 +502,7 @@ impl Default for CoreMetrics {
             publish_lag: Histogram::new(&SERVER_BOUNDS_US),
             polls: Family::default(),
             poll_duration: Histogram::new(&UPSTREAM_BOUNDS_US),
+            key_set_fetches: Family::default(),
             streams: Gauge::default(),
             subscriptions: Gauge::default(),
             history_bytes: Gauge::default(),
@@ -513,6 +524,10 @@ pub struct Process {
     pub connections_max: u64,
     /// Whether it drains.
     pub draining: bool,
+    /// Keys that were fetched with issuers' key sets.
+    pub key_set_keys: u64,
+    /// How long ago the oldest of those sets was fetched.
+    pub key_set_age: Duration,
     /// What is counted of Redis, where it is configured.
     pub store: Option<Arc<StoreMetrics>>,
     /// Its logouts, revocations and changed permissions.
@@ -754,6 +769,22 @@ pub const METRICS: &[MetricDoc] = &[
         |core, at| core.polls.cells[at].value(),
     ),
     histogram("restcast_poll_duration_seconds", "From a poll's start to its end", |core| &core.poll_duration),
+    cells(
+        ("restcast_key_set_fetches_total", MetricKind::Counter, &["result"]),
+        "Fetches of issuers' key sets that ended; after a failure the last set stays in force",
+        KeySetFetch::VALUES,
+        |core, at| core.key_set_fetches.cells[at].value(),
+    ),
+    process(
+        "restcast_key_set_keys",
+        "Keys of fetched key sets that are in force, one for each algorithm",
+        |process, _| process.key_set_keys,
+    ),
+    process(
+        "restcast_key_set_age_seconds",
+        "How long ago the oldest key set in force was fetched, or since the start where one never was; 0 without issuers",
+        |process, _| process.key_set_age.as_secs(),
+    ),
     gauge("restcast_streams", "Filled-in URLs that exist, lingering ones included", |core, _| core.streams.value()),
     gauge("restcast_subscriptions", "Subscriptions of open connections", |core, _| core.subscriptions.value()),
     gauge("restcast_history_bytes", "Bytes of values and histories", |core, _| core.history_bytes.value()),

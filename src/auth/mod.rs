@@ -12,12 +12,17 @@
 pub mod api_key;
 pub mod cache;
 pub mod control;
+mod der;
 pub mod grant;
+pub mod jwks;
 pub mod jwt;
 pub mod keys;
 pub mod marks;
 pub mod members;
+pub mod public_key;
+pub mod refresh;
 pub mod session;
+pub mod signing;
 pub mod ticket;
 
 use std::time::Duration;

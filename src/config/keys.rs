@@ -115,7 +115,11 @@ use Form::{Address, Boolean, Choice, Moment, Secret, SecretList, SecretTable, Te
 use Preset::{Is, Required, Unset};
 
 /// Tables that may stand several times, as `[[stream]]`.
-pub const ARRAYS: &[&str] = &["server.tls", "auth.jwt.key", "auth.api_key", "stream"];
+pub const ARRAYS: &[&str] = &["server.tls", "auth.jwt.key", "auth.jwt.jwks", "auth.api_key", "stream"];
+
+/// What a key of the configuration may be for.
+pub(super) const ALGORITHMS: &[&str] =
+    &["HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA"];
 
 /// Every key, in the order of the example file.
 #[rustfmt::skip]
@@ -173,8 +177,15 @@ pub const KEYS: &[KeyDoc] = &[
     key("auth.jwt.claims.permissions", Text, Is("\"permissions\""), "Claim with the permissions, an array of strings"),
     key("auth.jwt.claims.streams", Text, Is("\"streams\""), "Claim with the stream ids or globs that may be subscribed"),
     key("auth.jwt.key.kid", Text, Unset, "Key id; a token without one is tried against every key of its `alg`"),
-    key("auth.jwt.key.alg", Choice(&["HS256", "HS384", "HS512"]), Required, "The algorithm, never taken from the token"),
-    key("auth.jwt.key.secret", Secret, Required, "The key: at least 32, 48 or 64 bytes for HS256, HS384 or HS512"),
+    key("auth.jwt.key.alg", Choice(ALGORITHMS), Required, "The algorithm, never taken from the token"),
+    key("auth.jwt.key.secret", Secret, Unset, "The key of HS256, HS384 or HS512: at least 32, 48 or 64 bytes"),
+    key("auth.jwt.key.public_key", Secret, Unset, "The key of the other algorithms, usually `file:key.pem`: PEM (a public key or a certificate, whose key alone counts), DER or a JSON Web Key; RSA of 2048 to 8192 bits"),
+    key("auth.jwt.jwks.issuer", Text, Required, "The `iss` whose tokens this key set verifies, and nothing else does; at most 64 issuers"),
+    key("auth.jwt.jwks.url", Text, Unset, "Where the key set is (RFC 7517): `https://`, or `http://` on this machine; fetched at the start, before its `Cache-Control` age is over (15 minutes where it says none, at least 1 minute, at most a day) and once for an unknown `kid`, at most every 30 s; the last good one stays in force"),
+    key("auth.jwt.jwks.file", Text, Unset, "The same from a file, read again on SIGHUP; either `url` or `file`"),
+    key("auth.jwt.jwks.algs", TextList, Is("[\"RS256\", \"RS384\", \"RS512\", \"PS256\", \"PS384\", \"PS512\", \"ES256\", \"ES384\", \"EdDSA\"]"), "What its tokens may be signed with; never HMAC"),
+    key("auth.jwt.jwks.audience", TextOrList, Unset, "Accepted `aud` values of its tokens; unset: `aud` is not looked at, and a token that the issuer made for another service is accepted"),
+    key("auth.jwt.jwks.ca", Text, Unset, "PEM file of the roots to trust for `url` instead of the system's"),
     key("auth.api_key.id", Text, Required, "Its name, 1 to 64 of `A-Z a-z 0-9 . _ : ~ -`, which stands in the key itself: `rck_<id>_…`"),
     key("auth.api_key.hash", Secret, Required, "What it is known by, `sha256:<salt>:<hex SHA-256 of salt and key>`; `POST /admin/v1/keys` makes keys without one here"),
     key("auth.api_key.streams", TextList, Required, "Ids and globs of the streams it is for"),

@@ -48,6 +48,8 @@ pub struct Admin {
     pub control: Arc<Control>,
     /// When the process started.
     pub started: WallTime,
+    /// The same by the monotonic clock.
+    pub started_at: Instant,
     /// Connections it takes at most.
     pub connections_max: u64,
     /// The API keys.
@@ -225,12 +227,15 @@ fn admit(options: &AdminOptions, listen: SocketAddr, head: &Head<'_>) -> Result<
 fn answer(admin: &Admin, head: &Head<'_>, body: &[u8], peer: SocketAddr) -> Response {
     match head.path {
         "/metrics" => reading(head, || {
+            let key_sets = admin.process.issuers.figures(admin.started_at, clock::now());
             let process = metrics::Process {
                 started: admin.started,
                 connections_max: admin.connections_max,
                 draining: admin.process.draining.load(Ordering::Relaxed),
                 store: admin.process.store.as_ref().map(Store::metrics),
                 control: admin.control.counts(),
+                key_set_keys: key_sets.keys,
+                key_set_age: key_sets.age,
             };
             Response::new(200).body(metrics::CONTENT_TYPE, metrics::render(&admin.metrics, &process).into_bytes())
         }),

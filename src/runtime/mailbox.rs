@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::auth::api_key::ApiKeys;
+use crate::auth::jwks::KeySets;
 use crate::auth::marks::Concerned;
 use crate::limits;
 use crate::shard::{ConnectionQuery, Found, ListedConnection, Mail, Options};
@@ -51,6 +52,10 @@ pub enum Message {
     Reload(Arc<Options>),
     /// By the process: there are other API keys.
     ApiKeys(Arc<ApiKeys>),
+    /// By the core that fetches them: these key sets are in force.
+    KeySets(Arc<KeySets>),
+    /// To the core that fetches key sets: somebody wants one.
+    FetchKeySets,
 }
 
 /// The mailbox is full: here is the message back.

@@ -12,6 +12,7 @@ pub mod control;
 pub mod core;
 pub mod demo;
 pub mod fetch;
+pub mod jwks;
 pub mod listener;
 pub mod log;
 pub mod mailbox;
@@ -46,6 +47,7 @@ use crate::shard::{Catalog, Input, Ledger, Options, Order, Shard};
 use self::api_keys::KeyStore;
 use self::control::Control;
 use self::core::{CoreParts, Process};
+use self::jwks::Issuers;
 use self::mailbox::{Mailbox, Message};
 use self::redis::{Mailboxes, Settings, Store, StoreParts};
 use self::resolver::Resolver;
@@ -193,6 +195,7 @@ fn run(
         drained: AtomicU16::new(0),
         workers: Workers::start()?,
         store: config.redis.as_ref().map(|redis| Store::new(redis.timeout)).transpose()?,
+        issuers: Issuers::new(&config, another(seed, 0x5a), started),
     });
     let cores_told = Arc::clone(&process);
     let tell_keys = move |keys: &Arc<ApiKeys>| {
@@ -251,6 +254,8 @@ fn run(
         }
     }
 
+    process.issuers.wait_until_tried(limits::JWKS_START_WAIT);
+
     let asks = Mutex::new(events.clone());
     let admin = admin::Admin {
         options: RwLock::new(config.admin.clone()),
@@ -260,6 +265,7 @@ fn run(
         process: Arc::clone(&process),
         control: Arc::clone(&control),
         started: started.wall,
+        started_at: started.at,
         connections_max: u64::from(connections_max),
         keys: Arc::clone(&keys),
         drain: Box::new(move || {
@@ -426,10 +432,16 @@ fn reload(reread: &Option<Reread>, options: &mut Arc<Options>, serving: &Serving
             *options = Arc::new(options_of(&config, Some(&options.catalog), 0, max));
             *admin.options.write().unwrap_or_else(PoisonError::into_inner) = config.admin.clone();
             ledger.marks().configure(&options.auth);
+            let answered = process.issuers.reload(&config, clock::now());
             for mailbox in &process.mailboxes {
                 tell(mailbox, || Message::Reload(Arc::clone(options)));
             }
             admin.keys.configure(&config.api_keys);
+            for question in answered {
+                process.answer(question);
+            }
+            // What is to be fetched now is seen when that core wakes.
+            tell(&process.mailboxes[usize::from(jwks::FETCHING_CORE.0)], || Message::FetchKeySets);
             log::write(LogLevel::Info, &[("streams", &config.streams.len())], "The configuration was read again.");
         }
         Err(error) => {
@@ -551,6 +563,18 @@ fn listen_all(address: SocketAddr, cores: u16, share: bool) -> Result<(Vec<TcpLi
         all.push(listener::listen(listen, true)?);
     }
     Ok((all, listen))
+}
+
+/// A seed of its own for something that is not a core.
+fn another(mut seed: [u8; 32], mark: u8) -> [u8; 32] {
+    seed[31] ^= mark;
+    seed
+}
+
+/// The system's random numbers, for a command that needs some.
+#[allow(clippy::disallowed_methods, reason = "a key that signs takes them as an argument")]
+pub fn chance() -> SystemRandom {
+    SystemRandom::new()
 }
 
 #[allow(

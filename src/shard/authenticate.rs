@@ -19,26 +19,36 @@ use super::{Output, Shard};
 impl Shard {
     /// Looks at what is presented, which is something. Limits come before this, and so does an address's standing.
     pub(super) fn authenticate(&mut self, presented: Presented, waiter: Waiter) -> Authenticated {
-        match self.look_at(presented, waiter) {
+        match self.look_at(presented, waiter, true) {
             Looked::Now(_, outcome) => Authenticated::Now(outcome),
             Looked::Later(no) => Authenticated::Later(no),
         }
     }
 
     /// Protocol section 2, «Hybrid»: a token first; where there is none, or it does not verify, a session. Any other
-    /// credential stands for itself.
-    fn look_at(&mut self, presented: Presented, waiter: Waiter) -> Looked {
-        let Presented { first, session } = presented;
-        let refusal = match first {
-            Some((Credential::Token(token), _)) => match self.token_grant(&token) {
+    /// credential stands for itself. `may_ask`: whether a key that is not known may be asked for.
+    fn look_at(&mut self, presented: Presented, waiter: Waiter, may_ask: bool) -> Looked {
+        let refusal = match &presented.first {
+            Some((Credential::Token(token), _)) => match self.token_grant(token) {
                 Ok(grant) => return Looked::Now(waiter, Ok(grant)),
-                Err(refusal) => refusal,
+                Err(refusal) => {
+                    // The issuer's key set may have the key by now.
+                    let issuer = self.verifier.lacks_key_of(token.expose_secret()).filter(|_| may_ask);
+                    if let Some(issuer) = issuer {
+                        if let Err(refusal) = self.may_look_up() {
+                            return Looked::Now(waiter, Err(refusal));
+                        }
+                        let asked = Asked::KeySet(waiter, presented);
+                        return Looked::Later(self.look_up_surely(Lookup::KeySet(issuer), asked));
+                    }
+                    refusal
+                }
             },
             Some((Credential::Ticket(ticket), _)) => return self.look_at_ticket(&ticket, waiter),
             Some((Credential::ApiKey(key), _)) => return Looked::Now(waiter, self.api_key_grant(&key)),
             None => Refusal::new(ErrorCode::MissingCredential, "a credential is needed"),
         };
-        match session {
+        match presented.session {
             Some(cookie) => self.look_at_cookie(&cookie, waiter),
             None => Looked::Now(waiter, Err(refusal)),
         }
@@ -93,7 +103,7 @@ impl Shard {
             Asked::KeySet(waiter, presented) => {
                 let request = waiter.request();
                 // What was unknown a moment ago may be known now; it is not asked for a second time.
-                let looked = self.look_at(presented, waiter);
+                let looked = self.look_at(presented, waiter, false);
                 self.looked_again(request, looked);
             }
             Asked::Session(question) => self.session_found(ask, *question, found),

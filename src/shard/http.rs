@@ -254,11 +254,11 @@ impl Shard {
         self.refuse(index, &refusal, &reply);
     }
 
-    /// After a reload: whoever waits for a stream that was removed or changed is told to ask again, to be judged anew; so
+    /// After a reload, or when key sets were fetched: whoever waits for a stream that was removed or changed is told to ask again, to be judged anew; so
     /// is, where that closes connections, one whose key was removed.
     pub(super) fn refuse_stale_waiters(&mut self) {
         let options = Arc::clone(&self.options);
-        let jwt = &options.auth.jwt;
+        let close_on_key_removal = options.auth.jwt.close_on_key_removal;
         let waiters: Vec<(ConnectionKey, Arc<StreamKey>)> = self
             .topics
             .iter()
@@ -269,7 +269,7 @@ impl Shard {
                 Some(Phase::Waiting { grant, .. }) => grant.key(),
                 _ => None,
             };
-            let refusal = if jwt.close_on_key_removal && key.is_some_and(|key| !jwt.keys.contains(key)) {
+            let refusal = if close_on_key_removal && key.is_some_and(|key| !self.verifier.has_key(key)) {
                 Refusal::new(ErrorCode::InvalidToken, "the key that signed the token was removed")
             } else if options.catalog.is_current(&stream) {
                 continue;

@@ -42,6 +42,7 @@ use std::time::Duration;
 use crate::auth::api_key::ApiKeys;
 use crate::auth::cache::TokenCache;
 use crate::auth::grant::RightsTable;
+use crate::auth::jwks::KeySets;
 use crate::auth::jwt::Verifier;
 use crate::auth::marks::Concerned;
 use crate::codec::deflate::Inflater;
@@ -149,6 +150,8 @@ pub enum Input<'a> {
     Reload(Arc<Options>),
     /// There are other API keys than before.
     ApiKeys(Arc<ApiKeys>),
+    /// Key sets of issuers were fetched: from now on these are in force.
+    KeySets(Arc<KeySets>),
 }
 
 /// Something to be done outside.
@@ -409,6 +412,7 @@ impl Shard {
             Input::Drain => self.begin_drain(),
             Input::Reload(options) => self.reload(options),
             Input::ApiKeys(keys) => self.take_api_keys(keys),
+            Input::KeySets(sets) => self.trust_key_sets(sets),
         }
         self.turn_inbox();
         self.drop_unused_sessions();

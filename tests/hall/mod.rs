@@ -296,7 +296,8 @@ impl Hall {
             while let Some((core, stream, poll)) = self.polls.pop_front() {
                 let (validators, received) = (Validators::default(), self.now.wall);
                 let body = b"[{\"id\":1}]".to_vec();
-                let response = FetchResponse { status: 200, validators, retry_after: None, body, received };
+                let response =
+                    FetchResponse { status: 200, validators, retry_after: None, fresh_for: None, body, received };
                 self.input(core, Input::Fetched { stream, poll, result: Ok(response) });
                 more = true;
             }
