@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::auth::api_key::{ApiKey, ApiKeyError, ApiKeyMark, ApiKeys};
 use crate::auth::grant::Grant;
@@ -17,6 +18,9 @@ use crate::metrics::ApiKeyResult;
 use crate::secret::Secret;
 
 use super::Shard;
+
+/// What a key's rate is counted over.
+const RATE_PERIOD: Duration = Duration::from_secs(60);
 
 /// What has become of the API key that a grant hangs on.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -44,7 +48,11 @@ impl Shard {
         })?;
         // Whoever does not have the key does not use up its rate.
         let holder = self.ledger.holder("api key", key.id.as_str());
-        self.ledger.request(holder, key.rate, self.now.at).map_err(|wait| {
+        let counted = match key.rate {
+            0 => Ok(()),
+            rate => self.ledger.action(holder, rate, RATE_PERIOD, self.now.at),
+        };
+        counted.map_err(|wait| {
             results.of(ApiKeyResult::RateLimited).count();
             let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
             let detail = "as many requests a minute with this API key as there may be";

@@ -43,14 +43,15 @@ struct Entry {
     connections: u32,
     streams: HashMap<u64, u32>,
     handshakes: Bucket,
-    requests: Bucket,
     failures: Bucket,
+    actions: Bucket,
 }
 
 impl Entry {
     fn is_idle(&self, now: Instant) -> bool {
-        let rates = [&self.handshakes, &self.requests, &self.failures];
-        self.connections == 0 && self.streams.is_empty() && rates.iter().all(|rate| rate.is_empty(now))
+        self.connections == 0
+            && self.streams.is_empty()
+            && [&self.handshakes, &self.failures, &self.actions].iter().all(|bucket| bucket.is_empty(now))
     }
 }
 
@@ -213,22 +214,20 @@ impl Ledger {
         self.with(holder, now, |entry| entry.handshakes.add(now, 1_000_000 / u64::from(per_second), 1_000_000))
     }
 
-    /// One more request of `holder`, of `per_minute` (0: not counted), which may come together or spread out.
+    /// One more action of `holder`, or request with the API key that it is, of `count` in each `period`, which may all come at once.
     ///
     /// # Errors
-    /// How long to wait for the next.
-    pub fn request(&self, holder: Holder, per_minute: u32, now: Instant) -> Result<(), Duration> {
-        if per_minute == 0 {
-            return Ok(());
-        }
-        let one = (MINUTE_US / u64::from(per_minute)).max(1);
-        let mut wait = Duration::ZERO;
-        self.with(holder, now, |entry| {
-            entry.requests.add(now, one, MINUTE_US).inspect_err(|_| {
-                wait = Duration::from_micros((entry.requests.level_us + one).saturating_sub(MINUTE_US));
+    /// How long it must wait.
+    pub fn action(&self, holder: Holder, count: u32, period: Duration, now: Instant) -> Result<(), Duration> {
+        let all = u64::try_from(period.as_micros()).unwrap_or(u64::MAX);
+        let one = (all / u64::from(count.max(1))).max(1);
+        let mut wait = period;
+        let counted = self.with(holder, now, |entry| {
+            entry.actions.add(now, one, all).inspect_err(|_| {
+                wait = Duration::from_micros((entry.actions.level_us + one).saturating_sub(all));
             })
-        })
-        .map_err(|_| wait)
+        });
+        counted.map_err(|Over| wait)
     }
 
     /// One more failed credential from `holder`, of `per_minute` (0: not counted).
@@ -363,18 +362,23 @@ mod tests {
     }
 
     #[test]
-    fn requests_of_a_minute_may_come_together_and_then_as_they_flow_off() {
+    fn actions_of_a_period_may_all_come_at_once_and_flow_off_with_time() {
         let ledger = Ledger::default();
-        let a = ledger.holder("api key", "a");
-        for request in 0..30 {
-            assert_eq!(ledger.request(a, 30, NOW), Ok(()), "after {request}");
+        let (a, b) = (ledger.holder("action", "a"), ledger.holder("action", "b"));
+        let minute = Duration::from_secs(60);
+        for _ in 0..3 {
+            assert_eq!(ledger.action(a, 3, minute, NOW), Ok(()));
         }
-        assert_eq!(ledger.request(a, 30, NOW), Err(Duration::from_secs(2)));
-        assert_eq!(ledger.request(a, 30, NOW + Duration::from_millis(1_500)), Err(Duration::from_millis(500)));
-        assert_eq!(ledger.request(a, 30, NOW + Duration::from_secs(2)), Ok(()));
-        assert_eq!(ledger.request(a, 30, NOW + Duration::from_secs(2)), Err(Duration::from_secs(2)));
-        assert_eq!(ledger.request(a, 0, NOW), Ok(()), "0 is unlimited");
-        assert_eq!(ledger.request(ledger.holder("api key", "b"), u32::MAX, NOW), Ok(()));
+        assert_eq!(ledger.action(a, 3, minute, NOW), Err(Duration::from_secs(20)));
+        assert_eq!(ledger.action(b, 3, minute, NOW), Ok(()), "another's are its own");
+        assert_eq!(ledger.action(a, 3, minute, NOW + Duration::from_secs(19)), Err(Duration::from_secs(1)));
+        assert_eq!(ledger.action(a, 3, minute, NOW + Duration::from_secs(20)), Ok(()));
+        assert_eq!(ledger.action(a, 3, minute, NOW + Duration::from_secs(20)), Err(Duration::from_secs(20)));
+        let held = || ledger.parts.iter().map(|part| part.lock().unwrap().len()).sum::<usize>();
+        assert_eq!(held(), 2);
+        let later = NOW + Duration::from_secs(200);
+        assert_eq!((ledger.standing(a, 60, later), ledger.standing(b, 60, later)), (Standing::Good, Standing::Good));
+        assert_eq!(held(), 0, "what has flowed off leaves nothing behind");
     }
 
     #[test]
