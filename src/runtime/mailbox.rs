@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use crate::auth::api_key::ApiKeys;
 use crate::auth::jwks::KeySets;
 use crate::auth::marks::Concerned;
 use crate::limits;
@@ -49,6 +50,8 @@ pub enum Message {
     Drain,
     /// By the process: the configuration was read again.
     Reload(Arc<Options>),
+    /// By the process: there are other API keys.
+    ApiKeys(Arc<ApiKeys>),
     /// By the core that fetches them: these key sets are in force.
     KeySets(Arc<KeySets>),
     /// To the core that fetches key sets: somebody wants one.
