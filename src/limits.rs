@@ -195,6 +195,24 @@ pub const PLACEHOLDERS_MAX: usize = 16;
 pub const TEMPLATE_VALUE_BYTES_MAX: usize = 1 << 10;
 /// Bytes of a claim's or parameter's name in a placeholder.
 pub const CLAIM_NAME_BYTES_MAX: usize = 128;
+/// `[[action]]`s of a configuration.
+pub const ACTIONS_MAX: usize = 256;
+/// Bytes of an action's `type`, and of the `type` of a message that may be one.
+pub const ACTION_TYPE_BYTES_MAX: usize = 64;
+/// Streams that an action's `refresh` may name.
+pub const ACTION_REFRESH_MAX: usize = 16;
+/// Bytes of an action's `schema`.
+pub const ACTION_SCHEMA_BYTES_MAX: usize = 64 << 10;
+/// Nesting of a message that is checked against a schema: checking recurses, through each of its levels several times.
+pub const ACTION_SCHEMA_DEPTH_MAX: usize = 32;
+/// Bytes of an action's request body, filled in.
+pub const ACTION_BODY_BYTES_MAX: usize = 16 << 20;
+/// Actions of one connection that are under way at once; past it they are refused.
+pub const ACTIONS_PER_CONNECTION_MAX: u8 = 16;
+/// Actions of one core that are under way at once; past it they are refused.
+pub const ACTIONS_PER_CORE_MAX: usize = 1024;
+/// Least time between two log lines about one action's failures, on one core.
+pub const ACTION_NOTICE_INTERVAL: Duration = Duration::from_secs(60);
 /// Names in a stream's `params`.
 pub const PARAMS_MAX: usize = 16;
 /// Bytes of a stream's name with its parameters: id, and each parameter's name and value percent-encoded.

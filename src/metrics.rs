@@ -264,6 +264,40 @@ labels! {
 }
 
 labels! {
+    /// How an action ended.
+    ActionResult {
+        Ok = "ok", "The upstream did it.";
+        MissingCredential = "MISSING_CREDENTIAL", "An anonymous caller.";
+        InsufficientPermissions = "INSUFFICIENT_PERMISSIONS", "A caller without the right.";
+        BadMessage = "BAD_MESSAGE", "A message that does not fit.";
+        ClaimMissing = "CLAIM_MISSING", "A caller without a claim that is needed.";
+        ClaimInvalid = "CLAIM_INVALID", "A claim that cannot stand in the request.";
+        RateLimited = "RATE_LIMITED", "Too many of one caller.";
+        Overloaded = "OVERLOADED", "Too many in all.";
+        Timeout = "UPSTREAM_TIMEOUT", "A time-out.";
+        Unreachable = "UPSTREAM_UNREACHABLE", "No connection.";
+        Dns = "UPSTREAM_DNS", "The name does not resolve.";
+        Tls = "UPSTREAM_TLS", "The TLS handshake failed.";
+        Status = "UPSTREAM_STATUS", "A status that is no success.";
+        Protocol = "UPSTREAM_PROTOCOL", "Not HTTP.";
+        Body = "UPSTREAM_BODY", "A body that cannot be read.";
+        TooLarge = "UPSTREAM_TOO_LARGE", "Too large.";
+        Auth = "UPSTREAM_AUTH", "401 or 403.";
+        UpstreamRateLimited = "UPSTREAM_RATE_LIMITED", "429, or 503 with `Retry-After`.";
+        Redirect = "UPSTREAM_REDIRECT", "A redirect.";
+        Blocked = "UPSTREAM_BLOCKED", "The target is not allowed.";
+        Other = "other", "Any other code.";
+    }
+}
+
+impl ActionResult {
+    /// The one that counts a refusal or failure with the protocol's `code` (sections 3 and 4).
+    pub fn of_code(code: &str) -> ActionResult {
+        with_values(&[code]).unwrap_or(ActionResult::Other)
+    }
+}
+
+labels! {
     /// Why a connection ended: close code and reason (protocol section 5), or that the client was the one to go.
     Close {
         TokenExpired = "4001" "token_expired", "The token's `exp` came.";
@@ -440,6 +474,12 @@ pub struct CoreMetrics {
     pub poll_duration: Histogram,
     /// Fetches of issuers' key sets.
     pub key_set_fetches: Family<KeySetFetch, Counter, { KeySetFetch::VALUES.len() }>,
+    /// Actions that ended.
+    pub actions: Family<ActionResult, Counter, { ActionResult::VALUES.len() }>,
+    /// Actions that are under way.
+    pub actions_in_flight: Gauge,
+    /// From an action's request to its end.
+    pub action_duration: Histogram,
     /// Streams that exist: filled-in URLs, lingering ones included.
     pub streams: Gauge,
     /// Subscriptions of open connections.
@@ -490,6 +530,9 @@ impl Default for CoreMetrics {
             polls: Family::default(),
             poll_duration: Histogram::new(&UPSTREAM_BOUNDS_US),
             key_set_fetches: Family::default(),
+            actions: Family::default(),
+            actions_in_flight: Gauge::default(),
+            action_duration: Histogram::new(&UPSTREAM_BOUNDS_US),
             streams: Gauge::default(),
             subscriptions: Gauge::default(),
             history_bytes: Gauge::default(),
@@ -766,6 +809,16 @@ pub const METRICS: &[MetricDoc] = &[
         "How long ago the oldest key set in force was fetched, or since the start where one never was; 0 without issuers",
         |process, _| process.key_set_age.as_secs(),
     ),
+    cells(
+        ("restcast_actions_total", MetricKind::Counter, &["result"]),
+        "Actions that ended, by ok or the code of the refusal or failure",
+        ActionResult::VALUES,
+        |core, at| core.actions.cells[at].value(),
+    ),
+    gauge("restcast_actions_in_flight", "Actions whose upstream has not answered yet", |core, _| {
+        core.actions_in_flight.value()
+    }),
+    histogram("restcast_action_duration_seconds", "From an action's request to its end", |core| &core.action_duration),
     gauge("restcast_streams", "Filled-in URLs that exist, lingering ones included", |core, _| core.streams.value()),
     gauge("restcast_subscriptions", "Subscriptions of open connections", |core, _| core.subscriptions.value()),
     gauge("restcast_history_bytes", "Bytes of values and histories", |core, _| core.history_bytes.value()),

@@ -14,8 +14,8 @@ use restcast::limits;
 use restcast::runtime::fetch::{FetcherCounts, FetcherOptions};
 use restcast::runtime::resolver::Resolver;
 use restcast::stream::poll::{FetchRequest, FetchResponse, Target, UpstreamCode};
-use restcast::stream::{CaFile, Options};
-use support::client::{Client, NOW, SECOND, connections_become, request, short, target};
+use restcast::stream::{CaFile, Options, action};
+use support::client::{Client, NOW, SECOND, call, connections_become, request, short, target};
 use support::{Authority, Coding, Framing, Reply, Step, Upstream, on_each_driver, self_signed};
 
 fn body(response: &FetchResponse) -> &str {
@@ -196,9 +196,63 @@ fn an_action_is_never_sent_twice() {
         upstream.set("/leads", Reply::json("1"));
         client.get(&upstream.url("/leads")).await.expect("a response");
         upstream.once("/leads", Reply::steps(vec![Step::Close]));
-        let action = target(&upstream.url("/leads"), |options| options.method = "POST".into());
-        client.fetcher.fetch_once(request(action), || NOW).await.expect_err("no response");
+        let action = call("POST", &upstream.url("/leads"), |_| {});
+        client.fetcher.act(action, || NOW).await.expect_err("no response");
         assert_eq!((upstream.request_count(), upstream.connection_count()), (2, 2), "over a connection of its own");
+        assert_eq!(upstream.requests()[1].body, b"{}");
+    });
+}
+
+#[test]
+fn an_action_that_does_twice_what_it_does_once_goes_over_a_kept_connection() {
+    on_each_driver(async || {
+        let (client, upstream) = (Client::new(), Upstream::start());
+        upstream.set("/leads", Reply::json("1"));
+        client.get(&upstream.url("/leads")).await.expect("a response");
+        let put = || call("PUT", &upstream.url("/leads"), |_| {});
+        client.fetcher.act(put(), || NOW).await.expect("a response");
+        assert_eq!(upstream.connection_count(), 1);
+        // And once more over a fresh one, where that has been closed before anything of an answer.
+        upstream.once("/leads", Reply::steps(vec![Step::Close]));
+        client.fetcher.act(put(), || NOW).await.expect("a response");
+        assert_eq!((upstream.request_count(), upstream.connection_count()), (4, 2));
+        // Never a second time over that.
+        upstream.close_connections();
+        connections_become(&upstream, 0).await;
+        upstream.once("/leads", Reply::steps(vec![Step::Close]));
+        client.fetcher.act(put(), || NOW).await.expect_err("no response");
+        assert_eq!(upstream.request_count(), 5);
+    });
+}
+
+#[test]
+fn an_action_has_the_bodies_that_it_wants_and_a_failure_its_status_without_one() {
+    on_each_driver(async || {
+        let (client, upstream) = (Client::new(), Upstream::start());
+        let act = async |reply: Reply, change: fn(&mut action::Options)| {
+            upstream.set("/act", reply);
+            let answer = client.fetcher.act(call("POST", &upstream.url("/act"), change), || NOW).await;
+            answer.map(|answer| (answer.status, body(&answer).to_owned())).map_err(|error| error.code)
+        };
+        let fits = "1".repeat(64 << 10);
+        let large = "1".repeat((64 << 10) + 1);
+        assert_eq!(act(Reply::json("[1]"), |_| {}).await, Ok((200, "[1]".into())));
+        assert_eq!(act(Reply::json("[1]").with_status(422), |_| {}).await, Ok((422, String::new())));
+        let both: fn(&mut action::Options) = |options| options.error_body = true;
+        assert_eq!(act(Reply::json("[1]").with_status(422), both).await, Ok((422, "[1]".into())));
+        assert_eq!(act(Reply::json(fits.as_str()).with_status(422), both).await, Ok((422, fits.clone())));
+        assert_eq!(act(Reply::json(large.as_str()).with_status(422), both).await, Ok((422, String::new())));
+        let cut = |status| {
+            let head = format!("HTTP/1.1 {status} \r\nContent-Length: 10\r\n\r\n[1,").into_bytes();
+            Reply::steps(vec![Step::Send(head), Step::Close])
+        };
+        assert_eq!(act(cut(422), both).await, Ok((422, String::new())), "its status stands");
+        assert_eq!(act(cut(200), both).await, Err(UpstreamCode::Protocol));
+        let neither: fn(&mut action::Options) = |options| options.reply_body = false;
+        assert_eq!(act(Reply::json(large.as_str()), neither).await, Ok((200, String::new())));
+        assert_eq!(act(Reply::json(large.as_str()), |_| {}).await, Err(UpstreamCode::TooLarge));
+        // What of an answer is not wanted is not waited for either.
+        assert_eq!(act(Reply::endless_chunks(), neither).await, Ok((200, String::new())));
     });
 }
 
@@ -317,7 +371,7 @@ fn at_the_cap_a_connection_goes_from_hand_to_hand() {
         // An action waits for a connection of its own.
         upstream.once("/leads", Reply::json("1").delay(Duration::from_millis(50)));
         let poll = client.spawn(target(&url, |_| {}));
-        client.fetcher.fetch_once(request(target(&url, |_| {})), || NOW).await.expect("a response");
+        client.fetcher.act(call("POST", &url, |_| {}), || NOW).await.expect("a response");
         poll.await.expect("a response");
         assert_eq!(upstream.connection_count(), 3);
     });

@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use restcast::codec::message::{ClientId, ClientMessage, ErrorFrame, write_error, write_subscribed};
+use restcast::codec::message::{ClientId, ClientMessage, ErrorFrame, Members, write_error, write_subscribed};
 use serde_json::Value;
 
 fn echoed(id: Option<&ClientId>, text: &str) {
@@ -36,6 +36,13 @@ fuzz_target!(|data: &[u8]| {
                 ClientMessage::Unsubscribe { stream, id } => {
                     write_subscribed(&mut answer, stream, id.as_ref());
                     echoed(id.as_ref(), text);
+                }
+                ClientMessage::Other { kind, id } => {
+                    assert!(kind.len() <= 64 && !ClientMessage::TYPES.contains(&kind.as_str()));
+                    echoed(id.as_ref(), text);
+                    let members = Members::parse(text).expect("it was one");
+                    assert!(members.at("type").is_some_and(|json| text.contains(json)));
+                    assert!(members.at("a.b.c").is_none_or(|json| text.contains(json)));
                 }
                 ClientMessage::Subscribe(subscribe) => {
                     write_subscribed(&mut answer, &subscribe.stream, subscribe.id.as_ref());

@@ -11,7 +11,9 @@ use std::io::Write;
 
 use crate::codec::ws::FrameError;
 use crate::ids::ConnectionId;
-use crate::limits::{CLIENT_ID_BYTES_MAX, JSON_DEPTH_MAX, MAX_RATE_MS_MAX, STREAM_NAME_BYTES_MAX};
+use crate::limits::{
+    ACTION_TYPE_BYTES_MAX, CLIENT_ID_BYTES_MAX, JSON_DEPTH_MAX, MAX_RATE_MS_MAX, STREAM_NAME_BYTES_MAX,
+};
 use crate::secret::Secret;
 use crate::time::WallTime;
 
@@ -98,6 +100,13 @@ pub enum ClientMessage {
         /// To be echoed.
         id: Option<ClientId>,
     },
+    /// Something that only the configuration can know: an action, or `UNKNOWN_TYPE`.
+    Other {
+        /// Its `type`: at most [`ACTION_TYPE_BYTES_MAX`] bytes.
+        kind: String,
+        /// To be echoed.
+        id: Option<ClientId>,
+    },
 }
 
 /// A client's `subscribe`.
@@ -171,12 +180,15 @@ impl ClientMessage {
             "auth_update" => Ok(ClientMessage::AuthUpdate { token: members.token().map_err(bad)?, id }),
             "subscribe" => members.subscribe(id.clone()).map(ClientMessage::Subscribe).map_err(bad),
             "unsubscribe" => Ok(ClientMessage::Unsubscribe { stream: members.stream().map_err(bad)?, id }),
+            kind if kind.len() <= ACTION_TYPE_BYTES_MAX => Ok(ClientMessage::Other { kind: kind.to_owned(), id }),
             _ => Err(MessageError::UnknownType { id }),
         }
     }
+
+    /// The `type`s that have a meaning of their own, which no action may take.
+    pub const TYPES: [&str; 4] = ["auth", "auth_update", "subscribe", "unsubscribe"];
 }
 
-/// The members of a message: names decoded, values as JSON text.
 /// The token of a body that renews a connection's credential: `{"token":"…"}`.
 ///
 /// # Errors
@@ -186,10 +198,15 @@ pub fn parse_renewal(body: &[u8]) -> Result<Secret, &'static str> {
     Members::parse(text)?.token()?.ok_or("the body has no token")
 }
 
-struct Members<'a>(Vec<(Cow<'a, str>, &'a str)>);
+/// The members of a message: names decoded, values as JSON text, which keeps the spelling of numbers.
+pub struct Members<'a>(Vec<(Cow<'a, str>, &'a str)>);
 
 impl<'a> Members<'a> {
-    fn parse(text: &'a str) -> Result<Members<'a>, &'static str> {
+    /// The members of the object that `text` is.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(text: &'a str) -> Result<Members<'a>, &'static str> {
         let mut scanner = Scanner::new(text);
         scanner.skip_space();
         if scanner.peek() != Some(b'{') {
@@ -198,6 +215,16 @@ impl<'a> Members<'a> {
         let members = scanner.object(0)?;
         scanner.skip_space();
         if scanner.is_done() { Ok(Members(members)) } else { Err("something follows the JSON object") }
+    }
+
+    /// The JSON of the value that `path` leads to: names between dots, each a member of an object.
+    pub fn at(&self, path: &str) -> Option<&'a str> {
+        let (name, rest) = path.split_once('.').map_or((path, None), |(name, rest)| (name, Some(rest)));
+        let json = self.find(name)?;
+        match rest {
+            None => Some(json),
+            Some(rest) => Members::parse(json).ok()?.at(rest),
+        }
     }
 
     fn find(&self, name: &str) -> Option<&'a str> {
@@ -584,8 +611,14 @@ pub struct ErrorFrame<'a> {
     pub code: ErrorCode,
     /// What went wrong, for people. Never holds a secret.
     pub error: &'a str,
-    /// Why, where the code alone does not tell: the `reason` of `AUTH_UPDATE_REJECTED`.
+    /// Why, where the code alone does not tell: the `reason` of `AUTH_UPDATE_REJECTED`, the code of `ACTION_FAILED`.
     pub reason: Option<&'a str>,
+    /// What an action's upstream answered, where it did.
+    pub status: Option<u16>,
+    /// The JSON of its answer, where the configuration lets it through.
+    pub body: Option<&'a str>,
+    /// When it may be tried again, where that is known.
+    pub retry_in_ms: Option<u64>,
     /// The `id` of the frame it answers.
     pub id: Option<&'a ClientId>,
     /// The stream it is about.
@@ -595,7 +628,16 @@ pub struct ErrorFrame<'a> {
 impl<'a> ErrorFrame<'a> {
     /// An error that says what its code says; set further members as needed.
     pub const fn of(code: ErrorCode) -> ErrorFrame<'a> {
-        ErrorFrame { code, error: code.meaning(), reason: None, id: None, stream: None }
+        ErrorFrame {
+            code,
+            error: code.meaning(),
+            reason: None,
+            status: None,
+            body: None,
+            retry_in_ms: None,
+            id: None,
+            stream: None,
+        }
     }
 }
 
@@ -617,9 +659,29 @@ pub fn write_error(out: &mut Vec<u8>, error: &ErrorFrame<'_>) {
     if let Some(reason) = error.reason {
         frame.string("reason", reason);
     }
+    if let Some(status) = error.status {
+        frame.number("status", u64::from(status));
+    }
+    if let Some(retry_in_ms) = error.retry_in_ms {
+        frame.number("retry_in_ms", retry_in_ms);
+    }
     frame.id(error.id);
     if let Some(stream) = error.stream {
         frame.string("stream", stream);
+    }
+    if let Some(body) = error.body {
+        frame.raw("body", body);
+    }
+    frame.end();
+}
+
+/// Appends `action_result`, which echoes the `id` of the action if it had one. `body` is JSON, as the upstream sent it.
+pub fn write_action_result(out: &mut Vec<u8>, id: Option<&ClientId>, status: u16, body: Option<&str>) {
+    let mut frame = Object::begin(out, "action_result");
+    frame.id(id);
+    frame.number("status", u64::from(status));
+    if let Some(body) = body {
+        frame.raw("body", body);
     }
     frame.end();
 }
@@ -959,8 +1021,38 @@ mod tests {
     #[test]
     fn an_unknown_type_is_told_from_a_malformed_message() {
         let parsed = ClientMessage::parse(r#"{"type":"dance","id":3}"#);
-        assert_eq!(parsed, Err(MessageError::UnknownType { id: id("3") }));
-        assert_eq!(parsed.expect_err("unknown").code(), ErrorCode::UnknownType);
+        assert_eq!(parsed, Ok(ClientMessage::Other { kind: "dance".into(), id: id("3") }));
+        let of = |bytes: usize| ClientMessage::parse(&format!(r#"{{"type":"{}","id":3}}"#, "d".repeat(bytes)));
+        assert!(matches!(of(64), Ok(ClientMessage::Other { .. })));
+        assert_eq!(of(65), Err(MessageError::UnknownType { id: id("3") }));
+        assert_eq!(of(65).expect_err("unknown").code(), ErrorCode::UnknownType);
+        for kind in ClientMessage::TYPES {
+            let parsed = ClientMessage::parse(&format!(r#"{{"type":"{kind}"}}"#));
+            assert!(!matches!(parsed, Ok(ClientMessage::Other { .. })), "{kind}");
+        }
+    }
+
+    #[test]
+    fn a_dotted_name_leads_to_the_json_of_a_member() {
+        let text = r#"{"type":"t","a":{"b":{"c":1.50E+2},"":0,"\u0064":[ 1 ]},"a.b":7,"x":[{"y":1}]}"#;
+        let members = Members::parse(text).expect("an object");
+        for (path, json) in [
+            ("type", Some(r#""t""#)),
+            ("a.b", Some(r#"{"c":1.50E+2}"#)),
+            ("a.b.c", Some("1.50E+2")),
+            ("a.d", Some("[ 1 ]")),
+            ("a.", Some("0")),
+            ("b", None),
+            ("a.b.c.d", None),
+            ("x.y", None),
+            ("x.0", None),
+            ("type.t", None),
+            ("", None),
+        ] {
+            assert_eq!(members.at(path), json, "{path}");
+        }
+        assert!(Members::parse("[]").is_err());
+        assert!(Members::parse(r#"{"a":{"b":1,"b":2}}"#).is_err());
     }
 
     #[test]
@@ -1154,6 +1246,25 @@ mod tests {
                 r#"{"type":"error","code":"AUTH_UPDATE_REJECTED","error":"The new credential was refused; the connection goes on under its old one","reason":"token_expired"}"#
             ]],
         );
+        let failed = ErrorFrame {
+            reason: Some("UPSTREAM_STATUS"),
+            status: Some(422),
+            body: Some(r#"{"field":1.0}"#),
+            retry_in_ms: Some(1500),
+            id: nine.as_ref(),
+            ..ErrorFrame::of(ErrorCode::ActionFailed)
+        };
+        check(
+            |out| write_error(out, &failed),
+            expect![[
+                r#"{"type":"error","code":"ACTION_FAILED","error":"The upstream did not carry out the action","reason":"UPSTREAM_STATUS","status":422,"retry_in_ms":1500,"id":9,"body":{"field":1.0}}"#
+            ]],
+        );
+        check(
+            |out| write_action_result(out, nine.as_ref(), 200, Some(r#"{"n":1.50E+2}"#)),
+            expect![[r#"{"type":"action_result","id":9,"status":200,"body":{"n":1.50E+2}}"#]],
+        );
+        check(|out| write_action_result(out, None, 204, None), expect![[r#"{"type":"action_result","status":204}"#]]);
         let error = ClientMessage::parse(r#"{"type":"subscribe","id":"x"}"#).expect_err("it names no stream");
         check(
             |out| write_error(out, &ErrorFrame::from(&error)),

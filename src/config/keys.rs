@@ -112,7 +112,7 @@ use Form::{Address, Boolean, Choice, Secret, SecretList, SecretTable, Text, Text
 use Preset::{Is, Required, Unset};
 
 /// Tables that may stand several times, as `[[stream]]`.
-pub const ARRAYS: &[&str] = &["server.tls", "auth.jwt.key", "auth.jwt.jwks", "stream"];
+pub const ARRAYS: &[&str] = &["server.tls", "auth.jwt.key", "auth.jwt.jwks", "stream", "action"];
 
 /// What a key of the configuration may be for.
 pub(super) const ALGORITHMS: &[&str] =
@@ -222,6 +222,23 @@ pub const KEYS: &[KeyDoc] = &[
     key("stream.allow_anonymous", Boolean, Is("false"), "A caller without a credential may watch"),
     key("stream.roles", TextList, Is("[]"), "Any one of them is needed"),
     key("stream.permissions", TextList, Is("[]"), "All of them are needed"),
+    key("action.type", Text, Required, "The `type` of the messages that ask for it: 1 to 64 of `A-Z a-z 0-9 . _ : ~ / -`; at most 256 actions"),
+    key("action.roles", TextList, Is("[]"), "Any one of them is needed, by the grant of the moment; an anonymous caller or an API key never acts"),
+    key("action.permissions", TextList, Is("[]"), "All of them are needed"),
+    key("action.method", Text, Is("\"POST\""), "Request method; only GET, PUT, DELETE and OPTIONS may be sent a second time, where a kept connection turns out to be closed"),
+    key("action.url", Text, Required, "The upstream, with `{message.NAME}` and `{claims.NAME}` in path segments and query values; NAME may lead into the message, `{message.property.id}`; strings, numbers and Booleans may stand there"),
+    key("action.headers", SecretTable, Is("{}"), "Request headers; values may be secrets and are never shown"),
+    key("action.body", Text, Unset, "Request body; a placeholder stands where a JSON value may, and a `{message.NAME}` becomes that value as it was sent; at most 16 MiB filled in"),
+    key("action.schema", Text, Unset, "JSON Schema, as text or `file:PATH`, that the message must fit (draft 2020-12 unless `$schema` says otherwise; no `$ref` beyond itself); `type` and `id` of the message are shown to it only where its `properties` or `required` name them"),
+    key("action.rate", Text, Unset, "How often one subject may ask for it on all of its connections, as in `5/s`, `100/m` or `1000/h`; they may all come at once; past it `RATE_LIMITED` with `retry_in_ms`"),
+    key("action.refresh", TextList, Is("[]"), "Streams that are polled at once after a success: what the caller's claims select, and what its connection is subscribed to; at most 16"),
+    key("action.reply_body", Boolean, Is("true"), "`action_result` holds the upstream's JSON"),
+    key("action.error_body", Boolean, Is("false"), "The `error` of a failure holds the upstream's JSON"),
+    key("action.ca", Text, Unset, "PEM file of the roots to trust instead of the system's"),
+    key("action.connect_timeout", Form::Duration { min_ms: 1, max_ms: LONGEST_MS }, Is("\"3s\""), "For the TCP and TLS handshakes"),
+    key("action.first_byte_timeout", Form::Duration { min_ms: 1, max_ms: LONGEST_MS }, Is("\"10s\""), "From the request's last byte to the response's first"),
+    key("action.timeout", Form::Duration { min_ms: 1, max_ms: LONGEST_MS }, Is("\"15s\""), "For the whole exchange"),
+    key("action.response_bytes_max", Form::Size { min: 1, max: 4 << 20 }, Is("\"1MiB\""), "Bytes of a response body, inflated"),
 ];
 
 const fn key(path: &'static str, form: Form, default: Preset, meaning: &'static str) -> KeyDoc {

@@ -76,8 +76,10 @@ pub(super) fn config(root: &Section, sources: &dyn Sources, errors: &mut Vec<Con
     let redis = check.redis(root);
     let has_keys = ["auth.jwt.key", "auth.jwt.jwks"].iter().any(|path| !root.array(path).is_empty());
     let streams = check.streams(root, has_keys || root.is_written("auth.session.secrets"));
+    let actions = check.actions(root, &streams);
     let Keys { written: jwt_keys, key_sets, .. } = keys;
-    let config = Config { server, connection, tls, admin, log, limits, auth, jwt_keys, key_sets, redis, streams };
+    let config =
+        Config { server, connection, tls, admin, log, limits, auth, jwt_keys, key_sets, redis, streams, actions };
     (config, check.warnings)
 }
 
@@ -345,7 +347,7 @@ impl Check<'_> {
         let url = self.url(section, &params);
         let body = self.body(section, &params);
         let method = self.method(section);
-        let headers = self.headers(section);
+        let headers = self.headers(section, "stream.headers");
         let ca = self.ca(section, "stream.ca");
         let ignore = self.ignore(section);
         let keep_warm = section.boolean("stream.keep_warm");
@@ -452,29 +454,30 @@ impl Check<'_> {
         method
     }
 
-    fn headers(&mut self, section: &Section) -> Vec<(String, Secret)> {
-        let members = section.secret_table("stream.headers");
+    /// The request headers at `key`.
+    pub(super) fn headers(&mut self, section: &Section, key: &'static str) -> Vec<(String, Secret)> {
+        let members = section.secret_table(key);
         if members.len() > STREAM_HEADERS_MAX {
             let error = FormError::TooMany { limit: STREAM_HEADERS_MAX };
-            self.error(section.line_of("stream.headers"), Problem::Form { key: "stream.headers".to_owned(), error });
+            self.error(section.line_of(key), Problem::Form { key: key.to_owned(), error });
         }
         let mut headers: Vec<(String, Secret)> = Vec::new();
         for Lined { line, value: (name, value) } in members {
             let bytes = value.expose_secret();
             let has = |needle: &[u8]| bytes.windows(needle.len()).any(|window| window == needle);
             let problem = if !form::is_token(&name) || name.len() > 128 {
-                Problem::HeaderName
+                Problem::HeaderName { key }
             } else if RESERVED_HEADERS.contains(&name.to_ascii_lowercase().as_str()) {
-                Problem::HeaderReserved { name }
+                Problem::HeaderReserved { key, name }
             } else if headers.iter().any(|(other, _)| other.eq_ignore_ascii_case(&name)) {
-                Problem::HeaderRepeated { name }
-            } else if has(b"{claims.") || has(b"{query.") {
-                Problem::HeaderPlaceholder { name }
+                Problem::HeaderRepeated { key, name }
+            } else if has(b"{claims.") || has(b"{query.") || has(b"{message.") {
+                Problem::HeaderPlaceholder { key, name }
             } else if !form::is_field_value(bytes) {
-                Problem::HeaderValue { name }
+                Problem::HeaderValue { key, name }
             } else if bytes.len() > HEADER_VALUE_BYTES_MAX {
                 let error = FormError::TooLong { limit: HEADER_VALUE_BYTES_MAX };
-                Problem::Form { key: format!("stream.headers.{name}"), error }
+                Problem::Form { key: format!("{key}.{name}"), error }
             } else {
                 headers.push((name, value));
                 continue;
@@ -484,7 +487,7 @@ impl Check<'_> {
         headers
     }
 
-    /// The file of certificates that the key at `path` names.
+    /// The file of roots that `key` names.
     pub(super) fn ca(&mut self, section: &Section, key: &'static str) -> Option<CaFile> {
         let path = section.text(key)?;
         let line = section.line_of(key);

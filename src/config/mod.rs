@@ -7,6 +7,7 @@
 //! Errors: [`ConfigError`], all at once and each with its line. No error, warning or `Debug` output holds a secret.
 //! Not here: the environment and the file system, which are asked through [`Sources`].
 
+mod action;
 mod form;
 mod jwt;
 mod keys;
@@ -29,6 +30,7 @@ use crate::auth::jwks::JwksError;
 use crate::auth::keys::KeyError;
 use crate::auth::public_key::PublicKeyError;
 use crate::secret::Secret;
+use crate::stream::schema::SchemaError;
 use crate::stream::template::TemplateError;
 use crate::{auth, connection, limits, stream};
 
@@ -68,6 +70,8 @@ pub struct Config {
     pub key_sets: Vec<KeySetSource>,
     /// `[[stream]]`, in the order of the file.
     pub streams: Vec<Arc<stream::Options>>,
+    /// `[[action]]`, in the order of the file.
+    pub actions: Vec<Arc<stream::action::Options>>,
 }
 
 impl Config {
@@ -414,29 +418,40 @@ pub enum Problem {
     #[error("`stream.method` must be a method whose answer has a body, in upper case, such as GET or POST")]
     Method,
     /// A header name that is none.
-    #[error("`stream.headers` has a name that is no header name: use letters, digits and `-`")]
-    HeaderName,
+    #[error("`{key}` has a name that is no header name: use letters, digits and `-`")]
+    HeaderName {
+        /// The table.
+        key: &'static str,
+    },
     /// A header that restcast sets itself.
-    #[error("`stream.headers.{name}` is set by restcast itself and cannot be configured")]
+    #[error("`{key}.{name}` is set by restcast itself and cannot be configured")]
     HeaderReserved {
+        /// The table.
+        key: &'static str,
         /// Its name.
         name: String,
     },
     /// A header twice, whatever the case of its letters.
-    #[error("`stream.headers.{name}` stands there twice: header names do not differ by case")]
+    #[error("`{key}.{name}` stands there twice: header names do not differ by case")]
     HeaderRepeated {
+        /// The table.
+        key: &'static str,
         /// Its name.
         name: String,
     },
     /// A header value that would end or bend the header.
-    #[error("`stream.headers.{name}` has a control character in its value, or a blank at its beginning or end")]
+    #[error("`{key}.{name}` has a control character in its value, or a blank at its beginning or end")]
     HeaderValue {
+        /// The table.
+        key: &'static str,
         /// Its name.
         name: String,
     },
     /// A placeholder in a header.
-    #[error("`stream.headers.{name}` has a placeholder: they may stand in `url` and `body` only")]
+    #[error("`{key}.{name}` has a placeholder: they may stand in `url` and `body` only")]
     HeaderPlaceholder {
+        /// The table.
+        key: &'static str,
         /// Its name.
         name: String,
     },
@@ -486,6 +501,47 @@ pub enum Problem {
     KeepWarmUnfilled {
         /// The first placeholder.
         placeholder: String,
+    },
+    /// More `[[action]]` than there may be.
+    #[error("[[action]] stands there more than {limit} times")]
+    TooManyActions {
+        /// How many there may be.
+        limit: usize,
+    },
+    /// An action's type that is none.
+    #[error("`action.type` must have 1 to {} of the characters A-Z a-z 0-9 . _ : ~ / -", limits::ACTION_TYPE_BYTES_MAX)]
+    ActionType,
+    /// An action's type that means something else.
+    #[error("`action.type` \"{kind}\" is a message of the protocol itself: use another")]
+    ActionTypeTaken {
+        /// The type.
+        kind: String,
+    },
+    /// Two actions with one type.
+    #[error("`action.type` \"{kind}\" is taken by the action of line {first_line}")]
+    DuplicateAction {
+        /// The type.
+        kind: String,
+        /// Where the first stands.
+        first_line: u32,
+    },
+    /// A method that is none, or that cannot act.
+    #[error("`action.method` must be a method whose answer has a body, in upper case, such as PUT or POST")]
+    ActionMethod,
+    /// An action's schema that is none.
+    #[error("`action.schema` {0}")]
+    Schema(SchemaError),
+    /// A file with an action's schema that is no text.
+    #[error("`action.schema` names a file that is not UTF-8")]
+    SchemaNotText,
+    /// A rate that is none.
+    #[error("`action.rate` must be a count for each second, minute or hour, such as \"5/s\", \"100/m\" or \"1000/h\"")]
+    ActionRate,
+    /// A stream to be polled that there is not.
+    #[error("`action.refresh` names {id}, which is no [[stream]]")]
+    ActionRefresh {
+        /// The name, shortened.
+        id: String,
     },
     /// More errors than are reported.
     #[error("{count} further errors are not shown")]
@@ -610,6 +666,26 @@ pub enum Oddity {
     CaWithoutTls {
         /// The stream.
         id: String,
+    },
+    /// A body where none is expected.
+    #[error("action \"{kind}\": a `body` with GET is ignored or refused by many servers")]
+    ActionBodyWithGet {
+        /// The action.
+        kind: String,
+    },
+    /// A part of an exchange that may take longer than all of it.
+    #[error("action \"{kind}\": `{key}` is over `timeout`, which ends the exchange before")]
+    ActionTimeoutUnreachable {
+        /// The action.
+        kind: String,
+        /// The key.
+        key: &'static str,
+    },
+    /// Roots for a connection without TLS.
+    #[error("action \"{kind}\": `ca` has no effect with an http:// URL")]
+    ActionCaWithoutTls {
+        /// The action.
+        kind: String,
     },
 }
 

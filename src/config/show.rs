@@ -29,6 +29,7 @@ pub(super) fn masked_toml(config: &Config) -> String {
     issuers.for_each(|(issuer, source)| key_set(&mut page, issuer, source));
     config.redis.iter().for_each(|options| redis(&mut page, options));
     config.streams.iter().for_each(|options| stream(&mut page, options));
+    config.actions.iter().for_each(|options| action(&mut page, options));
     page.0
 }
 
@@ -210,6 +211,27 @@ fn stream(page: &mut Page, stream: &stream::Options) {
     page.line("allow_anonymous", stream.allow_anonymous);
     page.line("roles", list(&stream.roles));
     page.line("permissions", list(&stream.permissions));
+}
+
+fn action(page: &mut Page, action: &stream::action::Options) {
+    page.header("[[action]]");
+    page.line("type", quoted(&action.kind));
+    page.line("roles", list(&action.roles));
+    page.line("permissions", list(&action.permissions));
+    page.line("method", quoted(&action.method));
+    page.line("url", quoted(&action.url.to_string()));
+    page.line("headers", table(action.headers.iter().map(|(name, _)| (name.as_str(), MASK.to_owned()))));
+    page.line_unless_unset("body", action.body.as_ref().map(|_| MASK));
+    page.line_unless_unset("schema", action.schema.as_ref().map(|schema| quoted(schema.text())));
+    page.line_unless_unset("rate", action.rate.map(|rate| quoted(&rate.to_string())));
+    page.line("refresh", list(action.refresh.iter().map(|id| id.as_str())));
+    page.line("reply_body", action.reply_body);
+    page.line("error_body", action.error_body);
+    page.line_unless_unset("ca", action.ca.as_ref().map(|ca| quoted(&ca.path)));
+    page.line("connect_timeout", quoted_duration(action.connect_timeout));
+    page.line("first_byte_timeout", quoted_duration(action.first_byte_timeout));
+    page.line("timeout", quoted_duration(action.timeout));
+    page.line("response_bytes_max", size(action.response_bytes_max));
 }
 
 struct Page(String);

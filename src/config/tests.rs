@@ -29,6 +29,8 @@ impl Sources for World {
             "cert.pem" | "other.pem" => Ok(b"a certificate".to_vec()),
             "key.pem" => Ok(b"KEY-SECRET".to_vec()),
             "empty" => Ok(Vec::new()),
+            "schema.json" => Ok(br#"{"required":["property"]}"#.to_vec()),
+            "latin1.json" => Ok(b"{\"title\":\"\xe9\"}".to_vec()),
             "ca.pem" => Ok(b"-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n".to_vec()),
             "p256.pem" => Ok(include_bytes!("../../tests/vectors/keys/p256.pub.pem").to_vec()),
             "rsa1024.pem" => Ok(include_bytes!("../../tests/vectors/keys/rsa1024.pub.pem").to_vec()),
@@ -48,16 +50,16 @@ impl Sources for World {
     }
 }
 
-fn parse(text: &str) -> Result<(Config, Vec<Warning>), Vec<ConfigError>> {
+pub(super) fn parse(text: &str) -> Result<(Config, Vec<Warning>), Vec<ConfigError>> {
     Config::parse(text, &World)
 }
 
-fn accepted(text: &str) -> Config {
+pub(super) fn accepted(text: &str) -> Config {
     parse(text).unwrap_or_else(|errors| panic!("{text}\n{errors:?}")).0
 }
 
 /// Everything that is said about `text`.
-fn check(text: &str, said: Expect) {
+pub(super) fn check(text: &str, said: Expect) {
     let mut page = String::new();
     match parse(text) {
         Ok((_, warnings)) => warnings.iter().for_each(|w| writeln!(page, "warning {w}").expect("infallible")),
@@ -158,6 +160,21 @@ permissions = ["leads.read"]
 id = "public"
 url = "http://127.0.0.1:3000"
 allow_anonymous = true
+[[action]]
+type = "property_update"
+roles = ["agent"]
+permissions = ["leads.write"]
+method = "PUT"
+url = "https://ada:hunter2@api.example.com/c/{claims.companyId}/p/{message.property.id}?key=hunter2"
+headers = { "X-Api-Key" = "env:SECRET" }
+body = "{\"new\":{message.property},\"key\":\"hunter2\"}"
+schema = "file:schema.json"
+rate = "100/m"
+refresh = ["leads", "public"]
+reply_body = false
+error_body = true
+timeout = "5s"
+ca = "ca.pem"
 "#;
 
 #[test]
@@ -325,6 +342,25 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         allow_anonymous = true
         roles = []
         permissions = []
+
+        [[action]]
+        type = "property_update"
+        roles = ["agent"]
+        permissions = ["leads.write"]
+        method = "PUT"
+        url = "https://***@api.example.com/c/{claims.companyId}/p/{message.property.id}?key=***"
+        headers = { "X-Api-Key" = "***" }
+        body = "***"
+        schema = "{\"required\":[\"property\"]}"
+        rate = "100/m"
+        refresh = ["leads", "public"]
+        reply_body = false
+        error_body = true
+        ca = "ca.pem"
+        connect_timeout = "3s"
+        first_byte_timeout = "10s"
+        timeout = "5s"
+        response_bytes_max = "1MiB"
     "#]]
     .assert_eq(&shown);
     for key in KEYS.iter().map(|key| key.path.rsplit('.').next().expect("a path has a last part")) {
@@ -484,7 +520,8 @@ fn a_stream_has_the_defaults_of_the_example_file() {
 fn every_default_is_of_its_keys_form_and_shown_as_written() {
     let tables = "[redis]\nurl = \"redis://h\"\n[auth.session]\nsecrets = [\"a\"]\n";
     let set = "[[auth.jwt.jwks]]\nissuer = \"i\"\nfile = \"jwks.json\"\n";
-    let shown = accepted(&format!("{KEY}{set}{tables}[[stream]]\nid = \"s\"\nurl = \"https://h\"\n")).masked_toml();
+    let rows = "[[stream]]\nid = \"s\"\nurl = \"https://h\"\n[[action]]\ntype = \"t\"\nurl = \"https://h\"\n";
+    let shown = accepted(&format!("{KEY}{set}{tables}{rows}")).masked_toml();
     for key in KEYS {
         let name = key.path.rsplit('.').next().expect("a path has a last part");
         if let Preset::Is(default) = key.default {

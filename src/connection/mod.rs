@@ -269,6 +269,8 @@ pub struct Open {
     pub refusals: u8,
     /// Whether a new credential of it is being looked at: another must wait.
     pub updating: bool,
+    /// Its actions that are under way.
+    pub acting: u8,
     /// Whether the subject's connections count it.
     pub counted: bool,
 }

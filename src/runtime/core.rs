@@ -107,12 +107,27 @@ pub struct CoreParts {
     pub uring: bool,
 }
 
-/// Polls that have ended, for the loop to take in.
+/// Polls and actions that have ended, for the loop to take in.
 #[derive(Default)]
 struct Fetched {
-    results: VecDeque<(u32, PollNo, FetchResult)>,
+    results: VecDeque<Ended>,
     key_sets: VecDeque<(Job, FetchResult)>,
     waker: Option<Waker>,
+}
+
+/// What has ended, and how.
+enum Ended {
+    Poll(u32, PollNo, FetchResult),
+    Action(u64, FetchResult),
+}
+
+impl Fetched {
+    fn push(&mut self, ended: Ended) {
+        self.results.push_back(ended);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
 }
 
 /// A core at work.
@@ -266,8 +281,13 @@ impl Core {
         }
         loop {
             let next = self.fetched.borrow_mut().results.pop_front();
-            let Some((stream, poll, result)) = next else { break };
-            self.guarded(now, None, Input::Fetched { stream, poll, result });
+            match next {
+                None => break,
+                Some(Ended::Poll(stream, poll, result)) => {
+                    self.guarded(now, None, Input::Fetched { stream, poll, result });
+                }
+                Some(Ended::Action(ask, result)) => self.guarded(now, None, Input::Acted { ask, result }),
+            }
         }
         if self.core == FETCHING_CORE {
             self.fetch_key_sets(now);
@@ -469,16 +489,17 @@ impl Core {
                     let metrics = Arc::clone(&self.metrics);
                     monoio::spawn(async move {
                         let result = Guarded(Box::pin(fetcher.fetch(request, || clock::now().wall))).await;
-                        let result = result.unwrap_or_else(|| {
-                            metrics.panics.count();
-                            let detail = "a fault of the server ended the poll".to_owned();
-                            Err(FetchError { code: UpstreamCode::Protocol, detail })
-                        });
-                        let mut fetched = fetched.borrow_mut();
-                        fetched.results.push_back((stream, poll, result));
-                        if let Some(waker) = fetched.waker.take() {
-                            waker.wake();
-                        }
+                        let result = result.unwrap_or_else(|| faulty(&metrics, "poll"));
+                        fetched.borrow_mut().push(Ended::Poll(stream, poll, result));
+                    });
+                }
+                Output::Act { ask, call } => {
+                    let (fetcher, fetched) = (self.fetcher.clone(), Rc::clone(&self.fetched));
+                    let metrics = Arc::clone(&self.metrics);
+                    monoio::spawn(async move {
+                        let result = Guarded(Box::pin(fetcher.act(call, || clock::now().wall))).await;
+                        let result = result.unwrap_or_else(|| faulty(&metrics, "action"));
+                        fetched.borrow_mut().push(Ended::Action(ask, result));
                     });
                 }
                 Output::Compare(comparison) => {
@@ -612,6 +633,12 @@ fn guarded<T>(metrics: &CoreMetrics, act: impl FnOnce() -> T) -> Option<T> {
     catch_unwind(AssertUnwindSafe(act)).inspect_err(|_| metrics.panics.count()).ok()
 }
 
+/// The result of a poll or an action that a fault of ours has ended.
+fn faulty(metrics: &CoreMetrics, what: &str) -> FetchResult {
+    metrics.panics.count();
+    Err(FetchError { code: UpstreamCode::Protocol, detail: format!("a fault of the server ended the {what}") })
+}
+
 /// Sends a canned answer to one that is not served, and lets the socket go. What it has said so far is taken first: a
 /// socket closed over unread bytes is reset, and the answer lost with it.
 fn refuse(socket: &OwnedFd, answer: &[u8], scratch: &mut [u8]) {
@@ -627,6 +654,11 @@ fn tell(notice: &Notice) {
             let sentence = "A token lives longer than auth.revocation_keep: after that time a logout or revocation no longer refuses it.";
             log::write(LogLevel::Warn, &[], sentence);
         }
+        Notice::Action { kind, code, detail } => log::write(
+            LogLevel::Warn,
+            &[("action", kind), ("code", &code.as_str()), ("detail", detail)],
+            "An action's upstream gave no answer.",
+        ),
         Notice::Upstream { stream, status, detail } => {
             let state = status.state.as_str();
             let code = status.code.map_or("-", UpstreamCode::as_str);

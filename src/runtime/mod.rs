@@ -52,6 +52,8 @@ use self::workers::Workers;
 
 /// Entries of a core's submission queue.
 const RING_ENTRIES: u32 = 4096;
+/// Stack of a core's thread, of which only what is used takes memory: checking a message against a schema recurses.
+const CORE_STACK_BYTES: usize = 8 << 20;
 /// How long after the drain's window a core may still take before the process ends without it.
 const DRAIN_MARGIN: Duration = Duration::from_secs(2);
 
@@ -130,7 +132,7 @@ fn options_of(config: &Config, previous: Option<&Catalog>, seed: u64, connection
         connection: config.connection.clone(),
         auth: config.auth.clone(),
         limits,
-        catalog: Catalog::new(&config.streams, previous, seed),
+        catalog: Catalog::new(&config.streams, previous, seed).with_actions(&config.actions),
     }
 }
 
@@ -200,7 +202,7 @@ fn run(
         let (options, ledger) = (Arc::clone(&options), Arc::clone(&ledger));
         let (process, metrics) = (Arc::clone(&process), Arc::clone(&metrics[number]));
         let (resolver, events, up, tls) = (Arc::clone(&resolver), events.clone(), up.clone(), tls.clone());
-        std::thread::Builder::new().name(format!("core-{number}")).spawn(move || {
+        std::thread::Builder::new().name(format!("core-{number}")).stack_size(CORE_STACK_BYTES).spawn(move || {
             if pinned {
                 pin(number);
             }

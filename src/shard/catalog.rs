@@ -12,9 +12,9 @@ use crate::auth::grant::{self, ClaimValue, CredentialKind, Grant};
 use crate::codec::message::ErrorCode;
 use crate::connection::handshake::Refusal;
 use crate::ids::{CoreId, StreamId};
-use crate::stream;
 use crate::stream::poll::Target;
 use crate::stream::template::{self, FillError};
+use crate::stream::{self, action};
 
 /// What one poller polls: a stream, filled in. Equal for two callers exactly if they may share each other's responses.
 #[derive(Debug)]
@@ -75,10 +75,12 @@ struct Entry {
     fixed: Option<Arc<StreamKey>>,
 }
 
-/// All configured streams.
+/// All configured streams and actions.
 #[derive(Debug, Default)]
 pub struct Catalog {
     entries: HashMap<StreamId, Entry>,
+    /// By the `type` of the messages that ask for them.
+    actions: HashMap<String, Arc<action::Options>>,
     template_claims: Vec<String>,
     seed: u64,
     revision: u64,
@@ -90,6 +92,7 @@ impl Catalog {
     pub fn new(streams: &[Arc<stream::Options>], previous: Option<&Catalog>, seed: u64) -> Catalog {
         let mut catalog = Catalog {
             entries: HashMap::with_capacity(streams.len()),
+            actions: HashMap::new(),
             template_claims: Vec::new(),
             seed: previous.map_or(seed, |previous| previous.seed),
             revision: previous.map_or(0, |previous| previous.revision + 1),
@@ -112,6 +115,32 @@ impl Catalog {
         catalog.template_claims.sort_unstable();
         catalog.template_claims.dedup();
         catalog
+    }
+
+    /// The same with these actions.
+    pub fn with_actions(mut self, actions: &[Arc<action::Options>]) -> Catalog {
+        for options in actions {
+            self.template_claims.extend(options.claims_used().map(str::to_owned));
+            self.actions.insert(options.kind.clone(), Arc::clone(options));
+        }
+        self.template_claims.sort_unstable();
+        self.template_claims.dedup();
+        self
+    }
+
+    /// The action that messages of this `type` ask for.
+    pub fn action(&self, kind: &str) -> Option<&Arc<action::Options>> {
+        self.actions.get(kind)
+    }
+
+    /// What `grant` would get as stream `id` without parameters, whether or not it may watch it: what an action of its
+    /// holder may have changed.
+    pub fn selected(&self, grant: &Grant, id: &StreamId) -> Option<Arc<StreamKey>> {
+        let entry = self.entries.get(id)?;
+        match &entry.fixed {
+            Some(fixed) => Some(Arc::clone(fixed)),
+            None => self.key(&entry.options, entry.revision, Vec::new(), &|name| grant.claim(name)).ok().map(Arc::new),
+        }
     }
 
     fn is_shaped(&self, options: &stream::Options) -> bool {
@@ -191,14 +220,9 @@ impl Catalog {
             }
             used.push((name.clone(), value.clone()));
         }
-        self.key(options, entry.revision, used, &|name| grant.claim(name)).map(Arc::new).map_err(|error| {
-            let code = match error {
-                FillError::ClaimMissing(_) => ErrorCode::ClaimMissing,
-                FillError::ClaimInvalid(_) => ErrorCode::ClaimInvalid,
-                FillError::QueryMissing(_) | FillError::QueryInvalid(_) => ErrorCode::BadRequest,
-            };
-            Refusal::new(code, error.to_string())
-        })
+        self.key(options, entry.revision, used, &|name| grant.claim(name))
+            .map(Arc::new)
+            .map_err(|error| Refusal::new(code_of(&error), error.to_string()))
     }
 
     fn key<'g>(
@@ -236,5 +260,15 @@ impl Catalog {
             revision,
             hash: hasher.finish(),
         })
+    }
+}
+
+/// The code of a template that could not be filled.
+pub(super) fn code_of(error: &FillError) -> ErrorCode {
+    match error {
+        FillError::ClaimMissing(_) => ErrorCode::ClaimMissing,
+        FillError::ClaimInvalid(_) => ErrorCode::ClaimInvalid,
+        FillError::QueryMissing(_) | FillError::QueryInvalid(_) => ErrorCode::BadRequest,
+        FillError::MessageMissing(_) | FillError::MessageInvalid(_) | FillError::BodyTooLarge => ErrorCode::BadMessage,
     }
 }

@@ -362,9 +362,12 @@ impl Shard {
         }
     }
 
-    fn tell_drained(&mut self) {
+    /// Actions that were begun are waited for as long as there is time, for what they change has been asked for.
+    pub(super) fn tell_drained(&mut self) {
+        let now = self.now.at;
         if let Some(draining) = &mut self.draining
             && self.connections.is_empty()
+            && (self.acting.is_empty() || draining.until <= now)
             && !draining.told
         {
             draining.told = true;

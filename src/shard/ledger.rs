@@ -44,11 +44,14 @@ struct Entry {
     streams: HashMap<u64, u32>,
     handshakes: Bucket,
     failures: Bucket,
+    actions: Bucket,
 }
 
 impl Entry {
     fn is_idle(&self, now: Instant) -> bool {
-        self.connections == 0 && self.streams.is_empty() && self.handshakes.is_empty(now) && self.failures.is_empty(now)
+        self.connections == 0
+            && self.streams.is_empty()
+            && [&self.handshakes, &self.failures, &self.actions].iter().all(|bucket| bucket.is_empty(now))
     }
 }
 
@@ -211,6 +214,22 @@ impl Ledger {
         self.with(holder, now, |entry| entry.handshakes.add(now, 1_000_000 / u64::from(per_second), 1_000_000))
     }
 
+    /// One more action of `holder`, of `count` in each `period`, which may all come at once.
+    ///
+    /// # Errors
+    /// How long it must wait.
+    pub fn action(&self, holder: Holder, count: u32, period: Duration, now: Instant) -> Result<(), Duration> {
+        let all = u64::try_from(period.as_micros()).unwrap_or(u64::MAX);
+        let one = (all / u64::from(count.max(1))).max(1);
+        let mut wait = period;
+        let counted = self.with(holder, now, |entry| {
+            entry.actions.add(now, one, all).inspect_err(|_| {
+                wait = Duration::from_micros((entry.actions.level_us + one).saturating_sub(all));
+            })
+        });
+        counted.map_err(|Over| wait)
+    }
+
     /// One more failed credential from `holder`, of `per_minute` (0: not counted).
     pub fn failure(&self, holder: Holder, per_minute: u32, now: Instant) {
         if per_minute > 0 {
@@ -340,6 +359,26 @@ mod tests {
             ledger.failure(a, 60, now);
         }
         assert_eq!(ledger.standing(a, 60, NOW + Duration::from_millis(60)), Standing::Delayed);
+    }
+
+    #[test]
+    fn actions_of_a_period_may_all_come_at_once_and_flow_off_with_time() {
+        let ledger = Ledger::default();
+        let (a, b) = (ledger.holder("action", "a"), ledger.holder("action", "b"));
+        let minute = Duration::from_secs(60);
+        for _ in 0..3 {
+            assert_eq!(ledger.action(a, 3, minute, NOW), Ok(()));
+        }
+        assert_eq!(ledger.action(a, 3, minute, NOW), Err(Duration::from_secs(20)));
+        assert_eq!(ledger.action(b, 3, minute, NOW), Ok(()), "another's are its own");
+        assert_eq!(ledger.action(a, 3, minute, NOW + Duration::from_secs(19)), Err(Duration::from_secs(1)));
+        assert_eq!(ledger.action(a, 3, minute, NOW + Duration::from_secs(20)), Ok(()));
+        assert_eq!(ledger.action(a, 3, minute, NOW + Duration::from_secs(20)), Err(Duration::from_secs(20)));
+        let held = || ledger.parts.iter().map(|part| part.lock().unwrap().len()).sum::<usize>();
+        assert_eq!(held(), 2);
+        let later = NOW + Duration::from_secs(200);
+        assert_eq!((ledger.standing(a, 60, later), ledger.standing(b, 60, later)), (Standing::Good, Standing::Good));
+        assert_eq!(held(), 0, "what has flowed off leaves nothing behind");
     }
 
     #[test]

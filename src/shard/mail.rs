@@ -39,6 +39,11 @@ pub enum Mail {
         /// Who tells.
         from: CoreId,
     },
+    /// To the owner: what the stream shows may have changed; it is polled at once.
+    Refresh {
+        /// The stream.
+        key: Arc<StreamKey>,
+    },
     /// From the owner: the state of the stream.
     Attached {
         /// The stream.
@@ -133,6 +138,7 @@ impl Shard {
             Mail::Watch { key, from, attach } => self.watched(key, from, attach),
             Mail::Unwatch { key, from } => self.unwatched(&key, from),
             Mail::Detach { key, from } => self.detached(&key, from),
+            Mail::Refresh { key } => self.refreshed(&key),
             Mail::Attached { key, history, status, fresh } => self.attached(&key, *history, status, fresh),
             Mail::Refused { key } => self.refused(&key),
             Mail::Published { key, event } => self.published(&key, &event),

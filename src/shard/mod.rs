@@ -7,6 +7,7 @@
 //! Source: ARCHITECTURE.md. Memory: each table and queue names its bound. Errors: answered to the peer at fault.
 //! Not here: sockets, threads, clocks.
 
+mod actions;
 mod authenticate;
 mod catalog;
 mod close;
@@ -48,7 +49,8 @@ use crate::connection::Connection;
 use crate::ids::{ConnectionKey, CoreId};
 use crate::limits::Limits;
 use crate::metrics::CoreMetrics;
-use crate::stream::poll::{FetchRequest, FetchResult, PollNo, Status};
+use crate::stream::action::Call;
+use crate::stream::poll::{FetchRequest, FetchResult, PollNo, Status, UpstreamCode};
 use crate::time::{Instant, Now};
 use crate::{auth, connection, stream};
 
@@ -61,6 +63,7 @@ pub use self::mail::Mail;
 pub use self::rng::Rng;
 pub use self::stats::Stats;
 
+use self::actions::Acting;
 use self::control::Passes;
 use self::encoder::Encoder;
 use self::fanout::Joint;
@@ -123,6 +126,13 @@ pub enum Input<'a> {
     Compared(Box<stream::Compared>),
     /// Another core says something.
     Mail(Mail),
+    /// An action has ended.
+    Acted {
+        /// Its number.
+        ask: u64,
+        /// How.
+        result: FetchResult,
+    },
     /// A question has been answered.
     Found {
         /// Its number.
@@ -164,6 +174,13 @@ pub enum Output {
     },
     /// Compare two values on the worker pool, and bring back [`Input::Compared`].
     Compare(Box<stream::Comparison>),
+    /// Carry out an action, once, and bring back [`Input::Acted`].
+    Act {
+        /// Its number.
+        ask: u64,
+        /// What to ask.
+        call: Call,
+    },
     /// Ask somebody outside of the cores, and bring back [`Input::Found`].
     LookUp {
         /// The number of the question.
@@ -217,6 +234,15 @@ pub enum Notice {
     },
     /// A token lives longer than logouts and revocations are kept in mind.
     LongToken,
+    /// An action's upstream gave no answer. Told now and then, not each time.
+    Action {
+        /// The action's `type`.
+        kind: String,
+        /// Why not.
+        code: UpstreamCode,
+        /// What happened.
+        detail: String,
+    },
 }
 
 /// Where frames go: the sockets in production, models in the simulator. Never blocks.
@@ -307,8 +333,12 @@ pub struct Shard {
     asks: HashMap<u64, ConnectionKey>,
     /// What is done with the answers of those outside of the cores.
     looked_up: HashMap<u64, Asked>,
+    /// Actions that are under way.
+    acting: HashMap<u64, Acting>,
+    /// When the log was last told of each action's failures.
+    action_told: HashMap<String, Instant>,
     sessions: Sessions,
-    /// The number of the last question, of either kind.
+    /// The number of the last question, of any kind.
     ask_no: u64,
 }
 
@@ -367,6 +397,8 @@ impl Shard {
             passes: Passes::default(),
             asks: HashMap::new(),
             looked_up: HashMap::new(),
+            acting: HashMap::new(),
+            action_told: HashMap::new(),
             sessions: Sessions::default(),
             ask_no: 0,
         };
@@ -391,6 +423,7 @@ impl Shard {
             Input::Fetched { stream, poll, result } => self.fetched(stream, poll, result),
             Input::Compared(compared) => self.compared(*compared),
             Input::Mail(mail) => self.mail(mail),
+            Input::Acted { ask, result } => self.acted(ask, result),
             Input::Found { ask, found } => self.found(ask, found),
             Input::Control(concerned) => self.control(&concerned),
             Input::StoreState { up } => self.store_state(up),

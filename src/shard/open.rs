@@ -63,6 +63,7 @@ impl Shard {
             single,
             refusals: 0,
             updating: false,
+            acting: 0,
             counted,
         });
         self.join_session(session, index);
@@ -165,6 +166,7 @@ impl Shard {
         }
         match incoming {
             Incoming::Text(text) => match ClientMessage::parse(text) {
+                Ok(ClientMessage::Other { kind, id }) => self.asked_to_act(index, &kind, id, text),
                 Ok(message) => self.asked(index, message),
                 Err(error) => self.tell(index, "error", |out| message::write_error(out, &ErrorFrame::from(&error))),
             },
@@ -204,6 +206,7 @@ impl Shard {
                 self.bad_message(index, "unsubscribe is for /v1/ws", id);
             }
             ClientMessage::Unsubscribe { stream, id } => self.asked_to_unsubscribe(index, &stream, id.as_ref()),
+            ClientMessage::Other { .. } => {}
         }
     }
 

@@ -191,6 +191,16 @@ impl Shard {
         self.linger(index);
     }
 
+    /// What the stream shows may have changed: it is polled at once, and where a poll is under way, which may have missed
+    /// the change, once more after it. One that is not polled now is with its next watcher.
+    pub(super) fn refreshed(&mut self, key: &Arc<StreamKey>) {
+        let Some(&index) = self.stream_of.get(key) else { return };
+        let now = self.now.at;
+        if self.streams.at_mut(index).is_some_and(|owned| owned.stream.poll_now(now)) {
+            self.plan_poll(index);
+        }
+    }
+
     pub(super) fn detached(&mut self, key: &Arc<StreamKey>, from: CoreId) {
         let Some(&index) = self.stream_of.get(key) else { return };
         let Some(owned) = self.streams.at_mut(index) else { return };

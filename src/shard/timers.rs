@@ -128,7 +128,7 @@ impl Shard {
         self.arm(index);
     }
 
-    fn open_due(&mut self, index: u32) {
+    pub(super) fn open_due(&mut self, index: u32) {
         let now = self.now;
         let leeway = self.options.auth.jwt.leeway;
         let heartbeat = self.options.connection.heartbeat;

@@ -4,10 +4,12 @@
 //! Errors: a poll that brings no value is a [`poll::Failure`]; the last good value stays in place.
 //! Not here: who watches (`shard`), sockets (`runtime::fetch`).
 
+pub mod action;
 pub mod apply;
 pub mod diff;
 pub mod log;
 pub mod poll;
+pub mod schema;
 pub mod template;
 
 use std::sync::Arc;
@@ -222,6 +224,12 @@ impl Stream {
     /// Polls from now on, at once where the upstream's wishes allow it.
     pub fn start(&mut self, now: Instant) {
         self.poller.start(now);
+    }
+
+    /// Polls at once, whatever the interval and the back-off say, but not before the upstream's `Retry-After`; once more
+    /// after a poll that is under way. Whether a poll follows: none does where it is stopped.
+    pub fn poll_now(&mut self, now: Instant) -> bool {
+        self.poller.poll_now(now)
     }
 
     /// Polls no more until it is started again.

@@ -1,6 +1,6 @@
 //! Placeholders in an upstream's URL and body, and the names of streams that have parameters.
 //!
-//! Source: protocol version 1, section 1 «Templates»; RFC 3986 sections 2.1, 2.3 and 5.2.4; the WHATWG URL standard,
+//! Source: protocol version 1, sections 1 «Templates» and 6 «Actions»; RFC 3986 sections 2.1, 2.3 and 5.2.4; the WHATWG URL standard,
 //! through `url`, for what a client would connect to.
 //! Memory: the template's text once, in pieces; a fill allocates its result.
 //! Errors: [`TemplateError`] is the operator's fault, [`FillError`] the token's issuer's or the caller's,
@@ -13,6 +13,7 @@
 //! fillings never give one URL: two placeholders in one segment or value must have a character between them that no
 //! encoded value holds.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::fmt::Write as _;
 
@@ -20,8 +21,8 @@ use url::Url;
 
 use crate::ids::StreamId;
 use crate::limits::{
-    BODY_TEMPLATE_BYTES_MAX, CLAIM_NAME_BYTES_MAX, PARAMS_MAX, PLACEHOLDERS_MAX, STREAM_NAME_BYTES_MAX,
-    TEMPLATE_VALUE_BYTES_MAX, URL_TEMPLATE_BYTES_MAX,
+    ACTION_BODY_BYTES_MAX, BODY_TEMPLATE_BYTES_MAX, CLAIM_NAME_BYTES_MAX, PARAMS_MAX, PLACEHOLDERS_MAX,
+    STREAM_NAME_BYTES_MAX, TEMPLATE_VALUE_BYTES_MAX, URL_TEMPLATE_BYTES_MAX,
 };
 
 /// What a placeholder is filled from.
@@ -31,9 +32,31 @@ enum Origin {
     Claims,
     /// `{query.NAME}`: the caller's request.
     Query,
+    /// `{message.NAME}`: the caller's message; NAME may lead into it, `{message.property.id}`.
+    Message,
 }
 
-/// `{claims.NAME}` or `{query.NAME}`.
+impl Origin {
+    /// What a placeholder from there begins with.
+    const fn prefix(self) -> &'static str {
+        match self {
+            Origin::Claims => "{claims.",
+            Origin::Query => "{query.",
+            Origin::Message => "{message.",
+        }
+    }
+}
+
+/// Which placeholders a template may have.
+#[derive(Clone, Copy)]
+enum Scope<'p> {
+    /// A stream's: claims, and the parameters that it lists.
+    Stream(&'p [&'p str]),
+    /// An action's: claims, and whatever the message has.
+    Action,
+}
+
+/// `{claims.NAME}`, `{query.NAME}` or `{message.NAME}`.
 #[derive(Clone, Eq, PartialEq)]
 struct Placeholder {
     origin: Origin,
@@ -45,6 +68,7 @@ impl Placeholder {
         match self.origin {
             Origin::Claims => FillError::ClaimMissing(self.name.clone()),
             Origin::Query => FillError::QueryMissing(self.name.clone()),
+            Origin::Message => FillError::MessageMissing(self.name.clone()),
         }
     }
 
@@ -52,16 +76,14 @@ impl Placeholder {
         match self.origin {
             Origin::Claims => FillError::ClaimInvalid(self.name.clone()),
             Origin::Query => FillError::QueryInvalid(self.name.clone()),
+            Origin::Message => FillError::MessageInvalid(self.name.clone()),
         }
     }
 }
 
 impl fmt::Display for Placeholder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.origin {
-            Origin::Claims => write!(f, "{{claims.{}}}", self.name),
-            Origin::Query => write!(f, "{{query.{}}}", self.name),
-        }
+        write!(f, "{}{}}}", self.origin.prefix(), self.name)
     }
 }
 
@@ -82,12 +104,12 @@ pub enum TemplateError {
     },
     /// A brace that is no part of a placeholder.
     #[error(
-        "`{{` and `}}` may only stand in {{claims.NAME}} and {{query.NAME}}: write %7B and %7D for the characters themselves"
+        "`{{` and `}}` may only stand in {{claims.NAME}}, {{query.NAME}} (of a stream) and {{message.NAME}} (of an action): write %7B and %7D for the characters themselves"
     )]
     StrayBrace,
     /// A placeholder without a usable name.
     #[error(
-        "a placeholder's NAME must have 1 to {CLAIM_NAME_BYTES_MAX} bytes and no brace, white space or control character"
+        "a placeholder's NAME must have 1 to {CLAIM_NAME_BYTES_MAX} bytes and no brace, white space or control character; that of a message, names between dots"
     )]
     BadName,
     /// `{query.NAME}` whose name is not in `params`.
@@ -133,10 +155,10 @@ pub enum TemplateError {
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum FillError {
     /// The token lacks a claim the template names: 403 `CLAIM_MISSING`.
-    #[error("the token has no string or integer claim \"{0}\", which this stream needs")]
+    #[error("the token has no string or integer claim \"{0}\", which is needed here")]
     ClaimMissing(String),
     /// The claim's value may not stand in the template: 403 `CLAIM_INVALID`.
-    #[error("the value of the claim \"{0}\" cannot stand in this stream's request")]
+    #[error("the value of the claim \"{0}\" cannot stand in a request")]
     ClaimInvalid(String),
     /// The request lacks a parameter the template names: 400 `BAD_REQUEST`.
     #[error("the parameter \"{0}\" is needed for this stream")]
@@ -144,9 +166,18 @@ pub enum FillError {
     /// The parameter's value may not stand in the template: 400 `BAD_REQUEST`.
     #[error("the value of the parameter \"{0}\" is not allowed for this stream")]
     QueryInvalid(String),
+    /// The message lacks a member the template names: `BAD_MESSAGE`.
+    #[error("the message has no \"{0}\", which this action needs")]
+    MessageMissing(String),
+    /// The member's value may not stand in the template: `BAD_MESSAGE`.
+    #[error("the value of \"{0}\" in the message cannot stand in this action's request")]
+    MessageInvalid(String),
+    /// The request's body would be over [`ACTION_BODY_BYTES_MAX`]: `BAD_MESSAGE`.
+    #[error("the body of this action's request would be over {ACTION_BODY_BYTES_MAX} bytes")]
+    BodyTooLarge,
 }
 
-/// A URL with `{claims.NAME}` and `{query.NAME}` in path segments and query values.
+/// A URL with `{claims.NAME}`, and `{query.NAME}` or `{message.NAME}`, in path segments and query values.
 ///
 /// `Debug` and `Display` show it as `check` may: user, password and literal query values as `***`.
 #[derive(Clone, Eq, PartialEq)]
@@ -161,10 +192,20 @@ pub struct UrlTemplate {
 impl UrlTemplate {
     /// Reads `text`, an absolute `http` or `https` URL; `{query.NAME}` may name what is in `params`.
     pub fn parse<S: AsRef<str>>(text: &str, params: &[S]) -> Result<UrlTemplate, TemplateError> {
+        let params: Vec<&str> = params.iter().map(AsRef::as_ref).collect();
+        UrlTemplate::parse_in(text, Scope::Stream(&params))
+    }
+
+    /// The same for an action's: beside claims it may name members of the message.
+    pub fn parse_for_action(text: &str) -> Result<UrlTemplate, TemplateError> {
+        UrlTemplate::parse_in(text, Scope::Action)
+    }
+
+    fn parse_in(text: &str, scope: Scope<'_>) -> Result<UrlTemplate, TemplateError> {
         if text.len() > URL_TEMPLATE_BYTES_MAX {
             return Err(TemplateError::TooLong { limit: URL_TEMPLATE_BYTES_MAX });
         }
-        let (written, placeholders) = split_url(text, params)?;
+        let (written, placeholders) = split_url(text, scope)?;
         check_literals(&written)?;
         check_places(&written, &placeholders)?;
 
@@ -189,21 +230,40 @@ impl UrlTemplate {
         claims: &dyn Fn(&str) -> Option<&'v str>,
         query: &dyn Fn(&str) -> Option<&'v str>,
     ) -> Result<Url, FillError> {
+        self.fill_by(&|placeholder| match placeholder.origin {
+            Origin::Claims => claims(&placeholder.name).map(Cow::Borrowed),
+            Origin::Query => query(&placeholder.name).map(Cow::Borrowed),
+            Origin::Message => None,
+        })
+    }
+
+    /// The same for an action's: `message` gives the JSON of the member that a dotted name leads to. A string stands there
+    /// as its content, a number or a Boolean as it is spelled; nothing else may.
+    pub fn fill_for_action<'v>(
+        &self,
+        claims: &dyn Fn(&str) -> Option<&'v str>,
+        message: &dyn Fn(&str) -> Option<&'v str>,
+    ) -> Result<Url, FillError> {
+        self.fill_by(&|placeholder| match placeholder.origin {
+            Origin::Claims => claims(&placeholder.name).map(Cow::Borrowed),
+            Origin::Query => None,
+            // The empty text may not stand in a URL: it is refused as invalid, not as missing.
+            Origin::Message => message(&placeholder.name).map(|json| in_url(json).unwrap_or_default()),
+        })
+    }
+
+    fn fill_by<'v>(&self, value: &dyn Fn(&Placeholder) -> Option<Cow<'v, str>>) -> Result<Url, FillError> {
         let mut filled = String::with_capacity(self.literals.iter().map(|l| l.len() + 24).sum());
         let mut places = Vec::with_capacity(self.placeholders.len());
         for (i, literal) in self.literals.iter().enumerate() {
             filled.push_str(literal);
             let Some(placeholder) = self.placeholders.get(i) else { break };
-            let value = match placeholder.origin {
-                Origin::Claims => claims(&placeholder.name),
-                Origin::Query => query(&placeholder.name),
-            }
-            .ok_or_else(|| placeholder.missing())?;
-            if !may_stand_in_url(value) {
+            let value = value(placeholder).ok_or_else(|| placeholder.missing())?;
+            if !may_stand_in_url(&value) {
                 return Err(placeholder.invalid());
             }
             places.push((filled.len(), placeholder));
-            percent_encode(&mut filled, value);
+            percent_encode(&mut filled, &value);
         }
         if let Some((_, placeholder)) = places.iter().find(|(at, _)| is_dot_segment(segment_around(&filled, *at))) {
             return Err(placeholder.invalid());
@@ -224,6 +284,11 @@ impl UrlTemplate {
     /// Names of the parameters it needs, in order of appearance, each once.
     pub fn query_used(&self) -> Vec<&str> {
         names_used(&self.placeholders, Origin::Query)
+    }
+
+    /// Dotted names of the message's members it needs, in order of appearance, each once.
+    pub fn message_used(&self) -> Vec<&str> {
+        names_used(&self.placeholders, Origin::Message)
     }
 
     fn has_shape_of(&self, url: &Url) -> bool {
@@ -292,7 +357,16 @@ pub enum ClaimValue<'a> {
     Integer(&'a str),
 }
 
-/// A request body: any text, or JSON in which `{claims.NAME}` and `{query.NAME}` stand where values may.
+/// What stands in a body's place.
+enum BodyValue<'a> {
+    /// A claim or a parameter.
+    Claim(ClaimValue<'a>),
+    /// JSON as somebody sent it, found to be that.
+    Json(&'a str),
+}
+
+/// A request body: any text, or JSON in which `{claims.NAME}`, and `{query.NAME}` or `{message.NAME}`, stand where values
+/// may.
 ///
 /// `Debug` shows none of it.
 #[derive(Clone, Eq, PartialEq)]
@@ -305,10 +379,20 @@ pub struct BodyTemplate {
 impl BodyTemplate {
     /// Reads `text`; `{query.NAME}` may name what is in `params`. Text without placeholders is taken as it is.
     pub fn parse<S: AsRef<str>>(text: &str, params: &[S]) -> Result<BodyTemplate, TemplateError> {
+        let params: Vec<&str> = params.iter().map(AsRef::as_ref).collect();
+        BodyTemplate::parse_in(text, Scope::Stream(&params))
+    }
+
+    /// The same for an action's: beside claims it may name members of the message.
+    pub fn parse_for_action(text: &str) -> Result<BodyTemplate, TemplateError> {
+        BodyTemplate::parse_in(text, Scope::Action)
+    }
+
+    fn parse_in(text: &str, scope: Scope<'_>) -> Result<BodyTemplate, TemplateError> {
         if text.len() > BODY_TEMPLATE_BYTES_MAX {
             return Err(TemplateError::TooLong { limit: BODY_TEMPLATE_BYTES_MAX });
         }
-        let (literals, placeholders) = split_body(text, params)?;
+        let (literals, placeholders) = split_body(text, scope)?;
         if !placeholders.is_empty() {
             let mut in_string = false;
             for (literal, placeholder) in literals.iter().zip(&placeholders) {
@@ -331,21 +415,42 @@ impl BodyTemplate {
         claims: &dyn Fn(&str) -> Option<ClaimValue<'v>>,
         query: &dyn Fn(&str) -> Option<&'v str>,
     ) -> Result<Vec<u8>, FillError> {
+        self.fill_by(&|placeholder| match placeholder.origin {
+            Origin::Claims => claims(&placeholder.name).map(BodyValue::Claim),
+            Origin::Query => query(&placeholder.name).map(|text| BodyValue::Claim(ClaimValue::Text(text))),
+            Origin::Message => None,
+        })
+    }
+
+    /// The same for an action's: `message` gives the JSON of the member that a dotted name leads to, which stands in the
+    /// body as it was sent. The whole has at most [`ACTION_BODY_BYTES_MAX`] bytes.
+    pub fn fill_for_action<'v>(
+        &self,
+        claims: &dyn Fn(&str) -> Option<ClaimValue<'v>>,
+        message: &dyn Fn(&str) -> Option<&'v str>,
+    ) -> Result<Vec<u8>, FillError> {
+        self.fill_by(&|placeholder| match placeholder.origin {
+            Origin::Claims => claims(&placeholder.name).map(BodyValue::Claim),
+            Origin::Query => None,
+            Origin::Message => message(&placeholder.name).map(BodyValue::Json),
+        })
+    }
+
+    fn fill_by<'v>(&self, value: &dyn Fn(&Placeholder) -> Option<BodyValue<'v>>) -> Result<Vec<u8>, FillError> {
         let mut filled = String::with_capacity(self.literals.iter().map(|l| l.len() + 24).sum());
         for (i, literal) in self.literals.iter().enumerate() {
             filled.push_str(literal);
             let Some(placeholder) = self.placeholders.get(i) else { break };
-            let value = match placeholder.origin {
-                Origin::Claims => claims(&placeholder.name),
-                Origin::Query => query(&placeholder.name).map(ClaimValue::Text),
-            }
-            .ok_or_else(|| placeholder.missing())?;
-            match value {
-                ClaimValue::Text(text) if text.len() <= TEMPLATE_VALUE_BYTES_MAX => {
+            match value(placeholder).ok_or_else(|| placeholder.missing())? {
+                BodyValue::Json(json) if filled.len() + json.len() > ACTION_BODY_BYTES_MAX => {
+                    return Err(FillError::BodyTooLarge);
+                }
+                BodyValue::Json(json) => filled.push_str(json),
+                BodyValue::Claim(ClaimValue::Text(text)) if text.len() <= TEMPLATE_VALUE_BYTES_MAX => {
                     write_json_string(&mut filled, text);
                 }
-                ClaimValue::Integer(text) if is_json_integer(text) => filled.push_str(text),
-                _ => return Err(placeholder.invalid()),
+                BodyValue::Claim(ClaimValue::Integer(text)) if is_json_integer(text) => filled.push_str(text),
+                BodyValue::Claim(_) => return Err(placeholder.invalid()),
             }
         }
         Ok(filled.into_bytes())
@@ -359,6 +464,11 @@ impl BodyTemplate {
     /// Names of the parameters it needs, in order of appearance, each once.
     pub fn query_used(&self) -> Vec<&str> {
         names_used(&self.placeholders, Origin::Query)
+    }
+
+    /// Dotted names of the message's members it needs, in order of appearance, each once.
+    pub fn message_used(&self) -> Vec<&str> {
+        names_used(&self.placeholders, Origin::Message)
     }
 }
 
@@ -430,12 +540,12 @@ pub fn parse_stream_name(text: &str) -> Result<(StreamId, Vec<(String, String)>)
 type Split = (Vec<String>, Vec<Placeholder>);
 
 /// Cuts a URL at its placeholders; any other brace is an error.
-fn split_url<S: AsRef<str>>(text: &str, params: &[S]) -> Result<Split, TemplateError> {
+fn split_url(text: &str, scope: Scope<'_>) -> Result<Split, TemplateError> {
     let (mut literals, mut placeholders) = (Vec::new(), Vec::new());
     let mut rest = text;
     while let Some(brace) = rest.find(['{', '}']) {
         let (literal, from_brace) = rest.split_at(brace);
-        let (placeholder, after) = read_placeholder(from_brace, params).ok_or(TemplateError::StrayBrace)??;
+        let (placeholder, after) = read_placeholder(from_brace, scope).ok_or(TemplateError::StrayBrace)??;
         if placeholders.len() == PLACEHOLDERS_MAX {
             return Err(TemplateError::TooManyPlaceholders { limit: PLACEHOLDERS_MAX });
         }
@@ -448,13 +558,13 @@ fn split_url<S: AsRef<str>>(text: &str, params: &[S]) -> Result<Split, TemplateE
 }
 
 /// Cuts a body at its placeholders; other braces are text.
-fn split_body<S: AsRef<str>>(text: &str, params: &[S]) -> Result<Split, TemplateError> {
+fn split_body(text: &str, scope: Scope<'_>) -> Result<Split, TemplateError> {
     let (mut literals, mut placeholders) = (Vec::new(), Vec::new());
     let (mut literal, mut rest) = (String::new(), text);
     while let Some(brace) = rest.find('{') {
         let (before, from_brace) = rest.split_at(brace);
         literal.push_str(before);
-        match read_placeholder(from_brace, params) {
+        match read_placeholder(from_brace, scope) {
             None => {
                 literal.push('{');
                 rest = from_brace.strip_prefix('{').unwrap_or_default();
@@ -476,21 +586,26 @@ fn split_body<S: AsRef<str>>(text: &str, params: &[S]) -> Result<Split, Template
 }
 
 /// The placeholder that `text` begins with and what follows it; `None` where it begins with none.
-fn read_placeholder<'t, S: AsRef<str>>(
-    text: &'t str,
-    params: &[S],
-) -> Option<Result<(Placeholder, &'t str), TemplateError>> {
-    let (origin, rest) = match text.strip_prefix("{claims.") {
+fn read_placeholder<'t>(text: &'t str, scope: Scope<'_>) -> Option<Result<(Placeholder, &'t str), TemplateError>> {
+    let of_caller = match scope {
+        Scope::Stream(_) => Origin::Query,
+        Scope::Action => Origin::Message,
+    };
+    let (origin, rest) = match text.strip_prefix(Origin::Claims.prefix()) {
         Some(rest) => (Origin::Claims, rest),
-        None => (Origin::Query, text.strip_prefix("{query.")?),
+        None => (of_caller, text.strip_prefix(of_caller.prefix())?),
     };
     let Some((name, after)) = rest.split_once('}') else { return Some(Err(TemplateError::BadName)) };
     let usable = |c: char| c != '{' && !c.is_whitespace() && !c.is_control();
     if name.is_empty() || name.len() > CLAIM_NAME_BYTES_MAX || !name.chars().all(usable) {
         return Some(Err(TemplateError::BadName));
     }
-    if origin == Origin::Query && !params.iter().any(|param| param.as_ref() == name) {
-        return Some(Err(TemplateError::NotAParam(name.to_owned())));
+    match (origin, scope) {
+        (Origin::Message, _) if name.split('.').any(str::is_empty) => return Some(Err(TemplateError::BadName)),
+        (Origin::Query, Scope::Stream(params)) if !params.contains(&name) => {
+            return Some(Err(TemplateError::NotAParam(name.to_owned())));
+        }
+        _ => {}
     }
     Some(Ok((Placeholder { origin, name: name.to_owned() }, after)))
 }
@@ -585,6 +700,15 @@ fn names_used(placeholders: &[Placeholder], origin: Origin) -> Vec<&str> {
         }
     }
     names
+}
+
+/// The text that a member's JSON gives a URL: the content of a string, the spelling of a number or a Boolean.
+fn in_url(json: &str) -> Option<Cow<'_, str>> {
+    match json.as_bytes().first()? {
+        b'"' => serde_json::from_str(json).ok().map(Cow::Owned),
+        b'-' | b'0'..=b'9' | b't' | b'f' => Some(Cow::Borrowed(json)),
+        _ => None,
+    }
 }
 
 /// Protocol section 1: empty, `.`, `..` or control characters (C0, DEL, C1) are refused.
@@ -774,6 +898,49 @@ mod tests {
             let claims = |name: &str| Some(if name == "x" { value } else { "y" });
             assert_eq!(url.fill(&claims, &|_| None), Err(FillError::ClaimInvalid("x".into())), "{text}");
         }
+    }
+
+    /// What the same values make of the same template as a stream's.
+    fn url_of_stream(text: &str, claim: &str, query: &str) -> Result<Url, FillError> {
+        template(text).expect(text).fill(&|_| Some(claim), &|_| Some(query))
+    }
+
+    #[test]
+    fn an_actions_templates_have_members_of_the_message_and_no_parameters() {
+        let url = |text: &str| UrlTemplate::parse_for_action(text);
+        assert_eq!(
+            url("http://h/{message.a.b}/{claims.c}?x={message.d}").expect("a template").message_used(),
+            ["a.b", "d"]
+        );
+        for (text, error) in [
+            ("http://h/{query.q}", TemplateError::StrayBrace),
+            ("http://h/{message.}", TemplateError::BadName),
+            ("http://h/{message.a.}", TemplateError::BadName),
+            ("http://h/{message..a}", TemplateError::BadName),
+            ("http://h/{message.a b}", TemplateError::BadName),
+            ("http://{message.h}/", TemplateError::Misplaced("{message.h}".into())),
+            ("http://h:{message.p}/", TemplateError::Misplaced("{message.p}".into())),
+            ("http://h/?{message.n}=1", TemplateError::Misplaced("{message.n}".into())),
+            ("http://h/#{message.n}", TemplateError::Fragment),
+            ("http://h/{message.a}{claims.b}", TemplateError::Ambiguous("{message.a}".into(), "{claims.b}".into())),
+        ] {
+            assert_eq!(url(text).map(drop), Err(error), "{text}");
+        }
+        assert_eq!(template("http://h/{message.a}").map(drop), Err(TemplateError::StrayBrace), "not of a stream");
+        let body = |text: &str| BodyTemplate::parse_for_action(text).map(drop);
+        assert_eq!(body(r#"{"a":"{message.a}"}"#), Err(TemplateError::InsideString("{message.a}".into())));
+        assert_eq!(body("{message.a}{message.b}"), Err(TemplateError::NotJson));
+        assert_eq!(body(r#"{"a":{query.a}}"#), Ok(()), "no placeholder, and so any text");
+        assert_eq!(body(r#"{"a":{query.a},"b":{message.b}}"#), Err(TemplateError::NotJson));
+    }
+
+    #[test]
+    fn an_actions_body_has_its_bound() {
+        let it = BodyTemplate::parse_for_action("[{message.a}]").expect("a template");
+        let fits = "1".repeat(ACTION_BODY_BYTES_MAX - 1);
+        assert!(it.fill_for_action(&|_| None, &|_| Some(&fits)).is_ok());
+        let over = "1".repeat(ACTION_BODY_BYTES_MAX);
+        assert_eq!(it.fill_for_action(&|_| None, &|_| Some(&over)), Err(FillError::BodyTooLarge));
     }
 
     #[test]
@@ -974,6 +1141,42 @@ mod tests {
                 prop_assert_eq!(filled.query_pairs().count(), plain.query_pairs().count());
                 let reread = Url::parse(filled.as_str());
                 prop_assert_eq!(reread.as_ref(), Ok(&filled));
+            }
+        }
+
+        #[test]
+        fn no_member_of_a_message_climbs_out_of_its_place(member in value(), claim in value(), which in 0..TEXTS.len()) {
+            let text = TEXTS[which].replace("{query.q}", "{message.a.b}");
+            let url = UrlTemplate::parse_for_action(&text).expect("a template");
+            let segments = |url: &Url| url.path_segments().map(Iterator::count);
+            let json = serde_json::to_string(&member).expect("JSON");
+            let fill = |claim: &str, json: &str| url.fill_for_action(&|_| Some(claim), &|_| Some(json));
+            if let Ok(filled) = fill(&claim, &json) {
+                let plain = fill("c", "1").expect("plain values fill");
+                prop_assert_eq!(filled.origin(), plain.origin());
+                prop_assert_eq!(filled.authority(), plain.authority());
+                prop_assert_eq!(segments(&filled), segments(&plain));
+                prop_assert_eq!(filled.fragment(), None);
+                prop_assert_eq!(filled.query_pairs().count(), plain.query_pairs().count());
+                let reread = Url::parse(filled.as_str());
+                prop_assert_eq!(reread.as_ref(), Ok(&filled));
+                prop_assert_eq!(fill(&claim, &json), url_of_stream(TEXTS[which], &claim, &member));
+            }
+        }
+
+        #[test]
+        fn a_member_stands_in_a_body_as_it_was_sent(text in any::<String>(), number in any::<f64>()) {
+            let number = if number.is_finite() { format!("{number:e}") } else { "1E400".to_owned() };
+            let string = serde_json::to_string(&text).expect("JSON");
+            let members = format!(r#"{{ "n" : {number}, "s":[{string} ,{{}}]}}"#);
+            let it = BodyTemplate::parse_for_action("[{message.it},{claims.c}]").expect("a template");
+            let filled = it.fill_for_action(&|_| Some(ClaimValue::Text(&text)), &|_| Some(&members));
+            match filled {
+                Ok(filled) => {
+                    let expected = format!("[{members},");
+                    prop_assert!(filled.starts_with(expected.as_bytes()));
+                }
+                Err(error) => prop_assert!(text.len() > TEMPLATE_VALUE_BYTES_MAX, "{error}"),
             }
         }
 

@@ -163,7 +163,7 @@ fn options(text: &str, previous: Option<&Catalog>) -> Arc<Options> {
         connection: config.connection.clone(),
         auth: config.auth.clone(),
         limits: config.limits.clone(),
-        catalog: Catalog::new(&config.streams, previous, 7),
+        catalog: Catalog::new(&config.streams, previous, 7).with_actions(&config.actions),
     })
 }
 
@@ -468,6 +468,7 @@ impl World {
                     let due = now_us + self.dice.below(50_000);
                     self.cores[index].comparisons.push_back((due, comparison));
                 }
+                Output::Act { .. } => unreachable!("no action is configured"),
                 Output::LookUp { .. } | Output::Order(_) => {
                     unreachable!("no session, ticket or key set is configured")
                 }

@@ -9,6 +9,7 @@ use restcast::runtime::fetch::{Fetcher, FetcherOptions};
 use restcast::runtime::resolver::Resolver;
 use restcast::secret::Secret;
 use restcast::stream::Options;
+use restcast::stream::action::{self, Call};
 use restcast::stream::poll::{FetchRequest, FetchResult, Target, UpstreamCode, Validators};
 use restcast::stream::template::UrlTemplate;
 use restcast::time::WallTime;
@@ -92,6 +93,32 @@ pub fn target(url: &str, change: impl FnOnce(&mut Options)) -> Target {
     let mut url: url::Url = url.parse().expect("a URL");
     url.query_pairs_mut().append_pair("key", "hunter2-query");
     Target { options: Arc::new(options), url, body: None }
+}
+
+/// An action of that method, with short time-outs and a secret in its URL and headers.
+pub fn call(method: &str, url: &str, change: impl FnOnce(&mut action::Options)) -> Call {
+    let Target { options, url, .. } = target(url, |_| {});
+    let mut options = action::Options {
+        kind: "update".into(),
+        roles: Vec::new(),
+        permissions: Vec::new(),
+        method: method.into(),
+        url: options.url.clone(),
+        headers: options.headers.clone(),
+        body: None,
+        schema: None,
+        rate: None,
+        refresh: Vec::new(),
+        reply_body: true,
+        error_body: false,
+        ca: None,
+        connect_timeout: options.connect_timeout,
+        first_byte_timeout: options.first_byte_timeout,
+        timeout: options.timeout,
+        response_bytes_max: options.response_bytes_max,
+    };
+    change(&mut options);
+    Call { options: Arc::new(options), url, body: Some(b"{}".as_slice().into()) }
 }
 
 pub fn short(options: &mut Options) {

@@ -182,6 +182,12 @@ impl Setup {
         self
     }
 
+    /// One more `[[action]]`.
+    pub fn action(mut self, kind: &str, url: &str, lines: &str) -> Setup {
+        push(&mut self.streams, &format!("[[action]]\ntype = {kind:?}\nurl = {url:?}\n{lines}"));
+        self
+    }
+
     /// No stream, until some are added.
     pub fn no_streams(mut self) -> Setup {
         self.streams.clear();

@@ -17,14 +17,15 @@ use monoio::utils::is_legacy;
 use url::Position;
 
 use super::link::{Fault, Inbound, Link, Seal};
-use super::{Course, Phase, in_words, timed_out, tls_failed};
+use super::{Asked, Course, Phase, in_words, timed_out, tls_failed};
 use crate::codec::http::percent_decode;
 use crate::codec::http_response::{
     Progress, Request, ResponseDecoder, ResponseError, ResponseFault, ResponseLimits, fresh_for, retry_after,
     write_request,
 };
 use crate::limits::{UPSTREAM_DRAIN_BYTES_MAX, UPSTREAM_DRAIN_TIMEOUT, UPSTREAM_HEAD_BYTES_MAX};
-use crate::stream::poll::{FetchError, FetchRequest, FetchResponse, Target, UpstreamCode, Validators};
+use crate::stream::action::is_success;
+use crate::stream::poll::{FetchError, FetchResponse, UpstreamCode, Validators};
 use crate::time::WallTime;
 
 /// Reads in a row, of at most 16 KiB each, before the core's other tasks get their turn.
@@ -108,7 +109,7 @@ impl Course<'_> {
             // Sent, or not to be sent: then too the upstream may have something to say.
             Poll::Pending => sending.poll(cx).map(|()| None),
         });
-        let limit = self.request.target.options.first_byte_timeout;
+        let limit = self.asked.first_byte_timeout;
         let arrived = match early.await {
             Some(arrived) => arrived,
             None => {
@@ -131,17 +132,17 @@ impl Course<'_> {
     }
 
     fn request_bytes(&self) -> Result<Vec<u8>, Failure> {
-        let FetchRequest { target, validators } = self.request;
+        let Asked { method, url, body, validators, headers, .. } = *self.asked;
         let request = Request {
-            method: &target.options.method,
-            authority: &target.url[Position::BeforeHost..Position::AfterPort],
-            target: &target.url[Position::BeforePath..Position::AfterQuery],
-            if_none_match: validators.etag.as_deref(),
-            if_modified_since: validators.last_modified.as_deref(),
-            body: target.body.as_deref(),
+            method,
+            authority: &url[Position::BeforeHost..Position::AfterPort],
+            target: &url[Position::BeforePath..Position::AfterQuery],
+            if_none_match: validators.and_then(|validators| validators.etag.as_deref()),
+            if_modified_since: validators.and_then(|validators| validators.last_modified.as_deref()),
+            body,
         };
-        let basic = basic_credentials(target);
-        let headers = target.options.headers.iter().map(|(name, value)| (name.as_str(), value.expose_secret()));
+        let basic = basic_credentials(self.asked);
+        let headers = headers.iter().map(|(name, value)| (name.as_str(), value.expose_secret()));
         let headers = headers.chain(basic.as_deref().map(|value| ("Authorization", value)));
         let mut bytes = Vec::new();
         write_request(&mut bytes, &request, headers)
@@ -151,11 +152,11 @@ impl Course<'_> {
 }
 
 /// RFC 7617: user and password of the URL as `Authorization`, unless the stream's headers have one of their own.
-fn basic_credentials(target: &Target) -> Option<Vec<u8>> {
+fn basic_credentials(asked: &Asked<'_>) -> Option<Vec<u8>> {
     let named = |(name, _): &(String, _)| name.eq_ignore_ascii_case("authorization");
-    let user = percent_decode(target.url.username())?;
-    let password = percent_decode(target.url.password().unwrap_or_default())?;
-    if (user.is_empty() && password.is_empty()) || target.options.headers.iter().any(named) {
+    let user = percent_decode(asked.url.username())?;
+    let password = percent_decode(asked.url.password().unwrap_or_default())?;
+    if (user.is_empty() && password.is_empty()) || asked.headers.iter().any(named) {
         return None;
     }
     Some(format!("Basic {}", STANDARD.encode(format!("{user}:{password}"))).into_bytes())
@@ -209,6 +210,8 @@ struct Reception<'a> {
     received: Option<WallTime>,
     /// Set where the status says that the body does not matter: it is read to its end only if that is near.
     drain: Option<Drain>,
+    /// Whether the body of a failure could not be read: the status stands without it.
+    spoilt: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -225,11 +228,10 @@ struct End {
 
 impl<'a> Reception<'a> {
     fn new(course: &'a Course<'a>) -> Reception<'a> {
-        let options = &course.request.target.options;
         let limits =
-            ResponseLimits { head_bytes_max: UPSTREAM_HEAD_BYTES_MAX, body_bytes_max: options.response_bytes_max };
-        let decoder = ResponseDecoder::new(limits, options.method == "HEAD");
-        Reception { course, decoder, decoded: 0, received: None, drain: None }
+            ResponseLimits { head_bytes_max: UPSTREAM_HEAD_BYTES_MAX, body_bytes_max: course.asked.response_bytes_max };
+        let decoder = ResponseDecoder::new(limits, course.asked.method == "HEAD");
+        Reception { course, decoder, decoded: 0, received: None, drain: None, spoilt: false }
     }
 
     /// Takes what has come, in pieces, between which others get their turn: little may inflate to much.
@@ -263,12 +265,13 @@ impl<'a> Reception<'a> {
             self.received = Some((self.course.wall)());
             // The status is known, so that time running out is no failure any more.
             let until = (Instant::now() + UPSTREAM_DRAIN_TIMEOUT).min(self.course.deadline);
-            self.drain = (!has_value(status)).then_some(Drain { until, left: UPSTREAM_DRAIN_BYTES_MAX });
+            let wanted = (self.course.asked.wants_body)(status);
+            self.drain = (!wanted).then_some(Drain { until, left: UPSTREAM_DRAIN_BYTES_MAX });
         }
         match progress {
             Ok(Progress::Done) => Ok(Some(End { reusable: self.decoder.is_reusable() })),
             Ok(Progress::NeedMore) => Ok(self.drain(bytes.len())),
-            Err(_) if self.drain.is_some() => Ok(Some(End { reusable: false })),
+            Err(_) if self.status_suffices() => Ok(Some(End { reusable: false })),
             Err(error) => Err(refused(error)),
         }
     }
@@ -276,14 +279,14 @@ impl<'a> Reception<'a> {
     /// The upstream has closed the connection.
     fn close(&mut self) -> Result<End, Failure> {
         match self.decoder.eof() {
-            Err(error) if self.drain.is_none() => Err(refused(error)),
+            Err(error) if !self.status_suffices() => Err(refused(error)),
             Ok(_) | Err(_) => Ok(End { reusable: false }),
         }
     }
 
     /// The connection has failed.
     fn fail(&mut self, fault: &Fault) -> Result<End, Failure> {
-        if self.drain.is_some() {
+        if self.status_suffices() {
             return Ok(End { reusable: false });
         }
         let (code, detail) = match fault {
@@ -293,6 +296,13 @@ impl<'a> Reception<'a> {
             Fault::Tls(e) => (UpstreamCode::Tls, e.to_string()),
         };
         Err(Failure::of(FetchError { code, detail }))
+    }
+
+    /// Whether the status is all that is needed now that the body cannot be had: it does not matter, or is that of a failure.
+    fn status_suffices(&mut self) -> bool {
+        let failure = self.decoder.status().is_some_and(|status| !is_success(status));
+        self.spoilt |= failure;
+        self.drain.is_some() || failure
     }
 
     /// Counts what is read only to have it out of the way; past the bound that is not worth a connection.
@@ -309,14 +319,10 @@ impl<'a> Reception<'a> {
         let validators = Validators { etag: field("etag"), last_modified: field("last-modified") };
         let retry_after = self.decoder.header("retry-after").and_then(|value| retry_after(value, received));
         let fresh_for = fresh_for(self.decoder.headers("cache-control"), self.decoder.header("age"));
-        let body = if has_value(status) { self.decoder.take_body() } else { Vec::new() };
+        let wanted = (self.course.asked.wants_body)(status) && !self.spoilt;
+        let body = if wanted { self.decoder.take_body() } else { Vec::new() };
         FetchResponse { status, validators, retry_after, fresh_for, body, received }
     }
-}
-
-/// Whether a response of this status has a body that is of use.
-fn has_value(status: u16) -> bool {
-    (200..=299).contains(&status)
 }
 
 fn refused(error: ResponseError) -> Failure {

@@ -1,4 +1,5 @@
-//! The HTTP/1.1 client that carries out polls and actions, one per core: a [`FetchRequest`] in, a [`FetchResult`] out.
+//! The HTTP/1.1 client that carries out polls and actions, one per core: a [`FetchRequest`] or [`Call`] in, a
+//! [`FetchResult`] out.
 //!
 //! Source: RFC 9110 and RFC 9112; what is polled and how an answer is judged stands in `stream::poll`.
 //! Memory: the connections of `pool` (bounded by [`FetcherOptions`]); per request under way the request, two buffers of
@@ -20,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use monoio::time::{Instant, timeout, timeout_at};
-use url::Host;
+use url::{Host, Url};
 
 use self::exchange::Failure;
 use self::link::Link;
@@ -28,8 +29,10 @@ use self::pool::{Connection, Leave, Origin, Place, Pool, PoolFull};
 use self::tls::{TlsError, TrustSets};
 use crate::limits;
 use crate::runtime::resolver::ResolverHandle;
-use crate::stream::Options;
-use crate::stream::poll::{FetchError, FetchRequest, FetchResponse, FetchResult, UpstreamCode};
+use crate::secret::Secret;
+use crate::stream::CaFile;
+use crate::stream::action::{self, Call};
+use crate::stream::poll::{FetchError, FetchRequest, FetchResponse, FetchResult, UpstreamCode, Validators};
 use crate::time::WallTime;
 
 /// What stands for a time-out that no clock reaches.
@@ -80,9 +83,62 @@ pub struct FetcherCounts {
     pub idle: usize,
 }
 
+/// What is asked, and within which bounds: a poll's or an action's.
+struct Asked<'a> {
+    method: &'a str,
+    url: &'a Url,
+    headers: &'a [(String, Secret)],
+    body: Option<&'a [u8]>,
+    /// What it is conditional on.
+    validators: Option<&'a Validators>,
+    ca: Option<&'a CaFile>,
+    connect_timeout: Duration,
+    first_byte_timeout: Duration,
+    timeout: Duration,
+    response_bytes_max: u64,
+    /// Whether an answer of this status has a body that is of use.
+    wants_body: &'a dyn Fn(u16) -> bool,
+}
+
+impl<'a> Asked<'a> {
+    fn of_poll(request: &'a FetchRequest) -> Asked<'a> {
+        let options = &request.target.options;
+        Asked {
+            method: &options.method,
+            url: &request.target.url,
+            headers: &options.headers,
+            body: request.target.body.as_deref(),
+            validators: Some(&request.validators),
+            ca: options.ca.as_ref(),
+            connect_timeout: options.connect_timeout,
+            first_byte_timeout: options.first_byte_timeout,
+            timeout: options.timeout,
+            response_bytes_max: options.response_bytes_max,
+            wants_body: &action::is_success,
+        }
+    }
+
+    fn of_action(call: &'a Call, wants_body: &'a dyn Fn(u16) -> bool) -> Asked<'a> {
+        let options = &call.options;
+        Asked {
+            method: &options.method,
+            url: &call.url,
+            headers: &options.headers,
+            body: call.body.as_deref(),
+            validators: None,
+            ca: options.ca.as_ref(),
+            connect_timeout: options.connect_timeout,
+            first_byte_timeout: options.first_byte_timeout,
+            timeout: options.timeout,
+            response_bytes_max: options.response_bytes_max,
+            wants_body,
+        }
+    }
+}
+
 /// A request on its way.
 struct Course<'a> {
-    request: &'a FetchRequest,
+    asked: &'a Asked<'a>,
     wall: &'a dyn Fn() -> WallTime,
     phase: &'a Cell<Phase>,
     /// When the time for the whole of it is up.
@@ -113,16 +169,18 @@ impl Fetcher {
     /// `Timeout`, `Unreachable`, `Dns`, `Tls`, `Protocol`, `Body`, `TooLarge` as [`UpstreamCode`] says; `Blocked` for a URL
     /// that is not `http` or `https`. Statuses are no errors here.
     pub async fn fetch(&self, request: FetchRequest, wall: impl Fn() -> WallTime) -> FetchResult {
-        self.within_time(&request, &wall, true).await
+        self.within_time(&Asked::of_poll(&request), &wall, true).await
     }
 
-    /// Carries out an action: like [`fetch`](Fetcher::fetch), but over a connection of its own from the start, so that the
-    /// request is never sent twice.
+    /// Carries out an action, within its time-outs and size. One that may not be sent twice ([`Call::is_idempotent`]) goes
+    /// over a connection of its own from the start; any other is carried out as a poll is. The answer has a body where the
+    /// action [wants](action::Options::wants_body) it.
     ///
     /// # Errors
     /// As for [`fetch`](Fetcher::fetch).
-    pub async fn fetch_once(&self, request: FetchRequest, wall: impl Fn() -> WallTime) -> FetchResult {
-        self.within_time(&request, &wall, false).await
+    pub async fn act(&self, call: Call, wall: impl Fn() -> WallTime) -> FetchResult {
+        let wants_body = |status| call.options.wants_body(status);
+        self.within_time(&Asked::of_action(&call, &wants_body), &wall, call.is_idempotent()).await
     }
 
     /// How many connections there are.
@@ -131,12 +189,12 @@ impl Fetcher {
         FetcherCounts { open, idle }
     }
 
-    async fn within_time(&self, request: &FetchRequest, wall: &dyn Fn() -> WallTime, reuse: bool) -> FetchResult {
+    async fn within_time(&self, asked: &Asked<'_>, wall: &dyn Fn() -> WallTime, reuse: bool) -> FetchResult {
         let phase = Cell::new(Phase::Waiting);
-        let limit = request.target.options.timeout;
+        let limit = asked.timeout;
         let now = Instant::now();
         let deadline = now.checked_add(limit).unwrap_or(now + TIMEOUT_MAX);
-        let course = Course { request, wall, phase: &phase, deadline };
+        let course = Course { asked, wall, phase: &phase, deadline };
         // Where time is up the future is dropped, and with it the connection: what it was doing cannot be taken up again.
         match timeout_at(deadline, self.carry_out(&course, reuse)).await {
             Ok(result) => result,
@@ -145,7 +203,7 @@ impl Fetcher {
     }
 
     async fn carry_out(&self, course: &Course<'_>, reuse: bool) -> FetchResult {
-        let origin = self.origin(course.request)?;
+        let origin = self.origin(course.asked)?;
         let mut reuse = reuse;
         loop {
             course.phase.set(Phase::Waiting);
@@ -180,8 +238,8 @@ impl Fetcher {
             }
         };
         course.phase.set(Phase::Connecting);
-        let limit = course.request.target.options.connect_timeout;
-        match timeout(limit, self.open(course.request, Rc::clone(origin), place)).await {
+        let limit = course.asked.connect_timeout;
+        match timeout(limit, self.open(course.asked, Rc::clone(origin), place)).await {
             Ok(opened) => Ok((opened?, false)),
             Err(_) => Err(timed_out(limit, Phase::Connecting)),
         }
@@ -207,8 +265,8 @@ impl Fetcher {
         None
     }
 
-    fn origin(&self, request: &FetchRequest) -> Result<Rc<Origin>, FetchError> {
-        let url = &request.target.url;
+    fn origin(&self, asked: &Asked<'_>) -> Result<Rc<Origin>, FetchError> {
+        let url = asked.url;
         let https = match url.scheme() {
             "http" => false,
             "https" => true,
@@ -217,17 +275,16 @@ impl Fetcher {
         let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
             return Err(blocked("a URL without a host"));
         };
-        let trust = if https { self.trust.id_of(request.target.options.ca.as_ref()) } else { tls::TrustId::SYSTEM };
+        let trust = if https { self.trust.id_of(asked.ca) } else { tls::TrustId::SYSTEM };
         Ok(Rc::new(Origin { https, host: host.into(), port, trust }))
     }
 
-    async fn open(&self, request: &FetchRequest, origin: Rc<Origin>, place: Place) -> Result<Connection, FetchError> {
-        let options: &Options = &request.target.options;
-        let host = request.target.url.host().ok_or_else(|| blocked("a URL without a host"))?;
+    async fn open(&self, asked: &Asked<'_>, origin: Rc<Origin>, place: Place) -> Result<Connection, FetchError> {
+        let host = asked.url.host().ok_or_else(|| blocked("a URL without a host"))?;
         let addresses = self.addresses(&host).await?;
         let mut stream = connect::connect(&addresses, origin.port).await.map_err(|e| unreachable(&e))?;
         let link = if origin.https {
-            let config = self.trust.config(options.ca.as_ref(), &self.resolver).await.map_err(tls_failed)?;
+            let config = self.trust.config(asked.ca, &self.resolver).await.map_err(tls_failed)?;
             let name = tls::server_name(&host).map_err(tls_failed)?;
             let tls = tls::handshake(&mut stream, config, name).await.map_err(tls_failed)?;
             Link::sealed(stream, tls)
