@@ -13,6 +13,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use crate::limits;
 use crate::shard::{Found, Mail, Options};
 use crate::stream::Compared;
+use crate::stream::action::ActResult;
 
 /// What a core can be told.
 #[derive(Debug)]
@@ -33,6 +34,13 @@ pub enum Message {
     },
     /// By a worker: a comparison has ended.
     Compared(Box<Compared>),
+    /// By a worker: an action's answer has been looked at.
+    Acted {
+        /// The action's number.
+        ask: u64,
+        /// How it went.
+        result: ActResult,
+    },
     /// By the process: end.
     Drain,
     /// By the process: the configuration was read again.
