@@ -89,6 +89,32 @@ pub const GZIP_MEMBERS_MAX: u16 = 1024;
 pub const REQUEST_BODY_BYTES_MAX: usize = 64 << 10;
 /// Bytes of a JWT (protocol section 2).
 pub const TOKEN_BYTES_MAX: usize = 8 << 10;
+/// Bits of an RSA key that verifies tokens (RFC 7518 section 3.3),
+pub const RSA_BITS_MIN: usize = 2048;
+/// and the longest, which takes a core half a millisecond.
+pub const RSA_BITS_MAX: usize = 8192;
+/// `[[auth.jwt.jwks]]`.
+pub const ISSUERS_MAX: usize = 64;
+/// Bytes of an issuer's key set.
+pub const JWKS_BYTES_MAX: usize = 256 << 10;
+/// Keys of an issuer's set that are used, the first ones: a token without `kid` is tried against each of its algorithm.
+pub const JWKS_KEYS_MAX: usize = 64;
+/// How long a fetch of a key set may take: whoever waits for an unknown key waits no longer.
+pub const JWKS_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the first fetches hold up the start.
+pub const JWKS_START_WAIT: Duration = Duration::from_secs(6);
+/// How long after a fetch for an unknown key the next such may begin.
+pub const JWKS_COOL_DOWN: Duration = Duration::from_secs(30);
+/// How long a key set is used before it is fetched anew, where its `Cache-Control` does not say: RFC 9111 section 5.2.2.1,
+pub const JWKS_LIFE: Duration = Duration::from_secs(15 * 60);
+/// at the least,
+pub const JWKS_LIFE_MIN: Duration = Duration::from_secs(60);
+/// and at the most.
+pub const JWKS_LIFE_MAX: Duration = Duration::from_secs(86_400);
+/// How long after a failed fetch the next begins, doubled after each one more,
+pub const JWKS_RETRY_MIN: Duration = Duration::from_secs(1);
+/// up to this.
+pub const JWKS_RETRY_MAX: Duration = Duration::from_secs(60);
 /// Nesting of a JSON value, from a client or an upstream (protocol section 3).
 pub const JSON_DEPTH_MAX: usize = 128;
 /// Bytes of a `since`, a client frame's `id` and the like.
@@ -113,6 +139,14 @@ pub const VALIDATOR_BYTES_MAX: usize = 1024;
 pub const LOOKUPS_MAX: usize = 65_536;
 /// How long such a question may go unanswered: beyond every timeout of those who are asked.
 pub const LOOKUP_TIMEOUT: Duration = Duration::from_secs(30);
+/// Bytes of one control event: a logout, a revocation, permissions that change.
+pub const CONTROL_EVENT_BYTES_MAX: usize = 16 << 10;
+/// Marks of control events that the process keeps at once, 110 bytes each; past it the one that ends soonest goes.
+pub const MARKS_MAX: usize = 1 << 20;
+/// Bytes of the lists of permissions and roles among them.
+pub const MARKS_LIST_BYTES_MAX: usize = 64 << 20;
+/// Users, sessions and tokens that one core may be told of at once; past it every connection is looked at.
+pub const CONCERNED_MAX: usize = 4096;
 /// Bytes of a session's id: express-session makes 32.
 pub const SESSION_ID_BYTES_MAX: usize = 512;
 /// Bytes of a session's record, as Redis holds it.
@@ -234,8 +268,6 @@ pub const STORE_APPENDS_MAX: usize = 128;
 pub const STORE_APPEND_PAUSE: Duration = Duration::from_secs(1);
 /// Bytes of a session's or ticket's record; a longer one is read over and counts as none.
 pub const STORE_RECORD_BYTES_MAX: usize = 256 << 10;
-/// Bytes of a control event's payload; a longer one is read over.
-pub const CONTROL_EVENT_BYTES_MAX: usize = 16 << 10;
 /// Entries of the control stream that are read at once.
 pub const CONTROL_PAGE_ENTRIES: u32 = 256;
 /// Bytes of such a page's strings; those that go beyond are read with the next.
@@ -265,6 +297,12 @@ pub const REDIS_SAID_MAX: usize = 32;
 pub const CONTROL_OVERLAP: Duration = Duration::from_secs(60);
 /// How long the process's end waits for control events to reach Redis.
 pub const STORE_FINISH: Duration = Duration::from_secs(1);
+/// Connections on one page of the admin API's list,
+pub const ADMIN_PAGE_MAX: usize = 1000;
+/// and where the caller does not say how many.
+pub const ADMIN_PAGE_DEFAULT: usize = 100;
+/// Streams that the list names of one connection.
+pub const LISTED_STREAMS_MAX: usize = 64;
 /// Bytes of a request head on the admin listener.
 pub const ADMIN_HEAD_BYTES_MAX: usize = 16 << 10;
 /// `[[server.tls]]`: each handshake that is not resumed looks through the certificates for the name it asks for.

@@ -13,6 +13,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use lexopt::{Arg, Parser, ValueExt};
+use restcast::auth::jwt::Verifier;
 use restcast::auth::keys::Algorithm;
 use restcast::commands::token::TokenOptions;
 use restcast::config::{nearest_name, parse_duration};
@@ -80,8 +81,10 @@ Usage: restcast token --sub SUB --expires-in TIME --secret-file FILE [OPTIONS]
 Options:
   --sub SUB             the `sub` claim: the user id
   --expires-in TIME     life from now on: 30s, 15m, 1h, 2d
-  --secret-file FILE    file with the key; one newline at its end is no part of it
-  --alg ALG             HS256, HS384 or HS512 [default: HS256]
+  --secret-file FILE    file with the key: the shared secret of HS256, HS384 and HS512, less one newline at its end;
+                        for RS, PS and ES algorithms and EdDSA the private key, PEM
+  --alg ALG             HS256, HS384, HS512, RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384 or EdDSA
+                        [default: HS256]
   --kid KID             the key's id
   --claim NAME=VALUE    a further claim, JSON or else a string; may be given several times
 ";
@@ -102,7 +105,7 @@ Reads a token from standard input and says why it is accepted or refused. Its cl
 Usage: restcast explain token [--config FILE] [--lines]
 
 Options:
-  --config FILE    the configuration whose keys verify the token
+  --config FILE    the configuration whose keys verify the token; key sets of issuers are fetched
   --lines          one JSON object a line in, one verdict a line out
 ";
 
@@ -221,22 +224,30 @@ fn mint(flags: TokenFlags) -> ExitCode {
         secret_file: flags.secret_file,
         kid: flags.kid,
     };
-    match commands::token::run(&options, runtime::clock::now().wall) {
+    match commands::token::run(&options, runtime::clock::now().wall, &runtime::chance()) {
         Ok(token) => print(&format!("{token}\n")),
         Err(error) => failed(&error),
     }
 }
 
 fn explain_token(config: Option<&Path>) -> ExitCode {
-    let options = match config.map(commands::check::load).transpose() {
-        Ok(loaded) => loaded.map(|(config, _)| config.auth.jwt),
-        Err(error) => {
-            let path = config.unwrap_or(Path::new(""));
-            return failed(&error.lines(path).join("\n"));
-        }
+    let config = match config.map(|path| (path, commands::check::load(path))) {
+        None => None,
+        Some((_, Ok((config, _)))) => Some(config),
+        Some((path, Err(error))) => return failed(&error.lines(path).join("\n")),
     };
-    match commands::explain::run(io::stdin().lock(), options.as_ref(), runtime::clock::now().wall) {
-        Ok(explanation) => match (print(&explanation.text), explanation.accepted || options.is_none()) {
+    let verifier = match config.map(|config| (runtime::jwks::fetch_once(&config), config)) {
+        None => None,
+        Some((Ok((sets, warnings)), config)) => {
+            for warning in warnings {
+                drop(writeln!(io::stderr(), "restcast: {warning}"));
+            }
+            Some(Verifier::with_key_sets(config.auth.jwt, sets))
+        }
+        Some((Err(error), _)) => return failed(&error),
+    };
+    match commands::explain::run(io::stdin().lock(), verifier.as_ref(), runtime::clock::now().wall) {
+        Ok(explanation) => match (print(&explanation.text), explanation.accepted || verifier.is_none()) {
             (ExitCode::SUCCESS, true) => ExitCode::SUCCESS,
             _ => ExitCode::FAILURE,
         },

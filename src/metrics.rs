@@ -290,6 +290,14 @@ impl ActionResult {
 }
 
 labels! {
+    /// How a fetch of an issuer's key set ended.
+    KeySetFetch {
+        Ok = "ok", "It brought a set, which is in force.";
+        Failed = "failed", "It brought none; the last one stays in force.";
+    }
+}
+
+labels! {
     /// Why a connection ended: close code and reason (protocol section 5), or that the client was the one to go.
     Close {
         TokenExpired = "4001" "token_expired", "The token's `exp` came.";
@@ -426,6 +434,12 @@ pub struct CoreMetrics {
     pub expiries: Counter,
     /// `auth_update`s.
     pub auth_updates: Family<AuthUpdateResult, Counter, { AuthUpdateResult::VALUES.len() }>,
+    /// Tokens that were verified.
+    pub token_verifications: Counter,
+    /// Tokens that were not, because they had been.
+    pub token_cache_hits: Counter,
+    /// `permission_update` frames.
+    pub permission_updates: Counter,
     /// `reauthenticate` frames.
     pub reauthenticates: Counter,
     /// Sessions that connections hang on.
@@ -464,6 +478,8 @@ pub struct CoreMetrics {
     pub actions_in_flight: Gauge,
     /// From an action's request to its end.
     pub action_duration: Histogram,
+    /// Fetches of issuers' key sets.
+    pub key_set_fetches: Family<KeySetFetch, Counter, { KeySetFetch::VALUES.len() }>,
     /// Streams that exist: filled-in URLs, lingering ones included.
     pub streams: Gauge,
     /// Subscriptions of open connections.
@@ -494,6 +510,9 @@ impl Default for CoreMetrics {
             closes: Family::default(),
             expiries: Counter::default(),
             auth_updates: Family::default(),
+            token_verifications: Counter::default(),
+            token_cache_hits: Counter::default(),
+            permission_updates: Counter::default(),
             reauthenticates: Counter::default(),
             sessions: Gauge::default(),
             session_reads: Counter::default(),
@@ -513,6 +532,7 @@ impl Default for CoreMetrics {
             actions: Family::default(),
             actions_in_flight: Gauge::default(),
             action_duration: Histogram::new(&UPSTREAM_BOUNDS_US),
+            key_set_fetches: Family::default(),
             streams: Gauge::default(),
             subscriptions: Gauge::default(),
             history_bytes: Gauge::default(),
@@ -534,8 +554,27 @@ pub struct Process {
     pub connections_max: u64,
     /// Whether it drains.
     pub draining: bool,
+    /// Keys that were fetched with issuers' key sets.
+    pub key_set_keys: u64,
+    /// How long ago the oldest of those sets was fetched.
+    pub key_set_age: Duration,
     /// What is counted of Redis, where it is configured.
     pub store: Option<Arc<StoreMetrics>>,
+    /// Its logouts, revocations and changed permissions.
+    pub control: ControlCounts,
+}
+
+/// What was counted of logouts, revocations and changed permissions.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ControlCounts {
+    /// Those that were carried out.
+    pub events: u64,
+    /// Those that were not understood.
+    pub refused: u64,
+    /// What is kept of them in mind.
+    pub marks: u64,
+    /// Marks that had to go before their time.
+    pub marks_dropped: u64,
 }
 
 /// What kind of metric one is.
@@ -622,6 +661,11 @@ const fn store(
     MetricDoc { name, kind, labels, meaning, source: Source::Store { values, read } }
 }
 
+const fn process_counter(name: &'static str, meaning: &'static str, read: fn(&Process, usize) -> u64) -> MetricDoc {
+    let source = Source::Process { values: &[], read };
+    MetricDoc { name, kind: MetricKind::Counter, labels: &[], meaning, source }
+}
+
 /// Every metric, in the order of the page.
 pub const METRICS: &[MetricDoc] = &[
     MetricDoc {
@@ -677,6 +721,35 @@ pub const METRICS: &[MetricDoc] = &[
         AuthUpdateResult::VALUES,
         |core, at| core.auth_updates.cells[at].value(),
     ),
+    process_counter(
+        "restcast_control_events_total",
+        "Logouts, revocations and changed permissions that were carried out, each as often as it was heard",
+        |process, _| process.control.events,
+    ),
+    process_counter(
+        "restcast_control_events_refused_total",
+        "Control events that were not understood",
+        |process, _| process.control.refused,
+    ),
+    process("restcast_marks", "Logouts, revocations and changed permissions that are kept in mind", |process, _| {
+        process.control.marks
+    }),
+    process_counter(
+        "restcast_marks_dropped_total",
+        "Marks that had to go before their time, for want of room: someone must act",
+        |process, _| process.control.marks_dropped,
+    ),
+    counter("restcast_token_verifications_total", "Tokens whose signature was verified", |core, _| {
+        core.token_verifications.value()
+    }),
+    counter("restcast_token_cache_hits_total", "Tokens that had been verified before, and cost a hash", |core, _| {
+        core.token_cache_hits.value()
+    }),
+    counter(
+        "restcast_permission_updates_total",
+        "Connections that were told of other permissions or roles",
+        |core, _| core.permission_updates.value(),
+    ),
     counter("restcast_reauthenticates_total", "Reauthenticate frames sent", |core, _| core.reauthenticates.value()),
     gauge("restcast_sessions", "Sessions that connections hang on, on each core", |core, _| core.sessions.value()),
     counter(
@@ -730,6 +803,22 @@ pub const METRICS: &[MetricDoc] = &[
         core.actions_in_flight.value()
     }),
     histogram("restcast_action_duration_seconds", "From an action's request to its end", |core| &core.action_duration),
+    cells(
+        ("restcast_key_set_fetches_total", MetricKind::Counter, &["result"]),
+        "Fetches of issuers' key sets that ended; after a failure the last set stays in force",
+        KeySetFetch::VALUES,
+        |core, at| core.key_set_fetches.cells[at].value(),
+    ),
+    process(
+        "restcast_key_set_keys",
+        "Keys of fetched key sets that are in force, one for each algorithm",
+        |process, _| process.key_set_keys,
+    ),
+    process(
+        "restcast_key_set_age_seconds",
+        "How long ago the oldest key set in force was fetched, or since the start where one never was; 0 without issuers",
+        |process, _| process.key_set_age.as_secs(),
+    ),
     gauge("restcast_streams", "Filled-in URLs that exist, lingering ones included", |core, _| core.streams.value()),
     gauge("restcast_subscriptions", "Subscriptions of open connections", |core, _| core.subscriptions.value()),
     gauge("restcast_history_bytes", "Bytes of values and histories", |core, _| core.history_bytes.value()),
@@ -856,9 +945,14 @@ mod tests {
     use super::*;
 
     fn page_of(cores: &[Arc<CoreMetrics>]) -> String {
-        let store = Some(Arc::new(StoreMetrics::default()));
-        let started = WallTime::from_secs(1_700_000_000);
-        render(cores, &Process { started, connections_max: 900, draining: true, store })
+        let process = Process {
+            started: WallTime::from_secs(1_700_000_000),
+            connections_max: 900,
+            draining: true,
+            store: Some(Arc::new(StoreMetrics::default())),
+            ..Process::default()
+        };
+        render(cores, &process)
     }
 
     fn assert_says(page: &str, line: &str) {

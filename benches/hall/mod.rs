@@ -217,7 +217,8 @@ impl Hall {
         for body in bodies {
             let (stream, poll) = self.asked.pop_front().expect("as many as there are bodies");
             let validators = Validators::default();
-            let response = FetchResponse { status: 200, validators, retry_after: None, body, received };
+            let response =
+                FetchResponse { status: 200, validators, retry_after: None, fresh_for: None, body, received };
             self.handle(Input::Fetched { stream, poll, result: Ok(response) });
         }
     }

@@ -1,7 +1,30 @@
-//! What is said about users, sessions and tokens from outside: logged out, revoked, other permissions.
+//! What is said about users, sessions and tokens from outside: logged out, revoked, other permissions. Text in, a closed
+//! set of events out; and the text of those that the admin API makes.
 //!
-//! Source: protocol version 1, section 6 («Control»). Memory: what is returned. Errors: the publisher's fault.
-//! Not here: where it is heard (`runtime`), what results from it (`marks`, `shard`).
+//! Source: protocol version 1, section 6 («Control»); RFC 8259. Memory: what is returned, at most
+//! [`limits::CONTROL_EVENT_BYTES_MAX`] an event and its text. Errors: [`ControlError`], the publisher's fault; nothing of
+//! the event stands in it. Not here: where it is heard (`runtime`), what results from it (`marks`, `shard`).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::grant::TokenMark;
+use super::jwt::DATE_SECS_MAX;
+use super::members::{Members, MembersError, Value, elements};
+use super::session::SessionMark;
+use crate::limits;
+use crate::time::WallTime;
+
+/// The default name of the channel for logouts, of users and of sessions.
+pub const USER_LOGGED_OUT: &str = "user-logged-out";
+/// The default name of the channel for permissions that change.
+pub const PERMISSION_UPDATE: &str = "permission-update";
+/// The default name of the channel for tokens that are revoked.
+pub const TOKEN_REVOKED: &str = "token-revoked";
+
+/// How far ahead of ours a publisher's clock is believed: what is dated later counts as of then. Without it a date in the
+/// wrong unit would lock a user out for good.
+const AHEAD_MAX: Duration = Duration::from_secs(60);
 
 /// One event as it is published and as the control stream keeps it. It is not judged yet.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -12,4 +35,411 @@ pub struct ControlEntry {
     pub data: String,
     /// When it was heard or asked for: milliseconds since the Unix epoch.
     pub at_ms: u64,
+}
+
+/// A user: a subject of one issuer, or of each where none is named.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct User {
+    /// Who issued its credentials; `None`: whoever did.
+    pub issuer: Option<Box<str>>,
+    /// The user id.
+    pub sub: Box<str>,
+}
+
+/// What has happened to a user, a session or a token.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Event {
+    /// All connections of a user end, and every token from before is refused.
+    UserLoggedOut {
+        /// Whose.
+        user: User,
+        /// When.
+        at: WallTime,
+    },
+    /// A session has ended.
+    SessionLoggedOut {
+        /// Which.
+        session: SessionMark,
+        /// When.
+        at: WallTime,
+    },
+    /// One token is good no longer.
+    TokenRevoked {
+        /// Whose token it is; `None`: whoever's.
+        issuer: Option<Box<str>>,
+        /// Which: by its `jti`.
+        token: TokenMark,
+        /// Its `exp`, where that was told.
+        expires: Option<WallTime>,
+        /// When it was revoked.
+        at: WallTime,
+    },
+    /// Every token of a user that was issued before a certain time is good no longer.
+    IssuedBeforeRevoked {
+        /// Whose.
+        user: User,
+        /// That time: a token of this very time is still good.
+        before: WallTime,
+        /// When they were revoked.
+        at: WallTime,
+    },
+    /// A user has other permissions or roles from now on.
+    PermissionsChanged {
+        /// Who.
+        user: User,
+        /// All of them; `None`: they stay as they are.
+        permissions: Option<Arc<[Box<str>]>>,
+        /// All of them; `None`: they stay as they are.
+        roles: Option<Arc<[Box<str>]>>,
+        /// Since when.
+        at: WallTime,
+    },
+}
+
+/// Why an event is not carried out.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum ControlError {
+    /// Not one of the three channels.
+    #[error("there is no event of that name")]
+    UnknownEvent,
+    /// Not read at all.
+    #[error("it has {bytes} bytes, at most {} are read", limits::CONTROL_EVENT_BYTES_MAX)]
+    TooLarge {
+        /// Its length.
+        bytes: usize,
+    },
+    /// The payload is no object that could be read.
+    #[error("{0}")]
+    Payload(#[from] MembersError),
+    /// It does not say whom or what it is about.
+    #[error("it has neither {0}")]
+    Missing(&'static str),
+    /// A member is of another type than it must be.
+    #[error("its {member} is not {wanted}")]
+    BadMember {
+        /// Which.
+        member: &'static str,
+        /// What it must be.
+        wanted: &'static str,
+    },
+}
+
+impl ControlEntry {
+    /// The entry for a user's logout.
+    pub fn user_logged_out(sub: &str, issuer: Option<&str>, now: WallTime) -> ControlEntry {
+        ControlEntry::of(USER_LOGGED_OUT, [("userId", Some(sub.into())), ("iss", issuer.map(Into::into))], now)
+    }
+
+    /// The entry for permissions and roles that change from `now` on; those that are `None` stay.
+    pub fn permissions_changed(
+        sub: &str,
+        issuer: Option<&str>,
+        permissions: Option<Vec<String>>,
+        roles: Option<Vec<String>>,
+        now: WallTime,
+    ) -> ControlEntry {
+        let members = [
+            ("userId", Some(sub.into())),
+            ("iss", issuer.map(Into::into)),
+            ("permissions", permissions.map(Into::into)),
+            ("roles", roles.map(Into::into)),
+            // So that everyone who hears it dates it alike.
+            ("at", Some(millis(now).into())),
+        ];
+        ControlEntry::of(PERMISSION_UPDATE, members, now)
+    }
+
+    /// The entry for one token that is revoked; `exp` in seconds.
+    pub fn token_revoked(jti: &str, exp: Option<u64>, issuer: Option<&str>, now: WallTime) -> ControlEntry {
+        let members = [("jti", Some(jti.into())), ("exp", exp.map(Into::into)), ("iss", issuer.map(Into::into))];
+        ControlEntry::of(TOKEN_REVOKED, members, now)
+    }
+
+    /// The entry for a user's tokens from before `iat_before`, in seconds, that are revoked.
+    pub fn issued_before_revoked(sub: &str, iat_before: u64, issuer: Option<&str>, now: WallTime) -> ControlEntry {
+        let members =
+            [("userId", Some(sub.into())), ("iat_before", Some(iat_before.into())), ("iss", issuer.map(Into::into))];
+        ControlEntry::of(TOKEN_REVOKED, members, now)
+    }
+
+    fn of<const N: usize>(event: &str, members: [(&str, Option<serde_json::Value>); N], now: WallTime) -> ControlEntry {
+        let members = members.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
+        let data = serde_json::Value::Object(members.collect()).to_string();
+        ControlEntry { event: event.to_owned(), data, at_ms: millis(now) }
+    }
+}
+
+impl Event {
+    /// What `entry`, received at `now`, says: one event, or two where it names a user and a session, or a token and a time.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub fn read(entry: &ControlEntry, now: WallTime) -> Result<Vec<Event>, ControlError> {
+        if entry.data.len() > limits::CONTROL_EVENT_BYTES_MAX {
+            return Err(ControlError::TooLarge { bytes: entry.data.len() });
+        }
+        let at = dated(entry.at_ms, now);
+        match entry.event.as_str() {
+            USER_LOGGED_OUT => read_logout(entry.data.trim(), at),
+            PERMISSION_UPDATE => read_permissions(&entry.data, at, now),
+            TOKEN_REVOKED => read_revocation(&entry.data, at),
+            _ => Err(ControlError::UnknownEvent),
+        }
+    }
+}
+
+fn read_logout(data: &str, at: WallTime) -> Result<Vec<Event>, ControlError> {
+    if !data.starts_with('{') {
+        // An id that was published as the JSON it is, or as plain text.
+        let sub = serde_json::from_str::<String>(data).unwrap_or_else(|_| data.to_owned());
+        if sub.is_empty() {
+            return Err(ControlError::Missing("a user id nor an object"));
+        }
+        if sub.chars().any(char::is_control) {
+            return Err(ControlError::BadMember { member: "user id", wanted: "text without control characters" });
+        }
+        return Ok(vec![Event::UserLoggedOut { user: User { issuer: None, sub: sub.into() }, at }]);
+    }
+    let members = Members::read(data.as_bytes())?;
+    let issuer = text(&members, "iss")?;
+    let mut events = Vec::new();
+    if let Some(sub) = user_id(&members)? {
+        events.push(Event::UserLoggedOut { user: User { issuer, sub }, at });
+    }
+    if let Some(sid) = text(&members, "sessionId")? {
+        events.push(Event::SessionLoggedOut { session: SessionMark::of(sid.as_bytes()), at });
+    }
+    if events.is_empty() { Err(ControlError::Missing("userId nor sessionId")) } else { Ok(events) }
+}
+
+fn read_permissions(data: &str, received: WallTime, now: WallTime) -> Result<Vec<Event>, ControlError> {
+    let members = Members::read(data.as_bytes())?;
+    let Some(sub) = user_id(&members)? else { return Err(ControlError::Missing("userId nor anybody else")) };
+    let user = User { issuer: text(&members, "iss")?, sub };
+    let (permissions, roles) = (strings(&members, "permissions")?, strings(&members, "roles")?);
+    if permissions.is_none() && roles.is_none() {
+        return Err(ControlError::Missing("permissions nor roles"));
+    }
+    let at = match members.find("at") {
+        None | Some(Value::Null) => received,
+        Some(Value::Number(number)) => match number.parse::<f64>() {
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "the range was looked at, and a part of a millisecond is none"
+            )]
+            Ok(ms) if (0.0..=DATE_SECS_MAX as f64 * 1e3).contains(&ms) => dated(ms as u64, now),
+            _ => return Err(ControlError::BadMember { member: "at", wanted: "a date in milliseconds" }),
+        },
+        Some(_) => return Err(ControlError::BadMember { member: "at", wanted: "a number of milliseconds" }),
+    };
+    Ok(vec![Event::PermissionsChanged { user, permissions, roles, at }])
+}
+
+fn read_revocation(data: &str, at: WallTime) -> Result<Vec<Event>, ControlError> {
+    let members = Members::read(data.as_bytes())?;
+    let issuer = text(&members, "iss")?;
+    let mut events = Vec::new();
+    if let Some(jti) = text(&members, "jti")? {
+        let expires = seconds(&members, "exp")?;
+        events.push(Event::TokenRevoked { issuer: issuer.clone(), token: TokenMark::of(&jti), expires, at });
+    }
+    if let Some(before) = seconds(&members, "iat_before")? {
+        let missing = ControlError::Missing("userId nor anybody else");
+        let user = User { issuer, sub: user_id(&members)?.ok_or(missing)? };
+        events.push(Event::IssuedBeforeRevoked { user, before, at });
+    }
+    if events.is_empty() { Err(ControlError::Missing("jti nor iat_before")) } else { Ok(events) }
+}
+
+/// The time that a publisher means by so many milliseconds.
+fn dated(ms: u64, now: WallTime) -> WallTime {
+    WallTime::from_micros(ms.saturating_mul(1_000)).min(now + AHEAD_MAX)
+}
+
+fn millis(time: WallTime) -> u64 {
+    time.as_micros() / 1_000
+}
+
+/// `userId`, which applications also keep as a number.
+fn user_id(members: &Members<'_>) -> Result<Option<Box<str>>, ControlError> {
+    match members.find("userId") {
+        Some(Value::Number(number)) if !number.contains(['.', 'e', 'E']) => Ok(Some(Box::from(*number))),
+        Some(Value::Number(_)) => Err(ControlError::BadMember { member: "userId", wanted: "a string or an integer" }),
+        _ => text(members, "userId"),
+    }
+}
+
+fn text(members: &Members<'_>, member: &'static str) -> Result<Option<Box<str>>, ControlError> {
+    match members.find(member) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(Box::from(text.as_ref()))),
+        Some(_) => Err(ControlError::BadMember { member, wanted: "a string" }),
+    }
+}
+
+/// A list is kept for as long as its mark, and shared by whoever it is given to.
+fn strings(members: &Members<'_>, member: &'static str) -> Result<Option<Arc<[Box<str>]>>, ControlError> {
+    let bad = ControlError::BadMember { member, wanted: "an array of strings" };
+    let array = match members.find(member) {
+        None | Some(Value::Null) => return Ok(None),
+        Some(Value::Array(array)) => array,
+        Some(_) => return Err(bad),
+    };
+    let strings = elements(array)?.into_iter().map(|element| match element {
+        Value::String(text) => Ok(Box::from(text.as_ref())),
+        _ => Err(bad),
+    });
+    strings.collect::<Result<Arc<[_]>, _>>().map(Some)
+}
+
+/// A date in seconds, as a token's are.
+fn seconds(members: &Members<'_>, member: &'static str) -> Result<Option<WallTime>, ControlError> {
+    let bad = ControlError::BadMember { member, wanted: "a date from 1970 to 9999 in seconds" };
+    match members.find(member) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Number(number)) => super::jwt::numeric_date(number).map(Some).ok_or(bad),
+        Some(_) => Err(bad),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: WallTime = WallTime::from_secs(1_700_000_000);
+
+    fn entry(event: &str, data: &str) -> ControlEntry {
+        ControlEntry { event: event.to_owned(), data: data.to_owned(), at_ms: millis(NOW) }
+    }
+
+    fn read(event: &str, data: &str) -> Result<Vec<Event>, ControlError> {
+        Event::read(&entry(event, data), NOW)
+    }
+
+    fn user(issuer: Option<&str>, sub: &str) -> User {
+        User { issuer: issuer.map(Box::from), sub: sub.into() }
+    }
+
+    fn list(texts: &[&str]) -> Option<Arc<[Box<str>]>> {
+        Some(texts.iter().map(|&text| Box::from(text)).collect())
+    }
+
+    #[test]
+    fn a_logout_names_its_user_in_each_of_its_forms() {
+        let of = |sub| Ok(vec![Event::UserLoggedOut { user: user(None, sub), at: NOW }]);
+        for data in ["u1", " u1\n", "\"u1\"", r#"{"userId":"u1"}"#, r#"{"userId":"u1","iss":null,"more":[1]}"#] {
+            assert_eq!(read(USER_LOGGED_OUT, data), of("u1"), "{data}");
+        }
+        assert_eq!(read(USER_LOGGED_OUT, "42"), of("42"));
+        assert_eq!(read(USER_LOGGED_OUT, r#"{"userId":42}"#), of("42"), "an application may count its users");
+        assert_eq!(read(USER_LOGGED_OUT, "[u1]"), of("[u1]"), "what is no object is an id");
+        let of_issuer = Event::UserLoggedOut { user: user(Some("https://a"), "u1"), at: NOW };
+        assert_eq!(read(USER_LOGGED_OUT, r#"{"iss":"https://a","userId":"u1"}"#), Ok(vec![of_issuer]));
+    }
+
+    #[test]
+    fn a_logout_names_a_session_or_both() {
+        let session = SessionMark::of(b"s1");
+        let ended = Event::SessionLoggedOut { session, at: NOW };
+        assert_eq!(read(USER_LOGGED_OUT, r#"{"sessionId":"s1"}"#), Ok(vec![ended.clone()]));
+        let both = vec![Event::UserLoggedOut { user: user(None, "u1"), at: NOW }, ended];
+        assert_eq!(read(USER_LOGGED_OUT, r#"{"sessionId":"s1","userId":"u1"}"#), Ok(both));
+        assert_ne!(session, SessionMark::of(b"s2"));
+    }
+
+    #[test]
+    fn a_revocation_names_a_token_or_a_time() {
+        let token = TokenMark::of("t1");
+        let revoked = |expires| Event::TokenRevoked { issuer: None, token, expires, at: NOW };
+        assert_eq!(read(TOKEN_REVOKED, r#"{"jti":"t1"}"#), Ok(vec![revoked(None)]));
+        let expires = Some(WallTime::from_secs(1_700_000_900));
+        assert_eq!(read(TOKEN_REVOKED, r#"{"jti":"t1","exp":1700000900}"#), Ok(vec![revoked(expires)]));
+        let before =
+            Event::IssuedBeforeRevoked { user: user(Some("a"), "u1"), before: WallTime::from_secs(9), at: NOW };
+        assert_eq!(read(TOKEN_REVOKED, r#"{"userId":"u1","iat_before":9,"iss":"a"}"#), Ok(vec![before]));
+    }
+
+    #[test]
+    fn permissions_are_dated_by_their_publisher_or_by_their_receipt() {
+        let changed = |permissions, roles, at| {
+            Ok(vec![Event::PermissionsChanged { user: user(None, "u1"), permissions, roles, at }])
+        };
+        let told = read(PERMISSION_UPDATE, r#"{"userId":"u1","permissions":["a","b"],"roles":[],"at":1699999999999}"#);
+        let at = WallTime::from_micros(1_699_999_999_999_000);
+        assert_eq!(told, changed(list(&["a", "b"]), list(&[]), at));
+        assert_eq!(read(PERMISSION_UPDATE, r#"{"userId":"u1","roles":["r"]}"#), changed(None, list(&["r"]), NOW));
+        let ahead = read(PERMISSION_UPDATE, r#"{"userId":"u1","roles":["r"],"at":1800000000000}"#);
+        assert_eq!(ahead, changed(None, list(&["r"]), NOW + AHEAD_MAX), "nobody is dated far ahead");
+    }
+
+    #[test]
+    fn what_says_nothing_is_an_error_that_shows_nothing() {
+        let cases = [
+            ("user-logged-in", "u1", "there is no event of that name"),
+            (USER_LOGGED_OUT, "", "it has neither a user id nor an object"),
+            (USER_LOGGED_OUT, " \n", "it has neither a user id nor an object"),
+            (USER_LOGGED_OUT, "hush\u{0}hush", "its user id is not text without control characters"),
+            (USER_LOGGED_OUT, "{}", "it has neither userId nor sessionId"),
+            (USER_LOGGED_OUT, r#"{"userId":["hush"]}"#, "its userId is not a string"),
+            (USER_LOGGED_OUT, r#"{"userId":1.5}"#, "its userId is not a string or an integer"),
+            (USER_LOGGED_OUT, r#"{"userId":"hush","userId":"u2"}"#, "it has a member twice"),
+            (USER_LOGGED_OUT, r#"{"userId":"hush"#, "it is not JSON"),
+            (PERMISSION_UPDATE, r#"{"permissions":["hush"]}"#, "it has neither userId nor anybody else"),
+            (PERMISSION_UPDATE, r#"{"userId":"hush"}"#, "it has neither permissions nor roles"),
+            (PERMISSION_UPDATE, r#"{"userId":"u","roles":"hush"}"#, "its roles is not an array of strings"),
+            (PERMISSION_UPDATE, r#"{"userId":"u","roles":["hush",1]}"#, "its roles is not an array of strings"),
+            (PERMISSION_UPDATE, r#"{"userId":"u","roles":[],"at":-1}"#, "its at is not a date in milliseconds"),
+            (
+                PERMISSION_UPDATE,
+                r#"{"userId":"u","roles":[],"at":1700000000000000}"#,
+                "its at is not a date in milliseconds",
+            ),
+            (PERMISSION_UPDATE, r#"{"userId":"u","roles":[],"at":"x"}"#, "its at is not a number of milliseconds"),
+            (PERMISSION_UPDATE, "hush", "it is not JSON"),
+            (TOKEN_REVOKED, r#"{"userId":"hush"}"#, "it has neither jti nor iat_before"),
+            (TOKEN_REVOKED, r#"{"iat_before":9}"#, "it has neither userId nor anybody else"),
+            (TOKEN_REVOKED, r#"{"jti":7}"#, "its jti is not a string"),
+            (
+                TOKEN_REVOKED,
+                r#"{"jti":"t","exp":1700000000000000}"#,
+                "its exp is not a date from 1970 to 9999 in seconds",
+            ),
+            (TOKEN_REVOKED, "[1]", "it is not a JSON object"),
+        ];
+        for (event, data, said) in cases {
+            let error = read(event, data).expect_err(data);
+            assert_eq!(error.to_string(), said, "{data}");
+            assert!(!format!("{error:?}").contains("hush"));
+        }
+    }
+
+    #[test]
+    fn an_event_is_read_up_to_its_bound() {
+        let of = |bytes: usize| read(USER_LOGGED_OUT, &"u".repeat(bytes));
+        assert!(of(limits::CONTROL_EVENT_BYTES_MAX).is_ok());
+        let bytes = limits::CONTROL_EVENT_BYTES_MAX + 1;
+        assert_eq!(of(bytes), Err(ControlError::TooLarge { bytes }));
+    }
+
+    #[test]
+    fn what_the_admin_api_writes_is_read_as_it_was_meant() {
+        let read = |entry: &ControlEntry| Event::read(entry, NOW).unwrap();
+        let out = ControlEntry::user_logged_out("a\"b", None, NOW);
+        assert_eq!(read(&out), [Event::UserLoggedOut { user: user(None, "a\"b"), at: NOW }]);
+        let changed =
+            ControlEntry::permissions_changed("u", Some("i"), Some(vec!["p".into()]), None, NOW + AHEAD_MAX * 3);
+        let at = NOW + AHEAD_MAX;
+        let expected =
+            Event::PermissionsChanged { user: user(Some("i"), "u"), permissions: list(&["p"]), roles: None, at };
+        assert_eq!(read(&changed), [expected]);
+        let revoked = ControlEntry::token_revoked("t", Some(5), None, NOW);
+        let token = TokenMark::of("t");
+        let expires = Some(WallTime::from_secs(5));
+        assert_eq!(read(&revoked), [Event::TokenRevoked { issuer: None, token, expires, at: NOW }]);
+        let before = ControlEntry::issued_before_revoked("u", 7, Some("i"), NOW);
+        let expected =
+            Event::IssuedBeforeRevoked { user: user(Some("i"), "u"), before: WallTime::from_secs(7), at: NOW };
+        assert_eq!(read(&before), [expected]);
+    }
 }

@@ -129,9 +129,13 @@ impl RightsTable {
     /// Ends `grant`, and forgets its rights at once where no other grant has them. Grants that are merely dropped leave
     /// theirs to the next sweep, which comes with new ones only: after a peak that may be long.
     pub fn release(&mut self, grant: Grant) {
+        self.release_rights(grant.rights);
+    }
+
+    fn release_rights(&mut self, rights: Rc<Rights>) {
         // The table's own and the grant's: nobody else's.
-        if Rc::strong_count(&grant.rights) == 2 {
-            self.rights.remove(&grant.rights);
+        if Rc::strong_count(&rights) == 2 {
+            self.rights.remove(&rights);
         }
     }
 
@@ -388,6 +392,34 @@ impl Grant {
     /// The mark of its `jti`, where it has one.
     pub fn token(&self) -> Option<TokenMark> {
         self.token
+    }
+
+    /// Whether it stands for a token, its own or the one its ticket was made for: what is said of tokens holds for it.
+    pub fn is_of_token(&self) -> bool {
+        self.key.is_some()
+    }
+
+    /// Puts other permissions and roles in the place of its own, where they are given; whether anything has changed.
+    pub fn replace_rights(
+        &mut self,
+        table: &mut RightsTable,
+        permissions: Option<&[Box<str>]>,
+        roles: Option<&[Box<str>]>,
+    ) -> bool {
+        let same = |own: &[Box<str>], new: Option<&[Box<str>]>| new.is_none_or(|new| new == own);
+        if same(&self.rights.permissions, permissions) && same(&self.rights.roles, roles) {
+            return false;
+        }
+        let own = &*self.rights;
+        let rights = table.intern(Rights {
+            issuer: own.issuer.clone(),
+            roles: roles.map_or_else(|| own.roles.clone(), Box::from),
+            permissions: permissions.map_or_else(|| own.permissions.clone(), Box::from),
+            streams: own.streams.clone(),
+            claims: own.claims.clone(),
+        });
+        table.release_rights(std::mem::replace(&mut self.rights, rights));
+        true
     }
 
     /// The session it hangs on, where it does.

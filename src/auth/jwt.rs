@@ -7,18 +7,24 @@
 //! Errors: [`JwtError`], always the fault of who sent the token. Nothing of the token stands in it.
 //! Not here: which header a token came in (`connection::handshake`), revocation, when a connection ends (`connection`).
 //!
-//! The order is part of the contract: length, form, header, key, signature, and only then is the payload read. The
-//! algorithm is the key's; `jku`, `x5u`, `x5c` and `jwk` are members like any unknown one and never looked at.
+//! The order is part of the contract: length, form, header, key, signature, and only then is the payload read; but where
+//! issuers have key sets of their own, the payload's `iss` chooses whose keys are tried. The algorithm is the key's; `jku`,
+//! `x5u`, `x5c` and `jwk` are members like any unknown one and never looked at.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
+use ring::rand::SecureRandom;
+
 use super::grant::{ClaimValue, Globs, Grant, Rights, RightsTable, TokenFacts, TokenMark};
+use super::jwks::{IssuerOptions, KeySets};
 use super::keys::{Algorithm, Key, KeyId, KeySet, NoKey};
 use super::members::{Members, MembersError, Value, elements};
+use super::signing::{SigningError, SigningKey};
 use crate::limits::{TEMPLATE_VALUE_BYTES_MAX, TOKEN_BYTES_MAX};
 use crate::time::WallTime;
 
@@ -27,9 +33,9 @@ use crate::time::WallTime;
 pub struct Options {
     /// Allowance for clocks that differ.
     pub leeway: Duration,
-    /// Accepted `iss` values; none: `iss` is not looked at.
+    /// Accepted `iss` values of tokens that `keys` verify; none: `iss` is not looked at.
     pub issuers: Vec<String>,
-    /// Accepted `aud` values; none: `aud` is not looked at.
+    /// Accepted `aud` values of such tokens; none: `aud` is not looked at.
     pub audiences: Vec<String>,
     /// Name of the cookie that carries a token.
     pub cookie: String,
@@ -37,8 +43,10 @@ pub struct Options {
     pub close_on_key_removal: bool,
     /// Names of the claims that carry rights.
     pub claims: ClaimNames,
-    /// The keys.
+    /// The keys that stand in the configuration. They verify no token of `key_sets`' issuers.
     pub keys: KeySet,
+    /// The issuers that have key sets of their own.
+    pub key_sets: Vec<IssuerOptions>,
 }
 
 /// `[auth.jwt.claims]`: which claim carries what.
@@ -78,6 +86,7 @@ impl Default for Options {
             close_on_key_removal: false,
             claims: ClaimNames::default(),
             keys: KeySet::default(),
+            key_sets: Vec::new(),
         }
     }
 }
@@ -370,16 +379,47 @@ impl Verified {
     }
 }
 
-/// Verifies tokens by one configuration. Cloning shares the keys.
+/// Verifies tokens by one configuration and the key sets of one moment. Cloning shares the keys.
 #[derive(Clone, Debug)]
 pub struct Verifier {
     options: Options,
+    sets: Arc<KeySets>,
+    /// For each of the options' `key_sets` the set in force, empty where none has been fetched.
+    in_force: Vec<KeySet>,
+}
+
+/// By whose rules a token is judged.
+#[derive(Clone, Copy)]
+struct Trust<'v> {
+    keys: &'v KeySet,
+    audiences: &'v [String],
+    /// Which of the options' `key_sets` these are; `None`: the keys of the configuration itself.
+    issuer: Option<(usize, &'v IssuerOptions)>,
+}
+
+impl Trust<'_> {
+    /// Why no key may verify a token with this header; `None`: some may.
+    fn lacks(self, kid: Option<&str>, algorithm: Algorithm) -> Option<NoKey> {
+        // RFC 8725 3.1: what an issuer is not to sign with verifies nothing, whatever its set holds.
+        if self.issuer.is_some_and(|(_, issuer)| !issuer.algorithms.contains(&algorithm)) {
+            return Some(NoKey::OtherAlgorithm);
+        }
+        self.keys.candidates(kid, algorithm).err()
+    }
 }
 
 impl Verifier {
     /// A verifier by `options`. Without keys it refuses every token.
     pub fn new(options: Options) -> Verifier {
-        Verifier { options }
+        Verifier::with_key_sets(options, Arc::default())
+    }
+
+    /// The same with the key sets that were fetched.
+    pub fn with_key_sets(options: Options, sets: Arc<KeySets>) -> Verifier {
+        let fetched = |issuer: &IssuerOptions| sets.of(&issuer.issuer).cloned();
+        let held = |issuer: &IssuerOptions| issuer.keys.clone().or_else(|| fetched(issuer)).unwrap_or_default();
+        let in_force = options.key_sets.iter().map(held).collect();
+        Verifier { options, sets, in_force }
     }
 
     /// What it goes by.
@@ -387,36 +427,118 @@ impl Verifier {
         &self.options
     }
 
+    /// The key sets that were fetched.
+    pub fn key_sets(&self) -> &Arc<KeySets> {
+        &self.sets
+    }
+
+    /// The keys in force, each with whose it is where an issuer has a set of its own.
+    fn keys(&self) -> impl Iterator<Item = (&Key, Option<&str>)> {
+        let own = self.options.keys.iter().map(|key| (key, None));
+        let of_issuer = |(issuer, keys)| {
+            let IssuerOptions { issuer, algorithms, .. }: &IssuerOptions = issuer;
+            let keys: &KeySet = keys;
+            let usable = keys.iter().filter(|key| algorithms.contains(&key.algorithm()));
+            usable.map(|key| (key, Some(issuer.as_str())))
+        };
+        own.chain(self.options.key_sets.iter().zip(&self.in_force).flat_map(of_issuer))
+    }
+
+    /// The key that verified a credential, and whose it is where an issuer has a set of its own; `None`: it is in force no
+    /// more.
+    pub fn key(&self, id: KeyId) -> Option<(&Key, Option<&str>)> {
+        self.keys().find(|(key, _)| key.id() == id)
+    }
+
+    /// Whether it has a key that `other` has not.
+    pub fn has_keys_beyond(&self, other: &Verifier) -> bool {
+        self.keys().any(|(key, _)| !other.has_key(key.id()))
+    }
+
+    /// Whether the key that verified a credential is still in force.
+    pub fn has_key(&self, id: KeyId) -> bool {
+        self.key(id).is_some()
+    }
+
     /// Verifies a whole token at `now`.
     ///
     /// Errors: the first rule it breaks, in the order of this module's page; the dates are judged last, so that
     /// [`JwtError::Expired`] means that nothing else is wrong.
     pub fn verify(&self, token: &[u8], now: WallTime) -> Result<Verified, JwtError> {
-        let signed = self.verify_signature(token)?;
+        let (signed, trust) = self.verify_parts(token)?;
         let members = Members::read(&signed.payload).map_err(JwtError::Payload)?;
-        self.check_claims(members, signed.key, now)
+        self.check_claims(members, signed.key, trust, now)
     }
 
-    /// Verifies the signature alone, RFC 7515 section 5.2: what the payload says is not looked at.
+    /// Verifies the signature alone, RFC 7515 section 5.2: of the payload nothing but its `iss` is looked at.
     ///
     /// Errors: as [`Verifier::verify`], up to and including the signature.
     pub fn verify_signature(&self, token: &[u8]) -> Result<Signed, JwtError> {
+        self.verify_parts(token).map(|(signed, _)| signed)
+    }
+
+    fn verify_parts(&self, token: &[u8]) -> Result<(Signed, Trust<'_>), JwtError> {
         let compact = Compact::split(token)?;
         let header = decode(compact.header, Part::Header)?;
         let header = Members::read(&header).map_err(JwtError::Header)?;
         let (algorithm, kid) = check_header(&header)?;
-        let candidates = self.options.keys.candidates(kid, algorithm).map_err(|none| match none {
-            NoKey::UnknownKid => JwtError::UnknownKey,
-            NoKey::OtherAlgorithm => JwtError::OtherAlgorithm,
-            NoKey::NoneOfAlgorithm => JwtError::NoKeyOfAlgorithm,
-        })?;
+        let trust = self.trust(&compact);
+        if let Some(none) = trust.lacks(kid, algorithm) {
+            return Err(match none {
+                NoKey::UnknownKid => JwtError::UnknownKey,
+                NoKey::OtherAlgorithm => JwtError::OtherAlgorithm,
+                NoKey::NoneOfAlgorithm => JwtError::NoKeyOfAlgorithm,
+            });
+        }
         let signature = decode(compact.signature, Part::Signature)?;
-        let mut candidates = candidates.filter(|key| key.verifies(compact.signed, &signature));
-        let key = candidates.next().ok_or(JwtError::BadSignature)?.id();
-        Ok(Signed { payload: decode(compact.payload, Part::Payload)?, key })
+        let mut candidates = trust.keys.candidates(kid, algorithm).into_iter().flatten();
+        let key = candidates.find(|key| key.verifies(compact.signed, &signature)).ok_or(JwtError::BadSignature)?.id();
+        Ok((Signed { payload: decode(compact.payload, Part::Payload)?, key }, trust))
     }
 
-    fn check_claims(&self, members: Members<'_>, key: KeyId, now: WallTime) -> Result<Verified, JwtError> {
+    /// By whose rules a token is judged: those of the issuer that it claims to be of, where that has a key set, else the
+    /// configuration's own. A payload that cannot be read names nobody, and is refused in the end whoever signed it.
+    fn trust(&self, compact: &Compact<'_>) -> Trust<'_> {
+        let own = Trust { keys: &self.options.keys, audiences: &self.options.audiences, issuer: None };
+        if self.options.key_sets.is_empty() {
+            return own;
+        }
+        let Ok(payload) = decode(compact.payload, Part::Payload) else { return own };
+        let Ok(members) = Members::read(&payload) else { return own };
+        let Some(Value::String(claimed)) = members.find("iss") else { return own };
+        let mut issuers = self.options.key_sets.iter().zip(&self.in_force).enumerate();
+        let trusted = issuers.find(|(_, (issuer, _))| issuer.issuer == **claimed);
+        trusted.map_or(own, |(place, (issuer, keys))| Trust {
+            keys,
+            audiences: &issuer.audiences,
+            issuer: Some((place, issuer)),
+        })
+    }
+
+    /// Whether a token was refused only because its issuer's set, which is fetched, has no key that it could be by: which of
+    /// the options' `key_sets` that is.
+    pub fn lacks_key_of(&self, token: &[u8]) -> Option<usize> {
+        if self.options.key_sets.is_empty() {
+            return None;
+        }
+        let compact = Compact::split(token).ok()?;
+        let header = decode(compact.header, Part::Header).ok()?;
+        let header = Members::read(&header).ok()?;
+        let (algorithm, kid) = check_header(&header).ok()?;
+        let trust = self.trust(&compact);
+        let (place, issuer) = trust.issuer.filter(|(_, issuer)| issuer.keys.is_none())?;
+        let usable = issuer.algorithms.contains(&algorithm);
+        let lacks = matches!(trust.lacks(kid, algorithm), Some(NoKey::UnknownKid | NoKey::NoneOfAlgorithm));
+        (usable && lacks).then_some(place)
+    }
+
+    fn check_claims(
+        &self,
+        members: Members<'_>,
+        key: KeyId,
+        trust: Trust<'_>,
+        now: WallTime,
+    ) -> Result<Verified, JwtError> {
         let names = &self.options.claims;
         let expires = date(&members, "exp")?.ok_or(JwtError::NoExpiry)?;
         let not_before = date(&members, "nbf")?;
@@ -427,8 +549,8 @@ impl Verifier {
         let roles = self.roles(&members)?;
         let permissions = list(&members, &names.permissions, "permissions")?.unwrap_or_default();
         let streams = list(&members, &names.streams, "streams")?;
-        self.check_issuer(issuer.as_deref())?;
-        self.check_audience(&members)?;
+        self.check_issuer(issuer.as_deref(), trust)?;
+        check_audience(&members, trust.audiences)?;
         // RFC 7519 4.1.5 and 4.1.4, with the leeway both allow.
         if not_before.is_some_and(|not_before| now + self.options.leeway < not_before) {
             return Err(JwtError::NotYetValid);
@@ -453,26 +575,29 @@ impl Verifier {
         Ok(roles)
     }
 
-    fn check_issuer(&self, issuer: Option<&str>) -> Result<(), JwtError> {
+    fn check_issuer(&self, issuer: Option<&str>, trust: Trust<'_>) -> Result<(), JwtError> {
         let wanted = &self.options.issuers;
-        let is_wanted = |issuer: &str| wanted.iter().any(|one| one == issuer);
-        if wanted.is_empty() || issuer.is_some_and(is_wanted) { Ok(()) } else { Err(JwtError::OtherIssuer) }
-    }
-
-    /// RFC 7519 4.1.3: a string, or an array of strings of which one must be meant for us.
-    fn check_audience(&self, members: &Members<'_>) -> Result<(), JwtError> {
-        let wanted = &self.options.audiences;
-        if wanted.is_empty() {
-            return Ok(());
-        }
-        let is_wanted = |audience: &str| wanted.iter().any(|one| one == audience);
-        let found = match members.find("aud") {
-            None => false,
-            Some(Value::String(audience)) => is_wanted(audience),
-            Some(_) => list(members, "aud", "aud")?.unwrap_or_default().iter().any(|one| is_wanted(one)),
+        let is_wanted = |issuer: &str| match trust.issuer {
+            Some((_, options)) => options.issuer == issuer,
+            None => wanted.is_empty() || wanted.iter().any(|one| one == issuer),
         };
-        if found { Ok(()) } else { Err(JwtError::OtherAudience) }
+        let may_be_absent = trust.issuer.is_none() && wanted.is_empty();
+        if issuer.map_or(may_be_absent, is_wanted) { Ok(()) } else { Err(JwtError::OtherIssuer) }
     }
+}
+
+/// RFC 7519 4.1.3: a string, or an array of strings of which one must be meant for us.
+fn check_audience(members: &Members<'_>, wanted: &[String]) -> Result<(), JwtError> {
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let is_wanted = |audience: &str| wanted.iter().any(|one| one == audience);
+    let found = match members.find("aud") {
+        None => false,
+        Some(Value::String(audience)) => is_wanted(audience),
+        Some(_) => list(members, "aud", "aud")?.unwrap_or_default().iter().any(|one| is_wanted(one)),
+    };
+    if found { Ok(()) } else { Err(JwtError::OtherAudience) }
 }
 
 /// The `kid` of a token, before anything is verified: for choosing what to say about it, never whom to trust.
@@ -498,25 +623,57 @@ pub fn claimed_payload(token: &[u8]) -> Result<String, JwtError> {
     object_text(Compact::split(token)?.payload, Part::Payload, JwtError::Payload)
 }
 
-/// A token of `claims_json` (the text of a JSON object, used as it is), signed by `key` and naming it by its `kid`.
+/// A token of `claims_json` (the text of a JSON object, used as it is), signed by the shared `key` and naming it by its
+/// `kid`.
 pub fn mint(key: &Key, claims_json: &str) -> String {
-    let alg = key.algorithm().name();
-    let header = match key.kid() {
-        Some(kid) => format!(r#"{{"alg":"{alg}","typ":"JWT","kid":{}}}"#, serde_json::Value::from(kid)),
-        None => format!(r#"{{"alg":"{alg}","typ":"JWT"}}"#),
-    };
-    sign(key, header.as_bytes(), claims_json.as_bytes())
+    sign(key, mint_header(key.algorithm(), key.kid()).as_bytes(), claims_json.as_bytes())
 }
 
-/// RFC 7515 section 5.1: `header` and `payload`, whatever they hold, in compact form and signed by `key`.
+/// The same by a key of any algorithm.
+///
+/// # Errors
+/// [`SigningError::NoChance`].
+pub fn mint_by(key: &SigningKey, claims_json: &str, chance: &dyn SecureRandom) -> Result<String, SigningError> {
+    let header = mint_header(key.algorithm(), key.kid());
+    sign_by(header.as_bytes(), claims_json.as_bytes(), |signed| key.sign(signed, chance))
+}
+
+fn mint_header(algorithm: Algorithm, kid: Option<&str>) -> String {
+    match kid {
+        Some(kid) => format!(r#"{{"alg":"{algorithm}","typ":"JWT","kid":{}}}"#, serde_json::Value::from(kid)),
+        None => format!(r#"{{"alg":"{algorithm}","typ":"JWT"}}"#),
+    }
+}
+
+/// RFC 7515 section 5.1: `header` and `payload`, whatever they hold, in compact form and signed by the shared `key`. By a
+/// public one nothing can be signed: the signature is empty then.
 pub fn sign(key: &Key, header: &[u8], payload: &[u8]) -> String {
-    let mut token = URL_SAFE_NO_PAD.encode(header);
-    token.push('.');
-    URL_SAFE_NO_PAD.encode_string(payload, &mut token);
+    let mut token = signing_input(header, payload);
     let signature = key.sign(token.as_bytes());
     token.push('.');
-    URL_SAFE_NO_PAD.encode_string(signature, &mut token);
+    if let Some(signature) = signature {
+        URL_SAFE_NO_PAD.encode_string(signature, &mut token);
+    }
     token
+}
+
+/// The same signed by `sign`.
+///
+/// # Errors
+/// Those of `sign`.
+pub fn sign_by<E>(header: &[u8], payload: &[u8], sign: impl FnOnce(&[u8]) -> Result<Vec<u8>, E>) -> Result<String, E> {
+    let mut token = signing_input(header, payload);
+    let signature = sign(token.as_bytes())?;
+    token.push('.');
+    URL_SAFE_NO_PAD.encode_string(signature, &mut token);
+    Ok(token)
+}
+
+fn signing_input(header: &[u8], payload: &[u8]) -> String {
+    let mut input = URL_SAFE_NO_PAD.encode(header);
+    input.push('.');
+    URL_SAFE_NO_PAD.encode_string(payload, &mut input);
+    input
 }
 
 /// A token in its parts, none decoded.
@@ -595,7 +752,7 @@ fn date(members: &Members<'_>, name: &'static str) -> Result<Option<WallTime>, J
 }
 
 /// RFC 7519 section 2, NumericDate: seconds, integer or not, here from 0 to [`DATE_SECS_MAX`], kept to the microsecond.
-fn numeric_date(number: &str) -> Option<WallTime> {
+pub(super) fn numeric_date(number: &str) -> Option<WallTime> {
     if number.starts_with('-') {
         return None;
     }
@@ -724,7 +881,7 @@ mod tests {
 
     #[test]
     fn a_minted_token_verifies_under_each_algorithm_and_kid() {
-        for algorithm in Algorithm::ALL {
+        for algorithm in Algorithm::ALL.into_iter().filter(|algorithm| algorithm.is_symmetric()) {
             for kid in [None, Some("k"), Some(""), Some("quote \" and \\ é")] {
                 let verifier = verifier_of(&[config(Some("other"), algorithm, 9), config(kid, algorithm, 1)]);
                 let token = mint(&key(kid, algorithm, 1), CLAIMS);
@@ -800,7 +957,10 @@ mod tests {
             (r#"{"alg":""}"#, "unsupported_alg"),
             (r#"{"alg":"hs256"}"#, "unsupported_alg"),
             (r#"{"alg":"HS256 "}"#, "unsupported_alg"),
-            (r#"{"alg":"RS256"}"#, "unsupported_alg"),
+            (r#"{"alg":"RS256"}"#, "no_key_for_alg"),
+            (r#"{"alg":"EDDSA"}"#, "unsupported_alg"),
+            (r#"{"alg":"ES512"}"#, "unsupported_alg"),
+            (r#"{"alg":"ES256K"}"#, "unsupported_alg"),
             (r#"{"alg":"dir","enc":"A256GCM"}"#, "unsupported_alg"),
             (r#"{"alg":"HS512"}"#, "no_key_for_alg"),
             (r#"{"alg":"HS256","crit":["exp"],"exp":1}"#, "crit_not_understood"),
@@ -862,7 +1022,7 @@ mod tests {
         // What is signed may still be no base64url, and is then not read.
         let key = key(None, Algorithm::Hs256, 1);
         let odd = format!("{}.e30=", URL_SAFE_NO_PAD.encode(r#"{"alg":"HS256"}"#));
-        let odd = format!("{odd}.{}", URL_SAFE_NO_PAD.encode(key.sign(odd.as_bytes())));
+        let odd = format!("{odd}.{}", URL_SAFE_NO_PAD.encode(key.sign(odd.as_bytes()).unwrap()));
         assert_eq!(refused(&odd), JwtError::Encoding(Part::Payload));
         assert_eq!(verifier().verify(b"\xff.\x00.e30", NOW).unwrap_err(), JwtError::Encoding(Part::Header));
     }

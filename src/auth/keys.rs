@@ -1,22 +1,27 @@
 //! The keys that verify tokens, and which of them may verify a given one.
 //!
-//! Source: RFC 7515 section 4.1.4 (`kid`), RFC 7518 section 3.2 (length of HMAC keys), RFC 8725 sections 2.1, 3.1 and
-//! 3.5; protocol version 1, section 2. The algorithm belongs to the configured key; a token can only name a key.
-//! Memory: a prepared HMAC state a key; a [`KeySet`] is shared, so each core's copy is one pointer.
-//! Errors: [`KeyError`], the operator's fault, at start or reload. Not here: tokens (`jwt`), where secrets come from
-//! (`config`).
+//! Source: RFC 7515 section 4.1.4 (`kid`), RFC 7518 section 3 (algorithms, length of keys), RFC 8037 (EdDSA), RFC 8725
+//! sections 2.1, 3.1 and 3.5; protocol version 1, section 2. The algorithm belongs to the configured key; a token can only
+//! name a key.
+//! Memory: a prepared HMAC state or a public key each; a [`KeySet`] is shared, so each core's copy is one pointer.
+//! Errors: [`KeyError`], the operator's fault, at start or reload. Not here: tokens (`jwt`), the forms of public keys
+//! (`public_key`), key sets of issuers (`jwks`), where secrets come from (`config`).
 
 use std::fmt;
 use std::num::NonZeroU64;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use base64::Engine;
+use base64::alphabet;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use ring::hmac;
 use serde_json::Value;
 
+use super::public_key::{KeyKind, PublicKey};
 use crate::secret::Secret;
 
-/// What a key signs and verifies with, RFC 7518 section 3.1.
+/// What a key signs and verifies with, RFC 7518 section 3.1 and RFC 8037 section 3.1.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum Algorithm {
     /// HMAC with SHA-256.
@@ -25,11 +30,42 @@ pub enum Algorithm {
     Hs384,
     /// HMAC with SHA-512.
     Hs512,
+    /// RSASSA-PKCS1-v1_5 with SHA-256.
+    Rs256,
+    /// RSASSA-PKCS1-v1_5 with SHA-384.
+    Rs384,
+    /// RSASSA-PKCS1-v1_5 with SHA-512.
+    Rs512,
+    /// RSASSA-PSS with SHA-256.
+    Ps256,
+    /// RSASSA-PSS with SHA-384.
+    Ps384,
+    /// RSASSA-PSS with SHA-512.
+    Ps512,
+    /// ECDSA on P-256 with SHA-256.
+    Es256,
+    /// ECDSA on P-384 with SHA-384.
+    Es384,
+    /// Ed25519.
+    EdDsa,
 }
 
 impl Algorithm {
     /// Every algorithm there is a verifier for.
-    pub const ALL: [Algorithm; 3] = [Algorithm::Hs256, Algorithm::Hs384, Algorithm::Hs512];
+    pub const ALL: [Algorithm; 12] = [
+        Algorithm::Hs256,
+        Algorithm::Hs384,
+        Algorithm::Hs512,
+        Algorithm::Rs256,
+        Algorithm::Rs384,
+        Algorithm::Rs512,
+        Algorithm::Ps256,
+        Algorithm::Ps384,
+        Algorithm::Ps512,
+        Algorithm::Es256,
+        Algorithm::Es384,
+        Algorithm::EdDsa,
+    ];
 
     /// Its name as `alg` spells it, case and all.
     pub const fn name(self) -> &'static str {
@@ -37,23 +73,50 @@ impl Algorithm {
             Algorithm::Hs256 => "HS256",
             Algorithm::Hs384 => "HS384",
             Algorithm::Hs512 => "HS512",
+            Algorithm::Rs256 => "RS256",
+            Algorithm::Rs384 => "RS384",
+            Algorithm::Rs512 => "RS512",
+            Algorithm::Ps256 => "PS256",
+            Algorithm::Ps384 => "PS384",
+            Algorithm::Ps512 => "PS512",
+            Algorithm::Es256 => "ES256",
+            Algorithm::Es384 => "ES384",
+            Algorithm::EdDsa => "EdDSA",
         }
     }
 
-    /// Least bytes of a key. RFC 7518 3.2: a key of the same size as the hash output or larger MUST be used.
+    /// What a public key for it is of; `None`: its key is a shared secret.
+    pub const fn key_kind(self) -> Option<KeyKind> {
+        match self {
+            Algorithm::Hs256 | Algorithm::Hs384 | Algorithm::Hs512 => None,
+            Algorithm::Rs256 | Algorithm::Rs384 | Algorithm::Rs512 => Some(KeyKind::Rsa),
+            Algorithm::Ps256 | Algorithm::Ps384 | Algorithm::Ps512 => Some(KeyKind::Rsa),
+            Algorithm::Es256 => Some(KeyKind::P256),
+            Algorithm::Es384 => Some(KeyKind::P384),
+            Algorithm::EdDsa => Some(KeyKind::Ed25519),
+        }
+    }
+
+    /// Whether its key is a shared secret.
+    pub const fn is_symmetric(self) -> bool {
+        self.key_kind().is_none()
+    }
+
+    /// Least bytes of a shared secret. RFC 7518 3.2: a key of the same size as the hash output or larger MUST be used.
     pub const fn key_bytes_min(self) -> usize {
         match self {
-            Algorithm::Hs256 => 32,
             Algorithm::Hs384 => 48,
             Algorithm::Hs512 => 64,
+            _ => 32,
         }
     }
 
-    fn hmac(self) -> hmac::Algorithm {
+    fn hmac(self) -> Option<hmac::Algorithm> {
         match self {
-            Algorithm::Hs256 => hmac::HMAC_SHA256,
-            Algorithm::Hs384 => hmac::HMAC_SHA384,
-            Algorithm::Hs512 => hmac::HMAC_SHA512,
+            Algorithm::Hs256 => Some(hmac::HMAC_SHA256),
+            Algorithm::Hs384 => Some(hmac::HMAC_SHA384),
+            Algorithm::Hs512 => Some(hmac::HMAC_SHA512),
+            _ => None,
         }
     }
 }
@@ -66,7 +129,7 @@ impl fmt::Display for Algorithm {
 
 /// A name that is none of [`Algorithm::ALL`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("the algorithm is none of HS256, HS384, HS512")]
+#[error("the algorithm is none of HS256, HS384, HS512, RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, EdDSA")]
 pub struct UnknownAlgorithm;
 
 impl FromStr for Algorithm {
@@ -77,7 +140,7 @@ impl FromStr for Algorithm {
     }
 }
 
-/// One `[[auth.jwt.key]]`, as written.
+/// A shared secret and what it is for: one `[[auth.jwt.key]]` with `secret`.
 #[derive(Clone, Debug)]
 pub struct KeyConfig {
     /// The name tokens call it by; without one it is tried for tokens that name none.
@@ -107,6 +170,20 @@ pub enum KeyError {
         /// What it looks like.
         looks: &'static str,
     },
+    /// A shared secret where a public key is needed.
+    #[error("{algorithm} verifies with a public key, not with a shared secret")]
+    NotShared {
+        /// The key's algorithm.
+        algorithm: Algorithm,
+    },
+    /// A public key for another algorithm.
+    #[error("the public key is {}, {algorithm} needs {}", .found.name(), .algorithm.key_kind().map_or("a shared secret", KeyKind::name))]
+    OtherKind {
+        /// The key's algorithm.
+        algorithm: Algorithm,
+        /// What it is of.
+        found: KeyKind,
+    },
     /// Two keys that a token could not tell apart.
     #[error("the keys number {first} and {second} have the same kid and alg")]
     Repeated {
@@ -117,8 +194,8 @@ pub enum KeyError {
     },
 }
 
-/// Which key verified a credential, for as long as that matters: the same after a reload while `kid`, algorithm and secret
-/// are. A keyed hash, so it tells nothing of the secret.
+/// Which key verified a credential, for as long as that matters: the same after a reload while issuer, `kid`, algorithm and
+/// key are. A keyed hash, so it tells nothing of a secret.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct KeyId(NonZeroU64);
 
@@ -134,30 +211,57 @@ impl KeyId {
     }
 }
 
-/// One key, ready to verify and to sign.
+#[derive(Clone)]
+enum Material {
+    Shared(hmac::Key),
+    Public(PublicKey),
+}
+
+/// One key, ready to verify; a shared one, also to sign.
 #[derive(Clone)]
 pub struct Key {
     kid: Option<Box<str>>,
     algorithm: Algorithm,
-    hmac: hmac::Key,
+    material: Material,
     id: KeyId,
 }
 
 impl Key {
-    /// Checks and prepares one key.
+    /// Checks and prepares a shared secret.
     ///
-    /// Errors: too short for its algorithm; a PEM, DER, OpenSSH or JWK document.
+    /// Errors: too short for its algorithm, which has none; a PEM, DER, OpenSSH or JWK document, however it is encoded.
     pub fn new(config: &KeyConfig) -> Result<Key, KeyError> {
         let KeyConfig { kid, algorithm, secret } = config;
         let (algorithm, bytes) = (*algorithm, secret.expose_secret());
+        let hmac = algorithm.hmac().ok_or(KeyError::NotShared { algorithm })?;
         if let Some(looks) = document_kind(bytes) {
             return Err(KeyError::NotASecret { algorithm, looks });
         }
         if bytes.len() < algorithm.key_bytes_min() {
             return Err(KeyError::TooShort { algorithm, bytes: bytes.len() });
         }
-        let hmac = hmac::Key::new(algorithm.hmac(), bytes);
-        Ok(Key { kid: kid.as_deref().map(Box::from), algorithm, hmac, id: key_id(kid.as_deref(), algorithm, bytes) })
+        let id = key_id("", kid.as_deref(), algorithm, bytes);
+        let material = Material::Shared(hmac::Key::new(hmac, bytes));
+        Ok(Key { kid: kid.as_deref().map(Box::from), algorithm, material, id })
+    }
+
+    /// A public key of `issuer` (empty: configured as a key by itself).
+    ///
+    /// Errors: it is for another algorithm.
+    pub fn public(
+        issuer: &str,
+        kid: Option<&str>,
+        algorithm: Algorithm,
+        public_key: &PublicKey,
+    ) -> Result<Key, KeyError> {
+        let found = public_key.kind();
+        if algorithm.key_kind() != Some(found) {
+            return Err(KeyError::OtherKind { algorithm, found });
+        }
+        let [first, second] = public_key.parts();
+        let length = first.len().to_be_bytes();
+        let id = key_id(issuer, kid, algorithm, &[&length, first, second].concat());
+        Ok(Key { kid: kid.map(Box::from), algorithm, material: Material::Public(public_key.clone()), id })
     }
 
     /// The name tokens call it by.
@@ -177,12 +281,18 @@ impl Key {
 
     /// Whether `signature` is this key's over `signed`; takes the same time wherever they differ.
     pub fn verifies(&self, signed: &[u8], signature: &[u8]) -> bool {
-        hmac::verify(&self.hmac, signed, signature).is_ok()
+        match &self.material {
+            Material::Shared(key) => hmac::verify(key, signed, signature).is_ok(),
+            Material::Public(key) => key.verifies(self.algorithm, signed, signature),
+        }
     }
 
-    /// This key's signature over `signed`.
-    pub fn sign(&self, signed: &[u8]) -> impl AsRef<[u8]> + use<> {
-        hmac::sign(&self.hmac, signed)
+    /// A shared key's signature over `signed`; `None`: it is public, and whoever may sign has the other half.
+    pub fn sign(&self, signed: &[u8]) -> Option<impl AsRef<[u8]> + use<>> {
+        match &self.material {
+            Material::Shared(key) => Some(hmac::sign(key, signed)),
+            Material::Public(_) => None,
+        }
     }
 }
 
@@ -213,7 +323,13 @@ impl KeySet {
     /// Errors: the first key that [`Key::new`] refuses; two of the same `kid` (or both without) and algorithm, unless
     /// neither has a `kid` and the secrets differ, since such keys are tried in turn.
     pub fn new(keys: &[KeyConfig]) -> Result<KeySet, KeyError> {
-        let keys = keys.iter().map(Key::new).collect::<Result<Vec<Key>, KeyError>>()?;
+        KeySet::of(keys.iter().map(Key::new).collect::<Result<Vec<Key>, KeyError>>()?)
+    }
+
+    /// The same of keys that are prepared.
+    ///
+    /// Errors: as for [`KeySet::new`], but for single keys.
+    pub fn of(keys: Vec<Key>) -> Result<KeySet, KeyError> {
         for (second, key) in keys.iter().enumerate() {
             let same = |other: &Key| match key.kid {
                 Some(_) => other.kid == key.kid && other.algorithm == key.algorithm,
@@ -224,6 +340,17 @@ impl KeySet {
             }
         }
         Ok(KeySet(Arc::from(keys)))
+    }
+
+    /// The keys of an issuer's set, none twice. Two may have the same `kid`: both are tried.
+    pub(super) fn of_issuer(keys: Vec<Key>) -> KeySet {
+        let mut distinct: Vec<Key> = Vec::with_capacity(keys.len());
+        for key in keys {
+            if distinct.iter().all(|other| other.id != key.id) {
+                distinct.push(key);
+            }
+        }
+        KeySet(Arc::from(distinct))
     }
 
     /// The keys that a token with this header may be tried against, at least one.
@@ -261,10 +388,15 @@ impl KeySet {
 }
 
 /// Hashed under the secret itself: whoever does not know the secret learns nothing, whoever does needs nothing.
-fn key_id(kid: Option<&str>, algorithm: Algorithm, secret: &[u8]) -> KeyId {
-    let mut context = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, secret));
+fn key_id(issuer: &str, kid: Option<&str>, algorithm: Algorithm, material: &[u8]) -> KeyId {
+    let mut context = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, material));
     context.update(b"restcast key id");
     context.update(algorithm.name().as_bytes());
+    if !issuer.is_empty() {
+        context.update(b"@");
+        context.update(&issuer.len().to_be_bytes());
+        context.update(issuer.as_bytes());
+    }
     if let Some(kid) = kid {
         // The algorithm's name has a fixed length, so what follows is the kid, and an empty one is told from none.
         context.update(b":");
@@ -275,11 +407,37 @@ fn key_id(kid: Option<&str>, algorithm: Algorithm, secret: &[u8]) -> KeyId {
     KeyId(NonZeroU64::new(bits).unwrap_or(NonZeroU64::MIN))
 }
 
-/// What kind of document stands where a secret should, if it looks like one. RFC 8725 2.1: a public key used as an HMAC
-/// secret lets everyone sign.
+/// What kind of document stands where a secret should, if it looks like one: as it is, or in base64 or hexadecimal. RFC 8725
+/// 2.1: a public key used as an HMAC secret lets everyone sign.
 fn document_kind(bytes: &[u8]) -> Option<&'static str> {
+    if let Some(kind) = bare_document_kind(bytes) {
+        return Some(kind);
+    }
+    let text = str::from_utf8(bytes).ok()?;
+    let digits: String = text.chars().filter(|c| !c.is_ascii_whitespace()).collect();
+    let config = GeneralPurposeConfig::new()
+        .with_decode_padding_mode(DecodePaddingMode::Indifferent)
+        .with_decode_allow_trailing_bits(true);
+    let base64 = |alphabet| GeneralPurpose::new(alphabet, config).decode(&digits).ok();
+    let decoded = [base64(&alphabet::STANDARD), base64(&alphabet::URL_SAFE), hex(&digits)];
+    decoded.into_iter().flatten().find_map(|bytes| bare_document_kind(&bytes))
+}
+
+fn hex(digits: &str) -> Option<Vec<u8>> {
+    let digits: Vec<u32> = digits.chars().map(|c| c.to_digit(16)).collect::<Option<_>>()?;
+    let byte = |pair: &[u32]| match pair {
+        [high, low] => u8::try_from(high << 4 | low).ok(),
+        _ => None,
+    };
+    digits.chunks(2).map(byte).collect()
+}
+
+fn bare_document_kind(bytes: &[u8]) -> Option<&'static str> {
     if is_public_key_der(bytes) {
         return Some("a DER public key");
+    }
+    if is_certificate_der(bytes) {
+        return Some("a DER certificate");
     }
     let text = str::from_utf8(bytes).ok()?.trim_start_matches(|c: char| c.is_whitespace() || c == '\u{feff}');
     if text.starts_with("-----BEGIN") || text.starts_with("---- BEGIN") {
@@ -297,6 +455,13 @@ fn document_kind(bytes: &[u8]) -> Option<&'static str> {
         return Some("a JSON Web Key");
     }
     None
+}
+
+/// Whether `bytes` begin like a certificate of version 3 (RFC 5280 4.1): a sequence in a sequence, then the version.
+fn is_certificate_der(bytes: &[u8]) -> bool {
+    bytes.starts_with(b"\x30\x82")
+        && bytes.get(4..6) == Some(b"\x30\x82")
+        && bytes.get(8..13) == Some(b"\xa0\x03\x02\x01\x02")
 }
 
 /// Whether `bytes` begin like a SubjectPublicKeyInfo (RFC 5280 4.1) of RSA, EC or EdDSA, or a PKCS #1 RSAPublicKey.
@@ -332,7 +497,8 @@ mod tests {
 
     #[test]
     fn a_secret_is_at_least_as_long_as_the_hash() {
-        for (algorithm, bytes_min) in Algorithm::ALL.into_iter().zip([32, 48, 64]) {
+        let symmetric = Algorithm::ALL.into_iter().filter(|algorithm| algorithm.is_symmetric());
+        for (algorithm, bytes_min) in symmetric.zip([32, 48, 64]) {
             assert!(KeySet::new(&[key(None, algorithm, &vec![7; bytes_min])]).is_ok());
             let err = KeySet::new(&[key(None, algorithm, &vec![7; bytes_min - 1])]).unwrap_err();
             assert_eq!(err, KeyError::TooShort { algorithm, bytes: bytes_min - 1 });
@@ -366,6 +532,27 @@ mod tests {
         for (secret, looks) in cases {
             let err = KeySet::new(&[key(None, Algorithm::Hs256, secret)]).unwrap_err();
             assert_eq!(err, KeyError::NotASecret { algorithm: Algorithm::Hs256, looks });
+        }
+        // However it is encoded: `b64:` and `hex:` are for secrets, and so are bare digits.
+        for (secret, looks) in [
+            (include_str!("../../tests/vectors/keys/rsa2048.pub.pem"), "a DER public key"),
+            (include_str!("../../tests/vectors/keys/rsa2048.pub.pkcs1.pem"), "a DER public key"),
+            (include_str!("../../tests/vectors/keys/rsa2048.cert.pem"), "a DER certificate"),
+            (include_str!("../../tests/vectors/keys/p256.pub.pem"), "a DER public key"),
+            (include_str!("../../tests/vectors/keys/ed25519.pub.pem"), "a DER public key"),
+        ] {
+            let der = crate::auth::public_key::pem_block(secret, |_| true).unwrap().1.unwrap();
+            let lines: String =
+                secret.lines().filter(|line| !line.starts_with('-')).map(|line| format!("{line}\n")).collect();
+            let hex: String = der.iter().map(|byte| format!("{byte:02X}")).collect();
+            let url = lines.replace('+', "-").replace('/', "_").replace(['\n', '='], "");
+            for form in [&der[..], lines.as_bytes(), url.as_bytes(), hex.as_bytes()] {
+                let err = KeySet::new(&[key(None, Algorithm::Hs256, form)]).unwrap_err();
+                assert_eq!(err, KeyError::NotASecret { algorithm: Algorithm::Hs256, looks });
+            }
+            let pem_in_hex: String = secret.bytes().map(|byte| format!("{byte:02x}")).collect();
+            let err = KeySet::new(&[key(None, Algorithm::Hs256, pem_in_hex.as_bytes())]).unwrap_err();
+            assert_eq!(err, KeyError::NotASecret { algorithm: Algorithm::Hs256, looks: "a PEM document" });
         }
         let passphrase_in_braces = br#"{"a passphrase": "in braces, long enough"}"#;
         let first_byte_as_der = [b"\x30\x2a\x30\x05", &[9u8; 40][..]].concat();
@@ -414,6 +601,23 @@ mod tests {
         assert_eq!(kept, [true, false, false, false]);
         let ids: std::collections::HashSet<KeyId> = before.iter().map(Key::id).collect();
         assert_eq!(ids.len(), 4);
+    }
+
+    #[test]
+    fn a_public_key_is_for_the_algorithms_of_its_kind() {
+        use Algorithm::{EdDsa, Es256, Hs256, Rs256};
+        let read = |pem: &str| PublicKey::read(pem.as_bytes()).unwrap();
+        let p256 = read(include_str!("../../tests/vectors/keys/p256.pub.pem"));
+        let made = |algorithm| Key::public("", Some("k"), algorithm, &p256);
+        assert_eq!(made(Es256).unwrap().id(), made(Es256).unwrap().id(), "it stays itself over a reload");
+        assert!(made(Es256).unwrap().sign(b"text").is_none(), "nobody signs with a public key");
+        for algorithm in [Rs256, EdDsa, Hs256] {
+            assert_eq!(made(algorithm).unwrap_err(), KeyError::OtherKind { algorithm, found: KeyKind::P256 });
+        }
+        assert_eq!(made(Rs256).unwrap_err().to_string(), "the public key is P-256, RS256 needs RSA");
+        assert_eq!(made(Hs256).unwrap_err().to_string(), "the public key is P-256, HS256 needs a shared secret");
+        let shared = KeySet::new(&[key(None, Rs256, A)]).unwrap_err();
+        assert_eq!(shared.to_string(), "RS256 verifies with a public key, not with a shared secret");
     }
 
     #[test]

@@ -9,12 +9,19 @@
     reason = "these bytes are a stranger's: no place is assumed, no number is cut"
 )]
 
+pub mod cache;
 pub mod control;
+mod der;
 pub mod grant;
+pub mod jwks;
 pub mod jwt;
 pub mod keys;
+pub mod marks;
 pub mod members;
+pub mod public_key;
+pub mod refresh;
 pub mod session;
+pub mod signing;
 pub mod ticket;
 
 use std::time::Duration;
@@ -30,6 +37,8 @@ pub struct Options {
     pub first_message: Option<Duration>,
     /// How long logouts, revocations and changed permissions are kept in mind.
     pub revocation_keep: Duration,
+    /// Verified tokens that each core remembers; 0: none.
+    pub token_cache: u32,
     /// The `[auth.jwt]` table.
     pub jwt: jwt::Options,
     /// The `[auth.session]` table; `None`: session cookies are not read.
@@ -45,6 +54,7 @@ impl Default for Options {
             reauth_before: Duration::from_secs(60),
             first_message: None,
             revocation_keep: Duration::from_secs(30 * 86_400),
+            token_cache: 4096,
             jwt: jwt::Options::default(),
             session: None,
             store: false,

@@ -134,6 +134,11 @@ impl SessionMark {
         let hash = digest::digest(&digest::SHA256, sid);
         SessionMark(hash.as_ref().first_chunk().copied().unwrap_or_default())
     }
+
+    /// Its bytes.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.0
+    }
 }
 
 /// A place in a record, as a JSON pointer names it.

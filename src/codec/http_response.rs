@@ -7,6 +7,7 @@
 //! Errors: [`ResponseError`], the upstream's fault each; [`ResponseError::fault`] sorts them as the protocol does.
 //! Not here: sockets, time-outs (`runtime::fetch`), what a status means (`stream::poll`). Folded fields are refused.
 
+mod cache;
 mod date;
 mod inflate;
 mod request;
@@ -17,6 +18,7 @@ use std::ops::Range;
 use crate::codec::http::{BodyError, ChunkedDecoder, elements, parse_content_length};
 use crate::limits::{HEADERS_MAX, INTERIM_RESPONSES_MAX};
 
+pub use cache::fresh_for;
 pub use date::{http_date, retry_after};
 use inflate::{Coding, Content};
 pub use request::{Request, RequestError, check_header, write_request};

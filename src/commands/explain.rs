@@ -13,6 +13,7 @@ use serde::Deserialize;
 
 use crate::auth::jwt::{self, JwtError, Options, Verifier};
 use crate::auth::keys::{Algorithm, Key, KeyConfig, KeyError, KeySet};
+use crate::auth::public_key::{PublicKey, PublicKeyError};
 use crate::limits::TOKEN_BYTES_MAX;
 use crate::secret::Secret;
 use crate::time::WallTime;
@@ -29,27 +30,27 @@ pub struct Explanation {
     pub text: String,
 }
 
-/// Explains the token that `input` holds, white space around it aside, by `options` at `now`. Without `options` there is no
-/// key, so it is shown and not accepted.
+/// Explains the token that `input` holds, white space around it aside, by `verifier` at `now`. Without one there is no key,
+/// so it is shown and not accepted.
 ///
 /// Errors: those of `input`.
-pub fn run(input: impl Read, options: Option<&Options>, now: WallTime) -> io::Result<Explanation> {
+pub fn run(input: impl Read, verifier: Option<&Verifier>, now: WallTime) -> io::Result<Explanation> {
     let mut token = Vec::new();
     // Twice the limit leaves room for white space, and for a token that is seen to be too large.
     input.take(2 * TOKEN_BYTES_MAX as u64).read_to_end(&mut token)?;
-    Ok(explain(token.trim_ascii(), options, now))
+    Ok(explain(token.trim_ascii(), verifier, now))
 }
 
-/// Explains `token` by `options` at `now`, as [`run`].
-pub fn explain(token: &[u8], options: Option<&Options>, now: WallTime) -> Explanation {
-    let verdict = options.map(|options| Verifier::new(options.clone()).verify(token, now));
+/// Explains `token` by `verifier` at `now`, as [`run`].
+pub fn explain(token: &[u8], verifier: Option<&Verifier>, now: WallTime) -> Explanation {
+    let verdict = verifier.map(|verifier| verifier.verify(token, now));
     let mut text = match &verdict {
         None => "not checked: no configuration was given, so there is no key to check it with\n".to_owned(),
         Some(Err(err)) => format!("refused: {err} ({}, {})\n", err.reason(), err.wire_code().as_str()),
         Some(Ok(verified)) => {
             let left = verified.expires().since(now);
-            let key = options.and_then(|options| options.keys.iter().find(|key| key.id() == verified.key()));
-            format!("accepted: {}, it expires in {} s\n", key.map_or_else(String::new, key_name), left.as_secs())
+            let key = verifier.and_then(|verifier| verifier.key(verified.key())).map(key_name);
+            format!("accepted: {}, it expires in {} s\n", key.unwrap_or_default(), left.as_secs())
         }
     };
     let accepted = matches!(verdict, Some(Ok(_)));
@@ -62,11 +63,13 @@ pub fn explain(token: &[u8], options: Option<&Options>, now: WallTime) -> Explan
     Explanation { accepted, text }
 }
 
-fn key_name(key: &Key) -> String {
-    match key.kid() {
-        Some(kid) => format!("signed with {} by the key {}", key.algorithm(), printable(&format!("{kid:?}"))),
+fn key_name((key, issuer): (&Key, Option<&str>)) -> String {
+    let quoted = |text: &str| printable(&format!("{text:?}"));
+    let name = match key.kid() {
+        Some(kid) => format!("signed with {} by the key {}", key.algorithm(), quoted(kid)),
         None => format!("signed with {} by a key without kid", key.algorithm()),
-    }
+    };
+    issuer.map(|issuer| format!("{name} of the issuer {}", quoted(issuer))).unwrap_or(name)
 }
 
 /// `json` in one line and without characters that a terminal would obey; they stand escaped, as JSON allows inside strings.
@@ -160,7 +163,7 @@ enum Verdict {
 #[derive(Deserialize)]
 struct TokenLine {
     token: String,
-    /// base64url of the key's bytes.
+    /// base64url of the key: the secret's bytes, or a public key as DER, PEM, JWK or the 32 bytes of Ed25519.
     key_b64u: String,
     /// What the key may be used for.
     algs: Vec<String>,
@@ -234,24 +237,39 @@ fn answer_line(line: &[u8]) -> Verdict {
     verdict.map_or_else(|err| Verdict::Reject(err.reason()), |()| Verdict::Accept)
 }
 
-/// The keys of a line: its one key under each of its algorithms that there is and that the key is long enough for. It
-/// stands under whatever `kid` the token names, since the line says which key is meant.
+/// The keys of a line: its one key under each of its algorithms that there is and that the key is good for. It stands under
+/// whatever `kid` the token names, since the line says which key is meant.
 fn line_keys(line: &TokenLine) -> Result<KeySet, &'static str> {
-    let secret = URL_SAFE_NO_PAD_INDIFFERENT.decode(&line.key_b64u).map_err(|_| "bad_key")?;
-    let secret = Secret::new(secret);
+    let bytes = URL_SAFE_NO_PAD_INDIFFERENT.decode(&line.key_b64u).map_err(|_| "bad_key")?;
     let kid = jwt::claimed_kid(line.token.as_bytes()).unwrap_or_default();
     let named = |algorithm: &Algorithm| line.algs.iter().any(|alg| alg == algorithm.name());
     let mut refused = if line.algs.is_empty() { "no_alg" } else { "unsupported_alg" };
     let mut usable = Vec::new();
     for algorithm in Algorithm::ALL.into_iter().filter(named) {
-        let config = KeyConfig { kid: kid.clone(), algorithm, secret: secret.clone() };
-        match Key::new(&config) {
-            Ok(_) => usable.push(config),
-            Err(KeyError::TooShort { .. }) => refused = "weak_key",
-            Err(_) => refused = "not_a_secret",
+        match line_key(&bytes, kid.as_deref(), algorithm) {
+            Ok(key) => usable.push(key),
+            // What is public is told first: it is the graver mistake.
+            Err(reason) if refused != "not_a_secret" => refused = reason,
+            Err(_) => {}
         }
     }
-    if usable.is_empty() { Err(refused) } else { KeySet::new(&usable).map_err(|_| refused) }
+    if usable.is_empty() { Err(refused) } else { KeySet::of(usable).map_err(|_| refused) }
+}
+
+fn line_key(bytes: &[u8], kid: Option<&str>, algorithm: Algorithm) -> Result<Key, &'static str> {
+    if algorithm.is_symmetric() {
+        let config = KeyConfig { kid: kid.map(str::to_owned), algorithm, secret: Secret::new(bytes) };
+        return Key::new(&config).map_err(|error| match error {
+            KeyError::TooShort { .. } => "weak_key",
+            _ => "not_a_secret",
+        });
+    }
+    let public_key = PublicKey::read(bytes).map_err(|error| match error {
+        PublicKeyError::RsaBits { .. } => "weak_key",
+        PublicKeyError::Unsupported => "unsupported_key",
+        _ => "bad_key",
+    })?;
+    Key::public("", kid, algorithm, &public_key).map_err(|_| "key_mismatch")
 }
 
 #[cfg(test)]
@@ -271,12 +289,12 @@ mod tests {
         jwt::mint(&Key::new(&key(kid)).unwrap(), claims)
     }
 
-    fn options() -> Options {
-        Options { keys: KeySet::new(&[key(None), key(Some("dev"))]).unwrap(), ..Options::default() }
+    fn options() -> Verifier {
+        Verifier::new(Options { keys: KeySet::new(&[key(None), key(Some("dev"))]).unwrap(), ..Options::default() })
     }
 
-    fn told(token: &str, options: Option<&Options>) -> (bool, String) {
-        let Explanation { accepted, text } = run(token.as_bytes(), options, NOW).unwrap();
+    fn told(token: &str, verifier: Option<&Verifier>) -> (bool, String) {
+        let Explanation { accepted, text } = run(token.as_bytes(), verifier, NOW).unwrap();
         assert!(token.rsplit('.').next().is_none_or(|signature| signature.is_empty() || !text.contains(signature)));
         (accepted, text)
     }
@@ -366,7 +384,9 @@ mod tests {
             (json!({ "key_b64u": "AQEB" }), "reject weak_key"),
             (json!({ "key_b64u": "A!" }), "reject bad_key"),
             (json!({ "algs": [] }), "reject no_alg"),
-            (json!({ "algs": ["RS256", "ES256"] }), "reject unsupported_alg"),
+            (json!({ "algs": ["RS1", "ES512", "none"] }), "reject unsupported_alg"),
+            (json!({ "algs": ["RS256"] }), "reject key_mismatch"),
+            (json!({ "algs": ["EdDSA"] }), "reject no_key_for_alg"),
             (json!({ "algs": ["HS512"] }), "reject weak_key"),
             (json!({ "algs": ["RS256", "HS512", "HS256", "HS256"] }), "accept"),
             (json!({ "now": null }), "reject bad_line"),

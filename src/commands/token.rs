@@ -8,11 +8,13 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ring::rand::SecureRandom;
 use serde_json::Value;
 
 use crate::auth::jwt::{self, DATE_SECS_MAX, JwtError};
-use crate::auth::keys::{Algorithm, Key, KeyConfig, KeyError};
+use crate::auth::keys::Algorithm;
 use crate::auth::members;
+use crate::auth::signing::{SigningError, SigningKey};
 use crate::secret::Secret;
 use crate::time::WallTime;
 
@@ -31,7 +33,8 @@ pub struct TokenOptions {
     pub claims: Vec<String>,
     /// `--alg`.
     pub algorithm: Algorithm,
-    /// `--secret-file`: its bytes, less a newline at the end, as `file:` in a configuration reads it.
+    /// `--secret-file`: the shared secret, its bytes less a newline at the end, as `file:` in a configuration reads it; or for
+    /// an asymmetric algorithm a private key, PEM.
     pub secret_file: PathBuf,
     /// `--kid`.
     pub kid: Option<String>,
@@ -48,9 +51,9 @@ pub enum TokenError {
         /// What the system says.
         error: io::Error,
     },
-    /// The secret itself.
+    /// The secret or private key itself.
     #[error("{0}")]
-    Key(#[from] KeyError),
+    Key(#[from] SigningError),
     /// A claim without `=`.
     #[error("--claim {0:?} is not name=value")]
     NotAClaim(String),
@@ -71,13 +74,13 @@ impl From<TokenError> for String {
     }
 }
 
-/// The token that `options` ask for, issued at `now`.
+/// The token that `options` ask for, issued at `now`. Some algorithms need `chance`.
 ///
 /// Errors: the secret's file or the secret, a claim that is none, a token no server would read.
-pub fn run(options: &TokenOptions, now: WallTime) -> Result<String, TokenError> {
+pub fn run(options: &TokenOptions, now: WallTime, chance: &dyn SecureRandom) -> Result<String, TokenError> {
     let path = &options.secret_file;
     let secret = read_secret(path).map_err(|error| TokenError::File { path: path.clone(), error })?;
-    mint(options, secret, now)
+    mint(options, &secret, now, chance)
 }
 
 fn read_secret(path: &Path) -> io::Result<Secret> {
@@ -91,9 +94,14 @@ fn read_secret(path: &Path) -> io::Result<Secret> {
     Ok(Secret::new(bytes))
 }
 
-fn mint(options: &TokenOptions, secret: Secret, now: WallTime) -> Result<String, TokenError> {
-    let key = Key::new(&KeyConfig { kid: options.kid.clone(), algorithm: options.algorithm, secret })?;
-    let token = jwt::mint(&key, &claims_json(options, now)?);
+fn mint(
+    options: &TokenOptions,
+    secret: &Secret,
+    now: WallTime,
+    chance: &dyn SecureRandom,
+) -> Result<String, TokenError> {
+    let key = SigningKey::new(options.kid.as_deref(), options.algorithm, secret, chance)?;
+    let token = jwt::mint_by(&key, &claims_json(options, now)?, chance)?;
     // Its length, and what stands inside a claim that was given as JSON.
     jwt::claimed_payload(token.as_bytes())?;
     Ok(token)
@@ -127,10 +135,13 @@ fn claims_json(options: &TokenOptions, now: WallTime) -> Result<String, TokenErr
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "signatures differ with chance, and what they say does not")]
 mod tests {
+    use ring::rand::SystemRandom;
+
     use super::*;
     use crate::auth::jwt::{Options, Verifier, claimed_header, claimed_payload};
-    use crate::auth::keys::KeySet;
+    use crate::auth::keys::{KeyConfig, KeySet};
 
     const NOW: WallTime = WallTime::from_micros(1_700_000_000_900_000);
     const SECRET: &[u8; 32] = b"a secret of just thirty-two byte";
@@ -147,7 +158,7 @@ mod tests {
     }
 
     fn minted(options: &TokenOptions) -> Result<String, TokenError> {
-        mint(options, Secret::new(*SECRET), NOW)
+        mint(options, &Secret::new(*SECRET), NOW, &SystemRandom::new())
     }
 
     /// The claims of the token minted with these further ones, or what is said instead.
@@ -207,7 +218,7 @@ mod tests {
         assert!(claims(&[&large]).starts_with("such a token would be refused: the token has "));
         let far = TokenOptions { expires_in: Duration::from_secs(DATE_SECS_MAX), ..options(&[]) };
         assert_eq!(minted(&far).unwrap_err().to_string(), "--expires-in reaches past the year 9999");
-        let weak = mint(&options(&[]), Secret::new(*b"hunter2"), NOW).unwrap_err();
+        let weak = mint(&options(&[]), &Secret::new(*b"hunter2"), NOW, &SystemRandom::new()).unwrap_err();
         let said = "the secret has 7 bytes, HS256 needs at least 32 (RFC 7518 section 3.2)";
         assert_eq!(String::from(weak), said);
     }
@@ -229,6 +240,6 @@ mod tests {
         assert!(read(&[b'x'; (64 << 10) + 1]).is_err());
         std::fs::remove_dir_all(&dir).unwrap();
         let gone = TokenOptions { secret_file: path, ..options(&[]) };
-        assert!(run(&gone, NOW).unwrap_err().to_string().contains("cannot be read"));
+        assert!(run(&gone, NOW, &SystemRandom::new()).unwrap_err().to_string().contains("cannot be read"));
     }
 }

@@ -112,7 +112,11 @@ use Form::{Address, Boolean, Choice, Secret, SecretList, SecretTable, Text, Text
 use Preset::{Is, Required, Unset};
 
 /// Tables that may stand several times, as `[[stream]]`.
-pub const ARRAYS: &[&str] = &["server.tls", "auth.jwt.key", "stream", "action"];
+pub const ARRAYS: &[&str] = &["server.tls", "auth.jwt.key", "auth.jwt.jwks", "stream", "action"];
+
+/// What a key of the configuration may be for.
+pub(super) const ALGORITHMS: &[&str] =
+    &["HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA"];
 
 /// Every key, in the order of the example file.
 #[rustfmt::skip]
@@ -157,6 +161,7 @@ pub const KEYS: &[KeyDoc] = &[
     key("auth.query_token", Boolean, Is("true"), "`?token=` is read; where not, its presence is 401"),
     key("auth.reauth_before", SPAN, Is("\"60s\""), "Longest lead of `reauthenticate` before `exp`"),
     key("auth.revocation_keep", Form::Duration { min_ms: 1000, max_ms: LONGEST_MS }, Is("\"30d\""), "How long logouts, revocations and changed permissions are remembered, here and in Redis; longer-lived tokens get a warning"),
+    key("auth.token_cache", Form::Integer { min: 0, max: 1 << 20 }, Is("4096"), "Verified tokens each core remembers, so that a reconnect costs a hash, about 100 bytes each; 0: none"),
     key("auth.first_message", Form::Duration { min_ms: 10, max_ms: 10 * 60 * 1000 }, Unset, "How long a WebSocket may stay open before its first message brings the credential; unset: it is needed at the handshake"),
     key("auth.jwt.leeway", Form::Duration { min_ms: 0, max_ms: 60 * 60 * 1000 }, Is("\"5s\""), "Allowance for clocks that differ"),
     key("auth.jwt.issuer", TextOrList, Unset, "Accepted `iss` values; unset: `iss` is not looked at"),
@@ -169,8 +174,15 @@ pub const KEYS: &[KeyDoc] = &[
     key("auth.jwt.claims.permissions", Text, Is("\"permissions\""), "Claim with the permissions, an array of strings"),
     key("auth.jwt.claims.streams", Text, Is("\"streams\""), "Claim with the stream ids or globs that may be subscribed"),
     key("auth.jwt.key.kid", Text, Unset, "Key id; a token without one is tried against every key of its `alg`"),
-    key("auth.jwt.key.alg", Choice(&["HS256", "HS384", "HS512"]), Required, "The algorithm, never taken from the token"),
-    key("auth.jwt.key.secret", Secret, Required, "The key: at least 32, 48 or 64 bytes for HS256, HS384 or HS512"),
+    key("auth.jwt.key.alg", Choice(ALGORITHMS), Required, "The algorithm, never taken from the token"),
+    key("auth.jwt.key.secret", Secret, Unset, "The key of HS256, HS384 or HS512: at least 32, 48 or 64 bytes"),
+    key("auth.jwt.key.public_key", Secret, Unset, "The key of the other algorithms, usually `file:key.pem`: PEM (a public key or a certificate, whose key alone counts), DER or a JSON Web Key; RSA of 2048 to 8192 bits"),
+    key("auth.jwt.jwks.issuer", Text, Required, "The `iss` whose tokens this key set verifies, and nothing else does; at most 64 issuers"),
+    key("auth.jwt.jwks.url", Text, Unset, "Where the key set is (RFC 7517): `https://`, or `http://` on this machine; fetched at the start, before its `Cache-Control` age is over (15 minutes where it says none, at least 1 minute, at most a day) and once for an unknown `kid`, at most every 30 s; the last good one stays in force"),
+    key("auth.jwt.jwks.file", Text, Unset, "The same from a file, read again on SIGHUP; either `url` or `file`"),
+    key("auth.jwt.jwks.algs", TextList, Is("[\"RS256\", \"RS384\", \"RS512\", \"PS256\", \"PS384\", \"PS512\", \"ES256\", \"ES384\", \"EdDSA\"]"), "What its tokens may be signed with; never HMAC"),
+    key("auth.jwt.jwks.audience", TextOrList, Unset, "Accepted `aud` values of its tokens; unset: `aud` is not looked at, and a token that the issuer made for another service is accepted"),
+    key("auth.jwt.jwks.ca", Text, Unset, "PEM file of the roots to trust for `url` instead of the system's"),
     key("redis.url", Secret, Unset, "`redis://user:password@host:port/database`, `rediss://` for TLS; user and password percent-encoded, each part but the host may be left out. Redis 6.2 or newer, or Valkey; without it sessions, tickets and control events are this process's alone"),
     key("redis.ca", Text, Unset, "PEM file of the roots to trust instead of the system's"),
     key("redis.timeout", Form::Duration { min_ms: 10, max_ms: 20_000 }, Is("\"2s\""), "How long connecting to Redis, logging in or an answer may take"),

@@ -10,13 +10,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::form::{self, FormError};
+use super::jwt::Keys;
 use super::walk::{Lined, Section};
 use super::{
-    AdminOptions, CA_FILE_BYTES_MAX, Config, ConfigError, Driver, JwtKey, LogFormat, LogLevel, LogOptions, Oddity,
-    Problem, ServerOptions, Sources, TLS_FILE_BYTES_MAX, TlsFiles, Warning,
+    AdminOptions, CA_FILE_BYTES_MAX, Config, ConfigError, Driver, LogFormat, LogLevel, LogOptions, Oddity, Problem,
+    ServerOptions, Sources, TLS_FILE_BYTES_MAX, TlsFiles, Warning,
 };
 use crate::auth::jwt::ClaimNames;
-use crate::auth::keys::{KeyConfig, KeyError, KeySet};
 use crate::ids::StreamId;
 use crate::limits::{CLAIM_NAME_BYTES_MAX, HEADERS_MAX, Limits, PARAMS_MAX, TLS_CERTIFICATES_MAX};
 use crate::secret::Secret;
@@ -68,24 +68,18 @@ pub(super) fn config(root: &Section, sources: &dyn Sources, errors: &mut Vec<Con
     let connection = check.connection(root);
     let server = check.server(root, &connection);
     let admin = check.admin(root, &server);
-    let jwt_keys = check.jwt_keys(root);
-    let auth = check.auth(root, &jwt_keys);
+    let keys = check.jwt_keys(root);
+    let auth = check.auth(root, &keys);
     let log = log(root);
     let limits = limits(root);
     let redis = check.redis(root);
-    let streams = check.streams(root, !root.array("auth.jwt.key").is_empty());
+    let has_keys = !root.array("auth.jwt.key").is_empty() || !root.array("auth.jwt.jwks").is_empty();
+    let streams = check.streams(root, has_keys);
     let actions = check.actions(root, &streams);
-    let config = Config { server, connection, tls, admin, log, limits, auth, jwt_keys, redis, streams, actions };
+    let Keys { written: jwt_keys, key_sets, .. } = keys;
+    let config =
+        Config { server, connection, tls, admin, log, limits, auth, jwt_keys, key_sets, redis, streams, actions };
     (config, check.warnings)
-}
-
-/// The keys as the verifier wants them.
-fn key_set(keys: &[JwtKey]) -> Result<KeySet, KeyError> {
-    let known = |key: &JwtKey| {
-        let algorithm = key.alg.parse().ok()?;
-        Some(KeyConfig { kid: key.kid.clone(), algorithm, secret: key.secret.clone() })
-    };
-    KeySet::new(&keys.iter().filter_map(known).collect::<Vec<_>>())
 }
 
 fn log(root: &Section) -> LogOptions {
@@ -135,7 +129,7 @@ pub(super) fn is_loopback(ip: IpAddr) -> bool {
 }
 
 pub(super) struct Check<'c> {
-    errors: &'c mut Vec<ConfigError>,
+    pub(super) errors: &'c mut Vec<ConfigError>,
     warnings: Vec<Warning>,
     pub(super) sources: &'c dyn Sources,
 }
@@ -285,7 +279,7 @@ impl Check<'_> {
         AdminOptions { listen, key, names }
     }
 
-    fn auth(&mut self, root: &Section, keys: &[JwtKey]) -> auth::Options {
+    fn auth(&mut self, root: &Section, keys: &Keys) -> auth::Options {
         let values = |path| root.texts(path).into_iter().map(|text| text.value).collect();
         let claim = |path| root.text(path).unwrap_or_else(|| panic!("KEYS gives {path} a default"));
         let cookie = claim("auth.jwt.cookie");
@@ -293,21 +287,10 @@ impl Check<'_> {
         if !form::is_token(&cookie) {
             self.error(root.line_of("auth.jwt.cookie"), Problem::CookieName);
         }
-        let keys = match key_set(keys) {
-            Ok(keys) => keys,
-            Err(error) => {
-                // Too short a key and a repeated `kid` have been told of, each with its own line.
-                let repeated = self.errors.iter().any(|error| matches!(error.problem, Problem::DuplicateKey { .. }));
-                if !repeated && !matches!(error, KeyError::TooShort { .. }) {
-                    let line = root.array("auth.jwt.key").first().map_or(1, |section| section.line);
-                    self.error(line, Problem::Key(error));
-                }
-                KeySet::default()
-            }
-        };
         auth::Options {
             query_token: root.boolean("auth.query_token"),
             reauth_before: root.duration("auth.reauth_before"),
+            token_cache: root.number_u32("auth.token_cache"),
             first_message: root.duration_unless_unset("auth.first_message"),
             revocation_keep: root.duration("auth.revocation_keep"),
             jwt: auth::jwt::Options {
@@ -323,39 +306,12 @@ impl Check<'_> {
                     permissions: claim("auth.jwt.claims.permissions"),
                     streams: claim("auth.jwt.claims.streams"),
                 },
-                keys,
+                keys: keys.prepared.clone(),
+                key_sets: keys.issuers.clone(),
             },
             session: self.session(root),
             store: root.table_line("redis").is_some(),
         }
-    }
-
-    fn jwt_keys(&mut self, root: &Section) -> Vec<JwtKey> {
-        let mut keys = Vec::new();
-        let mut seen: BTreeMap<(Option<String>, String), u32> = BTreeMap::new();
-        for section in root.array("auth.jwt.key") {
-            let kid = section.text("auth.jwt.key.kid");
-            let Some(alg) = section.text("auth.jwt.key.alg") else { continue };
-            let Some(secret) = section.secret("auth.jwt.key.secret") else { continue };
-            // RFC 7518 section 3.2: a key of the same size as the hash output or larger.
-            let bytes_min = match alg.as_str() {
-                "HS256" => 32,
-                "HS384" => 48,
-                _ => 64,
-            };
-            if secret.len() < bytes_min {
-                let problem = Problem::WeakKey { alg: alg.clone(), bytes: secret.len(), bytes_min };
-                self.error(section.line_of("auth.jwt.key.secret"), problem);
-            }
-            // Several keys without `kid` are a rotation: each is tried.
-            if kid.is_some()
-                && let Some(first_line) = seen.insert((kid.clone(), alg.clone()), section.line)
-            {
-                self.error(section.line, Problem::DuplicateKey { first_line });
-            }
-            keys.push(JwtKey { kid, alg, secret });
-        }
-        keys
     }
 
     fn streams(&mut self, root: &Section, has_keys: bool) -> Vec<Arc<Options>> {

@@ -9,6 +9,7 @@
 
 mod action;
 mod form;
+mod jwt;
 mod keys;
 mod meaning;
 mod redis;
@@ -21,10 +22,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 pub use form::FormError;
+pub use jwt::{JwtKey, KeyMaterial, KeySetPlace, KeySetSource};
 pub use keys::{ARRAYS, Form, KEYS, KeyDoc, Preset, keys_table, nearest_name};
 pub use redis::{RedisOptions, RedisServer, RedisUrlError};
 
+use crate::auth::jwks::JwksError;
 use crate::auth::keys::KeyError;
+use crate::auth::public_key::PublicKeyError;
 use crate::secret::Secret;
 use crate::stream::schema::SchemaError;
 use crate::stream::template::TemplateError;
@@ -62,6 +66,8 @@ pub struct Config {
     pub jwt_keys: Vec<JwtKey>,
     /// `[redis]`; `None`: there is none.
     pub redis: Option<RedisOptions>,
+    /// `[[auth.jwt.jwks]]`, in the order of the file and of `auth.jwt.key_sets`: where each set comes from.
+    pub key_sets: Vec<KeySetSource>,
     /// `[[stream]]`, in the order of the file.
     pub streams: Vec<Arc<stream::Options>>,
     /// `[[action]]`, in the order of the file.
@@ -317,6 +323,69 @@ pub enum Problem {
         /// What it needs.
         bytes_min: usize,
     },
+    /// A shared secret for an algorithm that has none.
+    #[error("{alg} verifies with a public key: write `auth.jwt.key.public_key` in the place of `secret`")]
+    SecretWithPublicAlg {
+        /// The algorithm.
+        alg: String,
+    },
+    /// A public key for an algorithm that shares a secret.
+    #[error(
+        "{alg} verifies with a shared secret: a public key there would let everyone sign (RFC 8725 section 2.1); write another `alg`"
+    )]
+    PublicKeyWithSecretAlg {
+        /// The algorithm.
+        alg: String,
+    },
+    /// A public key that cannot be used.
+    #[error("`auth.jwt.key.public_key` is {0}")]
+    PublicKey(PublicKeyError),
+    /// Two sets for one issuer.
+    #[error("the key set of line {first_line} is of the same `issuer`: keep one")]
+    DuplicateIssuer {
+        /// Where the first stands.
+        first_line: u32,
+    },
+    /// More `[[auth.jwt.jwks]]` than there may be.
+    #[error("[[auth.jwt.jwks]] stands there more than {limit} times")]
+    TooManyIssuers {
+        /// How many there may be.
+        limit: usize,
+    },
+    /// Neither `url` nor `file`, or both.
+    #[error("[[auth.jwt.jwks]] needs one of `url` and `file`, not {found}")]
+    KeySetPlace {
+        /// What there is.
+        found: &'static str,
+    },
+    /// A `url` that no key set is fetched from.
+    #[error("`auth.jwt.jwks.url` {why}")]
+    KeySetUrl {
+        /// What is wrong, and what to write.
+        why: &'static str,
+    },
+    /// An algorithm that no key set is used with.
+    #[error(
+        "`auth.jwt.jwks.algs` has {found}: write some of RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384 and EdDSA"
+    )]
+    KeySetAlg {
+        /// What stands there, shortened.
+        found: String,
+    },
+    /// A file that holds no key set.
+    #[error("`auth.jwt.jwks.file`: the file {path} is no key set: {error}")]
+    KeySetFile {
+        /// Its path.
+        path: String,
+        /// What is wrong.
+        error: JwksError,
+    },
+    /// A key set that verifies nothing.
+    #[error("`auth.jwt.jwks.file`: the file {path} holds no key that can be used with `algs`")]
+    KeySetUseless {
+        /// Its path.
+        path: String,
+    },
     /// Two keys with one `kid` and `alg`.
     #[error("the key of line {first_line} has the same `kid` and `alg`: give each key its own `kid`")]
     DuplicateKey {
@@ -526,6 +595,26 @@ pub enum Oddity {
     /// Roots for a connection without TLS.
     #[error("`redis.ca` has no effect with a redis:// URL: use rediss://")]
     RedisCaWithoutTls,
+    /// Tokens of an issuer that may be for anybody.
+    #[error(
+        "the key set of \"{issuer}\" has no `audience`: tokens that this issuer made for other services are accepted (RFC 8725 section 3.9)"
+    )]
+    KeySetWithoutAudience {
+        /// The issuer.
+        issuer: String,
+    },
+    /// An accepted issuer whose tokens no configured key verifies.
+    #[error("`auth.jwt.issuer` names \"{issuer}\", whose tokens [[auth.jwt.jwks]] alone verifies: it has no effect")]
+    IssuerHasKeySet {
+        /// The issuer.
+        issuer: String,
+    },
+    /// Roots for a key set without TLS.
+    #[error("the key set of \"{issuer}\": `ca` has no effect without an https:// URL")]
+    KeySetCaWithoutTls {
+        /// The issuer.
+        issuer: String,
+    },
     /// A very short interval.
     #[error("stream \"{id}\": `interval` is under 100ms: the upstream gets over ten requests a second")]
     ShortInterval {
@@ -557,7 +646,9 @@ pub enum Oddity {
         key: &'static str,
     },
     /// A stream for nobody.
-    #[error("stream \"{id}\": nobody can watch it: there is no [[auth.jwt.key]] and `allow_anonymous` is false")]
+    #[error(
+        "stream \"{id}\": nobody can watch it: there is no [[auth.jwt.key]] or [[auth.jwt.jwks]] and `allow_anonymous` is false"
+    )]
     NobodyCanWatch {
         /// The stream.
         id: String,
@@ -596,17 +687,6 @@ pub enum Oddity {
         /// The action.
         kind: String,
     },
-}
-
-/// One `[[auth.jwt.key]]`.
-#[derive(Clone, Debug)]
-pub struct JwtKey {
-    /// Its id, if it has one.
-    pub kid: Option<String>,
-    /// `HS256`, `HS384` or `HS512`.
-    pub alg: String,
-    /// The key, at least as long as the hash's output.
-    pub secret: Secret,
 }
 
 /// What the shell needs of the `[server]` table.

@@ -6,7 +6,10 @@
 use std::fmt::{Display, Write};
 use std::time::Duration;
 
-use super::{Config, Driver, JwtKey, LogFormat, LogLevel, RedisOptions, TlsFiles};
+use super::{
+    Config, Driver, JwtKey, KeyMaterial, KeySetPlace, KeySetSource, LogFormat, LogLevel, RedisOptions, TlsFiles,
+};
+use crate::auth::jwks::IssuerOptions;
 use crate::auth::session;
 use crate::stream;
 
@@ -22,6 +25,8 @@ pub(super) fn masked_toml(config: &Config) -> String {
     auth(&mut page, config);
     config.auth.session.iter().for_each(|options| session(&mut page, options));
     config.jwt_keys.iter().for_each(|key| jwt_key(&mut page, key));
+    let issuers = config.auth.jwt.key_sets.iter().zip(&config.key_sets);
+    issuers.for_each(|(issuer, source)| key_set(&mut page, issuer, source));
     config.redis.iter().for_each(|options| redis(&mut page, options));
     config.streams.iter().for_each(|options| stream(&mut page, options));
     config.actions.iter().for_each(|options| action(&mut page, options));
@@ -111,6 +116,7 @@ fn auth(page: &mut Page, config: &Config) {
     page.header("[auth]");
     page.line("query_token", auth.query_token);
     page.line("reauth_before", quoted_duration(auth.reauth_before));
+    page.line("token_cache", auth.token_cache);
     page.line_unless_unset("first_message", auth.first_message.map(quoted_duration));
     page.line("revocation_keep", quoted_duration(auth.revocation_keep));
     page.header("[auth.jwt]");
@@ -144,8 +150,29 @@ fn session(page: &mut Page, session: &session::Options) {
 fn jwt_key(page: &mut Page, key: &JwtKey) {
     page.header("[[auth.jwt.key]]");
     page.line_unless_unset("kid", key.kid.as_deref().map(quoted));
-    page.line("alg", quoted(&key.alg));
-    page.line("secret", MASK);
+    page.line("alg", quoted(key.alg.name()));
+    match key.material {
+        KeyMaterial::Secret(_) => page.line("secret", MASK),
+        KeyMaterial::PublicKey(_) => page.line("public_key", MASK),
+    }
+}
+
+fn key_set(page: &mut Page, issuer: &IssuerOptions, source: &KeySetSource) {
+    page.header("[[auth.jwt.jwks]]");
+    page.line("issuer", quoted(&issuer.issuer));
+    match &source.place {
+        KeySetPlace::Url { url, ca } => {
+            let mut shown = url.clone();
+            if shown.query().is_some() {
+                shown.set_query(Some("***"));
+            }
+            page.line("url", quoted(shown.as_str()));
+            page.line_unless_unset("ca", ca.as_ref().map(|ca| quoted(&ca.path)));
+        }
+        KeySetPlace::File { path } => page.line("file", quoted(path)),
+    }
+    page.line("algs", list(issuer.algorithms.iter().map(|algorithm| algorithm.name())));
+    page.line_unless_unset("audience", Some(list(&issuer.audiences)).filter(|_| !issuer.audiences.is_empty()));
 }
 
 fn redis(page: &mut Page, redis: &RedisOptions) {

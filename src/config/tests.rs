@@ -15,6 +15,9 @@ struct World;
 const ENV_SECRET: &str = "ENV-SECRET-0123456789abcdef-0123456789abcdef-0123456789abcdef-0123";
 const FILE_SECRET: &str = "FILE-SECRET-0123456789abcdef-0123456789abcdef";
 
+const ED25519_SET: &str =
+    r#"{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo","kid":"e"}]}"#;
+
 impl Sources for World {
     fn env(&self, name: &str) -> Option<Vec<u8>> {
         (name == "SECRET").then(|| ENV_SECRET.into())
@@ -29,6 +32,10 @@ impl Sources for World {
             "schema.json" => Ok(br#"{"required":["property"]}"#.to_vec()),
             "latin1.json" => Ok(b"{\"title\":\"\xe9\"}".to_vec()),
             "ca.pem" => Ok(b"-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n".to_vec()),
+            "p256.pem" => Ok(include_bytes!("../../tests/vectors/keys/p256.pub.pem").to_vec()),
+            "rsa1024.pem" => Ok(include_bytes!("../../tests/vectors/keys/rsa1024.pub.pem").to_vec()),
+            "private.pem" => Ok(include_bytes!("../../tests/vectors/keys/p256.pem").to_vec()),
+            "jwks.json" => Ok(ED25519_SET.into()),
             "forbidden" => Err(FileError::Denied),
             _ => Err(FileError::Missing),
         }
@@ -113,6 +120,19 @@ claims.sub = "userId"
 kid = "2026-11"
 alg = "HS512"
 secret = "env:SECRET"
+[[auth.jwt.key]]
+kid = "public"
+alg = "ES256"
+public_key = "file:p256.pem"
+[[auth.jwt.jwks]]
+issuer = "https://fetched.example"
+url = "https://fetched.example/jwks?tenant=hunter2"
+algs = ["EdDSA"]
+audience = "restcast"
+ca = "ca.pem"
+[[auth.jwt.jwks]]
+issuer = "https://read.example"
+file = "jwks.json"
 [[auth.jwt.key]]
 alg = "HS256"
 secret = "hex:000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"
@@ -212,6 +232,7 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         [auth]
         query_token = false
         reauth_before = "60s"
+        token_cache = 4096
         first_message = "5s"
         revocation_keep = "30d"
 
@@ -247,8 +268,25 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         secret = "***"
 
         [[auth.jwt.key]]
+        kid = "public"
+        alg = "ES256"
+        public_key = "***"
+
+        [[auth.jwt.key]]
         alg = "HS256"
         secret = "***"
+
+        [[auth.jwt.jwks]]
+        issuer = "https://fetched.example"
+        url = "https://fetched.example/jwks?***"
+        ca = "ca.pem"
+        algs = ["EdDSA"]
+        audience = ["restcast"]
+
+        [[auth.jwt.jwks]]
+        issuer = "https://read.example"
+        file = "jwks.json"
+        algs = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA"]
 
         [redis]
         url = "rediss://ada:***@redis.example:6379/1"
@@ -429,6 +467,7 @@ fn an_empty_file_has_the_defaults_of_every_part() {
         [auth]
         query_token = true
         reauth_before = "60s"
+        token_cache = 4096
         revocation_keep = "30d"
 
         [auth.jwt]
@@ -480,9 +519,10 @@ fn a_stream_has_the_defaults_of_the_example_file() {
 #[test]
 fn every_default_is_of_its_keys_form_and_shown_as_written() {
     let tables = "[redis]\nurl = \"redis://h\"\n[auth.session]\nsecrets = [\"a\"]\n";
+    let set = "[[auth.jwt.jwks]]\nissuer = \"i\"\nfile = \"jwks.json\"\n";
     let action = "[[action]]\ntype = \"t\"\nurl = \"https://h\"\n";
-    let shown = accepted(&format!("{KEY}{tables}[[stream]]\nid = \"s\"\nurl = \"https://h\"\n{action}"));
-    let shown = shown.masked_toml();
+    let text = format!("{KEY}{set}{tables}[[stream]]\nid = \"s\"\nurl = \"https://h\"\n{action}");
+    let shown = accepted(&text).masked_toml();
     for key in KEYS {
         let name = key.path.rsplit('.').next().expect("a path has a last part");
         if let Preset::Is(default) = key.default {
@@ -711,16 +751,36 @@ fn keys_must_be_as_long_as_the_hash() {
     check(
         "[[auth.jwt.key]]\nkid = \"a\"\n",
         expect![[r#"
-        line 1: `auth.jwt.key.alg` is missing here
-        line 1: `auth.jwt.key.secret` is missing here
-    "#]],
+            line 1: `auth.jwt.key.alg` is missing here
+        "#]],
     );
     check(
         "[[auth.jwt.key]]\nalg = \"RS256\"\npublic_key = \"file:k.pem\"\nsecret = \"file:forbidden\"",
         expect![[r#"
-            line 2: `auth.jwt.key.alg`: "RS256" is not known here: write "HS256" or "HS384" or "HS512"
-            line 3: unknown key `auth.jwt.key.public_key`; the nearest known one is `auth.jwt.key.secret`
+            line 3: `auth.jwt.key.public_key`: the file "k.pem" does not exist
             line 4: `auth.jwt.key.secret`: the file "forbidden" may not be read by this user
+        "#]],
+    );
+    check(
+        "[[auth.jwt.key]]\nalg = \"HS512\"\n[[auth.jwt.key]]\nalg = \"EdDSA\"\n[[auth.jwt.key]]\nalg = \"ES512\"\n\
+         [[auth.jwt.key]]\nalg = \"HS256\"\npublic_key = \"file:p256.pem\"\n\
+         [[auth.jwt.key]]\nalg = \"HS256\"\nsecret = \"file:p256.pem\"\n\
+         [[auth.jwt.key]]\nalg = \"ES384\"\npublic_key = \"file:p256.pem\"\n\
+         [[auth.jwt.key]]\nalg = \"RS256\"\npublic_key = \"file:rsa1024.pem\"\n\
+         [[auth.jwt.key]]\nalg = \"ES256\"\npublic_key = \"file:private.pem\"\n\
+         [[auth.jwt.key]]\nalg = \"ES256\"\npublic_key = \"file:forbidden\"\n\
+         [[auth.jwt.key]]\nalg = \"ES256\"\npublic_key = \"env:SECRET\"\n",
+        expect![[r#"
+            line 1: `auth.jwt.key.secret` is missing here
+            line 3: `auth.jwt.key.public_key` is missing here
+            line 6: `auth.jwt.key.alg`: "ES512" is not known here: write "HS256" or "HS384" or "HS512" or "RS256" or "RS384" or "RS512" or "PS256" or "PS384" or "PS512" or "ES256" or "ES384" or "EdDSA"
+            line 9: HS256 verifies with a shared secret: a public key there would let everyone sign (RFC 8725 section 2.1); write another `alg`
+            line 12: `auth.jwt.key`: the secret looks like a PEM document, which must not be used as a secret of HS256 (RFC 8725 section 2.1)
+            line 15: `auth.jwt.key`: the public key is P-256, ES384 needs P-384
+            line 18: `auth.jwt.key.public_key` is an RSA key of 1024 bits, from 2048 to 8192 are accepted (RFC 7518 section 3.3)
+            line 21: `auth.jwt.key.public_key` is a private key: name the public one, and let nobody see this
+            line 24: `auth.jwt.key.public_key`: the file "forbidden" may not be read by this user
+            line 27: `auth.jwt.key.public_key` is no public key: write PEM (-----BEGIN PUBLIC KEY-----), DER or a JSON Web Key
         "#]],
     );
     let twice = format!("{KEY}kid = \"a\"\n{KEY}kid = \"a\"\n");
@@ -743,6 +803,94 @@ fn keys_must_be_as_long_as_the_hash() {
             line 5: `auth.jwt.audience`: is empty
         "#]],
     );
+}
+
+#[test]
+fn key_sets_are_checked() {
+    let set = |lines: &str| format!("[[auth.jwt.jwks]]\nissuer = \"i\"\naudience = \"a\"\n{lines}\n");
+    let said_of = |lines: &str| match parse(&set(lines)) {
+        Ok((_, warnings)) => warnings.iter().map(|w| format!("warning {w}\n")).collect::<String>(),
+        Err(errors) => errors.iter().map(|e| format!("{e}\n")).collect(),
+    };
+    for good in [
+        "url = \"https://idp.example/jwks\"",
+        "url = \"http://127.0.0.1:8080/jwks\"",
+        "url = \"http://[::1]/jwks\"",
+        "url = \"http://localhost/jwks\"",
+        "file = \"jwks.json\"",
+        "file = \"jwks.json\"\nalgs = [\"ES256\", \"EdDSA\", \"EdDSA\"]",
+    ] {
+        assert_eq!(said_of(good), "", "{good}");
+    }
+    let said: String = [
+        "",
+        "url = \"https://h/\"\nfile = \"jwks.json\"",
+        "url = \"idp.example\"",
+        "url = \"ftp://h/\"",
+        "url = \"http://idp.example/jwks\"",
+        "url = \"http://10.0.0.1/jwks\"",
+        "url = \"https://u:p@h/\"",
+        "url = \"https://h/#f\"",
+        "url = \"https://h/\"\nalgs = [\"HS256\", \"none\", \"RS256\"]",
+        "url = \"https://h/\"\nalgs = []",
+        "url = \"https://h/\"\nca = \"secret\"",
+        "url = \"http://localhost/\"\nca = \"ca.pem\"",
+        "file = \"nope\"",
+        "file = \"secret\"",
+        "file = \"jwks.json\"\nalgs = [\"ES256\"]",
+        "url = 7",
+    ]
+    .map(said_of)
+    .concat();
+    expect![[r#"
+        line 1: [[auth.jwt.jwks]] needs one of `url` and `file`, not none
+        line 1: [[auth.jwt.jwks]] needs one of `url` and `file`, not both
+        line 4: `auth.jwt.jwks.url` is no URL: write it as in "https://idp.example/.well-known/jwks.json"
+        line 4: `auth.jwt.jwks.url` is neither https:// nor http:// on this machine
+        line 4: `auth.jwt.jwks.url` is http:// beyond this machine, where anybody on the way could put in keys: write https://
+        line 4: `auth.jwt.jwks.url` is http:// beyond this machine, where anybody on the way could put in keys: write https://
+        line 4: `auth.jwt.jwks.url` has a user, a password or a fragment: a key set is public, write it without
+        line 4: `auth.jwt.jwks.url` has a user, a password or a fragment: a key set is public, write it without
+        line 5: `auth.jwt.jwks.algs` has "HS256": write some of RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384 and EdDSA
+        line 5: `auth.jwt.jwks.algs` has "none": write some of RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384 and EdDSA
+        line 5: `auth.jwt.jwks.algs` has none: write some of RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384 and EdDSA
+        line 5: `auth.jwt.jwks.ca` names a file without a PEM certificate
+        warning line 1: the key set of "i": `ca` has no effect without an https:// URL
+        line 4: `auth.jwt.jwks.file`: the file "nope" does not exist
+        line 4: `auth.jwt.jwks.file`: the file "secret" is no key set: it is not JSON
+        line 4: `auth.jwt.jwks.file`: the file "jwks.json" holds no key that can be used with `algs`
+        line 4: `auth.jwt.jwks.url` has the type integer: write a string
+    "#]].assert_eq(&said);
+    check(
+        &format!("[auth.jwt]\nissuer = [\"i\", \"j\"]\n{}{}", set("file = \"jwks.json\""), set("file = \"jwks.json\"")),
+        expect![[r#"
+            line 8: the key set of line 3 is of the same `issuer`: keep one
+        "#]],
+    );
+    check(
+        "[auth.jwt]\nissuer = [\"i\", \"j\"]\n[[auth.jwt.jwks]]\nissuer = \"i\"\nfile = \"jwks.json\"\n[[auth.jwt.jwks]]\nfile = \"jwks.json\"",
+        expect![[r#"
+            line 6: `auth.jwt.jwks.issuer` is missing here
+        "#]],
+    );
+    check(
+        "[auth.jwt]\nissuer = [\"i\", \"j\"]\n[[auth.jwt.jwks]]\nissuer = \"i\"\nfile = \"jwks.json\"\n",
+        expect![[r#"
+            warning line 2: `auth.jwt.issuer` names "i", whose tokens [[auth.jwt.jwks]] alone verifies: it has no effect
+            warning line 3: the key set of "i" has no `audience`: tokens that this issuer made for other services are accepted (RFC 8725 section 3.9)
+        "#]],
+    );
+    let many: String = (0..=crate::limits::ISSUERS_MAX)
+        .map(|n| format!("[[auth.jwt.jwks]]\nissuer = \"{n}\"\naudience = \"a\"\nfile = \"jwks.json\"\n"))
+        .collect();
+    check(
+        &many,
+        expect![[r#"
+        line 257: [[auth.jwt.jwks]] stands there more than 64 times
+    "#]],
+    );
+    let sets = accepted(&set("file = \"jwks.json\"")).auth.jwt.key_sets;
+    assert_eq!(sets[0].keys.as_ref().map(|keys| keys.iter().count()), Some(1));
 }
 
 #[test]
@@ -943,8 +1091,8 @@ fn what_only_shows_between_streams_is_checked() {
     check(
         &stream("a", ""),
         expect![[r#"
-        warning line 1: stream "a": nobody can watch it: there is no [[auth.jwt.key]] and `allow_anonymous` is false
-    "#]],
+            warning line 1: stream "a": nobody can watch it: there is no [[auth.jwt.key]] or [[auth.jwt.jwks]] and `allow_anonymous` is false
+        "#]],
     );
     check(
         &format!("{KEY}{}", stream("a", "keep_warm = true\n")),

@@ -63,7 +63,7 @@ impl Section {
         self.written.get(path).map_or(self.line, |(line, _)| *line)
     }
 
-    /// Whether the file has `path`, right or wrong.
+    /// Whether the file has `path`, be its value right or wrong.
     pub(super) fn is_written(&self, path: &str) -> bool {
         self.written.contains_key(path)
     }

@@ -13,8 +13,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::auth::grant::{Grant, SessionNo};
-use crate::auth::keys::KeyId;
+use crate::auth::grant::Grant;
 use crate::codec::http::BodyDecoder;
 use crate::codec::message::{CloseReason, Format};
 use crate::codec::ws;
@@ -183,12 +182,10 @@ pub enum Phase {
         preferred_s: Option<u64>,
         /// Until when the first value of a cold stream is waited for.
         cold_until: Instant,
-        /// When the caller's credential ends, and with it the wait.
-        ends: Option<WallTime>,
-        /// The key that verified it.
-        key: Option<KeyId>,
-        /// The session that the grant hangs on.
-        session: Option<SessionNo>,
+        /// What the caller may see, and until when: with it ends the wait.
+        grant: Box<Grant>,
+        /// Since when it is waited for.
+        since: WallTime,
         /// How to answer.
         reply: Reply,
     },
@@ -258,6 +255,8 @@ pub struct Open {
     pub subscriptions: Subscriptions,
     /// When `reauthenticate` is due, by the clock that the credential ends by; `None` where it has been sent or none will be.
     pub reauthenticate_at: Option<WallTime>,
+    /// When it was opened.
+    pub since: WallTime,
     /// When the next heartbeat is due.
     pub heartbeat_at: Instant,
     /// How many messages came.

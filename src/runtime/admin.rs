@@ -9,20 +9,25 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use crate::codec::http::{self, Authorization, BodyLength, Head, Response};
+use crate::codec::http::{self, Authorization, BodyDecoder, BodyError, BodyLength, Head, Response};
 use crate::codec::message::ErrorCode;
 use crate::config::{AdminOptions, LogLevel};
 use crate::limits;
 use crate::metrics::{self, CoreMetrics};
 use crate::secret::Secret;
-use crate::time::WallTime;
+use crate::time::{Instant, WallTime};
 
+use super::admin_call::{Call, not_allowed, problem};
+use super::admin_users::{self, Users};
+use super::control::Control;
 use super::core::Process;
 use super::redis::Store;
 use super::{clock, log};
 
 /// Connections served at once; further ones wait in the backlog.
 const CONNECTIONS_MAX: usize = 16;
+/// What the path of each order begins with.
+const API: &str = "/admin/v1/";
 /// How long one request and its answer may take.
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -38,8 +43,12 @@ pub struct Admin {
     pub metrics: Vec<Arc<CoreMetrics>>,
     /// What the cores share.
     pub process: Arc<Process>,
+    /// Its logouts, revocations and changed permissions.
+    pub control: Arc<Control>,
     /// When the process started.
     pub started: WallTime,
+    /// The same by the monotonic clock.
+    pub started_at: Instant,
     /// Connections it takes at most.
     pub connections_max: u64,
     /// Begins a drain.
@@ -87,65 +96,143 @@ impl Drop for Leave {
 }
 
 /// One connection: requests one after the other, until it idles.
-fn serve(mut socket: TcpStream, admin: &Admin) {
-    let mut buffer = Vec::new();
-    let mut chunk = [0u8; 4096];
-    let mut deadline = clock::now().at + EXCHANGE_TIMEOUT;
+fn serve(socket: TcpStream, admin: &Admin) {
+    let Ok(peer) = socket.peer_addr() else { return };
+    let mut link = Link { socket, buffer: Vec::new(), deadline: clock::now().at + EXCHANGE_TIMEOUT };
     loop {
-        let parsed = http::parse_head(&buffer, limits::ADMIN_HEAD_BYTES_MAX);
-        let (response, used, keep_alive) = match parsed {
-            Ok(Some((head, used))) => {
-                let keep_alive = head.keep_alive && head.body == BodyLength::None;
-                (answer(admin, &head).head_only(head.method == "HEAD"), used, keep_alive)
-            }
+        let parsed = http::parse_head(&link.buffer, limits::ADMIN_HEAD_BYTES_MAX);
+        let used = match parsed.map(|head| head.map(|(_, used)| used)) {
+            Ok(Some(used)) => used,
+            Ok(None) if link.fill() => continue,
+            Ok(None) => return,
             Err(error) => {
-                (Response::problem(error.status(), ErrorCode::BadRequest.as_str(), &error.to_string()), 0, false)
-            }
-            Ok(None) => {
-                let left = deadline.since(clock::now().at);
-                if left.is_zero() || socket.set_read_timeout(Some(left)).is_err() {
-                    return;
-                }
-                match socket.read(&mut chunk) {
-                    Ok(count @ 1..) => buffer.extend_from_slice(chunk.get(..count).unwrap_or_default()),
-                    _ => return,
-                }
-                continue;
+                let code = ErrorCode::BadRequest.as_str();
+                link.send(Response::problem(error.status(), code, &error.to_string()), false);
+                return link.end();
             }
         };
+        let head_bytes: Vec<u8> = link.buffer.drain(..used).collect();
+        // It has been read a moment ago.
+        let Ok(Some((head, _))) = http::parse_head(&head_bytes, limits::ADMIN_HEAD_BYTES_MAX) else { return };
+        let options = admin.options.read().unwrap_or_else(PoisonError::into_inner).clone();
+        // A body is read for those alone who may have it read.
+        let (response, whole) = match admit(&options, admin.listen, &head) {
+            Err(refusal) => (refusal, head.body == BodyLength::None),
+            Ok(()) => match link.body(&head) {
+                Ok(body) => (answer(admin, &head, &body, peer), true),
+                Err(Unread::Refused(error)) => {
+                    let too_large = matches!(error, BodyError::TooLarge { .. });
+                    let code = if too_large { ErrorCode::TooLarge } else { ErrorCode::BadRequest };
+                    (Response::problem(error.status(), code.as_str(), &error.to_string()), false)
+                }
+                Err(Unread::Gone) => return,
+            },
+        };
+        let keep_alive = head.keep_alive && whole;
+        if !link.send(response.head_only(head.method == "HEAD"), keep_alive) || !keep_alive {
+            return link.end();
+        }
+        link.deadline = clock::now().at + EXCHANGE_TIMEOUT;
+    }
+}
+
+/// Why there is no body.
+enum Unread {
+    /// It is none that is taken.
+    Refused(BodyError),
+    /// The peer is gone, or took too long.
+    Gone,
+}
+
+/// A connection, what has come of it, and until when its exchange may take.
+struct Link {
+    socket: TcpStream,
+    /// At most a head or what came with a body's end, and one read.
+    buffer: Vec<u8>,
+    deadline: Instant,
+}
+
+impl Link {
+    /// Reads on; whether there was something.
+    fn fill(&mut self) -> bool {
+        let mut chunk = [0u8; 4096];
+        let left = self.deadline.since(clock::now().at);
+        if left.is_zero() || self.socket.set_read_timeout(Some(left)).is_err() {
+            return false;
+        }
+        match self.socket.read(&mut chunk) {
+            Ok(count @ 1..) => {
+                self.buffer.extend_from_slice(chunk.get(..count).unwrap_or_default());
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The whole body of the request with that head.
+    fn body(&mut self, head: &Head<'_>) -> Result<Vec<u8>, Unread> {
+        let mut body = Vec::new();
+        if head.body == BodyLength::None {
+            return Ok(body);
+        }
+        let mut decoder = BodyDecoder::new(head.body).map_err(Unread::Refused)?;
+        if head.expects_continue() && self.buffer.is_empty() {
+            self.socket.write_all(http::CONTINUE).map_err(|_| Unread::Gone)?;
+        }
+        loop {
+            let (used, whole) = decoder.feed(&self.buffer, &mut body).map_err(Unread::Refused)?;
+            self.buffer.drain(..used);
+            if whole {
+                return Ok(body);
+            }
+            if !self.fill() {
+                return Err(Unread::Gone);
+            }
+        }
+    }
+
+    /// Sends an answer; whether it has left.
+    fn send(&mut self, response: Response, keep_alive: bool) -> bool {
         let mut out = Vec::new();
         response
-            .header("Date", &http::http_date(super::clock::now().wall))
+            .header("Date", &http::http_date(clock::now().wall))
             .header("X-Content-Type-Options", "nosniff")
             .header("Cache-Control", "no-store")
             .close(!keep_alive)
             .write(&mut out);
-        let sent = socket.set_write_timeout(Some(EXCHANGE_TIMEOUT)).and_then(|()| socket.write_all(&out));
-        if sent.is_err() || !keep_alive {
-            // What is still to come is read, so that closing does not reset the answer away.
-            let _ = socket.shutdown(std::net::Shutdown::Write);
-            let _ = socket.set_read_timeout(Some(Duration::from_millis(200)));
-            while matches!(socket.read(&mut chunk), Ok(1..)) && clock::now().at < deadline {}
-            return;
-        }
-        buffer.drain(..used);
-        deadline = clock::now().at + EXCHANGE_TIMEOUT;
+        self.socket.set_write_timeout(Some(EXCHANGE_TIMEOUT)).and_then(|()| self.socket.write_all(&out)).is_ok()
+    }
+
+    /// Ends it: what is still to come is read, so that closing does not reset the answer away.
+    fn end(&mut self) {
+        let mut chunk = [0u8; 4096];
+        let _ = self.socket.shutdown(std::net::Shutdown::Write);
+        let _ = self.socket.set_read_timeout(Some(Duration::from_millis(200)));
+        while matches!(self.socket.read(&mut chunk), Ok(1..)) && clock::now().at < self.deadline {}
     }
 }
 
-fn answer(admin: &Admin, head: &Head<'_>) -> Response {
-    let options = admin.options.read().unwrap_or_else(PoisonError::into_inner).clone();
+/// Whether a request is carried out at all.
+fn admit(options: &AdminOptions, listen: SocketAddr, head: &Head<'_>) -> Result<(), Response> {
     // A browser that was led here by a name of its page's choice (DNS rebinding) says that name.
-    if !host_allowed(head.host, &options, admin.listen) {
-        return problem(ErrorCode::Forbidden, "the Host is not this listener's address or one of admin.names");
+    if !host_allowed(head.host, options, listen) {
+        return Err(problem(ErrorCode::Forbidden, "the Host is not this listener's address or one of admin.names"));
     }
+    if head.path.starts_with(API) { authorised(options, head) } else { Ok(()) }
+}
+
+fn answer(admin: &Admin, head: &Head<'_>, body: &[u8], peer: SocketAddr) -> Response {
     match head.path {
         "/metrics" => reading(head, || {
+            let key_sets = admin.process.issuers.figures(admin.started_at, clock::now());
             let process = metrics::Process {
                 started: admin.started,
                 connections_max: admin.connections_max,
                 draining: admin.process.draining.load(Ordering::Relaxed),
                 store: admin.process.store.as_ref().map(Store::metrics),
+                control: admin.control.counts(),
+                key_set_keys: key_sets.keys,
+                key_set_age: key_sets.age,
             };
             Response::new(200).body(metrics::CONTENT_TYPE, metrics::render(&admin.metrics, &process).into_bytes())
         }),
@@ -162,34 +249,33 @@ fn answer(admin: &Admin, head: &Head<'_>) -> Response {
             };
             Response::new(200).body("application/json", format!("{{\"status\":\"ready\"{redis}}}\n").into_bytes())
         }),
-        path if path.starts_with("/admin/v1/") => {
-            if let Err(refusal) = authorised(&options, head) {
-                return refusal;
+        path => match path.strip_prefix(API).map(|rest| rest.split('/').map(http::percent_decode).collect()) {
+            Some(Some(segments)) => {
+                let call = Call { method: head.method, path: segments, query: head.query, body, by: peer.ip() };
+                carry_out(admin, &call)
             }
-            match path {
-                "/admin/v1/drain" if head.method == "POST" => {
-                    log::write(LogLevel::Info, &[("by", &"admin")], "A drain was asked for.");
-                    (admin.drain)();
-                    Response::new(202).body("application/json", &b"{\"status\":\"draining\"}\n"[..])
-                }
-                "/admin/v1/drain" => not_allowed("POST"),
-                _ => problem(ErrorCode::NotFound, "there is no such resource"),
-            }
+            Some(None) => problem(ErrorCode::BadRequest, "the path is not percent-encoded UTF-8"),
+            None => problem(ErrorCode::NotFound, "there is no such resource"),
+        },
+    }
+}
+
+fn carry_out(admin: &Admin, call: &Call<'_>) -> Response {
+    let path: Vec<&str> = call.path.iter().map(|segment| &**segment).collect();
+    match path.as_slice() {
+        ["drain"] if call.method == "POST" => {
+            log::write(LogLevel::Info, &[("by", &call.by)], "A drain was asked for.");
+            (admin.drain)();
+            Response::new(202).body("application/json", &b"{\"status\":\"draining\"}\n"[..])
         }
-        _ => problem(ErrorCode::NotFound, "there is no such resource"),
+        ["drain"] => not_allowed("POST"),
+        path => admin_users::answer(Users { control: &admin.control, process: &admin.process }, call, path)
+            .unwrap_or_else(|| problem(ErrorCode::NotFound, "there is no such resource")),
     }
 }
 
 fn reading(head: &Head<'_>, respond: impl FnOnce() -> Response) -> Response {
     if matches!(head.method, "GET" | "HEAD") { respond() } else { not_allowed("GET, HEAD") }
-}
-
-fn not_allowed(allow: &str) -> Response {
-    problem(ErrorCode::MethodNotAllowed, &format!("this resource knows {allow}")).header("Allow", allow)
-}
-
-fn problem(code: ErrorCode, detail: &str) -> Response {
-    Response::problem(code.http_status(), code.as_str(), detail)
 }
 
 fn authorised(options: &AdminOptions, head: &Head<'_>) -> Result<(), Response> {

@@ -18,17 +18,19 @@ use std::time::Duration;
 use monoio::net::TcpStream;
 use rustix::event::{EventfdFlags, eventfd};
 
+use crate::auth::marks::Concerned;
 use crate::config::LogLevel;
 use crate::ids::{ConnectionKey, CoreId};
 use crate::limits::INLINE_DIFF_BYTES_MAX;
-use crate::metrics::CoreMetrics;
-use crate::shard::{Found, Input, Notice, Output, Shard};
+use crate::metrics::{CoreMetrics, KeySetFetch};
+use crate::shard::{Found, Input, Lookup, Notice, Output, Shard};
 use crate::stream::action::ActResult;
 use crate::stream::poll::{FetchError, FetchResult, PollNo, UpstreamCode};
 use crate::time::Now;
 
 use super::clock::{self, StepWatch};
 use super::fetch::{Fetcher, FetcherOptions};
+use super::jwks::{Asked, FETCHING_CORE, Issuers, Job, Question};
 use super::log;
 use super::mailbox::{Full, Mailbox, Message};
 use super::redis::Store;
@@ -73,6 +75,20 @@ pub struct Process {
     pub workers: Workers,
     /// Redis, where it is configured.
     pub store: Option<Store>,
+    /// The issuers whose key sets are fetched.
+    pub issuers: Issuers,
+}
+
+impl Process {
+    /// Answers who has asked for a key set: what there is now is in force.
+    pub fn answer(&self, question: Question) {
+        let mut message = Message::Found { ask: question.ask, found: Found::KeySet };
+        // For threads outside of the cores, which have the time.
+        while let Err(Full(back)) = self.mailboxes[usize::from(question.core.0)].post(message) {
+            message = back;
+            clock::hold_thread(Duration::from_millis(1));
+        }
+    }
 }
 
 /// What one core starts with.
@@ -97,6 +113,7 @@ pub struct CoreParts {
 #[derive(Default)]
 struct Fetched {
     results: VecDeque<Ended>,
+    key_sets: VecDeque<(Job, FetchResult)>,
     waker: Option<Waker>,
 }
 
@@ -203,7 +220,7 @@ pub async fn run(parts: CoreParts, resolver: &Resolver) -> std::io::Result<()> {
                 return Poll::Ready(());
             }
             let mut fetched = fetched.borrow_mut();
-            if !fetched.results.is_empty() {
+            if !fetched.results.is_empty() || !fetched.key_sets.is_empty() {
                 return Poll::Ready(());
             }
             fetched.waker = Some(cx.waker().clone());
@@ -271,6 +288,9 @@ impl Core {
                 Some(Ended::Action(ask, result)) => self.guarded(now, None, Input::Acted { ask, result }),
             }
         }
+        if self.core == FETCHING_CORE {
+            self.fetch_key_sets(now);
+        }
         let now = clock::now();
         if self.shard.next_timeout().is_some_and(|at| at <= now.at) {
             self.guarded(now, None, Input::Timeout);
@@ -306,6 +326,9 @@ impl Core {
 
     fn take_messages(&mut self, now: Now) -> bool {
         let process = Arc::clone(&self.process);
+        if process.mailboxes[usize::from(self.core.0)].take_everyone() {
+            self.guarded(now, None, Input::Control([Concerned::Everyone].into()));
+        }
         for message in process.mailboxes[usize::from(self.core.0)].take() {
             match message {
                 Message::Mail(mail) => self.guarded(now, None, Input::Mail(mail)),
@@ -313,7 +336,13 @@ impl Core {
                 Message::StoreState { up } => self.guarded(now, None, Input::StoreState { up }),
                 Message::Acted { ask, result } => self.guarded(now, None, Input::Acted { ask, result }),
                 Message::Compared(compared) => self.guarded(now, None, Input::Compared(compared)),
+                Message::Control(concerned) => self.guarded(now, None, Input::Control(concerned)),
+                // Whoever has asked may have gone.
+                Message::List { query, reply } => drop(reply.try_send(self.shard.list(&query))),
                 Message::Reload(options) => self.guarded(now, None, Input::Reload(options)),
+                Message::KeySets(sets) => self.guarded(now, None, Input::KeySets(sets)),
+                // It was woken, and looks in this turn.
+                Message::FetchKeySets => {}
                 Message::Drain => {
                     self.sockets.stop_listening();
                     self.guarded(now, None, Input::Drain);
@@ -480,6 +509,14 @@ impl Core {
                     let mailbox = Arc::clone(&self.process.mailboxes[usize::from(self.core.0)]);
                     self.process.workers.compare(comparison, mailbox);
                 }
+                Output::LookUp { ask, lookup: Lookup::KeySet(place) } => {
+                    let question = Question { core: self.core, ask };
+                    match self.process.issuers.ask(place, question, clock::now()) {
+                        Asked::Answered => self.post(self.core, Message::Found { ask, found: Found::KeySet }),
+                        Asked::Waits { tell: true } => self.post(FETCHING_CORE, Message::FetchKeySets),
+                        Asked::Waits { tell: false } => {}
+                    }
+                }
                 Output::LookUp { ask, lookup } => {
                     if !self.process.store.as_ref().is_some_and(|store| store.ask(self.core, ask, lookup)) {
                         self.post(self.core, Message::Found { ask, found: Found::Unavailable });
@@ -518,6 +555,47 @@ impl Core {
         }
     }
 
+    /// Takes in the key sets that were fetched, and begins the fetches that are due.
+    fn fetch_key_sets(&mut self, now: Now) {
+        loop {
+            let next = self.fetched.borrow_mut().key_sets.pop_front();
+            let Some((job, result)) = next else { break };
+            let finished = self.process.issuers.finish(&job, result, now);
+            let result = if finished.brought { KeySetFetch::Ok } else { KeySetFetch::Failed };
+            self.metrics.key_set_fetches.of(result).count();
+            if let Some(sets) = finished.sets {
+                for core in 0..self.process.mailboxes.len() {
+                    let to = CoreId(u16::try_from(core).unwrap_or(u16::MAX));
+                    self.post(to, Message::KeySets(Arc::clone(&sets)));
+                }
+            }
+            // Behind the sets, so that those are in force when it is looked at again.
+            for Question { core, ask } in finished.answered {
+                self.post(core, Message::Found { ask, found: Found::KeySet });
+            }
+        }
+        if !self.process.issuers.is_due(now.at) {
+            return;
+        }
+        for job in self.process.issuers.begin(now) {
+            let (fetcher, fetched) = (self.fetcher.clone(), Rc::clone(&self.fetched));
+            let metrics = Arc::clone(&self.metrics);
+            monoio::spawn(async move {
+                let result = Guarded(Box::pin(fetcher.fetch(job.request.clone(), || clock::now().wall))).await;
+                let result = result.unwrap_or_else(|| {
+                    metrics.panics.count();
+                    let detail = "a fault of the server ended the fetch".to_owned();
+                    Err(FetchError { code: UpstreamCode::Protocol, detail })
+                });
+                let mut fetched = fetched.borrow_mut();
+                fetched.key_sets.push_back((job, result));
+                if let Some(waker) = fetched.waker.take() {
+                    waker.wake();
+                }
+            });
+        }
+    }
+
     fn post(&mut self, to: CoreId, message: Message) {
         if !self.undelivered.is_empty() {
             self.undelivered.push_back((to, message));
@@ -542,8 +620,9 @@ impl Core {
     }
 
     fn wait(&self, now: Now) -> Duration {
-        let until =
-            [self.shard.next_timeout(), self.accept_at, self.sockets.next_timeout()].into_iter().flatten().min();
+        let key_sets = if self.core == FETCHING_CORE { self.process.issuers.next_timeout() } else { None };
+        let until = [self.shard.next_timeout(), self.accept_at, self.sockets.next_timeout(), key_sets];
+        let until = until.into_iter().flatten().min();
         until.map_or(SLEEP_MAX, |until| until.since(now.at)).min(SLEEP_MAX)
     }
 }
@@ -575,6 +654,10 @@ fn tell(notice: &Notice) {
             &[("action", kind), ("code", &code.as_str()), ("detail", detail)],
             "An action's upstream gave no answer.",
         ),
+        Notice::LongToken => {
+            let sentence = "A token lives longer than auth.revocation_keep: after that time a logout or revocation no longer refuses it.";
+            log::write(LogLevel::Warn, &[], sentence);
+        }
         Notice::Upstream { stream, status, detail } => {
             let state = status.state.as_str();
             let code = status.code.map_or("-", UpstreamCode::as_str);

@@ -6,12 +6,15 @@
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use crate::auth::jwks::KeySets;
+use crate::auth::marks::Concerned;
 use crate::limits;
-use crate::shard::{Found, Mail, Options};
+use crate::shard::{ConnectionQuery, Found, ListedConnection, Mail, Options};
 use crate::stream::Compared;
 use crate::stream::action::ActResult;
 
@@ -41,10 +44,23 @@ pub enum Message {
         /// How it went.
         result: ActResult,
     },
+    /// By the process: marks were set.
+    Control(Arc<[Concerned]>),
+    /// By the admin listener: tell the connections that this is about.
+    List {
+        /// Which.
+        query: ConnectionQuery,
+        /// Where to tell them.
+        reply: SyncSender<Vec<ListedConnection>>,
+    },
     /// By the process: end.
     Drain,
     /// By the process: the configuration was read again.
     Reload(Arc<Options>),
+    /// By the core that fetches them: these key sets are in force.
+    KeySets(Arc<KeySets>),
+    /// To the core that fetches key sets: somebody wants one.
+    FetchKeySets,
 }
 
 /// The mailbox is full: here is the message back.
@@ -56,6 +72,8 @@ pub struct Full(pub Message);
 pub struct Mailbox {
     messages: Mutex<VecDeque<Message>>,
     sleeping: AtomicBool,
+    /// Whether marks were set that there was no room to tell of: every connection is to be looked at.
+    everyone: AtomicBool,
     bell: OwnedFd,
 }
 
@@ -68,6 +86,7 @@ impl Mailbox {
         Ok(Mailbox {
             messages: Mutex::default(),
             sleeping: AtomicBool::new(false),
+            everyone: AtomicBool::new(false),
             bell: eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?,
         })
     }
@@ -89,6 +108,18 @@ impl Mailbox {
             let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
         }
         Ok(())
+    }
+
+    /// Tells of marks that were set. There is always room for it, and nobody waits.
+    pub fn post_control(&self, concerned: &Arc<[Concerned]>) {
+        if self.post(Message::Control(Arc::clone(concerned))).is_err() {
+            self.everyone.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// Takes out the news that every connection is to be looked at. A full mailbox is never asleep, so it need not ring.
+    pub fn take_everyone(&self) -> bool {
+        self.everyone.swap(false, Ordering::SeqCst)
     }
 
     /// Takes out all there is.

@@ -3,10 +3,14 @@
 //! Source: ARCHITECTURE.md; protocol version 1, section 7. Errors: one sentence that says what to do.
 
 pub mod admin;
+pub mod admin_call;
+pub mod admin_users;
 pub mod clock;
+pub mod control;
 pub mod core;
 pub mod demo;
 pub mod fetch;
+pub mod jwks;
 pub mod listener;
 pub mod log;
 pub mod mailbox;
@@ -30,13 +34,15 @@ use ring::rand::{SecureRandom, SystemRandom};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::commands::check::{self, ProcessSources};
-use crate::config::{Config, Driver, LogLevel, RedisOptions};
+use crate::config::{Config, Driver, LogLevel};
 use crate::ids::CoreId;
 use crate::limits;
 use crate::metrics::CoreMetrics;
-use crate::shard::{Catalog, Ledger, Options, Shard};
+use crate::shard::{Catalog, Ledger, Options, Order, Shard};
 
+use self::control::Control;
 use self::core::{CoreParts, Process};
+use self::jwks::Issuers;
 use self::mailbox::{Mailbox, Message};
 use self::redis::{Mailboxes, Settings, Store, StoreParts};
 use self::resolver::Resolver;
@@ -167,17 +173,22 @@ fn run(
     let admin_listener = listener::listen(config.admin.listen, false)?;
     let admin_listen = admin_listener.local_addr()?;
     let mailboxes = (0..cores).map(|_| Mailbox::new().map(Arc::new)).collect::<Result<Vec<_>, _>>()?;
-    let resolver = Arc::new(Resolver::system());
-    let store = config.redis.clone().map(|options| start_store(options, &config, &mailboxes, &resolver)).transpose()?;
     let process = Arc::new(Process {
         mailboxes,
         draining: AtomicBool::new(false),
         drained: AtomicU16::new(0),
         workers: Workers::start()?,
-        store,
+        store: config.redis.as_ref().map(|redis| Store::new(redis.timeout)).transpose()?,
+        issuers: Issuers::new(&config, another(seed, 0x5a), started),
     });
     let metrics: Vec<Arc<CoreMetrics>> = (0..cores).map(|_| Arc::default()).collect();
     let ledger = Arc::new(Ledger::default());
+    ledger.marks().configure(&options.auth);
+    let control = Arc::new(Control::new(Arc::clone(&ledger), process.mailboxes.clone()));
+    if let Some(store) = process.store.clone() {
+        control.publish_by(Box::new(move |entry| store.order(Order::Publish(entry))));
+    }
+    let resolver = Arc::new(Resolver::system());
     let (events, happened) = channel::<Event>();
 
     let (up, listening) = channel::<()>();
@@ -218,6 +229,8 @@ fn run(
         }
     }
 
+    process.issuers.wait_until_tried(limits::JWKS_START_WAIT);
+
     let asks = Mutex::new(events.clone());
     let admin = admin::Admin {
         options: RwLock::new(config.admin.clone()),
@@ -225,7 +238,9 @@ fn run(
         listen_as_configured: config.admin.listen,
         metrics,
         process: Arc::clone(&process),
+        control: Arc::clone(&control),
         started: started.wall,
+        started_at: started.at,
         connections_max: u64::from(connections_max),
         drain: Box::new(move || {
             let _ = asks.lock().unwrap_or_else(PoisonError::into_inner).send(Event::DrainAsked);
@@ -237,11 +252,18 @@ fn run(
         .name("signals".into())
         .spawn(move || while events.send(Event::Signal(sys::wait_for_signal())).is_ok() {})?;
 
-    if let (Some(store), Some(redis)) = (&process.store, &config.redis)
-        && !store.wait_for_replay(redis.timeout * 2)
-    {
-        let sentence = "The control stream of Redis could not be read yet: who was logged out or revoked meanwhile is known once it is.";
-        log::write(LogLevel::Warn, &[], sentence);
+    if let (Some(store), Some(redis)) = (&process.store, &config.redis) {
+        let mut seed = [0u8; 32];
+        fill_random(&mut seed)?;
+        let heard = Arc::clone(&control);
+        let sink = Box::new(Mailboxes::new(process.mailboxes.clone(), Box::new(move |entries| heard.heard(&entries))));
+        let (options, settings, resolver) = (redis.clone(), store_settings(&config), Arc::clone(&resolver));
+        let parts = StoreParts { options, settings, sink, resolver, seed };
+        store.start(parts).map_err(|error| ServeError(error.to_string()))?;
+        if !store.wait_for_replay(redis.timeout * 2) {
+            let sentence = "The control stream of Redis could not be read yet: who was logged out or revoked meanwhile is known once it is.";
+            log::write(LogLevel::Warn, &[], sentence);
+        }
     }
     let ready: Ready = vec![
         ("ready", true.into()),
@@ -263,7 +285,14 @@ fn run(
         reload(
             &reread,
             options,
-            &Serving { allowed, process: &process, admin: &admin, tls: tls.as_deref(), config: &config },
+            &Serving {
+                allowed,
+                process: &process,
+                admin: &admin,
+                ledger: &ledger,
+                tls: tls.as_deref(),
+                config: &config,
+            },
         );
     };
     let ended = wait(&happened, &process, cores, drain, &mut options, reload);
@@ -337,6 +366,7 @@ struct Serving<'s> {
     allowed: u32,
     process: &'s Process,
     admin: &'s admin::Admin,
+    ledger: &'s Ledger,
     tls: Option<&'s Tls>,
     /// The configuration at start.
     config: &'s Config,
@@ -344,7 +374,7 @@ struct Serving<'s> {
 
 /// Reads the configuration again; a bad one is reported, and the old one stays in force.
 fn reload(reread: &Option<Reread>, options: &mut Arc<Options>, serving: &Serving<'_>) {
-    let Serving { allowed, process, admin, tls, config: begun } = *serving;
+    let Serving { allowed, process, admin, ledger, tls, config: begun } = *serving;
     let Some(reread) = reread else {
         log::write(LogLevel::Info, &[], "The demo has no configuration to read again.");
         return;
@@ -375,9 +405,16 @@ fn reload(reread: &Option<Reread>, options: &mut Arc<Options>, serving: &Serving
             let max = connections_max(config.limits.connections, allowed);
             *options = Arc::new(options_of(&config, Some(&options.catalog), 0, max));
             *admin.options.write().unwrap_or_else(PoisonError::into_inner) = config.admin.clone();
+            ledger.marks().configure(&options.auth);
+            let answered = process.issuers.reload(&config, clock::now());
             for mailbox in &process.mailboxes {
                 tell(mailbox, || Message::Reload(Arc::clone(options)));
             }
+            for question in answered {
+                process.answer(question);
+            }
+            // What is to be fetched now is seen when that core wakes.
+            tell(&process.mailboxes[usize::from(jwks::FETCHING_CORE.0)], || Message::FetchKeySets);
             log::write(LogLevel::Info, &[("streams", &config.streams.len())], "The configuration was read again.");
         }
         Err(error) => {
@@ -385,21 +422,6 @@ fn reload(reread: &Option<Reread>, options: &mut Arc<Options>, serving: &Serving
             log::write(LogLevel::Error, &[], &sentence);
         }
     }
-}
-
-/// Starts the thread that speaks with Redis.
-fn start_store(
-    options: RedisOptions,
-    config: &Config,
-    mailboxes: &[Arc<Mailbox>],
-    resolver: &Arc<Resolver>,
-) -> Result<Store, ServeError> {
-    let mut seed = [0u8; 32];
-    fill_random(&mut seed)?;
-    let sink = Mailboxes::new(mailboxes.to_vec(), Box::new(|_| {}));
-    let (settings, resolver) = (store_settings(config), Arc::clone(resolver));
-    let parts = StoreParts { options, settings, sink: Box::new(sink), resolver, seed };
-    Store::start(parts).map_err(|error| ServeError(error.to_string()))
 }
 
 /// What the thread that speaks with Redis needs of other tables.
@@ -514,6 +536,18 @@ fn listen_all(address: SocketAddr, cores: u16, share: bool) -> Result<(Vec<TcpLi
         all.push(listener::listen(listen, true)?);
     }
     Ok((all, listen))
+}
+
+/// A seed of its own for something that is not a core.
+fn another(mut seed: [u8; 32], mark: u8) -> [u8; 32] {
+    seed[31] ^= mark;
+    seed
+}
+
+/// The system's random numbers, for a command that needs some.
+#[allow(clippy::disallowed_methods, reason = "a key that signs takes them as an argument")]
+pub fn chance() -> SystemRandom {
+    SystemRandom::new()
 }
 
 #[allow(

@@ -412,8 +412,14 @@ mod tests {
         fn answer(&mut self, status: u16, body: &str) {
             let received = self.now.wall;
             let body = body.into();
-            let response =
-                FetchResponse { status, validators: Validators::default(), retry_after: None, body, received };
+            let response = FetchResponse {
+                status,
+                validators: Validators::default(),
+                retry_after: None,
+                fresh_for: None,
+                body,
+                received,
+            };
             let answer = self.calls.front().expect("a call").1.options.answer(response);
             self.end(Ok(answer));
         }
@@ -427,7 +433,14 @@ mod tests {
         fn polled(&mut self, body: &str) -> String {
             let (stream, poll, url) = self.fetches.pop_front().expect("a poll");
             let (validators, received) = (Validators::default(), self.now.wall);
-            let response = FetchResponse { status: 200, validators, retry_after: None, body: body.into(), received };
+            let response = FetchResponse {
+                status: 200,
+                validators,
+                retry_after: None,
+                fresh_for: None,
+                body: body.into(),
+                received,
+            };
             self.handle(Input::Fetched { stream, poll, result: Ok(response) });
             url
         }

@@ -5,150 +5,53 @@
 //! Not here: what is presented (`connection::handshake`), whether a token is good (`auth::jwt`), what becomes of who
 //! presents it (`requests`, `open`).
 
-use std::net::IpAddr;
-use std::time::Duration;
-
 use crate::auth::grant::Grant;
-use crate::codec::message::{ClientId, ErrorCode};
+use crate::codec::message::ErrorCode;
 use crate::connection::Phase;
 use crate::connection::handshake::{Credential, Presented, Refusal};
-use crate::ids::{ConnectionId, ConnectionKey, CoreId};
+use crate::ids::ConnectionKey;
 use crate::limits;
 use crate::secret::Secret;
 
-use super::sessions::{Question, Reread};
-use super::tickets::Used;
+use super::lookup::{Asked, Authenticated, Found, Looked, Lookup, Waiter};
 use super::{Output, Shard};
-
-/// A question to somebody outside of the cores: Redis, or whoever fetches key sets. Each is answered by
-/// [`super::Input::Found`], within [`limits::LOOKUP_TIMEOUT`] of the shell's own.
-#[derive(Clone, Debug)]
-pub enum Lookup {
-    /// The records of these sessions, by their ids.
-    Sessions(Vec<Secret>),
-    /// The record of a ticket, which is thereby used up; by the hash that it is kept under.
-    TakeTicket(String),
-    /// To keep a ticket's record under that hash for so long.
-    KeepTicket {
-        /// The hash of the ticket.
-        hash: String,
-        /// What it stands for.
-        record: Secret,
-        /// Its life.
-        life: Duration,
-    },
-    /// To fetch anew the key set of that issuer, by its place in the configuration; where that was done a moment ago, nothing.
-    KeySet(usize),
-}
-
-/// A session's record, as Redis holds it.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct SessionRecord {
-    /// Its text.
-    pub text: Secret,
-    /// How long Redis keeps it; `None`: it has no end there.
-    pub ttl: Option<Duration>,
-}
-
-/// The answer to a [`Lookup`].
-#[derive(Clone, Debug)]
-pub enum Found {
-    /// To [`Lookup::Sessions`]: in the same order; `None`: there is no such session.
-    Sessions(Vec<Option<SessionRecord>>),
-    /// To [`Lookup::TakeTicket`]; `None`: there is no such ticket.
-    Ticket(Option<Secret>),
-    /// To [`Lookup::KeepTicket`]: it is kept.
-    Kept,
-    /// To [`Lookup::KeySet`]: what there is now is in force.
-    KeySet,
-    /// To any: it cannot be said now.
-    Unavailable,
-}
-
-/// Who waits for a credential to be looked at.
-#[derive(Debug)]
-pub(super) enum Waiter {
-    /// A request, whose head is kept meanwhile.
-    Request(ConnectionKey),
-    /// A WebSocket that has sent its first message.
-    FirstMessage(ConnectionKey),
-    /// An open WebSocket that has sent `auth_update`.
-    Update {
-        /// Which.
-        connection: ConnectionKey,
-        /// The id that the answer echoes.
-        id: Option<ClientId>,
-    },
-    /// `POST /v1/connections/{connection}/auth` for a connection of this core.
-    Renewal {
-        /// Which.
-        connection: ConnectionId,
-        /// Whom a failure is counted for.
-        addr: IpAddr,
-        /// Who asks.
-        from: CoreId,
-        /// The number of the question.
-        ask: u64,
-    },
-}
-
-/// What is done with the answer to a [`Lookup`].
-#[derive(Debug)]
-pub(super) enum Asked {
-    /// The token is looked at again, with the key set as it is then.
-    KeySet(Waiter, Presented),
-    /// A session's record is given to all who wait for it.
-    Session(Box<Question>),
-    /// Sessions that live here go on by their records, or end.
-    Reread(Reread),
-    /// A ticket has been used, if it was one.
-    Ticket(Waiter, Used),
-    /// A ticket is kept, and handed out.
-    Kept(ConnectionKey, Used),
-}
-
-/// What became of looking at a credential.
-pub(super) enum Authenticated {
-    /// It is judged.
-    Now(Result<Grant, Refusal>),
-    /// Somebody outside was asked; the waiter will be told, by this number.
-    Later(u64),
-}
-
-/// The same, with the waiter given back who need not wait.
-pub(super) enum Looked {
-    /// It is judged.
-    Now(Waiter, Result<Grant, Refusal>),
-    /// Somebody outside was asked; the waiter will be told, by this number.
-    Later(u64),
-}
 
 impl Shard {
     /// Looks at what is presented, which is something. Limits come before this, and so does an address's standing.
     pub(super) fn authenticate(&mut self, presented: Presented, waiter: Waiter) -> Authenticated {
-        match self.look_at(presented, waiter) {
+        match self.look_at(presented, waiter, true) {
             Looked::Now(_, outcome) => Authenticated::Now(outcome),
             Looked::Later(no) => Authenticated::Later(no),
         }
     }
 
     /// Protocol section 2, «Hybrid»: a token first; where there is none, or it does not verify, a session. Any other
-    /// credential stands for itself.
-    fn look_at(&mut self, presented: Presented, waiter: Waiter) -> Looked {
-        let Presented { first, session } = presented;
-        let refusal = match first {
-            Some((Credential::Token(token), _)) => match self.token_grant(&token) {
+    /// credential stands for itself. `may_ask`: whether a key that is not known may be asked for.
+    fn look_at(&mut self, presented: Presented, waiter: Waiter, may_ask: bool) -> Looked {
+        let refusal = match &presented.first {
+            Some((Credential::Token(token), _)) => match self.token_grant(token) {
                 Ok(grant) => return Looked::Now(waiter, Ok(grant)),
-                Err(refusal) => refusal,
+                Err(refusal) => {
+                    // The issuer's key set may have the key by now.
+                    let issuer = self.verifier.lacks_key_of(token.expose_secret()).filter(|_| may_ask);
+                    if let Some(issuer) = issuer {
+                        if let Err(refusal) = self.may_look_up() {
+                            return Looked::Now(waiter, Err(refusal));
+                        }
+                        let asked = Asked::KeySet(waiter, presented);
+                        return Looked::Later(self.look_up_surely(Lookup::KeySet(issuer), asked));
+                    }
+                    refusal
+                }
             },
-            Some((Credential::Ticket(ticket), _)) => return self.look_at_ticket(&ticket, waiter),
+            Some((Credential::Ticket(ticket), _)) => return self.look_at_ticket(ticket, waiter),
             Some((Credential::ApiKey(_), _)) => {
                 let refusal = Refusal::new(ErrorCode::InvalidToken, "there is no such API key");
                 return Looked::Now(waiter, Err(refusal.because("unknown_api_key")));
             }
             None => Refusal::new(ErrorCode::MissingCredential, "a credential is needed"),
         };
-        match session {
+        match presented.session {
             Some(cookie) => self.look_at_cookie(&cookie, waiter),
             None => Looked::Now(waiter, Err(refusal)),
         }
@@ -170,13 +73,7 @@ impl Shard {
 
     /// The grant of a token.
     pub(super) fn token_grant(&mut self, token: &Secret) -> Result<Grant, Refusal> {
-        match self.verifier.verify(token.expose_secret(), self.now.wall) {
-            Ok(verified) => Ok(verified.into_grant(&mut self.rights, self.options.catalog.template_claims())),
-            Err(error) => {
-                let code = if error.is_expired() { ErrorCode::TokenExpired } else { ErrorCode::InvalidToken };
-                Err(Refusal::new(code, error.to_string()).because(error.reason()))
-            }
-        }
+        self.verify_token(token)
     }
 
     /// Whether somebody outside may be asked.
@@ -209,7 +106,7 @@ impl Shard {
             Asked::KeySet(waiter, presented) => {
                 let request = waiter.request();
                 // What was unknown a moment ago may be known now; it is not asked for a second time.
-                let looked = self.look_at(presented, waiter);
+                let looked = self.look_at(presented, waiter, false);
                 self.looked_again(request, looked);
             }
             Asked::Session(question) => self.session_found(ask, *question, found),
@@ -248,16 +145,6 @@ impl Shard {
         // Others may wait for a session's record as well, and what is read of it is news for those who live by it.
         if !matches!(self.looked_up.get(&ask), Some(Asked::Session(_) | Asked::Reread(_))) {
             self.looked_up.remove(&ask);
-        }
-    }
-}
-
-impl Waiter {
-    /// The connection whose request waits, where one does.
-    fn request(&self) -> Option<ConnectionKey> {
-        match self {
-            Waiter::Request(connection) => Some(*connection),
-            _ => None,
         }
     }
 }

@@ -205,8 +205,11 @@ impl Shard {
             CloseReason::Draining => ErrorCode::Draining,
             CloseReason::Forbidden => ErrorCode::Forbidden,
             CloseReason::StreamEnded | CloseReason::NotFound => ErrorCode::StreamEnded,
-            CloseReason::TokenExpired => ErrorCode::TokenExpired,
+            CloseReason::TokenExpired | CloseReason::ApiKeyExpired => ErrorCode::TokenExpired,
             CloseReason::SessionExpired => ErrorCode::SessionExpired,
+            CloseReason::LoggedOut => ErrorCode::LoggedOut,
+            CloseReason::TokenRevoked | CloseReason::ApiKeyRevoked => ErrorCode::TokenRevoked,
+            CloseReason::KeyRemoved | CloseReason::InvalidToken => ErrorCode::InvalidToken,
             _ => ErrorCode::Overloaded,
         };
         let mut refusal = Refusal::new(code, code.meaning());

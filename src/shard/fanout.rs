@@ -63,8 +63,9 @@ impl Shard {
     pub fn transmit(&mut self, now: Now, wire: &mut dyn Wire) -> bool {
         self.now = now;
         let mut budget = limits::SENDS_PER_TURN;
+        self.control_turn();
         self.drain_turn();
-        if self.recheck.is_some() {
+        if self.recheck.is_some() || self.passes.is_under_way() {
             // Until every connection has been looked at, nothing is sent: its credential may have ended.
             return true;
         }

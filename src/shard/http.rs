@@ -111,21 +111,22 @@ impl Shard {
         reply: Reply,
     ) {
         let now = self.now.at;
-        let (ends, verified_by) = (grant.end(self.options.auth.jwt.leeway), grant.key());
         let (holder, session) = (self.subject(&grant), grant.session());
-        self.rights.release(grant);
         let held = match self.hold_stream(holder, key) {
             Ok(counted) => holder.filter(|_| counted),
-            Err(refusal) => return self.refuse(index, &refusal.with_status(429).retry_after(5), &reply),
+            Err(refusal) => {
+                self.rights.release(grant);
+                return self.refuse(index, &refusal.with_status(429).retry_after(5), &reply);
+            }
         };
         let topic = self.watch(key);
         let Some(connection) = self.key_of(index) else { return };
+        let (grant, since) = (Box::new(grant), self.now.wall);
         let preferred_s = preferred_s.filter(|_| known.is_some());
         let cold_until = now + key.target.options.timeout;
         let deadline = preferred_s.map_or(cold_until, |wait| now + Duration::from_secs(wait));
         let Some(http) = self.http_mut(index) else { return };
-        http.phase =
-            Phase::Waiting { topic, held, known, preferred_s, cold_until, ends, key: verified_by, session, reply };
+        http.phase = Phase::Waiting { topic, held, known, preferred_s, cold_until, grant, since, reply };
         http.deadline = deadline;
         self.join_session(session, index);
         if let Some(topic) = self.topics.at_mut(topic) {
@@ -145,11 +146,11 @@ impl Shard {
     }
 
     fn answer_waiter(&mut self, waiter: ConnectionKey) {
-        let wall = self.now.wall;
+        let (wall, leeway) = (self.now.wall, self.options.auth.jwt.leeway);
         let Some(index) = self.still(waiter) else { return };
         let Some(http) = self.http_mut(index) else { return };
-        let Phase::Waiting { topic, known, preferred_s, ends, .. } = &http.phase else { return };
-        if ends.is_some_and(|ends| ends <= wall) {
+        let Phase::Waiting { topic, known, preferred_s, grant, .. } = &http.phase else { return };
+        if grant.end(leeway).is_some_and(|end| end <= wall) {
             return self.waited(index);
         }
         let (topic, known, preferred_s) = (*topic, known.clone(), *preferred_s);
@@ -218,10 +219,11 @@ impl Shard {
 
     /// The time of one who waits is over.
     pub(super) fn waited(&mut self, index: u32) {
-        let now = self.now.at;
+        let (now, leeway) = (self.now.at, self.options.auth.jwt.leeway);
         let Some(http) = self.http_mut(index) else { return };
-        let Phase::Waiting { topic, known, cold_until, ends, session, .. } = &http.phase else { return };
-        let (topic, known, cold_until, ends, session) = (*topic, known.clone(), *cold_until, *ends, *session);
+        let Phase::Waiting { topic, known, cold_until, grant, .. } = &http.phase else { return };
+        let (ends, session) = (grant.end(leeway), grant.session());
+        let (topic, known, cold_until) = (*topic, known.clone(), *cold_until);
         if ends.is_some_and(|ends| ends <= self.now.wall) {
             self.metrics.expiries.count();
             let reply = self.forget_exchange(index);
@@ -252,11 +254,11 @@ impl Shard {
         self.refuse(index, &refusal, &reply);
     }
 
-    /// After a reload: whoever waits for a stream that was removed or changed is told to ask again, to be judged anew; so
+    /// After a reload, or when key sets were fetched: whoever waits for a stream that was removed or changed is told to ask again, to be judged anew; so
     /// is, where that closes connections, one whose key was removed.
     pub(super) fn refuse_stale_waiters(&mut self) {
         let options = Arc::clone(&self.options);
-        let jwt = &options.auth.jwt;
+        let close_on_key_removal = options.auth.jwt.close_on_key_removal;
         let waiters: Vec<(ConnectionKey, Arc<StreamKey>)> = self
             .topics
             .iter()
@@ -264,10 +266,10 @@ impl Shard {
             .collect();
         for (waiter, stream) in waiters {
             let key = match self.http_mut(waiter.index).map(|http| &http.phase) {
-                Some(Phase::Waiting { key, .. }) => *key,
+                Some(Phase::Waiting { grant, .. }) => grant.key(),
                 _ => None,
             };
-            let refusal = if jwt.close_on_key_removal && key.is_some_and(|key| !jwt.keys.contains(key)) {
+            let refusal = if close_on_key_removal && key.is_some_and(|key| !self.verifier.has_key(key)) {
                 Refusal::new(ErrorCode::InvalidToken, "the key that signed the token was removed")
             } else if options.catalog.is_current(&stream) {
                 continue;
@@ -285,8 +287,9 @@ impl Shard {
         let Some(key) = self.key_of(index) else { return Reply::default() };
         let Some(http) = self.http_mut(index) else { return Reply::default() };
         match std::mem::replace(&mut http.phase, Phase::Head) {
-            Phase::Waiting { topic, held, session, reply, .. } => {
-                self.leave_session(session, index);
+            Phase::Waiting { topic, held, reply, grant, .. } => {
+                self.leave_session(grant.session(), index);
+                self.rights.release(*grant);
                 if let Some(key) = self.topics.at(topic).map(|topic| Arc::clone(&topic.key)) {
                     self.release_stream(held, &key);
                 }

@@ -1,7 +1,8 @@
-//! What the cores of a process count together: connections, streams, and what one address or one subject may hold.
+//! What the cores of a process count together: connections, streams, and what one address or one subject may hold; and
+//! what they all must know of users, sessions and tokens.
 //!
 //! Memory: one entry for each address or subject that holds something or failed lately, bounded by
-//! [`ENTRIES_PER_PART_MAX`]. The locks are held for a map look-up, at a handshake, never on a delivery.
+//! [`ENTRIES_PER_PART_MAX`], and the marks (`auth::marks`). The locks are held for a map look-up, at a handshake, never on a delivery.
 //! Errors: [`Over`] says which bound was met. Not here: what is answered then.
 
 use std::collections::HashMap;
@@ -11,10 +12,11 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::auth::marks::Marks;
 use crate::ids::Holder;
 use crate::time::Instant;
 
-use super::tickets::Tickets;
+use super::ticket_table::Tickets;
 
 /// Entries in one of the [`PARTS`] of the ledger.
 const ENTRIES_PER_PART_MAX: usize = 65_536;
@@ -89,6 +91,7 @@ pub struct Ledger {
     connections: AtomicU64,
     streams: AtomicU64,
     parts: Vec<Mutex<HashMap<Holder, Entry>>>,
+    marks: Marks,
     tickets: Tickets,
 }
 
@@ -99,12 +102,18 @@ impl Default for Ledger {
             connections: AtomicU64::new(0),
             streams: AtomicU64::new(0),
             parts: (0..PARTS).map(|_| Mutex::default()).collect(),
+            marks: Marks::default(),
             tickets: Tickets::default(),
         }
     }
 }
 
 impl Ledger {
+    /// What was said of users, sessions and tokens.
+    pub fn marks(&self) -> &Marks {
+        &self.marks
+    }
+
     /// The holder that `name` (an address, a subject) stands for.
     pub fn holder(&self, kind: &str, name: impl Hash) -> Holder {
         Holder::from_hash(self.hasher.hash_one((kind, name)))

@@ -11,10 +11,12 @@ mod actions;
 mod authenticate;
 mod catalog;
 mod close;
+mod control;
 mod encoder;
 mod fanout;
 mod http;
 mod ledger;
+mod lookup;
 mod mail;
 mod open;
 mod owner;
@@ -25,6 +27,7 @@ mod sessions;
 mod slab;
 mod stats;
 mod subscribe;
+mod ticket_table;
 mod tickets;
 mod timers;
 pub mod topics;
@@ -36,32 +39,35 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::auth::control::ControlEntry;
+use crate::auth::cache::TokenCache;
 use crate::auth::grant::RightsTable;
+use crate::auth::jwks::KeySets;
 use crate::auth::jwt::Verifier;
+use crate::auth::marks::Concerned;
 use crate::codec::deflate::Inflater;
 use crate::connection::Connection;
 use crate::ids::{ConnectionKey, CoreId};
 use crate::limits::Limits;
 use crate::metrics::CoreMetrics;
-use crate::secret::Secret;
 use crate::stream::action::{ActResult, Call};
 use crate::stream::poll::{FetchRequest, FetchResult, PollNo, Status, UpstreamCode};
 use crate::time::{Instant, Now};
 use crate::{auth, connection, stream};
 
-pub use self::authenticate::{Found, Lookup, SessionRecord};
 pub use self::catalog::{Catalog, StreamKey};
 pub use self::close::CannedAnswer;
+pub use self::control::{ConnectionQuery, ListedConnection};
 pub use self::ledger::Ledger;
+pub use self::lookup::{Found, Lookup, Order, SessionRecord};
 pub use self::mail::Mail;
 pub use self::rng::Rng;
 pub use self::stats::Stats;
 
 use self::actions::Acting;
-use self::authenticate::Asked;
+use self::control::Passes;
 use self::encoder::Encoder;
 use self::fanout::Joint;
+use self::lookup::Asked;
 use self::owner::Owned;
 use self::rendition::Meter;
 use self::sessions::Sessions;
@@ -134,6 +140,8 @@ pub enum Input<'a> {
         /// The answer.
         found: Found,
     },
+    /// Marks were set: the connections of those whom they concern are to be looked at.
+    Control(Arc<[Concerned]>),
     /// The store of sessions and tickets answers, or does not any more. «Answers» is said again where something may have been
     /// missed meanwhile: what was read from it is to be read again.
     StoreState {
@@ -148,6 +156,8 @@ pub enum Input<'a> {
     Drain,
     /// The configuration was read again.
     Reload(Arc<Options>),
+    /// Key sets of issuers were fetched: from now on these are in force.
+    KeySets(Arc<KeySets>),
 }
 
 /// Something to be done outside.
@@ -210,21 +220,6 @@ pub enum Output {
     Notice(Notice),
 }
 
-/// Something that the store is to do without an answer.
-#[derive(Clone, Debug)]
-pub enum Order {
-    /// To extend a session's life. Where the store is away it is left undone.
-    Touch {
-        /// The session's id.
-        sid: Secret,
-        /// Its life from now on.
-        life: Duration,
-    },
-    /// To put an event on the control stream, for the other processes and for those that are away. Where the store is away
-    /// it waits for its return.
-    Publish(ControlEntry),
-}
-
 /// News for the operator. Holds nothing secret.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Notice {
@@ -246,6 +241,8 @@ pub enum Notice {
         /// What happened.
         detail: String,
     },
+    /// A token lives longer than logouts and revocations are kept in mind.
+    LongToken,
 }
 
 /// Where frames go: the sockets in production, models in the simulator. Never blocks.
@@ -293,6 +290,8 @@ pub struct Shard {
     ledger: Arc<Ledger>,
     metrics: Arc<CoreMetrics>,
     verifier: Verifier,
+    /// Tokens that it has verified.
+    tokens: TokenCache,
     rights: RightsTable,
     rng: Rng,
     now: Now,
@@ -328,6 +327,8 @@ pub struct Shard {
     recheck: Option<u32>,
     /// Whether grants are to be judged by a new configuration meanwhile.
     rejudge: bool,
+    /// What was heard of logouts, revocations and permissions, and is still to be carried out.
+    passes: Passes,
     /// HTTP requests that wait for another core's answer.
     asks: HashMap<u64, ConnectionKey>,
     /// What is done with the answers of those outside of the cores.
@@ -360,15 +361,17 @@ impl Shard {
         now: Now,
     ) -> Shard {
         let encoder = Encoder::new(Arc::clone(&metrics));
+        let rng = Rng::new(seed);
         let mut shard = Shard {
             core,
             cores,
             verifier: Verifier::new(options.auth.jwt.clone()),
+            tokens: TokenCache::new(options.auth.token_cache, rng.secret("verified tokens")),
             options,
             ledger,
             metrics,
             rights: RightsTable::default(),
-            rng: Rng::new(seed),
+            rng,
             now,
             connections: Slab::default(),
             generation: 0,
@@ -391,6 +394,7 @@ impl Shard {
             draining: None,
             recheck: None,
             rejudge: false,
+            passes: Passes::default(),
             asks: HashMap::new(),
             looked_up: HashMap::new(),
             acting: HashMap::new(),
@@ -407,6 +411,10 @@ impl Shard {
     /// Takes in something that happened at `now`.
     pub fn handle(&mut self, now: Now, input: Input<'_>) {
         self.now = now;
+        if !matches!(input, Input::Control(_)) {
+            // What was heard before is carried out before.
+            self.control_turn();
+        }
         match input {
             Input::Received { connection, bytes } => self.received(connection, bytes),
             Input::PeerFinished { connection } => self.peer_finished(connection),
@@ -417,6 +425,7 @@ impl Shard {
             Input::Mail(mail) => self.mail(mail),
             Input::Acted { ask, result } => self.acted(ask, result),
             Input::Found { ask, found } => self.found(ask, found),
+            Input::Control(concerned) => self.control(&concerned),
             Input::StoreState { up } => self.store_state(up),
             Input::Timeout => self.timeout(),
             Input::ClockMoved => {
@@ -426,6 +435,7 @@ impl Shard {
             }
             Input::Drain => self.begin_drain(),
             Input::Reload(options) => self.reload(options),
+            Input::KeySets(sets) => self.trust_key_sets(sets),
         }
         self.turn_inbox();
         self.drop_unused_sessions();
@@ -442,7 +452,7 @@ impl Shard {
         let now = (self.recheck.is_some() || self.drains_now() || !self.ready.is_empty()).then_some(self.now.at);
         let drained = self.draining.filter(|draining| !draining.told).map(|draining| draining.until);
         let timer = self.timers.peek().map(|Reverse((at, _))| *at);
-        [swept, now, timer, self.wheel.next_timeout(), self.sessions.next_timeout(), drained]
+        [swept, now, timer, self.wheel.next_timeout(), self.sessions.next_timeout(), drained, self.pass_due()]
             .into_iter()
             .flatten()
             .min()

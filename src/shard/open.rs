@@ -20,7 +20,7 @@ use crate::limits;
 use crate::metrics::{AuthUpdateResult, HandshakeResult};
 use crate::secret::Secret;
 
-use super::authenticate::{Authenticated, Looked, Waiter};
+use super::lookup::{Authenticated, Looked, Waiter};
 use super::requests::is_failure;
 use super::{Mail, Shard};
 
@@ -56,6 +56,7 @@ impl Shard {
             decoder: ws::Decoder::new(),
             subscriptions: Subscriptions::None,
             reauthenticate_at: None,
+            since: self.now.wall,
             heartbeat_at: now + heartbeat,
             rate: MessageRate::default(),
             transport,
@@ -478,6 +479,8 @@ impl Shard {
                 }
                 let reason = match refusal.code {
                     ErrorCode::Overloaded | ErrorCode::SessionStoreUnavailable => CloseReason::Overloaded,
+                    ErrorCode::LoggedOut => CloseReason::LoggedOut,
+                    ErrorCode::TokenRevoked => CloseReason::TokenRevoked,
                     _ => CloseReason::InvalidToken,
                 };
                 return self.close(index, reason);

@@ -480,7 +480,7 @@ mod tests {
 
     fn answer(body: &str) -> FetchResult {
         let (validators, received) = (Validators::default(), WallTime::from_secs(1_800_000_000));
-        Ok(FetchResponse { status: 200, validators, retry_after: None, body: body.into(), received })
+        Ok(FetchResponse { status: 200, validators, retry_after: None, fresh_for: None, body: body.into(), received })
     }
 
     #[test]

@@ -20,8 +20,8 @@ use crate::ids::{ConnectionId, ConnectionKey, Holder};
 use crate::limits;
 use crate::time::Instant;
 
-use super::authenticate::{Authenticated, Waiter};
 use super::ledger::Standing;
+use super::lookup::{Authenticated, Waiter};
 use super::{CannedAnswer, Mail, Shard};
 
 /// The policy of the playground page, hashed once.

@@ -22,6 +22,16 @@ impl Rng {
         Rng { seed, counter: 0 }
     }
 
+    /// A secret for that purpose alone. It takes nothing from the numbers that are drawn.
+    pub fn secret(&self, purpose: &str) -> [u8; 32] {
+        let mut context = digest::Context::new(&digest::SHA256);
+        // Longer than what numbers are made of, so it is none of them.
+        context.update(&self.seed);
+        context.update(b"a secret for: ");
+        context.update(purpose.as_bytes());
+        *context.finish().as_ref().first_chunk().expect("SHA-256 has 32 bytes")
+    }
+
     /// 128 random bits.
     pub fn u128(&mut self) -> u128 {
         let mut input = [0u8; 40];

@@ -12,23 +12,26 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::auth::grant::{CredentialKind, Grant, GrantRecord, SessionNo};
+use crate::auth::marks::Revoked;
 use crate::auth::session::{Record, SessionMark};
-use crate::codec::message::{self, CloseReason, ErrorCode};
+use crate::codec::message::{CloseReason, ErrorCode};
 use crate::connection::handshake::Refusal;
 use crate::connection::{Phase, State};
 use crate::ids::ConnectionKey;
-use crate::limits::{LOOKUP_TIMEOUT, LOOKUP_WAITERS_MAX, SESSIONS_PER_LOOKUP, SESSIONS_PER_TURN};
+use crate::limits::{LOOKUP_TIMEOUT, LOOKUP_WAITERS_MAX, SESSIONS_PER_LOOKUP, SESSIONS_PER_TURN, TICKET_LIFE};
 use crate::secret::Secret;
 use crate::time::{Instant, Now, WallTime};
 
-use super::authenticate::{Asked, Found, Looked, Lookup, SessionRecord, Waiter};
+use super::lookup::{Asked, Found, Looked, Lookup, Order, Purpose, Question, Reread, SessionRecord, Waiter, Waiting};
 use super::slab::Slab;
-use super::{Order, Output, Shard};
+use super::{Output, Shard};
 
 /// Sessions that are due within this are asked for together.
 const TICK: Duration = Duration::from_millis(200);
 /// How long before its known end a session's record is looked at once more: it may have been extended.
 const LAST_LOOK: Duration = Duration::from_secs(1);
+/// And what must be left of it for another look.
+const LAST_LEFT: Duration = Duration::from_millis(200);
 /// How soon a record that could not be read is tried again, at the latest.
 const RETRY: Duration = Duration::from_secs(5);
 /// Two readings of one end that are no further apart are the same: how long a key lives is told with the time the answer took.
@@ -86,42 +89,6 @@ impl Sessions {
     fn all(&self) -> Vec<u32> {
         self.places.iter().map(|(place, _)| place).collect()
     }
-}
-
-/// A question about one session's record, and who waits for the answer.
-#[derive(Debug)]
-pub(super) struct Question {
-    sid: Secret,
-    mark: SessionMark,
-    asked: Now,
-    waiting: Vec<Waiting>,
-    /// Those who came when the question was out already: a record that they were told of may be newer than the answer.
-    later: Vec<Waiting>,
-}
-
-#[derive(Debug)]
-struct Waiting {
-    no: u64,
-    waiter: Waiter,
-    purpose: Purpose,
-}
-
-/// What a session is asked about for.
-#[derive(Debug)]
-pub(super) enum Purpose {
-    /// Its cookie was presented.
-    Cookie,
-    /// A connection of it asks to be renewed.
-    Update,
-    /// A ticket was, which had been made for what this says.
-    Ticket(Box<GrantRecord>),
-}
-
-/// The records of sessions that are looked at again, in the order of the question.
-#[derive(Debug)]
-pub(super) struct Reread {
-    asked: Now,
-    sessions: Vec<(u32, SessionMark)>,
 }
 
 /// What a record has turned out to be.
@@ -212,8 +179,11 @@ impl Shard {
                 waiting.extend(later);
                 let renewing: Vec<u32> = waiting.iter().filter_map(Waiting::renews).collect();
                 let place = self.take_record(sid, mark, asked, *record, ttl, &renewing);
+                let user = self.sessions.places.at(place).and_then(|session| session.grant.sub()).map(str::to_owned);
+                let said = self.judge_session(mark, user.as_deref(), asked.wall);
                 for Waiting { no, waiter, purpose } in waiting {
-                    let outcome = self.granted_by(place, purpose);
+                    let said = said.clone().map_err(|refusal| refused_as(&purpose, &refusal));
+                    let outcome = said.and_then(|()| self.granted_by(place, purpose));
                     self.judged_if_waited_for(no, waiter, outcome);
                 }
             }
@@ -237,7 +207,11 @@ impl Shard {
                 for Waiting { no, waiter, purpose } in waiting {
                     let outcome = match purpose {
                         // What the ticket says was true a moment ago.
-                        Purpose::Ticket(record) => Ok(self.session_of_ticket(&sid, mark, *record)),
+                        Purpose::Ticket(record) => {
+                            let made = self.now.wall - TICKET_LIFE;
+                            let said = self.judge_session(mark, record.sub.as_deref(), made);
+                            said.map(|()| self.session_of_ticket(&sid, mark, *record))
+                        }
                         other => Err(refused_as(&other, &unavailable())),
                     };
                     self.judged_if_waited_for(no, waiter, outcome);
@@ -369,8 +343,10 @@ impl Shard {
             // Something has been heard since the question was put.
             return;
         }
-        let last_look = session.grant.expires().map(|ends| ends - LAST_LOOK).filter(|at| *at > self.now.wall);
-        let at = last_look.map_or(regular, |at| regular.min(self.now.instant_of(at)));
+        let left = session.grant.expires().map(|ends| ends.since(self.now.wall));
+        let at = left
+            .and_then(|left| last_look(left, options.touch))
+            .map_or(regular, |look| regular.min(self.now.at + look));
         self.sessions.set_due(place, Some(at));
     }
 
@@ -431,14 +407,7 @@ impl Shard {
                 }
                 let (old, new) = (before.rights(), grant.rights());
                 if old.permissions != new.permissions || old.roles != new.roles {
-                    let (permissions, roles) = (new.permissions.iter(), new.roles.iter());
-                    self.tell(index, "permission_update", |out| {
-                        message::write_permission_update(
-                            out,
-                            permissions.map(|text| &**text),
-                            roles.map(|text| &**text),
-                        );
-                    });
+                    self.tell_rights(index, new);
                 }
                 self.rights.release(before);
                 if changed || rejudge {
@@ -446,10 +415,11 @@ impl Shard {
                 }
             }
             Some(State::Http(http)) => {
-                if let Phase::Waiting { ends, .. } = &mut http.phase {
-                    *ends = grant.end(Duration::ZERO);
+                if let Phase::Waiting { grant: held, .. } = &mut http.phase {
+                    let renewed = held.renewed(grant.expires(), Rc::clone(grant.rights()));
+                    self.rights.release(std::mem::replace(held, renewed));
                     if changed {
-                        self.rejudge_waiter(index, &grant);
+                        self.rejudge_waiter(index);
                     }
                 }
             }
@@ -459,32 +429,13 @@ impl Shard {
         self.arm(index);
     }
 
-    /// Whoever waits for a value under rights that have changed: whether they still reach it.
-    fn rejudge_waiter(&mut self, index: u32, grant: &Grant) {
-        let topic = match self.http_mut(index).map(|http| &http.phase) {
-            Some(Phase::Waiting { topic, .. }) => *topic,
-            _ => return,
-        };
-        let Some(key) = self.topics.at(topic).map(|topic| std::sync::Arc::clone(&topic.key)) else { return };
-        let id = key.target.options.id.as_str();
-        let refusal = match self.options.catalog.resolve(grant, id, &key.params) {
-            Ok(other) if other == key => return,
-            Ok(_) => {
-                let detail = "what the session may see has changed: ask again";
-                Refusal::new(ErrorCode::StreamUnavailable, detail).retry_after(1)
-            }
-            Err(refusal) => refusal,
-        };
-        if let Some(waiter) = self.key_of(index) {
-            self.refuse_waiter(waiter, refusal);
-        }
-    }
-
     /// A session is over: so is each connection that hangs on it.
     fn end_session(&mut self, place: u32) {
         self.sessions.set_due(place, None);
         let Some(session) = self.sessions.places.at_mut(place) else { return };
         let (mark, connections) = (session.mark, session.connections.clone());
+        // The application may have deleted it because of a logout that was heard before this was seen.
+        let logged_out = self.ledger.marks().judge_session(mark, self.now.wall).is_err();
         if self.sessions.place_of.get(&mark) == Some(&place) {
             self.sessions.place_of.remove(&mark);
         }
@@ -493,9 +444,14 @@ impl Shard {
             match self.connections.at(index).map(|connection| &connection.state) {
                 Some(State::Http(_)) => {
                     if let Some(waiter) = self.key_of(index) {
-                        self.refuse_waiter(waiter, ended("the session has ended"));
+                        let refusal = match logged_out {
+                            true => super::control::refusal(Revoked::LoggedOut),
+                            false => ended("the session has ended"),
+                        };
+                        self.refuse_waiter(waiter, refusal);
                     }
                 }
+                _ if logged_out => self.close(index, CloseReason::LoggedOut),
                 _ => self.close(index, CloseReason::SessionExpired),
             }
         }
@@ -633,14 +589,6 @@ impl Shard {
         }
     }
 
-    /// The sessions of a user are read again at once.
-    pub(super) fn reread_sessions_of(&mut self, user: &str) {
-        let of_user = |(place, session): (u32, &Session)| (session.grant.sub() == Some(user)).then_some(place);
-        for place in self.sessions.places.iter().filter_map(of_user).collect::<Vec<_>>() {
-            self.reread_soon(place);
-        }
-    }
-
     /// That session is read again at once.
     pub(super) fn reread_session(&mut self, mark: SessionMark) {
         if let Some(&place) = self.sessions.place_of.get(&mark) {
@@ -678,6 +626,11 @@ impl Shard {
         session.is_some_and(|session| session.rejudge)
     }
 
+    /// The mark of the session that a grant hangs on.
+    pub(super) fn session_mark(&self, grant: &Grant) -> Option<SessionMark> {
+        self.sessions.places.at(grant.session()?.place()).map(|session| session.mark)
+    }
+
     /// The id of the session that a grant hangs on.
     pub(super) fn session_id(&self, grant: &Grant) -> Option<Secret> {
         self.sessions.places.at(grant.session()?.place()).map(|session| session.sid.clone())
@@ -694,13 +647,15 @@ impl Shard {
     }
 }
 
-impl Waiting {
-    /// The open connection that is to be renewed by the answer.
-    fn renews(&self) -> Option<u32> {
-        match (&self.purpose, &self.waiter) {
-            (Purpose::Update, Waiter::Update { connection, .. }) => Some(connection.index),
-            _ => None,
-        }
+/// When a record is looked at before an end that is known: what was extended late is seen too, by ever shorter steps; what is
+/// touched is not left until the last moment. `None`: it ends too soon for that.
+fn last_look(left: Duration, touch: bool) -> Option<Duration> {
+    if left < LAST_LEFT {
+        None
+    } else if left > LAST_LOOK * 2 && !touch {
+        Some(left - LAST_LOOK)
+    } else {
+        Some(left / 2)
     }
 }
 

@@ -1,15 +1,8 @@
 //! Tickets: made for whoever presents a credential, kept until they are used, once.
 //!
-//! Source: protocol version 1, sections 1 (`POST /v1/tickets`), 2 and 6. Memory: one table for the process's cores, of those
-//! made within a ticket's life, at most [`TICKETS_MAX`]. With a store that processes share a ticket is kept there as well,
-//! and there it is used up; the table stands in while the store is away.
-//! Errors: [`Refusal`]. Not here: a ticket's text and record (`auth::ticket`).
-
-use std::collections::{HashMap, VecDeque};
-use std::hash::{BuildHasher, RandomState};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
-use serde_json::json;
+//! Source: protocol version 1, sections 1 (`POST /v1/tickets`), 2 and 6. With a store that processes share, a ticket is kept
+//! there as well, and there it is used up; the process's own table stands in while the store is away.
+//! Memory: that table (`ticket_table`). Errors: [`Refusal`]. Not here: a ticket's text and record (`auth::ticket`).
 
 use crate::auth::grant::{CredentialKind, Grant};
 use crate::auth::ticket::{self, TicketHash, TicketRecord};
@@ -17,135 +10,14 @@ use crate::codec::http::{Head, Response};
 use crate::codec::message::ErrorCode;
 use crate::connection::handshake::{Page, Refusal};
 use crate::connection::{Phase, Reply};
-use crate::ids::{ConnectionKey, Holder};
-use crate::limits::{LOOKUP_TIMEOUT, TICKET_LIFE, TICKETS_MAX, TICKETS_PER_SUBJECT_MAX};
+use crate::ids::ConnectionKey;
+use crate::limits::{LOOKUP_TIMEOUT, TICKET_LIFE};
 use crate::secret::Secret;
-use crate::time::Instant;
 
 use super::Shard;
-use super::authenticate::{Asked, Found, Looked, Lookup, Waiter};
+use super::lookup::{Asked, Found, Looked, Lookup, Purpose, Used, Waiter};
 use super::requests::Judged;
-use super::sessions::Purpose;
-
-/// A bound that one ticket more would pass.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Over {
-    /// That of the process.
-    Process,
-    /// That of the subject.
-    Subject,
-}
-
-/// Where besides this table a ticket is.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Elsewhere {
-    /// In the store, where it is to be used up.
-    Kept,
-    /// In the store or not: it did not say.
-    Unsure,
-    /// Nowhere.
-    No,
-}
-
-#[derive(Debug)]
-struct Entry {
-    record: TicketRecord,
-    elsewhere: Elsewhere,
-}
-
-#[derive(Debug, Default)]
-struct Table {
-    kept: HashMap<TicketHash, Entry>,
-    /// All that were made within a ticket's life, used or not, the earliest first.
-    made: VecDeque<(Instant, TicketHash, Option<Holder>)>,
-    made_of: HashMap<Holder, u32>,
-}
-
-impl Table {
-    fn forget_old(&mut self, now: Instant) {
-        while let Some(&(at, hash, holder)) = self.made.front()
-            && at + TICKET_LIFE <= now
-        {
-            self.made.pop_front();
-            self.kept.remove(&hash);
-            if let Some(holder) = holder
-                && let Some(count) = self.made_of.get_mut(&holder)
-            {
-                *count -= 1;
-                if *count == 0 {
-                    self.made_of.remove(&holder);
-                }
-            }
-        }
-    }
-}
-
-/// The tickets of a process.
-#[derive(Debug)]
-pub(super) struct Tickets {
-    /// Tells this process's tickets from others'.
-    maker: u64,
-    table: Mutex<Table>,
-}
-
-impl Default for Tickets {
-    fn default() -> Tickets {
-        Tickets { maker: RandomState::new().hash_one("tickets"), table: Mutex::default() }
-    }
-}
-
-impl Tickets {
-    fn table(&self) -> MutexGuard<'_, Table> {
-        // A panic while the lock was held leaves a table that is still good to go on with.
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn keep(&self, hash: TicketHash, record: TicketRecord, holder: Option<Holder>, now: Instant) -> Result<(), Over> {
-        let mut table = self.table();
-        table.forget_old(now);
-        if table.made.len() >= TICKETS_MAX {
-            return Err(Over::Process);
-        }
-        if let Some(holder) = holder {
-            let count = table.made_of.entry(holder).or_default();
-            if *count >= TICKETS_PER_SUBJECT_MAX {
-                return Err(Over::Subject);
-            }
-            *count += 1;
-        }
-        table.made.push_back((now, hash, holder));
-        table.kept.insert(hash, Entry { record, elsewhere: Elsewhere::No });
-        Ok(())
-    }
-
-    fn set_elsewhere(&self, hash: TicketHash, elsewhere: Elsewhere) {
-        if let Some(entry) = self.table().kept.get_mut(&hash) {
-            entry.elsewhere = elsewhere;
-        }
-    }
-
-    /// Where besides here a ticket is; `None`: it is not here.
-    fn elsewhere(&self, hash: TicketHash, now: Instant) -> Option<Elsewhere> {
-        let mut table = self.table();
-        table.forget_old(now);
-        table.kept.get(&hash).map(|entry| entry.elsewhere)
-    }
-
-    /// Uses up a ticket: whoever is second finds none.
-    fn take(&self, hash: TicketHash, now: Instant) -> Option<TicketRecord> {
-        let mut table = self.table();
-        table.forget_old(now);
-        table.kept.remove(&hash).map(|entry| entry.record)
-    }
-}
-
-/// A ticket that the store is asked about.
-#[derive(Debug)]
-pub(super) struct Used {
-    hash: TicketHash,
-    /// The ticket itself, where it is to be handed out.
-    ticket: Secret,
-}
+use super::ticket_table::{Elsewhere, Over};
 
 fn unknown() -> Refusal {
     Refusal::new(ErrorCode::InvalidToken, "there is no such ticket, or it has been used").because("unknown_ticket")
@@ -236,7 +108,8 @@ impl Shard {
 
     fn hand_out(&mut self, index: u32, ticket: &Secret, reply: &Reply) {
         let text = String::from_utf8_lossy(ticket.expose_secret());
-        let body = json!({ "ticket": text, "expires_in_s": TICKET_LIFE.as_secs() }).to_string() + "\n";
+        // A ticket's characters stand for themselves in JSON.
+        let body = format!("{{\"ticket\":\"{text}\",\"expires_in_s\":{}}}\n", TICKET_LIFE.as_secs());
         let response =
             Response::new(201).header("Cache-Control", "no-store").body("application/json", body.into_bytes());
         self.metrics.tickets_made.count();
@@ -307,7 +180,10 @@ impl Shard {
             let refusal = Refusal::new(ErrorCode::TokenExpired, "what the ticket was made for has expired");
             return Looked::Now(waiter, Err(refusal.because("expired")));
         }
-        self.metrics.tickets_used.count();
-        Looked::Now(waiter, Ok(grant))
+        let outcome = self.judge_token(grant);
+        if outcome.is_ok() {
+            self.metrics.tickets_used.count();
+        }
+        Looked::Now(waiter, outcome)
     }
 }

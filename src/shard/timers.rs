@@ -8,6 +8,7 @@ use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::auth::jwks::KeySets;
 use crate::auth::jwt::Verifier;
 use crate::codec::message::{self, CloseReason};
 use crate::codec::ws;
@@ -51,7 +52,9 @@ impl Shard {
         let Some(connection) = self.connections.at(index) else { return };
         let mut deadline = match &connection.state {
             State::Http(http) => match &http.phase {
-                Phase::Waiting { ends: Some(ends), .. } => http.deadline.min(now.instant_of(*ends)),
+                Phase::Waiting { grant, .. } => {
+                    grant.end(leeway).map_or(http.deadline, |end| http.deadline.min(now.instant_of(end)))
+                }
                 _ => http.deadline,
             },
             State::Unauthenticated(waiting) => waiting.deadline,
@@ -96,7 +99,11 @@ impl Shard {
                 return;
             }
             State::Http(http) => {
-                let ended = matches!(&http.phase, Phase::Waiting { ends: Some(ends), .. } if *ends <= self.now.wall);
+                let leeway = self.options.auth.jwt.leeway;
+                let ended = match &http.phase {
+                    Phase::Waiting { grant, .. } => grant.end(leeway).is_some_and(|end| end <= self.now.wall),
+                    _ => false,
+                };
                 if http.deadline <= now || ended {
                     self.http_due(index);
                     return;
@@ -168,9 +175,8 @@ impl Shard {
         let Some(connection) = self.connections.at(index) else { return };
         if let State::Open(open) = &connection.state {
             if self.rejudge {
-                let jwt = &self.options.auth.jwt;
-                let removed = open.grant.key().is_some_and(|key| !jwt.keys.contains(key));
-                if removed && jwt.close_on_key_removal {
+                let removed = open.grant.key().is_some_and(|key| !self.verifier.has_key(key));
+                if removed && self.options.auth.jwt.close_on_key_removal {
                     self.close(index, CloseReason::KeyRemoved);
                     return;
                 }
@@ -199,14 +205,33 @@ impl Shard {
 
     /// The configuration was read again: what is live is judged by it, in turns.
     pub(super) fn reload(&mut self, options: Arc<Options>) {
-        self.verifier = Verifier::new(options.auth.jwt.clone());
+        let sets = Arc::clone(self.verifier.key_sets());
+        self.verifier = Verifier::with_key_sets(options.auth.jwt.clone(), sets);
         self.options = options;
+        self.forget_tokens();
         self.share_bounds();
         self.reload_streams();
         self.sessions_reloaded();
         self.refuse_stale_waiters();
         self.recheck = Some(0);
         self.rejudge = true;
+    }
+
+    /// Key sets were fetched: tokens are judged by them from now on. Connections are looked at again where a key is in force
+    /// no more and that is to end them.
+    pub(super) fn trust_key_sets(&mut self, sets: Arc<KeySets>) {
+        let jwt = self.options.auth.jwt.clone();
+        let close_on_key_removal = jwt.close_on_key_removal;
+        let before = std::mem::replace(&mut self.verifier, Verifier::with_key_sets(jwt, sets));
+        if before.has_keys_beyond(&self.verifier) {
+            // What was verified by a key that is gone is not remembered.
+            self.forget_tokens();
+            if close_on_key_removal {
+                self.refuse_stale_waiters();
+                self.recheck = Some(0);
+                self.rejudge = true;
+            }
+        }
     }
 
     /// An HTTP connection's time is over.

@@ -371,6 +371,7 @@ mod tests {
             status,
             validators: Validators::default(),
             retry_after: None,
+            fresh_for: None,
             body: body.into(),
             received: WallTime::from_secs(1),
         }

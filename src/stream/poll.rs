@@ -57,6 +57,8 @@ pub struct FetchResponse {
     pub validators: Validators,
     /// `Retry-After`, both forms, as a time to wait.
     pub retry_after: Option<Duration>,
+    /// How long it may be used by its own `Cache-Control`, less its `Age`; `None`: it does not say.
+    pub fresh_for: Option<Duration>,
     /// The body, transfer and content codings undone; empty unless the status is 2xx.
     pub body: Vec<u8>,
     /// When its head was received.
@@ -596,7 +598,8 @@ mod tests {
 
     fn answer(status: u16) -> FetchResponse {
         let received = WallTime::from_secs(9);
-        FetchResponse { status, validators: Validators::default(), retry_after: None, body: b"{}".to_vec(), received }
+        let validators = Validators::default();
+        FetchResponse { status, validators, retry_after: None, fresh_for: None, body: b"{}".to_vec(), received }
     }
 
     fn tagged(etag: &[u8]) -> FetchResponse {

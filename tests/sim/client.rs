@@ -2,7 +2,8 @@
 //!
 //! Checked with every frame: it is whole, `welcome` came first, the stream is one it holds, `seq` rises, a delta follows
 //! on what is held, the value that results is one its upstream served and the one every other client has at that
-//! place, the bytes are those that others got, and it was not started after the credential had ended.
+//! place, the bytes are those that others got, and it was not started after the credential had ended, was revoked or no
+//! longer allowed it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -28,6 +29,8 @@ pub struct Book {
     pub draining: bool,
     /// Whether streams have been changed or taken away.
     pub reloaded: bool,
+    /// What was said of users and tokens.
+    pub said: Said,
     /// The value at each place of each epoch.
     values: HashMap<(String, u64), u64>,
     /// The bytes of each event in each transport and form.
@@ -49,6 +52,7 @@ impl Book {
             leeway_us,
             draining: false,
             reloaded: false,
+            said: Said::default(),
             values: HashMap::new(),
             frames: HashMap::new(),
             payloads: HashMap::new(),
@@ -57,6 +61,42 @@ impl Book {
         }
     }
 }
+
+/// What was said of users and tokens, plainly.
+#[derive(Debug, Default)]
+pub struct Said {
+    /// The second that a user has logged out in.
+    pub logouts: BTreeMap<String, u64>,
+    /// The second before which a user's tokens are revoked.
+    pub before: BTreeMap<String, u64>,
+    /// Tokens that are revoked, by their numbers.
+    pub revoked: BTreeSet<u64>,
+    /// Whether a user may see the guarded stream, by what was said of it last, and in which second.
+    pub guarded: BTreeMap<String, (bool, u64)>,
+}
+
+impl Said {
+    fn is_logged_out(&self, sub: &str, token: &Token) -> bool {
+        self.logouts.get(sub).is_some_and(|second| token.iat_s <= *second)
+    }
+
+    fn is_revoked(&self, sub: &str, token: &Token) -> bool {
+        self.revoked.contains(&token.jti) || self.before.get(sub).is_some_and(|second| token.iat_s < *second)
+    }
+
+    /// Whether a token is good for nothing any more.
+    pub fn is_dead(&self, sub: &str, token: &Token) -> bool {
+        self.is_logged_out(sub, token) || self.is_revoked(sub, token)
+    }
+
+    /// Whether a token reaches the guarded stream.
+    pub fn may_see_guarded(&self, sub: &str, token: &Token) -> bool {
+        self.guarded.get(sub).is_none_or(|(may, second)| *may || token.iat_s > *second)
+    }
+}
+
+/// The stream that needs a permission, which each token has of itself.
+pub const GUARDED: &str = "guarded";
 
 fn hash(of: impl Hash) -> u64 {
     let mut hasher = DefaultHasher::new();
@@ -107,6 +147,10 @@ pub struct Token {
     /// `exp`, in microseconds.
     pub exp_us: u64,
     pub company: u64,
+    /// `iat`.
+    pub iat_s: u64,
+    /// Its number, of which its `jti` is made.
+    pub jti: u64,
     /// Whether it has ended at some time, even if the clock was set back since.
     pub has_ended: bool,
 }
@@ -131,6 +175,8 @@ pub struct Client {
     pub tokens: Vec<Token>,
     /// Since when none of them is good.
     pub expired: Option<Expired>,
+    /// Since when, on the monotonic clock, each of them is logged out or revoked.
+    pub dead_since_us: Option<u64>,
     pub ever_stalled: bool,
     /// Answers no pings.
     pub mute: bool,
@@ -163,6 +209,8 @@ pub struct Client {
     upgraded: bool,
     buffer: Vec<u8>,
     late: bool,
+    /// Whether the frame that is read was started when no token reached the guarded stream.
+    unguarded: bool,
 }
 
 /// An HTTP request that has been sent.
@@ -173,15 +221,16 @@ pub enum Request {
 }
 
 impl Client {
-    pub fn new(number: usize, kind: Kind, core: usize, socket: u32, sub: String, company: u64, exp_us: u64) -> Client {
+    pub fn new(number: usize, kind: Kind, core: usize, socket: u32, sub: String, token: Token) -> Client {
         Client {
             number,
             kind,
             core,
             socket,
             sub,
-            tokens: vec![Token { id: 0, exp_us, company, has_ended: false }],
+            tokens: vec![token],
             expired: None,
+            dead_since_us: None,
             ever_stalled: false,
             mute: false,
             renewals_refused: 0,
@@ -206,6 +255,7 @@ impl Client {
             upgraded: false,
             buffer: Vec::new(),
             late: false,
+            unguarded: false,
         }
     }
 
@@ -227,6 +277,23 @@ impl Client {
             let ago = if stepped { 0 } else { book.wall_us - end.max(before_us) };
             self.expired = Some(Expired { at_us: book.mono_us - ago, stepped });
         }
+        self.notice_said(book);
+    }
+
+    /// Notes what was said of its user and its tokens.
+    pub fn notice_said(&mut self, book: &Book) {
+        let dead = self.tokens.iter().all(|token| book.said.is_dead(&self.sub, token));
+        self.dead_since_us = if dead { self.dead_since_us.or(Some(book.mono_us)) } else { None };
+    }
+
+    /// Whether a token that may be the one in force is good for nothing any more.
+    pub fn may_be_dead(&self, book: &Book) -> bool {
+        self.tokens.iter().any(|token| book.said.is_dead(&self.sub, token))
+    }
+
+    /// Whether a token that may be the one in force does not reach the guarded stream.
+    fn may_be_kept_out(&self, book: &Book) -> bool {
+        self.tokens.iter().any(|token| !book.said.may_see_guarded(&self.sub, token))
     }
 
     /// Whether a token that may be the one in force has ended.
@@ -266,14 +333,21 @@ impl Client {
 
     /// Whether a stream frame that starts now is later than it may be.
     fn is_late(&self, book: &Book) -> bool {
+        // A core that was told starts nothing more at once; an answer may have been ready by then.
+        let allowance_us = if self.kind == Kind::Json { LATE_US } else { 0 };
         self.expired.is_some_and(|expired| expired.stepped || book.mono_us > expired.at_us + LATE_US)
+            || self.dead_since_us.is_some_and(|since_us| book.mono_us >= since_us + allowance_us)
+    }
+
+    fn is_unguarded(&self, book: &Book) -> bool {
+        self.kind != Kind::Json && !self.tokens.iter().any(|token| book.said.may_see_guarded(&self.sub, token))
     }
 
     /// Bytes from the server.
     pub fn receive(&mut self, bytes: &[u8], book: &mut Book) {
         assert!(!self.gone, "client {} got bytes after its socket was closed", self.number);
         if self.buffer.is_empty() {
-            self.late = self.is_late(book);
+            (self.late, self.unguarded) = (self.is_late(book), self.is_unguarded(book));
         }
         self.buffer.extend_from_slice(bytes);
         let buffer = std::mem::take(&mut self.buffer);
@@ -281,7 +355,7 @@ impl Client {
         while !rest.is_empty() {
             let Some(used) = self.unit(rest, book) else { break };
             rest = &rest[used..];
-            self.late = self.is_late(book);
+            (self.late, self.unguarded) = (self.is_late(book), self.is_unguarded(book));
         }
         self.buffer = rest.to_vec();
     }
@@ -334,7 +408,8 @@ impl Client {
             eprintln!("{} client {} <- {status} {body}", book.mono_us, self.number);
         }
         let fine = match status {
-            401 => self.may_have_expired(),
+            401 => self.may_have_expired() || self.may_be_dead(book),
+            403 => self.may_be_kept_out(book),
             404 => book.reloaded,
             503 | 429 | 408 => true,
             _ => false,
@@ -455,7 +530,10 @@ impl Client {
         let fine = match (code, reason) {
             (4001, "token_expired") => self.may_have_expired(),
             (4001, "auth_update_rejected") => self.renewals_refused >= 5,
-            (4003, "forbidden") | (4004, "stream_ended" | "not_found") => book.reloaded,
+            (4010, "logged_out") => self.tokens.iter().any(|token| book.said.is_logged_out(&self.sub, token)),
+            (4010, "token_revoked") => self.tokens.iter().any(|token| book.said.is_revoked(&self.sub, token)),
+            (4003, "forbidden") => book.reloaded || self.may_be_kept_out(book),
+            (4004, "stream_ended" | "not_found") => book.reloaded,
             (1012, "draining") => book.draining && (!self.welcomed || self.told_to_reconnect),
             (1013, "write_stall" | "overloaded") => true,
             (1001, "heartbeat_timeout") => self.mute || self.ever_stalled,
@@ -541,6 +619,7 @@ impl Client {
                     self.number,
                     shown()
                 );
+                assert!(stream != GUARDED || !self.unguarded, "client {} may not see {}", self.number, shown());
                 self.changed(own_kind, &stream, &head, body.expect("an event has a body"), text, book);
             }
             "stream_status" => {
@@ -559,6 +638,7 @@ impl Client {
                 let reason = head["reason"].as_str().unwrap_or_default();
                 match id.and_then(|id| self.asked.remove(&id)) {
                     Some(Asked::Unsubscribe { name }) => assert_eq!((name, reason), (stream.clone(), "requested")),
+                    None if stream == GUARDED && self.may_be_kept_out(book) => assert_eq!(reason, "forbidden"),
                     None => assert!(book.reloaded, "client {} lost {stream}: {}", self.number, shown()),
                     other => panic!("{other:?} was answered {}", shown()),
                 }
@@ -571,7 +651,12 @@ impl Client {
                 self.renewed(id);
             }
             "reauthenticate" => assert!(head["expires_at"].is_u64() && head["expires_in_ms"].is_u64(), "{}", shown()),
-            "error" => self.told_error(&head, id),
+            "permission_update" => {
+                let may = head["permissions"] == serde_json::json!(["guarded"]);
+                let said = book.said.guarded.get(&self.sub).map(|(said, _)| *said);
+                assert_eq!(said, Some(may), "client {} is told what was said: {}", self.number, shown());
+            }
+            "error" => self.told_error(&head, id, book),
             "reconnect" => {
                 assert!(
                     book.draining && !self.told_to_reconnect,
@@ -584,7 +669,7 @@ impl Client {
         }
     }
 
-    fn told_error(&mut self, head: &Value, id: Option<u64>) {
+    fn told_error(&mut self, head: &Value, id: Option<u64>, book: &Book) {
         let code = head["code"].as_str().unwrap_or_default();
         let asked = id.and_then(|id| self.asked.remove(&id));
         let fine = match (&asked, code) {
@@ -592,9 +677,12 @@ impl Client {
                 true
             }
             (Some(Asked::Subscribe { .. } | Asked::Unsubscribe { .. }), "STREAM_NOT_FOUND") => true,
+            (Some(Asked::Subscribe { name, .. }), "INSUFFICIENT_PERMISSIONS") => {
+                name == GUARDED && self.may_be_kept_out(book)
+            }
             (Some(Asked::RenewBadly), "AUTH_UPDATE_REJECTED" | "AUTH_SUBJECT_MISMATCH") => true,
             // A token that has expired on the way.
-            (Some(Asked::Renew), "AUTH_UPDATE_REJECTED") => self.may_have_expired(),
+            (Some(Asked::Renew), "AUTH_UPDATE_REJECTED") => self.may_have_expired() || self.may_be_dead(book),
             (None, "TOO_MANY_STREAMS") => true,
             (None, "BAD_MESSAGE" | "UNKNOWN_TYPE") => true,
             _ => false,

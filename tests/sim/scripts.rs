@@ -174,9 +174,9 @@ fn what_changes_together_on_several_streams_is_one_send_to_whoever_reads_them_al
     let before = world.sends;
     let mut dice = Dice::seeded(5);
     world.book.upstream.renew_all(&mut dice);
-    // All are polled in one turn and answered in one turn.
+    // All are due by then, are polled in one turn and answered in one turn.
+    world.move_clocks(50_000);
     for _ in 0..2 {
-        world.pass_time(SECOND_US);
         world.turn(0);
     }
     world.idle(SECOND_US);
@@ -192,4 +192,80 @@ fn what_changes_together_on_several_streams_is_one_send_to_whoever_reads_them_al
             assert_eq!(version, newest, "client {} holds the newest of {name}", client.number);
         }
     }
+}
+
+#[test]
+fn a_logout_ends_all_that_a_user_has_in_one_turn_and_nobody_else() {
+    for many in [60, 6_000] {
+        let mut world = world(Setup { clients: 10_000, cores: 2, interval_ms: 1, ..Setup::plain() });
+        for number in 0..many {
+            let kind = [Kind::Single, Kind::Events][number / 5 % 2];
+            world.open(kind, number / 10 % 2, 0, HOUR_US, "slow", held("patch"), 0).expect("there is room");
+        }
+        world.idle(SECOND_US);
+        for round in 0..10 {
+            let mut dice = Dice::seeded(round);
+            world.book.upstream.renew_all(&mut dice);
+            world.pass_time(SECOND_US);
+            if round == 5 {
+                // A frame that is started from now on fails the client that gets it.
+                world.log_out("u3");
+            }
+            world.turn(0);
+            world.turn(1);
+        }
+        world.idle(2 * SECOND_US);
+        for client in &world.clients {
+            let expected = (client.sub == "u3").then_some(4010);
+            assert_eq!(client.closed, expected, "client {} of {}", client.number, client.sub);
+        }
+    }
+}
+
+#[test]
+fn logouts_that_follow_closely_are_carried_out_together_and_leave_time_for_deliveries() {
+    let mut world = world(Setup { clients: 10_000, interval_ms: 1, ..Setup::plain() });
+    for _ in 0..5_000 {
+        watch(&mut world, Kind::Single, HOUR_US, 0);
+    }
+    world.idle(SECOND_US);
+    let others = |world: &World| world.clients.iter().filter(|client| client.closed.is_none()).count();
+    assert_eq!(others(&world), 5_000);
+    // The second and third come while the first pass is not long ago: they wait for the next, and nobody for them longer.
+    let jtis: Vec<u64> = [10, 20, 30].map(|number: usize| world.clients[number].tokens[0].jti).to_vec();
+    world.revoke(jtis[0]);
+    world.turn(0);
+    for _ in 0..16 {
+        world.turn(0);
+    }
+    assert_eq!(others(&world), 4_999);
+    world.book.said.revoked.clear();
+    for jti in &jtis[1..] {
+        world.hear_late(*jti);
+    }
+    world.turn(0);
+    assert_eq!(others(&world), 4_999, "they wait");
+    world.idle(30_000);
+    assert_eq!(others(&world), 4_997, "not for long");
+}
+
+#[test]
+fn permissions_that_change_take_a_stream_away_and_let_it_be_had_again() {
+    let mut world = world(Setup::plain());
+    let single = world.open(Kind::Single, 0, 0, HOUR_US, "guarded", held("patch"), 0).expect("there is room");
+    let many = world.open(Kind::Many, 0, 0, HOUR_US, "", Held::default(), 0).expect("there is room");
+    world.idle(SECOND_US);
+    for name in ["guarded", "slow"] {
+        world.subscribe(many, name, held("patch"), 0);
+    }
+    world.idle(SECOND_US);
+    let subs = [single, many].map(|number| world.clients[number].sub.clone());
+    subs.iter().for_each(|sub| world.guard(sub, false));
+    change(&mut world);
+    assert_eq!(world.clients[single].closed, Some(4003));
+    assert_eq!(world.clients[many].held.keys().collect::<Vec<_>>(), ["slow"]);
+    world.guard(&subs[1], true);
+    world.subscribe(many, "guarded", held("patch"), 0);
+    change(&mut world);
+    assert_eq!(world.clients[many].held.len(), 2);
 }

@@ -82,6 +82,7 @@ impl Upstream {
             status: 200,
             validators: Validators::default(),
             retry_after: None,
+            fresh_for: None,
             body: Vec::new(),
             received,
         };

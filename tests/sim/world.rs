@@ -5,8 +5,11 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use restcast::auth::control::{Event as ControlEvent, User};
+use restcast::auth::grant::TokenMark;
 use restcast::auth::jwt;
 use restcast::auth::keys::{Algorithm, Key, KeyConfig};
+use restcast::auth::marks::Concerned;
 use restcast::config::{Config, FileError, Sources};
 use restcast::ids::CoreId;
 use restcast::limits::{CONTROL_BYTES_MAX, SENDS_PER_TURN};
@@ -129,6 +132,11 @@ impl Setup {
         }
         let url = "http://up/own/{claims.companyId}";
         let _ = write!(text, "[[stream]]\nid = \"own\"\nurl = \"{url}\"\ninterval = \"{interval_ms}ms\"\n{common}\n");
+        let guard = "permissions = [\"guarded\"]";
+        let _ = write!(
+            text,
+            "[[stream]]\nid = \"guarded\"\nurl = \"http://up/guarded\"\ninterval = \"{slower}ms\"\n{guard}\n{common}\n"
+        );
         let url = "http://up/par?region={query.region}";
         let params = "params = [\"region\"]";
         let _ =
@@ -206,6 +214,8 @@ pub struct World {
     ledger: Arc<Ledger>,
     key: Key,
     pub fetches: u64,
+    /// Tokens that were made.
+    tokens: u64,
     /// Sends that were made.
     pub sends: usize,
     /// How long each poll takes at most.
@@ -287,6 +297,7 @@ impl World {
             ledger,
             key,
             fetches: 0,
+            tokens: 0,
             sends: 0,
             fetch_us_max: 300_000,
             draining_until_us: None,
@@ -327,7 +338,8 @@ impl World {
             900..904 => self.step_clock(),
             904..906 => self.suspend(),
             906..909 => self.reload(),
-            909..930 => self.hang_up(),
+            909..914 => self.control(),
+            914..930 => self.hang_up(),
             _ => self.settle(),
         }
     }
@@ -345,7 +357,8 @@ impl World {
         self.check_deadlines();
     }
 
-    fn move_clocks(&mut self, by_us: u64) {
+    /// Time goes on, and no core has its turn.
+    pub fn move_clocks(&mut self, by_us: u64) {
         let before_us = self.book.wall_us;
         self.book.mono_us += by_us;
         self.book.wall_us += by_us;
@@ -616,9 +629,111 @@ impl World {
 
     // What clients do.
 
-    pub fn token(&self, sub: &str, company: u64, exp_us: u64) -> String {
-        let exp = exp_us as f64 / SECOND_US as f64;
-        jwt::mint(&self.key, &format!("{{\"sub\":\"{sub}\",\"companyId\":{company},\"exp\":{exp:.3}}}"))
+    /// What a new token of `company` that ends then says, besides whose it is.
+    fn new_token(&mut self, company: u64, exp_us: u64) -> Token {
+        self.tokens += 1;
+        Token { id: 0, exp_us, company, iat_s: self.book.wall_us / SECOND_US, jti: self.tokens, has_ended: false }
+    }
+
+    fn token(&self, sub: &str, token: &Token) -> String {
+        let Token { company, iat_s, jti, .. } = token;
+        let exp = token.exp_us as f64 / SECOND_US as f64;
+        let claims = format!(
+            "{{\"sub\":\"{sub}\",\"companyId\":{company},\"exp\":{exp:.3},\"iat\":{iat_s},\"jti\":\"t{jti}\",\
+             \"permissions\":[\"guarded\"]}}"
+        );
+        jwt::mint(&self.key, &claims)
+    }
+
+    // What is said of users and tokens.
+
+    /// Somebody logs out, is given or denied the guarded stream, or has tokens revoked.
+    fn control(&mut self) {
+        let sub = format!("u{}", self.dice.below(5));
+        match self.dice.below(8) {
+            0 => self.log_out(&sub),
+            1 => {
+                let before_s = self.book.wall_us / SECOND_US - self.dice.below(30);
+                self.revoke_before(&sub, before_s);
+            }
+            2..5 => {
+                let live = self.live_clients();
+                if !live.is_empty() {
+                    let number = *self.dice.pick(&live);
+                    let jti = self.clients[number].tokens[0].jti;
+                    self.revoke(jti);
+                }
+            }
+            _ => {
+                let may = self.dice.percent(50);
+                self.guard(&sub, may);
+            }
+        }
+    }
+
+    fn user(sub: &str) -> User {
+        User { issuer: None, sub: sub.into() }
+    }
+
+    pub fn log_out(&mut self, sub: &str) {
+        let at = WallTime::from_micros(self.book.wall_us);
+        let second = self.book.said.logouts.entry(sub.to_owned()).or_default();
+        *second = at.as_secs().max(*second);
+        self.hear(&ControlEvent::UserLoggedOut { user: World::user(sub), at });
+    }
+
+    pub fn revoke_before(&mut self, sub: &str, before_s: u64) {
+        let second = self.book.said.before.entry(sub.to_owned()).or_default();
+        *second = before_s.max(*second);
+        let (at, before) = (WallTime::from_micros(self.book.wall_us), WallTime::from_secs(before_s));
+        self.hear(&ControlEvent::IssuedBeforeRevoked { user: World::user(sub), before, at });
+    }
+
+    pub fn revoke(&mut self, jti: u64) {
+        self.book.said.revoked.insert(jti);
+        let at = WallTime::from_micros(self.book.wall_us);
+        self.hear(&ControlEvent::TokenRevoked {
+            issuer: None,
+            token: TokenMark::of(&format!("t{jti}")),
+            expires: None,
+            at,
+        });
+    }
+
+    /// A token is revoked, and the clients' model does not hold the core to carry it out at once.
+    pub fn hear_late(&mut self, jti: u64) {
+        let at = WallTime::from_micros(self.book.wall_us);
+        let token = TokenMark::of(&format!("t{jti}"));
+        self.hear(&ControlEvent::TokenRevoked { issuer: None, token, expires: None, at });
+        self.book.said.revoked.insert(jti);
+    }
+
+    pub fn guard(&mut self, sub: &str, may: bool) {
+        let at = WallTime::from_micros(self.book.wall_us);
+        let said = self.book.said.guarded.get(sub).map(|(_, second)| *second);
+        if said.is_some_and(|second| second >= at.as_secs()) {
+            // Which of one second came last is for the clock to say, and that was stepped back or has not gone on.
+            return;
+        }
+        self.book.said.guarded.insert(sub.to_owned(), (may, at.as_secs()));
+        let permissions = if may { vec![Box::from("guarded")] } else { Vec::new() };
+        let (user, roles) = (World::user(sub), None);
+        self.hear(&ControlEvent::PermissionsChanged { user, permissions: Some(permissions.into()), roles, at });
+    }
+
+    /// The process hears of an event, and tells every core; twice, as it comes by two ways.
+    fn hear(&mut self, event: &ControlEvent) {
+        let now = self.now().wall;
+        for _ in 0..2 {
+            let taken = self.ledger.marks().take(event, now);
+            let concerned: Arc<[Concerned]> = taken.concerned.into_iter().collect();
+            for core in 0..self.cores.len() {
+                self.handle(core, Input::Control(Arc::clone(&concerned)));
+            }
+        }
+        for client in &mut self.clients {
+            client.notice_said(&self.book);
+        }
     }
 
     fn life_us(&mut self) -> u64 {
@@ -626,8 +741,9 @@ impl World {
     }
 
     fn stream_name(&mut self) -> String {
-        match self.dice.below(6) {
+        match self.dice.below(7) {
             0 | 1 => "fast".to_owned(),
+            5 => "guarded".to_owned(),
             2 => "slow".to_owned(),
             3 => "keyed".to_owned(),
             4 => "own".to_owned(),
@@ -695,8 +811,9 @@ impl World {
         let sub = format!("u{}", number % 5);
         // Tokens are in milliseconds.
         let exp_us = (self.book.wall_us + life_us) / 1_000 * 1_000;
-        let token = self.token(&sub, company, exp_us);
-        let mut client = Client::new(number, kind, core, key.index, sub, company, exp_us);
+        let facts = self.new_token(company, exp_us);
+        let token = self.token(&sub, &facts);
+        let mut client = Client::new(number, kind, core, key.index, sub, facts);
         client.notice_time(&self.book, self.book.wall_us, false);
         let mut target = match kind {
             Kind::Many => "/v1/ws?".to_owned(),
@@ -832,8 +949,9 @@ impl World {
             }
             5 => {
                 let exp_us = self.book.wall_us + 60 * SECOND_US;
+                let facts = self.new_token(0, exp_us);
                 let token = match self.dice.below(2) {
-                    0 => self.token("somebody-else", 0, exp_us),
+                    0 => self.token("somebody-else", &facts),
                     _ => "not.a.token".to_owned(),
                 };
                 let message = format!("{{\"type\":\"auth_update\",\"token\":\"{token}\"}}");
@@ -849,9 +967,10 @@ impl World {
     /// Brings a new token over a WebSocket.
     pub fn renew(&mut self, number: usize, company: u64, life_us: u64) {
         let exp_us = (self.book.wall_us + life_us) / 1_000 * 1_000;
-        let token = self.token(&self.clients[number].sub.clone(), company, exp_us);
+        let facts = self.new_token(company, exp_us);
+        let token = self.token(&self.clients[number].sub, &facts);
         let client = &mut self.clients[number];
-        client.tokens.push(Token { id: client.next_id, exp_us, company, has_ended: false });
+        client.tokens.push(Token { id: client.next_id, ..facts });
         client.notice_time(&self.book, self.book.wall_us, false);
         client.ask(&format!("{{\"type\":\"auth_update\",\"token\":\"{token}\"}}"), Asked::Renew);
     }
@@ -870,13 +989,13 @@ impl World {
         let over = *self.dice.pick(&others);
         let (company, life_us) = (self.dice.below(COMPANIES), self.life_us());
         let exp_us = (self.book.wall_us + life_us) / 1_000 * 1_000;
+        let facts = self.new_token(company, exp_us);
         let client = &mut self.clients[number];
         let id = client.next_id;
         client.next_id += 1;
-        client.tokens.push(Token { id, exp_us, company, has_ended: false });
+        client.tokens.push(Token { id, ..facts });
         client.notice_time(&self.book, self.book.wall_us, false);
-        let sub = client.sub.clone();
-        let body = format!("{{\"token\":\"{}\"}}", self.token(&sub, company, exp_us));
+        let body = format!("{{\"token\":\"{}\"}}", self.token(&self.clients[number].sub, &facts));
         let other = &mut self.clients[over];
         let length = body.len();
         let head =
@@ -895,8 +1014,8 @@ impl World {
         if let Some((same, _)) = &known {
             name = same.clone();
         }
-        let (sub, own) = (self.clients[number].sub.clone(), self.clients[number].tokens[0]);
-        let token = self.token(&sub, own.company, own.exp_us);
+        let own = self.clients[number].tokens[0];
+        let token = self.token(&self.clients[number].sub, &own);
         let mut head = format!("GET /v1/streams/{name} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {token}\r\n");
         if let Some((_, etag)) = &known {
             let _ = write!(head, "If-None-Match: {etag}\r\n");
@@ -975,8 +1094,10 @@ impl World {
     fn check_deadlines(&self) {
         for client in self.clients.iter().filter(|client| !client.gone) {
             let Some(socket) = self.cores[client.core].sockets.get(&client.socket) else { continue };
-            let Some(expired) = client.expired else { continue };
-            let since_us = self.book.mono_us - expired.at_us;
+            let ended_us =
+                [client.expired.map(|expired| expired.at_us), client.dead_since_us].into_iter().flatten().min();
+            let Some(ended_us) = ended_us else { continue };
+            let since_us = self.book.mono_us - ended_us;
             if client.is_open() && client.welcomed && socket.room == u64::MAX && !socket.lost {
                 assert!(since_us <= LATE_US, "client {} lives on, {since_us} us after its end", client.number);
             }
@@ -1036,7 +1157,7 @@ impl World {
             let client = &self.clients[number];
             let told = client.closed == Some(1012) && client.told_to_reconnect;
             assert!(
-                told || client.said_close || client.may_have_expired(),
+                told || client.said_close || client.may_have_expired() || client.may_be_dead(&self.book),
                 "client {number} was told to reconnect: {client:?}"
             );
         }

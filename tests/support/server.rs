@@ -146,6 +146,19 @@ impl Setup {
         self
     }
 
+    /// One more `[[auth.jwt.jwks]]`, with these lines.
+    pub fn key_set(mut self, issuer: &str, lines: &str) -> Setup {
+        push(&mut self.keys, &format!("[[auth.jwt.jwks]]\nissuer = {issuer:?}\n{lines}"));
+        self
+    }
+
+    /// One more `[[auth.jwt.key]]` with a public key: a file's path.
+    pub fn public_key(mut self, kid: &str, alg: &str, path: &Path) -> Setup {
+        let path = format!("file:{}", path.display());
+        push(&mut self.keys, &format!("[[auth.jwt.key]]\nkid = {kid:?}\nalg = {alg:?}\npublic_key = {path:?}"));
+        self
+    }
+
     /// No key, until some are added.
     pub fn no_keys(mut self) -> Setup {
         self.keys.clear();

@@ -20,7 +20,8 @@ use super::link::{Fault, Inbound, Link, Seal};
 use super::{Asked, Course, Phase, in_words, timed_out, tls_failed};
 use crate::codec::http::percent_decode;
 use crate::codec::http_response::{
-    Progress, Request, ResponseDecoder, ResponseError, ResponseFault, ResponseLimits, retry_after, write_request,
+    Progress, Request, ResponseDecoder, ResponseError, ResponseFault, ResponseLimits, fresh_for, retry_after,
+    write_request,
 };
 use crate::limits::{UPSTREAM_DRAIN_BYTES_MAX, UPSTREAM_DRAIN_TIMEOUT, UPSTREAM_HEAD_BYTES_MAX};
 use crate::stream::action::is_success;
@@ -317,9 +318,10 @@ impl<'a> Reception<'a> {
         let field = |name: &str| self.decoder.header(name).map(Box::from);
         let validators = Validators { etag: field("etag"), last_modified: field("last-modified") };
         let retry_after = self.decoder.header("retry-after").and_then(|value| retry_after(value, received));
+        let fresh_for = fresh_for(self.decoder.headers("cache-control"), self.decoder.header("age"));
         let wanted = (self.course.asked.wants_body)(status) && !self.spoilt;
         let body = if wanted { self.decoder.take_body() } else { Vec::new() };
-        FetchResponse { status, validators, retry_after, body, received }
+        FetchResponse { status, validators, retry_after, fresh_for, body, received }
     }
 }
 

@@ -190,7 +190,7 @@ impl Commands {
         if !self.link.is_hopeful() {
             self.refuse_waiting(sink);
         }
-        self.write(now, settings);
+        self.write(now, settings, sink);
         let turn = self.link.flush(io);
         self.after(turn, sink, &mut turns);
         turns
@@ -259,7 +259,7 @@ impl Commands {
     }
 
     /// Writes what may be written now.
-    fn write(&mut self, now: Now, settings: &Settings) {
+    fn write(&mut self, now: Now, settings: &Settings, sink: &mut dyn Sink) {
         let Commands { link, flight, .. } = self;
         let Some(out) = link.out() else { return };
         let has_room = |out: &Vec<u8>, flight: &VecDeque<Flight>| {
@@ -271,6 +271,10 @@ impl Commands {
             && let Some(question) = self.waiting.pop_front()
         {
             let Question { core, ask, lookup, due } = question;
+            if matches!(&lookup, Lookup::Sessions(sids) if sids.is_empty()) {
+                sink.found(core, ask, Found::Sessions(Vec::new()));
+                continue;
+            }
             if let Some((answer, left)) = write_question(out, lookup, settings) {
                 flight.push_back(fly(What::Question { core, ask, due, answer, told: false }, left));
             }

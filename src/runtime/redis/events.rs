@@ -60,7 +60,7 @@ impl Events {
         self.link.is_ready() && self.unconfirmed == 0
     }
 
-    /// Its turn. What is heard is given to `tell`.
+    /// Its turn. What is heard is put in `told`.
     pub(super) fn turn(
         &mut self,
         now: Now,
@@ -68,7 +68,7 @@ impl Events {
         io: &mut Io<'_>,
         metrics: &StoreMetrics,
         said: &mut Vec<Said>,
-        tell: &mut dyn FnMut(ControlEntry),
+        told: &mut Vec<ControlEntry>,
     ) -> Vec<Turn> {
         let mut turns = Vec::new();
         let Events { link, channels, unconfirmed, asked, heard, .. } = self;
@@ -84,7 +84,7 @@ impl Events {
                 Understood::Alive => *asked = None,
                 Understood::Event(event, data) => {
                     metrics.entries.of(RedisEntry::Heard).count();
-                    tell(ControlEntry { event: event.to_owned(), data, at_ms: now.wall.as_micros() / 1000 });
+                    told.push(ControlEntry { event: event.to_owned(), data, at_ms: now.wall.as_micros() / 1000 });
                 }
                 Understood::Bad => {
                     metrics.entries.of(RedisEntry::Bad).count();

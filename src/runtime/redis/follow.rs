@@ -63,7 +63,7 @@ impl Follow {
         self.link.is_ready() && self.caught_up
     }
 
-    /// Its turn. What is read is given to `tell`; while those who hear it have no room (`hold`) nothing more is asked for.
+    /// Its turn. What is read is put in `told`; while those who hear it have no room (`hold`) nothing more is asked for.
     #[expect(clippy::too_many_arguments, reason = "what the links share is lent for the turn")]
     pub(super) fn turn(
         &mut self,
@@ -74,7 +74,7 @@ impl Follow {
         settings: &Settings,
         metrics: &StoreMetrics,
         said: &mut Vec<Said>,
-        tell: &mut dyn FnMut(ControlEntry),
+        told: &mut Vec<ControlEntry>,
     ) -> Vec<Turn> {
         let mut turns = Vec::new();
         let Follow { link, last, asked, caught_up, page, .. } = self;
@@ -99,7 +99,7 @@ impl Follow {
                 match entry {
                     Entry::Event(entry) => {
                         metrics.entries.of(RedisEntry::Read).count();
-                        tell(entry);
+                        told.push(entry);
                     }
                     Entry::Bad | Entry::Cut => {
                         metrics.entries.of(RedisEntry::Bad).count();

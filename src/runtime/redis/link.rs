@@ -111,6 +111,8 @@ pub(super) struct Link {
     phase: Phase,
     /// Attempts in a row that led to nothing that held.
     failures: u32,
+    /// Whether it may be ready in a moment: it was till now, or has not been tried.
+    hopeful: bool,
     attempt: u64,
 }
 
@@ -153,7 +155,7 @@ enum Step {
 
 impl Link {
     pub(super) fn new(which: RedisLink, bounds: Bounds, now: Instant) -> Link {
-        Link { which, bounds, phase: Phase::Waiting { until: now }, failures: 0, attempt: 0 }
+        Link { which, bounds, phase: Phase::Waiting { until: now }, failures: 0, hopeful: true, attempt: 0 }
     }
 
     /// Whether commands can be written.
@@ -161,9 +163,9 @@ impl Link {
         matches!(self.phase, Phase::Ready { .. })
     }
 
-    /// Whether it is ready, or may be in a moment: it was till now, or has not been tried.
+    /// Whether it is ready, or may be in a moment: what is to be asked waits for that, else it is not asked at all.
     pub(super) fn is_hopeful(&self) -> bool {
-        self.is_ready() || (self.failures == 0 && !matches!(self.phase, Phase::Resolving { late: true, .. }))
+        self.hopeful
     }
 
     /// What it waits for, where it has a socket. `hold`: it is not to be read for now.
@@ -219,6 +221,7 @@ impl Link {
             Phase::Resolving { late: true, .. } => {}
             _ => self.failures = self.failures.saturating_add(1),
         }
+        self.hopeful = self.is_ready() && self.failures <= 1;
         let window = limits::REDIS_BACKOFF_MIN * 2u32.saturating_pow(self.failures.min(16));
         let window = window.min(limits::REDIS_BACKOFF_MAX);
         let wait = io.rng.below(u64::try_from(window.as_micros()).unwrap_or(u64::MAX));
@@ -263,6 +266,7 @@ impl Link {
                 }
                 // A look-up cannot be called off: it is waited for, and none is begun beside it.
                 *late = true;
+                self.hopeful = false;
                 self.failures = self.failures.saturating_add(1);
                 Ok(Turn::Closed(Fault::Timeout(io.target.timeout)))
             }
@@ -299,6 +303,7 @@ impl Link {
                     return Ok(Turn::Same);
                 };
                 self.phase = Phase::Ready { wire, since: io.now };
+                self.hopeful = true;
                 Ok(Turn::Opened)
             }
             Phase::Ready { wire, .. } => {

@@ -12,17 +12,20 @@ use crate::ids::CoreId;
 use crate::runtime::mailbox::{Full, Mailbox, Message};
 use crate::shard::Found;
 
+/// Whoever hears control events.
+type Hear = Box<dyn Fn(&[ControlEntry]) + Send>;
+
 /// The cores' mailboxes, and whoever hears control events.
 pub struct Mailboxes {
     mailboxes: Vec<Arc<Mailbox>>,
     /// Messages that found a mailbox full, in their order.
     undelivered: VecDeque<(usize, Message)>,
-    heard: Box<dyn FnMut(ControlEntry) + Send>,
+    heard: Hear,
 }
 
 impl Mailboxes {
     /// Every core's, by its number; `heard` is told of control events.
-    pub fn new(mailboxes: Vec<Arc<Mailbox>>, heard: Box<dyn FnMut(ControlEntry) + Send>) -> Mailboxes {
+    pub fn new(mailboxes: Vec<Arc<Mailbox>>, heard: Hear) -> Mailboxes {
         Mailboxes { mailboxes, undelivered: VecDeque::new(), heard }
     }
 
@@ -43,8 +46,8 @@ impl Sink for Mailboxes {
         self.post(usize::from(core.0), Message::Found { ask, found });
     }
 
-    fn heard(&mut self, entry: ControlEntry) {
-        (self.heard)(entry);
+    fn heard(&mut self, entries: Vec<ControlEntry>) {
+        (self.heard)(&entries);
     }
 
     fn state(&mut self, up: bool) {

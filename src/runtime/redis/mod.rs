@@ -65,8 +65,8 @@ pub struct Settings {
 pub trait Sink: Send {
     /// A question has been answered.
     fn found(&mut self, core: CoreId, ask: u64, found: Found);
-    /// A control event was heard, or read from the control stream. The same may come more than once.
-    fn heard(&mut self, entry: ControlEntry);
+    /// Control events were heard, or read from the control stream, in this order. The same may come more than once.
+    fn heard(&mut self, entries: Vec<ControlEntry>);
     /// Questions are answered, or not any more. «Answered» is said again where something may have been missed.
     fn state(&mut self, up: bool);
     /// Hands on what found no room so far; whether everything has found it. Until then nothing more is read.
@@ -151,23 +151,31 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Store {
+    /// A store that takes questions; they are answered once it has been started. `timeout` is `redis.timeout`.
+    ///
+    /// # Errors
+    /// Where the process has no descriptor left.
+    pub fn new(timeout: Duration) -> std::io::Result<Store> {
+        let shared = Shared {
+            inbox: Mutex::default(),
+            bell: eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?,
+            up: AtomicBool::new(false),
+            metrics: Arc::default(),
+            timeout,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        };
+        Ok(Store { shared: Arc::new(shared) })
+    }
+
     /// Starts the thread, which connects at once.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn start(parts: StoreParts) -> Result<Store, StoreError> {
+    pub fn start(&self, parts: StoreParts) -> Result<(), StoreError> {
         let StoreParts { options, settings, sink, resolver, seed } = parts;
         let target = target_of(&options)?;
-        let shared = Arc::new(Shared {
-            inbox: Mutex::default(),
-            bell: eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).map_err(std::io::Error::from)?,
-            up: AtomicBool::new(false),
-            metrics: Arc::default(),
-            timeout: options.timeout,
-            state: Mutex::default(),
-            changed: Condvar::new(),
-        });
-        let thread = Arc::clone(&shared);
+        let thread = Arc::clone(&self.shared);
         std::thread::Builder::new().name("redis".into()).spawn(move || {
             let now = clock::now().at;
             let metrics = Arc::clone(&thread.metrics);
@@ -184,6 +192,7 @@ impl Store {
                 said: BTreeSet::new(),
                 away_said: false,
                 all_up_since: None,
+                complete_once: false,
                 told_up: None,
                 finish_by: None,
                 shared: Arc::clone(&thread),
@@ -192,7 +201,7 @@ impl Store {
             lock(&thread.state).finished = true;
             thread.changed.notify_all();
         })?;
-        Ok(Store { shared })
+        Ok(())
     }
 
     /// Asks for a core; whether the question was taken. Where it was not there is no room, and no answer will come.
@@ -323,6 +332,8 @@ struct Hub {
     /// Whether that it is away was.
     away_said: bool,
     all_up_since: Option<Instant>,
+    /// Whether all connections were there before.
+    complete_once: bool,
     /// What the sink was last told.
     told_up: Option<bool>,
     /// When the thread ends, whatever waits.
@@ -424,16 +435,16 @@ impl Hub {
         let mut said: Vec<Said> = Vec::new();
         let readable = |flags: PollFlags| if hold { flags - PollFlags::IN } else { flags };
 
-        let mut published = Vec::new();
-        let of_events = events.turn(now, readable(for_events), &mut io, &metrics, &mut said, &mut |entry| {
-            published.push(entry.clone());
-            sink.heard(entry);
-        });
-        let of_log = follow.turn(now, readable(for_log), hold, &mut io, settings, &metrics, &mut said, &mut |entry| {
-            sink.heard(entry);
-        });
+        let (mut published, mut logged) = (Vec::new(), Vec::new());
+        let of_events = events.turn(now, readable(for_events), &mut io, &metrics, &mut said, &mut published);
+        let of_log = follow.turn(now, readable(for_log), hold, &mut io, settings, &metrics, &mut said, &mut logged);
         // What nobody but this process may have heard is kept for the others, and for those that are away.
-        published.into_iter().for_each(|entry| commands.append(entry));
+        published.iter().cloned().for_each(|entry| commands.append(entry));
+        for entries in [published, logged] {
+            if !entries.is_empty() {
+                sink.heard(entries);
+            }
+        }
         let of_commands = commands.turn(now, readable(for_commands), &mut io, settings, sink.as_mut());
         said.append(&mut commands.said);
 
@@ -511,7 +522,8 @@ impl Hub {
         // Whoever waits in the moments of a new attempt is not told of a failure that may be none.
         let up = if commands { Some(true) } else { (!self.commands.link.is_hopeful()).then_some(false) };
         // Once everything is heard again, what was read before may be old.
-        let missed = all && !was_all && self.told_up == Some(true);
+        let missed = all && !was_all && self.complete_once && self.told_up == Some(true);
+        self.complete_once |= all;
         if up.is_some_and(|up| self.told_up != Some(up)) || missed {
             self.told_up = up;
             self.sink.state(up == Some(true));

@@ -1,0 +1,259 @@
+//! Issuers and their key sets: JSON in, the keys that this server can verify with out.
+//!
+//! Source: RFC 7517 sections 4 and 5, RFC 7518 section 6, RFC 8037 section 2, RFC 8725 sections 3.1 and 3.8; protocol version
+//! 1, section 2.
+//! Memory: at most `limits::JWKS_KEYS_MAX` keys an issuer, shared by all cores; while a set is read, a few times its text.
+//! Errors: [`JwksError`], the issuer's fault. A key that is not known here is passed over. Not here: when a set is fetched
+//! (`refresh`), fetching (`runtime::jwks`), single keys (`public_key`).
+//!
+//! Keys are never pooled: a set belongs to its issuer, and verifies what names that issuer and nothing else.
+
+use serde_json::{Map, Value};
+
+use super::keys::{Algorithm, Key, KeySet};
+use super::public_key::PublicKey;
+use crate::limits::{JWKS_BYTES_MAX, JWKS_KEYS_MAX};
+
+/// One `[[auth.jwt.jwks]]`: whose tokens are verified by which key set.
+#[derive(Clone, Debug)]
+pub struct IssuerOptions {
+    /// The `iss` of its tokens.
+    pub issuer: String,
+    /// What its tokens may be signed with, none of them symmetric.
+    pub algorithms: Vec<Algorithm>,
+    /// Accepted `aud` values; none: `aud` is not looked at.
+    pub audiences: Vec<String>,
+    /// The keys of a file; `None`: the set is fetched, and stands in [`KeySets`].
+    pub keys: Option<KeySet>,
+}
+
+/// Why a text is no key set.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum JwksError {
+    /// Over its bound.
+    #[error("it has more than {JWKS_BYTES_MAX} bytes")]
+    TooLarge,
+    /// Not JSON.
+    #[error("it is not JSON")]
+    NotJson,
+    /// Something else than an object with an array of keys.
+    #[error("it has no array called keys")]
+    NoKeys,
+}
+
+/// A key set that was read.
+#[derive(Clone, Debug)]
+pub struct Jwks {
+    /// The keys that can be used, each once for each algorithm that it may be used with.
+    pub keys: KeySet,
+    /// How many of the set's keys these are of.
+    pub used: usize,
+    /// How many are not for verifying, of a kind that is not known here, broken, or one too many.
+    pub passed_over: usize,
+}
+
+/// Reads the key set of `issuer`.
+///
+/// # Errors
+/// [`JwksError`]. Single keys make none.
+pub fn read(issuer: &str, body: &[u8]) -> Result<Jwks, JwksError> {
+    if body.len() > JWKS_BYTES_MAX {
+        return Err(JwksError::TooLarge);
+    }
+    let set: Value = serde_json::from_slice(body).map_err(|_| JwksError::NotJson)?;
+    let members = set.get("keys").and_then(Value::as_array).ok_or(JwksError::NoKeys)?;
+    let (mut keys, mut used) = (Vec::new(), 0);
+    for member in members {
+        let of_member = member.as_object().map(|jwk| keys_of(issuer, jwk)).unwrap_or_default();
+        if !of_member.is_empty() && used < JWKS_KEYS_MAX {
+            keys.extend(of_member);
+            used += 1;
+        }
+    }
+    Ok(Jwks { keys: KeySet::of_issuer(keys), used, passed_over: members.len() - used })
+}
+
+/// One key of a set, for each algorithm that it may be used with; none where it cannot be.
+fn keys_of(issuer: &str, jwk: &Map<String, Value>) -> Vec<Key> {
+    let kid = match jwk.get("kid") {
+        None => None,
+        Some(Value::String(kid)) => Some(kid.as_str()),
+        Some(_) => return Vec::new(),
+    };
+    if !is_for_verifying(jwk) {
+        return Vec::new();
+    }
+    let Ok(public_key) = PublicKey::of_jwk(jwk) else { return Vec::new() };
+    let fitting = public_key.kind().algorithms();
+    let named = |algorithm: &Algorithm| match jwk.get("alg") {
+        None => true,
+        Some(alg) => alg.as_str() == Some(algorithm.name()),
+    };
+    fitting.filter(named).filter_map(|algorithm| Key::public(issuer, kid, algorithm, &public_key).ok()).collect()
+}
+
+/// RFC 7517 4.2 and 4.3: what a key says of its use.
+fn is_for_verifying(jwk: &Map<String, Value>) -> bool {
+    let by_use = jwk.get("use").is_none_or(|used_for| used_for.as_str() == Some("sig"));
+    let verifies = |operations: &Vec<Value>| operations.iter().any(|operation| operation.as_str() == Some("verify"));
+    let by_operation = jwk.get("key_ops").is_none_or(|operations| operations.as_array().is_some_and(verifies));
+    by_use && by_operation
+}
+
+/// The key sets that were fetched, as of one moment. Replaced whole; every core has the same.
+#[derive(Clone, Debug, Default)]
+pub struct KeySets(Vec<(Box<str>, KeySet)>);
+
+impl KeySets {
+    /// The set of `issuer`, where there is one.
+    pub fn of(&self, issuer: &str) -> Option<&KeySet> {
+        self.0.iter().find(|(name, _)| **name == *issuer).map(|(_, keys)| keys)
+    }
+
+    /// Puts the set of `issuer` in the place of its last one.
+    pub fn put(&mut self, issuer: &str, keys: KeySet) {
+        match self.0.iter_mut().find(|(name, _)| **name == *issuer) {
+            Some((_, held)) => *held = keys,
+            None => self.0.push((issuer.into(), keys)),
+        }
+    }
+
+    /// Drops the sets of all issuers but those that `wanted` names.
+    pub fn retain(&mut self, wanted: impl Fn(&str) -> bool) {
+        self.0.retain(|(issuer, _)| wanted(issuer));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use base64::Engine;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+    use crate::auth::keys::NoKey;
+
+    fn b64u(bytes: &[u8]) -> String {
+        URL_SAFE_NO_PAD.encode(bytes)
+    }
+
+    fn rsa(n: u8) -> Value {
+        json!({ "kty": "RSA", "n": b64u(&[[0x80, n].as_slice(), &[1; 254]].concat()), "e": "AQAB" })
+    }
+
+    fn ed25519(n: u8) -> Value {
+        json!({ "kty": "OKP", "crv": "Ed25519", "x": b64u(&[n; 32]) })
+    }
+
+    fn with(mut jwk: Value, members: Value) -> Value {
+        jwk.as_object_mut().unwrap().extend(members.as_object().unwrap().clone());
+        jwk
+    }
+
+    fn set(keys: &[Value]) -> Jwks {
+        read("idp", json!({ "keys": keys, "further": [] }).to_string().as_bytes()).unwrap()
+    }
+
+    /// Kid and algorithm of each key that can be used.
+    fn shown(set: &Jwks) -> Vec<String> {
+        set.keys.iter().map(|key| format!("{} {}", key.kid().unwrap_or("-"), key.algorithm())).collect()
+    }
+
+    #[test]
+    fn known_keys_are_used_and_all_others_are_passed_over() {
+        let point = b64u(&[7; 32]);
+        let held = set(&[
+            with(rsa(1), json!({ "kid": "a", "alg": "RS256", "use": "sig" })),
+            with(ed25519(1), json!({ "kid": "b", "key_ops": ["verify", "sign"], "d": b64u(&[9; 32]) })),
+            json!({ "kty": "EC", "crv": "P-256", "x": point, "y": point, "kid": "c" }),
+            with(rsa(2), json!({ "kid": "enc", "use": "enc" })),
+            with(rsa(2), json!({ "kid": "odd", "use": 7 })),
+            with(rsa(2), json!({ "kid": "wrap", "key_ops": ["wrapKey"] })),
+            with(rsa(2), json!({ "kid": "ops", "key_ops": "verify" })),
+            with(rsa(2), json!({ "kid": "oaep", "alg": "RSA-OAEP" })),
+            with(rsa(2), json!({ "kid": "es", "alg": "ES256" })),
+            with(rsa(2), json!({ "kid": "hs", "alg": "HS256" })),
+            with(rsa(2), json!({ "kid": "none", "alg": "none" })),
+            with(rsa(2), json!({ "kid": "number", "alg": 7 })),
+            with(rsa(2), json!({ "kid": 7 })),
+            json!({ "kty": "oct", "k": b64u(&[7; 64]), "kid": "shared", "alg": "HS256" }),
+            json!({ "kty": "EC", "crv": "secp256k1", "x": point, "y": point, "kid": "k1" }),
+            json!({ "kty": "AKP", "alg": "ML-DSA-44", "pub": point, "kid": "pq" }),
+            json!({ "kty": "RSA", "n": b64u(&[0xff; 128]), "e": "AQAB", "kid": "1024" }),
+            json!({ "kid": "nothing" }),
+            json!("a string"),
+            json!(null),
+        ]);
+        assert_eq!(shown(&held), ["a RS256", "b EdDSA", "c ES256"]);
+        assert_eq!((held.used, held.passed_over), (3, 17));
+    }
+
+    #[test]
+    fn a_key_without_alg_is_for_each_algorithm_of_its_kind() {
+        let held = set(&[with(rsa(1), json!({ "kid": "a" })), ed25519(1)]);
+        assert_eq!(shown(&held), ["a RS256", "a RS384", "a RS512", "a PS256", "a PS384", "a PS512", "- EdDSA"]);
+        let ids: std::collections::HashSet<_> = held.keys.iter().map(Key::id).collect();
+        assert_eq!(ids.len(), 7);
+    }
+
+    #[test]
+    fn a_key_twice_is_one_and_two_under_one_kid_are_both_tried() {
+        let a = |n| with(ed25519(n), json!({ "kid": "a" }));
+        let held = set(&[a(1), a(1), a(2)]);
+        assert_eq!(shown(&held), ["a EdDSA", "a EdDSA"]);
+        assert_eq!(held.keys.candidates(Some("a"), Algorithm::EdDsa).unwrap().count(), 2);
+        assert_eq!(held.keys.candidates(Some("b"), Algorithm::EdDsa).err(), Some(NoKey::UnknownKid));
+        assert_eq!(held.keys.candidates(Some("a"), Algorithm::Rs256).err(), Some(NoKey::OtherAlgorithm));
+    }
+
+    #[test]
+    fn a_key_is_its_issuers_and_stays_itself() {
+        let text = json!({ "keys": [with(ed25519(1), json!({ "kid": "a" }))] }).to_string();
+        let id = |issuer: &str| read(issuer, text.as_bytes()).unwrap().keys.iter().next().unwrap().id();
+        assert_eq!(id("idp"), id("idp"));
+        assert_ne!(id("idp"), id("other"), "the same key is not the same issuer's");
+    }
+
+    #[test]
+    fn a_set_is_bounded_in_keys_and_bytes() {
+        let keys: Vec<Value> = (0..=JWKS_KEYS_MAX).map(|n| ed25519(u8::try_from(n).unwrap())).collect();
+        let held = set(&keys);
+        assert_eq!((held.used, held.passed_over, held.keys.iter().count()), (JWKS_KEYS_MAX, 1, JWKS_KEYS_MAX));
+        let padded = |bytes: usize| format!("{}{}", r#"{"keys":[]}"#, " ".repeat(bytes - 11));
+        assert_eq!(read("idp", padded(JWKS_BYTES_MAX).as_bytes()).map(|set| set.used), Ok(0));
+        assert_eq!(read("idp", padded(JWKS_BYTES_MAX + 1).as_bytes()).err(), Some(JwksError::TooLarge));
+    }
+
+    #[test]
+    fn what_is_no_set_is_an_error() {
+        let refused = |text: &str| read("idp", text.as_bytes()).unwrap_err();
+        for text in ["", "{", "<html>", "{\"keys\":[]}x", "\u{feff}{}"] {
+            assert_eq!(refused(text), JwksError::NotJson, "{text}");
+        }
+        for text in ["{}", "[]", "null", r#"{"keys":{}}"#, r#"{"keys":null}"#, r#"{"kty":"RSA"}"#] {
+            assert_eq!(refused(text), JwksError::NoKeys, "{text}");
+        }
+        assert_eq!(refused(&"[".repeat(100_000)), JwksError::NotJson);
+        let told = [JwksError::TooLarge, JwksError::NotJson, JwksError::NoKeys].map(|error| error.to_string());
+        assert_eq!(told, ["it has more than 262144 bytes", "it is not JSON", "it has no array called keys"]);
+    }
+
+    #[test]
+    fn sets_stand_by_issuer() {
+        let mut sets = KeySets::default();
+        sets.put("a", set(&[ed25519(1)]).keys);
+        sets.put("b", set(&[ed25519(2)]).keys);
+        sets.put("a", KeySet::default());
+        assert!(sets.of("a").unwrap().is_empty() && !sets.of("b").unwrap().is_empty() && sets.of("c").is_none());
+        sets.retain(|issuer| issuer == "a");
+        assert!(sets.of("a").is_some() && sets.of("b").is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_it_panic(text in r#"[ \[\]{}:,"a-z0-9]{0,80}"#) {
+            let _ = read("idp", text.as_bytes());
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! A call of the admin API: what it says, and the answers that all of them share.
+//!
+//! Source: protocol version 1, section 6; RFC 9110, 9457. Memory: one request's. Errors: problem documents.
+//! Not here: reading it and who may make it (`admin`), what it orders (`admin_users` and the like).
+
+use std::borrow::Cow;
+use std::fmt;
+use std::net::IpAddr;
+
+use serde::de::DeserializeOwned;
+
+use crate::codec::http::Response;
+use crate::codec::message::ErrorCode;
+use crate::config::LogLevel;
+
+use super::log;
+
+/// Characters of a caller's text that a line of the log shows.
+const LOGGED_CHARS_MAX: usize = 256;
+
+/// A call with the admin key.
+pub struct Call<'c> {
+    /// Its method.
+    pub method: &'c str,
+    /// The segments of its path behind `/admin/v1/`, decoded.
+    pub path: Vec<Cow<'c, str>>,
+    /// Its query, not decoded.
+    pub query: Option<&'c str>,
+    /// Its body, whole.
+    pub body: &'c [u8],
+    /// Who calls: the address it came from.
+    pub by: IpAddr,
+}
+
+impl Call<'_> {
+    /// What its body says.
+    ///
+    /// # Errors
+    /// 400. The answer names a place in the body, never what stands there.
+    pub fn body<T: DeserializeOwned>(&self) -> Result<T, Response> {
+        serde_json::from_slice(self.body).map_err(|error| {
+            let (line, column) = (error.line(), error.column());
+            let detail = format!("the body is not what this resource takes, at line {line}, column {column}");
+            problem(ErrorCode::BadRequest, &detail)
+        })
+    }
+
+    /// Writes who has ordered what, of whom and why.
+    pub fn audit(&self, fields: &[(&str, Option<&str>)], sentence: &str) {
+        let words: Vec<(&str, Word<'_>)> =
+            fields.iter().filter_map(|(name, text)| Some((*name, Word((*text)?)))).collect();
+        let mut all: Vec<(&str, &dyn fmt::Display)> = vec![("audit", &"admin"), ("by", &self.by)];
+        all.extend(words.iter().map(|(name, word)| (*name, word as &dyn fmt::Display)));
+        log::write(LogLevel::Info, &all, sentence);
+    }
+}
+
+/// 405.
+pub fn not_allowed(allow: &str) -> Response {
+    problem(ErrorCode::MethodNotAllowed, &format!("this resource knows {allow}")).header("Allow", allow)
+}
+
+/// A problem document.
+pub fn problem(code: ErrorCode, detail: &str) -> Response {
+    Response::problem(code.http_status(), code.as_str(), detail)
+}
+
+/// A caller's text as one word of a line, so that it cannot pass for another field.
+struct Word<'w>(&'w str);
+
+impl fmt::Display for Word<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut characters = self.0.chars();
+        for character in characters.by_ref().take(LOGGED_CHARS_MAX) {
+            if character.is_whitespace() || character.is_control() || matches!(character, '=' | '"' | '\\' | '%') {
+                let mut bytes = [0u8; 4];
+                for byte in character.encode_utf8(&mut bytes).bytes() {
+                    write!(f, "%{byte:02X}")?;
+                }
+            } else {
+                write!(f, "{character}")?;
+            }
+        }
+        if characters.next().is_some() { f.write_str("…") } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_of_a_line_is_one_word() {
+        let shown = |text: &str| Word(text).to_string();
+        assert_eq!(shown("u1@example.com"), "u1@example.com");
+        assert_eq!(shown("a by=b\n\"%"), "a%20by%3Db%0A%22%25");
+        assert_eq!(shown("ü\u{2028}"), "ü%E2%80%A8");
+        let long = "x".repeat(LOGGED_CHARS_MAX);
+        assert_eq!(shown(&long), long);
+        assert_eq!(shown(&format!("{long}y")), format!("{long}…"));
+    }
+}

@@ -1,0 +1,363 @@
+//! The key sets of issuers, fetched: at the start, before they are too old, and once for a key that is not known.
+//!
+//! Source: protocol version 1, section 2; when a set is fetched stands in `auth::refresh`, what it may hold in `auth::jwks`.
+//! Memory: an entry an issuer, and the numbers of the questions that wait for its fetch, bounded by `limits::LOOKUPS_MAX` a
+//! core. Errors: a fetch that fails is told in the log; the last set stays in force.
+//! Not here: HTTP and TLS (`fetch`), who waits for a key (`shard::authenticate`).
+//!
+//! One core fetches, over its own client; every core may ask. The lock is taken for an unknown key, for a fetch, and for a
+//! reload: never on a delivery, and not for a token whose key is known.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::clock;
+use super::fetch::Fetcher;
+use super::log;
+use crate::auth::jwks::{self, KeySets};
+use crate::auth::keys::Algorithm;
+use crate::auth::refresh::{Refresh, Wanted};
+use crate::config::{Config, KeySetPlace, LogLevel};
+use crate::ids::{CoreId, StreamId};
+use crate::limits;
+use crate::shard::Rng;
+use crate::stream::poll::{FetchRequest, FetchResult, Target, Validators};
+use crate::stream::template::UrlTemplate;
+use crate::stream::{CaFile, Options};
+use crate::time::{Instant, Now};
+
+/// The core that fetches.
+pub const FETCHING_CORE: CoreId = CoreId(0);
+
+/// The issuers whose sets are fetched, and the sets.
+#[derive(Debug)]
+pub struct Issuers {
+    state: Mutex<State>,
+    /// When there is something to be begun, in microseconds; read without the lock.
+    due_us: AtomicU64,
+    tried: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    issuers: Vec<Issuer>,
+    sets: Arc<KeySets>,
+    rng: Rng,
+    /// Number of the last entry made: what is fetched for one that a reload has replaced is for nobody.
+    entries: u64,
+}
+
+#[derive(Debug)]
+struct Issuer {
+    entry: u64,
+    /// Its place in the configuration.
+    place: usize,
+    name: String,
+    algorithms: Vec<Algorithm>,
+    target: Arc<Target>,
+    refresh: Refresh,
+    /// Wanted by somebody, and not begun.
+    wanted: bool,
+    /// Keys of its set that can be used.
+    usable: usize,
+    waiting: Vec<Question>,
+}
+
+/// A question of a core, by its number.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Question {
+    /// Who asks.
+    pub core: CoreId,
+    /// The number.
+    pub ask: u64,
+}
+
+/// A fetch to be carried out.
+#[derive(Clone, Debug)]
+pub struct Job {
+    entry: u64,
+    /// What to ask for.
+    pub request: FetchRequest,
+}
+
+/// What a fetch has come to.
+#[derive(Debug, Default)]
+pub struct Finished {
+    /// The sets that are in force now, where they have changed.
+    pub sets: Option<Arc<KeySets>>,
+    /// Who waits for it.
+    pub answered: Vec<Question>,
+    /// Whether it has brought a set.
+    pub brought: bool,
+}
+
+/// What became of a question.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Asked {
+    /// It is answered when the fetch has ended.
+    Waits {
+        /// Whether the core that fetches is to be told.
+        tell: bool,
+    },
+    /// It is answered at once: nothing is fetched now.
+    Answered,
+}
+
+/// What metrics tell of the sets.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Figures {
+    /// Keys in force that were fetched.
+    pub keys: u64,
+    /// How long ago the oldest set was fetched; of one that never was, how long it has been wanted.
+    pub age: Duration,
+}
+
+impl Issuers {
+    /// Those of `config`, none fetched yet.
+    pub fn new(config: &Config, seed: [u8; 32], now: Now) -> Issuers {
+        let state = State { issuers: Vec::new(), sets: Arc::default(), rng: Rng::new(seed), entries: 0 };
+        let this = Issuers { state: Mutex::new(state), due_us: AtomicU64::new(u64::MAX), tried: Condvar::new() };
+        this.reload(config, now);
+        this
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the issuers of a configuration that was read again: those that are as before keep their sets and times. Who
+    /// waits for one that is gone is to be answered.
+    pub fn reload(&self, config: &Config, now: Now) -> Vec<Question> {
+        let mut state = self.state();
+        let mut before = std::mem::take(&mut state.issuers);
+        let options = config.auth.jwt.key_sets.iter().zip(&config.key_sets).enumerate();
+        for (place, (issuer, source)) in options {
+            let KeySetPlace::Url { url, ca } = &source.place else { continue };
+            let target = target(url, ca.as_ref());
+            let same = before.iter().position(|held| held.name == issuer.issuer && same_target(&held.target, &target));
+            state.entries += 1;
+            let entry = state.entries;
+            let new = || Issuer {
+                entry,
+                place,
+                name: issuer.issuer.clone(),
+                algorithms: Vec::new(),
+                target,
+                refresh: Refresh::new(now.at),
+                wanted: false,
+                usable: 0,
+                waiting: Vec::new(),
+            };
+            let kept = same.map_or_else(new, |at| before.swap_remove(at));
+            let usable = state
+                .sets
+                .of(&issuer.issuer)
+                .map_or(0, |set| set.iter().filter(|key| issuer.algorithms.contains(&key.algorithm())).count());
+            state.issuers.push(Issuer { place, usable, algorithms: issuer.algorithms.clone(), ..kept });
+        }
+        let State { issuers, sets, .. } = &mut *state;
+        Arc::make_mut(sets).retain(|name| issuers.iter().any(|issuer| issuer.name == name));
+        self.note_due(&state);
+        before.into_iter().flat_map(|issuer| issuer.waiting).collect()
+    }
+
+    /// Whether a fetch is to begin; cheap enough for every turn.
+    pub fn is_due(&self, now: Instant) -> bool {
+        self.due_us.load(Ordering::Relaxed) <= now.as_micros()
+    }
+
+    /// When the next fetch is to begin, if no one asks for it before.
+    pub fn next_timeout(&self) -> Option<Instant> {
+        match self.due_us.load(Ordering::Relaxed) {
+            u64::MAX => None,
+            us => Some(Instant::from_micros(us)),
+        }
+    }
+
+    fn note_due(&self, state: &State) {
+        let due =
+            |issuer: &Issuer| if issuer.wanted { Some(Instant::default()) } else { issuer.refresh.next_timeout() };
+        let due = state.issuers.iter().filter_map(due).min();
+        self.due_us.store(due.map_or(u64::MAX, Instant::as_micros), Ordering::Relaxed);
+    }
+
+    /// The fetches that are to begin now. Each is to be brought back to [`Issuers::finish`].
+    pub fn begin(&self, now: Now) -> Vec<Job> {
+        let mut state = self.state();
+        let begun = state.issuers.iter_mut().filter_map(|issuer| {
+            let begins = std::mem::take(&mut issuer.wanted) || issuer.refresh.begin_if_due(now.at);
+            let request = FetchRequest { target: Arc::clone(&issuer.target), validators: Validators::default() };
+            begins.then_some(Job { entry: issuer.entry, request })
+        });
+        let begun = begun.collect();
+        self.note_due(&state);
+        begun
+    }
+
+    /// A core has met a key that is not in the set of the issuer at that place.
+    pub fn ask(&self, place: usize, question: Question, now: Now) -> Asked {
+        let mut state = self.state();
+        let Some(issuer) = state.issuers.iter_mut().find(|issuer| issuer.place == place) else {
+            return Asked::Answered;
+        };
+        let tell = match issuer.refresh.want(now.at) {
+            Wanted::Refuse => return Asked::Answered,
+            Wanted::Wait => false,
+            Wanted::Fetch => true,
+        };
+        issuer.wanted |= tell;
+        issuer.waiting.push(question);
+        self.note_due(&state);
+        Asked::Waits { tell }
+    }
+
+    /// A fetch has ended.
+    pub fn finish(&self, job: &Job, result: FetchResult, now: Now) -> Finished {
+        let mut state = self.state();
+        let State { issuers, sets, rng, .. } = &mut *state;
+        // A reload has taken the issuer away meanwhile, and answered those who waited.
+        let Some(issuer) = issuers.iter_mut().find(|issuer| issuer.entry == job.entry) else {
+            return Finished::default();
+        };
+        let chance = u32::try_from(rng.below(1001)).unwrap_or(0);
+        let mut finished = Finished { answered: std::mem::take(&mut issuer.waiting), ..Finished::default() };
+        match read(&issuer.name, result) {
+            Ok((set, fresh_for)) => {
+                issuer.refresh.succeeded(now.at, fresh_for, chance);
+                finished.brought = true;
+                let usable = |key: &&_| issuer.algorithms.contains(&crate::auth::keys::Key::algorithm(key));
+                issuer.usable = set.keys.iter().filter(usable).count();
+                let fields: [(&str, &dyn std::fmt::Display); 3] =
+                    [("issuer", &issuer.name), ("keys", &set.used), ("passed_over", &set.passed_over)];
+                if issuer.usable == 0 {
+                    log::write(
+                        LogLevel::Warn,
+                        &fields,
+                        "The key set has no key that can be used: the issuer's tokens are refused.",
+                    );
+                } else {
+                    log::write(LogLevel::Info, &fields, "The key set was fetched.");
+                }
+                let mut changed = KeySets::clone(sets);
+                changed.put(&issuer.name, set.keys);
+                *sets = Arc::new(changed);
+                finished.sets = Some(Arc::clone(sets));
+            }
+            Err(detail) => {
+                issuer.refresh.failed(now.at, chance);
+                let failures = issuer.refresh.failures();
+                let fields: [(&str, &dyn std::fmt::Display); 3] =
+                    [("issuer", &issuer.name), ("failures", &failures), ("detail", &detail)];
+                let sentence = match issuer.refresh.fetched() {
+                    Some(_) => "The key set cannot be fetched; the last one stays in force.",
+                    None => "The key set cannot be fetched; the issuer's tokens are refused until it can.",
+                };
+                // One that goes on failing is told of ever more rarely.
+                let level = if failures.is_power_of_two() { LogLevel::Warn } else { LogLevel::Debug };
+                log::write(level, &fields, sentence);
+            }
+        }
+        self.note_due(&state);
+        self.tried.notify_all();
+        finished
+    }
+
+    /// Holds this thread until every set has been fetched or cannot be, for so long at most.
+    pub fn wait_until_tried(&self, limit: Duration) {
+        let until = clock::now().at + limit;
+        let mut state = self.state();
+        while !state.issuers.iter().all(|issuer| issuer.refresh.is_tried()) {
+            let left = until.since(clock::now().at);
+            if left.is_zero() {
+                log::write(LogLevel::Warn, &[], "Not every key set has come in time; serving begins without.");
+                return;
+            }
+            state = self.tried.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// What metrics tell; `started` is when the process was.
+    pub fn figures(&self, started: Instant, now: Now) -> Figures {
+        let state = self.state();
+        let keys = state.issuers.iter().map(|issuer| issuer.usable as u64).sum();
+        let fetched = state.issuers.iter().map(|issuer| issuer.refresh.fetched().unwrap_or(started));
+        Figures { keys, age: fetched.min().map_or(Duration::ZERO, |oldest| now.at.since(oldest)) }
+    }
+}
+
+/// What a fetch has brought: the set, and how long it may be used; or what is wrong, in words for the log.
+fn read(issuer: &str, result: FetchResult) -> Result<(jwks::Jwks, Option<Duration>), String> {
+    let response = result.map_err(|error| format!("{}: {}", error.code.as_str(), error.detail))?;
+    if response.status != 200 {
+        return Err(format!("the status is {}, not 200", response.status));
+    }
+    let set = jwks::read(issuer, &response.body).map_err(|error| error.to_string())?;
+    Ok((set, response.fresh_for))
+}
+
+fn same_target(a: &Target, b: &Target) -> bool {
+    a.url == b.url && a.options.ca == b.options.ca
+}
+
+/// What to ask for a key set.
+fn target(url: &url::Url, ca: Option<&CaFile>) -> Arc<Target> {
+    let options = Options {
+        id: StreamId::new("jwks").expect("the characters of an id"),
+        url: UrlTemplate::parse::<&str>("http://localhost/", &[]).expect("a URL without placeholders"),
+        interval: limits::JWKS_LIFE,
+        method: "GET".to_owned(),
+        headers: Vec::new(),
+        body: None,
+        params: Vec::new(),
+        ca: ca.cloned(),
+        connect_timeout: limits::JWKS_TIMEOUT,
+        first_byte_timeout: limits::JWKS_TIMEOUT,
+        timeout: limits::JWKS_TIMEOUT,
+        response_bytes_max: limits::JWKS_BYTES_MAX as u64,
+        backoff_max: limits::JWKS_RETRY_MAX,
+        linger: Duration::ZERO,
+        keep_warm: false,
+        history: 0,
+        history_bytes: 0,
+        ignore: Vec::new(),
+        array_key: None,
+        allow_anonymous: false,
+        roles: Vec::new(),
+        permissions: Vec::new(),
+    };
+    Arc::new(Target { options: Arc::new(options), url: url.clone(), body: None })
+}
+
+/// The key sets of `config` that are to be fetched, for a command that serves nothing; and a line for each that cannot be had.
+///
+/// # Errors
+/// The system's.
+pub fn fetch_once(config: &Config) -> std::io::Result<(Arc<KeySets>, Vec<String>)> {
+    let (mut sets, mut lines) = (KeySets::default(), Vec::new());
+    let wanted: Vec<(String, Arc<Target>)> = config
+        .key_sets
+        .iter()
+        .filter_map(|source| match &source.place {
+            KeySetPlace::Url { url, ca } => Some((source.issuer.clone(), target(url, ca.as_ref()))),
+            KeySetPlace::File { .. } => None,
+        })
+        .collect();
+    if wanted.is_empty() {
+        return Ok((Arc::new(sets), lines));
+    }
+    let resolver = super::resolver::Resolver::system();
+    let mut runtime = monoio::RuntimeBuilder::<monoio::LegacyDriver>::new().enable_timer().build()?;
+    runtime.block_on(async {
+        let fetcher = Fetcher::new(super::fetch::FetcherOptions::default(), resolver.handle()?);
+        for (issuer, target) in wanted {
+            let request = FetchRequest { target, validators: Validators::default() };
+            match read(&issuer, fetcher.fetch(request, || clock::now().wall).await) {
+                Ok((set, _)) => sets.put(&issuer, set.keys),
+                Err(detail) => lines.push(format!("the key set of {issuer:?} cannot be fetched: {detail}")),
+            }
+        }
+        std::io::Result::Ok(())
+    })?;
+    Ok((Arc::new(sets), lines))
+}

@@ -1,0 +1,200 @@
+//! What is asked of those outside of the cores, who waits for the answer, and what is done with it. Words for
+//! `authenticate`, `sessions` and `tickets`.
+//!
+//! Source: protocol version 1, sections 2 and 6. Memory: none of its own. Errors: none.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use crate::auth::control::ControlEntry;
+use crate::auth::grant::{Grant, GrantRecord};
+use crate::auth::session::SessionMark;
+use crate::auth::ticket::TicketHash;
+use crate::codec::message::ClientId;
+use crate::connection::handshake::{Presented, Refusal};
+use crate::ids::{ConnectionId, ConnectionKey, CoreId};
+use crate::secret::Secret;
+use crate::time::Now;
+
+/// A question to somebody outside of the cores: Redis, or whoever fetches key sets. Each is answered by
+/// [`super::Input::Found`], within [`crate::limits::LOOKUP_TIMEOUT`] of the shell's own.
+#[derive(Clone, Debug)]
+pub enum Lookup {
+    /// The records of these sessions, by their ids.
+    Sessions(Vec<Secret>),
+    /// The record of a ticket, which is thereby used up; by the hash that it is kept under.
+    TakeTicket(String),
+    /// To keep a ticket's record under that hash for so long.
+    KeepTicket {
+        /// The hash of the ticket.
+        hash: String,
+        /// What it stands for.
+        record: Secret,
+        /// Its life.
+        life: Duration,
+    },
+    /// To fetch anew the key set of that issuer, by its place in the configuration; where that was done a moment ago, nothing.
+    KeySet(usize),
+}
+
+/// Something that the store is to do without an answer.
+#[derive(Clone, Debug)]
+pub enum Order {
+    /// To extend a session's life. Where the store is away it is left undone.
+    Touch {
+        /// The session's id.
+        sid: Secret,
+        /// Its life from now on.
+        life: Duration,
+    },
+    /// To put an event on the control stream, for the other processes and for those that are away. Where the store is away
+    /// it waits for its return.
+    Publish(ControlEntry),
+}
+
+/// A session's record, as Redis holds it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct SessionRecord {
+    /// Its text.
+    pub text: Secret,
+    /// How long Redis keeps it; `None`: it has no end there.
+    pub ttl: Option<Duration>,
+}
+
+/// The answer to a [`Lookup`].
+#[derive(Clone, Debug)]
+pub enum Found {
+    /// To [`Lookup::Sessions`]: in the same order; `None`: there is no such session.
+    Sessions(Vec<Option<SessionRecord>>),
+    /// To [`Lookup::TakeTicket`]; `None`: there is no such ticket.
+    Ticket(Option<Secret>),
+    /// To [`Lookup::KeepTicket`]: it is kept.
+    Kept,
+    /// To [`Lookup::KeySet`]: what there is now is in force.
+    KeySet,
+    /// To any: it cannot be said now.
+    Unavailable,
+}
+
+/// Who waits for a credential to be looked at.
+#[derive(Debug)]
+pub(super) enum Waiter {
+    /// A request, whose head is kept meanwhile.
+    Request(ConnectionKey),
+    /// A WebSocket that has sent its first message.
+    FirstMessage(ConnectionKey),
+    /// An open WebSocket that has sent `auth_update`.
+    Update {
+        /// Which.
+        connection: ConnectionKey,
+        /// The id that the answer echoes.
+        id: Option<ClientId>,
+    },
+    /// `POST /v1/connections/{connection}/auth` for a connection of this core.
+    Renewal {
+        /// Which.
+        connection: ConnectionId,
+        /// Whom a failure is counted for.
+        addr: IpAddr,
+        /// Who asks.
+        from: CoreId,
+        /// The number of the question.
+        ask: u64,
+    },
+}
+
+/// What is done with the answer to a [`Lookup`].
+#[derive(Debug)]
+pub(super) enum Asked {
+    /// The token is looked at again, with the key set as it is then.
+    KeySet(Waiter, Presented),
+    /// A session's record is given to all who wait for it.
+    Session(Box<Question>),
+    /// Sessions that live here go on by their records, or end.
+    Reread(Reread),
+    /// A ticket has been used, if it was one.
+    Ticket(Waiter, Used),
+    /// A ticket is kept, and handed out.
+    Kept(ConnectionKey, Used),
+}
+
+/// What became of looking at a credential.
+pub(super) enum Authenticated {
+    /// It is judged.
+    Now(Result<Grant, Refusal>),
+    /// Somebody outside was asked; the waiter will be told, by this number.
+    Later(u64),
+}
+
+/// The same, with the waiter given back who need not wait.
+pub(super) enum Looked {
+    /// It is judged.
+    Now(Waiter, Result<Grant, Refusal>),
+    /// Somebody outside was asked; the waiter will be told, by this number.
+    Later(u64),
+}
+
+/// A question about one session's record, and who waits for the answer.
+#[derive(Debug)]
+pub(super) struct Question {
+    pub(super) sid: Secret,
+    pub(super) mark: SessionMark,
+    pub(super) asked: Now,
+    pub(super) waiting: Vec<Waiting>,
+    /// Those who came when the question was out already: a record that they were told of may be newer than the answer.
+    pub(super) later: Vec<Waiting>,
+}
+
+/// One of them.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    pub(super) no: u64,
+    pub(super) waiter: Waiter,
+    pub(super) purpose: Purpose,
+}
+
+/// What a session is asked about for.
+#[derive(Debug)]
+pub(super) enum Purpose {
+    /// Its cookie was presented.
+    Cookie,
+    /// A connection of it asks to be renewed.
+    Update,
+    /// A ticket was, which had been made for what this says.
+    Ticket(Box<GrantRecord>),
+}
+
+/// The records of sessions that are looked at again, in the order of the question.
+#[derive(Debug)]
+pub(super) struct Reread {
+    pub(super) asked: Now,
+    pub(super) sessions: Vec<(u32, SessionMark)>,
+}
+
+/// A ticket that the store is asked about.
+#[derive(Debug)]
+pub(super) struct Used {
+    pub(super) hash: TicketHash,
+    /// The ticket itself, where it is to be handed out.
+    pub(super) ticket: Secret,
+}
+
+impl Waiter {
+    /// The connection whose request waits, where one does.
+    pub(super) fn request(&self) -> Option<ConnectionKey> {
+        match self {
+            Waiter::Request(connection) => Some(*connection),
+            _ => None,
+        }
+    }
+}
+
+impl Waiting {
+    /// The open connection that is to be renewed by the answer.
+    pub(super) fn renews(&self) -> Option<u32> {
+        match (&self.purpose, &self.waiter) {
+            (Purpose::Update, Waiter::Update { connection, .. }) => Some(connection.index),
+            _ => None,
+        }
+    }
+}

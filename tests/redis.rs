@@ -1,0 +1,956 @@
+//! The thread that speaks with Redis, against a real `redis-server` and a proxy that breaks the way to it.
+
+// Tests measure how long things take.
+#![allow(clippy::disallowed_methods)]
+
+mod support;
+
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use restcast::auth::control::ControlEntry;
+use restcast::config::{CA_FILE_BYTES_MAX, Config, FileError, RedisOptions, Sources};
+use restcast::ids::CoreId;
+use restcast::metrics::{RedisEntry, RedisLink, RedisResult};
+use restcast::runtime::redis::{CONTROL_STREAM, Settings, Sink, Store, StoreParts};
+use restcast::runtime::resolver::Resolver;
+use restcast::secret::Secret;
+use restcast::shard::{Found, Lookup, Order, SessionRecord};
+use support::redis::{Redis, RedisSetup, Said, free_port};
+use support::server::{PATIENCE, Setup, eventually};
+use support::{Authority, Proxy};
+
+const SECOND: Duration = Duration::from_secs(1);
+/// `redis.timeout` of these tests, unless they set it.
+const TIMEOUT: Duration = Duration::from_millis(500);
+const PASSWORD: &str = "hunter2-of-redis";
+
+// A store whose cores are this test.
+
+/// What a core or the process was told.
+#[derive(Clone, Debug)]
+enum Told {
+    Found(u64, Found),
+    Heard(ControlEntry, Instant),
+    State(bool),
+}
+
+struct Ear {
+    tell: Sender<Told>,
+    /// Whether there is no room for more.
+    full: Arc<Mutex<bool>>,
+}
+
+impl Sink for Ear {
+    fn found(&mut self, core: CoreId, ask: u64, found: Found) {
+        assert_eq!(core, CoreId(3), "the answer goes to whoever has asked");
+        let _ = self.tell.send(Told::Found(ask, found));
+    }
+
+    fn heard(&mut self, entries: Vec<ControlEntry>) {
+        assert!(!entries.is_empty());
+        for entry in entries {
+            let _ = self.tell.send(Told::Heard(entry, Instant::now()));
+        }
+    }
+
+    fn state(&mut self, up: bool) {
+        let _ = self.tell.send(Told::State(up));
+    }
+
+    fn settle(&mut self) -> bool {
+        !*self.full.lock().expect("nobody panics")
+    }
+}
+
+struct Desk {
+    store: Store,
+    told: Receiver<Told>,
+    kept: Vec<Told>,
+    asked: u64,
+    full: Arc<Mutex<bool>>,
+}
+
+struct Files;
+
+impl Sources for Files {
+    fn env(&self, _: &str) -> Option<Vec<u8>> {
+        None
+    }
+
+    fn file(&self, path: &str, bytes_max: usize) -> Result<Vec<u8>, FileError> {
+        assert_eq!(bytes_max, CA_FILE_BYTES_MAX);
+        std::fs::read(path).map_err(|_| FileError::Missing)
+    }
+}
+
+/// `[redis]` with that URL and further lines, as the configuration reads it.
+fn options(url: &str, lines: &str) -> RedisOptions {
+    let timeout = if lines.contains("timeout =") { "" } else { "timeout = \"500ms\"\n" };
+    let text = format!("[redis]\nurl = {url:?}\n{timeout}{lines}\n");
+    let (config, _) = Config::parse(&text, &Files).unwrap_or_else(|errors| panic!("{text}\n{errors:?}"));
+    config.redis.expect("it is configured")
+}
+
+impl Desk {
+    fn at(url: &str) -> Desk {
+        Desk::with(options(url, ""), Duration::from_secs(86_400))
+    }
+
+    fn with(options: RedisOptions, revocation_keep: Duration) -> Desk {
+        let (tell, told) = channel();
+        let full = Arc::new(Mutex::new(false));
+        let settings = Settings { session_prefix: "sess:".into(), revocation_keep };
+        let sink = Box::new(Ear { tell, full: Arc::clone(&full) });
+        let resolver = Arc::new(Resolver::system());
+        let store = Store::new(options.timeout).expect("a descriptor is left");
+        store.start(StoreParts { options, settings, sink, resolver, seed: [7; 32] }).expect("it starts");
+        Desk { store, told, kept: Vec::new(), asked: 0, full }
+    }
+
+    /// The first thing told that `wanted` picks, within `patience`; others are kept.
+    fn told_within<T>(&mut self, patience: Duration, mut wanted: impl FnMut(&Told) -> Option<T>) -> Option<T> {
+        if let Some(at) = self.kept.iter().position(|told| wanted(told).is_some()) {
+            return wanted(&self.kept.remove(at));
+        }
+        let until = Instant::now() + patience;
+        loop {
+            let told = self.told.recv_timeout(until.saturating_duration_since(Instant::now())).ok()?;
+            match wanted(&told) {
+                Some(found) => return Some(found),
+                None => self.kept.push(told),
+            }
+        }
+    }
+
+    fn told<T>(&mut self, what: &str, wanted: impl FnMut(&Told) -> Option<T>) -> T {
+        self.told_within(PATIENCE, wanted).unwrap_or_else(|| panic!("never told: {what}; but {:?}", self.kept))
+    }
+
+    /// Asks; the number of the question.
+    fn ask(&mut self, lookup: Lookup) -> u64 {
+        self.asked += 1;
+        assert!(self.store.ask(CoreId(3), self.asked, lookup), "there is room");
+        self.asked
+    }
+
+    fn answer(&mut self, asked: u64) -> Found {
+        self.told("an answer", |told| match told {
+            Told::Found(ask, found) if *ask == asked => Some(found.clone()),
+            _ => None,
+        })
+    }
+
+    fn find(&mut self, lookup: Lookup) -> Found {
+        let asked = self.ask(lookup);
+        self.answer(asked)
+    }
+
+    fn sessions(&mut self, sids: &[&str]) -> Option<Vec<Option<SessionRecord>>> {
+        match self.find(of_sessions(sids)) {
+            Found::Sessions(records) => Some(records),
+            Found::Unavailable => None,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The texts of sessions' records.
+    fn texts(&mut self, sids: &[&str]) -> Option<Vec<Option<String>>> {
+        let text = |record: SessionRecord| String::from_utf8(record.text.expose_secret().to_vec()).expect("UTF-8");
+        Some(self.sessions(sids)?.into_iter().map(|record| record.map(text)).collect())
+    }
+
+    /// Whether a question is answered now.
+    fn answers(&mut self) -> bool {
+        self.sessions(&["any"]).is_some()
+    }
+
+    fn heard(&mut self, data: &str) -> (ControlEntry, Instant) {
+        self.told(&format!("the event {data}"), |told| match told {
+            Told::Heard(entry, at) if entry.data == data => Some((entry.clone(), *at)),
+            _ => None,
+        })
+    }
+
+    /// What is said next of the store.
+    fn state(&mut self) -> bool {
+        self.told("the state of the store", |told| match told {
+            Told::State(up) => Some(*up),
+            _ => None,
+        })
+    }
+
+    /// Waits until it is said to be so.
+    fn is_said_to_be(&mut self, up: bool) {
+        while self.state() != up {}
+    }
+
+    fn wait_until_up(&self) {
+        eventually("all connections are up", || self.store.is_up().then_some(()));
+    }
+
+    fn wait_until_away(&self) {
+        eventually("it is known to be away", || (!self.store.is_up()).then_some(()));
+    }
+
+    fn connects(&self, link: RedisLink) -> u64 {
+        self.store.metrics().connects.of(link).value()
+    }
+
+    fn questions(&self, result: RedisResult) -> u64 {
+        self.store.metrics().questions.of(result).value()
+    }
+
+    fn entries(&self, what: RedisEntry) -> u64 {
+        self.store.metrics().entries.of(what).value()
+    }
+}
+
+impl Drop for Desk {
+    fn drop(&mut self) {
+        self.store.finish();
+    }
+}
+
+fn of_sessions(sids: &[&str]) -> Lookup {
+    Lookup::Sessions(sids.iter().map(|sid| Secret::new(sid.as_bytes())).collect())
+}
+
+fn logout(user: &str) -> ControlEntry {
+    ControlEntry { event: "user-logged-out".into(), data: user.into(), at_ms: 17 }
+}
+
+/// The payloads on the control stream, oldest first.
+fn on_the_stream(redis: &Redis) -> Vec<String> {
+    let Said::List(entries) = redis.command(&["XRANGE", CONTROL_STREAM, "-", "+"]) else { panic!("a list") };
+    let data = |entry: &Said| match entry {
+        Said::List(parts) => match &parts[1] {
+            Said::List(fields) => match &fields[3] {
+                Said::Text(data) => data.clone(),
+                other => panic!("{other:?}"),
+            },
+            other => panic!("{other:?}"),
+        },
+        other => panic!("{other:?}"),
+    };
+    entries.iter().map(data).collect()
+}
+
+fn xadd(redis: &Redis, data: &str) {
+    redis.text(&["XADD", CONTROL_STREAM, "*", "event", "user-logged-out", "data", data]).expect("an id");
+}
+
+// Questions and orders.
+
+#[test]
+fn sessions_are_told_with_their_lives_in_the_order_asked() {
+    let redis = Redis::start();
+    redis.command(&["SET", "sess:a", "{\"userId\":\"u1\"}"]);
+    redis.command(&["SET", "sess:b", "{}", "PX", "60000"]);
+    redis.command(&["RPUSH", "sess:list", "x"]);
+    redis.command(&["SET", "sess:long", &"x".repeat((256 << 10) + 1)]);
+    let mut desk = Desk::at(&redis.url());
+    let records = desk.sessions(&["b", "none", "a", "list", "long", "b"]).expect("Redis answers");
+    let text = |at: usize| records[at].as_ref().map(|record| record.text.expose_secret().to_vec());
+    assert_eq!(text(0).as_deref(), Some(b"{}".as_slice()));
+    assert_eq!(text(2).as_deref(), Some(b"{\"userId\":\"u1\"}".as_slice()));
+    assert_eq!([1, 3, 4].map(text), [const { None }; 3], "what is no record of a session is none");
+    let life = records[0].as_ref().and_then(|record| record.ttl).expect("it ends");
+    assert!((30 * SECOND..=60 * SECOND).contains(&life), "{life:?}");
+    assert_eq!(records[2].as_ref().and_then(|record| record.ttl), None, "it has no end");
+    assert_eq!(desk.sessions(&[]), Some(vec![]));
+    assert!(desk.answers(), "an over-long record has not cost the connection");
+    assert_eq!(desk.connects(RedisLink::Commands), 1);
+}
+
+#[test]
+fn many_questions_are_pipelined_and_each_gets_its_own_answer() {
+    let redis = Redis::start();
+    let mut client = redis.client();
+    for n in 0..2000 {
+        client.command(&["SET", &format!("sess:{n}"), &n.to_string()]).expect("an answer");
+    }
+    let mut desk = Desk::at(&redis.url());
+    desk.wait_until_up();
+    let asked: Vec<u64> = (0..2000).map(|n| desk.ask(of_sessions(&[&n.to_string(), "none"]))).collect();
+    for (n, asked) in asked.into_iter().enumerate() {
+        let Found::Sessions(records) = desk.answer(asked) else { panic!("question {n} has no answer") };
+        let text = records[0].as_ref().expect("it is there").text.expose_secret();
+        assert_eq!((text, records[1].as_ref()), (n.to_string().as_bytes(), None));
+    }
+    assert_eq!(desk.questions(RedisResult::Answered), 2000);
+}
+
+#[test]
+fn a_ticket_is_taken_once_whoever_asks() {
+    let redis = Redis::start();
+    let (mut here, mut there) = (Desk::at(&redis.url()), Desk::at(&redis.url()));
+    let keep = |hash: &str, life| Lookup::KeepTicket { hash: hash.into(), record: Secret::new(*b"r"), life };
+    assert!(matches!(here.find(keep("h", 30 * SECOND)), Found::Kept));
+    let life = redis.number(&["PTTL", "restcast:ticket:h"]);
+    assert!((1..=30_000).contains(&life), "{life}");
+    let taken = [
+        (there.find(Lookup::TakeTicket("h".into()))),
+        (here.find(Lookup::TakeTicket("h".into()))),
+        (there.find(Lookup::TakeTicket("other".into()))),
+    ];
+    let got: Vec<bool> = taken.iter().map(|found| matches!(found, Found::Ticket(Some(_)))).collect();
+    assert_eq!(got, [true, false, false], "{taken:?}");
+    assert!(taken.iter().all(|found| matches!(found, Found::Ticket(_))));
+    // Under contention too: of all who ask at once, one gets it.
+    for round in 0..20 {
+        let hash = format!("h{round}");
+        assert!(matches!(here.find(keep(&hash, 30 * SECOND)), Found::Kept));
+        let asked: Vec<(usize, u64)> =
+            (0..8).map(|n| (n % 2, [&mut here, &mut there][n % 2].ask(Lookup::TakeTicket(hash.clone())))).collect();
+        let mut desks = [&mut here, &mut there];
+        let got = asked.into_iter().filter(|(desk, ask)| matches!(desks[*desk].answer(*ask), Found::Ticket(Some(_))));
+        assert_eq!(got.count(), 1);
+    }
+}
+
+#[test]
+fn a_touch_extends_a_sessions_life() {
+    let redis = Redis::start();
+    redis.command(&["SET", "sess:a", "{}", "PX", "20000"]);
+    let mut desk = Desk::at(&redis.url());
+    assert!(desk.answers());
+    desk.store.order(Order::Touch { sid: Secret::new(*b"a"), life: 1000 * SECOND });
+    desk.store.order(Order::Touch { sid: Secret::new(*b"gone"), life: 1000 * SECOND });
+    eventually("its life is extended", || (redis.number(&["PTTL", "sess:a"]) > 900_000).then_some(()));
+    assert_eq!(redis.number(&["EXISTS", "sess:gone"]), 0, "a touch makes no session");
+}
+
+#[test]
+fn the_prefix_of_sessions_may_change() {
+    let redis = Redis::start();
+    redis.command(&["SET", "app:a", "new"]);
+    redis.command(&["SET", "sess:a", "old"]);
+    let mut desk = Desk::at(&redis.url());
+    assert_eq!(desk.texts(&["a"]), Some(vec![Some("old".into())]));
+    desk.store.replace(Settings { session_prefix: "app:".into(), revocation_keep: SECOND });
+    assert_eq!(desk.texts(&["a"]), Some(vec![Some("new".into())]));
+}
+
+#[test]
+fn questions_beyond_the_bound_are_refused_at_once() {
+    let redis = Redis::start();
+    let proxy = Proxy::to(redis.address());
+    let mut desk = Desk::with(options(&redis.url_at(proxy.address()), "timeout = \"20s\""), SECOND);
+    desk.wait_until_up();
+    proxy.stall();
+    let bound = restcast::limits::STORE_QUESTIONS_MAX as u64;
+    let mut taken = 0;
+    while desk.store.ask(CoreId(3), taken, of_sessions(&["a"])) {
+        taken += 1;
+        assert!(taken <= bound, "{taken} questions wait");
+    }
+    assert_eq!(taken, bound);
+    proxy.heal();
+    for ask in 0..taken {
+        assert!(matches!(desk.answer(ask), Found::Sessions(_)), "those that were taken are answered");
+    }
+    assert!(desk.answers(), "and there is room again");
+    eventually("it was counted", || (desk.questions(RedisResult::Away) == 1).then_some(()));
+}
+
+// Logging in.
+
+#[test]
+fn the_default_users_password_a_database_and_a_user_of_the_acl_log_in() {
+    let rules = "~sess:* ~restcast:* &user-logged-out &permission-update &token-revoked +get +pttl +xadd +xread \
+                 +subscribe +client|setname +select +ping";
+    let setup = RedisSetup::new().password(PASSWORD).user("ada", "p@ss:w/ord %", rules).database(3);
+    let redis = setup.start();
+    redis.command(&["SET", "sess:a", "of database 3"]);
+    for login in [format!(":{PASSWORD}"), "ada:p%40ss%3Aw%2Ford%20%25".to_owned()] {
+        let mut desk = Desk::at(&redis.url().replace("://", &format!("://{login}@")));
+        assert_eq!(desk.texts(&["a"]), Some(vec![Some("of database 3".into())]), "{login}");
+        desk.wait_until_up();
+        assert!(desk.store.wait_for_replay(PATIENCE));
+        redis.publish("user-logged-out", &login);
+        desk.heard(&login);
+        assert!(redis.command(&["CLIENT", "LIST"]) != Said::Nil);
+        let Said::Text(clients) = redis.command(&["CLIENT", "LIST"]) else { panic!("a text") };
+        assert!(clients.matches("name=restcast").count() >= 3, "{clients}");
+        // What this user may not do fails by itself; the connection stays.
+        if login.starts_with("ada") {
+            assert!(matches!(desk.find(Lookup::TakeTicket("h".into())), Found::Unavailable));
+            assert!(desk.answers());
+            assert_eq!(desk.connects(RedisLink::Commands), 1);
+        }
+    }
+}
+
+#[test]
+fn who_may_not_log_in_is_told_there_is_no_answer_and_is_let_in_once_it_may() {
+    let redis = RedisSetup::new().password(PASSWORD).start();
+    for login in ["", ":wrong-hunter2@", "nobody:hunter2@"] {
+        let mut desk = Desk::at(&redis.url().replace("://", &format!("://{login}")));
+        assert!(!desk.state(), "{login:?}");
+        assert!(!desk.answers(), "{login:?}");
+        let begun = Instant::now();
+        assert!(!desk.answers(), "{login:?}");
+        assert!(begun.elapsed() < TIMEOUT, "known to be away, it says so at once: {:?}", begun.elapsed());
+        assert!(!desk.store.wait_for_replay(PATIENCE), "nothing was read");
+    }
+    let mut desk = Desk::at(&redis.url().replace("://", "://ada:later@"));
+    assert!(!desk.state());
+    redis.command(&["ACL", "SETUSER", "ada", "on", ">later", "~*", "&*", "+@all"]);
+    assert!(desk.state(), "its login is tried again");
+    assert!(desk.answers());
+}
+
+#[test]
+fn a_password_that_is_taken_away_ends_nothing_silently() {
+    let redis = Redis::start();
+    let mut desk = Desk::at(&redis.url());
+    assert!(desk.state());
+    desk.wait_until_up();
+    redis.command(&["ACL", "SETUSER", "default", "resetpass", ">new", "on"]);
+    redis.client().command(&["AUTH", "new"]).expect("an answer");
+    let mut client = redis.client();
+    client.command(&["AUTH", "new"]).expect("an answer");
+    // Redis leaves those logged in who are; an operator who means it ends their connections.
+    client.command(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]).expect("an answer");
+    client.command(&["CLIENT", "KILL", "TYPE", "pubsub"]).expect("an answer");
+    assert!(!desk.state());
+    assert!(!desk.answers());
+    client.command(&["ACL", "SETUSER", "default", "nopass"]).expect("an answer");
+    assert!(desk.state());
+    assert!(desk.answers());
+}
+
+#[test]
+fn a_server_that_wants_tls_is_spoken_to_by_tls_and_must_be_vouched_for() {
+    let (authority, stranger) = (Authority::new(), Authority::new());
+    let setup = RedisSetup::new().password(PASSWORD).tls(&authority.identity(&["127.0.0.1", "localhost"]));
+    let redis = setup.start();
+    redis.client().command(&["SET", "sess:a", &"sealed ".repeat(10_000)]).expect("an answer");
+    let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("redis-ca-{}", std::process::id()));
+    let file = |name: &str, authority: &Authority| {
+        let folder = folder.join(name);
+        std::fs::create_dir_all(&folder).expect("a folder");
+        authority.write_pem(&folder).display().to_string()
+    };
+    let (good, bad) = (file("good", &authority), file("bad", &stranger));
+    let port = redis.tls_address().port();
+    for host in ["127.0.0.1", "localhost"] {
+        let url = format!("rediss://:{PASSWORD}@{host}:{port}/0");
+        let mut desk = Desk::with(options(&url, &format!("ca = {good:?}")), SECOND);
+        assert_eq!(desk.texts(&["a"]), Some(vec![Some("sealed ".repeat(10_000))]), "{host}");
+        desk.wait_until_up();
+        redis.publish("token-revoked", host);
+        assert_eq!(desk.heard(host).0.event, "token-revoked");
+        let mut desk = Desk::with(options(&url, &format!("ca = {bad:?}")), SECOND);
+        assert!(!desk.state(), "nobody vouches for it: {host}");
+        assert!(!desk.answers());
+    }
+    // In the clear where TLS is spoken, and TLS where it is not.
+    let clear = format!("redis://127.0.0.1:{port}/0");
+    let sealed = format!("rediss://{}/0", redis.address());
+    for (url, lines) in [(clear, String::new()), (sealed, format!("ca = {good:?}"))] {
+        let mut desk = Desk::with(options(&url, &lines), SECOND);
+        assert!(!desk.state());
+        assert!(!desk.answers());
+    }
+    let _ = std::fs::remove_dir_all(&folder);
+}
+
+// Redis away.
+
+#[test]
+fn what_is_away_at_start_is_connected_to_when_it_is_there() {
+    let redis = Redis::start();
+    redis.command(&["SET", "sess:a", "1"]);
+    let proxy = Proxy::to(redis.address());
+    proxy.down();
+    let begun = Instant::now();
+    let mut desk = Desk::at(&redis.url_at(proxy.address()));
+    assert!(!desk.store.wait_for_replay(PATIENCE), "nothing can be read");
+    assert!(begun.elapsed() < 10 * SECOND, "and that is known soon");
+    desk.is_said_to_be(false);
+    assert!(!desk.answers());
+    proxy.heal();
+    assert!(desk.state(), "it is told that it is back");
+    assert_eq!(desk.texts(&["a"]), Some(vec![Some("1".into())]));
+    desk.wait_until_up();
+}
+
+#[test]
+fn a_name_that_does_not_resolve_is_looked_up_again() {
+    let mut desk = Desk::at("redis://no-such-name.invalid:6379");
+    desk.is_said_to_be(false);
+    assert!(!desk.answers());
+    let redis = Redis::start();
+    let mut desk = Desk::at(&redis.url().replace("127.0.0.1", "localhost"));
+    assert!(desk.state() && desk.answers(), "localhost is both families, of which one answers");
+}
+
+#[test]
+fn what_is_cut_in_mid_run_comes_back_and_is_told() {
+    let redis = Redis::start();
+    let proxy = Proxy::to(redis.address());
+    let mut desk = Desk::at(&redis.url_at(proxy.address()));
+    desk.is_said_to_be(true);
+    desk.wait_until_up();
+    // A short cut is made good before anybody need know; what may have been missed is to be read again.
+    for _ in 0..3 {
+        proxy.cut();
+        // It is back, and may have missed something.
+        desk.is_said_to_be(true);
+        desk.wait_until_up();
+        eventually("it answers", || desk.answers().then_some(()));
+    }
+    proxy.down();
+    desk.is_said_to_be(false);
+    assert!(!desk.answers());
+    desk.wait_until_away();
+    proxy.heal();
+    desk.is_said_to_be(true);
+    assert!(desk.answers());
+    desk.wait_until_up();
+}
+
+#[test]
+fn a_question_under_way_when_the_connection_is_cut_is_told_at_once() {
+    let redis = Redis::start();
+    let proxy = Proxy::to(redis.address());
+    let mut desk = Desk::with(options(&redis.url_at(proxy.address()), "timeout = \"15s\""), SECOND);
+    desk.wait_until_up();
+    proxy.stall();
+    let asked = desk.ask(of_sessions(&["a"]));
+    eventually("it is under way", || (desk.store.metrics().waiting.value() == 1).then_some(()));
+    let begun = Instant::now();
+    proxy.cut();
+    assert!(matches!(desk.answer(asked), Found::Unavailable));
+    assert!(begun.elapsed() < 10 * SECOND);
+    proxy.heal();
+    assert!(desk.answers());
+}
+
+#[test]
+fn a_stalled_redis_is_no_answer_after_its_timeout_and_the_connection_is_made_anew() {
+    let redis = Redis::start();
+    redis.command(&["SET", "sess:a", "1"]);
+    let proxy = Proxy::to(redis.address());
+    let mut desk = Desk::at(&redis.url_at(proxy.address()));
+    desk.wait_until_up();
+    proxy.stall();
+    let begun = Instant::now();
+    assert!(!desk.answers());
+    let waited = begun.elapsed();
+    assert!(waited >= TIMEOUT - Duration::from_millis(5) && waited < 5 * SECOND, "{waited:?}");
+    assert!(desk.questions(RedisResult::Timeout) >= 1);
+    proxy.heal();
+    // The old connection's late answer is heard by nobody: each question gets its own.
+    eventually("it answers again", || desk.answers().then_some(()));
+    assert_eq!(desk.texts(&["a", "b"]), Some(vec![Some("1".into()), None]));
+    assert!(desk.connects(RedisLink::Commands) >= 2);
+}
+
+#[test]
+fn a_paused_server_is_no_answer_and_goes_on_where_it_was() {
+    let redis = Redis::start();
+    redis.command(&["SET", "sess:a", "1"]);
+    let mut desk = Desk::at(&redis.url());
+    desk.wait_until_up();
+    redis.pause();
+    assert!(!desk.answers());
+    desk.wait_until_away();
+    redis.resume();
+    eventually("it answers again", || (desk.texts(&["a"]) == Some(vec![Some("1".into())])).then_some(()));
+    desk.wait_until_up();
+}
+
+#[test]
+fn half_open_connections_are_noticed_without_a_question() {
+    let redis = Redis::start();
+    let proxy = Proxy::to(redis.address());
+    let desk = Desk::at(&redis.url_at(proxy.address()));
+    desk.wait_until_up();
+    let before = [RedisLink::Commands, RedisLink::Events, RedisLink::Log].map(|link| desk.connects(link));
+    proxy.stall();
+    let metrics = desk.store.metrics();
+    eventually("each connection is given up", || {
+        let up = [RedisLink::Commands, RedisLink::Events, RedisLink::Log].map(|link| metrics.up.of(link).value());
+        (up == [0, 0, 0]).then_some(())
+    });
+    proxy.heal();
+    desk.wait_until_up();
+    let after = [RedisLink::Commands, RedisLink::Events, RedisLink::Log].map(|link| desk.connects(link));
+    assert!(before.iter().zip(after).all(|(before, after)| after > *before), "{before:?} {after:?}");
+}
+
+#[test]
+fn a_slow_redis_is_waited_for_and_not_cut_off() {
+    let redis = Redis::start();
+    let proxy = Proxy::to(redis.address());
+    let mut desk = Desk::with(options(&redis.url_at(proxy.address()), "timeout = \"10s\""), SECOND);
+    desk.wait_until_up();
+    proxy.delay(Duration::from_millis(200));
+    let asked: Vec<u64> = (0..5).map(|_| desk.ask(of_sessions(&["a"]))).collect();
+    for asked in asked {
+        assert!(matches!(desk.answer(asked), Found::Sessions(_)));
+    }
+    assert_eq!(desk.connects(RedisLink::Commands), 1);
+}
+
+#[test]
+fn garbage_ends_the_connection_and_is_no_answer() {
+    let redis = Redis::start();
+    redis.command(&["SET", "sess:a", "1"]);
+    let proxy = Proxy::to(redis.address());
+    let mut desk = Desk::at(&redis.url_at(proxy.address()));
+    desk.wait_until_up();
+    proxy.corrupt(1);
+    // Whichever connection gets it makes itself anew.
+    let connects = |desk: &Desk| {
+        [RedisLink::Commands, RedisLink::Events, RedisLink::Log].map(|link| desk.connects(link)).iter().sum::<u64>()
+    };
+    let before = connects(&desk);
+    let _ = desk.answers();
+    eventually("a connection is made anew", || (connects(&desk) > before).then_some(()));
+    for noise in ["HTTP/1.1 400 Bad Request\r\n\r\n", "+OK\r\n", "$99999999999\r\n", "*1\r\n$1\r\nx\r\n", "*-7\r\n"] {
+        desk.wait_until_up();
+        let before = connects(&desk);
+        proxy.inject(noise.as_bytes());
+        eventually("all connections are made anew", || (connects(&desk) >= before + 3).then_some(()));
+        eventually("it answers again", || (desk.texts(&["a"]) == Some(vec![Some("1".into())])).then_some(()));
+    }
+}
+
+#[test]
+fn a_restart_and_a_server_that_takes_over_empty_are_lived_through() {
+    let mut redis = Redis::start();
+    redis.command(&["SET", "sess:a", "1"]);
+    let mut desk = Desk::at(&redis.url());
+    desk.is_said_to_be(true);
+    desk.wait_until_up();
+    redis.kill();
+    desk.is_said_to_be(false);
+    redis.restart();
+    desk.is_said_to_be(true);
+    assert_eq!(desk.texts(&["a"]), Some(vec![Some("1".into())]));
+    desk.wait_until_up();
+    xadd(&redis, "before");
+    desk.heard("before");
+    redis.restart_empty();
+    desk.is_said_to_be(false);
+    desk.is_said_to_be(true);
+    assert_eq!(desk.texts(&["a"]), Some(vec![None]));
+    desk.wait_until_up();
+    // Its stream begins anew: what is put there is heard all the same.
+    xadd(&redis, "after");
+    desk.heard("after");
+}
+
+#[test]
+fn a_replica_refuses_to_write_and_is_left_for_whoever_takes_its_place() {
+    let redis = Redis::start();
+    let mut desk = Desk::at(&redis.url());
+    desk.wait_until_up();
+    // A master that is not there: its replica serves what it has.
+    redis.command(&["REPLICAOF", "127.0.0.1", &free_port().to_string()]);
+    desk.store.order(Order::Publish(logout("u1")));
+    let keep = Lookup::KeepTicket { hash: "h".into(), record: Secret::new(*b"r"), life: SECOND };
+    assert!(matches!(desk.find(keep.clone()), Found::Unavailable));
+    eventually("it is connected to anew", || (desk.connects(RedisLink::Commands) >= 2).then_some(()));
+    redis.command(&["REPLICAOF", "NO", "ONE"]);
+    eventually("it takes what is written", || matches!(desk.find(keep.clone()), Found::Kept).then_some(()));
+    eventually("what waited is on the stream", || (on_the_stream(&redis) == ["u1"]).then_some(()));
+}
+
+// Control events.
+
+#[test]
+fn what_is_published_is_heard_within_250_ms_and_put_on_the_stream() {
+    let redis = Redis::start();
+    let mut desk = Desk::at(&redis.url());
+    desk.wait_until_up();
+    let mut longest = Duration::ZERO;
+    for (n, channel) in ["user-logged-out", "permission-update", "token-revoked"].iter().cycle().take(30).enumerate() {
+        let data = format!("{{\"userId\":\"u{n}\"}}");
+        let begun = Instant::now();
+        assert_eq!(redis.publish(channel, &data), 1, "it listens");
+        let (entry, at) = desk.heard(&data);
+        longest = longest.max(at.duration_since(begun));
+        assert_eq!(entry.event, **channel);
+        let now_ms = support::server::now_us() / 1000;
+        assert!(entry.at_ms <= now_ms && entry.at_ms + 30_000 > now_ms);
+    }
+    assert!(longest < Duration::from_millis(250), "{longest:?}");
+    eventually("they stand on the stream", || (on_the_stream(&redis).len() == 30).then_some(()));
+    // Read back from there it comes a second time, with the same time: that does no harm.
+    let again = desk.heard("{\"userId\":\"u0\"}").0;
+    assert_eq!(again.event, "user-logged-out");
+}
+
+#[test]
+fn channels_may_have_other_names_and_their_events_keep_theirs() {
+    let redis = Redis::start();
+    let lines =
+        "channel_logout = \"app:logout\"\nchannel_permissions = \"app:rights\"\nchannel_revoked = \"app:tokens\"";
+    let mut desk = Desk::with(options(&redis.url(), lines), SECOND);
+    desk.wait_until_up();
+    assert_eq!(redis.publish("user-logged-out", "u0"), 0);
+    for (channel, event) in
+        [("app:logout", "user-logged-out"), ("app:rights", "permission-update"), ("app:tokens", "token-revoked")]
+    {
+        redis.publish(channel, channel);
+        assert_eq!(desk.heard(channel).0.event, event);
+    }
+}
+
+#[test]
+fn what_is_no_text_or_too_long_is_passed_over() {
+    let redis = Redis::start();
+    let mut desk = Desk::at(&redis.url());
+    desk.wait_until_up();
+    redis.publish("user-logged-out", &"x".repeat((16 << 10) + 1));
+    redis.command(&["EVAL", "return redis.call('PUBLISH', 'user-logged-out', '\\255\\254')", "0"]);
+    redis.text(&["XADD", CONTROL_STREAM, "*", "event", "user-logged-out"]);
+    redis.text(&["XADD", CONTROL_STREAM, "*", "event", "user-logged-out", "data", &"x".repeat((16 << 10) + 1)]);
+    let longest = "y".repeat(16 << 10);
+    redis.publish("user-logged-out", &longest);
+    desk.heard(&longest);
+    eventually("all are counted", || (desk.entries(RedisEntry::Bad) == 4).then_some(()));
+    assert!(desk.kept.iter().all(|told| !matches!(told, Told::Heard(entry, _) if entry.data != longest)));
+    assert_eq!(desk.connects(RedisLink::Events) + desk.connects(RedisLink::Log), 2, "no connection was lost by them");
+}
+
+#[test]
+fn the_stream_is_read_back_before_anything_else_and_no_further_than_it_is_kept() {
+    let redis = Redis::start();
+    let now_ms = support::server::now_us() / 1000;
+    let add = |ms: u64, data: &str, at: Option<&str>| {
+        let id = format!("{ms}-0");
+        let mut command = vec!["XADD", CONTROL_STREAM, id.as_str(), "event", "user-logged-out", "data", data];
+        command.extend(at.iter().flat_map(|at| ["at", at]));
+        redis.text(&command).expect("an id");
+    };
+    add(now_ms - 3_700_000, "too old", None);
+    add(now_ms - 3_000_000, "old", None);
+    add(now_ms - 2_000_000, "with its own time", Some("1234"));
+    // More than a page.
+    for n in 0..600 {
+        add(now_ms - 1_000_000 + n, &format!("u{n}"), None);
+    }
+    let mut desk = Desk::with(options(&redis.url(), ""), 3600 * SECOND);
+    assert!(desk.store.wait_for_replay(PATIENCE));
+    let heard: Vec<ControlEntry> = desk
+        .told
+        .try_iter()
+        .filter_map(|told| if let Told::Heard(entry, _) = told { Some(entry) } else { None })
+        .collect();
+    assert_eq!(heard.len(), 602, "all of it was told before it was said to be read");
+    assert_eq!((heard[0].data.as_str(), heard[0].at_ms), ("old", now_ms - 3_000_000), "the entry's own time");
+    assert_eq!((heard[1].data.as_str(), heard[1].at_ms), ("with its own time", 1234));
+    assert_eq!(heard[601].data, "u599");
+    // And then followed.
+    xadd(&redis, "new");
+    desk.heard("new");
+}
+
+#[test]
+fn an_order_to_publish_reaches_the_stream_and_whoever_follows_it() {
+    let redis = Redis::start();
+    let (desk, mut other) = (Desk::at(&redis.url()), Desk::at(&redis.url()));
+    desk.wait_until_up();
+    other.wait_until_up();
+    let begun = Instant::now();
+    desk.store.order(Order::Publish(logout("u1")));
+    let (entry, at) = other.heard("u1");
+    assert_eq!(entry, logout("u1"), "with the time it was asked for");
+    assert!(at.duration_since(begun) < Duration::from_millis(250), "{:?}", at.duration_since(begun));
+    assert_eq!(on_the_stream(&redis), ["u1"]);
+}
+
+#[test]
+fn old_entries_are_trimmed_as_new_ones_come() {
+    let redis = Redis::start();
+    // Trimming is by whole nodes, of a hundred entries.
+    for n in 1..=300 {
+        redis.text(&["XADD", CONTROL_STREAM, &format!("{n}-0"), "event", "user-logged-out", "data", "old"]);
+    }
+    let desk = Desk::with(options(&redis.url(), ""), 60 * SECOND);
+    desk.wait_until_up();
+    desk.store.order(Order::Publish(logout("new")));
+    eventually("the old ones are gone", || {
+        let left = redis.number(&["XLEN", CONTROL_STREAM]);
+        (left < 200).then_some(())
+    });
+    assert_eq!(on_the_stream(&redis).last().map(String::as_str), Some("new"));
+}
+
+#[test]
+fn nothing_is_lost_of_the_control_stream_over_a_cut() {
+    let redis = Redis::start();
+    let proxy = Proxy::to(redis.address());
+    let mut desk = Desk::at(&redis.url_at(proxy.address()));
+    desk.wait_until_up();
+    for round in 0..3 {
+        proxy.down();
+        desk.wait_until_away();
+        // Others' events while it is away, and its own.
+        for n in 0..50 {
+            xadd(&redis, &format!("theirs {round} {n}"));
+            desk.store.order(Order::Publish(logout(&format!("ours {round} {n}"))));
+        }
+        eventually("they wait", || (desk.store.metrics().entries_waiting.value() == 50).then_some(()));
+        proxy.heal();
+        for n in 0..50 {
+            desk.heard(&format!("theirs {round} {n}"));
+        }
+        eventually("its own are on the stream", || {
+            let there = on_the_stream(&redis);
+            (0..50).all(|n| there.contains(&format!("ours {round} {n}"))).then_some(())
+        });
+        desk.wait_until_up();
+    }
+}
+
+#[test]
+fn events_cut_off_on_their_way_to_the_stream_are_sent_again() {
+    let redis = Redis::start();
+    let proxy = Proxy::to(redis.address());
+    let mut desk = Desk::at(&redis.url_at(proxy.address()));
+    desk.wait_until_up();
+    // Heard by Pub/Sub, with the way back stalled and then cut: nobody acknowledges what was sent.
+    for round in 0..5 {
+        proxy.delay(Duration::from_millis(20));
+        for n in 0..20 {
+            desk.store.order(Order::Publish(logout(&format!("{round} {n}"))));
+        }
+        proxy.cut();
+        proxy.delay(Duration::ZERO);
+    }
+    eventually("each is on the stream, once at least", || {
+        let there = on_the_stream(&redis);
+        (0..5).all(|round| (0..20).all(|n| there.contains(&format!("{round} {n}")))).then_some(())
+    });
+    assert!(desk.answers());
+    eventually("none waits", || (desk.store.metrics().entries_waiting.value() == 0).then_some(()));
+}
+
+#[test]
+fn events_that_wait_are_bounded_and_the_oldest_go() {
+    let redis = Redis::start();
+    let proxy = Proxy::to(redis.address());
+    let desk = Desk::at(&redis.url_at(proxy.address()));
+    desk.wait_until_up();
+    proxy.down();
+    desk.wait_until_away();
+    let bound = restcast::limits::STORE_ENTRIES_MAX;
+    for n in 0..bound + 100 {
+        desk.store.order(Order::Publish(logout(&n.to_string())));
+    }
+    let metrics = desk.store.metrics();
+    eventually("as many wait as may", || (metrics.entries_waiting.value() == bound as u64).then_some(()));
+    eventually("the others are counted", || (desk.entries(RedisEntry::Dropped) == 100).then_some(()));
+    proxy.heal();
+    eventually("they reach the stream", || {
+        (redis.number(&["XLEN", CONTROL_STREAM]) == i64::try_from(bound).expect("small")).then_some(())
+    });
+    let there = on_the_stream(&redis);
+    assert_eq!((there[0].as_str(), there[bound - 1].as_str()), ("100", (bound + 99).to_string().as_str()));
+}
+
+#[test]
+fn a_stream_that_takes_nothing_is_tried_again() {
+    let redis = Redis::start();
+    redis.command(&["SET", CONTROL_STREAM, "no stream"]);
+    let mut desk = Desk::at(&redis.url());
+    assert!(desk.answers(), "commands do without the stream");
+    desk.store.order(Order::Publish(logout("u1")));
+    eventually("it waits", || (desk.store.metrics().entries_waiting.value() == 1).then_some(()));
+    assert!(!desk.store.is_up(), "the stream cannot be followed");
+    redis.command(&["DEL", CONTROL_STREAM]);
+    eventually("it is there", || (on_the_stream(&redis) == ["u1"]).then_some(()));
+    desk.wait_until_up();
+    assert_eq!(desk.connects(RedisLink::Commands), 1);
+}
+
+#[test]
+fn nothing_more_is_read_while_those_who_hear_have_no_room() {
+    let redis = Redis::start();
+    for n in 0..600 {
+        xadd(&redis, &n.to_string());
+    }
+    let mut desk = Desk::at(&redis.url());
+    assert!(desk.store.wait_for_replay(PATIENCE));
+    *desk.full.lock().expect("nobody panics") = true;
+    let read = desk.entries(RedisEntry::Read);
+    for n in 600..1200 {
+        xadd(&redis, &n.to_string());
+    }
+    // One page may have been asked for already.
+    let page = u64::from(restcast::limits::CONTROL_PAGE_ENTRIES);
+    let until = Instant::now() + Duration::from_millis(300);
+    while Instant::now() < until {
+        assert!(desk.entries(RedisEntry::Read) <= read + page);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    *desk.full.lock().expect("nobody panics") = false;
+    desk.heard("1199");
+    assert_eq!(desk.entries(RedisEntry::Read), 1200);
+}
+
+#[test]
+fn the_end_waits_for_events_on_their_way() {
+    let redis = Redis::start();
+    let desk = Desk::at(&redis.url());
+    desk.wait_until_up();
+    for n in 0..500 {
+        desk.store.order(Order::Publish(logout(&n.to_string())));
+    }
+    desk.store.finish();
+    assert_eq!(on_the_stream(&redis).len(), 500);
+    assert!(!desk.store.ask(CoreId(3), 1, of_sessions(&["a"])), "nobody would answer");
+}
+
+// Through the built server.
+
+fn readyz(server: &support::server::Server) -> String {
+    server.admin("GET", "/readyz", None).text()
+}
+
+#[test]
+fn the_server_says_how_redis_is_and_serves_without_it() {
+    let redis = RedisSetup::new().password(PASSWORD).start();
+    let proxy = Proxy::to(redis.address());
+    let url = redis.url_at(proxy.address()).replace("://", &format!("://:{PASSWORD}@"));
+    let server = Setup::new().redis(&url, "timeout = \"500ms\"").start();
+    eventually("all is up", || (readyz(&server) == "{\"status\":\"ready\",\"redis\":\"up\"}\n").then_some(()));
+    assert_eq!(server.metric(&["restcast_redis_up{link=\"commands\"}"]), 1.0);
+    assert_eq!(server.metric(&["restcast_redis_connects_total"]), 3.0);
+    redis.client().command(&["PUBLISH", "user-logged-out", "u1"]).expect("an answer");
+    eventually("it is heard", || (server.metric(&["restcast_control_entries_total", "heard"]) == 1.0).then_some(()));
+    proxy.down();
+    eventually("it is away", || readyz(&server).contains("\"redis\":\"away\"").then_some(()));
+    assert_eq!(server.get("/healthz", &[]).status, 200);
+    server.wait_for_log("Redis is away", 1);
+    proxy.heal();
+    eventually("it is up", || readyz(&server).contains("\"redis\":\"up\"").then_some(()));
+    server.wait_for_log("Redis answers again.", 1);
+    proxy.inject(format!("-ERR unknown command 'AUTH', with args beginning with: '{PASSWORD}'\r\n").as_bytes());
+    server.wait_for_log("it answers what was not asked", 1);
+    let said = server.log_text() + &server.metrics();
+    assert!(!said.contains(PASSWORD), "{said}");
+}
+
+#[test]
+fn the_server_starts_without_redis_and_says_so_once() {
+    let nobody = format!("redis://ada:{PASSWORD}@127.0.0.1:{}/0", free_port());
+    let server = Setup::new().redis(&nobody, "").start();
+    assert_eq!(readyz(&server), "{\"status\":\"ready\",\"redis\":\"away\"}\n");
+    server.wait_for_log("The control stream of Redis could not be read yet", 1);
+    eventually("it was tried several times", || {
+        // Attempts leave no trace but time: three links, one sentence.
+        (server.log_count("Redis is away") == 1).then_some(())
+    });
+    let without = Setup::new().start();
+    assert_eq!(readyz(&without), "{\"status\":\"ready\"}\n");
+    assert!(!without.metrics().lines().any(|line| line.starts_with("restcast_redis_up")));
+}
