@@ -256,6 +256,14 @@ impl PollResult {
 }
 
 labels! {
+    /// How a fetch of an issuer's key set ended.
+    KeySetFetch {
+        Ok = "ok", "It brought a set, which is in force.";
+        Failed = "failed", "It brought none; the last one stays in force.";
+    }
+}
+
+labels! {
     /// How an action ended.
     ActionResult {
         Ok = "ok", "The upstream did it.";
@@ -286,14 +294,6 @@ impl ActionResult {
     /// The one that counts a refusal or failure with the protocol's `code` (sections 3 and 4).
     pub fn of_code(code: &str) -> ActionResult {
         with_values(&[code]).unwrap_or(ActionResult::Other)
-    }
-}
-
-labels! {
-    /// How a fetch of an issuer's key set ended.
-    KeySetFetch {
-        Ok = "ok", "It brought a set, which is in force.";
-        Failed = "failed", "It brought none; the last one stays in force.";
     }
 }
 
@@ -472,14 +472,14 @@ pub struct CoreMetrics {
     pub polls: Family<PollResult, Counter, { PollResult::VALUES.len() }>,
     /// From a poll's start to its end.
     pub poll_duration: Histogram,
+    /// Fetches of issuers' key sets.
+    pub key_set_fetches: Family<KeySetFetch, Counter, { KeySetFetch::VALUES.len() }>,
     /// Actions that ended.
     pub actions: Family<ActionResult, Counter, { ActionResult::VALUES.len() }>,
     /// Actions that are under way.
     pub actions_in_flight: Gauge,
     /// From an action's request to its end.
     pub action_duration: Histogram,
-    /// Fetches of issuers' key sets.
-    pub key_set_fetches: Family<KeySetFetch, Counter, { KeySetFetch::VALUES.len() }>,
     /// Streams that exist: filled-in URLs, lingering ones included.
     pub streams: Gauge,
     /// Subscriptions of open connections.
@@ -529,10 +529,10 @@ impl Default for CoreMetrics {
             publish_lag: Histogram::new(&SERVER_BOUNDS_US),
             polls: Family::default(),
             poll_duration: Histogram::new(&UPSTREAM_BOUNDS_US),
+            key_set_fetches: Family::default(),
             actions: Family::default(),
             actions_in_flight: Gauge::default(),
             action_duration: Histogram::new(&UPSTREAM_BOUNDS_US),
-            key_set_fetches: Family::default(),
             streams: Gauge::default(),
             subscriptions: Gauge::default(),
             history_bytes: Gauge::default(),
@@ -794,16 +794,6 @@ pub const METRICS: &[MetricDoc] = &[
     ),
     histogram("restcast_poll_duration_seconds", "From a poll's start to its end", |core| &core.poll_duration),
     cells(
-        ("restcast_actions_total", MetricKind::Counter, &["result"]),
-        "Actions that ended, by ok or the code of the refusal or failure",
-        ActionResult::VALUES,
-        |core, at| core.actions.cells[at].value(),
-    ),
-    gauge("restcast_actions_in_flight", "Actions whose upstream has not answered yet", |core, _| {
-        core.actions_in_flight.value()
-    }),
-    histogram("restcast_action_duration_seconds", "From an action's request to its end", |core| &core.action_duration),
-    cells(
         ("restcast_key_set_fetches_total", MetricKind::Counter, &["result"]),
         "Fetches of issuers' key sets that ended; after a failure the last set stays in force",
         KeySetFetch::VALUES,
@@ -819,6 +809,16 @@ pub const METRICS: &[MetricDoc] = &[
         "How long ago the oldest key set in force was fetched, or since the start where one never was; 0 without issuers",
         |process, _| process.key_set_age.as_secs(),
     ),
+    cells(
+        ("restcast_actions_total", MetricKind::Counter, &["result"]),
+        "Actions that ended, by ok or the code of the refusal or failure",
+        ActionResult::VALUES,
+        |core, at| core.actions.cells[at].value(),
+    ),
+    gauge("restcast_actions_in_flight", "Actions whose upstream has not answered yet", |core, _| {
+        core.actions_in_flight.value()
+    }),
+    histogram("restcast_action_duration_seconds", "From an action's request to its end", |core| &core.action_duration),
     gauge("restcast_streams", "Filled-in URLs that exist, lingering ones included", |core, _| core.streams.value()),
     gauge("restcast_subscriptions", "Subscriptions of open connections", |core, _| core.subscriptions.value()),
     gauge("restcast_history_bytes", "Bytes of values and histories", |core, _| core.history_bytes.value()),

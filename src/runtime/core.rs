@@ -649,15 +649,15 @@ fn refuse(socket: &OwnedFd, answer: &[u8], scratch: &mut [u8]) {
 
 fn tell(notice: &Notice) {
     match notice {
+        Notice::LongToken => {
+            let sentence = "A token lives longer than auth.revocation_keep: after that time a logout or revocation no longer refuses it.";
+            log::write(LogLevel::Warn, &[], sentence);
+        }
         Notice::Action { kind, code, detail } => log::write(
             LogLevel::Warn,
             &[("action", kind), ("code", &code.as_str()), ("detail", detail)],
             "An action's upstream gave no answer.",
         ),
-        Notice::LongToken => {
-            let sentence = "A token lives longer than auth.revocation_keep: after that time a logout or revocation no longer refuses it.";
-            log::write(LogLevel::Warn, &[], sentence);
-        }
         Notice::Upstream { stream, status, detail } => {
             let state = status.state.as_str();
             let code = status.code.map_or("-", UpstreamCode::as_str);

@@ -232,6 +232,8 @@ pub enum Notice {
         /// What happened, where something failed.
         detail: String,
     },
+    /// A token lives longer than logouts and revocations are kept in mind.
+    LongToken,
     /// An action's upstream gave no answer. Told now and then, not each time.
     Action {
         /// The action's `type`.
@@ -241,8 +243,6 @@ pub enum Notice {
         /// What happened.
         detail: String,
     },
-    /// A token lives longer than logouts and revocations are kept in mind.
-    LongToken,
 }
 
 /// Where frames go: the sockets in production, models in the simulator. Never blocks.
