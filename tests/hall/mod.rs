@@ -330,7 +330,6 @@ impl Hall {
             Output::Close { connection, .. } => self.closed.push(Conn { core, index: connection }),
             Output::Act { .. } => unreachable!("no action is configured"),
             Output::Compare(_) => unreachable!("the value does not change"),
-            Output::Act { .. } => unreachable!("no action is configured"),
             Output::Finish { .. } | Output::Resume { .. } | Output::Drained | Output::Notice(_) => {}
         }
     }
