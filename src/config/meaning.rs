@@ -10,13 +10,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::form::{self, FormError};
-use super::jwt::Keys;
 use super::walk::{Lined, Section};
 use super::{
-    AdminOptions, CA_FILE_BYTES_MAX, Config, ConfigError, Driver, LogFormat, LogLevel, LogOptions, Oddity, Problem,
-    ServerOptions, Sources, TLS_FILE_BYTES_MAX, TlsFiles, Warning,
+    AdminOptions, CA_FILE_BYTES_MAX, Config, ConfigError, Driver, JwtKey, KeySetSource, LogFormat, LogLevel,
+    LogOptions, Oddity, Problem, ServerOptions, Sources, TLS_FILE_BYTES_MAX, TlsFiles, Warning,
 };
+use crate::auth::jwks::IssuerOptions;
 use crate::auth::jwt::ClaimNames;
+use crate::auth::keys::KeySet;
 use crate::ids::StreamId;
 use crate::limits::{CLAIM_NAME_BYTES_MAX, HEADERS_MAX, Limits, PARAMS_MAX, TLS_CERTIFICATES_MAX};
 use crate::secret::Secret;
@@ -73,8 +74,8 @@ pub(super) fn config(root: &Section, sources: &dyn Sources, errors: &mut Vec<Con
     let log = log(root);
     let limits = limits(root);
     let redis = check.redis(root);
-    let has_keys = !root.array("auth.jwt.key").is_empty() || !root.array("auth.jwt.jwks").is_empty();
-    let streams = check.streams(root, has_keys);
+    let signed = ["auth.jwt.key", "auth.jwt.jwks"].iter().any(|path| !root.array(path).is_empty());
+    let streams = check.streams(root, signed || auth.session.is_some());
     let actions = check.actions(root, &streams);
     let Keys { written: jwt_keys, key_sets, .. } = keys;
     let config =
@@ -128,8 +129,17 @@ pub(super) fn is_loopback(ip: IpAddr) -> bool {
     ip.to_canonical().is_loopback()
 }
 
+/// All keys of a configuration.
+#[derive(Default)]
+pub(super) struct Keys {
+    pub(super) written: Vec<JwtKey>,
+    pub(super) prepared: KeySet,
+    pub(super) issuers: Vec<IssuerOptions>,
+    pub(super) key_sets: Vec<KeySetSource>,
+}
+
 pub(super) struct Check<'c> {
-    pub(super) errors: &'c mut Vec<ConfigError>,
+    errors: &'c mut Vec<ConfigError>,
     warnings: Vec<Warning>,
     pub(super) sources: &'c dyn Sources,
 }
@@ -368,6 +378,7 @@ impl Check<'_> {
             allow_anonymous: section.boolean("stream.allow_anonymous"),
             roles: values("stream.roles"),
             permissions: values("stream.permissions"),
+            views: self.views(section),
         })
     }
 
@@ -537,9 +548,10 @@ impl Check<'_> {
         if stream.ca.is_some() && stream.url.to_string().starts_with("http://") {
             self.warn(section.line_of("stream.ca"), Oddity::CaWithoutTls { id: id.clone() });
         }
+        self.warn_of_views(section, &stream.views, stream.id.as_str());
         let claim = stream.url.claims_used().into_iter().chain(stream.body.iter().flat_map(BodyTemplate::claims_used));
         let lacking = match claim.into_iter().next() {
-            _ if !stream.roles.is_empty() => Some("role".to_owned()),
+            _ if !stream.roles.is_empty() || !stream.views.is_empty() => Some("role".to_owned()),
             _ if !stream.permissions.is_empty() => Some("permission".to_owned()),
             claim => claim.map(|name| format!("claim \"{name}\"")),
         };

@@ -156,6 +156,12 @@ ignore = ["/generated_at", "/a~1b"]
 array_key = "id"
 roles = ["agent", "admin"]
 permissions = ["leads.read"]
+[[stream.view]]
+roles = ["agent"]
+pointers = ["/name", "/rows/*/a~1b"]
+[[stream.view]]
+roles = ["admin"]
+path = "$.rows[?@.open == true]"
 [[stream]]
 id = "public"
 url = "http://127.0.0.1:3000"
@@ -320,6 +326,14 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         allow_anonymous = false
         roles = ["agent", "admin"]
         permissions = ["leads.read"]
+
+        [[stream.view]]
+        roles = ["agent"]
+        pointers = ["/name", "/rows/*/a~1b"]
+
+        [[stream.view]]
+        roles = ["admin"]
+        path = "$.rows[?@.open == true]"
 
         [[stream]]
         id = "public"
@@ -528,6 +542,86 @@ fn every_default_is_of_its_keys_form_and_shown_as_written() {
             assert!(shown.contains(&format!("\n{name} = {default}\n")), "{} = {default}", key.path);
         }
     }
+}
+
+#[test]
+fn sessions_need_redis_secrets_and_pointers() {
+    let with = |lines: &str| format!("[redis]\nurl = \"redis://127.0.0.1\"\n[auth.session]\n{lines}");
+    check(&with("secrets = [\"0123456789abcdef\", \"env:SECRET\"]"), expect![[""]]);
+    check(
+        "[auth.session]\nsecrets = [\"0123456789abcdef\"]",
+        expect![[r#"
+        line 2: [auth.session] needs [redis], where the sessions are
+    "#]],
+    );
+    check(
+        &with("touch = true"),
+        expect![[r#"
+        line 4: `auth.session.secrets` is missing: the cookies of a session are signed, and nothing verifies them without it
+    "#]],
+    );
+    check(
+        &with("secrets = []"),
+        expect![[r#"
+        line 4: `auth.session.secrets` is missing: the cookies of a session are signed, and nothing verifies them without it
+    "#]],
+    );
+    check(
+        &with("secrets = [\"0123456789abcdef\", 7, \"env:NONE\"]"),
+        expect![[r#"
+        line 4: `auth.session.secrets` has the type integer: write an array of strings: each the secret itself, env:NAME, file:PATH, b64:… or hex:…
+        line 4: `auth.session.secrets`: the environment variable "NONE" is not set
+    "#]],
+    );
+    check(
+        &with("secrets = [\"keyboard cat\"]"),
+        expect![[r#"
+        warning line 4: `auth.session.secrets` has one of 12 bytes: use at least 16 random ones
+    "#]],
+    );
+    let odd = "user = \"\"\nrole = \"userRole\"\ncompany = \"/a~2\"\npermissions = \"/p\"";
+    check(
+        &with(&format!("secrets = [\"0123456789abcdef\"]\n{odd}")),
+        expect![[r#"
+        line 5: `auth.session.user`: is empty
+        line 6: `auth.session.role` is no JSON pointer into the record (RFC 6901): write it as in "/userId"
+        line 7: `auth.session.company` is no JSON pointer into the record (RFC 6901): write it as in "/userId"
+    "#]],
+    );
+    check(
+        &with("secrets = [\"0123456789abcdef\"]\ncookie = \"a b\""),
+        expect![[r#"
+        line 5: `auth.session.cookie` must be a cookie name, and another than `auth.jwt.cookie`
+    "#]],
+    );
+    check(
+        &with("secrets = [\"0123456789abcdef\"]\ncookie = \"restcast_token\""),
+        expect![[r#"
+        line 5: `auth.session.cookie` must be a cookie name, and another than `auth.jwt.cookie`
+    "#]],
+    );
+    check(
+        &with("secrets = [\"0123456789abcdef\"]\nreread = \"99ms\""),
+        expect![[r#"
+        line 5: `auth.session.reread`: must be from 100ms to 1d
+    "#]],
+    );
+    // Whoever has a session may watch: nobody is warned of a stream that nobody could.
+    let stream = "[[stream]]\nid = \"s\"\nurl = \"https://h\"";
+    check(&with(&format!("secrets = [\"0123456789abcdef\"]\n{stream}")), expect![[""]]);
+}
+
+#[test]
+fn session_secrets_are_not_shown() {
+    let text = "[redis]\nurl = \"redis://h\"\n[auth.session]\nsecrets = [\"KEYBOARD-CAT-0123\", \"file:secret\"]\n";
+    let config = accepted(text);
+    assert!(config.masked_toml().contains("[auth.session]\nsecrets = [\"***\", \"***\"]\n"));
+    let debug = format!("{config:?}");
+    assert!(!debug.contains("KEYBOARD") && !debug.contains(FILE_SECRET), "{debug}");
+    let session = config.auth.session.expect("it is configured");
+    let cookie = crate::auth::session::CookieSecrets::new(&[crate::secret::Secret::new(FILE_SECRET)]).cookie("a");
+    let cookie = cookie.expect("there is a secret");
+    assert!(session.secrets.session_id(cookie.as_bytes()).is_ok(), "the second secret verifies as well");
 }
 
 #[test]
@@ -1090,7 +1184,7 @@ fn what_only_shows_between_streams_is_checked() {
     check(
         &stream("a", ""),
         expect![[r#"
-            warning line 1: stream "a": nobody can watch it: there is no [[auth.jwt.key]] or [[auth.jwt.jwks]] and `allow_anonymous` is false
+            warning line 1: stream "a": nobody can watch it: there is no [[auth.jwt.key]], [[auth.jwt.jwks]] or [auth.session], and `allow_anonymous` is false
         "#]],
     );
     check(
@@ -1206,4 +1300,59 @@ proptest! {
         };
         prop_assert!(!said.contains(ENV_SECRET) && !said.contains(FILE_SECRET));
     }
+}
+
+#[test]
+fn views_say_for_whom_and_what() {
+    check_stream(
+        "[[stream.view]]\nroles = [\"a\"]\npointers = [\"\"]\n[[stream.view]]\nroles = [\"b\", \"a\"]\npath = \"$\"",
+        expect![[""]],
+    );
+    check_stream(
+        "[[stream.view]]\npath = \"$\"\n[[stream.view]]\nroles = []\npath = \"$\"\n[[stream.view]]\nroles = [\"a\"]\n\
+         [[stream.view]]\nroles = [\"a\"]\npath = \"$\"\npointers = [\"/a\"]\n\
+         [[stream.view]]\nroles = [\"a\"]\npointers = [\"a\"]\n[[stream.view]]\nroles = [\"a\"]\npointers = []\n\
+         [[stream.view]]\nroles = [\"a\"]\npath = \"$.rows[\"\n[stream.views]\n",
+        expect![[r#"
+            `stream.view.roles` is missing here
+            `stream.view.roles` is empty: name the roles that get this view
+            [[stream.view]] needs either `pointers` or `path`
+            [[stream.view]] needs either `pointers` or `path`
+            `stream.view.pointers` has an entry that is no JSON pointer (RFC 6901): write it as in "/rows/*/name"
+            `stream.view.pointers`: is empty
+            `stream.view.path`: byte 7: a selector was expected: 'name', *, an index, a slice or ?filter
+            unknown key `stream.views`; the nearest known one is `stream.view`
+        "#]],
+    );
+    check_stream(
+        "[[stream.view]]\nroles = [\"a\"]\npath = \"$\"\nrole = \"b\"",
+        expect![[r#"
+        unknown key `stream.view.role`; the nearest known one is `stream.view.roles`
+    "#]],
+    );
+    let view = "[[stream.view]]\nroles = [\"a\"]\npath = \"$\"\n";
+    check_stream(
+        &format!("allow_anonymous = true\n{view}{view}"),
+        expect![[r#"
+        warning: stream "s": `allow_anonymous` has no effect, for an anonymous caller has no role
+        warning: stream "s": nobody gets this view, as views before it are for all of its roles
+    "#]],
+    );
+    let many: String =
+        (0..crate::limits::VIEWS_MAX).map(|n| format!("[[stream.view]]\nroles = [\"r{n}\"]\npath = \"$\"\n")).collect();
+    check_stream(&many, expect![[""]]);
+    check_stream(
+        &format!("{many}[[stream.view]]\nroles = [\"z\"]\npath = \"$\""),
+        expect![[r#"
+        a stream has at most 32 [[stream.view]]
+    "#]],
+    );
+    let pointers = |count: usize| format!("[[stream.view]]\nroles = [\"a\"]\npointers = [{}]", "\"/a\",".repeat(count));
+    check_stream(&pointers(crate::limits::VIEW_POINTERS_MAX), expect![[""]]);
+    check_stream(
+        &pointers(crate::limits::VIEW_POINTERS_MAX + 1),
+        expect![[r#"
+            `stream.view.pointers`: has over 64 members
+        "#]],
+    );
 }

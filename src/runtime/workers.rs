@@ -1,7 +1,8 @@
 //! The worker pool for what would hold a core: comparisons of large values, large answers to actions.
 //!
-//! Memory: at most one comparison waits for each stream that is being polled, and one answer for each action that is under
-//! way; those bound them. Errors: work that panics is a poll or an action that has failed.
+//! Memory: at most two comparisons wait for each stream that is being polled, one of a body and one for views that are
+//! watched anew, and one answer for each action that is under way; those bound them. Errors: work that panics is a poll or
+//! an action that has failed.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -28,8 +29,8 @@ enum Work {
 /// The pool. Its threads end when it is dropped.
 #[derive(Debug)]
 pub struct Workers {
-    // One job a stream and an action at most, as a stream has one poll at most: the queue is bounded by `limits.streams`
-    // and `limits::ACTIONS_PER_CORE_MAX`.
+    // Two jobs a stream at most, as a stream has one poll at most, and one an action: the queue is bounded by
+    // `limits.streams` and `limits::ACTIONS_PER_CORE_MAX`.
     jobs: Sender<Job>,
 }
 

@@ -328,8 +328,8 @@ impl Hall {
             }
             Output::Mail { to, mail } => self.input(usize::from(to.0), Input::Mail(mail)),
             Output::Close { connection, .. } => self.closed.push(Conn { core, index: connection }),
-            Output::Act { .. } => unreachable!("no action is configured"),
             Output::Compare(_) => unreachable!("the value does not change"),
+            Output::Act { .. } => unreachable!("no action is configured"),
             Output::Finish { .. } | Output::Resume { .. } | Output::Drained | Output::Notice(_) => {}
         }
     }
