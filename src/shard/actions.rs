@@ -132,7 +132,8 @@ impl Shard {
         for (_, slot) in open.subscriptions.iter() {
             let Some(topic) = self.topics.at(slot.topic) else { continue };
             let named = options.refresh.contains(&topic.key.target.options.id);
-            if named && !keys.contains(&topic.key) {
+            // One poll shows every view its own.
+            if named && !keys.iter().any(|key| key.is_polled_with(&topic.key)) {
                 keys.push(Arc::clone(&topic.key));
             }
         }
