@@ -89,6 +89,16 @@ pub const GZIP_MEMBERS_MAX: u16 = 1024;
 pub const REQUEST_BODY_BYTES_MAX: usize = 64 << 10;
 /// Bytes of a JWT (protocol section 2).
 pub const TOKEN_BYTES_MAX: usize = 8 << 10;
+/// Bytes of an API key's id.
+pub const API_KEY_ID_BYTES_MAX: usize = 64;
+/// API keys that the admin API has made and not deleted.
+pub const API_KEYS_MAX: usize = 10_000;
+/// Streams, roles or permissions that one API key lists.
+pub const API_KEY_LIST_MAX: usize = 64;
+/// Bytes of a stream's id or glob, and of a role or permission, in such a list.
+pub const STREAM_GLOB_BYTES_MAX: usize = 128;
+/// Bytes of the state file.
+pub const STATE_BYTES_MAX: usize = 16 << 20;
 /// Bits of an RSA key that verifies tokens (RFC 7518 section 3.3),
 pub const RSA_BITS_MIN: usize = 2048;
 /// and the longest, which takes a core half a millisecond.
@@ -175,7 +185,7 @@ pub const AUTH_UPDATES_REFUSED_MAX: u8 = 5;
 pub const CONTROL_BYTES_MAX: usize = 256 << 10;
 /// Connections that one fan-out turn serves before the core goes back through the ring.
 pub const SENDS_PER_TURN: usize = 384;
-/// Largest body that is compared on the core itself; larger ones go to the worker pool.
+/// Largest body that is compared, or as an action's answer checked, on the core itself; larger ones go to the worker pool.
 pub const INLINE_DIFF_BYTES_MAX: usize = 256 << 10;
 /// Bytes of a log chunk; a larger frame has its own.
 pub const CHUNK_BYTES: usize = 64 << 10;

@@ -216,6 +216,16 @@ impl HandshakeResult {
 }
 
 labels! {
+    /// What became of an API key that was presented.
+    ApiKeyResult {
+        Ok = "ok", "It is good.";
+        Unknown = "unknown", "There is no such key.";
+        Expired = "expired", "It has expired.";
+        RateLimited = "rate_limited", "It is good, and was presented more often than it may.";
+    }
+}
+
+labels! {
     /// How a TLS handshake of a client ended.
     TlsHandshake {
         Full = "full", "With a certificate.";
@@ -426,6 +436,8 @@ pub struct CoreMetrics {
     pub accept_pauses: Counter,
     /// TLS handshakes of clients.
     pub tls_handshakes: Family<TlsHandshake, Counter, { TlsHandshake::VALUES.len() }>,
+    /// API keys presented.
+    pub api_key_handshakes: Family<ApiKeyResult, Counter, { ApiKeyResult::VALUES.len() }>,
     /// Requests for a stream or a WebSocket.
     pub handshakes: Family<HandshakeResult, Counter, { HandshakeResult::VALUES.len() }>,
     /// Connections that ended.
@@ -506,6 +518,7 @@ impl Default for CoreMetrics {
             accept_errors: Counter::default(),
             accept_pauses: Counter::default(),
             tls_handshakes: Family::default(),
+            api_key_handshakes: Family::default(),
             handshakes: Family::default(),
             closes: Family::default(),
             expiries: Counter::default(),
@@ -707,6 +720,12 @@ pub const METRICS: &[MetricDoc] = &[
         "Requests for a stream or a WebSocket, by ok or the code of the refusal",
         HandshakeResult::VALUES,
         |core, at| core.handshakes.cells[at].value(),
+    ),
+    cells(
+        ("restcast_api_key_handshakes_total", MetricKind::Counter, &["result"]),
+        "API keys presented",
+        ApiKeyResult::VALUES,
+        |core, at| core.api_key_handshakes.cells[at].value(),
     ),
     cells(
         ("restcast_closes_total", MetricKind::Counter, &["code", "reason"]),

@@ -9,10 +9,12 @@
 use std::collections::HashSet;
 use std::num::{NonZeroU32, NonZeroU64};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ring::digest;
 
+use super::api_key::{ApiKey, ApiKeyMark};
 use super::keys::KeyId;
 use crate::secret::Secret;
 use crate::time::WallTime;
@@ -90,6 +92,8 @@ pub struct Rights {
     pub streams: Option<Globs>,
     /// The claims that templates name, sorted by name.
     pub claims: Box<[(Box<str>, ClaimValue)]>,
+    /// The API key that it all hangs on: of one presented, and of a ticket made for one.
+    pub api_key: Option<Arc<ApiKey>>,
 }
 
 /// Every distinct [`Rights`] of one core's connections, once.
@@ -270,6 +274,8 @@ pub struct GrantRecord {
     pub rights: Rights,
     /// The id of the session it hangs on.
     pub session: Option<Secret>,
+    /// The API key that it hangs on: what that gives now is what it gives.
+    pub api_key: Option<ApiKeyMark>,
 }
 
 impl Grant {
@@ -319,12 +325,13 @@ impl Grant {
             issued_at: self.issued_at(),
             key: self.key,
             token: self.token,
-            rights: Rights::clone(&self.rights),
+            rights: Rights { api_key: None, ..Rights::clone(&self.rights) },
             session,
+            api_key: self.api_key().map(|key| key.mark()),
         }
     }
 
-    /// The grant of a ticket that was made for `record`, where that is no session's.
+    /// The grant of a ticket that was made for `record`, where that is no session's and no API key's.
     pub fn of_record(record: GrantRecord, table: &mut RightsTable) -> Grant {
         Grant {
             sub: record.sub,
@@ -352,6 +359,34 @@ impl Grant {
         }
     }
 
+    /// The grant of an API key. Its subject is the key's id; it has no claims, so it fills no template.
+    pub fn of_api_key(key: &Arc<ApiKey>, table: &mut RightsTable) -> Grant {
+        let texts = |list: &[String]| list.iter().map(|text| text.as_str().into()).collect();
+        let rights = Rights {
+            issuer: None,
+            roles: texts(&key.roles),
+            permissions: texts(&key.permissions),
+            streams: Some(Globs::new(key.streams.iter().map(|glob| glob.as_str().into()).collect())),
+            claims: Box::default(),
+            api_key: Some(Arc::clone(key)),
+        };
+        Grant {
+            sub: Some(key.id.as_str().into()),
+            expires: MaybeTime::new(key.expires),
+            issued_at: MaybeTime::new(None),
+            key: None,
+            token: None,
+            rights: table.intern(rights),
+            session: None,
+            kind: CredentialKind::ApiKey,
+        }
+    }
+
+    /// What this grant becomes when its API key is now that: the same but for what the key gives.
+    pub fn with_api_key(&self, key: &Arc<ApiKey>, table: &mut RightsTable) -> Grant {
+        Grant { kind: self.kind, ..Grant::of_api_key(key, table) }
+    }
+
     /// Where it came from.
     pub fn kind(&self) -> CredentialKind {
         self.kind
@@ -373,9 +408,11 @@ impl Grant {
     }
 
     /// When it ends: `exp` and the allowance for clocks that differ. From then on no stream frame is started. Of a session
-    /// the store has told how long it lives from now on, so that no clock can differ.
+    /// the store has told how long it lives from now on, and an API key ends by this server's own clock: there no clock can
+    /// differ.
     pub fn end(&self, leeway: Duration) -> Option<WallTime> {
-        let leeway = if self.session.is_some() { Duration::ZERO } else { leeway };
+        let is_ours = self.session.is_some() || self.api_key().is_some();
+        let leeway = if is_ours { Duration::ZERO } else { leeway };
         self.expires().map(|expires| expires + leeway)
     }
 
@@ -417,6 +454,7 @@ impl Grant {
             permissions: permissions.map_or_else(|| own.permissions.clone(), Box::from),
             streams: own.streams.clone(),
             claims: own.claims.clone(),
+            api_key: own.api_key.clone(),
         });
         table.release_rights(std::mem::replace(&mut self.rights, rights));
         true
@@ -425,6 +463,11 @@ impl Grant {
     /// The session it hangs on, where it does.
     pub fn session(&self) -> Option<SessionNo> {
         self.session
+    }
+
+    /// The API key that it hangs on, where it does.
+    pub fn api_key(&self) -> Option<&Arc<ApiKey>> {
+        self.rights.api_key.as_ref()
     }
 
     /// What it may do.
@@ -441,10 +484,13 @@ impl Grant {
 
     /// Whether both are the same user: the same subject of the same issuer, each possibly absent in both. Two tokens
     /// of one issuer that name no subject are the same one, a caller without a credential is nobody's equal but its own
-    /// kind's.
+    /// kind's, and a user whose id is spelled like an API key's is not that key.
     pub fn same_identity(&self, other: &Grant) -> bool {
         let anonymous = |grant: &Grant| grant.kind == CredentialKind::Anonymous;
-        anonymous(self) == anonymous(other) && self.sub == other.sub && self.issuer() == other.issuer()
+        anonymous(self) == anonymous(other)
+            && self.api_key().is_some() == other.api_key().is_some()
+            && self.sub == other.sub
+            && self.issuer() == other.issuer()
     }
 
     /// Whether the `streams` claim, if there is one, lists this id. Asked before it is known whether such a stream exists,

@@ -368,6 +368,7 @@ impl Verified {
             permissions: self.permissions.into_boxed_slice(),
             streams: self.streams.map(Globs::new),
             claims: self.claims.into_iter().filter(is_named).collect(),
+            api_key: None,
         };
         let facts = TokenFacts {
             sub: self.sub,

@@ -10,6 +10,7 @@
 )]
 
 pub mod algorithm;
+pub mod api_key;
 pub mod cache;
 pub mod control;
 mod der;

@@ -12,6 +12,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::digest;
 use serde_json::{Value, json};
 
+use super::api_key::{ApiKeyId, ApiKeyMark};
 use super::grant::{ClaimValue, Globs, GrantRecord, Rights, TokenMark};
 use super::keys::KeyId;
 use crate::limits::TICKET_RECORD_BYTES_MAX;
@@ -69,7 +70,7 @@ pub struct TicketRecord {
 impl TicketRecord {
     /// Its text; `None` where that would be over [`TICKET_RECORD_BYTES_MAX`].
     pub fn to_text(&self) -> Option<Secret> {
-        let GrantRecord { sub, expires, issued_at, key, token, rights, session } = &self.grant;
+        let GrantRecord { sub, expires, issued_at, key, token, rights, session, api_key } = &self.grant;
         let claim = |(name, value): &(Box<str>, ClaimValue)| match value {
             ClaimValue::Text(text) => json!([name, "text", text]),
             ClaimValue::Integer(text) => json!([name, "integer", text]),
@@ -91,6 +92,7 @@ impl TicketRecord {
             "streams": rights.streams.as_ref().map(|globs| globs.iter().collect::<Vec<_>>()),
             "claims": rights.claims.iter().map(claim).collect::<Vec<_>>(),
             "session": session,
+            "api_key": api_key.as_ref().map(|mark| json!([mark.id.as_str(), mark.bits])),
         });
         let text = text.to_string();
         (text.len() <= TICKET_RECORD_BYTES_MAX).then(|| Secret::new(text))
@@ -134,6 +136,11 @@ impl TicketRecord {
             permissions: texts(member("permissions")?)?.into_boxed_slice(),
             streams: member("streams").map(texts).map_or(Some(None), |globs| globs.map(Globs::new).map(Some))?,
             claims: claims.into_boxed_slice(),
+            api_key: None,
+        };
+        let api_key = match member("api_key") {
+            None => None,
+            Some(mark) => Some(ApiKeyMark { id: ApiKeyId::new(mark.get(0)?.as_str()?)?, bits: mark.get(1)?.as_u64()? }),
         };
         let grant = GrantRecord {
             sub: short("sub")?,
@@ -143,6 +150,7 @@ impl TicketRecord {
             token: bits("jti")?.and_then(TokenMark::of_bits),
             rights,
             session,
+            api_key,
         };
         Some(TicketRecord { maker: member("maker")?.as_u64()?, ends: time("ends")??, grant })
     }
@@ -177,6 +185,7 @@ mod tests {
             permissions: texts(&["read", "write"]),
             streams: Some(Globs::new(vec!["leads".into(), "orders:*".into()])),
             claims: Box::new(claims),
+            api_key: None,
         };
         TicketRecord {
             maker: u64::MAX,
@@ -189,6 +198,7 @@ mod tests {
                 token: Some(TokenMark::of("t1")),
                 rights,
                 session: Some(Secret::new(*b"a sid \xff")),
+                api_key: ApiKeyId::new("dashboard").map(|id| ApiKeyMark { id, bits: u64::MAX - 2 }),
             },
         }
     }
@@ -227,6 +237,7 @@ mod tests {
             token: None,
             rights: Rights::default(),
             session: None,
+            api_key: None,
         };
         let bare = TicketRecord { grant, ..record() };
         let text = bare.to_text().expect("it is small");
@@ -243,6 +254,8 @@ mod tests {
             ("\"sub\":\"u1\"", "\"sub\":7"),
             ("[\"a\",\"other\"]", "[\"a\",\"odd\"]"),
             ("\"streams\":[", "\"streams\":[1,"),
+            ("[\"dashboard\",", "[\"a/b\","),
+            ("[\"dashboard\",", "[\"dashboard\",-"),
         ] {
             assert!(text.contains(from), "{from} in {text}");
             assert_eq!(TicketRecord::parse(text.replace(from, to).as_bytes()), None, "{to}");

@@ -73,6 +73,12 @@ pub enum FormError {
         /// The spelling of RFC 6454 section 6.2.
         serialized: String,
     },
+    /// Not a moment.
+    #[error("{found} is not a moment: write date, time and offset, as in 2027-01-01T00:00:00Z")]
+    Moment {
+        /// What is written.
+        found: String,
+    },
     /// `*`.
     #[error("\"*\" would let every site in with its visitors' cookies: list the origins")]
     OriginWildcard,

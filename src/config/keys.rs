@@ -66,6 +66,8 @@ pub enum Form {
     Choice(&'static [&'static str]),
     /// `"IP:PORT"`.
     Address,
+    /// `2027-01-01T00:00:00Z`.
+    Moment,
 }
 
 /// What a key is where the file does not have it.
@@ -94,6 +96,7 @@ impl fmt::Display for Form {
             Form::SecretList => "array of secrets",
             Form::SecretTable => "table of secrets",
             Form::Address => "address",
+            Form::Moment => "date-time",
             Form::Choice(choices) => return write!(f, "\"{}\"", choices.join("\" or \"")),
         };
         f.write_str(name)
@@ -111,12 +114,14 @@ const COUNT: Form = Form::Integer { min: 0, max: u32::MAX as u64 };
 const BUDGET: Form = Form::Size { min: 0, max: 1 << 50 };
 
 use Form::{
-    Address, Boolean, Choice, PointerList, Secret, SecretList, SecretTable, Text, TextList, TextOrList, TextTable,
+    Address, Boolean, Choice, Moment, PointerList, Secret, SecretList, SecretTable, Text, TextList, TextOrList,
+    TextTable,
 };
 use Preset::{Is, Required, Unset};
 
 /// Tables that may stand several times, as `[[stream]]`.
-pub const ARRAYS: &[&str] = &["server.tls", "auth.jwt.key", "auth.jwt.jwks", "stream", "stream.view", "action"];
+pub const ARRAYS: &[&str] =
+    &["server.tls", "auth.jwt.key", "auth.jwt.jwks", "auth.api_key", "stream", "stream.view", "action"];
 
 /// What a key of the configuration may be for.
 pub(super) const ALGORITHMS: &[&str] =
@@ -138,7 +143,7 @@ pub const KEYS: &[KeyDoc] = &[
     key("server.permessage_deflate", Boolean, Is("true"), "WebSockets may agree on compression (RFC 7692): each event is deflated once for all who take it so"),
     key("server.playground", Boolean, Is("true"), "`GET /` answers with the playground page"),
     key("server.echo", Boolean, Is("false"), "`GET /echo` is a WebSocket that returns every message; refused beyond loopback"),
-    key("server.state", Text, Is("\"restcast.state\""), "File for what the admin API creates; this version writes nothing to it"),
+    key("server.state", Text, Is("\"restcast.state\""), "File for what the admin API creates, for this process alone; where it is set here it is locked at start, else when there is something to write"),
     key("server.tls.cert", Text, Required, "PEM file of a certificate and those that vouch for it, the server's own first; with one or more `[[server.tls]]` `listen` speaks TLS only, and SNI chooses among several: the first whose names match, else the first; at most 64"),
     key("server.tls.key", Text, Required, "PEM file of its private key (PKCS #8, PKCS #1 or SEC 1, not encrypted); both files are read again on SIGHUP"),
     key("admin.listen", Address, Is("\"127.0.0.1:9080\""), "The admin listener"),
@@ -187,6 +192,13 @@ pub const KEYS: &[KeyDoc] = &[
     key("auth.jwt.jwks.algs", TextList, Is("[\"RS256\", \"RS384\", \"RS512\", \"PS256\", \"PS384\", \"PS512\", \"ES256\", \"ES384\", \"EdDSA\"]"), "What its tokens may be signed with; never HMAC"),
     key("auth.jwt.jwks.audience", TextOrList, Unset, "Accepted `aud` values of its tokens; unset: `aud` is not looked at, and a token that the issuer made for another service is accepted"),
     key("auth.jwt.jwks.ca", Text, Unset, "PEM file of the roots to trust for `url` instead of the system's"),
+    key("auth.api_key.id", Text, Required, "Its name, 1 to 64 of `A-Z a-z 0-9 . _ : ~ -`, which stands in the key itself: `rck_<id>_…`"),
+    key("auth.api_key.hash", Secret, Required, "What it is known by, `sha256:<salt>:<hex SHA-256 of salt and key>`; `POST /admin/v1/keys` makes keys without one here"),
+    key("auth.api_key.streams", TextList, Required, "Ids and globs of the streams it is for"),
+    key("auth.api_key.expires", Moment, Unset, "When it ends; unset: when it is taken out of the file"),
+    key("auth.api_key.rate", COUNT, Is("0"), "Requests and handshakes a minute with it; past it 429; 0: unlimited"),
+    key("auth.api_key.roles", TextList, Is("[]"), "Roles of who presents it, for streams and actions that ask for one"),
+    key("auth.api_key.permissions", TextList, Is("[]"), "Permissions of who presents it"),
     key("redis.url", Secret, Unset, "`redis://user:password@host:port/database`, `rediss://` for TLS; user and password percent-encoded, each part but the host may be left out. Redis 6.2 or newer, or Valkey; without it sessions, tickets and control events are this process's alone"),
     key("redis.ca", Text, Unset, "PEM file of the roots to trust instead of the system's"),
     key("redis.timeout", Form::Duration { min_ms: 10, max_ms: 20_000 }, Is("\"2s\""), "How long connecting to Redis, logging in or an answer may take"),

@@ -74,12 +74,26 @@ pub(super) fn config(root: &Section, sources: &dyn Sources, errors: &mut Vec<Con
     let log = log(root);
     let limits = limits(root);
     let redis = check.redis(root);
-    let signed = ["auth.jwt.key", "auth.jwt.jwks"].iter().any(|path| !root.array(path).is_empty());
-    let streams = check.streams(root, signed || auth.session.is_some());
+    let api_keys = check.api_keys(root);
+    let has_keys = ["auth.jwt.key", "auth.jwt.jwks", "auth.api_key"].iter().any(|keys| !root.array(keys).is_empty());
+    let streams = check.streams(root, has_keys || auth.session.is_some());
     let actions = check.actions(root, &streams);
     let Keys { written: jwt_keys, key_sets, .. } = keys;
-    let config =
-        Config { server, connection, tls, admin, log, limits, auth, jwt_keys, key_sets, redis, streams, actions };
+    let config = Config {
+        server,
+        connection,
+        tls,
+        admin,
+        log,
+        limits,
+        auth,
+        jwt_keys,
+        key_sets,
+        api_keys,
+        redis,
+        streams,
+        actions,
+    };
     (config, check.warnings)
 }
 
@@ -139,8 +153,8 @@ pub(super) struct Keys {
 }
 
 pub(super) struct Check<'c> {
-    errors: &'c mut Vec<ConfigError>,
-    warnings: Vec<Warning>,
+    pub(super) errors: &'c mut Vec<ConfigError>,
+    pub(super) warnings: Vec<Warning>,
     pub(super) sources: &'c dyn Sources,
 }
 
@@ -252,6 +266,7 @@ impl Check<'_> {
                 _ => Driver::Auto,
             },
             state: root.text("server.state").expect("KEYS gives server.state a default"),
+            state_named: root.is_written("server.state"),
         }
     }
 
@@ -320,7 +335,7 @@ impl Check<'_> {
                 key_sets: keys.issuers.clone(),
             },
             session: self.session(root),
-            store: root.table_line("redis").is_some(),
+            store: root.line_of_table("redis").is_some(),
         }
     }
 

@@ -8,10 +8,12 @@
 //! Not here: the environment and the file system, which are asked through [`Sources`].
 
 mod action;
+mod api_key;
 mod form;
 mod jwt;
 mod keys;
 mod meaning;
+mod moment;
 mod redis;
 mod session;
 mod show;
@@ -27,6 +29,7 @@ pub use jwt::{JwtKey, KeyMaterial, KeySetPlace, KeySetSource};
 pub use keys::{ARRAYS, Form, KEYS, KeyDoc, Preset, keys_table, nearest_name};
 pub use redis::{RedisOptions, RedisServer, RedisUrlError};
 
+use crate::auth::api_key::{ApiKey, HashError};
 use crate::auth::jwks::JwksError;
 use crate::auth::keys::KeyError;
 use crate::auth::public_key::PublicKeyError;
@@ -66,6 +69,8 @@ pub struct Config {
     pub auth: auth::Options,
     /// `[[auth.jwt.key]]`, in the order of the file, none shorter than RFC 7518 section 3.2 asks.
     pub jwt_keys: Vec<JwtKey>,
+    /// `[[auth.api_key]]`, in the order of the file.
+    pub api_keys: Vec<Arc<ApiKey>>,
     /// `[redis]`; `None`: there is none.
     pub redis: Option<RedisOptions>,
     /// `[[auth.jwt.jwks]]`, in the order of the file and of `auth.jwt.key_sets`: where each set comes from.
@@ -394,6 +399,23 @@ pub enum Problem {
         /// Where the first stands.
         first_line: u32,
     },
+    /// An API key's id that is none.
+    #[error("`auth.api_key.id` must have 1 to 64 of the characters A-Z a-z 0-9 . _ : ~ -")]
+    ApiKeyId,
+    /// An API key's hash that is none.
+    #[error("`auth.api_key.hash` {0}")]
+    ApiKeyHash(HashError),
+    /// An API key's stream that is none.
+    #[error("`auth.api_key.streams` has an entry that is no stream: write an id, or a glob such as \"orders:*\"")]
+    ApiKeyStream,
+    /// Two API keys with one id.
+    #[error("`auth.api_key.id` \"{id}\" is taken by the key of line {first_line}: give each key its own")]
+    DuplicateApiKey {
+        /// The id.
+        id: String,
+        /// Where the first stands.
+        first_line: u32,
+    },
     /// A URL of Redis that is none.
     #[error("`redis.url` {0}")]
     RedisUrl(RedisUrlError),
@@ -667,7 +689,7 @@ pub enum Oddity {
     },
     /// A stream for nobody.
     #[error(
-        "stream \"{id}\": nobody can watch it: there is no [[auth.jwt.key]], [[auth.jwt.jwks]] or [auth.session], and `allow_anonymous` is false"
+        "stream \"{id}\": nobody can watch it: no credential is configured, such as [[auth.jwt.key]], and `allow_anonymous` is false"
     )]
     NobodyCanWatch {
         /// The stream.
@@ -730,6 +752,8 @@ pub struct ServerOptions {
     pub driver: Driver,
     /// The state file's path.
     pub state: String,
+    /// Whether the file names it: then it is this process's from the start.
+    pub state_named: bool,
 }
 
 /// One `[[server.tls]]`: a certificate and its key, which fit together.

@@ -7,8 +7,9 @@ use std::fmt::{Display, Write};
 use std::time::Duration;
 
 use super::{
-    Config, Driver, JwtKey, KeyMaterial, KeySetPlace, KeySetSource, LogFormat, LogLevel, RedisOptions, TlsFiles,
+    Config, Driver, JwtKey, KeyMaterial, KeySetPlace, KeySetSource, LogFormat, LogLevel, RedisOptions, TlsFiles, moment,
 };
+use crate::auth::api_key::ApiKey;
 use crate::auth::jwks::IssuerOptions;
 use crate::auth::session;
 use crate::stream;
@@ -28,6 +29,7 @@ pub(super) fn masked_toml(config: &Config) -> String {
     config.jwt_keys.iter().for_each(|key| jwt_key(&mut page, key));
     let issuers = config.auth.jwt.key_sets.iter().zip(&config.key_sets);
     issuers.for_each(|(issuer, source)| key_set(&mut page, issuer, source));
+    config.api_keys.iter().for_each(|key| api_key(&mut page, key));
     config.redis.iter().for_each(|options| redis(&mut page, options));
     config.streams.iter().for_each(|options| stream(&mut page, options));
     config.actions.iter().for_each(|options| action(&mut page, options));
@@ -174,6 +176,17 @@ fn key_set(page: &mut Page, issuer: &IssuerOptions, source: &KeySetSource) {
     }
     page.line("algs", list(issuer.algorithms.iter().map(|algorithm| algorithm.name())));
     page.line_unless_unset("audience", Some(list(&issuer.audiences)).filter(|_| !issuer.audiences.is_empty()));
+}
+
+fn api_key(page: &mut Page, key: &ApiKey) {
+    page.header("[[auth.api_key]]");
+    page.line("id", quoted(key.id.as_str()));
+    page.line("hash", MASK);
+    page.line("streams", list(&key.streams));
+    page.line_unless_unset("expires", key.expires.map(moment::text));
+    page.line("rate", key.rate);
+    page.line("roles", list(&key.roles));
+    page.line("permissions", list(&key.permissions));
 }
 
 fn redis(page: &mut Page, redis: &RedisOptions) {

@@ -136,6 +136,13 @@ file = "jwks.json"
 [[auth.jwt.key]]
 alg = "HS256"
 secret = "hex:000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"
+[[auth.api_key]]
+id = "dashboard"
+hash = "sha256:hunter2-hunter2:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+streams = ["leads", "orders:*"]
+expires = 2027-01-01T00:00:00+01:00
+rate = 600
+roles = ["agent"]
 [auth.session]
 secrets = ["env:SECRET", "hunter2"]
 [redis]
@@ -294,6 +301,15 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         file = "jwks.json"
         algs = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA"]
 
+        [[auth.api_key]]
+        id = "dashboard"
+        hash = "***"
+        streams = ["leads", "orders:*"]
+        expires = 2026-12-31T23:00:00Z
+        rate = 600
+        roles = ["agent"]
+        permissions = []
+
         [redis]
         url = "rediss://ada:***@redis.example:6379/1"
         ca = "ca.pem"
@@ -381,7 +397,7 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         assert!(shown.contains(&format!("\n{key} = ")), "{key} is shown");
     }
     let debug = format!("{config:?}");
-    for secret in ["hunter2", ENV_SECRET, FILE_SECRET, "1a1b1c1d1e1f", "KEY-SECRET"] {
+    for secret in ["hunter2", "0123456789abcdef", ENV_SECRET, FILE_SECRET, "1a1b1c1d1e1f", "KEY-SECRET"] {
         assert!(!shown.contains(secret) && !debug.contains(secret), "{secret}");
     }
     toml::de::DeTable::parse(&shown).expect("what is shown is TOML");
@@ -532,10 +548,11 @@ fn a_stream_has_the_defaults_of_the_example_file() {
 
 #[test]
 fn every_default_is_of_its_keys_form_and_shown_as_written() {
+    let api_key = format!("[[auth.api_key]]\nid = \"k\"\nhash = {HASH:?}\nstreams = [\"s\"]\n");
     let tables = "[redis]\nurl = \"redis://h\"\n[auth.session]\nsecrets = [\"a\"]\n";
     let set = "[[auth.jwt.jwks]]\nissuer = \"i\"\nfile = \"jwks.json\"\n";
     let rows = "[[stream]]\nid = \"s\"\nurl = \"https://h\"\n[[action]]\ntype = \"t\"\nurl = \"https://h\"\n";
-    let shown = accepted(&format!("{KEY}{set}{tables}{rows}")).masked_toml();
+    let shown = accepted(&format!("{KEY}{set}{api_key}{tables}{rows}")).masked_toml();
     for key in KEYS {
         let name = key.path.rsplit('.').next().expect("a path has a last part");
         if let Preset::Is(default) = key.default {
@@ -898,6 +915,54 @@ fn keys_must_be_as_long_as_the_hash() {
     );
 }
 
+/// The hash of some API key.
+const HASH: &str = "sha256:hunter2-hunter2:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+#[test]
+fn api_keys_are_checked() {
+    let key = |lines: &str| format!("[[auth.api_key]]\n{lines}\n");
+    let good = key(&format!("id = \"a\"\nhash = {HASH:?}\nstreams = [\"leads\"]"));
+    let keys = accepted(&format!("{good}{}", good.replace("\"a\"", "\"b\""))).api_keys;
+    assert_eq!(keys.iter().map(|key| key.id.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+    assert_eq!((keys[0].expires, keys[0].rate, keys[0].created), (None, 0, None));
+    check(&format!("{good}[[stream]]\nid = \"leads\"\nurl = \"https://h\"\n"), expect![[r#""#]]);
+    check(
+        &format!("{good}{good}"),
+        expect![[r#"
+            line 6: `auth.api_key.id` "a" is taken by the key of line 2: give each key its own
+        "#]],
+    );
+    check(
+        &key(""),
+        expect![[r#"
+            line 1: `auth.api_key.id` is missing here
+            line 1: `auth.api_key.hash` is missing here
+            line 1: `auth.api_key.streams` is missing here
+        "#]],
+    );
+    check(
+        &key("id = \"a/b\"\nhash = \"hunter2\"\nstreams = [\n\"leads\",\n\"a b\",\n]\nexpires = 2027-01-01\nrate = -1"),
+        expect![[r#"
+            line 2: `auth.api_key.id` must have 1 to 64 of the characters A-Z a-z 0-9 . _ : ~ -
+            line 3: `auth.api_key.hash` is not of the form sha256:<salt>:<hash>, a salt of 8 to 64 letters, digits, - or _ and 64 hexadecimal digits
+            line 6: `auth.api_key.streams` has an entry that is no stream: write an id, or a glob such as "orders:*"
+            line 8: `auth.api_key.expires`: 2027-01-01 is not a moment: write date, time and offset, as in 2027-01-01T00:00:00Z
+            line 9: `auth.api_key.rate`: must be from 0 to 4294967295
+        "#]],
+    );
+    check(
+        &key(&format!("id = \"a\"\nhash = {HASH:?}\nstreams = []\nexpires = \"2027-01-01T00:00:00Z\"")),
+        expect![[r#"
+            line 4: `auth.api_key.streams`: is empty
+            line 5: `auth.api_key.expires` has the type string: write a date-time such as 2027-01-01T00:00:00Z, without quotes
+        "#]],
+    );
+    let many = |n: usize| key(&format!("id = \"a\"\nhash = {HASH:?}\nstreams = {:?}", vec!["s"; n]));
+    assert!(parse(&many(64)).is_ok() && parse(&many(65)).is_err());
+    let roles = |n: usize| format!("{good}roles = [{:?}]", "r".repeat(n));
+    assert!(parse(&roles(128)).is_ok() && parse(&roles(129)).is_err());
+}
+
 #[test]
 fn key_sets_are_checked() {
     let set = |lines: &str| format!("[[auth.jwt.jwks]]\nissuer = \"i\"\naudience = \"a\"\n{lines}\n");
@@ -1184,8 +1249,8 @@ fn what_only_shows_between_streams_is_checked() {
     check(
         &stream("a", ""),
         expect![[r#"
-            warning line 1: stream "a": nobody can watch it: there is no [[auth.jwt.key]], [[auth.jwt.jwks]] or [auth.session], and `allow_anonymous` is false
-        "#]],
+        warning line 1: stream "a": nobody can watch it: no credential is configured, such as [[auth.jwt.key]], and `allow_anonymous` is false
+    "#]],
     );
     check(
         &format!("{KEY}{}", stream("a", "keep_warm = true\n")),
@@ -1237,6 +1302,10 @@ secret = "hunter2"
 [[auth.jwt.key]]
 alg = "HS256"
 secret = "b64:hunter2!"
+[[auth.api_key]]
+id = "a"
+hash = "hunter2"
+streams = ["s"]
 [[stream]]
 id = "s"
 url = "https://ada:hunter2@h/{claims.x}{claims.y}?key=hunter2"
@@ -1244,7 +1313,7 @@ headers = { A = "hunter2\n" }
 body = "hunter2{claims.x}"
 "#;
     let errors = parse(text).expect_err("wrong all over");
-    assert_eq!(errors.len(), 6, "{errors:?}");
+    assert_eq!(errors.len(), 7, "{errors:?}");
     assert!(!format!("{errors:?} {}", errors.iter().map(ToString::to_string).collect::<String>()).contains("hunter2"));
 }
 
@@ -1272,11 +1341,14 @@ fn line() -> impl proptest::strategy::Strategy<Value = String> {
         "\"{query.a}\"",
         "nan",
         "2027-01-01",
+        "2027-01-01T00:00:00Z",
+        "\"sha256:env-secret:0123\"",
     ]);
     let header = proptest::sample::select(vec![
         "[server]",
         "[[stream]]",
         "[[auth.jwt.key]]",
+        "[[auth.api_key]]",
         "[limits]",
         "[auth.jwt]",
         "[admin]",

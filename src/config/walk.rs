@@ -15,8 +15,9 @@ use toml::de::{DeTable, DeValue};
 
 use super::form::{self, FormError};
 use super::keys::{self, Form, KeyDoc, Preset};
-use super::{ConfigError, Problem, Sources};
+use super::{ConfigError, Problem, Sources, moment};
 use crate::secret::Secret;
+use crate::time::WallTime;
 
 /// Members of one array or free table.
 const MEMBERS_MAX: usize = 256;
@@ -41,6 +42,7 @@ enum Value {
     Secrets(Vec<Lined<Secret>>),
     SecretTable(Vec<Lined<(String, Secret)>>),
     Address(SocketAddr),
+    Moment(WallTime),
 }
 
 /// The root table, or one element of an array of tables: its values by path.
@@ -163,21 +165,17 @@ impl Section {
         }
     }
 
-    /// Whether the file has the key, rightly or wrongly.
-    pub(super) fn has(&self, path: &str) -> bool {
-        self.written.contains_key(path)
-    }
-
-    /// The line of the first key that the file has in the table at `path`; `None`: it has none.
-    pub(super) fn table_line(&self, path: &str) -> Option<u32> {
-        let inside = |key: &&str| key.strip_prefix(path).is_some_and(|rest| rest.starts_with('.'));
-        self.written.iter().filter(|(key, _)| inside(key)).map(|(_, (line, _))| *line).min()
-    }
-
     pub(super) fn secret_table(&self, path: &'static str) -> Vec<Lined<(String, Secret)>> {
         match self.value(path) {
             Some(Value::SecretTable(members)) => members,
             _ => panic!("KEYS gives {path} a table of secrets and a default"),
+        }
+    }
+
+    pub(super) fn moment(&self, path: &'static str) -> Option<WallTime> {
+        match self.value(path)? {
+            Value::Moment(value) => Some(value),
+            _ => panic!("KEYS gives {path} a moment"),
         }
     }
 
@@ -324,6 +322,9 @@ impl Walk<'_> {
             (Form::Address, DeValue::String(text)) => {
                 self.formed(key.path, form::address(text), value.span()).map(Value::Address)
             }
+            (Form::Moment, DeValue::Datetime(written)) => {
+                self.formed(key.path, moment::read(written), value.span()).map(Value::Moment)
+            }
             (Form::Secret, DeValue::String(text)) => {
                 self.formed(key.path, form::secret(text, self.sources), value.span()).map(Value::Secret)
             }
@@ -455,6 +456,7 @@ fn wanted(form: Form) -> String {
         Form::Secret => "a string: the secret itself, env:NAME, file:PATH, b64:… or hex:…".to_owned(),
         Form::Choice(_) => form.to_string(),
         Form::TextList | Form::PointerList => "an array of strings".to_owned(),
+        Form::Moment => "a date-time such as 2027-01-01T00:00:00Z, without quotes".to_owned(),
         Form::SecretList => {
             "an array of strings: each the secret itself, env:NAME, file:PATH, b64:… or hex:…".to_owned()
         }

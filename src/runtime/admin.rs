@@ -19,10 +19,11 @@ use crate::time::{Instant, WallTime};
 
 use super::admin_call::{Call, not_allowed, problem};
 use super::admin_users::{self, Users};
+use super::api_keys::KeyStore;
 use super::control::Control;
 use super::core::Process;
 use super::redis::Store;
-use super::{clock, log};
+use super::{admin_keys, clock, log};
 
 /// Connections served at once; further ones wait in the backlog.
 const CONNECTIONS_MAX: usize = 16;
@@ -51,6 +52,8 @@ pub struct Admin {
     pub started_at: Instant,
     /// Connections it takes at most.
     pub connections_max: u64,
+    /// The API keys.
+    pub keys: Arc<KeyStore>,
     /// Begins a drain.
     pub drain: Box<dyn Fn() + Send + Sync>,
 }
@@ -269,6 +272,7 @@ fn carry_out(admin: &Admin, call: &Call<'_>) -> Response {
             Response::new(202).body("application/json", &b"{\"status\":\"draining\"}\n"[..])
         }
         ["drain"] => not_allowed("POST"),
+        ["keys", rest @ ..] => admin_keys::answer(&admin.keys, call, rest),
         path => admin_users::answer(Users { control: &admin.control, process: &admin.process }, call, path)
             .unwrap_or_else(|| problem(ErrorCode::NotFound, "there is no such resource")),
     }

@@ -11,11 +11,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use crate::auth::api_key::ApiKeys;
 use crate::auth::jwks::KeySets;
 use crate::auth::marks::Concerned;
 use crate::limits;
 use crate::shard::{ConnectionQuery, Found, ListedConnection, Mail, Options};
 use crate::stream::Compared;
+use crate::stream::action::ActResult;
 
 /// What a core can be told.
 #[derive(Debug)]
@@ -36,6 +38,13 @@ pub enum Message {
     },
     /// By a worker: a comparison has ended.
     Compared(Box<Compared>),
+    /// By a worker: an action's answer has been looked at.
+    Acted {
+        /// The action's number.
+        ask: u64,
+        /// How it went.
+        result: ActResult,
+    },
     /// By the process: marks were set.
     Control(Arc<[Concerned]>),
     /// By the admin listener: tell the connections that this is about.
@@ -49,6 +58,8 @@ pub enum Message {
     Drain,
     /// By the process: the configuration was read again.
     Reload(Arc<Options>),
+    /// By the process: there are other API keys.
+    ApiKeys(Arc<ApiKeys>),
     /// By the core that fetches them: these key sets are in force.
     KeySets(Arc<KeySets>),
     /// To the core that fetches key sets: somebody wants one.

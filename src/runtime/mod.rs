@@ -4,7 +4,9 @@
 
 pub mod admin;
 pub mod admin_call;
+pub mod admin_keys;
 pub mod admin_users;
+pub mod api_keys;
 pub mod clock;
 pub mod control;
 pub mod core;
@@ -18,6 +20,7 @@ pub mod redis;
 pub mod resolver;
 pub mod session;
 pub mod sockets;
+pub mod state;
 pub mod sys;
 pub mod tls;
 pub mod workers;
@@ -33,19 +36,22 @@ use std::time::Duration;
 use ring::rand::{SecureRandom, SystemRandom};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
+use crate::auth::api_key::ApiKeys;
 use crate::commands::check::{self, ProcessSources};
 use crate::config::{Config, Driver, LogLevel};
 use crate::ids::CoreId;
 use crate::limits;
 use crate::metrics::CoreMetrics;
-use crate::shard::{Catalog, Ledger, Options, Order, Shard};
+use crate::shard::{Catalog, Input, Ledger, Options, Order, Shard};
 
+use self::api_keys::KeyStore;
 use self::control::Control;
 use self::core::{CoreParts, Process};
 use self::jwks::Issuers;
 use self::mailbox::{Mailbox, Message};
 use self::redis::{Mailboxes, Settings, Store, StoreParts};
 use self::resolver::Resolver;
+use self::state::{StateError, StateFile};
 use self::sys::Signal;
 use self::tls::{Tls, TlsError};
 use self::workers::Workers;
@@ -70,6 +76,12 @@ impl From<std::io::Error> for ServeError {
 
 impl From<TlsError> for ServeError {
     fn from(error: TlsError) -> ServeError {
+        ServeError(error.to_string())
+    }
+}
+
+impl From<StateError> for ServeError {
+    fn from(error: StateError) -> ServeError {
         ServeError(error.to_string())
     }
 }
@@ -170,6 +182,12 @@ fn run(
         [] => None,
         files => Some(Arc::new(Tls::new(files)?)),
     };
+    let state_path = Path::new(&config.server.state);
+    let state = match reread {
+        Some(_) => StateFile::open(state_path, config.server.state_named)?,
+        // The demo creates nothing, and whatever stands where it was started is none of its business.
+        None => StateFile::unread(state_path),
+    };
     let (listeners, listen) = listen_all(config.server.listen, cores, config.server.share_port)?;
     let admin_listener = listener::listen(config.admin.listen, false)?;
     let admin_listen = admin_listener.local_addr()?;
@@ -182,6 +200,13 @@ fn run(
         store: config.redis.as_ref().map(|redis| Store::new(redis.timeout)).transpose()?,
         issuers: Issuers::new(&config, another(seed, 0x5a), started),
     });
+    let cores_told = Arc::clone(&process);
+    let tell_keys = move |keys: &Arc<ApiKeys>| {
+        for mailbox in &cores_told.mailboxes {
+            tell(mailbox, || Message::ApiKeys(Arc::clone(keys)));
+        }
+    };
+    let keys = Arc::new(KeyStore::new(&config.api_keys, state, Box::new(tell_keys))?);
     let metrics: Vec<Arc<CoreMetrics>> = (0..cores).map(|_| Arc::default()).collect();
     let ledger = Arc::new(Ledger::default());
     ledger.marks().configure(&options.auth);
@@ -202,6 +227,7 @@ fn run(
         seed[1] ^= u8::try_from(number >> 8).unwrap_or(0);
         let (options, ledger) = (Arc::clone(&options), Arc::clone(&ledger));
         let (process, metrics) = (Arc::clone(&process), Arc::clone(&metrics[number]));
+        let keys = keys.table();
         let (resolver, events, up, tls) = (Arc::clone(&resolver), events.clone(), up.clone(), tls.clone());
         std::thread::Builder::new().name(format!("core-{number}")).stack_size(CORE_STACK_BYTES).spawn(move || {
             if pinned {
@@ -209,7 +235,8 @@ fn run(
             }
             // The shard is made on its own thread: what it shares within itself must not cross.
             let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                let shard = Shard::new(core, cores, options, ledger, Arc::clone(&metrics), seed, clock::now());
+                let mut shard = Shard::new(core, cores, options, ledger, Arc::clone(&metrics), seed, clock::now());
+                shard.handle(clock::now(), Input::ApiKeys(keys));
                 let parts = CoreParts { core, process, shard, listener, tls, metrics, uring };
                 let _ = up.send(());
                 drop(up);
@@ -243,6 +270,7 @@ fn run(
         started: started.wall,
         started_at: started.at,
         connections_max: u64::from(connections_max),
+        keys: Arc::clone(&keys),
         drain: Box::new(move || {
             let _ = asks.lock().unwrap_or_else(PoisonError::into_inner).send(Event::DrainAsked);
         }),
@@ -421,6 +449,7 @@ fn reload(reread: &Option<Reread>, options: &mut Arc<Options>, serving: &Serving
             for mailbox in &process.mailboxes {
                 tell(mailbox, || Message::Reload(Arc::clone(options)));
             }
+            admin.keys.configure(&config.api_keys);
             for question in answered {
                 process.answer(question);
             }

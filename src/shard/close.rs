@@ -377,7 +377,8 @@ impl Shard {
 
     /// Whether connections are still to be told to go, or to be judged anew.
     pub(super) fn drains_now(&self) -> bool {
-        self.draining.is_some_and(|draining| draining.next < self.connections.places()) || self.recheck.is_some()
+        let told = self.draining.is_some_and(|draining| draining.next < self.connections.places());
+        told || self.recheck.is_some() || !self.rekeyed.is_empty()
     }
 
     /// Whether no new connection is to be served.
@@ -394,6 +395,10 @@ impl Shard {
             }
             self.recheck = (end < self.connections.places()).then_some(end);
             self.rejudge &= self.recheck.is_some();
+        }
+        for _ in 0..CONNECTIONS_PER_TURN {
+            let Some(key) = self.rekeyed.pop_front() else { break };
+            self.judge_by_api_keys(key);
         }
         let Some(draining) = self.draining else { return };
         let end = draining.next.saturating_add(CONNECTIONS_PER_TURN).min(self.connections.places());

@@ -229,7 +229,7 @@ impl Shard {
             let reply = self.forget_exchange(index);
             let refusal = match session {
                 Some(_) => Refusal::new(ErrorCode::SessionExpired, "the session has expired"),
-                None => Refusal::new(ErrorCode::TokenExpired, "the token has expired"),
+                None => Refusal::new(ErrorCode::TokenExpired, "the credential has expired"),
             };
             return self.refuse(index, &refusal, &reply);
         }

@@ -219,7 +219,7 @@ impl Ledger {
         self.with(holder, now, |entry| entry.handshakes.add(now, 1_000_000 / u64::from(per_second), 1_000_000))
     }
 
-    /// One more action of `holder`, of `count` in each `period`, which may all come at once.
+    /// One more action of `holder`, or request with the API key that it is, of `count` in each `period`, which may all come at once.
     ///
     /// # Errors
     /// How long it must wait.

@@ -8,6 +8,7 @@
 //! Not here: sockets, threads, clocks.
 
 mod actions;
+mod api_keys;
 mod authenticate;
 mod catalog;
 mod close;
@@ -39,6 +40,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::auth::api_key::ApiKeys;
 use crate::auth::cache::TokenCache;
 use crate::auth::grant::RightsTable;
 use crate::auth::jwks::KeySets;
@@ -49,7 +51,7 @@ use crate::connection::Connection;
 use crate::ids::{ConnectionKey, CoreId};
 use crate::limits::Limits;
 use crate::metrics::CoreMetrics;
-use crate::stream::action::Call;
+use crate::stream::action::{ActResult, Call};
 use crate::stream::poll::{FetchRequest, FetchResult, PollNo, Status, UpstreamCode};
 use crate::time::{Instant, Now};
 use crate::{auth, connection, stream};
@@ -132,7 +134,7 @@ pub enum Input<'a> {
         /// Its number.
         ask: u64,
         /// How.
-        result: FetchResult,
+        result: ActResult,
     },
     /// A question has been answered.
     Found {
@@ -157,6 +159,8 @@ pub enum Input<'a> {
     Drain,
     /// The configuration was read again.
     Reload(Arc<Options>),
+    /// There are other API keys than before.
+    ApiKeys(Arc<ApiKeys>),
     /// Key sets of issuers were fetched: from now on these are in force.
     KeySets(Arc<KeySets>),
 }
@@ -291,6 +295,7 @@ pub struct Shard {
     ledger: Arc<Ledger>,
     metrics: Arc<CoreMetrics>,
     verifier: Verifier,
+    api_keys: Arc<ApiKeys>,
     /// Tokens that it has verified.
     tokens: TokenCache,
     rights: RightsTable,
@@ -328,6 +333,8 @@ pub struct Shard {
     recheck: Option<u32>,
     /// Whether grants are to be judged by a new configuration meanwhile.
     rejudge: bool,
+    /// Connections whose API key was deleted or changed, which are still to be judged by that.
+    rekeyed: VecDeque<ConnectionKey>,
     /// What was heard of logouts, revocations and permissions, and is still to be carried out.
     passes: Passes,
     /// HTTP requests that wait for another core's answer.
@@ -367,6 +374,7 @@ impl Shard {
             core,
             cores,
             verifier: Verifier::new(options.auth.jwt.clone()),
+            api_keys: Arc::default(),
             tokens: TokenCache::new(options.auth.token_cache, rng.secret("verified tokens")),
             options,
             ledger,
@@ -395,6 +403,7 @@ impl Shard {
             draining: None,
             recheck: None,
             rejudge: false,
+            rekeyed: VecDeque::new(),
             passes: Passes::default(),
             asks: HashMap::new(),
             looked_up: HashMap::new(),
@@ -436,6 +445,7 @@ impl Shard {
             }
             Input::Drain => self.begin_drain(),
             Input::Reload(options) => self.reload(options),
+            Input::ApiKeys(keys) => self.take_api_keys(keys),
             Input::KeySets(sets) => self.trust_key_sets(sets),
         }
         self.turn_inbox();

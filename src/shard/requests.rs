@@ -685,7 +685,9 @@ impl Shard {
 
     /// Whom the subject's limits count `grant` for.
     pub(super) fn subject(&self, grant: &Grant) -> Option<Holder> {
-        grant.sub().map(|sub| self.ledger.holder("subject", (grant.issuer(), sub)))
+        // A user whose id is spelled like an API key's is not that key.
+        let kind = if grant.api_key().is_some() { "subject by API key" } else { "subject" };
+        grant.sub().map(|sub| self.ledger.holder(kind, (grant.issuer(), sub)))
     }
 
     pub(super) fn subject_of(&self, index: u32) -> Option<Holder> {
@@ -845,7 +847,10 @@ fn preflight(head: &Head<'_>, allow: &'static str, reply: &Reply) -> Response {
     if reply.cors_origin.is_some() && head.all("access-control-request-method").next().is_some() {
         response = response
             .header("Access-Control-Allow-Methods", allow)
-            .header("Access-Control-Allow-Headers", "Authorization, Content-Type, If-None-Match, Last-Event-ID, Prefer")
+            .header(
+                "Access-Control-Allow-Headers",
+                "Authorization, Content-Type, If-None-Match, Last-Event-ID, Prefer, X-Api-Key",
+            )
             .header("Access-Control-Max-Age", "600");
     }
     response

@@ -676,6 +676,7 @@ fn refused_as(purpose: &Purpose, refusal: &Refusal) -> Refusal {
 pub(super) fn expiry_of(grant: &Grant) -> CloseReason {
     match grant.kind() {
         CredentialKind::Session | CredentialKind::Ticket if grant.session().is_some() => CloseReason::SessionExpired,
+        _ if grant.api_key().is_some() => CloseReason::ApiKeyExpired,
         _ => CloseReason::TokenExpired,
     }
 }

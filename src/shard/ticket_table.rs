@@ -167,6 +167,7 @@ mod tests {
             token: None,
             rights: Rights::default(),
             session: None,
+            api_key: None,
         };
         TicketRecord { maker: 1, ends: WallTime::from_secs(1), grant }
     }

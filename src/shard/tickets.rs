@@ -171,6 +171,13 @@ impl Shard {
             let detail = "the key that signed the ticket's token was removed";
             return Looked::Now(waiter, Err(Refusal::new(ErrorCode::InvalidToken, detail).because("unknown_kid")));
         }
+        if let Some(mark) = &record.grant.api_key {
+            let granted = self.api_key_ticket_grant(mark);
+            if granted.is_ok() {
+                self.metrics.tickets_used.count();
+            }
+            return Looked::Now(waiter, granted);
+        }
         if let Some(sid) = record.grant.session.clone() {
             return self.ask_for_session(sid, waiter, Purpose::Ticket(Box::new(record.grant)));
         }

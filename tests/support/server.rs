@@ -212,7 +212,12 @@ impl Setup {
 
     /// Starts the server and waits until it is ready.
     pub fn start(&self) -> Server {
-        Server::start(self)
+        Server::start(self, None)
+    }
+
+    /// The same, its working directory being another server's.
+    pub fn start_in(&self, working_directory: &Path) -> Server {
+        Server::start(self, Some(working_directory))
     }
 }
 
@@ -321,14 +326,14 @@ pub fn run(arguments: &[&str], setup: &Setup) -> (ExitStatus, String, String) {
 }
 
 impl Server {
-    fn start(setup: &Setup) -> Server {
+    fn start(setup: &Setup, working_directory: Option<&Path>) -> Server {
         let directory = directory();
         let path = directory.join("restcast.toml");
         fs::write(&path, setup.text()).expect("the configuration is written");
         let mut child = Command::new(env!("CARGO_BIN_EXE_restcast"))
             .args(["serve", "--config"])
             .arg(&path)
-            .current_dir(&directory)
+            .current_dir(working_directory.unwrap_or(&directory))
             .envs(setup.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -363,6 +368,11 @@ impl Server {
         server.listen = server.ready["listen"].as_str().expect("listen").parse().expect("an address");
         server.admin = server.ready["admin"].as_str().expect("admin").parse().expect("an address");
         server
+    }
+
+    /// Its own directory, where its configuration is.
+    pub fn directory(&self) -> &Path {
+        &self.directory
     }
 
     /// Its process id.
@@ -707,6 +717,11 @@ impl Raw {
         self.stream.write_all(bytes)
     }
 
+    /// Sends a request; its answer is read later.
+    pub fn send_request(&mut self, method: &str, path: &str, headers: &[(&str, String)], body: &str) {
+        self.send(head(method, path, self.peer, headers, body).as_bytes());
+    }
+
     /// Sends a request and reads its answer.
     pub fn request(&mut self, method: &str, path: &str, headers: &[(&str, String)], body: &str) -> Answer {
         self.send(head(method, path, self.peer, headers, body).as_bytes());
@@ -992,10 +1007,11 @@ impl Ws {
 
     /// The next frame of the protocol; pings are passed over.
     pub fn next(&mut self) -> Value {
+        let until = Instant::now() + PATIENCE;
         loop {
             match self.heard() {
                 Heard::Frame(frame) => return frame,
-                Heard::Ping => {}
+                Heard::Ping => assert!(Instant::now() < until, "nothing came but pings"),
                 other => panic!("a frame was awaited, not {other:?}"),
             }
         }

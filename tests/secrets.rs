@@ -1,0 +1,863 @@
+//! No secret is seen: a server that knows many is made to do everything it can, failures above all, at its most talkative;
+//! then all it has said (logs, metrics, answers, frames, closes, what commands print) is searched for each of them, as it
+//! is and in every encoding it might have slipped through in.
+//!
+//! What hands a secret out on purpose (a new ticket, a new API key) is searched with that one occurrence taken out.
+#![cfg(feature = "runtime")]
+
+mod support;
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::io::Write as _;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+use ring::{digest, hmac};
+use rustix::process::Signal;
+use serde_json::json;
+
+use support::redis::{Redis, RedisSetup};
+use support::server::{
+    ADMIN_KEY, Answer, Heard, Raw, SECRET, Server, Setup, Ws, bearer, eventually, mint, mint_by, now_s,
+};
+use support::{Reply, Step, Upstream};
+
+const HEADER: &str = "upstream-header-value+7f/c1=";
+const QUERY: &str = "upstream-query-value-93ab02";
+const PASSWORD: &str = "upstream-url-password-11fe";
+const BODY: &str = "upstream-request-body-c0ffee";
+const ANSWER: &str = "upstream-answers-error-body-5150";
+const ACTION: &str = "action-header-value-2b2b2b";
+const SESSION: &str = "session-signing-secret-8d8d8d";
+const OLD_SESSION: &str = "former-session-secret-4e4e4e";
+const REDIS: &str = "redis-password-6a6a6a6a";
+const JWT_512: &str = "another jwt secret, of sixty-four bytes and more, as HS512 wants it, and some";
+const SID: &str = "sid-of-a-session-3c3c3c3c3c";
+const FOREIGN: &str = "a secret of somebody else's token issuer, long enough";
+const WRONG_ADMIN: &str = "not-the-admin-key-9e9e9e9e";
+const MISPLACED: &str = "a-secret-in-the-wrong-place-77";
+
+/// What must not be seen, by what it is.
+#[derive(Default)]
+struct Secrets(BTreeMap<String, String>);
+
+impl Secrets {
+    fn keep(&mut self, what: &str, secret: impl Into<String>) {
+        let secret = secret.into();
+        assert!(secret.len() >= 16, "{what}: what is short is found by chance");
+        self.0.insert(what.to_owned(), secret);
+    }
+
+    /// A token: whole, and its signature alone.
+    fn keep_token(&mut self, what: &str, token: &str) {
+        self.keep(what, token);
+        if let Some(signature) = token.rsplit('.').next().filter(|signature| signature.len() >= 16) {
+            self.keep(&format!("{what} (signature)"), signature);
+        }
+    }
+}
+
+/// The forms that a secret might be seen in.
+fn forms(secret: &str) -> Vec<Vec<u8>> {
+    let bytes = secret.as_bytes();
+    let hex = |upper: bool| -> String {
+        bytes.iter().map(|b| if upper { format!("{b:02X}") } else { format!("{b:02x}") }).collect()
+    };
+    let percent = |all: bool, upper: bool| -> String {
+        let plain = |b: u8| !all && (b.is_ascii_alphanumeric() || b"-._~".contains(&b));
+        let escape = |b: u8| if upper { format!("%{b:02X}") } else { format!("%{b:02x}") };
+        bytes.iter().map(|&b| if plain(b) { char::from(b).to_string() } else { escape(b) }).collect()
+    };
+    let mut forms = vec![
+        secret.to_owned(),
+        hex(false),
+        hex(true),
+        percent(false, false),
+        percent(false, true),
+        percent(true, false),
+        percent(true, true),
+        secret.replace(' ', "+"),
+        // As `{:?}` shows bytes and texts.
+        bytes.iter().map(u8::to_string).collect::<Vec<_>>().join(", "),
+        format!("{secret:?}").trim_matches('"').to_owned(),
+        json!(secret).to_string().trim_matches('"').to_owned(),
+    ];
+    // base64 of something longer that it stands in, wherever that begins: the characters that are the secret's alone.
+    for engine in [STANDARD_NO_PAD, URL_SAFE_NO_PAD] {
+        for before in 0..3usize {
+            let mut text = vec![0u8; before];
+            text.extend_from_slice(bytes);
+            let encoded = engine.encode(&text);
+            let from = (before * 8).div_ceil(6);
+            let whole = text.len() * 8 / 6;
+            forms.push(encoded[from..whole].to_owned());
+        }
+    }
+    forms.sort();
+    forms.dedup();
+    forms.into_iter().map(String::into_bytes).collect()
+}
+
+/// Bytes by which the search finds where a form may begin.
+const START: usize = 8;
+
+fn holds(text: &[u8], needle: &[u8]) -> bool {
+    memchr::memmem::find(text, needle).is_some()
+}
+
+/// Everything that the server has said, by where.
+#[derive(Default)]
+struct Said(Vec<(String, Vec<u8>)>);
+
+impl Said {
+    fn add(&mut self, place: impl Into<String>, text: impl Into<Vec<u8>>) {
+        self.0.push((place.into(), text.into()));
+    }
+
+    fn answer(&mut self, place: impl Into<String>, answer: &Answer) -> u16 {
+        let fields: Vec<String> = answer.headers.iter().map(|(name, value)| format!("{name}: {value}\n")).collect();
+        let mut text = format!("{}\n{}", answer.status, fields.concat()).into_bytes();
+        text.extend_from_slice(&answer.body);
+        self.add(place, text);
+        answer.status
+    }
+
+    /// What comes over a WebSocket until it has been quiet for a moment, or ends.
+    fn frames(&mut self, place: &str, ws: &mut Ws) {
+        for _ in 0..200 {
+            match ws.heard_within(Duration::from_millis(150)) {
+                Some(Heard::Frame(frame)) => self.add(place, frame.to_string()),
+                Some(Heard::Close(code, reason)) => return self.add(place, format!("close {code} {reason}")),
+                Some(Heard::Other(message)) => self.add(place, format!("{message:?}")),
+                Some(Heard::Ping) => {}
+                None | Some(Heard::End) => return,
+            }
+        }
+    }
+
+    /// The secrets that are seen: which, where, and how. One pass over each text: what stands at a place is looked at only
+    /// where it begins like one of the forms.
+    fn leaks(&self, secrets: &Secrets) -> Vec<String> {
+        let mut by_start: HashMap<[u8; START], Vec<(&str, Vec<u8>)>> = HashMap::new();
+        for (what, secret) in &secrets.0 {
+            for form in forms(secret) {
+                let start = *form.first_chunk().expect("no secret is that short");
+                by_start.entry(start).or_default().push((what, form));
+            }
+        }
+        let mut leaks = Vec::new();
+        for (place, text) in &self.0 {
+            for (at, start) in text.windows(START).enumerate() {
+                let Some(begun) = <&[u8; START]>::try_from(start).ok().and_then(|start| by_start.get(start)) else {
+                    continue;
+                };
+                for (what, form) in begun.iter().filter(|(_, form)| text[at..].starts_with(form)) {
+                    let around = String::from_utf8_lossy(&text[at.saturating_sub(200)..text.len().min(at + 200)]);
+                    let form = String::from_utf8_lossy(form);
+                    leaks.push(format!("{what} is seen as {form:?} in {place}: …{around}…"));
+                }
+            }
+        }
+        leaks
+    }
+
+    /// Whether something is said at a place whose name begins so.
+    fn says(&self, place: &str, text: &str) -> bool {
+        self.0.iter().any(|(at, said)| at.starts_with(place) && holds(said, text.as_bytes()))
+    }
+}
+
+/// The hash of an API key, as an operator makes it.
+fn hash_of(key: &str) -> String {
+    let salt = "salt-of-the-hash";
+    let made = digest::digest(&digest::SHA256, format!("{salt}{key}").as_bytes());
+    let hex: String = made.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("sha256:{salt}:{hex}")
+}
+
+/// The cookie of a session, as express-session signs it.
+fn cookie(secret: &str, sid: &str) -> String {
+    let signature = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes()), sid.as_bytes());
+    let value = format!("s:{sid}.{}", STANDARD_NO_PAD.encode(signature));
+    let escaped: String = value
+        .bytes()
+        .map(|b| match b {
+            b'-' | b'_' | b'.' | b'~' => char::from(b).to_string(),
+            b if b.is_ascii_alphanumeric() => char::from(b).to_string(),
+            b => format!("%{b:02X}"),
+        })
+        .collect();
+    format!("connect.sid={escaped}")
+}
+
+/// A directory of this test's own.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Scratch {
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("secrets-{name}-{}", std::process::id()));
+        fs::create_dir_all(&path).expect("a directory");
+        Scratch(path)
+    }
+
+    /// What a command prints, given this file and this input.
+    fn command(&self, said: &mut Said, arguments: &[&str], config: &str, input: &str) {
+        let path = self.0.join("restcast.toml");
+        fs::write(&path, config).expect("written");
+        let mut child = Command::new(env!("CARGO_BIN_EXE_restcast"))
+            .args(arguments)
+            .arg("--config")
+            .arg(&path)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary starts");
+        // A command that takes no input may have ended before it comes.
+        let _ = child.stdin.take().expect("a pipe").write_all(input.as_bytes());
+        let output = child.wait_with_output().expect("it ends");
+        said.add(format!("{arguments:?} out"), output.stdout);
+        said.add(format!("{arguments:?} err"), output.stderr);
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A port that nobody listens on.
+fn closed_port() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("an address")
+}
+
+/// One world with its secrets.
+struct World {
+    upstream: Upstream,
+    redis: Redis,
+    setup: Setup,
+    secrets: Secrets,
+    key: String,
+}
+
+impl World {
+    fn new(format: &str) -> World {
+        let upstream = Upstream::start();
+        upstream.set_json("/leads", r#"[{"id":1}]"#);
+        let body = format!("<html>{ANSWER}</html>");
+        upstream.set("/500", Reply::body("text/html", body.clone()).with_status(500));
+        upstream.set("/429", Reply::body("text/html", body.clone()).with_status(429).header("Retry-After", ANSWER));
+        let elsewhere = format!("http://{ANSWER}@127.0.0.1/?{ANSWER}");
+        upstream.set("/redirect", Reply::status(302).header("Location", &elsewhere));
+        upstream.set("/html", Reply::body("text/html", body.clone()));
+        upstream.set("/broken", Reply::json(format!("{{\"{ANSWER}\":")));
+        upstream.set("/twice", Reply::json(format!("{{\"{ANSWER}\":1,\"{ANSWER}\":2}}")));
+        upstream.set("/large", Reply::json(format!("[{}\"{ANSWER}\"]", format!("\"{ANSWER}\",").repeat(200))));
+        upstream.set("/head", Reply::raw(format!("HTTP/1.1 200 OK\r\n{ANSWER}\r\n\r\n")));
+        upstream.set("/status", Reply::raw(format!("{ANSWER}\r\n\r\n")));
+        upstream.set(
+            "/cut",
+            Reply::steps(vec![
+                Step::Send(format!("HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n\"{ANSWER}").into_bytes()),
+                Step::Reset,
+            ]),
+        );
+        upstream.set("/act", Reply::json(r#"{"ok":true}"#));
+        upstream.set("/act500", Reply::json(format!("{{\"error\":\"{ANSWER}\"}}")).with_status(500));
+        let redis = RedisSetup::new().password(REDIS).start();
+
+        let key = format!("rck_in-file_{}", "Fq7".repeat(15).get(..43).expect("43"));
+        let mut setup = Setup::new()
+            .log(&format!("level = \"trace\"\nformat = {format:?}"))
+            .limits("auth_failures_per_minute = 0\nmessages_per_second = 0")
+            .auth("first_message = \"5s\"")
+            .server("echo = true\nheartbeat = \"500ms\"")
+            .key("k2", "HS512", JWT_512)
+            .redis(
+                &format!("redis://:{REDIS}@{}/0", redis.address()),
+                &format!("timeout = \"500ms\"\n[auth.session]\nsecrets = [{SESSION:?}, {OLD_SESSION:?}]\nreread = \"200ms\"\ngrace = \"300ms\""),
+            );
+        let secret_lines = format!("headers = {{ \"X-Upstream-Key\" = {HEADER:?} }}");
+        for path in ["leads", "500", "429", "redirect", "html", "broken", "twice", "head", "status", "cut"] {
+            let url =
+                upstream.url(&format!("/{path}?key={QUERY}")).replace("http://", &format!("http://ada:{PASSWORD}@"));
+            setup = setup.stream(path, &url, &format!("{secret_lines}\nbackoff_max = \"200ms\""));
+        }
+        let url = |path: &str| upstream.url(&format!("/{path}?key={QUERY}"));
+        let nobody = format!("http://ada:{PASSWORD}@{}/?key={QUERY}", closed_port());
+        let no_name = format!("http://ada:{PASSWORD}@no-such-host.invalid/?key={QUERY}");
+        let post = format!("method = \"POST\"\nbody = '{{\"key\":\"{BODY}\",\"of\":{{claims.companyId}}}}'");
+        let hash = hash_of(&key);
+        let tail = format!(
+            "{secret_lines}\n[[auth.api_key]]\nid = \"in-file\"\nhash = {hash:?}\nstreams = [\"leads\", \"500\"]\nroles = [\"agent\"]\n"
+        );
+        setup = setup
+            .stream("large", &url("large"), "response_bytes_max = 1000")
+            .stream("nobody", &nobody, &format!("{secret_lines}\nbackoff_max = \"200ms\""))
+            .stream("no-name", &no_name, &secret_lines)
+            .stream("no-tls", &url("leads").replace("http://", "https://"), &secret_lines)
+            .stream("mine", &upstream.url(&format!("/leads?of={{claims.companyId}}&key={QUERY}")), &post)
+            .stream("admins", &url("leads"), "roles = [\"admin\"]")
+            .stream("open", &url("leads"), &format!("allow_anonymous = true\n{tail}"));
+
+        let mut secrets = Secrets::default();
+        for (what, secret) in [
+            ("JWT secret", SECRET),
+            ("HS512 secret", JWT_512),
+            ("admin key", ADMIN_KEY),
+            ("wrong admin key", WRONG_ADMIN),
+            ("upstream header", HEADER),
+            ("upstream query", QUERY),
+            ("upstream password", PASSWORD),
+            ("upstream request body", BODY),
+            ("upstream answer", ANSWER),
+            ("action header", ACTION),
+            ("session secret", SESSION),
+            ("former session secret", OLD_SESSION),
+            ("redis password", REDIS),
+            ("session id", SID),
+            ("misplaced secret", MISPLACED),
+        ] {
+            secrets.keep(what, secret);
+        }
+        secrets.keep("API key of the file", key.clone());
+        secrets.keep("API key of the file (secret part)", &key[key.len() - 43..]);
+        secrets.keep("hash of the API key", hash.rsplit(':').next().expect("digits"));
+        World { upstream, redis, setup, secrets, key }
+    }
+
+    /// The file's text, with what this version knows besides.
+    fn text(&self) -> String {
+        let action = |name: &str, path: &str| {
+            format!(
+                "[[action]]\ntype = {name:?}\nmethod = \"POST\"\nurl = {:?}\nheaders = {{ \"X-Action-Key\" = {ACTION:?} }}\nbody = '{{\"key\":\"{BODY}\",\"of\":{{message.of}}}}'\n",
+                self.upstream.url(&format!("/{path}?key={QUERY}"))
+            )
+        };
+        format!("{}{}{}", self.setup.text(), action("act", "act"), action("act500", "act500"))
+    }
+
+    /// A token of this subject.
+    fn token(&mut self, sub: &str) -> String {
+        let claims = json!({ "sub": sub, "exp": now_s() + 600, "companyId": "c1", "role": "agent", "jti": format!("jti-{sub}") });
+        let token = mint(claims);
+        self.secrets.keep_token(&format!("token of {sub}"), &token);
+        token
+    }
+
+    /// Credentials that are not valid, by the name of what is wrong with them.
+    fn bad_tokens(&mut self) -> Vec<(&'static str, String)> {
+        let claims = |exp: u64| json!({ "sub": "u1", "exp": exp });
+        let none =
+            format!("{}.{}.", URL_SAFE_NO_PAD.encode(r#"{"alg":"none"}"#), URL_SAFE_NO_PAD.encode(r#"{"sub":"u1"}"#));
+        let bad = vec![
+            ("no token at all", "neither-a-token-nor-anything-else".to_owned()),
+            ("three parts of nothing", "bm90aGluZw.bm90aGluZ25vdGhpbmc.bm90aGluZ25vdGhpbmc".to_owned()),
+            ("a foreign signature", mint_by(json!({ "alg": "HS256", "kid": "k1" }), FOREIGN, claims(now_s() + 600))),
+            ("an unknown kid", mint_by(json!({ "alg": "HS256", "kid": "k9" }), SECRET, claims(now_s() + 600))),
+            ("an algorithm of no key", mint_by(json!({ "alg": "HS384" }), SECRET, claims(now_s() + 600))),
+            ("an end that has come", mint_by(json!({ "alg": "HS512", "kid": "k2" }), JWT_512, claims(now_s() - 60))),
+            ("no end", mint(json!({ "sub": "u1" }))),
+            ("alg none", none),
+            ("too many bytes", "t".repeat(9_000)),
+        ];
+        for (what, token) in &bad {
+            self.secrets.keep_token(&format!("token with {what}"), token);
+        }
+        bad
+    }
+}
+
+/// What commands print of a good file, of bad ones, and of tokens.
+fn commands(world: &mut World, said: &mut Said) {
+    let scratch = Scratch::new(&format!("commands-{}", world.redis.address().port()));
+    let text = world.text();
+    scratch.command(said, &["check"], &text, "");
+    for (good, bad) in [
+        (format!("key = {ADMIN_KEY:?}"), format!("key = \"{MISPLACED} with a blank\"")),
+        (format!("secret = {SECRET:?}"), format!("secret = \"{MISPLACED}\"")),
+        (format!("secret = {SECRET:?}"), format!("secret = \"b64:{MISPLACED}!\"")),
+        (format!("secret = {SECRET:?}"), format!("secrte = {SECRET:?}")),
+        (format!("\"X-Upstream-Key\" = {HEADER:?}"), format!("\"X-Upstream-Key\" = \"{MISPLACED}\\n\"")),
+        (format!("\"X-Upstream-Key\" = {HEADER:?}"), format!("\"Host\" = {MISPLACED:?}")),
+        (format!("hash = {:?}", hash_of(&world.key)), format!("hash = {MISPLACED:?}")),
+        (format!(":{REDIS}@"), format!(":{MISPLACED}@:not a port:")),
+        (format!("ada:{PASSWORD}@"), format!("ada:{MISPLACED}@{{claims.host}}.")),
+        ("redis://".to_owned(), format!("http://{MISPLACED}@")),
+        (format!("[{SESSION:?}, "), format!("[\"hex:{MISPLACED}\", ")),
+    ] {
+        assert!(text.contains(&good), "{good}");
+        scratch.command(said, &["check"], &text.replacen(&good, &bad, 1), "");
+    }
+    let token = world.token("explained");
+    let bad = world.bad_tokens();
+    for token in bad.iter().map(|(_, token)| token).chain([&token]) {
+        scratch.command(said, &["explain", "token"], &text, &format!("{token}\n"));
+    }
+}
+
+/// Every endpoint and representation with every credential, in every carrier, good and bad.
+fn handshakes(world: &mut World, server: &Server, said: &mut Said) {
+    let good = world.token("carried");
+    let session = cookie(SESSION, SID);
+    let bad_cookies = [
+        cookie("a secret that signs no session", SID),
+        cookie(SESSION, "sid-of-no-session-1d1d1d1d"),
+        "connect.sid=s%3Agarbage-garbage-garbage.%zz".to_owned(),
+    ];
+    for (what, cookie) in bad_cookies.iter().chain([&session]).enumerate() {
+        world.secrets.keep(&format!("cookie {what}"), cookie.split_once('=').expect("a value").1);
+        if let Some(signature) = cookie.rsplit_once('.').map(|(_, signature)| signature).filter(|it| it.len() >= 16) {
+            world.secrets.keep(&format!("signature of cookie {what}"), signature);
+        }
+    }
+    let bad_key = world.key.replace("rck_in-file_Fq7", "rck_in-file_Xx8");
+    world.secrets.keep("bad API key", bad_key.clone());
+    let bad_ticket = format!("rct_{}", "Tt5".repeat(15).get(..43).expect("43"));
+    world.secrets.keep("bad ticket", bad_ticket.clone());
+    let mut carried: Vec<(String, String, Vec<(&'static str, String)>)> = Vec::new();
+    let tokens: Vec<(&str, String)> = world.bad_tokens().into_iter().chain([("nothing wrong", good)]).collect();
+    for (what, token) in &tokens {
+        carried.push((format!("bearer with {what}"), String::new(), vec![bearer(token)]));
+        carried.push((format!("query with {what}"), format!("?token={token}"), vec![]));
+        carried.push((
+            format!("cookie with {what}"),
+            String::new(),
+            vec![("Cookie", format!("restcast_token={token}"))],
+        ));
+        carried.push((
+            format!("subprotocol with {what}"),
+            String::new(),
+            vec![("Sec-WebSocket-Protocol", format!("restcast.v1, jwt, {token}"))],
+        ));
+        carried.push((format!("two of {what}"), format!("?token={token}&token={token}"), vec![]));
+        carried.push((format!("a broken query with {what}"), format!("?token={token}%zz"), vec![]));
+        carried.push((
+            format!("another scheme with {what}"),
+            String::new(),
+            vec![("Authorization", format!("Basic {token}"))],
+        ));
+        carried.push((
+            format!("a list with {what}"),
+            String::new(),
+            vec![("Authorization", format!("Bearer {token}, Bearer {token}"))],
+        ));
+        carried.push((format!("hybrid with {what}"), String::new(), vec![bearer(token), ("Cookie", session.clone())]));
+    }
+    for (what, cookie) in bad_cookies.iter().chain([&session]).enumerate() {
+        carried.push((format!("session {what}"), String::new(), vec![("Cookie", cookie.clone())]));
+    }
+    for key in [&world.key, &bad_key, &world.key[..20].to_owned()] {
+        carried.push(("API key".to_owned(), String::new(), vec![("X-Api-Key", key.clone())]));
+        carried.push((
+            "API key twice".to_owned(),
+            String::new(),
+            vec![("X-Api-Key", key.clone()), ("X-Api-Key", key.clone())],
+        ));
+    }
+    carried.push(("ticket".to_owned(), format!("?ticket={bad_ticket}"), vec![]));
+    carried.push(("ticket twice".to_owned(), format!("?ticket={bad_ticket}&ticket={bad_ticket}"), vec![]));
+    carried.push(("nothing".to_owned(), String::new(), vec![]));
+
+    let mut statuses = BTreeMap::<u16, u32>::new();
+    let mut count = |status: u16| *statuses.entry(status).or_default() += 1;
+    for (what, query, headers) in &carried {
+        let mut from = headers.clone();
+        from.push(("Origin", "https://elsewhere.example".to_owned()));
+        for stream in ["leads", "nowhere", "admins", "mine"] {
+            let path = format!("/v1/streams/{stream}{query}");
+            count(said.answer(format!("GET {stream} by {what}"), &server.get(&path, headers)));
+            if stream == "leads" {
+                count(said.answer(format!("foreign GET by {what}"), &server.get(&path, &from)));
+                count(said.answer(format!("PUT by {what}"), &server.request("PUT", &path, headers, "{}")));
+            }
+        }
+        for path in ["/v1/streams/leads", "/v1/ws"] {
+            match server.try_ws(&format!("{path}{query}"), headers) {
+                Ok(mut ws) => {
+                    said.add(format!("{path} by {what}"), format!("{:?}", ws.upgrade));
+                    count(101);
+                    match ws.heard_within(Duration::from_millis(50)) {
+                        Some(Heard::Frame(frame)) => said.add(format!("{path} by {what}"), frame.to_string()),
+                        other => said.add(format!("{path} by {what}"), format!("{other:?}")),
+                    }
+                }
+                Err(answer) => count(said.answer(format!("{path} by {what}"), &answer)),
+            }
+        }
+        let mut sse = headers.clone();
+        sse.push(("Accept", "text/event-stream".to_owned()));
+        let mut raw = server.connect();
+        raw.send_request("GET", &format!("/v1/streams/500{query}"), &sse, "");
+        count(said.answer(format!("SSE by {what}"), &raw.head()));
+        let answer = server.request("POST", &format!("/v1/tickets{query}"), headers, "");
+        let mut shown = answer.clone();
+        if answer.status == 201 {
+            let ticket = answer.json()["ticket"].as_str().expect("a ticket").to_owned();
+            shown.body = answer.text().replacen(&ticket, "", 1).into_bytes();
+            world.secrets.keep(&format!("ticket by {what}"), &ticket);
+            for _ in 0..2 {
+                let used = server.get(&format!("/v1/streams/leads?ticket={ticket}"), &[]);
+                count(said.answer(format!("ticket by {what}"), &used));
+            }
+        }
+        count(said.answer(format!("POST /v1/tickets by {what}"), &shown));
+        for path in ["/", "/healthz", "/echo", "/nowhere", "/client.js"] {
+            count(said.answer(format!("{path} by {what}"), &server.get(&format!("{path}{query}"), headers)));
+        }
+    }
+    for status in [101, 200, 400, 401, 403, 404, 405] {
+        assert!(statuses.contains_key(&status), "{status} was never answered: {statuses:?}");
+    }
+    // Heads that are none.
+    let (key, token) = (&world.key, tokens.last().expect("a token").1.clone());
+    for head in [
+        format!("GET /v1/streams/leads HTTP/1.1\r\nHost: a\r\nX-Api-Key {key}\r\n\r\n"),
+        format!(
+            "GET /v1/streams/leads HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\n continued {token}\r\n\r\n"
+        ),
+        format!("GET /v1/streams/leads?token={token} HTTP/3.0\r\nHost: a\r\n\r\n"),
+        format!("GET /v1/streams/leads HTTP/1.1\r\nHost: a\r\nHost: {token}\r\n\r\n"),
+        format!("{token} / HTTP/1.1\r\nHost: a\r\n\r\n"),
+        format!(
+            "GET /v1/streams/leads HTTP/1.1\r\nHost: a\r\nX: {}\r\nAuthorization: Bearer {token}\r\n\r\n",
+            "x".repeat(20_000)
+        ),
+    ] {
+        let mut raw = server.connect();
+        if raw.try_send(head.as_bytes()).is_ok() {
+            said.add("a head that is none", raw.rest());
+        }
+    }
+}
+
+/// Every frame that a client may send, and many that it may not.
+fn frames(world: &mut World, server: &Server, said: &mut Said) {
+    let first = world.token("framed");
+    let fresh = world.token("framed");
+    let bad = world.bad_tokens();
+    let mut messages = vec![
+        json!({ "type": "subscribe", "stream": "leads", "id": 1 }).to_string(),
+        json!({ "type": "subscribe", "stream": "500", "id": 2 }).to_string(),
+        json!({ "type": "subscribe", "stream": "nowhere", "token": first, "id": 3 }).to_string(),
+        json!({ "type": "subscribe", "stream": "admins", "id": 4 }).to_string(),
+        json!({ "type": "unsubscribe", "stream": "leads", "id": 5 }).to_string(),
+        json!({ "type": "auth", "token": first }).to_string(),
+        json!({ "type": "auth_update", "token": fresh, "id": 6 }).to_string(),
+        json!({ "type": "auth_update", "id": 7 }).to_string(),
+        json!({ "type": "auth_update", "token": [fresh], "id": 8 }).to_string(),
+        json!({ "type": "auth_update", "ticket": fresh, "id": 9 }).to_string(),
+        json!({ "type": "act", "of": "c1", "id": 10 }).to_string(),
+        json!({ "type": "act500", "of": "c1", "id": 11 }).to_string(),
+        json!({ "type": "act", "token": fresh, "id": 12 }).to_string(),
+        json!({ "type": "nothing", "token": fresh, "id": 13 }).to_string(),
+        json!({ "token": fresh }).to_string(),
+        format!("{{\"type\":\"auth_update\",\"token\":\"{fresh}"),
+        fresh.clone(),
+    ];
+    let updates = bad.iter().map(|(_, token)| json!({ "type": "auth_update", "token": token, "id": "u" }).to_string());
+    messages.extend(updates);
+    for message in messages {
+        let mut ws = server.ws("/v1/ws", &[bearer(&first)]);
+        ws.next_of("welcome");
+        ws.send_message(tungstenite::Message::text(message));
+        said.frames("frame", &mut ws);
+    }
+    // Five refusals close; so does another's token never, and what is no text.
+    let mut ws = server.ws("/v1/streams/leads", &[bearer(&first)]);
+    for _ in 0..5 {
+        ws.send(json!({ "type": "auth_update", "token": bad[2].1, "id": 1 }));
+    }
+    said.frames("five refusals", &mut ws);
+    let other = world.token("somebody-else");
+    let mut ws = server.ws("/v1/streams/leads", &[bearer(&first)]);
+    ws.send(json!({ "type": "auth_update", "token": other, "id": 1 }));
+    ws.send_message(tungstenite::Message::binary(first.clone().into_bytes()));
+    said.frames("another's token", &mut ws);
+    // A first message.
+    for (what, token) in bad.iter().map(|(what, token)| (*what, token)).chain([("nothing wrong", &first)]) {
+        let mut ws = server.ws("/v1/ws", &[]);
+        ws.send(json!({ "type": "auth", "token": token }));
+        said.frames(&format!("first message with {what}"), &mut ws);
+    }
+    // The credential of an event stream is renewed.
+    let mut sse = server.sse("/v1/streams/leads", &[bearer(&first)]);
+    let id = sse.next_of("welcome").data["connection"].as_str().expect("a name").to_owned();
+    for (place, path) in
+        [("renewal", format!("/v1/connections/{id}/auth")), ("renewal of nobody", "/v1/connections/c_none/auth".into())]
+    {
+        for (what, token) in bad
+            .iter()
+            .map(|(what, token)| (*what, token))
+            .chain([("nothing wrong", &fresh), ("another subject", &other)])
+        {
+            let body = json!({ "token": token }).to_string();
+            said.answer(format!("{place} with {what}"), &server.request("POST", &path, &[], &body));
+            said.answer(
+                format!("{place} with {what}, cut"),
+                &server.request("POST", &path, &[], &body[..body.len() - 1]),
+            );
+        }
+    }
+}
+
+/// Every way an upstream can fail, told in every representation.
+fn upstreams(world: &mut World, server: &Server, said: &mut Said) {
+    let token = world.token("watcher");
+    let failing = [
+        "500", "429", "redirect", "html", "broken", "twice", "large", "head", "status", "cut", "nobody", "no-name",
+        "no-tls",
+    ];
+    let mut many = server.ws("/v1/ws", &[bearer(&token)]);
+    for stream in failing {
+        many.send(json!({ "type": "subscribe", "stream": stream }));
+        let mut sse = server.sse(&format!("/v1/streams/{stream}"), &[bearer(&token)]);
+        let status = sse.next_of("stream_status");
+        said.add(format!("{stream} by SSE"), status.data.to_string());
+        said.answer(format!("{stream} as JSON"), &server.get(&format!("/v1/streams/{stream}"), &[bearer(&token)]));
+    }
+    said.frames("failing streams", &mut many);
+    // A value that turns into a failure.
+    let mut ws = server.ws("/v1/streams/leads", &[bearer(&token)]);
+    ws.next_of("snapshot");
+    world.upstream.set("/leads", Reply::body("text/html", ANSWER).with_status(503));
+    said.add("a value gone stale", ws.next_of("stream_status").to_string());
+    said.answer("a stale value", &server.get("/v1/streams/leads", &[bearer(&token)]));
+    world.upstream.set_json("/leads", r#"[{"id":2}]"#);
+    said.add("a value come back", ws.next_of("stream_status").to_string());
+}
+
+/// Sessions while the store is there, gone, and back.
+fn sessions(world: &mut World, server: &Server, said: &mut Said) {
+    let (new, old) = (cookie(SESSION, SID), cookie(OLD_SESSION, SID));
+    let with = |cookie: &str| [("Cookie", cookie.to_owned())];
+    let mut live = server.ws("/v1/streams/leads", &with(&new));
+    said.add("a session", live.next_of("welcome").to_string());
+    said.answer("an old signature", &server.get("/v1/streams/leads", &with(&old)));
+    live.send(json!({ "type": "auth_update", "id": 1 }));
+    said.frames("a session read again", &mut live);
+    world.redis.kill();
+    let away = eventually("the store is away", || {
+        let answer = server.get("/v1/streams/leads", &with(&new));
+        (answer.status == 503).then_some(answer)
+    });
+    said.answer("the store is away", &away);
+    said.answer("readiness", &server.admin("GET", "/readyz", None));
+    said.frames("a session past its grace", &mut live);
+    world.redis.restart();
+    world.redis.command(&["AUTH", REDIS]);
+    let back = eventually("the store is back", || {
+        let answer = server.get("/v1/streams/leads", &with(&new));
+        (answer.status == 200).then_some(answer)
+    });
+    said.answer("the store is back", &back);
+    world.redis.command(&["DEL", &format!("sess:{SID}")]);
+    let gone = eventually("the session is gone", || {
+        let answer = server.get("/v1/streams/leads", &with(&new));
+        (answer.status == 401).then_some(answer)
+    });
+    said.answer("the session is gone", &gone);
+}
+
+/// Everything that the admin listener knows.
+fn admin(world: &mut World, server: &Server, said: &mut Said) {
+    let token = world.token("ordered");
+    let mut ws = server.ws("/v1/streams/leads", &[bearer(&token)]);
+    ws.next_of("welcome");
+    let ask = |method: &str, path: &str, key: Option<&str>, body: &str| {
+        let headers: Vec<_> = key.map(bearer).into_iter().collect();
+        Raw::connect(server.admin).request(method, path, &headers, body)
+    };
+    for path in ["/metrics", "/readyz", "/nowhere", "/admin/v1/nowhere"] {
+        for key in [None, Some(ADMIN_KEY), Some(WRONG_ADMIN)] {
+            for method in ["GET", "POST", "HEAD"] {
+                said.answer(format!("admin {method} {path}"), &ask(method, path, key, ""));
+            }
+        }
+    }
+    let made =
+        ask("POST", "/admin/v1/keys", Some(ADMIN_KEY), &json!({ "streams": ["leads"], "id": "made" }).to_string());
+    assert_eq!(made.status, 201, "{made:?}");
+    let key = made.json()["key"].as_str().expect("a key").to_owned();
+    world.secrets.keep("API key made", &key);
+    world.secrets.keep("API key made (secret part)", &key[key.len() - 43..]);
+    said.add("admin POST keys", made.text().replacen(&key, "", 1));
+    let mut keyed = server.ws("/v1/streams/leads", &[("X-Api-Key", key.clone())]);
+    said.add("an API key", keyed.next_of("welcome").to_string());
+    let misplaced = json!({ "streams": [MISPLACED, format!("{MISPLACED} {key}")], "id": key.repeat(2) }).to_string();
+    for (method, path, body) in [
+        ("POST", "keys", misplaced.clone()),
+        ("POST", "keys", misplaced[..misplaced.len() - 1].to_owned()),
+        ("POST", "keys", json!({ "streams": ["*"], "id": "made" }).to_string()),
+        ("POST", "keys", json!({ "streams": ["*"], "rate": key }).to_string()),
+        ("GET", "keys", String::new()),
+        ("DELETE", "keys/in-file", String::new()),
+        ("DELETE", "keys/nobody", String::new()),
+        ("PUT", "keys", misplaced.clone()),
+        ("GET", "connections?sub=ordered", String::new()),
+        ("GET", "connections", String::new()),
+        ("PUT", "users/ordered/permissions", json!({ "permissions": ["a"], "roles": ["agent"] }).to_string()),
+        ("PUT", "users/ordered/permissions", misplaced.clone()),
+        ("POST", "tokens/revoke", json!({ "jti": "jti-watcher", "exp": now_s() + 600 }).to_string()),
+        ("POST", "tokens/revoke", json!({ "token": token }).to_string()),
+        ("POST", "tokens/revoke", misplaced.clone()),
+        ("POST", "users/ordered/logout", String::new()),
+        ("GET", "streams", String::new()),
+        ("POST", "streams", misplaced),
+        ("DELETE", "keys/made", String::new()),
+    ] {
+        for key in [None, Some(WRONG_ADMIN), Some(ADMIN_KEY)] {
+            let answer = ask(method, &format!("/admin/v1/{path}"), key, &body);
+            said.answer(format!("admin {method} {path}"), &answer);
+            assert_eq!(answer.status == 401, key != Some(ADMIN_KEY), "{method} {path} {answer:?}");
+        }
+    }
+    said.add("a deleted API key", format!("{:?}", keyed.closed()));
+    said.answer("a deleted API key", &server.get("/v1/streams/leads", &[("X-Api-Key", key)]));
+    said.frames("who was ordered about", &mut ws);
+}
+
+/// Files that are read again, good and bad, and what ends by time.
+fn reloads(world: &mut World, server: &Server, said: &mut Said) {
+    let text = world.text();
+    let token = {
+        let claims = json!({ "sub": "short", "exp": now_s() + 2 });
+        let token = mint(claims);
+        world.secrets.keep_token("short token", &token);
+        token
+    };
+    let mut ws = server.ws("/v1/streams/leads", &[bearer(&token)]);
+    for (good, bad) in [
+        (format!("secret = {SECRET:?}"), format!("secret = {MISPLACED:?}")),
+        (format!("hash = {:?}", hash_of(&world.key)), format!("hash = \"{MISPLACED}\"")),
+        (format!("redis://:{REDIS}@"), format!("redis://:{MISPLACED}@:")),
+        ("[server]".to_owned(), format!("[server]\n{MISPLACED} =")),
+    ] {
+        assert!(text.contains(&good), "{good}");
+        server.reload_text(&text.replacen(&good, &bad, 1));
+    }
+    server.reload_text(&text);
+    let (frames, close) = ws.until_close();
+    frames.iter().for_each(|frame| said.add("until the end", frame.to_string()));
+    assert_eq!(close, (4001, "token_expired".to_owned()));
+    said.add("the end", format!("{close:?}"));
+}
+
+fn everything(format: &str) -> (Said, Secrets) {
+    let mut world = World::new(format);
+    let mut said = Said::default();
+    world.redis.command(&["AUTH", REDIS]);
+    let record = json!({ "cookie": { "originalMaxAge": 600_000 }, "userId": "u7", "userRole": "agent", "companyId": "c1", "permissions": [] });
+    world.redis.command(&["SET", &format!("sess:{SID}"), &record.to_string(), "EX", "600"]);
+    commands(&mut world, &mut said);
+
+    let mut server = world.setup.start();
+    server.reload_text(&world.text());
+    handshakes(&mut world, &server, &mut said);
+    frames(&mut world, &server, &mut said);
+    upstreams(&mut world, &server, &mut said);
+    admin(&mut world, &server, &mut said);
+    sessions(&mut world, &server, &mut said);
+    reloads(&mut world, &server, &mut said);
+    said.add("metrics", server.metrics());
+    let state = fs::read_to_string(server.directory().join("restcast.state")).expect("keys were made");
+    for (what, secret) in world.secrets.0.iter().filter(|(what, _)| what.starts_with("API key made")) {
+        assert!(!state.contains(secret), "{what} stands in the state file");
+    }
+
+    // A drain, with somebody there to be told.
+    let token = world.token("last");
+    let mut ws = server.ws("/v1/streams/leads", &[bearer(&token)]);
+    ws.next_of("welcome");
+    server.signal(Signal::TERM);
+    said.frames("the drain", &mut ws);
+    drop(ws);
+    server.wait();
+    said.add("log", server.log_text());
+    drop(server);
+
+    // A store that does not let the server in.
+    let wrong = world.setup.clone().redis(
+        &format!("redis://:{MISPLACED}@{}/0", world.redis.address()),
+        &format!("[auth.session]\nsecrets = [{SESSION:?}]"),
+    );
+    let server = wrong.start();
+    let answer = server.get("/v1/streams/leads", &[("Cookie", cookie(SESSION, SID))]);
+    assert_eq!(said.answer("a store that refuses", &answer), 503);
+    said.add("log of a server that the store refuses", server.log_text());
+    said.add("metrics of a server that the store refuses", server.metrics());
+    (said, world.secrets)
+}
+
+fn nothing_is_seen(format: &str) {
+    let (mut said, secrets) = everything(format);
+    // The search sees what is there: something of each place, and each secret in each of its forms, were it said.
+    for (place, text) in [
+        ("log", "An administrator has made an API key."),
+        ("log", "api_key"),
+        ("log", "The configuration is not taken"),
+        ("log", "UPSTREAM_STATUS"),
+        ("metrics", "restcast_api_key_handshakes_total"),
+        ("[\"check\"] out", "X-Upstream-Key"),
+        ("[\"check\"] err", "auth.api_key.hash"),
+        ("[\"explain\", \"token\"] out", "explained"),
+        ("GET leads by bearer with a foreign signature", "INVALID_TOKEN"),
+        ("GET leads by API key", "200"),
+        ("frame", "AUTH_UPDATE_REJECTED"),
+        ("frame", "auth_ok"),
+        ("five refusals", "close 4001 auth_update_rejected"),
+        ("500 by SSE", "UPSTREAM_STATUS"),
+        ("nobody by SSE", "UPSTREAM_UNREACHABLE"),
+        ("the store is away", "SESSION_STORE_UNAVAILABLE"),
+        ("a deleted API key", "api_key_revoked"),
+        ("the drain", "reconnect"),
+    ] {
+        assert!(said.says(place, text), "{place} never says {text:?}");
+    }
+    let leaks = said.leaks(&secrets);
+    assert!(leaks.is_empty(), "{} leaks, the first of which: {}", leaks.len(), leaks[0]);
+    assert!(secrets.0.len() > 60, "{}", secrets.0.len());
+
+    let (what, secret) = secrets.0.iter().find(|(what, _)| *what == "JWT secret").expect("it is among them");
+    for form in forms(secret) {
+        said.0.clear();
+        said.add("somewhere", [b"before ", form.as_slice(), b" after"].concat());
+        assert!(said.leaks(&secrets).iter().any(|leak| leak.starts_with(what.as_str())), "{form:?}");
+    }
+}
+
+#[test]
+fn no_secret_is_seen_in_text() {
+    nothing_is_seen("text");
+}
+
+#[test]
+fn no_secret_is_seen_in_json() {
+    nothing_is_seen("json");
+}
+
+#[test]
+fn what_is_hidden_in_base64_of_something_longer_is_found() {
+    let mut secrets = Secrets::default();
+    secrets.keep("it", "a secret of some length?>");
+    for before in ["", "x", "xy", "xyz"] {
+        for after in ["", "!", "!!", "!!!"] {
+            let hidden = format!("{before}a secret of some length?>{after}");
+            for encoded in [STANDARD.encode(&hidden), URL_SAFE_NO_PAD.encode(&hidden)] {
+                let mut said = Said::default();
+                said.add("somewhere", format!("field={encoded} more"));
+                assert!(!said.leaks(&secrets).is_empty(), "{hidden} as {encoded}");
+            }
+        }
+    }
+    let mut said = Said::default();
+    said.add("somewhere", "a secret of some lengtj?>");
+    assert!(said.leaks(&secrets).is_empty());
+}
