@@ -104,7 +104,7 @@ impl World {
         let Saying { what, at_us, .. } = self.book.law.said[place].clone();
         let user_of = |user: &User| json!({ "userId": user.sub, "iss": user.issuer });
         let (event, data) = match &what {
-            What::LoggedOut(User { issuer: None, sub }) if place % 2 == 0 => (USER_LOGGED_OUT, sub.clone()),
+            What::LoggedOut(User { issuer: None, sub }) if place.is_multiple_of(2) => (USER_LOGGED_OUT, sub.clone()),
             What::LoggedOut(user) => (USER_LOGGED_OUT, user_of(user).to_string()),
             What::SessionLoggedOut { sid } => (USER_LOGGED_OUT, json!({ "sessionId": sid }).to_string()),
             What::Revoked { issuer, jti, exp_s } => {
