@@ -38,6 +38,13 @@ pub struct TokenCache {
     newest: WallTime,
 }
 
+/// Where a token stands in a [`TokenCache`]: its set, and its tag there.
+#[derive(Clone, Copy)]
+pub struct Place {
+    set: usize,
+    tag: [u8; 16],
+}
+
 impl std::fmt::Debug for TokenCache {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("TokenCache").field("sets", &self.sets_max).finish_non_exhaustive()
@@ -54,10 +61,14 @@ impl TokenCache {
 
     /// The grant of `token`, if it was verified before and still holds at `now`.
     pub fn find(&mut self, token: &[u8], now: WallTime, leeway: Duration) -> Option<Grant> {
-        if self.sets.is_empty() || now < self.newest {
+        self.find_at(self.place(token)?, now, leeway)
+    }
+
+    /// The same for the token whose place that is.
+    pub fn find_at(&mut self, Place { set: place, tag }: Place, now: WallTime, leeway: Duration) -> Option<Grant> {
+        if now < self.newest {
             return None;
         }
-        let (place, tag) = self.place(token);
         let set = self.sets.get_mut(place)?;
         let at = set.iter().position(|entry| entry.as_ref().is_some_and(|entry| entry.tag == tag))?;
         if set.get(at)?.as_ref()?.grant.end(leeway).is_none_or(|end| end <= now) {
@@ -70,14 +81,23 @@ impl TokenCache {
 
     /// Keeps what `token` grants: it was verified at `now`.
     pub fn keep(&mut self, token: &[u8], grant: &Grant, now: WallTime, rights: &mut RightsTable) {
-        if self.sets_max == 0 {
-            return;
+        if let Some(place) = self.place(token) {
+            self.keep_at(place, grant, now, rights);
         }
+    }
+
+    /// The same for the token whose place that is.
+    pub fn keep_at(
+        &mut self,
+        Place { set: place, tag }: Place,
+        grant: &Grant,
+        now: WallTime,
+        rights: &mut RightsTable,
+    ) {
         if self.sets.is_empty() {
             self.sets.reserve_exact(self.sets_max);
             self.sets.resize_with(self.sets_max, Set::default);
         }
-        let (place, tag) = self.place(token);
         let Some(set) = self.sets.get_mut(place) else { return };
         self.newest = self.newest.max(now);
         // It may be there, expired by a clock that was stepped since.
@@ -100,8 +120,11 @@ impl TokenCache {
         self.sets_max = (tokens_max as usize).div_ceil(WAYS);
     }
 
-    /// The set a token stands in, and its tag there.
-    fn place(&self, token: &[u8]) -> (usize, [u8; 16]) {
+    /// Where a token stands, or would; `None`: none is ever kept. It costs the hash.
+    pub fn place(&self, token: &[u8]) -> Option<Place> {
+        if self.sets_max == 0 {
+            return None;
+        }
         let mut context = digest::Context::new(&digest::SHA256);
         context.update(&self.secret);
         context.update(token);
@@ -109,8 +132,8 @@ impl TokenCache {
         let (tag, rest) = hash.as_ref().split_first_chunk().map_or(([0; 16], &[][..]), |(tag, rest)| (*tag, rest));
         let bits = rest.first_chunk().map_or(0, |first| u64::from_le_bytes(*first));
         // Of a number below the number of sets, which is one of memory.
-        let place = usize::try_from(bits % self.sets_max.max(1) as u64).unwrap_or(0);
-        (place, tag)
+        let set = usize::try_from(bits % self.sets_max as u64).unwrap_or(0);
+        Some(Place { set, tag })
     }
 }
 

@@ -380,7 +380,8 @@ impl Shard {
     /// The grant of a token: remembered, or by verifying it.
     pub(super) fn verify_token(&mut self, token: &Secret) -> Result<Grant, Refusal> {
         let (now, token) = (self.now.wall, token.expose_secret());
-        if let Some(grant) = self.tokens.find(token, now, self.options.auth.jwt.leeway) {
+        let (place, leeway) = (self.tokens.place(token), self.options.auth.jwt.leeway);
+        if let Some(grant) = place.and_then(|place| self.tokens.find_at(place, now, leeway)) {
             self.metrics.token_cache_hits.count();
             return self.judge_token(grant);
         }
@@ -390,7 +391,9 @@ impl Shard {
         })?;
         self.metrics.token_verifications.count();
         let grant = verified.into_grant(&mut self.rights, self.options.catalog.template_claims());
-        self.tokens.keep(token, &grant, now, &mut self.rights);
+        if let Some(place) = place {
+            self.tokens.keep_at(place, &grant, now, &mut self.rights);
+        }
         if self.ledger.marks().warns_of(&grant, now) {
             self.outputs.push_back(Output::Notice(Notice::LongToken));
         }
