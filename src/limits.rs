@@ -225,6 +225,20 @@ pub const ACTIONS_PER_CORE_MAX: usize = 1024;
 pub const ACTION_NOTICE_INTERVAL: Duration = Duration::from_secs(60);
 /// Names in a stream's `params`.
 pub const PARAMS_MAX: usize = 16;
+/// Views of one stream.
+pub const VIEWS_MAX: usize = 32;
+/// Pointers of one view.
+pub const VIEW_POINTERS_MAX: usize = 64;
+/// Bytes of a JSONPath as written.
+pub const PATH_BYTES_MAX: usize = 1 << 10;
+/// Parentheses, filters and functions of a JSONPath within each other.
+pub const PATH_NESTING_MAX: usize = 16;
+/// Steps that evaluating a JSONPath may take for each byte of the value, a step being about as much as looking at a member:
+pub const PATH_STEPS_PER_BYTE: u64 = 8;
+/// and how many it may take with any value, however small.
+pub const PATH_STEPS_MIN: u64 = 1 << 16;
+/// Bytes of a compiled `match()` or `search()` pattern.
+pub const PATH_PATTERN_BYTES_MAX: usize = 1 << 16;
 /// Bytes of a stream's name with its parameters: id, and each parameter's name and value percent-encoded.
 pub const STREAM_NAME_BYTES_MAX: usize = 8 << 10;
 

@@ -16,6 +16,7 @@
 use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::codec::pointer::{Pointer, array_index};
@@ -238,6 +239,12 @@ impl<'d> Node<'d> {
     /// Whether it has no members or elements.
     pub fn is_empty(self) -> bool {
         self.len() == 0
+    }
+
+    /// Its place on the tape and those of all it holds: of two nodes of one document the span of one is within the other's,
+    /// or they have nothing in common.
+    pub fn span(self) -> Range<u32> {
+        self.slot..self.end_slot()
     }
 
     /// The slot after it and all it holds.

@@ -11,6 +11,7 @@ pub mod forwarded;
 pub mod http;
 pub mod http_response;
 pub mod json;
+pub mod jsonpath;
 pub mod message;
 pub mod pointer;
 pub mod resp;

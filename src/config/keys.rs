@@ -50,6 +50,8 @@ pub enum Form {
     Text,
     /// An array of strings.
     TextList,
+    /// An array of JSON pointers, of which the empty string is one.
+    PointerList,
     /// A string, or an array of strings.
     TextOrList,
     /// A table whose members are strings.
@@ -87,7 +89,7 @@ impl fmt::Display for Form {
             Form::Duration { .. } => "duration",
             Form::Size { .. } => "size",
             Form::Text => "string",
-            Form::TextList => "array of strings",
+            Form::TextList | Form::PointerList => "array of strings",
             Form::TextOrList => "string or array of strings",
             Form::TextTable => "table of strings",
             Form::Secret => "secret",
@@ -111,11 +113,15 @@ const SPAN: Form = Form::Duration { min_ms: 0, max_ms: LONGEST_MS };
 const COUNT: Form = Form::Integer { min: 0, max: u32::MAX as u64 };
 const BUDGET: Form = Form::Size { min: 0, max: 1 << 50 };
 
-use Form::{Address, Boolean, Choice, Moment, Secret, SecretList, SecretTable, Text, TextList, TextOrList, TextTable};
+use Form::{
+    Address, Boolean, Choice, Moment, PointerList, Secret, SecretList, SecretTable, Text, TextList, TextOrList,
+    TextTable,
+};
 use Preset::{Is, Required, Unset};
 
 /// Tables that may stand several times, as `[[stream]]`.
-pub const ARRAYS: &[&str] = &["server.tls", "auth.jwt.key", "auth.jwt.jwks", "auth.api_key", "stream", "action"];
+pub const ARRAYS: &[&str] =
+    &["server.tls", "auth.jwt.key", "auth.jwt.jwks", "auth.api_key", "stream", "stream.view", "action"];
 
 /// What a key of the configuration may be for.
 pub(super) const ALGORITHMS: &[&str] =
@@ -227,11 +233,14 @@ pub const KEYS: &[KeyDoc] = &[
     key("stream.keep_warm", Boolean, Is("false"), "Polling goes on without watchers"),
     key("stream.history", Form::Integer { min: 0, max: 1_000_000 }, Is("1024"), "Events kept for resume, and"),
     key("stream.history_bytes", BUDGET, Is("\"4MiB\""), "their size; the sooner ends it"),
-    key("stream.ignore", TextList, Is("[]"), "JSON pointers whose changes make no event by themselves"),
-    key("stream.array_key", Text, Unset, "Member by which the objects of an array are matched"),
+    key("stream.ignore", TextList, Is("[]"), "JSON pointers into the upstream's value, also where there are views: what changes there makes no event by itself"),
+    key("stream.array_key", Text, Unset, "Member by which the objects of an array are matched, in arrays whose objects all have it; in a view, as far as it shows that member"),
     key("stream.allow_anonymous", Boolean, Is("false"), "A caller without a credential may watch"),
     key("stream.roles", TextList, Is("[]"), "Any one of them is needed"),
     key("stream.permissions", TextList, Is("[]"), "All of them are needed"),
+    key("stream.view.roles", TextList, Required, "Who gets this view: the first `[[stream.view]]` of the stream that names a role of the caller; none: 403. Each view has its own epoch and `seq`, and a change outside of it makes no event in it"),
+    key("stream.view.pointers", PointerList, Unset, "JSON pointers: the value reduced to these places, its structure kept. `*` stands for each element or member (`/rows/*/name`), an index for one element; arrays close up over elements that are left out"),
+    key("stream.view.path", Text, Unset, "Instead of `pointers` a JSONPath (RFC 9535): the array of its matches; of names and indexes alone the match itself, or null. Patterns of `match` and `search` are literals"),
     key("action.type", Text, Required, "The `type` of the messages that ask for it: 1 to 64 of `A-Z a-z 0-9 . _ : ~ / -`; at most 256 actions"),
     key("action.roles", TextList, Is("[]"), "Any one of them is needed, by the grant of the moment; an anonymous caller or an API key never acts"),
     key("action.permissions", TextList, Is("[]"), "All of them are needed"),

@@ -383,6 +383,7 @@ impl Check<'_> {
             allow_anonymous: section.boolean("stream.allow_anonymous"),
             roles: values("stream.roles"),
             permissions: values("stream.permissions"),
+            views: self.views(section),
         })
     }
 
@@ -552,9 +553,10 @@ impl Check<'_> {
         if stream.ca.is_some() && stream.url.to_string().starts_with("http://") {
             self.warn(section.line_of("stream.ca"), Oddity::CaWithoutTls { id: id.clone() });
         }
+        self.warn_of_views(section, &stream.views, stream.id.as_str());
         let claim = stream.url.claims_used().into_iter().chain(stream.body.iter().flat_map(BodyTemplate::claims_used));
         let lacking = match claim.into_iter().next() {
-            _ if !stream.roles.is_empty() => Some("role".to_owned()),
+            _ if !stream.roles.is_empty() || !stream.views.is_empty() => Some("role".to_owned()),
             _ if !stream.permissions.is_empty() => Some("permission".to_owned()),
             claim => claim.map(|name| format!("claim \"{name}\"")),
         };

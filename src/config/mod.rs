@@ -17,6 +17,7 @@ mod moment;
 mod redis;
 mod session;
 mod show;
+mod views;
 mod walk;
 
 use std::fmt;
@@ -32,6 +33,7 @@ use crate::auth::api_key::{ApiKey, HashError};
 use crate::auth::jwks::JwksError;
 use crate::auth::keys::KeyError;
 use crate::auth::public_key::PublicKeyError;
+use crate::codec::jsonpath::PathError;
 use crate::secret::Secret;
 use crate::stream::schema::SchemaError;
 use crate::stream::template::TemplateError;
@@ -518,6 +520,24 @@ pub enum Problem {
     /// An entry of `ignore` that is no pointer.
     #[error("`stream.ignore` has an entry that is no JSON pointer (RFC 6901): write it as in \"/generated_at\"")]
     Pointer,
+    /// More `[[stream.view]]` than a stream may have.
+    #[error("a stream has at most {limit} [[stream.view]]")]
+    TooManyViews {
+        /// How many it may have.
+        limit: usize,
+    },
+    /// A view for nobody.
+    #[error("`stream.view.roles` is empty: name the roles that get this view")]
+    ViewWithoutRoles,
+    /// A view that shows nothing, or is described twice.
+    #[error("[[stream.view]] needs either `pointers` or `path`")]
+    ViewShape,
+    /// An entry of `pointers` that is no pointer.
+    #[error("`stream.view.pointers` has an entry that is no JSON pointer (RFC 6901): write it as in \"/rows/*/name\"")]
+    ViewPointer,
+    /// A path that is none.
+    #[error("`stream.view.path`: {0}")]
+    ViewPath(PathError),
     /// A stream to be polled for nobody, with somebody's values.
     #[error("`stream.keep_warm` polls without watchers, but {placeholder} can only be filled for one: set it to false")]
     KeepWarmUnfilled {
@@ -682,6 +702,12 @@ pub enum Oddity {
         id: String,
         /// What it lacks.
         what: String,
+    },
+    /// A view that nobody gets.
+    #[error("stream \"{id}\": nobody gets this view, as views before it are for all of its roles")]
+    ViewUnreachable {
+        /// The stream.
+        id: String,
     },
     /// Roots for a connection without TLS.
     #[error("stream \"{id}\": `ca` has no effect with an http:// URL")]

@@ -13,6 +13,7 @@ use crate::auth::api_key::ApiKey;
 use crate::auth::jwks::IssuerOptions;
 use crate::auth::session;
 use crate::stream;
+use crate::stream::view::{Projection, View};
 
 /// What stands for a secret.
 const MASK: &str = "\"***\"";
@@ -224,6 +225,16 @@ fn stream(page: &mut Page, stream: &stream::Options) {
     page.line("allow_anonymous", stream.allow_anonymous);
     page.line("roles", list(&stream.roles));
     page.line("permissions", list(&stream.permissions));
+    stream.views.iter().for_each(|view| self::view(page, view));
+}
+
+fn view(page: &mut Page, view: &View) {
+    page.header("[[stream.view]]");
+    page.line("roles", list(&view.roles));
+    match &view.projection {
+        Projection::Pointers(places) => page.line("pointers", list(places.pointers().iter().map(ToString::to_string))),
+        Projection::Path(path) => page.line("path", quoted(path.as_str())),
+    }
 }
 
 fn action(page: &mut Page, action: &stream::action::Options) {

@@ -163,6 +163,12 @@ ignore = ["/generated_at", "/a~1b"]
 array_key = "id"
 roles = ["agent", "admin"]
 permissions = ["leads.read"]
+[[stream.view]]
+roles = ["agent"]
+pointers = ["/name", "/rows/*/a~1b"]
+[[stream.view]]
+roles = ["admin"]
+path = "$.rows[?@.open == true]"
 [[stream]]
 id = "public"
 url = "http://127.0.0.1:3000"
@@ -336,6 +342,14 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         allow_anonymous = false
         roles = ["agent", "admin"]
         permissions = ["leads.read"]
+
+        [[stream.view]]
+        roles = ["agent"]
+        pointers = ["/name", "/rows/*/a~1b"]
+
+        [[stream.view]]
+        roles = ["admin"]
+        path = "$.rows[?@.open == true]"
 
         [[stream]]
         id = "public"
@@ -1278,4 +1292,59 @@ proptest! {
         };
         prop_assert!(!said.contains(ENV_SECRET) && !said.contains(FILE_SECRET));
     }
+}
+
+#[test]
+fn views_say_for_whom_and_what() {
+    check_stream(
+        "[[stream.view]]\nroles = [\"a\"]\npointers = [\"\"]\n[[stream.view]]\nroles = [\"b\", \"a\"]\npath = \"$\"",
+        expect![[""]],
+    );
+    check_stream(
+        "[[stream.view]]\npath = \"$\"\n[[stream.view]]\nroles = []\npath = \"$\"\n[[stream.view]]\nroles = [\"a\"]\n\
+         [[stream.view]]\nroles = [\"a\"]\npath = \"$\"\npointers = [\"/a\"]\n\
+         [[stream.view]]\nroles = [\"a\"]\npointers = [\"a\"]\n[[stream.view]]\nroles = [\"a\"]\npointers = []\n\
+         [[stream.view]]\nroles = [\"a\"]\npath = \"$.rows[\"\n[stream.views]\n",
+        expect![[r#"
+            `stream.view.roles` is missing here
+            `stream.view.roles` is empty: name the roles that get this view
+            [[stream.view]] needs either `pointers` or `path`
+            [[stream.view]] needs either `pointers` or `path`
+            `stream.view.pointers` has an entry that is no JSON pointer (RFC 6901): write it as in "/rows/*/name"
+            `stream.view.pointers`: is empty
+            `stream.view.path`: byte 7: a selector was expected: 'name', *, an index, a slice or ?filter
+            unknown key `stream.views`; the nearest known one is `stream.view`
+        "#]],
+    );
+    check_stream(
+        "[[stream.view]]\nroles = [\"a\"]\npath = \"$\"\nrole = \"b\"",
+        expect![[r#"
+        unknown key `stream.view.role`; the nearest known one is `stream.view.roles`
+    "#]],
+    );
+    let view = "[[stream.view]]\nroles = [\"a\"]\npath = \"$\"\n";
+    check_stream(
+        &format!("allow_anonymous = true\n{view}{view}"),
+        expect![[r#"
+        warning: stream "s": `allow_anonymous` has no effect, for an anonymous caller has no role
+        warning: stream "s": nobody gets this view, as views before it are for all of its roles
+    "#]],
+    );
+    let many: String =
+        (0..crate::limits::VIEWS_MAX).map(|n| format!("[[stream.view]]\nroles = [\"r{n}\"]\npath = \"$\"\n")).collect();
+    check_stream(&many, expect![[""]]);
+    check_stream(
+        &format!("{many}[[stream.view]]\nroles = [\"z\"]\npath = \"$\""),
+        expect![[r#"
+        a stream has at most 32 [[stream.view]]
+    "#]],
+    );
+    let pointers = |count: usize| format!("[[stream.view]]\nroles = [\"a\"]\npointers = [{}]", "\"/a\",".repeat(count));
+    check_stream(&pointers(crate::limits::VIEW_POINTERS_MAX), expect![[""]]);
+    check_stream(
+        &pointers(crate::limits::VIEW_POINTERS_MAX + 1),
+        expect![[r#"
+            `stream.view.pointers`: has over 64 members
+        "#]],
+    );
 }

@@ -65,6 +65,11 @@ impl Section {
         self.written.get(path).map_or(self.line, |(line, _)| *line)
     }
 
+    /// Whether the file has it as it should be.
+    pub(super) fn is_right(&self, path: &str) -> bool {
+        self.written.get(path).is_some_and(|(_, value)| value.is_some())
+    }
+
     /// Whether the file has `path`, be its value right or wrong.
     pub(super) fn is_written(&self, path: &str) -> bool {
         self.written.contains_key(path)
@@ -291,7 +296,9 @@ impl Walk<'_> {
 
     fn require_all(&mut self, array: &str, section: &Section) {
         for key in keys::KEYS.iter().filter(|key| key.default == Preset::Required) {
-            let stands_in_it = key.path.strip_prefix(array).is_some_and(|rest| rest.starts_with('.'));
+            let is_within = |array: &str| key.path.strip_prefix(array).is_some_and(|rest| rest.starts_with('.'));
+            // What an array within this one requires, its own elements are asked for.
+            let stands_in_it = is_within(array) && !keys::ARRAYS.iter().any(|a| a.len() > array.len() && is_within(a));
             if stands_in_it && !section.written.contains_key(key.path) {
                 self.errors.push(ConfigError { line: section.line, problem: Problem::Missing { key: key.path } });
             }
@@ -336,9 +343,9 @@ impl Walk<'_> {
                 let text = self.text(key.path, text, value.span())?;
                 Some(Value::Texts(vec![Lined { line: self.lines.line_at(value.span().start), value: text }]))
             }
-            (Form::TextList | Form::TextOrList, DeValue::Array(elements)) => {
+            (Form::TextList | Form::TextOrList | Form::PointerList, DeValue::Array(elements)) => {
                 self.few(key.path, elements.len(), value)?;
-                let texts: Vec<Option<Lined<String>>> = elements.iter().map(|e| self.element(key.path, e)).collect();
+                let texts: Vec<Option<Lined<String>>> = elements.iter().map(|e| self.element(key, e)).collect();
                 texts.into_iter().collect::<Option<Vec<_>>>().map(Value::Texts)
             }
             (Form::TextTable, DeValue::Table(table)) => {
@@ -365,12 +372,14 @@ impl Walk<'_> {
         }
     }
 
-    fn element(&mut self, path: &str, element: &Spanned<DeValue<'_>>) -> Option<Lined<String>> {
+    fn element(&mut self, key: &KeyDoc, element: &Spanned<DeValue<'_>>) -> Option<Lined<String>> {
         let DeValue::String(text) = element.get_ref() else {
-            self.wrong_type(path, "an array of strings", element);
+            self.wrong_type(key.path, "an array of strings", element);
             return None;
         };
-        let value = self.text(path, text, element.span())?;
+        // RFC 6901: the empty pointer is the whole value.
+        let may_be_empty = key.form == Form::PointerList && text.is_empty();
+        let value = if may_be_empty { String::new() } else { self.text(key.path, text, element.span())? };
         Some(Lined { line: self.lines.line_at(element.span().start), value })
     }
 
@@ -458,7 +467,7 @@ fn wanted(form: Form) -> String {
         Form::Secret => "a string: the secret itself, env:NAME, file:PATH, b64:… or hex:…".to_owned(),
         Form::Choice(_) => form.to_string(),
         Form::Moment => "a date-time such as 2027-01-01T00:00:00Z, without quotes".to_owned(),
-        Form::TextList => "an array of strings".to_owned(),
+        Form::TextList | Form::PointerList => "an array of strings".to_owned(),
         Form::SecretList => {
             "an array of strings: each the secret itself, env:NAME, file:PATH, b64:… or hex:…".to_owned()
         }

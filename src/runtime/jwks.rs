@@ -323,6 +323,7 @@ fn target(url: &url::Url, ca: Option<&CaFile>) -> Arc<Target> {
         ignore: Vec::new(),
         array_key: None,
         allow_anonymous: false,
+        views: Vec::new(),
         roles: Vec::new(),
         permissions: Vec::new(),
     };

@@ -1,6 +1,7 @@
 //! The worker pool for comparisons that would hold a core.
 //!
-//! Memory: at most one comparison waits for each stream that is being polled; the stream itself bounds them. Errors:
+//! Memory: at most two comparisons wait for each stream that is being polled, one of a body and one for views that are
+//! watched anew; the stream itself bounds them. Errors:
 //! a comparison that panics ends its worker's turn, and its stream is polled again after its time-out.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -19,7 +20,7 @@ type Job = (Box<Comparison>, Arc<Mailbox>);
 /// The pool. Its threads end when it is dropped.
 #[derive(Debug)]
 pub struct Workers {
-    // One job a stream at most, as a stream has one poll at most: the queue is bounded by `limits.streams`.
+    // Two jobs a stream at most, as a stream has one poll at most: the queue is bounded by `limits.streams`.
     jobs: Sender<Job>,
 }
 

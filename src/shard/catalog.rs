@@ -1,7 +1,7 @@
 //! The configured streams, and what one of them becomes for one caller: a filled-in URL that may be shared.
 //!
 //! Source: protocol version 1, sections 1 («Templates») and 2 («Order of refusal»).
-//! Memory: one entry a configured stream; a key for each filled-in URL in use, shared by all who watch it.
+//! Memory: one entry a configured stream; a key for each view of a filled-in URL in use, shared by all who watch it.
 //! Errors: [`Refusal`], in the protocol's order. Not here: polling, subscribing.
 
 use std::collections::HashMap;
@@ -14,9 +14,11 @@ use crate::connection::handshake::Refusal;
 use crate::ids::{CoreId, StreamId};
 use crate::stream::poll::Target;
 use crate::stream::template::{self, FillError};
+use crate::stream::view::Facet;
 use crate::stream::{self, action};
 
-/// What one poller polls: a stream, filled in. Equal for two callers exactly if they may share each other's responses.
+/// What one caller watches: a stream, filled in, and what of it they are shown. Equal for two callers exactly if they get the
+/// same sequence; [`StreamKey::is_polled_with`] if they may share each other's responses.
 #[derive(Debug)]
 pub struct StreamKey {
     /// What it is called in frames.
@@ -27,16 +29,35 @@ pub struct StreamKey {
     pub target: Arc<Target>,
     /// Grows when the stream's configuration changes, so that what was polled before is not taken for it.
     pub revision: u64,
+    /// What of the value is shown.
+    pub facet: Facet,
+    /// Of what is polled: all facets have the same.
     hash: u64,
 }
 
 impl StreamKey {
+    /// Whether both are made of the same polls.
+    pub fn is_polled_with(&self, other: &StreamKey) -> bool {
+        self.hash == other.hash
+            && self.name == other.name
+            && self.revision == other.revision
+            && self.target.url == other.target.url
+            && self.target.body == other.target.body
+    }
+
+    /// The same stream, another part of its value.
+    fn with_facet(&self, facet: Facet) -> StreamKey {
+        let StreamKey { name, params, target, revision, hash, .. } = self;
+        let (name, params, target) = (Arc::clone(name), params.clone(), Arc::clone(target));
+        StreamKey { name, params, target, revision: *revision, facet, hash: *hash }
+    }
+
     /// The core that polls it.
     pub fn owner(&self, cores: u16) -> CoreId {
         CoreId(u16::try_from(self.hash % u64::from(cores.max(1))).expect("a remainder is below its divisor"))
     }
 
-    /// Its hash, the same on every core of the process.
+    /// The hash of what is polled, the same on every core of the process.
     pub fn hash_value(&self) -> u64 {
         self.hash
     }
@@ -51,11 +72,7 @@ impl StreamKey {
 
 impl PartialEq for StreamKey {
     fn eq(&self, other: &StreamKey) -> bool {
-        self.hash == other.hash
-            && self.name == other.name
-            && self.revision == other.revision
-            && self.target.url == other.target.url
-            && self.target.body == other.target.body
+        self.facet == other.facet && self.is_polled_with(other)
     }
 }
 
@@ -64,6 +81,25 @@ impl Eq for StreamKey {}
 impl Hash for StreamKey {
     fn hash<H: Hasher>(&self, state: &mut H) {
         state.write_u64(self.hash);
+        self.facet.hash(state);
+    }
+}
+
+/// A key as the owner of its stream looks for it: all facets of one filled-in URL are one stream.
+#[derive(Clone, Debug)]
+pub(super) struct PolledKey(pub(super) Arc<StreamKey>);
+
+impl PartialEq for PolledKey {
+    fn eq(&self, other: &PolledKey) -> bool {
+        self.0.is_polled_with(&other.0)
+    }
+}
+
+impl Eq for PolledKey {}
+
+impl Hash for PolledKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.0.hash);
     }
 }
 
@@ -71,8 +107,27 @@ impl Hash for StreamKey {
 struct Entry {
     options: Arc<stream::Options>,
     revision: u64,
-    /// The key, where no caller shapes it.
-    fixed: Option<Arc<StreamKey>>,
+    /// The keys of all its facets, where no caller shapes it otherwise; else none.
+    fixed: Vec<Arc<StreamKey>>,
+}
+
+impl Entry {
+    /// The facet of those who get everything, or, where there are views, of each of these.
+    fn facets(options: &stream::Options) -> Vec<Facet> {
+        match u16::try_from(options.views.len()) {
+            Ok(0) | Err(_) => vec![Facet::WHOLE],
+            Ok(views) => (0..views).map(|view| Facet { view: Some(view) }).collect(),
+        }
+    }
+
+    /// What `grant` is shown: of a stream with views the first that names a role of theirs.
+    fn facet(&self, grant: &Grant) -> Option<Facet> {
+        if self.options.views.is_empty() {
+            return Some(Facet::WHOLE);
+        }
+        let view = self.options.views.iter().position(|view| grant.has_rights(&view.roles, &[]).is_ok())?;
+        Some(Facet { view: Some(u16::try_from(view).ok()?) })
+    }
 }
 
 /// All configured streams and actions.
@@ -108,8 +163,10 @@ impl Catalog {
                 catalog.template_claims.push(claim.to_owned());
             }
             let shaped = catalog.is_shaped(&options);
-            let fixed =
-                if shaped { None } else { catalog.key(&options, revision, Vec::new(), &|_| None).ok().map(Arc::new) };
+            let mut fixed = Vec::new();
+            if !shaped && let Ok(whole) = catalog.key(&options, revision, Vec::new(), &|_| None) {
+                fixed.extend(Entry::facets(&options).into_iter().map(|facet| Arc::new(whole.with_facet(facet))));
+            }
             catalog.entries.insert(options.id.clone(), Entry { options, revision, fixed });
         }
         catalog.template_claims.sort_unstable();
@@ -137,7 +194,8 @@ impl Catalog {
     /// holder may have changed.
     pub fn selected(&self, grant: &Grant, id: &StreamId) -> Option<Arc<StreamKey>> {
         let entry = self.entries.get(id)?;
-        match &entry.fixed {
+        match entry.fixed.first() {
+            // What is polled is the same, whatever of it is shown.
             Some(fixed) => Some(Arc::clone(fixed)),
             None => self.key(&entry.options, entry.revision, Vec::new(), &|name| grant.claim(name)).ok().map(Arc::new),
         }
@@ -166,7 +224,7 @@ impl Catalog {
 
     /// The keys of the streams that are polled without watchers.
     pub fn kept_warm(&self) -> impl Iterator<Item = &Arc<StreamKey>> {
-        self.entries.values().filter(|entry| entry.options.keep_warm).filter_map(|entry| entry.fixed.as_ref())
+        self.entries.values().filter(|entry| entry.options.keep_warm).flat_map(|entry| &entry.fixed)
     }
 
     /// Whether a key is of this catalog: not of a stream that was removed or changed.
@@ -208,7 +266,15 @@ impl Catalog {
                 return Err(Refusal::new(ErrorCode::InsufficientPermissions, detail));
             }
         }
-        if let Some(fixed) = &entry.fixed {
+        let facet = entry.facet(grant).ok_or_else(|| match grant.kind() {
+            // A view is for roles, and nobody in particular has none.
+            CredentialKind::Anonymous => Refusal::new(ErrorCode::MissingCredential, "this stream needs a credential"),
+            _ => {
+                let detail = "the credential has no role that a view of this stream is for";
+                Refusal::new(ErrorCode::InsufficientPermissions, detail)
+            }
+        })?;
+        if let Some(fixed) = entry.fixed.iter().find(|fixed| fixed.facet == facet) {
             return Ok(Arc::clone(fixed));
         }
         let mut used: Vec<(String, String)> = Vec::new();
@@ -220,8 +286,9 @@ impl Catalog {
             }
             used.push((name.clone(), value.clone()));
         }
-        self.key(options, entry.revision, used, &|name| grant.claim(name))
-            .map(Arc::new)
+        let whole = self.key(options, entry.revision, used, &|name| grant.claim(name));
+        whole
+            .map(|key| Arc::new(StreamKey { facet, ..key }))
             .map_err(|error| Refusal::new(code_of(&error), error.to_string()))
     }
 
@@ -258,6 +325,7 @@ impl Catalog {
             params,
             target: Arc::new(Target { options: Arc::clone(options), url, body }),
             revision,
+            facet: Facet::WHOLE,
             hash: hasher.finish(),
         })
     }

@@ -52,7 +52,7 @@ pub enum Mail {
         history: Box<History>,
         /// Its status.
         status: Status,
-        /// Whether a poll has ended since it was last started.
+        /// Whether a poll has ended since it was last started, and the history is no older.
         fresh: bool,
     },
     /// From the owner: there are too many streams.
@@ -75,6 +75,8 @@ pub enum Mail {
         status: Status,
         /// Whether its state is another than before.
         changed: bool,
+        /// Whether the history is no older than that poll.
+        fresh: bool,
     },
     /// From the owner: its history was cut to make room for others, and so is to be the copy.
     Trimmed {
@@ -142,7 +144,7 @@ impl Shard {
             Mail::Attached { key, history, status, fresh } => self.attached(&key, *history, status, fresh),
             Mail::Refused { key } => self.refused(&key),
             Mail::Published { key, event } => self.published(&key, &event),
-            Mail::Polled { key, status, changed } => self.polled(&key, status, changed),
+            Mail::Polled { key, status, changed, fresh } => self.polled(&key, status, changed, fresh),
             Mail::Trimmed { key, bytes } => self.trimmed(&key, bytes),
             Mail::Evicted { key } => self.evicted(&key),
             Mail::Renew { connection, token, addr, from, ask } => self.renew(connection, &token, addr, from, ask),

@@ -66,6 +66,7 @@ pub use self::rng::Rng;
 pub use self::stats::Stats;
 
 use self::actions::Acting;
+use self::catalog::PolledKey;
 use self::control::Passes;
 use self::encoder::Encoder;
 use self::fanout::Joint;
@@ -309,7 +310,7 @@ pub struct Shard {
     topics: Slab<Topic>,
     topic_of: HashMap<Arc<StreamKey>, u32>,
     streams: Slab<Owned>,
-    stream_of: HashMap<Arc<StreamKey>, u32>,
+    stream_of: HashMap<PolledKey, u32>,
     /// Bytes of values and histories of the streams owned here.
     history_bytes: u64,
 

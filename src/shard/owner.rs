@@ -1,7 +1,9 @@
 //! The streams that this core polls, for itself and for other cores.
 //!
+//! A stream is polled once for all of its sequences, each of which has its own audience: a core hears of an event only if
+//! someone there watches what shows it.
 //! Source: protocol version 1, section 3; `stream` does the work of each. Memory: `limits.streams` streams of the
-//! process, their histories and values within `history_bytes_total` of it: those that nobody watches go first, the
+//! process, their histories and values within `history_bytes_total` of it: sequences that nobody watches go first, the
 //! longest unwatched before others. Errors: [`Mail::Refused`] where there are too many.
 
 use std::collections::BTreeMap;
@@ -9,21 +11,24 @@ use std::sync::Arc;
 
 use crate::ids::{CoreId, Epoch};
 use crate::metrics::PollResult;
+use crate::stream::log::Event;
 use crate::stream::poll::{FetchResult, PollNo};
-use crate::stream::{Compared, Step, Stream};
+use crate::stream::{CaughtUp, Compared, SequenceNo, Step, Stream};
 use crate::time::Instant;
 
+use super::catalog::PolledKey;
 use super::{Mail, Notice, Output, Shard, StreamKey, Timer};
 
-/// A stream and the cores that want to hear of it.
+/// A stream and those who want to hear of it.
 #[derive(Debug)]
 pub(super) struct Owned {
+    /// Of the first who asked for it; what else it has in common with the keys of `audiences` is what is polled.
     key: Arc<StreamKey>,
     stream: Stream,
     /// Tells it from others that have stood at its place.
     generation: u32,
-    /// For each core that hears of it, whether someone there watches.
-    cores: BTreeMap<CoreId, bool>,
+    /// Who hears of each of its sequences; never none, once there was one.
+    audiences: Vec<Audience>,
     /// Whether it is polled without watchers.
     warm: bool,
     /// When polling ends, where nobody watches.
@@ -44,9 +49,49 @@ pub(super) struct Owned {
     linger_timer: Option<Instant>,
 }
 
+/// Those who want to hear of one sequence.
+#[derive(Debug)]
+struct Audience {
+    no: SequenceNo,
+    key: Arc<StreamKey>,
+    /// For each core that hears of it, whether someone there watches.
+    cores: BTreeMap<CoreId, bool>,
+    /// When it was last watched.
+    used: Instant,
+}
+
+impl Audience {
+    fn is_watched(&self) -> bool {
+        self.cores.values().any(|&watches| watches)
+    }
+
+    fn cores(&self) -> Vec<CoreId> {
+        self.cores.keys().copied().collect()
+    }
+}
+
 impl Owned {
     fn is_watched(&self) -> bool {
-        self.warm || self.cores.values().any(|&watches| watches)
+        self.warm || self.audiences.iter().any(Audience::is_watched)
+    }
+
+    fn audience(&mut self, key: &StreamKey) -> Option<&mut Audience> {
+        self.audiences.iter_mut().find(|audience| *audience.key == *key)
+    }
+
+    fn audience_of(&self, no: SequenceNo) -> Option<&Audience> {
+        self.audiences.iter().find(|audience| audience.no == no)
+    }
+
+    /// Polls look at those sequences that are watched or were a moment ago; where there is only one, the whole stream lingers.
+    fn choose_wanted(&mut self, now: Instant) {
+        if let [_, _, ..] = &*self.audiences {
+            let linger = self.key.target.options.linger;
+            for audience in &self.audiences {
+                let wanted = self.warm || audience.is_watched() || audience.used + linger > now;
+                self.stream.set_wanted(audience.no, wanted);
+            }
+        }
     }
 }
 
@@ -58,6 +103,7 @@ impl Shard {
             if key.owner(self.cores) == self.core
                 && let Some(index) = self.own(key)
             {
+                self.hear(index, key);
                 if let Some(owned) = self.streams.at_mut(index) {
                     owned.warm = true;
                 }
@@ -68,7 +114,7 @@ impl Shard {
 
     /// The place of that stream, which is made if there is none; `None` where there are too many.
     fn own(&mut self, key: &Arc<StreamKey>) -> Option<u32> {
-        if let Some(&index) = self.stream_of.get(key) {
+        if let Some(index) = self.owned(key) {
             let owned = self.streams.at_mut(index)?;
             if owned.parked {
                 // It is left alone meanwhile: it must not make place for itself.
@@ -82,14 +128,13 @@ impl Shard {
         }
         self.take_place(None)?;
         self.generation = self.generation.wrapping_add(1);
-        let epoch = Epoch::from_random(self.rng.u64());
         // An answer that comes after its stream was evicted must not become the value of the next one at its place.
         let last = PollNo(u64::from(self.generation) << 32);
         let owned = Owned {
             key: Arc::clone(key),
-            stream: Stream::new(Arc::clone(&key.target), epoch, self.rng.u64(), last),
+            stream: Stream::new(Arc::clone(&key.target), self.rng.u64(), last),
             generation: self.generation,
-            cores: BTreeMap::new(),
+            audiences: Vec::new(),
             warm: false,
             linger_until: None,
             used: self.now.at,
@@ -101,9 +146,25 @@ impl Shard {
             linger_timer: None,
         };
         let index = self.streams.insert(owned);
-        self.stream_of.insert(Arc::clone(key), index);
+        self.stream_of.insert(PolledKey(Arc::clone(key)), index);
         self.metrics.streams.rise();
         Some(index)
+    }
+
+    /// The place of the stream that this is a facet of, where there is one.
+    fn owned(&self, key: &Arc<StreamKey>) -> Option<u32> {
+        self.stream_of.get(&PolledKey(Arc::clone(key))).copied()
+    }
+
+    /// The audience of that facet of the stream, which is made if there is none.
+    fn hear(&mut self, index: u32, key: &Arc<StreamKey>) -> Option<&mut Audience> {
+        let now = self.now.at;
+        let owned = self.streams.at_mut(index)?;
+        if owned.audience(key).is_none() {
+            let no = owned.stream.add_sequence(key.facet, Epoch::from_random(self.rng.u64()));
+            owned.audiences.push(Audience { no, key: Arc::clone(key), cores: BTreeMap::new(), used: now });
+        }
+        owned.audience(key)
     }
 
     /// Counts one stream more, if there may be; one that lingers makes place for it.
@@ -137,64 +198,96 @@ impl Shard {
         }
     }
 
-    fn oldest_unwatched(&self) -> Option<u32> {
-        let unwatched = self.streams.iter().filter(|(_, owned)| !owned.is_watched());
-        unwatched.min_by_key(|(_, owned)| owned.used).map(|(index, _)| index)
+    /// The sequence that has gone unwatched for longest, with its stream's place; of `newest` only beside a watched one.
+    fn oldest_unwatched(&self, newest: u32) -> Option<(u32, SequenceNo)> {
+        let streams =
+            self.streams.iter().filter(|(index, owned)| !owned.warm && (*index != newest || owned.is_watched()));
+        let unwatched = streams.flat_map(|(index, owned)| {
+            let audiences = owned.audiences.iter().filter(|audience| !audience.is_watched());
+            audiences.map(move |audience| (audience.used, index, audience.no))
+        });
+        unwatched.min().map(|(_, index, no)| (index, no))
+    }
+
+    /// Forgets a sequence, and with the last its stream.
+    fn evict_sequence(&mut self, index: u32, no: SequenceNo) {
+        let Some(owned) = self.streams.at_mut(index) else { return };
+        if let [_] | [] = &*owned.audiences {
+            return self.evict(index);
+        }
+        let Some(at) = owned.audiences.iter().position(|audience| audience.no == no) else { return };
+        let audience = owned.audiences.swap_remove(at);
+        owned.stream.remove_sequence(no);
+        for core in audience.cores() {
+            self.send(core, Mail::Evicted { key: Arc::clone(&audience.key) });
+        }
+        self.recount(index);
     }
 
     fn evict(&mut self, index: u32) {
         let Some(owned) = self.streams.remove(index) else { return };
-        self.stream_of.remove(&owned.key);
+        self.stream_of.remove(&PolledKey(Arc::clone(&owned.key)));
         if !owned.parked {
             self.ledger.close_stream();
         }
         self.metrics.streams.fall();
         self.history_bytes -= owned.counted;
         self.metrics.history_bytes.set(self.history_bytes);
-        for &core in owned.cores.keys() {
-            self.send(core, Mail::Evicted { key: Arc::clone(&owned.key) });
+        for audience in &owned.audiences {
+            for core in audience.cores() {
+                self.send(core, Mail::Evicted { key: Arc::clone(&audience.key) });
+            }
         }
     }
 
     pub(super) fn watched(&mut self, key: Arc<StreamKey>, from: CoreId, attach: bool) {
+        let now = self.now.at;
         let Some(index) = self.own(&key) else {
             self.send(from, Mail::Refused { key });
             return;
         };
+        let Some(audience) = self.hear(index, &key) else { return };
+        let known = audience.cores.insert(from, true).is_some();
+        audience.used = now;
+        let no = audience.no;
         let Some(owned) = self.streams.at_mut(index) else { return };
-        let known = owned.cores.insert(from, true).is_some();
         owned.linger_until = None;
-        owned.used = self.now.at;
+        owned.used = now;
         if !owned.stream.is_running() {
             owned.fresh = false;
         }
+        owned.stream.set_wanted(no, true);
         self.start_stream(index);
+        self.catch_up_sequences(index);
         let Some(owned) = self.streams.at(index) else { return };
+        let fresh = owned.fresh && owned.stream.is_current(no);
+        let status = owned.stream.status(now);
         if attach || !known {
-            let history = Box::new(owned.stream.history().clone());
-            let status = owned.stream.status(self.now.at);
-            let fresh = owned.fresh;
+            let Some(history) = owned.stream.history(no) else { return };
+            let history = Box::new(history.clone());
             self.send(from, Mail::Attached { key, history, status, fresh });
-        } else if owned.fresh {
-            let status = owned.stream.status(self.now.at);
-            self.send(from, Mail::Polled { key, status, changed: false });
+        } else if fresh {
+            self.send(from, Mail::Polled { key, status, changed: false, fresh });
         }
     }
 
     pub(super) fn unwatched(&mut self, key: &Arc<StreamKey>, from: CoreId) {
-        let Some(&index) = self.stream_of.get(key) else { return };
+        let now = self.now.at;
+        let Some(index) = self.owned(key) else { return };
         let Some(owned) = self.streams.at_mut(index) else { return };
-        if let Some(watches) = owned.cores.get_mut(&from) {
+        let Some(audience) = owned.audience(key) else { return };
+        if let Some(watches) = audience.cores.get_mut(&from) {
             *watches = false;
         }
-        owned.used = self.now.at;
+        audience.used = now;
+        owned.used = now;
         self.linger(index);
     }
 
     /// What the stream shows may have changed: it is polled at once, and where a poll is under way, which may have missed
     /// the change, once more after it. One that is not polled now is with its next watcher.
     pub(super) fn refreshed(&mut self, key: &Arc<StreamKey>) {
-        let Some(&index) = self.stream_of.get(key) else { return };
+        let Some(index) = self.owned(key) else { return };
         let now = self.now.at;
         if self.streams.at_mut(index).is_some_and(|owned| owned.stream.poll_now(now)) {
             self.plan_poll(index);
@@ -202,9 +295,9 @@ impl Shard {
     }
 
     pub(super) fn detached(&mut self, key: &Arc<StreamKey>, from: CoreId) {
-        let Some(&index) = self.stream_of.get(key) else { return };
-        let Some(owned) = self.streams.at_mut(index) else { return };
-        owned.cores.remove(&from);
+        let Some(index) = self.owned(key) else { return };
+        let Some(audience) = self.streams.at_mut(index).and_then(|owned| owned.audience(key)) else { return };
+        audience.cores.remove(&from);
         self.linger(index);
     }
 
@@ -287,6 +380,7 @@ impl Shard {
         let Some(owned) = self.streams.at_mut(index) else { return };
         let (not_modified, took) =
             (matches!(&result, Ok(response) if response.status == 304), now.at.since(owned.begun));
+        owned.choose_wanted(now.at);
         let step = owned.stream.fetched(now, index, poll, result);
         if !matches!(step, Step::Unexpected) {
             self.metrics.poll_duration.observe(took);
@@ -299,9 +393,52 @@ impl Shard {
         let now = self.now;
         let index = compared.stream;
         let Some(owned) = self.streams.at_mut(index) else { return };
+        if !compared.is_of_poll() {
+            let taken = owned.stream.caught_up(compared);
+            self.sequences_caught_up(index, taken);
+            return self.catch_up_sequences(index);
+        }
         let step = owned.stream.compared(now, compared);
         self.count_poll(&step, false);
         self.stepped(index, step);
+    }
+
+    /// Brings the sequences that are wanted again, or for the first time, up to date.
+    fn catch_up_sequences(&mut self, index: u32) {
+        let Some(owned) = self.streams.at_mut(index) else { return };
+        match owned.stream.catch_up(index) {
+            CaughtUp::Compare(comparison) => self.outputs.push_back(Output::Compare(Box::new(comparison))),
+            CaughtUp::Now(taken) => self.sequences_caught_up(index, taken),
+        }
+    }
+
+    /// Sequences have been brought up to date: some by an event.
+    fn sequences_caught_up(&mut self, index: u32, taken: Vec<(SequenceNo, Option<Event>)>) {
+        if taken.is_empty() {
+            return;
+        }
+        for (no, event) in taken {
+            if let Some(event) = event {
+                self.publish(index, no, &event);
+            }
+            let Some(owned) = self.streams.at(index) else { return };
+            let Some(audience) = owned.audience_of(no) else { continue };
+            let (status, fresh) = (owned.stream.status(self.now.at), owned.fresh);
+            let (key, cores) = (Arc::clone(&audience.key), audience.cores());
+            for core in cores {
+                self.send(core, Mail::Polled { key: Arc::clone(&key), status, changed: false, fresh });
+            }
+        }
+        self.bound_histories(index);
+    }
+
+    /// Tells an event to all who hear of its sequence.
+    fn publish(&mut self, index: u32, no: SequenceNo, event: &Event) {
+        let Some(audience) = self.streams.at(index).and_then(|owned| owned.audience_of(no)) else { return };
+        let (key, cores) = (Arc::clone(&audience.key), audience.cores());
+        for core in cores {
+            self.send(core, Mail::Published { key: Arc::clone(&key), event: event.clone() });
+        }
     }
 
     fn count_poll(&self, step: &Step, not_modified: bool) {
@@ -316,8 +453,6 @@ impl Shard {
     }
 
     fn stepped(&mut self, index: u32, step: Step) {
-        let Some(owned) = self.streams.at_mut(index) else { return };
-        let key = Arc::clone(&owned.key);
         let mut detail = String::new();
         match step {
             Step::Unexpected => return,
@@ -327,26 +462,31 @@ impl Shard {
             }
             Step::Unchanged => {}
             Step::Failed(failure) => detail = failure.detail,
-            Step::Changed(event) => {
-                for core in owned.cores.keys().copied().collect::<Vec<_>>() {
-                    let mail = Mail::Published { key: Arc::clone(&key), event: event.clone() };
-                    self.send(core, mail);
+            Step::Changed(events) => {
+                for (no, event) in &events {
+                    self.publish(index, *no, event);
                 }
                 self.bound_histories(index);
             }
         }
         let Some(owned) = self.streams.at_mut(index) else { return };
         owned.fresh = true;
-        let change = owned.stream.status_change(self.now.at);
+        let changed = owned.stream.status_change(self.now.at).is_some();
         let status = owned.stream.status(self.now.at);
-        let stream = key.target.options.id.to_string();
-        for core in owned.cores.keys().copied().collect::<Vec<_>>() {
-            self.send(core, Mail::Polled { key: Arc::clone(&key), status, changed: change.is_some() });
+        let stream = changed.then(|| owned.key.target.options.id.to_string());
+        // The upstream's state is told to all; whether its value has changed only to those who see that.
+        let mails = owned.audiences.iter().flat_map(|audience| {
+            let (key, fresh) = (&audience.key, owned.stream.is_current(audience.no));
+            audience.cores.keys().map(move |&core| (core, Arc::clone(key), fresh))
+        });
+        for (core, key, fresh) in mails.collect::<Vec<_>>() {
+            self.send(core, Mail::Polled { key, status, changed, fresh });
         }
-        if change.is_some() {
+        if let Some(stream) = stream {
             self.outputs.push_back(Output::Notice(Notice::Upstream { stream, status, detail }));
         }
         self.plan_poll(index);
+        self.catch_up_sequences(index);
     }
 
     /// Keeps this core's part of `history_bytes_total`: unwatched streams go first, then the histories of watched ones
@@ -355,8 +495,8 @@ impl Shard {
         let share = self.options.limits.history_bytes_total / u64::from(self.cores.max(1));
         self.recount(newest);
         while self.history_bytes > share {
-            let Some(index) = self.oldest_unwatched().filter(|&index| index != newest) else { break };
-            self.evict(index);
+            let Some((index, no)) = self.oldest_unwatched(newest) else { break };
+            self.evict_sequence(index, no);
         }
         if self.history_bytes <= share {
             return;
@@ -369,9 +509,12 @@ impl Shard {
             let before = owned.stream.bytes();
             owned.stream.trim_to(before.saturating_sub(self.history_bytes - share));
             // The copies of other cores hold the same texts: only when all have let go of them are they gone.
-            let (key, bytes) = (Arc::clone(&owned.key), owned.stream.history().bytes());
-            for core in owned.cores.keys().copied().collect::<Vec<_>>() {
-                self.send(core, Mail::Trimmed { key: Arc::clone(&key), bytes });
+            let mails = owned.audiences.iter().filter_map(|audience| {
+                let bytes = owned.stream.history(audience.no)?.bytes();
+                Some(audience.cores.keys().map(move |&core| (core, Arc::clone(&audience.key), bytes)))
+            });
+            for (core, key, bytes) in mails.flatten().collect::<Vec<_>>() {
+                self.send(core, Mail::Trimmed { key, bytes });
             }
             self.recount(index);
             if self.history_bytes <= share {
@@ -415,12 +558,14 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::codec::pointer::Pointer;
     use crate::limits::Limits;
     use crate::metrics::CoreMetrics;
     use crate::shard::{Catalog, Input, Options};
     use crate::stream;
     use crate::stream::poll::{FetchResponse, Validators};
     use crate::stream::template::UrlTemplate;
+    use crate::stream::view::{Places, Projection, View};
     use crate::time::{Now, WallTime};
     use crate::{auth, connection, ids};
 
@@ -448,7 +593,13 @@ mod tests {
             allow_anonymous: true,
             roles: Vec::new(),
             permissions: Vec::new(),
+            views: Vec::new(),
         })
+    }
+
+    fn view_of(pointer: &str) -> View {
+        let places = Places::new(vec![Pointer::parse(pointer).expect("a pointer")]);
+        View { roles: vec![pointer.to_owned()], projection: Projection::Pointers(places) }
     }
 
     fn at(ms: u64) -> Now {
@@ -497,12 +648,54 @@ mod tests {
         assert_eq!(place, same, "b stands where a stood");
         shard.handle(at(3), Input::Fetched { stream: place, poll: of_a, result: answer(r#""secret of a""#) });
         let owned = shard.streams.at(place).expect("b");
-        assert!(owned.key == b && owned.stream.history().value().is_none(), "a's answer is not b's");
+        let value = |owned: &Owned| {
+            let history = owned.stream.history(owned.audiences.first().expect("a sequence").no).expect("its history");
+            history.value().map(|value| value.to_vec())
+        };
+        assert!(owned.key == b && value(owned).is_none(), "a's answer is not b's");
         shard.handle(at(4), Input::Fetched { stream: place, poll: of_b, result: answer(r#""b""#) });
-        assert_eq!(
-            shard.streams.at(place).expect("b").stream.history().value().map(|value| &**value),
-            Some(&br#""b""#[..])
-        );
+        assert_eq!(value(shard.streams.at(place).expect("b")).as_deref(), Some(&br#""b""#[..]));
+    }
+
+    #[test]
+    fn the_view_that_nobody_watches_makes_room_for_the_one_that_is_watched() {
+        let mut options = (*stream("a", Duration::from_secs(1))).clone();
+        options.allow_anonymous = false;
+        options.views = ["/small", "/big"].map(|pointer| view_of(pointer)).to_vec();
+        options.keep_warm = true;
+        let catalog = Catalog::new(&[Arc::new(options.clone())], None, 7);
+        let keys: Vec<Arc<StreamKey>> = catalog.kept_warm().cloned().collect();
+        let [small, big] = <[Arc<StreamKey>; 2]>::try_from(keys).expect("a key of each of the two views");
+        options.keep_warm = false;
+        let catalog = Catalog::new(&[Arc::new(options)], None, 7);
+        let limits = Limits { history_bytes_total: 20_000, ..Limits::default() };
+        let options =
+            Options { connection: connection::Options::default(), auth: auth::Options::default(), limits, catalog };
+        let metrics = Arc::new(CoreMetrics::default());
+        let mut shard = Shard::new(CoreId(0), 1, Arc::new(options), Arc::default(), metrics, [7; 32], at(0));
+        for key in [&small, &big] {
+            shard.handle(at(0), Input::Mail(Mail::Watch { key: Arc::clone(key), from: CoreId(0), attach: true }));
+        }
+        shard.handle(at(0), Input::Mail(Mail::Unwatch { key: big, from: CoreId(0) }));
+        let audiences = |shard: &Shard| {
+            shard.streams.iter().flat_map(|(_, owned)| &owned.audiences).map(|a| Arc::clone(&a.key)).collect::<Vec<_>>()
+        };
+        for round in 0..5_u64 {
+            assert_eq!(audiences(&shard).len(), 2, "there is room for both");
+            let due = at(2_000 * round);
+            shard.handle(due, Input::Timeout);
+            let [(stream, poll)] = fetches(&mut shard)[..] else { panic!("one poll for both views") };
+            let body = format!("{{\"small\":{round},\"big\":\"{}\"}}", "x".repeat(1_000 << round));
+            shard.handle(due, Input::Fetched { stream, poll, result: answer(&body) });
+            if audiences(&shard).len() < 2 {
+                assert!(round > 0 && audiences(&shard) == [Arc::clone(&small)], "the watched one stays");
+                let owned = shard.streams.at(stream).expect("the stream");
+                let history = owned.stream.history(owned.audiences[0].no).expect("its history");
+                assert_eq!(history.head(), Some(ids::Seq(round + 1)), "with all of its events");
+                return;
+            }
+        }
+        panic!("the bound was not kept");
     }
 
     #[test]

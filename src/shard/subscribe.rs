@@ -518,12 +518,12 @@ impl Shard {
         self.answer_waiters(index);
     }
 
-    /// The owner has ended a poll.
-    pub(super) fn polled(&mut self, key: &Arc<StreamKey>, status: Status, changed: bool) {
+    /// The owner has ended a poll. `fresh`: what it has brought was taken in.
+    pub(super) fn polled(&mut self, key: &Arc<StreamKey>, status: Status, changed: bool, fresh: bool) {
         let Some(&index) = self.topic_of.get(key) else { return };
         let Some(topic) = self.topics.at_mut(index) else { return };
         topic.status = Some(status);
-        topic.fresh = true;
+        topic.fresh |= fresh;
         if changed {
             self.tell_status(index, &status);
         }

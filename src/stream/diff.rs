@@ -69,6 +69,12 @@ pub fn diff(old: &Document, new: &Document, options: &DiffOptions<'_>) -> Change
     Change::Changed { patch, merge }
 }
 
+/// Whether [`diff`] finds two values equal, or equal but for the places that `ignore` names.
+pub fn is_unchanged(old: &Document, new: &Document, ignore: &[Pointer]) -> bool {
+    let ignore: Vec<&[String]> = ignore.iter().map(Pointer::tokens).collect();
+    same_apart_from(old.root(), new.root(), &ignore)
+}
+
 fn closed(mut text: Vec<u8>, bracket: u8) -> Vec<u8> {
     text.push(bracket);
     text

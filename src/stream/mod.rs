@@ -1,6 +1,7 @@
 //! One upstream resource: polled once, compared, and kept as a log of events.
 //!
-//! Source: protocol version 1, section 3. Memory: the newest value with its token tape, and the history's bounds.
+//! Source: protocol version 1, section 3. Memory: the newest value with its token tape; for each of its sequences what that
+//! shows of it, and the history's bounds.
 //! Errors: a poll that brings no value is a [`poll::Failure`]; the last good value stays in place.
 //! Not here: who watches (`shard`), sockets (`runtime::fetch`).
 
@@ -11,6 +12,7 @@ pub mod log;
 pub mod poll;
 pub mod schema;
 pub mod template;
+pub mod view;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,6 +28,7 @@ use self::log::{Bounds, Event, History};
 use self::poll::{
     Failure, FetchRequest, FetchResult, Judged, PollNo, PollOptions, Poller, Status, Target, UpstreamCode,
 };
+use self::view::{Facet, Projection, Shown, View};
 
 /// One `[[stream]]` of the configuration, parsed and checked.
 #[derive(Clone, Debug, PartialEq)]
@@ -74,10 +77,16 @@ pub struct Options {
     pub roles: Vec<String>,
     /// All of these are needed.
     pub permissions: Vec<String>,
+    /// What those who may watch get of it, by their roles; none: all of it.
+    pub views: Vec<View>,
 }
 
 /// Work that one comparison may take before it settles for a coarser delta.
 const DIFF_WORK_MAX: u64 = 1 << 20;
+
+/// One of a stream's sequences. Not used again in the life of the stream.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct SequenceNo(u32);
 
 /// What a poll came to.
 #[derive(Debug)]
@@ -86,11 +95,20 @@ pub enum Step {
     Unexpected,
     /// The value is as it was.
     Unchanged,
-    /// The value has changed: the event, with its value.
-    Changed(Event),
+    /// The value has changed: the events of those sequences that show it, each with its value. There may be none.
+    Changed(Vec<(SequenceNo, Event)>),
     /// No value.
     Failed(Failure),
     /// The body is too large to be compared on a core: let [`Comparison::run`] run elsewhere, and bring back its result.
+    Compare(Comparison),
+}
+
+/// What brought sequences up to date that were behind.
+#[derive(Debug)]
+pub enum CaughtUp {
+    /// These, each with its event, if that was needed.
+    Now(Vec<(SequenceNo, Option<Event>)>),
+    /// The value is too large for that to be done on a core: as [`Step::Compare`].
     Compare(Comparison),
 }
 
@@ -99,18 +117,35 @@ pub enum Step {
 pub struct Comparison {
     /// Which stream's: its place on its core.
     pub stream: u32,
-    poll: PollNo,
-    held: Option<Held>,
-    body: Vec<u8>,
-    received: WallTime,
+    task: Task,
+    base: Option<Base>,
+    sequences: Vec<Compares>,
     options: Arc<Options>,
 }
 
-/// The value held, and the mark of the last body that was a value.
+/// What is compared with what sequences show.
+#[derive(Debug)]
+enum Task {
+    /// The body of a poll, and its mark where that is known.
+    Poll { poll: PollNo, body: Vec<u8>, fingerprint: Option<Fingerprint>, received: WallTime },
+    /// The value that is held, for sequences that are behind.
+    CatchUp { number: u64 },
+}
+
+/// The newest value, the mark of the last body that was one, and when that came.
 #[derive(Clone, Debug)]
-struct Held {
+struct Base {
     document: Arc<Document>,
     fingerprint: Fingerprint,
+    seen: WallTime,
+}
+
+/// A sequence, as a comparison needs it.
+#[derive(Debug)]
+struct Compares {
+    no: SequenceNo,
+    facet: Facet,
+    shown: Option<Arc<Shown>>,
 }
 
 /// What a comparison came to.
@@ -118,97 +153,292 @@ struct Held {
 pub struct Compared {
     /// Which stream's: its place on its core.
     pub stream: u32,
-    poll: PollNo,
-    received: WallTime,
-    outcome: Result<(Option<NewValue>, Fingerprint), String>,
+    origin: Origin,
+    outcome: Result<Found, (UpstreamCode, String)>,
+}
+
+/// What a comparison was made for.
+#[derive(Clone, Copy, Debug)]
+enum Origin {
+    Poll { poll: PollNo, received: WallTime },
+    CatchUp { number: u64 },
+}
+
+#[derive(Debug)]
+struct Found {
+    /// The newest value; `None`: it is the one held.
+    document: Option<Arc<Document>>,
+    fingerprint: Fingerprint,
+    /// What the sequences that were compared show now.
+    shown: Vec<NowShows>,
+}
+
+#[derive(Debug)]
+struct NowShows {
+    no: SequenceNo,
+    /// What it was compared with.
+    before: Option<Arc<Shown>>,
+    /// `None`: the same.
+    new: Option<NewValue>,
 }
 
 #[derive(Debug)]
 struct NewValue {
-    document: Arc<Document>,
+    shown: Arc<Shown>,
     patch: Option<Vec<u8>>,
     merge: Option<Vec<u8>>,
+}
+
+impl Compared {
+    /// Whether it was made for a poll; otherwise for [`Stream::catch_up`].
+    pub fn is_of_poll(&self) -> bool {
+        matches!(self.origin, Origin::Poll { .. })
+    }
 }
 
 impl Comparison {
     /// The same as [`Comparison::run`], where a fault of ours is a body that cannot be used, not a stream without an end.
     pub fn run_guarded(self) -> Compared {
-        let (stream, poll, received) = (self.stream, self.poll, self.received);
+        let (stream, origin) = (self.stream, self.origin());
         std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.run())).unwrap_or_else(|_| Compared {
             stream,
-            poll,
-            received,
-            outcome: Err("a fault of the server ended the comparison".to_owned()),
+            origin,
+            outcome: Err((UpstreamCode::Body, "a fault of the server ended the comparison".to_owned())),
         })
     }
 
-    /// Parses the body and compares it with the value held. Takes time in proportion to their sizes.
-    pub fn run(self) -> Compared {
-        let Comparison { stream, poll, held, body, received, options } = self;
-        let fingerprint = json::body_fingerprint(&body);
-        if held.as_ref().is_some_and(|held| held.fingerprint == fingerprint) {
-            // The same bytes are not parsed again.
-            return Compared { stream, poll, received, outcome: Ok((None, fingerprint)) };
+    fn origin(&self) -> Origin {
+        match self.task {
+            Task::Poll { poll, received, .. } => Origin::Poll { poll, received },
+            Task::CatchUp { number } => Origin::CatchUp { number },
         }
-        let outcome = Document::parse(&body).map_err(|error| error.to_string()).map(|new| {
-            let Some(held) = held else {
-                return (Some(NewValue { document: Arc::new(new), patch: None, merge: None }), fingerprint);
-            };
-            let diff_options = DiffOptions {
-                ignore: &options.ignore,
-                array_key: options.array_key.as_deref(),
-                work_max: DIFF_WORK_MAX,
-            };
-            match diff::diff(&held.document, &new, &diff_options) {
-                Change::Unchanged => (None, fingerprint),
-                Change::Changed { patch, merge } => {
-                    (Some(NewValue { document: Arc::new(new), patch, merge }), fingerprint)
+    }
+
+    /// Parses the body, and compares what it has become for each sequence with what that shows. Takes time in proportion to
+    /// their sizes, and paths their own.
+    pub fn run(self) -> Compared {
+        let (stream, origin) = (self.stream, self.origin());
+        Compared { stream, origin, outcome: self.found() }
+    }
+
+    /// How many bytes are gone through, about.
+    fn work(&self) -> usize {
+        let bytes = match &self.task {
+            Task::Poll { body, .. } => body.len(),
+            Task::CatchUp { .. } => self.base.as_ref().map_or(0, |base| base.document.text().len()),
+        };
+        let projections = self.sequences.iter().filter_map(|sequence| sequence.facet.projection(&self.options));
+        bytes.saturating_mul(1 + projections.map(Projection::weight).sum::<usize>())
+    }
+
+    fn found(self) -> Result<Found, (UpstreamCode, String)> {
+        let Comparison { task, base, sequences, options, .. } = self;
+        let nothing = |fingerprint| Found { document: None, fingerprint, shown: Vec::new() };
+        let (document, fingerprint) = match (&task, &base) {
+            (Task::Poll { body, fingerprint, .. }, _) => {
+                let fingerprint = fingerprint.unwrap_or_else(|| json::body_fingerprint(body));
+                if base.as_ref().is_some_and(|base| base.fingerprint == fingerprint) {
+                    // The same bytes are not parsed again.
+                    return Ok(nothing(fingerprint));
                 }
+                let parsed = Document::parse(body).map_err(|error| (UpstreamCode::Body, error.to_string()))?;
+                (Arc::new(parsed), fingerprint)
             }
+            (Task::CatchUp { .. }, Some(base)) => (Arc::clone(&base.document), base.fingerprint),
+            (Task::CatchUp { .. }, None) => return Err((UpstreamCode::Body, "there is no value".to_owned())),
+        };
+        let held = base.as_ref().map(|base| &base.document);
+        if matches!(task, Task::Poll { .. })
+            && sequences.iter().any(|sequence| !sequence.facet.is_whole())
+            && held.is_some_and(|held| diff::is_unchanged(held, &document, &options.ignore))
+        {
+            return Ok(nothing(fingerprint));
+        }
+        let mut is_whole = false;
+        let mut shown = Vec::with_capacity(sequences.len());
+        for sequence in sequences {
+            let new = sequence.compared_with(&document, &options)?;
+            is_whole |= sequence.facet.is_whole();
+            shown.push(NowShows { no: sequence.no, before: sequence.shown, new });
+        }
+        // Where only ignored members differ, the value stays as of the last event: they travel with the next one.
+        let moved = held.is_none_or(|held| {
+            let any = shown.iter().any(|shows| shows.new.is_some());
+            any || (!is_whole && !diff::is_unchanged(held, &document, &options.ignore))
         });
-        Compared { stream, poll, received, outcome }
+        Ok(Found { document: moved.then_some(document), fingerprint, shown })
     }
 }
 
-/// A stream on the core that polls it.
+impl Compares {
+    /// What the sequence shows of `document`; `None`: what it shows already.
+    fn compared_with(
+        &self,
+        document: &Arc<Document>,
+        options: &Options,
+    ) -> Result<Option<NewValue>, (UpstreamCode, String)> {
+        let diff_options =
+            DiffOptions { ignore: &options.ignore, array_key: options.array_key.as_deref(), work_max: DIFF_WORK_MAX };
+        let Some(projection) = self.facet.projection(options) else {
+            let new = |patch, merge| NewValue { shown: Arc::new(Shown::whole(document)), patch, merge };
+            return Ok(match &self.shown {
+                None => Some(new(None, None)),
+                Some(held) => match diff::diff(&held.value, document, &diff_options) {
+                    Change::Unchanged => None,
+                    Change::Changed { patch, merge } => Some(new(patch, merge)),
+                },
+            });
+        };
+        let view = self.facet.view.unwrap_or_default().saturating_add(1);
+        let shown = projection.of(document, &options.ignore, view, options.response_bytes_max);
+        let shown = shown.map_err(|error| (UpstreamCode::TooLarge, error.to_string()))?;
+        let (mut patch, mut merge) = (None, None);
+        if let Some(held) = &self.shown {
+            if held.compared == shown.compared {
+                return Ok(None);
+            }
+            // What is ignored is a place of the whole value, and has been left out of the comparison above.
+            if let Change::Changed { patch: by, merge: or } =
+                diff::diff(&held.value, &shown.value, &DiffOptions { ignore: &[], ..diff_options })
+            {
+                (patch, merge) = (by, or);
+            }
+        }
+        Ok(Some(NewValue { shown: Arc::new(shown), patch, merge }))
+    }
+}
+
+/// A stream on the core that polls it: one poll, and of its value as many sequences as are made of it.
 #[derive(Debug)]
 pub struct Stream {
     target: Arc<Target>,
     poller: Poller,
-    held: Option<Held>,
+    base: Option<Base>,
+    /// None where nobody has asked for one.
+    sequences: Vec<Sequence>,
+    sequences_made: u32,
+    /// The comparison for sequences that are behind that is awaited.
+    catching_up: Option<u64>,
+    /// Number of the last of them.
+    catch_ups: u64,
+}
+
+#[derive(Debug)]
+struct Sequence {
+    no: SequenceNo,
+    facet: Facet,
     history: History,
+    shown: Option<Arc<Shown>>,
+    /// Whether the value has been polled since without looking at this: it was not wanted, or was not there.
+    behind: bool,
+    /// Whether it is left behind, as nobody wants it.
+    resting: bool,
+}
+
+impl Sequence {
+    fn compares(&self) -> Compares {
+        Compares { no: self.no, facet: self.facet, shown: self.shown.clone() }
+    }
+
+    /// Takes in what a comparison found that began with what is shown now: its event, if it made one.
+    fn take(&mut self, new: Option<NewValue>, ts: WallTime) -> Option<Event> {
+        self.behind = false;
+        let NewValue { shown, patch, merge } = new?;
+        let value = Arc::clone(shown.value.text());
+        self.shown = Some(shown);
+        self.history.publish(ts, value, patch.map(Arc::from), merge.map(Arc::from));
+        self.history.newest().cloned()
+    }
+
+    /// Bytes of what it shows beside its history, which holds the newest text.
+    fn shown_bytes(&self) -> usize {
+        let Some(shown) = &self.shown else { return 0 };
+        let tape = |document: &Document| document.memory_bytes() - document.text().len();
+        match shown.compared_apart() {
+            // The value is the base's, and counted there.
+            _ if self.facet.is_whole() => 0,
+            Some(compared) => tape(&shown.value) + compared.memory_bytes(),
+            None => tape(&shown.value),
+        }
+    }
 }
 
 impl Stream {
-    /// A stream that has not been polled. `seed` is for its phase and jitter; its polls are numbered from behind
-    /// `polled`, which no other stream at its place may reach.
-    pub fn new(target: Arc<Target>, epoch: Epoch, seed: u64, polled: PollNo) -> Stream {
+    /// A stream that has not been polled and has no sequence. `seed` is for its phase and jitter; its polls are numbered
+    /// from behind `polled`, which no other stream at its place may reach.
+    pub fn new(target: Arc<Target>, seed: u64, polled: PollNo) -> Stream {
         let options = &target.options;
         let conditional = matches!(options.method.as_str(), "GET" | "HEAD");
         let poll = PollOptions { interval: options.interval, backoff_max: options.backoff_max, conditional, seed };
-        let history = History::new(epoch, Bounds::of(options));
-        Stream { poller: Poller::new(poll).numbered_from(polled), target, held: None, history }
+        Stream {
+            poller: Poller::new(poll).numbered_from(polled),
+            target,
+            base: None,
+            sequences: Vec::new(),
+            sequences_made: 0,
+            catching_up: None,
+            catch_ups: polled.0,
+        }
     }
 
-    /// Its events.
-    pub fn history(&self) -> &History {
-        &self.history
+    /// Makes a sequence of that facet, which has no other. [`Stream::catch_up`] gives it its value, where there is one.
+    pub fn add_sequence(&mut self, facet: Facet, epoch: Epoch) -> SequenceNo {
+        self.sequences_made += 1;
+        let no = SequenceNo(self.sequences_made);
+        let history = History::new(epoch, Bounds::of(&self.target.options));
+        self.sequences.push(Sequence { no, facet, history, shown: None, behind: true, resting: false });
+        no
     }
 
-    /// Bytes of its events and value.
+    /// Forgets a sequence.
+    pub fn remove_sequence(&mut self, no: SequenceNo) {
+        self.sequences.retain(|sequence| sequence.no != no);
+    }
+
+    /// Whether polls look at a sequence. One that nobody wants is left behind, so that it costs nothing;
+    /// [`Stream::catch_up`] brings it up to date when somebody does.
+    pub fn set_wanted(&mut self, no: SequenceNo, wanted: bool) {
+        if let Some(sequence) = self.sequences.iter_mut().find(|sequence| sequence.no == no) {
+            sequence.resting = !wanted;
+        }
+    }
+
+    /// Whether a sequence shows the newest value, as far as there is one.
+    pub fn is_current(&self, no: SequenceNo) -> bool {
+        self.sequences.iter().any(|sequence| sequence.no == no && !sequence.behind)
+    }
+
+    /// The events of a sequence.
+    pub fn history(&self, no: SequenceNo) -> Option<&History> {
+        self.sequences.iter().find(|sequence| sequence.no == no).map(|sequence| &sequence.history)
+    }
+
+    /// Bytes of its events and values.
     pub fn bytes(&self) -> u64 {
-        self.history.bytes() + self.tape_bytes()
+        self.history_bytes() + self.value_bytes()
     }
 
-    /// Of the value held; its text is the newest event's, and counted there.
-    fn tape_bytes(&self) -> u64 {
-        let tape = |held: &Held| held.document.memory_bytes() - held.document.text().len();
-        self.held.as_ref().map_or(0, |held| tape(held) as u64)
+    fn history_bytes(&self) -> u64 {
+        self.sequences.iter().map(|sequence| sequence.history.bytes()).sum()
     }
 
-    /// Lets go of old events until `bytes` of [`Stream::bytes`] are left; the newest stays.
+    /// Of the values held; the text of a sequence's is its newest event's, and counted there.
+    fn value_bytes(&self) -> u64 {
+        let base = self.base.as_ref().map_or(0, |base| {
+            let is_whole = |sequence: &Sequence| sequence.facet.is_whole() && sequence.shown.is_some();
+            let text = if self.sequences.iter().any(is_whole) { base.document.text().len() } else { 0 };
+            base.document.memory_bytes() - text
+        });
+        (base + self.sequences.iter().map(Sequence::shown_bytes).sum::<usize>()) as u64
+    }
+
+    /// Lets go of old events until `bytes` of [`Stream::bytes`] are left, as far as the newest of each sequence, which stay,
+    /// allow it.
     pub fn trim_to(&mut self, bytes: u64) {
-        self.history.trim_to(bytes.saturating_sub(self.tape_bytes()));
+        let mut excess = self.bytes().saturating_sub(bytes);
+        for sequence in &mut self.sequences {
+            excess -= sequence.history.trim_to(sequence.history.bytes().saturating_sub(excess)).min(excess);
+        }
     }
 
     /// What subscribers are told of its upstream.
@@ -257,40 +487,122 @@ impl Stream {
     pub fn fetched(&mut self, now: Now, stream: u32, poll: PollNo, result: FetchResult) -> Step {
         match self.poller.fetched(now.at, poll, result) {
             Judged::Unexpected => Step::Unexpected,
-            Judged::NotModified => Step::Unchanged,
+            Judged::NotModified => {
+                if let Some(base) = &mut self.base {
+                    base.seen = now.wall;
+                }
+                Step::Unchanged
+            }
             Judged::Failed(failure) => Step::Failed(failure),
             Judged::Body { bytes, received } => {
-                let held = self.held.clone();
-                let options = Arc::clone(&self.target.options);
-                let large = bytes.len() > limits::INLINE_DIFF_BYTES_MAX;
-                let comparison = Comparison { stream, poll, held, body: bytes, received, options };
+                // Larger ones are read elsewhere, for this too.
+                let small = bytes.len() <= limits::INLINE_DIFF_BYTES_MAX;
+                let fingerprint = small.then(|| json::body_fingerprint(&bytes));
+                if let (Some(base), Some(fingerprint)) = (&mut self.base, fingerprint)
+                    && base.fingerprint == fingerprint
+                {
+                    base.seen = received;
+                    return if self.poller.accept(now.at, poll) { Step::Unchanged } else { Step::Unexpected };
+                }
+                let sequences = self.sequences.iter().filter(|sequence| !sequence.resting).map(Sequence::compares);
+                let comparison = Comparison {
+                    stream,
+                    task: Task::Poll { poll, body: bytes, fingerprint, received },
+                    base: self.base.clone(),
+                    sequences: sequences.collect(),
+                    options: Arc::clone(&self.target.options),
+                };
+                let large = comparison.work() > limits::INLINE_DIFF_BYTES_MAX;
                 if large { Step::Compare(comparison) } else { self.compared(now, comparison.run()) }
             }
         }
     }
 
-    /// Takes in the result of a comparison.
+    /// Takes in the result of a comparison that was made for a poll.
     pub fn compared(&mut self, now: Now, compared: Compared) -> Step {
-        let Compared { poll, received, outcome, .. } = compared;
-        let (new, fingerprint) = match outcome {
+        let Origin::Poll { poll, received } = compared.origin else { return Step::Unexpected };
+        let Found { document, fingerprint, shown } = match compared.outcome {
             Ok(found) => found,
-            Err(detail) => {
-                let refused = self.poller.refuse(now.at, poll, UpstreamCode::Body, detail);
+            Err((code, detail)) => {
+                let refused = self.poller.refuse(now.at, poll, code, detail);
                 return refused.map_or(Step::Unexpected, Step::Failed);
             }
         };
         if !self.poller.accept(now.at, poll) {
             return Step::Unexpected;
         }
-        if let Some(held) = &mut self.held {
-            held.fingerprint = fingerprint;
+        if let Some(base) = &mut self.base {
+            base.fingerprint = fingerprint;
+            base.seen = received;
         }
-        // Where only ignored members differ, the value stays as of the last event: they travel with the next one.
-        let Some(NewValue { document, patch, merge }) = new else { return Step::Unchanged };
-        let value = Arc::clone(document.text());
-        self.held = Some(Held { document, fingerprint });
-        self.history.publish(received, value, patch.map(Arc::from), merge.map(Arc::from));
-        self.history.newest().map_or(Step::Unchanged, |event| Step::Changed(event.clone()))
+        let Some(document) = document else { return Step::Unchanged };
+        self.base = Some(Base { document, fingerprint, seen: received });
+        self.sequences.iter_mut().for_each(|sequence| sequence.behind = true);
+        // What is being made of the value before is of no use any more.
+        self.catching_up = None;
+        Step::Changed(self.take(shown, received).into_iter().filter_map(|(no, event)| Some((no, event?))).collect())
+    }
+
+    fn take(&mut self, shown: Vec<NowShows>, ts: WallTime) -> Vec<(SequenceNo, Option<Event>)> {
+        let mut taken = Vec::with_capacity(shown.len());
+        for NowShows { no, before, new } in shown {
+            // It may have been forgotten meanwhile.
+            let Some(sequence) = self.sequences.iter_mut().find(|sequence| sequence.no == no) else { continue };
+            let same = match (&before, &sequence.shown) {
+                (Some(before), Some(now)) => Arc::ptr_eq(before, now),
+                (before, now) => before.is_none() && now.is_none(),
+            };
+            // Where it was brought up to date while the comparison was made, it stays behind and is compared anew.
+            if same {
+                taken.push((no, sequence.take(new, ts)));
+            }
+        }
+        taken
+    }
+
+    /// Brings those sequences that are wanted and behind up to date with the value that is held, unless that is being done
+    /// elsewhere: then call this again afterwards.
+    pub fn catch_up(&mut self, stream: u32) -> CaughtUp {
+        let none = CaughtUp::Now(Vec::new());
+        let waits = |sequence: &&Sequence| sequence.behind && !sequence.resting;
+        if self.catching_up.is_some() || !self.sequences.iter().any(|sequence| waits(&sequence)) {
+            return none;
+        }
+        let Some(base) = &self.base else { return none };
+        self.catch_ups += 1;
+        let comparison = Comparison {
+            stream,
+            task: Task::CatchUp { number: self.catch_ups },
+            base: Some(base.clone()),
+            sequences: self.sequences.iter().filter(waits).map(Sequence::compares).collect(),
+            options: Arc::clone(&self.target.options),
+        };
+        self.catching_up = Some(self.catch_ups);
+        if comparison.work() > limits::INLINE_DIFF_BYTES_MAX {
+            return CaughtUp::Compare(comparison);
+        }
+        CaughtUp::Now(self.caught_up(comparison.run()))
+    }
+
+    /// Takes in the result of a comparison that [`Stream::catch_up`] asked for. Where another was begun meanwhile, nothing.
+    pub fn caught_up(&mut self, compared: Compared) -> Vec<(SequenceNo, Option<Event>)> {
+        let Origin::CatchUp { number } = compared.origin else { return Vec::new() };
+        if self.catching_up != Some(number) {
+            return Vec::new();
+        }
+        self.catching_up = None;
+        let Some(base) = &mut self.base else { return Vec::new() };
+        // When the value last changed is not told to those who may not have seen that change: to them it is new now.
+        let seen = base.seen;
+        match compared.outcome {
+            Ok(found) => self.take(found.shown, seen),
+            Err(_) => {
+                // The next poll brings the value again, and says what is wrong with it.
+                self.base = None;
+                self.poller.forget_validators();
+                Vec::new()
+            }
+        }
     }
 }
 
@@ -317,4 +629,288 @@ pub struct CaFile {
     pub path: String,
     /// Its contents.
     pub pem: Arc<[u8]>,
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::Value;
+
+    use super::*;
+    use crate::codec::message::Format;
+    use crate::config::{Config, FileError, Sources};
+    use crate::stream::poll::{FetchError, FetchResponse, Validators};
+    use crate::stream::view::tests::{any_pointers, any_value, model};
+
+    struct NoSources;
+
+    impl Sources for NoSources {
+        fn env(&self, _: &str) -> Option<Vec<u8>> {
+            None
+        }
+
+        fn file(&self, _: &str, _: usize) -> Result<Vec<u8>, FileError> {
+            Err(FileError::Missing)
+        }
+    }
+
+    /// A stream with these keys and a sequence of each view, or of the whole where there are none; and its clock.
+    struct Polled {
+        stream: Stream,
+        at_ms: u64,
+        sequences: Vec<SequenceNo>,
+    }
+
+    impl Polled {
+        fn new(keys: &str) -> Polled {
+            let text = format!("[[stream]]\nid = \"s\"\nurl = \"http://up.example/s\"\nallow_anonymous = true\n{keys}");
+            let (config, _) = Config::parse(&text, &NoSources).unwrap_or_else(|errors| panic!("{errors:?}"));
+            let options = Arc::clone(&config.streams[0]);
+            let url = "http://up.example/s".parse().expect("a URL");
+            let views = options.views.len();
+            let stream = Stream::new(Arc::new(Target { options, url, body: None }), 7, PollNo(0));
+            let mut polled = Polled { stream, at_ms: 5_000_000, sequences: Vec::new() };
+            let facets: Vec<Option<u16>> = if views == 0 { vec![None] } else { (0..views as u16).map(Some).collect() };
+            for view in facets {
+                polled.add(Facet { view });
+            }
+            polled.stream.start(polled.now().at);
+            polled
+        }
+
+        fn add(&mut self, facet: Facet) -> SequenceNo {
+            let no = self.stream.add_sequence(facet, Epoch::from_random(self.sequences.len() as u64));
+            self.sequences.push(no);
+            no
+        }
+
+        fn now(&self) -> Now {
+            Now { at: Instant::from_micros(self.at_ms * 1_000), wall: WallTime::from_micros(self.at_ms * 1_000) }
+        }
+
+        fn poll_with(&mut self, result: FetchResult) -> Step {
+            self.at_ms += 100_000;
+            let (poll, _) = self.stream.begin(self.now().at).expect("a poll is due");
+            self.stream.fetched(self.now(), 3, poll, result)
+        }
+
+        fn answer(&self, body: &str) -> FetchResult {
+            let received = WallTime::from_micros((self.at_ms + 99_999) * 1_000);
+            let (validators, retry_after) = (Validators::default(), None);
+            Ok(FetchResponse { status: 200, validators, retry_after, fresh_for: None, body: body.into(), received })
+        }
+
+        /// Polls that value: the events, by the sequence's place.
+        fn poll(&mut self, body: &str) -> Vec<(usize, Event)> {
+            let answer = self.answer(body);
+            match self.poll_with(answer) {
+                Step::Changed(events) => self.placed(events),
+                Step::Unchanged => Vec::new(),
+                other => panic!("{other:?}"),
+            }
+        }
+
+        fn placed(&self, events: Vec<(SequenceNo, Event)>) -> Vec<(usize, Event)> {
+            let place = |no| self.sequences.iter().position(|own| *own == no).expect("a sequence");
+            events.into_iter().map(|(no, event)| (place(no), event)).collect()
+        }
+
+        /// The same for those that are behind, which are brought up to date at once.
+        fn catch_up(&mut self) -> Vec<(usize, Event)> {
+            let CaughtUp::Now(taken) = self.stream.catch_up(3) else { panic!("it is small") };
+            self.placed(taken.into_iter().filter_map(|(no, event)| Some((no, event?))).collect())
+        }
+
+        fn value(&self, place: usize) -> Option<String> {
+            let value = self.stream.history(self.sequences[place])?.value()?;
+            Some(String::from_utf8(value.to_vec()).expect("UTF-8"))
+        }
+    }
+
+    const TWO_VIEWS: &str = "[[stream.view]]\nroles = [\"a\"]\npointers = [\"/name\"]\n\
+                             [[stream.view]]\nroles = [\"b\"]\npath = \"$.rows[*].id\"\n";
+
+    fn places(events: &[(usize, Event)]) -> Vec<(usize, u64)> {
+        events.iter().map(|(place, event)| (*place, event.seq().0)).collect()
+    }
+
+    #[test]
+    fn a_change_makes_an_event_where_it_shows_and_nowhere_else() {
+        let mut polled = Polled::new(TWO_VIEWS);
+        assert_eq!(places(&polled.poll(r#"{"name":"x","pay":1,"rows":[{"id":1,"n":1}]}"#)), [(0, 1), (1, 1)]);
+        assert_eq!(places(&polled.poll(r#"{"name":"x","pay":2,"rows":[{"id":1,"n":2}]}"#)), []);
+        assert_eq!(places(&polled.poll(r#"{"name":"y","pay":3,"rows":[{"id":1,"n":3}]}"#)), [(0, 2)]);
+        assert_eq!(places(&polled.poll(r#"{"name":"y","pay":3,"rows":[{"id":2,"n":3}]}"#)), [(1, 2)]);
+        assert_eq!((polled.value(0).as_deref(), polled.value(1).as_deref()), (Some(r#"{"name":"y"}"#), Some("[2]")));
+    }
+
+    #[test]
+    fn who_comes_later_gets_the_value_without_a_poll_and_not_the_time_of_a_change_they_do_not_see() {
+        let mut polled = Polled::new(TWO_VIEWS);
+        polled.stream.remove_sequence(polled.sequences[0]);
+        polled.poll(r#"{"name":"x","rows":[]}"#);
+        polled.poll(r#"{"name":"x","rows":[{"id":7}]}"#);
+        let hidden_change = polled.now().wall;
+        polled.poll(r#"{"name":"x","rows":[{"id":7}]}"#);
+        polled.sequences[0] = polled.stream.add_sequence(Facet { view: Some(0) }, Epoch::from_random(9));
+        assert!(!polled.stream.is_current(polled.sequences[0]));
+        let events = polled.catch_up();
+        assert_eq!(places(&events), [(0, 1)]);
+        let ts = events[0].1.delta().ts;
+        assert!(ts > hidden_change && ts <= polled.now().wall, "the time of the last poll");
+        assert!(polled.stream.is_current(polled.sequences[0]) && polled.catch_up().is_empty());
+    }
+
+    #[test]
+    fn a_sequence_that_nobody_wants_is_left_behind_and_brought_up_to_date_when_somebody_does() {
+        let mut polled = Polled::new(TWO_VIEWS);
+        polled.poll(r#"{"name":"x","rows":[]}"#);
+        let name = polled.sequences[0];
+        polled.stream.set_wanted(name, false);
+        assert_eq!(places(&polled.poll(r#"{"name":"y","rows":[]}"#)), []);
+        assert_eq!(places(&polled.poll(r#"{"name":"z","rows":[1]}"#)), []);
+        assert!(!polled.stream.is_current(name) && polled.catch_up().is_empty(), "nobody wants it");
+        polled.stream.set_wanted(name, true);
+        let events = polled.catch_up();
+        assert_eq!(places(&events), [(0, 2)], "what was missed is one event");
+        assert_eq!(polled.value(0).as_deref(), Some(r#"{"name":"z"}"#));
+        // Where nothing has changed that shows, there is none.
+        polled.stream.set_wanted(name, false);
+        polled.poll(r#"{"name":"z","rows":[]}"#);
+        polled.stream.set_wanted(name, true);
+        assert_eq!(places(&polled.catch_up()), []);
+        assert!(polled.stream.is_current(name));
+    }
+
+    #[test]
+    fn what_is_brought_up_to_date_while_a_poll_is_compared_elsewhere_is_compared_anew() {
+        let mut polled = Polled::new(TWO_VIEWS);
+        let large = |name: &str| format!("{{\"name\":\"{name}\",\"pad\":\"{}\",\"rows\":[]}}", "x".repeat(300_000));
+        let compared = |step| {
+            let Step::Compare(comparison) = step else { panic!("it is large: {step:?}") };
+            comparison.run_guarded()
+        };
+        let first = polled.answer(&large("x"));
+        let step = polled.poll_with(first);
+        let now = polled.now();
+        assert!(matches!(polled.stream.compared(now, compared(step)), Step::Changed(events) if events.len() == 2));
+        // A view comes while the next poll is being compared, and is brought up to date from the value before.
+        polled.stream.remove_sequence(polled.sequences[0]);
+        polled.sequences[0] = polled.stream.add_sequence(Facet { view: Some(0) }, Epoch::from_random(9));
+        let second = polled.answer(&large("y"));
+        let of_poll = compared(polled.poll_with(second));
+        let CaughtUp::Compare(comparison) = polled.stream.catch_up(3) else { panic!("it is large") };
+        assert!(matches!(polled.stream.catch_up(3), CaughtUp::Now(none) if none.is_empty()), "one at a time");
+        assert_eq!(polled.stream.caught_up(comparison.run()).len(), 1);
+        assert_eq!(polled.value(0).as_deref(), Some(r#"{"name":"x"}"#));
+        let now = polled.now();
+        assert!(matches!(polled.stream.compared(now, of_poll), Step::Changed(events) if events.is_empty()));
+        let CaughtUp::Compare(comparison) = polled.stream.catch_up(3) else { panic!("it is behind again") };
+        let third = polled.answer(&large("z"));
+        let of_poll = compared(polled.poll_with(third));
+        let now = polled.now();
+        assert!(matches!(polled.stream.compared(now, of_poll), Step::Changed(events) if events.len() == 1));
+        assert!(polled.stream.caught_up(comparison.run()).is_empty(), "the value that it was made of is no more");
+        assert_eq!(polled.value(0).as_deref(), Some(r#"{"name":"z"}"#));
+        assert_eq!(polled.stream.history(polled.sequences[0]).and_then(History::head), Some(crate::ids::Seq(2)));
+    }
+
+    #[test]
+    fn a_view_that_cannot_be_made_is_a_failure_that_says_so() {
+        let keys = "response_bytes_max = \"16KiB\"\n[[stream.view]]\nroles = [\"a\"]\npath = \"$..[*, *, *]\"";
+        let mut polled = Polled::new(keys);
+        let body = format!("[{}1]", "1,".repeat(5_000));
+        let answer = polled.answer(&body);
+        let Step::Failed(failure) = polled.poll_with(answer) else { panic!("too much") };
+        assert_eq!(failure.code, UpstreamCode::TooLarge);
+        assert!(failure.detail.contains("view 1") && failure.detail.contains("16384"), "{}", failure.detail);
+        // It goes away with the value that was too much.
+        assert_eq!(places(&polled.poll("[1]")), [(0, 1)]);
+        assert_eq!(polled.value(0).as_deref(), Some("[1,1,1]"));
+    }
+
+    #[test]
+    fn a_failure_leaves_what_is_shown() {
+        let mut polled = Polled::new(TWO_VIEWS);
+        polled.poll(r#"{"name":"x","rows":[]}"#);
+        let error = FetchError { code: UpstreamCode::Timeout, detail: String::new() };
+        assert!(matches!(polled.poll_with(Err(error)), Step::Failed(_)));
+        assert_eq!(polled.value(0).as_deref(), Some(r#"{"name":"x"}"#));
+    }
+
+    #[test]
+    fn bytes_are_counted_once_and_let_go_of() {
+        let mut polled = Polled::new(TWO_VIEWS);
+        for name in 0..20 {
+            polled.poll(&format!("{{\"name\":\"{name}{}\",\"rows\":[{{\"id\":{name}}}]}}", "x".repeat(1_000)));
+        }
+        let histories = |polled: &Polled| -> Vec<u64> {
+            polled.sequences.iter().filter_map(|no| Some(polled.stream.history(*no)?.bytes())).collect()
+        };
+        let before = polled.stream.bytes();
+        assert!(before > histories(&polled).iter().sum());
+        polled.stream.trim_to(before - 10_000);
+        assert!(polled.stream.bytes() <= before - 10_000);
+        polled.stream.trim_to(0);
+        let left: u64 = histories(&polled).iter().sum();
+        assert!(left < 3_000 && polled.value(0).is_some() && polled.value(1).is_some(), "the newest stay: {left}");
+    }
+
+    /// What a client of `format` holds after `event`.
+    fn applied(held: Option<&str>, event: &Event, format: Format) -> String {
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("UTF-8");
+        let base = || held.expect("a delta follows on a value").as_bytes();
+        match event.content(format).expect("the newest has its content") {
+            log::Content::Patch(patch) => text(&apply::apply_patch(base(), patch).expect("it applies")),
+            log::Content::Merge(merge) => text(&apply::apply_merge(base(), merge).expect("it applies")),
+            log::Content::Snapshot(value) => text(value),
+        }
+    }
+
+    fn without(value: &Value, ignored: &[&str]) -> Value {
+        let mut value = value.clone();
+        for name in ignored {
+            if let Some(members) = value.as_object_mut() {
+                members.remove(*name);
+            }
+        }
+        value
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(300))]
+
+        // Whoever applies the events of a view holds what the model leaves of the value, and is told of a change exactly
+        // if it shows.
+        #[test]
+        fn events_of_a_view_lead_to_its_projection(
+            values in prop::collection::vec(any_value(), 1..8),
+            pointers in any_pointers(),
+            ignores in any::<bool>(),
+        ) {
+            let ignore = if ignores { "ignore = [\"/a\"]\n" } else { "" };
+            let keys = format!("{ignore}array_key = \"a\"\n[[stream.view]]\nroles = [\"r\"]\npointers = {pointers:?}\n");
+            let ignored: &[&str] = if ignores { &["a"] } else { &[] };
+            let mut polled = Polled::new(&keys);
+            let pointers: Vec<diff::Pointer> = pointers.iter().map(|text| diff::Pointer::parse(text).expect("one")).collect();
+            let tokens: Vec<&[String]> = pointers.iter().map(diff::Pointer::tokens).collect();
+            let projected = |value: &Value| model(value, &tokens).unwrap_or(Value::Null);
+            let mut held: [Option<String>; 3] = [None, None, None];
+            let mut compared = None;
+            for value in values {
+                let events = polled.poll(&value.to_string());
+                let now = projected(&without(&value, ignored));
+                // A whole value that is ignored apart from nothing is unchanged for everybody.
+                prop_assert_eq!(events.len(), usize::from(compared.as_ref() != Some(&now)), "{}", value);
+                for (_, event) in events {
+                    for (held, format) in held.iter_mut().zip([Format::Patch, Format::Merge, Format::Full]) {
+                        let next = applied(held.as_deref(), &event, format);
+                        prop_assert_eq!(next.parse::<Value>().expect("JSON"), projected(&value), "{:?}", format);
+                        *held = Some(next);
+                    }
+                    compared = Some(now.clone());
+                }
+            }
+        }
+    }
 }

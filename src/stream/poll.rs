@@ -377,6 +377,11 @@ impl Poller {
         self.validators = Validators::default();
     }
 
+    /// The next poll is unconditional: the value is to be looked at again.
+    pub fn forget_validators(&mut self) {
+        self.validators = Validators::default();
+    }
+
     /// The state and what goes with it, for a new subscriber where it is not `Live`.
     pub fn status(&self, now: Instant) -> Status {
         let (state, failure) = match self.failure {

@@ -314,7 +314,7 @@ impl Client {
         // token's, not its life.
         let kept = self.tokens.iter().position(|token| token.id == id).expect("a renewal brought a token");
         // Whoever is moved away and back again begins anew.
-        if let Some(own) = self.held.get_mut("own").filter(|_| kept > 0) {
+        for (_, own) in self.held.iter_mut().filter(|(name, _)| kept > 0 && is_shaped(name)) {
             own.resumes = true;
         }
         match self.kind {
@@ -706,7 +706,7 @@ impl Client {
             panic!("client {number} does not hold {stream} and got {}", shown());
         };
         // One that resumes may be ahead of the core it comes to (protocol section 3, «Resume»): it gets what there is.
-        let moves = self.kind == Kind::Events && stream == "own" && self.tokens.len() > 1;
+        let moves = self.kind == Kind::Events && is_shaped(stream) && self.tokens.len() > 1;
         let resumes = (std::mem::take(&mut held.resumes) || moves) && kind == "snapshot";
         if held.epoch == epoch && !resumes {
             assert!(seq > held.seq, "client {number}: seq rises, {} was held: {}", held.seq, shown());
@@ -738,8 +738,15 @@ impl Client {
     }
 
     /// A value must be one that this client's upstream has served.
-    fn check_value(&self, stream: &str, value: &[u8], book: &Book) {
-        let served = self.urls(stream).iter().any(|url| book.upstream.has_served(url, value));
+    pub fn check_value(&self, stream: &str, value: &[u8], book: &Book) {
+        // Of `roled` agents get a part, and whoever is none gets all.
+        let is_agents = !super::upstream::is_whole(value);
+        let is_theirs = if stream == "roled" {
+            self.companies().iter().any(|&company| is_agent(company) == is_agents)
+        } else {
+            !is_agents
+        };
+        let served = is_theirs && self.urls(stream).iter().any(|url| book.upstream.has_served(url, value));
         let shown = text_of(&value[..value.len().min(300)]);
         assert!(served, "client {} got as {stream} a value that is not its own: {shown}", self.number);
     }
@@ -756,9 +763,27 @@ impl Client {
     }
 }
 
-/// The value at one place of an epoch is the same for everybody.
+/// Whether the caller's credential shapes what they get as that stream.
+fn is_shaped(stream: &str) -> bool {
+    matches!(stream, "own" | "roled")
+}
+
+/// Whether the people of that company are agents.
+pub fn is_agent(company: u64) -> bool {
+    company == 0
+}
+
+/// The value at one place of an epoch is the same for everybody, and another than at the place before it: what a sequence
+/// does not show makes no event in it.
 fn check_place(book: &mut Book, epoch: &str, seq: u64, value: &[u8]) {
-    let version = hash((super::upstream::version(value), value.len()));
+    let version = match super::upstream::is_whole(value) {
+        true => hash((super::upstream::place(value), value.len())),
+        false => hash(super::upstream::sorted(value)),
+    };
+    for other in [seq.checked_sub(1), seq.checked_add(1)].into_iter().flatten() {
+        let beside = book.values.get(&(epoch.to_owned(), other));
+        assert_ne!(beside, Some(&version), "the same value stands at {epoch}-{seq} and {epoch}-{other}");
+    }
     let first = *book.values.entry((epoch.to_owned(), seq)).or_insert(version);
     assert_eq!(first, version, "two clients hold different values at {epoch}-{seq}");
 }

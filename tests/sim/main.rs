@@ -34,10 +34,12 @@ fn worlds_keep_the_contract() {
         run_seed(seed.parse().expect("RESTCAST_SIM_SEED is a number"));
         return;
     }
+    let asked = std::env::var("RESTCAST_SIM_SEEDS").ok();
+    let seeds = asked.map_or(SEEDS, |seeds| seeds.parse().expect("RESTCAST_SIM_SEEDS is a number"));
     std::thread::scope(|scope| {
         let half = |first: u64| {
             move || {
-                (first..=SEEDS).step_by(2).for_each(|seed| {
+                (first..=seeds).step_by(2).for_each(|seed| {
                     run_seed(seed);
                 })
             }

@@ -195,6 +195,37 @@ fn what_changes_together_on_several_streams_is_one_send_to_whoever_reads_them_al
 }
 
 #[test]
+fn what_agents_do_not_see_moves_nothing_of_theirs_and_a_new_role_moves_them() {
+    let mut world = world(Setup { cores: 2, ..Setup::plain() });
+    // Companies are roles here: 0 are agents.
+    let mut of =
+        |kind, company| world.open(kind, 0, company, HOUR_US, "roled", held("patch"), 0).expect("there is room");
+    let agents = [of(Kind::Single, 0), of(Kind::Events, 0)];
+    let admins = [of(Kind::Single, 1), of(Kind::Events, 1)];
+    world.idle(3 * SECOND_US);
+    let places = |world: &World, clients: &[usize]| -> Vec<(String, u64)> {
+        clients.iter().map(|&client| &world.clients[client].held["roled"]).map(|h| (h.epoch.clone(), h.seq)).collect()
+    };
+    let (before, admins_before) = (places(&world, &agents), places(&world, &admins));
+    assert_eq!(before[0], before[1]);
+    assert_ne!(before[0].0, admins_before[0].0, "each view has its own epoch");
+    for _ in 0..5 {
+        world.book.upstream.renew_hidden("http://up/roled");
+        world.idle(2 * SECOND_US);
+    }
+    assert_eq!(places(&world, &agents), before, "nothing has changed for them");
+    let moved: Vec<u64> = places(&world, &admins).iter().map(|(_, seq)| *seq).collect();
+    assert_eq!(moved, [admins_before[0].1 + 5; 2]);
+    world.renew(agents[0], 1, HOUR_US);
+    world.idle(SECOND_US);
+    assert_eq!(places(&world, &agents)[0], places(&world, &admins)[0], "an agent no more");
+    // Their view is watched by one alone now, and goes on where it was.
+    change(&mut world);
+    assert_eq!(places(&world, &agents)[1], (before[1].0.clone(), before[1].1 + 1));
+    world.rest();
+}
+
+#[test]
 fn a_logout_ends_all_that_a_user_has_in_one_turn_and_nobody_else() {
     for many in [60, 6_000] {
         let mut world = world(Setup { clients: 10_000, cores: 2, interval_ms: 1, ..Setup::plain() });

@@ -1,6 +1,6 @@
 //! The model of the upstreams: what each URL has served, and what it answers next.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use restcast::stream::poll::{FetchError, FetchRequest, FetchResponse, FetchResult, UpstreamCode, Validators};
@@ -24,7 +24,12 @@ struct Resource {
     volatile: u64,
     items: BTreeMap<u64, u64>,
     pad: usize,
+    /// What agents see of it besides the ids of its items; it changes less often than the rest.
+    public: u64,
     text: Vec<u8>,
+    /// What agents see of it now, and all that they ever saw: members sorted.
+    shown: String,
+    ever_shown: HashSet<String>,
     /// Every value served, by version and volatile part, minified.
     served: HashMap<(u64, u64), Vec<u8>>,
 }
@@ -50,6 +55,21 @@ pub fn version(value: &[u8]) -> u64 {
     number(value, "version").expect("every value has its version")
 }
 
+/// The version and the volatile part of a value this upstream made: no two values of one URL share both.
+pub fn place(value: &[u8]) -> (u64, u64) {
+    (version(value), number(value, "volatile").unwrap_or(0))
+}
+
+/// Whether that is all of a value: it has its version, which agents do not see.
+pub fn is_whole(value: &[u8]) -> bool {
+    number(value, "version").is_some()
+}
+
+/// A value that agents see, members sorted.
+pub fn sorted(value: &[u8]) -> String {
+    serde_json::from_slice::<serde_json::Value>(value).expect("a value is JSON").to_string()
+}
+
 impl Upstream {
     pub fn new() -> Upstream {
         Upstream { resources: BTreeMap::new(), mood: Mood::Wild, huge: false }
@@ -60,11 +80,19 @@ impl Upstream {
         self.resources.get(url).map_or(0, |resource| resource.version)
     }
 
-    /// Whether `url` has served exactly this value.
+    /// Whether this is the newest of what `url` has served: of the part that agents see, where it is such a part.
+    pub fn is_newest(&self, url: &str, value: &[u8]) -> bool {
+        let Some(resource) = self.resources.get(url) else { return false };
+        if is_whole(value) { version(value) == resource.version } else { sorted(value) == resource.shown }
+    }
+
+    /// Whether `url` has served exactly this value, or a value of which agents see exactly this.
     pub fn has_served(&self, url: &str, value: &[u8]) -> bool {
         let Some(resource) = self.resources.get(url) else { return false };
-        let place = (version(value), number(value, "volatile").unwrap_or(0));
-        let Some(served) = resource.served.get(&place) else { return false };
+        if !is_whole(value) {
+            return resource.ever_shown.contains(&sorted(value));
+        }
+        let Some(served) = resource.served.get(&place(value)) else { return false };
         // Patches may put members in another order, which JSON takes for the same.
         let parse = |text: &[u8]| serde_json::from_slice::<serde_json::Value>(text).ok();
         served == value || parse(served) == parse(value)
@@ -133,11 +161,21 @@ impl Upstream {
         Ok(response)
     }
 
-    /// Gives every resource one more version: what is held at rest must be that.
+    /// Gives every resource one more version, which everybody sees: what is held at rest must be that.
     pub fn renew_all(&mut self, dice: &mut Dice) {
         for (url, resource) in &mut self.resources {
+            resource.public += 1;
             resource.change(dice, url, false);
         }
+    }
+}
+
+impl Upstream {
+    /// One more version of what `url` serves, with nothing in it that agents see.
+    pub fn renew_hidden(&mut self, url: &str) {
+        let resource = self.resources.get_mut(url).expect("it has been polled");
+        resource.version += 1;
+        resource.write(url);
     }
 }
 
@@ -152,6 +190,7 @@ impl Resource {
                 self.items.insert(id, self.version);
             }
         }
+        self.public += u64::from(dice.percent(20));
         self.pad = match dice.below(40) {
             0 if huge => 300_000,
             0..3 => 3_000,
@@ -170,14 +209,19 @@ impl Resource {
         let items: Vec<String> =
             self.items.iter().map(|(id, value)| format!("{{\"id\":{id},\"value\":{value}}}")).collect();
         self.text = format!(
-            "{{\"source\":{:?},\"version\":{},\"volatile\":{},\"items\":[{}],\"pad\":\"{}\"}}",
+            "{{\"source\":{:?},\"version\":{},\"volatile\":{},\"public\":{},\"items\":[{}],\"pad\":\"{}\"}}",
             url.trim_start_matches("http://"),
             self.version,
             self.volatile,
+            self.public,
             items.join(","),
             "x".repeat(self.pad)
         )
         .into_bytes();
         self.served.insert((self.version, self.volatile), self.text.clone());
+        let ids: Vec<String> = self.items.keys().map(|id| format!("{{\"id\":{id}}}")).collect();
+        let source = url.trim_start_matches("http://");
+        self.shown = format!("{{\"items\":[{}],\"public\":{},\"source\":{source:?}}}", ids.join(","), self.public);
+        self.ever_shown.insert(self.shown.clone());
     }
 }

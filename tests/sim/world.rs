@@ -20,7 +20,7 @@ use restcast::stream::Comparison;
 use restcast::stream::poll::{FetchRequest, PollNo};
 use restcast::time::{Instant, Now, WallTime};
 
-use super::client::{Asked, Book, Client, Held, Kind, LATE_US, Request, Token};
+use super::client::{Asked, Book, Client, Held, Kind, LATE_US, Request, Token, is_agent};
 use super::dice::Dice;
 use super::upstream::Mood;
 
@@ -132,6 +132,12 @@ impl Setup {
         }
         let url = "http://up/own/{claims.companyId}";
         let _ = write!(text, "[[stream]]\nid = \"own\"\nurl = \"{url}\"\ninterval = \"{interval_ms}ms\"\n{common}\n");
+        // Agents see a part of it, everybody else all.
+        let views = "[[stream.view]]\nroles = [\"agent\"]\npointers = [\"/source\", \"/public\", \"/items/*/id\"]\n\
+                     [[stream.view]]\nroles = [\"admin\", \"agent\"]\npath = \"$\"";
+        let url = "http://up/roled";
+        let _ =
+            write!(text, "[[stream]]\nid = \"roled\"\nurl = \"{url}\"\ninterval = \"{slower}ms\"\n{common}\n{views}\n");
         let guard = "permissions = [\"guarded\"]";
         let _ = write!(
             text,
@@ -638,8 +644,9 @@ impl World {
     fn token(&self, sub: &str, token: &Token) -> String {
         let Token { company, iat_s, jti, .. } = token;
         let exp = token.exp_us as f64 / SECOND_US as f64;
+        let role = if is_agent(*company) { "agent" } else { "admin" };
         let claims = format!(
-            "{{\"sub\":\"{sub}\",\"companyId\":{company},\"exp\":{exp:.3},\"iat\":{iat_s},\"jti\":\"t{jti}\",\
+            "{{\"sub\":\"{sub}\",\"role\":\"{role}\",\"companyId\":{company},\"exp\":{exp:.3},\"iat\":{iat_s},\"jti\":\"t{jti}\",\
              \"permissions\":[\"guarded\"]}}"
         );
         jwt::mint(&self.key, &claims)
@@ -741,9 +748,10 @@ impl World {
     }
 
     fn stream_name(&mut self) -> String {
-        match self.dice.below(7) {
+        match self.dice.below(9) {
             0 | 1 => "fast".to_owned(),
             5 => "guarded".to_owned(),
+            6 | 7 => "roled".to_owned(),
             2 => "slow".to_owned(),
             3 => "keyed".to_owned(),
             4 => "own".to_owned(),
@@ -757,7 +765,9 @@ impl World {
         let rate_ms = if self.dice.percent(25) { 1 + self.dice.below(3_000) } else { 0 };
         let mut held = Held { format, state: "live".to_owned(), ..Held::default() };
         if self.dice.percent(40) {
-            let others = self.clients.iter().filter(|other| other.companies() == BTreeSet::from([company]));
+            // Of `roled` also what those hold who see another part of it, which is no place to go on from.
+            let is_known = |other: &&Client| name == "roled" || other.companies() == BTreeSet::from([company]);
+            let others = self.clients.iter().filter(is_known);
             let known: Vec<Held> = others.filter_map(|other| other.held.get(name)).cloned().collect();
             if let Some(from) =
                 known.get(self.dice.below(known.len() as u64) as usize).filter(|from| from.value.is_some())
@@ -1127,13 +1137,11 @@ impl World {
                 let shown = format!("client {} ({:?}) on {name}", client.number, client.kind);
                 let value = held.value.as_deref().unwrap_or_else(|| panic!("{shown} has no value"));
                 let urls = client.urls(name);
-                let newest = urls.iter().any(|url| self.book.upstream.newest(url) == super::upstream::version(value));
-                let version = super::upstream::version(value);
-                assert!(
-                    newest,
-                    "{shown} holds version {version} of {}-{} at rest, not the newest",
-                    held.epoch, held.seq
-                );
+                let newest = urls.iter().any(|url| self.book.upstream.is_newest(url, value));
+                let start = String::from_utf8_lossy(&value[..value.len().min(200)]);
+                assert!(newest, "{shown} holds {start} of {}-{} at rest, not the newest", held.epoch, held.seq);
+                // And that part of it that is theirs.
+                client.check_value(name, value, &self.book);
                 assert_eq!(held.state, "live", "{shown} was told the stream is live again");
             }
         }

@@ -88,6 +88,7 @@ pub fn target(url: &str, change: impl FnOnce(&mut Options)) -> Target {
         allow_anonymous: false,
         roles: Vec::new(),
         permissions: Vec::new(),
+        views: Vec::new(),
     };
     change(&mut options);
     let mut url: url::Url = url.parse().expect("a URL");
