@@ -6,7 +6,11 @@ use std::collections::VecDeque;
 use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use restcast::auth::cache::TokenCache;
+use restcast::auth::control::{ControlEntry, Event};
+use restcast::auth::grant::RightsTable;
 use restcast::auth::jwt::Verifier;
+use restcast::auth::marks::Marks;
 use restcast::codec::http::parse_head;
 use restcast::connection::handshake::{demand, presented};
 
@@ -46,6 +50,24 @@ fn verify(c: &mut Criterion) {
     *forged.last_mut().expect("a signature") ^= 4;
     group.bench_function("HS256, forged", |b| {
         b.iter(|| verifier.verify(black_box(&forged), start().wall).expect_err("another signature"));
+    });
+    let grant = verifier.verify(token.as_bytes(), start().wall).expect("a valid token");
+    let mut rights = RightsTable::default();
+    let grant = grant.into_grant(&mut rights, &[]);
+    let leeway = verifier.options().leeway;
+    let mut cache = TokenCache::new(4096, [7; 32]);
+    cache.keep(token.as_bytes(), &grant, start().wall, &mut rights);
+    group.bench_function("remembered", |b| {
+        b.iter(|| cache.find(black_box(token.as_bytes()), start().wall, leeway).expect("it was kept"));
+    });
+    // What is asked besides where somebody has logged out.
+    let marks = Marks::default();
+    let entry = ControlEntry::user_logged_out("somebody", None, start().wall);
+    for event in Event::read(&entry, start().wall).expect("an event") {
+        marks.take(&event, start().wall);
+    }
+    group.bench_function("judged by marks", |b| {
+        b.iter(|| (marks.judge(black_box(&grant), start().wall), marks.rights_of(&grant, start().wall)));
     });
     group.finish();
 }

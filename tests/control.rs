@@ -490,3 +490,35 @@ fn a_storm_of_logouts_is_carried_out_while_the_others_are_served() {
     assert_eq!(server.metric(&["restcast_control_events_total"]), 100.0);
     assert_eq!(server.metric(&["restcast_marks"]), 100.0);
 }
+
+#[test]
+fn a_renewal_that_fails_too_often_is_answered_late_like_a_handshake() {
+    let (_upstream, server) = served(Setup::new().limits("auth_failures_per_minute = 2"));
+    let mut sse = server.sse("/v1/streams/leads", &[bearer(&mint(claims("u1")))]);
+    let welcome = sse.next().expect("a welcome").data;
+    let path = format!("/v1/connections/{}/auth", welcome["connection"].as_str().expect("a name"));
+    let old = mint(with(claims("u1"), json!({ "iat": now_s() - 50, "jti": "old" })));
+    carried_out(&server, "POST", "tokens/revoke", json!({ "jti": "old" }));
+    let body = json!({ "token": old }).to_string();
+    for failures in 0..4 {
+        let begun = Instant::now();
+        let answer = server.request("POST", &path, &[], &body);
+        assert_eq!((answer.status, answer.code()), (401, "TOKEN_REVOKED".into()));
+        assert!(failures < 2 || begun.elapsed() >= Duration::from_millis(900), "after {failures} failures");
+    }
+    let answer = server.request("POST", &path, &[], &body);
+    assert_eq!((answer.status, answer.code()), (429, "RATE_LIMITED".into()), "then nothing is looked at");
+}
+
+#[test]
+fn whoever_has_failed_too_often_is_not_looked_at_with_a_revoked_token_either() {
+    let (_upstream, server) = served(Setup::new().limits("auth_failures_per_minute = 2"));
+    let revoked = mint(with(claims("u1"), json!({ "jti": "t1" })));
+    carried_out(&server, "POST", "tokens/revoke", json!({ "jti": "t1" }));
+    for _ in 0..4 {
+        assert_eq!(refused(&server, &revoked), (401, "TOKEN_REVOKED".into()));
+    }
+    let hits = server.metric(&["restcast_token_cache_hits_total"]);
+    assert_eq!(refused(&server, &revoked), (429, "RATE_LIMITED".into()));
+    assert_eq!(server.metric(&["restcast_token_cache_hits_total"]), hits, "limits come before any cryptography");
+}

@@ -17,9 +17,10 @@ use restcast::runtime::redis::{CONTROL_STREAM, Settings, Sink, Store, StoreParts
 use restcast::runtime::resolver::Resolver;
 use restcast::secret::Secret;
 use restcast::shard::{Found, Lookup, Order, SessionRecord};
+use serde_json::json;
 use support::redis::{Redis, RedisSetup, Said, free_port};
-use support::server::{PATIENCE, Setup, eventually};
-use support::{Authority, Proxy};
+use support::server::{ADMIN_KEY, PATIENCE, Raw, Server, Setup, Ws, bearer, eventually, mint, now_s};
+use support::{Authority, Proxy, Upstream};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// `redis.timeout` of these tests, unless they set it.
@@ -105,7 +106,8 @@ impl Desk {
         let sink = Box::new(Ear { tell, full: Arc::clone(&full) });
         let resolver = Arc::new(Resolver::system());
         let store = Store::new(options.timeout).expect("a descriptor is left");
-        store.start(StoreParts { options, settings, sink, resolver, seed: [7; 32] }).expect("it starts");
+        let failed = Box::new(|| panic!("the thread that speaks with Redis has panicked"));
+        store.start(StoreParts { options, settings, sink, resolver, seed: [7; 32], failed }).expect("it starts");
         Desk { store, told, kept: Vec::new(), asked: 0, full }
     }
 
@@ -953,4 +955,164 @@ fn the_server_starts_without_redis_and_says_so_once() {
     let without = Setup::new().start();
     assert_eq!(readyz(&without), "{\"status\":\"ready\"}\n");
     assert!(!without.metrics().lines().any(|line| line.starts_with("restcast_redis_up")));
+}
+
+/// Until when a logout acts (protocol section 5).
+const BOUND: Duration = Duration::from_millis(250);
+
+/// A server with one stream and that Redis, which answers.
+fn served(url: &str) -> (Upstream, Server) {
+    let upstream = Upstream::start();
+    upstream.set_json("/leads", "{\"n\":0}");
+    let lines = "permissions = [\"leads.read\"]";
+    let setup = Setup::new().redis(url, "timeout = \"500ms\"").stream("leads", &upstream.url("/leads"), lines);
+    let server = setup.start();
+    eventually("all is up", || readyz(&server).contains("\"redis\":\"up\"").then_some(()));
+    (upstream, server)
+}
+
+/// A token of `sub`, issued now.
+fn token(sub: &str) -> String {
+    let permissions = ["leads.read"];
+    mint(
+        json!({ "sub": sub, "iat": now_s(), "exp": now_s() + 600, "jti": format!("t-{sub}"), "permissions": permissions }),
+    )
+}
+
+fn watching(server: &Server, token: &str) -> Ws {
+    let mut ws = server.ws("/v1/streams/leads", &[bearer(token)]);
+    ws.next_of("snapshot");
+    ws
+}
+
+fn refused(server: &Server, token: &str) -> (u16, String) {
+    let answer = server.get("/v1/streams/leads", &[bearer(token)]);
+    (answer.status, if answer.status >= 400 { answer.code() } else { String::new() })
+}
+
+fn ordered(server: &Server, path: &str) {
+    let answer = Raw::connect(server.admin).request("POST", &format!("/admin/v1/{path}"), &[bearer(ADMIN_KEY)], "");
+    assert_eq!(answer.status, 200, "{answer:?}");
+}
+
+fn logged_out() -> (u16, String) {
+    (4010, "logged_out".to_owned())
+}
+
+#[test]
+fn a_published_logout_ends_every_connection_of_the_user_on_every_process_within_250_ms() {
+    let redis = Redis::start();
+    let servers = [served(&redis.url()), served(&redis.url())];
+    let mut took = Vec::new();
+    for round in 0..5 {
+        let (user, other) = (format!("u{round}"), format!("other{round}"));
+        let (theirs, others) = (token(&user), token(&other));
+        let mut theirs: Vec<Ws> =
+            servers.iter().flat_map(|(_, server)| (0..50).map(|_| watching(server, &theirs))).collect();
+        let mut others: Vec<Ws> = servers.iter().map(|(_, server)| watching(server, &others)).collect();
+        let begun = Instant::now();
+        // By its id alone, or as JSON.
+        let payload = if round % 2 == 0 { user.clone() } else { json!({ "userId": user }).to_string() };
+        assert_eq!(redis.publish("user-logged-out", &payload), 2);
+        for ws in &mut theirs {
+            assert_eq!(ws.closed(), logged_out());
+        }
+        took.push(begun.elapsed());
+        for (_, server) in &servers {
+            assert_eq!(refused(server, &token(&user)).0, 401, "a token of that very second is not good either");
+        }
+        for ((upstream, _), ws) in servers.iter().zip(&mut others) {
+            upstream.set_json("/leads", &format!("{{\"n\":{}}}", round + 1));
+            ws.next_of("snapshot");
+        }
+    }
+    // The machine may be too busy to keep the contract's bound at any one time, but not each time.
+    assert!(took.iter().min().is_some_and(|least| *least < BOUND), "{took:?}");
+}
+
+#[test]
+fn published_permissions_and_revocations_act_on_live_connections() {
+    let redis = Redis::start();
+    let (_upstream, server) = served(&redis.url());
+    let mut ada = watching(&server, &token("ada"));
+    redis.publish("permission-update", "{\"userId\":\"ada\",\"permissions\":[\"leads.read\",\"more\"]}");
+    assert_eq!(ada.next_of("permission_update")["permissions"], json!(["leads.read", "more"]));
+    redis.publish("permission-update", "{\"userId\":\"ada\",\"permissions\":[]}");
+    assert_eq!(ada.next_of("permission_update")["permissions"], json!([]));
+    assert_eq!(ada.closed(), (4003, "forbidden".to_owned()));
+    let mut eve = watching(&server, &token("eve"));
+    redis.publish("token-revoked", &json!({ "jti": "t-eve", "exp": now_s() + 600 }).to_string());
+    assert_eq!(eve.closed(), (4010, "token_revoked".to_owned()));
+    assert_eq!(refused(&server, &token("eve")), (401, "TOKEN_REVOKED".to_owned()));
+    // What is no event is counted, and nothing else.
+    redis.publish("token-revoked", "{\"jti\":");
+    eventually("it is counted", || (server.metric(&["restcast_control_events_refused_total"]) >= 1.0).then_some(()));
+}
+
+#[test]
+fn a_logout_put_on_the_stream_while_no_process_ran_holds_from_the_first_request_on() {
+    let redis = Redis::start();
+    let old = token("u1");
+    redis.text(&["XADD", CONTROL_STREAM, "*", "event", "user-logged-out", "data", "u1"]).expect("an id");
+    // Not yet `served`, which waits for more: the ready line is enough.
+    let upstream = Upstream::start();
+    upstream.set_json("/leads", "1");
+    let lines = "permissions = [\"leads.read\"]";
+    let setup = Setup::new().redis(&redis.url(), "").stream("leads", &upstream.url("/leads"), lines);
+    for _ in 0..3 {
+        let server = setup.start();
+        assert_eq!(refused(&server, &old), (401, "LOGGED_OUT".to_owned()));
+        assert_eq!(refused(&server, &token("u2")).0, 200);
+    }
+}
+
+#[test]
+fn a_logout_heard_by_another_process_while_this_one_was_cut_off_takes_effect_when_it_returns() {
+    let redis = Redis::start();
+    let proxy = Proxy::to(redis.address());
+    let ((_ours, here), (theirs, there)) = (served(&redis.url()), served(&redis.url_at(proxy.address())));
+    let (old, other) = (token("u1"), token("u2"));
+    let mut cut_off = watching(&there, &old);
+    let mut stays = watching(&there, &other);
+    proxy.down();
+    eventually("it is away", || readyz(&there).contains("\"redis\":\"away\"").then_some(()));
+    assert_eq!(redis.publish("user-logged-out", "u1"), 1, "one process hears it");
+    eventually("it refuses", || (refused(&here, &old) == (401, "LOGGED_OUT".to_owned())).then_some(()));
+    // Users of tokens are not touched by Redis's absence.
+    theirs.set_json("/leads", "{\"n\":1}");
+    cut_off.next_of("snapshot");
+    stays.next_of("snapshot");
+    assert_eq!(refused(&there, &other).0, 200);
+    proxy.heal();
+    assert_eq!(cut_off.closed(), logged_out());
+    assert_eq!(refused(&there, &old), (401, "LOGGED_OUT".to_owned()));
+    theirs.set_json("/leads", "{\"n\":2}");
+    stays.next_of("snapshot");
+}
+
+#[test]
+fn an_admins_logout_reaches_other_processes_at_once_or_when_redis_returns() {
+    let redis = Redis::start();
+    let proxy = Proxy::to(redis.address());
+    let ((_ours, here), (_theirs, there)) = (served(&redis.url_at(proxy.address())), served(&redis.url()));
+    let mut took = Vec::new();
+    for round in 0..5 {
+        let mut ws = watching(&there, &token(&format!("u{round}")));
+        let begun = Instant::now();
+        ordered(&here, &format!("users/u{round}/logout"));
+        assert_eq!(ws.closed(), logged_out());
+        took.push(begun.elapsed());
+    }
+    assert!(took.iter().min().is_some_and(|least| *least < BOUND), "{took:?}");
+    let old = token("late");
+    let (mut near, mut far) = (watching(&here, &old), watching(&there, &old));
+    proxy.down();
+    eventually("it is away", || readyz(&here).contains("\"redis\":\"away\"").then_some(()));
+    ordered(&here, "users/late/logout");
+    assert_eq!(near.closed(), logged_out());
+    assert_eq!(refused(&here, &old), (401, "LOGGED_OUT".to_owned()));
+    assert_eq!(refused(&there, &old).0, 200, "nobody has told it");
+    proxy.heal();
+    assert_eq!(far.closed(), logged_out());
+    assert_eq!(refused(&there, &old), (401, "LOGGED_OUT".to_owned()));
 }

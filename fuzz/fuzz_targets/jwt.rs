@@ -1,6 +1,6 @@
 //! Tokens. As they come, whatever bytes: none may panic, none may be accepted. And rightly signed, with whatever header and
 //! payload: none may panic, the payload must come back, what is accepted must stand by the rules it was accepted by, and no
-//! bit of the token may be flipped.
+//! bit of the token may be flipped. Nor may a token of an issuer with a key set be accepted by any other key than its own.
 #![no_main]
 
 use std::sync::LazyLock;
@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
 use restcast::auth::grant::RightsTable;
+use restcast::auth::jwks::{self, IssuerOptions};
 use restcast::auth::jwt::{DATE_SECS_MAX, Options, Verifier, claimed_header, claimed_kid, claimed_payload, sign};
 use restcast::auth::keys::{Algorithm, Key, KeyConfig, KeySet};
 use restcast::limits::TOKEN_BYTES_MAX;
@@ -27,6 +28,20 @@ fn config() -> KeyConfig {
     KeyConfig { kid: None, algorithm: Algorithm::Hs256, secret: Secret::new(*b"0123456789abcdef0123456789abcdef") }
 }
 
+/// The issuer with a key set: the key of RFC 8037 appendix A, which signs nothing here.
+const ISSUER: &str = "i";
+const SET: &[u8] = br#"{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
+
+static WITH_ISSUER: LazyLock<Verifier> = LazyLock::new(|| {
+    let issuer = IssuerOptions {
+        issuer: ISSUER.to_owned(),
+        algorithms: Algorithm::ALL.into_iter().filter(|algorithm| !algorithm.is_symmetric()).collect(),
+        audiences: Vec::new(),
+        keys: Some(jwks::read(ISSUER, SET).expect("a set").keys),
+    };
+    Verifier::new(Options { key_sets: vec![issuer], ..VERIFIER.options().clone() })
+});
+
 fuzz_target!(|data: &[u8]| {
     raw(data);
     signed(br#"{"alg":"HS256"}"#, data);
@@ -42,6 +57,7 @@ fn newline(data: &[u8]) -> Option<usize> {
 fn raw(token: &[u8]) {
     assert!(VERIFIER.verify(token, NOW).is_err(), "accepted without a signature");
     assert!(VERIFIER.verify_signature(token).is_err(), "verified without a signature");
+    assert!(WITH_ISSUER.verify(token, NOW).is_err(), "accepted without an issuer's signature");
     let _ = (claimed_header(token), claimed_kid(token), claimed_payload(token));
 }
 
@@ -52,6 +68,12 @@ fn signed(header: &[u8], payload: &[u8]) {
     if token.len() > TOKEN_BYTES_MAX {
         assert_eq!(signature.unwrap_err().reason(), "too_large");
         return;
+    }
+    // By an issuer's set everything else is as it was, and what claims to be the issuer's is refused.
+    match (&verified, WITH_ISSUER.verify(token.as_bytes(), NOW)) {
+        (Ok(verified), Ok(_)) => assert_ne!(verified.issuer(), Some(ISSUER), "accepted by another's key"),
+        (Ok(verified), Err(_)) => assert_eq!(verified.issuer(), Some(ISSUER)),
+        (Err(_), other) => assert!(other.is_err()),
     }
     match &signature {
         Ok(signed) => assert_eq!(signed.payload, payload),

@@ -100,27 +100,36 @@ fn is_for_verifying(jwk: &Map<String, Value>) -> bool {
     by_use && by_operation
 }
 
-/// The key sets that were fetched, as of one moment. Replaced whole; every core has the same.
+/// The key sets that were fetched, as of one moment. Replaced whole; every core has the same, if not at once.
 #[derive(Clone, Debug, Default)]
-pub struct KeySets(Vec<(Box<str>, KeySet)>);
+pub struct KeySets {
+    sets: Vec<(Box<str>, KeySet)>,
+    version: u64,
+}
 
 impl KeySets {
     /// The set of `issuer`, where there is one.
     pub fn of(&self, issuer: &str) -> Option<&KeySet> {
-        self.0.iter().find(|(name, _)| **name == *issuer).map(|(_, keys)| keys)
+        self.sets.iter().find(|(name, _)| **name == *issuer).map(|(_, keys)| keys)
+    }
+
+    /// How often a set has been put here: the greater, the newer.
+    pub fn version(&self) -> u64 {
+        self.version
     }
 
     /// Puts the set of `issuer` in the place of its last one.
     pub fn put(&mut self, issuer: &str, keys: KeySet) {
-        match self.0.iter_mut().find(|(name, _)| **name == *issuer) {
+        self.version += 1;
+        match self.sets.iter_mut().find(|(name, _)| **name == *issuer) {
             Some((_, held)) => *held = keys,
-            None => self.0.push((issuer.into(), keys)),
+            None => self.sets.push((issuer.into(), keys)),
         }
     }
 
     /// Drops the sets of all issuers but those that `wanted` names.
     pub fn retain(&mut self, wanted: impl Fn(&str) -> bool) {
-        self.0.retain(|(issuer, _)| wanted(issuer));
+        self.sets.retain(|(issuer, _)| wanted(issuer));
     }
 }
 
@@ -245,6 +254,7 @@ mod tests {
         sets.put("a", set(&[ed25519(1)]).keys);
         sets.put("b", set(&[ed25519(2)]).keys);
         sets.put("a", KeySet::default());
+        assert_eq!(sets.version(), 3);
         assert!(sets.of("a").unwrap().is_empty() && !sets.of("b").unwrap().is_empty() && sets.of("c").is_none());
         sets.retain(|issuer| issuer == "a");
         assert!(sets.of("a").is_some() && sets.of("b").is_none());

@@ -9,7 +9,6 @@
 
 use std::fmt;
 use std::num::NonZeroU64;
-use std::str::FromStr;
 use std::sync::Arc;
 
 use base64::Engine;
@@ -18,127 +17,9 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use ring::hmac;
 use serde_json::Value;
 
-use super::public_key::{KeyKind, PublicKey};
+pub use super::algorithm::{Algorithm, KeyKind, UnknownAlgorithm};
+use super::public_key::PublicKey;
 use crate::secret::Secret;
-
-/// What a key signs and verifies with, RFC 7518 section 3.1 and RFC 8037 section 3.1.
-#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub enum Algorithm {
-    /// HMAC with SHA-256.
-    Hs256,
-    /// HMAC with SHA-384.
-    Hs384,
-    /// HMAC with SHA-512.
-    Hs512,
-    /// RSASSA-PKCS1-v1_5 with SHA-256.
-    Rs256,
-    /// RSASSA-PKCS1-v1_5 with SHA-384.
-    Rs384,
-    /// RSASSA-PKCS1-v1_5 with SHA-512.
-    Rs512,
-    /// RSASSA-PSS with SHA-256.
-    Ps256,
-    /// RSASSA-PSS with SHA-384.
-    Ps384,
-    /// RSASSA-PSS with SHA-512.
-    Ps512,
-    /// ECDSA on P-256 with SHA-256.
-    Es256,
-    /// ECDSA on P-384 with SHA-384.
-    Es384,
-    /// Ed25519.
-    EdDsa,
-}
-
-impl Algorithm {
-    /// Every algorithm there is a verifier for.
-    pub const ALL: [Algorithm; 12] = [
-        Algorithm::Hs256,
-        Algorithm::Hs384,
-        Algorithm::Hs512,
-        Algorithm::Rs256,
-        Algorithm::Rs384,
-        Algorithm::Rs512,
-        Algorithm::Ps256,
-        Algorithm::Ps384,
-        Algorithm::Ps512,
-        Algorithm::Es256,
-        Algorithm::Es384,
-        Algorithm::EdDsa,
-    ];
-
-    /// Its name as `alg` spells it, case and all.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Algorithm::Hs256 => "HS256",
-            Algorithm::Hs384 => "HS384",
-            Algorithm::Hs512 => "HS512",
-            Algorithm::Rs256 => "RS256",
-            Algorithm::Rs384 => "RS384",
-            Algorithm::Rs512 => "RS512",
-            Algorithm::Ps256 => "PS256",
-            Algorithm::Ps384 => "PS384",
-            Algorithm::Ps512 => "PS512",
-            Algorithm::Es256 => "ES256",
-            Algorithm::Es384 => "ES384",
-            Algorithm::EdDsa => "EdDSA",
-        }
-    }
-
-    /// What a public key for it is of; `None`: its key is a shared secret.
-    pub const fn key_kind(self) -> Option<KeyKind> {
-        match self {
-            Algorithm::Hs256 | Algorithm::Hs384 | Algorithm::Hs512 => None,
-            Algorithm::Rs256 | Algorithm::Rs384 | Algorithm::Rs512 => Some(KeyKind::Rsa),
-            Algorithm::Ps256 | Algorithm::Ps384 | Algorithm::Ps512 => Some(KeyKind::Rsa),
-            Algorithm::Es256 => Some(KeyKind::P256),
-            Algorithm::Es384 => Some(KeyKind::P384),
-            Algorithm::EdDsa => Some(KeyKind::Ed25519),
-        }
-    }
-
-    /// Whether its key is a shared secret.
-    pub const fn is_symmetric(self) -> bool {
-        self.key_kind().is_none()
-    }
-
-    /// Least bytes of a shared secret. RFC 7518 3.2: a key of the same size as the hash output or larger MUST be used.
-    pub const fn key_bytes_min(self) -> usize {
-        match self {
-            Algorithm::Hs384 => 48,
-            Algorithm::Hs512 => 64,
-            _ => 32,
-        }
-    }
-
-    fn hmac(self) -> Option<hmac::Algorithm> {
-        match self {
-            Algorithm::Hs256 => Some(hmac::HMAC_SHA256),
-            Algorithm::Hs384 => Some(hmac::HMAC_SHA384),
-            Algorithm::Hs512 => Some(hmac::HMAC_SHA512),
-            _ => None,
-        }
-    }
-}
-
-impl fmt::Display for Algorithm {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-/// A name that is none of [`Algorithm::ALL`].
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("the algorithm is none of HS256, HS384, HS512, RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, EdDSA")]
-pub struct UnknownAlgorithm;
-
-impl FromStr for Algorithm {
-    type Err = UnknownAlgorithm;
-
-    fn from_str(name: &str) -> Result<Algorithm, UnknownAlgorithm> {
-        Algorithm::ALL.into_iter().find(|algorithm| algorithm.name() == name).ok_or(UnknownAlgorithm)
-    }
-}
 
 /// A shared secret and what it is for: one `[[auth.jwt.key]]` with `secret`.
 #[derive(Clone, Debug)]
@@ -233,7 +114,7 @@ impl Key {
     pub fn new(config: &KeyConfig) -> Result<Key, KeyError> {
         let KeyConfig { kid, algorithm, secret } = config;
         let (algorithm, bytes) = (*algorithm, secret.expose_secret());
-        let hmac = algorithm.hmac().ok_or(KeyError::NotShared { algorithm })?;
+        let hmac = hmac_of(algorithm).ok_or(KeyError::NotShared { algorithm })?;
         if let Some(looks) = document_kind(bytes) {
             return Err(KeyError::NotASecret { algorithm, looks });
         }
@@ -384,6 +265,15 @@ impl KeySet {
     /// Whether there is none, so that every token is refused.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+}
+
+fn hmac_of(algorithm: Algorithm) -> Option<hmac::Algorithm> {
+    match algorithm {
+        Algorithm::Hs256 => Some(hmac::HMAC_SHA256),
+        Algorithm::Hs384 => Some(hmac::HMAC_SHA384),
+        Algorithm::Hs512 => Some(hmac::HMAC_SHA512),
+        _ => None,
     }
 }
 

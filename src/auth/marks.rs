@@ -127,16 +127,19 @@ enum What {
     Rights(Box<RightsMark>),
 }
 
+/// A list, and when it was said.
+type Dated = Option<(Arc<[Box<str>]>, WallTime)>;
+
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 struct RightsMark {
-    permissions: Option<(Arc<[Box<str>]>, WallTime)>,
-    roles: Option<(Arc<[Box<str>]>, WallTime)>,
+    permissions: Dated,
+    roles: Dated,
 }
 
 impl RightsMark {
     /// Bytes of its lists.
     fn bytes(&self) -> usize {
-        let of = |list: &Option<(Arc<[Box<str>]>, WallTime)>| {
+        let of = |list: &Dated| {
             list.as_ref().map_or(0, |(list, _)| list.iter().map(|text| text.len() + 2 * size_of::<usize>()).sum())
         };
         size_of::<RightsMark>() + of(&self.permissions) + of(&self.roles)
@@ -259,7 +262,7 @@ impl Table {
 }
 
 /// Puts `new` in the place of an older list; whether it says anything else.
-fn renew(old: &mut Option<(Arc<[Box<str>]>, WallTime)>, new: Option<&Arc<[Box<str>]>>, at: WallTime) -> bool {
+fn renew(old: &mut Dated, new: Option<&Arc<[Box<str>]>>, at: WallTime) -> bool {
     let Some(new) = new else { return false };
     match old {
         Some((_, old_at)) if *old_at > at => false,
@@ -452,7 +455,7 @@ impl Marks {
         };
         let (any, own) = (of(None), grant.issuer().and_then(|issuer| of(Some(issuer))));
         let stands = |at: &WallTime| grant.issued_at().is_none_or(|issued| issued.as_secs() <= at.as_secs());
-        let latest = |member: fn(&RightsMark) -> &Option<(Arc<[Box<str>]>, WallTime)>| {
+        let latest = |member: fn(&RightsMark) -> &Dated| {
             let said = [any, own].into_iter().flatten().filter_map(|rights| member(rights).as_ref());
             said.filter(|(_, at)| stands(at)).max_by_key(|(_, at)| *at).map(|(list, _)| Arc::clone(list))
         };
@@ -738,15 +741,15 @@ mod tests {
             let leeway = crate::auth::jwt::Options::default().leeway;
             for event in &events {
                 match event {
-                    Event::UserLoggedOut { user, at } if mine(user) => {
-                        if issued.is_none_or(|issued| issued.as_secs() <= at.as_secs()) {
-                            expected = Err(Revoked::LoggedOut);
-                        }
+                    Event::UserLoggedOut { user, at }
+                        if mine(user) && issued.is_none_or(|issued| issued.as_secs() <= at.as_secs()) =>
+                    {
+                        expected = Err(Revoked::LoggedOut);
                     }
-                    Event::IssuedBeforeRevoked { user, before, .. } if mine(user) && expected.is_ok() => {
-                        if issued.is_none_or(|issued| issued < *before) {
-                            expected = Err(Revoked::Token);
-                        }
+                    Event::IssuedBeforeRevoked { user, before, .. }
+                        if mine(user) && expected.is_ok() && issued.is_none_or(|issued| issued < *before) =>
+                    {
+                        expected = Err(Revoked::Token);
                     }
                     Event::TokenRevoked { issuer: named, token, expires, .. } if expected.is_ok() => {
                         let this = jti.as_deref().map(TokenMark::of) == Some(*token);

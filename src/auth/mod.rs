@@ -9,6 +9,7 @@
     reason = "these bytes are a stranger's: no place is assumed, no number is cut"
 )]
 
+pub mod algorithm;
 pub mod api_key;
 pub mod cache;
 pub mod control;

@@ -15,8 +15,8 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use ring::signature::{self, RsaParameters, RsaPublicKeyComponents, UnparsedPublicKey};
 use serde_json::{Map, Value};
 
+use super::algorithm::{Algorithm, KeyKind};
 use super::der::{BIT_STRING, Der, INTEGER, OBJECT_IDENTIFIER, SEQUENCE, tagged};
-use super::keys::Algorithm;
 use crate::limits::{RSA_BITS_MAX, RSA_BITS_MIN};
 
 /// `rsaEncryption`.
@@ -34,36 +34,6 @@ const ED_25519: &[u8] = b"\x2b\x65\x70";
 const EXPONENT_BYTES_MAX: usize = 5;
 /// Bytes of a public key of Ed25519.
 const ED_25519_BYTES: usize = 32;
-
-/// What a public key is of.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-pub enum KeyKind {
-    /// RSA.
-    Rsa,
-    /// The curve P-256.
-    P256,
-    /// The curve P-384.
-    P384,
-    /// The curve of Ed25519.
-    Ed25519,
-}
-
-impl KeyKind {
-    /// Its name, for a sentence.
-    pub const fn name(self) -> &'static str {
-        match self {
-            KeyKind::Rsa => "RSA",
-            KeyKind::P256 => "P-256",
-            KeyKind::P384 => "P-384",
-            KeyKind::Ed25519 => "Ed25519",
-        }
-    }
-
-    /// What a key of this kind may be used with.
-    pub fn algorithms(self) -> impl Iterator<Item = Algorithm> {
-        Algorithm::ALL.into_iter().filter(move |algorithm| algorithm.key_kind() == Some(self))
-    }
-}
 
 /// Why something is no public key that may verify tokens.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]

@@ -11,8 +11,8 @@ use ring::rsa;
 use ring::signature::{self, EcdsaKeyPair, Ed25519KeyPair, RsaEncoding};
 
 use super::der::{Der, INTEGER, OBJECT_IDENTIFIER, OCTET_STRING, tagged};
-use super::keys::{Algorithm, Key, KeyConfig, KeyError};
-use super::public_key::{EC_PUBLIC_KEY, KeyKind, P_256, P_384, RSA_ENCRYPTION, pem_block};
+use super::keys::{Algorithm, Key, KeyConfig, KeyError, KeyKind};
+use super::public_key::{EC_PUBLIC_KEY, P_256, P_384, RSA_ENCRYPTION, pem_block};
 use crate::limits::{RSA_BITS_MAX, RSA_BITS_MIN};
 use crate::secret::Secret;
 

@@ -412,6 +412,46 @@ mod tests {
     }
 
     #[test]
+    fn a_line_may_bring_a_public_key_in_any_form() {
+        use serde_json::json;
+        let rfc: serde_json::Value = serde_json::from_str(include_str!("../../tests/vectors/rfc.json")).unwrap();
+        let example = |section: &str| {
+            let all = rfc["verifies"].as_array().unwrap();
+            let found = all.iter().find(|example| example["section"] == section).unwrap();
+            (found["jws"].as_str().unwrap().to_owned(), found["key"].clone())
+        };
+        let b64u = |bytes: &[u8]| URL_SAFE_NO_PAD_INDIFFERENT.encode(bytes);
+        let (ed, ed_jwk) = example("RFC 8037 A.4");
+        let point = ed_jwk["x"].as_str().unwrap();
+        let raw = URL_SAFE_NO_PAD_INDIFFERENT.decode(point).unwrap();
+        let spki = [b"\x30\x2a\x30\x05\x06\x03\x2b\x65\x70\x03\x21\x00", &*raw].concat();
+        let body = base64::engine::general_purpose::STANDARD.encode(&spki);
+        let pem = format!("-----BEGIN PUBLIC KEY-----\n{body}\n-----END PUBLIC KEY-----\n");
+        for key in [point.to_owned(), b64u(&spki), b64u(pem.as_bytes()), b64u(ed_jwk.to_string().as_bytes())] {
+            let line = |algs: &[&str]| answer(&ed, json!({ "key_b64u": key, "algs": algs, "level": "jws" }));
+            assert_eq!(line(&["EdDSA"]), "accept");
+            assert_eq!(line(&["RS256", "EdDSA", "ES256"]), "accept");
+            assert_eq!(line(&["ES256"]), "reject key_mismatch");
+        }
+        let (rs, rs_jwk) = example("RFC 7515 A.2");
+        let rs_key = b64u(rs_jwk.to_string().as_bytes());
+        let line = |now: u64, level: &str| {
+            answer(&rs, json!({ "key_b64u": rs_key, "algs": ["RS256"], "now": now, "level": level }))
+        };
+        assert_eq!(line(1_300_819_000, "jwt"), "accept");
+        assert_eq!(line(1_400_000_000, "jwt"), "reject expired");
+        assert_eq!(answer(&rs, json!({ "key_b64u": rs_key, "algs": ["PS256"] })), "reject no_key_for_alg");
+        // The public key as a secret: whichever algorithms the line allows.
+        let forged = minted(None, r#"{"exp":1000060}"#);
+        assert_eq!(answer(&forged, json!({ "key_b64u": rs_key, "algs": ["RS256", "HS256"] })), "reject no_key_for_alg");
+        let short = include_bytes!("../../tests/vectors/keys/rsa1024.pub.pem");
+        assert_eq!(answer(&rs, json!({ "key_b64u": b64u(short), "algs": ["RS256"] })), "reject weak_key");
+        let other = include_bytes!("../../tests/vectors/keys/ed448.pub.pem");
+        assert_eq!(answer(&rs, json!({ "key_b64u": b64u(other), "algs": ["RS256"] })), "reject unsupported_key");
+        assert_eq!(answer(&rs, json!({ "key_b64u": b64u(b"rubbish"), "algs": ["RS256"] })), "reject bad_key");
+    }
+
+    #[test]
     fn a_public_key_is_no_key_of_a_line() {
         let pem = "-----BEGIN PUBLIC KEY-----\nMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE\n-----END PUBLIC KEY-----\n";
         let key_b64u = URL_SAFE_NO_PAD_INDIFFERENT.encode(pem);

@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use url::{Host, Url};
 
 use super::form::{self, FormError};
-use super::meaning::Check;
+use super::meaning::{Check, Keys};
 use super::walk::Section;
 use super::{Oddity, Problem};
 use crate::auth::jwks::{self, IssuerOptions};
@@ -75,15 +75,6 @@ impl fmt::Debug for KeySetPlace {
             KeySetPlace::File { path } => f.debug_tuple("File").field(path).finish(),
         }
     }
-}
-
-/// All keys of a configuration.
-#[derive(Default)]
-pub(super) struct Keys {
-    pub(super) written: Vec<JwtKey>,
-    pub(super) prepared: KeySet,
-    pub(super) issuers: Vec<IssuerOptions>,
-    pub(super) key_sets: Vec<KeySetSource>,
 }
 
 impl Check<'_> {

@@ -10,13 +10,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::form::{self, FormError};
-use super::jwt::Keys;
 use super::walk::{Lined, Section};
 use super::{
-    AdminOptions, CA_FILE_BYTES_MAX, Config, ConfigError, Driver, LogFormat, LogLevel, LogOptions, Oddity, Problem,
-    ServerOptions, Sources, TLS_FILE_BYTES_MAX, TlsFiles, Warning,
+    AdminOptions, CA_FILE_BYTES_MAX, Config, ConfigError, Driver, JwtKey, KeySetSource, LogFormat, LogLevel,
+    LogOptions, Oddity, Problem, ServerOptions, Sources, TLS_FILE_BYTES_MAX, TlsFiles, Warning,
 };
+use crate::auth::jwks::IssuerOptions;
 use crate::auth::jwt::ClaimNames;
+use crate::auth::keys::KeySet;
 use crate::ids::StreamId;
 use crate::limits::{CLAIM_NAME_BYTES_MAX, HEADERS_MAX, Limits, PARAMS_MAX, TLS_CERTIFICATES_MAX};
 use crate::secret::Secret;
@@ -140,6 +141,15 @@ const fn unlimited_if_zero(bytes: u64) -> u64 {
 
 pub(super) fn is_loopback(ip: IpAddr) -> bool {
     ip.to_canonical().is_loopback()
+}
+
+/// All keys of a configuration.
+#[derive(Default)]
+pub(super) struct Keys {
+    pub(super) written: Vec<JwtKey>,
+    pub(super) prepared: KeySet,
+    pub(super) issuers: Vec<IssuerOptions>,
+    pub(super) key_sets: Vec<KeySetSource>,
 }
 
 pub(super) struct Check<'c> {

@@ -16,8 +16,11 @@ const SECRET_BYTES: usize = 16;
 impl Check<'_> {
     pub(super) fn session(&mut self, root: &Section) -> Option<Options> {
         let line = root.table_line("auth.session")?;
-        let secrets = root.secrets("auth.session.secrets").unwrap_or_default();
-        if secrets.is_empty() {
+        let secrets = root.secrets("auth.session.secrets");
+        // What is there and wrong has been told of.
+        let wrong = secrets.is_none() && root.has("auth.session.secrets");
+        let secrets = secrets.unwrap_or_default();
+        if secrets.is_empty() && !wrong {
             self.error(line, Problem::SessionSecrets);
         }
         for secret in &secrets {

@@ -562,6 +562,86 @@ fn every_default_is_of_its_keys_form_and_shown_as_written() {
 }
 
 #[test]
+fn sessions_need_redis_secrets_and_pointers() {
+    let with = |lines: &str| format!("[redis]\nurl = \"redis://127.0.0.1\"\n[auth.session]\n{lines}");
+    check(&with("secrets = [\"0123456789abcdef\", \"env:SECRET\"]"), expect![[""]]);
+    check(
+        "[auth.session]\nsecrets = [\"0123456789abcdef\"]",
+        expect![[r#"
+        line 2: [auth.session] needs [redis], where the sessions are
+    "#]],
+    );
+    check(
+        &with("touch = true"),
+        expect![[r#"
+        line 4: `auth.session.secrets` is missing: the cookies of a session are signed, and nothing verifies them without it
+    "#]],
+    );
+    check(
+        &with("secrets = []"),
+        expect![[r#"
+        line 4: `auth.session.secrets` is missing: the cookies of a session are signed, and nothing verifies them without it
+    "#]],
+    );
+    check(
+        &with("secrets = [\"0123456789abcdef\", 7, \"env:NONE\"]"),
+        expect![[r#"
+        line 4: `auth.session.secrets` has the type integer: write an array of strings: each the secret itself, env:NAME, file:PATH, b64:… or hex:…
+        line 4: `auth.session.secrets`: the environment variable "NONE" is not set
+    "#]],
+    );
+    check(
+        &with("secrets = [\"keyboard cat\"]"),
+        expect![[r#"
+        warning line 4: `auth.session.secrets` has one of 12 bytes: use at least 16 random ones
+    "#]],
+    );
+    let odd = "user = \"\"\nrole = \"userRole\"\ncompany = \"/a~2\"\npermissions = \"/p\"";
+    check(
+        &with(&format!("secrets = [\"0123456789abcdef\"]\n{odd}")),
+        expect![[r#"
+        line 5: `auth.session.user`: is empty
+        line 6: `auth.session.role` is no JSON pointer into the record (RFC 6901): write it as in "/userId"
+        line 7: `auth.session.company` is no JSON pointer into the record (RFC 6901): write it as in "/userId"
+    "#]],
+    );
+    check(
+        &with("secrets = [\"0123456789abcdef\"]\ncookie = \"a b\""),
+        expect![[r#"
+        line 5: `auth.session.cookie` must be a cookie name, and another than `auth.jwt.cookie`
+    "#]],
+    );
+    check(
+        &with("secrets = [\"0123456789abcdef\"]\ncookie = \"restcast_token\""),
+        expect![[r#"
+        line 5: `auth.session.cookie` must be a cookie name, and another than `auth.jwt.cookie`
+    "#]],
+    );
+    check(
+        &with("secrets = [\"0123456789abcdef\"]\nreread = \"99ms\""),
+        expect![[r#"
+        line 5: `auth.session.reread`: must be from 100ms to 1d
+    "#]],
+    );
+    // Whoever has a session may watch: nobody is warned of a stream that nobody could.
+    let stream = "[[stream]]\nid = \"s\"\nurl = \"https://h\"";
+    check(&with(&format!("secrets = [\"0123456789abcdef\"]\n{stream}")), expect![[""]]);
+}
+
+#[test]
+fn session_secrets_are_not_shown() {
+    let text = "[redis]\nurl = \"redis://h\"\n[auth.session]\nsecrets = [\"KEYBOARD-CAT-0123\", \"file:secret\"]\n";
+    let config = accepted(text);
+    assert!(config.masked_toml().contains("[auth.session]\nsecrets = [\"***\", \"***\"]\n"));
+    let debug = format!("{config:?}");
+    assert!(!debug.contains("KEYBOARD") && !debug.contains(FILE_SECRET), "{debug}");
+    let session = config.auth.session.expect("it is configured");
+    let cookie = crate::auth::session::CookieSecrets::new(&[crate::secret::Secret::new(FILE_SECRET)]).cookie("a");
+    let cookie = cookie.expect("there is a secret");
+    assert!(session.secrets.session_id(cookie.as_bytes()).is_ok(), "the second secret verifies as well");
+}
+
+#[test]
 fn redis_needs_a_url_and_three_channels() {
     check("[redis]\nurl = \"redis://127.0.0.1:6379/0\"", expect![[""]]);
     check(

@@ -71,10 +71,10 @@ pub struct Process {
     pub drained: AtomicU16,
     /// The comparison workers.
     pub workers: Workers,
-    /// Redis, where it is configured.
-    pub store: Option<Store>,
     /// The issuers whose key sets are fetched.
     pub issuers: Issuers,
+    /// Redis, where it is configured.
+    pub store: Option<Store>,
 }
 
 impl Process {
@@ -147,6 +147,8 @@ struct Core {
     shaking: VecDeque<ConnectionKey>,
     /// Connections whose client has answered the server's flight. They go first: their handshakes are all but paid for.
     answered: VecDeque<ConnectionKey>,
+    /// The version of the key sets that the shard goes by.
+    key_sets: u64,
     accept_at: Option<crate::time::Instant>,
     /// Mail that found its mailbox full.
     undelivered: VecDeque<(CoreId, Message)>,
@@ -178,6 +180,7 @@ pub async fn run(parts: CoreParts, resolver: &Resolver) -> std::io::Result<()> {
         unread: VecDeque::new(),
         shaking: VecDeque::new(),
         answered: VecDeque::new(),
+        key_sets: 0,
         accept_at: None,
         undelivered: VecDeque::new(),
         steps: StepWatch::new(clock::now()),
@@ -338,7 +341,12 @@ impl Core {
                 Message::List { query, reply } => drop(reply.try_send(self.shard.list(&query))),
                 Message::Reload(options) => self.guarded(now, None, Input::Reload(options)),
                 Message::ApiKeys(keys) => self.guarded(now, None, Input::ApiKeys(keys)),
-                Message::KeySets(sets) => self.guarded(now, None, Input::KeySets(sets)),
+                // Some may have been asked for while they were on their way.
+                Message::KeySets(sets) if sets.version() <= self.key_sets => {}
+                Message::KeySets(sets) => {
+                    self.key_sets = sets.version();
+                    self.guarded(now, None, Input::KeySets(sets));
+                }
                 // It was woken, and looks in this turn.
                 Message::FetchKeySets => {}
                 Message::Drain => {
@@ -501,7 +509,11 @@ impl Core {
                 }
                 Output::LookUp { ask, lookup: Lookup::KeySet(place) } => {
                     let question = Question { core: self.core, ask };
-                    match self.process.issuers.ask(place, question, clock::now()) {
+                    match self.process.issuers.ask(place, question, self.key_sets, clock::now()) {
+                        Asked::Behind(sets) => {
+                            self.post(self.core, Message::KeySets(sets));
+                            self.post(self.core, Message::Found { ask, found: Found::KeySet });
+                        }
                         Asked::Answered => self.post(self.core, Message::Found { ask, found: Found::KeySet }),
                         Asked::Waits { tell: true } => self.post(FETCHING_CORE, Message::FetchKeySets),
                         Asked::Waits { tell: false } => {}

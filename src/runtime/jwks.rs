@@ -1,8 +1,8 @@
 //! The key sets of issuers, fetched: at the start, before they are too old, and once for a key that is not known.
 //!
 //! Source: protocol version 1, section 2; when a set is fetched stands in `auth::refresh`, what it may hold in `auth::jwks`.
-//! Memory: an entry an issuer, and the numbers of the questions that wait for its fetch, bounded by `limits::LOOKUPS_MAX` a
-//! core. Errors: a fetch that fails is told in the log; the last set stays in force.
+//! Memory: an entry an issuer, and the numbers of the questions that wait for its fetch, at most
+//! `limits::LOOKUPS_MAX`. Errors: a fetch that fails is told in the log; the last set stays in force.
 //! Not here: HTTP and TLS (`fetch`), who waits for a key (`shard::authenticate`).
 //!
 //! One core fetches, over its own client; every core may ask. The lock is taken for an unknown key, for a fetch, and for a
@@ -93,8 +93,10 @@ pub struct Finished {
 }
 
 /// What became of a question.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug)]
 pub enum Asked {
+    /// There are newer sets than the core goes by, which are still on their way to it.
+    Behind(Arc<KeySets>),
     /// It is answered when the fetch has ended.
     Waits {
         /// Whether the core that fetches is to be told.
@@ -195,12 +197,19 @@ impl Issuers {
         begun
     }
 
-    /// A core has met a key that is not in the set of the issuer at that place.
-    pub fn ask(&self, place: usize, question: Question, now: Now) -> Asked {
+    /// A core that goes by the sets of `version` has met a key that is not in the set of the issuer at that place.
+    pub fn ask(&self, place: usize, question: Question, version: u64, now: Now) -> Asked {
         let mut state = self.state();
+        if version < state.sets.version() {
+            return Asked::Behind(Arc::clone(&state.sets));
+        }
         let Some(issuer) = state.issuers.iter_mut().find(|issuer| issuer.place == place) else {
             return Asked::Answered;
         };
+        // Who has gone meanwhile still stands there until the fetch has ended.
+        if issuer.waiting.len() >= limits::LOOKUPS_MAX {
+            return Asked::Answered;
+        }
         let tell = match issuer.refresh.want(now.at) {
             Wanted::Refuse => return Asked::Answered,
             Wanted::Wait => false,
@@ -361,4 +370,102 @@ pub fn fetch_once(config: &Config) -> std::io::Result<(Arc<KeySets>, Vec<String>
         std::io::Result::Ok(())
     })?;
     Ok((Arc::new(sets), lines))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::check::ProcessSources;
+    use crate::stream::poll::{FetchError, FetchResponse, UpstreamCode};
+    use crate::time::WallTime;
+
+    const SET: &str =
+        r#"{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo","kid":"e"}]}"#;
+
+    fn at(s: u64) -> Now {
+        Now { at: Instant::from_micros(s * 1_000_000), wall: WallTime::from_secs(s) }
+    }
+
+    /// A configuration of these issuers, each with its URL.
+    fn config(issuers: &[(&str, &str)]) -> Config {
+        let of = |(issuer, url): &(&str, &str)| {
+            format!("[[auth.jwt.jwks]]\nissuer = {issuer:?}\nurl = {url:?}\nalgs = [\"EdDSA\"]\n")
+        };
+        let text: String = issuers.iter().map(of).collect();
+        Config::parse(&text, &ProcessSources).expect("a configuration").0
+    }
+
+    fn brought(body: &str) -> FetchResult {
+        let received = WallTime::from_secs(1);
+        let validators = Validators::default();
+        Ok(FetchResponse { status: 200, validators, retry_after: None, fresh_for: None, body: body.into(), received })
+    }
+
+    fn failed() -> FetchResult {
+        Err(FetchError { code: UpstreamCode::Dns, detail: "no such host".into() })
+    }
+
+    /// Asks as a core that has the newest sets.
+    fn ask(issuers: &Issuers, place: usize, number: u64, now: Now) -> String {
+        let version = issuers.state().sets.version();
+        format!("{:?}", issuers.ask(place, question(number), version, now))
+    }
+
+    const WAITS: &str = "Waits { tell: false }";
+    const TELLS: &str = "Waits { tell: true }";
+
+    fn question(ask: u64) -> Question {
+        Question { core: CoreId(1), ask }
+    }
+
+    #[test]
+    fn questions_wait_for_the_fetch_under_way_and_are_answered_with_its_set() {
+        let issuers = Issuers::new(&config(&[("a", "https://a/"), ("b", "https://b/")]), [7; 32], at(100));
+        assert!(issuers.is_due(at(100).at));
+        let jobs = issuers.begin(at(100));
+        assert_eq!((jobs.len(), issuers.begin(at(100)).len(), issuers.next_timeout()), (2, 0, None));
+        assert_eq!(ask(&issuers, 1, 5, at(100)), WAITS);
+        let finished = issuers.finish(&jobs[0], brought(SET), at(101));
+        assert!(finished.answered.is_empty() && finished.brought);
+        let finished = issuers.finish(&jobs[1], failed(), at(101));
+        assert_eq!((finished.answered, finished.brought, finished.sets.is_some()), (vec![question(5)], false, false));
+        // A core that has not got that set yet gets it, and nothing is fetched for its sake.
+        let behind = issuers.ask(0, question(5), 0, at(101));
+        assert!(matches!(behind, Asked::Behind(sets) if sets.version() == 1 && sets.of("a").is_some()));
+        let figures = issuers.figures(at(90).at, at(111));
+        assert_eq!(figures, Figures { keys: 1, age: Duration::from_secs(21) }, "«b» is wanted since the start");
+        // The first who asks from now on begins one; the core that fetches is told once.
+        assert_eq!(ask(&issuers, 0, 6, at(102)), TELLS);
+        assert_eq!(ask(&issuers, 0, 7, at(102)), WAITS);
+        assert_eq!(ask(&issuers, 7, 8, at(102)), "Answered", "there is no such issuer");
+        let due = issuers.begin(at(102));
+        let job = due.iter().find(|job| job.request.target.url.as_str() == "https://a/").expect("it was asked for");
+        let finished = issuers.finish(job, brought(r#"{"keys":[]}"#), at(103));
+        assert_eq!(finished.answered, [question(6), question(7)]);
+        let sets = finished.sets.expect("it is another");
+        assert!(sets.of("a").is_some_and(|set| set.is_empty()) && sets.of("b").is_none());
+        assert_eq!(ask(&issuers, 0, 9, at(104)), "Answered", "in the cool-down nobody waits");
+    }
+
+    #[test]
+    fn a_reload_keeps_what_is_as_before_and_answers_whoever_waits_for_what_is_gone() {
+        let issuers = Issuers::new(&config(&[("a", "https://a/"), ("b", "https://b/")]), [7; 32], at(100));
+        let jobs = issuers.begin(at(100));
+        issuers.finish(&jobs[1], brought(SET), at(100));
+        assert_eq!(ask(&issuers, 0, 5, at(101)), WAITS);
+        // «a» is gone, «b» stands elsewhere and is as it was, «c» is new.
+        let gone = issuers.reload(&config(&[("c", "https://c/"), ("b", "https://b/")]), at(101));
+        assert_eq!(gone, [question(5)]);
+        let late = issuers.finish(&jobs[0], brought(SET), at(102));
+        assert!(late.sets.is_none() && late.answered.is_empty(), "what was fetched for one that is gone is for nobody");
+        let urls: Vec<String> = issuers.begin(at(102)).iter().map(|job| job.request.target.url.to_string()).collect();
+        assert_eq!(urls, ["https://c/"]);
+        assert_eq!(ask(&issuers, 1, 6, at(102)), TELLS, "«b», at its new place");
+        assert_eq!(issuers.figures(at(90).at, at(102)).keys, 1);
+        // Another URL is another source: its set stays until the new one is there.
+        issuers.reload(&config(&[("b", "https://elsewhere/")]), at(103));
+        assert_eq!((issuers.figures(at(90).at, at(103)).keys, issuers.begin(at(103)).len()), (1, 1));
+        assert!(issuers.reload(&config(&[]), at(104)).is_empty());
+        assert_eq!((issuers.next_timeout(), issuers.figures(at(90).at, at(104))), (None, Figures::default()));
+    }
 }

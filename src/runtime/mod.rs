@@ -153,6 +153,7 @@ enum Event {
     Signal(Signal),
     DrainAsked,
     CoreEnded(CoreId, Result<(), String>),
+    StoreEnded,
 }
 
 fn run(
@@ -276,6 +277,7 @@ fn run(
     };
     let admin = Arc::new(admin);
     admin::start(admin_listener, Arc::clone(&admin))?;
+    let store_failed = events.clone();
     std::thread::Builder::new()
         .name("signals".into())
         .spawn(move || while events.send(Event::Signal(sys::wait_for_signal())).is_ok() {})?;
@@ -283,10 +285,16 @@ fn run(
     if let (Some(store), Some(redis)) = (&process.store, &config.redis) {
         let mut seed = [0u8; 32];
         fill_random(&mut seed)?;
-        let heard = Arc::clone(&control);
-        let sink = Box::new(Mailboxes::new(process.mailboxes.clone(), Box::new(move |entries| heard.heard(&entries))));
-        let (options, settings, resolver) = (redis.clone(), store_settings(&config), Arc::clone(&resolver));
-        let parts = StoreParts { options, settings, sink, resolver, seed };
+        let hears = Arc::clone(&control);
+        let sink = Mailboxes::new(process.mailboxes.clone(), Box::new(move |entries| hears.heard(entries)));
+        let parts = StoreParts {
+            options: redis.clone(),
+            settings: store_settings(&config),
+            sink: Box::new(sink),
+            resolver: Arc::clone(&resolver),
+            seed,
+            failed: Box::new(move || drop(store_failed.send(Event::StoreEnded))),
+        };
         store.start(parts).map_err(|error| ServeError(error.to_string()))?;
         if !store.wait_for_replay(redis.timeout * 2) {
             let sentence = "The control stream of Redis could not be read yet: who was logged out or revoked meanwhile is known once it is.";
@@ -366,6 +374,9 @@ fn wait(
             }
             Event::CoreEnded(core, Err(error)) => {
                 return Err(ServeError(format!("core {} has ended: {error}", core.0)));
+            }
+            Event::StoreEnded => {
+                return Err(ServeError("the thread that speaks with Redis has ended: it panicked".to_owned()));
             }
             Event::Signal(Signal::Hangup) => reload(options),
             Event::Signal(Signal::Terminate) if signalled => {

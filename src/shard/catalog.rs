@@ -286,8 +286,7 @@ impl Catalog {
             }
             used.push((name.clone(), value.clone()));
         }
-        let whole = self.key(options, entry.revision, used, &|name| grant.claim(name));
-        whole
+        self.key(options, entry.revision, used, &|name| grant.claim(name))
             .map(|key| Arc::new(StreamKey { facet, ..key }))
             .map_err(|error| Refusal::new(code_of(&error), error.to_string()))
     }

@@ -109,6 +109,8 @@ pub enum Mail {
         ask: u64,
         /// `auth_ok` as JSON, or why not.
         outcome: Result<Vec<u8>, Refusal>,
+        /// Whether the answer is held back: the address has failed too often.
+        late: bool,
     },
 }
 
@@ -148,7 +150,7 @@ impl Shard {
             Mail::Trimmed { key, bytes } => self.trimmed(&key, bytes),
             Mail::Evicted { key } => self.evicted(&key),
             Mail::Renew { connection, token, addr, from, ask } => self.renew(connection, &token, addr, from, ask),
-            Mail::Renewed { ask, outcome } => self.renewed(ask, outcome),
+            Mail::Renewed { ask, outcome, late } => self.renewed(ask, outcome, late),
         }
     }
 }

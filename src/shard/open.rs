@@ -20,6 +20,7 @@ use crate::limits;
 use crate::metrics::{AuthUpdateResult, HandshakeResult};
 use crate::secret::Secret;
 
+use super::ledger::Standing;
 use super::lookup::{Authenticated, Looked, Waiter};
 use super::requests::is_failure;
 use super::{Mail, Shard};
@@ -349,7 +350,7 @@ impl Shard {
                 }
             }
         };
-        self.send(from, Mail::Renewed { ask, outcome });
+        self.send(from, Mail::Renewed { ask, outcome, late: false });
     }
 
     /// The new credential of a live SSE connection has been looked at.
@@ -361,6 +362,7 @@ impl Shard {
         ask: u64,
         outcome: Result<Grant, Refusal>,
     ) {
+        let mut late = false;
         let outcome = self.sse_connection(id).and_then(|index| match outcome {
             Ok(grant) => {
                 let mut body = Vec::new();
@@ -374,13 +376,13 @@ impl Shard {
             Err(refusal) => {
                 self.metrics.auth_updates.of(AuthUpdateResult::Rejected).count();
                 if is_failure(refusal.code) {
-                    self.count_failure(addr);
+                    late = self.count_failure(addr) != Standing::Good;
                     self.count_refusal(index);
                 }
                 Err(refusal)
             }
         });
-        self.send(from, Mail::Renewed { ask, outcome });
+        self.send(from, Mail::Renewed { ask, outcome, late });
     }
 
     fn sse_connection(&self, id: ConnectionId) -> Result<u32, Refusal> {

@@ -475,11 +475,12 @@ impl Shard {
         let status = owned.stream.status(self.now.at);
         let stream = changed.then(|| owned.key.target.options.id.to_string());
         // The upstream's state is told to all; whether its value has changed only to those who see that.
-        let mails = owned.audiences.iter().flat_map(|audience| {
-            let (key, fresh) = (&audience.key, owned.stream.is_current(audience.no));
-            audience.cores.keys().map(move |&core| (core, Arc::clone(key), fresh))
-        });
-        for (core, key, fresh) in mails.collect::<Vec<_>>() {
+        let mut mails = Vec::with_capacity(owned.audiences.len());
+        for audience in &owned.audiences {
+            let fresh = owned.stream.is_current(audience.no);
+            mails.extend(audience.cores.keys().map(|&core| (core, Arc::clone(&audience.key), fresh)));
+        }
+        for (core, key, fresh) in mails {
             self.send(core, Mail::Polled { key, status, changed, fresh });
         }
         if let Some(stream) = stream {

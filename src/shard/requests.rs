@@ -792,7 +792,7 @@ impl Shard {
     }
 
     /// Another core has answered.
-    pub(super) fn renewed(&mut self, ask: u64, outcome: Result<Vec<u8>, Refusal>) {
+    pub(super) fn renewed(&mut self, ask: u64, outcome: Result<Vec<u8>, Refusal>, late: bool) {
         let Some(index) = self.asks.remove(&ask).and_then(|key| self.still(key)) else { return };
         let reply = self.forget_exchange(index);
         match outcome {
@@ -800,6 +800,7 @@ impl Shard {
                 let response = Response::new(200).header("Cache-Control", "no-store").body("application/json", body);
                 self.respond(index, response, &reply);
             }
+            Err(refusal) if late => self.refuse_later(index, &refusal, &reply, FAILURE_DELAY),
             Err(refusal) => self.refuse(index, &refusal, &reply),
         }
     }

@@ -167,7 +167,7 @@ impl Shard {
             return Looked::Now(waiter, Err(unknown()));
         }
         let jwt = &self.options.auth.jwt;
-        if jwt.close_on_key_removal && record.grant.key.is_some_and(|key| !jwt.keys.contains(key)) {
+        if jwt.close_on_key_removal && record.grant.key.is_some_and(|key| !self.verifier.has_key(key)) {
             let detail = "the key that signed the ticket's token was removed";
             return Looked::Now(waiter, Err(Refusal::new(ErrorCode::InvalidToken, detail).because("unknown_kid")));
         }

@@ -696,8 +696,8 @@ mod tests {
 
         fn answer(&self, body: &str) -> FetchResult {
             let received = WallTime::from_micros((self.at_ms + 99_999) * 1_000);
-            let (validators, retry_after) = (Validators::default(), None);
-            Ok(FetchResponse { status: 200, validators, retry_after, fresh_for: None, body: body.into(), received })
+            let (validators, retry_after, fresh_for) = (Validators::default(), None, None);
+            Ok(FetchResponse { status: 200, validators, retry_after, fresh_for, body: body.into(), received })
         }
 
         /// Polls that value: the events, by the sequence's place.

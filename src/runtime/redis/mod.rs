@@ -97,6 +97,8 @@ pub struct StoreParts {
     pub resolver: Arc<Resolver>,
     /// For jitter: random numbers of the operating system.
     pub seed: [u8; 32],
+    /// Called where the thread ends by a fault: nothing it was asked will be answered.
+    pub failed: Box<dyn FnOnce() + Send>,
 }
 
 struct Shared {
@@ -173,7 +175,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn start(&self, parts: StoreParts) -> Result<(), StoreError> {
-        let StoreParts { options, settings, sink, resolver, seed } = parts;
+        let StoreParts { options, settings, sink, resolver, seed, failed } = parts;
         let target = target_of(&options)?;
         let thread = Arc::clone(&self.shared);
         std::thread::Builder::new().name("redis".into()).spawn(move || {
@@ -197,7 +199,10 @@ impl Store {
                 finish_by: None,
                 shared: Arc::clone(&thread),
             };
-            hub.run();
+            let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| hub.run()));
+            if ended.is_err() {
+                failed();
+            }
             lock(&thread.state).finished = true;
             thread.changed.notify_all();
         })?;
