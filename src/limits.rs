@@ -185,7 +185,7 @@ pub const AUTH_UPDATES_REFUSED_MAX: u8 = 5;
 pub const CONTROL_BYTES_MAX: usize = 256 << 10;
 /// Connections that one fan-out turn serves before the core goes back through the ring.
 pub const SENDS_PER_TURN: usize = 384;
-/// Largest body that is compared on the core itself; larger ones go to the worker pool.
+/// Largest body that is compared, or as an action's answer checked, on the core itself; larger ones go to the worker pool.
 pub const INLINE_DIFF_BYTES_MAX: usize = 256 << 10;
 /// Bytes of a log chunk; a larger frame has its own.
 pub const CHUNK_BYTES: usize = 64 << 10;

@@ -107,6 +107,11 @@ impl Now {
     pub fn instant_of(&self, wall: WallTime) -> Instant {
         self.at + wall.since(self.wall)
     }
+
+    /// What the wall clock would have said at `instant`, which has been, if it had always been as it is now.
+    pub fn wall_of(&self, instant: Instant) -> WallTime {
+        self.wall - self.at.since(instant)
+    }
 }
 
 #[cfg(test)]
@@ -118,5 +123,7 @@ mod tests {
         let now = Now { at: Instant::from_micros(50), wall: WallTime::from_secs(10) };
         assert_eq!(now.instant_of(WallTime::from_secs(12)), Instant::from_micros(2_000_050));
         assert_eq!(now.instant_of(WallTime::from_secs(9)), now.at, "a deadline that has passed is due now");
+        let later = Now { at: Instant::from_micros(2_000_050), wall: WallTime::from_secs(7) };
+        assert_eq!(later.wall_of(now.at), WallTime::from_secs(5), "the clock was set back meanwhile");
     }
 }

@@ -124,12 +124,16 @@ fn the_body_of_an_answer_keeps_its_spelling_and_what_is_no_json_is_left_out() {
         (Reply::json("{\"a\":1,\"a\":2}"), 200, None),
         (Reply::json("null"), 200, Some("null")),
         (Reply::json(format!("\"{}\"", "x".repeat(100_000))), 202, None),
+        // Looked at by the workers, which must not change what comes of it.
+        (Reply::json(format!("\"{}\"", "x".repeat(900_000))), 203, None),
+        (Reply::json("[".repeat(900_000)), 200, None),
     ] {
         upstream.set("/act", reply.with_status(status));
         let told = ask(&mut raw, json!({"type": "act", "id": 1}));
         assert_eq!((&told["type"], &told["status"]), (&json!("action_result"), &json!(status)));
         match (status, body) {
             (202, _) => assert_eq!(told["body"].as_str().map(str::len), Some(100_000)),
+            (203, _) => assert_eq!(told["body"].as_str().map(str::len), Some(900_000)),
             (_, Some(body)) => assert_eq!(told["body"].to_string(), body),
             _ => assert_eq!(told.get("body"), None, "{told}"),
         }

@@ -2,10 +2,20 @@
 //! What must hold is checked by the world and its clients (`tests/sim`).
 #![no_main]
 
+#[path = "../../tests/sim/authority.rs"]
+#[allow(dead_code, reason = "scripts of the simulator use more of a world than chance does")]
+mod authority;
 #[path = "../../tests/sim/client.rs"]
 mod client;
+#[path = "../../tests/sim/deeds.rs"]
+#[allow(dead_code, reason = "scripts of the simulator use more of a world than chance does")]
+mod deeds;
 #[path = "../../tests/sim/dice.rs"]
 mod dice;
+#[path = "../../tests/sim/law.rs"]
+mod law;
+#[path = "../../tests/sim/store.rs"]
+mod store;
 #[path = "../../tests/sim/upstream.rs"]
 mod upstream;
 #[path = "../../tests/sim/world.rs"]

@@ -195,10 +195,11 @@ mod tests {
                 now = now + Duration::from_secs(s);
                 match step {
                     0 => { refresh.begin_if_due(now); }
-                    1 => if refresh.want(now) == Wanted::Fetch {
+                    1 if refresh.want(now) == Wanted::Fetch => {
                         prop_assert!(begun.is_none_or(|begun| begun + JWKS_COOL_DOWN <= now));
                         begun = Some(now);
                     },
+                    1 => {},
                     2 if refresh.fetching => refresh.succeeded(now, Some(Duration::from_secs(s * 1_000)), chance),
                     3 if refresh.fetching => refresh.failed(now, chance),
                     _ => {}

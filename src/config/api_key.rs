@@ -53,7 +53,7 @@ impl Check<'_> {
                 self.error(line, Problem::ApiKeyStream);
             }
         }
-        if section.has("auth.api_key.streams") && section.texts("auth.api_key.streams").is_empty() {
+        if section.is_written("auth.api_key.streams") && section.texts("auth.api_key.streams").is_empty() {
             let problem = Problem::Form { key: "auth.api_key.streams".to_owned(), error: FormError::Empty };
             self.error(section.line_of("auth.api_key.streams"), problem);
         }

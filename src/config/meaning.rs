@@ -266,7 +266,7 @@ impl Check<'_> {
                 _ => Driver::Auto,
             },
             state: root.text("server.state").expect("KEYS gives server.state a default"),
-            state_named: root.has("server.state"),
+            state_named: root.is_written("server.state"),
         }
     }
 
@@ -335,7 +335,7 @@ impl Check<'_> {
                 key_sets: keys.issuers.clone(),
             },
             session: self.session(root),
-            store: root.table_line("redis").is_some(),
+            store: root.line_of_table("redis").is_some(),
         }
     }
 

@@ -15,10 +15,10 @@ const SECRET_BYTES: usize = 16;
 
 impl Check<'_> {
     pub(super) fn session(&mut self, root: &Section) -> Option<Options> {
-        let line = root.table_line("auth.session")?;
+        let line = root.line_of_table("auth.session")?;
         let secrets = root.secrets("auth.session.secrets");
         // What is there and wrong has been told of.
-        let wrong = secrets.is_none() && root.has("auth.session.secrets");
+        let wrong = secrets.is_none() && root.is_written("auth.session.secrets");
         let secrets = secrets.unwrap_or_default();
         if secrets.is_empty() && !wrong {
             self.error(line, Problem::SessionSecrets);
@@ -29,7 +29,7 @@ impl Check<'_> {
                 self.warn(secret.line, Oddity::ShortSessionSecret { bytes });
             }
         }
-        if root.table_line("redis").is_none() {
+        if root.line_of_table("redis").is_none() {
             self.error(line, Problem::SessionWithoutRedis);
         }
         let text = |path| root.text(path).unwrap_or_else(|| panic!("KEYS gives {path} a default"));

@@ -165,12 +165,6 @@ impl Section {
         }
     }
 
-    /// The line of the first key that the file has in the table at `path`; `None`: it has none.
-    pub(super) fn table_line(&self, path: &str) -> Option<u32> {
-        let inside = |key: &&str| key.strip_prefix(path).is_some_and(|rest| rest.starts_with('.'));
-        self.written.iter().filter(|(key, _)| inside(key)).map(|(_, (line, _))| *line).min()
-    }
-
     pub(super) fn secret_table(&self, path: &'static str) -> Vec<Lined<(String, Secret)>> {
         match self.value(path) {
             Some(Value::SecretTable(members)) => members,
@@ -183,11 +177,6 @@ impl Section {
             Value::Moment(value) => Some(value),
             _ => panic!("KEYS gives {path} a moment"),
         }
-    }
-
-    /// Whether the file has that key.
-    pub(super) fn has(&self, path: &str) -> bool {
-        self.written.contains_key(path)
     }
 
     pub(super) fn address(&self, path: &'static str) -> SocketAddr {
@@ -466,8 +455,8 @@ fn wanted(form: Form) -> String {
         Form::Address => "a string such as \"127.0.0.1:8080\"".to_owned(),
         Form::Secret => "a string: the secret itself, env:NAME, file:PATH, b64:… or hex:…".to_owned(),
         Form::Choice(_) => form.to_string(),
-        Form::Moment => "a date-time such as 2027-01-01T00:00:00Z, without quotes".to_owned(),
         Form::TextList | Form::PointerList => "an array of strings".to_owned(),
+        Form::Moment => "a date-time such as 2027-01-01T00:00:00Z, without quotes".to_owned(),
         Form::SecretList => {
             "an array of strings: each the secret itself, env:NAME, file:PATH, b64:… or hex:…".to_owned()
         }

@@ -185,7 +185,7 @@ pub enum Phase {
         /// What the caller may see, and until when: with it ends the wait.
         grant: Box<Grant>,
         /// Since when it is waited for.
-        since: WallTime,
+        since: Instant,
         /// How to answer.
         reply: Reply,
     },
@@ -256,7 +256,7 @@ pub struct Open {
     /// When `reauthenticate` is due, by the clock that the credential ends by; `None` where it has been sent or none will be.
     pub reauthenticate_at: Option<WallTime>,
     /// When it was opened.
-    pub since: WallTime,
+    pub since: Instant,
     /// When the next heartbeat is due.
     pub heartbeat_at: Instant,
     /// How many messages came.

@@ -21,8 +21,10 @@ use rustix::event::{EventfdFlags, eventfd};
 use crate::auth::marks::Concerned;
 use crate::config::LogLevel;
 use crate::ids::{ConnectionKey, CoreId};
+use crate::limits::INLINE_DIFF_BYTES_MAX;
 use crate::metrics::{CoreMetrics, KeySetFetch};
 use crate::shard::{Found, Input, Lookup, Notice, Output, Shard};
+use crate::stream::action::ActResult;
 use crate::stream::poll::{FetchError, FetchResult, PollNo, UpstreamCode};
 use crate::time::Now;
 
@@ -118,7 +120,7 @@ struct Fetched {
 /// What has ended, and how.
 enum Ended {
     Poll(u32, PollNo, FetchResult),
-    Action(u64, FetchResult),
+    Action(u64, ActResult),
 }
 
 impl Fetched {
@@ -335,6 +337,7 @@ impl Core {
                 Message::Mail(mail) => self.guarded(now, None, Input::Mail(mail)),
                 Message::Found { ask, found } => self.guarded(now, None, Input::Found { ask, found }),
                 Message::StoreState { up } => self.guarded(now, None, Input::StoreState { up }),
+                Message::Acted { ask, result } => self.guarded(now, None, Input::Acted { ask, result }),
                 Message::Compared(compared) => self.guarded(now, None, Input::Compared(compared)),
                 Message::Control(concerned) => self.guarded(now, None, Input::Control(concerned)),
                 // Whoever has asked may have gone.
@@ -496,10 +499,18 @@ impl Core {
                 }
                 Output::Act { ask, call } => {
                     let (fetcher, fetched) = (self.fetcher.clone(), Rc::clone(&self.fetched));
-                    let metrics = Arc::clone(&self.metrics);
+                    let (metrics, process) = (Arc::clone(&self.metrics), Arc::clone(&self.process));
+                    let core = usize::from(self.core.0);
                     monoio::spawn(async move {
+                        let options = Arc::clone(&call.options);
                         let result = Guarded(Box::pin(fetcher.act(call, || clock::now().wall))).await;
-                        let result = result.unwrap_or_else(|| faulty(&metrics, "action"));
+                        let result = match result.unwrap_or_else(|| faulty(&metrics, "action")) {
+                            Ok(response) if response.body.len() > INLINE_DIFF_BYTES_MAX => {
+                                let mailbox = Arc::clone(&process.mailboxes[core]);
+                                return process.workers.answer(ask, options, response, mailbox);
+                            }
+                            result => result.map(|response| options.answer(response)),
+                        };
                         fetched.borrow_mut().push(Ended::Action(ask, result));
                     });
                 }

@@ -332,9 +332,9 @@ fn target(url: &url::Url, ca: Option<&CaFile>) -> Arc<Target> {
         ignore: Vec::new(),
         array_key: None,
         allow_anonymous: false,
-        views: Vec::new(),
         roles: Vec::new(),
         permissions: Vec::new(),
+        views: Vec::new(),
     };
     Arc::new(Target { options: Arc::new(options), url: url.clone(), body: None })
 }

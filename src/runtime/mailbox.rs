@@ -17,6 +17,7 @@ use crate::auth::marks::Concerned;
 use crate::limits;
 use crate::shard::{ConnectionQuery, Found, ListedConnection, Mail, Options};
 use crate::stream::Compared;
+use crate::stream::action::ActResult;
 
 /// What a core can be told.
 #[derive(Debug)]
@@ -37,6 +38,13 @@ pub enum Message {
     },
     /// By a worker: a comparison has ended.
     Compared(Box<Compared>),
+    /// By a worker: an action's answer has been looked at.
+    Acted {
+        /// The action's number.
+        ask: u64,
+        /// How it went.
+        result: ActResult,
+    },
     /// By the process: marks were set.
     Control(Arc<[Concerned]>),
     /// By the admin listener: tell the connections that this is about.

@@ -1,26 +1,36 @@
-//! The worker pool for comparisons that would hold a core.
+//! The worker pool for what would hold a core: comparisons of large values, large answers to actions.
 //!
 //! Memory: at most two comparisons wait for each stream that is being polled, one of a body and one for views that are
-//! watched anew; the stream itself bounds them. Errors:
-//! a comparison that panics ends its worker's turn, and its stream is polled again after its time-out.
+//! watched anew, and one answer for each action that is under way; those bound them. Errors: work that panics is a poll or
+//! an action that has failed.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::stream::Comparison;
+use crate::stream::action::Options;
+use crate::stream::poll::{FetchError, FetchResponse, UpstreamCode};
 
 use super::clock;
 use super::mailbox::{Full, Mailbox, Message};
 
-/// Threads that compare.
+/// Threads that work.
 const WORKERS: usize = 2;
 
-type Job = (Box<Comparison>, Arc<Mailbox>);
+type Job = (Work, Arc<Mailbox>);
+
+#[derive(Debug)]
+enum Work {
+    Compare(Box<Comparison>),
+    Answer { ask: u64, options: Arc<Options>, response: FetchResponse },
+}
 
 /// The pool. Its threads end when it is dropped.
 #[derive(Debug)]
 pub struct Workers {
-    // Two jobs a stream at most, as a stream has one poll at most: the queue is bounded by `limits.streams`.
+    // Two jobs a stream at most, as a stream has one poll at most, and one an action: the queue is bounded by
+    // `limits.streams` and `limits::ACTIONS_PER_CORE_MAX`.
     jobs: Sender<Job>,
 }
 
@@ -41,17 +51,29 @@ impl Workers {
 
     /// Carries out a comparison, and posts its result to `mailbox`.
     pub fn compare(&self, comparison: Box<Comparison>, mailbox: Arc<Mailbox>) {
-        let _ = self.jobs.send((comparison, mailbox));
+        let _ = self.jobs.send((Work::Compare(comparison), mailbox));
+    }
+
+    /// Makes an answer of an action's response, and posts it to `mailbox`.
+    pub fn answer(&self, ask: u64, options: Arc<Options>, response: FetchResponse, mailbox: Arc<Mailbox>) {
+        let _ = self.jobs.send((Work::Answer { ask, options, response }, mailbox));
     }
 }
 
 fn work(waiting: &Mutex<Receiver<Job>>) {
     loop {
         let job = waiting.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok((comparison, mailbox)) = job else { return };
-        let compared = comparison.run_guarded();
-        let mut message = Message::Compared(Box::new(compared));
-        // The stream waits for it: it may come late, but must come.
+        let Ok((work, mailbox)) = job else { return };
+        let mut message = match work {
+            Work::Compare(comparison) => Message::Compared(Box::new(comparison.run_guarded())),
+            Work::Answer { ask, options, response } => {
+                let answered = catch_unwind(AssertUnwindSafe(|| options.answer(response)));
+                let detail = "a fault of the server ended the action";
+                let fault = |_| FetchError { code: UpstreamCode::Protocol, detail: detail.to_owned() };
+                Message::Acted { ask, result: answered.map_err(fault) }
+            }
+        };
+        // Somebody waits for it: it may come late, but must come.
         while let Err(Full(back)) = mailbox.post(message) {
             message = back;
             clock::hold_thread(std::time::Duration::from_millis(5));

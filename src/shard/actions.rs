@@ -15,8 +15,8 @@ use crate::codec::message::{self, ClientId, ErrorCode, ErrorFrame, MessageError}
 use crate::ids::{ConnectionKey, Holder};
 use crate::limits::{ACTION_NOTICE_INTERVAL, ACTIONS_PER_CONNECTION_MAX, ACTIONS_PER_CORE_MAX};
 use crate::metrics::ActionResult;
-use crate::stream::action::{self, Claim, Options, Unfit};
-use crate::stream::poll::{FetchError, FetchResponse, FetchResult, UpstreamCode};
+use crate::stream::action::{ActResult, Answer, Claim, Options, Unfit};
+use crate::stream::poll::{FetchError, UpstreamCode};
 use crate::time::Instant;
 
 use super::{Mail, Notice, Output, Shard, StreamKey, catalog};
@@ -132,7 +132,8 @@ impl Shard {
         for (_, slot) in open.subscriptions.iter() {
             let Some(topic) = self.topics.at(slot.topic) else { continue };
             let named = options.refresh.contains(&topic.key.target.options.id);
-            if named && !keys.contains(&topic.key) {
+            // One poll shows every view its own.
+            if named && !keys.iter().any(|key| key.is_polled_with(&topic.key)) {
                 keys.push(Arc::clone(&topic.key));
             }
         }
@@ -140,13 +141,12 @@ impl Shard {
     }
 
     /// An action has ended.
-    pub(super) fn acted(&mut self, ask: u64, result: FetchResult) {
+    pub(super) fn acted(&mut self, ask: u64, result: ActResult) {
         let Some(Acting { connection, id, options, refresh, begun }) = self.acting.remove(&ask) else { return };
         self.metrics.actions_in_flight.set(self.acting.len() as u64);
         self.metrics.action_duration.observe(self.now.at.since(begun));
         let code = match &result {
-            Ok(response) if action::is_success(response.status) => None,
-            Ok(response) => Some(action::code_of(response)),
+            Ok(answer) => answer.failure(),
             Err(FetchError { code, .. }) => Some(*code),
         };
         let counted = code.map_or(ActionResult::Ok, |code| ActionResult::of_code(code.as_str()));
@@ -154,7 +154,7 @@ impl Shard {
 
         let live = self.still(connection);
         if let Some(index) = live {
-            self.tell_acted(index, id.as_ref(), &options, &result, code);
+            self.tell_acted(index, id.as_ref(), &result, code);
         }
         // Where only the answer's body could not be had, the upstream may well have done it.
         if matches!(code, None | Some(UpstreamCode::TooLarge | UpstreamCode::Body)) {
@@ -181,33 +181,24 @@ impl Shard {
     }
 
     /// Tells who has asked, if its grant still stands.
-    fn tell_acted(
-        &mut self,
-        index: u32,
-        id: Option<&ClientId>,
-        options: &Options,
-        result: &FetchResult,
-        code: Option<UpstreamCode>,
-    ) {
+    fn tell_acted(&mut self, index: u32, id: Option<&ClientId>, result: &ActResult, code: Option<UpstreamCode>) {
         let (leeway, now) = (self.options.auth.jwt.leeway, self.now.wall);
         let Some(open) = self.connections.at_mut(index).and_then(|connection| connection.open_mut()) else { return };
         open.acting = open.acting.saturating_sub(1);
         if open.grant.end(leeway).is_some_and(|end| end <= now) {
             return self.open_due(index);
         }
-        let body = result.as_ref().ok().and_then(|response| options.body_of(response));
-        // A document's text is what was found to be UTF-8.
-        let body = body.as_deref().and_then(|body| std::str::from_utf8(body).ok());
-        match (code, result) {
-            (None, Ok(response)) => self.tell(index, "action_result", |out| {
-                message::write_action_result(out, id, response.status, body);
+        let answer: Option<&Answer> = result.as_ref().ok();
+        let body = answer.and_then(|answer| std::str::from_utf8(answer.body.as_deref()?).ok());
+        match (code, answer) {
+            (None, Some(answer)) => self.tell(index, "action_result", |out| {
+                message::write_action_result(out, id, answer.status, body);
             }),
             _ => {
-                let response: Option<&FetchResponse> = result.as_ref().ok();
-                let wait = response.and_then(|response| response.retry_after);
+                let wait = answer.and_then(|answer| answer.retry_after);
                 let frame = ErrorFrame {
                     reason: code.map(UpstreamCode::as_str),
-                    status: response.map(|response| response.status),
+                    status: answer.map(|answer| answer.status),
                     body,
                     retry_in_ms: wait.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)),
                     id,
@@ -262,7 +253,7 @@ mod tests {
     use crate::secret::Secret;
     use crate::shard::{Catalog, Input, Options as ShardOptions, Sent, Wire};
     use crate::stream::action::Call;
-    use crate::stream::poll::{PollNo, Validators};
+    use crate::stream::poll::{FetchResponse, PollNo, Validators};
     use crate::time::{Now, WallTime};
 
     const SECRET: &str = "a secret of these tests, of 32 bytes or more";
@@ -430,10 +421,11 @@ mod tests {
                 body,
                 received,
             };
-            self.end(Ok(response));
+            let answer = self.calls.front().expect("a call").1.options.answer(response);
+            self.end(Ok(answer));
         }
 
-        fn end(&mut self, result: FetchResult) {
+        fn end(&mut self, result: ActResult) {
             let (ask, _) = self.calls.pop_front().expect("a call");
             self.handle(Input::Acted { ask, result });
         }

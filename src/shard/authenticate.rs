@@ -44,8 +44,8 @@ impl Shard {
                     refusal
                 }
             },
-            Some((Credential::Ticket(ticket), _)) => return self.look_at_ticket(&ticket, waiter),
-            Some((Credential::ApiKey(key), _)) => return Looked::Now(waiter, self.api_key_grant(&key)),
+            Some((Credential::Ticket(ticket), _)) => return self.look_at_ticket(ticket, waiter),
+            Some((Credential::ApiKey(key), _)) => return Looked::Now(waiter, self.api_key_grant(key)),
             None => Refusal::new(ErrorCode::MissingCredential, "a credential is needed"),
         };
         match presented.session {

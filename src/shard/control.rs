@@ -224,7 +224,7 @@ impl Shard {
                     transport: if open.transport == Transport::Sse { "sse" } else { "ws" },
                     streams: topics.map(|topic| Arc::clone(&topic.key.name)).take(limits::LISTED_STREAMS_MAX).collect(),
                     subscriptions: open.subscriptions.len(),
-                    since: open.since,
+                    since: self.now.wall_of(open.since),
                     expires_at: open.grant.expires(),
                 }
             })
@@ -274,7 +274,7 @@ impl Shard {
 
     /// Whether a credential may go on by what was said of its user, its session or itself. `since`: when its connection was
     /// opened, where it has been; a session that comes later than its user's logout is judged by its record alone.
-    fn judge_marks(&self, grant: &Grant, since: Option<WallTime>) -> Result<(), Revoked> {
+    fn judge_marks(&self, grant: &Grant, since: Option<Instant>) -> Result<(), Revoked> {
         let (marks, now) = (self.ledger.marks(), self.now.wall);
         if marks.is_empty() {
             return Ok(());
@@ -289,7 +289,8 @@ impl Shard {
             marks.judge_session(session, now)?;
         }
         let logged_out = grant.sub().and_then(|sub| marks.logged_out_at(grant.issuer(), sub, now));
-        match (logged_out, since) {
+        // By the wall clock as it is now: it may have been set back since, and then it told a later time before the logout.
+        match (logged_out, since.map(|since| self.now.wall_of(since))) {
             // An event is dated to the millisecond.
             (Some(at), Some(since)) if since < at + Duration::from_millis(1) => Err(Revoked::LoggedOut),
             _ => Ok(()),

@@ -128,6 +128,11 @@ impl Ledger {
         }
     }
 
+    /// How many tickets were made that are not too old, used or not.
+    pub fn tickets_made(&self, now: Instant) -> usize {
+        self.tickets.made(now)
+    }
+
     /// The tickets that were made.
     pub(super) fn tickets(&self) -> &Tickets {
         &self.tickets

@@ -51,7 +51,7 @@ use crate::connection::Connection;
 use crate::ids::{ConnectionKey, CoreId};
 use crate::limits::Limits;
 use crate::metrics::CoreMetrics;
-use crate::stream::action::Call;
+use crate::stream::action::{ActResult, Call};
 use crate::stream::poll::{FetchRequest, FetchResult, PollNo, Status, UpstreamCode};
 use crate::time::{Instant, Now};
 use crate::{auth, connection, stream};
@@ -134,7 +134,7 @@ pub enum Input<'a> {
         /// Its number.
         ask: u64,
         /// How.
-        result: FetchResult,
+        result: ActResult,
     },
     /// A question has been answered.
     Found {

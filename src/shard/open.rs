@@ -57,7 +57,7 @@ impl Shard {
             decoder: ws::Decoder::new(),
             subscriptions: Subscriptions::None,
             reauthenticate_at: None,
-            since: self.now.wall,
+            since: now,
             heartbeat_at: now + heartbeat,
             rate: MessageRate::default(),
             transport,

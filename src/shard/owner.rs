@@ -662,7 +662,7 @@ mod tests {
     fn the_view_that_nobody_watches_makes_room_for_the_one_that_is_watched() {
         let mut options = (*stream("a", Duration::from_secs(1))).clone();
         options.allow_anonymous = false;
-        options.views = ["/small", "/big"].map(|pointer| view_of(pointer)).to_vec();
+        options.views = ["/small", "/big"].map(view_of).to_vec();
         options.keep_warm = true;
         let catalog = Catalog::new(&[Arc::new(options.clone())], None, 7);
         let keys: Vec<Arc<StreamKey>> = catalog.kept_warm().cloned().collect();

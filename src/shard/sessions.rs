@@ -76,6 +76,11 @@ impl Sessions {
         self.due.first().map(|(at, _)| *at)
     }
 
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.places.len()
+    }
+
     fn set_due(&mut self, place: u32, at: Option<Instant>) {
         let Some(session) = self.places.at_mut(place) else { return };
         if let Some(before) = std::mem::replace(&mut session.due, at) {

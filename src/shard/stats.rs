@@ -31,6 +31,10 @@ pub struct Stats {
     pub timers: usize,
     /// Questions put to other cores.
     pub asks: usize,
+    /// Questions put to those outside of the cores.
+    pub lookups: usize,
+    /// Sessions that connections live by.
+    pub sessions: usize,
 }
 
 impl Shard {
@@ -51,6 +55,8 @@ impl Shard {
             rights: self.rights.len(),
             timers: self.timers.len(),
             asks: self.asks.len(),
+            lookups: self.looked_up.len(),
+            sessions: self.sessions.len(),
         }
     }
 }

@@ -114,6 +114,12 @@ impl Tickets {
     }
 
     /// Where besides here a ticket is from now on.
+    pub(super) fn made(&self, now: Instant) -> usize {
+        let mut table = self.table();
+        table.forget_old(now);
+        table.made.len()
+    }
+
     pub(super) fn set_elsewhere(&self, hash: TicketHash, elsewhere: Elsewhere) {
         if let Some(entry) = self.table().kept.get_mut(&hash) {
             entry.elsewhere = elsewhere;

@@ -13,7 +13,7 @@ use std::time::Duration;
 use url::Url;
 
 use super::CaFile;
-use super::poll::{FetchResponse, UpstreamCode};
+use super::poll::{FetchError, FetchResponse, UpstreamCode};
 use super::schema::Schema;
 use super::template::{BodyTemplate, ClaimValue, FillError, UrlTemplate};
 use crate::codec::json::Document;
@@ -130,6 +130,42 @@ impl Call {
     }
 }
 
+/// How a call went.
+pub type ActResult = Result<Answer, FetchError>;
+
+/// An upstream's answer, as far as its caller gets it. `Debug` does not show the body.
+#[derive(Clone, Eq, PartialEq)]
+pub struct Answer {
+    /// Its status.
+    pub status: u16,
+    /// `Retry-After`, both forms, as a time to wait.
+    pub retry_after: Option<Duration>,
+    /// Its JSON, where the caller is to have it: valid UTF-8.
+    pub body: Option<Arc<[u8]>>,
+}
+
+impl fmt::Debug for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Answer({}, {} bytes)", self.status, self.body.as_ref().map_or(0, |body| body.len()))
+    }
+}
+
+impl Answer {
+    /// Why it is no success; `None`: it is one.
+    pub fn failure(&self) -> Option<UpstreamCode> {
+        match self.status {
+            200..=299 => None,
+            300..=399 => Some(UpstreamCode::Redirect),
+            401 | 403 => Some(UpstreamCode::Auth),
+            429 => Some(UpstreamCode::RateLimited),
+            503 if self.retry_after.is_some() => Some(UpstreamCode::RateLimited),
+            400..=599 => Some(UpstreamCode::Status),
+            // RFC 9110 section 15: outside 100..=599 a status is invalid, and a 1xx is never the last answer.
+            _ => Some(UpstreamCode::Protocol),
+        }
+    }
+}
+
 /// A claim, as a URL and a body want it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Claim<'c> {
@@ -185,32 +221,19 @@ impl Options {
         if is_success(status) { self.reply_body } else { self.error_body }
     }
 
-    /// The JSON of an answer, as the upstream sent it but for white space around its tokens, where the caller is to have it.
-    /// What is not JSON is not passed on.
-    pub fn body_of(&self, response: &FetchResponse) -> Option<Arc<[u8]>> {
-        if !self.wants_body(response.status) || response.body.is_empty() {
-            return None;
-        }
-        Document::parse(&response.body).ok().map(|document| Arc::clone(document.text()))
+    /// What the caller gets of a response: of its body the JSON as the upstream sent it, but for white space around its
+    /// tokens. What is not JSON is not passed on. Takes time in proportion to the body's size.
+    pub fn answer(&self, response: FetchResponse) -> Answer {
+        let FetchResponse { status, retry_after, body, .. } = response;
+        let wanted = self.wants_body(status) && !body.is_empty();
+        let document = if wanted { Document::parse(&body).ok() } else { None };
+        Answer { status, retry_after, body: document.map(|document| Arc::clone(document.text())) }
     }
 }
 
 /// Whether an upstream has done what it was asked.
 pub fn is_success(status: u16) -> bool {
     (200..=299).contains(&status)
-}
-
-/// The code of an answer that is no success.
-pub fn code_of(response: &FetchResponse) -> UpstreamCode {
-    match response.status {
-        300..=399 => UpstreamCode::Redirect,
-        401 | 403 => UpstreamCode::Auth,
-        429 => UpstreamCode::RateLimited,
-        503 if response.retry_after.is_some() => UpstreamCode::RateLimited,
-        400..=599 => UpstreamCode::Status,
-        // RFC 9110 section 15: outside 100..=599 a status is invalid, and a 1xx is never the last answer.
-        _ => UpstreamCode::Protocol,
-    }
 }
 
 #[cfg(test)]
@@ -343,7 +366,7 @@ mod tests {
         assert_eq!(Rate::parse("90/m"), Some(Rate { count: 90, period: Duration::from_secs(60) }));
     }
 
-    fn answer(status: u16, body: &str) -> FetchResponse {
+    fn response(status: u16, body: &str) -> FetchResponse {
         FetchResponse {
             status,
             validators: Validators::default(),
@@ -358,7 +381,9 @@ mod tests {
     fn an_answers_body_is_passed_on_where_it_is_json_and_wanted() {
         let options = |reply_body, error_body| Options { reply_body, error_body, ..action("https://api/", None) };
         let body = |options: &Options, status, body| {
-            options.body_of(&answer(status, body)).map(|body| String::from_utf8(body.to_vec()).expect("UTF-8"))
+            let answer = options.answer(response(status, body));
+            assert_eq!(answer.status, status);
+            answer.body.map(|body| String::from_utf8(body.to_vec()).expect("UTF-8"))
         };
         let it = options(true, false);
         assert_eq!(body(&it, 200, " {\"a\" : 1.0E1}\n").as_deref(), Some("{\"a\":1.0E1}"));
@@ -367,10 +392,13 @@ mod tests {
         }
         assert_eq!(body(&options(false, true), 422, "[1]").as_deref(), Some("[1]"));
         assert_eq!(body(&options(false, true), 200, "[1]"), None);
+        let shown = format!("{:?}", it.answer(response(200, "\"hunter2\"")));
+        assert_eq!(shown, "Answer(200, 9 bytes)");
     }
 
     #[test]
     fn each_status_that_is_no_success_has_its_code() {
+        let of = |status, retry_after| Answer { status, retry_after, body: None }.failure().map(UpstreamCode::as_str);
         for (status, code) in [
             (304, "UPSTREAM_REDIRECT"),
             (400, "UPSTREAM_STATUS"),
@@ -384,11 +412,13 @@ mod tests {
             (600, "UPSTREAM_PROTOCOL"),
             (101, "UPSTREAM_PROTOCOL"),
         ] {
+            assert_eq!(of(status, None), Some(code), "{status}");
             assert!(!is_success(status));
-            assert_eq!(code_of(&answer(status, "")).as_str(), code, "{status}");
         }
-        let busy = FetchResponse { retry_after: Some(Duration::from_secs(1)), ..answer(503, "") };
-        assert_eq!(code_of(&busy), UpstreamCode::RateLimited);
+        assert_eq!(of(503, Some(Duration::from_secs(1))), Some("UPSTREAM_RATE_LIMITED"));
+        for status in [200, 201, 204, 299] {
+            assert_eq!((of(status, None), is_success(status)), (None, true));
+        }
     }
 
     #[test]

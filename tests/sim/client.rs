@@ -2,8 +2,8 @@
 //!
 //! Checked with every frame: it is whole, `welcome` came first, the stream is one it holds, `seq` rises, a delta follows
 //! on what is held, the value that results is one its upstream served and the one every other client has at that
-//! place, the bytes are those that others got, and it was not started after the credential had ended, was revoked or no
-//! longer allowed it.
+//! place, the bytes are those that others got, and it was not started after the credential had ended, whatever ended it;
+//! that its rights reach the stream, and that it was told of rights before what comes of them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -12,10 +12,9 @@ use std::io::{Read, Write};
 use restcast::stream::apply;
 use serde_json::Value;
 
+use super::law::{LATE_US, Law, Party, Rights, Token};
+use super::store::{Store, Whose};
 use super::upstream::Upstream;
-
-/// How late a stream frame may start after its credential's end (protocol section 5).
-pub const LATE_US: u64 = 250_000;
 
 /// What clients have in common: the clocks, the upstreams, and what others have seen.
 #[derive(Debug)]
@@ -29,8 +28,13 @@ pub struct Book {
     pub draining: bool,
     /// Whether streams have been changed or taken away.
     pub reloaded: bool,
-    /// What was said of users and tokens.
-    pub said: Said,
+    /// What was said of users, tokens and sessions.
+    pub law: Law,
+    /// The store of sessions.
+    pub store: Store,
+    pub tickets: Vec<Ticket>,
+    /// How often what is worth checking has happened.
+    pub tally: BTreeMap<String, u64>,
     /// The value at each place of each epoch.
     values: HashMap<(String, u64), u64>,
     /// The bytes of each event in each transport and form.
@@ -52,7 +56,10 @@ impl Book {
             leeway_us,
             draining: false,
             reloaded: false,
-            said: Said::default(),
+            law: Law::default(),
+            store: Store::default(),
+            tickets: Vec::new(),
+            tally: BTreeMap::new(),
             values: HashMap::new(),
             frames: HashMap::new(),
             payloads: HashMap::new(),
@@ -60,43 +67,100 @@ impl Book {
             traced: std::env::var("RESTCAST_SIM_CLIENT").ok().and_then(|number| number.parse().ok()),
         }
     }
-}
 
-/// What was said of users and tokens, plainly.
-#[derive(Debug, Default)]
-pub struct Said {
-    /// The second that a user has logged out in.
-    pub logouts: BTreeMap<String, u64>,
-    /// The second before which a user's tokens are revoked.
-    pub before: BTreeMap<String, u64>,
-    /// Tokens that are revoked, by their numbers.
-    pub revoked: BTreeSet<u64>,
-    /// Whether a user may see the guarded stream, by what was said of it last, and in which second.
-    pub guarded: BTreeMap<String, (bool, u64)>,
-}
-
-impl Said {
-    fn is_logged_out(&self, sub: &str, token: &Token) -> bool {
-        self.logouts.get(sub).is_some_and(|second| token.iat_s <= *second)
+    /// Something worth checking has happened.
+    pub fn count(&mut self, what: impl Into<String>) {
+        *self.tally.entry(what.into()).or_default() += 1;
     }
 
-    fn is_revoked(&self, sub: &str, token: &Token) -> bool {
-        self.revoked.contains(&token.jti) || self.before.get(sub).is_some_and(|second| token.iat_s < *second)
+    /// By how much the wall clock is ahead of the monotonic one.
+    pub fn offset_us(&self) -> u64 {
+        self.wall_us - self.mono_us
     }
 
-    /// Whether a token is good for nothing any more.
-    pub fn is_dead(&self, sub: &str, token: &Token) -> bool {
-        self.is_logged_out(sub, token) || self.is_revoked(sub, token)
+    /// Each of the rights that a token may give. `ever`: or may have given.
+    fn rights(&self, party: Party<'_>, token: &Token, ever: bool) -> BTreeSet<Rights> {
+        match whose(token, party.sub) {
+            Some(whose) if ever => self.store.all_rights(whose).into_iter().collect(),
+            Some(whose) => self.store.rights(whose, party.at_us, self.offset_us()).into_iter().collect(),
+            None => self.law.rights(party, token, ever),
+        }
     }
 
-    /// Whether a token reaches the guarded stream.
-    pub fn may_see_guarded(&self, sub: &str, token: &Token) -> bool {
-        self.guarded.get(sub).is_none_or(|(may, second)| *may || token.iat_s > *second)
+    /// Whether the session that a token is may be over.
+    fn may_be_over(&self, token: &Token, user: &str) -> bool {
+        whose(token, user).is_some_and(|whose| self.store.may_end(whose, self.mono_us, self.offset_us()))
     }
 }
 
-/// The stream that needs a permission, which each token has of itself.
-pub const GUARDED: &str = "guarded";
+/// A ticket that was handed out.
+#[derive(Clone, Debug)]
+pub struct Ticket {
+    pub text: String,
+    /// What it was made for.
+    pub token: Token,
+    pub issuer: Option<&'static str>,
+    pub sub: String,
+    /// When it was asked for and handed out, on the monotonic clock.
+    pub asked_us: u64,
+    pub made_us: u64,
+    /// How often it was presented, and by which client successfully.
+    pub presented: u32,
+    pub used_by: Option<usize>,
+}
+
+/// How long a ticket is good.
+const TICKET_US: u64 = 30_000_000;
+
+/// Streams that a reload takes away, or configures anew.
+const RELOADED: [&str; 2] = ["keyed", "fast"];
+
+impl Book {
+    /// Whether a reload may have taken a subscription to that stream away, for whatever reason.
+    fn may_lose(&self, name: &str) -> bool {
+        self.reloaded && RELOADED.contains(&name)
+    }
+
+    /// Whether a ticket may be refused now: it may be too old, or another's.
+    pub fn may_refuse_ticket(&self, place: usize) -> bool {
+        let ticket = &self.tickets[place];
+        // Its end is told by the wall clock as well.
+        ticket.presented > 1 || self.store.was_set || self.mono_us >= ticket.asked_us + TICKET_US
+    }
+
+    /// The ticket was good: nobody else's use of it may have been.
+    fn use_ticket(&mut self, place: usize, client: usize) {
+        let ticket = &mut self.tickets[place];
+        let earlier = ticket.used_by.replace(client);
+        assert_eq!(earlier, None, "client {client} was let in by a ticket that was used");
+    }
+}
+
+/// How a client says who it is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Carrier {
+    /// A token in `Authorization`, in the query, or in its cookie.
+    Header,
+    Query,
+    Cookie,
+    /// A token in the first message.
+    FirstMessage,
+    /// The application's cookie.
+    Session,
+    /// The same beside a token that is none.
+    Hybrid,
+    /// A ticket, by its place in the book.
+    Ticket(usize),
+}
+
+/// Who a client is.
+#[derive(Clone, Debug)]
+pub struct Login {
+    pub issuer: Option<&'static str>,
+    pub sub: String,
+    pub token: Token,
+    pub carrier: Carrier,
+}
 
 fn hash(of: impl Hash) -> u64 {
     let mut hasher = DefaultHasher::new();
@@ -133,26 +197,20 @@ pub struct Held {
 /// What a numbered message of a client asked for.
 #[derive(Clone, Debug)]
 pub enum Asked {
-    Subscribe { name: String, held: Held },
-    Unsubscribe { name: String },
-    Renew,
+    Subscribe {
+        name: String,
+        held: Held,
+    },
+    Unsubscribe {
+        name: String,
+    },
+    /// `auth_update`, perhaps by a ticket.
+    Renew {
+        ticket: Option<usize>,
+    },
+    /// The same without a token: my session is to be read.
+    Reread,
     RenewBadly,
-}
-
-/// A token that a client has brought.
-#[derive(Clone, Copy, Debug)]
-pub struct Token {
-    /// Which message brought it; 0: the request.
-    pub id: u64,
-    /// `exp`, in microseconds.
-    pub exp_us: u64,
-    pub company: u64,
-    /// `iat`.
-    pub iat_s: u64,
-    /// Its number, of which its `jti` is made.
-    pub jti: u64,
-    /// Whether it has ended at some time, even if the clock was set back since.
-    pub has_ended: bool,
 }
 
 /// When a credential ended.
@@ -170,13 +228,26 @@ pub struct Client {
     pub kind: Kind,
     pub core: usize,
     pub socket: u32,
+    pub issuer: Option<&'static str>,
     pub sub: String,
+    pub carrier: Carrier,
     /// The token in force, then those of renewals that have not been answered.
     pub tokens: Vec<Token>,
+    /// Those of an event stream that have been renewed since: some of what it gets may be from before.
+    past: Vec<Token>,
+    /// The rights that it was told of last, where that was since its last token.
+    told: Option<Rights>,
+    /// The rights it may have got with its last token, and how many things had been said then.
+    granted: BTreeSet<Rights>,
+    granted_after: usize,
+    /// How many things had been said when it was welcomed.
+    welcomed_after: Option<usize>,
+    /// Whether it has lost a stream to its rights.
+    lost_rights: bool,
+    /// When its request was sent.
+    pub sent_us: u64,
     /// Since when none of them is good.
     pub expired: Option<Expired>,
-    /// Since when, on the monotonic clock, each of them is logged out or revoked.
-    pub dead_since_us: Option<u64>,
     pub ever_stalled: bool,
     /// Answers no pings.
     pub mute: bool,
@@ -209,28 +280,38 @@ pub struct Client {
     upgraded: bool,
     buffer: Vec<u8>,
     late: bool,
-    /// Whether the frame that is read was started when no token reached the guarded stream.
-    unguarded: bool,
+    /// When what comes now began to come, on the monotonic clock, and how much had been heard then.
+    started: (u64, u64),
 }
 
 /// An HTTP request that has been sent.
 #[derive(Clone, Debug)]
 pub enum Request {
-    Value { name: String, known: Option<String> },
+    Value { name: String, known: Option<String>, token: Token },
     Renewal { of: usize, id: u64 },
+    Ticket { token: Token, asked_us: u64 },
 }
 
 impl Client {
-    pub fn new(number: usize, kind: Kind, core: usize, socket: u32, sub: String, token: Token) -> Client {
+    pub fn new(number: usize, kind: Kind, core: usize, socket: u32, login: Login) -> Client {
+        let Login { issuer, sub, token, carrier } = login;
         Client {
             number,
             kind,
             core,
             socket,
+            issuer,
             sub,
+            carrier,
             tokens: vec![token],
+            past: Vec::new(),
+            told: None,
+            granted: BTreeSet::new(),
+            granted_after: 0,
+            welcomed_after: None,
+            lost_rights: false,
+            sent_us: 0,
             expired: None,
-            dead_since_us: None,
             ever_stalled: false,
             mute: false,
             renewals_refused: 0,
@@ -255,7 +336,7 @@ impl Client {
             upgraded: false,
             buffer: Vec::new(),
             late: false,
-            unguarded: false,
+            started: (0, 0),
         }
     }
 
@@ -277,23 +358,6 @@ impl Client {
             let ago = if stepped { 0 } else { book.wall_us - end.max(before_us) };
             self.expired = Some(Expired { at_us: book.mono_us - ago, stepped });
         }
-        self.notice_said(book);
-    }
-
-    /// Notes what was said of its user and its tokens.
-    pub fn notice_said(&mut self, book: &Book) {
-        let dead = self.tokens.iter().all(|token| book.said.is_dead(&self.sub, token));
-        self.dead_since_us = if dead { self.dead_since_us.or(Some(book.mono_us)) } else { None };
-    }
-
-    /// Whether a token that may be the one in force is good for nothing any more.
-    pub fn may_be_dead(&self, book: &Book) -> bool {
-        self.tokens.iter().any(|token| book.said.is_dead(&self.sub, token))
-    }
-
-    /// Whether a token that may be the one in force does not reach the guarded stream.
-    fn may_be_kept_out(&self, book: &Book) -> bool {
-        self.tokens.iter().any(|token| !book.said.may_see_guarded(&self.sub, token))
     }
 
     /// Whether a token that may be the one in force has ended.
@@ -301,13 +365,106 @@ impl Client {
         self.tokens.iter().any(|token| token.has_ended)
     }
 
-    /// The companies that its tokens name.
-    pub fn companies(&self) -> BTreeSet<u64> {
-        self.tokens.iter().map(|token| token.company).collect()
+    /// As the law knows it.
+    fn party(&self) -> Party<'_> {
+        let Client { issuer, sub, core, welcomed_after, started: (at_us, heard), .. } = self;
+        Party { issuer: *issuer, sub, core: *core, welcomed_after: *welcomed_after, at_us: *at_us, heard: *heard }
+    }
+
+    /// The same, with all that was heard until now.
+    pub fn party_now(&self, book: &Book) -> Party<'_> {
+        Party { at_us: book.mono_us, heard: u64::MAX, ..self.party() }
+    }
+
+    /// The companies whose values it may get.
+    pub fn companies(&self, book: &Book) -> BTreeSet<u64> {
+        let tokens = self.tokens.iter().chain(&self.past);
+        tokens
+            .flat_map(|token| match whose(token, &self.sub) {
+                Some(whose) => book.store.companies(whose, self.started.0, book.offset_us()),
+                None => vec![token.company],
+            })
+            .collect()
+    }
+
+    /// Each of the rights that it may have. `ever`: or may have had.
+    fn rights(&self, book: &Book, ever: bool) -> BTreeSet<Rights> {
+        let tokens = self.tokens.iter().chain(&self.past);
+        tokens.flat_map(|token| book.rights(self.party(), token, ever)).collect()
+    }
+
+    /// Whether a frame of that stream may begin.
+    fn may_reach(&self, name: &str, book: &Book) -> bool {
+        Rights::default().reach(name) || self.rights(book, false).iter().any(|rights| rights.reach(name))
+    }
+
+    /// Whether it may have been let in to that stream.
+    fn may_have_reached(&self, name: &str, book: &Book) -> bool {
+        Rights::default().reach(name) || self.rights(book, true).iter().any(|rights| rights.reach(name))
+    }
+
+    /// Whether it may have been kept from that stream.
+    fn may_not_reach(&self, name: &str, book: &Book) -> bool {
+        !Rights::default().reach(name) && self.rights(book, true).iter().any(|rights| !rights.reach(name))
+    }
+
+    /// Whether what it presents may be refused, for whatever it is.
+    fn may_be_refused(&self, book: &Book) -> bool {
+        self.may_have_expired()
+            || book.law.may_refuse(self.party(), &self.tokens)
+            || self.tokens.iter().any(|token| book.may_be_over(token, &self.sub))
+    }
+
+    /// Since when its credential has ended otherwise than by its time: revoked, logged out, its session gone.
+    fn ended_at(&self, party: Party<'_>, book: &Book) -> Option<u64> {
+        let over = |token: &Token| {
+            whose(token, &self.sub).is_some_and(|whose| !book.store.may_live(whose, book.mono_us, book.offset_us()))
+        };
+        if self.tokens.iter().all(over) {
+            return Some(book.mono_us);
+        }
+        book.law.ended_at(party, &self.tokens)
+    }
+
+    /// The same, by all that was heard until now.
+    pub fn ended_by_now(&self, book: &Book) -> Option<u64> {
+        self.ended_at(self.party_now(book), book)
+    }
+
+    /// Whether it waits for an answer that should have come, for its credential has ended.
+    pub fn waits_too_long(&self, book: &Book) -> bool {
+        let Some(Request::Value { token, .. }) = self.requests.first().filter(|_| self.tokens[0].session.is_none())
+        else {
+            return false;
+        };
+        let ended = book.law.ended_at(self.party_now(book), std::slice::from_ref(token));
+        ended.is_some_and(|at| book.mono_us > at + LATE_US)
+    }
+
+    /// It is under a new token: what it is told of its rights counts from now on.
+    fn is_granted(&mut self, book: &Book) {
+        self.told = None;
+        self.granted = self.rights(book, false);
+        self.granted_after = book.law.said.len();
+    }
+
+    /// All that there is to know of its credential, for whoever reads of a failure.
+    fn shown(&self, book: &Book) -> String {
+        let sessions: Vec<_> = self.tokens.iter().filter_map(|token| token.session.as_ref()).collect();
+        let sessions: Vec<_> = sessions.into_iter().map(|sid| &book.store.sessions[sid]).collect();
+        let Client { number, kind, core, issuer, sub, carrier, tokens, past, told, sent_us, expired, .. } = self;
+        format!(
+            "client {number} ({kind:?} on {core}, {issuer:?} {sub}, {carrier:?} at {sent_us}, {tokens:?}, before {past:?}, \
+             expired {expired:?}, ended {:?}, told {told:?}, {sessions:?}, {} said) at {} ({})",
+            self.ended_at(self.party(), book),
+            book.law.shown(self.party()),
+            book.mono_us,
+            book.wall_us
+        )
     }
 
     /// The renewal `id` was accepted: no earlier token counts any more.
-    pub fn renewed(&mut self, id: u64) {
+    pub fn renewed(&mut self, id: u64, book: &Book) {
         self.renewals_accepted += 1;
         self.renewals_refused = 0;
         // Which frames of an event stream came before its renewal cannot be told from outside: its values may be the old
@@ -317,13 +474,27 @@ impl Client {
         for (_, own) in self.held.iter_mut().filter(|(name, _)| kept > 0 && is_shaped(name)) {
             own.resumes = true;
         }
-        match self.kind {
-            Kind::Events => {
-                let exp_us = self.tokens[kept].exp_us;
-                self.tokens[..kept].iter_mut().for_each(|token| (token.exp_us, token.has_ended) = (exp_us, false));
-            }
-            _ => drop(self.tokens.drain(..kept)),
+        let before = self.tokens.drain(..kept);
+        if self.kind == Kind::Events {
+            self.past.extend(before);
+        } else {
+            drop(before);
         }
+        self.is_granted(book);
+    }
+
+    /// A renewal over HTTP was answered so: whether it may have been.
+    pub fn check_renewal(&self, id: u64, status: u16, book: &Book) {
+        let token = self.tokens.iter().find(|token| token.id == id).expect("a renewal brought a token");
+        let fine = match status {
+            200 => !book.law.refuses(self.party_now(book), token),
+            401 => token.has_ended || book.law.may_refuse(self.party_now(book), std::slice::from_ref(token)),
+            // It may have ended and not know it yet.
+            404 => !self.is_open() || self.ever_stalled || self.may_be_refused(book) || self.may_lose_all(book),
+            503 => true,
+            _ => false,
+        };
+        assert!(fine, "client {}: {token:?} was answered {status}", self.number);
     }
 
     /// The renewal `id` was refused.
@@ -333,21 +504,49 @@ impl Client {
 
     /// Whether a stream frame that starts now is later than it may be.
     fn is_late(&self, book: &Book) -> bool {
-        // A core that was told starts nothing more at once; an answer may have been ready by then.
-        let allowance_us = if self.kind == Kind::Json { LATE_US } else { 0 };
         self.expired.is_some_and(|expired| expired.stepped || book.mono_us > expired.at_us + LATE_US)
-            || self.dead_since_us.is_some_and(|since_us| book.mono_us >= since_us + allowance_us)
+            || (self.kind != Kind::Json && self.ended_at(self.party(), book).is_some())
     }
 
-    fn is_unguarded(&self, book: &Book) -> bool {
-        self.kind != Kind::Json && !self.tokens.iter().any(|token| book.said.may_see_guarded(&self.sub, token))
+    /// Whether a waiting answer that starts now is later than it may be.
+    fn is_late_for(&self, token: &Token, book: &Book) -> bool {
+        book.law.ended_at(self.party(), std::slice::from_ref(token)).is_some()
+    }
+
+    /// What must be true of the rights it has been told of by now, as long as its socket takes everything.
+    pub fn check_rights(&self, book: &Book) {
+        let [token] = &*self.tokens else { return };
+        let heard = book.mono_us.saturating_sub(LATE_US);
+        let rights = match whose(token, &self.sub) {
+            Some(whose) => book.store.settled(whose, book.mono_us).map(|version| version.rights.clone()),
+            None if !book.law.changes_rights_of(self.party_now(book)) => return,
+            None if !book.law.is_heard(self.core, heard) => None,
+            None => {
+                let rights = book.law.rights(self.party_now(book), token, false);
+                assert_eq!(rights.len(), 1, "what everybody has heard of is certain");
+                rights.into_iter().next()
+            }
+        };
+        let Some(rights) = rights else { return };
+        let knows = match &self.told {
+            Some(told) => *told == rights,
+            None => self.granted.contains(&rights),
+        };
+        let Client { number, told, granted, .. } = self;
+        assert!(knows, "client {number} has {rights:?} and was told {told:?}, granted {granted:?} at {}", book.mono_us);
+        if self.past.is_empty() {
+            for name in self.held.keys() {
+                assert!(rights.reach(name), "client {number} still holds {name} with {rights:?} at {}", book.mono_us);
+            }
+        }
     }
 
     /// Bytes from the server.
     pub fn receive(&mut self, bytes: &[u8], book: &mut Book) {
         assert!(!self.gone, "client {} got bytes after its socket was closed", self.number);
         if self.buffer.is_empty() {
-            (self.late, self.unguarded) = (self.is_late(book), self.is_unguarded(book));
+            self.started = (book.mono_us, book.law.heard);
+            self.late = self.is_late(book);
         }
         self.buffer.extend_from_slice(bytes);
         let buffer = std::mem::take(&mut self.buffer);
@@ -355,7 +554,8 @@ impl Client {
         while !rest.is_empty() {
             let Some(used) = self.unit(rest, book) else { break };
             rest = &rest[used..];
-            (self.late, self.unguarded) = (self.is_late(book), self.is_unguarded(book));
+            self.started = (book.mono_us, book.law.heard);
+            self.late = self.is_late(book);
         }
         self.buffer = rest.to_vec();
     }
@@ -387,6 +587,10 @@ impl Client {
         let status = status_of(&head);
         if status == 101 || status == 200 {
             self.upgraded = true;
+            let first_message = self.carrier == Carrier::FirstMessage;
+            for name in self.held.keys().filter(|_| !first_message) {
+                assert!(self.may_have_reached(name, book), "client {} was let in to {name}", self.number);
+            }
             let agreed = self.deflate.map(|bits| {
                 let bits = if bits == 15 { String::new() } else { format!("; server_max_window_bits={bits}") };
                 format!("permessage-deflate; server_no_context_takeover; client_no_context_takeover{bits}")
@@ -398,23 +602,37 @@ impl Client {
         if bytes.len() < end + length {
             return None;
         }
-        self.refused(status, &text_of(&bytes[end..end + length]), book);
+        let name = self.held.keys().next().cloned().unwrap_or_default();
+        self.refused(status, &text_of(&bytes[end..end + length]), &name, book);
         self.closed = Some(status);
+        self.held.clear();
         Some(end + length)
     }
 
-    fn refused(&self, status: u16, body: &str, book: &Book) {
+    fn refused(&self, status: u16, body: &str, name: &str, book: &mut Book) {
         if book.traced == Some(self.number) {
             eprintln!("{} client {} <- {status} {body}", book.mono_us, self.number);
         }
-        let fine = match status {
-            401 => self.may_have_expired() || self.may_be_dead(book),
-            403 => self.may_be_kept_out(book),
-            404 => book.reloaded,
-            503 | 429 | 408 => true,
+        let problem: Value = serde_json::from_str(body).unwrap_or_default();
+        let party = self.party();
+        book.count(format!("answer {status} {}", problem["code"].as_str().unwrap_or_default()));
+        let fine = match (status, problem["code"].as_str().unwrap_or_default()) {
+            (401, "TOKEN_EXPIRED") => self.may_have_expired(),
+            (401, "LOGGED_OUT") => book.law.may_end(party, &self.tokens, "logged_out"),
+            (401, "TOKEN_REVOKED") => book.law.may_end(party, &self.tokens, "token_revoked"),
+            (401, "SESSION_EXPIRED") => self.tokens.iter().any(|token| book.may_be_over(token, &self.sub)),
+            (401, "INVALID_TOKEN") => self.ticket_may_be_refused(book),
+            (403, "INSUFFICIENT_PERMISSIONS") => self.may_not_reach(name, book),
+            (410, "STREAM_ENDED") | (404, _) => book.reloaded,
+            (503 | 429 | 408, _) => true,
             _ => false,
         };
-        assert!(fine, "client {} was answered {status} {body}", self.number);
+        assert!(fine, "{} was answered {status} {body}", self.shown(book));
+    }
+
+    /// Whether the ticket that it presents may be good no longer.
+    fn ticket_may_be_refused(&self, book: &Book) -> bool {
+        matches!(self.carrier, Carrier::Ticket(place) if book.may_refuse_ticket(place))
     }
 
     fn answer(&mut self, bytes: &[u8], book: &mut Book) -> Option<usize> {
@@ -433,9 +651,17 @@ impl Client {
             return Some(end + length);
         }
         match self.requests.remove(0) {
-            Request::Value { name, known, .. } => {
+            Request::Value { name, known, token } => {
                 book.trace = hash((book.trace, status, body));
                 let etag = header(&head, "ETag").unwrap_or_default();
+                if matches!(status, 200 | 304) {
+                    let number = self.number;
+                    assert!(!book.law.refuses(self.party(), &token), "client {number} was answered in spite of a mark");
+                    let late = self.is_late_for(&token, book) && !self.ever_stalled;
+                    assert!(!late, "client {number} was answered after its credential's end");
+                    let reaches = self.may_reach(&name, book) || self.ever_stalled;
+                    assert!(reaches, "client {number} was answered {name}");
+                }
                 match status {
                     200 => {
                         // What was answered in time may be read late.
@@ -447,13 +673,27 @@ impl Client {
                         self.etag = Some((name, etag));
                     }
                     304 => assert_eq!(Some(etag), known, "client {} was told its value is the newest", self.number),
-                    _ => self.refused(status, &text_of(body), book),
+                    _ => self.refused(status, &text_of(body), &name, book),
                 }
             }
             Request::Renewal { of, id } => match status {
                 200 | 401 | 403 | 404 | 503 => self.confirmed.push((of, id, status)),
                 _ => panic!("client {} got {status} to a renewal: {}", self.number, text_of(body)),
             },
+            Request::Ticket { token, asked_us } if status == 201 => {
+                let number = self.number;
+                let refused = book.law.refuses(self.party(), &token);
+                assert!(!refused, "client {number} got a ticket in spite of a mark: {token:?} {}", self.shown(book));
+                let answer: Value = serde_json::from_slice(body).expect("a ticket is handed out as JSON");
+                assert_eq!(answer["expires_in_s"].as_u64(), Some(30));
+                let text = answer["ticket"].as_str().expect("a ticket has its text").to_owned();
+                assert!(!book.tickets.iter().any(|other| other.text == text), "no ticket is handed out twice");
+                let Client { issuer, sub, .. } = self;
+                let (issuer, sub, made_us) = (*issuer, sub.clone(), book.mono_us);
+                let (presented, used_by) = (0, None);
+                book.tickets.push(Ticket { text, token, issuer, sub, asked_us, made_us, presented, used_by });
+            }
+            Request::Ticket { .. } => self.refused(status, &text_of(body), "", book),
         }
         if header(&head, "Connection").is_some_and(|value| value.eq_ignore_ascii_case("close")) {
             self.closed = Some(status);
@@ -527,13 +767,17 @@ impl Client {
 
     fn check_close(&mut self, code: u16, reason: &str, book: &mut Book) {
         book.trace = hash((book.trace, code, reason));
+        book.count(format!("close {code} {reason}"));
         let fine = match (code, reason) {
             (4001, "token_expired") => self.may_have_expired(),
+            (4001, "session_expired") => self.tokens.iter().any(|token| book.may_be_over(token, &self.sub)),
+            (4001, "invalid_token") => {
+                self.carrier == Carrier::FirstMessage && !self.welcomed && self.may_be_refused(book)
+            }
             (4001, "auth_update_rejected") => self.renewals_refused >= 5,
-            (4010, "logged_out") => self.tokens.iter().any(|token| book.said.is_logged_out(&self.sub, token)),
-            (4010, "token_revoked") => self.tokens.iter().any(|token| book.said.is_revoked(&self.sub, token)),
-            (4003, "forbidden") => book.reloaded || self.may_be_kept_out(book),
-            (4004, "stream_ended" | "not_found") => book.reloaded,
+            (4010, "logged_out" | "token_revoked") => book.law.may_end(self.party(), &self.tokens, reason),
+            (4003, "forbidden") => self.may_lose_all(book),
+            (4004, "stream_ended" | "not_found") => book.reloaded && self.held.keys().all(|name| name == RELOADED[0]),
             (1012, "draining") => book.draining && (!self.welcomed || self.told_to_reconnect),
             (1013, "write_stall" | "overloaded") => true,
             (1001, "heartbeat_timeout") => self.mute || self.ever_stalled,
@@ -544,6 +788,14 @@ impl Client {
         assert!(fine, "client {number} ({kind:?}, {tokens:?}) was closed {code} {reason} at {}", book.wall_us);
         self.closed = Some(code);
         self.held.clear();
+    }
+
+    /// Whether its rights may leave it nothing of what it holds, or asked for when it opened.
+    fn may_lose_all(&self, book: &Book) -> bool {
+        match self.kind {
+            Kind::Many => self.held.is_empty() && self.lost_rights,
+            _ => self.held.keys().all(|name| self.may_not_reach(name, book) || book.may_lose(name)),
+        }
     }
 
     /// Sends one frame, masked. Every other message of one that has agreed on it is deflated.
@@ -574,7 +826,7 @@ impl Client {
 
     fn frame(&mut self, text: &[u8], kind: Option<&str>, book: &mut Book) {
         book.trace = hash((book.trace, self.number, text));
-        let shown = || text_of(&text[..text.len().min(300)]);
+        let shown = || text_of(&text[..text.len().min(120)]);
         if book.traced == Some(self.number) {
             eprintln!("{} client {} <- {}", book.mono_us, self.number, shown());
         }
@@ -606,20 +858,30 @@ impl Client {
         );
         let id = head["id"].as_u64();
         let stream = head["stream"].as_str().unwrap_or_default().to_owned();
+        let about = match own_kind {
+            "unsubscribed" => head["reason"].as_str(),
+            "error" => head["code"].as_str(),
+            "welcome" => head["auth"]["type"].as_str(),
+            _ => None,
+        };
+        book.count(format!("{own_kind} {}", about.unwrap_or_default()));
         match own_kind {
             "welcome" => {
                 self.welcomed = true;
                 self.connection = head["connection"].as_str().map(str::to_owned);
-                assert_eq!(head["auth"]["sub"].as_str(), Some(&*self.sub), "a welcome names its own subject");
+                self.check_welcome(&head, book);
             }
             "snapshot" | "patch" | "merge" => {
+                assert!(!self.late, "{} got a frame started after its credential's end: {}", self.shown(book), shown());
                 assert!(
-                    !self.late,
-                    "client {} got a frame started after its credential's end: {}",
-                    self.number,
+                    self.may_reach(&stream, book),
+                    "{} got a frame of a stream that its rights do not reach: {}",
+                    self.shown(book),
                     shown()
                 );
-                assert!(stream != GUARDED || !self.unguarded, "client {} may not see {}", self.number, shown());
+                if let Some(told) = &self.told {
+                    assert!(told.reach(&stream), "client {} was told it does not reach it: {}", self.number, shown());
+                }
                 self.changed(own_kind, &stream, &head, body.expect("an event has a body"), text, book);
             }
             "stream_status" => {
@@ -631,6 +893,7 @@ impl Client {
                 let asked = id.and_then(|id| self.asked.remove(&id));
                 let Some(Asked::Subscribe { name, held }) = asked else { panic!("nobody asked: {}", shown()) };
                 assert_eq!(name, stream, "the name asked for is echoed");
+                assert!(self.may_have_reached(&name, book), "client {} was let in to {name}", self.number);
                 let held = Held { state: "live".to_owned(), ..held };
                 assert!(self.held.insert(stream, held).is_none(), "a stream is held once");
             }
@@ -638,8 +901,16 @@ impl Client {
                 let reason = head["reason"].as_str().unwrap_or_default();
                 match id.and_then(|id| self.asked.remove(&id)) {
                     Some(Asked::Unsubscribe { name }) => assert_eq!((name, reason), (stream.clone(), "requested")),
-                    None if stream == GUARDED && self.may_be_kept_out(book) => assert_eq!(reason, "forbidden"),
-                    None => assert!(book.reloaded, "client {} lost {stream}: {}", self.number, shown()),
+                    None => {
+                        // Whoever loses rights while connected is told of them first.
+                        let told = self.told.as_ref();
+                        let by_told =
+                            told.map_or_else(|| self.may_not_reach(&stream, book), |told| !told.reach(&stream));
+                        let by_rights = reason == "forbidden" && by_told;
+                        let may = book.may_lose(&stream) || by_rights;
+                        assert!(may, "client {} lost {stream}, told {told:?}: {}", self.number, shown());
+                        self.lost_rights |= reason == "forbidden";
+                    }
                     other => panic!("{other:?} was answered {}", shown()),
                 }
                 assert!(self.held.remove(&stream).is_some(), "what was not held ends: {}", shown());
@@ -647,15 +918,40 @@ impl Client {
             "auth_ok" => {
                 let id = id.expect("an id is echoed");
                 let asked = self.asked.remove(&id);
-                assert!(matches!(asked, Some(Asked::Renew)), "client {} was renewed unasked: {}", self.number, shown());
-                self.renewed(id);
+                match asked {
+                    Some(Asked::Renew { ticket }) => {
+                        let token = self.tokens.iter().find(|token| token.id == id).expect("a renewal brought a token");
+                        let refused = book.law.refuses(self.party(), token);
+                        assert!(!refused, "client {} was renewed in spite of a mark: {}", self.number, shown());
+                        if let Some(place) = ticket {
+                            book.use_ticket(place, self.number);
+                        }
+                        self.renewed(id, book);
+                    }
+                    Some(Asked::Reread) => {
+                        self.renewals_refused = 0;
+                        self.is_granted(book);
+                        for (_, own) in self.held.iter_mut().filter(|(name, _)| is_shaped(name)) {
+                            own.resumes = true;
+                        }
+                    }
+                    other => panic!("client {}: {other:?} was answered {}", self.number, shown()),
+                }
+                let told = texts(&head["permissions"]);
+                let lawful = self.rights(book, true);
+                let fine = lawful.iter().any(|rights| rights.permissions == told);
+                assert!(fine, "client {} has {lawful:?}, not {}", self.number, shown());
+            }
+            "permission_update" => {
+                let told = Rights { roles: texts(&head["roles"]), permissions: texts(&head["permissions"]) };
+                let lawful = self.rights(book, true);
+                assert!(lawful.contains(&told), "client {} has {lawful:?}, not {}", self.number, shown());
+                self.told = Some(told);
+                for (_, own) in self.held.iter_mut().filter(|(name, _)| is_shaped(name)) {
+                    own.resumes = true;
+                }
             }
             "reauthenticate" => assert!(head["expires_at"].is_u64() && head["expires_in_ms"].is_u64(), "{}", shown()),
-            "permission_update" => {
-                let may = head["permissions"] == serde_json::json!(["guarded"]);
-                let said = book.said.guarded.get(&self.sub).map(|(said, _)| *said);
-                assert_eq!(said, Some(may), "client {} is told what was said: {}", self.number, shown());
-            }
             "error" => self.told_error(&head, id, book),
             "reconnect" => {
                 assert!(
@@ -669,6 +965,36 @@ impl Client {
         }
     }
 
+    /// A welcome comes to who was let in: that it could be.
+    fn check_welcome(&mut self, head: &Value, book: &mut Book) {
+        let kind = match self.carrier {
+            Carrier::Ticket(_) => "ticket",
+            Carrier::Session | Carrier::Hybrid => "session",
+            _ => "jwt",
+        };
+        assert_eq!(head["auth"]["type"].as_str(), Some(kind), "client {}", self.number);
+        let sub = head["auth"]["sub"].as_str().expect("everybody has a name");
+        if sub != self.sub {
+            // Whoever is signed in when the record is read, that is it.
+            let whose = whose(&self.tokens[0], sub).filter(|whose| book.store.was_of(*whose));
+            assert!(whose.is_some(), "client {} is welcomed as {sub}: {}", self.number, self.sub);
+            self.sub = sub.to_owned();
+            self.late = self.is_late(book);
+        }
+        let refused = book.law.refuses(self.party(), &self.tokens[0]);
+        assert!(!refused, "client {} was let in in spite of a mark: {:?}", self.number, self.tokens);
+        let late = self.late && !self.ever_stalled;
+        assert!(!late, "{} was let in after its credential's end", self.shown(book));
+        if let Carrier::Ticket(place) = self.carrier {
+            book.use_ticket(place, self.number);
+            let ticket = &book.tickets[place];
+            let in_time = self.sent_us <= ticket.made_us + TICKET_US;
+            assert!(in_time, "client {} was let in by a ticket that was too old", self.number);
+        }
+        self.welcomed_after = Some(book.law.said.len());
+        self.is_granted(book);
+    }
+
     fn told_error(&mut self, head: &Value, id: Option<u64>, book: &Book) {
         let code = head["code"].as_str().unwrap_or_default();
         let asked = id.and_then(|id| self.asked.remove(&id));
@@ -677,18 +1003,21 @@ impl Client {
                 true
             }
             (Some(Asked::Subscribe { .. } | Asked::Unsubscribe { .. }), "STREAM_NOT_FOUND") => true,
-            (Some(Asked::Subscribe { name, .. }), "INSUFFICIENT_PERMISSIONS") => {
-                name == GUARDED && self.may_be_kept_out(book)
-            }
+            (Some(Asked::Subscribe { name, .. }), "INSUFFICIENT_PERMISSIONS") => self.may_not_reach(name, book),
             (Some(Asked::RenewBadly), "AUTH_UPDATE_REJECTED" | "AUTH_SUBJECT_MISMATCH") => true,
-            // A token that has expired on the way.
-            (Some(Asked::Renew), "AUTH_UPDATE_REJECTED") => self.may_have_expired() || self.may_be_dead(book),
+            // A token that has ended on the way.
+            (Some(Asked::Renew { ticket }), "AUTH_UPDATE_REJECTED") => {
+                let used = ticket.is_some_and(|place| book.may_refuse_ticket(place));
+                head["reason"].as_str() == Some("busy") || used || self.may_be_refused(book)
+            }
+            // Its session may be over, or somebody else's; or the store may not answer.
+            (Some(Asked::Reread), "AUTH_UPDATE_REJECTED") => true,
             (None, "TOO_MANY_STREAMS") => true,
             (None, "BAD_MESSAGE" | "UNKNOWN_TYPE") => true,
             _ => false,
         };
         assert!(fine, "client {}: {asked:?} was answered {head}", self.number);
-        if matches!(asked, Some(Asked::Renew | Asked::RenewBadly)) {
+        if matches!(asked, Some(Asked::Renew { .. } | Asked::Reread | Asked::RenewBadly)) {
             self.renewals_refused += 1;
             self.not_renewed(id.expect("an answer that was asked for has an id"));
         }
@@ -701,12 +1030,13 @@ impl Client {
         let number = self.number;
         let epoch = head["epoch"].as_str().expect("an event has its epoch").to_owned();
         let seq = head["seq"].as_u64().expect("an event has its place");
-        let shown = || text_of(&text[..text.len().min(300)]);
+        let shown = || text_of(&text[..text.len().min(120)]);
         let Some(held) = self.held.get_mut(stream) else {
             panic!("client {number} does not hold {stream} and got {}", shown());
         };
         // One that resumes may be ahead of the core it comes to (protocol section 3, «Resume»): it gets what there is.
-        let moves = self.kind == Kind::Events && is_shaped(stream) && self.tokens.len() > 1;
+        let many = self.tokens.len() + self.past.len() > 1 || self.tokens[0].session.is_some();
+        let moves = self.kind == Kind::Events && is_shaped(stream) && many;
         let resumes = (std::mem::take(&mut held.resumes) || moves) && kind == "snapshot";
         if held.epoch == epoch && !resumes {
             assert!(seq > held.seq, "client {number}: seq rises, {} was held: {}", held.seq, shown());
@@ -740,23 +1070,25 @@ impl Client {
     /// A value must be one that this client's upstream has served.
     pub fn check_value(&self, stream: &str, value: &[u8], book: &Book) {
         // Of `roled` agents get a part, and whoever is none gets all.
-        let is_agents = !super::upstream::is_whole(value);
-        let is_theirs = if stream == "roled" {
-            self.companies().iter().any(|&company| is_agent(company) == is_agents)
-        } else {
-            !is_agents
+        let is_part = !super::upstream::is_whole(value);
+        let is_theirs = match stream {
+            "roled" => {
+                let rights = self.rights(book, false);
+                rights.iter().any(|rights| rights.reach(stream) && rights.sees_part() == is_part)
+            }
+            _ => !is_part,
         };
-        let served = is_theirs && self.urls(stream).iter().any(|url| book.upstream.has_served(url, value));
-        let shown = text_of(&value[..value.len().min(300)]);
-        assert!(served, "client {} got as {stream} a value that is not its own: {shown}", self.number);
+        let served = is_theirs && self.urls(stream, book).iter().any(|url| book.upstream.has_served(url, value));
+        let shown = text_of(&value[..value.len().min(120)]);
+        assert!(served, "{} got as {stream} a value that is not its own: {shown}", self.shown(book));
     }
 
     /// The URLs whose values this client may see under that name.
-    pub fn urls(&self, stream: &str) -> Vec<String> {
+    pub fn urls(&self, stream: &str, book: &Book) -> Vec<String> {
         match stream.split_once('?') {
             Some((id, query)) => vec![format!("http://up/{id}?{query}")],
             None if stream == "own" => {
-                self.companies().iter().map(|company| format!("http://up/own/{company}")).collect()
+                self.companies(book).iter().map(|company| format!("http://up/own/{company}")).collect()
             }
             None => vec![format!("http://up/{stream}")],
         }
@@ -766,11 +1098,6 @@ impl Client {
 /// Whether the caller's credential shapes what they get as that stream.
 fn is_shaped(stream: &str) -> bool {
     matches!(stream, "own" | "roled")
-}
-
-/// Whether the people of that company are agents.
-pub fn is_agent(company: u64) -> bool {
-    company == 0
 }
 
 /// The value at one place of an epoch is the same for everybody, and another than at the place before it: what a sequence
@@ -802,6 +1129,17 @@ fn deflated(message: &[u8]) -> Vec<u8> {
     let mut payload = encoder.get_ref().clone();
     payload.truncate(payload.len() - 4);
     payload
+}
+
+/// The session that a token is, as that user's.
+fn whose<'a>(token: &'a Token, user: &'a str) -> Option<Whose<'a>> {
+    let earlier_us = if token.by_ticket { TICKET_US } else { 0 };
+    token.session.as_deref().map(|sid| Whose { sid, user, earlier_us })
+}
+
+fn texts(list: &Value) -> Vec<String> {
+    let list = list.as_array().expect("a list of texts");
+    list.iter().map(|text| text.as_str().expect("a text").to_owned()).collect()
 }
 
 fn find(bytes: &[u8], mark: &[u8]) -> Option<usize> {

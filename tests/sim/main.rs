@@ -4,23 +4,57 @@
 //! `RESTCAST_SIM_CLIENT=m` what its client `m` was sent is printed; `RESTCAST_SIM_SEEDS=n` makes more worlds. What is checked
 //! at every step stands in `client` (what one client may see) and `world` (bounds, deadlines, leaks).
 
+mod authority;
 mod client;
+mod deeds;
 mod dice;
+mod law;
 mod scripts;
+mod store;
 mod upstream;
 mod world;
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use dice::Dice;
 use world::World;
 
 /// Worlds that a run of the tests makes, unless `RESTCAST_SIM_SEEDS` says otherwise.
-const SEEDS: u64 = 40;
+const SEEDS: u64 = 100;
 
-fn run_seed(seed: u64) -> u64 {
+/// What happens in these worlds, once in ten of them at the least.
+const HAPPENS: [&str; 24] = [
+    "welcome jwt",
+    "welcome session",
+    "welcome ticket",
+    "close 4001 token_expired",
+    "close 4001 session_expired",
+    "close 4003 forbidden",
+    "close 4010 logged_out",
+    "close 4010 token_revoked",
+    "close 1012 draining",
+    "close 1013 write_stall",
+    "answer 401 LOGGED_OUT",
+    "answer 401 TOKEN_REVOKED",
+    "answer 401 TOKEN_EXPIRED",
+    "answer 401 SESSION_EXPIRED",
+    "answer 401 INVALID_TOKEN",
+    "answer 403 INSUFFICIENT_PERMISSIONS",
+    "answer 503 SESSION_STORE_UNAVAILABLE",
+    "error AUTH_UPDATE_REJECTED",
+    "error AUTH_SUBJECT_MISMATCH",
+    "error INSUFFICIENT_PERMISSIONS",
+    "unsubscribed forbidden",
+    "unsubscribed requested",
+    "permission_update ",
+    "auth_ok ",
+];
+
+/// What the clients of that world have seen, in a number and counted.
+fn run_seed(seed: u64) -> (u64, BTreeMap<String, u64>) {
     match catch_unwind(AssertUnwindSafe(|| World::new(Dice::seeded(seed)).run())) {
-        Ok(trace) => trace,
+        Ok(seen) => seen,
         Err(panic) => {
             eprintln!("this world failed: RESTCAST_SIM_SEED={seed} cargo test --test sim replays it");
             resume_unwind(panic)
@@ -31,25 +65,37 @@ fn run_seed(seed: u64) -> u64 {
 #[test]
 fn worlds_keep_the_contract() {
     if let Ok(seed) = std::env::var("RESTCAST_SIM_SEED") {
-        run_seed(seed.parse().expect("RESTCAST_SIM_SEED is a number"));
+        let (_, tally) = run_seed(seed.parse().expect("RESTCAST_SIM_SEED is a number"));
+        eprintln!("{tally:#?}");
         return;
     }
-    let asked = std::env::var("RESTCAST_SIM_SEEDS").ok();
-    let seeds = asked.map_or(SEEDS, |seeds| seeds.parse().expect("RESTCAST_SIM_SEEDS is a number"));
-    std::thread::scope(|scope| {
-        let half = |first: u64| {
-            move || {
-                (first..=seeds).step_by(2).for_each(|seed| {
-                    run_seed(seed);
-                })
+    let seeds = std::env::var("RESTCAST_SIM_SEEDS").map_or(SEEDS, |seeds| seeds.parse().expect("a number of worlds"));
+    let half = |first: u64| {
+        move || {
+            let mut seen: BTreeMap<String, u64> = BTreeMap::new();
+            for seed in (first..=seeds).step_by(2) {
+                for (what, times) in run_seed(seed).1 {
+                    *seen.entry(what).or_default() += times;
+                }
             }
-        };
-        let other = scope.spawn(half(2));
-        half(1)();
-        if let Err(panic) = other.join() {
-            resume_unwind(panic);
+            seen
         }
+    };
+    let mut seen = std::thread::scope(|scope| {
+        let other = scope.spawn(half(2));
+        let mut seen = half(1)();
+        for (what, times) in other.join().unwrap_or_else(|panic| resume_unwind(panic)) {
+            *seen.entry(what).or_default() += times;
+        }
+        seen
     });
+    // What never happens is never checked.
+    for what in HAPPENS {
+        assert!(
+            seen.remove(what).is_some_and(|times| times >= seeds / 10),
+            "{what} happens too seldom beside {seen:#?}"
+        );
+    }
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! Worlds that follow a script: one for each fault that was found, and for what chance meets too seldom.
 
-use super::client::{Held, Kind};
+use super::client::{Carrier, Held, Kind, Login};
 use super::dice::Dice;
+use super::law::{Rights, Token, User, What};
+use super::store::{GRACE_S, REREAD_S};
 use super::upstream::Mood;
 use super::world::{Setup, World};
 
@@ -15,6 +17,7 @@ fn held(format: &str) -> Held {
 fn world(setup: Setup) -> World {
     let mut world = World::with(Dice::seeded(1), setup);
     world.book.upstream.mood = Mood::Calm;
+    world.book.store.is_reliable = true;
     world.fetch_us_max = 1;
     world
 }
@@ -194,14 +197,60 @@ fn what_changes_together_on_several_streams_is_one_send_to_whoever_reads_them_al
     }
 }
 
+// What is said from outside.
+
+fn logged_out(sub: &str) -> What {
+    What::LoggedOut(User { issuer: None, sub: sub.to_owned() })
+}
+
+fn rights_of(sub: &str, rights: &Rights) -> What {
+    let user = User { issuer: None, sub: sub.to_owned() };
+    What::Rights { user, roles: Some(rights.roles.clone()), permissions: Some(rights.permissions.clone()) }
+}
+
+fn reader() -> Rights {
+    Rights::of(&["agent"], &["read", "list"])
+}
+
+/// A token of an hour, with rights and a name.
+fn token(world: &World, jti: &str) -> Token {
+    Token { rights: reader(), jti: Some(jti.to_owned()), ..world.plain_token(0, HOUR_US) }
+}
+
+fn login(issuer: Option<&'static str>, sub: &str, token: Token, carrier: Carrier) -> Login {
+    Login { issuer, sub: sub.to_owned(), token, carrier }
+}
+
+/// Somebody with a token of that name, on a core.
+fn comes(world: &mut World, kind: Kind, core: usize, sub: &str, jti: &str, name: &str) -> usize {
+    let login = login(None, sub, token(world, jti), Carrier::Header);
+    world.open_as(kind, core, login, name, held("patch"), 0).expect("there is room")
+}
+
+/// Somebody with a session, on a core.
+fn comes_by_session(world: &mut World, kind: Kind, core: usize, sub: &str, sid: &str, name: &str) -> usize {
+    let login = login(None, sub, world.session_token(sid), Carrier::Session);
+    world.open_as(kind, core, login, name, held("patch"), 0).expect("there is room")
+}
+
+fn signs_in(world: &mut World, sub: &str) -> String {
+    world.sign_in(sub, reader(), 0, HOUR_US, false)
+}
+
+fn closed(world: &World, numbers: &[usize]) -> Vec<Option<u16>> {
+    numbers.iter().map(|&number| world.clients[number].closed).collect()
+}
+
 #[test]
 fn what_agents_do_not_see_moves_nothing_of_theirs_and_a_new_role_moves_them() {
     let mut world = world(Setup { cores: 2, ..Setup::plain() });
-    // Companies are roles here: 0 are agents.
-    let mut of =
-        |kind, company| world.open(kind, 0, company, HOUR_US, "roled", held("patch"), 0).expect("there is room");
-    let agents = [of(Kind::Single, 0), of(Kind::Events, 0)];
-    let admins = [of(Kind::Single, 1), of(Kind::Events, 1)];
+    let of_role = |world: &World, role: &str| Token { rights: Rights::of(&[role], &[]), ..token(world, "t1") };
+    let mut of = |kind, role| {
+        let login = login(None, "u1", of_role(&world, role), Carrier::Header);
+        world.open_as(kind, 0, login, "roled", held("patch"), 0).expect("there is room")
+    };
+    let agents = [of(Kind::Single, "agent"), of(Kind::Events, "agent")];
+    let admins = [of(Kind::Single, "admin"), of(Kind::Events, "admin")];
     world.idle(3 * SECOND_US);
     let places = |world: &World, clients: &[usize]| -> Vec<(String, u64)> {
         clients.iter().map(|&client| &world.clients[client].held["roled"]).map(|h| (h.epoch.clone(), h.seq)).collect()
@@ -216,7 +265,8 @@ fn what_agents_do_not_see_moves_nothing_of_theirs_and_a_new_role_moves_them() {
     assert_eq!(places(&world, &agents), before, "nothing has changed for them");
     let moved: Vec<u64> = places(&world, &admins).iter().map(|(_, seq)| *seq).collect();
     assert_eq!(moved, [admins_before[0].1 + 5; 2]);
-    world.renew(agents[0], 1, HOUR_US);
+    let admin = of_role(&world, "admin");
+    world.renew_with(agents[0], admin);
     world.idle(SECOND_US);
     assert_eq!(places(&world, &agents)[0], places(&world, &admins)[0], "an agent no more");
     // Their view is watched by one alone now, and goes on where it was.
@@ -234,13 +284,13 @@ fn a_logout_ends_all_that_a_user_has_in_one_turn_and_nobody_else() {
             world.open(kind, number / 10 % 2, 0, HOUR_US, "slow", held("patch"), 0).expect("there is room");
         }
         world.idle(SECOND_US);
-        for round in 0..10 {
+        for round in 0..4 {
             let mut dice = Dice::seeded(round);
             world.book.upstream.renew_all(&mut dice);
             world.pass_time(SECOND_US);
-            if round == 5 {
+            if round == 2 {
                 // A frame that is started from now on fails the client that gets it.
-                world.log_out("u3");
+                world.decree_at_once(logged_out("u3"));
             }
             world.turn(0);
             world.turn(1);
@@ -256,47 +306,339 @@ fn a_logout_ends_all_that_a_user_has_in_one_turn_and_nobody_else() {
 #[test]
 fn logouts_that_follow_closely_are_carried_out_together_and_leave_time_for_deliveries() {
     let mut world = world(Setup { clients: 10_000, interval_ms: 1, ..Setup::plain() });
-    for _ in 0..5_000 {
-        watch(&mut world, Kind::Single, HOUR_US, 0);
+    for number in 0..5_000 {
+        comes(&mut world, Kind::Single, 0, "u1", &format!("t{number}"), "slow");
     }
     world.idle(SECOND_US);
-    let others = |world: &World| world.clients.iter().filter(|client| client.closed.is_none()).count();
-    assert_eq!(others(&world), 5_000);
-    // The second and third come while the first pass is not long ago: they wait for the next, and nobody for them longer.
-    let jtis: Vec<u64> = [10, 20, 30].map(|number: usize| world.clients[number].tokens[0].jti).to_vec();
-    world.revoke(jtis[0]);
-    world.turn(0);
+    let left = |world: &World| world.clients.iter().filter(|client| client.closed.is_none()).count();
+    assert_eq!(left(&world), 5_000);
+    let revoked = |jti: &str| What::Revoked { issuer: None, jti: jti.to_owned(), exp_s: None };
+    world.decree_at_once(revoked("t10"));
     for _ in 0..16 {
         world.turn(0);
     }
-    assert_eq!(others(&world), 4_999);
-    world.book.said.revoked.clear();
-    for jti in &jtis[1..] {
-        world.hear_late(*jti);
-    }
+    assert_eq!(left(&world), 4_999);
+    // The second and third come while the first pass is not long ago: they wait for the next, and nobody for them longer.
+    world.decree_at_once(revoked("t20"));
+    world.decree_at_once(revoked("t30"));
     world.turn(0);
-    assert_eq!(others(&world), 4_999, "they wait");
+    assert_eq!(left(&world), 4_999, "they wait");
     world.idle(30_000);
-    assert_eq!(others(&world), 4_997, "not for long");
+    assert_eq!(left(&world), 4_997, "not for long");
+}
+
+#[test]
+fn a_logout_ends_every_transport_and_its_tokens_come_back_by_no_way() {
+    let mut world = world(Setup { cores: 2, clients: 40, ..Setup::plain() });
+    let kinds = [Kind::Single, Kind::Many, Kind::Events];
+    let ended: Vec<usize> = (0..6).map(|n| comes(&mut world, kinds[n % 3], n % 2, "u1", "t1", "slow")).collect();
+    let poll = comes(&mut world, Kind::Json, 1, "u1", "t1", "");
+    let asker = comes(&mut world, Kind::Json, 0, "u1", "t1", "");
+    let other = comes(&mut world, Kind::Single, 1, "u2", "t2", "slow");
+    world.idle(SECOND_US);
+    world.ask_for_value(poll, "slow", None, None);
+    world.ask_for_ticket(asker);
+    world.idle(SECOND_US);
+    let known = world.clients[poll].etag.clone();
+    world.ask_for_value(poll, "slow", known, Some(60));
+    // Time must go on, for a token of the same second is logged out with the earlier ones.
+    world.idle(2 * SECOND_US);
+    world.decree_at_once(logged_out("u1"));
+    world.idle(SECOND_US / 4);
+    assert_eq!(closed(&world, &ended), [Some(4010); 6]);
+    assert!(world.clients[poll].requests.is_empty(), "the waiting poll has its answer");
+    assert_eq!(world.book.tally["answer 401 LOGGED_OUT"], 1);
+    assert_eq!(closed(&world, &[other]), [None]);
+
+    world.idle(SECOND_US);
+    // By a handshake, a request, a ticket, a first message, a renewal: each fails the model where it is let in.
+    let old = Token { iat_s: Some(world.book.wall_us / SECOND_US - 1), ..token(&world, "t9") };
+    let mut again = Vec::new();
+    for carrier in [Carrier::Header, Carrier::Query, Carrier::Cookie, Carrier::FirstMessage, Carrier::Ticket(0)] {
+        let login = match carrier {
+            Carrier::Ticket(place) => world.ticket_login(place),
+            _ => login(None, "u1", Token { sent_after: world.book.law.said.len(), ..old.clone() }, carrier),
+        };
+        again.extend(world.open_as(Kind::Single, 1, login, "slow", held("patch"), 0));
+    }
+    world.ask_for_value(asker, "slow", None, None);
+    let fresh = comes(&mut world, Kind::Events, 0, "u1", "t3", "slow");
+    let many = comes(&mut world, Kind::Many, 0, "u1", "t3", "");
+    world.idle(SECOND_US);
+    assert_eq!(closed(&world, &[fresh, many]), [None, None], "a later token is good");
+    let refused = closed(&world, &again);
+    assert_eq!(refused, [Some(401), Some(401), Some(401), Some(4010), Some(401)]);
+    world.renew_with(many, Token { sent_after: 1, ..old.clone() });
+    world.renew_over(fresh, asker, Token { sent_after: 1, ..old });
+    world.idle(SECOND_US);
+    assert_eq!((world.clients[many].renewals_refused, world.clients[fresh].tokens.len()), (1, 1));
+    world.rest();
+}
+
+#[test]
+fn a_mark_stands_before_any_core_has_heard_of_it() {
+    let mut world = world(Setup { cores: 2, ..Setup::plain() });
+    world.idle(2 * SECOND_US);
+    let old = token(&world, "t1");
+    world.idle(2 * SECOND_US);
+    world.decree_that(logged_out("u1"));
+    assert!(world.book.law.said[0].heard.iter().all(Option::is_none));
+    let again: Vec<usize> = (0..2)
+        .filter_map(|core| {
+            let login = login(None, "u1", Token { sent_after: 1, ..old.clone() }, Carrier::Header);
+            world.open_as(Kind::Single, core, login, "slow", held("patch"), 0)
+        })
+        .collect();
+    for core in 0..2 {
+        world.turn(core);
+    }
+    assert_eq!(closed(&world, &again), [Some(401), Some(401)]);
+}
+
+#[test]
+fn what_is_said_of_one_issuers_user_is_said_of_nobody_elses() {
+    let mut world = world(Setup { clients: 40, ..Setup::plain() });
+    let (a, b) = (Some("https://a.example"), Some("https://b.example"));
+    let of = |world: &mut World, issuer, sub: &str, jti: &str| {
+        let login = login(issuer, sub, token(world, jti), Carrier::Header);
+        world.open_as(Kind::Single, 0, login, "slow", held("patch"), 0).expect("there is room")
+    };
+    let all: Vec<usize> = [a, b, None].into_iter().map(|issuer| of(&mut world, issuer, "u1", "t1")).collect();
+    world.idle(2 * SECOND_US);
+    world.decree_at_once(What::Revoked { issuer: b, jti: "t1".to_owned(), exp_s: None });
+    world.idle(SECOND_US);
+    assert_eq!(closed(&world, &all), [None, Some(4010), None]);
+    world.decree_at_once(What::LoggedOut(User { issuer: a, sub: "u1".to_owned() }));
+    world.idle(SECOND_US);
+    assert_eq!(closed(&world, &all), [Some(4010), Some(4010), None]);
+    let later: Vec<usize> = [a, b, None].into_iter().map(|issuer| of(&mut world, issuer, "u1", "t2")).collect();
+    world.idle(2 * SECOND_US);
+    let user = User { issuer: None, sub: "u1".to_owned() };
+    let before_s = world.book.wall_us / SECOND_US;
+    world.decree_at_once(What::IssuedBefore { user, before_s });
+    world.idle(SECOND_US);
+    assert_eq!(closed(&world, &later), [Some(4010); 3]);
+    assert_eq!(world.book.tally["close 4010 token_revoked"], 5);
+    assert_eq!(world.book.tally["close 4010 logged_out"], 1);
+}
+
+#[test]
+fn a_reader_that_takes_nothing_is_reset_in_time_when_its_user_logs_out() {
+    let mut world = world(Setup::plain());
+    let stuck = comes(&mut world, Kind::Single, 0, "u1", "t1", "slow");
+    world.idle(2 * SECOND_US);
+    world.set_room(stuck, 0);
+    change(&mut world);
+    world.decree_at_once(logged_out("u1"));
+    world.idle(SECOND_US + SECOND_US / 4);
+    assert!(world.clients[stuck].gone);
 }
 
 #[test]
 fn permissions_that_change_take_a_stream_away_and_let_it_be_had_again() {
-    let mut world = world(Setup::plain());
-    let single = world.open(Kind::Single, 0, 0, HOUR_US, "guarded", held("patch"), 0).expect("there is room");
-    let many = world.open(Kind::Many, 0, 0, HOUR_US, "", Held::default(), 0).expect("there is room");
+    let mut world = world(Setup { clients: 40, ..Setup::plain() });
+    let single = comes(&mut world, Kind::Single, 0, "u1", "t1", "vault");
+    let events = comes(&mut world, Kind::Events, 0, "u1", "t2", "vault");
+    let many = comes(&mut world, Kind::Many, 0, "u1", "t3", "");
+    let only = comes(&mut world, Kind::Many, 0, "u1", "t4", "");
+    let poll = comes(&mut world, Kind::Json, 0, "u1", "t5", "");
     world.idle(SECOND_US);
-    for name in ["guarded", "slow"] {
+    for name in ["team", "vault", "slow"] {
+        world.subscribe(many, name, held("patch"), 0);
+    }
+    world.subscribe(only, "vault", held("patch"), 0);
+    world.ask_for_value(poll, "vault", None, None);
+    world.idle(SECOND_US);
+    let known = world.clients[poll].etag.clone();
+    world.ask_for_value(poll, "vault", known, Some(60));
+    world.idle(SECOND_US);
+    world.decree_at_once(rights_of("u1", &Rights::of(&["agent"], &["read"])));
+    change(&mut world);
+    assert_eq!(closed(&world, &[single, events, only]), [Some(4003); 3], "none is left");
+    assert_eq!(world.clients[many].held.keys().collect::<Vec<_>>(), ["slow", "team"]);
+    assert!(world.clients[poll].requests.is_empty(), "whoever waited is told so");
+    assert_eq!(world.book.tally["answer 403 INSUFFICIENT_PERMISSIONS"], 1);
+    assert_eq!(world.book.tally["permission_update "], 4);
+    // What comes next is judged by them, whoever asks.
+    world.subscribe(many, "vault", held("patch"), 0);
+    let fresh = comes(&mut world, Kind::Single, 0, "u1", "t6", "vault");
+    world.idle(SECOND_US);
+    assert_eq!(world.book.tally["error INSUFFICIENT_PERMISSIONS"], 1);
+    assert_eq!(closed(&world, &[fresh]), [None], "a later token has its own rights");
+    world.decree_at_once(rights_of("u1", &reader()));
+    world.subscribe(many, "vault", held("patch"), 0);
+    change(&mut world);
+    assert_eq!(world.clients[many].held.len(), 3);
+    world.rest();
+}
+
+#[test]
+fn a_session_lives_as_long_as_its_record_says() {
+    let mut world = world(Setup { cores: 2, clients: 40, ..Setup::plain() });
+    let short = world.sign_in("u1", reader(), 0, 10 * SECOND_US, true);
+    let extended = world.sign_in("u1", reader(), 0, 10 * SECOND_US, true);
+    let deleted = signs_in(&mut world, "u1");
+    let others = signs_in(&mut world, "u2");
+    let nobodys = signs_in(&mut world, "u2");
+    let all: Vec<usize> = [(&short, "u1"), (&extended, "u1"), (&deleted, "u1"), (&others, "u2"), (&nobodys, "u2")]
+        .into_iter()
+        .enumerate()
+        .map(|(n, (sid, sub))| {
+            let kind = [Kind::Single, Kind::Events][n % 2];
+            comes_by_session(&mut world, kind, n % 2, sub, sid, "slow")
+        })
+        .collect();
+    world.idle(SECOND_US);
+    let now_us = world.book.mono_us;
+    let expires_us = Some(world.book.wall_us + HOUR_US);
+    world.book.store.extend(&extended, now_us, HOUR_US, expires_us);
+    world.book.store.delete(&deleted, now_us);
+    world.book.store.change(&others, now_us, |version| version.user = Some("u3".to_owned()));
+    world.book.store.change(&nobodys, now_us, |version| version.user = None);
+    world.idle(2 * REREAD_S * SECOND_US);
+    assert_eq!(closed(&world, &all), [None, None, Some(4001), Some(4001), Some(4001)]);
+    // To the end, and no later: the model counts.
+    world.idle(9 * SECOND_US - 2 * REREAD_S * SECOND_US + SECOND_US / 4);
+    assert_eq!(closed(&world, &all[..2]), [Some(4001), None]);
+    world.idle(20 * SECOND_US);
+    assert_eq!(closed(&world, &all[..2]), [Some(4001), None]);
+    assert_eq!(world.book.tally["close 4001 session_expired"], 4);
+    let again = comes_by_session(&mut world, Kind::Single, 0, "u1", &deleted, "slow");
+    world.idle(SECOND_US);
+    assert_eq!(closed(&world, &[again]), [Some(401)]);
+    world.rest();
+}
+
+#[test]
+fn rights_that_change_in_a_sessions_record_are_told_and_hold() {
+    let mut world = world(Setup { cores: 2, clients: 40, ..Setup::plain() });
+    let sid = signs_in(&mut world, "u1");
+    let many = comes_by_session(&mut world, Kind::Many, 0, "u1", &sid, "");
+    let single = comes_by_session(&mut world, Kind::Single, 1, "u1", &sid, "vault");
+    world.idle(SECOND_US);
+    for name in ["vault", "own"] {
         world.subscribe(many, name, held("patch"), 0);
     }
     world.idle(SECOND_US);
-    let subs = [single, many].map(|number| world.clients[number].sub.clone());
-    subs.iter().for_each(|sub| world.guard(sub, false));
-    change(&mut world);
-    assert_eq!(world.clients[single].closed, Some(4003));
-    assert_eq!(world.clients[many].held.keys().collect::<Vec<_>>(), ["slow"]);
-    world.guard(&subs[1], true);
-    world.subscribe(many, "guarded", held("patch"), 0);
-    change(&mut world);
-    assert_eq!(world.clients[many].held.len(), 2);
+    let now_us = world.book.mono_us;
+    world.book.store.change(&sid, now_us, |version| {
+        version.rights = Rights::default();
+        version.company = 2;
+    });
+    // What is published of a session's user makes its record be read at once: the record wins.
+    world.decree_at_once(rights_of("u1", &Rights::of(&["admin"], &[])));
+    world.idle(3 * SECOND_US);
+    assert_eq!(closed(&world, &[many, single]), [None, Some(4003)]);
+    let own = world.clients[many].held["own"].value.as_deref().expect("a value");
+    assert!(world.book.upstream.has_served("http://up/own/2", own), "it has moved to the other company's values");
+    assert_eq!(world.clients[many].held.len(), 1);
+    world.clients[many].ask("{\"type\":\"auth_update\"}", super::client::Asked::Reread);
+    world.idle(SECOND_US);
+    assert_eq!(world.book.tally["auth_ok "], 1);
+    world.rest();
+}
+
+#[test]
+fn sessions_outlast_a_store_that_is_away_for_their_grace_and_no_longer() {
+    let mut world = world(Setup { cores: 2, clients: 40, ..Setup::plain() });
+    let sid = signs_in(&mut world, "u1");
+    let by_session = comes_by_session(&mut world, Kind::Single, 0, "u1", &sid, "slow");
+    let by_token = comes(&mut world, Kind::Single, 1, "u1", "t1", "slow");
+    world.idle(SECOND_US);
+    let leaves = |world: &mut World| {
+        world.store_leaves();
+        world.store_returns_us = None;
+    };
+    leaves(&mut world);
+    world.idle((GRACE_S - 5) * SECOND_US);
+    let refused = comes_by_session(&mut world, Kind::Single, 1, "u1", &sid, "slow");
+    world.idle(4 * SECOND_US);
+    assert_eq!(closed(&world, &[by_session, by_token, refused]), [None, None, Some(503)]);
+    world.store_returns();
+    world.idle(2 * SECOND_US);
+    leaves(&mut world);
+    world.idle((GRACE_S - 1) * SECOND_US);
+    assert_eq!(closed(&world, &[by_session, by_token]), [None, None], "its record was read again");
+    world.idle(3 * SECOND_US);
+    assert_eq!(closed(&world, &[by_session, by_token]), [Some(4001), None]);
+    world.store_returns();
+    world.idle(SECOND_US);
+    let again = comes_by_session(&mut world, Kind::Single, 1, "u1", &sid, "slow");
+    world.idle(SECOND_US);
+    assert_eq!(closed(&world, &[again]), [None]);
+    world.rest();
+}
+
+#[test]
+fn a_sessions_logout_is_heard_by_who_is_about_to_be_let_in() {
+    let mut world = world(Setup::plain());
+    let sid = signs_in(&mut world, "u1");
+    let inside = comes_by_session(&mut world, Kind::Single, 0, "u1", &sid, "slow");
+    world.idle(3 * SECOND_US);
+    let outside = comes_by_session(&mut world, Kind::Single, 0, "u1", &sid, "slow");
+    world.turn(0);
+    assert_eq!(world.cores[0].asking.len(), 1, "the store is asked");
+    world.decree_at_once(What::SessionLoggedOut { sid: sid.clone() });
+    world.idle(3 * SECOND_US);
+    assert_eq!(closed(&world, &[inside, outside]), [Some(4010), Some(401)]);
+    let later = comes_by_session(&mut world, Kind::Single, 0, "u1", &sid, "slow");
+    world.idle(3 * SECOND_US);
+    assert_eq!(closed(&world, &[later]), [Some(401)], "its record still stands, and does not count");
+    assert_eq!(world.book.tally["answer 401 LOGGED_OUT"], 2);
+}
+
+#[test]
+fn a_users_logout_ends_a_session_that_began_before_the_clock_was_set_back() {
+    let mut world = world(Setup::plain());
+    let sid = signs_in(&mut world, "u1");
+    let single = comes_by_session(&mut world, Kind::Single, 0, "u1", &sid, "slow");
+    world.idle(SECOND_US);
+    world.book.wall_us -= 20 * SECOND_US;
+    world.book.store.was_set = true;
+    world.book.store.set_back_us += 20 * SECOND_US;
+    world.clock_moved();
+    world.idle(SECOND_US);
+    world.decree_at_once(logged_out("u1"));
+    world.idle(SECOND_US);
+    assert_eq!(closed(&world, &[single]), [Some(4010)]);
+    let later = comes_by_session(&mut world, Kind::Single, 0, "u1", &sid, "slow");
+    world.idle(3 * SECOND_US);
+    assert_eq!(closed(&world, &[later]), [None], "afterwards its record counts alone");
+}
+
+#[test]
+fn a_ticket_is_good_once_and_for_whoever_it_was_made() {
+    let mut world = world(Setup { cores: 4, clients: 40, ..Setup::plain() });
+    for away in [false, true] {
+        if away {
+            world.store_leaves();
+            world.store_returns_us = None;
+            world.idle(SECOND_US);
+        }
+        let asker = comes(&mut world, Kind::Json, 0, "u1", "t1", "");
+        world.ask_for_ticket(asker);
+        world.idle(3 * SECOND_US);
+        let place = world.book.tickets.len() - 1;
+        // Four cores get it at the same time.
+        let users: Vec<usize> = (0..4)
+            .filter_map(|core| {
+                let login = world.ticket_login(place);
+                world.open_as(Kind::Single, core, login, "slow", held("patch"), 0)
+            })
+            .collect();
+        world.idle(3 * SECOND_US);
+        let mut ends = closed(&world, &users);
+        ends.sort_unstable();
+        assert_eq!(ends[0], None, "{ends:?}");
+        assert!(ends[1..].iter().all(|end| matches!(end, Some(401 | 503))), "{ends:?}");
+        assert!(world.book.tickets[place].used_by.is_some());
+    }
+    // One that nobody uses is no good after its time.
+    let asker = comes(&mut world, Kind::Json, 0, "u1", "t1", "");
+    world.ask_for_ticket(asker);
+    world.idle(33 * SECOND_US);
+    let login = world.ticket_login(2);
+    let late = world.open_as(Kind::Single, 1, login, "slow", held("patch"), 0).expect("there is room");
+    world.idle(3 * SECOND_US);
+    assert!(matches!(closed(&world, &[late])[0], Some(401 | 503)));
 }

@@ -1,33 +1,32 @@
 //! One world: shards, clocks, sockets, mail, workers and what happens to them; what must hold of all of them together.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
-use restcast::auth::control::{Event as ControlEvent, User};
-use restcast::auth::grant::TokenMark;
-use restcast::auth::jwt;
 use restcast::auth::keys::{Algorithm, Key, KeyConfig};
-use restcast::auth::marks::Concerned;
 use restcast::config::{Config, FileError, Sources};
 use restcast::ids::CoreId;
 use restcast::limits::{CONTROL_BYTES_MAX, SENDS_PER_TURN};
 use restcast::metrics::CoreMetrics;
 use restcast::secret::Secret;
-use restcast::shard::{Catalog, Input, Ledger, Mail, Options, Output, Sent, Shard, Wire};
+use restcast::shard::{Catalog, Input, Ledger, Lookup, Mail, Options, Output, Sent, Shard, Wire};
 use restcast::stream::Comparison;
 use restcast::stream::poll::{FetchRequest, PollNo};
 use restcast::time::{Instant, Now, WallTime};
 
-use super::client::{Asked, Book, Client, Held, Kind, LATE_US, Request, Token, is_agent};
+use super::authority::News;
+use super::client::{Book, Client, Kind};
 use super::dice::Dice;
+use super::law::{LATE_US, TEAM_ROLES, VAULT_PERMISSIONS};
+use super::store::{GRACE_S, REREAD_S};
 use super::upstream::Mood;
 
 const SECRET: &str = "a secret of the simulator, of 32 bytes or more";
-const SECOND_US: u64 = 1_000_000;
-const REGIONS: [&str; 2] = ["eu", "us"];
-const COMPANIES: u64 = 3;
+/// What the cookies of sessions are signed with.
+pub const SESSION_SECRET: &str = "a secret of its application";
+pub const SECOND_US: u64 = 1_000_000;
+pub const COMPANIES: u64 = 3;
 /// Turns without time going on, after which the server is taken to spin.
 const TURNS_MAX: usize = 2_000;
 
@@ -42,6 +41,8 @@ pub struct Setup {
     pub stream: String,
     pub interval_ms: u64,
     pub leeway_s: u64,
+    /// Verified tokens that a core remembers.
+    pub token_cache: usize,
     pub linger_ms: u64,
     /// Whether streams may be evicted while they are polled.
     pub evicts: bool,
@@ -62,6 +63,7 @@ impl Setup {
             stream: "history = 64\nhistory_bytes = \"64KiB\"".to_owned(),
             interval_ms: 100,
             leeway_s: 0,
+            token_cache: 16,
             linger_ms: 1_000,
             evicts: false,
             loses_mail: false,
@@ -92,11 +94,12 @@ impl Setup {
         Setup {
             cores,
             clients: 4 + dice.below(28) as usize,
-            steps: 1_500,
+            steps: 600,
             server: format!("heartbeat = \"{}s\"", 5 + dice.below(20)),
             stream: format!("history = {history}\nhistory_bytes = \"{history_kib}KiB\""),
             interval_ms: *dice.pick(&[1, 5, 20, 100, 1_000]),
             leeway_s: dice.below(4),
+            token_cache: *dice.pick(&[0, 4, 64]),
             linger_ms: dice.below(3_000),
             evicts: evicts || limits.contains("history_bytes_total"),
             limits,
@@ -109,11 +112,16 @@ impl Setup {
 
     /// The file. `variant`: what a reload has made of it.
     fn text(&self, variant: u64) -> String {
-        let Setup { server, limits, stream, interval_ms, leeway_s, linger_ms, write_stall_s, drain_s, .. } = self;
+        let Setup {
+            server, limits, stream, interval_ms, leeway_s, linger_ms, write_stall_s, drain_s, token_cache, ..
+        } = self;
         let mut text = format!(
             "[server]\ndrain = \"{drain_s}s\"\n{server}\n[limits]\nwrite_stall = \"{write_stall_s}s\"\n\
              messages_per_second = 0\nauth_failures_per_minute = 0\nkeep_alive = \"20s\"\n{limits}\n\
-             [auth]\nreauth_before = \"10s\"\n[auth.jwt]\nleeway = \"{leeway_s}s\"\n\
+             [auth]\nreauth_before = \"10s\"\nfirst_message = \"5s\"\ntoken_cache = {token_cache}\n\
+             [redis]\nurl = \"redis://127.0.0.1\"\n\
+             [auth.session]\nsecrets = [\"another secret of it\", \"{SESSION_SECRET}\"]\n\
+             reread = \"{REREAD_S}s\"\ngrace = \"{GRACE_S}s\"\n[auth.jwt]\nleeway = \"{leeway_s}s\"\n\
              [[auth.jwt.key]]\nalg = \"HS256\"\nsecret = \"{SECRET}\"\n"
         );
         let common = format!("linger = \"{linger_ms}ms\"\nbackoff_max = \"1s\"\ntimeout = \"4s\"\n{stream}");
@@ -130,19 +138,24 @@ impl Setup {
                 "[[stream]]\nid = \"keyed\"\nurl = \"http://up/keyed\"\ninterval = \"{slower}ms\"\n{keyed}\n{common}\n"
             );
         }
+        let roles = format!("roles = {TEAM_ROLES:?}");
+        let _ = write!(
+            text,
+            "[[stream]]\nid = \"team\"\nurl = \"http://up/team\"\ninterval = \"{slower}ms\"\n{roles}\n{common}\n"
+        );
+        let permissions = format!("permissions = {VAULT_PERMISSIONS:?}");
+        let _ = write!(
+            text,
+            "[[stream]]\nid = \"vault\"\nurl = \"http://up/vault\"\ninterval = \"{slower}ms\"\n{permissions}\n{common}\n"
+        );
         let url = "http://up/own/{claims.companyId}";
         let _ = write!(text, "[[stream]]\nid = \"own\"\nurl = \"{url}\"\ninterval = \"{interval_ms}ms\"\n{common}\n");
-        // Agents see a part of it, everybody else all.
+        // Agents see a part of it, admins all.
         let views = "[[stream.view]]\nroles = [\"agent\"]\npointers = [\"/source\", \"/public\", \"/items/*/id\"]\n\
                      [[stream.view]]\nroles = [\"admin\", \"agent\"]\npath = \"$\"";
         let url = "http://up/roled";
         let _ =
             write!(text, "[[stream]]\nid = \"roled\"\nurl = \"{url}\"\ninterval = \"{slower}ms\"\n{common}\n{views}\n");
-        let guard = "permissions = [\"guarded\"]";
-        let _ = write!(
-            text,
-            "[[stream]]\nid = \"guarded\"\nurl = \"http://up/guarded\"\ninterval = \"{slower}ms\"\n{guard}\n{common}\n"
-        );
         let url = "http://up/par?region={query.region}";
         let params = "params = [\"region\"]";
         let _ =
@@ -176,19 +189,19 @@ fn options(text: &str, previous: Option<&Catalog>) -> Arc<Options> {
 /// One end of a model connection, as the server's kernel holds it.
 #[derive(Debug)]
 pub struct Socket {
-    client: usize,
+    pub client: usize,
     /// Bytes it takes until it is full; `u64::MAX`: any number.
     pub room: u64,
     /// Whether it was full when bytes were offered.
-    blocked: bool,
+    pub blocked: bool,
     /// Whether that is over and has not been said.
-    writable: bool,
-    lost: bool,
+    pub writable: bool,
+    pub lost: bool,
     /// Bytes on their way to the server.
-    inbound: VecDeque<u8>,
+    pub inbound: VecDeque<u8>,
     /// Since when the server has sent nothing although it wanted to.
-    blocked_since_us: Option<u64>,
-    finished: bool,
+    pub blocked_since_us: Option<u64>,
+    pub finished: bool,
 }
 
 /// A poll under way.
@@ -199,29 +212,46 @@ struct Fetching {
     request: FetchRequest,
 }
 
+/// A question to the store that has not been answered.
+#[derive(Debug)]
+pub struct Asking {
+    pub ask: u64,
+    pub lookup: Lookup,
+    pub asked_us: u64,
+    pub due_us: u64,
+}
+
 pub struct Core {
     pub shard: Shard,
     metrics: Arc<CoreMetrics>,
     pub sockets: BTreeMap<u32, Socket>,
+    pub asking: Vec<Asking>,
     fetches: Vec<Fetching>,
     comparisons: VecDeque<(u64, Box<Comparison>)>,
     drained: bool,
 }
 
 pub struct World {
-    dice: Dice,
+    pub dice: Dice,
     pub setup: Setup,
     pub book: Book,
     pub cores: Vec<Core>,
     /// What is on its way to each core, from each core.
     mail: Vec<Vec<VecDeque<(u64, Mail)>>>,
     pub clients: Vec<Client>,
+    /// What each core is still to hear of.
+    pub news: Vec<VecDeque<(u64, News)>>,
+    /// When the store comes back.
+    pub store_returns_us: Option<u64>,
     options: Arc<Options>,
-    ledger: Arc<Ledger>,
-    key: Key,
+    pub ledger: Arc<Ledger>,
+    pub key: Key,
+    /// How many tokens with a name, and sessions, there have been.
+    pub tokens_made: u64,
+    pub sessions_made: u64,
     pub fetches: u64,
-    /// Tokens that were made.
-    tokens: u64,
+    /// Questions put to the store.
+    pub questions: u64,
     /// Sends that were made.
     pub sends: usize,
     /// How long each poll takes at most.
@@ -275,6 +305,7 @@ impl World {
     pub fn with(dice: Dice, setup: Setup) -> World {
         let options = options(&setup.text(0), None);
         let ledger = Arc::new(Ledger::default());
+        ledger.marks().configure(&options.auth);
         let mut book = Book::new(1_000 * SECOND_US, 1_800_000_000 * SECOND_US, setup.leeway_s * SECOND_US);
         book.upstream.huge = setup.huge;
         let now = now(&book);
@@ -285,8 +316,8 @@ impl World {
                 secret[0] = core as u8;
                 let (options, ledger) = (Arc::clone(&options), Arc::clone(&ledger));
                 let shard = Shard::new(CoreId(core), setup.cores, options, ledger, Arc::clone(&metrics), secret, now);
-                let (sockets, fetches, comparisons) = Default::default();
-                Core { shard, metrics, sockets, fetches, comparisons, drained: false }
+                let (sockets, asking, fetches, comparisons) = Default::default();
+                Core { shard, metrics, sockets, asking, fetches, comparisons, drained: false }
             })
             .collect();
         let queues = |_| (0..setup.cores).map(|_| VecDeque::new()).collect();
@@ -295,6 +326,10 @@ impl World {
         World {
             dice,
             mail: (0..setup.cores).map(queues).collect(),
+            news: (0..setup.cores).map(|_| VecDeque::new()).collect(),
+            store_returns_us: None,
+            tokens_made: 0,
+            sessions_made: 0,
             setup,
             book,
             cores,
@@ -303,7 +338,7 @@ impl World {
             ledger,
             key,
             fetches: 0,
-            tokens: 0,
+            questions: 0,
             sends: 0,
             fetch_us_max: 300_000,
             draining_until_us: None,
@@ -311,10 +346,10 @@ impl World {
     }
 
     /// The whole life of a world; a number that holds all that its clients have seen.
-    pub fn run(mut self) -> u64 {
+    pub fn run(mut self) -> (u64, BTreeMap<String, u64>) {
         for step in 0..self.setup.steps {
             self.step();
-            if step % 500 == 499 {
+            if step % 300 == 299 {
                 self.rest();
                 self.book.upstream.mood = Mood::Wild;
             }
@@ -325,7 +360,7 @@ impl World {
         } else {
             self.leave();
         }
-        self.book.trace
+        (self.book.trace, self.book.tally)
     }
 
     fn step(&mut self) {
@@ -344,8 +379,9 @@ impl World {
             900..904 => self.step_clock(),
             904..906 => self.suspend(),
             906..909 => self.reload(),
-            909..914 => self.control(),
-            914..930 => self.hang_up(),
+            909..930 => self.hang_up(),
+            930..938 => self.decree(),
+            938..950 => self.disturb_sessions(),
             _ => self.settle(),
         }
     }
@@ -385,13 +421,15 @@ impl World {
 
     fn next_event(&self) -> Option<u64> {
         let mail = self.mail.iter().flatten().filter_map(|queue| queue.front()).map(|(due, _)| *due);
+        let news = self.news.iter().filter_map(|queue| queue.front()).map(|(due, _)| *due);
         let cores = self.cores.iter().filter(|core| !core.drained).flat_map(|core| {
             let fetches = core.fetches.iter().map(|fetch| fetch.due_us);
             let comparisons = core.comparisons.iter().map(|(due, _)| *due);
+            let lookups = core.asking.iter().map(|asking| asking.due_us);
             let timeout = core.shard.next_timeout().map(Instant::as_micros);
-            fetches.chain(comparisons).chain(timeout)
+            fetches.chain(comparisons).chain(lookups).chain(timeout)
         });
-        mail.chain(cores).min()
+        mail.chain(news).chain(self.store_returns_us).chain(cores).min()
     }
 
     fn step_clock(&mut self) {
@@ -401,7 +439,10 @@ impl World {
             self.book.wall_us += by_us;
         } else {
             self.book.wall_us -= by_us;
+            self.book.store.set_back_us += by_us;
+            self.book.law.set_back_us += by_us;
         }
+        self.book.store.was_set = true;
         self.clock_moved();
     }
 
@@ -419,6 +460,7 @@ impl World {
     fn suspend(&mut self) {
         self.settle();
         let by_us = self.dice.below(120 * SECOND_US);
+        self.book.store.sleep(self.book.mono_us, self.book.mono_us + by_us);
         self.book.mono_us += by_us;
         self.book.wall_us += by_us;
         for client in &mut self.clients {
@@ -443,17 +485,17 @@ impl World {
 
     // Cores.
 
-    fn now(&self) -> Now {
+    pub fn now(&self) -> Now {
         now(&self.book)
     }
 
-    fn handle(&mut self, core: usize, input: Input<'_>) {
+    pub fn handle(&mut self, core: usize, input: Input<'_>) {
         let now = self.now();
         self.cores[core].shard.handle(now, input);
         self.outputs(core);
     }
 
-    fn outputs(&mut self, index: usize) {
+    pub fn outputs(&mut self, index: usize) {
         while let Some(output) = self.cores[index].shard.poll_output() {
             let now_us = self.book.mono_us;
             match output {
@@ -475,9 +517,12 @@ impl World {
                     self.cores[index].comparisons.push_back((due, comparison));
                 }
                 Output::Act { .. } => unreachable!("no action is configured"),
-                Output::LookUp { .. } | Output::Order(_) => {
-                    unreachable!("no session, ticket or key set is configured")
+                Output::LookUp { ask, lookup } => {
+                    self.questions += 1;
+                    let (asked_us, due_us) = (now_us, self.answered_at());
+                    self.put_to_store(index, Asking { ask, lookup, asked_us, due_us });
                 }
+                Output::Order(order) => self.order(order),
                 Output::Mail { to, mail } => {
                     assert!(usize::from(to.0) != index, "mail to oneself stays inside");
                     let lossy = self.setup.loses_mail && self.book.upstream.mood == Mood::Wild;
@@ -518,6 +563,7 @@ impl World {
     pub fn turn(&mut self, index: usize) -> bool {
         if self.cores[index].drained {
             self.mail[index].iter_mut().for_each(VecDeque::clear);
+            self.news[index].clear();
             return false;
         }
         let now_us = self.book.mono_us;
@@ -529,6 +575,8 @@ impl World {
                 acted = true;
             }
         }
+        acted |= self.hear(index);
+        acted |= self.answer_lookups(index);
         acted |= self.turn_sockets(index);
         while let Some(at) = self.cores[index].fetches.iter().position(|fetch| fetch.due_us <= now_us) {
             let Fetching { stream, poll, request, .. } = self.cores[index].fetches.remove(at);
@@ -620,8 +668,9 @@ impl World {
     fn renewals_confirmed(&mut self) {
         for number in 0..self.clients.len() {
             for (of, id, status) in std::mem::take(&mut self.clients[number].confirmed) {
+                self.clients[of].check_renewal(id, status, &self.book);
                 match status {
-                    200 => self.clients[of].renewed(id),
+                    200 => self.clients[of].renewed(id, &self.book),
                     // Whether an answer that did not come in time was a renewal is not known.
                     503 => {}
                     _ => self.clients[of].not_renewed(id),
@@ -630,434 +679,6 @@ impl World {
                 client.renewing = status == 503;
                 client.notice_time(&self.book, self.book.wall_us, false);
             }
-        }
-    }
-
-    // What clients do.
-
-    /// What a new token of `company` that ends then says, besides whose it is.
-    fn new_token(&mut self, company: u64, exp_us: u64) -> Token {
-        self.tokens += 1;
-        Token { id: 0, exp_us, company, iat_s: self.book.wall_us / SECOND_US, jti: self.tokens, has_ended: false }
-    }
-
-    fn token(&self, sub: &str, token: &Token) -> String {
-        let Token { company, iat_s, jti, .. } = token;
-        let exp = token.exp_us as f64 / SECOND_US as f64;
-        let role = if is_agent(*company) { "agent" } else { "admin" };
-        let claims = format!(
-            "{{\"sub\":\"{sub}\",\"role\":\"{role}\",\"companyId\":{company},\"exp\":{exp:.3},\"iat\":{iat_s},\"jti\":\"t{jti}\",\
-             \"permissions\":[\"guarded\"]}}"
-        );
-        jwt::mint(&self.key, &claims)
-    }
-
-    // What is said of users and tokens.
-
-    /// Somebody logs out, is given or denied the guarded stream, or has tokens revoked.
-    fn control(&mut self) {
-        let sub = format!("u{}", self.dice.below(5));
-        match self.dice.below(8) {
-            0 => self.log_out(&sub),
-            1 => {
-                let before_s = self.book.wall_us / SECOND_US - self.dice.below(30);
-                self.revoke_before(&sub, before_s);
-            }
-            2..5 => {
-                let live = self.live_clients();
-                if !live.is_empty() {
-                    let number = *self.dice.pick(&live);
-                    let jti = self.clients[number].tokens[0].jti;
-                    self.revoke(jti);
-                }
-            }
-            _ => {
-                let may = self.dice.percent(50);
-                self.guard(&sub, may);
-            }
-        }
-    }
-
-    fn user(sub: &str) -> User {
-        User { issuer: None, sub: sub.into() }
-    }
-
-    pub fn log_out(&mut self, sub: &str) {
-        let at = WallTime::from_micros(self.book.wall_us);
-        let second = self.book.said.logouts.entry(sub.to_owned()).or_default();
-        *second = at.as_secs().max(*second);
-        self.hear(&ControlEvent::UserLoggedOut { user: World::user(sub), at });
-    }
-
-    pub fn revoke_before(&mut self, sub: &str, before_s: u64) {
-        let second = self.book.said.before.entry(sub.to_owned()).or_default();
-        *second = before_s.max(*second);
-        let (at, before) = (WallTime::from_micros(self.book.wall_us), WallTime::from_secs(before_s));
-        self.hear(&ControlEvent::IssuedBeforeRevoked { user: World::user(sub), before, at });
-    }
-
-    pub fn revoke(&mut self, jti: u64) {
-        self.book.said.revoked.insert(jti);
-        let at = WallTime::from_micros(self.book.wall_us);
-        self.hear(&ControlEvent::TokenRevoked {
-            issuer: None,
-            token: TokenMark::of(&format!("t{jti}")),
-            expires: None,
-            at,
-        });
-    }
-
-    /// A token is revoked, and the clients' model does not hold the core to carry it out at once.
-    pub fn hear_late(&mut self, jti: u64) {
-        let at = WallTime::from_micros(self.book.wall_us);
-        let token = TokenMark::of(&format!("t{jti}"));
-        self.hear(&ControlEvent::TokenRevoked { issuer: None, token, expires: None, at });
-        self.book.said.revoked.insert(jti);
-    }
-
-    pub fn guard(&mut self, sub: &str, may: bool) {
-        let at = WallTime::from_micros(self.book.wall_us);
-        let said = self.book.said.guarded.get(sub).map(|(_, second)| *second);
-        if said.is_some_and(|second| second >= at.as_secs()) {
-            // Which of one second came last is for the clock to say, and that was stepped back or has not gone on.
-            return;
-        }
-        self.book.said.guarded.insert(sub.to_owned(), (may, at.as_secs()));
-        let permissions = if may { vec![Box::from("guarded")] } else { Vec::new() };
-        let (user, roles) = (World::user(sub), None);
-        self.hear(&ControlEvent::PermissionsChanged { user, permissions: Some(permissions.into()), roles, at });
-    }
-
-    /// The process hears of an event, and tells every core; twice, as it comes by two ways.
-    fn hear(&mut self, event: &ControlEvent) {
-        let now = self.now().wall;
-        for _ in 0..2 {
-            let taken = self.ledger.marks().take(event, now);
-            let concerned: Arc<[Concerned]> = taken.concerned.into_iter().collect();
-            for core in 0..self.cores.len() {
-                self.handle(core, Input::Control(Arc::clone(&concerned)));
-            }
-        }
-        for client in &mut self.clients {
-            client.notice_said(&self.book);
-        }
-    }
-
-    fn life_us(&mut self) -> u64 {
-        (1 + self.dice.below(60_000)) * 1_000
-    }
-
-    fn stream_name(&mut self) -> String {
-        match self.dice.below(9) {
-            0 | 1 => "fast".to_owned(),
-            5 => "guarded".to_owned(),
-            6 | 7 => "roled".to_owned(),
-            2 => "slow".to_owned(),
-            3 => "keyed".to_owned(),
-            4 => "own".to_owned(),
-            _ => format!("par?region={}", self.dice.pick(&REGIONS)),
-        }
-    }
-
-    /// Options of a subscription: format, perhaps a rate, perhaps where to go on as somebody else got to.
-    fn terms(&mut self, name: &str, company: u64) -> (Held, u64) {
-        let format = (*self.dice.pick(&["patch", "merge", "full"])).to_owned();
-        let rate_ms = if self.dice.percent(25) { 1 + self.dice.below(3_000) } else { 0 };
-        let mut held = Held { format, state: "live".to_owned(), ..Held::default() };
-        if self.dice.percent(40) {
-            // Of `roled` also what those hold who see another part of it, which is no place to go on from.
-            let is_known = |other: &&Client| name == "roled" || other.companies() == BTreeSet::from([company]);
-            let others = self.clients.iter().filter(is_known);
-            let known: Vec<Held> = others.filter_map(|other| other.held.get(name)).cloned().collect();
-            if let Some(from) =
-                known.get(self.dice.below(known.len() as u64) as usize).filter(|from| from.value.is_some())
-            {
-                (held.epoch, held.seq, held.value) = (from.epoch.clone(), from.seq, from.value.clone());
-                held.resumes = true;
-            }
-        }
-        (held, rate_ms)
-    }
-
-    pub fn connect(&mut self) {
-        let live = self.clients.iter().filter(|client| !client.gone).count();
-        if live >= self.setup.clients {
-            return;
-        }
-        let kind = *self.dice.pick(&[Kind::Single, Kind::Single, Kind::Many, Kind::Many, Kind::Events, Kind::Json]);
-        let core = self.dice.below(self.cores.len() as u64) as usize;
-        let life_us = self.life_us();
-        let name = self.stream_name();
-        let company = self.dice.below(COMPANIES);
-        let (held, rate_ms) = self.terms(&name, company);
-        if let Some(client) = self.open(kind, core, company, life_us, &name, held, rate_ms)
-            && self.dice.percent(5)
-        {
-            self.clients[client].mute = true;
-        }
-    }
-
-    /// A new client on `core`; its number.
-    #[expect(clippy::too_many_arguments, reason = "what a client is, and what it asks for")]
-    pub fn open(
-        &mut self,
-        kind: Kind,
-        core: usize,
-        company: u64,
-        life_us: u64,
-        name: &str,
-        held: Held,
-        rate_ms: u64,
-    ) -> Option<usize> {
-        let number = self.clients.len();
-        let now = self.now();
-        let peer: SocketAddr = "192.0.2.1:4711".parse().expect("an address");
-        let accepted = self.cores[core].shard.accept(now, peer);
-        self.outputs(core);
-        let Ok(key) = accepted else {
-            assert!(self.book.draining, "nobody is sent away but by a drain");
-            return None;
-        };
-        let sub = format!("u{}", number % 5);
-        // Tokens are in milliseconds.
-        let exp_us = (self.book.wall_us + life_us) / 1_000 * 1_000;
-        let facts = self.new_token(company, exp_us);
-        let token = self.token(&sub, &facts);
-        let mut client = Client::new(number, kind, core, key.index, sub, facts);
-        client.notice_time(&self.book, self.book.wall_us, false);
-        let mut target = match kind {
-            Kind::Many => "/v1/ws?".to_owned(),
-            _ => match name.split_once('?') {
-                Some((id, query)) => format!("/v1/streams/{id}?{query}&"),
-                None => format!("/v1/streams/{name}?"),
-            },
-        };
-        if matches!(kind, Kind::Single | Kind::Events) {
-            let _ = write!(target, "format={}&", held.format);
-            if rate_ms > 0 {
-                let _ = write!(target, "max_rate_ms={rate_ms}&");
-            }
-            if held.value.is_some() {
-                let _ = write!(target, "since={}-{}&", held.epoch, held.seq);
-            }
-            client.held.insert(name.to_owned(), held);
-        }
-        let mut upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
-                           Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
-            .to_owned();
-        if matches!(kind, Kind::Single | Kind::Many) {
-            client.deflate = [None, Some(15), Some(15), Some(9)][number % 4];
-            if let Some(bits) = client.deflate {
-                let window = if bits == 15 { String::new() } else { format!("; server_max_window_bits={bits}") };
-                let _ = write!(upgrade, "Sec-WebSocket-Extensions: permessage-deflate{window}\r\n");
-            }
-        }
-        let head =
-            |more: &str| format!("GET {target} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {token}\r\n{more}\r\n");
-        match kind {
-            Kind::Single | Kind::Many => client.outgoing.extend(head(&upgrade).bytes()),
-            Kind::Events => client.outgoing.extend(head("Accept: text/event-stream\r\n").bytes()),
-            Kind::Json => {}
-        }
-        let socket = Socket {
-            client: number,
-            room: u64::MAX,
-            blocked: false,
-            writable: false,
-            lost: false,
-            inbound: VecDeque::new(),
-            blocked_since_us: None,
-            finished: false,
-        };
-        assert!(self.cores[core].sockets.insert(key.index, socket).is_none(), "a place is taken once");
-        self.clients.push(client);
-        Some(number)
-    }
-
-    fn live_clients(&self) -> Vec<usize> {
-        (0..self.clients.len()).filter(|&number| !self.clients[number].gone).collect()
-    }
-
-    fn act(&mut self) {
-        let live = self.live_clients();
-        if live.is_empty() {
-            return;
-        }
-        let number = *self.dice.pick(&live);
-        if self.dice.percent(25) {
-            return self.change_pace(number);
-        }
-        let client = &self.clients[number];
-        match client.kind {
-            Kind::Json => self.request(number),
-            _ if client.closed.is_some() || !client.welcomed => {}
-            Kind::Many if self.dice.percent(75) => self.change_subscription(number),
-            Kind::Single | Kind::Many => self.say(number),
-            Kind::Events => self.renew_events(number),
-        }
-    }
-
-    /// A reader grows slow, stops, or goes on.
-    fn change_pace(&mut self, number: usize) {
-        let room = match self.dice.below(4) {
-            0 => 0,
-            1 => self.dice.below(2_000),
-            _ => u64::MAX,
-        };
-        self.set_room(number, room);
-    }
-
-    /// How much the socket of a client takes from now on.
-    pub fn set_room(&mut self, number: usize, room: u64) {
-        let client = &mut self.clients[number];
-        let socket = self.cores[client.core].sockets.get_mut(&client.socket).expect("a live client has a socket");
-        client.ever_stalled |= room != u64::MAX;
-        socket.room = room;
-        if room > 0 && std::mem::take(&mut socket.blocked) {
-            socket.writable = true;
-        }
-    }
-
-    fn change_subscription(&mut self, number: usize) {
-        let name = self.stream_name();
-        let company = self.clients[number].tokens[0].company;
-        let (held, rate_ms) = self.terms(&name, company);
-        self.subscribe(number, &name, held, rate_ms);
-    }
-
-    /// Subscribes a `/v1/ws` client to a stream, or, where it holds it already, the opposite.
-    pub fn subscribe(&mut self, number: usize, name: &str, held: Held, rate_ms: u64) {
-        let client = &mut self.clients[number];
-        let pending = client.asked.values().any(|asked| match asked {
-            Asked::Subscribe { name: other, .. } | Asked::Unsubscribe { name: other } => other == name,
-            _ => false,
-        });
-        if pending {
-            return;
-        }
-        if client.held.contains_key(name) {
-            let message = format!("{{\"type\":\"unsubscribe\",\"stream\":\"{name}\"}}");
-            client.ask(&message, Asked::Unsubscribe { name: name.to_owned() });
-            return;
-        }
-        let mut message = format!("{{\"type\":\"subscribe\",\"stream\":\"{name}\",\"format\":\"{}\"", held.format);
-        if held.value.is_some() {
-            let _ = write!(message, ",\"since\":\"{}-{}\"", held.epoch, held.seq);
-        }
-        if rate_ms > 0 {
-            let _ = write!(message, ",\"max_rate_ms\":{rate_ms}");
-        }
-        message.push('}');
-        client.ask(&message, Asked::Subscribe { name: name.to_owned(), held });
-    }
-
-    fn say(&mut self, number: usize) {
-        match self.dice.below(10) {
-            0..5 => {
-                let (company, life_us) = (self.dice.below(COMPANIES), self.life_us());
-                self.renew(number, company, life_us);
-            }
-            5 => {
-                let exp_us = self.book.wall_us + 60 * SECOND_US;
-                let facts = self.new_token(0, exp_us);
-                let token = match self.dice.below(2) {
-                    0 => self.token("somebody-else", &facts),
-                    _ => "not.a.token".to_owned(),
-                };
-                let message = format!("{{\"type\":\"auth_update\",\"token\":\"{token}\"}}");
-                self.clients[number].ask(&message, Asked::RenewBadly);
-            }
-            6 => self.clients[number].send_frame(1, b"{\"type\":\"nonsense\"}"),
-            7 => self.clients[number].send_frame(1, b"]["),
-            8 => self.clients[number].send_frame(9, b"are you there"),
-            _ => self.clients[number].send_frame(10, b""),
-        }
-    }
-
-    /// Brings a new token over a WebSocket.
-    pub fn renew(&mut self, number: usize, company: u64, life_us: u64) {
-        let exp_us = (self.book.wall_us + life_us) / 1_000 * 1_000;
-        let facts = self.new_token(company, exp_us);
-        let token = self.token(&self.clients[number].sub, &facts);
-        let client = &mut self.clients[number];
-        client.tokens.push(Token { id: client.next_id, ..facts });
-        client.notice_time(&self.book, self.book.wall_us, false);
-        client.ask(&format!("{{\"type\":\"auth_update\",\"token\":\"{token}\"}}"), Asked::Renew);
-    }
-
-    /// Brings a new token for an SSE connection, over some HTTP connection.
-    fn renew_events(&mut self, number: usize) {
-        let others: Vec<usize> = self
-            .live_clients()
-            .into_iter()
-            .filter(|&other| self.clients[other].kind == Kind::Json && self.clients[other].closed.is_none())
-            .collect();
-        let Some(connection) = self.clients[number].connection.clone().filter(|_| !others.is_empty()) else { return };
-        if std::mem::replace(&mut self.clients[number].renewing, true) {
-            return;
-        }
-        let over = *self.dice.pick(&others);
-        let (company, life_us) = (self.dice.below(COMPANIES), self.life_us());
-        let exp_us = (self.book.wall_us + life_us) / 1_000 * 1_000;
-        let facts = self.new_token(company, exp_us);
-        let client = &mut self.clients[number];
-        let id = client.next_id;
-        client.next_id += 1;
-        client.tokens.push(Token { id, ..facts });
-        client.notice_time(&self.book, self.book.wall_us, false);
-        let body = format!("{{\"token\":\"{}\"}}", self.token(&self.clients[number].sub, &facts));
-        let other = &mut self.clients[over];
-        let length = body.len();
-        let head =
-            format!("POST /v1/connections/{connection}/auth HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n");
-        other.outgoing.extend(head.bytes().chain(body.bytes()));
-        other.requests.push(Request::Renewal { of: number, id });
-    }
-
-    fn request(&mut self, number: usize) {
-        if self.clients[number].closed.is_some() || self.clients[number].requests.len() > 2 {
-            return;
-        }
-        let mut name = self.stream_name();
-        let wait = self.dice.percent(40);
-        let known = self.clients[number].etag.clone().filter(|_| self.dice.percent(70));
-        if let Some((same, _)) = &known {
-            name = same.clone();
-        }
-        let own = self.clients[number].tokens[0];
-        let token = self.token(&self.clients[number].sub, &own);
-        let mut head = format!("GET /v1/streams/{name} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {token}\r\n");
-        if let Some((_, etag)) = &known {
-            let _ = write!(head, "If-None-Match: {etag}\r\n");
-        }
-        if wait {
-            let _ = write!(head, "Prefer: wait={}\r\n", self.dice.below(20));
-        }
-        let client = &mut self.clients[number];
-        client.outgoing.extend(head.bytes().chain(*b"\r\n"));
-        client.requests.push(Request::Value { name, known: known.map(|(_, etag)| etag) });
-    }
-
-    /// A client goes: reset, or politely.
-    fn hang_up(&mut self) {
-        let live = self.live_clients();
-        if !live.is_empty() {
-            let number = *self.dice.pick(&live);
-            let polite = self.dice.percent(50);
-            self.end(number, polite);
-        }
-    }
-
-    pub fn end(&mut self, number: usize, polite: bool) {
-        let client = &mut self.clients[number];
-        let (core, place) = (client.core, client.socket);
-        if polite && client.is_open() && client.kind != Kind::Events && client.welcomed {
-            client.said_close = true;
-            client.send_frame(8, &1000u16.to_be_bytes());
-        } else if polite {
-            self.handle(core, Input::PeerFinished { connection: place });
-        } else {
-            self.cores[core].sockets.get_mut(&place).expect("a live client has a socket").lost = true;
         }
     }
 
@@ -1083,6 +704,7 @@ impl World {
     // What must hold.
 
     fn check_bounds(&self) {
+        assert!(self.ledger.marks().len() <= self.book.law.said.len(), "no more marks than were set");
         let pinned_max = self.options.limits.pinned_bytes / self.cores.len() as u64;
         for core in &self.cores {
             let stats = core.shard.stats();
@@ -1091,6 +713,11 @@ impl World {
             assert!(stats.outbox_items_max <= 400, "what waits for one connection is bounded: {stats:?}");
             let stalled = core.sockets.values().any(|socket| socket.blocked);
             assert!(stats.pinned_bytes <= pinned_max || !stalled, "pinned bytes are bounded: {stats:?}");
+            // One of each kind: a client's own, and rereads of what its core holds.
+            let lookups_max = 2 * self.clients.len() + 2;
+            assert!(stats.lookups <= lookups_max.min(core.asking.len()), "questions are bounded: {stats:?}");
+            let sessions_max = core.sockets.len() + stats.lookups;
+            assert!(stats.sessions <= sessions_max, "a session has a connection: {stats:?}");
             assert!(stats.timers <= 64 + 16 * (stats.streams + stats.topics + stats.connections), "{stats:?}");
             let limit = self.options.limits.streams;
             assert!(self.ledger.streams() <= u64::from(limit), "streams are bounded");
@@ -1104,12 +731,25 @@ impl World {
     fn check_deadlines(&self) {
         for client in self.clients.iter().filter(|client| !client.gone) {
             let Some(socket) = self.cores[client.core].sockets.get(&client.socket) else { continue };
-            let ended_us =
-                [client.expired.map(|expired| expired.at_us), client.dead_since_us].into_iter().flatten().min();
-            let Some(ended_us) = ended_us else { continue };
-            let since_us = self.book.mono_us - ended_us;
-            if client.is_open() && client.welcomed && socket.room == u64::MAX && !socket.lost {
-                assert!(since_us <= LATE_US, "client {} lives on, {since_us} us after its end", client.number);
+            let takes_all = socket.room == u64::MAX && !socket.lost;
+            if client.kind == Kind::Json {
+                let late = takes_all && !client.ever_stalled && client.waits_too_long(&self.book);
+                assert!(!late, "client {} still waits for an answer: {:?}", client.number, client.requests);
+            }
+            if client.is_open() && client.welcomed && takes_all {
+                client.check_rights(&self.book);
+            }
+            let expired = client.expired.map(|expired| expired.at_us);
+            let ended = if client.kind == Kind::Json { None } else { client.ended_by_now(&self.book) };
+            let Some(ended) = expired.into_iter().chain(ended).min() else { continue };
+            let since_us = self.book.mono_us - ended;
+            if client.is_open() && client.welcomed && takes_all {
+                assert!(
+                    since_us <= LATE_US,
+                    "client {} ({:?}) lives on, {since_us} us after its end, {expired:?} {ended:?}",
+                    client.number,
+                    client.tokens
+                );
             }
             if client.kind != Kind::Json && client.welcomed {
                 // Told at once, reset 1 s later.
@@ -1122,6 +762,9 @@ impl World {
     /// Everything calms down: then whoever holds a stream holds the newest value of its upstream.
     pub fn rest(&mut self) {
         self.book.upstream.mood = Mood::Calm;
+        if self.book.store.is_away() {
+            self.store_returns();
+        }
         for number in self.live_clients() {
             self.set_room(number, u64::MAX);
         }
@@ -1136,7 +779,7 @@ impl World {
             for (name, held) in &client.held {
                 let shown = format!("client {} ({:?}) on {name}", client.number, client.kind);
                 let value = held.value.as_deref().unwrap_or_else(|| panic!("{shown} has no value"));
-                let urls = client.urls(name);
+                let urls = client.urls(name, &self.book);
                 let newest = urls.iter().any(|url| self.book.upstream.is_newest(url, value));
                 let start = String::from_utf8_lossy(&value[..value.len().min(200)]);
                 assert!(newest, "{shown} holds {start} of {}-{} at rest, not the newest", held.epoch, held.seq);
@@ -1164,8 +807,10 @@ impl World {
         for number in open {
             let client = &self.clients[number];
             let told = client.closed == Some(1012) && client.told_to_reconnect;
+            // A more important cause may have come first.
+            let other = client.closed.is_some_and(|code| code != 1012);
             assert!(
-                told || client.said_close || client.may_have_expired() || client.may_be_dead(&self.book),
+                told || other || client.said_close || client.may_have_expired(),
                 "client {number} was told to reconnect: {client:?}"
             );
         }
@@ -1184,16 +829,20 @@ impl World {
         }
         // Linger, then the copies on other cores, then a reset of whoever was told to go.
         self.idle(self.setup.linger_ms * 1_000 + 20 * SECOND_US);
-        let polls = self.fetches;
+        let (polls, questions) = (self.fetches, self.questions);
         self.idle(30 * SECOND_US);
         assert_eq!(self.fetches, polls, "nobody watches, nobody is polled for");
+        assert_eq!(self.questions, questions, "nobody has a session, no record is read");
+        assert_eq!(self.ledger.tickets_made(self.now().at), 0, "tickets that are too old are forgotten");
         assert_eq!(self.ledger.connections(), 0);
         for core in &self.cores {
             let stats = core.shard.stats();
             let held = (stats.connections, stats.topics, stats.watchers, stats.readers, stats.log_bytes);
             assert_eq!(held, (0, 0, 0, 0, 0), "{stats:?}");
             assert_eq!((stats.pinned_bytes, stats.asks, stats.timers), (0, 0, 0), "{stats:?}");
-            assert!(stats.rights <= 64, "rights that nobody has are forgotten: {stats:?}");
+            assert_eq!((stats.sessions, stats.lookups, core.asking.len()), (0, 0, 0), "{stats:?}");
+            let rights_max = 64 + 2 * self.setup.token_cache;
+            assert!(stats.rights <= rights_max, "rights that nobody has are forgotten: {stats:?}");
             assert_eq!(core.metrics.subscriptions.value(), 0);
             assert!(core.sockets.is_empty());
         }
