@@ -17,6 +17,7 @@ mod law;
 #[path = "../../tests/sim/store.rs"]
 mod store;
 #[path = "../../tests/sim/upstream.rs"]
+#[allow(dead_code, reason = "scripts of the simulator use more of a world than chance does")]
 mod upstream;
 #[path = "../../tests/sim/world.rs"]
 #[allow(dead_code, reason = "scripts of the simulator use more of a world than chance does")]

@@ -128,6 +128,10 @@ impl Shard {
             }
             Waiter::Update { connection, id } => {
                 if let Some(index) = self.still(connection) {
+                    // That one is answered. Others that came meanwhile have been refused, and changed nothing of it.
+                    if let Some(open) = self.connections.at_mut(index).and_then(|connection| connection.open_mut()) {
+                        open.updating = false;
+                    }
                     self.update_judged(index, id.as_ref(), outcome);
                 }
             }

@@ -260,8 +260,9 @@ impl Shard {
     pub(super) fn update_judged(&mut self, index: u32, id: Option<&ClientId>, outcome: Result<Grant, Refusal>) {
         let Some(connection) = self.connections.at_mut(index) else { return };
         let client = connection.client;
-        let Some(open) = connection.open_mut() else { return };
-        open.updating = false;
+        if connection.open().is_none() {
+            return;
+        }
         match outcome {
             Ok(grant) => match self.regrant(index, grant, |shard, index, expires, permissions| {
                 shard.tell(index, "auth_ok", |out| {

@@ -920,7 +920,8 @@ impl Client {
                 let asked = self.asked.remove(&id);
                 match asked {
                     Some(Asked::Renew { ticket }) => {
-                        let token = self.tokens.iter().find(|token| token.id == id).expect("a renewal brought a token");
+                        let token = self.tokens.iter().find(|token| token.id == id);
+                        let token = token.unwrap_or_else(|| panic!("{}: {}", self.shown(book), shown()));
                         let refused = book.law.refuses(self.party(), token);
                         assert!(!refused, "client {} was renewed in spite of a mark: {}", self.number, shown());
                         if let Some(place) = ticket {

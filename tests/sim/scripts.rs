@@ -642,3 +642,24 @@ fn a_ticket_is_good_once_and_for_whoever_it_was_made() {
     world.idle(3 * SECOND_US);
     assert!(matches!(closed(&world, &[late])[0], Some(401 | 503)));
 }
+
+#[test]
+fn a_renewal_that_waits_for_the_store_is_not_overtaken_after_another_was_refused() {
+    let mut world = world(Setup::plain());
+    let asker = comes(&mut world, Kind::Json, 0, "u1", "t1", "");
+    let single = comes(&mut world, Kind::Single, 0, "u1", "t2", "slow");
+    world.ask_for_ticket(asker);
+    world.idle(3 * SECOND_US);
+    world.renew_by_ticket(single, 0);
+    for jti in ["t3", "t4"] {
+        let token = token(&world, jti);
+        world.renew_with(single, token);
+    }
+    world.turn(0);
+    // A later token that was taken in meanwhile would be followed by the ticket's, which is an earlier one.
+    world.idle(3 * SECOND_US);
+    let client = &world.clients[single];
+    assert_eq!((client.renewals_accepted, client.renewals_refused), (1, 0), "the ticket's alone, at last");
+    assert_eq!(world.book.tally["error AUTH_UPDATE_REJECTED"], 2);
+    assert_eq!(client.tokens[0].jti.as_deref(), Some("t1"));
+}
