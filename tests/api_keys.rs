@@ -367,6 +367,15 @@ fn a_ticket_made_with_a_key_lives_and_dies_with_it() {
     user.next_of("snapshot");
     user.send(json!({ "type": "auth_update", "token": ticket(), "id": 2 }));
     assert_eq!(user.next_of("error")["code"], "AUTH_SUBJECT_MISMATCH");
+    // A user whose id is spelled like the key's logs out: that is not the key.
+    let path_of_user = format!("/admin/v1/users/{id}/logout");
+    let answer = Raw::connect(server.admin).request("POST", &path_of_user, &[bearer(ADMIN_KEY)], "");
+    assert!((200..300).contains(&answer.status), "{answer:?}");
+    assert_eq!(user.closed(), (4010, "logged_out".to_owned()));
+    for socket in [&mut ws, &mut direct] {
+        socket.send(json!({ "type": "auth_update", "token": ticket(), "id": 3 }));
+        assert_eq!(socket.next_of("auth_ok")["id"], 3);
+    }
     let left = ticket();
     assert_eq!(keys(&server, "DELETE", &format!("/{id}"), "").status, 204);
     assert_eq!(ws.closed(), (4010, "api_key_revoked".to_owned()));

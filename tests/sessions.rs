@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use hall::{COOKIE_SECRET, Conn, Hall, MS, SECOND, Setup, WALL_S, cookie, cookie_by, session_options};
 use restcast::auth::session::CookieSecrets;
+use restcast::codec::ws::{Opcode, write_masked};
 use restcast::secret::Secret;
 use restcast::shard::{Input, Order};
 use serde_json::{Value, json};
@@ -770,6 +771,25 @@ fn a_ticket_renews_a_live_connection_of_its_asker() {
     let made = ticket(&mut hall, 0, &[("Authorization", &later)]);
     hall.message(first, json!({ "type": "auth", "token": made }));
     assert_eq!(hall.kinds(first), ["welcome", "snapshot"]);
+}
+
+#[test]
+fn a_message_that_comes_in_parts_while_the_first_is_looked_at_is_read_whole() {
+    let mut hall = Hall::new(&Setup { text: "[auth]\nfirst_message = \"5s\"".into(), ..Setup::new() });
+    let bearer = format!("Bearer {}", hall.token(json!({})));
+    let made = ticket(&mut hall, 0, &[("Authorization", &bearer)]);
+    let conn = hall.upgrade(0, "/v1/ws", &[]);
+    hall.answers = false;
+    hall.message(conn, json!({ "type": "auth", "token": made }));
+    let mut frame = Vec::new();
+    let subscribe = json!({ "type": "subscribe", "stream": "leads" }).to_string();
+    write_masked(&mut frame, true, Opcode::Text, subscribe.as_bytes(), [1, 2, 3, 4]);
+    let (begun, rest) = frame.split_at(9);
+    hall.say(conn, begun);
+    hall.answer_all();
+    assert_eq!(hall.kinds(conn), ["welcome"]);
+    hall.say(conn, rest);
+    assert_eq!(hall.kinds(conn), ["subscribed", "snapshot"]);
 }
 
 #[test]

@@ -282,7 +282,8 @@ impl Shard {
         if grant.is_of_token() {
             return marks.judge(grant, now);
         }
-        if !matches!(grant.kind(), CredentialKind::Session | CredentialKind::Ticket) {
+        // A user whose id is spelled like an API key's is not that key, nor one who came by a ticket of it.
+        if !matches!(grant.kind(), CredentialKind::Session | CredentialKind::Ticket) || grant.api_key().is_some() {
             return Ok(());
         }
         if let Some(session) = self.session_mark(grant) {

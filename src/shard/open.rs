@@ -473,6 +473,8 @@ impl Shard {
             return;
         };
         let (addr, encoding, request) = (waiting.peer, waiting.encoding, waiting.request.take());
+        // Part of a message may have come meanwhile. Where the token came just now, whoever reads has the decoder.
+        let decoder = std::mem::take(&mut waiting.decoder);
         let grant = match outcome {
             Ok(grant) => grant,
             Err(refusal) => {
@@ -506,6 +508,9 @@ impl Shard {
             Err(_) => return self.close(index, CloseReason::Overloaded),
         };
         self.open(index, Transport::WebSocket(encoding), grant, counted, request.is_some());
+        if let Some(open) = self.connections.at_mut(index).and_then(|connection| connection.open_mut()) {
+            open.decoder = decoder;
+        }
         if let (Some(key), Some(request)) = (key, request) {
             self.open_single(index, &key, &request);
         }
