@@ -141,6 +141,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::auth::jwt::{self, Verifier};
     use crate::auth::keys::NoKey;
 
     fn b64u(bytes: &[u8]) -> String {
@@ -258,6 +259,32 @@ mod tests {
         assert!(sets.of("a").unwrap().is_empty() && !sets.of("b").unwrap().is_empty() && sets.of("c").is_none());
         sets.retain(|issuer| issuer == "a");
         assert!(sets.of("a").is_some() && sets.of("b").is_none());
+    }
+
+    #[test]
+    fn an_issuer_that_was_taken_out_and_put_back_begins_without_the_set_it_had() {
+        let held = set(&[with(ed25519(1), json!({ "kid": "a" }))]).keys;
+        let id = held.iter().next().unwrap().id();
+        let mut sets = KeySets::default();
+        sets.put("idp", held);
+        let options = |issuers: &[&str]| jwt::Options {
+            key_sets: issuers
+                .iter()
+                .map(|issuer| IssuerOptions {
+                    issuer: (*issuer).to_owned(),
+                    algorithms: vec![Algorithm::EdDsa],
+                    audiences: Vec::new(),
+                    keys: None,
+                })
+                .collect(),
+            ..jwt::Options::default()
+        };
+        let verifier = Verifier::with_key_sets(options(&["idp"]), std::sync::Arc::new(sets));
+        assert!(verifier.has_key(id));
+        assert!(verifier.reconfigured(options(&["other", "idp"])).has_key(id), "what is named still is as before");
+        let without = verifier.reconfigured(options(&["other"]));
+        assert!(!without.has_key(id) && !without.reconfigured(options(&["idp"])).has_key(id));
+        assert_eq!(without.key_sets().version(), 1);
     }
 
     proptest! {

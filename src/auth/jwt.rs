@@ -428,6 +428,14 @@ impl Verifier {
         this
     }
 
+    /// The same by other options. The set of an issuer that these do not name is let go of: should it be named again, what
+    /// was fetched for it before is not its set.
+    pub fn reconfigured(&self, options: Options) -> Verifier {
+        let mut sets = Arc::clone(&self.sets);
+        Arc::make_mut(&mut sets).retain(|name| options.key_sets.iter().any(|issuer| issuer.issuer == name));
+        Verifier::with_key_sets(options, sets)
+    }
+
     /// What it goes by.
     pub fn options(&self) -> &Options {
         &self.options

@@ -258,7 +258,8 @@ impl Issuers {
                 let failures = issuer.refresh.failures();
                 let fields: [(&str, &dyn std::fmt::Display); 3] =
                     [("issuer", &issuer.name), ("failures", &failures), ("detail", &detail)];
-                let sentence = match issuer.refresh.fetched() {
+                // It may have been fetched from where it stood before a reload.
+                let sentence = match sets.of(&issuer.name) {
                     Some(_) => "The key set cannot be fetched; the last one stays in force.",
                     None => "The key set cannot be fetched; the issuer's tokens are refused until it can.",
                 };

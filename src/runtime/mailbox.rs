@@ -106,21 +106,28 @@ impl Mailbox {
             }
             messages.push_back(message);
         }
+        self.ring();
+        Ok(())
+    }
+
+    /// Wakes the core, if it sleeps.
+    fn ring(&self) {
         if self.sleeping.swap(false, Ordering::SeqCst) {
             // A bell that is full rings already.
             let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
         }
-        Ok(())
     }
 
     /// Tells of marks that were set. There is always room for it, and nobody waits.
     pub fn post_control(&self, concerned: &Arc<[Concerned]>) {
         if self.post(Message::Control(Arc::clone(concerned))).is_err() {
             self.everyone.store(true, Ordering::SeqCst);
+            // The core may have emptied it since, and gone to sleep.
+            self.ring();
         }
     }
 
-    /// Takes out the news that every connection is to be looked at. A full mailbox is never asleep, so it need not ring.
+    /// Takes out the news that every connection is to be looked at.
     pub fn take_everyone(&self) -> bool {
         self.everyone.swap(false, Ordering::SeqCst)
     }
@@ -134,6 +141,7 @@ impl Mailbox {
     pub fn may_sleep(&self) -> bool {
         self.sleeping.store(true, Ordering::SeqCst);
         let empty = self.messages.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+        let empty = empty && !self.everyone.load(Ordering::SeqCst);
         if !empty {
             self.sleeping.store(false, Ordering::SeqCst);
         }
@@ -152,5 +160,31 @@ impl Mailbox {
     /// What becomes readable when the bell rings.
     pub fn bell(&self) -> BorrowedFd<'_> {
         self.bell.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rings(mailbox: &Mailbox) -> bool {
+        let mut count = [0u8; 8];
+        rustix::io::read(&mailbox.bell, &mut count).is_ok()
+    }
+
+    #[test]
+    fn marks_that_found_the_mailbox_full_wake_a_core_that_has_emptied_it() {
+        let mailbox = Mailbox::new().expect("a descriptor");
+        while mailbox.post(Message::FetchKeySets).is_ok() {}
+        assert!(!mailbox.take_everyone());
+        mailbox.post_control(&[Concerned::Everyone].into());
+        assert_eq!(mailbox.take().len(), limits::MAILBOX_MESSAGES_MAX);
+        assert!(!mailbox.may_sleep(), "it was looked for before the mailbox was emptied, and came between");
+        assert!(mailbox.take_everyone() && !mailbox.take_everyone());
+        // The mailbox is emptied, and the core asleep, before whoever found it full has said so.
+        while mailbox.post(Message::FetchKeySets).is_ok() {}
+        mailbox.sleeping.store(true, Ordering::SeqCst);
+        mailbox.post_control(&[Concerned::Everyone].into());
+        assert!(rings(&mailbox) && mailbox.take_everyone());
     }
 }

@@ -205,8 +205,7 @@ impl Shard {
 
     /// The configuration was read again: what is live is judged by it, in turns.
     pub(super) fn reload(&mut self, options: Arc<Options>) {
-        let sets = Arc::clone(self.verifier.key_sets());
-        self.verifier = Verifier::with_key_sets(options.auth.jwt.clone(), sets);
+        self.verifier = self.verifier.reconfigured(options.auth.jwt.clone());
         self.options = options;
         self.forget_tokens();
         self.share_bounds();
