@@ -403,6 +403,9 @@ fn commands(world: &mut World, said: &mut Said) {
     }
 }
 
+/// A way to carry a credential: what it is, the query, the header fields.
+type Carried = (String, String, Vec<(&'static str, String)>);
+
 /// Every endpoint and representation with every credential, in every carrier, good and bad.
 fn handshakes(world: &mut World, server: &Server, said: &mut Said) {
     let good = world.token("carried");
@@ -422,7 +425,7 @@ fn handshakes(world: &mut World, server: &Server, said: &mut Said) {
     world.secrets.keep("bad API key", bad_key.clone());
     let bad_ticket = format!("rct_{}", "Tt5".repeat(15).get(..43).expect("43"));
     world.secrets.keep("bad ticket", bad_ticket.clone());
-    let mut carried: Vec<(String, String, Vec<(&'static str, String)>)> = Vec::new();
+    let mut carried: Vec<Carried> = Vec::new();
     let tokens: Vec<(&str, String)> = world.bad_tokens().into_iter().chain([("nothing wrong", good)]).collect();
     for (what, token) in &tokens {
         carried.push((format!("bearer with {what}"), String::new(), vec![bearer(token)]));
