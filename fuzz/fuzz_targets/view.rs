@@ -14,9 +14,9 @@ fuzz_target!(|input: &str| {
     let ignore: Vec<Pointer> = ignored.split(' ').filter_map(|text| Pointer::parse(text).ok()).collect();
     let projection = match JsonPath::parse(shown) {
         Ok(path) => Projection::Path(path),
-        Err(_) => Projection::Pointers(Places::new(
-            shown.split(' ').filter_map(|text| Pointer::parse(text).ok()).collect(),
-        )),
+        Err(_) => {
+            Projection::Pointers(Places::new(shown.split(' ').filter_map(|text| Pointer::parse(text).ok()).collect()))
+        }
     };
     let Ok(value) = Document::parse(value.as_bytes()) else { return };
     let bytes_max = 1 << 20;
