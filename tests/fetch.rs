@@ -417,14 +417,15 @@ fn under_load_and_faults_the_bounds_hold_and_all_comes_back() {
         // A close in the ring is not at once.
         for _ in 0..200 {
             let FetcherCounts { open, idle } = client.fetcher.counts();
-            if open == idle && one.open_connections() + two.open_connections() == idle {
+            if open == idle && one.open_connections() + two.open_connections() <= idle {
                 break;
             }
             monoio::time::sleep(Duration::from_millis(10)).await;
         }
         let FetcherCounts { open, idle } = client.fetcher.counts();
         assert!(open == idle && idle <= 4, "{open} open, {idle} idle");
-        assert_eq!(one.open_connections() + two.open_connections(), idle);
+        // One that its upstream closed while it idled may be found out by its next use only.
+        assert!(one.open_connections() + two.open_connections() <= idle);
     });
 }
 
