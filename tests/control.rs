@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use support::Upstream;
 use support::server::{
-    ADMIN_KEY, Answer, DRIVERS, Heard, PATIENCE, Raw, Server, Setup, Ws, bearer, eventually, mint, now_s, token_of,
+    ADMIN_KEY, Answer, DRIVERS, Heard, PATIENCE, Raw, Server, Setup, Ws, bearer, eventually, mint, now_s, refused,
+    token_of, watching,
 };
 
 /// Until when a logout acts (protocol section 5).
@@ -44,18 +45,6 @@ fn order(server: &Server, method: &str, path: &str, body: Value) -> Answer {
 fn carried_out(server: &Server, method: &str, path: &str, body: Value) {
     let answer = order(server, method, path, body);
     assert_eq!((answer.status, answer.json()), (200, json!({ "status": "ok" })), "{answer:?}");
-}
-
-/// A watcher that has its first value.
-fn watching(server: &Server, token: &str, path: &str) -> Ws {
-    let mut ws = server.ws(path, &[bearer(token)]);
-    ws.next_of(if path == "/v1/ws" { "welcome" } else { "snapshot" });
-    ws
-}
-
-fn refused(server: &Server, token: &str) -> (u16, String) {
-    let answer = server.get("/v1/streams/leads", &[bearer(token)]);
-    (answer.status, if answer.status >= 400 { answer.code() } else { String::new() })
 }
 
 fn gone(reason: &str) -> (u16, String) {

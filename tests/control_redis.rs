@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD_NO_PAD;
 use ring::hmac;
 use serde_json::{Value, json};
 use support::redis::Said;
-use support::server::{ADMIN_KEY, Raw, Server, Setup, Ws, bearer, eventually, mint, now_s};
+use support::server::{ADMIN_KEY, Raw, Server, Setup, Ws, bearer, eventually, mint, now_s, refused, watching};
 use support::{Proxy, Redis, Upstream};
 
 /// Until when an event acts that has reached the process (protocol section 5).
@@ -33,17 +33,6 @@ fn upstream() -> Upstream {
 
 fn claims(sub: &str) -> Value {
     json!({ "sub": sub, "exp": now_s() + 600, "iat": now_s(), "jti": format!("of {sub}"), "permissions": ["orders.read"] })
-}
-
-fn watching(server: &Server, token: &str, path: &str) -> Ws {
-    let mut ws = server.ws(path, &[bearer(token)]);
-    ws.next_of(if path == "/v1/ws" { "welcome" } else { "snapshot" });
-    ws
-}
-
-fn refused(server: &Server, token: &str) -> (u16, String) {
-    let answer = server.get("/v1/streams/leads", &[bearer(token)]);
-    (answer.status, if answer.status >= 400 { answer.code() } else { String::new() })
 }
 
 fn gone(reason: &str) -> (u16, String) {

@@ -1,7 +1,6 @@
 //! The upstream client against a real server that misbehaves, over both drivers.
 
-// Tests measure how long things take.
-#![allow(clippy::disallowed_methods)]
+#![allow(clippy::disallowed_methods, reason = "tests measure how long things take")]
 
 mod support;
 

@@ -1,7 +1,6 @@
 //! The thread that speaks with Redis, against a real `redis-server` and a proxy that breaks the way to it.
 
-// Tests measure how long things take.
-#![allow(clippy::disallowed_methods)]
+#![allow(clippy::disallowed_methods, reason = "tests measure how long things take")]
 
 mod support;
 

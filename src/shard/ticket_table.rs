@@ -113,13 +113,14 @@ impl Tickets {
         Ok(())
     }
 
-    /// Where besides here a ticket is from now on.
+    /// How many tickets were made within a ticket's life, used ones included.
     pub(super) fn made(&self, now: Instant) -> usize {
         let mut table = self.table();
         table.forget_old(now);
         table.made.len()
     }
 
+    /// Where besides here a ticket is from now on.
     pub(super) fn set_elsewhere(&self, hash: TicketHash, elsewhere: Elsewhere) {
         if let Some(entry) = self.table().kept.get_mut(&hash) {
             entry.elsewhere = elsewhere;

@@ -1,10 +1,11 @@
 //! What the integration tests share: an upstream that misbehaves on demand, the built server, a real Redis and a proxy
 //! that breaks the way to it, certificates good and bad, and both drivers.
 
-// Each test crate uses its own part of this.
-#![allow(dead_code, unreachable_pub, unused_imports)]
-// The server in here is no part of the core: it has a clock of its own.
-#![allow(clippy::disallowed_methods)]
+#![allow(dead_code, unreachable_pub, unused_imports, reason = "each test crate uses its own part of this")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the servers in here are no part of the core: they have clocks of their own"
+)]
 
 mod certificates;
 pub mod client;

@@ -1154,3 +1154,16 @@ impl Sse {
         }
     }
 }
+
+/// A watcher that has its first value, or on `/v1/ws` its welcome.
+pub fn watching(server: &Server, token: &str, path: &str) -> Ws {
+    let mut ws = server.ws(path, &[bearer(token)]);
+    ws.next_of(if path == "/v1/ws" { "welcome" } else { "snapshot" });
+    ws
+}
+
+/// How a token is answered for the stream `leads`: the status, and the code of a refusal.
+pub fn refused(server: &Server, token: &str) -> (u16, String) {
+    let answer = server.get("/v1/streams/leads", &[bearer(token)]);
+    (answer.status, if answer.status >= 400 { answer.code() } else { String::new() })
+}
