@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::form::{self, FormError};
 use super::meaning::Check;
+use super::upstream_auth;
 use super::walk::Section;
 use super::{Oddity, Problem};
 use crate::codec::message::ClientMessage;
@@ -55,7 +56,8 @@ impl Check<'_> {
             body.map_err(|error| self.error(section.line_of("action.body"), template(error))).ok()
         });
         let method = self.action_method(section);
-        let headers = self.headers(section, "action.headers");
+        let (headers, elsewhere) = self.headers(section, "action.headers");
+        let credential = self.credential(section, &upstream_auth::ACTION, elsewhere, &headers);
         let ca = self.ca(section, "action.ca");
         let schema = self.schema(section);
         let rate = self.rate(section);
@@ -68,6 +70,7 @@ impl Check<'_> {
             method,
             url: url?,
             headers,
+            credential,
             body,
             schema,
             rate,
@@ -166,6 +169,7 @@ impl Check<'_> {
             let oddity = Oddity::ActionBodyWithGet { kind: kind.clone() };
             self.warn(section.line_of("action.body"), oddity);
         }
+        self.warn_of_credential(section, &upstream_auth::ACTION, &action.credential);
         let parts = [
             ("connect_timeout", "action.connect_timeout", action.connect_timeout),
             ("first_byte_timeout", "action.first_byte_timeout", action.first_byte_timeout),

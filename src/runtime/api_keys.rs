@@ -64,7 +64,7 @@ pub type Tell = Box<dyn Fn(&Arc<ApiKeys>) + Send + Sync>;
 
 /// The keys of this process.
 pub struct KeyStore {
-    state: StateFile,
+    state: Arc<StateFile>,
     tell: Tell,
     inner: Mutex<Inner>,
 }
@@ -87,7 +87,7 @@ impl KeyStore {
     ///
     /// # Errors
     /// What is wrong with the state file's section: a sentence for the operator.
-    pub fn new(configured: &[Arc<ApiKey>], state: StateFile, tell: Tell) -> Result<KeyStore, StateError> {
+    pub fn new(configured: &[Arc<ApiKey>], state: Arc<StateFile>, tell: Tell) -> Result<KeyStore, StateError> {
         let made = match state.section(SECTION) {
             None => BTreeMap::new(),
             Some(section) => read(&section).map_err(|what| state.corrupt(SECTION, what))?,

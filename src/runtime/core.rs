@@ -33,6 +33,7 @@ use super::fetch::{Fetcher, FetcherOptions};
 use super::jwks::{Asked, FETCHING_CORE, Issuers, Job, Question};
 use super::log;
 use super::mailbox::{Full, Mailbox, Message};
+use super::oauth::Tokens;
 use super::redis::Store;
 use super::resolver::Resolver;
 use super::session::{INTERNAL_ERROR_ALERT, Received, Shake};
@@ -79,6 +80,8 @@ pub struct Process {
     pub workers: Workers,
     /// The issuers whose key sets are fetched.
     pub issuers: Issuers,
+    /// Tokens for upstreams.
+    pub tokens: Arc<Tokens>,
     /// Redis, where it is configured.
     pub store: Option<Store>,
 }
@@ -176,13 +179,15 @@ pub async fn run(parts: CoreParts, resolver: &Resolver) -> std::io::Result<()> {
     let sockets = Sockets::new(listener, mailbox.bell(), tls, SCRATCH_BYTES)?;
     let epoll = as_stream(sockets.fd().try_clone_to_owned()?)?;
     let always = as_stream(eventfd(1, EventfdFlags::CLOEXEC)?)?;
+    let fetcher = Fetcher::new(FetcherOptions::default(), resolver.handle()?);
+    let fetcher = fetcher.with_tokens(Arc::clone(&process.tokens), Arc::clone(&metrics));
     let mut this = Core {
         core,
         process,
         shard,
         sockets,
         metrics,
-        fetcher: Fetcher::new(FetcherOptions::default(), resolver.handle()?),
+        fetcher,
         fetched: Rc::default(),
         scratch: vec![0; SCRATCH_BYTES],
         ready: VecDeque::new(),
@@ -720,7 +725,7 @@ fn tell(notice: &Notice) {
 }
 
 /// A future whose panic is `None`.
-struct Guarded<F>(Pin<Box<F>>);
+pub(super) struct Guarded<F>(pub(super) Pin<Box<F>>);
 
 impl<F: Future> Future for Guarded<F> {
     type Output = Option<F::Output>;

@@ -12,6 +12,7 @@ use crate::auth::grant::{self, ClaimValue, CredentialKind, Grant};
 use crate::codec::message::ErrorCode;
 use crate::connection::handshake::Refusal;
 use crate::ids::{CoreId, StreamId};
+use crate::stream::credential::Credential;
 use crate::stream::poll::Target;
 use crate::stream::template::{self, FillError};
 use crate::stream::view::Facet;
@@ -155,7 +156,11 @@ impl Catalog {
         for options in streams {
             let kept = previous.and_then(|previous| previous.entries.get(&options.id));
             let (options, revision) = match kept.filter(|kept| *kept.options == **options) {
-                Some(kept) => (Arc::clone(&kept.options), kept.revision),
+                Some(kept) => {
+                    // Secrets that stand elsewhere may be others: the next poll carries them, and nothing else changes.
+                    kept.options.credential.take_over(&options.credential);
+                    (Arc::clone(&kept.options), kept.revision)
+                }
                 None => (Arc::clone(options), catalog.revision),
             };
             let body_claims = options.body.iter().flat_map(|body| body.claims_used());
@@ -183,6 +188,12 @@ impl Catalog {
         self.template_claims.sort_unstable();
         self.template_claims.dedup();
         self
+    }
+
+    /// What lets the requests of its streams and actions in.
+    pub fn credentials(&self) -> impl Iterator<Item = &Credential> {
+        let of_actions = self.actions.values().map(|options| &options.credential);
+        self.entries.values().map(|entry| &entry.options.credential).chain(of_actions)
     }
 
     /// The action that messages of this `type` ask for.

@@ -8,6 +8,7 @@
 //! Not here: redirects, cookies and proxies, which are not followed, kept or used; retries of a poll (`stream::poll`).
 
 mod connect;
+mod credential;
 mod exchange;
 mod link;
 mod pool;
@@ -28,10 +29,14 @@ use self::link::Link;
 use self::pool::{Connection, Leave, Origin, Place, Pool, PoolFull};
 use self::tls::{TlsError, TrustSets};
 use crate::limits;
+use crate::metrics::CoreMetrics;
+use crate::runtime::oauth::Tokens;
 use crate::runtime::resolver::ResolverHandle;
 use crate::secret::Secret;
 use crate::stream::CaFile;
 use crate::stream::action::{self, Call};
+use crate::stream::credential::{ClientIdentity, IdentityPem, Presented};
+use crate::stream::oauth::{self, TokenRequest};
 use crate::stream::poll::{FetchError, FetchRequest, FetchResponse, FetchResult, UpstreamCode, Validators};
 use crate::time::WallTime;
 
@@ -72,6 +77,9 @@ pub struct Fetcher {
     pool: Rc<Pool>,
     trust: Rc<TrustSets>,
     resolver: ResolverHandle,
+    /// Where tokens for upstreams come from, and what counts them.
+    tokens: Option<Arc<Tokens>>,
+    metrics: Option<Arc<CoreMetrics>>,
 }
 
 /// What a client's connections do just now.
@@ -84,10 +92,13 @@ pub struct FetcherCounts {
 }
 
 /// What is asked, and within which bounds: a poll's or an action's.
+#[derive(Clone, Copy)]
 struct Asked<'a> {
     method: &'a str,
     url: &'a Url,
     headers: &'a [(String, Secret)],
+    /// What lets it in besides.
+    presented: Option<&'a Presented>,
     body: Option<&'a [u8]>,
     /// What it is conditional on.
     validators: Option<&'a Validators>,
@@ -107,6 +118,7 @@ impl<'a> Asked<'a> {
             method: &options.method,
             url: &request.target.url,
             headers: &options.headers,
+            presented: None,
             body: request.target.body.as_deref(),
             validators: Some(&request.validators),
             ca: options.ca.as_ref(),
@@ -124,6 +136,7 @@ impl<'a> Asked<'a> {
             method: &options.method,
             url: &call.url,
             headers: &options.headers,
+            presented: None,
             body: call.body.as_deref(),
             validators: None,
             ca: options.ca.as_ref(),
@@ -134,6 +147,18 @@ impl<'a> Asked<'a> {
             wants_body,
         }
     }
+
+    fn identity(&self) -> Option<&Arc<IdentityPem>> {
+        self.presented.and_then(|presented| presented.identity.as_ref())
+    }
+}
+
+/// A request to a token endpoint.
+pub(super) struct TokenAsked<'a> {
+    /// The endpoint.
+    pub(super) options: &'a oauth::Options,
+    /// What it is sent.
+    pub(super) request: &'a TokenRequest,
 }
 
 /// A request on its way.
@@ -158,7 +183,47 @@ enum Phase {
 impl Fetcher {
     /// A client that has no connections yet.
     pub fn new(options: FetcherOptions, resolver: ResolverHandle) -> Fetcher {
-        Fetcher { pool: Pool::new(options), trust: Rc::new(TrustSets::new()), resolver }
+        let (pool, trust) = (Pool::new(options), Rc::new(TrustSets::new()));
+        Fetcher { pool, trust, resolver, tokens: None, metrics: None }
+    }
+
+    /// The same with a place where tokens come from: without one, requests that need a token fail as `Auth`.
+    pub fn with_tokens(self, tokens: Arc<Tokens>, metrics: Arc<CoreMetrics>) -> Fetcher {
+        Fetcher { tokens: Some(tokens), metrics: Some(metrics), ..self }
+    }
+
+    /// The core's helper threads.
+    pub(super) fn helpers(&self) -> &ResolverHandle {
+        &self.resolver
+    }
+
+    /// The core's counters, where there are some.
+    pub(super) fn metrics(&self) -> Option<&CoreMetrics> {
+        self.metrics.as_deref()
+    }
+
+    /// Asks a token endpoint, once: what it is asked may be good for one time only, so that it goes over a connection of its
+    /// own. The answer has its body, whatever its status.
+    pub(super) async fn ask_token(&self, asked: TokenAsked<'_>, wall: impl Fn() -> WallTime) -> FetchResult {
+        let TokenAsked { options, request } = asked;
+        let mut headers = vec![("Content-Type".to_owned(), Secret::new(*b"application/x-www-form-urlencoded"))];
+        headers.extend(request.authorization.iter().map(|value| ("Authorization".to_owned(), value.clone())));
+        let identity = options.identity.as_ref().map(ClientIdentity::pem);
+        let asked = Asked {
+            method: "POST",
+            url: &options.token_url,
+            headers: &headers,
+            presented: Some(&Presented { identity, ..Presented::default() }),
+            body: Some(request.body.expose_secret()),
+            validators: None,
+            ca: options.ca.as_ref(),
+            connect_timeout: limits::OAUTH_TIMEOUT,
+            first_byte_timeout: limits::OAUTH_TIMEOUT,
+            timeout: limits::OAUTH_TIMEOUT,
+            response_bytes_max: limits::OAUTH_RESPONSE_BYTES_MAX as u64,
+            wants_body: &|_| true,
+        };
+        self.within_time(&asked, &wall, false).await
     }
 
     /// Carries out a poll: asks once and reads the whole answer, within the stream's time-outs and size. Where a connection
@@ -169,7 +234,7 @@ impl Fetcher {
     /// `Timeout`, `Unreachable`, `Dns`, `Tls`, `Protocol`, `Body`, `TooLarge` as [`UpstreamCode`] says; `Blocked` for a URL
     /// that is not `http` or `https`. Statuses are no errors here.
     pub async fn fetch(&self, request: FetchRequest, wall: impl Fn() -> WallTime) -> FetchResult {
-        self.within_time(&Asked::of_poll(&request), &wall, true).await
+        self.let_in(Asked::of_poll(&request), &request.target.options.credential, &wall, true).await
     }
 
     /// Carries out an action, within its time-outs and size. One that may not be sent twice ([`Call::is_idempotent`]) goes
@@ -180,7 +245,8 @@ impl Fetcher {
     /// As for [`fetch`](Fetcher::fetch).
     pub async fn act(&self, call: Call, wall: impl Fn() -> WallTime) -> FetchResult {
         let wants_body = |status| call.options.wants_body(status);
-        self.within_time(&Asked::of_action(&call, &wants_body), &wall, call.is_idempotent()).await
+        let asked = Asked::of_action(&call, &wants_body);
+        self.let_in(asked, &call.options.credential, &wall, call.is_idempotent()).await
     }
 
     /// How many connections there are.
@@ -275,7 +341,7 @@ impl Fetcher {
         let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
             return Err(blocked("a URL without a host"));
         };
-        let trust = if https { self.trust.id_of(asked.ca) } else { tls::TrustId::SYSTEM };
+        let trust = if https { self.trust.id_of(asked.ca, asked.identity()) } else { tls::TrustId::SYSTEM };
         Ok(Rc::new(Origin { https, host: host.into(), port, trust }))
     }
 
@@ -284,7 +350,7 @@ impl Fetcher {
         let addresses = self.addresses(&host).await?;
         let mut stream = connect::connect(&addresses, origin.port).await.map_err(|e| unreachable(&e))?;
         let link = if origin.https {
-            let config = self.trust.config(asked.ca, &self.resolver).await.map_err(tls_failed)?;
+            let config = self.trust.config(asked.ca, asked.identity(), &self.resolver).await.map_err(tls_failed)?;
             let name = tls::server_name(&host).map_err(tls_failed)?;
             let tls = tls::handshake(&mut stream, config, name).await.map_err(tls_failed)?;
             Link::sealed(stream, tls)
