@@ -318,6 +318,7 @@ fn oauth(page: &mut Page, options: &oauth::Options) {
     );
     page.line_unless_unset("refresh_token", refreshes.then_some(MASK));
     page.line_unless_unset("scope", options.scope.as_deref().map(quoted));
+    page.line_unless_unset("audience", options.audience.as_deref().map(quoted));
     // Whatever an endpoint wants besides may be a secret.
     let masked = options.params.iter().map(|(name, _)| (name.as_str(), MASK.to_owned()));
     page.line("params", table(masked));

@@ -333,27 +333,26 @@ impl Check<'_> {
                 _ => ClientAuth::Basic,
             },
             scope: section.text(paths.scope),
+            audience: section.text(paths.audience),
             params,
             ca,
             identity: identity.cloned(),
         })
     }
 
-    /// `audience` and `params`, in that order.
-    fn token_params(&mut self, section: &Section, paths: &'static Paths) -> Vec<(String, String)> {
-        let audience = section.text(paths.audience).map(|audience| ("audience".to_owned(), audience));
-        let mut params: Vec<(String, String)> = audience.into_iter().collect();
+    fn token_params(&mut self, section: &Section, paths: &'static Paths) -> Vec<(String, Secret)> {
+        let mut params: Vec<(String, Secret)> = Vec::new();
         let members = section.text_table(paths.params);
         if members.len() > UPSTREAM_AUTH_PARAMS_MAX {
             let error = FormError::TooMany { limit: UPSTREAM_AUTH_PARAMS_MAX };
             self.error(section.line_of(paths.params), Problem::Form { key: paths.params.to_owned(), error });
         }
         for Lined { line, value: (name, value) } in members.into_iter().take(UPSTREAM_AUTH_PARAMS_MAX) {
-            if OWN_PARAMS.contains(&name.as_str()) || params.iter().any(|(other, _)| *other == name) {
+            if OWN_PARAMS.contains(&name.as_str()) {
                 let error = UpstreamAuthError::ParamTaken { name };
                 self.error(line, Problem::UpstreamAuth { key: paths.params, error });
             } else {
-                params.push((name, value));
+                params.push((name, Secret::new(value)));
             }
         }
         params
@@ -438,5 +437,236 @@ fn token_url(text: &str) -> Result<Url, &'static str> {
         // RFC 6749 section 3.2: the requests hold credentials, and the answers hold more.
         "http" => Err("is http:// beyond this machine, where anybody on the way could read the secret: write https://"),
         _ => Err("is neither https:// nor http:// on this machine"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+
+    use super::*;
+    use crate::config::tests::{accepted, check, parse};
+
+    fn stream(url: &str, lines: &str, auth: &str) -> String {
+        let head = format!("[[stream]]\nid = \"s\"\nurl = {url:?}\nallow_anonymous = true\n{lines}\n");
+        if auth.is_empty() { head } else { format!("{head}[stream.auth]\n{auth}") }
+    }
+
+    const OAUTH: &str =
+        "kind = \"oauth2\"\ntoken_url = \"https://idp/token\"\nclient_id = \"c\"\nclient_secret = \"env:SECRET\"\n";
+
+    fn scheme(auth: &str) -> Scheme {
+        let config = accepted(&stream("https://h/", "", auth));
+        config.streams[0].credential.scheme.clone().expect("there is one")
+    }
+
+    #[test]
+    fn each_kind_is_read_with_what_it_needs() {
+        assert!(matches!(scheme("kind = \"bearer\"\ntoken = \"t\""), Scheme::Bearer(_)));
+        assert!(matches!(scheme("kind = \"basic\"\nusername = \"u\"\npassword = \"p:w\""), Scheme::Basic { .. }));
+        let header = scheme("kind = \"header\"\nname = \"X-Key\"\nvalue = \"file:secret\"");
+        assert!(matches!(header, Scheme::Header { name, value } if name == "X-Key" && value.file() == Some("secret")));
+        assert!(matches!(scheme("kind = \"query\"\nname = \"key\"\nvalue = \"v\""), Scheme::Query { .. }));
+        let Scheme::OAuth(options) = scheme(OAUTH) else { panic!("it is OAuth") };
+        assert_eq!((options.client_auth, &options.grant), (ClientAuth::Basic, &Grant::ClientCredentials));
+        let more = "grant = \"refresh_token\"\nrefresh_token = \"r\"\nclient_auth = \"post\"\nscope = \"a b\"\naudience = \"api\"\nparams = { resource = \"x\" }\nca = \"ca.pem\"\n";
+        let Scheme::OAuth(options) = scheme(&format!("{OAUTH}{more}")) else { panic!("it is OAuth") };
+        assert_eq!(options.client_auth, ClientAuth::Post);
+        assert!(matches!(options.grant, Grant::RefreshToken(_)) && options.ca.is_some());
+        assert_eq!(options.params, [("resource".to_owned(), Secret::new(*b"x"))]);
+        assert_eq!((options.scope.as_deref(), options.audience.as_deref()), (Some("a b"), Some("api")));
+        let public = "kind = \"oauth2\"\ngrant = \"refresh_token\"\ntoken_url = \"http://127.0.0.1:9/t\"\nclient_id = \"c\"\nrefresh_token = \"r\"\n";
+        let Scheme::OAuth(options) = scheme(public) else { panic!("it is OAuth") };
+        assert!(options.client_secret.is_none(), "a public client");
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_at_once() {
+        let of = |url: &str, lines: &str, auth: &str| stream(url, lines, auth);
+        check(
+            &of("https://h/", "", "token = \"t\""),
+            expect![[r#"
+            line 7: `stream.auth.kind` is missing here
+        "#]],
+        );
+        check(
+            &of("https://h/", "", "kind = \"digest\""),
+            expect![[r#"
+            line 7: `stream.auth.kind`: "digest" is not known here: write "bearer" or "basic" or "header" or "query" or "oauth2"
+        "#]],
+        );
+        check(
+            &of("https://h/", "", "kind = \"basic\"\nusername = \"a:b\"\ntoken = \"t\""),
+            expect![[r#"
+            line 7: `stream.auth.password` is missing, and kind = "basic" needs it
+            line 9: `stream.auth.token` has no place in kind = "basic": leave it out, or write another `kind`
+        "#]],
+        );
+        check(
+            &of("https://h/", "", "kind = \"basic\"\nusername = \"a:b\"\npassword = \"p\\n\""),
+            expect![[r#"
+            line 8: `stream.auth.username` has a control character, white space at an end, or another character that cannot stand in it; or is over 8192 bytes
+            line 9: `stream.auth.password` has a control character, white space at an end, or another character that cannot stand in it; or is over 8192 bytes
+        "#]],
+        );
+        check(
+            &of("https://h/", "", "kind = \"bearer\"\ntoken = \"two words\""),
+            expect![[r#"
+            line 8: `stream.auth.token` has a control character, white space at an end, or another character that cannot stand in it; or is over 8192 bytes
+        "#]],
+        );
+        check(
+            &of("https://h/", "", "kind = \"header\"\nname = \"Host\"\nvalue = \"v\""),
+            expect![[r#"
+            line 8: `stream.auth.Host` is set by restcast itself and cannot be configured
+        "#]],
+        );
+        check(
+            &of("https://h/", "", "kind = \"header\"\nname = \"a b\"\nvalue = \"v\""),
+            expect![[r#"
+            line 8: `stream.auth.name` has a name that is no header name: use letters, digits and `-`
+        "#]],
+        );
+        check(
+            &of("https://h/?a=1&k%65y=2", "", "kind = \"query\"\nname = \"key\"\nvalue = \"v\""),
+            expect![[r#"
+            line 8: `stream.auth.name` stands in `url` already: keep one
+        "#]],
+        );
+        let headers = "headers = { authorization = \"x\" }";
+        check(
+            &of("https://h/", headers, "kind = \"bearer\"\ntoken = \"t\""),
+            expect![[r#"
+            line 7: `stream.auth.kind` makes a second Authorization header, besides that of `headers`: keep one
+        "#]],
+        );
+        let headers = "headers = { X-Key = \"env:SECRET\" }";
+        check(
+            &of("https://h/", headers, "kind = \"header\"\nname = \"x-key\"\nvalue = \"v\""),
+            expect![[r#"
+            line 8: `stream.auth.name` makes a second x-key header, besides that of `headers`: keep one
+        "#]],
+        );
+        check(
+            &of("https://ada:pw@h/", "", OAUTH),
+            expect![[r#"
+            line 7: `stream.auth.kind` makes a second Authorization header, besides that of the user in `url`: keep one
+        "#]],
+        );
+        let oauth = |from: &str, to: &str| of("https://h/", "", &OAUTH.replace(from, to));
+        check(
+            &oauth("https://idp/token", "http://idp/token"),
+            expect![[r#"
+            line 8: `stream.auth.token_url` is http:// beyond this machine, where anybody on the way could read the secret: write https://
+        "#]],
+        );
+        check(
+            &oauth("https://idp/token", "https://c:s@idp/token"),
+            expect![[r#"
+            line 8: `stream.auth.token_url` has a user, a password or a fragment: write `client_id` and `client_secret`
+        "#]],
+        );
+        check(
+            &oauth("https://idp/token", "idp/token"),
+            expect![[r#"
+            line 8: `stream.auth.token_url` is no URL: write it as in "https://idp.example/token"
+        "#]],
+        );
+        check(
+            &oauth("client_secret = \"env:SECRET\"", "grant = \"refresh_token\""),
+            expect![[r#"
+            line 7: `stream.auth.refresh_token` is missing, and kind = "oauth2" with grant = "refresh_token" needs it
+        "#]],
+        );
+        check(
+            &of(
+                "https://h/",
+                "",
+                &format!(
+                    "{OAUTH}params = {{ scope = \"a\", audience = \"b\" }}\naudience = \"c\"\nrefresh_token = \"r\""
+                ),
+            ),
+            expect![[r#"
+            line 11: `stream.auth.params` has "scope", which has a key of its own or is set by restcast itself
+            line 11: `stream.auth.params` has "audience", which has a key of its own or is set by restcast itself
+            line 13: `stream.auth.refresh_token` has no place in kind = "oauth2" with grant = "client_credentials": leave it out, or write another `kind`
+        "#]],
+        );
+        check(
+            &of("https://h/", "client_cert = \"cert.pem\"", ""),
+            expect![[r#"
+            line 5: `stream.client_cert` needs `client_key` beside it: a certificate is shown with its key
+        "#]],
+        );
+        check(
+            &of("https://h/", "client_cert = \"cert.pem\"\nclient_key = \"cert.pem\"", ""),
+            expect![[r#"
+            line 6: `stream.client_key`: the file "cert.pem" holds no private key in the clear: name the file that begins with -----BEGIN PRIVATE KEY-----
+        "#]],
+        );
+        check(
+            &of("https://h/", "client_cert = \"nope\"\nclient_key = \"empty\"", ""),
+            expect![[r#"
+            line 5: `stream.client_cert`: the file "nope" does not exist
+            line 6: `stream.client_key`: is empty
+        "#]],
+        );
+    }
+
+    #[test]
+    fn what_works_and_is_likely_not_meant_is_a_warning() {
+        let identity = "client_cert = \"cert.pem\"\nclient_key = \"key.pem\"";
+        check(
+            &stream("http://h/{claims.a}", identity, "kind = \"bearer\"\ntoken = \"t\""),
+            expect![[r#"
+            warning line 4: stream "s": `allow_anonymous` has no effect, for an anonymous caller has no claim "a"
+            warning line 5: `stream.client_cert` has no effect with an http:// URL
+            warning line 8: `stream.auth.kind`: the credential travels in the clear to another machine: use https://
+        "#]],
+        );
+        check(&stream("http://127.0.0.1:80/", "", "kind = \"bearer\"\ntoken = \"t\""), expect![[""]]);
+        let local = OAUTH.replace("https://idp", "http://localhost");
+        check(
+            &stream("https://h/", "", &format!("{local}ca = \"ca.pem\"")),
+            expect![[r#"
+            warning line 11: `stream.auth.ca` has no effect without an https:// `token_url`
+        "#]],
+        );
+    }
+
+    #[test]
+    fn parameters_have_their_bound() {
+        let with = |count: usize| {
+            let params: Vec<String> = (0..count).map(|n| format!("p{n} = \"v\"")).collect();
+            parse(&stream("https://h/", "", &format!("{OAUTH}params = {{ {} }}", params.join(", "))))
+        };
+        assert!(with(UPSTREAM_AUTH_PARAMS_MAX).is_ok());
+        assert!(with(UPSTREAM_AUTH_PARAMS_MAX + 1).is_err());
+    }
+
+    #[test]
+    fn nothing_secret_is_shown_and_what_is_shown_can_be_read() {
+        let identity = "client_cert = \"cert.pem\"\nclient_key = \"key.pem\"\nheaders = { X-A = \"hunter-a\", X-B = \"env:SECRET\" }";
+        let url = "https://h/?a=1";
+        let more = "grant = \"refresh_token\"\nrefresh_token = \"hunter-r\"\nscope = \"leads\"\nparams = { key = \"hunter-p\" }\n";
+        let auths = [
+            "kind = \"bearer\"\ntoken = \"hunter-t\"".to_owned(),
+            "kind = \"basic\"\nusername = \"hunter-u\"\npassword = \"hunter-p\"".to_owned(),
+            "kind = \"header\"\nname = \"X-Own\"\nvalue = \"hunter-h\"".to_owned(),
+            "kind = \"query\"\nname = \"key\"\nvalue = \"hunter-q\"".to_owned(),
+            format!("{OAUTH}{more}").replace("\"c\"", "\"hunter-c\""),
+        ];
+        for auth in auths {
+            let text = stream(url, identity, &auth);
+            let action = text.replace("[[stream]]\nid = \"s\"", "[[action]]\ntype = \"a\"");
+            let action = action.replace("[stream.auth]", "[action.auth]").replace("allow_anonymous = true\n", "");
+            let config = accepted(&format!("{text}\n{action}"));
+            let shown = config.masked_toml();
+            assert!(!format!("{shown}{config:?}").contains("hunter"), "{shown}");
+            assert!(shown.contains("headers = { \"X-A\" = \"***\", \"X-B\" = \"***\" }"), "{shown}");
+            let again = accepted(&shown.replace("\"https://h/?a=***\"", "\"https://h/?a=1\""));
+            assert_eq!(again.masked_toml(), shown);
+            assert_eq!(config.actions[0].credential, config.streams[0].credential);
+        }
     }
 }

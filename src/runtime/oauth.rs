@@ -357,9 +357,10 @@ fn name_of(options: &Options) -> String {
     add(options.token_url.as_str().as_bytes());
     add(options.client_id.value().expose_secret());
     add(options.scope.as_deref().unwrap_or_default().as_bytes());
+    add(options.audience.as_deref().unwrap_or_default().as_bytes());
     for (name, value) in &options.params {
         add(name.as_bytes());
-        add(value.as_bytes());
+        add(value.expose_secret());
     }
     if let oauth::Grant::RefreshToken(token) = &options.grant {
         add(&place_of(token));
@@ -420,6 +421,7 @@ mod tests {
             client_secret: Some(written("s3cret")),
             client_auth: ClientAuth::Basic,
             scope: None,
+            audience: None,
             params: Vec::new(),
             ca: None,
             identity: None,

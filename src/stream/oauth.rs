@@ -42,8 +42,10 @@ pub struct Options {
     pub client_auth: ClientAuth,
     /// What the token is to be good for.
     pub scope: Option<String>,
-    /// Further parameters, such as `audience`, in their order.
-    pub params: Vec<(String, String)>,
+    /// Whom the token is to be shown to, where the endpoint wants that.
+    pub audience: Option<String>,
+    /// Further parameters, in their order; each may be a secret of the endpoint's.
+    pub params: Vec<(String, Secret)>,
     /// Roots to trust instead of the system's.
     pub ca: Option<CaFile>,
     /// What is shown to an endpoint that asks for a client certificate.
@@ -99,8 +101,11 @@ impl Options {
         if let Some(scope) = &self.scope {
             form.pair("scope", scope.as_bytes());
         }
+        if let Some(audience) = &self.audience {
+            form.pair("audience", audience.as_bytes());
+        }
         for (name, value) in &self.params {
-            form.pair(name, value.as_bytes());
+            form.pair(name, value.expose_secret());
         }
         let mut authorization = None;
         let id = self.client_id.value();
@@ -131,7 +136,7 @@ impl Hash for Options {
 }
 
 /// The parameters that a request is made of, which `params` may not name.
-pub const OWN_PARAMS: [&str; 5] = ["grant_type", "refresh_token", "scope", "client_id", "client_secret"];
+pub const OWN_PARAMS: [&str; 6] = ["grant_type", "refresh_token", "scope", "audience", "client_id", "client_secret"];
 
 /// What is sent to a token endpoint. `Debug` shows nothing of it.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -484,7 +489,8 @@ mod tests {
             client_secret: secret.map(live),
             client_auth,
             scope: Some("leads read".into()),
-            params: vec![("audience".into(), "https://api/".into())],
+            audience: Some("https://api/".into()),
+            params: vec![("resource".into(), Secret::new(*b"r&s"))],
             ca: None,
             identity: None,
         }
@@ -494,7 +500,10 @@ mod tests {
     fn requests_are_as_the_rfc_has_them() {
         let text = |secret: &Secret| String::from_utf8(secret.expose_secret().to_vec()).expect("text");
         let request = options(Grant::ClientCredentials, Some("s e:c+r%t"), ClientAuth::Basic).request(None);
-        assert_eq!(text(&request.body), "grant_type=client_credentials&scope=leads+read&audience=https%3A%2F%2Fapi%2F");
+        assert_eq!(
+            text(&request.body),
+            "grant_type=client_credentials&scope=leads+read&audience=https%3A%2F%2Fapi%2F&resource=r%26s"
+        );
         // «client%3A1:s+e%3Ac%2Br%25t»
         let basic = request.authorization.as_ref().map(text);
         assert_eq!(basic.as_deref(), Some("Basic Y2xpZW50JTNBMTpzK2UlM0FjJTJCciUyNXQ="));
