@@ -149,7 +149,7 @@ pub const KEYS: &[KeyDoc] = &[
     key("admin.listen", Address, Is("\"127.0.0.1:9080\""), "The admin listener"),
     key("admin.key", Secret, Unset, "Bearer key of `/admin/v1/`, which answers 403 without one; `/metrics` and `/readyz` never need it"),
     key("admin.names", TextList, Is("[]"), "Further `Host` names the admin listener accepts"),
-    key("log.level", Choice(&["error", "warn", "info", "debug", "trace"]), Is("\"info\""), "Least important level that is written"),
+    key("log.level", Choice(&["error", "warn", "info", "debug", "trace"]), Is("\"info\""), "Least important level that is written; lines of the level `audit`, on what the admin API was ordered, always are"),
     key("log.format", Choice(&["text", "json"]), Is("\"text\""), "Lines for people, or JSON objects"),
     key("limits.connections", COUNT, Is("0"), "Connections in all; 0: what the descriptors allow, with a margin"),
     key("limits.connections_per_address", COUNT, Is("0"), "Connections from one client address; 0: unlimited"),
