@@ -280,7 +280,9 @@ impl Shard {
         if self.ledger.marks().is_empty() {
             return true;
         }
-        let Some(State::Http(http)) = self.connections.at(index).map(|connection| &connection.state) else { return false };
+        let Some(State::Http(http)) = self.connections.at(index).map(|connection| &connection.state) else {
+            return false;
+        };
         let Phase::Waiting { grant, since, .. } = &http.phase else { return false };
         match self.judge_marks(grant, Some(*since)) {
             Err(revoked) => self.refuse_waiting(index, refusal(revoked)),
