@@ -93,13 +93,14 @@ fn a_logout_closes_each_connection_of_the_user_on_every_core_and_no_other() {
 #[test]
 fn a_logout_that_names_an_issuer_leaves_the_same_name_of_another_alone() {
     let (_upstream, server) = served(Setup::new());
-    let of = |issuer: &str| mint(with(claims("u1"), json!({ "iss": issuer })));
-    let mut a = watching(&server, &of("https://a"), "/v1/streams/leads");
-    let mut b = watching(&server, &of("https://b"), "/v1/streams/leads");
+    // Made before the logout: one of a later second would be good.
+    let [of_a, of_b] = ["https://a", "https://b"].map(|issuer| mint(with(claims("u1"), json!({ "iss": issuer }))));
+    let mut a = watching(&server, &of_a, "/v1/streams/leads");
+    let mut b = watching(&server, &of_b, "/v1/streams/leads");
     carried_out(&server, "POST", "users/u1/logout", json!({ "iss": "https://a" }));
     assert_eq!(a.closed(), gone("logged_out"));
-    assert_eq!(refused(&server, &of("https://a")), (401, "LOGGED_OUT".into()));
-    assert_eq!(refused(&server, &of("https://b")).0, 200);
+    assert_eq!(refused(&server, &of_a), (401, "LOGGED_OUT".into()));
+    assert_eq!(refused(&server, &of_b).0, 200);
     assert!(b.heard_within(Duration::from_millis(100)).is_none());
 }
 
