@@ -228,9 +228,13 @@ impl Shard {
     }
 }
 
-/// Whether the grant of the moment lets its holder act. An API key is for its streams and for nothing else.
+/// Whether the grant of the moment lets its holder act. An API key is for its streams and for nothing else, and so is a
+/// ticket of one.
 fn may_act(grant: &Grant, options: &Options) -> Result<(), Refused> {
     let told = |code: ErrorCode| Refused::new(code, code.meaning());
+    if grant.api_key().is_some() {
+        return Err(told(ErrorCode::InsufficientPermissions));
+    }
     match grant.kind() {
         CredentialKind::Anonymous => Err(told(ErrorCode::MissingCredential)),
         CredentialKind::ApiKey => Err(told(ErrorCode::InsufficientPermissions)),
@@ -247,7 +251,9 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::auth::api_key::{ApiKey, ApiKeyId, KeyHash, Source, key_text};
     use crate::auth::control::{ControlEntry, Event};
+    use crate::auth::grant::RightsTable;
     use crate::auth::jwt;
     use crate::auth::keys::{Algorithm, Key, KeyConfig};
     use crate::codec::ws::{Opcode, write_masked};
@@ -641,6 +647,28 @@ mod tests {
         let ada = hall.open("/v1/ws", json!({}));
         hall.say(ada, json!({"type": "poke"}));
         assert_eq!(hall.calls.len(), 1, "an action without roles is for everyone with a credential");
+    }
+
+    #[test]
+    fn an_api_key_acts_neither_itself_nor_by_a_ticket() {
+        let (config, _) = Config::parse(UPDATE, &Nowhere).unwrap_or_else(|errors| panic!("{errors:?}"));
+        let id = ApiKeyId::new("dash").expect("an id");
+        let key = Arc::new(ApiKey {
+            hash: KeyHash::new(&key_text(&id, &[7; 32]), [7; 16]),
+            id,
+            streams: vec!["*".to_owned()],
+            roles: vec!["agent".to_owned()],
+            permissions: vec!["write".to_owned()],
+            rate: 0,
+            created: None,
+            expires: None,
+            source: Source::Admin,
+        });
+        let grant = Grant::of_api_key(&key, &mut RightsTable::default());
+        for grant in [grant.clone(), grant.by_ticket()] {
+            let refused = may_act(&grant, &config.actions[0]).expect_err("it is for its streams");
+            assert_eq!(refused.code, ErrorCode::InsufficientPermissions, "{:?}", grant.kind());
+        }
     }
 
     #[test]
