@@ -330,7 +330,7 @@ impl Shard {
         }
         let counted = if raised { self.hold_subject(&grant)? } else { open.counted };
         let shared = std::rc::Rc::clone(grant.rights());
-        let (expires, now) = (grant.expires(), self.now.at);
+        let expires = grant.expires();
         let Some(open) = self.connections.at_mut(index).and_then(|connection| connection.open_mut()) else {
             return Ok(());
         };
@@ -338,10 +338,6 @@ impl Shard {
         let old = std::mem::replace(&mut open.grant, grant);
         open.counted = counted;
         open.refusals = 0;
-        if raised {
-            // What was said of its user before is not about this connection, which was nobody's then.
-            open.since = now;
-        }
         self.leave_session(before, index);
         self.join_session(session, index);
         self.rights.release(old);
