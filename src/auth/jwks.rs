@@ -326,6 +326,9 @@ mod tests {
         assert!(verifier.reconfigured(options(&["other", "idp"])).has_key(id), "what is named still is as before");
         let without = verifier.reconfigured(options(&["other"]));
         assert!(!without.has_key(id) && !without.reconfigured(options(&["idp"])).has_key(id));
+        let mut from_file = options(&["idp"]);
+        from_file.key_sets[0].keys = Some(KeySet::default());
+        assert!(!verifier.reconfigured(from_file).reconfigured(options(&["idp"])).has_key(id));
         assert_eq!(without.key_sets().version(), 1);
     }
 

@@ -428,11 +428,12 @@ impl Verifier {
         this
     }
 
-    /// The same by other options. The set of an issuer that these do not name is let go of: should it be named again, what
-    /// was fetched for it before is not its set.
+    /// The same by other options. The set of an issuer that these do not name, or whose set they have from a file, is let go
+    /// of: should it be fetched again, what was fetched for it before is not its set.
     pub fn reconfigured(&self, options: Options) -> Verifier {
         let mut sets = Arc::clone(&self.sets);
-        Arc::make_mut(&mut sets).retain(|name| options.key_sets.iter().any(|issuer| issuer.issuer == name));
+        Arc::make_mut(&mut sets)
+            .retain(|name| options.key_sets.iter().any(|issuer| issuer.issuer == name && issuer.keys.is_none()));
         Verifier::with_key_sets(options, sets)
     }
 
