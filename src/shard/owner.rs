@@ -439,16 +439,17 @@ impl Shard {
         let now = self.now.at;
         let Some(owned) = self.streams.at_mut(index) else { return };
         let status = owned.stream.status_of(no, now);
-        let fault = owned.stream.fault_of(no).map(|fault| fault.detail.clone());
-        let stream = owned.key.target.options.id.to_string();
+        let faulted = owned.stream.fault_of(no).is_some();
         let Some(audience) = owned.audiences.iter_mut().find(|audience| audience.no == no) else { return };
         let changed = std::mem::replace(&mut audience.told, status.state) != status.state;
-        let news = std::mem::replace(&mut audience.faulted, fault.is_some()) != fault.is_some();
+        let news = std::mem::replace(&mut audience.faulted, faulted) != faulted;
         let (key, cores) = (Arc::clone(&audience.key), audience.cores());
         for core in cores {
             self.send(core, Mail::Polled { key: Arc::clone(&key), status, changed, fresh });
         }
-        if news {
+        if news && let Some(owned) = self.streams.at(index) {
+            let fault = owned.stream.fault_of(no).map(|fault| fault.detail.clone());
+            let stream = owned.key.target.options.id.to_string();
             self.outputs.push_back(Output::Notice(Notice::View { stream, fault }));
         }
     }
@@ -496,9 +497,10 @@ impl Shard {
         let status = owned.stream.status(self.now.at);
         let stream = changed.then(|| owned.key.target.options.id.to_string());
         // The upstream's state is told to all; whether its value has changed only to those who see that.
-        let sequences: Vec<(SequenceNo, bool)> =
-            owned.audiences.iter().map(|audience| (audience.no, owned.stream.is_current(audience.no))).collect();
-        for (no, fresh) in sequences {
+        for at in 0..owned.audiences.len() {
+            let Some(owned) = self.streams.at(index) else { return };
+            let Some(no) = owned.audiences.get(at).map(|audience| audience.no) else { break };
+            let fresh = owned.stream.is_current(no);
             self.tell_polled(index, no, fresh);
         }
         if let Some(stream) = stream {
