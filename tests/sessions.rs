@@ -326,6 +326,27 @@ fn touching_keeps_a_session_alive_while_it_is_connected_and_no_longer() {
 }
 
 #[test]
+fn a_session_that_is_touched_ends_by_its_cookie_where_its_key_has_no_end() {
+    let mut setup = Setup::new();
+    setup.session = Some(restcast::auth::session::Options { touch: true, ..session_options() });
+    let mut hall = Hall::new(&setup);
+    let mut kept = record("u1");
+    kept["cookie"] = json!({ "originalMaxAge": 20_000, "expires": "2027-01-15T08:00:20.000Z" });
+    hall.put_session("s1", kept.clone(), None);
+    kept["cookie"]["expires"] = json!("2027-01-15T07:59:59.999Z");
+    hall.put_session("s2", kept, None);
+    let past = watch(&mut hall, "s2");
+    assert_eq!(hall.refused(past), code(401, "SESSION_EXPIRED"));
+    let conn = watch(&mut hall, "s1");
+    assert_eq!(hall.frames(conn)[0]["auth"]["expires_at"], (WALL_S + 20) * 1_000_000);
+    hall.pass(20 * SECOND - MS);
+    assert_eq!(hall.kinds(conn), ["reauthenticate"]);
+    hall.pass(MS);
+    assert_eq!(hall.kinds(conn), ["4001 session_expired"]);
+    assert!(hall.orders.is_empty(), "what has no end is not given one");
+}
+
+#[test]
 fn rights_that_change_are_told_first_and_then_hold() {
     let setup = Setup::new()
         .stream("staff", "permissions = [\"staff\"]")

@@ -266,7 +266,7 @@ impl Shard {
         };
         self.metrics.session_reads.count();
         match Record::parse(text.expose_secret(), options, self.options.catalog.template_claims()) {
-            Ok(record) if record.ends(asked.wall, ttl).is_some_and(|ends| ends <= self.now.wall) => {
+            Ok(record) if record.ends(asked.wall, ttl, options.touch).is_some_and(|ends| ends <= self.now.wall) => {
                 Verdict::Gone(ended("the session has expired"))
             }
             Ok(record) => Verdict::Good(Box::new(record), ttl),
@@ -284,10 +284,10 @@ impl Shard {
         ttl: Option<Duration>,
         renewing: &[u32],
     ) -> u32 {
-        let ends = record.ends(asked.wall, ttl);
+        let touch = self.options.auth.session.as_ref().is_some_and(|options| options.touch);
+        let ends = record.ends(asked.wall, ttl, touch);
         let life = record.max_age.unwrap_or(TOUCH_LIFE);
-        if self.options.auth.session.as_ref().is_some_and(|options| options.touch) && ttl.is_some_and(|ttl| ttl < life)
-        {
+        if touch && ttl.is_some_and(|ttl| ttl < life) {
             self.outputs.push_back(Output::Order(Order::Touch { sid: sid.clone(), life }));
         }
         let rights = self.rights.intern(record.rights);
