@@ -450,6 +450,43 @@ fn a_store_that_only_fails_to_answer_is_as_good_as_away() {
 }
 
 #[test]
+fn the_grace_ends_a_session_while_a_question_about_it_waits_for_its_answer() {
+    let mut setup = Setup::new();
+    setup.session = Some(restcast::auth::session::Options { grace: 60 * SECOND, ..session_options() });
+    let mut hall = hall_with(&setup, 86_400 * SECOND);
+    let conn = watch(&mut hall, "s1");
+    hall.kinds(conn);
+    hall.asked.clear();
+    hall.answers = false;
+    while hall.asked.is_empty() {
+        hall.pass(MS);
+    }
+    // From here on the store is stalled: each question is answered after two seconds, that there is no answer.
+    let stalled = hall.wall();
+    hall.away = true;
+    while hall.wall().since(stalled) < 60 * SECOND - MS {
+        if hall.questions.is_empty() {
+            hall.pass(MS);
+        } else {
+            hall.pass((2 * SECOND).min(60 * SECOND - MS - hall.wall().since(stalled)));
+            // The last is out when the grace ends.
+            if hall.wall().since(stalled) < 55 * SECOND {
+                hall.answer_all();
+            }
+        }
+    }
+    assert_eq!((hall.kinds(conn), hall.questions.len()), (vec![], 1));
+    hall.pass(MS);
+    assert_eq!(hall.kinds(conn), ["4001 session_expired"], "its end waits for no answer");
+    let asked = hall.asked.len();
+    assert!(asked <= 60 / 4 + 2, "nor is it asked for again and again: {asked}");
+    hall.away = false;
+    hall.answer_all();
+    hall.pass(SECOND);
+    assert_eq!((hall.kinds(conn), hall.asked.len()), (vec![], asked), "what is over stays so");
+}
+
+#[test]
 fn a_store_that_is_there_again_is_asked_for_everything_at_once() {
     let mut hall = Hall::new(&Setup::new());
     let mut conns = Vec::new();

@@ -62,7 +62,7 @@ struct Session {
     grant: Grant,
     /// When it is looked at next; `None`: it has ended.
     due: Option<Instant>,
-    /// Since when its record could not be read.
+    /// Since when its record could not be read: since the first question that had no answer was put.
     failing_since: Option<Instant>,
     /// Whether its connections are to be judged by the present configuration as soon as the record has been read by it.
     rejudge: bool,
@@ -207,7 +207,7 @@ impl Shard {
             Verdict::Unknown => {
                 waiting.extend(later);
                 if let Some(&place) = self.sessions.place_of.get(&mark) {
-                    self.session_unread(place);
+                    self.session_unread(place, asked.at);
                 }
                 for Waiting { no, waiter, purpose } in waiting {
                     let outcome = match purpose {
@@ -355,13 +355,13 @@ impl Shard {
         self.sessions.set_due(place, Some(at));
     }
 
-    /// A session's record could not be read.
-    fn session_unread(&mut self, place: u32) {
+    /// A session's record, which was asked for at `asked`, could not be read.
+    fn session_unread(&mut self, place: u32, asked: Instant) {
         let Some(options) = &self.options.auth.session else { return };
         let (grace, retry) = (options.grace, options.reread.min(RETRY));
         let tenth = u32::try_from(self.rng.below(1_000)).unwrap_or(0);
         let retry = self.now.at + (retry - retry / 10 * tenth / 1_000);
-        let since = self.sessions.away_since.unwrap_or(self.now.at);
+        let since = self.sessions.away_since.map_or(asked, |away| away.min(asked));
         let Some(session) = self.sessions.places.at_mut(place) else { return };
         let since = *session.failing_since.get_or_insert(since);
         let rejudge = std::mem::take(&mut session.rejudge);
@@ -511,20 +511,29 @@ impl Shard {
         let grace = self.options.auth.session.as_ref().map_or(Duration::ZERO, |options| options.grace);
         let mut sids = Vec::new();
         let mut asked = Vec::new();
-        for _ in 0..SESSIONS_PER_TURN {
-            let Some(&(at, place)) = self.sessions.due.first() else { break };
-            if at > now + TICK {
-                break;
-            }
-            // The answer says when next. That one always comes is the store's word; this is for where it does not keep it.
-            self.sessions.set_due(place, Some(now + LOOKUP_TIMEOUT));
-            let Some(session) = self.sessions.places.at(place) else { continue };
-            if session.failing_since.is_some_and(|since| since + grace <= now) {
+        let about_now = self.sessions.due.range(..=(now + TICK, u32::MAX));
+        let about_now: Vec<(Instant, u32)> = about_now.take(SESSIONS_PER_TURN).copied().collect();
+        for (at, place) in about_now {
+            let Some(session) = self.sessions.places.at(place) else {
+                self.sessions.set_due(place, None);
+                continue;
+            };
+            let graced = session.failing_since.map(|since| since + grace);
+            if graced.is_some_and(|end| end <= now) {
                 self.end_session(place);
                 continue;
             }
-            sids.push(session.sid.clone());
-            asked.push((place, session.mark));
+            // Its end is all that it is due for.
+            if at > now && graced == Some(at) {
+                continue;
+            }
+            // The answer says when next. That one always comes is the store's word; the timeout is for where it does not keep
+            // it. The end of the grace waits for no answer.
+            let next = now + LOOKUP_TIMEOUT;
+            let (sid, mark) = (session.sid.clone(), session.mark);
+            self.sessions.set_due(place, Some(graced.map_or(next, |end| end.min(next))));
+            sids.push(sid);
+            asked.push((place, mark));
             if asked.len() == SESSIONS_PER_LOOKUP {
                 self.reread(std::mem::take(&mut sids), std::mem::take(&mut asked));
             }
@@ -537,7 +546,7 @@ impl Shard {
     fn reread(&mut self, sids: Vec<Secret>, sessions: Vec<(u32, SessionMark)>) {
         if self.may_look_up().is_err() {
             for (place, _) in sessions {
-                self.session_unread(place);
+                self.session_unread(place, self.now.at);
             }
             return;
         }
@@ -564,7 +573,7 @@ impl Shard {
                     self.take_record(sid, mark, asked, *record, ttl, &[]);
                 }
                 Verdict::Gone(_) => self.end_session(place),
-                Verdict::Unknown => self.session_unread(place),
+                Verdict::Unknown => self.session_unread(place, asked.at),
             }
         }
     }
