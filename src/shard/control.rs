@@ -248,7 +248,7 @@ impl Shard {
         let now = self.now.wall;
         match self.connections.at(index).map(|connection| &connection.state) {
             Some(State::Open(open)) => {
-                if let Err(revoked) = self.judge_marks(&open.grant, Some(open.since)) {
+                if let Err(revoked) = self.judge_marks(&open.grant, Some(open.identified)) {
                     return self.close(index, close_reason(revoked));
                 }
                 if let Some(session) = self.session_mark(&open.grant) {
@@ -272,8 +272,8 @@ impl Shard {
         }
     }
 
-    /// Whether a credential may go on by what was said of its user, its session or itself. `since`: when its connection was
-    /// opened, where it has been; a session that comes later than its user's logout is judged by its record alone.
+    /// Whether a credential may go on by what was said of its user, its session or itself. `since`: since when
+    /// its connection is its user's, where it is open; a session that comes later than its user's logout is judged by its record alone.
     fn judge_marks(&self, grant: &Grant, since: Option<Instant>) -> Result<(), Revoked> {
         let (marks, now) = (self.ledger.marks(), self.now.wall);
         if marks.is_empty() {

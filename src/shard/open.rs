@@ -58,6 +58,7 @@ impl Shard {
             subscriptions: Subscriptions::None,
             reauthenticate_at: None,
             since: now,
+            identified: now,
             heartbeat_at: now + heartbeat,
             rate: MessageRate::default(),
             transport,
@@ -319,6 +320,7 @@ impl Shard {
             return Err(Refusal::new(ErrorCode::AuthSubjectMismatch, detail));
         }
         let counted = if raised { self.hold_subject(&grant)? } else { open.counted };
+        let now = self.now.at;
         let shared = std::rc::Rc::clone(grant.rights());
         let expires = grant.expires();
         let Some(open) = self.connections.at_mut(index).and_then(|connection| connection.open_mut()) else {
@@ -328,6 +330,9 @@ impl Shard {
         let old = std::mem::replace(&mut open.grant, grant);
         open.counted = counted;
         open.refusals = 0;
+        if raised {
+            open.identified = now;
+        }
         self.leave_session(before, index);
         self.join_session(session, index);
         self.rights.release(old);
