@@ -8,7 +8,7 @@ use hall::{COOKIE_SECRET, Conn, Hall, MS, SECOND, Setup, WALL_S, cookie, cookie_
 use restcast::auth::session::CookieSecrets;
 use restcast::codec::ws::{Opcode, write_masked};
 use restcast::secret::Secret;
-use restcast::shard::{Input, Order};
+use restcast::shard::{Input, Lookup, Order};
 use serde_json::{Value, json};
 
 /// What sweeps are apart, and more.
@@ -711,22 +711,17 @@ fn a_ticket_of_a_token_ends_with_the_token() {
 
 #[test]
 fn a_ticket_of_a_session_lives_by_the_session() {
-    for away in [false, true] {
-        let mut hall = hall_with(&Setup { cores: 2, ..Setup::new() }, 600 * SECOND);
-        let cookie = cookie("s1");
-        let made = ticket(&mut hall, 0, &[("Cookie", &cookie)]);
-        hall.away = away;
-        let conn = use_ticket(&mut hall, 1, &made);
-        let expires_at = (WALL_S + 600) * 1_000_000;
-        let frames = hall.frames(conn);
-        assert_eq!(frames[0]["auth"], json!({ "type": "ticket", "sub": "u1", "expires_at": expires_at }));
-        hall.away = false;
-        hall.message(conn, json!({ "type": "auth_update" }));
-        assert_eq!(hall.kinds(conn), ["auth_ok"]);
-        hall.store.clear();
-        hall.pass(30 * SECOND);
-        assert_eq!(hall.kinds(conn), ["4001 session_expired"]);
-    }
+    let mut hall = hall_with(&Setup { cores: 2, ..Setup::new() }, 600 * SECOND);
+    let made = ticket(&mut hall, 0, &[("Cookie", &cookie("s1"))]);
+    let conn = use_ticket(&mut hall, 1, &made);
+    let expires_at = (WALL_S + 600) * 1_000_000;
+    let frames = hall.frames(conn);
+    assert_eq!(frames[0]["auth"], json!({ "type": "ticket", "sub": "u1", "expires_at": expires_at }));
+    hall.message(conn, json!({ "type": "auth_update" }));
+    assert_eq!(hall.kinds(conn), ["auth_ok"]);
+    hall.store.clear();
+    hall.pass(30 * SECOND);
+    assert_eq!(hall.kinds(conn), ["4001 session_expired"]);
     let mut hall = hall_with(&Setup::new(), 600 * SECOND);
     let cookie = cookie("s1");
     let [of_none, of_other] = [0; 2].map(|_| ticket(&mut hall, 0, &[("Cookie", &cookie)]));
@@ -750,23 +745,84 @@ fn another_process_takes_a_ticket_that_is_kept_in_the_store_and_only_one_does() 
     std::mem::swap(&mut here.tickets, &mut there.tickets);
     let conn = use_ticket(&mut here, 0, &made);
     assert_eq!(here.refused(conn), code(401, "INVALID_TOKEN"), "its maker still had it, but the store says");
-    // Where the store is away nobody else can say.
+}
+
+#[test]
+fn a_ticket_is_not_used_twice_while_the_store_is_cut_from_one_process() {
+    let mut here = Hall::new(&Setup::new());
+    let mut there = Hall::new(&Setup::new());
+    let token = format!("Bearer {}", here.token(json!({})));
     let made = ticket(&mut here, 0, &[("Authorization", &token)]);
-    there.away = true;
+    std::mem::swap(&mut here.tickets, &mut there.tickets);
+    // The store has it, so the store's word is needed, by its maker as by anybody.
+    here.away = true;
+    let conn = use_ticket(&mut here, 0, &made);
+    assert_eq!(here.refused(conn), code(503, "SESSION_STORE_UNAVAILABLE"));
     let conn = use_ticket(&mut there, 0, &made);
-    assert_eq!(there.refused(conn), code(503, "SESSION_STORE_UNAVAILABLE"));
-    here.away = true;
+    assert_eq!(there.kinds(conn), ["welcome", "snapshot"]);
     let conn = use_ticket(&mut here, 0, &made);
+    assert_eq!(here.refused(conn), code(503, "SESSION_STORE_UNAVAILABLE"));
+    // One that is made meanwhile is its maker's alone, also when the store is there again.
+    let made = [0; 2].map(|_| ticket(&mut here, 0, &[("Authorization", &token)]));
+    let conn = use_ticket(&mut there, 0, &made[0]);
+    assert_eq!(there.refused(conn), code(401, "INVALID_TOKEN"));
+    let conn = use_ticket(&mut here, 0, &made[0]);
     assert_eq!(here.kinds(conn), ["welcome", "snapshot"]);
     here.away = false;
-    let conn = use_ticket(&mut here, 0, &made);
-    assert_eq!(here.refused(conn), code(401, "INVALID_TOKEN"), "the store has it still, but it has been used");
-    // One that could not be kept there is good here.
-    here.away = true;
-    let made = ticket(&mut here, 0, &[("Authorization", &token)]);
-    here.away = false;
-    let conn = use_ticket(&mut here, 0, &made);
+    let conn = use_ticket(&mut here, 0, &made[1]);
     assert_eq!(here.kinds(conn), ["welcome", "snapshot"]);
+    for made in made {
+        let conn = use_ticket(&mut here, 0, &made);
+        assert_eq!(here.refused(conn), code(401, "INVALID_TOKEN"));
+    }
+}
+
+#[test]
+fn a_ticket_that_the_store_may_have_kept_without_saying_so_is_handed_out_to_nobody() {
+    let mut hall = Hall::new(&Setup::new());
+    let token = format!("Bearer {}", hall.token(json!({})));
+    hall.answers = false;
+    let asker = hall.request(0, "POST", "/v1/tickets", &[("Authorization", &token)]);
+    let question = hall.questions.pop_front().expect("a question");
+    let Lookup::KeepTicket { hash, record, .. } = &question.lookup else { panic!("{question:?}") };
+    let (in_the_store, record) = (hash.clone(), record.clone());
+    hall.tickets.insert(in_the_store.clone(), record);
+    hall.away = true;
+    hall.answer(question);
+    (hall.answers, hall.away) = (true, false);
+    hall.settle();
+    let (status, body) = hall.answered(asker);
+    assert_eq!(status, 201, "{body}");
+    let made = body["ticket"].as_str().expect("a ticket");
+    let hash = restcast::auth::ticket::TicketHash::of(made.as_bytes()).expect("a ticket");
+    assert_ne!(hash.to_string(), in_the_store, "another process could take it as well");
+    let conn = use_ticket(&mut hall, 0, made);
+    assert_eq!(hall.kinds(conn), ["welcome", "snapshot"]);
+    let conn = use_ticket(&mut hall, 0, made);
+    assert_eq!(hall.refused(conn), code(401, "INVALID_TOKEN"));
+    assert_eq!(hall.tickets.len(), 1, "the other goes with its time");
+}
+
+#[test]
+fn a_ticket_opens_nothing_while_nobody_can_say_that_its_session_lives() {
+    let mut hall = hall_with(&Setup::new(), 600 * SECOND);
+    let cookie = cookie("s1");
+    let live = watch(&mut hall, "s1");
+    let made = ticket(&mut hall, 0, &[("Cookie", &cookie)]);
+    // The user signs out, and the store goes away before anything is heard of it.
+    hall.store.clear();
+    hall.answers = false;
+    let conn = use_ticket(&mut hall, 0, &made);
+    let of_ticket = hall.questions.pop_front().expect("a question");
+    hall.answer(of_ticket);
+    hall.settle();
+    let of_session = hall.questions.pop_front().expect("another");
+    assert!(matches!(of_session.lookup, Lookup::Sessions(_)), "{of_session:?}");
+    hall.away = true;
+    hall.answer(of_session);
+    hall.settle();
+    assert_eq!(hall.refused(conn), code(503, "SESSION_STORE_UNAVAILABLE"));
+    assert_eq!(hall.kinds(live), ["welcome", "snapshot"], "who is connected has the grace");
 }
 
 #[test]

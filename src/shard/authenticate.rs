@@ -108,12 +108,12 @@ impl Shard {
             }
             Asked::Session(question) => self.session_found(ask, *question, found),
             Asked::Reread(reread) => self.sessions_reread(reread, found),
-            Asked::Ticket(waiter, used) => {
+            Asked::Ticket(waiter) => {
                 let request = waiter.request();
-                let looked = self.ticket_found(waiter, used, found);
+                let looked = self.ticket_found(waiter, found);
                 self.looked_again(request, looked);
             }
-            Asked::Kept(connection, used) => self.ticket_kept(connection, ask, &used, &found),
+            Asked::Kept(connection, made) => self.ticket_kept(connection, ask, *made, &found),
         }
     }
 

@@ -7,9 +7,9 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::auth::control::ControlEntry;
-use crate::auth::grant::{Grant, GrantRecord};
+use crate::auth::grant::Grant;
 use crate::auth::session::SessionMark;
-use crate::auth::ticket::TicketHash;
+use crate::auth::ticket::TicketRecord;
 use crate::codec::message::ClientId;
 use crate::connection::handshake::{Presented, Refusal};
 use crate::ids::{ConnectionId, ConnectionKey, CoreId};
@@ -113,9 +113,9 @@ pub(super) enum Asked {
     /// Sessions that live here go on by their records, or end.
     Reread(Reread),
     /// A ticket has been used, if it was one.
-    Ticket(Waiter, Used),
+    Ticket(Waiter),
     /// A ticket is kept, and handed out.
-    Kept(ConnectionKey, Used),
+    Kept(ConnectionKey, Box<Made>),
 }
 
 /// What became of looking at a credential.
@@ -160,8 +160,8 @@ pub(super) enum Purpose {
     Cookie,
     /// A connection of it asks to be renewed.
     Update,
-    /// A ticket was, which had been made for what this says.
-    Ticket(Box<GrantRecord>),
+    /// A ticket was, which had been made for this user.
+    Ticket(Option<Box<str>>),
 }
 
 /// The records of sessions that are looked at again, in the order of the question.
@@ -171,12 +171,13 @@ pub(super) struct Reread {
     pub(super) sessions: Vec<(u32, SessionMark)>,
 }
 
-/// A ticket that the store is asked about.
+/// A ticket that the store was asked to keep.
 #[derive(Debug)]
-pub(super) struct Used {
-    pub(super) hash: TicketHash,
-    /// The ticket itself, where it is to be handed out.
+pub(super) struct Made {
+    /// What is handed out where the store has kept it.
     pub(super) ticket: Secret,
+    /// What it stands for: where the store did not say that it has, a ticket that it never heard of is made for this.
+    pub(super) record: TicketRecord,
 }
 
 impl Waiter {

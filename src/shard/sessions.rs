@@ -11,14 +11,14 @@ use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::auth::grant::{CredentialKind, Grant, GrantRecord, SessionNo};
+use crate::auth::grant::{CredentialKind, Grant, SessionNo};
 use crate::auth::marks::Revoked;
 use crate::auth::session::{Record, SessionMark};
 use crate::codec::message::{CloseReason, ErrorCode};
 use crate::connection::handshake::Refusal;
 use crate::connection::{Phase, State};
 use crate::ids::ConnectionKey;
-use crate::limits::{LOOKUP_TIMEOUT, LOOKUP_WAITERS_MAX, SESSIONS_PER_LOOKUP, SESSIONS_PER_TURN, TICKET_LIFE};
+use crate::limits::{LOOKUP_TIMEOUT, LOOKUP_WAITERS_MAX, SESSIONS_PER_LOOKUP, SESSIONS_PER_TURN};
 use crate::secret::Secret;
 use crate::time::{Instant, Now, WallTime};
 
@@ -210,16 +210,7 @@ impl Shard {
                     self.session_unread(place, asked.at);
                 }
                 for Waiting { no, waiter, purpose } in waiting {
-                    let outcome = match purpose {
-                        // What the ticket says was true a moment ago.
-                        Purpose::Ticket(record) => {
-                            let made = self.now.wall - TICKET_LIFE;
-                            let said = self.judge_session(mark, record.sub.as_deref(), made);
-                            said.map(|()| self.session_of_ticket(&sid, mark, *record))
-                        }
-                        other => Err(refused_as(&other, &unavailable())),
-                    };
-                    self.judged_if_waited_for(no, waiter, outcome);
+                    self.judged_if_waited_for(no, waiter, Err(refused_as(&purpose, &unavailable())));
                 }
             }
         }
@@ -230,26 +221,9 @@ impl Shard {
         let Some(session) = self.sessions.places.at(place) else { return Err(ended("the session has ended")) };
         match purpose {
             Purpose::Cookie | Purpose::Update => Ok(session.grant.clone()),
-            Purpose::Ticket(record) if record.sub.as_deref() == session.grant.sub() => {
-                Ok(session.grant.clone().by_ticket())
-            }
+            Purpose::Ticket(sub) if sub.as_deref() == session.grant.sub() => Ok(session.grant.clone().by_ticket()),
             Purpose::Ticket(_) => Err(ended("the session is another user's now")),
         }
-    }
-
-    /// The session of a ticket, by what the ticket says: the store cannot be asked.
-    fn session_of_ticket(&mut self, sid: &Secret, mark: SessionMark, record: GrantRecord) -> Grant {
-        if let Some(session) = self.sessions.place_of.get(&mark).and_then(|&place| self.sessions.places.at(place))
-            && session.grant.sub() == record.sub.as_deref()
-        {
-            return session.grant.clone().by_ticket();
-        }
-        let rights = self.rights.intern(record.rights);
-        let user = record.sub.unwrap_or_default();
-        let place = self.insert_session(sid.clone(), mark, &user, record.expires, rights);
-        self.session_unread(place);
-        let grant = self.sessions.places.at(place).map(|session| session.grant.clone());
-        grant.expect("the session was just inserted").by_ticket()
     }
 
     fn verdict(&self, asked: Now, record: Result<Option<SessionRecord>, ()>) -> Verdict {

@@ -1134,8 +1134,7 @@ fn deflated(message: &[u8]) -> Vec<u8> {
 
 /// The session that a token is, as that user's.
 fn whose<'a>(token: &'a Token, user: &'a str) -> Option<Whose<'a>> {
-    let earlier_us = if token.by_ticket { TICKET_US } else { 0 };
-    token.session.as_deref().map(|sid| Whose { sid, user, earlier_us })
+    token.session.as_deref().map(|sid| Whose { sid, user })
 }
 
 fn texts(list: &Value) -> Vec<String> {
