@@ -4,9 +4,12 @@ mod hall;
 
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hall::{COOKIE_SECRET, Conn, Hall, MS, SECOND, Setup, WALL_S, cookie, cookie_by, session_options};
 use restcast::auth::session::CookieSecrets;
 use restcast::codec::ws::{Opcode, write_masked};
+use restcast::limits::{KEY_LOOKUPS_MAX, KEY_WAITERS_PER_TURN};
 use restcast::secret::Secret;
 use restcast::shard::{Input, Lookup, Order};
 use serde_json::{Value, json};
@@ -210,6 +213,75 @@ fn a_question_without_an_answer_ends_in_503_and_a_late_answer_changes_nothing() 
     assert_eq!(hall.refused(conn), code(503, "OVERLOADED"));
     hall.answer_all();
     assert_eq!(hall.bytes(conn), b"");
+}
+
+// Keys that are asked for.
+
+/// A setup with an issuer whose keys are fetched, and none is there yet.
+fn with_issuer() -> Setup {
+    let text = "[limits]\nauth_failures_per_minute = 0\n[[auth.jwt.jwks]]\nissuer = \"https://idp\"\nurl = \"https://idp/keys\"\nalgs = [\"ES256\"]\n";
+    Setup { text: text.into(), ..Setup::new() }
+}
+
+fn signed_by(kid: &str) -> String {
+    let part = |value: Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    let claims = json!({ "iss": "https://idp", "sub": "u1", "exp": WALL_S + 600 });
+    let token = format!("{}.{}", part(json!({ "alg": "ES256", "kid": kid })), part(claims));
+    format!("Bearer {token}.{}", URL_SAFE_NO_PAD.encode([7; 64]))
+}
+
+#[test]
+fn names_of_keys_that_are_made_up_take_no_room_from_sessions() {
+    let mut hall = hall_with(&with_issuer(), 600 * SECOND);
+    hall.answers = false;
+    let strangers: Vec<Conn> = (0..KEY_LOOKUPS_MAX)
+        .map(|no| hall.upgrade(0, "/v1/streams/leads", &[("Authorization", &signed_by(&format!("k{no}")))]))
+        .collect();
+    assert_eq!(hall.questions.len(), KEY_LOOKUPS_MAX);
+    let one_more = signed_by("one more");
+    let conn = hall.upgrade(0, "/v1/streams/leads", &[("Authorization", &one_more)]);
+    assert_eq!(hall.refused(conn), code(503, "OVERLOADED"));
+    let known_to_be_asked_for = hall.upgrade(0, "/v1/streams/leads", &[("Authorization", &signed_by("k7"))]);
+    assert_eq!((hall.bytes(known_to_be_asked_for), hall.questions.len()), (vec![], KEY_LOOKUPS_MAX));
+    let by_session = watch(&mut hall, "s1");
+    assert_eq!(hall.questions.len(), KEY_LOOKUPS_MAX + 1, "a session is asked about");
+    let mine = cookie("s1");
+    let hybrid = hall.upgrade(0, "/v1/streams/leads", &[("Authorization", &one_more), ("Cookie", &mine)]);
+    assert_eq!(hall.bytes(hybrid), b"", "and tried where there is no room for the token's key");
+    hall.answer_all();
+    for conn in [by_session, hybrid] {
+        assert_eq!(hall.kinds(conn), ["welcome", "snapshot"]);
+    }
+    for conn in strangers.into_iter().chain([known_to_be_asked_for]) {
+        assert_eq!(hall.refused(conn), code(401, "INVALID_TOKEN"));
+    }
+    let conn = hall.upgrade(0, "/v1/streams/leads", &[("Authorization", &one_more)]);
+    hall.answer_all();
+    assert_eq!(hall.refused(conn), code(401, "INVALID_TOKEN"), "there is room again");
+}
+
+#[test]
+fn a_key_that_many_bring_is_asked_for_once_and_they_are_looked_at_in_turns() {
+    let mut hall = hall_with(&with_issuer(), 600 * SECOND);
+    hall.answers = false;
+    let (token, mine) = (signed_by("new"), cookie("s1"));
+    let many = KEY_WAITERS_PER_TURN + 1;
+    let mut conns: Vec<Conn> =
+        (0..many).map(|_| hall.upgrade(0, "/v1/streams/leads", &[("Authorization", &token)])).collect();
+    let hybrid = hall.upgrade(0, "/v1/streams/leads", &[("Authorization", &token), ("Cookie", &mine)]);
+    let gone = conns.swap_remove(0);
+    hall.lose(gone);
+    assert_eq!(hall.questions.len(), 1);
+    let question = hall.questions.pop_front().expect("a question");
+    hall.answer(question);
+    hall.settle();
+    let answered = conns.iter().filter(|conn| !hall.bytes(**conn).is_empty()).count();
+    assert_eq!((answered, hall.questions.len()), (KEY_WAITERS_PER_TURN - 1, 1), "the others in the next turn");
+    hall.answer_all();
+    assert_eq!(hall.questions.len(), 1, "the session's");
+    hall.answer_all();
+    assert_eq!(hall.kinds(hybrid), ["welcome", "snapshot"], "the key is not there, so the session counts");
+    assert_eq!((hall.bytes(gone), hall.questions.len()), (vec![], 0));
 }
 
 // Live sessions.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::auth::control::ControlEntry;
 use crate::auth::grant::Grant;
+use crate::auth::jwt::LackedKey;
 use crate::auth::session::SessionMark;
 use crate::auth::ticket::TicketRecord;
 use crate::codec::message::ClientId;
@@ -106,8 +107,8 @@ pub(super) enum Waiter {
 /// What is done with the answer to a [`Lookup`].
 #[derive(Debug)]
 pub(super) enum Asked {
-    /// The token is looked at again, with the key set as it is then.
-    KeySet(Waiter, Presented),
+    /// The tokens are looked at again, with the key set as it is then.
+    KeySet(Box<KeyQuestion>),
     /// A session's record is given to all who wait for it.
     Session(Box<Question>),
     /// Sessions that live here go on by their records, or end.
@@ -132,6 +133,21 @@ pub(super) enum Looked {
     Now(Waiter, Result<Grant, Refusal>),
     /// Somebody outside was asked; the waiter will be told, by this number.
     Later(u64),
+}
+
+/// A question about a key that an issuer's set does not have, and who waits for the answer.
+#[derive(Debug)]
+pub(super) struct KeyQuestion {
+    pub(super) lacked: LackedKey,
+    pub(super) waiting: Vec<KeyWaiting>,
+}
+
+/// One of them.
+#[derive(Debug)]
+pub(super) struct KeyWaiting {
+    pub(super) no: u64,
+    pub(super) waiter: Waiter,
+    pub(super) presented: Presented,
 }
 
 /// A question about one session's record, and who waits for the answer.

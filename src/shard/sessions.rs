@@ -626,12 +626,15 @@ impl Shard {
 
     /// A request is told only what it still waits for: the answer may be to an earlier one of the same connection.
     fn judged_if_waited_for(&mut self, no: u64, waiter: Waiter, outcome: Result<Grant, Refusal>) {
-        if let Waiter::Request(ConnectionKey { index, .. }) = waiter
-            && !matches!(self.http_mut(index).map(|http| &http.phase), Some(Phase::Looking { ask, .. }) if *ask == no)
-        {
-            return;
+        if self.is_waited_for(no, &waiter) {
+            self.judged(waiter, outcome);
         }
-        self.judged(waiter, outcome);
+    }
+
+    /// Whether a waiter still waits under that number, as far as it can be told.
+    pub(super) fn is_waited_for(&mut self, no: u64, waiter: &Waiter) -> bool {
+        let Waiter::Request(ConnectionKey { index, .. }) = *waiter else { return true };
+        matches!(self.http_mut(index).map(|http| &http.phase), Some(Phase::Looking { ask, .. }) if *ask == no)
     }
 }
 
