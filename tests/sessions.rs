@@ -2,11 +2,13 @@
 
 mod hall;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use hall::{COOKIE_SECRET, Conn, Hall, MS, SECOND, Setup, WALL_S, cookie, cookie_by, session_options};
+use hall::{COOKIE_SECRET, Conn, Hall, MS, SECOND, Setup, WALL_S, api_keys, cookie, cookie_by, session_options};
+use restcast::auth::api_key::{ApiKeyId, KeyHash, key_text};
 use restcast::auth::session::CookieSecrets;
 use restcast::codec::ws::{Opcode, write_masked};
 use restcast::limits::{KEY_LOOKUPS_MAX, KEY_WAITERS_PER_TURN};
@@ -282,6 +284,37 @@ fn a_key_that_many_bring_is_asked_for_once_and_they_are_looked_at_in_turns() {
     hall.answer_all();
     assert_eq!(hall.kinds(hybrid), ["welcome", "snapshot"], "the key is not there, so the session counts");
     assert_eq!((hall.bytes(gone), hall.questions.len()), (vec![], 0));
+}
+
+#[test]
+fn while_other_keys_are_still_being_judged_nothing_is_sent_under_a_revoked_one() {
+    let mut hall = Hall::new(&Setup::new());
+    let line = |id: &str, rate: u32| {
+        let key = key_text(&ApiKeyId::new(id).expect("an id"), &[7; 32]);
+        let hash = KeyHash::new(&key, [1; 16]).to_text();
+        let line = format!("[[auth.api_key]]\nid = {id:?}\nhash = {hash:?}\nstreams = [\"leads\"]\nrate = {rate}\n");
+        (String::from_utf8(key.expose_secret().to_vec()).expect("text"), line)
+    };
+    let ((many, before), (few, revoked)) = (line("many", 0), line("few", 0));
+    let keys = api_keys(&format!("{before}{revoked}"));
+    hall.tell_all(|| Input::ApiKeys(Arc::clone(&keys)));
+    let warm = hall.request(0, "GET", "/v1/streams/leads", &[("X-Api-Key", &many)]);
+    assert_eq!(hall.answered(warm).0, 200, "there is a value");
+    // As many as are judged in one turn, and have nothing to be sent for it.
+    for _ in 0..256 {
+        let conn = hall.upgrade(0, "/v1/ws", &[("X-Api-Key", &many)]);
+        assert_eq!(hall.kinds(conn), ["welcome"]);
+    }
+    let conns = [0; 3].map(|_| hall.upgrade(0, "/v1/ws", &[("X-Api-Key", &few)]));
+    for conn in conns {
+        assert_eq!(hall.kinds(conn), ["welcome"]);
+        hall.message_at_once(conn, json!({ "type": "subscribe", "stream": "leads" }));
+    }
+    let keys = api_keys(&line("many", 1).1);
+    hall.tell_all(|| Input::ApiKeys(Arc::clone(&keys)));
+    for conn in conns {
+        assert_eq!(hall.kinds(conn), ["subscribed", "4010 api_key_revoked"], "and no frame of the stream");
+    }
 }
 
 // Live sessions.
