@@ -277,10 +277,20 @@ impl Hall {
         self.shards[core].handle(self.now, input);
     }
 
+    /// The wall clock is set forward.
+    pub fn set_clock_forward(&mut self, by: Duration) {
+        self.now.wall = self.now.wall + by;
+        self.tell_all(|| Input::ClockMoved);
+    }
+
     /// Something is heard of a user or a session by Redis.
     pub fn hear(&mut self, event: &str, data: Value) {
-        let entry =
-            ControlEntry { event: event.to_owned(), data: data.to_string(), at_ms: self.now.wall.as_micros() / 1_000 };
+        self.hear_late(event, data, self.now.wall);
+    }
+
+    /// The same, dated `at`.
+    pub fn hear_late(&mut self, event: &str, data: Value, at: WallTime) {
+        let entry = ControlEntry { event: event.to_owned(), data: data.to_string(), at_ms: at.as_micros() / 1_000 };
         let events = Event::read(&entry, self.now.wall).expect("an event");
         let concerned: Arc<[Concerned]> =
             events.iter().filter_map(|event| self.ledger.marks().take(event, self.now.wall).concerned).collect();
