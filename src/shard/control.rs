@@ -24,7 +24,7 @@ use crate::frame::Transport;
 use crate::ids::ConnectionId;
 use crate::limits;
 use crate::secret::Secret;
-use crate::time::{Instant, WallTime};
+use crate::time::{Instant, Now, WallTime};
 
 use super::{Notice, Output, Shard};
 
@@ -322,7 +322,7 @@ impl Shard {
 
     /// Whether a credential may go on by what was said of its user, its session or itself. `since`: since when
     /// its connection is its user's, where it is open; a session that comes later than its user's logout is judged by its record alone.
-    fn judge_marks(&self, grant: &Grant, since: Option<Instant>) -> Result<(), Revoked> {
+    fn judge_marks(&self, grant: &Grant, since: Option<Now>) -> Result<(), Revoked> {
         let (marks, now) = (self.ledger.marks(), self.now.wall);
         if marks.is_empty() {
             return Ok(());
@@ -338,8 +338,7 @@ impl Shard {
             marks.judge_session(session, now)?;
         }
         let logged_out = grant.sub().and_then(|sub| marks.logged_out_at(grant.issuer(), sub, now));
-        // By the wall clock as it is now: it may have been set back since, and then it told a later time before the logout.
-        match (logged_out, since.map(|since| self.now.wall_of(since))) {
+        match (logged_out, since.map(|since| self.now.earliest_wall_of(since))) {
             // An event is dated to the millisecond.
             (Some(at), Some(since)) if since < at + Duration::from_millis(1) => Err(Revoked::LoggedOut),
             _ => Ok(()),

@@ -58,7 +58,7 @@ impl Shard {
             subscriptions: Subscriptions::None,
             reauthenticate_at: None,
             since: now,
-            identified: now,
+            identified: self.now,
             heartbeat_at: now + heartbeat,
             rate: MessageRate::default(),
             transport,
@@ -330,7 +330,7 @@ impl Shard {
             return Err(Refusal::new(ErrorCode::AuthSubjectMismatch, detail));
         }
         let counted = if raised { self.hold_subject(&grant)? } else { open.counted };
-        let now = self.now.at;
+        let now = self.now;
         let shared = std::rc::Rc::clone(grant.rights());
         let expires = grant.expires();
         let Some(open) = self.connections.at_mut(index).and_then(|connection| connection.open_mut()) else {
