@@ -380,6 +380,7 @@ labels! {
         Commands = "commands", "Questions and orders.";
         Events = "events", "What is published.";
         Log = "log", "The control stream, followed.";
+        Calls = "calls", "API keys, which may be many at once.";
     }
 }
 
