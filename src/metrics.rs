@@ -855,7 +855,7 @@ pub const METRICS: &[MetricDoc] = &[
     }),
     store(
         ("restcast_redis_up", MetricKind::Gauge, &["link"]),
-        "1 while the connection to Redis for commands, published events or the control stream is there, else 0",
+        "1 while the connection to Redis for commands, published events, the control stream or API keys is there, else 0",
         RedisLink::VALUES,
         |store, at| store.up.cells[at].value(),
     ),

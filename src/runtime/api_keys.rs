@@ -141,7 +141,7 @@ impl Inner {
         if self.kept.find(&key.id).is_some() || self.is_configured(&key.id) {
             return Err(KeysError::Taken);
         }
-        let too_many = self.kept.len() >= limits::API_KEYS_MAX;
+        let too_many = self.kept.count() >= limits::API_KEYS_MAX;
         if too_many || self.kept.bytes() + record_bytes(key) > limits::API_KEYS_BYTES_MAX {
             return Err(KeysError::TooMany);
         }

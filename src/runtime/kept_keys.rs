@@ -98,7 +98,7 @@ impl KeptKeys {
     }
 
     /// How many there are.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.made.len()
     }
 
@@ -453,7 +453,7 @@ mod tests {
         // Nor does the file, which may still have ours, bring it back once theirs is deleted.
         assert!(kept.delete(theirs.mark(), true));
         assert!(!kept.adopt(&stood));
-        assert_eq!(kept.len(), 0);
+        assert_eq!(kept.count(), 0);
     }
 
     #[test]
@@ -554,7 +554,7 @@ mod tests {
         assert!(kept.remove(&id("a")) && kept.remove(&id("b")) && !kept.remove(&id("c")));
         let mut kept = read_again(&kept);
         let merged = next(&mut kept, "e1", &[&a]);
-        assert_eq!((kept.len(), merged.delete.len(), merged.carry.len()), (0, 1, 0));
+        assert_eq!((kept.count(), merged.delete.len(), merged.carry.len()), (0, 1, 0));
     }
 
     #[test]
@@ -582,10 +582,10 @@ mod tests {
         let said = |change: &dyn Fn(&mut Value)| {
             let mut value = written.clone();
             change(&mut value);
-            KeptKeys::read(&value).map(|kept| kept.len())
+            KeptKeys::read(&value).map(|kept| kept.count())
         };
         assert_eq!(said(&|_| {}), Ok(1));
-        assert_eq!(KeptKeys::read(&Value::Null).map(|kept| kept.len()), Ok(0));
+        assert_eq!(KeptKeys::read(&Value::Null).map(|kept| kept.count()), Ok(0));
         assert_eq!(said(&|value| *value = json!("x")), Err("is no array".into()));
         assert_eq!(said(&|value| value["keys"][0]["hash"] = json!("x")), Err("has no key at place 0".into()));
         assert_eq!(said(&|value| value["epoch"] = json!("")), Err("has an epoch that is none".into()));
