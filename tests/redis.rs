@@ -925,7 +925,7 @@ fn the_server_says_how_redis_is_and_serves_without_it() {
     let server = Setup::new().redis(&url, "timeout = \"500ms\"").start();
     eventually("all is up", || (readyz(&server) == "{\"status\":\"ready\",\"redis\":\"up\"}\n").then_some(()));
     assert_eq!(server.metric(&["restcast_redis_up{link=\"commands\"}"]), 1.0);
-    assert_eq!(server.metric(&["restcast_redis_connects_total"]), 3.0);
+    assert_eq!(server.metric(&["restcast_redis_connects_total"]), 4.0);
     redis.client().command(&["PUBLISH", "user-logged-out", "u1"]).expect("an answer");
     eventually("it is heard", || (server.metric(&["restcast_control_entries_total", "heard"]) == 1.0).then_some(()));
     proxy.down();
@@ -948,7 +948,7 @@ fn the_server_starts_without_redis_and_says_so_once() {
     assert_eq!(readyz(&server), "{\"status\":\"ready\",\"redis\":\"away\"}\n");
     server.wait_for_log("The control stream of Redis could not be read yet", 1);
     eventually("it was tried several times", || {
-        // Attempts leave no trace but time: three links, one sentence.
+        // Attempts leave no trace but time: four links, one sentence.
         (server.log_count("Redis is away") == 1).then_some(())
     });
     let without = Setup::new().start();

@@ -423,7 +423,8 @@ impl KeyStore {
             }
             let outcome = self.read_all(redis, &random);
             last = Some(clock::now().at);
-            if let Err(error) = &outcome
+            // That Redis is away is said by whoever speaks with it.
+            if let Err(error @ CallError::Refused(_)) = &outcome
                 && redis.is_news(&error.to_string())
             {
                 let sentence = "The API keys in Redis cannot be read; those known here stay in force until they can.";
