@@ -67,8 +67,9 @@ impl SharedKeys {
     /// # Errors
     /// [`CallError`].
     pub fn read(&self, epoch: &str) -> Result<Reading, CallError> {
-        let begin = command("HSETNX", [KEYS.as_bytes(), EPOCH.as_bytes(), epoch.as_bytes()]);
-        let fields = match self.store.call(vec![begin, command("HLEN", [KEYS.as_bytes()])])?.get(1) {
+        // Each call begins so: the second may go to another server than the first.
+        let begin = || command("HSETNX", [KEYS.as_bytes(), EPOCH.as_bytes(), epoch.as_bytes()]);
+        let fields = match self.store.call(vec![begin(), command("HLEN", [KEYS.as_bytes()])])?.get(1) {
             Some(Reply::Integer(fields)) => usize::try_from(*fields).unwrap_or(usize::MAX),
             _ => return Err(nonsense("HLEN")),
         };
@@ -76,7 +77,7 @@ impl SharedKeys {
             let why = format!("{KEYS} has {fields} fields, at most {} are read", limits::API_KEYS_FIELDS_MAX);
             return Err(CallError::Refused(why));
         }
-        match self.store.call(vec![command("HGETALL", [KEYS.as_bytes()])])?.into_iter().next() {
+        match self.store.call(vec![begin(), command("HGETALL", [KEYS.as_bytes()])])?.into_iter().nth(1) {
             Some(Reply::Array(fields)) => reading_of(fields),
             _ => Err(nonsense("HGETALL")),
         }
