@@ -323,7 +323,7 @@ fn a_process_that_was_cut_off_alone_hears_afterwards_of_what_was_made_and_delete
 #[test]
 fn a_key_whose_making_was_not_answered_is_nobodys() {
     let (redis, upstream) = (Redis::start(), upstream());
-    let server = alone(&upstream).redis(&redis.url(), "timeout = \"1s\"").start();
+    let server = alone(&upstream).redis(&redis.url(), "timeout = \"3s\"").start();
     connected(&server);
     make(&server, "known");
     redis.pause();
