@@ -199,7 +199,7 @@ pub const KEYS: &[KeyDoc] = &[
     key("auth.api_key.rate", COUNT, Is("0"), "Requests and handshakes a minute with it; past it 429; 0: unlimited"),
     key("auth.api_key.roles", TextList, Is("[]"), "Roles of who presents it, for streams and views that ask for one; actions are not for API keys"),
     key("auth.api_key.permissions", TextList, Is("[]"), "Permissions of who presents it"),
-    key("redis.url", Secret, Unset, "`redis://user:password@host:port/database`, `rediss://` for TLS; user and password percent-encoded, each part but the host may be left out. Redis 6.2 or newer, or Valkey; without it sessions, tickets and control events are this process's alone"),
+    key("redis.url", Secret, Unset, "`redis://user:password@host:port/database`, `rediss://` for TLS; user and password percent-encoded, each part but the host may be left out. Redis 6.2 or newer, or Valkey; without it sessions, tickets, the admin API's keys and control events are this process's alone"),
     key("redis.ca", Text, Unset, "PEM file of the roots to trust instead of the system's"),
     key("redis.timeout", Form::Duration { min_ms: 10, max_ms: 20_000 }, Is("\"2s\""), "How long connecting to Redis, logging in or an answer may take"),
     key("redis.channel_logout", Text, Is("\"user-logged-out\""), "Channel on which logouts are published"),
