@@ -4,18 +4,19 @@
 
 mod support;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use restcast::auth::control::ControlEntry;
 use restcast::config::{CA_FILE_BYTES_MAX, Config, FileError, RedisOptions, Sources};
-use restcast::ids::CoreId;
+use restcast::ids::{CoreId, ProcessId};
 use restcast::metrics::{RedisEntry, RedisLink, RedisResult};
 use restcast::runtime::redis::{CONTROL_STREAM, Settings, Sink, Store, StoreParts};
 use restcast::runtime::resolver::Resolver;
 use restcast::secret::Secret;
-use restcast::shard::{Found, Lookup, Order, SessionRecord};
+use restcast::shard::{Found, Lookup, Order, PeerAsk, SessionRecord};
 use serde_json::json;
 use support::redis::{Redis, RedisSetup, Said, free_port};
 use support::server::{ADMIN_KEY, PATIENCE, Raw, Server, Setup, Ws, bearer, eventually, mint, now_s};
@@ -34,6 +35,8 @@ enum Told {
     Found(u64, Found),
     Heard(ControlEntry, Instant),
     State(bool),
+    Renewal(CoreId, u32, Vec<u8>, PeerAsk),
+    List(PeerAsk, Vec<u8>),
 }
 
 struct Ear {
@@ -55,6 +58,15 @@ impl Sink for Ear {
         }
     }
 
+    fn renewal(&mut self, core: CoreId, index: u32, sealed: Vec<u8>, ask: PeerAsk) -> bool {
+        let _ = self.tell.send(Told::Renewal(core, index, sealed, ask));
+        core == CoreId(3)
+    }
+
+    fn list(&mut self, ask: PeerAsk, sealed: Vec<u8>) {
+        let _ = self.tell.send(Told::List(ask, sealed));
+    }
+
     fn state(&mut self, up: bool) {
         let _ = self.tell.send(Told::State(up));
     }
@@ -66,6 +78,7 @@ impl Sink for Ear {
 
 struct Desk {
     store: Store,
+    process: ProcessId,
     told: Receiver<Told>,
     kept: Vec<Told>,
     asked: u64,
@@ -106,8 +119,11 @@ impl Desk {
         let resolver = Arc::new(Resolver::system());
         let store = Store::new(options.timeout).expect("a descriptor is left");
         let failed = Box::new(|| panic!("the thread that speaks with Redis has panicked"));
-        store.start(StoreParts { options, settings, sink, resolver, seed: [7; 32], failed }).expect("it starts");
-        Desk { store, told, kept: Vec::new(), asked: 0, full }
+        static STARTED: AtomicU64 = AtomicU64::new(1);
+        let process = ProcessId(STARTED.fetch_add(1, Ordering::Relaxed));
+        let parts = StoreParts { options, process, settings, sink, resolver, seed: [7; 32], failed };
+        store.start(parts).expect("it starts");
+        Desk { store, process, told, kept: Vec::new(), asked: 0, full }
     }
 
     /// The first thing told that `wanted` picks, within `patience`; others are kept.

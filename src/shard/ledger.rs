@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::auth::marks::Marks;
-use crate::ids::Holder;
+use crate::ids::{Holder, ProcessId};
 use crate::time::Instant;
 
 use super::ticket_table::Tickets;
@@ -131,6 +131,11 @@ impl Ledger {
     /// How many tickets were made that are not too old, used or not.
     pub fn tickets_made(&self, now: Instant) -> usize {
         self.tickets.made(now)
+    }
+
+    /// The process's name among those that share a Redis.
+    pub fn process(&self) -> ProcessId {
+        ProcessId(self.tickets.maker)
     }
 
     /// The tickets that were made.

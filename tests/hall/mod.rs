@@ -361,6 +361,7 @@ impl Hall {
                 Found::Kept
             }
             Lookup::KeySet(_) => Found::KeySet,
+            Lookup::Renew { .. } => Found::Renewed(None),
         }
     }
 
