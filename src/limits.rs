@@ -333,8 +333,8 @@ pub const PEER_QUEUE_BYTES_MAX: usize = 8 << 20;
 pub const PEER_ASK_AGE_MAX: Duration = Duration::from_secs(30);
 /// How often a process tells the others that it is there,
 pub const PEER_HELLO_INTERVAL: Duration = Duration::from_secs(5);
-/// and how long they believe it.
-pub const PEER_HELLO_LIFE: Duration = Duration::from_secs(16);
+/// and how long they believe it: one whose connection was lost has come back by then ([`REDIS_BACKOFF_MAX`]).
+pub const PEER_HELLO_LIFE: Duration = Duration::from_secs(11);
 /// Other processes that one knows of.
 pub const PEERS_MAX: usize = 1024;
 /// Lists of connections that other processes ask for and that wait to be made; past it they are not answered.
@@ -350,6 +350,7 @@ const _: () = {
     assert!(PEER_LIST_BYTES_MAX * 4 / 3 + 4096 <= PEER_MESSAGE_BYTES_MAX);
     assert!(TOKEN_BYTES_MAX * 6 * 4 / 3 + 4096 <= PEER_MESSAGE_BYTES_MAX);
     assert!(PEER_LISTED_BYTES_MAX * 2 <= PEER_LIST_BYTES_MAX);
+    assert!(PEER_HELLO_LIFE.as_secs() > PEER_HELLO_INTERVAL.as_secs() + REDIS_BACKOFF_MAX.as_secs());
 };
 /// Connections of a core that one turn looks through for a list.
 pub const LIST_LOOKS_PER_TURN: u32 = 4096;

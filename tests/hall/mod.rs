@@ -18,7 +18,8 @@ use restcast::ids::CoreId;
 use restcast::metrics::CoreMetrics;
 use restcast::secret::Secret;
 use restcast::shard::{
-    Catalog, Found, Input, Ledger, Lookup, Options, Order, Output, Sent, SessionRecord, Shard, Wire,
+    Catalog, ConnectionQuery, Found, Input, Ledger, Listed, Lookup, Options, Order, Output, Sent, SessionRecord, Shard,
+    Wire,
 };
 use restcast::stream::poll::{FetchResponse, PollNo, Validators};
 use restcast::time::{Instant, Now, WallTime};
@@ -209,6 +210,11 @@ impl Hall {
         let peer: SocketAddr = "192.0.2.1:4711".parse().expect("an address");
         let key = self.shards[core].accept(self.now, peer).expect("there is room");
         Conn { core, index: key.index }
+    }
+
+    /// What a core tells of its connections in one turn.
+    pub fn list(&self, core: usize, sub: Option<&str>, first: u32, limit: usize) -> Listed {
+        self.shards[core].list(&ConnectionQuery { sub: sub.map(str::to_owned), first, limit })
     }
 
     pub fn say(&mut self, conn: Conn, bytes: &[u8]) {
