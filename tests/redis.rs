@@ -915,6 +915,67 @@ fn nothing_more_is_read_while_those_who_hear_have_no_room() {
 }
 
 #[test]
+fn processes_ask_the_one_that_is_named_or_all_and_believe_no_other_answer() {
+    let redis = Redis::start();
+    let [mut asks, mut holds, mut other] = [(); 3].map(|()| Desk::at(&redis.url()));
+    [&asks, &holds, &other].into_iter().for_each(Desk::wait_until_up);
+    let renew = |process, core| Lookup::Renew { process, core: CoreId(core), index: 9, sealed: vec![1, 2, 255] };
+    let asked = asks.ask(renew(holds.process, 3));
+    let question = holds.told("a renewal", |told| match told {
+        Told::Renewal(core, index, sealed, ask) => {
+            assert_eq!((*core, *index, sealed.as_slice()), (CoreId(3), 9, &[1, 2, 255][..]));
+            Some(*ask)
+        }
+        _ => None,
+    });
+    assert_eq!(question.process, asks.process);
+    for (desk, answer) in [(&other, 7), (&holds, 4), (&holds, 5)] {
+        desk.store.order(Order::Answer { to: question, sealed: Some(vec![answer]) });
+    }
+    let found = asks.answer(asked);
+    assert!(matches!(&found, Found::Renewed(Some(sealed)) if *sealed == [4]), "{found:?}");
+    // A core that is not there, and a process that never was: nobody is waited for.
+    for nowhere in [renew(holds.process, 4), renew(ProcessId(u64::MAX), 3)] {
+        let begun = Instant::now();
+        let found = asks.find(nowhere);
+        assert!(matches!(found, Found::Renewed(None)), "{found:?}");
+        assert!(begun.elapsed() < PATIENCE / 2);
+    }
+    // A list is asked of all.
+    let lists = asks.store.list(vec![6]);
+    for (desk, answer) in [(&mut holds, Some(vec![1])), (&mut other, None)] {
+        let ask = desk.told("a list", |told| match told {
+            Told::List(ask, sealed) => (*sealed == [6]).then_some(*ask),
+            _ => None,
+        });
+        desk.store.order(Order::Answer { to: ask, sealed: answer });
+    }
+    let lists = lists.recv_timeout(PATIENCE).expect("they have answered");
+    assert_eq!((lists.complete, &lists.unanswered), (false, &vec![other.process]), "it would not");
+    assert_eq!(lists.answers, [(holds.process, vec![1])]);
+    // Who does not answer is named once the time is over, and who asks for a renewal is told as well.
+    let lists = asks.store.list(vec![7]);
+    let found = asks.find(renew(holds.process, 3));
+    assert!(matches!(found, Found::Unavailable), "{found:?}");
+    let mut lists = lists.recv_timeout(PATIENCE).expect("the time is over");
+    lists.unanswered.sort();
+    assert_eq!((lists.complete, lists.unanswered), (false, vec![holds.process, other.process]));
+    // One that ends says so.
+    other.store.finish();
+    holds.told("a list", |told| matches!(told, Told::List(..)).then_some(()));
+    let lists = eventually("it is gone", || {
+        let lists = asks.store.list(vec![8]);
+        let ask = holds.told("a list", |told| match told {
+            Told::List(ask, sealed) => (*sealed == [8]).then_some(*ask),
+            _ => None,
+        });
+        holds.store.order(Order::Answer { to: ask, sealed: Some(vec![2]) });
+        lists.recv_timeout(PATIENCE).ok().filter(|lists| lists.complete)
+    });
+    assert_eq!((lists.unanswered, lists.answers.len()), (vec![], 1));
+}
+
+#[test]
 fn the_end_waits_for_events_on_their_way() {
     let redis = Redis::start();
     let desk = Desk::at(&redis.url());

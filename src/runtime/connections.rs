@@ -23,7 +23,6 @@ use crate::secret::Secret;
 use crate::shard::{ConnectionQuery, Listed, ListedConnection, Order, PeerAsk};
 use crate::time::Instant;
 
-use super::admin::Admin;
 use super::admin_call::{Call, problem};
 use super::core::Process;
 use super::mailbox::Message;
@@ -299,15 +298,19 @@ pub struct PeerListings {
 }
 
 impl PeerListings {
-    /// Starts the thread. It ends when this is dropped.
+    /// Starts the thread, which ends when this is dropped. `key` tells the admin key, as it is then.
     ///
     /// # Errors
     /// Where the system has no thread left.
-    pub fn start(admin: Arc<Admin>) -> std::io::Result<PeerListings> {
+    pub fn start(
+        process: Arc<Process>,
+        key: impl Fn() -> Option<Secret> + Send + 'static,
+    ) -> std::io::Result<PeerListings> {
         let (asks, asked) = sync_channel::<(PeerAsk, Vec<u8>)>(limits::PEER_LISTS_MAX);
         std::thread::Builder::new().name("peer-lists".into()).spawn(move || {
             while let Ok((ask, sealed)) = asked.recv() {
-                let made = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| list_for_other(&admin, &sealed)));
+                let made =
+                    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| list_for_other(&process, key(), &sealed)));
                 let answer = match made {
                     Ok(Ok(answer)) => answer,
                     // It has not answered, which it says itself.
@@ -318,7 +321,7 @@ impl PeerListings {
                         continue;
                     }
                 };
-                if let Some(store) = &admin.process.store {
+                if let Some(store) = &process.store {
                     store.order(Order::Answer { to: ask, sealed: answer });
                 }
             }
@@ -333,13 +336,13 @@ impl PeerListings {
 }
 
 /// The list that another process asks for, sealed; `None`: it does not have this one's admin key.
-fn list_for_other(admin: &Admin, question: &[u8]) -> Result<Option<Vec<u8>>, Busy> {
-    let Some(key) = admin.key() else { return Ok(None) };
+fn list_for_other(process: &Process, key: Option<Secret>, question: &[u8]) -> Result<Option<Vec<u8>>, Busy> {
+    let Some(key) = key else { return Ok(None) };
     let opened = sealed::open(key.expose_secret(), Purpose::List, question);
     let (Some(wanted), Some(asked)) = (opened.and_then(|text| Wanted::read(&text)), sealed::salt(question)) else {
         return Ok(None);
     };
-    let part = list_own(&admin.process, &wanted, limits::PEER_LIST_BYTES_MAX)?;
+    let part = list_own(process, &wanted, limits::PEER_LIST_BYTES_MAX)?;
     let Some(salt) = super::salt() else { return Err(Busy) };
     Ok(Some(sealed::seal(key.expose_secret(), Purpose::ListAnswer(asked), salt, part.text().as_bytes())))
 }

@@ -289,8 +289,8 @@ fn run(
     if let (Some(store), Some(redis)) = (&process.store, &config.redis) {
         let mut seed = [0u8; 32];
         fill_random(&mut seed)?;
-        let hears = Arc::clone(&control);
-        let listings = PeerListings::start(Arc::clone(&admin))?;
+        let (hears, keeper) = (Arc::clone(&control), Arc::clone(&admin));
+        let listings = PeerListings::start(Arc::clone(&process), move || keeper.key())?;
         let sink = Mailboxes::new(
             process.mailboxes.clone(),
             Box::new(move |entries| hears.heard(entries)),
