@@ -335,6 +335,8 @@ pub const PEER_ASK_AGE_MAX: Duration = Duration::from_secs(30);
 pub const PEER_HELLO_INTERVAL: Duration = Duration::from_secs(5);
 /// and how long they believe it: one whose connection was lost has come back by then ([`REDIS_BACKOFF_MAX`]).
 pub const PEER_HELLO_LIFE: Duration = Duration::from_secs(11);
+/// Least time between two log lines about messages of other processes that make no sense.
+pub const PEER_NOTICE_INTERVAL: Duration = Duration::from_secs(60);
 /// Other processes that one knows of.
 pub const PEERS_MAX: usize = 1024;
 /// Lists of connections that other processes ask for and that wait to be made; past it they are not answered.

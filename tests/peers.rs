@@ -8,6 +8,11 @@ mod support;
 
 use std::time::{Duration, Instant};
 
+use restcast::auth::renewal::{RenewalAnswer, RenewalAsk};
+use restcast::ids::{ConnectionId, ProcessId};
+use restcast::secret::Secret;
+use restcast::shard::{Found, Input, Lookup, Order, PeerAsk};
+use restcast::time::WallTime;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use support::redis::{Client, RedisSetup, Said};
@@ -475,4 +480,117 @@ fn a_list_looks_through_a_bounded_number_of_connections_in_a_turn() {
     assert_eq!((page.connections.len(), page.next), (100, Some(100)));
     assert_eq!(hall.list(0, None, count - 1, 1).next, None);
     assert_eq!(hall.list(0, None, u32::MAX, 1).connections.len(), 0);
+}
+
+/// One event stream of `u1`, in a process of its own; its name.
+fn hall_with_stream() -> (hall::Hall, ConnectionId) {
+    let mut hall = hall::Hall::new(&hall::Setup::new());
+    let token = format!("Bearer {}", hall.token(json!({})));
+    let headers = [("Accept", "text/event-stream"), ("Authorization", &*token)];
+    hall.request(0, "GET", "/v1/streams/leads", &headers);
+    let name = hall.list(0, Some("u1"), 0, 1).connections[0].id;
+    hall.orders.clear();
+    (hall, name)
+}
+
+#[test]
+fn a_question_that_was_kept_is_not_answered_and_one_that_was_made_up_finds_no_connection() {
+    const ASK: PeerAsk = PeerAsk { process: ProcessId(7), ask: 1 };
+    const SALT: [u8; 16] = [1; 16];
+    let (mut hall, name) = hall_with_stream();
+    let token = Secret::new(hall.token(json!({ "permissions": ["p"] })));
+    let mut asked = |place: u32, sealed: Vec<u8>| {
+        hall.tell_all(|| Input::PeerRenewal { connection: place, sealed: sealed.clone(), ask: ASK });
+        let answers: Vec<Option<Vec<u8>>> = hall
+            .orders
+            .drain(..)
+            .map(|order| match order {
+                Order::Answer { to, sealed } => {
+                    assert_eq!(to, ASK);
+                    sealed
+                }
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        answers
+    };
+    let ask = |at_s: u64, token: &Secret| RenewalAsk {
+        token: token.clone(),
+        addr: [192, 0, 2, 1].into(),
+        at: WallTime::from_secs(at_s),
+    };
+    let good = ask(hall::WALL_S, &token).seal(name.random, SALT);
+    let answers = asked(name.index, good.clone());
+    let [Some(sealed)] = answers.as_slice() else { panic!("{answers:?}") };
+    let answer = RenewalAnswer::open(name.random, SALT, sealed).expect("an answer to that question");
+    assert_eq!((answer.status, answer.late), (200, false));
+    assert!(answer.text.contains(r#""permissions":["p"]"#), "{}", answer.text);
+    let refused = asked(name.index, ask(hall::WALL_S, &Secret::new("x")).seal(name.random, SALT));
+    let answer = RenewalAnswer::open(name.random, SALT, refused[0].as_deref().expect("an answer")).expect("one");
+    assert_eq!((answer.status, answer.code.as_deref()), (401, Some("INVALID_TOKEN")));
+    // Who does not know the name, or says the place of nobody.
+    let forged = ask(hall::WALL_S, &token).seal(name.random ^ 1, SALT);
+    let other_answer = sealed.clone();
+    for (place, sealed) in [
+        (name.index, forged),
+        (name.index, Vec::new()),
+        (name.index, vec![0; 15]),
+        (name.index, other_answer),
+        (name.index + 1, good.clone()),
+        (u32::MAX, good),
+    ] {
+        assert_eq!(asked(place, sealed), [None], "at {place}");
+    }
+    // An old one may be somebody's who has listened.
+    assert_eq!(asked(name.index, ask(hall::WALL_S - 31, &token).seal(name.random, SALT)), [] as [Option<Vec<u8>>; 0]);
+}
+
+#[test]
+fn a_request_that_another_process_is_to_answer_is_answered_whatever_comes_back() {
+    let (mut hall, name) = hall_with_stream();
+    hall.answers = false;
+    let elsewhere = ConnectionId { process: ProcessId(name.process.0 ^ 1), ..name };
+    let body = json!({ "token": hall.token(json!({})) }).to_string();
+    let post = |hall: &mut hall::Hall| {
+        let conn = hall.connect(0);
+        let length = body.len();
+        let head =
+            format!("POST /v1/connections/{elsewhere}/auth HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n");
+        hall.say(conn, format!("{head}{body}").as_bytes());
+        let question = hall.questions.pop_front().expect("it is asked");
+        let Lookup::Renew { process, core, index, sealed } = &question.lookup else { panic!("{question:?}") };
+        assert_eq!((*process, *core, *index), (elsewhere.process, elsewhere.core, elsewhere.index));
+        let asked = RenewalAsk::open(elsewhere.random, sealed).expect("whoever gave the name reads it");
+        assert!(body.contains(std::str::from_utf8(asked.token.expose_secret()).expect("text")));
+        let salt: [u8; 16] = *sealed.first_chunk().expect("a salt");
+        (conn, question.ask, salt)
+    };
+    let ok = RenewalAnswer {
+        status: 200,
+        code: None,
+        text: "{\"type\":\"auth_ok\"}".into(),
+        retry_after_s: None,
+        late: false,
+    };
+    let cases: [(&str, fn(&RenewalAnswer, u128, [u8; 16]) -> Found, (u16, &str)); 5] = [
+        ("good", |ok, random, salt| Found::Renewed(Some(ok.seal(random, salt, [2; 16]))), (200, "")),
+        (
+            "to another question",
+            |ok, random, _| Found::Renewed(Some(ok.seal(random, [0; 16], [2; 16]))),
+            (503, "SESSION_STORE_UNAVAILABLE"),
+        ),
+        ("garbage", |_, _, _| Found::Renewed(Some(vec![1, 2, 3])), (503, "SESSION_STORE_UNAVAILABLE")),
+        ("nobody", |_, _, _| Found::Renewed(None), (404, "UNKNOWN_CONNECTION")),
+        ("away", |_, _, _| Found::Unavailable, (503, "SESSION_STORE_UNAVAILABLE")),
+    ];
+    for (what, found, (status, code)) in cases {
+        let (conn, ask, salt) = post(&mut hall);
+        let found = found(&ok, elsewhere.random, salt);
+        hall.tell_all(|| Input::Found { ask, found: found.clone() });
+        assert_eq!(hall.refused(conn), (status, code.to_owned()), "{what}");
+    }
+    // Nobody waits for ever, not even where the store never answers.
+    let (conn, ..) = post(&mut hall);
+    hall.pass(restcast::limits::LOOKUP_TIMEOUT + hall::SECOND);
+    assert_eq!(hall.answered(conn).0, 503);
 }

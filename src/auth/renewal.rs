@@ -50,18 +50,20 @@ impl RenewalAsk {
         sealed::seal(&random.to_be_bytes(), Purpose::Renewal, salt, text.as_bytes())
     }
 
-    /// What was asked at about `now` of the connection with these bits. `None`: nothing was.
-    pub fn open(random: u128, sealed: &[u8], now: WallTime) -> Option<RenewalAsk> {
+    /// What was asked of the connection with these bits. `None`: nothing was.
+    pub fn open(random: u128, sealed: &[u8]) -> Option<RenewalAsk> {
         let text = sealed::open(&random.to_be_bytes(), Purpose::Renewal, sealed)?;
         let value: Value = serde_json::from_slice(&text).ok()?;
-        let ask = RenewalAsk {
+        Some(RenewalAsk {
             token: Secret::new(value.get("token")?.as_str()?),
             addr: value.get("addr")?.as_str()?.parse().ok()?,
             at: WallTime::from_micros(value.get("at")?.as_u64()?),
-        };
-        // Either clock may be ahead.
-        let apart = now.since(ask.at).max(ask.at.since(now));
-        (apart <= limits::PEER_ASK_AGE_MAX).then_some(ask)
+        })
+    }
+
+    /// Whether it was asked at about `now`: either clock may be ahead.
+    pub fn is_of(&self, now: WallTime) -> bool {
+        now.since(self.at).max(self.at.since(now)) <= limits::PEER_ASK_AGE_MAX
     }
 }
 
@@ -106,10 +108,9 @@ mod tests {
 
     #[test]
     fn what_is_asked_and_answered_reads_back_for_that_connection_alone() {
-        let now = WallTime::from_secs(1_000);
         let sealed = ask(1_000).seal(7, SALT);
-        assert_eq!(RenewalAsk::open(7, &sealed, now), Some(ask(1_000)));
-        assert_eq!(RenewalAsk::open(8, &sealed, now), None);
+        assert_eq!(RenewalAsk::open(7, &sealed), Some(ask(1_000)));
+        assert_eq!(RenewalAsk::open(8, &sealed), None);
         let answers = [
             RenewalAnswer { status: 200, code: None, text: "{\"a\":1}".into(), retry_after_s: None, late: false },
             RenewalAnswer {
@@ -128,11 +129,10 @@ mod tests {
     }
 
     #[test]
-    fn a_question_that_somebody_has_kept_is_none() {
+    fn a_question_that_somebody_has_kept_is_not_of_now() {
         let age = limits::PEER_ASK_AGE_MAX.as_secs();
-        let sealed = ask(1_000).seal(7, SALT);
         for (now, good) in [(1_000 + age, true), (1_001 + age, false), (1_000 - age, true), (999 - age, false)] {
-            assert_eq!(RenewalAsk::open(7, &sealed, WallTime::from_secs(now)).is_some(), good, "{now}");
+            assert_eq!(ask(1_000).is_of(WallTime::from_secs(now)), good, "{now}");
         }
     }
 
@@ -142,7 +142,7 @@ mod tests {
             ["", "{}", "[]", "null", r#"{"token":1}"#, r#"{"token":"a","addr":"x","at":0}"#, r#"{"status":200}"#]
         {
             let asked = sealed::seal(&7u128.to_be_bytes(), Purpose::Renewal, SALT, text.as_bytes());
-            assert_eq!(RenewalAsk::open(7, &asked, WallTime::from_secs(0)), None, "{text}");
+            assert_eq!(RenewalAsk::open(7, &asked), None, "{text}");
             let answered = sealed::seal(&7u128.to_be_bytes(), Purpose::RenewalAnswer(SALT), SALT, text.as_bytes());
             assert_eq!(RenewalAnswer::open(7, SALT, &answered), None, "{text}");
         }

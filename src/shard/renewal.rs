@@ -144,13 +144,16 @@ impl Shard {
     /// Another process asks to renew the connection at that place. Nobody who does not know its name can have sealed it.
     pub(super) fn peer_asks_to_renew(&mut self, index: u32, sealed: &[u8], ask: PeerAsk) {
         let open = self.connections.at(index).and_then(|connection| connection.open());
-        let asked = open.filter(|open| open.transport == Transport::Sse).and_then(|open| {
-            Some((open.random, sealed::salt(sealed)?, RenewalAsk::open(open.random, sealed, self.now.wall)?))
-        });
-        let Some((random, salt, RenewalAsk { token, addr, .. })) = asked else {
+        let asked = open
+            .filter(|open| open.transport == Transport::Sse)
+            .and_then(|open| Some((open.random, sealed::salt(sealed)?, RenewalAsk::open(open.random, sealed)?)));
+        let Some((random, salt, asked)) = asked else {
             return self.outputs.push_back(Output::Order(Order::Answer { to: ask, sealed: None }));
         };
-        self.renew(self.name_of(index, random), &token, addr, Asker::Peer { ask, salt });
+        // An old one was kept by somebody, or a clock is wrong: whoever asks is not told that there is no such connection.
+        if asked.is_of(self.now.wall) {
+            self.renew(self.name_of(index, random), &asked.token, asked.addr, Asker::Peer { ask, salt });
+        }
     }
 
     /// To this core: renew the credential of a live SSE connection.

@@ -481,7 +481,9 @@ impl Answers<'_> {
                     Reply::Integer(count) => Some(count),
                     Reply::Error(line) => {
                         let why = judged("PUBLISH", &line)?;
-                        self.said.push((RedisLink::Commands, why));
+                        if ask.is_some() {
+                            self.said.push((RedisLink::Commands, why));
+                        }
                         None
                     }
                     _ => return Err(Fault::OutOfStep),

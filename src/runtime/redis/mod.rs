@@ -499,7 +499,7 @@ impl Hub {
         let (mut published, mut logged, mut told) = (Vec::new(), Vec::new(), Vec::new());
         let of_events = events.turn(now, readable(for_events), &mut io, &metrics, &mut said, &mut published, &mut told);
         for message in told {
-            if !peers.heard(now.at, &message, commands, sink.as_mut(), &metrics) {
+            if !peers.heard(now.at, &message, commands, sink.as_mut(), &metrics) && peers.nonsense(now.at) {
                 said.push((RedisLink::Events, "a message of another process makes no sense".to_owned()));
             }
         }

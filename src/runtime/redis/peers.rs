@@ -101,12 +101,14 @@ pub(super) struct Peers {
     hello_at: Instant,
     /// Whether what others say is heard.
     hears: bool,
+    /// When it was last said in the log that something made no sense.
+    nonsense_said: Option<Instant>,
 }
 
 impl Peers {
     pub(super) fn new(process: ProcessId, timeout: Duration, now: Instant) -> Peers {
         let (asked, known) = (BTreeMap::new(), HashMap::new());
-        Peers { process, timeout, no: 0, asked, known, hello_at: now, hears: false }
+        Peers { process, timeout, no: 0, asked, known, hello_at: now, hears: false, nonsense_said: None }
     }
 
     /// How many questions of cores are under way.
@@ -239,6 +241,15 @@ impl Peers {
     pub(super) fn next_timeout(&self) -> Option<Instant> {
         let due = self.asked.first_key_value().map(|(_, asked)| asked.due);
         [due, self.hears.then_some(self.hello_at)].into_iter().flatten().min()
+    }
+
+    /// A message made no sense; whether the log is to say so.
+    pub(super) fn nonsense(&mut self, now: Instant) -> bool {
+        let news = self.nonsense_said.is_none_or(|said| now.since(said) >= limits::PEER_NOTICE_INTERVAL);
+        if news {
+            self.nonsense_said = Some(now);
+        }
+        news
     }
 
     /// A message came, on the channel of all or on this process's own; whether it made sense.
