@@ -1086,6 +1086,7 @@ fn a_published_logout_ends_every_connection_of_the_user_on_every_process_within_
         let mut theirs: Vec<Ws> =
             servers.iter().flat_map(|(_, server)| (0..50).map(|_| watching(server, &theirs))).collect();
         let mut others: Vec<Ws> = servers.iter().map(|(_, server)| watching(server, &others)).collect();
+        let of_that_second = token(&user);
         let begun = Instant::now();
         // By its id alone, or as JSON.
         let payload = if round % 2 == 0 { user.clone() } else { json!({ "userId": user }).to_string() };
@@ -1095,7 +1096,7 @@ fn a_published_logout_ends_every_connection_of_the_user_on_every_process_within_
         }
         took.push(begun.elapsed());
         for (_, server) in &servers {
-            assert_eq!(refused(server, &token(&user)).0, 401, "a token of that very second is not good either");
+            assert_eq!(refused(server, &of_that_second).0, 401, "a token of that very second is not good either");
         }
         for ((upstream, _), ws) in servers.iter().zip(&mut others) {
             upstream.set_json("/leads", &format!("{{\"n\":{}}}", round + 1));
