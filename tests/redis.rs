@@ -892,16 +892,20 @@ fn a_stream_that_takes_nothing_is_tried_again() {
 #[test]
 fn nothing_more_is_read_while_those_who_hear_have_no_room() {
     let redis = Redis::start();
-    for n in 0..600 {
-        xadd(&redis, &n.to_string());
-    }
+    // On one connection, and without the disk: while there is no room the way to Redis may be given up after 2.5 s, and what
+    // was read is then read again.
+    redis.command(&["CONFIG", "SET", "appendfsync", "no"]);
+    let mut client = redis.client();
+    let mut add = |n: u32| {
+        let data = n.to_string();
+        client.command(&["XADD", CONTROL_STREAM, "*", "event", "user-logged-out", "data", &data]).expect("an answer");
+    };
+    (0..600).for_each(&mut add);
     let mut desk = Desk::at(&redis.url());
     assert!(desk.store.wait_for_replay(PATIENCE));
     *desk.full.lock().expect("nobody panics") = true;
     let read = desk.entries(RedisEntry::Read);
-    for n in 600..1200 {
-        xadd(&redis, &n.to_string());
-    }
+    (600..1200).for_each(&mut add);
     // One page may have been asked for already.
     let page = u64::from(restcast::limits::CONTROL_PAGE_ENTRIES);
     let until = Instant::now() + Duration::from_millis(300);
