@@ -482,6 +482,9 @@ fn a_list_looks_through_a_bounded_number_of_connections_in_a_turn() {
     assert_eq!(hall.list(0, None, u32::MAX, 1).connections.len(), 0);
 }
 
+/// What comes back to a question with that salt about the connection with these bits.
+type Reply = fn(&RenewalAnswer, u128, [u8; 16]) -> Found;
+
 /// One event stream of `u1`, in a process of its own; its name.
 fn hall_with_stream() -> (hall::Hall, ConnectionId) {
     let mut hall = hall::Hall::new(&hall::Setup::new());
@@ -572,7 +575,7 @@ fn a_request_that_another_process_is_to_answer_is_answered_whatever_comes_back()
         retry_after_s: None,
         late: false,
     };
-    let cases: [(&str, fn(&RenewalAnswer, u128, [u8; 16]) -> Found, (u16, &str)); 5] = [
+    let cases: [(&str, Reply, (u16, &str)); 5] = [
         ("good", |ok, random, salt| Found::Renewed(Some(ok.seal(random, salt, [2; 16]))), (200, "")),
         (
             "to another question",

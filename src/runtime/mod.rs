@@ -604,12 +604,12 @@ pub fn chance() -> SystemRandom {
     clippy::disallowed_methods,
     reason = "seeds, ids and the demo key come from here; the rest takes them as arguments"
 )]
+fn fill_random(bytes: &mut [u8]) -> Result<(), ServeError> {
+    SystemRandom::new().fill(bytes).map_err(|_| ServeError("the system gives no random numbers".to_owned()))
+}
+
 /// A salt; `None` where the system gives no random numbers.
 fn salt() -> Option<[u8; SALT_BYTES]> {
     let mut salt = [0; SALT_BYTES];
     fill_random(&mut salt).ok().map(|()| salt)
-}
-
-fn fill_random(bytes: &mut [u8]) -> Result<(), ServeError> {
-    SystemRandom::new().fill(bytes).map_err(|_| ServeError("the system gives no random numbers".to_owned()))
 }
