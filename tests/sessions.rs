@@ -793,6 +793,26 @@ fn a_message_that_comes_in_parts_while_the_first_is_looked_at_is_read_whole() {
 }
 
 #[test]
+fn a_logout_from_before_an_anonymous_connection_was_raised_does_not_end_it() {
+    let mut hall = hall_with(&Setup::new().stream("open", "allow_anonymous = true"), 600 * SECOND);
+    let conn = hall.upgrade(0, "/v1/streams/open", &[]);
+    hall.pass(SECOND);
+    hall.hear("user-logged-out", json!({ "userId": "u1" }));
+    hall.pass(SECOND);
+    // The user signs in again, and the page raises the connection that it has.
+    let made = ticket(&mut hall, 0, &[("Cookie", &cookie("s1"))]);
+    hall.message(conn, json!({ "type": "auth_update", "token": made }));
+    assert_eq!(hall.kinds(conn), ["welcome", "snapshot", "auth_ok"]);
+    // Something else is said of the user, so that the connection is looked at.
+    hall.hear("permission-update", json!({ "userId": "u1", "roles": ["agent"] }));
+    hall.pass(SECOND);
+    assert_eq!(hall.kinds(conn), Vec::<String>::new());
+    hall.hear("user-logged-out", json!({ "userId": "u1" }));
+    hall.pass(SECOND);
+    assert_eq!(hall.kinds(conn), ["4010 logged_out"]);
+}
+
+#[test]
 fn an_anonymous_connection_is_raised_once() {
     let mut hall = Hall::new(&Setup::new().stream("open", "allow_anonymous = true"));
     let conn = hall.upgrade(0, "/v1/streams/open", &[]);

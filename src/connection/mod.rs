@@ -257,6 +257,8 @@ pub struct Open {
     pub reauthenticate_at: Option<WallTime>,
     /// When it was opened.
     pub since: Instant,
+    /// Since when it is whose it is: since it was opened, or raised from anonymous.
+    pub identified: Instant,
     /// When the next heartbeat is due.
     pub heartbeat_at: Instant,
     /// How many messages came.

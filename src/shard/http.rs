@@ -182,6 +182,9 @@ impl Shard {
     }
 
     fn answer_value(&mut self, index: u32, held: &Held, not_modified: bool) {
+        if !self.judge_waiter_now(index) {
+            return;
+        }
         let preferred_s = match self.http_mut(index).map(|http| &http.phase) {
             Some(Phase::Waiting { preferred_s, .. }) => *preferred_s,
             _ => return,

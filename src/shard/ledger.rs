@@ -133,6 +133,11 @@ impl Ledger {
         self.tickets.made(now)
     }
 
+    /// An empty one of the process with that name; [`Ledger::default`] draws it.
+    pub fn of(process: ProcessId) -> Ledger {
+        Ledger { tickets: Tickets::of(process.0), ..Ledger::default() }
+    }
+
     /// The process's name among those that share a Redis.
     pub fn process(&self) -> ProcessId {
         ProcessId(self.tickets.maker)

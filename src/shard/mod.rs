@@ -247,6 +247,13 @@ pub enum Notice {
         /// What happened, where something failed.
         detail: String,
     },
+    /// A view of a stream cannot be made of its value, or can be again.
+    View {
+        /// The stream's id.
+        stream: String,
+        /// What is wrong, which names the view; `None`: nothing any more.
+        fault: Option<String>,
+    },
     /// A token lives longer than logouts and revocations are kept in mind.
     LongToken,
     /// An action's upstream gave no answer. Told now and then, not each time.

@@ -75,11 +75,16 @@ pub(super) struct Tickets {
 
 impl Default for Tickets {
     fn default() -> Tickets {
-        Tickets { maker: RandomState::new().hash_one("tickets"), table: Mutex::default() }
+        Tickets::of(RandomState::new().hash_one("tickets"))
     }
 }
 
 impl Tickets {
+    /// None so far, made by that process.
+    pub(super) fn of(maker: u64) -> Tickets {
+        Tickets { maker, table: Mutex::default() }
+    }
+
     fn table(&self) -> MutexGuard<'_, Table> {
         // A panic while the lock was held leaves a table that is still good to go on with.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)

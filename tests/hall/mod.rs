@@ -9,8 +9,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use restcast::auth::control::{ControlEntry, Event};
 use restcast::auth::jwt;
 use restcast::auth::keys::{Algorithm, Key, KeyConfig};
+use restcast::auth::marks::Concerned;
 use restcast::auth::session::{self, CookieSecrets, Place};
 use restcast::codec::ws::{Opcode, write_masked};
 use restcast::config::{Config, FileError, Sources};
@@ -135,6 +137,7 @@ impl Setup {
 
 pub struct Hall {
     shards: Vec<Shard>,
+    ledger: Arc<Ledger>,
     now: Now,
     key: Key,
     sent: Sink,
@@ -167,12 +170,14 @@ impl Hall {
                 let metrics = Arc::new(CoreMetrics::default());
                 let seed = [7 + u8::try_from(core).expect("few cores"); 32];
                 let options = Arc::new(setup.options(None));
+                ledger.marks().configure(&options.auth);
                 Shard::new(CoreId(core), setup.cores, options, Arc::clone(&ledger), metrics, seed, now)
             })
             .collect();
         let config = KeyConfig { kid: None, algorithm: Algorithm::Hs256, secret: Secret::new(SECRET) };
         let mut hall = Hall {
             shards,
+            ledger,
             now,
             key: Key::new(&config).expect("a long secret"),
             sent: Sink::default(),
@@ -258,6 +263,16 @@ impl Hall {
 
     fn input(&mut self, core: usize, input: Input<'_>) {
         self.shards[core].handle(self.now, input);
+    }
+
+    /// Something is heard of a user or a session by Redis.
+    pub fn hear(&mut self, event: &str, data: Value) {
+        let entry =
+            ControlEntry { event: event.to_owned(), data: data.to_string(), at_ms: self.now.wall.as_micros() / 1_000 };
+        let events = Event::read(&entry, self.now.wall).expect("an event");
+        let concerned: Arc<[Concerned]> =
+            events.iter().filter_map(|event| self.ledger.marks().take(event, self.now.wall).concerned).collect();
+        self.tell_all(|| Input::Control(Arc::clone(&concerned)));
     }
 
     /// Gives each core an input.
