@@ -348,6 +348,41 @@ pub const REDIS_SAID_MAX: usize = 32;
 pub const CONTROL_OVERLAP: Duration = Duration::from_secs(60);
 /// How long the process's end waits for control events to reach Redis.
 pub const STORE_FINISH: Duration = Duration::from_secs(1);
+/// Bytes of a message from one process to another by way of Redis; a longer one is read over.
+pub const PEER_MESSAGE_BYTES_MAX: usize = 256 << 10;
+/// Questions to other processes that are under way; past it who asks is told at once that there is no answer.
+pub const PEER_ASKS_MAX: usize = 4096;
+/// Messages to other processes that wait for Redis, and that are not questions,
+pub const PEER_MESSAGES_MAX: usize = 4096;
+/// and the bytes of all that wait; past either a message is dropped, and whoever waits for it is told in its time.
+pub const PEER_QUEUE_BYTES_MAX: usize = 8 << 20;
+/// How old a question of another process may be, or how far ahead its clock.
+pub const PEER_ASK_AGE_MAX: Duration = Duration::from_secs(30);
+/// How often a process tells the others that it is there,
+pub const PEER_HELLO_INTERVAL: Duration = Duration::from_secs(5);
+/// and how long they believe it: one whose connection was lost has come back by then ([`REDIS_BACKOFF_MAX`]).
+pub const PEER_HELLO_LIFE: Duration = Duration::from_secs(11);
+/// Least time between two log lines about messages of other processes that make no sense.
+pub const PEER_NOTICE_INTERVAL: Duration = Duration::from_secs(60);
+/// Other processes that one knows of.
+pub const PEERS_MAX: usize = 1024;
+/// Lists of connections that other processes ask for and that wait to be made; past it they are not answered.
+pub const PEER_LISTS_MAX: usize = 8;
+/// Bytes of the connections that one process lists for another; where there are more, the page ends there.
+pub const PEER_LIST_BYTES_MAX: usize = 128 << 10;
+/// Bytes of what such a list says of one connection; streams that do not fit are left out.
+pub const PEER_LISTED_BYTES_MAX: usize = 32 << 10;
+/// Bytes of all processes' lists that one page is made of; who comes later has not answered.
+pub const PEER_LISTS_BYTES_MAX: usize = 4 << 20;
+const _: () = {
+    // What is sealed is told in base 64 and with a little around it; in JSON a byte of a token may take six.
+    assert!(PEER_LIST_BYTES_MAX * 4 / 3 + 4096 <= PEER_MESSAGE_BYTES_MAX);
+    assert!(TOKEN_BYTES_MAX * 6 * 4 / 3 + 4096 <= PEER_MESSAGE_BYTES_MAX);
+    assert!(PEER_LISTED_BYTES_MAX * 2 <= PEER_LIST_BYTES_MAX);
+    assert!(PEER_HELLO_LIFE.as_secs() > PEER_HELLO_INTERVAL.as_secs() + REDIS_BACKOFF_MAX.as_secs());
+};
+/// Connections of a core that one turn looks through for a list.
+pub const LIST_LOOKS_PER_TURN: u32 = 4096;
 /// Connections on one page of the admin API's list,
 pub const ADMIN_PAGE_MAX: usize = 1000;
 /// and where the caller does not say how many.

@@ -875,7 +875,7 @@ pub const METRICS: &[MetricDoc] = &[
     ),
     store(
         ("restcast_redis_questions_total", MetricKind::Counter, &["result"]),
-        "Questions to Redis about sessions and tickets, by how they ended",
+        "Questions to Redis about sessions and tickets, and by way of it to other processes, by how they ended",
         RedisResult::VALUES,
         |store, at| store.questions.cells[at].value(),
     ),

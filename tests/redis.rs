@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -11,13 +12,13 @@ use std::time::{Duration, Instant};
 use restcast::auth::control::ControlEntry;
 use restcast::codec::resp::Reply;
 use restcast::config::{CA_FILE_BYTES_MAX, Config, FileError, RedisOptions, Sources};
-use restcast::ids::CoreId;
+use restcast::ids::{CoreId, ProcessId};
 use restcast::limits;
 use restcast::metrics::{RedisEntry, RedisLink, RedisResult};
 use restcast::runtime::redis::{CONTROL_STREAM, CallError, Command, Settings, Sink, Store, StoreParts};
 use restcast::runtime::resolver::Resolver;
 use restcast::secret::Secret;
-use restcast::shard::{Found, Lookup, Order, SessionRecord};
+use restcast::shard::{Found, Lookup, Order, PeerAsk, SessionRecord};
 use serde_json::json;
 use support::redis::{Redis, RedisSetup, Said, free_port};
 use support::server::{ADMIN_KEY, PATIENCE, Raw, Server, Setup, Ws, bearer, eventually, mint, now_s};
@@ -37,6 +38,8 @@ enum Told {
     Heard(ControlEntry, Instant),
     State(bool),
     TakesCalls,
+    Renewal(CoreId, u32, Vec<u8>, PeerAsk),
+    List(PeerAsk, Vec<u8>),
 }
 
 struct Ear {
@@ -58,6 +61,15 @@ impl Sink for Ear {
         }
     }
 
+    fn renewal(&mut self, core: CoreId, index: u32, sealed: Vec<u8>, ask: PeerAsk) -> bool {
+        let _ = self.tell.send(Told::Renewal(core, index, sealed, ask));
+        core == CoreId(3)
+    }
+
+    fn list(&mut self, ask: PeerAsk, sealed: Vec<u8>) {
+        let _ = self.tell.send(Told::List(ask, sealed));
+    }
+
     fn state(&mut self, up: bool) {
         let _ = self.tell.send(Told::State(up));
     }
@@ -73,6 +85,7 @@ impl Sink for Ear {
 
 struct Desk {
     store: Store,
+    process: ProcessId,
     told: Receiver<Told>,
     kept: Vec<Told>,
     asked: u64,
@@ -113,8 +126,11 @@ impl Desk {
         let resolver = Arc::new(Resolver::system());
         let store = Store::new(options.timeout).expect("a descriptor is left");
         let failed = Box::new(|| panic!("the thread that speaks with Redis has panicked"));
-        store.start(StoreParts { options, settings, sink, resolver, seed: [7; 32], failed }).expect("it starts");
-        Desk { store, told, kept: Vec::new(), asked: 0, full }
+        static STARTED: AtomicU64 = AtomicU64::new(1);
+        let process = ProcessId(STARTED.fetch_add(1, Ordering::Relaxed));
+        let parts = StoreParts { options, process, settings, sink, resolver, seed: [7; 32], failed };
+        store.start(parts).expect("it starts");
+        Desk { store, process, told, kept: Vec::new(), asked: 0, full }
     }
 
     /// The first thing told that `wanted` picks, within `patience`; others are kept.
@@ -883,16 +899,20 @@ fn a_stream_that_takes_nothing_is_tried_again() {
 #[test]
 fn nothing_more_is_read_while_those_who_hear_have_no_room() {
     let redis = Redis::start();
-    for n in 0..600 {
-        xadd(&redis, &n.to_string());
-    }
+    // On one connection, and without the disk: while there is no room the way to Redis may be given up after 2.5 s, and what
+    // was read is then read again.
+    redis.command(&["CONFIG", "SET", "appendfsync", "no"]);
+    let mut client = redis.client();
+    let mut add = |n: u32| {
+        let data = n.to_string();
+        client.command(&["XADD", CONTROL_STREAM, "*", "event", "user-logged-out", "data", &data]).expect("an answer");
+    };
+    (0..600).for_each(&mut add);
     let mut desk = Desk::at(&redis.url());
     assert!(desk.store.wait_for_replay(PATIENCE));
     *desk.full.lock().expect("nobody panics") = true;
     let read = desk.entries(RedisEntry::Read);
-    for n in 600..1200 {
-        xadd(&redis, &n.to_string());
-    }
+    (600..1200).for_each(&mut add);
     // One page may have been asked for already.
     let page = u64::from(restcast::limits::CONTROL_PAGE_ENTRIES);
     let until = Instant::now() + Duration::from_millis(300);
@@ -903,6 +923,67 @@ fn nothing_more_is_read_while_those_who_hear_have_no_room() {
     *desk.full.lock().expect("nobody panics") = false;
     desk.heard("1199");
     assert_eq!(desk.entries(RedisEntry::Read), 1200);
+}
+
+#[test]
+fn processes_ask_the_one_that_is_named_or_all_and_believe_no_other_answer() {
+    let redis = Redis::start();
+    let [mut asks, mut holds, mut other] = [(); 3].map(|()| Desk::at(&redis.url()));
+    [&asks, &holds, &other].into_iter().for_each(Desk::wait_until_up);
+    let renew = |process, core| Lookup::Renew { process, core: CoreId(core), index: 9, sealed: vec![1, 2, 255] };
+    let asked = asks.ask(renew(holds.process, 3));
+    let question = holds.told("a renewal", |told| match told {
+        Told::Renewal(core, index, sealed, ask) => {
+            assert_eq!((*core, *index, sealed.as_slice()), (CoreId(3), 9, &[1, 2, 255][..]));
+            Some(*ask)
+        }
+        _ => None,
+    });
+    assert_eq!(question.process, asks.process);
+    for (desk, answer) in [(&other, 7), (&holds, 4), (&holds, 5)] {
+        desk.store.order(Order::Answer { to: question, sealed: Some(vec![answer]) });
+    }
+    let found = asks.answer(asked);
+    assert!(matches!(&found, Found::Renewed(Some(sealed)) if *sealed == [4]), "{found:?}");
+    // A core that is not there, and a process that never was: nobody is waited for.
+    for nowhere in [renew(holds.process, 4), renew(ProcessId(u64::MAX), 3)] {
+        let begun = Instant::now();
+        let found = asks.find(nowhere);
+        assert!(matches!(found, Found::Renewed(None)), "{found:?}");
+        assert!(begun.elapsed() < PATIENCE / 2);
+    }
+    // A list is asked of all.
+    let lists = asks.store.list(vec![6]);
+    for (desk, answer) in [(&mut holds, Some(vec![1])), (&mut other, None)] {
+        let ask = desk.told("a list", |told| match told {
+            Told::List(ask, sealed) => (*sealed == [6]).then_some(*ask),
+            _ => None,
+        });
+        desk.store.order(Order::Answer { to: ask, sealed: answer });
+    }
+    let lists = lists.recv_timeout(PATIENCE).expect("they have answered");
+    assert_eq!((lists.complete, &lists.unanswered), (false, &vec![other.process]), "it would not");
+    assert_eq!(lists.answers, [(holds.process, vec![1])]);
+    // Who does not answer is named once the time is over, and who asks for a renewal is told as well.
+    let lists = asks.store.list(vec![7]);
+    let found = asks.find(renew(holds.process, 3));
+    assert!(matches!(found, Found::Unavailable), "{found:?}");
+    let mut lists = lists.recv_timeout(PATIENCE).expect("the time is over");
+    lists.unanswered.sort();
+    assert_eq!((lists.complete, lists.unanswered), (false, vec![holds.process, other.process]));
+    // One that ends says so.
+    other.store.finish();
+    holds.told("a list", |told| matches!(told, Told::List(..)).then_some(()));
+    let lists = eventually("it is gone", || {
+        let lists = asks.store.list(vec![8]);
+        let ask = holds.told("a list", |told| match told {
+            Told::List(ask, sealed) => (*sealed == [8]).then_some(*ask),
+            _ => None,
+        });
+        holds.store.order(Order::Answer { to: ask, sealed: Some(vec![2]) });
+        lists.recv_timeout(PATIENCE).ok().filter(|lists| lists.complete)
+    });
+    assert_eq!((lists.unanswered, lists.answers.len()), (vec![], 1));
 }
 
 #[test]

@@ -8,6 +8,7 @@ pub mod admin_keys;
 pub mod admin_users;
 pub mod api_keys;
 pub mod clock;
+pub mod connections;
 pub mod control;
 pub mod core;
 pub mod demo;
@@ -40,6 +41,7 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::auth::api_key::ApiKeys;
 use crate::auth::control::ControlEntry;
+use crate::auth::sealed::SALT_BYTES;
 use crate::commands::check::{self, ProcessSources};
 use crate::config::{Config, Driver, LogLevel};
 use crate::ids::CoreId;
@@ -48,6 +50,7 @@ use crate::metrics::CoreMetrics;
 use crate::shard::{Catalog, Input, Ledger, Options, Order, Shard};
 
 use self::api_keys::KeyStore;
+use self::connections::PeerListings;
 use self::control::Control;
 use self::core::{CoreParts, Process};
 use self::jwks::Issuers;
@@ -196,7 +199,9 @@ fn run(
     let admin_listener = listener::listen(config.admin.listen, false)?;
     let admin_listen = admin_listener.local_addr()?;
     let mailboxes = (0..cores).map(|_| Mailbox::new().map(Arc::new)).collect::<Result<Vec<_>, _>>()?;
+    let ledger = Arc::new(Ledger::default());
     let process = Arc::new(Process {
+        id: ledger.process(),
         mailboxes,
         draining: AtomicBool::new(false),
         drained: AtomicU16::new(0),
@@ -212,7 +217,6 @@ fn run(
     };
     let keys = Arc::new(KeyStore::new(&config.api_keys, state, process.store.clone(), Box::new(tell_keys))?);
     let metrics: Vec<Arc<CoreMetrics>> = (0..cores).map(|_| Arc::default()).collect();
-    let ledger = Arc::new(Ledger::default());
     ledger.marks().configure(&options.auth);
     let control = Arc::new(Control::new(Arc::clone(&ledger), process.mailboxes.clone()));
     if let Some(store) = process.store.clone() {
@@ -294,9 +298,17 @@ fn run(
             changed.heard(entries);
             hears.heard(entries);
         };
-        let sink = Mailboxes::new(process.mailboxes.clone(), Box::new(heard), Box::new(move || readable.read_soon()));
+        let keeper = Arc::clone(&admin);
+        let listings = PeerListings::start(Arc::clone(&process), move || keeper.key())?;
+        let sink = Mailboxes::new(
+            process.mailboxes.clone(),
+            Box::new(heard),
+            Box::new(move |ask, sealed| listings.ask(ask, sealed)),
+            Box::new(move || readable.read_soon()),
+        );
         let parts = StoreParts {
             options: redis.clone(),
+            process: process.id,
             settings: store_settings(&config),
             sink: Box::new(sink),
             resolver: Arc::clone(&resolver),
@@ -622,4 +634,10 @@ pub fn chance() -> SystemRandom {
 )]
 fn fill_random(bytes: &mut [u8]) -> Result<(), ServeError> {
     SystemRandom::new().fill(bytes).map_err(|_| ServeError("the system gives no random numbers".to_owned()))
+}
+
+/// A salt; `None` where the system gives no random numbers.
+fn salt() -> Option<[u8; SALT_BYTES]> {
+    let mut salt = [0; SALT_BYTES];
+    fill_random(&mut salt).ok().map(|()| salt)
 }

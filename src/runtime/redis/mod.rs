@@ -1,8 +1,9 @@
 //! Redis, where it is configured: sessions and tickets, what is published about users and tokens, and the control stream.
 //!
 //! One thread of its own and four connections, so that none waits for another: for commands, which are pipelined; for what
-//! is published; for the control stream; for calls, whose replies may be large. No core ever waits: what it asks stands in a
-//! bounded queue, and the answer comes back through its mailbox. Threads that may wait make calls ([`Store::call`]).
+//! is published, by other processes too; for the control stream; for calls, whose replies may be large. No core ever waits:
+//! what it asks stands in a bounded queue, and the answer comes back through its mailbox. Threads that may wait make calls
+//! ([`Store::call`]).
 //!
 //! Source: protocol version 1, sections 2 and 6; ARCHITECTURE.md. Memory: the queues, each bounded by its line in `limits`.
 //! Errors: none comes out of here but [`Found::Unavailable`]; why Redis is away is said in the log, once.
@@ -14,11 +15,12 @@ mod events;
 mod follow;
 mod link;
 mod mailboxes;
+mod peers;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -28,11 +30,11 @@ use rustls::ClientConfig;
 use crate::auth::control::ControlEntry;
 use crate::codec::resp::Reply;
 use crate::config::{LogLevel, RedisOptions};
-use crate::ids::CoreId;
+use crate::ids::{CoreId, ProcessId};
 use crate::limits;
 use crate::metrics::{RedisLink, RedisResult, StoreMetrics};
 use crate::secret::Secret;
-use crate::shard::{Found, Lookup, Order, Rng};
+use crate::shard::{Found, Lookup, Order, PeerAsk, Rng};
 use crate::time::{Instant, Now};
 
 use super::fetch::tls::{TlsError, read_system_roots, roots_of, server_name};
@@ -44,9 +46,11 @@ use self::commands::{Commands, Question, Said};
 use self::events::Events;
 use self::follow::Follow;
 use self::link::{Fault, Io, Link, Target, Turn};
+use self::peers::Peers;
 
 pub use self::calls::{CallError, Command};
 pub use self::mailboxes::Mailboxes;
+pub use self::peers::PeerLists;
 
 /// The stream that keeps what Pub/Sub would lose (protocol section 6).
 pub const CONTROL_STREAM: &str = "restcast:control";
@@ -74,6 +78,10 @@ pub trait Sink: Send {
     fn found(&mut self, core: CoreId, ask: u64, found: Found);
     /// Control events were heard, or read from the control stream, in this order. The same may come more than once.
     fn heard(&mut self, entries: Vec<ControlEntry>);
+    /// Another process asks to renew a connection of that core, in that place; whether there is such a core.
+    fn renewal(&mut self, core: CoreId, index: u32, sealed: Vec<u8>, ask: PeerAsk) -> bool;
+    /// Another process asks for a list of connections.
+    fn list(&mut self, ask: PeerAsk, sealed: Vec<u8>);
     /// Questions are answered, or not any more. «Answered» is said again where something may have been missed.
     fn state(&mut self, up: bool);
     /// Calls are answered from now on. What was read by earlier ones may be out of date.
@@ -98,6 +106,8 @@ impl std::fmt::Debug for Store {
 pub struct StoreParts {
     /// `[redis]`.
     pub options: RedisOptions,
+    /// The process's name among those that share this Redis.
+    pub process: ProcessId,
     /// What else is configured.
     pub settings: Settings,
     /// Where what Redis says goes.
@@ -136,6 +146,9 @@ struct Inbox {
     entries: VecDeque<ControlEntry>,
     entry_bytes: usize,
     entries_lost: u64,
+    answers: VecDeque<(PeerAsk, Option<Vec<u8>>)>,
+    answer_bytes: usize,
+    lists: VecDeque<(Vec<u8>, SyncSender<PeerLists>)>,
     resolved: VecDeque<(RedisLink, u64, Answer)>,
     settings: Option<Settings>,
     finish: bool,
@@ -187,7 +200,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn start(&self, parts: StoreParts) -> Result<(), StoreError> {
-        let StoreParts { options, settings, sink, resolver, seed, failed } = parts;
+        let StoreParts { options, process, settings, sink, resolver, seed, failed } = parts;
         let target = target_of(&options)?;
         let thread = Arc::clone(&self.shared);
         std::thread::Builder::new().name("redis".into()).spawn(move || {
@@ -195,7 +208,8 @@ impl Store {
             let metrics = Arc::clone(&thread.metrics);
             let hub = Hub {
                 commands: Commands::new(metrics, options.timeout, now),
-                events: Events::new(&options, now),
+                events: Events::new(&options, process, now),
+                peers: Peers::new(process, options.timeout, now),
                 follow: Follow::new(options.timeout, now),
                 calls: Calls::new(options.timeout, now),
                 target,
@@ -255,6 +269,15 @@ impl Store {
                     inbox.entries_lost += 1;
                 }
             }
+            Order::Answer { to, sealed } => {
+                let bytes = sealed.as_ref().map_or(0, Vec::len);
+                let fits = inbox.answer_bytes + bytes <= limits::PEER_QUEUE_BYTES_MAX;
+                if !fits || inbox.answers.len() >= limits::PEER_MESSAGES_MAX {
+                    return;
+                }
+                inbox.answer_bytes += bytes;
+                inbox.answers.push_back((to, sealed));
+            }
         }
         self.ring(inbox);
     }
@@ -275,6 +298,22 @@ impl Store {
         self.ring(inbox);
         // Where the thread has ended it has dropped the call.
         answered.recv_timeout(self.shared.timeout * 2 + CALL_MARGIN).unwrap_or(Err(CallError::Unanswered))
+    }
+
+    /// Asks all other processes for a list. What they have answered comes within `redis.timeout`, or nothing does.
+    pub fn list(&self, sealed: Vec<u8>) -> Receiver<PeerLists> {
+        let (reply, lists) = sync_channel(1);
+        let mut inbox = lock(&self.shared.inbox);
+        if !inbox.finish && inbox.lists.len() < limits::PEER_LISTS_MAX {
+            inbox.lists.push_back((sealed, reply));
+        }
+        self.ring(inbox);
+        lists
+    }
+
+    /// `redis.timeout`.
+    pub fn timeout(&self) -> Duration {
+        self.shared.timeout
     }
 
     /// Other parts of the configuration have changed.
@@ -356,6 +395,7 @@ fn target_of(options: &RedisOptions) -> Result<Target, StoreError> {
 struct Hub {
     commands: Commands,
     events: Events,
+    peers: Peers,
     follow: Follow,
     calls: Calls,
     target: Target,
@@ -397,13 +437,13 @@ impl Hub {
 
     /// Takes what others have left; whether there is more.
     fn take_inbox(&mut self, now: Now) -> bool {
-        let under_way = self.commands.questions();
+        let under_way = self.commands.questions() + self.peers.questions();
         let calls_waiting = self.calls.waiting();
-        let (questions, refused, touches, calls, entries, lost, resolved, settings, finish) = {
+        let (questions, refused, touches, calls, entries, lost, answers, lists, resolved, settings, finish) = {
             let mut inbox = lock(&self.shared.inbox);
             inbox.under_way = under_way + inbox.questions.len();
             inbox.calls_waiting = calls_waiting + inbox.calls.len();
-            inbox.entry_bytes = 0;
+            (inbox.entry_bytes, inbox.answer_bytes) = (0, 0);
             (
                 std::mem::take(&mut inbox.questions),
                 std::mem::take(&mut inbox.refused),
@@ -411,6 +451,8 @@ impl Hub {
                 std::mem::take(&mut inbox.calls),
                 std::mem::take(&mut inbox.entries),
                 std::mem::take(&mut inbox.entries_lost),
+                std::mem::take(&mut inbox.answers),
+                std::mem::take(&mut inbox.lists),
                 std::mem::take(&mut inbox.resolved),
                 inbox.settings.take(),
                 inbox.finish,
@@ -424,7 +466,20 @@ impl Hub {
         if let Some(settings) = settings {
             self.settings = settings;
         }
-        questions.into_iter().for_each(|question| self.commands.ask(question));
+        for question in questions {
+            match question.lookup {
+                Lookup::Renew { .. } => {
+                    self.peers.renew(question, &mut self.commands, self.sink.as_mut(), &metrics);
+                }
+                _ => self.commands.ask(question),
+            }
+        }
+        for (to, sealed) in answers {
+            self.peers.answer(to, sealed.as_deref(), &mut self.commands);
+        }
+        for (sealed, reply) in lists {
+            self.peers.list(&sealed, reply, now.at, &mut self.commands);
+        }
         touches.into_iter().for_each(|(sid, life)| self.commands.touch(sid, life));
         calls.into_iter().for_each(|call| self.calls.take(call));
         entries.into_iter().for_each(|entry| self.commands.append(entry));
@@ -434,6 +489,7 @@ impl Hub {
         }
         if finish && self.finish_by.is_none() {
             self.finish_by = Some(now.at + limits::STORE_FINISH);
+            self.peers.say_bye(&mut self.commands);
         }
         any
     }
@@ -469,7 +525,9 @@ impl Hub {
     fn turn(&mut self, now: Now, ready: [PollFlags; 4], hold: bool) {
         let [for_commands, for_events, for_log, for_calls] = ready;
         let metrics = Arc::clone(&self.shared.metrics);
-        let Hub { commands, events, follow, calls, rng, scratch, target, settings, sink, resolver, shared, .. } = self;
+        let Hub {
+            commands, events, peers, follow, calls, rng, scratch, target, settings, sink, resolver, shared, ..
+        } = self;
         let resolve = |which: RedisLink, attempt: u64, name: &str| {
             let shared = Arc::clone(shared);
             resolver.look_up(name, move |answer| {
@@ -481,8 +539,14 @@ impl Hub {
         let mut said: Vec<Said> = Vec::new();
         let readable = |flags: PollFlags| if hold { flags - PollFlags::IN } else { flags };
 
-        let (mut published, mut logged) = (Vec::new(), Vec::new());
-        let of_events = events.turn(now, readable(for_events), &mut io, &metrics, &mut said, &mut published);
+        let (mut published, mut logged, mut told) = (Vec::new(), Vec::new(), Vec::new());
+        let of_events = events.turn(now, readable(for_events), &mut io, &metrics, &mut said, &mut published, &mut told);
+        for message in told {
+            if !peers.heard(now.at, &message, commands, sink.as_mut(), &metrics) && peers.nonsense(now.at) {
+                said.push((RedisLink::Events, "a message of another process makes no sense".to_owned()));
+            }
+        }
+        peers.turn(now.at, events.hears_peers(), commands, sink.as_mut(), &metrics);
         let of_log = follow.turn(now, readable(for_log), hold, &mut io, settings, &metrics, &mut said, &mut logged);
         // What nobody but this process may have heard is kept for the others, and for those that are away.
         published.iter().cloned().for_each(|entry| commands.append(entry));
@@ -494,6 +558,9 @@ impl Hub {
         let of_commands = commands.turn(now, readable(for_commands), &mut io, settings, sink.as_mut());
         // Nobody's mailbox is in the way of these.
         let of_calls = calls.turn(now, for_calls, &mut io);
+        for (ask, heard_by) in std::mem::take(&mut commands.published) {
+            peers.published(ask, heard_by, sink.as_mut(), &metrics);
+        }
         said.append(&mut commands.said);
         said.append(&mut calls.said);
 
@@ -571,7 +638,7 @@ impl Hub {
         for (which, up) in links {
             metrics.up.of(which).set(u64::from(up));
         }
-        metrics.waiting.set(self.commands.questions() as u64);
+        metrics.waiting.set((self.commands.questions() + self.peers.questions()) as u64);
         metrics.entries_waiting.set(self.commands.entries() as u64);
         if log {
             self.replayed(true);
@@ -614,6 +681,7 @@ impl Hub {
             self.events.next_timeout(),
             self.follow.next_timeout(),
             self.calls.next_timeout(),
+            self.peers.next_timeout(),
             settled,
             settle,
             self.finish_by,
