@@ -42,7 +42,7 @@ const INTERNAL: &[&str] = &[
     "home", "corp", "mail",                       // ICANN, 4 February 2018: never to be given out
     "lan", "intranet", "intra", "private", "localdomain", "domain", "workgroup", "router", "gateway", "belkin",
     "fritz.box",                                  // what home routers and offices made up
-    "svc", "consul", "docker", "k8s",             // what clusters complete and resolve
+    "svc", "default", "consul", "docker", "k8s",             // what clusters complete and resolve
     "i2p", "bit",                                 // other networks'
 ];
 
