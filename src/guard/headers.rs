@@ -67,6 +67,7 @@ const FRAMING: &[&str] = &[
 const ROUTING: &[&str] = &[
     "alt-used",
     "max-forwards",
+    "proxy", // RFC 3875 section 4.1.18 would make HTTP_PROXY of it
     "x-host",
     "x-http-host-override",
     "x-http-method",
@@ -74,7 +75,7 @@ const ROUTING: &[&str] = &[
     "x-method-override",
     "x-rewrite-url",
 ];
-const ROUTING_PREFIXES: &[&str] = &["proxy-", "x-envoy-", "x-original-"];
+const ROUTING_PREFIXES: &[&str] = &["proxy-", "x-envoy-", "x-middleware-", "x-original-"];
 const IMPERSONATION: &[&str] = &[
     "cf-connecting-ip",
     "cf-connecting-ipv6",
@@ -93,11 +94,23 @@ const IMPERSONATION: &[&str] = &[
     "x-client-ip",
     "x-cluster-client-ip",
     "x-real-ip",
-    "x-remote-addr",
-    "x-remote-ip",
-    "x-remote-user",
 ];
-const IMPERSONATION_PREFIXES: &[&str] = &["access-control-", "sec-", "x-forwarded-", "x-ssl-client-"];
+/// The last ones are how proxies that sign users in tell the application who it is.
+const IMPERSONATION_PREFIXES: &[&str] = &[
+    "access-control-",
+    "sec-",
+    "x-forwarded-",
+    "x-ssl-client-",
+    "x-amzn-oidc-",
+    "x-appengine-",
+    "x-auth-request-",
+    "x-authenticated-",
+    "x-goog-authenticated-",
+    "x-goog-iap-",
+    "x-ms-client-principal",
+    "x-remote-",
+    "x-webauth-",
+];
 const METADATA: &[&str] = &[
     "metadata",
     "metadata-flavor",
@@ -184,7 +197,10 @@ mod tests {
                 &["proxy-authorization", "proxy-connection", "x-original-url", "x-envoy-original-dst-host"][..],
                 HeaderFault::Routing,
             ),
-            (&["x-forwarded-for", "x-forwarded", "sec-fetch-site", "sec-websocket-key"], HeaderFault::Impersonation),
+            (
+                &["x-forwarded-for", "x-forwarded", "sec-fetch-site", "x-remote-user", "x-ms-client-principal-id"],
+                HeaderFault::Impersonation,
+            ),
             (&["x-aws-ec2-metadata-token", "x-aws-ec2-metadata-token-ttl-seconds"], HeaderFault::Metadata),
             (&["cookie", "cookie2"], HeaderFault::Cookie),
         ] {
