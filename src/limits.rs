@@ -167,6 +167,10 @@ pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(86_400);
 pub const VALIDATOR_BYTES_MAX: usize = 1024;
 /// Credentials of one core that somebody outside is asked about at once; past it those who present one are told to wait.
 pub const LOOKUPS_MAX: usize = 65_536;
+/// Keys, by issuer and `kid`, that one core asks for at once, besides those: whoever makes names up takes no room from others.
+pub const KEY_LOOKUPS_MAX: usize = 1024;
+/// Tokens that are looked at in one turn of those that have waited for the same key: each may have to be verified.
+pub const KEY_WAITERS_PER_TURN: usize = 256;
 /// How long such a question may go unanswered: beyond every timeout of those who are asked.
 pub const LOOKUP_TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes of one control event: a logout, a revocation, permissions that change.
@@ -189,7 +193,7 @@ pub const SESSION_LISTED_MAX: usize = 1024;
 pub const SESSIONS_PER_LOOKUP: usize = 256;
 /// Sessions of one core that are looked after in one turn.
 pub const SESSIONS_PER_TURN: usize = 2048;
-/// Requests and connections that may wait for the answer to one question about a session.
+/// Requests and connections that may wait for the answer to one question about a session or a key.
 pub const LOOKUP_WAITERS_MAX: usize = 4096;
 /// How long a ticket is good for (protocol section 1).
 pub const TICKET_LIFE: Duration = Duration::from_secs(30);
