@@ -160,6 +160,26 @@ pub const DEFLATE_BYTES_MAX: usize = 1 << 20;
 pub const DEFLATE_SCRATCH_BYTES_MAX: usize = 64 << 10;
 /// Deflate streams, each ended by a final block, that one message from a client may be made of.
 pub const INFLATE_STREAMS_MAX: usize = 64;
+/// Bytes of a URL that a caller gives, and of a `Location`.
+pub const DIRECT_URL_BYTES_MAX: usize = 4 << 10;
+/// Headers that a caller gives for a request,
+pub const DIRECT_HEADERS_MAX: usize = HEADERS_MAX / 2;
+/// bytes of one's value,
+pub const DIRECT_HEADER_BYTES_MAX: usize = 8 << 10;
+/// and of all names and values together.
+pub const DIRECT_HEADERS_BYTES_MAX: usize = 16 << 10;
+/// Bytes of the name of a request's header.
+pub const HEADER_NAME_BYTES_MAX: usize = 128;
+/// Entries of `direct.allow`.
+pub const ALLOW_PATTERNS_MAX: usize = 256;
+/// Bytes of one of them.
+pub const ALLOW_PATTERN_BYTES_MAX: usize = 2 << 10;
+/// Redirects of one request that are followed.
+pub const REDIRECTS_MAX: usize = 5;
+/// Bytes of a host name (RFC 1035 section 2.3.4),
+pub const NAME_BYTES_MAX: usize = 253;
+/// and of one label of it.
+pub const LABEL_BYTES_MAX: usize = 63;
 /// `Prefer: wait=N` is clamped to this.
 pub const PREFER_WAIT_MAX: Duration = Duration::from_secs(60);
 /// An upstream's `Retry-After` is honoured up to this.
