@@ -459,8 +459,15 @@ fn the_client_library_is_served_to_everyone_and_asked_for_again_by_its_tag() {
     let answer = server.get("/client.js", &[of("Origin", "https://app.example")]);
     assert_eq!((answer.status, answer.header("content-type")), (200, Some("text/javascript; charset=utf-8")));
     assert!(answer.text().contains("export"), "{}", answer.text());
-    assert_eq!(answer.header("access-control-allow-origin"), Some("https://app.example"), "a page elsewhere imports it");
-    assert_eq!((answer.header("cache-control"), answer.header("x-content-type-options")), (Some("no-cache"), Some("nosniff")));
+    assert_eq!(
+        answer.header("access-control-allow-origin"),
+        Some("https://app.example"),
+        "a page elsewhere imports it"
+    );
+    assert_eq!(
+        (answer.header("cache-control"), answer.header("x-content-type-options")),
+        (Some("no-cache"), Some("nosniff"))
+    );
     let tag = answer.header("etag").expect("a tag").to_owned();
     assert!(tag.len() > 20 && tag.starts_with('"'), "{tag}");
     for (held, status) in [(tag.clone(), 304), (format!("W/{tag}"), 304), ("\"another\"".to_owned(), 200)] {

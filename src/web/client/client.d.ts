@@ -26,6 +26,7 @@ export interface Status {
   expiresAt?: number;
   /** Why it is waiting or closed: a WebSocket close code (4010: signed out), an HTTP status, 1000 for `close()`. */
   code?: number;
+  /** The reason of the close (`token_expired`), the code of the refusal (`STREAM_NOT_FOUND`), or what the client saw (`gap`). */
   reason?: string;
   /** When `waiting`: until the next try. */
   retryInMs?: number;

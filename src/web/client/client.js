@@ -88,7 +88,7 @@ export function connect(url, options = {}) {
   let link, candidate, timer, upgradeTimer;
   let status = { state: 'connecting' };
   let rung = 0, attempt = 0, hurried = 0, upgrades = 0, floorAt = 0, lastId = 0;
-  let channel, me, queue, release, heardAt = 0, isFollower = false;
+  let channel, me, queue, release, heardAt, isFollower = false;
   const proven = new Set();             // transports that got through
 
   const now = () => performance.now();
@@ -271,20 +271,20 @@ export function connect(url, options = {}) {
     },
     async polling(mine) {
       const sub = subs.get('');
-      for (let isWaiting = false; !mine.isOver; isWaiting = true) {
+      for (let isWaiting = false; !mine.isOver;) {
         const asked = now(), tag = place(sub);
         const response = await ask(mine, 'application/json',
           tag && { 'If-None-Match': `"${tag}"`, ...(isWaiting && { Prefer: `wait=${POLL_S}` }) });
         if (response.status === 401 && mine.worked) {
           // The token ended while it was in use: a fresh one, once.
-          mine.worked = false;
+          mine.worked = isWaiting = false;
           mine.credential = await credential('expired');
           continue;
         }
         if (!response.ok && response.status !== 304) return mine.end(await problem(response));
         const data = response.ok ? await response.json() : undefined;
         if (mine.isOver) return;
-        if (!isWaiting) receive({ type: 'welcome', heartbeat_ms: POLL_S * 1000 }, mine);
+        if (!mine.upAt) receive({ type: 'welcome', heartbeat_ms: POLL_S * 1000 }, mine);
         mine.worked = true;
         const state = response.headers.get('X-Restcast-State') ?? 'live';
         if (state !== sub.upstream.state) receive({ type: 'stream_status', state }, mine);
@@ -292,6 +292,7 @@ export function connect(url, options = {}) {
         if (response.ok) receive({ type: 'snapshot', epoch, seq: epoch && +seq, data }, mine);
         // Whoever does not wait, or always has news, is not asked in a tight loop.
         const least = response.ok && epoch ? Math.max(POLL_GAP_MS, options.maxRateMs ?? 0) : isWaiting || !tag ? 1000 : 0;
+        isWaiting = true;
         await new Promise(done => { setTimeout(done, asked + least - now()); });
       }
     },
@@ -365,9 +366,10 @@ export function connect(url, options = {}) {
     candidate = undefined;
     for (const id of [...waiting.keys()]) settle(id, failure('the connection ended first', { code: 'DISCONNECTED' }));
     if (mine.upAt && now() - mine.upAt >= stableMs) attempt = hurried = 0;
+    const why = { code: http ?? code, reason: (http && code) || reason };
     const isBottom = rung === ladder.length - 1;
     if ([4003, 4004, 4010].includes(code) || (http >= 400 && http < 500 && ![401, 408, 425, 429].includes(http) && (isWord || isBottom)))
-      return stop(code ?? http, reason);
+      return stop(why.code, why.reason);
     const isAuth = code === 4001 || code === 4008 || http === 401;
     // Full jitter; what can be put right at once is tried at once, once.
     const bound = Math.min(backoffMaxMs, (code === 1013 ? 4 : 1) * backoffMs * 2 ** attempt);
@@ -381,7 +383,7 @@ export function connect(url, options = {}) {
     // What never got through hands over to the next transport; what did is tried again.
     if (!mine.upAt && !isWord && !isAuth) rung = (rung + 1) % ladder.length;
     floorAt = now() + floorMs;
-    show('waiting', { code: code ?? http, reason, retryInMs: delay });
+    show('waiting', { ...why, retryInMs: delay });
     if (!over.signal.aborted) later(delay, isAuth ? 'expired' : 'connect');
   };
   const later = (ms, reason) => {
@@ -487,12 +489,14 @@ export function connect(url, options = {}) {
         call(options.onStatus, status);
       }
     };
-    const hello = () => {
+    const hello = () => say({ hello: me, at: place(subs.get('')) });
+    // A leader that sleeps answers nobody: a tab that is looked at takes over.
+    const every = setInterval(() => {
       if (!isFollower || globalThis.document?.hidden) return;
-      if (heardAt && now() - heardAt > 3 * LEADER_MS) { heardAt = now(); return stand(true); }
-      say({ hello: me, at: place(subs.get('')) });
-    };
-    const every = setInterval(hello, LEADER_MS);
+      if (now() - heardAt < 3 * LEADER_MS) return hello();
+      heardAt = now();
+      stand(true);
+    }, LEADER_MS);
     over.signal.addEventListener('abort', () => clearInterval(every));
     heardAt = now();
     stand();
