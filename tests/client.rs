@@ -317,7 +317,7 @@ fn a_token_that_is_not_renewed_ends_the_connection_and_a_fresh_one_opens_the_nex
 #[test]
 fn a_logout_is_final_and_the_application_is_told() {
     let (_upstream, server) = started();
-    for transport in ["websocket", "sse"] {
+    for transport in TRANSPORTS {
         let mut page = Page::watch(&server, server.listen, "/v1/streams/leads", 600, only(transport));
         page.value(&json!({ "n": 1 }));
         order(&server, "POST", "users/u1/logout", &json!({}));
@@ -462,7 +462,7 @@ fn thousands_of_changes_later_the_value_is_the_upstreams_in_each_format() {
         // Rows that come, go and change, numbers and texts with what needs escaping in pointers; at one change an array's,
         // which a merge cannot express, at the next two an object's.
         let rows = |n: usize| {
-            (0..20).filter(move |row| (row + n / 4) % 7 != 0).map(move |row| {
+            (0..20).filter(move |row| !(row + n / 4).is_multiple_of(7)).map(move |row| {
                 let n = (n + row) / 10;
                 (row, json!({ "id": row, "price": (row * 31 + n) % 100, "a/b~c": n % 5, "tags": vec![n % 3; n % 4] }))
             })

@@ -297,6 +297,14 @@ test('where a WebSocket does not open the event stream says why: 401 asks for a 
   assert.equal(world.requests.length, 3);
 });
 
+test('signed out is signed out: final where a fresh token is refused for it too', async () => {
+  open({ transports: ['sse'] });
+  world.answer = () => problem(401, 'LOGGED_OUT');
+  await world.pass(3600000);
+  assert.deepEqual(seen.asked, ['connect', 'expired']);
+  assert.deepEqual([live.state, live.status.code, live.status.reason], ['closed', 4010, 'logged_out']);
+});
+
 for (const [status, code] of [[403, 'FORBIDDEN'], [404, 'STREAM_NOT_FOUND'], [400, 'BAD_REQUEST']]) test(`HTTP ${status} is final`, async () => {
   open();
   world.answer = () => problem(status, code);
@@ -414,7 +422,7 @@ test('a silent WebSocket is asked whether it lives, and is given up where it say
   assert.deepEqual(seen.errors, []);
   await world.pass(10001);
   assert.equal(world.socket.sent.length, 2);
-  await world.pass(10000);
+  await world.pass(5000);
   assert.notEqual(live.state, 'live');
   assert.ok(seen.statuses.some(it => it.reason === 'heartbeat_timeout'));
 });
@@ -660,4 +668,139 @@ test('many streams on one connection', async () => {
   await world.settle();
   assert.deepEqual(heard.status.at(-1), { state: 'ended', code: 'FORBIDDEN' });
   assert.equal(live.state, 'live');
+});
+
+test('many streams: why a WebSocket did not open is asked for', async () => {
+  let answer = problem(401, 'TOKEN_EXPIRED');
+  world.answer = () => answer.clone();
+  open({}, 'https://live.example/v1/ws');
+  await world.settle();
+  world.socket.ends(1006);
+  await world.pass(250);
+  assert.equal(seen.statuses.filter(it => it.state === 'waiting').at(-1).code, 401);
+  assert.equal(world.requests.length, 2, 'a fresh token at once');
+  // It is not the credential: the WebSocket is tried again.
+  answer = problem(426, 'UPGRADE_REQUIRED');
+  await world.pass(500);
+  await world.pass(2000);
+  assert.equal(world.sockets.length, 2);
+  answer = problem(403, 'FORBIDDEN');
+  world.socket.ends(1006);
+  await world.pass(8000);
+  assert.deepEqual([live.state, live.status.code, live.status.reason], ['closed', 403, 'FORBIDDEN']);
+});
+
+// ---- tabs ----
+const tabs = [];
+afterEach(() => { for (const tab of tabs.splice(0)) tab.live.close(); });
+async function tab(options) {
+  const seen = { values: [], states: [], asked: 0, errors: [] };
+  const live = connect(URL_, {
+    shared: true, getToken: () => { seen.asked += 1; return 'a.b.c'; },
+    onValue: value => seen.values.push(value), onStatus: ({ state }) => seen.states.push(state), onError: error => seen.errors.push(error), ...options,
+  });
+  tabs.push({ live, seen });
+  await world.settle();
+  return tabs.at(-1);
+}
+
+test('tabs: one connects, the others follow, and each has the value at once', async () => {
+  world.tabs();
+  const first = await tab();
+  world.socket.welcomes();
+  world.socket.says(snapshot(1, { n: 1 }));
+  const second = await tab();
+  assert.equal(world.sockets.length, 1);
+  assert.deepEqual([second.seen.asked, second.live.value, second.live.at, second.live.state], [0, { n: 1 }, 'e-1', 'live']);
+  world.socket.says(patch(2, 2));
+  await world.settle();
+  assert.deepEqual([first.live.value, second.live.value], [{ n: 2 }, { n: 2 }]);
+  const other = await tab({ select: '$.n' });
+  assert.equal(world.sockets.length, 2, 'who asks for something else has a connection of its own');
+  other.live.close();
+  // A frame that a tab did not hear: it asks the leader, and nobody reconnects.
+  await world.settle();
+  world.isDeaf = 1;
+  world.sockets[0].says(patch(3, 3));
+  await world.settle();
+  world.isDeaf = undefined;
+  world.sockets[0].says(patch(4, 4));
+  await world.settle();
+  assert.deepEqual(second.live.value, { n: 4 });
+  assert.equal(world.sockets.length, 2);
+  assert.deepEqual([...first.seen.errors, ...second.seen.errors], []);
+});
+
+test('tabs: an action, its refusal and a renewal go by way of the leader', async () => {
+  world.tabs();
+  await tab();
+  world.socket.welcomes();
+  const second = await tab();
+  const sent = [second.live.send({ type: 'a' }), second.live.send({ type: 'b' })];
+  await world.settle();
+  const [a, b] = world.socket.sent;
+  world.socket.says({ type: 'action_result', id: a.id, status: 200, body: 1 });
+  world.socket.says({ type: 'error', id: b.id, code: 'ACTION_FAILED', error: 'no', status: 409 });
+  assert.deepEqual(await sent[0], { status: 200, body: 1 });
+  await assert.rejects(sent[1], { code: 'ACTION_FAILED', status: 409, message: 'no' });
+  second.live.renew();
+  await world.settle();
+  assert.equal(world.socket.sent.at(-1).type, 'auth_update');
+});
+
+test('tabs: the next one takes over from where it was, and what is final is final for all', async () => {
+  world.tabs();
+  const [first, second, third] = [await tab(), await tab(), await tab()];
+  world.socket.welcomes();
+  world.socket.says(snapshot(1, { n: 1 }));
+  await world.settle();
+  first.live.close();
+  await world.settle();
+  assert.equal(world.sockets.length, 2);
+  assert.match(world.socket.url, /since=e-1$/);
+  assert.deepEqual([second.seen.asked, third.seen.asked], [1, 0]);
+  world.socket.welcomes();
+  world.socket.says(patch(2, 2));
+  await world.settle();
+  assert.deepEqual(third.live.value, { n: 2 });
+  world.socket.ends(4010, 'logged_out');
+  await world.settle();
+  assert.deepEqual([second.live.status.code, third.live.status.code, third.live.state], [4010, 4010, 'closed']);
+  await world.pass(100000);
+  assert.equal(world.sockets.length, 2);
+  assert.deepEqual([first.live.state, first.live.status.code], ['closed', 1000]);
+});
+
+test('tabs: one that is looked at takes over from a leader that sleeps, which follows when it wakes', async () => {
+  world.tabs();
+  const first = await tab();
+  world.socket.welcomes();
+  world.socket.says(snapshot(1, { n: 1 }));
+  const second = await tab();
+  await world.settle();
+  // As long as the leader answers it stays the leader, however quiet the stream is.
+  for (let i = 0; i < 6; i++) { await world.pass(10000); world.socket.says({ type: 'nothing' }); }
+  assert.equal(world.sockets.length, 1);
+  world.isDeaf = 0;
+  await world.pass(20000);
+  assert.equal(second.seen.asked, 0);
+  await world.pass(10000);
+  assert.equal(second.seen.asked, 1);
+  assert.equal(world.sockets[0].isClosed, true);
+  world.isDeaf = undefined;
+  world.sockets[1].welcomes();
+  world.sockets[1].says(patch(2, 2));
+  await world.settle();
+  assert.deepEqual([first.live.value, second.live.value, first.live.state], [{ n: 2 }, { n: 2 }, 'live']);
+  // And it can lead again.
+  second.live.close();
+  await world.settle();
+  assert.equal(world.sockets.length, 3);
+  assert.equal(first.seen.asked, 2);
+});
+
+test('tabs: where the browser cannot, each has a connection of its own', async () => {
+  await tab();
+  await tab();
+  assert.equal(world.sockets.length, 2);
 });

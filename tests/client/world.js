@@ -24,6 +24,12 @@ export class World {
         return id;
       },
       clearTimeout: id => { world.timers = world.timers.filter(timer => timer !== id); },
+      setInterval: (run, ms) => {
+        const id = { number: ++last, at: world.now + ms, run: () => { id.at += ms; world.timers.push(id); run(); } };
+        world.timers.push(id);
+        return id;
+      },
+      clearInterval: id => { world.timers = world.timers.filter(timer => timer !== id); },
       performance: { now: () => world.now },
       document: this.document,
       addEventListener: (...values) => world.windowEvents.addEventListener(...values),
@@ -48,12 +54,56 @@ export class World {
       },
     };
     this.original = {};
-    for (const [name, value] of Object.entries(replaced)) {
-      this.original[name] = Object.getOwnPropertyDescriptor(globalThis, name);
-      Object.defineProperty(globalThis, name, { value, configurable: true, writable: true });
-    }
+    this.replace({ ...replaced, navigator: {} });
     this.random = Math.random;
     Math.random = () => world.chance;
+  }
+
+  replace(values) {
+    for (const [name, value] of Object.entries(values)) {
+      if (!(name in this.original)) this.original[name] = Object.getOwnPropertyDescriptor(globalThis, name);
+      Object.defineProperty(globalThis, name, { value, configurable: true, writable: true });
+    }
+  }
+
+  /** From now on there are tabs: every `connect` is one, with channels and locks between them. */
+  tabs() {
+    const world = this, channels = [], locks = new Map();
+    this.isDeaf = undefined;            // the number of the tab that hears nothing, and so answers nobody
+    const grant = name => {
+      const lock = locks.get(name);
+      if (lock.holder || !lock.queue.length) return;
+      const next = lock.holder = lock.queue.shift();
+      Promise.resolve(next.run()).then(next.resolve).finally(() => { if (lock.holder === next) { lock.holder = undefined; grant(name); } });
+    };
+    this.replace({
+      BroadcastChannel: class {
+        constructor(name) { this.name = name; this.number = channels.push(this) - 1; }
+        postMessage(message) {
+          if (this.isClosed) throw new DOMException('closed', 'InvalidStateError');
+          for (const to of channels)
+            if (to !== this && to.name === this.name && !to.isClosed && to.number !== world.isDeaf) {
+              const data = structuredClone(message);
+              Promise.resolve().then(() => { if (!to.isClosed) to.onmessage?.({ data }); });
+            }
+        }
+        close() { this.isClosed = true; }
+      },
+      navigator: { locks: { request: (name, { signal, steal }, run) => new Promise((resolve, reject) => {
+        if (!locks.has(name)) locks.set(name, { queue: [] });
+        const lock = locks.get(name), one = { run, resolve, reject };
+        const abort = () => reject(new DOMException('aborted', 'AbortError'));
+        if (steal) {
+          lock.holder?.reject(new DOMException('stolen', 'AbortError'));
+          lock.holder = undefined;
+          lock.queue.unshift(one);
+        } else lock.queue.push(one);
+        signal?.addEventListener('abort', () => {
+          if (lock.queue.includes(one)) { lock.queue.splice(lock.queue.indexOf(one), 1); abort(); }
+        });
+        grant(name);
+      }) } },
+    });
   }
 
   end() {

@@ -115,7 +115,7 @@ export interface Connection<T> extends Subscription<T> {
   readonly transport: Transport | undefined;
   /** Sends an action, over a WebSocket (this tab's or, shared, the leading one's), and gives its result; rejects with a `RestcastError`. */
   send(action: { type: string; [member: string]: unknown }): Promise<{ status: number; body?: unknown }>;
-  /** Asks `getToken` now and renews in band, for instance after rights have changed. */
+  /** Asks `getToken` (the leading tab's) now and renews in band, for instance after rights have changed. */
   renew(): Promise<unknown>;
   /** On `/v1/ws` alone: one more stream on this connection, each name once. */
   subscribe<S = unknown>(stream: string, options?: SubscriptionOptions<S>): Subscription<S>;

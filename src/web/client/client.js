@@ -2,8 +2,8 @@
 // What it does and what it takes: README.md and client.d.ts beside it. SPDX-License-Identifier: MIT OR Apache-2.0
 
 const LADDER = ['websocket', 'sse', 'polling'];
-const TOKEN_MS = 30000, ANSWER_MS = 30000, HANDSHAKE_MS = 10000, FIRST_POLL_MS = 40000, POLL_S = 30, PROBE_MS = 10000;
-const POLL_GAP_MS = 250, DIRECTED_MAX_MS = 300000, EVENT_CHARS_MAX = 1 << 28, LEADER_MS = 10000;
+const TOKEN_MS = 30000, ANSWER_MS = 30000, HANDSHAKE_MS = 10000, FIRST_POLL_MS = 40000, POLL_S = 30, PROBE_MS = 5000;
+const POLL_GAP_MS = 250, DIRECTED_MAX_MS = 300000, EVENT_CHARS_MAX = 1 << 26, LEADER_MS = 10000;
 
 const isObject = value => value !== null && typeof value === 'object' && !Array.isArray(value);
 // A member may be called __proto__: plain assignment would lose it.
@@ -81,7 +81,8 @@ export function connect(url, options = {}) {
   const base = new URL(url, globalThis.location?.href);
   base.protocol = base.protocol.replace('ws', 'http');
   const isMany = base.pathname.endsWith('/v1/ws');
-  const ladder = isMany ? ['websocket'] : transports;
+  // /v1/ws is a WebSocket alone; asked without an upgrade it says why there was none, which no script sees otherwise.
+  const ladder = isMany ? ['websocket', 'sse'] : transports;
   const subs = new Map();               // by a stream's name; '' is the one of /v1/streams/…
   const waiting = new Map();            // by id: what an answer is awaited for
   const over = new AbortController();   // close() was called, or the server's word was final
@@ -236,10 +237,11 @@ export function connect(url, options = {}) {
     const after = response.headers.get('Retry-After') ?? '';
     const body = await response.json().catch(() => ({}));
     return {
-      status: response.status, code: body?.code, reason: body?.detail, isWord: Boolean(body?.code),
+      status: response.status, code: body?.code, reason: body?.detail, isWord: Boolean(body?.code) && response.status !== 426,
       floorMs: (/^\d+$/.test(after) ? after * 1000 : Date.parse(after) - Date.now()) || 0,
     };
   };
+  const isLogout = ({ code }) => /^(LOGGED_OUT|TOKEN_REVOKED)$/.test(code);
   const open = {
     websocket(mine) {
       const { token } = mine.credential;
@@ -275,13 +277,14 @@ export function connect(url, options = {}) {
         const asked = now(), tag = place(sub);
         const response = await ask(mine, 'application/json',
           tag && { 'If-None-Match': `"${tag}"`, ...(isWaiting && { Prefer: `wait=${POLL_S}` }) });
-        if (response.status === 401 && mine.worked) {
+        const why = !response.ok && response.status !== 304 && await problem(response);
+        if (why.status === 401 && mine.worked && !isLogout(why)) {
           // The token ended while it was in use: a fresh one, once.
           mine.worked = isWaiting = false;
           mine.credential = await credential('expired');
           continue;
         }
-        if (!response.ok && response.status !== 304) return mine.end(await problem(response));
+        if (why) return mine.end(why);
         const data = response.ok ? await response.json() : undefined;
         if (mine.isOver) return;
         if (!mine.upAt) receive({ type: 'welcome', heartbeat_ms: POLL_S * 1000 }, mine);
@@ -368,8 +371,10 @@ export function connect(url, options = {}) {
     if (mine.upAt && now() - mine.upAt >= stableMs) attempt = hurried = 0;
     const why = { code: http ?? code, reason: (http && code) || reason };
     const isBottom = rung === ladder.length - 1;
-    if ([4003, 4004, 4010].includes(code) || (http >= 400 && http < 500 && ![401, 408, 425, 429].includes(http) && (isWord || isBottom)))
+    if ([4003, 4004, 4010].includes(code) || (http >= 400 && http < 500 && ![401, 408, 425, 426, 429].includes(http) && (isWord || isBottom)))
       return stop(why.code, why.reason);
+    // What 4010 says on an open connection: in use, or with a fresh credential too.
+    if (http === 401 && isLogout({ code }) && (mine.worked || hurried)) return stop(4010, code.toLowerCase());
     const isAuth = code === 4001 || code === 4008 || http === 401;
     // Full jitter; what can be put right at once is tried at once, once.
     const bound = Math.min(backoffMaxMs, (code === 1013 ? 4 : 1) * backoffMs * 2 ** attempt);
@@ -414,7 +419,7 @@ export function connect(url, options = {}) {
   };
   const renew = async tries => {
     const mine = link;
-    if (!mine) return;
+    if (isFollower) return say({ renews: true });
     try {
       const fresh = await credential('reauthenticate'), token = fresh.ticket ?? fresh.token;
       if (mine.isOver || !mine.upAt) return;
@@ -470,10 +475,11 @@ export function connect(url, options = {}) {
         stand();
       });
     };
-    channel.onmessage = ({ data: { hello, at, send: action, from, id, to, answer, frame, status: told, state, stop: end } }) => {
+    channel.onmessage = ({ data: { hello, at, renews, send: action, from, id, to, answer, frame, status: told, state, stop: end } }) => {
       const sub = subs.get('');
       if (!isFollower) {
         if (hello) say({ to: hello, status, state: sub.at && at !== place(sub) ? { type: 'snapshot', epoch: sub.at[0], seq: sub.at[1], data: sub.value } : undefined });
+        if (renews) renew(2);
         if (action) send(action).then(result => ({ result }), ({ message, ...more }) => ({ error: [message, more] }))
           .then(answer => say({ to: from, id, answer }));
         return;
