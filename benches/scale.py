@@ -11,12 +11,13 @@
            CPU, and how late the upstream was asked
   shared   45,000 WebSockets on one port, which three processes of one core share (`server.share_port`)
   storm    9,700 WebSockets that are served while 9,700 others connect, as fast as the server takes them, again and again:
-           the latency of the former beside what it is in peace
+           the latency of the former beside what it is in peace, and how long the server itself takes to send an event to
+           all of them (`restcast_fanout_seconds`): the load testers share a core, and hold up each other
 
 Each prints the load tester's figures as one line of JSON. Needs Python 3.11 and nothing else; loopback only; every process
 it starts ends with it, within five minutes.
 """
-import json, os, pathlib, signal, subprocess, sys, tempfile, time
+import json, os, pathlib, signal, subprocess, sys, tempfile, time, urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESTCAST, LOADTEST = ROOT / "target/release/restcast", ROOT / "target/release/loadtest"
@@ -125,6 +126,18 @@ def shared(folder):
         stop(server)
 
 
+def fanout(admin):
+    """How often an event was sent to its readers so far, and how long that took together."""
+    with urllib.request.urlopen(f"http://{admin}/metrics", timeout=5) as answer:
+        lines = dict(line.rsplit(" ", 1) for line in answer.read().decode().splitlines() if not line.startswith("#"))
+    return [sum(float(v) for k, v in lines.items() if k.startswith(f"restcast_fanout_seconds_{part}")) for part in ("count", "sum")]
+
+
+def fanout_since(admin, before, what):
+    count, seconds = (now - then for now, then in zip(fanout(admin), before))
+    print(json.dumps({"what": what, "fanout.count": count, "fanout.mean_ms": round(1000 * seconds / max(count, 1), 1)}), flush=True)
+
+
 def storm(folder):
     upstream, ready = start(folder, LOADTEST, "upstream", "--interval", "250ms")
     stream = f'[[stream]]\nid = "s"\nurl = "http://{ready["listen"]}/0"\ninterval = "250ms"\n'
@@ -137,11 +150,15 @@ def storm(folder):
     command = [LOADTEST, "run", url, "--secret-file", f"{folder}/key", "--json", "-", "--quiet", "--pid", server.pid, *served]
     watching = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True)
     started.append(watching)
-    begun = time.monotonic()
     # They are open, and have warmed up.
-    time.sleep(count / 3000 + 4)
-    while time.monotonic() - begun < count / 3000 + 14:
+    time.sleep(count / 3000 + 3)
+    peace = fanout(ready["admin"])
+    time.sleep(4)
+    fanout_since(ready["admin"], peace, "storm: sends before it")
+    for _ in range(3):
+        before = fanout(ready["admin"])
         storming = load(folder, url, [], "--connections", count, "--rate", 100_000, "--idle", "--duration", "1s")
+        fanout_since(ready["admin"], before, "storm: sends during it")
         told("storm: those who come", storming, "connections.opened", "connections.failed", "connections.per_s")
     told("storm: those who are served", json.loads(watching.communicate(timeout=60)[0]), *names)
     for process in (server, upstream):

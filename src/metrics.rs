@@ -480,6 +480,8 @@ pub struct CoreMetrics {
     pub received_bytes: Counter,
     /// From an upstream's response to the first send of the event it made.
     pub publish_lag: Histogram,
+    /// From the first to the last turn in which an event was sent to its readers.
+    pub fanout: Histogram,
     /// Polls that ended.
     pub polls: Family<PollResult, Counter, { PollResult::VALUES.len() }>,
     /// From a poll's start to its end.
@@ -540,6 +542,7 @@ impl Default for CoreMetrics {
             sent_bytes: Counter::default(),
             received_bytes: Counter::default(),
             publish_lag: Histogram::new(&SERVER_BOUNDS_US),
+            fanout: Histogram::new(&SERVER_BOUNDS_US),
             polls: Family::default(),
             poll_duration: Histogram::new(&UPSTREAM_BOUNDS_US),
             key_set_fetches: Family::default(),
@@ -804,6 +807,11 @@ pub const METRICS: &[MetricDoc] = &[
         "restcast_publish_lag_seconds",
         "From an upstream's response to the first send of the event it made",
         |core| &core.publish_lag,
+    ),
+    histogram(
+        "restcast_fanout_seconds",
+        "From the first to the last turn in which a core sent an event to its readers",
+        |core| &core.fanout,
     ),
     cells(
         ("restcast_polls_total", MetricKind::Counter, &["result"]),

@@ -7,7 +7,7 @@ use proptest::prelude::{ProptestConfig, any, prop_assert, proptest};
 
 use super::{Config, ConfigError, FILE_BYTES_MAX, FileError, IdentityError, KEYS, Preset, Problem, Sources, Warning};
 use crate::limits::Limits;
-use crate::{auth, connection};
+use crate::{auth, connection, stream};
 
 /// A world with one of each thing a file may name.
 struct World;
@@ -1427,4 +1427,11 @@ fn views_say_for_whom_and_what() {
             `stream.view.pointers`: has over 64 members
         "#]],
     );
+}
+
+#[test]
+fn a_stream_made_without_the_file_is_as_one_that_the_file_leaves_bare() {
+    let config = accepted("[[stream]]\nid = \"s\"\nurl = \"https://h/a\"\n");
+    let bare = stream::Options::new(crate::ids::StreamId::new("s").expect("an id"), config.streams[0].url.clone());
+    assert_eq!(*config.streams[0], bare);
 }

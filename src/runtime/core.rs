@@ -26,7 +26,7 @@ use crate::metrics::{CoreMetrics, KeySetFetch};
 use crate::shard::{Found, Input, Lookup, Notice, Output, Shard};
 use crate::stream::action::ActResult;
 use crate::stream::poll::{FetchError, FetchResult, PollNo, UpstreamCode};
-use crate::time::Now;
+use crate::time::{Instant, Now};
 
 use super::clock::{self, StepWatch};
 use super::fetch::{Fetcher, FetcherOptions};
@@ -50,6 +50,10 @@ const FLIGHTS_PER_TURN: usize = 4;
 /// How long a turn goes on with handshakes: what costs time without being a flight of ours (a key exchange that ends one,
 /// a signature that is none) is bounded by this.
 const SHAKING_TIME: Duration = Duration::from_micros(1_500);
+/// How long a turn hears sockets (accepts, reads, handshakes) while frames are being sent: about a quarter of what the sends
+/// of a turn take, so that thousands who come or go at once hold up those who are served by no more. Whoever has bytes
+/// waits in the kernel or in the turn's own list.
+const HEARING_TIME_WHILE_SENDING: Duration = Duration::from_micros(700);
 /// Connections in a handshake that are read in one turn, whether it gets on or not.
 const SHAKING_READS_PER_TURN: usize = 256;
 /// First flights that may wait for their turn, 0.1 s of work or so: past it nobody is accepted. Whoever waits in the kernel's
@@ -142,7 +146,10 @@ struct Core {
     fetcher: Fetcher,
     fetched: Rc<RefCell<Fetched>>,
     scratch: Vec<u8>,
-    ready: Vec<Ready>,
+    /// What sockets have told and nobody has looked at yet.
+    ready: VecDeque<Ready>,
+    /// Whether the last turn left frames to be sent.
+    sending: bool,
     /// Sockets with bytes that were left for another turn.
     unread: VecDeque<ConnectionKey>,
     /// Connections that have begun a TLS handshake: their first flight waits to be read.
@@ -178,7 +185,8 @@ pub async fn run(parts: CoreParts, resolver: &Resolver) -> std::io::Result<()> {
         fetcher: Fetcher::new(FetcherOptions::default(), resolver.handle()?),
         fetched: Rc::default(),
         scratch: vec![0; SCRATCH_BYTES],
-        ready: Vec::new(),
+        ready: VecDeque::new(),
+        sending: false,
         unread: VecDeque::new(),
         shaking: VecDeque::new(),
         answered: VecDeque::new(),
@@ -250,11 +258,14 @@ impl Core {
         }
         self.post_undelivered();
         let mut more = self.take_messages(now);
-        let mut ready = std::mem::take(&mut self.ready);
-        more |= self.sockets.poll(&mut ready);
-        for event in ready.drain(..) {
+        let hears_until = self.sending.then(|| clock::now().at + HEARING_TIME_WHILE_SENDING);
+        if self.ready.is_empty() {
+            more |= self.sockets.poll(&mut self.ready);
+        }
+        // One at least, so that everybody gets on.
+        while let Some(event) = self.ready.pop_front() {
             match event {
-                Ready::Listener => more |= self.accept(now),
+                Ready::Listener => more |= self.accept(now, hears_until),
                 Ready::Bell => *rung = true,
                 Ready::Socket { key, readable, writable, ended } => {
                     if writable && self.sockets.holds(key) {
@@ -265,16 +276,22 @@ impl Core {
                     }
                 }
             }
+            if is_over(hears_until) {
+                break;
+            }
         }
-        self.ready = ready;
+        more |= !self.ready.is_empty();
         for _ in 0..self.unread.len() {
             if let Some(key) = self.unread.pop_front()
                 && self.sockets.holds(key)
             {
                 self.read_in_turn(now, key, true);
             }
+            if is_over(hears_until) {
+                break;
+            }
         }
-        self.shake(now);
+        self.shake(now, hears_until);
         let sockets = &mut self.sockets;
         guarded(&self.metrics, || sockets.turn_left(now.at));
         if self.accept_at.is_some_and(|at| at <= now.at) {
@@ -300,11 +317,12 @@ impl Core {
         }
         self.outputs();
         let transmitted = catch_unwind(AssertUnwindSafe(|| self.shard.transmit(now, &mut self.sockets)));
-        more |= transmitted.unwrap_or_else(|_| {
+        self.sending = transmitted.unwrap_or_else(|_| {
             self.metrics.panics.count();
             let _ = catch_unwind(AssertUnwindSafe(|| self.shard.skip_faulty()));
             true
         });
+        more |= self.sending;
         self.outputs();
         let shaking = !self.shaking.is_empty() || !self.answered.is_empty();
         more || shaking || !self.unread.is_empty() || !self.undelivered.is_empty()
@@ -362,8 +380,11 @@ impl Core {
     }
 
     /// Accepts those who wait; whether there may be more of them.
-    fn accept(&mut self, now: Now) -> bool {
-        for _ in 0..ACCEPTS_PER_TURN {
+    fn accept(&mut self, now: Now, hears_until: Option<Instant>) -> bool {
+        for accepted in 0..ACCEPTS_PER_TURN {
+            if accepted > 0 && is_over(hears_until) {
+                return true;
+            }
             if self.shaking.len() > SHAKING_MAX {
                 // The queue keeps the core awake, and the listener is told of in each turn for as long as somebody waits.
                 return true;
@@ -418,16 +439,17 @@ impl Core {
 
     /// Goes on with some of the handshakes that have bytes to be read: first with those that are nearest to their end. One
     /// of either kind gets its turn whatever the other has cost, so that none stands still for the other's sake.
-    fn shake(&mut self, now: Now) {
+    fn shake(&mut self, now: Now, hears_until: Option<Instant>) {
         if self.shaking.is_empty() && self.answered.is_empty() {
             return;
         }
-        let (begun, before) = (clock::now().at, self.sockets.flights());
+        let before = self.sockets.flights();
+        let until = hears_until.unwrap_or_else(|| clock::now().at + SHAKING_TIME);
         for kind in [Shake::Answered, Shake::Begun] {
             let mut read = 0;
             while read < SHAKING_READS_PER_TURN {
                 let made = self.sockets.flights().wrapping_sub(before);
-                if read > 0 && (made >= FLIGHTS_PER_TURN || clock::now().at.since(begun) >= SHAKING_TIME) {
+                if read > 0 && (made >= FLIGHTS_PER_TURN || is_over(Some(until))) {
                     break;
                 }
                 let waiting = match kind {
@@ -638,6 +660,11 @@ impl Core {
         let until = until.into_iter().flatten().min();
         until.map_or(SLEEP_MAX, |until| until.since(now.at)).min(SLEEP_MAX)
     }
+}
+
+/// Whether that moment has come, where there is one.
+fn is_over(until: Option<Instant>) -> bool {
+    until.is_some_and(|until| clock::now().at >= until)
 }
 
 /// What `act` gives; `None`: it panicked, which is counted. What it has left behind is a connection's that ends with it.

@@ -312,30 +312,16 @@ fn same_target(a: &Target, b: &Target) -> bool {
 
 /// What to ask for a key set.
 fn target(url: &url::Url, ca: Option<&CaFile>) -> Arc<Target> {
+    let id = StreamId::new("jwks").expect("the characters of an id");
+    let blank = UrlTemplate::parse::<&str>("http://localhost/", &[]).expect("a URL without placeholders");
     let options = Options {
-        id: StreamId::new("jwks").expect("the characters of an id"),
-        url: UrlTemplate::parse::<&str>("http://localhost/", &[]).expect("a URL without placeholders"),
-        interval: limits::JWKS_LIFE,
-        method: "GET".to_owned(),
-        headers: Vec::new(),
-        body: None,
-        params: Vec::new(),
         ca: ca.cloned(),
         connect_timeout: limits::JWKS_TIMEOUT,
         first_byte_timeout: limits::JWKS_TIMEOUT,
         timeout: limits::JWKS_TIMEOUT,
         response_bytes_max: limits::JWKS_BYTES_MAX as u64,
         backoff_max: limits::JWKS_RETRY_MAX,
-        linger: Duration::ZERO,
-        keep_warm: false,
-        history: 0,
-        history_bytes: 0,
-        ignore: Vec::new(),
-        array_key: None,
-        allow_anonymous: false,
-        roles: Vec::new(),
-        permissions: Vec::new(),
-        views: Vec::new(),
+        ..Options::new(id, blank)
     };
     Arc::new(Target { options: Arc::new(options), url: url.clone(), body: None })
 }

@@ -153,7 +153,7 @@ impl Sockets {
     }
 
     /// Takes what the kernel has to tell of now, without waiting; whether there may be more.
-    pub fn poll(&mut self, ready: &mut Vec<Ready>) -> bool {
+    pub fn poll(&mut self, ready: &mut VecDeque<Ready>) -> bool {
         let zero = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
         self.events.clear();
         let taken =
@@ -166,7 +166,7 @@ impl Sockets {
                 secure.left_ready.push(key_of(data).index);
                 continue;
             }
-            ready.push(match data {
+            ready.push_back(match data {
                 LISTENER => Ready::Listener,
                 BELL => Ready::Bell,
                 data => {
@@ -558,8 +558,7 @@ mod tests {
         assert_eq!(sockets.next_timeout(), Some(NOW + STALL), "its time is not over");
         go_on.send(()).expect("it waits");
         while sockets.next_timeout().is_some() {
-            let mut ready = Vec::new();
-            sockets.poll(&mut ready);
+            sockets.poll(&mut VecDeque::new());
             sockets.turn_left(NOW);
         }
         let heard = reader.join().expect("no panic").expect("the end is told by close_notify");

@@ -138,7 +138,7 @@ impl Shard {
             let readers = rendition.subscribers.len();
             rendition.rotation = rendition.rotation.wrapping_add(ROTATION_STEP);
             let next = ((u64::from(rendition.rotation) * readers as u64) >> 32) as usize;
-            rendition.sweep = Some(Sweep { next, left: readers });
+            rendition.sweep = Some(Sweep { next, left: readers, begun: now });
             if let Some(since) = rendition.unswept_since.take() {
                 self.metrics.publish_lag.observe(now.since(since));
             }
@@ -154,7 +154,10 @@ impl Shard {
         if !over {
             return false;
         }
-        rendition.sweep = None;
+        if let Some(sweep) = rendition.sweep.take() {
+            self.metrics.fanout.observe(now.since(sweep.begun));
+        }
+        let Some(rendition) = self.rendition(topic, kind) else { return true };
         // What came during the pass has reached only some: another pass follows.
         let again = rendition.unswept_since.is_some();
         rendition.queued = again;

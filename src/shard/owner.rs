@@ -571,31 +571,9 @@ mod tests {
     use crate::{auth, connection, ids};
 
     fn stream(id: &str, interval: Duration) -> Arc<stream::Options> {
-        Arc::new(stream::Options {
-            id: ids::StreamId::new(id).expect("an id"),
-            url: UrlTemplate::parse::<&str>(&format!("http://upstream.example/{id}"), &[]).expect("a URL"),
-            interval,
-            method: "GET".into(),
-            headers: Vec::new(),
-            body: None,
-            params: Vec::new(),
-            ca: None,
-            connect_timeout: Duration::from_secs(3),
-            first_byte_timeout: Duration::from_secs(10),
-            timeout: Duration::from_secs(15),
-            response_bytes_max: 1 << 20,
-            backoff_max: Duration::from_secs(60),
-            linger: Duration::from_secs(10),
-            keep_warm: false,
-            history: 16,
-            history_bytes: 1 << 20,
-            ignore: Vec::new(),
-            array_key: None,
-            allow_anonymous: true,
-            roles: Vec::new(),
-            permissions: Vec::new(),
-            views: Vec::new(),
-        })
+        let url = UrlTemplate::parse::<&str>(&format!("http://upstream.example/{id}"), &[]).expect("a URL");
+        let options = stream::Options::new(ids::StreamId::new(id).expect("an id"), url);
+        Arc::new(stream::Options { interval, history: 16, history_bytes: 1 << 20, allow_anonymous: true, ..options })
     }
 
     fn view_of(pointer: &str) -> View {

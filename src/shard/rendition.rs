@@ -165,6 +165,8 @@ pub struct Sweep {
     pub next: usize,
     /// How many are left.
     pub left: usize,
+    /// When it began.
+    pub begun: Instant,
 }
 
 /// The log of one rendition and those who read it.
@@ -364,7 +366,7 @@ impl Rendition {
         let readers = self.subscribers.len();
         let sweep = self.sweep.as_mut().filter(|sweep| sweep.left > 0 && readers > 0)?;
         let next = if sweep.next < readers { sweep.next } else { 0 };
-        *sweep = Sweep { next: next + 1, left: sweep.left - 1 };
+        *sweep = Sweep { next: next + 1, left: sweep.left - 1, ..*sweep };
         Some(next)
     }
 

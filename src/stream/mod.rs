@@ -81,6 +81,38 @@ pub struct Options {
     pub views: Vec<View>,
 }
 
+impl Options {
+    /// A stream of which only this much is known; all else is as where the configuration leaves it out, and nobody without a
+    /// credential may watch it.
+    pub fn new(id: StreamId, url: template::UrlTemplate) -> Options {
+        Options {
+            id,
+            url,
+            interval: Duration::from_secs(1),
+            method: "GET".to_owned(),
+            headers: Vec::new(),
+            body: None,
+            params: Vec::new(),
+            ca: None,
+            connect_timeout: Duration::from_secs(3),
+            first_byte_timeout: Duration::from_secs(10),
+            timeout: Duration::from_secs(15),
+            response_bytes_max: 16 << 20,
+            backoff_max: Duration::from_secs(60),
+            linger: Duration::from_secs(10),
+            keep_warm: false,
+            history: 1024,
+            history_bytes: 4 << 20,
+            ignore: Vec::new(),
+            array_key: None,
+            allow_anonymous: false,
+            roles: Vec::new(),
+            permissions: Vec::new(),
+            views: Vec::new(),
+        }
+    }
+}
+
 /// Work that one comparison may take before it settles for a coarser delta.
 const DIFF_WORK_MAX: u64 = 1 << 20;
 

@@ -65,30 +65,14 @@ pub fn request(target: Target) -> FetchRequest {
 
 /// A target with short time-outs and a secret in its URL and headers.
 pub fn target(url: &str, change: impl FnOnce(&mut Options)) -> Target {
+    let blank = UrlTemplate::parse::<&str>("http://upstream.example/", &[]).expect("a URL");
     let mut options = Options {
-        id: StreamId::new("leads").expect("an id"),
-        url: UrlTemplate::parse::<&str>("http://upstream.example/", &[]).expect("a URL"),
-        interval: SECOND,
-        method: "GET".into(),
         headers: vec![("X-Api-Key".into(), Secret::new(*b"hunter2-header"))],
-        body: None,
-        params: Vec::new(),
-        ca: None,
         connect_timeout: 2 * SECOND,
         first_byte_timeout: 5 * SECOND,
         timeout: 10 * SECOND,
         response_bytes_max: 64 << 10,
-        backoff_max: SECOND,
-        linger: SECOND,
-        keep_warm: false,
-        history: 16,
-        history_bytes: 1 << 20,
-        ignore: Vec::new(),
-        array_key: None,
-        allow_anonymous: false,
-        roles: Vec::new(),
-        permissions: Vec::new(),
-        views: Vec::new(),
+        ..Options::new(StreamId::new("leads").expect("an id"), blank)
     };
     change(&mut options);
     let mut url: url::Url = url.parse().expect("a URL");
