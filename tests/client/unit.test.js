@@ -414,7 +414,6 @@ test('a silent WebSocket is asked whether it lives, and is given up where it say
   assert.equal(world.socket.sent.length, 0);
   await world.pass(1);
   assert.deepEqual(world.socket.sent, [{ type: 'restcast.probe', id: 'probe' }]);
-  world.now += 1;
   world.socket.says({ type: 'error', code: 'UNKNOWN_TYPE', error: 'There is no message of this type', id: 'probe' });
   await world.pass(40000);
   assert.equal(world.socket.sent.length, 1);
@@ -587,6 +586,23 @@ test('closing within a callback is closing', async () => {
   assert.equal(world.timers.length, 0);
 });
 
+test('a transport that worked is tried twice before the next: a server that is away is no proxy', async () => {
+  await opened();
+  world.answer = () => { throw new TypeError('unreachable'); };
+  for (const [wait, sockets, requests] of [[250, 2, 0], [500, 3, 0], [1000, 3, 1]]) {
+    world.socket.ends(1006);
+    await world.pass(wait);
+    assert.deepEqual([world.sockets.length, world.requests.length], [sockets, requests]);
+  }
+  // Another network: what worked there proves nothing here.
+  world.windowEvents.dispatchEvent(new Event('online'));
+  await world.pass(0);
+  assert.equal(world.sockets.length, 4);
+  world.socket.ends(1006);
+  await world.pass(250);
+  assert.equal(world.requests.length, 2);
+});
+
 test('a platform without WebSockets goes on to the next', async () => {
   World.WebSocketMissing = true;
   const stream = events();
@@ -668,6 +684,15 @@ test('many streams on one connection', async () => {
   await world.settle();
   assert.deepEqual(heard.status.at(-1), { state: 'ended', code: 'FORBIDDEN' });
   assert.equal(live.state, 'live');
+  // What may be otherwise the next time is asked for again.
+  const c = live.subscribe('c');
+  world.socket.says({ type: 'error', code: 'TOO_MANY_STREAMS', error: 'no', id: world.socket.sent.at(-1).id, stream: 'c' });
+  await world.pass(15000);
+  assert.deepEqual(seen.errors.map(it => it.code), ['TOO_MANY_STREAMS']);
+  assert.deepEqual(world.socket.sent.filter(it => it.type === 'subscribe' && it.stream === 'c').length, 2);
+  world.socket.says({ type: 'subscribed', stream: 'c', id: world.socket.sent.at(-1).id });
+  world.socket.says({ ...snapshot(1, 3), stream: 'c' });
+  assert.equal(c.value, 3);
 });
 
 test('many streams: why a WebSocket did not open is asked for', async () => {
@@ -797,6 +822,37 @@ test('tabs: one that is looked at takes over from a leader that sleeps, which fo
   await world.settle();
   assert.equal(world.sockets.length, 3);
   assert.equal(first.seen.asked, 2);
+});
+
+test('tabs: a tab that follows does not connect because the page is shown while its leader waits', async () => {
+  world.tabs();
+  const first = await tab();
+  world.socket.welcomes();
+  const second = await tab();
+  world.socket.says({ type: 'reconnect', after_ms: 5000 });
+  world.socket.ends(1012);
+  await world.settle();
+  assert.equal(second.live.state, 'waiting');
+  world.document.dispatchEvent(new Event('visibilitychange'));
+  world.windowEvents.dispatchEvent(new Event('online'));
+  await world.pass(5000);
+  assert.deepEqual([first.seen.asked, second.seen.asked], [2, 0]);
+});
+
+test('tabs: a leader that closes while an action of another is under way fails nothing of its own', async () => {
+  world.tabs();
+  const first = await tab();
+  world.socket.welcomes();
+  const second = await tab();
+  const sent = assert.rejects(second.live.send({ type: 'a' }), { code: 'TIMEOUT' });
+  await world.settle();
+  // A rejection that nobody handles would fail this test.
+  first.live.close();
+  await world.settle();
+  world.socket.welcomes();
+  await world.pass(30000);
+  await sent;
+  assert.equal(second.live.state, 'live');
 });
 
 test('tabs: where the browser cannot, each has a connection of its own', async () => {

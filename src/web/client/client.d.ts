@@ -74,7 +74,7 @@ export interface Options<T> extends StreamOptions<T> {
   onPermissions?(rights: { permissions?: string[]; roles?: string[] }): void;
   /** What went wrong and stops nothing: a callback that threw, `getToken` that failed, a refused renewal. `console.error` unless set. */
   onError?(error: RestcastError): void;
-  /** One connection for all tabs of this origin that ask for the same. A string (the user's id) keeps users apart. */
+  /** One connection for all tabs of this origin that ask for the same stream (`/v1/ws` is not shared). A string (the user's id) keeps users apart. */
   shared?: boolean | string;
   /** Which are tried, best first; `['websocket', 'sse', 'polling']` unless set. */
   transports?: Transport[];

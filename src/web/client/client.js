@@ -5,6 +5,9 @@ const LADDER = ['websocket', 'sse', 'polling'];
 const TOKEN_MS = 30000, ANSWER_MS = 30000, HANDSHAKE_MS = 10000, FIRST_POLL_MS = 40000, POLL_S = 30, PROBE_MS = 5000;
 const POLL_GAP_MS = 250, DIRECTED_MAX_MS = 300000, EVENT_CHARS_MAX = 1 << 26, LEADER_MS = 10000;
 
+// Refusals of one subscription that may be other the next time.
+const PASSING = /^(TIMEOUT|RATE_LIMITED|OVERLOADED|INTERNAL|TOO_MANY_STREAMS|\w+_UNAVAILABLE)$/;
+
 const isObject = value => value !== null && typeof value === 'object' && !Array.isArray(value);
 // A member may be called __proto__: plain assignment would lose it.
 const put = (into, key, value) =>
@@ -101,7 +104,7 @@ export function connect(url, options = {}) {
     if (over.signal.aborted) return;
     try { callback?.(...values); } catch (error) { fail(error); }
   };
-  const say = message => channel?.postMessage(message);
+  const say = message => { if (!over.signal.aborted) channel?.postMessage(message); };
   const show = (state, more) => {
     status = { state, transport: link?.transport, upstream: subs.get('')?.upstream, expiresAt: link?.expiresAt, ...more };
     if (channel && !isFollower) say({ status });
@@ -184,7 +187,7 @@ export function connect(url, options = {}) {
         isMany ? call(sub.options.onStatus, frame) : show(status.state);
         break;
       case 'unsubscribed':
-        if (!sub || frame.reason === 'requested') break;
+        if (!sub || !isMany || frame.reason === 'requested') break;
         subs.delete(sub.name);
         call(sub.options.onStatus, { state: 'ended', code: frame.reason });
         break;
@@ -258,7 +261,7 @@ export function connect(url, options = {}) {
       const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
       for (let tail = '', data = ''; ;) {
         const { done, value } = await reader.read();
-        if (done || tail.length + data.length > EVENT_CHARS_MAX) return mine.end({ code: 1006 });
+        if (done || tail.length + data.length > EVENT_CHARS_MAX) return mine.end({ code: 1006, reason: done ? '' : 'too large' });
         mine.heardAt = now();
         tail += value;
         if (!value.includes('\n')) continue;
@@ -361,7 +364,7 @@ export function connect(url, options = {}) {
     clearTimeout(mine.timer);
     if (!mine.send) return mine.end({ code: 1006, reason: 'heartbeat_timeout' });
     try { mine.send({ type: 'restcast.probe', id: 'probe' }); } catch { /* what is closed says so itself */ }
-    mine.timer = setTimeout(() => mine.heardAt > asked ? watch(mine) : mine.end({ code: 1006, reason: 'heartbeat_timeout' }), PROBE_MS);
+    mine.timer = setTimeout(() => mine.heardAt >= asked ? watch(mine) : mine.end({ code: 1006, reason: 'heartbeat_timeout' }), PROBE_MS);
   };
   const ended = (mine, { code, reason, status: http, isWord, isHasty, floorMs = mine.floorMs ?? 0 }) => {
     clearTimeout(upgradeTimer);
@@ -385,8 +388,8 @@ export function connect(url, options = {}) {
       attempt = Math.min(attempt + 1, 20);
     }
     delay = Math.max(delay, floorMs);
-    // What never got through hands over to the next transport; what did is tried again.
-    if (!mine.upAt && !isWord && !isAuth) rung = (rung + 1) % ladder.length;
+    // What does not get through hands over to the next transport: at once where it never did, else after two tries.
+    if (!mine.upAt && !isWord && !isAuth && (attempt > 2 || !proven.has(mine.transport))) rung = (rung + 1) % ladder.length;
     floorAt = now() + floorMs;
     show('waiting', { ...why, retryInMs: delay });
     if (!over.signal.aborted) later(delay, isAuth ? 'expired' : 'connect');
@@ -396,8 +399,12 @@ export function connect(url, options = {}) {
     timer = setTimeout(() => start(ladder[rung], false, reason), ms);
   };
   const wake = isOnline => {
+    if (isFollower) return;
     if (status.state === 'waiting') {
-      if (isOnline) attempt = rung = 0;
+      if (isOnline) {
+        attempt = rung = 0;
+        proven.clear();
+      }
       later(Math.max(0, floorAt - now()), 'connect');
     } else if (link?.upAt && !link.isOver && (link.send || now() - link.heardAt > 2 * link.heartbeatMs)) probe(link);
   };
@@ -440,9 +447,13 @@ export function connect(url, options = {}) {
     }
   };
   const subscribe = sub => {
-    const { format, select, maxRateMs } = sub.options;
+    const { format, select, maxRateMs } = sub.options, mine = link;
     request({ type: 'subscribe', stream: sub.name, format, select, since: place(sub), max_rate_ms: maxRateMs }).catch(error => {
-      if (error.code === 'DISCONNECTED' || error.code === 'CLOSED' || subs.get(sub.name) !== sub) return;
+      if (/^(DISCONNECTED|CLOSED|ALREADY_SUBSCRIBED)$/.test(error.code) || subs.get(sub.name) !== sub) return;
+      if (PASSING.test(error.code)) {
+        setTimeout(() => { if (mine === link && !mine.isOver && subs.get(sub.name) === sub) subscribe(sub); }, backoffMaxMs * Math.random());
+        return fail(error);
+      }
       subs.delete(sub.name);
       call(sub.options.onStatus, { state: 'ended', code: error.code });
     });
