@@ -628,6 +628,32 @@ fn many_streams_share_one_connection_and_resume_together() {
 }
 
 #[test]
+fn why_many_streams_do_not_open_is_told_though_no_script_sees_a_refused_upgrade() {
+    let (_upstream, server) = started();
+    // A token that has ended, and the next one too.
+    let mut page = Page::new(&server);
+    let mint = json!({ "secret": SECRET, "kid": "k1", "life": 600, "claims": { "sub": "u1", "exp": 1_000_000_000 } });
+    let url = format!("http://{}/v1/ws", server.listen);
+    page.tell(json!({ "connect": { "url": url, "options": { "backoffMs": 100 }, "mint": mint } }));
+    page.until("it is the token", |event| {
+        let status = &event["status"];
+        (status["code"] == 401 && status["reason"] == "TOKEN_EXPIRED").then_some(())
+    });
+    page.until("a fresh one is asked for", |event| (event["asked"] == "expired").then_some(()));
+    // A proxy that knows no WebSockets, and then does.
+    let proxy = Proxy::to(server.listen);
+    proxy.forbid(&["upgrade: websocket"]);
+    let mut page = Page::watch(&server, proxy.address(), "/v1/ws", 600, json!({}));
+    page.tell(json!({ "subscribe": { "stream": "leads" } }));
+    page.until("it is the way", |event| {
+        let status = &event["status"];
+        (status["code"] == 426 && status["reason"] == "UPGRADE_REQUIRED").then_some(())
+    });
+    proxy.heal();
+    page.value(&json!({ "n": 1 }));
+}
+
+#[test]
 fn no_token_stands_in_an_address_a_log_or_an_error() {
     let (_upstream, server) = started();
     for transport in TRANSPORTS {
