@@ -97,6 +97,27 @@ pub const API_KEYS_MAX: usize = 10_000;
 pub const API_KEY_LIST_MAX: usize = 64;
 /// Bytes of a stream's id or glob, and of a role or permission, in such a list.
 pub const STREAM_GLOB_BYTES_MAX: usize = 128;
+/// Bytes of all their records together, about; past it none is made until one is deleted.
+pub const API_KEYS_BYTES_MAX: usize = 8 << 20;
+/// Deletions of such keys that are remembered, so that nothing brings one back; past it the oldest that Redis knows of goes.
+pub const API_KEYS_DELETED_MAX: usize = 10_000;
+/// Bytes of one key's record in Redis: a longer one counts as one that cannot be read.
+pub const API_KEY_RECORD_BYTES_MAX: usize = 128 << 10;
+/// Bytes of all strings of one reply of Redis about API keys; what goes beyond is read over.
+pub const API_KEYS_REPLY_BYTES_MAX: usize = 2 * API_KEYS_BYTES_MAX;
+/// Fields of the hash of API keys in Redis that are read: more than there may be keys, for several processes may make the
+/// last ones at the same time; where there are still more, somebody else keeps something there.
+pub const API_KEYS_FIELDS_MAX: usize = 2 * API_KEYS_MAX;
+/// Keys that are put in Redis, or taken out, with one call.
+pub const API_KEYS_PER_CALL: usize = 64;
+/// Deletions of other processes that may wait to be carried out; past it the keys are read anew instead.
+pub const API_KEYS_HEARD_MAX: usize = 10_000;
+/// Least time between two readings of all API keys in Redis, however often they change,
+pub const API_KEYS_READ_INTERVAL: Duration = Duration::from_millis(50);
+/// and the longest: what nobody has told of is seen then.
+pub const API_KEYS_REREAD: Duration = Duration::from_secs(30);
+/// How often in a row they are read to put things right, where others change them meanwhile.
+pub const API_KEYS_ROUNDS_MAX: usize = 8;
 /// Bytes of the state file.
 pub const STATE_BYTES_MAX: usize = 16 << 20;
 /// Bits of an RSA key that verifies tokens (RFC 7518 section 3.3),
@@ -147,6 +168,10 @@ pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(86_400);
 pub const VALIDATOR_BYTES_MAX: usize = 1024;
 /// Credentials of one core that somebody outside is asked about at once; past it those who present one are told to wait.
 pub const LOOKUPS_MAX: usize = 65_536;
+/// Keys, by issuer and `kid`, that one core asks for at once, besides those: whoever makes names up takes no room from others.
+pub const KEY_LOOKUPS_MAX: usize = 1024;
+/// Tokens that are looked at in one turn of those that have waited for the same key: each may have to be verified.
+pub const KEY_WAITERS_PER_TURN: usize = 256;
 /// How long such a question may go unanswered: beyond every timeout of those who are asked.
 pub const LOOKUP_TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes of one control event: a logout, a revocation, permissions that change.
@@ -169,7 +194,7 @@ pub const SESSION_LISTED_MAX: usize = 1024;
 pub const SESSIONS_PER_LOOKUP: usize = 256;
 /// Sessions of one core that are looked after in one turn.
 pub const SESSIONS_PER_TURN: usize = 2048;
-/// Requests and connections that may wait for the answer to one question about a session.
+/// Requests and connections that may wait for the answer to one question about a session or a key.
 pub const LOOKUP_WAITERS_MAX: usize = 4096;
 /// How long a ticket is good for (protocol section 1).
 pub const TICKET_LIFE: Duration = Duration::from_secs(30);
@@ -280,6 +305,8 @@ pub const STORE_QUESTIONS_MAX: usize = 16_384;
 pub const STORE_FLIGHT_MAX: usize = 1024;
 /// Bytes of commands that wait for the socket to Redis; past it no further command is written.
 pub const STORE_OUT_BYTES_MAX: usize = 256 << 10;
+/// Calls that wait for their turn on the link for them: one for each thread of the admin listener, and some more.
+pub const STORE_CALLS_MAX: usize = 64;
 /// Sessions whose life is to be extended that wait; past it those who come later are left out, until they are due again.
 pub const STORE_TOUCHES_MAX: usize = 16_384;
 /// Control events that wait to be put on the control stream, while Redis is away,

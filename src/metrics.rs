@@ -380,6 +380,7 @@ labels! {
         Commands = "commands", "Questions and orders.";
         Events = "events", "What is published.";
         Log = "log", "The control stream, followed.";
+        Calls = "calls", "API keys, which may be many at once.";
     }
 }
 
@@ -862,7 +863,7 @@ pub const METRICS: &[MetricDoc] = &[
     }),
     store(
         ("restcast_redis_up", MetricKind::Gauge, &["link"]),
-        "1 while the connection to Redis for commands, published events or the control stream is there, else 0",
+        "1 while the connection to Redis for commands, published events, the control stream or API keys is there, else 0",
         RedisLink::VALUES,
         |store, at| store.up.cells[at].value(),
     ),

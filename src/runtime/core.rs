@@ -698,6 +698,13 @@ fn tell(notice: &Notice) {
             &[("action", kind), ("code", &code.as_str()), ("detail", detail)],
             "An action's upstream gave no answer.",
         ),
+        Notice::View { stream, fault: Some(detail) } => {
+            let fields: [(&str, &dyn std::fmt::Display); 2] = [("stream", stream), ("detail", detail)];
+            log::write(LogLevel::Warn, &fields, "A view cannot be made of the value; the stream's others go on.");
+        }
+        Notice::View { stream, fault: None } => {
+            log::write(LogLevel::Info, &[("stream", stream)], "A view that could not be made can be made again.");
+        }
         Notice::Upstream { stream, status, detail } => {
             let state = status.state.as_str();
             let code = status.code.map_or("-", UpstreamCode::as_str);

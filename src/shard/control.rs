@@ -24,7 +24,7 @@ use crate::frame::Transport;
 use crate::ids::ConnectionId;
 use crate::limits;
 use crate::secret::Secret;
-use crate::time::{Instant, WallTime};
+use crate::time::{Instant, Now, WallTime};
 
 use super::{Notice, Output, Shard};
 
@@ -243,12 +243,60 @@ impl Shard {
         group.concerns(grant, self.session_mark(grant))
     }
 
+    /// Brings an open connection's grant up to date with all that has been said, before what it asks is judged by it: a mark
+    /// stands before the pass that carries it out has come to the connection, and API keys change in turns too. Whether it is
+    /// still open.
+    pub(super) fn judge_now(&mut self, index: u32) -> bool {
+        if !self.rekeyed.is_empty()
+            && let Some(connection) = self.key_of(index)
+        {
+            self.judge_by_api_keys(connection);
+        }
+        let Some(open) = self.connections.at(index).and_then(|connection| connection.open()) else { return false };
+        if self.ledger.marks().is_empty() {
+            return true;
+        }
+        if let Err(revoked) = self.judge_marks(&open.grant, Some(open.identified)) {
+            self.close(index, close_reason(revoked));
+            return false;
+        }
+        // Whom there is news for is told by the pass, of a change already now: the right comes before what it is used for.
+        let new = self.ledger.marks().rights_of(&open.grant, self.now.wall);
+        if !new.is_none() {
+            self.give_rights(index, new.permissions.as_deref(), new.roles.as_deref(), false);
+        }
+        self.connections.at(index).is_some_and(|connection| connection.open().is_some())
+    }
+
+    /// The same for one who waits for a value and is about to get it. Whether it still waits.
+    pub(super) fn judge_waiter_now(&mut self, index: u32) -> bool {
+        let waiting = |shard: &Shard| match shard.connections.at(index).map(|connection| &connection.state) {
+            Some(State::Http(http)) => matches!(http.phase, Phase::Waiting { .. }),
+            _ => false,
+        };
+        if !waiting(self) {
+            return false;
+        }
+        if self.ledger.marks().is_empty() {
+            return true;
+        }
+        let Some(State::Http(http)) = self.connections.at(index).map(|connection| &connection.state) else {
+            return false;
+        };
+        let Phase::Waiting { grant, since, .. } = &http.phase else { return false };
+        match self.judge_marks(grant, Some(*since)) {
+            Err(revoked) => self.refuse_waiting(index, refusal(revoked)),
+            Ok(()) => self.give_rights_to_waiting(index),
+        }
+        waiting(self)
+    }
+
     /// Judges a live connection by the marks as they are now.
     fn judge_live(&mut self, index: u32, group: &Group) {
         let now = self.now.wall;
         match self.connections.at(index).map(|connection| &connection.state) {
             Some(State::Open(open)) => {
-                if let Err(revoked) = self.judge_marks(&open.grant, Some(open.since)) {
+                if let Err(revoked) = self.judge_marks(&open.grant, Some(open.identified)) {
                     return self.close(index, close_reason(revoked));
                 }
                 if let Some(session) = self.session_mark(&open.grant) {
@@ -272,9 +320,9 @@ impl Shard {
         }
     }
 
-    /// Whether a credential may go on by what was said of its user, its session or itself. `since`: when its connection was
-    /// opened, where it has been; a session that comes later than its user's logout is judged by its record alone.
-    fn judge_marks(&self, grant: &Grant, since: Option<Instant>) -> Result<(), Revoked> {
+    /// Whether a credential may go on by what was said of its user, its session or itself. `since`: since when
+    /// its connection is its user's, where it is open; a session that comes later than its user's logout is judged by its record alone.
+    fn judge_marks(&self, grant: &Grant, since: Option<Now>) -> Result<(), Revoked> {
         let (marks, now) = (self.ledger.marks(), self.now.wall);
         if marks.is_empty() {
             return Ok(());
@@ -290,8 +338,7 @@ impl Shard {
             marks.judge_session(session, now)?;
         }
         let logged_out = grant.sub().and_then(|sub| marks.logged_out_at(grant.issuer(), sub, now));
-        // By the wall clock as it is now: it may have been set back since, and then it told a later time before the logout.
-        match (logged_out, since.map(|since| self.now.wall_of(since))) {
+        match (logged_out, since.map(|since| self.now.earliest_wall_of(since))) {
             // An event is dated to the millisecond.
             (Some(at), Some(since)) if since < at + Duration::from_millis(1) => Err(Revoked::LoggedOut),
             _ => Ok(()),

@@ -7,9 +7,10 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::auth::control::ControlEntry;
-use crate::auth::grant::{Grant, GrantRecord};
+use crate::auth::grant::Grant;
+use crate::auth::jwt::LackedKey;
 use crate::auth::session::SessionMark;
-use crate::auth::ticket::TicketHash;
+use crate::auth::ticket::TicketRecord;
 use crate::codec::message::ClientId;
 use crate::connection::handshake::{Presented, Refusal};
 use crate::ids::{ConnectionId, ConnectionKey, CoreId};
@@ -106,16 +107,16 @@ pub(super) enum Waiter {
 /// What is done with the answer to a [`Lookup`].
 #[derive(Debug)]
 pub(super) enum Asked {
-    /// The token is looked at again, with the key set as it is then.
-    KeySet(Waiter, Presented),
+    /// The tokens are looked at again, with the key set as it is then.
+    KeySet(Box<KeyQuestion>),
     /// A session's record is given to all who wait for it.
     Session(Box<Question>),
     /// Sessions that live here go on by their records, or end.
     Reread(Reread),
     /// A ticket has been used, if it was one.
-    Ticket(Waiter, Used),
+    Ticket(Waiter),
     /// A ticket is kept, and handed out.
-    Kept(ConnectionKey, Used),
+    Kept(ConnectionKey, Box<Made>),
 }
 
 /// What became of looking at a credential.
@@ -132,6 +133,21 @@ pub(super) enum Looked {
     Now(Waiter, Result<Grant, Refusal>),
     /// Somebody outside was asked; the waiter will be told, by this number.
     Later(u64),
+}
+
+/// A question about a key that an issuer's set does not have, and who waits for the answer.
+#[derive(Debug)]
+pub(super) struct KeyQuestion {
+    pub(super) lacked: LackedKey,
+    pub(super) waiting: Vec<KeyWaiting>,
+}
+
+/// One of them.
+#[derive(Debug)]
+pub(super) struct KeyWaiting {
+    pub(super) no: u64,
+    pub(super) waiter: Waiter,
+    pub(super) presented: Presented,
 }
 
 /// A question about one session's record, and who waits for the answer.
@@ -160,8 +176,8 @@ pub(super) enum Purpose {
     Cookie,
     /// A connection of it asks to be renewed.
     Update,
-    /// A ticket was, which had been made for what this says.
-    Ticket(Box<GrantRecord>),
+    /// A ticket was, which had been made for this user.
+    Ticket(Option<Box<str>>),
 }
 
 /// The records of sessions that are looked at again, in the order of the question.
@@ -171,12 +187,13 @@ pub(super) struct Reread {
     pub(super) sessions: Vec<(u32, SessionMark)>,
 }
 
-/// A ticket that the store is asked about.
+/// A ticket that the store was asked to keep.
 #[derive(Debug)]
-pub(super) struct Used {
-    pub(super) hash: TicketHash,
-    /// The ticket itself, where it is to be handed out.
+pub(super) struct Made {
+    /// What is handed out where the store has kept it.
     pub(super) ticket: Secret,
+    /// What it stands for: where the store did not say that it has, a ticket that it never heard of is made for this.
+    pub(super) record: TicketRecord,
 }
 
 impl Waiter {

@@ -44,7 +44,7 @@ use crate::auth::api_key::ApiKeys;
 use crate::auth::cache::TokenCache;
 use crate::auth::grant::RightsTable;
 use crate::auth::jwks::KeySets;
-use crate::auth::jwt::Verifier;
+use crate::auth::jwt::{LackedKey, Verifier};
 use crate::auth::marks::Concerned;
 use crate::codec::deflate::Inflater;
 use crate::connection::Connection;
@@ -237,6 +237,13 @@ pub enum Notice {
         /// What happened, where something failed.
         detail: String,
     },
+    /// A view of a stream cannot be made of its value, or can be again.
+    View {
+        /// The stream's id.
+        stream: String,
+        /// What is wrong, which names the view; `None`: nothing any more.
+        fault: Option<String>,
+    },
     /// A token lives longer than logouts and revocations are kept in mind.
     LongToken,
     /// An action's upstream gave no answer. Told now and then, not each time.
@@ -341,6 +348,8 @@ pub struct Shard {
     asks: HashMap<u64, ConnectionKey>,
     /// What is done with the answers of those outside of the cores.
     looked_up: HashMap<u64, Asked>,
+    /// The number of the question that is out for a key.
+    keys_asked: HashMap<LackedKey, u64>,
     /// Actions that are under way.
     acting: HashMap<u64, Acting>,
     /// When the log was last told of each action's failures.
@@ -407,6 +416,7 @@ impl Shard {
             passes: Passes::default(),
             asks: HashMap::new(),
             looked_up: HashMap::new(),
+            keys_asked: HashMap::new(),
             acting: HashMap::new(),
             action_told: HashMap::new(),
             sessions: Sessions::default(),

@@ -58,6 +58,7 @@ impl Shard {
             subscriptions: Subscriptions::None,
             reauthenticate_at: None,
             since: now,
+            identified: self.now,
             heartbeat_at: now + heartbeat,
             rate: MessageRate::default(),
             transport,
@@ -165,6 +166,10 @@ impl Shard {
             self.close(index, CloseReason::RateLimited);
             return false;
         }
+        // What is asked is judged by the grant of the moment; a connection that has lost it asks nothing more.
+        if matches!(incoming, Incoming::Text(_)) && !self.judge_now(index) {
+            return false;
+        }
         match incoming {
             Incoming::Text(text) => match ClientMessage::parse(text) {
                 Ok(ClientMessage::Other { kind, id }) => self.asked_to_act(index, &kind, id, text),
@@ -173,6 +178,7 @@ impl Shard {
             },
             Incoming::Binary(_) => self.close_for_fault(index, CloseReason::UnsupportedData),
             Incoming::Ping(payload) => {
+                let Some(connection) = self.connections.at_mut(index) else { return false };
                 connection.outbox().write(|out| ws::write_pong(out, payload));
                 self.keep_order(index);
                 self.make_ready(index);
@@ -310,6 +316,11 @@ impl Shard {
         grant: Grant,
         confirm: impl FnOnce(&mut Shard, u32, Option<crate::time::WallTime>, &[Box<str>]),
     ) -> Result<(), Refusal> {
+        if !self.judge_now(index) {
+            // A logout that came before the new credential ends what it was to renew.
+            self.rights.release(grant);
+            return Err(Refusal::new(ErrorCode::UnknownConnection, "the connection has ended"));
+        }
         let Some(open) = self.connections.at(index).and_then(|connection| connection.open()) else { return Ok(()) };
         // An anonymous connection is nobody's yet, so it may become somebody's; from then on it is theirs.
         let raised = open.grant.kind() == CredentialKind::Anonymous;
@@ -319,6 +330,7 @@ impl Shard {
             return Err(Refusal::new(ErrorCode::AuthSubjectMismatch, detail));
         }
         let counted = if raised { self.hold_subject(&grant)? } else { open.counted };
+        let now = self.now;
         let shared = std::rc::Rc::clone(grant.rights());
         let expires = grant.expires();
         let Some(open) = self.connections.at_mut(index).and_then(|connection| connection.open_mut()) else {
@@ -328,6 +340,9 @@ impl Shard {
         let old = std::mem::replace(&mut open.grant, grant);
         open.counted = counted;
         open.refusals = 0;
+        if raised {
+            open.identified = now;
+        }
         self.leave_session(before, index);
         self.join_session(session, index);
         self.rights.release(old);

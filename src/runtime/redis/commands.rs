@@ -507,7 +507,7 @@ fn gather(answer: &mut Answer, reply: Reply) -> Result<(), NoAnswer> {
 
 /// Whether an error is of this command alone, in words for the operator, or of the server as it is now: one that is
 /// loading, has become a replica, wants another login, has handed the place over.
-fn judged(command: &'static str, line: &[u8]) -> Result<String, Fault> {
+pub(super) fn judged(command: &'static str, line: &[u8]) -> Result<String, Fault> {
     match error_code(line) {
         "NOAUTH" | "WRONGPASS" | "DENIED" | "LOADING" | "READONLY" | "MASTERDOWN" | "MOVED" | "ASK" | "CLUSTERDOWN"
         | "TRYAGAIN" => Err(Fault::refused(command, line)),

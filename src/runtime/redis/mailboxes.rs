@@ -21,12 +21,13 @@ pub struct Mailboxes {
     /// Messages that found a mailbox full, in their order.
     undelivered: VecDeque<(usize, Message)>,
     heard: Hear,
+    takes_calls: Box<dyn Fn() + Send>,
 }
 
 impl Mailboxes {
-    /// Every core's, by its number; `heard` is told of control events.
-    pub fn new(mailboxes: Vec<Arc<Mailbox>>, heard: Hear) -> Mailboxes {
-        Mailboxes { mailboxes, undelivered: VecDeque::new(), heard }
+    /// Every core's, by its number; `heard` is told of control events, `takes_calls` that calls are answered from now on.
+    pub fn new(mailboxes: Vec<Arc<Mailbox>>, heard: Hear, takes_calls: Box<dyn Fn() + Send>) -> Mailboxes {
+        Mailboxes { mailboxes, undelivered: VecDeque::new(), heard, takes_calls }
     }
 
     fn post(&mut self, to: usize, message: Message) {
@@ -56,6 +57,10 @@ impl Sink for Mailboxes {
         for core in 0..self.mailboxes.len() {
             self.post(core, Message::StoreState { up });
         }
+    }
+
+    fn takes_calls(&mut self) {
+        (self.takes_calls)();
     }
 
     fn settle(&mut self) -> bool {
