@@ -315,6 +315,22 @@ fn a_token_that_is_not_renewed_ends_the_connection_and_a_fresh_one_opens_the_nex
 }
 
 #[test]
+fn another_users_token_is_another_connection_and_nothing_of_the_first_users_is_left() {
+    let upstream = Upstream::start();
+    upstream.set_json("/u1", r#"{"of":"u1"}"#);
+    upstream.set_json("/u2", r#"{"of":"u2"}"#);
+    let server = at(free_address(), &upstream, "", |setup| setup.stream("own", &upstream.url("/{claims.sub}"), ""));
+    for transport in ["websocket", "sse"] {
+        let mut page = Page::watch(&server, server.listen, "/v1/streams/own", 600, only(transport));
+        page.value(&json!({ "of": "u1" }));
+        page.tell(json!({ "sub": "u2" }));
+        page.tell(json!({ "renew": true }));
+        page.until("told", |event| (event["error"]["code"] == "AUTH_SUBJECT_MISMATCH").then_some(()));
+        page.value(&json!({ "of": "u2" }));
+    }
+}
+
+#[test]
 fn a_logout_is_final_and_the_application_is_told() {
     let (_upstream, server) = started();
     for transport in TRANSPORTS {

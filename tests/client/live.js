@@ -17,11 +17,12 @@ const heard = stream => ({
   onPatch: patch => tell({ patch, stream }),
 });
 
-let connection, refuses = [];
+let connection, minted, refuses = [];
 const streams = new Map();
 const deeds = {
   connect({ url, options, mint, refuses: reasons = [] }) {
     refuses = reasons;
+    minted = mint;
     connection = connect(url, {
       getToken: mint && (({ reason }) => {
         tell({ asked: reason });
@@ -37,6 +38,7 @@ const deeds = {
   },
   send: action => connection.send(action).then(result => tell({ result }), ({ code, message, ...more }) => tell({ refused: { code, message, ...more } })),
   renew: () => connection.renew(),
+  sub: sub => { minted.claims.sub = sub; },
   subscribe: ({ stream, options }) =>
     streams.set(stream, connection.subscribe(stream, { ...heard(stream), onStatus: upstream => tell({ upstream, stream }), ...options })),
   unsubscribe: stream => { streams.get(stream).close(); streams.delete(stream); },

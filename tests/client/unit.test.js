@@ -475,6 +475,19 @@ test('a refused renewal is told and tried again, three times in all', async () =
   assert.equal(live.state, 'live');
 });
 
+test('a token of somebody else drops the value and connects anew', async () => {
+  await opened();
+  world.socket.says({ type: 'reauthenticate', expires_at: 1, expires_in_ms: 60000 });
+  await world.settle();
+  world.socket.says({ type: 'error', code: 'AUTH_SUBJECT_MISMATCH', error: 'another', id: world.socket.sent.at(-1).id });
+  await world.settle();
+  assert.equal(live.value, undefined);
+  await world.pass(0);
+  assert.equal(world.sockets.length, 2);
+  assert.ok(!world.socket.url.includes('since'));
+  assert.deepEqual(seen.errors.map(it => it.code), ['AUTH_SUBJECT_MISMATCH']);
+});
+
 test('over an event stream a renewal is a request with the token in its body', async () => {
   const stream = events();
   world.answer = ({ method }) => method === 'POST'

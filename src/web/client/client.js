@@ -443,6 +443,11 @@ export function connect(url, options = {}) {
     } catch (error) {
       if (mine.isOver) return;
       fail(error);
+      if (error.code === 'AUTH_SUBJECT_MISMATCH') {
+        // Somebody else is signed in: what the one before was shown is not shown on.
+        subs.forEach(sub => { sub.value = sub.at = undefined; });
+        return mine.end({ code: 4001, reason: 'another_subject' });
+      }
       if (tries < 2) setTimeout(() => { if (mine === link && !mine.isOver) renew(tries + 1); }, Math.random() * 1000 * 2 ** tries);
     }
   };
