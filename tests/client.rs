@@ -32,15 +32,17 @@ struct Page {
     stdin: ChildStdin,
     events: Receiver<Value>,
     seen: Vec<Value>,
+    library: PathBuf,
 }
 
 impl Page {
     /// One that has loaded what `server` serves.
     fn new(server: &Server) -> Page {
+        let library = library(server);
         let node = Command::new("node")
             // Node 20 has a WebSocket behind this flag; later ones have it anyway.
             .args(["--experimental-websocket", "--no-warnings", "tests/client/live.js"])
-            .arg(library(server))
+            .arg(&library)
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -55,7 +57,7 @@ impl Page {
             }
         });
         let stdin = child.stdin.take().expect("piped");
-        let mut page = Page { child, stdin, events, seen: Vec::new() };
+        let mut page = Page { child, stdin, events, seen: Vec::new(), library };
         page.until("the library is loaded", |event| (event["ready"] == true).then_some(()));
         page
     }
@@ -124,6 +126,7 @@ impl Drop for Page {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        let _ = std::fs::remove_file(&self.library);
     }
 }
 
