@@ -93,13 +93,14 @@ fn a_logout_closes_each_connection_of_the_user_on_every_core_and_no_other() {
 #[test]
 fn a_logout_that_names_an_issuer_leaves_the_same_name_of_another_alone() {
     let (_upstream, server) = served(Setup::new());
-    let of = |issuer: &str| mint(with(claims("u1"), json!({ "iss": issuer })));
-    let mut a = watching(&server, &of("https://a"), "/v1/streams/leads");
-    let mut b = watching(&server, &of("https://b"), "/v1/streams/leads");
+    // Made before the logout: one of a later second would be good.
+    let [of_a, of_b] = ["https://a", "https://b"].map(|issuer| mint(with(claims("u1"), json!({ "iss": issuer }))));
+    let mut a = watching(&server, &of_a, "/v1/streams/leads");
+    let mut b = watching(&server, &of_b, "/v1/streams/leads");
     carried_out(&server, "POST", "users/u1/logout", json!({ "iss": "https://a" }));
     assert_eq!(a.closed(), gone("logged_out"));
-    assert_eq!(refused(&server, &of("https://a")), (401, "LOGGED_OUT".into()));
-    assert_eq!(refused(&server, &of("https://b")).0, 200);
+    assert_eq!(refused(&server, &of_a), (401, "LOGGED_OUT".into()));
+    assert_eq!(refused(&server, &of_b).0, 200);
     assert!(b.heard_within(Duration::from_millis(100)).is_none());
 }
 
@@ -337,8 +338,8 @@ fn each_order_leaves_a_line_that_says_who_whom_and_why() {
     let _ws = watching(&server, &token, "/v1/ws");
     carried_out(&server, "POST", "users/u1%20by%3Dnobody/logout", json!({ "iss": "a", "reason": "lost\nlaptop" }));
     let line = server.wait_for_log("has logged a user out", 1);
-    let said = "audit=admin by=127.0.0.1 sub=u1%20by%3Dnobody iss=a why=lost%0Alaptop";
-    assert!(line.contains(said), "{line}");
+    let said = "key=admin.key sub=u1%20by%3Dnobody iss=a why=lost%0Alaptop";
+    assert!(line.contains(said) && line.contains(" audit audit=admin by=127.0.0.1:"), "{line}");
     carried_out(&server, "PUT", "users/u1/permissions", json!({ "permissions": ["a", "b"], "roles": [] }));
     let line = server.wait_for_log("has changed a user's permissions", 1);
     assert!(line.contains("sub=u1 permissions=a,b roles="), "{line}");
@@ -346,6 +347,32 @@ fn each_order_leaves_a_line_that_says_who_whom_and_why() {
     assert!(server.wait_for_log("has revoked tokens", 1).contains("jti=t1 why=leaked"));
     for secret in [ADMIN_KEY, token.rsplit('.').next().expect("a signature")] {
         assert_eq!(server.log_count(secret), 0);
+    }
+}
+
+#[test]
+fn what_was_ordered_is_in_the_log_though_the_log_tells_of_errors_alone() {
+    for (format, said) in [("text", " audit audit=admin "), ("json", r#""level":"audit""#)] {
+        let (_upstream, server) = served(Setup::new().log(&format!("level = \"error\"\nformat = \"{format}\"")));
+        carried_out(&server, "POST", "users/u1/logout", json!({ "reason": "left" }));
+        carried_out(&server, "PUT", "users/u1/permissions", json!({ "permissions": [] }));
+        carried_out(&server, "POST", "tokens/revoke", json!({ "jti": "t1" }));
+        let key =
+            Raw::connect(server.admin).request("POST", "/admin/v1/keys", &[bearer(ADMIN_KEY)], r#"{"streams":["a"]}"#);
+        assert_eq!(key.status, 201);
+        let drain = Raw::connect(server.admin).request("POST", "/admin/v1/drain", &[bearer(ADMIN_KEY)], "");
+        assert_eq!(drain.status, 202);
+        for sentence in [
+            "has logged a user out",
+            "has changed a user's permissions",
+            "has revoked tokens",
+            "has made an API key",
+            "has asked for a drain",
+        ] {
+            let line = server.wait_for_log(sentence, 1);
+            assert!(line.contains(said) && line.contains("admin.key") && line.contains("127.0.0.1:"), "{line}");
+        }
+        assert_eq!(server.log_count(ADMIN_KEY), 0);
     }
 }
 

@@ -448,6 +448,37 @@ fn a_reload_reads_files_anew_and_takes_issuers_in_and_out() {
 }
 
 #[test]
+fn a_set_from_a_url_that_a_reload_took_away_verifies_nothing_and_the_new_one_is_waited_for() {
+    let (world, gone, kept) = (World::new(), Signer::ed25519(), Signer::ed25519());
+    world.idp.set_json("/old", &set(&[gone.jwk("gone"), kept.jwk("kept")]));
+    let setup = world.setup().jwt("close_on_key_removal = true");
+    let server = setup.clone().key_set("https://idp", &world.at("/old")).start();
+    let (by_gone, by_kept) = (gone.token("gone", of("https://idp")), kept.token("kept", of("https://idp")));
+    let mut watching = [&by_gone, &by_kept].map(|token| {
+        let mut ws = server.ws("/v1/streams/leads", &[bearer(token)]);
+        ws.next_of("snapshot");
+        ws
+    });
+    // The new place answers late: until it does nobody is let in by what the old one said, nor turned away.
+    let late = Duration::from_secs(2);
+    world.idp.set("/new", Reply::json(set(&[kept.jwk("kept")])).delay(late));
+    let begun = Instant::now();
+    server.reload(&setup.key_set("https://idp", &world.at("/new")));
+    let answers = thread::scope(|scope| {
+        let asked = [&by_gone, &by_kept].map(|token| {
+            let server = &server;
+            scope.spawn(move || (get(server, token), begun.elapsed()))
+        });
+        asked.map(|asked| asked.join().expect("an answer"))
+    });
+    assert_eq!((&answers[0].0, &answers[1].0), (&refused(), &good()));
+    assert!(answers.iter().all(|(_, took)| *took >= late), "they waited for the new set: {answers:?}");
+    // Whose key is in the new set too has noticed nothing.
+    assert_eq!(watching[0].closed(), (4001, "key_removed".into()));
+    assert!(watching[1].is_quiet_for(50 * MS));
+}
+
+#[test]
 fn public_keys_of_the_file_rotate_like_secrets() {
     let keys = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/keys");
     let world = World::new();

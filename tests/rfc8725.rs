@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use restcast::auth::jwks::{self, IssuerOptions, KeySets};
+use restcast::auth::jwks::{self, IssuerOptions, KeySets, KeySource};
 use restcast::auth::jwt::{self, JwtError, Options, Verified, Verifier};
 use restcast::auth::keys::{Algorithm, Key, KeyConfig, KeyError, KeySet};
 use restcast::auth::members::MembersError;
@@ -83,11 +83,13 @@ fn two_issuers() -> Verifier {
         algorithms: algorithms.to_vec(),
         audiences: vec![audience.to_owned()],
         keys: None,
+        source: KeySource::default(),
     };
     let mut sets = KeySets::default();
     for (issuer, pem) in [("https://a", P256_PUBLIC), ("https://b", ED25519_PUBLIC)] {
         let set = json!({ "keys": [jwk(pem, json!({ "kid": "k" }))] });
-        sets.put(issuer, jwks::read(issuer, set.to_string().as_bytes()).expect("a set").keys);
+        let keys = jwks::read(issuer, set.to_string().as_bytes()).expect("a set").keys;
+        sets.put(issuer, &KeySource::default(), keys);
     }
     let options = Options {
         keys: KeySet::of(vec![public("k", Algorithm::Rs256, RSA_PUBLIC)]).expect("one"),
@@ -337,7 +339,11 @@ fn section_2_9_indirect_attacks_on_the_server() {
     // Only an unknown key of an issuer that is known is worth a fetch.
     let of = |kid: &str, algorithm, private: &str, iss: &str| {
         let claims = json!({ "sub": "ada", "exp": 1_000_060, "iss": iss, "aud": "restcast" });
-        verifier.lacks_key_of(mint(&signing(kid, algorithm, private), &claims).as_bytes())
+        let lacked = verifier.lacks_key_of(mint(&signing(kid, algorithm, private), &claims).as_bytes());
+        lacked.map(|lacked| {
+            assert_eq!(lacked.kid.as_deref(), Some(kid));
+            lacked.issuer
+        })
     };
     assert_eq!(of("new", Algorithm::Es256, P256, "https://a"), Some(0));
     assert_eq!(of("new", Algorithm::EdDsa, ED25519, "https://b"), Some(1));

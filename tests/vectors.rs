@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::Path;
 
+use restcast::auth::jwks;
 use restcast::auth::jwt::{JwtError, Options, Verifier};
 use restcast::auth::keys::{Algorithm, Key, KeyConfig, KeySet};
 use restcast::auth::public_key::PublicKey;
@@ -41,6 +42,15 @@ fn verifier(jwk: &Value, algorithm: Algorithm) -> Verifier {
         Key::public("", kid, algorithm, &PublicKey::read(jwk.to_string().as_bytes()).expect("a key"))
     };
     Verifier::new(Options { keys: KeySet::of(vec![key.expect("a key")]).expect("one"), ..Options::default() })
+}
+
+/// A verifier with that key as a key set has it; `None`: it is not for verifying, or of a kind that is not known here.
+fn verifier_for(jwk: &Value, algorithm: Algorithm) -> Option<Verifier> {
+    if algorithm.is_symmetric() {
+        return Some(verifier(jwk, algorithm));
+    }
+    let set = jwks::read("", serde_json::json!({ "keys": [jwk] }).to_string().as_bytes()).expect("a key set");
+    (set.used == 1).then(|| Verifier::new(Options { keys: set.keys, ..Options::default() }))
 }
 
 #[test]
@@ -100,21 +110,58 @@ fn every_key() -> Verifier {
     Verifier::new(Options { keys: KeySet::of(keys.collect()).expect("different ones"), ..Options::default() })
 }
 
+/// Tests of Wycheproof's that are judged otherwise here, and why that is right.
+fn judged_otherwise(id: u64) -> Option<&'static str> {
+    match id {
+        346 | 350 => Some("the key's alg is PS256 and the signature PS384: the algorithm is the key's (RFC 8725 3.1)"),
+        347 | 351 => Some("P-521 is not supported (protocol section 2)"),
+        372 | 373 => Some("a character that is none of base64url is refused, not passed over (RFC 7515 2)"),
+        367 | 370 => Some("byte for byte what test 357 has as valid: in this file the padding is lost"),
+        _ => None,
+    }
+}
+
 #[test]
 fn wycheproof_web_signatures_are_judged_as_wycheproof_judges_them() {
-    let vectors = read("wycheproof/json_web_signature_test.first.json");
-    let mut run = 0;
+    let vectors = read("wycheproof/json_web_signature_test.json");
+    let (mut run, mut valid, mut otherwise) = (0, 0, 0);
     for group in list(&vectors, "testGroups") {
-        let algorithm: Algorithm = text(&group["key"], "alg").parse().expect("an algorithm of ours");
-        let verifier = verifier(&group["key"], algorithm);
+        let key = &group["key"];
+        let verifier = match key["alg"].as_str().map(str::parse) {
+            Some(Ok(algorithm)) => verifier_for(key, algorithm),
+            Some(Err(_)) => None,
+            // A key that names none is one of a pair, and so a set knows it by its kind.
+            None => verifier_for(key, Algorithm::Rs256),
+        };
         for test in list(group, "tests") {
-            let verdict = verifier.verify_signature(text(test, "jws").as_bytes());
-            let (id, comment) = (&test["tcId"], text(test, "comment"));
-            assert_eq!(verdict.is_ok(), text(test, "result") == "valid", "{id} {comment}: {verdict:?}");
+            let jws = text(test, "jws").as_bytes();
+            let verdict = verifier.as_ref().map(|verifier| verifier.verify_signature(jws));
+            let (id, comment) = (test["tcId"].as_u64().expect("a number"), text(test, "comment"));
+            let accepted = matches!(verdict, Some(Ok(_)));
+            let wanted = text(test, "result") == "valid";
+            match judged_otherwise(id) {
+                Some(why) => assert_ne!(accepted, wanted, "{id} {comment}: {why}"),
+                None => assert_eq!(accepted, wanted, "{id} {comment}: {verdict:?}"),
+            }
             run += 1;
+            valid += usize::from(accepted);
+            otherwise += usize::from(judged_otherwise(id).is_some());
         }
     }
-    assert_eq!(run, 39);
+    assert_eq!((run, valid, otherwise), (401, 46 - 6 + 2, 8));
+}
+
+#[test]
+fn a_wycheproof_signature_verifies_where_its_key_is_for_what_it_is_signed_with() {
+    let vectors = read("wycheproof/json_web_signature_test.json");
+    for group in list(&vectors, "testGroups").iter().filter(|group| group["key"]["alg"] == "PS256") {
+        for test in list(group, "tests").iter().filter(|test| [346, 350].map(Value::from).contains(&test["tcId"])) {
+            let mut key = group["key"].clone();
+            key["alg"] = "PS384".into();
+            let verifier = verifier_for(&key, Algorithm::Ps384).expect("a key");
+            verifier.verify_signature(text(test, "jws").as_bytes()).expect("what RFC 7520 figure 20 says");
+        }
+    }
 }
 
 /// Runs a file of signatures: under `algorithm` everything «valid» verifies, and nothing else does; `never`: the file is about

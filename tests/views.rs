@@ -420,9 +420,10 @@ fn views_of_one_url_count_once_and_follow_a_reload() {
 }
 
 #[test]
-fn a_path_that_is_too_much_for_the_value_is_said_and_does_not_stop_the_server() {
+fn a_path_that_is_too_much_for_the_value_is_its_views_trouble_alone() {
     let upstream = Upstream::start();
-    upstream.set_json("/leads", &format!("[{}1]", "1,".repeat(20_000)));
+    let large = |first: u32| format!("[{first},{}1]", "1,".repeat(20_000));
+    upstream.set_json("/leads", &large(1));
     let lines = "[[stream.view]]\nroles = [\"agent\"]\npath = \"$[?count($[*]) > @]\"\n\
                  [[stream.view]]\nroles = [\"admin\"]\npath = \"$[0]\"";
     let server = Setup::new().stream("leads", &upstream.url("/leads"), lines).start();
@@ -430,7 +431,28 @@ fn a_path_that_is_too_much_for_the_value_is_said_and_does_not_stop_the_server() 
     let status = agent.next_of("stream_status").json();
     assert_eq!((&status["state"], &status["code"]), (&json!("failing"), &json!("UPSTREAM_TOO_LARGE")));
     server.wait_for_log("the path of view 1 takes over", 1);
-    assert_eq!(server.get("/healthz", &[]).status, 200);
+    let mut admin = open(&server, Over::Sse, "admin");
+    assert_eq!(admin.event().member("data"), "1");
+    upstream.set_json("/leads", &large(2));
+    admin.event();
+    assert_eq!((admin.value("leads"), get(&server, "admin", &[]).text()), ("2".to_owned(), "2".to_owned()));
+    let answer = get(&server, "agent", &[]);
+    assert_eq!((answer.status, answer.code().as_str()), (503, "STREAM_UNAVAILABLE"));
+    // It is made again as soon as the value lets it.
     upstream.set_json("/leads", "[1,2]");
     assert_eq!(agent.event().member("data"), "[1]");
+    assert_eq!(agent.next_of("stream_status").json()["state"], "live");
+    admin.event();
+    assert_eq!(admin.value("leads"), "1");
+    upstream.set_json("/leads", &large(3));
+    let status = agent.next_of("stream_status").json();
+    assert_eq!((&status["state"], &status["code"]), (&json!("stale"), &json!("UPSTREAM_TOO_LARGE")));
+    let answer = get(&server, "agent", &[]);
+    assert_eq!(
+        (answer.status, answer.text(), answer.header("x-restcast-state")),
+        (200, "[1]".to_owned(), Some("stale"))
+    );
+    admin.event();
+    assert_eq!(admin.value("leads"), "3");
+    assert_eq!((server.metric(&["restcast_polls_total", "too_large"]), server.get("/healthz", &[]).status), (0.0, 200));
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
 use restcast::auth::grant::RightsTable;
-use restcast::auth::jwks::{self, IssuerOptions};
+use restcast::auth::jwks::{self, IssuerOptions, KeySource};
 use restcast::auth::jwt::{DATE_SECS_MAX, Options, Verifier, claimed_header, claimed_kid, claimed_payload, sign};
 use restcast::auth::keys::{Algorithm, Key, KeyConfig, KeySet};
 use restcast::limits::TOKEN_BYTES_MAX;
@@ -38,6 +38,7 @@ static WITH_ISSUER: LazyLock<Verifier> = LazyLock::new(|| {
         algorithms: Algorithm::ALL.into_iter().filter(|algorithm| !algorithm.is_symmetric()).collect(),
         audiences: Vec::new(),
         keys: Some(jwks::read(ISSUER, SET).expect("a set").keys),
+        source: KeySource::default(),
     };
     Verifier::new(Options { key_sets: vec![issuer], ..VERIFIER.options().clone() })
 });

@@ -8,6 +8,9 @@
 //!
 //! Keys are never pooled: a set belongs to its issuer, and verifies what names that issuer and nothing else.
 
+use std::fmt;
+use std::sync::Arc;
+
 use serde_json::{Map, Value};
 
 use super::keys::{Algorithm, Key, KeySet};
@@ -25,6 +28,23 @@ pub struct IssuerOptions {
     pub audiences: Vec<String>,
     /// The keys of a file; `None`: the set is fetched, and stands in [`KeySets`].
     pub keys: Option<KeySet>,
+    /// Where it is fetched from, where it is: what came from elsewhere is not this issuer's set.
+    pub source: KeySource,
+}
+
+/// Where a key set comes from: the same URL under other roots of trust is another source.
+#[derive(Clone, Default, Eq, PartialEq)]
+pub struct KeySource {
+    /// Its URL, whose query may hold a secret; empty where nothing is fetched.
+    pub url: Arc<str>,
+    /// The PEM of the certificates that vouch for it; `None`: the system's.
+    pub ca: Option<Arc<[u8]>>,
+}
+
+impl fmt::Debug for KeySource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeySource").finish_non_exhaustive()
+    }
 }
 
 /// Why a text is no key set.
@@ -103,14 +123,32 @@ fn is_for_verifying(jwk: &Map<String, Value>) -> bool {
 /// The key sets that were fetched, as of one moment. Replaced whole; every core has the same, if not at once.
 #[derive(Clone, Debug, Default)]
 pub struct KeySets {
-    sets: Vec<(Box<str>, KeySet)>,
+    sets: Vec<HeldSet>,
     version: u64,
 }
 
+/// The last set that was fetched for an issuer.
+#[derive(Clone, Debug)]
+struct HeldSet {
+    issuer: Box<str>,
+    source: KeySource,
+    keys: KeySet,
+}
+
 impl KeySets {
-    /// The set of `issuer`, where there is one.
-    pub fn of(&self, issuer: &str) -> Option<&KeySet> {
-        self.sets.iter().find(|(name, _)| **name == *issuer).map(|(_, keys)| keys)
+    /// The set of `issuer` from `source`, where that has been fetched.
+    pub fn of(&self, issuer: &str, source: &KeySource) -> Option<&KeySet> {
+        self.held(issuer).filter(|held| held.source == *source).map(|held| &held.keys)
+    }
+
+    /// The last set that was fetched for `issuer`, though the configuration may name another source by now: it verifies
+    /// nothing then, and tells which keys may still be there when the other is fetched.
+    pub fn last_of(&self, issuer: &str) -> Option<&KeySet> {
+        self.held(issuer).map(|held| &held.keys)
+    }
+
+    fn held(&self, issuer: &str) -> Option<&HeldSet> {
+        self.sets.iter().find(|held| *held.issuer == *issuer)
     }
 
     /// How often a set has been put here: the greater, the newer.
@@ -118,18 +156,19 @@ impl KeySets {
         self.version
     }
 
-    /// Puts the set of `issuer` in the place of its last one.
-    pub fn put(&mut self, issuer: &str, keys: KeySet) {
+    /// Puts the set of `issuer` that `source` has given in the place of its last one.
+    pub fn put(&mut self, issuer: &str, source: &KeySource, keys: KeySet) {
         self.version += 1;
-        match self.sets.iter_mut().find(|(name, _)| **name == *issuer) {
-            Some((_, held)) => *held = keys,
-            None => self.sets.push((issuer.into(), keys)),
+        let new = HeldSet { issuer: issuer.into(), source: source.clone(), keys };
+        match self.sets.iter_mut().find(|held| *held.issuer == *issuer) {
+            Some(held) => *held = new,
+            None => self.sets.push(new),
         }
     }
 
     /// Drops the sets of all issuers but those that `wanted` names.
     pub fn retain(&mut self, wanted: impl Fn(&str) -> bool) {
-        self.sets.retain(|(issuer, _)| wanted(issuer));
+        self.sets.retain(|held| wanted(&held.issuer));
     }
 }
 
@@ -252,13 +291,15 @@ mod tests {
     #[test]
     fn sets_stand_by_issuer() {
         let mut sets = KeySets::default();
-        sets.put("a", set(&[ed25519(1)]).keys);
-        sets.put("b", set(&[ed25519(2)]).keys);
-        sets.put("a", KeySet::default());
+        let here = KeySource::default();
+        sets.put("a", &here, set(&[ed25519(1)]).keys);
+        sets.put("b", &here, set(&[ed25519(2)]).keys);
+        sets.put("a", &here, KeySet::default());
         assert_eq!(sets.version(), 3);
-        assert!(sets.of("a").unwrap().is_empty() && !sets.of("b").unwrap().is_empty() && sets.of("c").is_none());
+        let of = |sets: &KeySets, issuer: &str| sets.of(issuer, &here).map(KeySet::is_empty);
+        assert_eq!([of(&sets, "a"), of(&sets, "b"), of(&sets, "c")], [Some(true), Some(false), None]);
         sets.retain(|issuer| issuer == "a");
-        assert!(sets.of("a").is_some() && sets.of("b").is_none());
+        assert_eq!([of(&sets, "a"), of(&sets, "b")], [Some(true), None]);
     }
 
     #[test]
@@ -266,7 +307,7 @@ mod tests {
         let held = set(&[with(ed25519(1), json!({ "kid": "a" }))]).keys;
         let id = held.iter().next().unwrap().id();
         let mut sets = KeySets::default();
-        sets.put("idp", held);
+        sets.put("idp", &KeySource::default(), held);
         let options = |issuers: &[&str]| jwt::Options {
             key_sets: issuers
                 .iter()
@@ -275,6 +316,7 @@ mod tests {
                     algorithms: vec![Algorithm::EdDsa],
                     audiences: Vec::new(),
                     keys: None,
+                    source: KeySource::default(),
                 })
                 .collect(),
             ..jwt::Options::default()
@@ -284,7 +326,47 @@ mod tests {
         assert!(verifier.reconfigured(options(&["other", "idp"])).has_key(id), "what is named still is as before");
         let without = verifier.reconfigured(options(&["other"]));
         assert!(!without.has_key(id) && !without.reconfigured(options(&["idp"])).has_key(id));
+        let mut from_file = options(&["idp"]);
+        from_file.key_sets[0].keys = Some(KeySet::default());
+        assert!(!verifier.reconfigured(from_file).reconfigured(options(&["idp"])).has_key(id));
         assert_eq!(without.key_sets().version(), 1);
+    }
+
+    #[test]
+    fn a_set_from_a_source_that_is_configured_no_more_verifies_nothing() {
+        let at = |url: &str, ca: Option<&[u8]>| KeySource { url: url.into(), ca: ca.map(Arc::from) };
+        let old = at("https://old/", None);
+        let held = set(&[with(ed25519(1), json!({ "kid": "a" }))]).keys;
+        let id = held.iter().next().unwrap().id();
+        let mut sets = KeySets::default();
+        sets.put("idp", &old, held.clone());
+        let options = |source: &KeySource| jwt::Options {
+            key_sets: vec![IssuerOptions {
+                issuer: "idp".to_owned(),
+                algorithms: vec![Algorithm::EdDsa],
+                audiences: Vec::new(),
+                keys: None,
+                source: source.clone(),
+            }],
+            ..jwt::Options::default()
+        };
+        let token =
+            format!("{}.{}.{}", b64u(br#"{"alg":"EdDSA","kid":"a"}"#), b64u(br#"{"iss":"idp"}"#), b64u(&[0; 64]));
+        let verdict = |verifier: &Verifier| verifier.verify_signature(token.as_bytes()).map(|_| ()).unwrap_err();
+        let verifier = Verifier::with_key_sets(options(&old), Arc::new(sets.clone()));
+        assert_eq!((verdict(&verifier), verifier.lacks_key_of(token.as_bytes())), (jwt::JwtError::BadSignature, None));
+        for new in [at("https://new/", None), at("https://old/", Some(b"another root"))] {
+            let moved = verifier.reconfigured(options(&new));
+            assert_eq!(verdict(&moved), jwt::JwtError::UnknownKey, "its key is not tried");
+            let lacked = moved.lacks_key_of(token.as_bytes()).map(|lacked| lacked.issuer);
+            assert_eq!(lacked, Some(0), "and is waited for");
+            assert!(moved.key(id).is_none() && moved.has_key(id), "whether it was removed is not known yet");
+            sets.put("idp", &new, held.clone());
+            assert!(!verifier.has_keys_beyond(&Verifier::with_key_sets(options(&new), Arc::new(sets.clone()))));
+            sets.put("idp", &new, KeySet::default());
+            let emptied = Verifier::with_key_sets(options(&new), Arc::new(sets.clone()));
+            assert!(moved.has_keys_beyond(&emptied) && !emptied.has_key(id));
+        }
     }
 
     proptest! {

@@ -388,7 +388,7 @@ pub struct Verifier {
     sets: Arc<KeySets>,
     /// For each of the options' `key_sets` the set in force, empty where none has been fetched.
     in_force: Vec<KeySet>,
-    /// The ids of all keys in force, so that a reload asks quickly about every connection.
+    /// The ids of all keys in force, and of those that may be in a set that is awaited, so that a reload asks quickly about every connection.
     ids: Arc<HashSet<KeyId>>,
 }
 
@@ -399,6 +399,15 @@ struct Trust<'v> {
     audiences: &'v [String],
     /// Which of the options' `key_sets` these are; `None`: the keys of the configuration itself.
     issuer: Option<(usize, &'v IssuerOptions)>,
+}
+
+/// A key that an issuer's set does not have, or not yet.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct LackedKey {
+    /// Which of the options' `key_sets` that is.
+    pub issuer: usize,
+    /// What the token calls it; `None`: the set has none at all of the token's algorithm.
+    pub kid: Option<Box<str>>,
 }
 
 impl Trust<'_> {
@@ -420,20 +429,35 @@ impl Verifier {
 
     /// The same with the key sets that were fetched.
     pub fn with_key_sets(options: Options, sets: Arc<KeySets>) -> Verifier {
-        let fetched = |issuer: &IssuerOptions| sets.of(&issuer.issuer).cloned();
+        let fetched = |issuer: &IssuerOptions| sets.of(&issuer.issuer, &issuer.source).cloned();
         let held = |issuer: &IssuerOptions| issuer.keys.clone().or_else(|| fetched(issuer)).unwrap_or_default();
         let in_force = options.key_sets.iter().map(held).collect();
         let mut this = Verifier { options, sets, in_force, ids: Arc::default() };
-        this.ids = Arc::new(this.keys().map(|(key, _)| key.id()).collect());
+        this.ids = Arc::new(this.keys().map(|(key, _)| key.id()).chain(this.awaited()).collect());
         this
     }
 
-    /// The same by other options. The set of an issuer that these do not name is let go of: should it be named again, what
-    /// was fetched for it before is not its set.
+    /// The same by other options. The set of an issuer that these do not name, or whose set they have from a file, is let go
+    /// of: should it be fetched again, what was fetched for it before is not its set.
     pub fn reconfigured(&self, options: Options) -> Verifier {
         let mut sets = Arc::clone(&self.sets);
-        Arc::make_mut(&mut sets).retain(|name| options.key_sets.iter().any(|issuer| issuer.issuer == name));
+        Arc::make_mut(&mut sets)
+            .retain(|name| options.key_sets.iter().any(|issuer| issuer.issuer == name && issuer.keys.is_none()));
         Verifier::with_key_sets(options, sets)
+    }
+
+    /// The ids of keys that an issuer's set had where it was fetched from before: the set is not there yet from where it is
+    /// fetched now. They verify nothing, and may turn out to be in that set too.
+    fn awaited(&self) -> impl Iterator<Item = KeyId> {
+        let moved = self
+            .options
+            .key_sets
+            .iter()
+            .filter(|issuer| issuer.keys.is_none() && self.sets.of(&issuer.issuer, &issuer.source).is_none());
+        moved.flat_map(|issuer| {
+            let keys = self.sets.last_of(&issuer.issuer).into_iter().flat_map(KeySet::iter);
+            keys.filter(|key| issuer.algorithms.contains(&key.algorithm())).map(Key::id)
+        })
     }
 
     /// What it goes by.
@@ -469,7 +493,7 @@ impl Verifier {
         !self.ids.is_subset(&other.ids)
     }
 
-    /// Whether the key that verified a credential is still in force.
+    /// Whether the key that verified a credential is still in force, or may be: its set is being fetched from another place.
     pub fn has_key(&self, id: KeyId) -> bool {
         self.ids.contains(&id)
     }
@@ -529,9 +553,8 @@ impl Verifier {
         })
     }
 
-    /// Whether a token was refused only because its issuer's set, which is fetched, has no key that it could be by: which of
-    /// the options' `key_sets` that is.
-    pub fn lacks_key_of(&self, token: &[u8]) -> Option<usize> {
+    /// Whether a token was refused only because its issuer's set, which is fetched, has no key that it could be by: the key.
+    pub fn lacks_key_of(&self, token: &[u8]) -> Option<LackedKey> {
         if self.options.key_sets.is_empty() {
             return None;
         }
@@ -543,7 +566,7 @@ impl Verifier {
         let (place, issuer) = trust.issuer.filter(|(_, issuer)| issuer.keys.is_none())?;
         let usable = issuer.algorithms.contains(&algorithm);
         let lacks = matches!(trust.lacks(kid, algorithm), Some(NoKey::UnknownKid | NoKey::NoneOfAlgorithm));
-        (usable && lacks).then_some(place)
+        (usable && lacks).then(|| LackedKey { issuer: place, kid: kid.map(Box::from) })
     }
 
     fn check_claims(

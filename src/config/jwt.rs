@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use url::{Host, Url};
 
@@ -14,7 +15,7 @@ use super::form::{self, FormError};
 use super::meaning::{Check, Keys};
 use super::walk::Section;
 use super::{Oddity, Problem};
-use crate::auth::jwks::{self, IssuerOptions};
+use crate::auth::jwks::{self, IssuerOptions, KeySource};
 use crate::auth::keys::{Algorithm, Key, KeyConfig, KeyError, KeySet};
 use crate::auth::public_key::PublicKey;
 use crate::limits::{ISSUERS_MAX, JWKS_BYTES_MAX};
@@ -205,8 +206,14 @@ impl Check<'_> {
                 return None;
             }
         };
+        let fetched_from = match &place {
+            KeySetPlace::Url { url, ca } => {
+                KeySource { url: url.as_str().into(), ca: ca.as_ref().map(|ca| Arc::clone(&ca.pem)) }
+            }
+            KeySetPlace::File { .. } => KeySource::default(),
+        };
         let source = KeySetSource { issuer: issuer.clone(), place };
-        Some((IssuerOptions { issuer, algorithms, audiences, keys }, source))
+        Some((IssuerOptions { issuer, algorithms, audiences, keys, source: fetched_from }, source))
     }
 
     fn key_set_algorithms(&mut self, section: &Section) -> Vec<Algorithm> {

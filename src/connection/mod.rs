@@ -20,7 +20,7 @@ use crate::codec::ws;
 use crate::frame::{Encoding, Transport};
 use crate::ids::{ConnectionId, Holder, ResumePoint};
 use crate::limits;
-use crate::time::{Instant, WallTime};
+use crate::time::{Instant, Now, WallTime};
 
 use self::handshake::Refusal;
 use self::outbox::Outbox;
@@ -185,7 +185,7 @@ pub enum Phase {
         /// What the caller may see, and until when: with it ends the wait.
         grant: Box<Grant>,
         /// Since when it is waited for.
-        since: Instant,
+        since: Now,
         /// How to answer.
         reply: Reply,
     },
@@ -257,6 +257,8 @@ pub struct Open {
     pub reauthenticate_at: Option<WallTime>,
     /// When it was opened.
     pub since: Instant,
+    /// Since when it is whose it is: since it was opened, or raised from anonymous.
+    pub identified: Now,
     /// When the next heartbeat is due.
     pub heartbeat_at: Instant,
     /// How many messages came.

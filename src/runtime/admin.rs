@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::codec::http::{self, Authorization, BodyDecoder, BodyError, BodyLength, Head, Response};
 use crate::codec::message::ErrorCode;
-use crate::config::{AdminOptions, LogLevel};
+use crate::config::AdminOptions;
 use crate::limits;
 use crate::metrics::{self, CoreMetrics};
 use crate::secret::Secret;
@@ -23,7 +23,7 @@ use super::api_keys::KeyStore;
 use super::control::Control;
 use super::core::Process;
 use super::redis::Store;
-use super::{admin_keys, clock, log};
+use super::{admin_keys, clock};
 
 /// Connections served at once; further ones wait in the backlog.
 const CONNECTIONS_MAX: usize = 16;
@@ -56,6 +56,13 @@ pub struct Admin {
     pub keys: Arc<KeyStore>,
     /// Begins a drain.
     pub drain: Box<dyn Fn() + Send + Sync>,
+}
+
+impl Admin {
+    /// The key that orders need.
+    pub fn key(&self) -> Option<Secret> {
+        self.options.read().unwrap_or_else(PoisonError::into_inner).key.clone()
+    }
 }
 
 /// Serves until the process ends. `admin` is read for each request, so that a reload can replace its options.
@@ -254,7 +261,7 @@ fn answer(admin: &Admin, head: &Head<'_>, body: &[u8], peer: SocketAddr) -> Resp
         }),
         path => match path.strip_prefix(API).map(|rest| rest.split('/').map(http::percent_decode).collect()) {
             Some(Some(segments)) => {
-                let call = Call { method: head.method, path: segments, query: head.query, body, by: peer.ip() };
+                let call = Call { method: head.method, path: segments, query: head.query, body, by: peer };
                 carry_out(admin, &call)
             }
             Some(None) => problem(ErrorCode::BadRequest, "the path is not percent-encoded UTF-8"),
@@ -267,14 +274,18 @@ fn carry_out(admin: &Admin, call: &Call<'_>) -> Response {
     let path: Vec<&str> = call.path.iter().map(|segment| &**segment).collect();
     match path.as_slice() {
         ["drain"] if call.method == "POST" => {
-            log::write(LogLevel::Info, &[("by", &call.by)], "A drain was asked for.");
+            call.audit(&[], "An administrator has asked for a drain.");
             (admin.drain)();
             Response::new(202).body("application/json", &b"{\"status\":\"draining\"}\n"[..])
         }
         ["drain"] => not_allowed("POST"),
         ["keys", rest @ ..] => admin_keys::answer(&admin.keys, call, rest),
-        path => admin_users::answer(Users { control: &admin.control, process: &admin.process }, call, path)
-            .unwrap_or_else(|| problem(ErrorCode::NotFound, "there is no such resource")),
+        path => {
+            let key = admin.key();
+            let users = Users { control: &admin.control, process: &admin.process, key: key.as_ref() };
+            admin_users::answer(users, call, path)
+                .unwrap_or_else(|| problem(ErrorCode::NotFound, "there is no such resource"))
+        }
     }
 }
 

@@ -5,16 +5,17 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::SocketAddr;
 
 use serde::de::DeserializeOwned;
 
 use crate::codec::http::Response;
 use crate::codec::message::ErrorCode;
-use crate::config::LogLevel;
 
 use super::log;
 
+/// The key that every call of the admin API has presented: there is one, and this is what the configuration calls it.
+const KEY: &str = "admin.key";
 /// Characters of a caller's text that a line of the log shows.
 const LOGGED_CHARS_MAX: usize = 256;
 
@@ -28,8 +29,8 @@ pub struct Call<'c> {
     pub query: Option<&'c str>,
     /// Its body, whole.
     pub body: &'c [u8],
-    /// Who calls: the address it came from.
-    pub by: IpAddr,
+    /// Who calls: the address and port it came from.
+    pub by: SocketAddr,
 }
 
 impl Call<'_> {
@@ -45,13 +46,13 @@ impl Call<'_> {
         })
     }
 
-    /// Writes who has ordered what, of whom and why.
+    /// Writes who has ordered what, of whom and why, whatever `log.level` is.
     pub fn audit(&self, fields: &[(&str, Option<&str>)], sentence: &str) {
         let words: Vec<(&str, Word<'_>)> =
             fields.iter().filter_map(|(name, text)| Some((*name, Word((*text)?)))).collect();
-        let mut all: Vec<(&str, &dyn fmt::Display)> = vec![("audit", &"admin"), ("by", &self.by)];
+        let mut all: Vec<(&str, &dyn fmt::Display)> = vec![("audit", &"admin"), ("by", &self.by), ("key", &KEY)];
         all.extend(words.iter().map(|(name, word)| (*name, word as &dyn fmt::Display)));
-        log::write(LogLevel::Info, &all, sentence);
+        log::audit(&all, sentence);
     }
 }
 

@@ -20,7 +20,7 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use crate::auth::marks::Concerned;
 use crate::config::LogLevel;
-use crate::ids::{ConnectionKey, CoreId};
+use crate::ids::{ConnectionKey, CoreId, ProcessId};
 use crate::limits::INLINE_DIFF_BYTES_MAX;
 use crate::metrics::{CoreMetrics, KeySetFetch};
 use crate::shard::{Found, Input, Lookup, Notice, Output, Shard};
@@ -70,6 +70,8 @@ const SLEEP_MAX: Duration = Duration::from_secs(1);
 /// What the cores of a process share.
 #[derive(Debug)]
 pub struct Process {
+    /// Its name among those that share a Redis.
+    pub id: ProcessId,
     /// Every core's mailbox, by its number.
     pub mailboxes: Vec<Arc<Mailbox>>,
     /// Whether the process drains.
@@ -359,6 +361,9 @@ impl Core {
             match message {
                 Message::Mail(mail) => self.guarded(now, None, Input::Mail(mail)),
                 Message::Found { ask, found } => self.guarded(now, None, Input::Found { ask, found }),
+                Message::PeerRenewal { connection, sealed, ask } => {
+                    self.guarded(now, None, Input::PeerRenewal { connection, sealed, ask });
+                }
                 Message::StoreState { up } => self.guarded(now, None, Input::StoreState { up }),
                 Message::Acted { ask, result } => self.guarded(now, None, Input::Acted { ask, result }),
                 Message::Compared(compared) => self.guarded(now, None, Input::Compared(compared)),
@@ -703,6 +708,13 @@ fn tell(notice: &Notice) {
             &[("action", kind), ("code", &code.as_str()), ("detail", detail)],
             "An action's upstream gave no answer.",
         ),
+        Notice::View { stream, fault: Some(detail) } => {
+            let fields: [(&str, &dyn std::fmt::Display); 2] = [("stream", stream), ("detail", detail)];
+            log::write(LogLevel::Warn, &fields, "A view cannot be made of the value; the stream's others go on.");
+        }
+        Notice::View { stream, fault: None } => {
+            log::write(LogLevel::Info, &[("stream", stream)], "A view that could not be made can be made again.");
+        }
         Notice::Upstream { stream, status, detail } => {
             let state = status.state.as_str();
             let code = status.code.map_or("-", UpstreamCode::as_str);

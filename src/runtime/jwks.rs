@@ -15,7 +15,7 @@ use std::time::Duration;
 use super::clock;
 use super::fetch::Fetcher;
 use super::log;
-use crate::auth::jwks::{self, KeySets};
+use crate::auth::jwks::{self, IssuerOptions, KeySets, KeySource};
 use crate::auth::keys::Algorithm;
 use crate::auth::refresh::{Refresh, Wanted};
 use crate::config::{Config, KeySetPlace, LogLevel};
@@ -54,6 +54,7 @@ struct Issuer {
     /// Its place in the configuration.
     place: usize,
     name: String,
+    source: KeySource,
     algorithms: Vec<Algorithm>,
     target: Arc<Target>,
     refresh: Refresh,
@@ -137,13 +138,14 @@ impl Issuers {
         for (place, (issuer, source)) in options {
             let KeySetPlace::Url { url, ca } = &source.place else { continue };
             let target = target(url, ca.as_ref());
-            let same = before.iter().position(|held| held.name == issuer.issuer && same_target(&held.target, &target));
+            let same = before.iter().position(|held| held.name == issuer.issuer && held.source == issuer.source);
             state.entries += 1;
             let entry = state.entries;
             let new = || Issuer {
                 entry,
                 place,
                 name: issuer.issuer.clone(),
+                source: issuer.source.clone(),
                 algorithms: Vec::new(),
                 target,
                 refresh: Refresh::new(now.at),
@@ -154,7 +156,7 @@ impl Issuers {
             let kept = same.map_or_else(new, |at| before.swap_remove(at));
             let usable = state
                 .sets
-                .of(&issuer.issuer)
+                .of(&issuer.issuer, &issuer.source)
                 .map_or(0, |set| set.iter().filter(|key| issuer.algorithms.contains(&key.algorithm())).count());
             state.issuers.push(Issuer { place, usable, algorithms: issuer.algorithms.clone(), ..kept });
         }
@@ -249,7 +251,7 @@ impl Issuers {
                     log::write(LogLevel::Info, &fields, "The key set was fetched.");
                 }
                 let mut changed = KeySets::clone(sets);
-                changed.put(&issuer.name, set.keys);
+                changed.put(&issuer.name, &issuer.source, set.keys);
                 *sets = Arc::new(changed);
                 finished.sets = Some(Arc::clone(sets));
             }
@@ -258,8 +260,7 @@ impl Issuers {
                 let failures = issuer.refresh.failures();
                 let fields: [(&str, &dyn std::fmt::Display); 3] =
                     [("issuer", &issuer.name), ("failures", &failures), ("detail", &detail)];
-                // It may have been fetched from where it stood before a reload.
-                let sentence = match sets.of(&issuer.name) {
+                let sentence = match sets.of(&issuer.name, &issuer.source) {
                     Some(_) => "The key set cannot be fetched; the last one stays in force.",
                     None => "The key set cannot be fetched; the issuer's tokens are refused until it can.",
                 };
@@ -306,10 +307,6 @@ fn read(issuer: &str, result: FetchResult) -> Result<(jwks::Jwks, Option<Duratio
     Ok((set, response.fresh_for))
 }
 
-fn same_target(a: &Target, b: &Target) -> bool {
-    a.url == b.url && a.options.ca == b.options.ca
-}
-
 /// What to ask for a key set.
 fn target(url: &url::Url, ca: Option<&CaFile>) -> Arc<Target> {
     let id = StreamId::new("jwks").expect("the characters of an id");
@@ -323,7 +320,7 @@ fn target(url: &url::Url, ca: Option<&CaFile>) -> Arc<Target> {
         backoff_max: limits::JWKS_RETRY_MAX,
         ..Options::new(id, blank)
     };
-    Arc::new(Target { options: Arc::new(options), url: url.clone(), body: None })
+    Arc::new(Target { options: Arc::new(options), url: url.clone(), body: None, guard: None })
 }
 
 /// The key sets of `config` that are to be fetched, for a command that serves nothing; and a line for each that cannot be had.
@@ -332,11 +329,10 @@ fn target(url: &url::Url, ca: Option<&CaFile>) -> Arc<Target> {
 /// The system's.
 pub fn fetch_once(config: &Config) -> std::io::Result<(Arc<KeySets>, Vec<String>)> {
     let (mut sets, mut lines) = (KeySets::default(), Vec::new());
-    let wanted: Vec<(String, Arc<Target>)> = config
-        .key_sets
-        .iter()
-        .filter_map(|source| match &source.place {
-            KeySetPlace::Url { url, ca } => Some((source.issuer.clone(), target(url, ca.as_ref()))),
+    let options = config.auth.jwt.key_sets.iter().zip(&config.key_sets);
+    let wanted: Vec<(&IssuerOptions, Arc<Target>)> = options
+        .filter_map(|(issuer, source)| match &source.place {
+            KeySetPlace::Url { url, ca } => Some((issuer, target(url, ca.as_ref()))),
             KeySetPlace::File { .. } => None,
         })
         .collect();
@@ -347,10 +343,10 @@ pub fn fetch_once(config: &Config) -> std::io::Result<(Arc<KeySets>, Vec<String>
     let mut runtime = monoio::RuntimeBuilder::<monoio::LegacyDriver>::new().enable_timer().build()?;
     runtime.block_on(async {
         let fetcher = Fetcher::new(super::fetch::FetcherOptions::default(), resolver.handle()?);
-        for (issuer, target) in wanted {
+        for (IssuerOptions { issuer, source, .. }, target) in wanted {
             let request = FetchRequest { target, validators: Validators::default() };
-            match read(&issuer, fetcher.fetch(request, || clock::now().wall).await) {
-                Ok((set, _)) => sets.put(&issuer, set.keys),
+            match read(issuer, fetcher.fetch(request, || clock::now().wall).await) {
+                Ok((set, _)) => sets.put(issuer, source, set.keys),
                 Err(detail) => lines.push(format!("the key set of {issuer:?} cannot be fetched: {detail}")),
             }
         }
@@ -388,6 +384,10 @@ mod tests {
         Ok(FetchResponse { status: 200, validators, retry_after: None, fresh_for: None, body: body.into(), received })
     }
 
+    fn source(url: &str) -> KeySource {
+        KeySource { url: url.into(), ca: None }
+    }
+
     fn failed() -> FetchResult {
         Err(FetchError { code: UpstreamCode::Dns, detail: "no such host".into() })
     }
@@ -418,7 +418,9 @@ mod tests {
         assert_eq!((finished.answered, finished.brought, finished.sets.is_some()), (vec![question(5)], false, false));
         // A core that has not got that set yet gets it, and nothing is fetched for its sake.
         let behind = issuers.ask(0, question(5), 0, at(101));
-        assert!(matches!(behind, Asked::Behind(sets) if sets.version() == 1 && sets.of("a").is_some()));
+        assert!(
+            matches!(behind, Asked::Behind(sets) if sets.version() == 1 && sets.of("a", &source("https://a/")).is_some())
+        );
         let figures = issuers.figures(at(90).at, at(111));
         assert_eq!(figures, Figures { keys: 1, age: Duration::from_secs(21) }, "«b» is wanted since the start");
         // The first who asks from now on begins one; the core that fetches is told once.
@@ -430,7 +432,8 @@ mod tests {
         let finished = issuers.finish(job, brought(r#"{"keys":[]}"#), at(103));
         assert_eq!(finished.answered, [question(6), question(7)]);
         let sets = finished.sets.expect("it is another");
-        assert!(sets.of("a").is_some_and(|set| set.is_empty()) && sets.of("b").is_none());
+        let of_a = sets.of("a", &source("https://a/"));
+        assert!(of_a.is_some_and(|set| set.is_empty()) && sets.of("b", &source("https://b/")).is_none());
         assert_eq!(ask(&issuers, 0, 9, at(104)), "Answered", "in the cool-down nobody waits");
     }
 
@@ -449,9 +452,13 @@ mod tests {
         assert_eq!(urls, ["https://c/"]);
         assert_eq!(ask(&issuers, 1, 6, at(102)), TELLS, "«b», at its new place");
         assert_eq!(issuers.figures(at(90).at, at(102)).keys, 1);
-        // Another URL is another source: its set stays until the new one is there.
+        // Another URL is another source: what was fetched before is not its set, and who has a key of it waits.
         issuers.reload(&config(&[("b", "https://elsewhere/")]), at(103));
-        assert_eq!((issuers.figures(at(90).at, at(103)).keys, issuers.begin(at(103)).len()), (1, 1));
+        let moved = issuers.begin(at(103));
+        assert_eq!((issuers.figures(at(90).at, at(103)).keys, moved.len()), (0, 1));
+        assert_eq!(ask(&issuers, 0, 7, at(103)), WAITS);
+        let finished = issuers.finish(&moved[0], brought(SET), at(103));
+        assert_eq!((finished.answered, issuers.figures(at(90).at, at(103)).keys), (vec![question(7)], 1));
         assert!(issuers.reload(&config(&[]), at(104)).is_empty());
         assert_eq!((issuers.next_timeout(), issuers.figures(at(90).at, at(104))), (None, Figures::default()));
     }

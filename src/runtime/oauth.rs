@@ -100,12 +100,17 @@ impl Tokens {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The token to ask an upstream with: the one there is, or one that is got now, which is waited for.
+    /// The token to ask an upstream with: the one there is, or one that is got now, which is waited for, at most `limit`.
     ///
     /// # Errors
     /// [`Why`] there is none.
-    pub(super) async fn token(this: &Arc<Tokens>, fetcher: &Fetcher, options: &Arc<Options>) -> Outcome {
-        Tokens::asked(this, fetcher, options, |renewal, now| renewal.ask(now)).await
+    pub(super) async fn token(
+        this: &Arc<Tokens>,
+        fetcher: &Fetcher,
+        options: &Arc<Options>,
+        limit: Duration,
+    ) -> Outcome {
+        Tokens::asked(this, fetcher, options, limit, |renewal, now| renewal.ask(now)).await
     }
 
     /// Another token than `used`, which an upstream has refused; `None`: there is none, and the refusal stands.
@@ -114,15 +119,17 @@ impl Tokens {
         fetcher: &Fetcher,
         options: &Arc<Options>,
         used: &Token,
+        limit: Duration,
     ) -> Option<Token> {
         let refused = |renewal: &mut Renewal, now| renewal.refused(now, used.generation);
-        Tokens::asked(this, fetcher, options, refused).await.ok().filter(|token| token != used)
+        Tokens::asked(this, fetcher, options, limit, refused).await.ok().filter(|token| token != used)
     }
 
     async fn asked(
         this: &Arc<Tokens>,
         fetcher: &Fetcher,
         options: &Arc<Options>,
+        limit: Duration,
         ask: impl FnOnce(&mut Renewal, Instant) -> Ask,
     ) -> Outcome {
         let now = clock::now().at;
@@ -155,7 +162,7 @@ impl Tokens {
             }
         };
         begun.into_iter().for_each(|underway| underway.take_off(fetcher));
-        match timeout(limits::OAUTH_WAIT, fetcher.helpers().landing(flight)).await {
+        match timeout(limit.min(limits::OAUTH_WAIT), fetcher.helpers().landing(flight)).await {
             Ok(outcome) => outcome,
             Err(_) => Err(Why::Slow),
         }

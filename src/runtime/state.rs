@@ -79,13 +79,27 @@ pub enum StateError {
     /// There is no chance to make something of.
     #[error("the system gives no random numbers")]
     NoRandom,
-    /// It cannot be written.
+    /// It cannot be written: nothing has changed.
     #[error("the state file {path} cannot be written: {error}")]
     Unwritable {
         /// The file.
         path: String,
         /// Why not.
         error: io::Error,
+    },
+    /// What was written could neither be made sure of nor be taken back.
+    #[error(
+        "the state file {path} has been changed, but it is not certain that this is on the disk ({error}), and it could not be \
+         put back ({undoing}): until the next change that succeeds this process goes by what was before, and one that is \
+         started now by what the file says"
+    )]
+    Undecided {
+        /// The file.
+        path: String,
+        /// Why it is not certain.
+        error: io::Error,
+        /// Why it could not be put back.
+        undoing: io::Error,
     },
 }
 
@@ -94,7 +108,29 @@ pub enum StateError {
 pub struct StateFile {
     /// Where it is, symbolic links followed.
     path: PathBuf,
+    disk: Disk,
     inner: Mutex<Inner>,
+}
+
+/// How files are made to stay, and put in place: the system's calls. A test puts one that fails in their place, as a disk
+/// does that is about to die.
+#[derive(Clone, Copy, Debug)]
+struct Disk {
+    /// Has a file's bytes reach the disk.
+    sync_file: fn(&File) -> io::Result<()>,
+    /// Has a directory's names reach the disk.
+    sync_directory: fn(&File) -> io::Result<()>,
+}
+
+const DISK: Disk = Disk { sync_file: File::sync_all, sync_directory };
+
+/// Some file systems have no such call for a directory: there a rename stays as soon as it is done, or nothing can be done
+/// for it.
+fn sync_directory(directory: &File) -> io::Result<()> {
+    match directory.sync_all() {
+        Err(error) if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => Ok(()),
+        synced => synced,
+    }
 }
 
 #[derive(Debug)]
@@ -115,12 +151,13 @@ impl StateFile {
         let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
         let lock = if named { Some(lock(&path)?) } else { None };
         let sections = read(&path)?;
-        Ok(StateFile { path, inner: Mutex::new(Inner { lock, sections }) })
+        Ok(StateFile { path, disk: DISK, inner: Mutex::new(Inner { lock, sections }) })
     }
 
     /// The file at `path` as if there were none yet: it is read when there is first something to write.
     pub fn unread(path: &Path) -> StateFile {
-        StateFile { path: path.to_owned(), inner: Mutex::new(Inner { lock: None, sections: Map::new() }) }
+        let inner = Inner { lock: None, sections: Map::new() };
+        StateFile { path: path.to_owned(), disk: DISK, inner: Mutex::new(inner) }
     }
 
     /// What is said of a section that its part can make nothing of.
@@ -134,7 +171,8 @@ impl StateFile {
     }
 
     /// Changes a section: `change` gets what it holds (null: nothing) and says what it is to hold. When this returns `Ok`,
-    /// that is on the disk; otherwise nothing has changed.
+    /// that is on the disk; otherwise nothing has changed, neither here nor in the file, unless the error is
+    /// [`StateError::Undecided`], which says what holds.
     ///
     /// # Errors
     /// Of `change`, or [`StateError`].
@@ -152,7 +190,7 @@ impl StateFile {
         let (value, outcome) = change(inner.sections.get(name).cloned().unwrap_or(Value::Null))?;
         let mut sections = inner.sections.clone();
         sections.insert(name.to_owned(), value);
-        write(&self.path, &sections)?;
+        write(&self.path, &inner.sections, &sections, self.disk)?;
         inner.sections = sections;
         Ok(outcome)
     }
@@ -205,17 +243,65 @@ fn read(path: &Path) -> Result<Map<String, Value>, StateError> {
     }
 }
 
-fn write(path: &Path, sections: &Map<String, Value>) -> Result<(), StateError> {
+fn text_of(path: &Path, sections: &Map<String, Value>) -> Result<String, StateError> {
     let mut text = json!({ "version": VERSION, "sections": sections }).to_string();
     text.push('\n');
     if text.len() > limits::STATE_BYTES_MAX {
         return Err(StateError::TooLarge { path: shown(path) });
     }
-    replace(path, text.as_bytes()).map_err(|error| StateError::Unwritable { path: shown(path), error })
+    Ok(text)
+}
+
+/// Writes `new` where `old` stands. Where that fails, `old` stands there.
+fn write(path: &Path, old: &Map<String, Value>, new: &Map<String, Value>, disk: Disk) -> Result<(), StateError> {
+    let text = text_of(path, new)?;
+    // What the file was made of; none was written before there was something to write.
+    let before = if path.exists() { Some(text_of(path, old)?) } else { None };
+    replace(path, text.as_bytes(), disk).map_err(|unwritten| match unwritten {
+        Unwritten::Untouched(error) => StateError::Unwritable { path: shown(path), error },
+        Unwritten::Unsure(error) => {
+            let undone = match &before {
+                // The file is what counts: that its name is not certain to outlast a failure of the machine is so already.
+                Some(before) => match replace(path, before.as_bytes(), disk) {
+                    Ok(()) | Err(Unwritten::Unsure(_)) => Ok(()),
+                    Err(Unwritten::Untouched(error)) => Err(error),
+                },
+                None => std::fs::remove_file(path),
+            };
+            match undone {
+                Ok(()) => StateError::Unwritable { path: shown(path), error },
+                Err(undoing) => StateError::Undecided { path: shown(path), error, undoing },
+            }
+        }
+    })
+}
+
+/// Why a file was not replaced.
+#[derive(Debug)]
+enum Unwritten {
+    /// What stood there stands there.
+    Untouched(io::Error),
+    /// It was replaced, and may be the old one again after a failure of the machine.
+    Unsure(io::Error),
 }
 
 /// Puts a file with these bytes in the place of the one at `path`, all at once.
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+fn replace(path: &Path, bytes: &[u8], disk: Disk) -> Result<(), Unwritten> {
+    let directory = prepared(path, bytes, disk).map_err(Unwritten::Untouched)?;
+    let new = beside(path, ".new");
+    if let Err(error) = std::fs::rename(&new, path) {
+        let _ = std::fs::remove_file(&new);
+        return Err(Unwritten::Untouched(error));
+    }
+    // The rename is on the disk when the directory is.
+    (disk.sync_directory)(&directory).map_err(Unwritten::Unsure)
+}
+
+/// Writes the file that is to stand at `path` beside it, whole and on the disk. The directory both stand in, which is opened
+/// before anything is replaced in it: where it cannot be, nothing is.
+fn prepared(path: &Path, bytes: &[u8], disk: Disk) -> io::Result<File> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let directory = File::open(directory)?;
     // One writer at a time holds the lock: what stands there is left over from one that died.
     let new = beside(path, ".new");
     match std::fs::remove_file(&new) {
@@ -223,14 +309,11 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
         Ok(()) | Err(_) => {}
     }
     let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&new)?;
-    let written = file.write_all(bytes).and_then(|()| file.sync_all()).and_then(|()| std::fs::rename(&new, path));
-    if let Err(error) = written {
+    if let Err(error) = file.write_all(bytes).and_then(|()| (disk.sync_file)(&file)) {
         let _ = std::fs::remove_file(&new);
         return Err(error);
     }
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    // The rename is on the disk when the directory is.
-    File::open(directory)?.sync_all()
+    Ok(directory)
 }
 
 #[cfg(test)]
@@ -339,6 +422,69 @@ mod tests {
         drop(state);
         let state = StateFile::open(&scratch.state(), true).expect("it is whole");
         assert_eq!(state.section("api_keys"), Some(json!([2])));
+    }
+
+    fn failing(_: &File) -> io::Result<()> {
+        Err(io::Error::other("a dying disk"))
+    }
+
+    /// What a process that starts now reads.
+    fn read_anew(scratch: &Scratch) -> Option<Value> {
+        read(&scratch.state()).expect("it is whole").get("api_keys").cloned()
+    }
+
+    #[test]
+    fn a_rename_that_the_disk_does_not_confirm_is_taken_back_so_that_file_and_memory_agree() {
+        let scratch = Scratch::new("unsure");
+        let mut state = StateFile::open(&scratch.state(), true).expect("a new one");
+        let unsure = Disk { sync_directory: failing, ..DISK };
+        // The first that is written at all leaves no file.
+        state.disk = unsure;
+        let error = put(&state, "api_keys", json!([1])).expect_err("the disk does not confirm it");
+        assert!(
+            matches!(error, StateError::Unwritable { .. }) && error.to_string().contains("a dying disk"),
+            "{error}"
+        );
+        assert_eq!((state.section("api_keys"), scratch.names()), (None, vec!["restcast.state.lock".to_owned()]));
+        state.disk = DISK;
+        put(&state, "api_keys", json!([1])).expect("written");
+        state.disk = unsure;
+        assert!(matches!(put(&state, "api_keys", json!([1, 2])), Err(StateError::Unwritable { .. })));
+        assert_eq!((state.section("api_keys"), read_anew(&scratch)), (Some(json!([1])), Some(json!([1]))));
+        assert_eq!(scratch.names(), ["restcast.state", "restcast.state.lock"], "nothing is left over");
+        state.disk = Disk { sync_file: failing, ..DISK };
+        assert!(matches!(put(&state, "api_keys", json!([1, 2])), Err(StateError::Unwritable { .. })));
+        assert_eq!((state.section("api_keys"), read_anew(&scratch)), (Some(json!([1])), Some(json!([1]))));
+        state.disk = DISK;
+        put(&state, "api_keys", json!([1, 2])).expect("written");
+        assert_eq!((state.section("api_keys"), read_anew(&scratch)), (Some(json!([1, 2])), Some(json!([1, 2]))));
+    }
+
+    #[test]
+    fn a_rename_that_can_neither_be_confirmed_nor_taken_back_is_told_as_what_it_is() {
+        /// Confirms nothing, and has the directory refuse the file that would be put back.
+        fn in_the_way(directory: &File) -> io::Result<()> {
+            use std::os::fd::AsRawFd as _;
+            let directory = std::fs::read_link(format!("/proc/self/fd/{}", directory.as_raw_fd()))?;
+            std::fs::create_dir(directory.join("restcast.state.new"))?;
+            Err(io::Error::other("a dying disk"))
+        }
+        let scratch = Scratch::new("undecided");
+        let mut state = StateFile::open(&scratch.state(), true).expect("a new one");
+        put(&state, "api_keys", json!([1])).expect("written");
+        state.disk = Disk { sync_directory: in_the_way, ..DISK };
+        let error = put(&state, "api_keys", json!([1, 2])).expect_err("the disk does not confirm it");
+        assert!(matches!(error, StateError::Undecided { .. }), "{error}");
+        let said = error.to_string();
+        assert!(
+            said.contains("this process goes by what was before, and one that is started now by what the file says")
+        );
+        assert_eq!((state.section("api_keys"), read_anew(&scratch)), (Some(json!([1])), Some(json!([1, 2]))));
+        // The next change that succeeds makes both the same.
+        std::fs::remove_dir(beside(&scratch.state(), ".new")).expect("an empty directory");
+        state.disk = DISK;
+        put(&state, "api_keys", json!([1, 3])).expect("written");
+        assert_eq!((state.section("api_keys"), read_anew(&scratch)), (Some(json!([1, 3])), Some(json!([1, 3]))));
     }
 
     #[test]

@@ -185,6 +185,10 @@ impl Shard {
         let (leeway, now) = (self.options.auth.jwt.leeway, self.now.wall);
         let Some(open) = self.connections.at_mut(index).and_then(|connection| connection.open_mut()) else { return };
         open.acting = open.acting.saturating_sub(1);
+        if !self.judge_now(index) {
+            return;
+        }
+        let Some(open) = self.connections.at(index).and_then(|connection| connection.open()) else { return };
         if open.grant.end(leeway).is_some_and(|end| end <= now) {
             return self.open_due(index);
         }
@@ -224,9 +228,13 @@ impl Shard {
     }
 }
 
-/// Whether the grant of the moment lets its holder act. An API key is for its streams and for nothing else.
+/// Whether the grant of the moment lets its holder act. An API key is for its streams and for nothing else, and so is a
+/// ticket of one.
 fn may_act(grant: &Grant, options: &Options) -> Result<(), Refused> {
     let told = |code: ErrorCode| Refused::new(code, code.meaning());
+    if grant.api_key().is_some() {
+        return Err(told(ErrorCode::InsufficientPermissions));
+    }
     match grant.kind() {
         CredentialKind::Anonymous => Err(told(ErrorCode::MissingCredential)),
         CredentialKind::ApiKey => Err(told(ErrorCode::InsufficientPermissions)),
@@ -243,6 +251,9 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::auth::api_key::{ApiKey, ApiKeyId, KeyHash, Source, key_text};
+    use crate::auth::control::{ControlEntry, Event};
+    use crate::auth::grant::RightsTable;
     use crate::auth::jwt;
     use crate::auth::keys::{Algorithm, Key, KeyConfig};
     use crate::codec::ws::{Opcode, write_masked};
@@ -403,6 +414,29 @@ mod tests {
             frames
         }
 
+        /// Asks for a value over HTTP; what is answered comes to [`Hall::answered`].
+        fn get(&mut self, path: &str, claims: Value) -> u32 {
+            let token = self.token(claims);
+            let mut request =
+                format!("GET {path} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {token}\r\n\r\n").into_bytes();
+            let place = self.shard.accept(self.now, PEER.parse().expect("an address")).expect("room").index;
+            self.handle(Input::Received { connection: place, bytes: &mut request });
+            place
+        }
+
+        /// What a connection has been answered over HTTP since.
+        fn answered(&mut self, connection: u32) -> String {
+            String::from_utf8(self.sockets.0.entry(connection).or_default().drain(..).collect()).expect("UTF-8")
+        }
+
+        /// Sets the marks of an event that this core has not been told of yet.
+        fn mark(&mut self, entry: &ControlEntry) {
+            let now = self.now.wall;
+            for event in Event::read(entry, now).expect("an event") {
+                self.shard.ledger.marks().take(&event, now);
+            }
+        }
+
         fn told(&mut self, connection: u32) -> Value {
             let frames = self.frames(connection);
             assert_eq!(frames.len(), 1, "{frames:?}");
@@ -526,6 +560,83 @@ mod tests {
     }
 
     #[test]
+    fn an_action_before_the_pass_has_come_to_its_connection_is_judged_by_what_was_said() {
+        let mut hall = Hall::new(UPDATE);
+        let ada = hall.open("/v1/ws", agent());
+        let wall = hall.now.wall;
+        hall.mark(&ControlEntry::permissions_changed("u1", None, Some(vec!["read".into()]), None, wall));
+        hall.say(ada, update(1));
+        assert!(hall.calls.is_empty(), "by the permissions of a moment ago");
+        let frames = hall.frames(ada);
+        let update_first = json!({"type":"permission_update","permissions":["read"],"roles":["agent"]});
+        assert_eq!((frames.len(), &frames[0]), (2, &update_first));
+        assert_eq!(code(&frames[1]), ("INSUFFICIENT_PERMISSIONS", &json!(1)));
+        hall.mark(&ControlEntry::permissions_changed("u1", None, Some(vec!["write".into()]), None, wall));
+        hall.say(ada, update(2));
+        assert_eq!((hall.calls.len(), hall.told(ada)["type"].clone()), (1, json!("permission_update")));
+        // The answer to what was begun with the right, and whatever is asked next, find a connection that has ended.
+        hall.mark(&ControlEntry::user_logged_out("u1", None, wall));
+        hall.answer(200, "{}");
+        assert_eq!(hall.frames(ada), [json!(4010)]);
+        let bob = hall.open("/v1/ws", json!({"sub": "u2", "role": "agent", "permissions": ["write"], "jti": "t2"}));
+        hall.mark(&ControlEntry::token_revoked("t2", None, None, wall));
+        hall.say(bob, update(3));
+        assert_eq!((hall.calls.len(), hall.frames(bob)), (0, vec![json!(4010)]));
+    }
+
+    #[test]
+    fn a_subscribe_before_the_pass_has_come_to_its_connection_is_judged_by_what_was_said() {
+        let mut hall = Hall::new(WATCHED);
+        let ada = hall.open("/v1/ws", json!({"role": "viewer", "company": "acme"}));
+        let wall = hall.now.wall;
+        hall.mark(&ControlEntry::permissions_changed("u1", None, None, Some(vec![]), wall));
+        hall.say(ada, json!({"type": "subscribe", "stream": "leads", "id": 1}));
+        let frames = hall.frames(ada);
+        assert_eq!((frames.len(), &frames[0]["type"]), (2, &json!("permission_update")));
+        assert_eq!(code(&frames[1]), ("INSUFFICIENT_PERMISSIONS", &json!(1)));
+        hall.mark(&ControlEntry::permissions_changed("u1", None, None, Some(vec!["viewer".into()]), wall));
+        hall.say(ada, json!({"type": "subscribe", "stream": "leads", "id": 2}));
+        let kinds: Vec<Value> = hall.frames(ada).iter().map(|frame| frame["type"].clone()).collect();
+        assert_eq!(kinds, ["permission_update", "subscribed"]);
+    }
+
+    #[test]
+    fn a_new_credential_before_the_pass_has_come_to_its_connection_does_not_outlive_the_logout() {
+        let mut hall = Hall::new(WATCHED);
+        let ada = hall.open("/v1/ws", json!({"iat": WALL_S - 10}));
+        let wall = hall.now.wall;
+        hall.mark(&ControlEntry::user_logged_out("u1", None, wall));
+        let token = hall.token(json!({"iat": WALL_S + 1}));
+        hall.say(ada, json!({"type": "auth_update", "token": token}));
+        assert_eq!(hall.frames(ada), [json!(4010)]);
+        hall.open("/v1/ws", json!({"iat": WALL_S + 1}));
+    }
+
+    #[test]
+    fn who_waits_for_a_value_gets_none_by_rights_that_were_taken_away() {
+        let viewer = || json!({"role": "viewer", "company": "acme"});
+        for (entry, status, said) in [
+            (ControlEntry::user_logged_out("u1", None, WallTime::from_secs(WALL_S)), 401, "LOGGED_OUT"),
+            (
+                ControlEntry::permissions_changed("u1", None, None, Some(vec![]), WallTime::from_secs(WALL_S)),
+                403,
+                "INSUFFICIENT_PERMISSIONS",
+            ),
+        ] {
+            let mut hall = Hall::new(WATCHED);
+            let ada = hall.get("/v1/streams/leads", viewer());
+            let bob = hall.get("/v1/streams/leads", json!({"sub": "u2", "role": "viewer", "company": "acme"}));
+            hall.after(Duration::from_millis(1));
+            hall.mark(&entry);
+            assert_eq!(hall.answered(ada), "");
+            hall.polled("[\"hidden now\"]");
+            let answer = hall.answered(ada);
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")) && answer.contains(said), "{answer}");
+            assert!(!answer.contains("hidden now") && hall.answered(bob).ends_with("[\"hidden now\"]"));
+        }
+    }
+
+    #[test]
     fn nobody_in_particular_never_acts() {
         let free = "[[action]]\ntype = \"poke\"\nurl = \"http://api/\"\n";
         let stream = "[[stream]]\nid = \"s\"\nurl = \"http://api/s\"\nallow_anonymous = true\n";
@@ -536,6 +647,28 @@ mod tests {
         let ada = hall.open("/v1/ws", json!({}));
         hall.say(ada, json!({"type": "poke"}));
         assert_eq!(hall.calls.len(), 1, "an action without roles is for everyone with a credential");
+    }
+
+    #[test]
+    fn an_api_key_acts_neither_itself_nor_by_a_ticket() {
+        let (config, _) = Config::parse(UPDATE, &Nowhere).unwrap_or_else(|errors| panic!("{errors:?}"));
+        let id = ApiKeyId::new("dash").expect("an id");
+        let key = Arc::new(ApiKey {
+            hash: KeyHash::new(&key_text(&id, &[7; 32]), [7; 16]),
+            id,
+            streams: vec!["*".to_owned()],
+            roles: vec!["agent".to_owned()],
+            permissions: vec!["write".to_owned()],
+            rate: 0,
+            created: None,
+            expires: None,
+            source: Source::Admin,
+        });
+        let grant = Grant::of_api_key(&key, &mut RightsTable::default());
+        for grant in [grant.clone(), grant.by_ticket()] {
+            let refused = may_act(&grant, &config.actions[0]).expect_err("it is for its streams");
+            assert_eq!(refused.code, ErrorCode::InsufficientPermissions, "{:?}", grant.kind());
+        }
     }
 
     #[test]

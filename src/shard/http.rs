@@ -121,7 +121,7 @@ impl Shard {
         };
         let topic = self.watch(key);
         let Some(connection) = self.key_of(index) else { return };
-        let (grant, since) = (Box::new(grant), self.now.at);
+        let (grant, since) = (Box::new(grant), self.now);
         let preferred_s = preferred_s.filter(|_| known.is_some());
         let cold_until = now + key.target.options.timeout;
         let deadline = preferred_s.map_or(cold_until, |wait| now + Duration::from_secs(wait));
@@ -182,6 +182,9 @@ impl Shard {
     }
 
     fn answer_value(&mut self, index: u32, held: &Held, not_modified: bool) {
+        if !self.judge_waiter_now(index) {
+            return;
+        }
         let preferred_s = match self.http_mut(index).map(|http| &http.phase) {
             Some(Phase::Waiting { preferred_s, .. }) => *preferred_s,
             _ => return,

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use crate::ids::{CoreId, Epoch};
 use crate::metrics::PollResult;
 use crate::stream::log::Event;
-use crate::stream::poll::{FetchResult, PollNo};
+use crate::stream::poll::{FetchResult, PollNo, StreamState};
 use crate::stream::{CaughtUp, Compared, SequenceNo, Step, Stream};
 use crate::time::Instant;
 
@@ -58,6 +58,10 @@ struct Audience {
     cores: BTreeMap<CoreId, bool>,
     /// When it was last watched.
     used: Instant,
+    /// The state that its cores go by.
+    told: StreamState,
+    /// Whether the log was told that it cannot be made of the value.
+    faulted: bool,
 }
 
 impl Audience {
@@ -162,7 +166,9 @@ impl Shard {
         let owned = self.streams.at_mut(index)?;
         if owned.audience(key).is_none() {
             let no = owned.stream.add_sequence(key.facet, Epoch::from_random(self.rng.u64()));
-            owned.audiences.push(Audience { no, key: Arc::clone(key), cores: BTreeMap::new(), used: now });
+            let told = owned.stream.status_of(no, now).state;
+            let (key, cores) = (Arc::clone(key), BTreeMap::new());
+            owned.audiences.push(Audience { no, key, cores, used: now, told, faulted: false });
         }
         owned.audience(key)
     }
@@ -261,7 +267,7 @@ impl Shard {
         self.catch_up_sequences(index);
         let Some(owned) = self.streams.at(index) else { return };
         let fresh = owned.fresh && owned.stream.is_current(no);
-        let status = owned.stream.status(now);
+        let status = owned.stream.status_of(no, now);
         if attach || !known {
             let Some(history) = owned.stream.history(no) else { return };
             let history = Box::new(history.clone());
@@ -421,15 +427,31 @@ impl Shard {
             if let Some(event) = event {
                 self.publish(index, no, &event);
             }
-            let Some(owned) = self.streams.at(index) else { return };
-            let Some(audience) = owned.audience_of(no) else { continue };
-            let (status, fresh) = (owned.stream.status(self.now.at), owned.fresh);
-            let (key, cores) = (Arc::clone(&audience.key), audience.cores());
-            for core in cores {
-                self.send(core, Mail::Polled { key: Arc::clone(&key), status, changed: false, fresh });
-            }
+            let Some(fresh) = self.streams.at(index).map(|owned| owned.fresh) else { return };
+            self.tell_polled(index, no, fresh);
         }
         self.bound_histories(index);
+    }
+
+    /// Tells all who hear of a sequence how it stands now, and the log where it has begun or ceased to be one that cannot be
+    /// made. `fresh`: what its history holds is no older than the last poll.
+    fn tell_polled(&mut self, index: u32, no: SequenceNo, fresh: bool) {
+        let now = self.now.at;
+        let Some(owned) = self.streams.at_mut(index) else { return };
+        let status = owned.stream.status_of(no, now);
+        let faulted = owned.stream.fault_of(no).is_some();
+        let Some(audience) = owned.audiences.iter_mut().find(|audience| audience.no == no) else { return };
+        let changed = std::mem::replace(&mut audience.told, status.state) != status.state;
+        let news = std::mem::replace(&mut audience.faulted, faulted) != faulted;
+        let (key, cores) = (Arc::clone(&audience.key), audience.cores());
+        for core in cores {
+            self.send(core, Mail::Polled { key: Arc::clone(&key), status, changed, fresh });
+        }
+        if news && let Some(owned) = self.streams.at(index) {
+            let fault = owned.stream.fault_of(no).map(|fault| fault.detail.clone());
+            let stream = owned.key.target.options.id.to_string();
+            self.outputs.push_back(Output::Notice(Notice::View { stream, fault }));
+        }
     }
 
     /// Tells an event to all who hear of its sequence.
@@ -475,13 +497,11 @@ impl Shard {
         let status = owned.stream.status(self.now.at);
         let stream = changed.then(|| owned.key.target.options.id.to_string());
         // The upstream's state is told to all; whether its value has changed only to those who see that.
-        let mut mails = Vec::with_capacity(owned.audiences.len());
-        for audience in &owned.audiences {
-            let fresh = owned.stream.is_current(audience.no);
-            mails.extend(audience.cores.keys().map(|&core| (core, Arc::clone(&audience.key), fresh)));
-        }
-        for (core, key, fresh) in mails {
-            self.send(core, Mail::Polled { key, status, changed, fresh });
+        for at in 0..owned.audiences.len() {
+            let Some(owned) = self.streams.at(index) else { return };
+            let Some(no) = owned.audiences.get(at).map(|audience| audience.no) else { break };
+            let fresh = owned.stream.is_current(no);
+            self.tell_polled(index, no, fresh);
         }
         if let Some(stream) = stream {
             self.outputs.push_back(Output::Notice(Notice::Upstream { stream, status, detail }));

@@ -28,7 +28,7 @@ use crate::time::{Instant, Now, WallTime};
 use self::diff::{Change, DiffOptions};
 use self::log::{Bounds, Event, History};
 use self::poll::{
-    Failure, FetchRequest, FetchResult, Judged, PollNo, PollOptions, Poller, Status, Target, UpstreamCode,
+    Failure, FetchRequest, FetchResult, Judged, PollNo, PollOptions, Poller, Status, StreamState, Target, UpstreamCode,
 };
 use self::view::{Facet, Projection, Shown, View};
 
@@ -216,7 +216,16 @@ struct NowShows {
     /// What it was compared with.
     before: Option<Arc<Shown>>,
     /// `None`: the same.
-    new: Option<NewValue>,
+    new: Result<Option<NewValue>, Fault>,
+}
+
+/// Why a sequence cannot be made of a value that others are made of: its own trouble, not the upstream's.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Fault {
+    /// What its watchers are told.
+    pub code: UpstreamCode,
+    /// The same for the log.
+    pub detail: String,
 }
 
 #[derive(Debug)]
@@ -294,13 +303,13 @@ impl Comparison {
         let mut is_whole = false;
         let mut shown = Vec::with_capacity(sequences.len());
         for sequence in sequences {
-            let new = sequence.compared_with(&document, &options)?;
+            let new = sequence.compared_with(&document, &options);
             is_whole |= sequence.facet.is_whole();
             shown.push(NowShows { no: sequence.no, before: sequence.shown, new });
         }
         // Where only ignored members differ, the value stays as of the last event: they travel with the next one.
         let moved = held.is_none_or(|held| {
-            let any = shown.iter().any(|shows| shows.new.is_some());
+            let any = shown.iter().any(|shows| matches!(shows.new, Ok(Some(_))));
             any || (!is_whole && !diff::is_unchanged(held, &document, &options.ignore))
         });
         Ok(Found { document: moved.then_some(document), fingerprint, shown })
@@ -309,11 +318,7 @@ impl Comparison {
 
 impl Compares {
     /// What the sequence shows of `document`; `None`: what it shows already.
-    fn compared_with(
-        &self,
-        document: &Arc<Document>,
-        options: &Options,
-    ) -> Result<Option<NewValue>, (UpstreamCode, String)> {
+    fn compared_with(&self, document: &Arc<Document>, options: &Options) -> Result<Option<NewValue>, Fault> {
         let diff_options =
             DiffOptions { ignore: &options.ignore, array_key: options.array_key.as_deref(), work_max: DIFF_WORK_MAX };
         let Some(projection) = self.facet.projection(options) else {
@@ -328,7 +333,7 @@ impl Compares {
         };
         let view = self.facet.view.unwrap_or_default().saturating_add(1);
         let shown = projection.of(document, &options.ignore, view, options.response_bytes_max);
-        let shown = shown.map_err(|error| (UpstreamCode::TooLarge, error.to_string()))?;
+        let shown = shown.map_err(|error| Fault { code: UpstreamCode::TooLarge, detail: error.to_string() })?;
         let (mut patch, mut merge) = (None, None);
         if let Some(held) = &self.shown {
             if held.compared == shown.compared {
@@ -366,6 +371,8 @@ struct Sequence {
     facet: Facet,
     history: History,
     shown: Option<Arc<Shown>>,
+    /// Why it shows nothing of the value that was last looked at; it shows one from before, if any.
+    fault: Option<Fault>,
     /// Whether the value has been polled since without looking at this: it was not wanted, or was not there.
     behind: bool,
     /// Whether it is left behind, as nobody wants it.
@@ -378,8 +385,10 @@ impl Sequence {
     }
 
     /// Takes in what a comparison found that began with what is shown now: its event, if it made one.
-    fn take(&mut self, new: Option<NewValue>, ts: WallTime) -> Option<Event> {
+    fn take(&mut self, new: Result<Option<NewValue>, Fault>, ts: WallTime) -> Option<Event> {
         self.behind = false;
+        let (new, fault) = new.map_or_else(|fault| (None, Some(fault)), |new| (new, None));
+        self.fault = fault;
         let NewValue { shown, patch, merge } = new?;
         let value = Arc::clone(shown.value.text());
         self.shown = Some(shown);
@@ -423,7 +432,7 @@ impl Stream {
         self.sequences_made += 1;
         let no = SequenceNo(self.sequences_made);
         let history = History::new(epoch, Bounds::of(&self.target.options));
-        self.sequences.push(Sequence { no, facet, history, shown: None, behind: true, resting: false });
+        self.sequences.push(Sequence { no, facet, history, shown: None, fault: None, behind: true, resting: false });
         no
     }
 
@@ -481,6 +490,30 @@ impl Stream {
     /// What subscribers are told of its upstream.
     pub fn status(&self, now: Instant) -> Status {
         self.poller.status(now)
+    }
+
+    /// What subscribers of a sequence are told: of its upstream, or, where that is well, of its own fault.
+    pub fn status_of(&self, no: SequenceNo, now: Instant) -> Status {
+        let status = self.poller.status(now);
+        let sequence = self.sequences.iter().find(|sequence| sequence.no == no);
+        let Some((sequence, fault)) = sequence.and_then(|sequence| Some((sequence, sequence.fault.as_ref()?))) else {
+            return status;
+        };
+        let own = if sequence.history.value().is_some() { StreamState::Stale } else { StreamState::Failing };
+        match status.state {
+            StreamState::Live => {
+                let retry_in = self.poller.next_due().map(|due| due.since(now));
+                Status { state: own, code: Some(fault.code), status: None, retry_in }
+            }
+            // The upstream has given a value, and this shows nothing of it.
+            StreamState::Stale => Status { state: own, ..status },
+            StreamState::Failing | StreamState::Ended => status,
+        }
+    }
+
+    /// Why a sequence shows nothing of the value that is held, where it does not.
+    pub fn fault_of(&self, no: SequenceNo) -> Option<&Fault> {
+        self.sequences.iter().find(|sequence| sequence.no == no)?.fault.as_ref()
     }
 
     /// The status, once after each change of its state.
@@ -705,7 +738,7 @@ mod tests {
             let options = Arc::clone(&config.streams[0]);
             let url = "http://up.example/s".parse().expect("a URL");
             let views = options.views.len();
-            let stream = Stream::new(Arc::new(Target { options, url, body: None }), 7, PollNo(0));
+            let stream = Stream::new(Arc::new(Target { options, url, body: None, guard: None }), 7, PollNo(0));
             let mut polled = Polled { stream, at_ms: 5_000_000, sequences: Vec::new() };
             let facets: Vec<Option<u16>> = if views == 0 { vec![None] } else { (0..views as u16).map(Some).collect() };
             for view in facets {
@@ -853,17 +886,45 @@ mod tests {
     }
 
     #[test]
-    fn a_view_that_cannot_be_made_is_a_failure_that_says_so() {
-        let keys = "response_bytes_max = \"16KiB\"\n[[stream.view]]\nroles = [\"a\"]\npath = \"$..[*, *, *]\"";
+    fn a_view_that_cannot_be_made_is_a_fault_of_its_own_and_others_go_on() {
+        let keys = "response_bytes_max = \"16KiB\"\n[[stream.view]]\nroles = [\"a\"]\npath = \"$..[*, *, *]\"\n\
+                    [[stream.view]]\nroles = [\"b\"]\npath = \"$[0]\"";
         let mut polled = Polled::new(keys);
-        let body = format!("[{}1]", "1,".repeat(5_000));
-        let answer = polled.answer(&body);
-        let Step::Failed(failure) = polled.poll_with(answer) else { panic!("too much") };
-        assert_eq!(failure.code, UpstreamCode::TooLarge);
-        assert!(failure.detail.contains("view 1") && failure.detail.contains("16384"), "{}", failure.detail);
-        // It goes away with the value that was too much.
-        assert_eq!(places(&polled.poll("[1]")), [(0, 1)]);
+        let told = |polled: &Polled, place: usize| {
+            let status = polled.stream.status_of(polled.sequences[place], polled.now().at);
+            (status.state, status.code, polled.stream.is_current(polled.sequences[place]))
+        };
+        let body = |first: u32| format!("[{first},{}1]", "1,".repeat(5_000));
+        let (live, too_large) = ((StreamState::Live, None, true), Some(UpstreamCode::TooLarge));
+        assert_eq!(places(&polled.poll(&body(7))), [(1, 1)], "no value of the one view, one of the other");
+        assert_eq!(told(&polled, 0), (StreamState::Failing, too_large, true));
+        assert_eq!(told(&polled, 1), live);
+        let fault = polled.stream.fault_of(polled.sequences[0]).expect("a fault");
+        assert!(fault.detail.contains("view 1") && fault.detail.contains("16384"), "{}", fault.detail);
+        assert_eq!(polled.stream.status(polled.now().at).state, StreamState::Live, "the upstream is well");
+        assert!(polled.catch_up().is_empty(), "nothing is tried over and over");
+        // The same bytes again change nothing, a failing upstream is said as ever, and without a value it is none.
+        assert_eq!(places(&polled.poll(&body(7))), []);
+        assert_eq!(told(&polled, 0).0, StreamState::Failing);
+        let error = FetchError { code: UpstreamCode::Timeout, detail: String::new() };
+        assert!(matches!(polled.poll_with(Err(error)), Step::Failed(_)));
+        assert_eq!(told(&polled, 0), (StreamState::Failing, Some(UpstreamCode::Timeout), true));
+        assert_eq!(told(&polled, 1), (StreamState::Stale, Some(UpstreamCode::Timeout), true));
+        // It goes away with the value that was too much, and comes back with the next.
+        polled.at_ms += 100_000;
+        assert_eq!(places(&polled.poll("[1]")), [(0, 1), (1, 2)]);
+        assert_eq!((told(&polled, 0), told(&polled, 1)), (live, live));
         assert_eq!(polled.value(0).as_deref(), Some("[1,1,1]"));
+        assert_eq!(places(&polled.poll(&body(8))), [(1, 3)]);
+        assert_eq!(told(&polled, 0), (StreamState::Stale, too_large, true));
+        assert_eq!(polled.value(0).as_deref(), Some("[1,1,1]"), "the last that could be made");
+        // To one who comes then it is said as well; who wants it when it fits has missed nothing.
+        polled.stream.remove_sequence(polled.sequences[0]);
+        polled.sequences[0] = polled.stream.add_sequence(Facet { view: Some(0) }, Epoch::from_random(9));
+        assert!(polled.catch_up().is_empty());
+        assert_eq!(told(&polled, 0), (StreamState::Failing, too_large, true));
+        assert_eq!(places(&polled.poll("[1]")), [(1, 4), (0, 1)]);
+        assert_eq!(told(&polled, 0), live);
     }
 
     #[test]

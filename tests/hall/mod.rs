@@ -9,8 +9,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use restcast::auth::api_key::ApiKeys;
+use restcast::auth::control::{ControlEntry, Event};
 use restcast::auth::jwt;
 use restcast::auth::keys::{Algorithm, Key, KeyConfig};
+use restcast::auth::marks::Concerned;
 use restcast::auth::session::{self, CookieSecrets, Place};
 use restcast::codec::ws::{Opcode, write_masked};
 use restcast::config::{Config, FileError, Sources};
@@ -18,7 +21,8 @@ use restcast::ids::CoreId;
 use restcast::metrics::CoreMetrics;
 use restcast::secret::Secret;
 use restcast::shard::{
-    Catalog, Found, Input, Ledger, Lookup, Options, Order, Output, Sent, SessionRecord, Shard, Wire,
+    Catalog, ConnectionQuery, Found, Input, Ledger, Listed, Lookup, Options, Order, Output, Sent, SessionRecord, Shard,
+    Wire,
 };
 use restcast::stream::poll::{FetchResponse, PollNo, Validators};
 use restcast::time::{Instant, Now, WallTime};
@@ -97,6 +101,16 @@ pub fn session_options() -> session::Options {
     }
 }
 
+fn parsed(text: &str) -> Config {
+    Config::parse(text, &NoSources).unwrap_or_else(|errors| panic!("{errors:?}\n{text}")).0
+}
+
+/// The API keys of a file that has these lines besides.
+pub fn api_keys(lines: &str) -> Arc<ApiKeys> {
+    let key = format!("[[auth.jwt.key]]\nalg = \"HS256\"\nsecret = \"{SECRET}\"\n");
+    Arc::new(ApiKeys::new(parsed(&format!("{key}{lines}")).api_keys))
+}
+
 impl Setup {
     pub fn new() -> Setup {
         Setup {
@@ -122,7 +136,7 @@ impl Setup {
             let url = if more.contains("url = ") { String::new() } else { format!("url = \"http://up/{id}\"\n") };
             let _ = write!(text, "[[stream]]\nid = \"{id}\"\n{url}{more}\n");
         }
-        let (config, _) = Config::parse(&text, &NoSources).unwrap_or_else(|errors| panic!("{errors:?}\n{text}"));
+        let config = parsed(&text);
         let mut auth = config.auth.clone();
         auth.session = self.session.clone();
         auth.store = self.store;
@@ -134,6 +148,7 @@ impl Setup {
 
 pub struct Hall {
     shards: Vec<Shard>,
+    ledger: Arc<Ledger>,
     now: Now,
     key: Key,
     sent: Sink,
@@ -166,12 +181,14 @@ impl Hall {
                 let metrics = Arc::new(CoreMetrics::default());
                 let seed = [7 + u8::try_from(core).expect("few cores"); 32];
                 let options = Arc::new(setup.options(None));
+                ledger.marks().configure(&options.auth);
                 Shard::new(CoreId(core), setup.cores, options, Arc::clone(&ledger), metrics, seed, now)
             })
             .collect();
         let config = KeyConfig { kid: None, algorithm: Algorithm::Hs256, secret: Secret::new(SECRET) };
         let mut hall = Hall {
             shards,
+            ledger,
             now,
             key: Key::new(&config).expect("a long secret"),
             sent: Sink::default(),
@@ -209,6 +226,11 @@ impl Hall {
         let peer: SocketAddr = "192.0.2.1:4711".parse().expect("an address");
         let key = self.shards[core].accept(self.now, peer).expect("there is room");
         Conn { core, index: key.index }
+    }
+
+    /// What a core tells of its connections in one turn.
+    pub fn list(&self, core: usize, sub: Option<&str>, first: u32, limit: usize) -> Listed {
+        self.shards[core].list(&ConnectionQuery { sub: sub.map(str::to_owned), first, limit })
     }
 
     pub fn say(&mut self, conn: Conn, bytes: &[u8]) {
@@ -250,8 +272,35 @@ impl Hall {
         self.say(conn, &frame);
     }
 
+    /// Says a WebSocket message; nothing else happens yet.
+    pub fn message_at_once(&mut self, conn: Conn, message: Value) {
+        let mut frame = Vec::new();
+        write_masked(&mut frame, true, Opcode::Text, message.to_string().as_bytes(), [1, 2, 3, 4]);
+        self.input(conn.core, Input::Received { connection: conn.index, bytes: &mut frame });
+    }
+
     fn input(&mut self, core: usize, input: Input<'_>) {
         self.shards[core].handle(self.now, input);
+    }
+
+    /// The wall clock is set forward.
+    pub fn set_clock_forward(&mut self, by: Duration) {
+        self.now.wall = self.now.wall + by;
+        self.tell_all(|| Input::ClockMoved);
+    }
+
+    /// Something is heard of a user or a session by Redis.
+    pub fn hear(&mut self, event: &str, data: Value) {
+        self.hear_late(event, data, self.now.wall);
+    }
+
+    /// The same, dated `at`.
+    pub fn hear_late(&mut self, event: &str, data: Value, at: WallTime) {
+        let entry = ControlEntry { event: event.to_owned(), data: data.to_string(), at_ms: at.as_micros() / 1_000 };
+        let events = Event::read(&entry, self.now.wall).expect("an event");
+        let concerned: Arc<[Concerned]> =
+            events.iter().filter_map(|event| self.ledger.marks().take(event, self.now.wall).concerned).collect();
+        self.tell_all(|| Input::Control(Arc::clone(&concerned)));
     }
 
     /// Gives each core an input.
@@ -361,6 +410,7 @@ impl Hall {
                 Found::Kept
             }
             Lookup::KeySet(_) => Found::KeySet,
+            Lookup::Renew { .. } => Found::Renewed(None),
         }
     }
 

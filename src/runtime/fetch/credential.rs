@@ -27,12 +27,12 @@ impl Fetcher {
             return self.with(asked, credential.presented(None), wall, reuse).await;
         };
         let tokens = self.tokens.as_ref().ok_or_else(|| without_token(&Why::Fault))?;
-        let token = Tokens::token(tokens, self, options).await.map_err(|why| without_token(&why))?;
+        let token = Tokens::token(tokens, self, options, asked.timeout).await.map_err(|why| without_token(&why))?;
         let response = self.with(asked, credential.presented(Some(&token.text)), wall, reuse).await?;
         if response.status != UNAUTHORIZED {
             return Ok(response);
         }
-        match Tokens::another(tokens, self, options, &token).await {
+        match Tokens::another(tokens, self, options, &token, asked.timeout).await {
             Some(token) => self.with(asked, credential.presented(Some(&token.text)), wall, reuse).await,
             None => Ok(response),
         }
