@@ -4,12 +4,12 @@
 mod support;
 
 use std::collections::{BTreeSet, HashMap};
+use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use std::{fs, thread};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -193,6 +193,12 @@ impl World {
         self.book().answers.get(&status).copied().unwrap_or(0)
     }
 
+    /// Waits until the last token was asked for long enough ago that the next may be.
+    fn token_is_old(&self) {
+        let is_old = || self.book().asked.last().is_some_and(|at| at.elapsed() >= 1_200 * MS).then_some(());
+        eventually("a second passes", is_old);
+    }
+
     fn asked(&self) -> usize {
         self.book().asked.len()
     }
@@ -310,7 +316,7 @@ fn a_token_that_was_revoked_is_replaced_within_the_poll() {
     let server = setup.start();
     let mut ws = open(&server, &token_of("u1"), "/v1/streams/s");
     ws.next_of("snapshot");
-    thread::sleep(1_100 * MS); // The token is not of a moment ago any more.
+    world.token_is_old();
     {
         let mut book = world.book();
         book.good.clear();
@@ -331,7 +337,7 @@ fn a_403_is_no_reason_for_another_token() {
     let server = Setup::new().stream("s", &url, &world.lines("")).start();
     let mut ws = open(&server, &token_of("u1"), "/v1/streams/s");
     assert_eq!(status(&mut ws, "failing")["code"], "UPSTREAM_AUTH");
-    thread::sleep(1_100 * MS);
+    world.token_is_old();
     world.answers_more(403, 5);
     assert_eq!(world.asked(), 1);
     world.book().denies = None;
@@ -478,7 +484,6 @@ fn an_upstream_that_asks_for_a_certificate_is_shown_the_right_one() {
         let (cert, key) = identity.pem();
         // The key first, so that for a moment they do not fit each other.
         let key = folder.put(&format!("{name}.key"), &key);
-        thread::sleep(50 * MS);
         format!("client_cert = {:?}\nclient_key = {key:?}\n", folder.put(&format!("{name}.pem"), &cert))
     };
     let common = format!("ca = {ca:?}\ninterval = \"100ms\"\nbackoff_max = \"200ms\"\n");

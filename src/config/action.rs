@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use super::form::{self, FormError};
 use super::meaning::Check;
-use super::upstream_auth;
 use super::walk::Section;
 use super::{Oddity, Problem};
 use crate::codec::message::ClientMessage;
@@ -57,7 +56,7 @@ impl Check<'_> {
         });
         let method = self.action_method(section);
         let (headers, elsewhere) = self.headers(section, "action.headers");
-        let credential = self.credential(section, &upstream_auth::ACTION, elsewhere, &headers);
+        let credential = self.action_credential(section, elsewhere, &headers);
         let ca = self.ca(section, "action.ca");
         let schema = self.schema(section);
         let rate = self.rate(section);
@@ -169,7 +168,7 @@ impl Check<'_> {
             let oddity = Oddity::ActionBodyWithGet { kind: kind.clone() };
             self.warn(section.line_of("action.body"), oddity);
         }
-        self.warn_of_credential(section, &upstream_auth::ACTION, &action.credential);
+        self.warn_of_action_credential(section, &action.credential);
         let parts = [
             ("connect_timeout", "action.connect_timeout", action.connect_timeout),
             ("first_byte_timeout", "action.first_byte_timeout", action.first_byte_timeout),

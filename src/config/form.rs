@@ -14,7 +14,7 @@ use ipnet::IpNet;
 
 use super::{FileError, Sources};
 use crate::secret::Secret;
-use crate::stream::credential::Source;
+use crate::stream::live::Source;
 
 /// Bytes of a secret that stands in a file.
 pub(super) const SECRET_FILE_BYTES_MAX: usize = 64 << 10;

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::form::{self, FormError, Sourced};
-use super::upstream_auth;
 use super::walk::{Lined, Section};
 use super::{
     AdminOptions, CA_FILE_BYTES_MAX, Config, ConfigError, Driver, JwtKey, KeySetSource, LogFormat, LogLevel,
@@ -24,8 +23,8 @@ use crate::limits::{
     CLAIM_NAME_BYTES_MAX, HEADERS_MAX, Limits, PARAMS_MAX, TLS_CERTIFICATES_MAX, UPSTREAM_SECRET_BYTES_MAX,
 };
 use crate::secret::Secret;
-use crate::stream::credential::Live;
 use crate::stream::diff::Pointer;
+use crate::stream::live::Live;
 use crate::stream::template::{BodyTemplate, UrlTemplate};
 use crate::stream::{CaFile, Options, Param};
 use crate::{auth, connection};
@@ -372,7 +371,7 @@ impl Check<'_> {
         let body = self.body(section, &params);
         let method = self.method(section);
         let (headers, elsewhere) = self.headers(section, "stream.headers");
-        let credential = self.credential(section, &upstream_auth::STREAM, elsewhere, &headers);
+        let credential = self.stream_credential(section, elsewhere, &headers);
         let ca = self.ca(section, "stream.ca");
         let ignore = self.ignore(section);
         let keep_warm = section.boolean("stream.keep_warm");
@@ -574,7 +573,7 @@ impl Check<'_> {
         if stream.ca.is_some() && stream.url.to_string().starts_with("http://") {
             self.warn(section.line_of("stream.ca"), Oddity::CaWithoutTls { id: id.clone() });
         }
-        self.warn_of_credential(section, &upstream_auth::STREAM, &stream.credential);
+        self.warn_of_stream_credential(section, &stream.credential);
         self.warn_of_views(section, &stream.views, stream.id.as_str());
         let claim = stream.url.claims_used().into_iter().chain(stream.body.iter().flat_map(BodyTemplate::claims_used));
         let lacking = match claim.into_iter().next() {

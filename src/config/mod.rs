@@ -133,8 +133,8 @@ pub fn parse_duration(text: &str) -> Result<std::time::Duration, FormError> {
 ///
 /// # Errors
 /// [`FormError`]: it cannot be had. One that is written in the configuration cannot be read again.
-pub fn read_secret(source: &stream::credential::Source, sources: &dyn Sources) -> Result<Secret, FormError> {
-    use stream::credential::Source;
+pub fn read_secret(source: &stream::live::Source, sources: &dyn Sources) -> Result<Secret, FormError> {
+    use stream::live::Source;
     match source {
         Source::Written => Err(FormError::Empty),
         Source::Variable(name) => form::secret(&format!("env:{name}"), sources),

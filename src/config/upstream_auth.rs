@@ -14,7 +14,8 @@ use super::walk::{Lined, Section};
 use super::{Oddity, Problem, TLS_FILE_BYTES_MAX};
 use crate::limits::{UPSTREAM_AUTH_PARAMS_MAX, UPSTREAM_SECRET_BYTES_MAX};
 use crate::secret::Secret;
-use crate::stream::credential::{ClientIdentity, Credential, IdentityPem, Live, Rule, Scheme};
+use crate::stream::credential::{Credential, Scheme};
+use crate::stream::live::{ClientIdentity, IdentityPem, Live, Rule, Source};
 use crate::stream::oauth::{ClientAuth, Grant, OWN_PARAMS, Options};
 
 /// What is wrong with the credential for an upstream.
@@ -66,7 +67,7 @@ pub enum UpstreamAuthError {
 }
 
 /// The paths of the keys of one table.
-pub(super) struct Paths {
+struct Paths {
     auth: &'static str,
     url: &'static str,
     kind: &'static str,
@@ -117,9 +118,9 @@ macro_rules! paths {
 }
 
 /// The paths of `[[stream]]`.
-pub(super) const STREAM: Paths = paths!("stream");
+const STREAM: Paths = paths!("stream");
 /// The paths of `[[action]]`.
-pub(super) const ACTION: Paths = paths!("action");
+const ACTION: Paths = paths!("action");
 
 impl Paths {
     /// The keys beside `kind`, with those that are for OAuth behind the rest.
@@ -145,9 +146,39 @@ impl Paths {
 }
 
 impl Check<'_> {
+    /// What lets the requests of a stream in, as [`Check::credential`] says.
+    pub(super) fn stream_credential(
+        &mut self,
+        section: &Section,
+        elsewhere: Vec<(String, Live)>,
+        written: &[(String, Secret)],
+    ) -> Credential {
+        self.credential(section, &STREAM, elsewhere, written)
+    }
+
+    /// The same of an action.
+    pub(super) fn action_credential(
+        &mut self,
+        section: &Section,
+        elsewhere: Vec<(String, Live)>,
+        written: &[(String, Secret)],
+    ) -> Credential {
+        self.credential(section, &ACTION, elsewhere, written)
+    }
+
+    /// Warns of what is odd about a stream's.
+    pub(super) fn warn_of_stream_credential(&mut self, section: &Section, credential: &Credential) {
+        self.warn_of_credential(section, &STREAM, credential);
+    }
+
+    /// The same of an action's.
+    pub(super) fn warn_of_action_credential(&mut self, section: &Section, credential: &Credential) {
+        self.warn_of_credential(section, &ACTION, credential);
+    }
+
     /// Everything that lets the requests of a stream or action in besides its `headers`; `elsewhere` are those of them
     /// whose values stand elsewhere, `written` the others.
-    pub(super) fn credential(
+    fn credential(
         &mut self,
         section: &Section,
         paths: &'static Paths,
@@ -175,7 +206,6 @@ impl Check<'_> {
 
     /// Splits the headers at `key`: those that are written there, and those whose values stand elsewhere.
     pub(super) fn split_headers(headers: Vec<(String, Sourced)>) -> (Vec<(String, Secret)>, Vec<(String, Live)>) {
-        use crate::stream::credential::Source;
         let (mut written, mut elsewhere) = (Vec::new(), Vec::new());
         for (name, Sourced { secret, source }) in headers {
             match source {
@@ -394,7 +424,7 @@ impl Check<'_> {
     }
 
     /// Warns of a credential that everybody on the way can read, and of a certificate that nobody asks for.
-    pub(super) fn warn_of_credential(&mut self, section: &Section, paths: &'static Paths, credential: &Credential) {
+    fn warn_of_credential(&mut self, section: &Section, paths: &'static Paths, credential: &Credential) {
         let url = section.text(paths.url).unwrap_or_default();
         if !url.starts_with("http://") {
             return;

@@ -30,6 +30,7 @@ use crate::time::{Instant, Now};
 
 use super::clock::{self, StepWatch};
 use super::fetch::{Fetcher, FetcherOptions};
+use super::guarded::Guarded;
 use super::jwks::{Asked, FETCHING_CORE, Issuers, Job, Question};
 use super::log;
 use super::mailbox::{Full, Mailbox, Message};
@@ -732,20 +733,6 @@ fn tell(notice: &Notice) {
                     );
                 }
             }
-        }
-    }
-}
-
-/// A future whose panic is `None`.
-pub(super) struct Guarded<F>(pub(super) Pin<Box<F>>);
-
-impl<F: Future> Future for Guarded<F> {
-    type Output = Option<F::Output>;
-    fn poll(mut self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> Poll<Self::Output> {
-        match catch_unwind(AssertUnwindSafe(|| self.0.as_mut().poll(cx))) {
-            Ok(Poll::Ready(output)) => Poll::Ready(Some(output)),
-            Ok(Poll::Pending) => Poll::Pending,
-            Err(_) => Poll::Ready(None),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The tokens of a process: one for each credential, whichever streams and cores use it.
 //!
-//! Whoever needs a token asks here; who finds that one is to be got gets it, over its own core's client, and all who ask
-//! meanwhile, on any core, wait for that. The lock is taken for a poll with a token, never on a delivery, and not while
+//! Whoever needs a token asks here; who finds that one is to be got gets it (`fetch::token`), over its own core's client, and
+//! all who ask meanwhile, on any core, wait for that. The lock is taken for a poll with a token, never on a delivery, and not while
 //! anything is waited for.
 //!
 //! Refresh tokens that an endpoint gives in place of the one that was used are in the state file before anybody uses what came
@@ -10,29 +10,25 @@
 //!
 //! Source: RFC 6749 section 6; when a token is got stands in `stream::oauth`. Memory: at most
 //! `limits::OAUTH_CREDENTIALS_MAX` tokens, and `OAUTH_STORED_MAX` refresh tokens. Errors: [`Why`], told in the log.
-//! Not here: HTTP and TLS (`fetch`), the file (`state`).
+//! Not here: who asks the endpoint and waits (`fetch::token`), the file (`state`).
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use monoio::time::timeout;
 use ring::digest;
 use serde_json::{Map, Value, json};
 
 use super::clock;
-use super::core::Guarded;
-use super::fetch::{Fetcher, TokenAsked};
 use super::log;
 use super::resolver::{Flight, Pilot};
 use super::state::{StateError, StateFile};
 use crate::config::LogLevel;
 use crate::limits;
-use crate::metrics::TokenFetch;
 use crate::secret::Secret;
 use crate::shard::Rng;
-use crate::stream::credential::{Live, Source};
+use crate::stream::live::{Live, Source};
 use crate::stream::oauth::{self, Ask, Granted, Options, Renewal, Token, Why};
 use crate::time::Instant;
 
@@ -40,7 +36,7 @@ use crate::time::Instant;
 const SECTION: &str = "oauth";
 
 /// How a token was got, or why not.
-type Outcome = Result<Token, Why>;
+pub(super) type Outcome = Result<Token, Why>;
 
 /// The tokens of this process.
 pub struct Tokens {
@@ -100,71 +96,34 @@ impl Tokens {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The token to ask an upstream with: the one there is, or one that is got now, which is waited for, at most `limit`.
-    ///
-    /// # Errors
-    /// [`Why`] there is none.
-    pub(super) async fn token(
+    /// What is to be done for somebody who wants a token; `ask` says which.
+    pub(super) fn ask(
         this: &Arc<Tokens>,
-        fetcher: &Fetcher,
         options: &Arc<Options>,
-        limit: Duration,
-    ) -> Outcome {
-        Tokens::asked(this, fetcher, options, limit, |renewal, now| renewal.ask(now)).await
-    }
-
-    /// Another token than `used`, which an upstream has refused; `None`: there is none, and the refusal stands.
-    pub(super) async fn another(
-        this: &Arc<Tokens>,
-        fetcher: &Fetcher,
-        options: &Arc<Options>,
-        used: &Token,
-        limit: Duration,
-    ) -> Option<Token> {
-        let refused = |renewal: &mut Renewal, now| renewal.refused(now, used.generation);
-        Tokens::asked(this, fetcher, options, limit, refused).await.ok().filter(|token| token != used)
-    }
-
-    async fn asked(
-        this: &Arc<Tokens>,
-        fetcher: &Fetcher,
-        options: &Arc<Options>,
-        limit: Duration,
         ask: impl FnOnce(&mut Renewal, Instant) -> Ask,
-    ) -> Outcome {
+    ) -> Asked {
         let now = clock::now().at;
-        let (flight, begun) = {
-            let mut inner = this.inner();
-            let entry = inner.entry(options, now);
-            let (token, begins) = match ask(&mut entry.renewal, now) {
-                Ask::Use(token) => return Ok(token),
-                Ask::None(why) => return Err(why),
-                Ask::UseAndRenew(token) => (Some(token), true),
-                Ask::Renew => (None, true),
-                Ask::Wait => (None, false),
-            };
-            if begins {
-                entry.flight = Some(Flight::departing());
-            }
-            let Some(flight) = entry.flight.clone() else { return Err(Why::Fault) };
-            let begun = begins.then(|| Underway {
-                tokens: Arc::clone(this),
-                options: Arc::clone(options),
-                pilot: Some(Pilot::of(&flight, Err(Why::Fault))),
-            });
-            match token {
-                Some(token) => {
-                    drop(inner);
-                    begun.into_iter().for_each(|underway| underway.take_off(fetcher));
-                    return Ok(token);
-                }
-                None => (flight, begun),
-            }
+        let mut inner = this.inner();
+        let entry = inner.entry(options, now);
+        let (token, begins) = match ask(&mut entry.renewal, now) {
+            Ask::Use(token) => return Asked::Answered(Ok(token)),
+            Ask::None(why) => return Asked::Answered(Err(why)),
+            Ask::UseAndRenew(token) => (Some(token), true),
+            Ask::Renew => (None, true),
+            Ask::Wait => (None, false),
         };
-        begun.into_iter().for_each(|underway| underway.take_off(fetcher));
-        match timeout(limit.min(limits::OAUTH_WAIT), fetcher.helpers().landing(flight)).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(Why::Slow),
+        if begins {
+            entry.flight = Some(Flight::departing());
+        }
+        let Some(flight) = entry.flight.clone() else { return Asked::Answered(Err(Why::Fault)) };
+        let begun = begins.then(|| Underway {
+            tokens: Arc::clone(this),
+            options: Arc::clone(options),
+            pilot: Some(Pilot::of(&flight, Err(Why::Fault))),
+        });
+        match (token, begun) {
+            (Some(token), Some(begun)) => Asked::AnsweredAndBegun(token, begun),
+            (_, begun) => Asked::Waits(flight, begun),
         }
     }
 
@@ -204,7 +163,7 @@ impl Tokens {
     }
 
     /// The refresh tokens to be tried, in their order; none where the grant needs none.
-    fn refresh_tokens(&self, options: &Options) -> Vec<Option<Secret>> {
+    pub(super) fn refresh_tokens(&self, options: &Options) -> Vec<Option<Secret>> {
         let Some(configured) = options.refresh_token() else { return vec![None] };
         let stored = self.inner().stored.get(&name_of(options)).map(|held| (held.token.clone(), held.of.clone()));
         let mark = mark_of(&configured);
@@ -212,7 +171,7 @@ impl Tokens {
     }
 
     /// `token` is the refresh token from now on; whether the state file is to hear of it.
-    fn keep(&self, options: &Options, token: &Secret) -> bool {
+    pub(super) fn keep(&self, options: &Options, token: &Secret) -> bool {
         let Some(configured) = options.refresh_token() else { return false };
         let name = name_of(options);
         let mut inner = self.inner();
@@ -233,16 +192,13 @@ impl Tokens {
         true
     }
 
-    /// Puts the refresh tokens into the state file, on a helper thread, and waits for it.
-    async fn write(this: &Arc<Tokens>, fetcher: &Fetcher) {
-        let flight = Flight::departing();
-        let (tokens, pilot) = (Arc::clone(this), Pilot::of(&flight, ()));
-        if fetcher.helpers().run(move || pilot.land(tokens.write_now())).is_ok() {
-            fetcher.helpers().landing(flight).await;
-        }
+    /// Whether the state file lacks a refresh token.
+    pub(super) fn is_unwritten(&self) -> bool {
+        self.inner().unwritten
     }
 
-    fn write_now(&self) {
+    /// Puts the refresh tokens into the state file. Blocks: for a helper thread.
+    pub(super) fn write_now(&self) {
         let written = self.state.update(SECTION, |_| {
             // Under the file's lock, so that whoever writes last writes the newest.
             let mut inner = self.inner();
@@ -271,38 +227,37 @@ impl Inner {
     }
 }
 
+/// What became of a question.
+pub(super) enum Asked {
+    /// This is the answer.
+    Answered(Outcome),
+    /// So is this; and a renewal has begun, to be carried out.
+    AnsweredAndBegun(Token, Underway),
+    /// The outcome of this is; a renewal that has begun for it is to be carried out.
+    Waits(Arc<Flight<Outcome>>, Option<Underway>),
+}
+
 /// A renewal that has begun. Dropped undone (its core ends, or panicked), it has failed.
-struct Underway {
+pub(super) struct Underway {
     tokens: Arc<Tokens>,
     options: Arc<Options>,
     pilot: Option<Pilot<Outcome>>,
 }
 
 impl Underway {
-    /// Carries it out in a task of its own: who has begun it need not be there to its end.
-    fn take_off(self, fetcher: &Fetcher) {
-        let fetcher = fetcher.clone();
-        monoio::spawn(async move {
-            let metrics = fetcher.clone();
-            if Guarded(Box::pin(self.fly(fetcher))).await.is_none()
-                && let Some(metrics) = metrics.metrics()
-            {
-                metrics.panics.count();
-            }
-        });
+    /// The table that waits for it.
+    pub(super) fn tokens(&self) -> &Arc<Tokens> {
+        &self.tokens
     }
 
-    async fn fly(mut self, fetcher: Fetcher) {
-        let result = renewed(&self.tokens, &self.options, &fetcher).await;
-        if let Some(metrics) = fetcher.metrics() {
-            let ended = match &result {
-                Ok(_) => TokenFetch::Ok,
-                Err((Why::Refused { .. }, _)) => TokenFetch::Refused,
-                Err(_) => TokenFetch::Failed,
-            };
-            metrics.token_fetches.of(ended).count();
-        }
-        let outcome = self.tokens.end(&self.options, result.as_ref().map_err(Clone::clone));
+    /// What is asked, of whom.
+    pub(super) fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// It has ended so: all who wait are told.
+    pub(super) fn land(mut self, result: Result<&Granted, (Why, Option<Duration>)>) {
+        let outcome = self.tokens.end(&self.options, result);
         if let Some(pilot) = self.pilot.take() {
             pilot.land(outcome);
         }
@@ -313,43 +268,6 @@ impl Drop for Underway {
     fn drop(&mut self) {
         if self.pilot.is_some() {
             let _ = self.tokens.end(&self.options, Err((Why::Fault, None)));
-        }
-    }
-}
-
-/// Asks the endpoint, with one refresh token after the other where there are several, and keeps what it gives.
-async fn renewed(
-    tokens: &Arc<Tokens>,
-    options: &Options,
-    fetcher: &Fetcher,
-) -> Result<Granted, (Why, Option<Duration>)> {
-    let mut tries = tokens.refresh_tokens(options);
-    // What could not be written when it was given is to be on the disk before it is used up.
-    if tries.iter().any(Option::is_some) && tokens.inner().unwritten {
-        Tokens::write(tokens, fetcher).await;
-    }
-    tries.reverse();
-    loop {
-        let Some(refresh_token) = tries.pop() else { return Err((Why::Fault, None)) };
-        let request = options.request(refresh_token.as_ref());
-        let asked = TokenAsked { options, request: &request };
-        let response = fetcher.ask_token(asked, || clock::now().wall).await;
-        let response = response.map_err(|error| (Why::Unanswered { code: error.code, detail: error.detail }, None))?;
-        match oauth::read(response.status, &response.body) {
-            Ok(granted) => {
-                if let Some(used) = refresh_token
-                    && tokens.keep(options, granted.refresh_token.as_ref().unwrap_or(&used))
-                {
-                    Tokens::write(tokens, fetcher).await;
-                }
-                return Ok(granted);
-            }
-            Err(why) if why.is_of_refresh_token() && !tries.is_empty() => {
-                let endpoint = options.token_url.origin().ascii_serialization();
-                let sentence = "The token endpoint refuses a refresh token; the other one is tried.";
-                log::write(LogLevel::Warn, &[("endpoint", &endpoint)], sentence);
-            }
-            Err(why) => return Err((why, response.retry_after)),
         }
     }
 }
@@ -416,7 +334,7 @@ fn read(section: &Value) -> Option<BTreeMap<String, Stored>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stream::credential::Rule;
+    use crate::stream::live::Rule;
     use crate::stream::oauth::{ClientAuth, Grant};
 
     fn options(token: Live) -> Options {

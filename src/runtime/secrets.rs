@@ -17,7 +17,8 @@ use crate::commands::check::ProcessSources;
 use crate::config::{self, LogLevel, Sources as _};
 use crate::limits::SECRETS_INTERVAL;
 use crate::secret::Secret;
-use crate::stream::credential::{ClientIdentity, Credential, IdentityPem, Live, Replaced, Source};
+use crate::stream::credential::Credential;
+use crate::stream::live::{ClientIdentity, IdentityPem, Live, Replaced, Source};
 
 /// The files that are looked at.
 pub struct Secrets {
@@ -145,7 +146,8 @@ fn told(level: LogLevel, path: &str, sentence: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stream::credential::{Rule, Scheme};
+    use crate::stream::credential::Scheme;
+    use crate::stream::live::Rule;
 
     #[test]
     fn a_changed_file_is_noticed_however_it_was_changed() {

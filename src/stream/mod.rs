@@ -9,6 +9,7 @@ pub mod action;
 pub mod apply;
 pub mod credential;
 pub mod diff;
+pub mod live;
 pub mod log;
 pub mod oauth;
 pub mod poll;

@@ -17,7 +17,7 @@ use url::Url;
 use url::form_urlencoded::byte_serialize;
 
 use super::CaFile;
-use super::credential::{self, ClientIdentity, Live};
+use super::live::{self, ClientIdentity, Live};
 use super::poll::UpstreamCode;
 use crate::codec::json::Document;
 use crate::limits::{
@@ -113,7 +113,7 @@ impl Options {
             (Some(secret), ClientAuth::Basic) => {
                 // Both are form-encoded before they are joined by a colon, and that is encoded in base64.
                 let encoded = |secret: &Secret| Secret::new(encoded(secret.expose_secret()).into_bytes());
-                let pair = credential::basic(&encoded(&id), &encoded(&secret.value()));
+                let pair = live::basic(&encoded(&id), &encoded(&secret.value()));
                 authorization = Some(Secret::new([b"Basic ", &pair[..]].concat()));
             }
             (Some(secret), ClientAuth::Post) => {
@@ -461,7 +461,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::stream::credential::{Rule, Source};
+    use crate::stream::live::{Rule, Source};
 
     const fn at(ms: u64) -> Instant {
         Instant::from_micros((1_000_000 + ms) * 1_000)

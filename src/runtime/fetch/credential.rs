@@ -1,10 +1,9 @@
 //! Requests that are let in: what a stream's or action's credential puts on them, and once more where a token was refused.
 //!
 //! Source: RFC 6750 section 3.1 for what a 401 means, and what a 403 does not. Memory: one [`Presented`] a request.
-//! Errors: `Auth` where there is no token. Not here: when a token is got (`stream::oauth`, `runtime::oauth`).
+//! Errors: `Auth` where there is no token. Not here: when a token is got (`stream::oauth`), and how (`token`).
 
 use super::{Asked, Fetcher};
-use crate::runtime::oauth::Tokens;
 use crate::stream::credential::{Credential, Presented};
 use crate::stream::oauth::Why;
 use crate::stream::poll::{FetchError, FetchResult, UpstreamCode};
@@ -27,12 +26,12 @@ impl Fetcher {
             return self.with(asked, credential.presented(None), wall, reuse).await;
         };
         let tokens = self.tokens.as_ref().ok_or_else(|| without_token(&Why::Fault))?;
-        let token = Tokens::token(tokens, self, options, asked.timeout).await.map_err(|why| without_token(&why))?;
+        let token = self.token(tokens, options, asked.timeout).await.map_err(|why| without_token(&why))?;
         let response = self.with(asked, credential.presented(Some(&token.text)), wall, reuse).await?;
         if response.status != UNAUTHORIZED {
             return Ok(response);
         }
-        match Tokens::another(tokens, self, options, &token, asked.timeout).await {
+        match self.another_token(tokens, options, asked.timeout, &token).await {
             Some(token) => self.with(asked, credential.presented(Some(&token.text)), wall, reuse).await,
             None => Ok(response),
         }

@@ -13,6 +13,7 @@ mod exchange;
 mod link;
 mod pool;
 pub(super) mod tls;
+mod token;
 
 use std::cell::Cell;
 use std::io;
@@ -36,7 +37,8 @@ use crate::runtime::resolver::ResolverHandle;
 use crate::secret::Secret;
 use crate::stream::CaFile;
 use crate::stream::action::{self, Call};
-use crate::stream::credential::{ClientIdentity, IdentityPem, Presented};
+use crate::stream::credential::Presented;
+use crate::stream::live::{ClientIdentity, IdentityPem};
 use crate::stream::oauth::{self, TokenRequest};
 use crate::stream::poll::{Endpoint, FetchError, FetchRequest, FetchResponse, FetchResult, UpstreamCode, Validators};
 use crate::time::WallTime;
@@ -159,11 +161,11 @@ impl<'a> Asked<'a> {
 }
 
 /// A request to a token endpoint.
-pub(super) struct TokenAsked<'a> {
+struct TokenAsked<'a> {
     /// The endpoint.
-    pub(super) options: &'a oauth::Options,
+    options: &'a oauth::Options,
     /// What it is sent.
-    pub(super) request: &'a TokenRequest,
+    request: &'a TokenRequest,
 }
 
 /// A request on its way.
@@ -197,19 +199,9 @@ impl Fetcher {
         Fetcher { tokens: Some(tokens), metrics: Some(metrics), ..self }
     }
 
-    /// The core's helper threads.
-    pub(super) fn helpers(&self) -> &ResolverHandle {
-        &self.resolver
-    }
-
-    /// The core's counters, where there are some.
-    pub(super) fn metrics(&self) -> Option<&CoreMetrics> {
-        self.metrics.as_deref()
-    }
-
     /// Asks a token endpoint, once: what it is asked may be good for one time only, so that it goes over a connection of its
     /// own. The answer has its body, whatever its status.
-    pub(super) async fn ask_token(&self, asked: TokenAsked<'_>, wall: impl Fn() -> WallTime) -> FetchResult {
+    async fn ask_token(&self, asked: TokenAsked<'_>, wall: impl Fn() -> WallTime) -> FetchResult {
         let TokenAsked { options, request } = asked;
         let mut headers = vec![("Content-Type".to_owned(), Secret::new(*b"application/x-www-form-urlencoded"))];
         headers.extend(request.authorization.iter().map(|value| ("Authorization".to_owned(), value.clone())));

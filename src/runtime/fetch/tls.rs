@@ -24,7 +24,7 @@ use crate::commands::certificates;
 use crate::limits::{RESOLVER_FAILURE_TTL, TRUST_SETS_MAX};
 use crate::runtime::resolver::{Flight, Pilot, ResolverHandle};
 use crate::stream::CaFile;
-use crate::stream::credential::IdentityPem;
+use crate::stream::live::IdentityPem;
 
 /// Bytes of ciphertext read at once: a record of 16 KiB and its overhead (RFC 8446 section 5.2).
 const RECORD_BYTES: usize = (16 << 10) + 256 + 5;
