@@ -175,7 +175,10 @@ impl World {
         match self.dice.below(10) {
             0 => self.book.store.delete(&sid, now_us),
             1 => self.book.store.change(&sid, now_us, |version| version.user = None),
-            2 => self.book.store.change(&sid, now_us, |version| version.user = Some("somebody".to_owned())),
+            // One that is touched would live on, and who only asks is not told whose it has become.
+            2 if !self.setup.touches => {
+                self.book.store.change(&sid, now_us, |version| version.user = Some("somebody".to_owned()))
+            }
             3..6 => {
                 let life_us = self.life_us();
                 let expires_us = (self.book.wall_us + life_us) / 1_000 * 1_000;
@@ -245,7 +248,7 @@ impl World {
         }
         let sid = String::from_utf8_lossy(sid.expose_secret()).into_owned();
         let life_us = u64::try_from(life.as_micros()).expect("a short life");
-        let (now_us, expires_us) = (self.book.mono_us, self.book.wall_us + life_us);
-        self.book.store.extend(&sid, now_us, life_us, Some(expires_us));
+        self.book.store.touch(&sid, self.book.mono_us, life_us);
+        self.book.count("touch");
     }
 }

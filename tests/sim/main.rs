@@ -24,7 +24,7 @@ use world::World;
 const SEEDS: u64 = 100;
 
 /// What happens in these worlds, once in ten of them at the least.
-const HAPPENS: [&str; 24] = [
+const HAPPENS: [&str; 25] = [
     "welcome jwt",
     "welcome session",
     "welcome ticket",
@@ -49,6 +49,7 @@ const HAPPENS: [&str; 24] = [
     "unsubscribed requested",
     "permission_update ",
     "auth_ok ",
+    "touch",
 ];
 
 /// What the clients of that world have seen, in a number and counted.

@@ -32,8 +32,9 @@ pub struct Version {
     pub user: Option<String>,
     pub rights: Rights,
     pub company: u64,
-    /// When the key goes, on the monotonic clock.
+    /// When the key goes, on the monotonic clock; and when it went before it was touched.
     ends_us: u64,
+    untouched_us: u64,
     /// `cookie.expires`, on the wall clock.
     expires_us: Option<u64>,
 }
@@ -64,6 +65,8 @@ pub struct Store {
     sleeps: Vec<(u64, u64)>,
     /// Whether it fails only when it is away.
     pub is_reliable: bool,
+    /// `auth.session.touch`.
+    pub touches: bool,
     /// By how much the wall clock was set back, in all, and whether it was set at all.
     pub set_back_us: u64,
     pub was_set: bool,
@@ -76,7 +79,9 @@ impl Version {
 
     /// When the session ends by this, on the monotonic clock, at the latest; `offset_us`: the wall clock's lead.
     fn last_us(&self, store: &Store, offset_us: u64) -> u64 {
-        let by_cookie = self.expires_us.map_or(u64::MAX, |expires| expires.saturating_sub(offset_us));
+        // Where sessions are touched only the key says when they end.
+        let expires_us = self.expires_us.filter(|_| !store.touches);
+        let by_cookie = expires_us.map_or(u64::MAX, |expires| expires.saturating_sub(offset_us));
         // The server counts by its wall clock.
         (self.ends_us + store.set_back_us).min(by_cookie)
     }
@@ -117,7 +122,8 @@ impl Store {
         expires_us: Option<u64>,
     ) -> Version {
         let user = (!user.is_empty()).then(|| user.to_owned());
-        Version { since_us: now_us, until_us: None, user, rights, company, ends_us: now_us + life_us, expires_us }
+        let ends_us = now_us + life_us;
+        Version { since_us: now_us, until_us: None, user, rights, company, ends_us, untouched_us: ends_us, expires_us }
     }
 
     /// The record says something else from now on.
@@ -133,10 +139,21 @@ impl Store {
     pub fn extend(&mut self, sid: &str, now_us: u64, life_us: u64, expires_us: Option<u64>) {
         self.change(sid, now_us, |version| {
             version.ends_us = now_us + life_us;
+            version.untouched_us = version.ends_us;
             if version.expires_us.is_some() {
                 version.expires_us = expires_us;
             }
         });
+    }
+
+    /// The key is to live for so long from now on; what the record says stays.
+    pub fn touch(&mut self, sid: &str, now_us: u64, life_us: u64) {
+        assert!(self.touches, "only where that is configured");
+        let last = self.sessions.get_mut(sid).and_then(|session| session.versions.last_mut());
+        if let Some(last) = last.filter(|last| last.stands_at(now_us)) {
+            // Nobody's life here is longer than what sessions are touched by.
+            last.ends_us = last.ends_us.max(now_us + life_us);
+        }
     }
 
     pub fn delete(&mut self, sid: &str, now_us: u64) {
@@ -242,7 +259,8 @@ impl Store {
     pub fn may_end(&self, whose: Whose<'_>, now_us: u64, offset_us: u64) -> bool {
         let Some(session) = self.sessions.get(whose.sid) else { return true };
         let over = |version: &Version| {
-            let ends = version.ends_us.min(version.last_us(self, offset_us));
+            // What it was extended by may be known to nobody, if the store went away.
+            let ends = version.untouched_us.min(version.last_us(self, offset_us));
             version.user.as_deref() != Some(whose.user) || ends.saturating_sub(EARLY_US) <= now_us
         };
         let gone = session.versions.last().is_some_and(|last| last.until_us.is_some());

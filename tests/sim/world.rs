@@ -48,6 +48,8 @@ pub struct Setup {
     pub evicts: bool,
     pub loses_mail: bool,
     pub huge: bool,
+    /// Whether sessions live on while they are connected.
+    pub touches: bool,
     pub write_stall_s: u64,
     pub drain_s: u64,
 }
@@ -68,6 +70,7 @@ impl Setup {
             evicts: false,
             loses_mail: false,
             huge: false,
+            touches: false,
             write_stall_s: 30,
             drain_s: 5,
         }
@@ -105,6 +108,7 @@ impl Setup {
             limits,
             loses_mail: dice.percent(25),
             huge: dice.percent(15),
+            touches: dice.percent(30),
             write_stall_s: 2 + dice.below(20),
             drain_s: 2 + dice.below(6),
         }
@@ -112,16 +116,16 @@ impl Setup {
 
     /// The file. `variant`: what a reload has made of it.
     fn text(&self, variant: u64) -> String {
-        let Setup {
-            server, limits, stream, interval_ms, leeway_s, linger_ms, write_stall_s, drain_s, token_cache, ..
-        } = self;
+        let Setup { server, limits, stream, interval_ms, leeway_s, linger_ms, .. } = self;
+        let Setup { write_stall_s, drain_s, token_cache, touches, .. } = self;
         let mut text = format!(
             "[server]\ndrain = \"{drain_s}s\"\n{server}\n[limits]\nwrite_stall = \"{write_stall_s}s\"\n\
              messages_per_second = 0\nauth_failures_per_minute = 0\nkeep_alive = \"20s\"\n{limits}\n\
              [auth]\nreauth_before = \"10s\"\nfirst_message = \"5s\"\ntoken_cache = {token_cache}\n\
              [redis]\nurl = \"redis://127.0.0.1\"\n\
              [auth.session]\nsecrets = [\"another secret of it\", \"{SESSION_SECRET}\"]\n\
-             reread = \"{REREAD_S}s\"\ngrace = \"{GRACE_S}s\"\n[auth.jwt]\nleeway = \"{leeway_s}s\"\n\
+             reread = \"{REREAD_S}s\"\ngrace = \"{GRACE_S}s\"\ntouch = {touches}\n\
+             [auth.jwt]\nleeway = \"{leeway_s}s\"\n\
              [[auth.jwt.key]]\nalg = \"HS256\"\nsecret = \"{SECRET}\"\n"
         );
         let common = format!("linger = \"{linger_ms}ms\"\nbackoff_max = \"1s\"\ntimeout = \"4s\"\n{stream}");
@@ -308,6 +312,7 @@ impl World {
         ledger.marks().configure(&options.auth);
         let mut book = Book::new(1_000 * SECOND_US, 1_800_000_000 * SECOND_US, setup.leeway_s * SECOND_US);
         book.upstream.huge = setup.huge;
+        book.store.touches = setup.touches;
         let now = now(&book);
         let cores = (0..setup.cores)
             .map(|core| {
