@@ -8,6 +8,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::api_key::ApiKeyMark;
 use super::grant::TokenMark;
 use super::jwt::DATE_SECS_MAX;
 use super::members::{Members, MembersError, Value, elements};
@@ -22,6 +23,9 @@ pub const PERMISSION_UPDATE: &str = "permission-update";
 /// The default name of the channel for tokens that are revoked.
 pub const TOKEN_REVOKED: &str = "token-revoked";
 
+/// What stands on the control stream when the API keys in Redis have changed. It has no channel: restcast alone says it.
+pub const API_KEYS_CHANGED: &str = "api-keys-changed";
+
 /// How far ahead of ours a publisher's clock is believed: what is dated later counts as of then. Without it a date in the
 /// wrong unit would lock a user out for good.
 const AHEAD_MAX: Duration = Duration::from_secs(60);
@@ -29,7 +33,7 @@ const AHEAD_MAX: Duration = Duration::from_secs(60);
 /// One event as it is published and as the control stream keeps it. It is not judged yet.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ControlEntry {
-    /// The default name of the channel: `user-logged-out`, `permission-update` or `token-revoked`.
+    /// The default name of the channel: `user-logged-out`, `permission-update` or `token-revoked`; or `api-keys-changed`.
     pub event: String,
     /// The payload.
     pub data: String,
@@ -163,6 +167,27 @@ impl ControlEntry {
         let members =
             [("userId", Some(sub.into())), ("iat_before", Some(iat_before.into())), ("iss", issuer.map(Into::into))];
         ControlEntry::of(TOKEN_REVOKED, members, now)
+    }
+
+    /// The entry for API keys in Redis that have changed; `deleted`: this one is gone for good.
+    pub fn api_keys_changed(deleted: Option<&ApiKeyMark>, now: WallTime) -> ControlEntry {
+        let mark = |mark: &ApiKeyMark| serde_json::json!({ "id": mark.id.as_str(), "mark": mark.bits_text() });
+        ControlEntry::of(API_KEYS_CHANGED, [("deleted", deleted.map(mark))], now)
+    }
+
+    /// Whether it says that the API keys in Redis have changed.
+    pub fn is_of_api_keys(&self) -> bool {
+        self.event == API_KEYS_CHANGED
+    }
+
+    /// The API key that it says is gone for good, where it says so of one.
+    pub fn deleted_api_key(&self) -> Option<ApiKeyMark> {
+        if !self.is_of_api_keys() || self.data.len() > limits::CONTROL_EVENT_BYTES_MAX {
+            return None;
+        }
+        let said: serde_json::Value = serde_json::from_str(&self.data).ok()?;
+        let deleted = said.get("deleted")?;
+        ApiKeyMark::read(deleted.get("id")?.as_str()?, deleted.get("mark")?.as_str()?)
     }
 
     fn of<const N: usize>(event: &str, members: [(&str, Option<serde_json::Value>); N], now: WallTime) -> ControlEntry {
@@ -332,6 +357,35 @@ mod tests {
 
     fn list(texts: &[&str]) -> Option<Arc<[Box<str>]>> {
         Some(texts.iter().map(|&text| Box::from(text)).collect())
+    }
+
+    #[test]
+    fn an_api_key_that_is_gone_is_told_by_its_mark_and_nothing_else_is_taken_for_one() {
+        let mark = ApiKeyMark::read("dash", "00000000000000ff").expect("a mark");
+        let said = ControlEntry::api_keys_changed(Some(&mark), NOW);
+        assert_eq!(said.data, r#"{"deleted":{"id":"dash","mark":"00000000000000ff"}}"#);
+        assert_eq!((said.is_of_api_keys(), said.deleted_api_key()), (true, Some(mark)));
+        assert_eq!(ControlEntry::api_keys_changed(None, NOW).deleted_api_key(), None);
+        let of = |data: &str| entry(API_KEYS_CHANGED, data).deleted_api_key();
+        for bad in [
+            "",
+            "[]",
+            r#"{"deleted":"dash"}"#,
+            r#"{"deleted":{"id":"dash"}}"#,
+            r#"{"deleted":{"id":"no id","mark":"00000000000000ff"}}"#,
+            r#"{"deleted":{"id":"dash","mark":"ff"}}"#,
+            r#"{"deleted":{"id":"dash","mark":"+0000000000000ff"}}"#,
+            r#"{"deleted":{"id":"dash","mark":"00000000000000fg"}}"#,
+        ] {
+            assert_eq!(of(bad), None, "{bad}");
+        }
+        let long = format!(
+            r#"{{"deleted":{{"id":"dash","mark":"00000000000000ff"}},"x":"{}"}}"#,
+            "x".repeat(limits::CONTROL_EVENT_BYTES_MAX)
+        );
+        assert_eq!(of(&long), None);
+        let other = entry(USER_LOGGED_OUT, &said.data);
+        assert_eq!((other.is_of_api_keys(), other.deleted_api_key()), (false, None));
     }
 
     #[test]
