@@ -12,13 +12,14 @@ use restcast::metrics::CoreMetrics;
 use restcast::secret::Secret;
 use restcast::shard::{Catalog, Input, Ledger, Lookup, Mail, Options, Output, Sent, Shard, Wire};
 use restcast::stream::Comparison;
-use restcast::stream::poll::{FetchRequest, PollNo};
+use restcast::stream::action::{ActResult, Answer};
+use restcast::stream::poll::{FetchError, FetchRequest, PollNo, UpstreamCode};
 use restcast::time::{Instant, Now, WallTime};
 
 use super::authority::News;
 use super::client::{Book, Client, Kind};
 use super::dice::Dice;
-use super::law::{LATE_US, TEAM_ROLES, VAULT_PERMISSIONS};
+use super::law::{ACTION_PERMISSION, LATE_US, TEAM_ROLES, VAULT_PERMISSIONS};
 use super::store::{GRACE_S, REREAD_S};
 use super::upstream::Mood;
 
@@ -27,6 +28,8 @@ const SECRET: &str = "a secret of the simulator, of 32 bytes or more";
 pub const SESSION_SECRET: &str = "a secret of its application";
 pub const SECOND_US: u64 = 1_000_000;
 pub const COMPANIES: u64 = 3;
+/// The type of the messages that ask for the action.
+pub const ACTION: &str = "write_it";
 /// Turns without time going on, after which the server is taken to spin.
 const TURNS_MAX: usize = 2_000;
 
@@ -50,6 +53,8 @@ pub struct Setup {
     pub huge: bool,
     /// Whether sessions live on while they are connected.
     pub touches: bool,
+    /// How many of a hundred touches are lost on their way.
+    pub loses_touches: u64,
     pub write_stall_s: u64,
     pub drain_s: u64,
 }
@@ -71,6 +76,7 @@ impl Setup {
             loses_mail: false,
             huge: false,
             touches: false,
+            loses_touches: 0,
             write_stall_s: 30,
             drain_s: 5,
         }
@@ -108,7 +114,8 @@ impl Setup {
             limits,
             loses_mail: dice.percent(25),
             huge: dice.percent(15),
-            touches: dice.percent(30),
+            touches: dice.percent(40),
+            loses_touches: *dice.pick(&[0, 0, 50, 100]),
             write_stall_s: 2 + dice.below(20),
             drain_s: 2 + dice.below(6),
         }
@@ -160,6 +167,12 @@ impl Setup {
         let url = "http://up/roled";
         let _ =
             write!(text, "[[stream]]\nid = \"roled\"\nurl = \"{url}\"\ninterval = \"{slower}ms\"\n{common}\n{views}\n");
+        let url = "http://up/act?client={message.client}&number={message.number}";
+        let _ = write!(
+            text,
+            "[[action]]\ntype = \"{ACTION}\"\nmethod = \"POST\"\nurl = \"{url}\"\n\
+             permissions = [\"{ACTION_PERMISSION}\"]\nrefresh = [\"slow\", \"own\"]\n"
+        );
         let url = "http://up/par?region={query.region}";
         let params = "params = [\"region\"]";
         let _ =
@@ -231,6 +244,8 @@ pub struct Core {
     pub sockets: BTreeMap<u32, Socket>,
     pub asking: Vec<Asking>,
     fetches: Vec<Fetching>,
+    /// Actions under way: when each ends, and how.
+    acts: Vec<(u64, u64, ActResult)>,
     comparisons: VecDeque<(u64, Box<Comparison>)>,
     drained: bool,
 }
@@ -321,8 +336,8 @@ impl World {
                 secret[0] = core as u8;
                 let (options, ledger) = (Arc::clone(&options), Arc::clone(&ledger));
                 let shard = Shard::new(CoreId(core), setup.cores, options, ledger, Arc::clone(&metrics), secret, now);
-                let (sockets, asking, fetches, comparisons) = Default::default();
-                Core { shard, metrics, sockets, asking, fetches, comparisons, drained: false }
+                let (sockets, asking, fetches, acts, comparisons) = Default::default();
+                Core { shard, metrics, sockets, asking, fetches, acts, comparisons, drained: false }
             })
             .collect();
         let queues = |_| (0..setup.cores).map(|_| VecDeque::new()).collect();
@@ -429,7 +444,8 @@ impl World {
         let news = self.news.iter().filter_map(|queue| queue.front()).map(|(due, _)| *due);
         let cores = self.cores.iter().filter(|core| !core.drained).flat_map(|core| {
             let fetches = core.fetches.iter().map(|fetch| fetch.due_us);
-            let comparisons = core.comparisons.iter().map(|(due, _)| *due);
+            let acts = core.acts.iter().map(|(due, ..)| *due);
+            let comparisons = core.comparisons.iter().map(|(due, _)| *due).chain(acts);
             let lookups = core.asking.iter().map(|asking| asking.due_us);
             let timeout = core.shard.next_timeout().map(Instant::as_micros);
             fetches.chain(comparisons).chain(lookups).chain(timeout)
@@ -521,7 +537,20 @@ impl World {
                     let due = now_us + self.dice.below(50_000);
                     self.cores[index].comparisons.push_back((due, comparison));
                 }
-                Output::Act { .. } => unreachable!("no action is configured"),
+                Output::Act { ask, call } => {
+                    let number =
+                        |name| call.url.query_pairs().find(|(own, _)| own == name).and_then(|(_, n)| n.parse().ok());
+                    let (client, id): (Option<u64>, Option<u64>) = (number("client"), number("number"));
+                    let client = client.and_then(|client| usize::try_from(client).ok()).expect("its client");
+                    self.clients[client].check_act(id.expect("its number"), &self.book);
+                    let result = match self.dice.below(10) {
+                        0 => Err(FetchError { code: UpstreamCode::Timeout, detail: "a fault of the model".to_owned() }),
+                        1 => Ok(Answer { status: 409, retry_after: None, body: None }),
+                        _ => Ok(Answer { status: 200, retry_after: None, body: None }),
+                    };
+                    let due_us = now_us + self.dice.below(SECOND_US);
+                    self.cores[index].acts.push((due_us, ask, result));
+                }
                 Output::LookUp { ask, lookup } => {
                     self.questions += 1;
                     let (asked_us, due_us) = (now_us, self.answered_at());
@@ -588,6 +617,11 @@ impl World {
             let received = WallTime::from_micros(self.book.wall_us);
             let result = self.book.upstream.answer(&mut self.dice, &request, received);
             self.handle(index, Input::Fetched { stream, poll, result });
+            acted = true;
+        }
+        while let Some(at) = self.cores[index].acts.iter().position(|(due, ..)| *due <= now_us) {
+            let (_, ask, result) = self.cores[index].acts.remove(at);
+            self.handle(index, Input::Acted { ask, result });
             acted = true;
         }
         // The pool has several threads: a later comparison may end first.
@@ -678,7 +712,10 @@ impl World {
                     200 => self.clients[of].renewed(id, &self.book),
                     // Whether an answer that did not come in time was a renewal is not known.
                     503 => {}
-                    _ => self.clients[of].not_renewed(id),
+                    _ => {
+                        self.clients[of].renewals_refused += u32::from(matches!(status, 401 | 403));
+                        self.clients[of].not_renewed(id);
+                    }
                 }
                 let client = &mut self.clients[of];
                 client.renewing = status == 503;
