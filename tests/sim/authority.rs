@@ -36,7 +36,7 @@ impl World {
             let place = self.dice.below(said.len() as u64) as usize;
             return self.repeat(place);
         }
-        if self.dice.percent(15) {
+        if self.dice.percent(25) {
             let keys = (0..self.book.keys.len()).filter(|&key| !self.book.law.has_deleted(key, None));
             let keys: Vec<usize> = keys.collect();
             if !keys.is_empty() {

@@ -206,7 +206,7 @@ impl World {
                 let carrier = if self.dice.percent(20) { Carrier::Hybrid } else { Carrier::Session };
                 Login { issuer: None, sub, token, carrier }
             }
-            95.. => {
+            93.. => {
                 let key = self.some_key();
                 Login {
                     issuer: None,

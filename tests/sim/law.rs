@@ -236,6 +236,14 @@ impl Law {
         ["logged_out", "token_revoked", "api_key_revoked"].iter().any(|reason| self.may_end(party, tokens, reason))
     }
 
+    /// Whether what was said last is about somebody: it ends their credential, or changes its rights.
+    pub fn is_about(&self, party: Party<'_>, token: &Token) -> bool {
+        self.said.last().is_some_and(|saying| match &saying.what {
+            What::Rights { user, .. } => token.key.is_none() && party.is(user),
+            _ => saying.ends(party, token).is_some(),
+        })
+    }
+
     /// Whether that API key has been deleted, as far as `core` has heard; or at all.
     pub fn has_deleted(&self, deleted: usize, core: Option<usize>) -> bool {
         self.said.iter().any(|saying| match saying.what {

@@ -400,9 +400,23 @@ impl World {
             904..906 => self.suspend(),
             906..909 => self.reload(),
             909..930 => self.hang_up(),
-            930..938 => self.decree(),
-            938..950 => self.disturb_sessions(),
+            930..941 => {
+                self.decree();
+                self.ask_where(|client, book| book.law.is_about(client.party_now(book), &client.tokens[0]));
+            }
+            941..953 => self.disturb_sessions(),
             _ => self.settle(),
+        }
+    }
+
+    /// Some of those clients ask for the action at this very moment.
+    fn ask_where(&mut self, them: impl Fn(&Client, &Book) -> bool) {
+        for number in self.live_clients() {
+            let client = &self.clients[number];
+            let may_ask = matches!(client.kind, Kind::Single | Kind::Many) && client.is_open() && client.welcomed;
+            if may_ask && them(client, &self.book) && self.dice.percent(50) {
+                self.ask_to_act(number);
+            }
         }
     }
 
@@ -416,6 +430,9 @@ impl World {
         let late = if self.dice.percent(30) { self.dice.below(15_000) } else { 0 };
         let to = next.saturating_add(late).min(now_us + most_us.max(1));
         self.move_clocks(to.max(now_us + 1) - now_us);
+        if self.setup.steps > 0 {
+            self.ask_where(|client, _| client.expired.is_some_and(|expired| expired.at_us >= now_us));
+        }
         self.check_deadlines();
     }
 
@@ -543,7 +560,8 @@ impl World {
                     let (client, id): (Option<u64>, Option<u64>) = (number("client"), number("number"));
                     let client = client.and_then(|client| usize::try_from(client).ok()).expect("its client");
                     self.clients[client].check_act(id.expect("its number"), &self.book);
-                    let result = match self.dice.below(10) {
+                    let fate = if self.book.upstream.mood == Mood::Wild { self.dice.below(10) } else { 9 };
+                    let result = match fate {
                         0 => Err(FetchError { code: UpstreamCode::Timeout, detail: "a fault of the model".to_owned() }),
                         1 => Ok(Answer { status: 409, retry_after: None, body: None }),
                         _ => Ok(Answer { status: 200, retry_after: None, body: None }),
