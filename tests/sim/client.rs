@@ -526,7 +526,9 @@ impl Client {
 
     /// Whether a waiting answer that starts now is later than it may be.
     fn is_late_for(&self, token: &Token, book: &Book) -> bool {
-        book.law.ended_at(self.party(), std::slice::from_ref(token)).is_some()
+        // What was answered before the core heard may leave in the turn in which it has.
+        let ended = book.law.ended_at(self.party(), std::slice::from_ref(token));
+        ended.is_some_and(|at| at < book.mono_us)
     }
 
     /// What must be true of the rights it has been told of by now, as long as its socket takes everything.
