@@ -87,7 +87,7 @@ impl Book {
     fn rights(&self, party: Party<'_>, token: &Token, ever: bool) -> BTreeSet<Rights> {
         match whose(token, party.sub, party.only_asks) {
             Some(whose) if ever => self.store.all_rights(whose).into_iter().collect(),
-            Some(whose) => self.store.rights(whose, party.at_us, self.offset_us()).into_iter().collect(),
+            Some(whose) => self.store.rights(whose, party.at_us, party.offset_us).into_iter().collect(),
             None => self.law.rights(party, token, ever),
         }
     }
@@ -291,8 +291,9 @@ pub struct Client {
     upgraded: bool,
     buffer: Vec<u8>,
     late: bool,
-    /// When what comes now began to come, on the monotonic clock, and how much had been heard then.
-    started: (u64, u64),
+    /// When what comes now began to come, on the monotonic clock, how much had been heard then, and by how much the wall clock
+    /// was ahead.
+    started: (u64, u64, u64),
 }
 
 /// An HTTP request that has been sent.
@@ -347,7 +348,7 @@ impl Client {
             upgraded: false,
             buffer: Vec::new(),
             late: false,
-            started: (0, 0),
+            started: (0, 0, 0),
         }
     }
 
@@ -378,15 +379,15 @@ impl Client {
 
     /// As the law knows it.
     fn party(&self) -> Party<'_> {
-        let Client { issuer, sub, core, welcomed_after, started: (at_us, heard), .. } = self;
+        let Client { issuer, sub, core, welcomed_after, started: (at_us, heard, offset_us), .. } = self;
         let only_asks = self.kind == Kind::Json;
-        let (at_us, heard) = (*at_us, *heard);
-        Party { issuer: *issuer, sub, only_asks, core: *core, welcomed_after: *welcomed_after, at_us, heard }
+        let (at_us, offset_us, heard) = (*at_us, *offset_us, *heard);
+        Party { issuer: *issuer, sub, only_asks, core: *core, welcomed_after: *welcomed_after, at_us, offset_us, heard }
     }
 
     /// The same, with all that was heard until now.
     pub fn party_now(&self, book: &Book) -> Party<'_> {
-        Party { at_us: book.mono_us, heard: u64::MAX, ..self.party() }
+        Party { at_us: book.mono_us, offset_us: book.offset_us(), heard: u64::MAX, ..self.party() }
     }
 
     /// The companies whose values it may get.
@@ -394,7 +395,7 @@ impl Client {
         let tokens = self.tokens.iter().chain(&self.past);
         tokens
             .flat_map(|token| match whose(token, &self.sub, self.kind == Kind::Json) {
-                Some(whose) => book.store.companies(whose, self.started.0, book.offset_us()),
+                Some(whose) => book.store.companies(whose, self.started.0, self.started.2),
                 // An API key makes no claims.
                 None if token.key.is_some() => Vec::new(),
                 None => vec![token.company],
@@ -563,7 +564,7 @@ impl Client {
     pub fn receive(&mut self, bytes: &[u8], book: &mut Book) {
         assert!(!self.gone, "client {} got bytes after its socket was closed", self.number);
         if self.buffer.is_empty() {
-            self.started = (book.mono_us, book.law.heard);
+            self.started = (book.mono_us, book.law.heard, book.offset_us());
             self.late = self.is_late(book);
         }
         self.buffer.extend_from_slice(bytes);
@@ -572,7 +573,7 @@ impl Client {
         while !rest.is_empty() {
             let Some(used) = self.unit(rest, book) else { break };
             rest = &rest[used..];
-            self.started = (book.mono_us, book.law.heard);
+            self.started = (book.mono_us, book.law.heard, book.offset_us());
             self.late = self.is_late(book);
         }
         self.buffer = rest.to_vec();

@@ -139,8 +139,10 @@ pub struct Party<'a> {
     pub core: usize,
     /// How many things had been said when it was welcomed.
     pub welcomed_after: Option<usize>,
-    /// When what is judged began, on the monotonic clock, and how much had been heard then.
+    /// When what is judged began, on the monotonic clock, by how much the wall clock was ahead, and how much had been heard
+    /// then.
     pub at_us: u64,
+    pub offset_us: u64,
     pub heard: u64,
 }
 
