@@ -204,6 +204,7 @@ pub async fn run(parts: CoreParts, resolver: &Resolver) -> std::io::Result<()> {
         steps: StepWatch::new(clock::now()),
         drained: false,
     };
+    this.sockets.set_write_stall(this.shard.write_stall());
     this.outputs();
     let mut readable: Pin<Box<dyn Future<Output = _>>> = Box::pin(epoll.readable(false));
     let mut rung = false;
@@ -371,7 +372,10 @@ impl Core {
                 Message::Control(concerned) => self.guarded(now, None, Input::Control(concerned)),
                 // Whoever has asked may have gone.
                 Message::List { query, reply } => drop(reply.try_send(self.shard.list(&query))),
-                Message::Reload(options) => self.guarded(now, None, Input::Reload(options)),
+                Message::Reload(options) => {
+                    self.guarded(now, None, Input::Reload(options));
+                    self.sockets.set_write_stall(self.shard.write_stall());
+                }
                 Message::ApiKeys(keys) => self.guarded(now, None, Input::ApiKeys(keys)),
                 // Some may have been asked for while they were on their way.
                 Message::KeySets(sets) if sets.version() <= self.key_sets => {}
