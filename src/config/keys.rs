@@ -157,6 +157,7 @@ pub const KEYS: &[KeyDoc] = &[
     key("limits.subscriptions_per_connection", COUNT, Is("64"), "Streams one `/v1/ws` connection may watch at once; 0: unlimited"),
     key("limits.streams", COUNT, Is("10000"), "Filled-in URLs that exist at once, lingering ones included; 0: unlimited"),
     key("limits.streams_per_subject", COUNT, Is("64"), "Filled-in URLs one subject may watch at once; 0: unlimited"),
+    key("limits.selects_per_stream", Form::Integer { min: 0, max: 4096 }, Is("128"), "Different `select`s of one filled-in URL at once; one more is refused as `TOO_MANY_STREAMS` unless one of them is unwatched, which makes place; 0: callers may not select"),
     key("limits.history_bytes_total", BUDGET, Is("\"256MiB\""), "Values and histories of the process; unwatched ones go first, oldest use first; 0: unlimited"),
     key("limits.pinned_bytes", BUDGET, Is("\"256MiB\""), "Frames held for stalled readers, over TLS without the record that each has been sealed (16 KiB at most); past it the longest stalled are closed 1013; 0: unlimited"),
     key("limits.handshakes_per_second_per_address", COUNT, Is("0"), "Handshakes per second from one client address; 0: unlimited"),
