@@ -252,6 +252,8 @@ pub const SELECTS_WORK_PER_BYTE: u64 = 16;
 pub const SELECTS_WORK_MIN: u64 = 1 << 18;
 /// and at most so much, however large the value: it takes about a quarter of a second.
 pub const SELECTS_WORK_MAX: u64 = 1 << 25;
+/// Bytes of the name of a key that signs events.
+pub const SIGNING_KEY_ID_BYTES_MAX: usize = 64;
 /// Bytes of a stream's name with its parameters: id, and each parameter's name and value percent-encoded.
 pub const STREAM_NAME_BYTES_MAX: usize = 8 << 10;
 

@@ -395,6 +395,7 @@ impl Check<'_> {
             roles: values("stream.roles"),
             permissions: values("stream.permissions"),
             views: self.views(section),
+            proof: self.proof(section),
         })
     }
 

@@ -14,6 +14,7 @@ mod jwt;
 mod keys;
 mod meaning;
 mod moment;
+mod proof;
 mod redis;
 mod session;
 mod show;
@@ -34,6 +35,7 @@ use crate::auth::jwks::JwksError;
 use crate::auth::keys::KeyError;
 use crate::auth::public_key::PublicKeyError;
 use crate::codec::jsonpath::PathError;
+use crate::codec::proof::SignerError;
 use crate::secret::Secret;
 use crate::stream::schema::SchemaError;
 use crate::stream::template::TemplateError;
@@ -256,6 +258,14 @@ pub enum Problem {
     /// A verification key that cannot be one.
     #[error("`auth.jwt.key`: {0}")]
     Key(KeyError),
+    /// A key that cannot sign events.
+    #[error("`{key}` {error}")]
+    Signer {
+        /// Its path.
+        key: &'static str,
+        /// What is wrong.
+        error: SignerError,
+    },
     /// A template that is none.
     #[error("`{key}`: {error}")]
     Template {

@@ -223,9 +223,15 @@ fn stream(page: &mut Page, stream: &stream::Options) {
     page.line("history_bytes", size(stream.history_bytes));
     page.line("ignore", list(stream.ignore.iter().map(ToString::to_string)));
     page.line_unless_unset("array_key", stream.array_key.as_deref().map(quoted));
+    page.line("hash", stream.proof.hash);
     page.line("allow_anonymous", stream.allow_anonymous);
     page.line("roles", list(&stream.roles));
     page.line("permissions", list(&stream.permissions));
+    if let Some(signer) = &stream.proof.signer {
+        page.header("[stream.sign]");
+        page.line("key_id", quoted(signer.key_id()));
+        page.line("secret", MASK);
+    }
     stream.views.iter().for_each(|view| self::view(page, view));
 }
 

@@ -340,6 +340,7 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         history_bytes = 1000
         ignore = ["/generated_at", "/a~1b"]
         array_key = "id"
+        hash = false
         allow_anonymous = false
         roles = ["agent", "admin"]
         permissions = ["leads.read"]
@@ -370,6 +371,7 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         history = 1024
         history_bytes = "4MiB"
         ignore = []
+        hash = false
         allow_anonymous = true
         roles = []
         permissions = []
@@ -541,6 +543,7 @@ fn a_stream_has_the_defaults_of_the_example_file() {
         history = 1024
         history_bytes = "4MiB"
         ignore = []
+        hash = false
         allow_anonymous = false
         roles = []
         permissions = []

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::codec::json::{self, Document, Fingerprint};
+use crate::codec::proof::{Proof, ValueHash};
 use crate::ids::{Epoch, StreamId};
 use crate::limits;
 use crate::secret::Secret;
@@ -80,6 +81,8 @@ pub struct Options {
     pub permissions: Vec<String>,
     /// What those who may watch get of it, by their roles; none: all of it.
     pub views: Vec<View>,
+    /// What its events prove.
+    pub proof: Proof,
 }
 
 impl Options {
@@ -110,6 +113,7 @@ impl Options {
             roles: Vec::new(),
             permissions: Vec::new(),
             views: Vec::new(),
+            proof: Proof::default(),
         }
     }
 }
@@ -243,6 +247,7 @@ struct NewValue {
     shown: Arc<Shown>,
     patch: Option<Vec<u8>>,
     merge: Option<Vec<u8>>,
+    hash: Option<Box<ValueHash>>,
 }
 
 impl Compared {
@@ -336,7 +341,8 @@ impl Compares {
         let diff_options =
             DiffOptions { ignore: &options.ignore, array_key: options.array_key.as_deref(), work_max: DIFF_WORK_MAX };
         if self.facet.is_whole() {
-            let new = |patch, merge| NewValue { shown: Arc::new(Shown::whole(document)), patch, merge };
+            let hash = || options.proof.hash.then(|| Box::new(ValueHash::of(document)));
+            let new = |patch, merge| NewValue { shown: Arc::new(Shown::whole(document)), patch, merge, hash: hash() };
             return Ok(match &self.shown {
                 None => Some(new(None, None)),
                 Some(held) => match diff::diff(&held.value, document, &diff_options) {
@@ -363,7 +369,8 @@ impl Compares {
                 (patch, merge) = (by, or);
             }
         }
-        Ok(Some(NewValue { shown: Arc::new(shown), patch, merge }))
+        let hash = options.proof.hash.then(|| Box::new(ValueHash::of(&shown.value)));
+        Ok(Some(NewValue { shown: Arc::new(shown), patch, merge, hash }))
     }
 }
 
@@ -442,10 +449,10 @@ impl Sequence {
         self.behind = false;
         let (new, fault) = new.map_or_else(|fault| (None, Some(fault)), |new| (new, None));
         self.fault = fault;
-        let NewValue { shown, patch, merge } = new?;
+        let NewValue { shown, patch, merge, hash } = new?;
         let value = Arc::clone(shown.value.text());
         self.shown = Some(shown);
-        self.history.publish(ts, value, patch.map(Arc::from), merge.map(Arc::from));
+        self.history.publish_hashed(ts, value, patch.map(Arc::from), merge.map(Arc::from), hash);
         self.history.newest().cloned()
     }
 
