@@ -252,6 +252,22 @@ pub const SELECTS_WORK_PER_BYTE: u64 = 16;
 pub const SELECTS_WORK_MIN: u64 = 1 << 18;
 /// and at most so much, however large the value: it takes about a quarter of a second.
 pub const SELECTS_WORK_MAX: u64 = 1 << 25;
+/// Bytes of an operator's `filter`.
+pub const FILTER_BYTES_MAX: usize = 4 << 10;
+/// Bytes of stack that reading or running one may take: a nested text takes some for each byte of it.
+pub const FILTER_STACK_BYTES: usize = 256 << 20;
+/// Bytes of address space of the process that filters run in, its stack and its program included.
+pub const FILTER_MEMORY_BYTES_MAX: u64 = 1536 << 20;
+/// How long one run of a filter may take.
+pub const FILTER_TIME_MAX: Duration = Duration::from_secs(2);
+/// How much longer the server waits for the process to say so before it ends it.
+pub const FILTER_TIME_GRACE: Duration = Duration::from_secs(1);
+/// Processes that filters run in, each with its thread in the server.
+pub const FILTER_PROCESSES: usize = 2;
+/// Programs that such a process keeps compiled.
+pub const FILTER_PROGRAMS_MAX: usize = 64;
+/// Bytes of what a filter reads and writes past which its process is made anew, so that its memory is given back.
+pub const FILTER_RETIRE_BYTES: usize = 4 << 20;
 /// Bytes of the name of a key that signs events.
 pub const SIGNING_KEY_ID_BYTES_MAX: usize = 64;
 /// Bytes of a stream's name with its parameters: id, and each parameter's name and value percent-encoded.

@@ -396,6 +396,7 @@ impl Check<'_> {
             permissions: values("stream.permissions"),
             views: self.views(section),
             proof: self.proof(section),
+            filter: self.filter(section),
         })
     }
 

@@ -221,6 +221,7 @@ fn stream(page: &mut Page, stream: &stream::Options) {
     page.line("keep_warm", stream.keep_warm);
     page.line("history", stream.history);
     page.line("history_bytes", size(stream.history_bytes));
+    page.line_unless_unset("filter", stream.filter.as_ref().map(|filter| quoted(filter.as_str())));
     page.line("ignore", list(stream.ignore.iter().map(ToString::to_string)));
     page.line_unless_unset("array_key", stream.array_key.as_deref().map(quoted));
     page.line("hash", stream.proof.hash);

@@ -12,6 +12,7 @@ pub mod control;
 pub mod core;
 pub mod demo;
 pub mod fetch;
+pub mod filters;
 pub mod jwks;
 pub mod listener;
 pub mod log;

@@ -8,6 +8,7 @@
 pub mod action;
 pub mod apply;
 pub mod diff;
+pub mod filter;
 pub mod log;
 pub mod poll;
 pub mod schema;
@@ -26,6 +27,7 @@ use crate::secret::Secret;
 use crate::time::{Instant, Now, WallTime};
 
 use self::diff::{Change, DiffOptions};
+use self::filter::{Filter, FilterFault};
 use self::log::{Bounds, Event, History};
 use self::poll::{
     Failure, FetchRequest, FetchResult, Judged, PollNo, PollOptions, Poller, Status, StreamState, Target, UpstreamCode,
@@ -83,6 +85,8 @@ pub struct Options {
     pub views: Vec<View>,
     /// What its events prove.
     pub proof: Proof,
+    /// What makes the value of what the upstream sends.
+    pub filter: Option<Filter>,
 }
 
 impl Options {
@@ -114,6 +118,7 @@ impl Options {
             permissions: Vec::new(),
             views: Vec::new(),
             proof: Proof::default(),
+            filter: None,
         }
     }
 }
@@ -167,8 +172,14 @@ pub struct Comparison {
 /// What is compared with what sequences show.
 #[derive(Debug)]
 enum Task {
-    /// The body of a poll, and its mark where that is known.
-    Poll { poll: PollNo, body: Vec<u8>, fingerprint: Option<Fingerprint>, received: WallTime },
+    /// The body of a poll, its mark where that is known, and what the stream's filter has made of it.
+    Poll {
+        poll: PollNo,
+        body: Vec<u8>,
+        fingerprint: Option<Fingerprint>,
+        received: WallTime,
+        filtered: Option<Result<Vec<u8>, FilterFault>>,
+    },
     /// The value that is held, for sequences that are behind.
     CatchUp { number: u64 },
 }
@@ -268,6 +279,24 @@ impl Comparison {
         })
     }
 
+    /// Lets `run` filter the body, by the stream's filter and to so many bytes at most; nothing where there is no filter, or
+    /// where the body is that of the value held.
+    pub fn filter(&mut self, run: impl FnOnce(&Filter, &[u8], u64) -> Result<Vec<u8>, FilterFault>) {
+        let Comparison { task: Task::Poll { body, fingerprint, filtered, .. }, base, options, .. } = self else {
+            return;
+        };
+        let Some(filter) = &options.filter else { return };
+        let mark = *fingerprint.get_or_insert_with(|| json::body_fingerprint(body));
+        if base.as_ref().is_none_or(|base| base.fingerprint != mark) {
+            *filtered = Some(run(filter, body, options.response_bytes_max));
+        }
+    }
+
+    /// Whether its body is to be filtered first, which takes a process.
+    pub fn is_filtered(&self) -> bool {
+        matches!(self.task, Task::Poll { .. }) && self.options.filter.is_some()
+    }
+
     fn origin(&self) -> Origin {
         match self.task {
             Task::Poll { poll, received, .. } => Origin::Poll { poll, received },
@@ -296,12 +325,18 @@ impl Comparison {
         let Comparison { task, base, sequences, options, select_work_taken, .. } = self;
         let nothing = |fingerprint| Found { document: None, fingerprint, shown: Vec::new() };
         let (document, fingerprint) = match (&task, &base) {
-            (Task::Poll { body, fingerprint, .. }, _) => {
+            (Task::Poll { body, fingerprint, filtered, .. }, _) => {
                 let fingerprint = fingerprint.unwrap_or_else(|| json::body_fingerprint(body));
                 if base.as_ref().is_some_and(|base| base.fingerprint == fingerprint) {
                     // The same bytes are not parsed again.
                     return Ok(nothing(fingerprint));
                 }
+                let filtered = match (filtered, &options.filter) {
+                    (Some(filtered), _) => filtered.as_deref(),
+                    (None, Some(_)) => Err(&FilterFault::Unavailable),
+                    (None, None) => Ok(&**body),
+                };
+                let body = filtered.map_err(|fault| (fault.code(), fault.to_string()))?;
                 let parsed = Document::parse(body).map_err(|error| (UpstreamCode::Body, error.to_string()))?;
                 (Arc::new(parsed), fingerprint)
             }
@@ -647,13 +682,13 @@ impl Stream {
                 let sequences = self.sequences.iter().filter(|sequence| !sequence.resting).map(Sequence::compares);
                 let comparison = Comparison {
                     stream,
-                    task: Task::Poll { poll, body: bytes, fingerprint, received },
+                    task: Task::Poll { poll, body: bytes, fingerprint, received, filtered: None },
                     base: self.base.clone(),
                     sequences: sequences.collect(),
                     select_work_taken: 0,
                     options: Arc::clone(&self.target.options),
                 };
-                let large = comparison.work() > limits::INLINE_DIFF_BYTES_MAX;
+                let large = comparison.work() > limits::INLINE_DIFF_BYTES_MAX || comparison.is_filtered();
                 if large { Step::Compare(comparison) } else { self.compared(now, comparison.run()) }
             }
         }
