@@ -259,7 +259,7 @@ pub const FILTER_STACK_BYTES: usize = 256 << 20;
 /// Bytes of address space of the process that filters run in, its stack and its program included.
 pub const FILTER_MEMORY_BYTES_MAX: u64 = 1536 << 20;
 /// How long one run of a filter may take.
-pub const FILTER_TIME_MAX: Duration = Duration::from_secs(2);
+pub const FILTER_TIME_MAX: Duration = Duration::from_secs(3);
 /// How much longer the server waits for the process to say so before it ends it.
 pub const FILTER_TIME_GRACE: Duration = Duration::from_secs(1);
 /// Processes that filters run in, each with its thread in the server.

@@ -234,7 +234,7 @@ pub const KEYS: &[KeyDoc] = &[
     key("stream.keep_warm", Boolean, Is("false"), "Polling goes on without watchers"),
     key("stream.history", Form::Integer { min: 0, max: 1_000_000 }, Is("1024"), "Events kept for resume, and"),
     key("stream.history_bytes", BUDGET, Is("\"4MiB\""), "their size; the sooner ends it"),
-    key("stream.filter", Text, Unset, "jq program, of at most 4 KiB, that makes the value of what the upstream sends, before anything is compared, as in `[.items[].id]`. It gives exactly one value, within 2 s and `response_bytes_max`, or the poll has failed with `UPSTREAM_BODY`. Nothing outside of the value is there for it: no environment, files, clock, regular expressions"),
+    key("stream.filter", Text, Unset, "jq program, of at most 4 KiB, that makes the value of what the upstream sends, before anything is compared, as in `[.items[].id]`. It gives exactly one value, within 3 s and `response_bytes_max`, or the poll has failed with `UPSTREAM_BODY`. Nothing outside of the value is there for it: no environment, files, clock, regular expressions"),
     key("stream.ignore", TextList, Is("[]"), "JSON pointers into the upstream's value, also where there are views: what changes there makes no event by itself"),
     key("stream.array_key", Text, Unset, "Member by which the objects of an array are matched, in arrays whose objects all have it; in a view, as far as it shows that member"),
     key("stream.hash", Boolean, Is("false"), "Each event holds `hash`, the SHA-256 of the canonical form of the value as of it, so that who applied patches can prove what they hold"),
