@@ -13,9 +13,8 @@ use crate::codec::message::ErrorCode;
 use crate::connection::handshake::Refusal;
 use crate::ids::{CoreId, StreamId};
 use crate::stream::poll::Target;
-use crate::stream::select::Select;
+use crate::stream::select::{Facet, Select};
 use crate::stream::template::{self, FillError};
-use crate::stream::view::Facet;
 use crate::stream::{self, action};
 
 /// What one caller watches: a stream, filled in, and what of it they are shown. Equal for two callers exactly if they get the

@@ -32,7 +32,8 @@ use self::log::{Bounds, Event, History};
 use self::poll::{
     Failure, FetchRequest, FetchResult, Judged, PollNo, PollOptions, Poller, Status, StreamState, Target, UpstreamCode,
 };
-use self::view::{Facet, Projection, Shown, View};
+use self::select::Facet;
+use self::view::{Projection, Shown, View};
 
 /// One `[[stream]]` of the configuration, parsed and checked.
 #[derive(Clone, Debug, PartialEq)]

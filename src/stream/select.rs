@@ -1,4 +1,4 @@
-//! `select`: what a caller chooses of what they are shown.
+//! What of a stream's value a sequence shows: what a view leaves of it, and of that what a caller chooses by `select`.
 //!
 //! Source: protocol version 1, sections 1 («Stream parameters») and 3 («Sequences»); RFC 9535.
 //! Memory: the path, and what it leaves of the value. Errors: [`PathError`] of who wrote the path; [`SelectError`], a bound
@@ -14,10 +14,44 @@ use std::hash::{Hash, Hasher};
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::view::{self, Shown};
+use super::view::{self, Projection, Shown};
 use crate::codec::json::Document;
 use crate::codec::jsonpath::{JsonPath, PathError};
 use crate::limits::{SELECT_WORK_MIN, SELECT_WORK_PER_BYTE};
+
+/// What of a stream's value a sequence shows. Two sequences of one filled-in URL differ by it.
+#[derive(Clone, Debug, Default, Eq, Hash, PartialEq)]
+pub struct Facet {
+    /// The place of its view among the stream's; `None`: the whole value.
+    pub view: Option<u16>,
+    /// What a caller has chosen of what the view shows; `None`: all of it.
+    pub select: Option<Select>,
+}
+
+impl Facet {
+    /// What the upstream sent.
+    pub const WHOLE: Facet = Facet { view: None, select: None };
+
+    /// All of what a view shows.
+    pub const fn of_view(view: u16) -> Facet {
+        Facet { view: Some(view), select: None }
+    }
+
+    /// What its view leaves of the value; `None`: all of it.
+    pub fn projection<'o>(&self, options: &'o super::Options) -> Option<&'o Projection> {
+        Some(&options.views.get(usize::from(self.view?))?.projection)
+    }
+
+    /// Whether it is the value itself.
+    pub fn is_whole(&self) -> bool {
+        self.view.is_none() && self.select.is_none()
+    }
+
+    /// How much longer it takes than reading the value once, about.
+    pub fn weight(&self, options: &super::Options) -> usize {
+        self.projection(options).map_or(0, Projection::weight) + self.select.as_ref().map_or(0, |_| view::PATH_WEIGHT)
+    }
+}
 
 /// A path by which a caller has chosen what to be shown: RFC 9535, evaluated over what their view shows. Two that differ in
 /// their spelling alone are one.
@@ -89,7 +123,6 @@ mod tests {
 
     use super::*;
     use crate::codec::pointer::Pointer;
-    use crate::stream::view::Projection;
 
     fn document(text: &str) -> Document {
         Document::parse(text.as_bytes()).expect("JSON")

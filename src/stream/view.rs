@@ -11,7 +11,6 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::select::Select;
 use crate::codec::json::{Document, Kind, Node};
 use crate::codec::jsonpath::{JsonPath, Over};
 use crate::codec::pointer::Pointer;
@@ -24,40 +23,6 @@ pub struct View {
     pub roles: Vec<String>,
     /// What of the value they get.
     pub projection: Projection,
-}
-
-/// What of a stream's value a sequence shows. Two sequences of one filled-in URL differ by it.
-#[derive(Clone, Debug, Default, Eq, Hash, PartialEq)]
-pub struct Facet {
-    /// The place of its view among the stream's; `None`: the whole value.
-    pub view: Option<u16>,
-    /// What a caller has chosen of what the view shows; `None`: all of it.
-    pub select: Option<Select>,
-}
-
-impl Facet {
-    /// What the upstream sent.
-    pub const WHOLE: Facet = Facet { view: None, select: None };
-
-    /// All of what a view shows.
-    pub const fn of_view(view: u16) -> Facet {
-        Facet { view: Some(view), select: None }
-    }
-
-    /// What its view leaves of the value; `None`: all of it.
-    pub fn projection<'o>(&self, options: &'o super::Options) -> Option<&'o Projection> {
-        Some(&options.views.get(usize::from(self.view?))?.projection)
-    }
-
-    /// Whether it is the value itself.
-    pub fn is_whole(&self) -> bool {
-        self.view.is_none() && self.select.is_none()
-    }
-
-    /// How much longer it takes than reading the value once, about.
-    pub fn weight(&self, options: &super::Options) -> usize {
-        self.projection(options).map_or(0, Projection::weight) + self.select.as_ref().map_or(0, |_| PATH_WEIGHT)
-    }
 }
 
 /// How a projection is made.
@@ -158,7 +123,7 @@ impl Projection {
 }
 
 /// How much longer evaluating a path takes than reading the value once, about.
-const PATH_WEIGHT: usize = 4;
+pub(super) const PATH_WEIGHT: usize = 4;
 
 /// What `path` leaves of `whole`, of which the spans `ignored` make no event.
 pub(super) fn selected(
