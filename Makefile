@@ -1,6 +1,6 @@
 # The one door: what is checked, cheapest first. `.ci/run` calls the same recipes.
 
-.PHONY: all setup fmt-check lint core doc fuzz-smoke test autobahn instructions bench-once demo loadtest
+.PHONY: all setup fmt-check lint core doc build fuzz-smoke test autobahn instructions bench-once demo loadtest
 
 all: fmt-check lint core doc test
 
@@ -25,13 +25,18 @@ core:
 doc:
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
 
+# All that `make test` and `make bench-once` run, built at once: one choice of features, so that nothing is built twice.
+build:
+	cargo test --workspace --tests --benches --no-run
+
 # Half a minute of each fuzz target, from its committed corpus. Needs a nightly toolchain.
 fuzz-smoke: setup
 	.ci/fuzz 30
 
-# Everything: unit, property, integration, browser and simulator tests.
+# Everything: unit, property, integration, browser and simulator tests. Most of them mostly wait: RUST_TEST_THREADS=4 makes
+# it quicker on few processors.
 test: setup
-	cargo test --workspace
+	RESTCAST_BUILT="$(abspath $(or $(CARGO_TARGET_DIR),target))/debug/restcast" cargo test --workspace
 
 # The Autobahn test suite against `/echo`. `AUTOBAHN=--quick` leaves out the slow cases, as .ci/run does.
 autobahn: setup
@@ -43,7 +48,7 @@ instructions: setup
 
 # Each bench once and unmeasured, to see that it runs.
 bench-once:
-	cargo test --quiet --bench '*'
+	cargo test --quiet --workspace --bench '*'
 
 # A sample upstream, two streams of it and the playground: http://127.0.0.1:8080/
 demo:

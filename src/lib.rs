@@ -14,6 +14,7 @@ pub mod commands;
 pub mod config;
 pub mod connection;
 pub mod frame;
+pub mod guard;
 pub mod ids;
 pub mod limits;
 pub mod metrics;

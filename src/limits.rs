@@ -100,6 +100,27 @@ pub const API_KEYS_MAX: usize = 10_000;
 pub const API_KEY_LIST_MAX: usize = 64;
 /// Bytes of a stream's id or glob, and of a role or permission, in such a list.
 pub const STREAM_GLOB_BYTES_MAX: usize = 128;
+/// Bytes of all their records together, about; past it none is made until one is deleted.
+pub const API_KEYS_BYTES_MAX: usize = 8 << 20;
+/// Deletions of such keys that are remembered, so that nothing brings one back; past it the oldest that Redis knows of goes.
+pub const API_KEYS_DELETED_MAX: usize = 10_000;
+/// Bytes of one key's record in Redis: a longer one counts as one that cannot be read.
+pub const API_KEY_RECORD_BYTES_MAX: usize = 128 << 10;
+/// Bytes of all strings of one reply of Redis about API keys; what goes beyond is read over.
+pub const API_KEYS_REPLY_BYTES_MAX: usize = 2 * API_KEYS_BYTES_MAX;
+/// Fields of the hash of API keys in Redis that are read: more than there may be keys, for several processes may make the
+/// last ones at the same time; where there are still more, somebody else keeps something there.
+pub const API_KEYS_FIELDS_MAX: usize = 2 * API_KEYS_MAX;
+/// Keys that are put in Redis, or taken out, with one call.
+pub const API_KEYS_PER_CALL: usize = 64;
+/// Deletions of other processes that may wait to be carried out; past it the keys are read anew instead.
+pub const API_KEYS_HEARD_MAX: usize = 10_000;
+/// Least time between two readings of all API keys in Redis, however often they change,
+pub const API_KEYS_READ_INTERVAL: Duration = Duration::from_millis(50);
+/// and the longest: what nobody has told of is seen then.
+pub const API_KEYS_REREAD: Duration = Duration::from_secs(30);
+/// How often in a row they are read to put things right, where others change them meanwhile.
+pub const API_KEYS_ROUNDS_MAX: usize = 8;
 /// Bytes of the state file.
 pub const STATE_BYTES_MAX: usize = 16 << 20;
 /// Bits of an RSA key that verifies tokens (RFC 7518 section 3.3),
@@ -142,6 +163,26 @@ pub const DEFLATE_BYTES_MAX: usize = 1 << 20;
 pub const DEFLATE_SCRATCH_BYTES_MAX: usize = 64 << 10;
 /// Deflate streams, each ended by a final block, that one message from a client may be made of.
 pub const INFLATE_STREAMS_MAX: usize = 64;
+/// Bytes of a URL that a caller gives, and of a `Location`.
+pub const DIRECT_URL_BYTES_MAX: usize = 4 << 10;
+/// Headers that a caller gives for a request,
+pub const DIRECT_HEADERS_MAX: usize = HEADERS_MAX / 2;
+/// bytes of one's value,
+pub const DIRECT_HEADER_BYTES_MAX: usize = 8 << 10;
+/// and of all names and values together.
+pub const DIRECT_HEADERS_BYTES_MAX: usize = 16 << 10;
+/// Bytes of the name of a request's header.
+pub const HEADER_NAME_BYTES_MAX: usize = 128;
+/// Entries of `direct.allow`.
+pub const ALLOW_PATTERNS_MAX: usize = 256;
+/// Bytes of one of them.
+pub const ALLOW_PATTERN_BYTES_MAX: usize = 2 << 10;
+/// Redirects of one request that are followed.
+pub const REDIRECTS_MAX: usize = 5;
+/// Bytes of a host name (RFC 1035 section 2.3.4),
+pub const NAME_BYTES_MAX: usize = 253;
+/// and of one label of it.
+pub const LABEL_BYTES_MAX: usize = 63;
 /// `Prefer: wait=N` is clamped to this.
 pub const PREFER_WAIT_MAX: Duration = Duration::from_secs(60);
 /// An upstream's `Retry-After` is honoured up to this.
@@ -150,6 +191,10 @@ pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(86_400);
 pub const VALIDATOR_BYTES_MAX: usize = 1024;
 /// Credentials of one core that somebody outside is asked about at once; past it those who present one are told to wait.
 pub const LOOKUPS_MAX: usize = 65_536;
+/// Keys, by issuer and `kid`, that one core asks for at once, besides those: whoever makes names up takes no room from others.
+pub const KEY_LOOKUPS_MAX: usize = 1024;
+/// Tokens that are looked at in one turn of those that have waited for the same key: each may have to be verified.
+pub const KEY_WAITERS_PER_TURN: usize = 256;
 /// How long such a question may go unanswered: beyond every timeout of those who are asked.
 pub const LOOKUP_TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes of one control event: a logout, a revocation, permissions that change.
@@ -172,7 +217,7 @@ pub const SESSION_LISTED_MAX: usize = 1024;
 pub const SESSIONS_PER_LOOKUP: usize = 256;
 /// Sessions of one core that are looked after in one turn.
 pub const SESSIONS_PER_TURN: usize = 2048;
-/// Requests and connections that may wait for the answer to one question about a session.
+/// Requests and connections that may wait for the answer to one question about a session or a key.
 pub const LOOKUP_WAITERS_MAX: usize = 4096;
 /// How long a ticket is good for (protocol section 1).
 pub const TICKET_LIFE: Duration = Duration::from_secs(30);
@@ -311,6 +356,8 @@ pub const STORE_QUESTIONS_MAX: usize = 16_384;
 pub const STORE_FLIGHT_MAX: usize = 1024;
 /// Bytes of commands that wait for the socket to Redis; past it no further command is written.
 pub const STORE_OUT_BYTES_MAX: usize = 256 << 10;
+/// Calls that wait for their turn on the link for them: one for each thread of the admin listener, and some more.
+pub const STORE_CALLS_MAX: usize = 64;
 /// Sessions whose life is to be extended that wait; past it those who come later are left out, until they are due again.
 pub const STORE_TOUCHES_MAX: usize = 16_384;
 /// Control events that wait to be put on the control stream, while Redis is away,
@@ -352,6 +399,41 @@ pub const REDIS_SAID_MAX: usize = 32;
 pub const CONTROL_OVERLAP: Duration = Duration::from_secs(60);
 /// How long the process's end waits for control events to reach Redis.
 pub const STORE_FINISH: Duration = Duration::from_secs(1);
+/// Bytes of a message from one process to another by way of Redis; a longer one is read over.
+pub const PEER_MESSAGE_BYTES_MAX: usize = 256 << 10;
+/// Questions to other processes that are under way; past it who asks is told at once that there is no answer.
+pub const PEER_ASKS_MAX: usize = 4096;
+/// Messages to other processes that wait for Redis, and that are not questions,
+pub const PEER_MESSAGES_MAX: usize = 4096;
+/// and the bytes of all that wait; past either a message is dropped, and whoever waits for it is told in its time.
+pub const PEER_QUEUE_BYTES_MAX: usize = 8 << 20;
+/// How old a question of another process may be, or how far ahead its clock.
+pub const PEER_ASK_AGE_MAX: Duration = Duration::from_secs(30);
+/// How often a process tells the others that it is there,
+pub const PEER_HELLO_INTERVAL: Duration = Duration::from_secs(5);
+/// and how long they believe it: one whose connection was lost has come back by then ([`REDIS_BACKOFF_MAX`]).
+pub const PEER_HELLO_LIFE: Duration = Duration::from_secs(11);
+/// Least time between two log lines about messages of other processes that make no sense.
+pub const PEER_NOTICE_INTERVAL: Duration = Duration::from_secs(60);
+/// Other processes that one knows of.
+pub const PEERS_MAX: usize = 1024;
+/// Lists of connections that other processes ask for and that wait to be made; past it they are not answered.
+pub const PEER_LISTS_MAX: usize = 8;
+/// Bytes of the connections that one process lists for another; where there are more, the page ends there.
+pub const PEER_LIST_BYTES_MAX: usize = 128 << 10;
+/// Bytes of what such a list says of one connection; streams that do not fit are left out.
+pub const PEER_LISTED_BYTES_MAX: usize = 32 << 10;
+/// Bytes of all processes' lists that one page is made of; who comes later has not answered.
+pub const PEER_LISTS_BYTES_MAX: usize = 4 << 20;
+const _: () = {
+    // What is sealed is told in base 64 and with a little around it; in JSON a byte of a token may take six.
+    assert!(PEER_LIST_BYTES_MAX * 4 / 3 + 4096 <= PEER_MESSAGE_BYTES_MAX);
+    assert!(TOKEN_BYTES_MAX * 6 * 4 / 3 + 4096 <= PEER_MESSAGE_BYTES_MAX);
+    assert!(PEER_LISTED_BYTES_MAX * 2 <= PEER_LIST_BYTES_MAX);
+    assert!(PEER_HELLO_LIFE.as_secs() > PEER_HELLO_INTERVAL.as_secs() + REDIS_BACKOFF_MAX.as_secs());
+};
+/// Connections of a core that one turn looks through for a list.
+pub const LIST_LOOKS_PER_TURN: u32 = 4096;
 /// Connections on one page of the admin API's list,
 pub const ADMIN_PAGE_MAX: usize = 1000;
 /// and where the caller does not say how many.

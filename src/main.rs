@@ -15,6 +15,7 @@ use std::time::Duration;
 use lexopt::{Arg, Parser, ValueExt};
 use restcast::auth::jwt::Verifier;
 use restcast::auth::keys::Algorithm;
+use restcast::commands::explain_url;
 use restcast::commands::token::TokenOptions;
 use restcast::config::{nearest_name, parse_duration};
 use restcast::{commands, runtime};
@@ -36,7 +37,7 @@ Commands:
   check     validates a configuration file and prints what is in force, secrets masked
   token     mints a JWT for development
   watch     follows a stream in the terminal
-  explain   says why a token is accepted or refused
+  explain   says why a token is accepted or refused, a target of direct mode allowed or blocked
 
 Options:
   -h, --help       this page; after a command, that command's
@@ -100,12 +101,15 @@ Options:
 ";
 
 const HELP_EXPLAIN: &str = "\
-Reads a token from standard input and says why it is accepted or refused. Its claims are shown, its signature is not.
+Reads a token from standard input and says why it is accepted or refused: its claims are shown, its signature is not.
+Or reads a URL, and says why direct mode would allow or block it, without touching the network.
 
 Usage: restcast explain token [--config FILE] [--lines]
+       restcast explain url [--config FILE] [--lines]
 
 Options:
-  --config FILE    the configuration whose keys verify the token; key sets of issuers are fetched
+  --config FILE    the configuration whose keys verify the token (key sets of issuers are fetched), or whose [direct]
+                   judges the URL; without it, whatever is public is allowed
   --lines          one JSON object a line in, one verdict a line out
 ";
 
@@ -130,6 +134,8 @@ enum Command {
     Filter,
     /// `explain token`.
     ExplainToken { config: Option<PathBuf>, lines: bool },
+    /// `explain url`.
+    ExplainUrl { config: Option<PathBuf>, lines: bool },
 }
 
 /// The flags of `token`.
@@ -198,6 +204,7 @@ fn run(command: Command) -> Result<ExitCode, UsageError> {
             Ok(done(commands::explain::run_lines(io::stdin().lock(), io::stdout().lock())))
         }
         Command::ExplainToken { config, lines: false } => Ok(explain_token(config.as_deref())),
+        Command::ExplainUrl { config, lines } => Ok(explain_url(config.as_deref(), lines)),
     }
 }
 
@@ -251,6 +258,24 @@ fn explain_token(config: Option<&Path>) -> ExitCode {
     };
     match commands::explain::run(io::stdin().lock(), verifier.as_ref(), runtime::clock::now().wall) {
         Ok(explanation) => match (print(&explanation.text), explanation.accepted || verifier.is_none()) {
+            (ExitCode::SUCCESS, true) => ExitCode::SUCCESS,
+            _ => ExitCode::FAILURE,
+        },
+        Err(error) => failed(&error),
+    }
+}
+
+fn explain_url(config: Option<&Path>, lines: bool) -> ExitCode {
+    let policy = match config.map(|path| (path, commands::check::load(path))) {
+        None => explain_url::policy(None),
+        Some((_, Ok((config, _)))) => explain_url::policy(Some(&config)),
+        Some((path, Err(error))) => return failed(&error.lines(path).join("\n")),
+    };
+    if lines {
+        return done(explain_url::run_lines(io::stdin().lock(), io::stdout().lock(), policy.as_deref()));
+    }
+    match explain_url::run(io::stdin().lock(), policy.as_deref()) {
+        Ok(explanation) => match (print(&explanation.text), explanation.accepted) {
             (ExitCode::SUCCESS, true) => ExitCode::SUCCESS,
             _ => ExitCode::FAILURE,
         },
@@ -410,15 +435,22 @@ fn parse_explain(parser: &mut Parser) -> Result<Command, UsageError> {
         }
     }
     match topic.as_deref() {
-        None => Err(UsageError::Missing("token")),
+        None => Err(UsageError::Missing("token` or `url")),
         Some("token") => Ok(Command::ExplainToken { config, lines: lines.is_some() }),
-        Some(topic) => Err(UsageError::UnknownCommand { name: format!("explain {topic}"), nearest: "explain token" }),
+        Some("url") => Ok(Command::ExplainUrl { config, lines: lines.is_some() }),
+        Some(topic) => {
+            Err(UsageError::UnknownCommand { name: format!("explain {topic}"), nearest: nearest_explain(topic) })
+        }
     }
 }
 
 /// Sets `slot`, unless it is set.
 fn once<T>(slot: &mut Option<T>, flag: &'static str, value: T) -> Result<(), UsageError> {
     if slot.replace(value).is_some() { Err(UsageError::Twice(flag)) } else { Ok(()) }
+}
+
+fn nearest_explain(topic: &str) -> &'static str {
+    if nearest_name(topic, ["token", "url"]) == Some("url") { "explain url" } else { "explain token" }
 }
 
 fn unknown_command(name: &str) -> UsageError {
@@ -465,6 +497,7 @@ mod tests {
         assert_eq!(line("explain token"), Ok(Command::ExplainToken { config: None, lines: false }));
         let config = Some("a.toml".into());
         assert_eq!(line("explain token --lines --config a.toml"), Ok(Command::ExplainToken { config, lines: true }));
+        assert_eq!(line("explain url --lines"), Ok(Command::ExplainUrl { config: None, lines: true }));
         let token =
             line("token --sub u1 --expires-in 15m --claim a=1 --claim b=c=d --kid k --alg HS512 --secret-file f");
         let flags = TokenFlags {
@@ -509,7 +542,8 @@ mod tests {
             ("watch", "`URL` is missing"),
             ("watch a eyJhbGciOiJIUzI1NiJ9.e30.x", "unexpected argument `eyJhbGciOiJIUzI1…`"),
             ("watch a --sse --sse", "`--sse` is given twice"),
-            ("explain", "`token` is missing"),
+            ("explain", "`token` or `url` is missing"),
+            ("explain ulr", "unknown command `explain ulr`; did you mean `explain url`?"),
             ("explain tokn", "unknown command `explain tokn`; did you mean `explain token`?"),
             ("token --sub u1", "`--expires-in` is missing"),
             ("token --claim a", "`--claim`: write NAME=VALUE"),

@@ -380,6 +380,7 @@ labels! {
         Commands = "commands", "Questions and orders.";
         Events = "events", "What is published.";
         Log = "log", "The control stream, followed.";
+        Calls = "calls", "API keys, which may be many at once.";
     }
 }
 
@@ -862,7 +863,7 @@ pub const METRICS: &[MetricDoc] = &[
     }),
     store(
         ("restcast_redis_up", MetricKind::Gauge, &["link"]),
-        "1 while the connection to Redis for commands, published events or the control stream is there, else 0",
+        "1 while the connection to Redis for commands, published events, the control stream or API keys is there, else 0",
         RedisLink::VALUES,
         |store, at| store.up.cells[at].value(),
     ),
@@ -874,7 +875,7 @@ pub const METRICS: &[MetricDoc] = &[
     ),
     store(
         ("restcast_redis_questions_total", MetricKind::Counter, &["result"]),
-        "Questions to Redis about sessions and tickets, by how they ended",
+        "Questions to Redis about sessions and tickets, and by way of it to other processes, by how they ended",
         RedisResult::VALUES,
         |store, at| store.questions.cells[at].value(),
     ),

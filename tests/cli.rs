@@ -230,6 +230,92 @@ fn explain_answers_each_line_at_once() {
     assert!(heard.recv_timeout(Duration::from_secs(1)).is_err(), "one line for each");
 }
 
+#[test]
+fn explain_url_answers_each_line_without_the_network() {
+    let policy =
+        "[direct]\nallow = [\"https://api.example.com/public/*\", \"http://10.0.0.5:8080/*\"]\ncookies = true\n";
+    let (listing, off) = (file("direct.toml", policy), file("direct-off.toml", ""));
+    let url = |url: &str| json!({ "kind": "url", "url": url });
+    // The line, and the verdict without a configuration, with one that lists, and with one that has no direct mode.
+    let lines = [
+        (url("https://api.example.com/public/x"), ["allow", "allow", "block"]),
+        (url("https://api.example.com/private/x"), ["allow", "block", "block"]),
+        (url("https://api.example.com/public/..%2fprivate"), ["allow", "block", "block"]),
+        (url("http://10.0.0.5:8080/"), ["block", "allow", "block"]),
+        (url("http://0xa000005:8080/"), ["block", "allow", "block"]),
+        (url("http://10.0.0.6:8080/"), ["block", "block", "block"]),
+        (url("http://no-such-name.example/"), ["allow", "block", "block"]),
+        (url("http://[::ffff:169.254.169.254]/"), ["block", "block", "block"]),
+        (
+            json!({ "kind": "dns", "url": "https://api.example.com/public/", "name": "api.example.com",
+                "answers": [["93.184.215.14"], ["127.0.0.1"]] }),
+            ["block", "block", "block"],
+        ),
+        (
+            json!({ "kind": "dns", "url": "https://api.example.com/public/", "name": "api.example.com",
+                "answers": [["93.184.215.14", "2606:4700::1"], ["93.184.215.14"]] }),
+            ["allow", "allow", "block"],
+        ),
+        (
+            json!({ "kind": "redirect", "hops": [[302, "https://x.yz/"], [301, "//10.0.0.6:8080/"]] }),
+            ["block", "block", "block"],
+        ),
+        (
+            json!({ "kind": "redirect", "hops": [[302, "http://10.0.0.5:8080/"], [200, null]] }),
+            ["block", "allow", "block"],
+        ),
+        (json!({ "kind": "header", "name": "Cookie", "value": "a=b" }), ["block", "allow", "block"]),
+        (json!({ "kind": "header", "name": "Transfer-Encoding", "value": "chunked" }), ["block", "block", "block"]),
+        (json!({ "kind": "header", "name": "Authorization", "value": "Bearer t" }), ["allow", "allow", "block"]),
+        (json!("rubbish"), ["block", "block", "block"]),
+        (json!({ "kind": "url" }), ["block", "block", "block"]),
+    ];
+    let input: String = lines.iter().map(|(line, _)| format!("{line}\n")).collect();
+    for (at, config) in [None, Some(&listing), Some(&off)].into_iter().enumerate() {
+        let mut arguments = vec!["explain", "url", "--lines"];
+        if let Some(config) = config {
+            arguments.extend(["--config", path(config)]);
+        }
+        let (code, out, err) = restcast(&arguments, &input);
+        assert_eq!((code, err.as_str(), out.lines().count()), (0, "", lines.len()));
+        for ((line, verdicts), answer) in lines.iter().zip(out.lines()) {
+            let (verdict, reason) = answer.split_once(' ').expect("a reason");
+            assert_eq!(verdict, verdicts[at], "{line}: {answer}");
+            assert!(!reason.is_empty());
+        }
+    }
+    let (code, out, _) = restcast(&["explain", "url"], "https://api.example.com/x?key=hunter2\n");
+    assert!(code == 0 && out.starts_with("allowed: public") && !out.contains("hunter2"), "{out}");
+    let (code, out, _) = restcast(&["explain", "url", "--config", path(&off)], "https://api.example.com/\n");
+    assert!(code == 1 && out.starts_with("blocked: the configuration has no [direct]"), "{out}");
+}
+
+#[test]
+fn explain_url_answers_before_it_is_asked_again() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_restcast"))
+        .args(["explain", "url", "--lines"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the binary starts");
+    let (mut input, output) = (child.stdin.take().expect("a pipe"), child.stdout.take().expect("a pipe"));
+    let (tell, heard) = channel();
+    thread::spawn(move || {
+        for line in BufReader::new(output).lines().map_while(Result::ok) {
+            let _ = tell.send(line);
+        }
+    });
+    for (url, told) in [
+        ("https://example.com/", "allow public"),
+        ("http://127.1/", "block special_address: 127.0.0.1 is in 127.0.0.0/8, loopback (RFC 1122)"),
+    ] {
+        writeln!(input, "{}", json!({ "kind": "url", "url": url })).expect("it reads");
+        assert_eq!(heard.recv_timeout(PATIENCE).as_deref(), Ok(told));
+    }
+    drop(input);
+    assert!(child.wait().expect("it ends").success());
+}
+
 /// Starts a command that serves; its first line of output, and what else it has said when it was told to end.
 fn ready_line(arguments: &[&str]) -> (Value, String, String) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_restcast"))

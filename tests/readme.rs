@@ -5,17 +5,20 @@
 
 mod support;
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::{env, fs, process};
 
 use restcast::codec::message::{CloseReason, ErrorCode};
 use restcast::config::{Config, FileError, Sources};
 use restcast::{config, metrics};
-use support::Upstream;
-use support::server::{Setup, bearer, client_frame, token_of};
+use serde_json::{Value, json};
+use support::server::{ADMIN_KEY, Server, Setup, Ws, bearer, client_frame, mint, now_s, token_of, watching};
+use support::{Redis, Upstream};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -278,6 +281,193 @@ fn the_five_minutes_can_be_typed() {
     assert!(out.contains("accepted: signed with HS256 by the key \"2026-11\""), "{out}\n{err}");
     assert!(out.contains("\"companyId\":42"), "the claim is in the token: {out}");
     assert!(!out.contains("the-upstreams-key") && !err.contains("the-upstreams-key"), "the header's secret is masked");
+}
+
+/// A moment to come that README's lines name; the tests put one that stays to come.
+const SOME_DAY: &str = "1798761600";
+/// The token that README's lines revoke.
+const JTI: &str = "t-7f3a";
+
+/// README's `curl` and `redis-cli` lines, run by a shell against a server and a Redis of the test's own.
+struct Lines {
+    redis: Redis,
+    upstream: Upstream,
+    left: RefCell<Vec<String>>,
+}
+
+impl Lines {
+    fn new() -> Lines {
+        let upstream = Upstream::start();
+        upstream.set_json("/leads", r#"[{"id":1}]"#);
+        let shell = blocks("sh").concat();
+        let shown = shell.lines().filter(|line| line.contains("curl ") || line.contains("redis-cli "));
+        let left = shown.map(str::to_owned).collect();
+        Lines { redis: Redis::start(), upstream, left: RefCell::new(left) }
+    }
+
+    /// A server that has heard nothing yet, with these lines at its file's end, and its Redis as empty.
+    fn server(&self, lines: &str) -> Server {
+        self.redis.command(&["FLUSHALL"]);
+        let url = self.upstream.url("/leads");
+        let setup = Setup::new().redis(&self.redis.url(), "");
+        let server = setup.stream("leads", &url, "").stream("prices", &url, lines).start();
+        for channel in ["user-logged-out", "token-revoked", "permission-update"] {
+            self.redis.wait_for_subscribers(channel, 1);
+        }
+        server
+    }
+
+    /// The line that shows all of this; it is ticked off.
+    fn line(&self, shows: &[&str]) -> String {
+        let mut left = self.left.borrow_mut();
+        let Some(at) = left.iter().position(|line| shows.iter().all(|part| line.contains(part))) else {
+            panic!("README.md shows no line with {shows:?} that was not run: {left:#?}");
+        };
+        left.remove(at)
+    }
+
+    /// The line as a shell's command for this server.
+    fn shell(&self, server: &Server, line: &str, variables: &[(&str, &str)]) -> Command {
+        let line = line
+            .replace("127.0.0.1:8080", &server.listen.to_string())
+            .replace("127.0.0.1:9080", &server.admin.to_string())
+            .replace(SOME_DAY, &(now_s() + 600).to_string())
+            .replace("redis-cli ", &format!("redis-cli -e -p {} ", self.redis.address().port()))
+            .replace("curl ", "exec curl --silent --show-error --fail-with-body --max-time 30 ");
+        assert!(!line.contains(":8080") && !line.contains(":9080"), "{line}");
+        let admin = format!("Authorization: Bearer {ADMIN_KEY}");
+        let mut command = Command::new("sh");
+        command.args(["-c", &line]).env("ADMIN", admin).envs(variables.iter().copied()).stdin(Stdio::null());
+        command
+    }
+
+    /// Whether the line succeeds, and what it prints.
+    fn outcome(&self, server: &Server, line: &str, variables: &[(&str, &str)]) -> (bool, String) {
+        let output = self.shell(server, line, variables).output().expect("there is a shell");
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8_lossy(&said).into_owned())
+    }
+
+    /// What the line prints, which must succeed.
+    fn run(&self, server: &Server, line: &str, variables: &[(&str, &str)]) -> String {
+        let (succeeds, said) = self.outcome(server, line, variables);
+        assert!(succeeds, "{line}\n{said}");
+        said
+    }
+
+    /// The same where it is JSON.
+    fn json(&self, server: &Server, line: &str, variables: &[(&str, &str)]) -> Value {
+        let said = self.run(server, line, variables);
+        serde_json::from_str(&said).unwrap_or_else(|error| panic!("{error}: {line}\n{said}"))
+    }
+}
+
+/// A watcher by the token that README's lines speak of.
+fn user(server: &Server) -> Ws {
+    let now = now_s();
+    let token = mint(json!({ "sub": "u1", "jti": JTI, "iat": now, "exp": now + 600 }));
+    watching(server, &token, "/v1/streams/leads")
+}
+
+#[test]
+fn every_curl_and_redis_cli_line_does_what_is_said_of_it() {
+    let lines = Lines::new();
+    let server = lines.server("");
+    let token = token_of("u1");
+    let by_token = [("TOKEN", token.as_str())];
+
+    // A look at it, and a renewal.
+    let first = lines.line(&["curl", "Bearer $TOKEN", "/v1/streams/leads"]);
+    assert_eq!(lines.json(&server, &first, &by_token), json!([{ "id": 1 }]));
+    let stream = lines.line(&["curl -N", "text/event-stream", "/v1/streams/prices"]);
+    let mut child = lines.shell(&server, &stream, &by_token).stdout(Stdio::piped()).spawn().expect("there is a shell");
+    let mut events = BufReader::new(child.stdout.take().expect("a pipe")).lines().map_while(Result::ok);
+    let has_snapshot = events.any(|line| line == "event: snapshot");
+    // It would go on.
+    let _ = child.kill();
+    let _ = child.wait();
+    assert!(has_snapshot, "{stream}");
+    let mut sse = server.sse("/v1/streams/leads", &[bearer(&token)]);
+    let name = sse.next_of("welcome").data["connection"].as_str().expect("a name").to_owned();
+    let renewal = lines.line(&["curl", "/v1/connections/$CONNECTION/auth"]);
+    let renewed = lines.json(&server, &renewal, &[("TOKEN", token.as_str()), ("CONNECTION", &name)]);
+    assert_eq!(renewed["type"], "auth_ok");
+    let ticket = lines.json(&server, &lines.line(&["curl", "-X POST", "/v1/tickets"]), &by_token);
+    assert!(ticket["ticket"].as_str().is_some_and(|it| it.starts_with("rct_")) && ticket["expires_in_s"] == 30);
+
+    // API keys.
+    let made = lines.json(&server, &lines.line(&["curl", "$ADMIN", "-d", "/admin/v1/keys"]), &[]);
+    let key = made["key"].as_str().expect("a key").to_owned();
+    assert_eq!(made["id"], "dashboard");
+    let delete = lines.line(&["curl", "-X DELETE", "/admin/v1/keys/dashboard"]);
+    let listed = lines.run(&server, &lines.line(&["curl", "$ADMIN", "/admin/v1/keys"]), &[]);
+    assert!(listed.contains("dashboard") && !listed.contains(&key));
+    let use_of_key = lines.line(&["curl", "X-Api-Key: $KEY"]);
+    assert_eq!(lines.json(&server, &use_of_key, &[("KEY", &key)]), json!([{ "id": 1 }]));
+    lines.run(&server, &delete, &[]);
+    let (succeeds, said) = lines.outcome(&server, &use_of_key, &[("KEY", &key)]);
+    assert!(!succeeds && said.contains("INVALID_TOKEN"), "a key that was deleted: {said}");
+
+    drop(server);
+
+    // Logout and permissions: each on a server of its own, as a logout ends all that was issued before it.
+    let permissions = "permission_update";
+    for (shows, told) in [
+        (&["redis-cli PUBLISH", "user-logged-out"][..], "logged_out"),
+        (&["redis-cli PUBLISH", "token-revoked", "jti"], "token_revoked"),
+        (&["redis-cli PUBLISH", "token-revoked", "iat_before"], "token_revoked"),
+        (&["redis-cli PUBLISH", "permission-update"], permissions),
+        (&["redis-cli XADD restcast:control", "user-logged-out"], "logged_out"),
+        (&["curl", "$ADMIN", "-X POST", "/admin/v1/users/u1/logout"], "logged_out"),
+        (&["curl", "$ADMIN", "-X PUT", "/admin/v1/users/u1/permissions"], permissions),
+        (&["curl", "$ADMIN", "-X POST", "/admin/v1/tokens/revoke"], "token_revoked"),
+    ] {
+        let server = lines.server("");
+        let (line, mut ws) = (lines.line(shows), user(&server));
+        lines.run(&server, &line, &[]);
+        if told == permissions {
+            let update = ws.next_of(permissions);
+            assert_eq!(
+                (&update["permissions"], &update["roles"]),
+                (&json!(["leads.read"]), &json!(["agent"])),
+                "{line}"
+            );
+        } else {
+            assert_eq!(ws.until_close().1, (4010, told.to_owned()), "{line}");
+        }
+    }
+    // Operating.
+    let mut server = lines.server("");
+    let mut ws = user(&server);
+    let connections = lines.run(&server, &lines.line(&["curl", "$ADMIN", "connections?sub=u1"]), &[]);
+    assert!(connections.contains("\"c_"), "{connections}");
+    let ready = lines.run(&server, &lines.line(&["curl http", "/readyz"]), &[]);
+    assert!(ready.contains("\"redis\""), "{ready}");
+    let counted = lines.run(&server, &lines.line(&["curl http", "/metrics"]), &[]);
+    assert!(counted.contains("restcast_connections{"), "{counted}");
+    let drain = lines.line(&["curl -X POST", "$RESTCAST_ADMIN_KEY", "/admin/v1/drain"]);
+    lines.run(&server, &drain, &[("RESTCAST_ADMIN_KEY", ADMIN_KEY)]);
+    assert_eq!(ws.until_close().1, (1012, "draining".to_owned()));
+    drop(ws);
+    assert!(server.wait().success());
+
+    let left = lines.left.borrow();
+    assert!(left.is_empty(), "README.md shows lines that this test does not run: {left:#?}");
+}
+
+#[test]
+fn the_hash_of_a_key_of_the_file_is_made_as_shown() {
+    let lines = Lines::new();
+    let block = blocks("sh").into_iter().find(|block| block.contains("sha256sum")).expect("it is shown");
+    let script = format!("{block}\necho \"$KEY\"");
+    let output = Command::new("sh").args(["-c", &script]).output().expect("there is a shell");
+    let said = String::from_utf8(output.stdout).expect("text");
+    let (hash, key) = said.trim_end().split_once('\n').expect("a hash, then the key");
+    let server = lines.server(&format!("[[auth.api_key]]\nid = \"dashboard\"\n{hash}\nstreams = [\"leads\"]"));
+    let answer = server.get("/v1/streams/leads", &[("X-Api-Key", key.to_owned())]);
+    assert_eq!(answer.status, 200, "{said}");
+    let another = key[..key.len() - 1].to_owned() + if key.ends_with('A') { "B" } else { "A" };
+    assert_eq!(server.get("/v1/streams/leads", &[("X-Api-Key", another)]).status, 401);
 }
 
 #[test]

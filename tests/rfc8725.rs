@@ -339,7 +339,11 @@ fn section_2_9_indirect_attacks_on_the_server() {
     // Only an unknown key of an issuer that is known is worth a fetch.
     let of = |kid: &str, algorithm, private: &str, iss: &str| {
         let claims = json!({ "sub": "ada", "exp": 1_000_060, "iss": iss, "aud": "restcast" });
-        verifier.lacks_key_of(mint(&signing(kid, algorithm, private), &claims).as_bytes())
+        let lacked = verifier.lacks_key_of(mint(&signing(kid, algorithm, private), &claims).as_bytes());
+        lacked.map(|lacked| {
+            assert_eq!(lacked.kid.as_deref(), Some(kid));
+            lacked.issuer
+        })
     };
     assert_eq!(of("new", Algorithm::Es256, P256, "https://a"), Some(0));
     assert_eq!(of("new", Algorithm::EdDsa, ED25519, "https://b"), Some(1));

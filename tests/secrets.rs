@@ -13,19 +13,24 @@ use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+use ring::rand::SystemRandom;
+use ring::signature::{Ed25519KeyPair, KeyPair as _};
 use ring::{digest, hmac};
 use rustix::process::Signal;
+use rustls::ClientConfig;
+use rustls::version::{TLS12, TLS13};
 use serde_json::json;
 
 use support::redis::{Redis, RedisSetup};
 use support::server::{
     ADMIN_KEY, Answer, Heard, Raw, SECRET, Server, Setup, Ws, bearer, eventually, mint, mint_by, now_s,
 };
-use support::{Reply, Step, Upstream};
+use support::{Authority, Reply, Step, Upstream};
 
 const HEADER: &str = "upstream-header-value+7f/c1=";
 const QUERY: &str = "upstream-query-value-93ab02";
@@ -40,6 +45,12 @@ const JWT_512: &str = "another jwt secret, of sixty-four bytes and more, as HS51
 const SID: &str = "sid-of-a-session-3c3c3c3c3c";
 const FOREIGN: &str = "a secret of somebody else's token issuer, long enough";
 const WRONG_ADMIN: &str = "not-the-admin-key-9e9e9e9e";
+const SET_QUERY: &str = "key-set-query-value-77ad10";
+const SET_PASSWORD: &str = "key-set-url-password-cc41";
+const SET_ANSWER: &str = "key-sets-error-body-8d01ee";
+/// Some of it is percent-encoded in a URL.
+const REDIS_USER: &str = "redis-users/password+0b@0b";
+const REDIS_USER_ENCODED: &str = "redis-users%2Fpassword%2B0b%400b";
 const MISPLACED: &str = "a-secret-in-the-wrong-place-77";
 
 /// What must not be seen, by what it is.
@@ -844,6 +855,316 @@ fn no_secret_is_seen_in_text() {
 #[test]
 fn no_secret_is_seen_in_json() {
     nothing_is_seen("json");
+}
+
+/// What is sealed: the listener's TLS, key sets over `https`, Redis over `rediss`, with all that their URLs and files hold.
+struct Sealed {
+    authority: Authority,
+    scratch: Scratch,
+    /// The files of who is trusted, and of a stranger.
+    ca: [String; 2],
+    upstream: Upstream,
+    idp: Upstream,
+    issuer: Ed25519KeyPair,
+    redis: Redis,
+    setup: Setup,
+    secrets: Secrets,
+}
+
+/// Ways a key set is not to be had: the path that stands in for each.
+const NO_KEY_SETS: [&str; 8] = ["500", "redirect", "html", "broken", "large", "cut", "status", "head"];
+
+impl Sealed {
+    fn new(format: &str) -> Sealed {
+        let (authority, stranger) = (Authority::new(), Authority::new());
+        let scratch = Scratch::new(&format!("sealed-{format}"));
+        let file = |name: &str, authority: &Authority| {
+            let folder = scratch.0.join(name);
+            fs::create_dir_all(&folder).expect("a folder");
+            authority.write_pem(&folder).display().to_string()
+        };
+        let ca = [file("good", &authority), file("stranger", &stranger)];
+        let identity = authority.identity(&["localhost", "127.0.0.1"]);
+        let (cert, key) = identity.write_pem(&scratch.0);
+
+        let mut secrets = Secrets::default();
+        for (what, secret) in [
+            ("JWT secret", SECRET),
+            ("admin key", ADMIN_KEY),
+            ("session secret", SESSION),
+            ("session id", SID),
+            ("query of a key set's URL", SET_QUERY),
+            ("password in a key set's URL", SET_PASSWORD),
+            ("answer in a key set's place", SET_ANSWER),
+            ("redis user's password", REDIS_USER),
+            ("misplaced secret", MISPLACED),
+        ] {
+            secrets.keep(what, secret);
+        }
+        let pem = identity.pem().1;
+        let lines: Vec<&str> = pem.lines().filter(|line| line.len() >= 16 && !line.starts_with('-')).collect();
+        assert!(lines.len() >= 2, "a private key has several lines");
+        for (no, line) in lines.iter().enumerate() {
+            secrets.keep(&format!("private key of the listener, line {no}"), *line);
+        }
+
+        let document = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).expect("a key");
+        let issuer = Ed25519KeyPair::from_pkcs8(document.as_ref()).expect("a key");
+        let idp = Upstream::start_tls(&identity);
+        let jwk =
+            json!({ "kty": "OKP", "crv": "Ed25519", "kid": "k", "x": URL_SAFE_NO_PAD.encode(issuer.public_key()) });
+        idp.set_json("/good", &json!({ "keys": [jwk] }).to_string());
+        let page = format!("<html>{SET_ANSWER}</html>");
+        idp.set("/500", Reply::body("text/html", page.clone()).with_status(500).header("Retry-After", SET_ANSWER));
+        let elsewhere = format!("https://{SET_ANSWER}@127.0.0.1/?{SET_ANSWER}");
+        idp.set("/redirect", Reply::status(302).header("Location", &elsewhere));
+        idp.set("/html", Reply::body("text/html", page));
+        let half = format!("{{\"keys\":[{{\"kty\":\"OKP\",\"kid\":\"{SET_ANSWER}\",");
+        idp.set("/broken", Reply::json(half.clone()));
+        idp.set("/large", Reply::json(format!("[{}0]", format!("\"{SET_ANSWER}\",").repeat(100_000))));
+        let cut = format!("HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n{half}").into_bytes();
+        idp.set("/cut", Reply::steps(vec![Step::Send(cut), Step::Reset]));
+        idp.set("/status", Reply::raw(format!("{SET_ANSWER}\r\n\r\n")));
+        idp.set("/head", Reply::raw(format!("HTTP/1.1 200 OK\r\n{SET_ANSWER}\r\n\r\n")));
+
+        let redis = RedisSetup::new().user("ada", REDIS_USER, "~* &* +@all").tls(&identity).start();
+        let record = json!({ "cookie": { "originalMaxAge": 600_000 }, "userId": "u7", "userRole": "agent" });
+        redis.command(&["SET", &format!("sess:{SID}"), &record.to_string(), "EX", "600"]);
+
+        let upstream = Upstream::start();
+        upstream.set_json("/leads", r#"[{"id":1}]"#);
+        let mut setup = Setup::new()
+            .log(&format!("level = \"trace\"\nformat = {format:?}"))
+            .limits("auth_failures_per_minute = 0\nhandshake_timeout = \"1s\"")
+            .stream("leads", &upstream.url("/leads"), "")
+            .server(&format!("[[server.tls]]\ncert = {cert:?}\nkey = {key:?}"));
+        let set = |url: &str, ca: &str| format!("url = {url:?}\nca = {ca:?}\naudience = \"restcast\"");
+        let at = |path: &str| idp.url(&format!("/{path}?key={SET_QUERY}"));
+        setup = setup.key_set("https://good", &set(&at("good"), &ca[0]));
+        for path in NO_KEY_SETS {
+            setup = setup.key_set(&format!("https://{path}"), &set(&at(path), &ca[0]));
+        }
+        setup = setup
+            .key_set("https://stranger", &set(&at("good"), &ca[1]))
+            .key_set("https://nobody", &set(&format!("https://{}/?key={SET_QUERY}", closed_port()), &ca[0]))
+            .key_set("https://no-name", &set(&format!("https://no-such-host.invalid/?key={SET_QUERY}"), &ca[0]));
+        let mut sealed = Sealed { authority, scratch, ca, upstream, idp, issuer, redis, setup, secrets };
+        sealed.setup = sealed.with_redis(&sealed.rediss(REDIS_USER_ENCODED), 0);
+        sealed
+    }
+
+    /// The URL of Redis over TLS, by this password.
+    fn rediss(&self, password: &str) -> String {
+        format!("rediss://ada:{password}@{}/0", self.redis.tls_address())
+    }
+
+    /// The setup with Redis at this URL, and this file of who is trusted.
+    fn with_redis(&self, url: &str, ca: usize) -> Setup {
+        let ca = if url.starts_with("rediss") { format!("ca = {:?}\n", self.ca[ca]) } else { String::new() };
+        let lines = format!("{ca}timeout = \"500ms\"\n[auth.session]\nsecrets = [{SESSION:?}]");
+        self.setup.clone().redis(url, &lines)
+    }
+
+    /// A token of this issuer under this key.
+    fn token(&mut self, iss: &str, kid: &str) -> String {
+        let claims = json!({ "sub": "u1", "exp": now_s() + 600, "iss": iss, "aud": "restcast" });
+        let parts = [json!({ "alg": "EdDSA", "kid": kid }), claims];
+        let text = parts.map(|part| URL_SAFE_NO_PAD.encode(part.to_string())).join(".");
+        let token = format!("{text}.{}", URL_SAFE_NO_PAD.encode(self.issuer.sign(text.as_bytes())));
+        self.secrets.keep_token(&format!("token of {iss} under {kid}"), &token);
+        token
+    }
+
+    fn client(&self) -> Arc<ClientConfig> {
+        Arc::new(self.authority.client_config(&[&TLS12, &TLS13]))
+    }
+
+    /// A request over TLS.
+    fn get(&self, server: &Server, path: &str, headers: &[(&str, String)]) -> Answer {
+        server.connect().secured(&self.client(), "localhost").request("GET", path, headers, "")
+    }
+}
+
+/// What `check` and `explain` print of the files, and what is said of files that are read again.
+fn sealed_files(sealed: &mut Sealed, said: &mut Said, server: &Server) {
+    let text = sealed.setup.text();
+    let token = sealed.token("https://good", "explained");
+    sealed.scratch.command(said, &["check"], &text, "");
+    sealed.scratch.command(said, &["explain", "token"], &text, &format!("{token}\n"));
+    let place = sealed.idp.address().to_string();
+    for (good, bad) in [
+        // A key set's URL takes no user and no password; who writes one is told so without it.
+        (format!("https://{place}/good"), format!("https://ada:{SET_PASSWORD}@{place}/good")),
+        (format!("https://{place}/good"), format!("http://ada:{SET_PASSWORD}@idp.example/good")),
+        (format!("https://{place}/good"), format!("https://:{SET_PASSWORD}@:no port:/good")),
+        (format!("ada:{REDIS_USER_ENCODED}@"), format!("ada:{REDIS_USER_ENCODED}%zz@")),
+        (format!("ada:{REDIS_USER_ENCODED}@"), format!("ada:{REDIS_USER_ENCODED}@:no port:")),
+        ("rediss://".to_owned(), "redis://".to_owned()),
+        ("rediss://".to_owned(), "https://".to_owned()),
+        (format!("ca = {:?}\ntimeout", sealed.ca[0]), "ca = \"/no/such/file\"\ntimeout".to_owned()),
+    ] {
+        assert!(text.contains(&good), "{good}");
+        let text = text.replacen(&good, &bad, 1);
+        sealed.scratch.command(said, &["check"], &text, "");
+        server.reload_text(&text);
+    }
+    server.reload_text(&text);
+}
+
+/// Credentials over TLS, and in every kind of handshake that is none.
+fn sealed_handshakes(sealed: &mut Sealed, said: &mut Said, server: &Server) {
+    let (good, bad) = (sealed.token("https://good", "k"), sealed.token("https://good", "another"));
+    let own = mint(json!({ "sub": "u1", "exp": now_s() + 600 }));
+    sealed.secrets.keep_token("own token", &own);
+    let client = sealed.client();
+    for (what, token, status) in [("good", &good, 200), ("own", &own, 200), ("bad", &bad, 401)] {
+        for (path, headers) in [
+            ("/v1/streams/leads".to_owned(), vec![bearer(token)]),
+            (format!("/v1/streams/leads?token={token}"), vec![]),
+            ("/v1/streams/leads".to_owned(), vec![("Cookie", format!("restcast_token={token}"))]),
+        ] {
+            assert_eq!(
+                said.answer(format!("GET by a {what} token over TLS"), &sealed.get(server, &path, &headers)),
+                status
+            );
+            let mut raw = server.connect().secured(&client, "localhost");
+            let upgrade = raw.upgrade(&path, &headers);
+            assert_eq!(said.answer(format!("upgrade by a {what} token over TLS"), &upgrade) == 101, status == 200);
+            // The same in the clear, to a listener that speaks TLS alone.
+            let answer = server.get(&path, &headers);
+            assert_eq!(said.answer("HTTP in the clear", &answer), 400);
+        }
+    }
+    let mut hello = Vec::new();
+    rustls::ClientConnection::new(Arc::clone(&client), "localhost".try_into().expect("a name"))
+        .expect("a client")
+        .write_tls(&mut hello)
+        .expect("to memory");
+    let record = |kind: u8, bytes: &[u8]| {
+        let length = u16::try_from(bytes.len()).expect("a record").to_be_bytes();
+        [&[kind, 3, 3], &length[..], bytes].concat()
+    };
+    for bytes in [
+        good.clone().into_bytes(),
+        record(22, good.as_bytes()),
+        record(23, good.as_bytes()),
+        record(21, good.as_bytes()),
+        [&hello[..hello.len() / 2], good.as_bytes()].concat(),
+        [&hello[..], good.as_bytes()].concat(),
+        [&hello[..], &record(22, good.as_bytes())].concat(),
+        [&hello[..], &record(23, good.as_bytes())].concat(),
+        // One that does not end.
+        hello[..hello.len() / 2].to_vec(),
+    ] {
+        let mut raw = server.connect();
+        raw.send(&bytes);
+        said.add("a handshake that is none", raw.rest());
+    }
+    // A client that speaks something else, whatever it calls it, and one that does not trust the server.
+    let mut other = sealed.authority.client_config(&[&TLS13]);
+    other.alpn_protocols = vec![MISPLACED.as_bytes().to_vec()];
+    let suspicious = Authority::new().client_config(&[&TLS12, &TLS13]);
+    for config in [other, suspicious] {
+        assert!(server.connect().try_secured(&Arc::new(config), "localhost").is_err());
+    }
+    // Behind a handshake, what is no record of it.
+    let mut ws = server.connect().secured(&client, "localhost").ws("/v1/streams/leads", &[bearer(&own)]);
+    ws.next_of("welcome");
+    std::io::Write::write_all(&mut ws.socket(), &record(23, good.as_bytes())).expect("sent");
+    said.frames("a record that is none", &mut ws);
+}
+
+/// Every way that a key set is not there, told to who brings a token that needs it.
+fn sealed_key_sets(sealed: &mut Sealed, said: &mut Said, server: &Server) {
+    for issuer in NO_KEY_SETS.into_iter().chain(["stranger", "nobody", "no-name"]) {
+        let token = sealed.token(&format!("https://{issuer}"), "k");
+        let answer = sealed.get(server, "/v1/streams/leads", &[bearer(&token)]);
+        assert_eq!(said.answer(format!("a token of {issuer}"), &answer), 401, "{issuer}");
+    }
+    let failed = server.metric(&["key_set_fetches_total", "failed"]);
+    assert!(failed >= (NO_KEY_SETS.len() + 3) as f64, "{failed}");
+    said.answer("readiness", &server.admin("GET", "/readyz", None));
+}
+
+/// Redis over TLS while it is there, gone, back; and where the server is not let in.
+fn sealed_redis(sealed: &mut Sealed, said: &mut Said, server: &Server) {
+    let session = [("Cookie", cookie(SESSION, SID))];
+    let status = |sealed: &Sealed, said: &mut Said, wanted: u16| {
+        eventually(&format!("a session is answered {wanted}"), || {
+            let answer = sealed.get(server, "/v1/streams/leads", &session);
+            (said.answer("a session by rediss", &answer) == wanted).then_some(())
+        });
+    };
+    status(sealed, said, 200);
+    sealed.redis.kill();
+    status(sealed, said, 503);
+    said.answer("readiness", &server.admin("GET", "/readyz", None));
+    sealed.redis.restart();
+    status(sealed, said, 200);
+
+    let (plain, tls) = (sealed.redis.address(), sealed.redis.tls_address());
+    for (what, url, ca) in [
+        ("a stranger's authority", sealed.rediss(REDIS_USER_ENCODED), 1),
+        ("a wrong password", sealed.rediss(MISPLACED), 0),
+        ("no TLS where it is asked for", format!("rediss://ada:{REDIS_USER_ENCODED}@{plain}/0"), 0),
+        ("TLS where none is asked for", format!("redis://ada:{REDIS_USER_ENCODED}@{tls}/0"), 0),
+    ] {
+        let server = sealed.with_redis(&url, ca).start();
+        let answer = sealed.get(&server, "/v1/streams/leads", &session);
+        assert_eq!(said.answer(what, &answer), 503, "{what}");
+        said.answer(what, &server.admin("GET", "/readyz", None));
+        said.add(format!("log with {what}"), server.log_text());
+        said.add(format!("metrics with {what}"), server.metrics());
+    }
+}
+
+fn nothing_sealed_is_seen(format: &str) {
+    let (mut sealed, mut said) = (Sealed::new(format), Said::default());
+    let server = sealed.setup.start();
+    sealed_handshakes(&mut sealed, &mut said, &server);
+    sealed_key_sets(&mut sealed, &mut said, &server);
+    sealed_redis(&mut sealed, &mut said, &server);
+    sealed_files(&mut sealed, &mut said, &server);
+    said.add("metrics", server.metrics());
+    for result in ["full", "failed", "not_tls"] {
+        assert!(server.metric(&["restcast_tls_handshakes_total{", &format!("\"{result}\"")]) >= 1.0, "{result}");
+    }
+    assert!(sealed.upstream.request_count() > 0 && sealed.idp.request_count() > 0);
+    said.add("log", server.log_text());
+    drop(server);
+
+    for (place, text) in [
+        ("log", "UPSTREAM_TLS: "),
+        ("log", "UPSTREAM_UNREACHABLE: "),
+        ("log", "UPSTREAM_DNS: "),
+        ("log", "UPSTREAM_PROTOCOL: "),
+        ("log", "UPSTREAM_TOO_LARGE: "),
+        ("log", "the status is 302, not 200"),
+        ("log", "the status is 500, not 200"),
+        ("log", "it is not JSON"),
+        ("log", "The configuration is not taken"),
+        ("log with a wrong password", "WRONGPASS"),
+        ("[\"check\"] out", "rediss://ada:***@"),
+        ("[\"check\"] err", "has a user, a password or a fragment"),
+        ("HTTP in the clear", "https://"),
+        ("GET by a bad token over TLS", "INVALID_TOKEN"),
+        ("a token of stranger", "INVALID_TOKEN"),
+        ("a wrong password", "SESSION_STORE_UNAVAILABLE"),
+    ] {
+        assert!(said.says(place, text), "{place} never says {text:?}");
+    }
+    let leaks = said.leaks(&sealed.secrets);
+    assert!(leaks.is_empty(), "{} leaks, the first of which: {}", leaks.len(), leaks[0]);
+}
+
+#[test]
+fn no_secret_of_tls_key_sets_and_rediss_is_seen_in_text() {
+    nothing_sealed_is_seen("text");
+}
+
+#[test]
+fn no_secret_of_tls_key_sets_and_rediss_is_seen_in_json() {
+    nothing_sealed_is_seen("json");
 }
 
 #[test]

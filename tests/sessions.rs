@@ -2,13 +2,18 @@
 
 mod hall;
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use hall::{COOKIE_SECRET, Conn, Hall, MS, SECOND, Setup, WALL_S, cookie, cookie_by, session_options};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use hall::{COOKIE_SECRET, Conn, Hall, MS, SECOND, Setup, WALL_S, api_keys, cookie, cookie_by, session_options};
+use restcast::auth::api_key::{ApiKeyId, KeyHash, key_text};
 use restcast::auth::session::CookieSecrets;
 use restcast::codec::ws::{Opcode, write_masked};
+use restcast::limits::{KEY_LOOKUPS_MAX, KEY_WAITERS_PER_TURN};
 use restcast::secret::Secret;
-use restcast::shard::{Input, Order};
+use restcast::shard::{Input, Lookup, Order};
 use serde_json::{Value, json};
 
 /// What sweeps are apart, and more.
@@ -212,6 +217,106 @@ fn a_question_without_an_answer_ends_in_503_and_a_late_answer_changes_nothing() 
     assert_eq!(hall.bytes(conn), b"");
 }
 
+// Keys that are asked for.
+
+/// A setup with an issuer whose keys are fetched, and none is there yet.
+fn with_issuer() -> Setup {
+    let text = "[limits]\nauth_failures_per_minute = 0\n[[auth.jwt.jwks]]\nissuer = \"https://idp\"\nurl = \"https://idp/keys\"\nalgs = [\"ES256\"]\n";
+    Setup { text: text.into(), ..Setup::new() }
+}
+
+fn signed_by(kid: &str) -> String {
+    let part = |value: Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    let claims = json!({ "iss": "https://idp", "sub": "u1", "exp": WALL_S + 600 });
+    let token = format!("{}.{}", part(json!({ "alg": "ES256", "kid": kid })), part(claims));
+    format!("Bearer {token}.{}", URL_SAFE_NO_PAD.encode([7; 64]))
+}
+
+#[test]
+fn names_of_keys_that_are_made_up_take_no_room_from_sessions() {
+    let mut hall = hall_with(&with_issuer(), 600 * SECOND);
+    hall.answers = false;
+    let strangers: Vec<Conn> = (0..KEY_LOOKUPS_MAX)
+        .map(|no| hall.upgrade(0, "/v1/streams/leads", &[("Authorization", &signed_by(&format!("k{no}")))]))
+        .collect();
+    assert_eq!(hall.questions.len(), KEY_LOOKUPS_MAX);
+    let one_more = signed_by("one more");
+    let conn = hall.upgrade(0, "/v1/streams/leads", &[("Authorization", &one_more)]);
+    assert_eq!(hall.refused(conn), code(503, "OVERLOADED"));
+    let known_to_be_asked_for = hall.upgrade(0, "/v1/streams/leads", &[("Authorization", &signed_by("k7"))]);
+    assert_eq!((hall.bytes(known_to_be_asked_for), hall.questions.len()), (vec![], KEY_LOOKUPS_MAX));
+    let by_session = watch(&mut hall, "s1");
+    assert_eq!(hall.questions.len(), KEY_LOOKUPS_MAX + 1, "a session is asked about");
+    let mine = cookie("s1");
+    let hybrid = hall.upgrade(0, "/v1/streams/leads", &[("Authorization", &one_more), ("Cookie", &mine)]);
+    assert_eq!(hall.bytes(hybrid), b"", "and tried where there is no room for the token's key");
+    hall.answer_all();
+    for conn in [by_session, hybrid] {
+        assert_eq!(hall.kinds(conn), ["welcome", "snapshot"]);
+    }
+    for conn in strangers.into_iter().chain([known_to_be_asked_for]) {
+        assert_eq!(hall.refused(conn), code(401, "INVALID_TOKEN"));
+    }
+    let conn = hall.upgrade(0, "/v1/streams/leads", &[("Authorization", &one_more)]);
+    hall.answer_all();
+    assert_eq!(hall.refused(conn), code(401, "INVALID_TOKEN"), "there is room again");
+}
+
+#[test]
+fn a_key_that_many_bring_is_asked_for_once_and_they_are_looked_at_in_turns() {
+    let mut hall = hall_with(&with_issuer(), 600 * SECOND);
+    hall.answers = false;
+    let (token, mine) = (signed_by("new"), cookie("s1"));
+    let many = KEY_WAITERS_PER_TURN + 1;
+    let mut conns: Vec<Conn> =
+        (0..many).map(|_| hall.upgrade(0, "/v1/streams/leads", &[("Authorization", &token)])).collect();
+    let hybrid = hall.upgrade(0, "/v1/streams/leads", &[("Authorization", &token), ("Cookie", &mine)]);
+    let gone = conns.swap_remove(0);
+    hall.lose(gone);
+    assert_eq!(hall.questions.len(), 1);
+    let question = hall.questions.pop_front().expect("a question");
+    hall.answer(question);
+    hall.settle();
+    let answered = conns.iter().filter(|conn| !hall.bytes(**conn).is_empty()).count();
+    assert_eq!((answered, hall.questions.len()), (KEY_WAITERS_PER_TURN - 1, 1), "the others in the next turn");
+    hall.answer_all();
+    assert_eq!(hall.questions.len(), 1, "the session's");
+    hall.answer_all();
+    assert_eq!(hall.kinds(hybrid), ["welcome", "snapshot"], "the key is not there, so the session counts");
+    assert_eq!((hall.bytes(gone), hall.questions.len()), (vec![], 0));
+}
+
+#[test]
+fn while_other_keys_are_still_being_judged_nothing_is_sent_under_a_revoked_one() {
+    let mut hall = Hall::new(&Setup::new());
+    let line = |id: &str, rate: u32| {
+        let key = key_text(&ApiKeyId::new(id).expect("an id"), &[7; 32]);
+        let hash = KeyHash::new(&key, [1; 16]).to_text();
+        let line = format!("[[auth.api_key]]\nid = {id:?}\nhash = {hash:?}\nstreams = [\"leads\"]\nrate = {rate}\n");
+        (String::from_utf8(key.expose_secret().to_vec()).expect("text"), line)
+    };
+    let ((many, before), (few, revoked)) = (line("many", 0), line("few", 0));
+    let keys = api_keys(&format!("{before}{revoked}"));
+    hall.tell_all(|| Input::ApiKeys(Arc::clone(&keys)));
+    let warm = hall.request(0, "GET", "/v1/streams/leads", &[("X-Api-Key", &many)]);
+    assert_eq!(hall.answered(warm).0, 200, "there is a value");
+    // As many as are judged in one turn, and have nothing to be sent for it.
+    for _ in 0..256 {
+        let conn = hall.upgrade(0, "/v1/ws", &[("X-Api-Key", &many)]);
+        assert_eq!(hall.kinds(conn), ["welcome"]);
+    }
+    let conns = [0; 3].map(|_| hall.upgrade(0, "/v1/ws", &[("X-Api-Key", &few)]));
+    for conn in conns {
+        assert_eq!(hall.kinds(conn), ["welcome"]);
+        hall.message_at_once(conn, json!({ "type": "subscribe", "stream": "leads" }));
+    }
+    let keys = api_keys(&line("many", 1).1);
+    hall.tell_all(|| Input::ApiKeys(Arc::clone(&keys)));
+    for conn in conns {
+        assert_eq!(hall.kinds(conn), ["subscribed", "4010 api_key_revoked"], "and no frame of the stream");
+    }
+}
+
 // Live sessions.
 
 #[test]
@@ -326,6 +431,27 @@ fn touching_keeps_a_session_alive_while_it_is_connected_and_no_longer() {
 }
 
 #[test]
+fn a_session_that_is_touched_ends_by_its_cookie_where_its_key_has_no_end() {
+    let mut setup = Setup::new();
+    setup.session = Some(restcast::auth::session::Options { touch: true, ..session_options() });
+    let mut hall = Hall::new(&setup);
+    let mut kept = record("u1");
+    kept["cookie"] = json!({ "originalMaxAge": 20_000, "expires": "2027-01-15T08:00:20.000Z" });
+    hall.put_session("s1", kept.clone(), None);
+    kept["cookie"]["expires"] = json!("2027-01-15T07:59:59.999Z");
+    hall.put_session("s2", kept, None);
+    let past = watch(&mut hall, "s2");
+    assert_eq!(hall.refused(past), code(401, "SESSION_EXPIRED"));
+    let conn = watch(&mut hall, "s1");
+    assert_eq!(hall.frames(conn)[0]["auth"]["expires_at"], (WALL_S + 20) * 1_000_000);
+    hall.pass(20 * SECOND - MS);
+    assert_eq!(hall.kinds(conn), ["reauthenticate"]);
+    hall.pass(MS);
+    assert_eq!(hall.kinds(conn), ["4001 session_expired"]);
+    assert!(hall.orders.is_empty(), "what has no end is not given one");
+}
+
+#[test]
 fn rights_that_change_are_told_first_and_then_hold() {
     let setup = Setup::new()
         .stream("staff", "permissions = [\"staff\"]")
@@ -426,6 +552,43 @@ fn a_store_that_only_fails_to_answer_is_as_good_as_away() {
     assert!(hall.asked.len() >= 11 && hall.asked.len() <= 16, "it is tried again: {}", hall.asked.len());
     hall.pass(4 * SECOND);
     assert_eq!(hall.kinds(conn), ["4001 session_expired"]);
+}
+
+#[test]
+fn the_grace_ends_a_session_while_a_question_about_it_waits_for_its_answer() {
+    let mut setup = Setup::new();
+    setup.session = Some(restcast::auth::session::Options { grace: 60 * SECOND, ..session_options() });
+    let mut hall = hall_with(&setup, 86_400 * SECOND);
+    let conn = watch(&mut hall, "s1");
+    hall.kinds(conn);
+    hall.asked.clear();
+    hall.answers = false;
+    while hall.asked.is_empty() {
+        hall.pass(MS);
+    }
+    // From here on the store is stalled: each question is answered after two seconds, that there is no answer.
+    let stalled = hall.wall();
+    hall.away = true;
+    while hall.wall().since(stalled) < 60 * SECOND - MS {
+        if hall.questions.is_empty() {
+            hall.pass(MS);
+        } else {
+            hall.pass((2 * SECOND).min(60 * SECOND - MS - hall.wall().since(stalled)));
+            // The last is out when the grace ends.
+            if hall.wall().since(stalled) < 55 * SECOND {
+                hall.answer_all();
+            }
+        }
+    }
+    assert_eq!((hall.kinds(conn), hall.questions.len()), (vec![], 1));
+    hall.pass(MS);
+    assert_eq!(hall.kinds(conn), ["4001 session_expired"], "its end waits for no answer");
+    let asked = hall.asked.len();
+    assert!(asked <= 60 / 4 + 2, "nor is it asked for again and again: {asked}");
+    hall.away = false;
+    hall.answer_all();
+    hall.pass(SECOND);
+    assert_eq!((hall.kinds(conn), hall.asked.len()), (vec![], asked), "what is over stays so");
 }
 
 #[test]
@@ -653,22 +816,17 @@ fn a_ticket_of_a_token_ends_with_the_token() {
 
 #[test]
 fn a_ticket_of_a_session_lives_by_the_session() {
-    for away in [false, true] {
-        let mut hall = hall_with(&Setup { cores: 2, ..Setup::new() }, 600 * SECOND);
-        let cookie = cookie("s1");
-        let made = ticket(&mut hall, 0, &[("Cookie", &cookie)]);
-        hall.away = away;
-        let conn = use_ticket(&mut hall, 1, &made);
-        let expires_at = (WALL_S + 600) * 1_000_000;
-        let frames = hall.frames(conn);
-        assert_eq!(frames[0]["auth"], json!({ "type": "ticket", "sub": "u1", "expires_at": expires_at }));
-        hall.away = false;
-        hall.message(conn, json!({ "type": "auth_update" }));
-        assert_eq!(hall.kinds(conn), ["auth_ok"]);
-        hall.store.clear();
-        hall.pass(30 * SECOND);
-        assert_eq!(hall.kinds(conn), ["4001 session_expired"]);
-    }
+    let mut hall = hall_with(&Setup { cores: 2, ..Setup::new() }, 600 * SECOND);
+    let made = ticket(&mut hall, 0, &[("Cookie", &cookie("s1"))]);
+    let conn = use_ticket(&mut hall, 1, &made);
+    let expires_at = (WALL_S + 600) * 1_000_000;
+    let frames = hall.frames(conn);
+    assert_eq!(frames[0]["auth"], json!({ "type": "ticket", "sub": "u1", "expires_at": expires_at }));
+    hall.message(conn, json!({ "type": "auth_update" }));
+    assert_eq!(hall.kinds(conn), ["auth_ok"]);
+    hall.store.clear();
+    hall.pass(30 * SECOND);
+    assert_eq!(hall.kinds(conn), ["4001 session_expired"]);
     let mut hall = hall_with(&Setup::new(), 600 * SECOND);
     let cookie = cookie("s1");
     let [of_none, of_other] = [0; 2].map(|_| ticket(&mut hall, 0, &[("Cookie", &cookie)]));
@@ -692,23 +850,84 @@ fn another_process_takes_a_ticket_that_is_kept_in_the_store_and_only_one_does() 
     std::mem::swap(&mut here.tickets, &mut there.tickets);
     let conn = use_ticket(&mut here, 0, &made);
     assert_eq!(here.refused(conn), code(401, "INVALID_TOKEN"), "its maker still had it, but the store says");
-    // Where the store is away nobody else can say.
+}
+
+#[test]
+fn a_ticket_is_not_used_twice_while_the_store_is_cut_from_one_process() {
+    let mut here = Hall::new(&Setup::new());
+    let mut there = Hall::new(&Setup::new());
+    let token = format!("Bearer {}", here.token(json!({})));
     let made = ticket(&mut here, 0, &[("Authorization", &token)]);
-    there.away = true;
+    std::mem::swap(&mut here.tickets, &mut there.tickets);
+    // The store has it, so the store's word is needed, by its maker as by anybody.
+    here.away = true;
+    let conn = use_ticket(&mut here, 0, &made);
+    assert_eq!(here.refused(conn), code(503, "SESSION_STORE_UNAVAILABLE"));
     let conn = use_ticket(&mut there, 0, &made);
-    assert_eq!(there.refused(conn), code(503, "SESSION_STORE_UNAVAILABLE"));
-    here.away = true;
+    assert_eq!(there.kinds(conn), ["welcome", "snapshot"]);
     let conn = use_ticket(&mut here, 0, &made);
+    assert_eq!(here.refused(conn), code(503, "SESSION_STORE_UNAVAILABLE"));
+    // One that is made meanwhile is its maker's alone, also when the store is there again.
+    let made = [0; 2].map(|_| ticket(&mut here, 0, &[("Authorization", &token)]));
+    let conn = use_ticket(&mut there, 0, &made[0]);
+    assert_eq!(there.refused(conn), code(401, "INVALID_TOKEN"));
+    let conn = use_ticket(&mut here, 0, &made[0]);
     assert_eq!(here.kinds(conn), ["welcome", "snapshot"]);
     here.away = false;
-    let conn = use_ticket(&mut here, 0, &made);
-    assert_eq!(here.refused(conn), code(401, "INVALID_TOKEN"), "the store has it still, but it has been used");
-    // One that could not be kept there is good here.
-    here.away = true;
-    let made = ticket(&mut here, 0, &[("Authorization", &token)]);
-    here.away = false;
-    let conn = use_ticket(&mut here, 0, &made);
+    let conn = use_ticket(&mut here, 0, &made[1]);
     assert_eq!(here.kinds(conn), ["welcome", "snapshot"]);
+    for made in made {
+        let conn = use_ticket(&mut here, 0, &made);
+        assert_eq!(here.refused(conn), code(401, "INVALID_TOKEN"));
+    }
+}
+
+#[test]
+fn a_ticket_that_the_store_may_have_kept_without_saying_so_is_handed_out_to_nobody() {
+    let mut hall = Hall::new(&Setup::new());
+    let token = format!("Bearer {}", hall.token(json!({})));
+    hall.answers = false;
+    let asker = hall.request(0, "POST", "/v1/tickets", &[("Authorization", &token)]);
+    let question = hall.questions.pop_front().expect("a question");
+    let Lookup::KeepTicket { hash, record, .. } = &question.lookup else { panic!("{question:?}") };
+    let (in_the_store, record) = (hash.clone(), record.clone());
+    hall.tickets.insert(in_the_store.clone(), record);
+    hall.away = true;
+    hall.answer(question);
+    (hall.answers, hall.away) = (true, false);
+    hall.settle();
+    let (status, body) = hall.answered(asker);
+    assert_eq!(status, 201, "{body}");
+    let made = body["ticket"].as_str().expect("a ticket");
+    let hash = restcast::auth::ticket::TicketHash::of(made.as_bytes()).expect("a ticket");
+    assert_ne!(hash.to_string(), in_the_store, "another process could take it as well");
+    let conn = use_ticket(&mut hall, 0, made);
+    assert_eq!(hall.kinds(conn), ["welcome", "snapshot"]);
+    let conn = use_ticket(&mut hall, 0, made);
+    assert_eq!(hall.refused(conn), code(401, "INVALID_TOKEN"));
+    assert_eq!(hall.tickets.len(), 1, "the other goes with its time");
+}
+
+#[test]
+fn a_ticket_opens_nothing_while_nobody_can_say_that_its_session_lives() {
+    let mut hall = hall_with(&Setup::new(), 600 * SECOND);
+    let cookie = cookie("s1");
+    let live = watch(&mut hall, "s1");
+    let made = ticket(&mut hall, 0, &[("Cookie", &cookie)]);
+    // The user signs out, and the store goes away before anything is heard of it.
+    hall.store.clear();
+    hall.answers = false;
+    let conn = use_ticket(&mut hall, 0, &made);
+    let of_ticket = hall.questions.pop_front().expect("a question");
+    hall.answer(of_ticket);
+    hall.settle();
+    let of_session = hall.questions.pop_front().expect("another");
+    assert!(matches!(of_session.lookup, Lookup::Sessions(_)), "{of_session:?}");
+    hall.away = true;
+    hall.answer(of_session);
+    hall.settle();
+    assert_eq!(hall.refused(conn), code(503, "SESSION_STORE_UNAVAILABLE"));
+    assert_eq!(hall.kinds(live), ["welcome", "snapshot"], "who is connected has the grace");
 }
 
 #[test]
@@ -810,6 +1029,20 @@ fn a_logout_from_before_an_anonymous_connection_was_raised_does_not_end_it() {
     hall.hear("user-logged-out", json!({ "userId": "u1" }));
     hall.pass(SECOND);
     assert_eq!(hall.kinds(conn), ["4010 logged_out"]);
+}
+
+#[test]
+fn a_logout_that_is_heard_after_the_clock_was_set_forward_ends_a_session_from_before() {
+    let mut hall = hall_with(&Setup::new(), 600 * SECOND);
+    let conn = watch(&mut hall, "s1");
+    hall.pass(SECOND);
+    let logged_out = hall.wall();
+    hall.set_clock_forward(10 * SECOND);
+    hall.hear_late("user-logged-out", json!({ "userId": "u1" }), logged_out);
+    hall.pass(SECOND);
+    assert_eq!(hall.kinds(conn), ["welcome", "snapshot", "4010 logged_out"]);
+    let again = watch(&mut hall, "s1");
+    assert_eq!(hall.kinds(again), ["welcome", "snapshot"], "who signs in afterwards is let in");
 }
 
 #[test]

@@ -218,15 +218,35 @@ fn without_redis_a_ticket_is_its_own_processs() {
 }
 
 #[test]
-fn tickets_are_made_and_used_while_redis_is_away() {
+fn tickets_are_made_and_used_while_redis_is_away_and_what_it_has_waits_for_it() {
     let mut redis = Redis::start();
     let (_upstream, setup) = setup(&redis.url(), "");
     let server = setup.start();
     let before = ticket(&server, &token_of("u1"));
     redis.kill();
-    for made in [before, ticket(&server, &token_of("u1"))] {
-        let path = format!("/v1/streams/leads?ticket={made}");
-        assert_eq!(server.get(&path, &[]).status, 200);
-        assert_ne!(server.get(&path, &[]).status, 200);
-    }
+    let path = format!("/v1/streams/leads?ticket={}", ticket(&server, &token_of("u1")));
+    assert_eq!(server.get(&path, &[]).status, 200);
+    assert_ne!(server.get(&path, &[]).status, 200);
+    let answer = server.get(&format!("/v1/streams/leads?ticket={before}"), &[]);
+    assert_eq!(outcome(&answer), unavailable(), "another process may have used it");
+}
+
+#[test]
+fn a_ticket_is_used_once_while_redis_is_cut_from_its_maker() {
+    let redis = Redis::start();
+    let proxy = Proxy::to(redis.address());
+    let (_upstream, setup_there) = setup(&redis.url(), "");
+    let (_upstream_here, setup_here) = setup(&format!("redis://{}", proxy.address()), "");
+    let (here, there) = (setup_here.start(), setup_there.start());
+    let path = format!("/v1/streams/leads?ticket={}", ticket(&here, &token_of("u1")));
+    proxy.down();
+    assert_eq!(outcome(&here.get(&path, &[])), unavailable());
+    assert_eq!(there.get(&path, &[]).status, 200);
+    assert_eq!(outcome(&there.get(&path, &[])), (401, "INVALID_TOKEN".to_owned()));
+    assert_eq!(outcome(&here.get(&path, &[])), unavailable());
+    proxy.heal();
+    eventually("Redis is reached again, and says that it was used", || {
+        let said = outcome(&here.get(&path, &[]));
+        (said != unavailable()).then(|| assert_eq!(said, (401, "INVALID_TOKEN".to_owned())))
+    });
 }

@@ -9,6 +9,7 @@ use libfuzzer_sys::fuzz_target;
 use restcast::auth::session::{CookieSecrets, Options, Place, Record};
 use restcast::auth::ticket::TicketRecord;
 use restcast::limits::{SESSION_LISTED_MAX, SESSION_TEXT_BYTES_MAX};
+use restcast::time::WallTime;
 
 static OPTIONS: LazyLock<Options> = LazyLock::new(|| {
     let place = |text: &str| Place::new(text, &text.split('/').skip(1).map(str::to_owned).collect::<Vec<_>>());
@@ -46,7 +47,10 @@ fuzz_target!(|data: &[u8]| {
         }
         let touched = Options { touch: true, ..OPTIONS.clone() };
         let touched = Record::parse(data, &touched, &claims).expect("the same record");
-        assert_eq!((touched.expires, touched.user), (None, record.user));
+        assert_eq!(touched, record);
+        let (seen, life) = (WallTime::from_secs(1), Duration::from_secs(9));
+        assert_eq!(touched.ends(seen, Some(life), true), Some(seen + life));
+        assert_eq!(touched.ends(seen, None, true), record.expires);
     }
     if let Some(ticket) = TicketRecord::parse(data)
         && let Some(text) = ticket.to_text()

@@ -1,14 +1,13 @@
 //! The load tester against the built server, and against servers that break their word, so that it is seen to notice.
 
-use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::{env, fs, thread};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -22,10 +21,16 @@ const SECRET: &str = "a secret of the tests: 32 bytes and some more";
 
 // What the tests start.
 
-/// The server's program, built where this one was.
+/// The server's program: the one that `RESTCAST_BUILT` names, as where `make test` has just built it with the rest of the
+/// workspace, or else built where this one was.
 fn restcast() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
+        if let Some(program) = env::var_os("RESTCAST_BUILT") {
+            let program = PathBuf::from(program);
+            assert!(program.exists(), "{} is missing, which RESTCAST_BUILT names", program.display());
+            return program;
+        }
         let folder = Path::new(LOADTEST).parent().expect("a folder");
         let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
         let mut build = Command::new(env!("CARGO"));

@@ -401,6 +401,15 @@ struct Trust<'v> {
     issuer: Option<(usize, &'v IssuerOptions)>,
 }
 
+/// A key that an issuer's set does not have, or not yet.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct LackedKey {
+    /// Which of the options' `key_sets` that is.
+    pub issuer: usize,
+    /// What the token calls it; `None`: the set has none at all of the token's algorithm.
+    pub kid: Option<Box<str>>,
+}
+
 impl Trust<'_> {
     /// Why no key may verify a token with this header; `None`: some may.
     fn lacks(self, kid: Option<&str>, algorithm: Algorithm) -> Option<NoKey> {
@@ -544,9 +553,8 @@ impl Verifier {
         })
     }
 
-    /// Whether a token was refused only because its issuer's set, which is fetched, has no key that it could be by: which of
-    /// the options' `key_sets` that is.
-    pub fn lacks_key_of(&self, token: &[u8]) -> Option<usize> {
+    /// Whether a token was refused only because its issuer's set, which is fetched, has no key that it could be by: the key.
+    pub fn lacks_key_of(&self, token: &[u8]) -> Option<LackedKey> {
         if self.options.key_sets.is_empty() {
             return None;
         }
@@ -558,7 +566,7 @@ impl Verifier {
         let (place, issuer) = trust.issuer.filter(|(_, issuer)| issuer.keys.is_none())?;
         let usable = issuer.algorithms.contains(&algorithm);
         let lacks = matches!(trust.lacks(kid, algorithm), Some(NoKey::UnknownKid | NoKey::NoneOfAlgorithm));
-        (usable && lacks).then_some(place)
+        (usable && lacks).then(|| LackedKey { issuer: place, kid: kid.map(Box::from) })
     }
 
     fn check_claims(

@@ -239,7 +239,7 @@ impl Record {
             found => texts(found, "the role", "a string or an array of strings")?,
         };
         let permissions = texts(options.permissions.find(&record)?, "the permissions", "an array of strings")?;
-        let (expires, max_age) = cookie(&record, options.touch)?;
+        let (expires, max_age) = cookie(&record)?;
         let company = options.company.find(&record)?.filter(|value| *value != Value::Null);
         let rights =
             Rights { roles, permissions, claims: claims(record, company, template_claims), ..Rights::default() };
@@ -247,15 +247,18 @@ impl Record {
     }
 
     /// When the session ends: the sooner of what the record says and what Redis does, whose key was seen at `seen` to live
-    /// for `ttl` more; `None`: neither sets an end.
-    pub fn ends(&self, seen: WallTime, ttl: Option<Duration>) -> Option<WallTime> {
-        [self.expires, ttl.map(|ttl| seen + ttl)].into_iter().flatten().min()
+    /// for `ttl` more; `None`: neither sets an end. `touch`: touching moves the key's life and leaves the record as the
+    /// application has last saved it, which says nothing then; a key that has no end is not touched, and the record's counts.
+    pub fn ends(&self, seen: WallTime, ttl: Option<Duration>, touch: bool) -> Option<WallTime> {
+        match ttl.map(|ttl| seen + ttl) {
+            Some(ends) if touch => Some(ends),
+            ends => [self.expires, ends].into_iter().flatten().min(),
+        }
     }
 }
 
-/// What express-session keeps of the cookie: its end and its age. Where sessions are touched, touching moves the key's life
-/// and not this, which then says nothing.
-fn cookie(record: &Members<'_>, touch: bool) -> Result<(Option<WallTime>, Option<Duration>), RecordError> {
+/// What express-session keeps of the cookie: its end and its age.
+fn cookie(record: &Members<'_>) -> Result<(Option<WallTime>, Option<Duration>), RecordError> {
     let Some(Value::Object(text)) = record.find("cookie") else { return Ok((None, None)) };
     let cookie = Members::read(text.as_bytes())?;
     let unfit = RecordError::Unfit { what: "cookie.expires", wanted: "a date as JSON.stringify writes it" };
@@ -269,7 +272,7 @@ fn cookie(record: &Members<'_>, touch: bool) -> Result<(Option<WallTime>, Option
         Some(Value::Number(number)) => number.parse().ok().map(Duration::from_millis),
         _ => None,
     };
-    Ok((expires.filter(|_| !touch), max_age.filter(|age| !age.is_zero())))
+    Ok((expires, max_age.filter(|age| !age.is_zero())))
 }
 
 /// What templates may be filled with: sorted by name, as [`Rights`] wants it.
@@ -589,16 +592,25 @@ mod tests {
             expires: expires.map(WallTime::from_secs),
             max_age: None,
         };
-        let ends = |expires, ttl: Option<u64>| record(expires).ends(at, ttl.map(Duration::from_secs));
+        let ends = |expires, ttl: Option<u64>| record(expires).ends(at, ttl.map(Duration::from_secs), false);
         assert_eq!(ends(Some(1_500), Some(100)), Some(WallTime::from_secs(1_100)));
         assert_eq!(ends(Some(1_050), Some(100)), Some(WallTime::from_secs(1_050)));
         assert_eq!(ends(None, Some(100)), Some(WallTime::from_secs(1_100)));
         assert_eq!(ends(Some(1_050), None), Some(WallTime::from_secs(1_050)));
         assert_eq!(ends(None, None), None);
+    }
+
+    #[test]
+    fn a_session_that_is_touched_ends_with_its_key_and_by_its_cookie_where_the_key_has_no_end() {
+        let at = WallTime::from_secs(1_795_375_000);
         let text = br#"{"userId":"u1","cookie":{"expires":"2026-11-22T19:21:27Z","originalMaxAge":5000}}"#;
         let touched = Options { touch: true, ..options() };
-        let touched = Record::parse(text, &touched, &[]).expect("a record");
-        assert_eq!((touched.expires, touched.max_age), (None, Some(Duration::from_secs(5))), "touching moves the key");
+        let record = Record::parse(text, &touched, &[]).expect("a record");
+        let by_cookie = Some(WallTime::from_secs(1_795_375_287));
+        assert_eq!((record.expires, record.max_age), (by_cookie, Some(Duration::from_secs(5))));
+        assert_eq!(record.ends(at, Some(Duration::from_secs(900)), true), Some(at + Duration::from_secs(900)));
+        assert_eq!(record.ends(at, None, true), by_cookie);
+        assert_eq!(Record { expires: None, ..record }.ends(at, None, true), None);
     }
 
     #[test]

@@ -59,8 +59,6 @@ impl fmt::Display for TicketHash {
 /// What a ticket stands for.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct TicketRecord {
-    /// Tells the process that made it from others.
-    pub maker: u64,
     /// Until when it may be used.
     pub ends: WallTime,
     /// What whoever asked for it had.
@@ -79,7 +77,6 @@ impl TicketRecord {
         let session = session.as_ref().map(|sid| URL_SAFE_NO_PAD.encode(sid.expose_secret()));
         let text = json!({
             "v": 1,
-            "maker": self.maker,
             "ends": self.ends.as_micros(),
             "sub": sub,
             "iss": rights.issuer,
@@ -152,7 +149,7 @@ impl TicketRecord {
             session,
             api_key,
         };
-        Some(TicketRecord { maker: member("maker")?.as_u64()?, ends: time("ends")??, grant })
+        Some(TicketRecord { ends: time("ends")??, grant })
     }
 }
 
@@ -188,7 +185,6 @@ mod tests {
             api_key: None,
         };
         TicketRecord {
-            maker: u64::MAX,
             ends: WallTime::from_secs(2_000),
             grant: GrantRecord {
                 sub: Some("u1".into()),

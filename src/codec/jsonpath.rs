@@ -1497,6 +1497,22 @@ mod tests {
         })
     }
 
+    /// The other implementation finds nothing at a negative index where a filter compares it or gives it to a function; RFC
+    /// 9535 section 2.3.3.2 counts from the end there as elsewhere.
+    fn has_negative_index_in_filter(path: &str) -> bool {
+        path.split_once("[?").is_some_and(|(_, rest)| ["[-1]", "[-2]", "[-3]"].iter().any(|index| rest.contains(index)))
+    }
+
+    #[test]
+    fn a_negative_index_counts_from_the_end_in_a_filter_too() {
+        assert_eq!(query("$[?@[-1]==2]", "[[1,2],[2,1],[]]"), ["[1,2]"]);
+        assert_eq!(
+            query("$[?value($..b)!=value(@[-1])]", "[[null]]"),
+            ["[null]"],
+            "null is something, and no b is nothing"
+        );
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2_000))]
 
@@ -1506,7 +1522,7 @@ mod tests {
             let theirs = serde_json_path::JsonPath::parse(&path);
             let ours = JsonPath::parse(&path);
             prop_assert_eq!(ours.is_ok(), theirs.is_ok(), "{}", path);
-            if let Ok(theirs) = theirs {
+            if let (Ok(theirs), false) = (theirs, has_negative_index_in_filter(&path)) {
                 let found: Vec<Value> =
                     query(&path, &value.to_string()).iter().map(|text| text.parse().expect("JSON")).collect();
                 let expected: Vec<Value> = theirs.query(&value).all().into_iter().cloned().collect();

@@ -112,7 +112,7 @@ pub fn run_lines(mut input: impl BufRead, mut output: impl Write) -> io::Result<
 
 const BAD_LINE: &str = "bad_line";
 
-enum Line {
+pub(super) enum Line {
     /// The input has ended.
     None,
     /// It stands in the buffer, without its newline.
@@ -122,7 +122,7 @@ enum Line {
 }
 
 /// Reads one line into `line`, or past it.
-fn read_line(input: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<Line> {
+pub(super) fn read_line(input: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<Line> {
     line.clear();
     let (mut any, mut too_long) = (false, false);
     loop {

@@ -3,5 +3,6 @@
 pub mod certificates;
 pub mod check;
 pub mod explain;
+pub mod explain_url;
 pub mod token;
 pub mod watch;

@@ -76,6 +76,7 @@ pub(super) fn config(root: &Section, sources: &dyn Sources, errors: &mut Vec<Con
     let redis = check.redis(root);
     let api_keys = check.api_keys(root);
     let has_keys = ["auth.jwt.key", "auth.jwt.jwks", "auth.api_key"].iter().any(|keys| !root.array(keys).is_empty());
+    let direct = check.direct(root);
     let streams = check.streams(root, has_keys || auth.session.is_some());
     let actions = check.actions(root, &streams);
     let Keys { written: jwt_keys, key_sets, .. } = keys;
@@ -91,6 +92,7 @@ pub(super) fn config(root: &Section, sources: &dyn Sources, errors: &mut Vec<Con
         key_sets,
         api_keys,
         redis,
+        direct,
         streams,
         actions,
     };

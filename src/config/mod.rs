@@ -9,6 +9,7 @@
 
 mod action;
 mod api_key;
+mod direct;
 mod form;
 mod jwt;
 mod keys;
@@ -37,6 +38,7 @@ use crate::auth::keys::KeyError;
 use crate::auth::public_key::PublicKeyError;
 use crate::codec::jsonpath::PathError;
 use crate::codec::proof::SignerError;
+use crate::guard::{DirectOptions, PatternError};
 use crate::secret::Secret;
 use crate::stream::filter::FilterError;
 use crate::stream::schema::SchemaError;
@@ -79,6 +81,8 @@ pub struct Config {
     pub redis: Option<RedisOptions>,
     /// `[[auth.jwt.jwks]]`, in the order of the file and of `auth.jwt.key_sets`: where each set comes from.
     pub key_sets: Vec<KeySetSource>,
+    /// `[direct]`; `None`: there is none, and direct mode is off.
+    pub direct: Option<DirectOptions>,
     /// `[[stream]]`, in the order of the file.
     pub streams: Vec<Arc<stream::Options>>,
     /// `[[action]]`, in the order of the file.
@@ -449,6 +453,14 @@ pub enum Problem {
         "`redis.channel_logout`, `channel_permissions` and `channel_revoked` must be three names: each means its own"
     )]
     RedisChannels,
+    /// An entry of `direct.allow` that is no pattern.
+    #[error("`direct.allow`: {found} {error}")]
+    DirectAllow {
+        /// The entry, shortened.
+        found: String,
+        /// What is wrong.
+        error: PatternError,
+    },
     /// A stream id that is none.
     #[error("`stream.id` must have 1 to 128 of the characters A-Z a-z 0-9 . _ : ~ -")]
     StreamId,
@@ -679,6 +691,9 @@ pub enum Oddity {
         /// The issuer.
         issuer: String,
     },
+    /// A direct mode in which every target is blocked.
+    #[error("[direct] reaches nothing: list targets in `allow`, or set `allow_public`")]
+    DirectReachesNothing,
     /// A very short interval.
     #[error("stream \"{id}\": `interval` is under 100ms: the upstream gets over ten requests a second")]
     ShortInterval {

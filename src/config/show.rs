@@ -12,6 +12,7 @@ use super::{
 use crate::auth::api_key::ApiKey;
 use crate::auth::jwks::IssuerOptions;
 use crate::auth::session;
+use crate::guard::DirectOptions;
 use crate::stream;
 use crate::stream::view::{Projection, View};
 
@@ -31,6 +32,7 @@ pub(super) fn masked_toml(config: &Config) -> String {
     issuers.for_each(|(issuer, source)| key_set(&mut page, issuer, source));
     config.api_keys.iter().for_each(|key| api_key(&mut page, key));
     config.redis.iter().for_each(|options| redis(&mut page, options));
+    config.direct.iter().for_each(|options| direct(&mut page, options));
     config.streams.iter().for_each(|options| stream(&mut page, options));
     config.actions.iter().for_each(|options| action(&mut page, options));
     page.0
@@ -198,6 +200,17 @@ fn redis(page: &mut Page, redis: &RedisOptions) {
     page.line("channel_logout", quoted(&redis.channel_logout));
     page.line("channel_permissions", quoted(&redis.channel_permissions));
     page.line("channel_revoked", quoted(&redis.channel_revoked));
+}
+
+fn direct(page: &mut Page, direct: &DirectOptions) {
+    page.header("[direct]");
+    page.line("allow", list(direct.policy.allow.iter().map(ToString::to_string)));
+    page.line("allow_public", direct.policy.allow_public);
+    page.line("cookies", direct.policy.cookies);
+    page.line("roles", list(&direct.roles));
+    page.line("interval_min", quoted_duration(direct.interval_min));
+    page.line("sessions_per_subject", direct.sessions_per_subject);
+    page.line("session_ttl_max", quoted_duration(direct.session_ttl_max));
 }
 
 fn stream(page: &mut Page, stream: &stream::Options) {

@@ -148,6 +148,9 @@ secrets = ["env:SECRET", "hunter2"]
 [redis]
 url = "rediss://ada:hunter2@redis.example/1"
 ca = "ca.pem"
+[direct]
+allow = ["https://api.example.com/*"]
+roles = ["developer"]
 [[stream]]
 id = "leads"
 url = "https://ada:hunter2@api.example.com/companies/{claims.companyId}/leads?region={query.region}&key=hunter2"
@@ -323,6 +326,15 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         channel_logout = "user-logged-out"
         channel_permissions = "permission-update"
         channel_revoked = "token-revoked"
+
+        [direct]
+        allow = ["https://api.example.com/*"]
+        allow_public = false
+        cookies = false
+        roles = ["developer"]
+        interval_min = "500ms"
+        sessions_per_subject = 16
+        session_ttl_max = "1h"
 
         [[stream]]
         id = "leads"
@@ -564,7 +576,7 @@ fn a_stream_has_the_defaults_of_the_example_file() {
 #[test]
 fn every_default_is_of_its_keys_form_and_shown_as_written() {
     let api_key = format!("[[auth.api_key]]\nid = \"k\"\nhash = {HASH:?}\nstreams = [\"s\"]\n");
-    let tables = "[redis]\nurl = \"redis://h\"\n[auth.session]\nsecrets = [\"a\"]\n";
+    let tables = "[redis]\nurl = \"redis://h\"\n[auth.session]\nsecrets = [\"a\"]\n[direct]\nallow_public = false\n";
     let set = "[[auth.jwt.jwks]]\nissuer = \"i\"\nfile = \"jwks.json\"\n";
     let rows = "[[stream]]\nid = \"s\"\nurl = \"https://h\"\n[[action]]\ntype = \"t\"\nurl = \"https://h\"\n";
     let shown = accepted(&format!("{KEY}{set}{api_key}{tables}{rows}")).masked_toml();
@@ -641,6 +653,55 @@ fn sessions_need_redis_secrets_and_pointers() {
     // Whoever has a session may watch: nobody is warned of a stream that nobody could.
     let stream = "[[stream]]\nid = \"s\"\nurl = \"https://h\"";
     check(&with(&format!("secrets = [\"0123456789abcdef\"]\n{stream}")), expect![[""]]);
+}
+
+#[test]
+fn direct_mode_is_off_unless_something_is_said_of_it() {
+    assert_eq!(accepted("").direct, None);
+    assert_eq!(accepted("[direct]\n").direct, None, "an empty table says nothing");
+    let direct = accepted("[direct]\nallow_public = true\n").direct.expect("it is on");
+    assert_eq!(*direct.policy, crate::guard::Policy::public());
+    let text = r#"
+[direct]
+allow = ["https://API.example.com", "http://10.0.0.5:8080/v*/x", "https://*.a.bc:*/"]
+cookies = true
+roles = ["developer"]
+interval_min = "1s"
+sessions_per_subject = 2
+session_ttl_max = "10m"
+"#;
+    let shown = accepted(text).masked_toml();
+    expect![[r#"
+        [direct]
+        allow = ["https://api.example.com/*", "http://10.0.0.5:8080/v*/x", "https://*.a.bc:*/"]
+        allow_public = false
+        cookies = true
+        roles = ["developer"]
+        interval_min = "1s"
+        sessions_per_subject = 2
+        session_ttl_max = "10m"
+    "#]]
+    .assert_eq(shown.get(shown.find("[direct]").expect("it is shown")..).unwrap_or_default());
+    assert_eq!(accepted(&shown).direct, accepted(text).direct);
+    check(
+        "[direct]\nroles = [\"a\"]",
+        expect![[r#"
+        warning line 2: [direct] reaches nothing: list targets in `allow`, or set `allow_public`
+    "#]],
+    );
+    check(
+        "[direct]\nallow = [\"api.example.com\", \"https://*/\",\n\"https://a.bc:0/\", \"https://u@a.bc/\"]\nsession_ttl_max = \"1ms\"",
+        expect![[r#"
+        line 2: `direct.allow`: "api.example.com" must begin with http:// or https:// and a host, as in "https://api.example.com/*"
+        line 2: `direct.allow`: "https://*/" has no host that could be: write a name, an address, or `*.` and the domain that all names are below
+        line 3: `direct.allow`: "https://a.bc:0/" has no port that could be: write a number from 1 to 65535, or `*` for any
+        line 3: `direct.allow`: "https://u@a.bc/" has a user, a query or a fragment, which are not matched: leave them out
+        line 4: `direct.session_ttl_max`: must be from 1s to 366d
+    "#]],
+    );
+    let many = |count: usize| format!("[direct]\nallow = [{}]", "\"http://a.bc\",".repeat(count));
+    check(&many(crate::limits::ALLOW_PATTERNS_MAX), expect![[""]]);
+    assert!(parse(&many(crate::limits::ALLOW_PATTERNS_MAX + 1)).is_err());
 }
 
 #[test]

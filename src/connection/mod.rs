@@ -20,7 +20,7 @@ use crate::codec::ws;
 use crate::frame::{Encoding, Transport};
 use crate::ids::{ConnectionId, Holder, ResumePoint};
 use crate::limits;
-use crate::time::{Instant, WallTime};
+use crate::time::{Instant, Now, WallTime};
 
 use self::handshake::Refusal;
 use self::outbox::Outbox;
@@ -187,7 +187,7 @@ pub enum Phase {
         /// What the caller may see, and until when: with it ends the wait.
         grant: Box<Grant>,
         /// Since when it is waited for.
-        since: Instant,
+        since: Now,
         /// How to answer.
         reply: Reply,
     },
@@ -260,7 +260,7 @@ pub struct Open {
     /// When it was opened.
     pub since: Instant,
     /// Since when it is whose it is: since it was opened, or raised from anonymous.
-    pub identified: Instant,
+    pub identified: Now,
     /// When the next heartbeat is due.
     pub heartbeat_at: Instant,
     /// How many messages came.

@@ -20,7 +20,7 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use crate::auth::marks::Concerned;
 use crate::config::LogLevel;
-use crate::ids::{ConnectionKey, CoreId};
+use crate::ids::{ConnectionKey, CoreId, ProcessId};
 use crate::limits::INLINE_DIFF_BYTES_MAX;
 use crate::metrics::{CoreMetrics, KeySetFetch};
 use crate::shard::{Found, Input, Lookup, Notice, Output, Shard};
@@ -69,6 +69,8 @@ const SLEEP_MAX: Duration = Duration::from_secs(1);
 /// What the cores of a process share.
 #[derive(Debug)]
 pub struct Process {
+    /// Its name among those that share a Redis.
+    pub id: ProcessId,
     /// Every core's mailbox, by its number.
     pub mailboxes: Vec<Arc<Mailbox>>,
     /// Whether the process drains.
@@ -354,6 +356,9 @@ impl Core {
             match message {
                 Message::Mail(mail) => self.guarded(now, None, Input::Mail(mail)),
                 Message::Found { ask, found } => self.guarded(now, None, Input::Found { ask, found }),
+                Message::PeerRenewal { connection, sealed, ask } => {
+                    self.guarded(now, None, Input::PeerRenewal { connection, sealed, ask });
+                }
                 Message::StoreState { up } => self.guarded(now, None, Input::StoreState { up }),
                 Message::Acted { ask, result } => self.guarded(now, None, Input::Acted { ask, result }),
                 Message::Compared(compared) => self.guarded(now, None, Input::Compared(compared)),

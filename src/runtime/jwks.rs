@@ -320,7 +320,7 @@ fn target(url: &url::Url, ca: Option<&CaFile>) -> Arc<Target> {
         backoff_max: limits::JWKS_RETRY_MAX,
         ..Options::new(id, blank)
     };
-    Arc::new(Target { options: Arc::new(options), url: url.clone(), body: None })
+    Arc::new(Target { options: Arc::new(options), url: url.clone(), body: None, guard: None })
 }
 
 /// The key sets of `config` that are to be fetched, for a command that serves nothing; and a line for each that cannot be had.

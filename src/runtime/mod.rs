@@ -8,18 +8,21 @@ pub mod admin_keys;
 pub mod admin_users;
 pub mod api_keys;
 pub mod clock;
+pub mod connections;
 pub mod control;
 pub mod core;
 pub mod demo;
 pub mod fetch;
 pub mod filters;
 pub mod jwks;
+pub mod kept_keys;
 pub mod listener;
 pub mod log;
 pub mod mailbox;
 pub mod redis;
 pub mod resolver;
 pub mod session;
+pub mod shared_keys;
 pub mod sockets;
 pub mod state;
 pub mod sys;
@@ -38,6 +41,8 @@ use ring::rand::{SecureRandom, SystemRandom};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::auth::api_key::ApiKeys;
+use crate::auth::control::ControlEntry;
+use crate::auth::sealed::SALT_BYTES;
 use crate::commands::check::{self, ProcessSources};
 use crate::config::{Config, Driver, LogLevel};
 use crate::ids::CoreId;
@@ -46,6 +51,7 @@ use crate::metrics::CoreMetrics;
 use crate::shard::{Catalog, Input, Ledger, Options, Order, Shard};
 
 use self::api_keys::KeyStore;
+use self::connections::PeerListings;
 use self::control::Control;
 use self::core::{CoreParts, Process};
 use self::jwks::Issuers;
@@ -155,6 +161,7 @@ enum Event {
     DrainAsked,
     CoreEnded(CoreId, Result<(), String>),
     StoreEnded,
+    KeysEnded,
 }
 
 fn run(
@@ -193,7 +200,9 @@ fn run(
     let admin_listener = listener::listen(config.admin.listen, false)?;
     let admin_listen = admin_listener.local_addr()?;
     let mailboxes = (0..cores).map(|_| Mailbox::new().map(Arc::new)).collect::<Result<Vec<_>, _>>()?;
+    let ledger = Arc::new(Ledger::default());
     let process = Arc::new(Process {
+        id: ledger.process(),
         mailboxes,
         draining: AtomicBool::new(false),
         drained: AtomicU16::new(0),
@@ -207,9 +216,8 @@ fn run(
             tell(mailbox, || Message::ApiKeys(Arc::clone(keys)));
         }
     };
-    let keys = Arc::new(KeyStore::new(&config.api_keys, state, Box::new(tell_keys))?);
+    let keys = Arc::new(KeyStore::new(&config.api_keys, state, process.store.clone(), Box::new(tell_keys))?);
     let metrics: Vec<Arc<CoreMetrics>> = (0..cores).map(|_| Arc::default()).collect();
-    let ledger = Arc::new(Ledger::default());
     ledger.marks().configure(&options.auth);
     let control = Arc::new(Control::new(Arc::clone(&ledger), process.mailboxes.clone()));
     if let Some(store) = process.store.clone() {
@@ -278,7 +286,7 @@ fn run(
     };
     let admin = Arc::new(admin);
     admin::start(admin_listener, Arc::clone(&admin))?;
-    let store_failed = events.clone();
+    let (store_failed, keys_failed) = (events.clone(), events.clone());
     std::thread::Builder::new()
         .name("signals".into())
         .spawn(move || while events.send(Event::Signal(sys::wait_for_signal())).is_ok() {})?;
@@ -286,10 +294,22 @@ fn run(
     if let (Some(store), Some(redis)) = (&process.store, &config.redis) {
         let mut seed = [0u8; 32];
         fill_random(&mut seed)?;
-        let hears = Arc::clone(&control);
-        let sink = Mailboxes::new(process.mailboxes.clone(), Box::new(move |entries| hears.heard(entries)));
+        let (hears, changed, readable) = (Arc::clone(&control), Arc::clone(&keys), Arc::clone(&keys));
+        let heard = move |entries: &[ControlEntry]| {
+            changed.heard(entries);
+            hears.heard(entries);
+        };
+        let keeper = Arc::clone(&admin);
+        let listings = PeerListings::start(Arc::clone(&process), move || keeper.key())?;
+        let sink = Mailboxes::new(
+            process.mailboxes.clone(),
+            Box::new(heard),
+            Box::new(move |ask, sealed| listings.ask(ask, sealed)),
+            Box::new(move || readable.read_soon()),
+        );
         let parts = StoreParts {
             options: redis.clone(),
+            process: process.id,
             settings: store_settings(&config),
             sink: Box::new(sink),
             resolver: Arc::clone(&resolver),
@@ -297,7 +317,20 @@ fn run(
             failed: Box::new(move || drop(store_failed.send(Event::StoreEnded))),
         };
         store.start(parts).map_err(|error| ServeError(error.to_string()))?;
-        if !store.wait_for_replay(redis.timeout * 2) {
+        let followed = Arc::clone(&keys);
+        std::thread::Builder::new().name("api-keys".into()).spawn(move || {
+            let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| followed.follow(admin_keys::random)));
+            drop(ended);
+            let _ = keys_failed.send(Event::KeysEnded);
+        })?;
+        let by = clock::now().at + redis.timeout * 2;
+        let patience = || by.since(clock::now().at);
+        if !keys.wait_for_first(patience()) {
+            let sentence =
+                "The API keys in Redis could not be read yet: those of the state file are in force until they are.";
+            log::write(LogLevel::Warn, &[], sentence);
+        }
+        if !store.wait_for_replay(patience()) {
             let sentence = "The control stream of Redis could not be read yet: who was logged out or revoked meanwhile is known once it is.";
             log::write(LogLevel::Warn, &[], sentence);
         }
@@ -378,6 +411,11 @@ fn wait(
             }
             Event::StoreEnded => {
                 return Err(ServeError("the thread that speaks with Redis has ended: it panicked".to_owned()));
+            }
+            Event::KeysEnded => {
+                return Err(ServeError(
+                    "the thread that follows the API keys in Redis has ended: it panicked".to_owned(),
+                ));
             }
             Event::Signal(Signal::Hangup) => reload(options),
             Event::Signal(Signal::Terminate) if signalled => {
@@ -597,4 +635,10 @@ pub fn chance() -> SystemRandom {
 )]
 fn fill_random(bytes: &mut [u8]) -> Result<(), ServeError> {
     SystemRandom::new().fill(bytes).map_err(|_| ServeError("the system gives no random numbers".to_owned()))
+}
+
+/// A salt; `None` where the system gives no random numbers.
+fn salt() -> Option<[u8; SALT_BYTES]> {
+    let mut salt = [0; SALT_BYTES];
+    fill_random(&mut salt).ok().map(|()| salt)
 }

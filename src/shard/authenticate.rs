@@ -1,11 +1,13 @@
 //! Credentials looked at: what is presented becomes a grant, at once or when somebody outside has answered.
 //!
 //! Source: protocol version 1, section 2 («Carriers», «Hybrid», «Order of refusal»).
-//! Memory: an entry for each credential that is being looked at, at most [`limits::LOOKUPS_MAX`]. Errors: [`Refusal`].
+//! Memory: an entry for each credential that is being looked at, at most [`limits::LOOKUPS_MAX`]; besides them one for each
+//! key that is being asked for, at most [`limits::KEY_LOOKUPS_MAX`], with the tokens that wait for it. Errors: [`Refusal`].
 //! Not here: what is presented (`connection::handshake`), whether a token is good (`auth::jwt`), what becomes of who
 //! presents it (`requests`, `open`).
 
 use crate::auth::grant::Grant;
+use crate::auth::jwt::LackedKey;
 use crate::codec::message::ErrorCode;
 use crate::connection::Phase;
 use crate::connection::handshake::{Credential, Presented, Refusal};
@@ -13,8 +15,13 @@ use crate::ids::ConnectionKey;
 use crate::limits;
 use crate::secret::Secret;
 
-use super::lookup::{Asked, Authenticated, Found, Looked, Lookup, Waiter};
+use super::lookup::{Asked, Authenticated, Found, KeyQuestion, KeyWaiting, Looked, Lookup, Waiter};
 use super::{Output, Shard};
+
+fn full() -> Refusal {
+    let detail = "too many credentials are being looked at";
+    Refusal::new(ErrorCode::Overloaded, detail).with_status(503).retry_after(2)
+}
 
 impl Shard {
     /// Looks at what is presented, which is something. Limits come before this, and so does an address's standing.
@@ -33,15 +40,13 @@ impl Shard {
                 Ok(grant) => return Looked::Now(waiter, Ok(grant)),
                 Err(refusal) => {
                     // The issuer's key set may have the key by now.
-                    let issuer = self.verifier.lacks_key_of(token.expose_secret()).filter(|_| may_ask);
-                    if let Some(issuer) = issuer {
-                        if let Err(refusal) = self.may_look_up() {
-                            return Looked::Now(waiter, Err(refusal));
-                        }
-                        let asked = Asked::KeySet(waiter, presented);
-                        return Looked::Later(self.look_up_surely(Lookup::KeySet(issuer), asked));
+                    match self.verifier.lacks_key_of(token.expose_secret()).filter(|_| may_ask) {
+                        None => refusal,
+                        Some(lacked) => match self.may_ask_for_key(&lacked) {
+                            Ok(()) => return Looked::Later(self.ask_for_key(lacked, waiter, presented)),
+                            Err(full) => full,
+                        },
                     }
-                    refusal
                 }
             },
             Some((Credential::Ticket(ticket), _)) => return self.look_at_ticket(ticket, waiter),
@@ -73,22 +78,58 @@ impl Shard {
         self.verify_token(token)
     }
 
-    /// Whether somebody outside may be asked.
+    /// Whether somebody outside may be asked. Keys have a share of their own.
     pub(super) fn may_look_up(&self) -> Result<(), Refusal> {
-        if self.looked_up.len() >= limits::LOOKUPS_MAX {
-            let detail = "too many credentials are being looked at";
-            return Err(Refusal::new(ErrorCode::Overloaded, detail).with_status(503).retry_after(2));
+        let others = self.looked_up.len().saturating_sub(self.keys_asked.len());
+        if others < limits::LOOKUPS_MAX { Ok(()) } else { Err(full()) }
+    }
+
+    /// Whether that key may be asked for, or its answer waited for.
+    fn may_ask_for_key(&self, lacked: &LackedKey) -> Result<(), Refusal> {
+        let has_room = match self.keys_asked.get(lacked).and_then(|ask| self.looked_up.get(ask)) {
+            Some(Asked::KeySet(question)) => question.waiting.len() < limits::LOOKUP_WAITERS_MAX,
+            _ => self.keys_asked.len() < limits::KEY_LOOKUPS_MAX,
+        };
+        if has_room { Ok(()) } else { Err(full()) }
+    }
+
+    /// Asks for a key, where it is known that one may. Whoever comes while the same is being asked for shares the answer.
+    fn ask_for_key(&mut self, lacked: LackedKey, waiter: Waiter, presented: Presented) -> u64 {
+        self.ask_no += 1;
+        let no = self.ask_no;
+        let waiting = KeyWaiting { no, waiter, presented };
+        match self.keys_asked.get(&lacked).and_then(|ask| self.looked_up.get_mut(ask)) {
+            Some(Asked::KeySet(question)) => question.waiting.push(waiting),
+            _ => self.put_key_question(lacked, vec![waiting]),
         }
-        Ok(())
+        no
     }
 
-    /// Asks somebody outside; `asked` says what is done with the answer.
-    pub(super) fn look_up(&mut self, lookup: Lookup, asked: Asked) -> Result<u64, Refusal> {
-        self.may_look_up()?;
-        Ok(self.look_up_surely(lookup, asked))
+    fn put_key_question(&mut self, lacked: LackedKey, waiting: Vec<KeyWaiting>) {
+        let question = KeyQuestion { lacked: lacked.clone(), waiting };
+        let ask = self.look_up_surely(Lookup::KeySet(lacked.issuer), Asked::KeySet(Box::new(question)));
+        self.keys_asked.insert(lacked, ask);
     }
 
-    /// The same, where it is known that one may.
+    /// What was unknown a moment ago may be known now; no token asks for it a second time.
+    fn key_set_found(&mut self, question: KeyQuestion) {
+        let KeyQuestion { lacked, mut waiting } = question;
+        self.keys_asked.remove(&lacked);
+        let rest = waiting.split_off(waiting.len().min(limits::KEY_WAITERS_PER_TURN));
+        if !rest.is_empty() {
+            // They are answered at once, in another turn.
+            self.put_key_question(lacked, rest);
+        }
+        for KeyWaiting { no, waiter, presented } in waiting {
+            if self.is_waited_for(no, &waiter) {
+                let request = waiter.request();
+                let looked = self.look_at(presented, waiter, false);
+                self.looked_again(request, looked);
+            }
+        }
+    }
+
+    /// Asks somebody outside, where it is known that one may; `asked` says what is done with the answer.
     pub(super) fn look_up_surely(&mut self, lookup: Lookup, asked: Asked) -> u64 {
         self.ask_no += 1;
         self.looked_up.insert(self.ask_no, asked);
@@ -100,20 +141,16 @@ impl Shard {
     pub(super) fn found(&mut self, ask: u64, found: Found) {
         let Some(asked) = self.looked_up.remove(&ask) else { return };
         match asked {
-            Asked::KeySet(waiter, presented) => {
-                let request = waiter.request();
-                // What was unknown a moment ago may be known now; it is not asked for a second time.
-                let looked = self.look_at(presented, waiter, false);
-                self.looked_again(request, looked);
-            }
+            Asked::KeySet(question) => self.key_set_found(*question),
             Asked::Session(question) => self.session_found(ask, *question, found),
             Asked::Reread(reread) => self.sessions_reread(reread, found),
-            Asked::Ticket(waiter, used) => {
+            Asked::Ticket(waiter) => {
                 let request = waiter.request();
-                let looked = self.ticket_found(waiter, used, found);
+                let looked = self.ticket_found(waiter, found);
                 self.looked_again(request, looked);
             }
-            Asked::Kept(connection, used) => self.ticket_kept(connection, ask, &used, &found),
+            Asked::Kept(connection, made) => self.ticket_kept(connection, ask, *made, &found),
+            Asked::Renewal(renewal) => self.peer_has_renewed(ask, &renewal, found),
         }
     }
 
@@ -135,16 +172,15 @@ impl Shard {
                     self.update_judged(index, id.as_ref(), outcome);
                 }
             }
-            Waiter::Renewal { connection, addr, from, ask } => {
-                self.renewal_judged(connection, addr, from, ask, outcome);
-            }
+            Waiter::Renewal { connection, addr, asker } => self.renewal_judged(connection, addr, asker, outcome),
         }
     }
 
     /// The answer to a question is not waited for any more: its waiter is gone.
     pub(super) fn forget_lookup(&mut self, ask: u64) {
-        // Others may wait for a session's record as well, and what is read of it is news for those who live by it.
-        if !matches!(self.looked_up.get(&ask), Some(Asked::Session(_) | Asked::Reread(_))) {
+        // Others may wait for a session's record or for a key as well, and what is read of a record is news for those who live
+        // by it.
+        if !matches!(self.looked_up.get(&ask), Some(Asked::KeySet(_) | Asked::Session(_) | Asked::Reread(_))) {
             self.looked_up.remove(&ask);
         }
     }

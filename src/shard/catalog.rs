@@ -347,7 +347,7 @@ impl Catalog {
         Ok(StreamKey {
             name: Arc::from(name),
             params,
-            target: Arc::new(Target { options: Arc::clone(options), url, body }),
+            target: Arc::new(Target { options: Arc::clone(options), url, body, guard: None }),
             revision,
             facet: Facet::WHOLE,
             hash: hasher.finish(),

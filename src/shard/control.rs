@@ -24,7 +24,7 @@ use crate::frame::Transport;
 use crate::ids::ConnectionId;
 use crate::limits;
 use crate::secret::Secret;
-use crate::time::{Instant, WallTime};
+use crate::time::{Instant, Now, WallTime};
 
 use super::{Notice, Output, Shard};
 
@@ -45,6 +45,15 @@ pub struct ConnectionQuery {
     pub first: u32,
     /// So many.
     pub limit: usize,
+}
+
+/// What a core tells of its connections in one turn.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    /// Those that were found, in the order of their places.
+    pub connections: Vec<ListedConnection>,
+    /// Where to go on, unless all places have been looked at.
+    pub next: Option<u32>,
 }
 
 /// A live connection, as an administrator sees it.
@@ -208,16 +217,19 @@ impl Shard {
         }
     }
 
-    /// The open connections that `query` is about, in the order of their places.
-    pub fn list(&self, query: &ConnectionQuery) -> Vec<ListedConnection> {
-        let open = (query.first..self.connections.places())
+    /// The open connections that `query` is about, in the order of their places: as many as a turn finds.
+    pub fn list(&self, query: &ConnectionQuery) -> Listed {
+        let places = self.connections.places();
+        let end = query.first.saturating_add(limits::LIST_LOOKS_PER_TURN).min(places);
+        let open = (query.first..end)
             .filter_map(|index| Some((index, self.connections.at(index)?.open()?)))
             .filter(|(_, open)| query.sub.is_none() || open.grant.sub() == query.sub.as_deref());
-        open.take(query.limit)
+        let connections: Vec<ListedConnection> = open
+            .take(query.limit)
             .map(|(index, open)| {
                 let topics = open.subscriptions.iter().filter_map(|(_, slot)| self.topics.at(slot.topic));
                 ListedConnection {
-                    id: ConnectionId { random: open.random, core: self.core, index },
+                    id: self.name_of(index, open.random),
                     sub: open.grant.sub().map(str::to_owned),
                     issuer: open.grant.issuer().map(str::to_owned),
                     kind: open.grant.kind().as_str(),
@@ -228,7 +240,12 @@ impl Shard {
                     expires_at: open.grant.expires(),
                 }
             })
-            .collect()
+            .collect();
+        let stopped = match connections.last() {
+            Some(last) if connections.len() >= query.limit => last.id.index + 1,
+            _ => end,
+        };
+        Listed { connections, next: (stopped < places).then_some(stopped) }
     }
 
     fn is_concerned(&self, index: u32, group: &Group) -> bool {
@@ -322,7 +339,7 @@ impl Shard {
 
     /// Whether a credential may go on by what was said of its user, its session or itself. `since`: since when
     /// its connection is its user's, where it is open; a session that comes later than its user's logout is judged by its record alone.
-    fn judge_marks(&self, grant: &Grant, since: Option<Instant>) -> Result<(), Revoked> {
+    fn judge_marks(&self, grant: &Grant, since: Option<Now>) -> Result<(), Revoked> {
         let (marks, now) = (self.ledger.marks(), self.now.wall);
         if marks.is_empty() {
             return Ok(());
@@ -338,8 +355,7 @@ impl Shard {
             marks.judge_session(session, now)?;
         }
         let logged_out = grant.sub().and_then(|sub| marks.logged_out_at(grant.issuer(), sub, now));
-        // By the wall clock as it is now: it may have been set back since, and then it told a later time before the logout.
-        match (logged_out, since.map(|since| self.now.wall_of(since))) {
+        match (logged_out, since.map(|since| self.now.earliest_wall_of(since))) {
             // An event is dated to the millisecond.
             (Some(at), Some(since)) if since < at + Duration::from_millis(1) => Err(Revoked::LoggedOut),
             _ => Ok(()),

@@ -123,7 +123,7 @@ impl Shard {
         };
         let topic = self.watch(key);
         let Some(connection) = self.key_of(index) else { return };
-        let (grant, since) = (Box::new(grant), self.now.at);
+        let (grant, since) = (Box::new(grant), self.now);
         let preferred_s = preferred_s.filter(|_| known.is_some());
         let cold_until = now + key.target.options.timeout;
         let deadline = preferred_s.map_or(cold_until, |wait| now + Duration::from_secs(wait));

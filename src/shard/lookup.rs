@@ -7,12 +7,14 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::auth::control::ControlEntry;
-use crate::auth::grant::{Grant, GrantRecord};
+use crate::auth::grant::Grant;
+use crate::auth::jwt::LackedKey;
+use crate::auth::sealed::SALT_BYTES;
 use crate::auth::session::SessionMark;
-use crate::auth::ticket::TicketHash;
+use crate::auth::ticket::TicketRecord;
 use crate::codec::message::ClientId;
 use crate::connection::handshake::{Presented, Refusal};
-use crate::ids::{ConnectionId, ConnectionKey, CoreId};
+use crate::ids::{ConnectionId, ConnectionKey, CoreId, ProcessId};
 use crate::secret::Secret;
 use crate::time::Now;
 
@@ -35,6 +37,26 @@ pub enum Lookup {
     },
     /// To fetch anew the key set of that issuer, by its place in the configuration; where that was done a moment ago, nothing.
     KeySet(usize),
+    /// To ask another process to renew the credential of a connection that it holds.
+    Renew {
+        /// Which process.
+        process: ProcessId,
+        /// The connection's core there,
+        core: CoreId,
+        /// and its place in that core's table.
+        index: u32,
+        /// The question, sealed for that connection (`auth::renewal`).
+        sealed: Vec<u8>,
+    },
+}
+
+/// A question of another process: who has asked, and the number by which it knows its question.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct PeerAsk {
+    /// Which process.
+    pub process: ProcessId,
+    /// The number.
+    pub ask: u64,
 }
 
 /// Something that the store is to do without an answer.
@@ -50,6 +72,13 @@ pub enum Order {
     /// To put an event on the control stream, for the other processes and for those that are away. Where the store is away
     /// it waits for its return.
     Publish(ControlEntry),
+    /// To answer another process, which does not wait for long. Where the store is away it is left undone.
+    Answer {
+        /// What was asked.
+        to: PeerAsk,
+        /// The answer, sealed; `None`: what was asked about is not here.
+        sealed: Option<Vec<u8>>,
+    },
 }
 
 /// A session's record, as Redis holds it.
@@ -72,6 +101,9 @@ pub enum Found {
     Kept,
     /// To [`Lookup::KeySet`]: what there is now is in force.
     KeySet,
+    /// To [`Lookup::Renew`]: what that process has answered, sealed; `None`: it holds no such connection, or there is no such
+    /// process.
+    Renewed(Option<Vec<u8>>),
     /// To any: it cannot be said now.
     Unavailable,
 }
@@ -97,25 +129,39 @@ pub(super) enum Waiter {
         /// Whom a failure is counted for.
         addr: IpAddr,
         /// Who asks.
-        from: CoreId,
-        /// The number of the question.
-        ask: u64,
+        asker: Asker,
+    },
+}
+
+/// Who asks for the renewal of a connection of this core.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Asker {
+    /// A core of this process, by that number.
+    Core(CoreId, u64),
+    /// Another process.
+    Peer {
+        /// Which, and by which number.
+        ask: PeerAsk,
+        /// The salt of its question, which the answer is bound to.
+        salt: [u8; SALT_BYTES],
     },
 }
 
 /// What is done with the answer to a [`Lookup`].
 #[derive(Debug)]
 pub(super) enum Asked {
-    /// The token is looked at again, with the key set as it is then.
-    KeySet(Waiter, Presented),
+    /// The tokens are looked at again, with the key set as it is then.
+    KeySet(Box<KeyQuestion>),
     /// A session's record is given to all who wait for it.
     Session(Box<Question>),
     /// Sessions that live here go on by their records, or end.
     Reread(Reread),
     /// A ticket has been used, if it was one.
-    Ticket(Waiter, Used),
+    Ticket(Waiter),
     /// A ticket is kept, and handed out.
-    Kept(ConnectionKey, Used),
+    Kept(ConnectionKey, Box<Made>),
+    /// Another process has been asked to renew a connection of its own.
+    Renewal(PeerRenewal),
 }
 
 /// What became of looking at a credential.
@@ -132,6 +178,21 @@ pub(super) enum Looked {
     Now(Waiter, Result<Grant, Refusal>),
     /// Somebody outside was asked; the waiter will be told, by this number.
     Later(u64),
+}
+
+/// A question about a key that an issuer's set does not have, and who waits for the answer.
+#[derive(Debug)]
+pub(super) struct KeyQuestion {
+    pub(super) lacked: LackedKey,
+    pub(super) waiting: Vec<KeyWaiting>,
+}
+
+/// One of them.
+#[derive(Debug)]
+pub(super) struct KeyWaiting {
+    pub(super) no: u64,
+    pub(super) waiter: Waiter,
+    pub(super) presented: Presented,
 }
 
 /// A question about one session's record, and who waits for the answer.
@@ -160,8 +221,8 @@ pub(super) enum Purpose {
     Cookie,
     /// A connection of it asks to be renewed.
     Update,
-    /// A ticket was, which had been made for what this says.
-    Ticket(Box<GrantRecord>),
+    /// A ticket was, which had been made for this user.
+    Ticket(Option<Box<str>>),
 }
 
 /// The records of sessions that are looked at again, in the order of the question.
@@ -171,12 +232,26 @@ pub(super) struct Reread {
     pub(super) sessions: Vec<(u32, SessionMark)>,
 }
 
-/// A ticket that the store is asked about.
+/// A request for the renewal of a connection that another process holds.
 #[derive(Debug)]
-pub(super) struct Used {
-    pub(super) hash: TicketHash,
-    /// The ticket itself, where it is to be handed out.
+pub(super) struct PeerRenewal {
+    /// The request's connection.
+    pub(super) waiting: ConnectionKey,
+    /// Whom a failure is counted for.
+    pub(super) addr: IpAddr,
+    /// The random bits of the connection that is to be renewed.
+    pub(super) random: u128,
+    /// The question's salt.
+    pub(super) salt: [u8; SALT_BYTES],
+}
+
+/// A ticket that the store was asked to keep.
+#[derive(Debug)]
+pub(super) struct Made {
+    /// What is handed out where the store has kept it.
     pub(super) ticket: Secret,
+    /// What it stands for: where the store did not say that it has, a ticket that it never heard of is made for this.
+    pub(super) record: TicketRecord,
 }
 
 impl Waiter {

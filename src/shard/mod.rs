@@ -22,6 +22,7 @@ mod mail;
 mod open;
 mod owner;
 mod rendition;
+mod renewal;
 mod requests;
 mod rng;
 mod sessions;
@@ -44,7 +45,7 @@ use crate::auth::api_key::ApiKeys;
 use crate::auth::cache::TokenCache;
 use crate::auth::grant::RightsTable;
 use crate::auth::jwks::KeySets;
-use crate::auth::jwt::Verifier;
+use crate::auth::jwt::{LackedKey, Verifier};
 use crate::auth::marks::Concerned;
 use crate::codec::deflate::Inflater;
 use crate::connection::Connection;
@@ -58,9 +59,9 @@ use crate::{auth, connection, stream};
 
 pub use self::catalog::{Catalog, StreamKey};
 pub use self::close::CannedAnswer;
-pub use self::control::{ConnectionQuery, ListedConnection};
+pub use self::control::{ConnectionQuery, Listed, ListedConnection};
 pub use self::ledger::Ledger;
-pub use self::lookup::{Found, Lookup, Order, SessionRecord};
+pub use self::lookup::{Found, Lookup, Order, PeerAsk, SessionRecord};
 pub use self::mail::Mail;
 pub use self::rng::Rng;
 pub use self::stats::Stats;
@@ -142,6 +143,15 @@ pub enum Input<'a> {
         ask: u64,
         /// The answer.
         found: Found,
+    },
+    /// Another process asks to renew the credential of a connection; the answer goes out as [`Order::Answer`].
+    PeerRenewal {
+        /// The connection's place.
+        connection: u32,
+        /// What it asks, sealed for that connection.
+        sealed: Vec<u8>,
+        /// Who asks.
+        ask: PeerAsk,
     },
     /// Marks were set: the connections of those whom they concern are to be looked at.
     Control(Arc<[Concerned]>),
@@ -348,6 +358,8 @@ pub struct Shard {
     asks: HashMap<u64, ConnectionKey>,
     /// What is done with the answers of those outside of the cores.
     looked_up: HashMap<u64, Asked>,
+    /// The number of the question that is out for a key.
+    keys_asked: HashMap<LackedKey, u64>,
     /// Actions that are under way.
     acting: HashMap<u64, Acting>,
     /// When the log was last told of each action's failures.
@@ -414,6 +426,7 @@ impl Shard {
             passes: Passes::default(),
             asks: HashMap::new(),
             looked_up: HashMap::new(),
+            keys_asked: HashMap::new(),
             acting: HashMap::new(),
             action_told: HashMap::new(),
             sessions: Sessions::default(),
@@ -442,6 +455,7 @@ impl Shard {
             Input::Mail(mail) => self.mail(mail),
             Input::Acted { ask, result } => self.acted(ask, result),
             Input::Found { ask, found } => self.found(ask, found),
+            Input::PeerRenewal { connection, sealed, ask } => self.peer_asks_to_renew(connection, &sealed, ask),
             Input::Control(concerned) => self.control(&concerned),
             Input::StoreState { up } => self.store_state(up),
             Input::Timeout => self.timeout(),

@@ -11,14 +11,14 @@ use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::auth::grant::{CredentialKind, Grant, GrantRecord, SessionNo};
+use crate::auth::grant::{CredentialKind, Grant, SessionNo};
 use crate::auth::marks::Revoked;
 use crate::auth::session::{Record, SessionMark};
 use crate::codec::message::{CloseReason, ErrorCode};
 use crate::connection::handshake::Refusal;
 use crate::connection::{Phase, State};
 use crate::ids::ConnectionKey;
-use crate::limits::{LOOKUP_TIMEOUT, LOOKUP_WAITERS_MAX, SESSIONS_PER_LOOKUP, SESSIONS_PER_TURN, TICKET_LIFE};
+use crate::limits::{LOOKUP_TIMEOUT, LOOKUP_WAITERS_MAX, SESSIONS_PER_LOOKUP, SESSIONS_PER_TURN};
 use crate::secret::Secret;
 use crate::time::{Instant, Now, WallTime};
 
@@ -62,7 +62,7 @@ struct Session {
     grant: Grant,
     /// When it is looked at next; `None`: it has ended.
     due: Option<Instant>,
-    /// Since when its record could not be read.
+    /// Since when its record could not be read: since the first question that had no answer was put.
     failing_since: Option<Instant>,
     /// Whether its connections are to be judged by the present configuration as soon as the record has been read by it.
     rejudge: bool,
@@ -185,7 +185,7 @@ impl Shard {
                 let renewing: Vec<u32> = waiting.iter().filter_map(Waiting::renews).collect();
                 let place = self.take_record(sid, mark, asked, *record, ttl, &renewing);
                 let user = self.sessions.places.at(place).and_then(|session| session.grant.sub()).map(str::to_owned);
-                let said = self.judge_session(mark, user.as_deref(), asked.wall);
+                let said = self.judge_session(mark, user.as_deref(), self.now.earliest_wall_of(asked));
                 for Waiting { no, waiter, purpose } in waiting {
                     let said = said.clone().map_err(|refusal| refused_as(&purpose, &refusal));
                     let outcome = said.and_then(|()| self.granted_by(place, purpose));
@@ -207,19 +207,10 @@ impl Shard {
             Verdict::Unknown => {
                 waiting.extend(later);
                 if let Some(&place) = self.sessions.place_of.get(&mark) {
-                    self.session_unread(place);
+                    self.session_unread(place, asked.at);
                 }
                 for Waiting { no, waiter, purpose } in waiting {
-                    let outcome = match purpose {
-                        // What the ticket says was true a moment ago.
-                        Purpose::Ticket(record) => {
-                            let made = self.now.wall - TICKET_LIFE;
-                            let said = self.judge_session(mark, record.sub.as_deref(), made);
-                            said.map(|()| self.session_of_ticket(&sid, mark, *record))
-                        }
-                        other => Err(refused_as(&other, &unavailable())),
-                    };
-                    self.judged_if_waited_for(no, waiter, outcome);
+                    self.judged_if_waited_for(no, waiter, Err(refused_as(&purpose, &unavailable())));
                 }
             }
         }
@@ -230,26 +221,9 @@ impl Shard {
         let Some(session) = self.sessions.places.at(place) else { return Err(ended("the session has ended")) };
         match purpose {
             Purpose::Cookie | Purpose::Update => Ok(session.grant.clone()),
-            Purpose::Ticket(record) if record.sub.as_deref() == session.grant.sub() => {
-                Ok(session.grant.clone().by_ticket())
-            }
+            Purpose::Ticket(sub) if sub.as_deref() == session.grant.sub() => Ok(session.grant.clone().by_ticket()),
             Purpose::Ticket(_) => Err(ended("the session is another user's now")),
         }
-    }
-
-    /// The session of a ticket, by what the ticket says: the store cannot be asked.
-    fn session_of_ticket(&mut self, sid: &Secret, mark: SessionMark, record: GrantRecord) -> Grant {
-        if let Some(session) = self.sessions.place_of.get(&mark).and_then(|&place| self.sessions.places.at(place))
-            && session.grant.sub() == record.sub.as_deref()
-        {
-            return session.grant.clone().by_ticket();
-        }
-        let rights = self.rights.intern(record.rights);
-        let user = record.sub.unwrap_or_default();
-        let place = self.insert_session(sid.clone(), mark, &user, record.expires, rights);
-        self.session_unread(place);
-        let grant = self.sessions.places.at(place).map(|session| session.grant.clone());
-        grant.expect("the session was just inserted").by_ticket()
     }
 
     fn verdict(&self, asked: Now, record: Result<Option<SessionRecord>, ()>) -> Verdict {
@@ -266,7 +240,7 @@ impl Shard {
         };
         self.metrics.session_reads.count();
         match Record::parse(text.expose_secret(), options, self.options.catalog.template_claims()) {
-            Ok(record) if record.ends(asked.wall, ttl).is_some_and(|ends| ends <= self.now.wall) => {
+            Ok(record) if record.ends(asked.wall, ttl, options.touch).is_some_and(|ends| ends <= self.now.wall) => {
                 Verdict::Gone(ended("the session has expired"))
             }
             Ok(record) => Verdict::Good(Box::new(record), ttl),
@@ -284,10 +258,10 @@ impl Shard {
         ttl: Option<Duration>,
         renewing: &[u32],
     ) -> u32 {
-        let ends = record.ends(asked.wall, ttl);
+        let touch = self.options.auth.session.as_ref().is_some_and(|options| options.touch);
+        let ends = record.ends(asked.wall, ttl, touch);
         let life = record.max_age.unwrap_or(TOUCH_LIFE);
-        if self.options.auth.session.as_ref().is_some_and(|options| options.touch) && ttl.is_some_and(|ttl| ttl < life)
-        {
+        if touch && ttl.is_some_and(|ttl| ttl < life) {
             self.outputs.push_back(Output::Order(Order::Touch { sid: sid.clone(), life }));
         }
         let rights = self.rights.intern(record.rights);
@@ -355,13 +329,13 @@ impl Shard {
         self.sessions.set_due(place, Some(at));
     }
 
-    /// A session's record could not be read.
-    fn session_unread(&mut self, place: u32) {
+    /// A session's record, which was asked for at `asked`, could not be read.
+    fn session_unread(&mut self, place: u32, asked: Instant) {
         let Some(options) = &self.options.auth.session else { return };
         let (grace, retry) = (options.grace, options.reread.min(RETRY));
         let tenth = u32::try_from(self.rng.below(1_000)).unwrap_or(0);
         let retry = self.now.at + (retry - retry / 10 * tenth / 1_000);
-        let since = self.sessions.away_since.unwrap_or(self.now.at);
+        let since = self.sessions.away_since.map_or(asked, |away| away.min(asked));
         let Some(session) = self.sessions.places.at_mut(place) else { return };
         let since = *session.failing_since.get_or_insert(since);
         let rejudge = std::mem::take(&mut session.rejudge);
@@ -511,20 +485,29 @@ impl Shard {
         let grace = self.options.auth.session.as_ref().map_or(Duration::ZERO, |options| options.grace);
         let mut sids = Vec::new();
         let mut asked = Vec::new();
-        for _ in 0..SESSIONS_PER_TURN {
-            let Some(&(at, place)) = self.sessions.due.first() else { break };
-            if at > now + TICK {
-                break;
-            }
-            // The answer says when next. That one always comes is the store's word; this is for where it does not keep it.
-            self.sessions.set_due(place, Some(now + LOOKUP_TIMEOUT));
-            let Some(session) = self.sessions.places.at(place) else { continue };
-            if session.failing_since.is_some_and(|since| since + grace <= now) {
+        let about_now = self.sessions.due.range(..=(now + TICK, u32::MAX));
+        let about_now: Vec<(Instant, u32)> = about_now.take(SESSIONS_PER_TURN).copied().collect();
+        for (at, place) in about_now {
+            let Some(session) = self.sessions.places.at(place) else {
+                self.sessions.set_due(place, None);
+                continue;
+            };
+            let graced = session.failing_since.map(|since| since + grace);
+            if graced.is_some_and(|end| end <= now) {
                 self.end_session(place);
                 continue;
             }
-            sids.push(session.sid.clone());
-            asked.push((place, session.mark));
+            // Its end is all that it is due for.
+            if at > now && graced == Some(at) {
+                continue;
+            }
+            // The answer says when next. That one always comes is the store's word; the timeout is for where it does not keep
+            // it. The end of the grace waits for no answer.
+            let next = now + LOOKUP_TIMEOUT;
+            let (sid, mark) = (session.sid.clone(), session.mark);
+            self.sessions.set_due(place, Some(graced.map_or(next, |end| end.min(next))));
+            sids.push(sid);
+            asked.push((place, mark));
             if asked.len() == SESSIONS_PER_LOOKUP {
                 self.reread(std::mem::take(&mut sids), std::mem::take(&mut asked));
             }
@@ -537,7 +520,7 @@ impl Shard {
     fn reread(&mut self, sids: Vec<Secret>, sessions: Vec<(u32, SessionMark)>) {
         if self.may_look_up().is_err() {
             for (place, _) in sessions {
-                self.session_unread(place);
+                self.session_unread(place, self.now.at);
             }
             return;
         }
@@ -564,7 +547,7 @@ impl Shard {
                     self.take_record(sid, mark, asked, *record, ttl, &[]);
                 }
                 Verdict::Gone(_) => self.end_session(place),
-                Verdict::Unknown => self.session_unread(place),
+                Verdict::Unknown => self.session_unread(place, asked.at),
             }
         }
     }
@@ -643,12 +626,15 @@ impl Shard {
 
     /// A request is told only what it still waits for: the answer may be to an earlier one of the same connection.
     fn judged_if_waited_for(&mut self, no: u64, waiter: Waiter, outcome: Result<Grant, Refusal>) {
-        if let Waiter::Request(ConnectionKey { index, .. }) = waiter
-            && !matches!(self.http_mut(index).map(|http| &http.phase), Some(Phase::Looking { ask, .. }) if *ask == no)
-        {
-            return;
+        if self.is_waited_for(no, &waiter) {
+            self.judged(waiter, outcome);
         }
-        self.judged(waiter, outcome);
+    }
+
+    /// Whether a waiter still waits under that number, as far as it can be told.
+    pub(super) fn is_waited_for(&mut self, no: u64, waiter: &Waiter) -> bool {
+        let Waiter::Request(ConnectionKey { index, .. }) = *waiter else { return true };
+        matches!(self.http_mut(index).map(|http| &http.phase), Some(Phase::Looking { ask, .. }) if *ask == no)
     }
 }
 

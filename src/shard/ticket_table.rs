@@ -1,10 +1,11 @@
-//! The tickets of a process, from when they are made until they are used or too old. Shared by its cores.
+//! The tickets that a process keeps itself, from when they are made until they are used or too old, and the count of all
+//! that it makes. Shared by its cores. One that the store has, or may have, is never here: it is used up in one place.
 //!
-//! Source: protocol version 1, sections 1 and 6. Memory: an entry for each ticket that was made within a ticket's life, at
-//! most [`TICKETS_MAX`]. The lock is held for a look-up. Errors: [`Over`]. Not here: what is answered then (`tickets`).
+//! Source: protocol version 1, sections 1 and 6. Memory: a few words for each ticket that was made within a ticket's life, and
+//! an entry for each that is kept here, at most [`TICKETS_MAX`] of either. The lock is held for a look-up. Errors: [`Over`].
+//! Not here: what is answered then (`tickets`).
 
 use std::collections::{HashMap, VecDeque};
-use std::hash::{BuildHasher, RandomState};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::auth::ticket::{TicketHash, TicketRecord};
@@ -21,38 +22,28 @@ pub(super) enum Over {
     Subject,
 }
 
-/// Where besides this table a ticket is.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Elsewhere {
-    /// In the store, where it is to be used up.
-    Kept,
-    /// In the store or not: it did not say.
-    Unsure,
-    /// Nowhere.
-    No,
-}
-
-#[derive(Debug)]
-struct Entry {
-    record: TicketRecord,
-    elsewhere: Elsewhere,
-}
-
 #[derive(Debug, Default)]
 struct Table {
-    kept: HashMap<TicketHash, Entry>,
-    /// All that were made within a ticket's life, used or not, the earliest first.
-    made: VecDeque<(Instant, TicketHash, Option<Holder>)>,
+    kept: HashMap<TicketHash, TicketRecord>,
+    /// Those, used or not, by when they were put there.
+    kept_at: VecDeque<(Instant, TicketHash)>,
+    /// All that were made within a ticket's life, wherever they are kept, the earliest first.
+    made: VecDeque<(Instant, Option<Holder>)>,
     made_of: HashMap<Holder, u32>,
 }
 
 impl Table {
     fn forget_old(&mut self, now: Instant) {
-        while let Some(&(at, hash, holder)) = self.made.front()
+        while let Some(&(at, hash)) = self.kept_at.front()
+            && at + TICKET_LIFE <= now
+        {
+            self.kept_at.pop_front();
+            self.kept.remove(&hash);
+        }
+        while let Some(&(at, holder)) = self.made.front()
             && at + TICKET_LIFE <= now
         {
             self.made.pop_front();
-            self.kept.remove(&hash);
             if let Some(holder) = holder
                 && let Some(count) = self.made_of.get_mut(&holder)
             {
@@ -66,17 +57,9 @@ impl Table {
 }
 
 /// The tickets of a process.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Tickets {
-    /// Tells this process's tickets from others'.
-    pub(super) maker: u64,
     table: Mutex<Table>,
-}
-
-impl Default for Tickets {
-    fn default() -> Tickets {
-        Tickets { maker: RandomState::new().hash_one("tickets"), table: Mutex::default() }
-    }
 }
 
 impl Tickets {
@@ -85,17 +68,11 @@ impl Tickets {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps a ticket of `holder`'s.
+    /// Counts a ticket of `holder`'s, wherever it is to be kept.
     ///
     /// # Errors
     /// The bound that it would pass.
-    pub(super) fn keep(
-        &self,
-        hash: TicketHash,
-        record: TicketRecord,
-        holder: Option<Holder>,
-        now: Instant,
-    ) -> Result<(), Over> {
+    pub(super) fn count(&self, holder: Option<Holder>, now: Instant) -> Result<(), Over> {
         let mut table = self.table();
         table.forget_old(now);
         if table.made.len() >= TICKETS_MAX {
@@ -108,8 +85,23 @@ impl Tickets {
             }
             *count += 1;
         }
-        table.made.push_back((now, hash, holder));
-        table.kept.insert(hash, Entry { record, elsewhere: Elsewhere::No });
+        table.made.push_back((now, holder));
+        Ok(())
+    }
+
+    /// Keeps a ticket that was counted, and is nowhere else.
+    ///
+    /// # Errors
+    /// [`Over::Process`].
+    pub(super) fn keep(&self, hash: TicketHash, record: TicketRecord, now: Instant) -> Result<(), Over> {
+        let mut table = self.table();
+        table.forget_old(now);
+        // One that the store was asked to keep first comes a while after it was counted.
+        if table.kept_at.len() >= TICKETS_MAX {
+            return Err(Over::Process);
+        }
+        table.kept_at.push_back((now, hash));
+        table.kept.insert(hash, record);
         Ok(())
     }
 
@@ -120,25 +112,11 @@ impl Tickets {
         table.made.len()
     }
 
-    /// Where besides here a ticket is from now on.
-    pub(super) fn set_elsewhere(&self, hash: TicketHash, elsewhere: Elsewhere) {
-        if let Some(entry) = self.table().kept.get_mut(&hash) {
-            entry.elsewhere = elsewhere;
-        }
-    }
-
-    /// Where besides here a ticket is; `None`: it is not here.
-    pub(super) fn elsewhere(&self, hash: TicketHash, now: Instant) -> Option<Elsewhere> {
-        let mut table = self.table();
-        table.forget_old(now);
-        table.kept.get(&hash).map(|entry| entry.elsewhere)
-    }
-
     /// Uses up a ticket: whoever is second finds none.
     pub(super) fn take(&self, hash: TicketHash, now: Instant) -> Option<TicketRecord> {
         let mut table = self.table();
         table.forget_old(now);
-        table.kept.remove(&hash).map(|entry| entry.record)
+        table.kept.remove(&hash)
     }
 }
 
@@ -170,7 +148,7 @@ mod tests {
             session: None,
             api_key: None,
         };
-        TicketRecord { maker: 1, ends: WallTime::from_secs(1), grant }
+        TicketRecord { ends: WallTime::from_secs(1), grant }
     }
 
     fn holder(no: u64) -> Option<Holder> {
@@ -181,32 +159,34 @@ mod tests {
     fn a_ticket_is_taken_once_and_within_its_life() {
         let tickets = Tickets::default();
         for no in 0..2 {
-            assert_eq!(tickets.keep(hash(no), record(), holder(1), NOW), Ok(()));
+            assert_eq!(tickets.keep(hash(no), record(), NOW), Ok(()));
         }
-        assert_eq!(tickets.elsewhere(hash(0), NOW), Some(Elsewhere::No));
-        tickets.set_elsewhere(hash(0), Elsewhere::Kept);
-        assert_eq!(tickets.elsewhere(hash(0), NOW), Some(Elsewhere::Kept));
         assert_eq!(tickets.take(hash(0), NOW + (TICKET_LIFE - Duration::from_micros(1))), Some(record()));
         assert_eq!(tickets.take(hash(0), NOW), None);
         assert_eq!(tickets.take(hash(1), NOW + TICKET_LIFE), None);
-        assert_eq!(tickets.elsewhere(hash(2), NOW), None);
+        assert_eq!(tickets.take(hash(2), NOW), None);
     }
 
     #[test]
     fn tickets_are_bounded_for_a_subject_and_for_the_process_by_when_they_were_made() {
         let tickets = Tickets::default();
         for no in 0..TICKETS_PER_SUBJECT_MAX {
-            assert_eq!(tickets.keep(hash(no), record(), holder(1), NOW), Ok(()));
+            assert_eq!(tickets.count(holder(1), NOW), Ok(()));
+            assert_eq!(tickets.keep(hash(no), record(), NOW), Ok(()));
             assert!(tickets.take(hash(no), NOW).is_some());
         }
-        assert_eq!(tickets.keep(hash(0), record(), holder(1), NOW), Err(Over::Subject), "used ones count as well");
-        let rest = u32::try_from(TICKETS_MAX).expect("few") - TICKETS_PER_SUBJECT_MAX;
-        for no in 0..rest {
-            assert_eq!(tickets.keep(hash(no), record(), None, NOW), Ok(()));
+        assert_eq!(tickets.count(holder(1), NOW), Err(Over::Subject), "used ones count as well");
+        let all = u32::try_from(TICKETS_MAX).expect("few");
+        for no in TICKETS_PER_SUBJECT_MAX..all {
+            assert_eq!(tickets.count(None, NOW), Ok(()));
+            assert_eq!(tickets.keep(hash(no), record(), NOW), Ok(()));
         }
-        assert_eq!(tickets.keep(hash(rest), record(), holder(2), NOW), Err(Over::Process));
-        assert_eq!(tickets.keep(hash(0), record(), holder(1), NOW + TICKET_LIFE), Ok(()));
+        assert_eq!(tickets.count(holder(2), NOW), Err(Over::Process));
+        assert_eq!(tickets.keep(hash(all), record(), NOW), Err(Over::Process));
+        assert_eq!(tickets.count(holder(1), NOW + TICKET_LIFE), Ok(()));
+        assert_eq!(tickets.keep(hash(all), record(), NOW + TICKET_LIFE), Ok(()));
         let table = tickets.table();
-        assert_eq!((table.made.len(), table.kept.len(), table.made_of.len()), (1, 1, 1), "the old ones are gone");
+        let left = (table.made.len(), table.made_of.len(), table.kept.len(), table.kept_at.len());
+        assert_eq!(left, (1, 1, 1, 1), "the old ones are gone");
     }
 }

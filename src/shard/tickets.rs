@@ -1,7 +1,8 @@
 //! Tickets: made for whoever presents a credential, kept until they are used, once.
 //!
-//! Source: protocol version 1, sections 1 (`POST /v1/tickets`), 2 and 6. With a store that processes share, a ticket is kept
-//! there as well, and there it is used up; the process's own table stands in while the store is away.
+//! Source: protocol version 1, sections 1 (`POST /v1/tickets`), 2 and 6. A ticket is kept in one place, where it is used up: in
+//! the store that processes share, where there is one and it says that it has it; else in the process's own table, under a
+//! text that the store has never heard of. So it is used once, whoever is cut from whom.
 //! Memory: that table (`ticket_table`). Errors: [`Refusal`]. Not here: a ticket's text and record (`auth::ticket`).
 
 use crate::auth::grant::{CredentialKind, Grant};
@@ -15,12 +16,22 @@ use crate::limits::{LOOKUP_TIMEOUT, TICKET_LIFE};
 use crate::secret::Secret;
 
 use super::Shard;
-use super::lookup::{Asked, Found, Looked, Lookup, Purpose, Used, Waiter};
+use super::lookup::{Asked, Found, Looked, Lookup, Made, Purpose, Waiter};
 use super::requests::Judged;
-use super::ticket_table::{Elsewhere, Over};
+use super::ticket_table::Over;
 
 fn unknown() -> Refusal {
     Refusal::new(ErrorCode::InvalidToken, "there is no such ticket, or it has been used").because("unknown_ticket")
+}
+
+fn refused(over: Over) -> Refusal {
+    match over {
+        Over::Process => Refusal::new(ErrorCode::Overloaded, "as many tickets as there may be").retry_after(5),
+        Over::Subject => {
+            let detail = "the subject has made as many tickets as it may at once";
+            Refusal::new(ErrorCode::RateLimited, detail).retry_after(TICKET_LIFE.as_secs())
+        }
+    }
 }
 
 impl Shard {
@@ -38,54 +49,46 @@ impl Shard {
             Ok(Judged::FirstMessage | Judged::Later) => return,
             Err(refusal) => return self.refuse_credential(index, &refusal, reply, addr),
         };
-        let made = self.new_ticket(&grant);
+        let record = self.ticket_record(&grant);
         self.rights.release(grant);
-        match made {
-            Err(refusal) => self.refuse(index, &refusal, reply),
-            Ok((used, record)) => {
-                let text = self.options.auth.store.then(|| record.to_text()).flatten();
-                match text {
-                    Some(text) => self.share_ticket(index, used, text, reply),
-                    None => self.hand_out(index, &used.ticket, reply),
-                }
-            }
+        let record = match record {
+            Ok(record) => record,
+            Err(refusal) => return self.refuse(index, &refusal, reply),
+        };
+        match self.options.auth.store.then(|| record.to_text()).flatten() {
+            Some(text) => self.share_ticket(index, record, text, reply),
+            None => self.hand_out_own(index, record, reply),
         }
     }
 
-    /// Makes a ticket for `grant`, and keeps it here.
-    fn new_ticket(&mut self, grant: &Grant) -> Result<(Used, TicketRecord), Refusal> {
+    /// What a ticket for `grant` stands for; it is counted.
+    fn ticket_record(&mut self, grant: &Grant) -> Result<TicketRecord, Refusal> {
         if grant.kind() == CredentialKind::Ticket {
             return Err(Refusal::new(ErrorCode::Forbidden, "a ticket makes no further ticket"));
         }
+        self.ledger.tickets().count(self.subject(grant), self.now.at).map_err(refused)?;
+        let ends = self.now.wall + TICKET_LIFE;
+        Ok(TicketRecord { ends, grant: grant.to_record(self.session_id(grant)) })
+    }
+
+    fn new_ticket(&mut self) -> (TicketHash, Secret) {
         let mut random = [0u8; 32];
         for half in random.chunks_exact_mut(16) {
             half.copy_from_slice(&self.rng.u128().to_le_bytes());
         }
         let ticket = ticket::of_random(random);
-        let hash = TicketHash::of(ticket.expose_secret()).expect("a ticket of ours is one");
-        let tickets = self.ledger.tickets();
-        let ends = self.now.wall + TICKET_LIFE;
-        let record = TicketRecord { maker: tickets.maker, ends, grant: grant.to_record(self.session_id(grant)) };
-        match tickets.keep(hash, record.clone(), self.subject(grant), self.now.at) {
-            Ok(()) => Ok((Used { hash, ticket }, record)),
-            Err(Over::Process) => {
-                Err(Refusal::new(ErrorCode::Overloaded, "as many tickets as there may be").retry_after(5))
-            }
-            Err(Over::Subject) => {
-                let detail = "the subject has made as many tickets as it may at once";
-                Err(Refusal::new(ErrorCode::RateLimited, detail).retry_after(TICKET_LIFE.as_secs()))
-            }
-        }
+        (TicketHash::of(ticket.expose_secret()).expect("a ticket of ours is one"), ticket)
     }
 
     /// Keeps a ticket where other processes find it, before it is handed out.
-    fn share_ticket(&mut self, index: u32, used: Used, text: Secret, reply: &Reply) {
+    fn share_ticket(&mut self, index: u32, record: TicketRecord, text: Secret, reply: &Reply) {
         let Some(connection) = self.key_of(index) else { return };
-        let lookup = Lookup::KeepTicket { hash: used.hash.to_string(), record: text, life: TICKET_LIFE };
-        let ticket = used.ticket.clone();
-        let Ok(ask) = self.look_up(lookup, Asked::Kept(connection, used)) else {
-            return self.hand_out(index, &ticket, reply);
-        };
+        if self.may_look_up().is_err() {
+            return self.hand_out_own(index, record, reply);
+        }
+        let (hash, ticket) = self.new_ticket();
+        let lookup = Lookup::KeepTicket { hash: hash.to_string(), record: text, life: TICKET_LIFE };
+        let ask = self.look_up_surely(lookup, Asked::Kept(connection, Box::new(Made { ticket, record })));
         let deadline = self.now.at + LOOKUP_TIMEOUT;
         if let Some(http) = self.http_mut(index) {
             http.phase = Phase::Asking { ask, reply: reply.clone() };
@@ -94,15 +97,26 @@ impl Shard {
         }
     }
 
-    /// The store has kept a ticket, or not.
-    pub(super) fn ticket_kept(&mut self, connection: ConnectionKey, ask: u64, used: &Used, found: &Found) {
-        let elsewhere = if matches!(found, Found::Kept) { Elsewhere::Kept } else { Elsewhere::Unsure };
-        self.ledger.tickets().set_elsewhere(used.hash, elsewhere);
+    /// The store has kept a ticket, or not, or has not said: then nobody is told of that one, which may be there.
+    pub(super) fn ticket_kept(&mut self, connection: ConnectionKey, ask: u64, made: Made, found: &Found) {
         let Some(index) = self.still(connection) else { return };
         let waits = |phase: &Phase| matches!(phase, Phase::Asking { ask: asked, .. } if *asked == ask);
-        if self.http_mut(index).is_some_and(|http| waits(&http.phase)) {
-            let reply = self.forget_exchange(index);
-            self.hand_out(index, &used.ticket, &reply);
+        if !self.http_mut(index).is_some_and(|http| waits(&http.phase)) {
+            return;
+        }
+        let reply = self.forget_exchange(index);
+        match found {
+            Found::Kept => self.hand_out(index, &made.ticket, &reply),
+            _ => self.hand_out_own(index, made.record, &reply),
+        }
+    }
+
+    /// Keeps a ticket in this process alone, and hands it out.
+    fn hand_out_own(&mut self, index: u32, record: TicketRecord, reply: &Reply) {
+        let (hash, ticket) = self.new_ticket();
+        match self.ledger.tickets().keep(hash, record, self.now.at) {
+            Ok(()) => self.hand_out(index, &ticket, reply),
+            Err(over) => self.refuse(index, &refused(over), reply),
         }
     }
 
@@ -119,41 +133,29 @@ impl Shard {
     /// A ticket is presented.
     pub(super) fn look_at_ticket(&mut self, ticket: &Secret, waiter: Waiter) -> Looked {
         let Some(hash) = TicketHash::of(ticket.expose_secret()) else { return Looked::Now(waiter, Err(unknown())) };
-        let elsewhere = self.ledger.tickets().elsewhere(hash, self.now.at);
-        if elsewhere == Some(Elsewhere::No) || !self.options.auth.store {
-            return match self.ledger.tickets().take(hash, self.now.at) {
-                Some(record) => self.ticket_used(record, waiter),
-                None => Looked::Now(waiter, Err(unknown())),
-            };
+        if let Some(record) = self.ledger.tickets().take(hash, self.now.at) {
+            return self.ticket_used(record, waiter);
+        }
+        if !self.options.auth.store {
+            return Looked::Now(waiter, Err(unknown()));
         }
         if let Err(refusal) = self.may_look_up() {
             return Looked::Now(waiter, Err(refusal));
         }
-        let used = Used { hash, ticket: Secret::default() };
-        Looked::Later(self.look_up_surely(Lookup::TakeTicket(hash.to_string()), Asked::Ticket(waiter, used)))
+        Looked::Later(self.look_up_surely(Lookup::TakeTicket(hash.to_string()), Asked::Ticket(waiter)))
     }
 
     /// The store has been asked for a ticket, which is thereby used up.
-    pub(super) fn ticket_found(&mut self, waiter: Waiter, used: Used, found: Found) -> Looked {
-        let now = self.now.at;
-        let tickets = self.ledger.tickets();
+    pub(super) fn ticket_found(&mut self, waiter: Waiter, found: Found) -> Looked {
         let record = match found {
-            Found::Ticket(Some(text)) => match TicketRecord::parse(text.expose_secret()) {
-                // One of ours was here as well, unless it has been used while the store was away.
-                Some(record) if record.maker == tickets.maker => tickets.take(used.hash, now),
-                other => other,
-            },
-            // Used up by another, unless it never was there.
-            Found::Ticket(None) if tickets.elsewhere(used.hash, now) != Some(Elsewhere::Unsure) => None,
-            Found::Ticket(None) => tickets.take(used.hash, now),
-            _ => match tickets.take(used.hash, now) {
-                Some(record) => Some(record),
-                None => {
-                    let detail = "the store of tickets does not answer";
-                    let refusal = Refusal::new(ErrorCode::SessionStoreUnavailable, detail).retry_after(2);
-                    return Looked::Now(waiter, Err(refusal.because("session_store_unavailable")));
-                }
-            },
+            Found::Ticket(Some(text)) => TicketRecord::parse(text.expose_secret()),
+            Found::Ticket(None) => None,
+            // It may be there, and whoever made it has it no more: only the store's word counts.
+            _ => {
+                let detail = "the store of tickets does not answer";
+                let refusal = Refusal::new(ErrorCode::SessionStoreUnavailable, detail).retry_after(2);
+                return Looked::Now(waiter, Err(refusal.because("session_store_unavailable")));
+            }
         };
         match record {
             Some(record) => self.ticket_used(record, waiter),
@@ -179,7 +181,7 @@ impl Shard {
             return Looked::Now(waiter, granted);
         }
         if let Some(sid) = record.grant.session.clone() {
-            return self.ask_for_session(sid, waiter, Purpose::Ticket(Box::new(record.grant)));
+            return self.ask_for_session(sid, waiter, Purpose::Ticket(record.grant.sub));
         }
         let grant = Grant::of_record(record.grant, &mut self.rights);
         if grant.end(self.options.auth.jwt.leeway).is_some_and(|end| end <= self.now.wall) {

@@ -849,7 +849,7 @@ mod tests {
             let options = Arc::clone(&config.streams[0]);
             let url = "http://up.example/s".parse().expect("a URL");
             let views = options.views.len();
-            let stream = Stream::new(Arc::new(Target { options, url, body: None }), 7, PollNo(0));
+            let stream = Stream::new(Arc::new(Target { options, url, body: None, guard: None }), 7, PollNo(0));
             let mut polled = Polled { stream, at_ms: 5_000_000, sequences: Vec::new() };
             let facets: Vec<Option<u16>> = if views == 0 { vec![None] } else { (0..views as u16).map(Some).collect() };
             for view in facets {

@@ -11,8 +11,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use url::Url;
+use url::{Host, Position, Url};
 
+use crate::guard::Policy;
 use crate::limits::{RETRY_AFTER_MAX, VALIDATOR_BYTES_MAX};
 use crate::time::{Instant, WallTime};
 
@@ -25,6 +26,41 @@ pub struct Target {
     pub url: Url,
     /// The body, placeholders filled.
     pub body: Option<Arc<[u8]>>,
+    /// Who says whether it may be connected to, where a caller has named it; `None`: the operator has.
+    pub guard: Option<Arc<Policy>>,
+}
+
+/// What is connected to for a URL and what is sent there: the one reading of it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Endpoint<'u> {
+    /// Whether over TLS.
+    pub https: bool,
+    /// The address, or the name that is looked up and that the certificate must be valid for.
+    pub host: Host<&'u str>,
+    /// The port.
+    pub port: u16,
+    /// The value of `Host`.
+    pub authority: &'u str,
+    /// Path and query, as they are sent.
+    pub target: &'u str,
+}
+
+impl Endpoint<'_> {
+    /// The endpoint of `url`; `None`: it is neither `http` nor `https`, or has no host.
+    pub fn of(url: &Url) -> Option<Endpoint<'_>> {
+        let https = match url.scheme() {
+            "http" => false,
+            "https" => true,
+            _ => return None,
+        };
+        Some(Endpoint {
+            https,
+            host: url.host()?,
+            port: url.port_or_known_default()?,
+            authority: &url[Position::BeforeHost..Position::AfterPort],
+            target: &url[Position::BeforePath..Position::AfterQuery],
+        })
+    }
 }
 
 /// What the upstream gave to tell its next answer from this one (RFC 9110 section 8.8), byte for byte.

@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use restcast::auth::api_key::ApiKeys;
 use restcast::auth::control::{ControlEntry, Event};
 use restcast::auth::jwt;
 use restcast::auth::keys::{Algorithm, Key, KeyConfig};
@@ -20,7 +21,8 @@ use restcast::ids::CoreId;
 use restcast::metrics::CoreMetrics;
 use restcast::secret::Secret;
 use restcast::shard::{
-    Catalog, Found, Input, Ledger, Lookup, Options, Order, Output, Sent, SessionRecord, Shard, Wire,
+    Catalog, ConnectionQuery, Found, Input, Ledger, Listed, Lookup, Options, Order, Output, Sent, SessionRecord, Shard,
+    Wire,
 };
 use restcast::stream::poll::{FetchResponse, PollNo, Validators};
 use restcast::time::{Instant, Now, WallTime};
@@ -99,6 +101,16 @@ pub fn session_options() -> session::Options {
     }
 }
 
+fn parsed(text: &str) -> Config {
+    Config::parse(text, &NoSources).unwrap_or_else(|errors| panic!("{errors:?}\n{text}")).0
+}
+
+/// The API keys of a file that has these lines besides.
+pub fn api_keys(lines: &str) -> Arc<ApiKeys> {
+    let key = format!("[[auth.jwt.key]]\nalg = \"HS256\"\nsecret = \"{SECRET}\"\n");
+    Arc::new(ApiKeys::new(parsed(&format!("{key}{lines}")).api_keys))
+}
+
 impl Setup {
     pub fn new() -> Setup {
         Setup {
@@ -124,7 +136,7 @@ impl Setup {
             let url = if more.contains("url = ") { String::new() } else { format!("url = \"http://up/{id}\"\n") };
             let _ = write!(text, "[[stream]]\nid = \"{id}\"\n{url}{more}\n");
         }
-        let (config, _) = Config::parse(&text, &NoSources).unwrap_or_else(|errors| panic!("{errors:?}\n{text}"));
+        let config = parsed(&text);
         let mut auth = config.auth.clone();
         auth.session = self.session.clone();
         auth.store = self.store;
@@ -216,6 +228,11 @@ impl Hall {
         Conn { core, index: key.index }
     }
 
+    /// What a core tells of its connections in one turn.
+    pub fn list(&self, core: usize, sub: Option<&str>, first: u32, limit: usize) -> Listed {
+        self.shards[core].list(&ConnectionQuery { sub: sub.map(str::to_owned), first, limit })
+    }
+
     pub fn say(&mut self, conn: Conn, bytes: &[u8]) {
         let mut bytes = bytes.to_vec();
         self.input(conn.core, Input::Received { connection: conn.index, bytes: &mut bytes });
@@ -255,14 +272,31 @@ impl Hall {
         self.say(conn, &frame);
     }
 
+    /// Says a WebSocket message; nothing else happens yet.
+    pub fn message_at_once(&mut self, conn: Conn, message: Value) {
+        let mut frame = Vec::new();
+        write_masked(&mut frame, true, Opcode::Text, message.to_string().as_bytes(), [1, 2, 3, 4]);
+        self.input(conn.core, Input::Received { connection: conn.index, bytes: &mut frame });
+    }
+
     fn input(&mut self, core: usize, input: Input<'_>) {
         self.shards[core].handle(self.now, input);
     }
 
+    /// The wall clock is set forward.
+    pub fn set_clock_forward(&mut self, by: Duration) {
+        self.now.wall = self.now.wall + by;
+        self.tell_all(|| Input::ClockMoved);
+    }
+
     /// Something is heard of a user or a session by Redis.
     pub fn hear(&mut self, event: &str, data: Value) {
-        let entry =
-            ControlEntry { event: event.to_owned(), data: data.to_string(), at_ms: self.now.wall.as_micros() / 1_000 };
+        self.hear_late(event, data, self.now.wall);
+    }
+
+    /// The same, dated `at`.
+    pub fn hear_late(&mut self, event: &str, data: Value, at: WallTime) {
+        let entry = ControlEntry { event: event.to_owned(), data: data.to_string(), at_ms: at.as_micros() / 1_000 };
         let events = Event::read(&entry, self.now.wall).expect("an event");
         let concerned: Arc<[Concerned]> =
             events.iter().filter_map(|event| self.ledger.marks().take(event, self.now.wall).concerned).collect();
@@ -376,6 +410,7 @@ impl Hall {
                 Found::Kept
             }
             Lookup::KeySet(_) => Found::KeySet,
+            Lookup::Renew { .. } => Found::Renewed(None),
         }
     }
 

@@ -239,7 +239,9 @@ impl World {
 
     /// The store is told something that needs no answer.
     pub fn order(&mut self, order: Order) {
-        let Order::Touch { sid, life } = order else { unreachable!("events come from elsewhere here") };
+        let Order::Touch { sid, life } = order else {
+            unreachable!("events come from elsewhere, and nobody else asks")
+        };
         if self.book.store.is_away() {
             return;
         }

@@ -1009,7 +1009,10 @@ impl Client {
             // A token that has ended on the way.
             (Some(Asked::Renew { ticket }), "AUTH_UPDATE_REJECTED") => {
                 let used = ticket.is_some_and(|place| book.may_refuse_ticket(place));
-                head["reason"].as_str() == Some("busy") || used || self.may_be_refused(book)
+                let reason = head["reason"].as_str();
+                // Who keeps the ticket, or the session that it is of, may not answer.
+                let away = ticket.is_some() && reason == Some("session_store_unavailable");
+                reason == Some("busy") || away || used || self.may_be_refused(book)
             }
             // Its session may be over, or somebody else's; or the store may not answer.
             (Some(Asked::Reread), "AUTH_UPDATE_REJECTED") => true,
@@ -1134,8 +1137,7 @@ fn deflated(message: &[u8]) -> Vec<u8> {
 
 /// The session that a token is, as that user's.
 fn whose<'a>(token: &'a Token, user: &'a str) -> Option<Whose<'a>> {
-    let earlier_us = if token.by_ticket { TICKET_US } else { 0 };
-    token.session.as_deref().map(|sid| Whose { sid, user, earlier_us })
+    token.session.as_deref().map(|sid| Whose { sid, user })
 }
 
 fn texts(list: &Value) -> Vec<String> {

@@ -60,7 +60,6 @@ impl World {
             iat_s: Some(self.book.wall_us / SECOND_US),
             jti: None,
             session: None,
-            by_ticket: false,
             has_ended: false,
             sent_after: self.book.law.said.len(),
             sent_wall_us: self.book.wall_us,
@@ -162,7 +161,7 @@ impl World {
     /// Whoever comes with that ticket.
     pub fn ticket_login(&self, place: usize) -> Login {
         let ticket = &self.book.tickets[place];
-        let token = Token { id: 0, by_ticket: true, ..self.presented_again(&ticket.token) };
+        let token = Token { id: 0, ..self.presented_again(&ticket.token) };
         Login { issuer: ticket.issuer, sub: ticket.sub.clone(), token, carrier: Carrier::Ticket(place) }
     }
 
@@ -238,7 +237,7 @@ impl World {
         let companies = match &login.token.session {
             Some(sid) => {
                 let book = &self.book;
-                let whose = Whose { sid, user: &login.sub, earlier_us: 0 };
+                let whose = Whose { sid, user: &login.sub };
                 book.store.companies(whose, book.mono_us, book.offset_us()).into_iter().collect()
             }
             None => BTreeSet::from([login.token.company]),
@@ -473,7 +472,7 @@ impl World {
     pub fn renew_by_ticket(&mut self, number: usize, place: usize) {
         self.book.tickets[place].presented += 1;
         let text = self.book.tickets[place].text.clone();
-        let token = Token { by_ticket: true, ..self.presented_again(&self.book.tickets[place].token) };
+        let token = self.presented_again(&self.book.tickets[place].token);
         self.renew_by(number, token, &text, Some(place));
     }
 

@@ -90,8 +90,6 @@ pub struct Token {
     pub jti: Option<String>,
     /// The session that it is.
     pub session: Option<String>,
-    /// Whether a ticket stands for it.
-    pub by_ticket: bool,
     /// Whether it has ended at some time, even if the clock was set back since.
     pub has_ended: bool,
     /// How many things had been said when it was sent.

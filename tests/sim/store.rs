@@ -51,8 +51,6 @@ pub struct Session {
 pub struct Whose<'a> {
     pub sid: &'a str,
     pub user: &'a str,
-    /// By how much earlier its record may have been read: a ticket says what it said, where the store does not.
-    pub earlier_us: u64,
 }
 
 /// What is known of the store, and of each session.
@@ -150,7 +148,7 @@ impl Store {
     /// Whether a record stands now under which its first user is signed in.
     pub fn lives(&self, sid: &str, now_us: u64) -> bool {
         let user = self.sessions.get(sid).map(|session| session.user.as_str());
-        user.is_some_and(|user| self.now(Whose { sid, user, earlier_us: 0 }, now_us).is_some())
+        user.is_some_and(|user| self.now(Whose { sid, user }, now_us).is_some())
     }
 
     fn now(&self, whose: Whose<'_>, now_us: u64) -> Option<&Version> {
@@ -181,7 +179,7 @@ impl Store {
     fn versions<'a>(&'a self, whose: Whose<'a>, now_us: u64, offset_us: u64) -> impl Iterator<Item = &'a Version> {
         self.all_versions(whose).filter(move |version| {
             let by_time = version.last_us(self, offset_us).saturating_add(LATE_US);
-            let by_change = version.until_us.map_or(u64::MAX, |until| self.known_until(until + whose.earlier_us));
+            let by_change = version.until_us.map_or(u64::MAX, |until| self.known_until(until));
             version.since_us <= now_us && now_us <= by_time.min(by_change).min(self.graced_until())
         })
     }

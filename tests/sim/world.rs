@@ -304,7 +304,7 @@ impl World {
 
     pub fn with(dice: Dice, setup: Setup) -> World {
         let options = options(&setup.text(0), None);
-        let ledger = Arc::new(Ledger::default());
+        let ledger = Arc::new(Ledger::of(restcast::ids::ProcessId(1)));
         ledger.marks().configure(&options.auth);
         let mut book = Book::new(1_000 * SECOND_US, 1_800_000_000 * SECOND_US, setup.leeway_s * SECOND_US);
         book.upstream.huge = setup.huge;

@@ -77,7 +77,7 @@ pub fn target(url: &str, change: impl FnOnce(&mut Options)) -> Target {
     change(&mut options);
     let mut url: url::Url = url.parse().expect("a URL");
     url.query_pairs_mut().append_pair("key", "hunter2-query");
-    Target { options: Arc::new(options), url, body: None }
+    Target { options: Arc::new(options), url, body: None, guard: None }
 }
 
 /// An action of that method, with short time-outs and a secret in its URL and headers.

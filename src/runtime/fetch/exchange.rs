@@ -14,10 +14,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use monoio::time::{Instant, sleep, timeout, timeout_at};
 use monoio::utils::is_legacy;
-use url::Position;
 
 use super::link::{Fault, Inbound, Link, Seal};
-use super::{Asked, Course, Phase, in_words, timed_out, tls_failed};
+use super::{Asked, Course, Phase, endpoint, in_words, timed_out, tls_failed};
 use crate::codec::http::percent_decode;
 use crate::codec::http_response::{
     Progress, Request, ResponseDecoder, ResponseError, ResponseFault, ResponseLimits, fresh_for, retry_after,
@@ -132,11 +131,12 @@ impl Course<'_> {
     }
 
     fn request_bytes(&self) -> Result<Vec<u8>, Failure> {
-        let Asked { method, url, body, validators, headers, .. } = *self.asked;
+        let Asked { method, body, validators, headers, .. } = *self.asked;
+        let endpoint = endpoint(self.asked).map_err(Failure::of)?;
         let request = Request {
             method,
-            authority: &url[Position::BeforeHost..Position::AfterPort],
-            target: &url[Position::BeforePath..Position::AfterQuery],
+            authority: endpoint.authority,
+            target: endpoint.target,
             if_none_match: validators.and_then(|validators| validators.etag.as_deref()),
             if_modified_since: validators.and_then(|validators| validators.last_modified.as_deref()),
             body,

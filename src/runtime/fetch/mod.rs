@@ -27,12 +27,13 @@ use self::exchange::Failure;
 use self::link::Link;
 use self::pool::{Connection, Leave, Origin, Place, Pool, PoolFull};
 use self::tls::{TlsError, TrustSets};
+use crate::guard::{Aim, Blocked};
 use crate::limits;
 use crate::runtime::resolver::ResolverHandle;
 use crate::secret::Secret;
 use crate::stream::CaFile;
 use crate::stream::action::{self, Call};
-use crate::stream::poll::{FetchError, FetchRequest, FetchResponse, FetchResult, UpstreamCode, Validators};
+use crate::stream::poll::{Endpoint, FetchError, FetchRequest, FetchResponse, FetchResult, UpstreamCode, Validators};
 use crate::time::WallTime;
 
 /// What stands for a time-out that no clock reaches.
@@ -87,6 +88,8 @@ pub struct FetcherCounts {
 struct Asked<'a> {
     method: &'a str,
     url: &'a Url,
+    /// What the guard has made of a URL that a caller has named, `url` being its; `None`: it is the operator's.
+    aim: Option<&'a Aim>,
     headers: &'a [(String, Secret)],
     body: Option<&'a [u8]>,
     /// What it is conditional on.
@@ -101,11 +104,12 @@ struct Asked<'a> {
 }
 
 impl<'a> Asked<'a> {
-    fn of_poll(request: &'a FetchRequest) -> Asked<'a> {
+    fn of_poll(request: &'a FetchRequest, aim: Option<&'a Aim>) -> Asked<'a> {
         let options = &request.target.options;
         Asked {
             method: &options.method,
-            url: &request.target.url,
+            url: aim.map_or(&request.target.url, Aim::url),
+            aim,
             headers: &options.headers,
             body: request.target.body.as_deref(),
             validators: Some(&request.validators),
@@ -123,6 +127,7 @@ impl<'a> Asked<'a> {
         Asked {
             method: &options.method,
             url: &call.url,
+            aim: None,
             headers: &options.headers,
             body: call.body.as_deref(),
             validators: None,
@@ -165,11 +170,17 @@ impl Fetcher {
     /// that idled turns out to have been closed before anything of the answer came, asks once more over a fresh one: a poll
     /// is repeated anyway, whatever its method. Dropping the future closes the connection.
     ///
+    /// Where the target has a guard, that judges the URL now, and each new connection by all that the name resolves to then;
+    /// only those addresses are connected to. Such connections serve no request that is not guarded, and the other way round.
+    ///
     /// # Errors
     /// `Timeout`, `Unreachable`, `Dns`, `Tls`, `Protocol`, `Body`, `TooLarge` as [`UpstreamCode`] says; `Blocked` for a URL
-    /// that is not `http` or `https`. Statuses are no errors here.
+    /// that is not `http` or `https`, or that the guard blocks. Statuses are no errors here.
     pub async fn fetch(&self, request: FetchRequest, wall: impl Fn() -> WallTime) -> FetchResult {
-        self.within_time(&Asked::of_poll(&request), &wall, true).await
+        let target = &request.target;
+        let aim = target.guard.as_ref().map(|policy| policy.judge(target.url.as_str()));
+        let aim = aim.transpose().map_err(|reason| blocked_by_guard(&reason))?;
+        self.within_time(&Asked::of_poll(&request, aim.as_ref()), &wall, true).await
     }
 
     /// Carries out an action, within its time-outs and size. One that may not be sent twice ([`Call::is_idempotent`]) goes
@@ -266,22 +277,15 @@ impl Fetcher {
     }
 
     fn origin(&self, asked: &Asked<'_>) -> Result<Rc<Origin>, FetchError> {
-        let url = asked.url;
-        let https = match url.scheme() {
-            "http" => false,
-            "https" => true,
-            _ => return Err(blocked("neither http nor https")),
-        };
-        let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
-            return Err(blocked("a URL without a host"));
-        };
+        let Endpoint { https, port, .. } = endpoint(asked)?;
+        let host = asked.url.host_str().unwrap_or_default().into();
         let trust = if https { self.trust.id_of(asked.ca) } else { tls::TrustId::SYSTEM };
-        Ok(Rc::new(Origin { https, host: host.into(), port, trust }))
+        Ok(Rc::new(Origin { https, host, port, trust, guarded: asked.aim.is_some() }))
     }
 
     async fn open(&self, asked: &Asked<'_>, origin: Rc<Origin>, place: Place) -> Result<Connection, FetchError> {
-        let host = asked.url.host().ok_or_else(|| blocked("a URL without a host"))?;
-        let addresses = self.addresses(&host).await?;
+        let host = endpoint(asked)?.host;
+        let addresses = self.addresses(asked, &host).await?;
         let mut stream = connect::connect(&addresses, origin.port).await.map_err(|e| unreachable(&e))?;
         let link = if origin.https {
             let config = self.trust.config(asked.ca, &self.resolver).await.map_err(tls_failed)?;
@@ -294,16 +298,28 @@ impl Fetcher {
         Ok(Connection { link, origin, place })
     }
 
-    async fn addresses(&self, host: &Host<&str>) -> Result<Arc<[IpAddr]>, FetchError> {
-        match host {
-            Host::Ipv4(ip) => Ok(Arc::from([IpAddr::V4(*ip)])),
-            Host::Ipv6(ip) => Ok(Arc::from([IpAddr::V6(*ip)])),
+    /// The addresses to connect to: of a guarded target those that the guard has pinned.
+    async fn addresses(&self, asked: &Asked<'_>, host: &Host<&str>) -> Result<Arc<[IpAddr]>, FetchError> {
+        let found: Arc<[IpAddr]> = match host {
+            Host::Ipv4(ip) => Arc::from([IpAddr::V4(*ip)]),
+            Host::Ipv6(ip) => Arc::from([IpAddr::V6(*ip)]),
             Host::Domain(name) => {
                 let answer = self.resolver.resolve(name).await;
-                answer.map_err(|e| FetchError { code: UpstreamCode::Dns, detail: e.to_string() })
+                answer.map_err(|e| FetchError { code: UpstreamCode::Dns, detail: e.to_string() })?
             }
-        }
+        };
+        let Some(aim) = asked.aim else { return Ok(found) };
+        let target = aim.clone().pin(&found).map_err(|reason| blocked_by_guard(&reason))?;
+        Ok(Arc::clone(target.addresses()))
     }
+}
+
+fn endpoint<'a>(asked: &Asked<'a>) -> Result<Endpoint<'a>, FetchError> {
+    Endpoint::of(asked.url).ok_or_else(|| blocked("neither http nor https, or without a host"))
+}
+
+fn blocked_by_guard(reason: &Blocked) -> FetchError {
+    FetchError { code: UpstreamCode::Blocked, detail: format!("{reason} ({})", reason.reason()) }
 }
 
 fn timed_out(limit: Duration, phase: Phase) -> FetchError {

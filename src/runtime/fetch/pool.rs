@@ -24,6 +24,8 @@ pub(super) struct Origin {
     pub(super) host: Box<str>,
     pub(super) port: u16,
     pub(super) trust: TrustId,
+    /// Whether the guard has judged the address: what the operator's requests reach is not a caller's to reach.
+    pub(super) guarded: bool,
 }
 
 /// More callers wait for a connection than may.

@@ -1,0 +1,48 @@
+//! `[direct]`: what callers may name themselves, and who may.
+//!
+//! Source: protocol version 1, section 1; `restcast.example.toml`. Memory: what is returned. Errors: each at its own line.
+//! Not here: what is allowed by it (`guard`).
+
+use std::sync::Arc;
+
+use super::form;
+use super::meaning::Check;
+use super::walk::Section;
+use super::{Oddity, Problem};
+use crate::guard::{DirectOptions, Pattern, Policy};
+use crate::limits::ALLOW_PATTERNS_MAX;
+
+impl Check<'_> {
+    /// `[direct]`; `None`: the file has none, and direct mode is off.
+    pub(super) fn direct(&mut self, root: &Section) -> Option<DirectOptions> {
+        let line = root.line_of_table("direct")?;
+        let allow = self.allow(root);
+        let allow_public = root.boolean("direct.allow_public");
+        if !allow_public && root.texts("direct.allow").is_empty() {
+            self.warn(line, Oddity::DirectReachesNothing);
+        }
+        Some(DirectOptions {
+            policy: Arc::new(Policy { allow, allow_public, cookies: root.boolean("direct.cookies") }),
+            roles: root.texts("direct.roles").into_iter().map(|role| role.value).collect(),
+            interval_min: root.duration("direct.interval_min"),
+            sessions_per_subject: root.number_u32("direct.sessions_per_subject"),
+            session_ttl_max: root.duration("direct.session_ttl_max"),
+        })
+    }
+
+    fn allow(&mut self, root: &Section) -> Vec<Pattern> {
+        let texts = root.texts("direct.allow");
+        if texts.len() > ALLOW_PATTERNS_MAX {
+            let error = form::FormError::TooMany { limit: ALLOW_PATTERNS_MAX };
+            self.error(root.line_of("direct.allow"), Problem::Form { key: "direct.allow".to_owned(), error });
+        }
+        let mut patterns = Vec::new();
+        for text in texts.into_iter().take(ALLOW_PATTERNS_MAX) {
+            match Pattern::parse(&text.value) {
+                Ok(pattern) => patterns.push(pattern),
+                Err(error) => self.error(text.line, Problem::DirectAllow { found: form::quoted(&text.value), error }),
+            }
+        }
+        patterns
+    }
+}
