@@ -341,7 +341,7 @@ impl Check<'_> {
         }
     }
 
-    fn streams(&mut self, root: &Section, has_keys: bool) -> Vec<Arc<Options>> {
+    pub(super) fn streams(&mut self, root: &Section, has_keys: bool) -> Vec<Arc<Options>> {
         let mut streams = Vec::new();
         let mut seen: BTreeMap<StreamId, u32> = BTreeMap::new();
         for section in root.array("stream") {
@@ -396,6 +396,7 @@ impl Check<'_> {
             roles: values("stream.roles"),
             permissions: values("stream.permissions"),
             views: self.views(section),
+            hook_secrets: self.hook_secrets(section),
         })
     }
 

@@ -366,6 +366,10 @@ impl Core {
                 // Whoever has asked may have gone.
                 Message::List { query, reply } => drop(reply.try_send(self.shard.list(&query))),
                 Message::Reload(options) => self.guarded(now, None, Input::Reload(options)),
+                Message::Catalog { options, changed } => {
+                    self.guarded(now, None, Input::Catalog { options, changed });
+                }
+                Message::Refresh(id) => self.guarded(now, None, Input::Refresh(id)),
                 Message::ApiKeys(keys) => self.guarded(now, None, Input::ApiKeys(keys)),
                 // Some may have been asked for while they were on their way.
                 Message::KeySets(sets) if sets.version() <= self.key_sets => {}

@@ -5,6 +5,7 @@
 pub mod admin;
 pub mod admin_call;
 pub mod admin_keys;
+pub mod admin_streams;
 pub mod admin_users;
 pub mod api_keys;
 pub mod clock;
@@ -24,10 +25,12 @@ pub mod session;
 pub mod shared_keys;
 pub mod sockets;
 pub mod state;
+pub mod streams;
 pub mod sys;
 pub mod tls;
 pub mod workers;
 
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
@@ -44,10 +47,11 @@ use crate::auth::control::ControlEntry;
 use crate::auth::sealed::SALT_BYTES;
 use crate::commands::check::{self, ProcessSources};
 use crate::config::{Config, Driver, LogLevel};
-use crate::ids::CoreId;
+use crate::ids::{CoreId, StreamId};
 use crate::limits;
 use crate::metrics::CoreMetrics;
 use crate::shard::{Catalog, Input, Ledger, Options, Order, Shard};
+use crate::stream;
 
 use self::api_keys::KeyStore;
 use self::connections::PeerListings;
@@ -58,6 +62,7 @@ use self::mailbox::{Mailbox, Message};
 use self::redis::{Mailboxes, Settings, Store, StoreParts};
 use self::resolver::Resolver;
 use self::state::{StateError, StateFile};
+use self::streams::{StreamStore, StreamsError};
 use self::sys::Signal;
 use self::tls::{Tls, TlsError};
 use self::workers::Workers;
@@ -82,6 +87,12 @@ impl From<std::io::Error> for ServeError {
 
 impl From<TlsError> for ServeError {
     fn from(error: TlsError) -> ServeError {
+        ServeError(error.to_string())
+    }
+}
+
+impl From<StreamsError> for ServeError {
+    fn from(error: StreamsError) -> ServeError {
         ServeError(error.to_string())
     }
 }
@@ -143,14 +154,20 @@ fn read_config(path: &Path) -> Result<(Config, Vec<String>), ServeError> {
 }
 
 /// What a configuration means to the cores.
-fn options_of(config: &Config, previous: Option<&Catalog>, seed: u64, connections_max: u32) -> Options {
+fn options_of(
+    config: &Config,
+    (streams, stopped): (&[Arc<stream::Options>], &BTreeSet<StreamId>),
+    previous: Option<&Catalog>,
+    seed: u64,
+    connections_max: u32,
+) -> Options {
     let mut limits = config.limits.clone();
     limits.connections = connections_max;
     Options {
         connection: config.connection.clone(),
         auth: config.auth.clone(),
         limits,
-        catalog: Catalog::new(&config.streams, previous, seed).with_actions(&config.actions),
+        catalog: Catalog::new(streams, previous, seed).with_actions(&config.actions).with_all_stopped(stopped),
     }
 }
 
@@ -184,7 +201,6 @@ fn run(
     let (mut seed, mut catalog_seed) = ([0u8; 32], [0u8; 8]);
     fill_random(&mut seed)?;
     fill_random(&mut catalog_seed)?;
-    let mut options = Arc::new(options_of(&config, None, u64::from_ne_bytes(catalog_seed), connections_max));
     let tls = match config.tls.as_slice() {
         [] => None,
         files => Some(Arc::new(Tls::new(files)?)),
@@ -195,6 +211,7 @@ fn run(
         // The demo creates nothing, and whatever stands where it was started is none of its business.
         None => StateFile::unread(state_path),
     };
+    let state = Arc::new(state);
     let (listeners, listen) = listen_all(config.server.listen, cores, config.server.share_port)?;
     let admin_listener = listener::listen(config.admin.listen, false)?;
     let admin_listen = admin_listener.local_addr()?;
@@ -215,6 +232,18 @@ fn run(
             tell(mailbox, || Message::ApiKeys(Arc::clone(keys)));
         }
     };
+    let cores_told = Arc::clone(&process);
+    let tell_streams = move |options: &Arc<Options>, changed: &Arc<[StreamId]>| {
+        for mailbox in &cores_told.mailboxes {
+            let changed = || Message::Catalog { options: Arc::clone(options), changed: Arc::clone(changed) };
+            tell(mailbox, changed);
+        }
+    };
+    let build = |streams: &[Arc<stream::Options>], stopped: &BTreeSet<StreamId>, previous: Option<&Catalog>| {
+        options_of(&config, (streams, stopped), previous, u64::from_ne_bytes(catalog_seed), connections_max)
+    };
+    let streams = Arc::new(StreamStore::new(&config, Arc::clone(&state), &build, Box::new(tell_streams))?);
+    let options = streams.options();
     let keys = Arc::new(KeyStore::new(&config.api_keys, state, process.store.clone(), Box::new(tell_keys))?);
     let metrics: Vec<Arc<CoreMetrics>> = (0..cores).map(|_| Arc::default()).collect();
     ledger.marks().configure(&options.auth);
@@ -278,6 +307,7 @@ fn run(
         started: started.wall,
         started_at: started.at,
         connections_max: u64::from(connections_max),
+        streams: Arc::clone(&streams),
         keys: Arc::clone(&keys),
         drain: Box::new(move || {
             let _ = asks.lock().unwrap_or_else(PoisonError::into_inner).send(Event::DrainAsked);
@@ -350,10 +380,9 @@ fn run(
     greet(listen);
 
     let drain = config.connection.drain;
-    let reload = |options: &mut Arc<Options>| {
+    let reload = || {
         reload(
             &reread,
-            options,
             &Serving {
                 allowed,
                 process: &process,
@@ -364,7 +393,7 @@ fn run(
             },
         );
     };
-    let ended = wait(&happened, &process, cores, drain, &mut options, reload);
+    let ended = wait(&happened, &process, cores, drain, reload);
     if let Some(store) = &process.store {
         store.finish();
     }
@@ -378,8 +407,7 @@ fn wait(
     process: &Process,
     cores: u16,
     drain: Duration,
-    options: &mut Arc<Options>,
-    reload: impl Fn(&mut Arc<Options>),
+    reload: impl Fn(),
 ) -> Result<(), ServeError> {
     let mut until = None;
     // A drain asked of the admin listener is no signal: the one that a supervisor sends afterwards is the first.
@@ -416,7 +444,7 @@ fn wait(
                     "the thread that follows the API keys in Redis has ended: it panicked".to_owned(),
                 ));
             }
-            Event::Signal(Signal::Hangup) => reload(options),
+            Event::Signal(Signal::Hangup) => reload(),
             Event::Signal(Signal::Terminate) if signalled => {
                 log::write(LogLevel::Warn, &[], "Told a second time to end; the process ends at once.");
                 return Ok(());
@@ -450,21 +478,22 @@ struct Serving<'s> {
 }
 
 /// Reads the configuration again; a bad one is reported, and the old one stays in force.
-fn reload(reread: &Option<Reread>, options: &mut Arc<Options>, serving: &Serving<'_>) {
+fn reload(reread: &Option<Reread>, serving: &Serving<'_>) {
     let Serving { allowed, process, admin, ledger, tls, config: begun } = *serving;
     let Some(reread) = reread else {
         log::write(LogLevel::Info, &[], "The demo has no configuration to read again.");
         return;
     };
     let replaced = |(config, warnings): (Config, Vec<String>)| {
+        let streams = admin.streams.reload()?;
         // The listener goes on speaking what it speaks, and says so below.
         if let (Some(tls), false) = (tls, config.tls.is_empty()) {
             tls.replace(&config.tls)?;
         }
-        Ok((config, warnings))
+        Ok((config, warnings, streams))
     };
     match reread().and_then(replaced) {
-        Ok((mut config, warnings)) => {
+        Ok((mut config, warnings, streams)) => {
             for warning in &warnings {
                 log::write(LogLevel::Warn, &[], warning);
             }
@@ -480,13 +509,17 @@ fn reload(reread: &Option<Reread>, options: &mut Arc<Options>, serving: &Serving
                 log::write(LogLevel::Warn, &[], sentence);
             }
             let max = connections_max(config.limits.connections, allowed);
-            *options = Arc::new(options_of(&config, Some(&options.catalog), 0, max));
+            let build = |streams: &[Arc<stream::Options>], stopped: &BTreeSet<StreamId>, previous: Option<&Catalog>| {
+                options_of(&config, (streams, stopped), previous, 0, max)
+            };
             *admin.options.write().unwrap_or_else(PoisonError::into_inner) = config.admin.clone();
-            ledger.marks().configure(&options.auth);
+            ledger.marks().configure(&config.auth);
             let answered = process.issuers.reload(&config, clock::now());
-            for mailbox in &process.mailboxes {
-                tell(mailbox, || Message::Reload(Arc::clone(options)));
-            }
+            streams.finish(&config, &build, |options| {
+                for mailbox in &process.mailboxes {
+                    tell(mailbox, || Message::Reload(Arc::clone(options)));
+                }
+            });
             admin.keys.configure(&config.api_keys);
             for question in answered {
                 process.answer(question);

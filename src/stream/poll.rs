@@ -14,7 +14,7 @@ use std::time::Duration;
 use url::{Host, Position, Url};
 
 use crate::guard::Policy;
-use crate::limits::{RETRY_AFTER_MAX, VALIDATOR_BYTES_MAX};
+use crate::limits::{REFRESH_INTERVAL, RETRY_AFTER_MAX, VALIDATOR_BYTES_MAX};
 use crate::time::{Instant, WallTime};
 
 /// A filled-in upstream request: what one stream polls. Two callers share a stream only if theirs are equal.
@@ -221,6 +221,10 @@ pub struct Poller {
     turn: Turn,
     /// Whether polls go on: someone watches.
     running: bool,
+    /// Whether an administrator has stopped it: no poll is planned, whoever watches.
+    paused: bool,
+    /// The poll that follows the one under way does not start before this.
+    again_from: Option<Instant>,
     last_no: PollNo,
     last_start: Option<Instant>,
     /// No poll starts before this: the wait after a failure.
@@ -264,6 +268,8 @@ impl Poller {
             jitter,
             turn: Turn::Idle,
             running: false,
+            paused: false,
+            again_from: None,
             last_no: PollNo(0),
             last_start: None,
             backoff_until: None,
@@ -290,7 +296,7 @@ impl Poller {
             return;
         }
         self.running = true;
-        if matches!(self.turn, Turn::Idle) {
+        if matches!(self.turn, Turn::Idle) && !self.paused {
             let spaced = self.last_start.map_or(now, |last| last + self.interval.min(RESTART_MIN));
             let due = [Some(now), Some(spaced), self.backoff_until, self.retry_after_until].into_iter().flatten().max();
             self.turn = Turn::Waiting { due: due.unwrap_or(now) };
@@ -307,6 +313,32 @@ impl Poller {
         }
     }
 
+    /// An administrator stops it: no poll is planned until [`Poller::resume`], and the answer of one under way is not taken,
+    /// so that what is held stays as it was told. It goes on counting whether someone watches.
+    pub fn pause(&mut self) {
+        self.paused = true;
+        self.turn = Turn::Idle;
+    }
+
+    /// An administrator starts it again: polls at once where someone watches, whatever the interval and the backoff say, but
+    /// not before the upstream's `Retry-After`. Until that poll has ended its watchers are told what they were.
+    pub fn resume(&mut self, now: Instant) {
+        if !std::mem::take(&mut self.paused) || self.ended {
+            return;
+        }
+        self.backoff_until = None;
+        self.failure = None;
+        if self.running {
+            self.failure = Some((UpstreamCode::Stopped, None));
+            self.turn = Turn::Waiting { due: self.retry_after_until.map_or(now, |at| at.max(now)) };
+        }
+    }
+
+    /// Whether an administrator has stopped it.
+    pub fn is_paused(&self) -> bool {
+        self.paused
+    }
+
     /// The stream was deleted: stops for good.
     pub fn end(&mut self) {
         self.stop();
@@ -320,7 +352,27 @@ impl Poller {
         match &mut self.turn {
             Turn::Idle => return false,
             Turn::Waiting { due } => *due = self.retry_after_until.map_or(now, |at| at.max(now)).min(*due),
-            Turn::Fetching { again, .. } | Turn::Judging { again, .. } => *again = self.running,
+            Turn::Fetching { again, .. } | Turn::Judging { again, .. } => {
+                *again = self.running;
+                self.again_from = None;
+            }
+        }
+        self.running
+    }
+
+    /// As [`Poller::poll_now`] for those outside, who may ask as often as they like: such polls start at least
+    /// [`REFRESH_INTERVAL`] apart from the poll before. Each poll that is asked for is made, be it one for many.
+    pub fn poll_soon(&mut self, now: Instant) -> bool {
+        let from = self.last_start.map_or(now, |last| (last + REFRESH_INTERVAL).max(now));
+        match &mut self.turn {
+            Turn::Idle => return false,
+            Turn::Waiting { due } => *due = self.retry_after_until.map_or(from, |at| at.max(from)).min(*due),
+            Turn::Fetching { again, .. } | Turn::Judging { again, .. } => {
+                if !*again {
+                    *again = self.running;
+                    self.again_from = Some(from);
+                }
+            }
         }
         self.running
     }
@@ -422,6 +474,10 @@ impl Poller {
     pub fn status(&self, now: Instant) -> Status {
         let (state, failure) = match self.failure {
             _ if self.ended => (StreamState::Ended, None),
+            _ if self.paused => {
+                let state = if self.value_held { StreamState::Stale } else { StreamState::Failing };
+                (state, Some((UpstreamCode::Stopped, None)))
+            }
             None => (StreamState::Live, None),
             Some(failure) if self.value_held => (StreamState::Stale, Some(failure)),
             Some(failure) => (StreamState::Failing, Some(failure)),
@@ -447,7 +503,9 @@ impl Poller {
         self.failure = None;
         self.backoff_until = None;
         self.retry_after_until = None;
-        let due = if again { now } else { self.in_phase(started + self.interval / 2).max(now) };
+        let planned = self.in_phase(started + self.interval / 2).max(now);
+        let asked = again.then(|| self.again_from.take().map_or(now, |from| from.max(now)));
+        let due = asked.map_or(planned, |asked| asked.min(planned));
         self.turn = if self.running { Turn::Waiting { due } } else { Turn::Idle };
     }
 
@@ -461,7 +519,9 @@ impl Poller {
         let retry_after_until = now + retry_after.unwrap_or_default().min(RETRY_AFTER_MAX);
         self.backoff_until = Some(backoff_until);
         self.retry_after_until = Some(retry_after_until);
-        let due = if again { retry_after_until } else { backoff_until.max(retry_after_until) };
+        let planned = backoff_until.max(retry_after_until);
+        let asked = again.then(|| self.again_from.take().map_or(retry_after_until, |from| from.max(retry_after_until)));
+        let due = asked.map_or(planned, |asked| asked.min(planned));
         self.turn = if self.running { Turn::Waiting { due } } else { Turn::Idle };
         failure
     }
@@ -570,10 +630,12 @@ pub enum UpstreamCode {
     Redirect,
     /// The target is not allowed.
     Blocked,
+    /// No fault of the upstream's: an administrator has stopped the stream.
+    Stopped,
 }
 
 impl UpstreamCode {
-    /// Every code, in the order of the protocol.
+    /// Every code that a poll may end with, in the order of the protocol.
     pub const ALL: [UpstreamCode; 12] = [
         UpstreamCode::Timeout,
         UpstreamCode::Unreachable,
@@ -604,6 +666,7 @@ impl UpstreamCode {
             UpstreamCode::RateLimited => "UPSTREAM_RATE_LIMITED",
             UpstreamCode::Redirect => "UPSTREAM_REDIRECT",
             UpstreamCode::Blocked => "UPSTREAM_BLOCKED",
+            UpstreamCode::Stopped => "STOPPED",
         }
     }
 }
