@@ -371,6 +371,8 @@ impl Check<'_> {
         if let (true, Some(placeholder)) = (keep_warm, first_placeholder(url.as_ref(), body.as_ref())) {
             self.error(section.line_of("stream.keep_warm"), Problem::KeepWarmUnfilled { placeholder });
         }
+        // All that is wrong is found before the first of it ends this.
+        let (views, hook_secrets) = (self.views(section), self.hook_secrets(section));
         let values = |path| section.texts(path).into_iter().map(|text| text.value).collect();
         Some(Options {
             id: id?,
@@ -395,8 +397,8 @@ impl Check<'_> {
             allow_anonymous: section.boolean("stream.allow_anonymous"),
             roles: values("stream.roles"),
             permissions: values("stream.permissions"),
-            views: self.views(section),
-            hook_secrets: self.hook_secrets(section),
+            views,
+            hook_secrets,
         })
     }
 

@@ -1496,3 +1496,14 @@ fn a_stream_made_without_the_file_is_as_one_that_the_file_leaves_bare() {
     let bare = stream::Options::new(crate::ids::StreamId::new("s").expect("an id"), config.streams[0].url.clone());
     assert_eq!(*config.streams[0], bare);
 }
+
+#[test]
+fn what_is_wrong_with_a_view_is_told_beside_what_is_wrong_with_its_stream() {
+    check(
+        "[[stream]]\nid = \"a b\"\nurl = \"http://h/\"\n[[stream.view]]\nroles = []\npath = \"$\"\n",
+        expect![[r#"
+            line 2: `stream.id` must have 1 to 128 of the characters A-Z a-z 0-9 . _ : ~ -
+            line 5: `stream.view.roles` is empty: name the roles that get this view
+        "#]],
+    );
+}
