@@ -142,7 +142,10 @@ mod tests {
         let tag = sign("secret", "1800000000", r#"{"a":1}"#);
         let header = format!("t=1800000000,v1={tag}");
         assert!(verify(&header, body, &secrets(&["secret"]), NOW).is_ok());
-        assert!(verify(&header.to_uppercase().replace("T=", "t=").replace("V1=", "v1="), body, &secrets(&["secret"]), NOW).is_ok());
+        assert!(
+            verify(&header.to_uppercase().replace("T=", "t=").replace("V1=", "v1="), body, &secrets(&["secret"]), NOW)
+                .is_ok()
+        );
         assert_eq!(verify(&header, b"{\"a\":2}", &secrets(&["secret"]), NOW), Err(HookError::Unsigned));
         assert_eq!(verify(&header, body, &secrets(&["other"]), NOW), Err(HookError::Unsigned));
         assert_eq!(verify(&header, body, &[], NOW), Err(HookError::Unsigned));

@@ -117,8 +117,8 @@ const COUNT: Form = Form::Integer { min: 0, max: u32::MAX as u64 };
 const BUDGET: Form = Form::Size { min: 0, max: 1 << 50 };
 
 use Form::{
-    Address, Boolean, Choice, Moment, PointerList, Secret, SecretList, SecretOrList, SecretTable, Text, TextList, TextOrList,
-    TextTable,
+    Address, Boolean, Choice, Moment, PointerList, Secret, SecretList, SecretOrList, SecretTable, Text, TextList,
+    TextOrList, TextTable,
 };
 use Preset::{Is, Required, Unset};
 

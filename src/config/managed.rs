@@ -97,7 +97,8 @@ fn masked_at(path: &str, value: &Value) -> Value {
         (Kind::Url, Value::String(text)) => masked_url(text).into(),
         (Kind::Url, value) => masked_all(value),
         (Kind::Plain, Value::Object(members)) => {
-            let masked = members.iter().map(|(name, value)| (name.clone(), masked_at(&format!("{path}.{name}"), value)));
+            let masked =
+                members.iter().map(|(name, value)| (name.clone(), masked_at(&format!("{path}.{name}"), value)));
             Value::Object(masked.collect())
         }
         (Kind::Plain, Value::Array(elements)) => elements.iter().map(|element| masked_at(path, element)).collect(),
@@ -137,17 +138,18 @@ fn kind_of(path: &str) -> Kind {
 
 /// A URL without its password and query values.
 fn masked_url(text: &str) -> String {
-    let names: Vec<&str> = text.split("{query.").skip(1).filter_map(|rest| rest.split_once('}')).map(|(n, _)| n).collect();
+    let names: Vec<&str> =
+        text.split("{query.").skip(1).filter_map(|rest| rest.split_once('}')).map(|(n, _)| n).collect();
     UrlTemplate::parse(text, &names).map_or_else(|_| MASK.to_owned(), |url| url.to_string())
 }
 
-/// A stream's JSON with the secrets of `kept` wherever it has `***` in the place of one.
+/// A stream's JSON with the secrets of `kept` wherever it has `***` in the place of one. A member that is null is not there.
 ///
 /// # Errors
 /// [`ManagedError`]: there is no such secret.
 pub fn unmasked(members: &Members, kept: Option<&Members>) -> Result<Members, ManagedError> {
     let mut errors = Vec::new();
-    let unmasked = members.iter().map(|(name, value)| {
+    let unmasked = members.iter().filter(|(_, value)| !value.is_null()).map(|(name, value)| {
         let kept = kept.and_then(|kept| kept.get(name));
         (name.clone(), unmasked_at(&format!("{STREAM}.{name}"), value, kept, &mut errors))
     });
@@ -173,7 +175,7 @@ fn unmasked_at(path: &str, value: &Value, kept: Option<&Value>, errors: &mut Vec
             }
         },
         (_, Value::Object(members)) => {
-            let unmasked = members.iter().map(|(name, value)| {
+            let unmasked = members.iter().filter(|(_, value)| !value.is_null()).map(|(name, value)| {
                 let kept = kept.and_then(|kept| kept.get(name));
                 (name.clone(), unmasked_below(path, name, value, kept, errors))
             });
@@ -225,9 +227,9 @@ fn as_json(value: &DeValue<'_>) -> Value {
         DeValue::Boolean(boolean) => (*boolean).into(),
         DeValue::Datetime(datetime) => datetime.to_string().into(),
         DeValue::Array(elements) => elements.iter().map(|element| as_json(element.get_ref())).collect(),
-        DeValue::Table(table) => {
-            Value::Object(table.iter().map(|(name, value)| (name.get_ref().to_string(), as_json(value.get_ref()))).collect())
-        }
+        DeValue::Table(table) => Value::Object(
+            table.iter().map(|(name, value)| (name.get_ref().to_string(), as_json(value.get_ref()))).collect(),
+        ),
     }
 }
 
@@ -242,8 +244,7 @@ fn as_toml(members: &Members) -> Result<String, String> {
 fn write_table(out: &mut String, members: &Members, depth: usize) -> Result<(), String> {
     let depth = depth.checked_sub(1).ok_or_else(|| format!("the JSON is over {MANAGED_DEPTH_MAX} levels deep"))?;
     out.push('{');
-    // A member that is null is not there.
-    for (at, (name, value)) in members.iter().filter(|(_, value)| !value.is_null()).enumerate() {
+    for (at, (name, value)) in members.iter().enumerate() {
         if at > 0 {
             out.push(',');
         }
@@ -257,7 +258,7 @@ fn write_table(out: &mut String, members: &Members, depth: usize) -> Result<(), 
 
 fn write_value(out: &mut String, value: &Value, depth: usize) -> Result<(), String> {
     match value {
-        Value::Null => return Err("null may not stand in an array".to_owned()),
+        Value::Null => return Err("null may not stand there".to_owned()),
         Value::Bool(boolean) => write!(out, "{boolean}").expect("writing to a String does not fail"),
         Value::Number(number) => match (number.as_i64(), number.as_f64()) {
             (Some(integer), _) => write!(out, "{integer}").expect("writing to a String does not fail"),
@@ -266,7 +267,8 @@ fn write_value(out: &mut String, value: &Value, depth: usize) -> Result<(), Stri
         },
         Value::String(text) => out.push_str(&show::quoted(text)),
         Value::Array(elements) => {
-            let depth = depth.checked_sub(1).ok_or_else(|| format!("the JSON is over {MANAGED_DEPTH_MAX} levels deep"))?;
+            let depth =
+                depth.checked_sub(1).ok_or_else(|| format!("the JSON is over {MANAGED_DEPTH_MAX} levels deep"))?;
             out.push('[');
             for (at, element) in elements.iter().enumerate() {
                 if at > 0 {

@@ -342,7 +342,9 @@ impl Walk<'_> {
                 self.members(key.path, table, |walk, path, text, span| walk.text(path, text, span))
                     .map(Value::TextTable)
             }
-            (Form::SecretOrList, DeValue::String(_)) => self.hidden(key.path, value).map(|one| Value::Secrets(vec![one])),
+            (Form::SecretOrList, DeValue::String(_)) => {
+                self.hidden(key.path, value).map(|one| Value::Secrets(vec![one]))
+            }
             (Form::SecretList | Form::SecretOrList, DeValue::Array(elements)) => {
                 self.few(key.path, elements.len(), value)?;
                 let secrets: Vec<Option<Lined<Secret>>> = elements.iter().map(|e| self.hidden(key.path, e)).collect();

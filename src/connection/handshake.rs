@@ -171,7 +171,9 @@ pub fn demand<'b>(head: &Head<'b>, options: &Options) -> Result<Demand<'b>, Refu
     match (resource, head.method) {
         (_, "OPTIONS") => return Ok(Demand::Options(resource.allow())),
         (Resource::Renewal(_) | Resource::Tickets | Resource::Hook(_), "POST") => {}
-        (Resource::Renewal(_) | Resource::Tickets | Resource::Hook(_), _) => return Err(Refusal::not_allowed(resource.allow())),
+        (Resource::Renewal(_) | Resource::Tickets | Resource::Hook(_), _) => {
+            return Err(Refusal::not_allowed(resource.allow()));
+        }
         // HEAD is GET without its body, where that is a refusal too (RFC 9110 section 9.3.2).
         (_, "GET" | "HEAD") => {}
         _ => return Err(Refusal::not_allowed(resource.allow())),

@@ -82,8 +82,7 @@ fn make(store: &StreamStore, call: &Call<'_>) -> Result<Response, Response> {
 
 fn change(store: &StreamStore, call: &Call<'_>, id: &str) -> Result<Response, Response> {
     let (id, known, members) = (id_of(id)?, known(call)?, members(call)?);
-    let listed =
-        store.change(&id, &members, &known, tag()?, clock::now().wall).map_err(|error| refused(&error))?;
+    let listed = store.change(&id, &members, &known, tag()?, clock::now().wall).map_err(|error| refused(&error))?;
     call.audit(&[("stream", Some(id.as_str()))], "An administrator has changed a stream.");
     Ok(with_tag(json_answer(200, &Value::Object(shown(&listed))), &listed))
 }
@@ -187,19 +186,15 @@ fn refused(error: &StreamsError) -> Response {
         }
         StreamsError::OtherId => problem(ErrorCode::BadRequest, &detail),
         StreamsError::Invalid(invalid) => {
-            let mut response = Response::problem(400, ErrorCode::BadRequest.as_str(), &detail);
-            response = response.body("application/problem+json", {
-                let document = json!({
-                    "type": "about:blank",
-                    "title": "Bad Request",
-                    "status": 400,
-                    "code": ErrorCode::BadRequest.as_str(),
-                    "detail": detail,
-                    "errors": invalid.0,
-                });
-                document.to_string().into_bytes()
+            let document = json!({
+                "type": "about:blank",
+                "title": "Bad Request",
+                "status": 400,
+                "code": ErrorCode::BadRequest.as_str(),
+                "detail": detail,
+                "errors": invalid.0,
             });
-            response
+            Response::new(400).body("application/problem+json", document.to_string().into_bytes())
         }
         StreamsError::State(_) | StreamsError::Kept { .. } | StreamsError::Section { .. } => {
             log::write(LogLevel::Error, &[("error", error)], "A stream was not changed.");

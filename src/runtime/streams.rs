@@ -82,7 +82,9 @@ pub enum StreamsError {
         error: String,
     },
     /// Where they are kept stands something else.
-    #[error("{place} has a section `{SECTION}` that is not restcast's: restore it from a copy, or take the section out")]
+    #[error(
+        "{place} has a section `{SECTION}` that is not restcast's: restore it from a copy, or take the section out"
+    )]
     Section {
         /// Where.
         place: String,
@@ -231,7 +233,9 @@ fn bytes_of(value: &Value) -> usize {
     match value {
         Value::String(text) => text.len() + 3,
         Value::Array(elements) => 2 + elements.iter().map(bytes_of).sum::<usize>(),
-        Value::Object(members) => 2 + members.iter().map(|(name, value)| name.len() + 4 + bytes_of(value)).sum::<usize>(),
+        Value::Object(members) => {
+            2 + members.iter().map(|(name, value)| name.len() + 4 + bytes_of(value)).sum::<usize>()
+        }
         _ => 8,
     }
 }
@@ -240,7 +244,12 @@ fn bytes_of(value: &Value) -> usize {
 type Kept = (BTreeMap<StreamId, Made>, BTreeSet<StreamId>);
 
 /// What `section` says. What of it is as `known` is not made again, where `anew` is not set.
-fn read(section: Option<&Value>, known: &BTreeMap<StreamId, Made>, anew: bool, place: &str) -> Result<Kept, StreamsError> {
+fn read(
+    section: Option<&Value>,
+    known: &BTreeMap<StreamId, Made>,
+    anew: bool,
+    place: &str,
+) -> Result<Kept, StreamsError> {
     let wrong = |id: &str, error: String| StreamsError::Kept { id: id.to_owned(), place: place.to_owned(), error };
     let (mut made, mut stopped) = (BTreeMap::new(), BTreeSet::new());
     let Some(section) = section else { return Ok((made, stopped)) };
@@ -271,7 +280,12 @@ impl StreamStore {
     ///
     /// # Errors
     /// What is wrong with the state file's section: a sentence for the operator.
-    pub fn new(config: &Config, state: Arc<StateFile>, build: Build<'_>, tell: Tell) -> Result<StreamStore, StreamsError> {
+    pub fn new(
+        config: &Config,
+        state: Arc<StateFile>,
+        build: Build<'_>,
+        tell: Tell,
+    ) -> Result<StreamStore, StreamsError> {
         let place = state.shown_path();
         let (made, stopped) = read(state.section(SECTION).as_ref(), &BTreeMap::new(), true, &place)?;
         let read = state.readings();
@@ -446,7 +460,8 @@ impl StreamStore {
 
     /// Other streams hold, and others are stopped.
     fn adopt(&self, inner: &mut Inner, made: BTreeMap<StreamId, Made>, stopped: BTreeSet<StreamId>) {
-        let ids: BTreeSet<&StreamId> = inner.made.keys().chain(made.keys()).chain(&inner.stopped).chain(&stopped).collect();
+        let ids: BTreeSet<&StreamId> =
+            inner.made.keys().chain(made.keys()).chain(&inner.stopped).chain(&stopped).collect();
         let is_other = |id: &StreamId| {
             let record = |made: &BTreeMap<StreamId, Made>| made.get(id).map(|made| made.record.clone());
             record(&inner.made) != record(&made) || inner.stopped.contains(id) != stopped.contains(id)
@@ -531,7 +546,8 @@ fn in_force(config: &Config, made: &BTreeMap<StreamId, Made>) -> Vec<Arc<stream:
 
 fn warn_of_shadowed(file: &BTreeMap<StreamId, Arc<stream::Options>>, made: &BTreeMap<StreamId, Made>) {
     for id in made.keys().filter(|id| file.contains_key(id)) {
-        let sentence = "A stream that the admin API has made stands in the configuration too, which counts; the other is kept.";
+        let sentence =
+            "A stream that the admin API has made stands in the configuration too, which counts; the other is kept.";
         log::write(LogLevel::Warn, &[("stream", id)], sentence);
     }
 }

@@ -10,8 +10,8 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use crate::connection::handshake::Refusal;
 use crate::codec::message::ErrorCode;
+use crate::connection::handshake::Refusal;
 use crate::ids::{ConnectionKey, StreamId};
 
 use super::{Options, Shard};

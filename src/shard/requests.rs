@@ -14,7 +14,9 @@ use crate::codec::http::{self, BodyDecoder, BodyError, BodyLength, Framing, Head
 use crate::codec::message::{CloseReason, ErrorCode, Format};
 use crate::codec::ws;
 use crate::connection::handshake::{self, Carrier, Demand, How, Page, Refusal, SeenAs};
-use crate::connection::{Connection, Echo, Http, MessageRate, Phase, Posted, Reply, State, StreamRequest, Unauthenticated};
+use crate::connection::{
+    Connection, Echo, Http, MessageRate, Phase, Posted, Reply, State, StreamRequest, Unauthenticated,
+};
 use crate::frame::{Encoding, Transport};
 use crate::ids::{ConnectionKey, Holder};
 use crate::limits;
