@@ -96,6 +96,8 @@ fn masked_at(path: &str, value: &Value) -> Value {
         (Kind::Secret, value) => masked_all(value),
         (Kind::Url, Value::String(text)) => masked_url(text).into(),
         (Kind::Url, value) => masked_all(value),
+        // The names of a free table are the operator's.
+        (Kind::Plain, Value::Object(_)) if keys::find(path).is_some() => value.clone(),
         (Kind::Plain, Value::Object(members)) => {
             let masked =
                 members.iter().map(|(name, value)| (name.clone(), masked_at(&format!("{path}.{name}"), value)));
@@ -281,4 +283,129 @@ fn write_value(out: &mut String, value: &Value, depth: usize) -> Result<(), Stri
         Value::Object(members) => write_table(out, members, depth)?,
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+    use proptest::prelude::{ProptestConfig, prop_assert, prop_assert_eq, proptest};
+
+    use super::*;
+    use crate::config::tests::{World, parse};
+
+    fn members(json: Value) -> Members {
+        match json {
+            Value::Object(members) => members,
+            other => panic!("{other} is no object"),
+        }
+    }
+
+    fn whole() -> Members {
+        members(json!({
+            "id": "leads", "url": "https://u:secret@h/{claims.c}?key=secret&r={query.r}", "params": ["r"], "method": "POST",
+            "headers": { "Authorization": "env:SECRET", "X": "secret" }, "body": "{\"secret\":1}",
+            "hook_secret": ["a secret of sixteen bytes", "file:secret"], "interval": "250ms", "history": 7,
+            "params_pattern": { "r": "^[a-z]+$" }, "keep_warm": false,
+            "view": [{ "roles": ["agent"], "pointers": ["", "/a\u{7}\"\\\u{7f}"] }, { "roles": ["b"], "path": "$.a" }],
+        }))
+    }
+
+    #[test]
+    fn json_means_what_the_file_means() {
+        let file = r#"
+            [[stream]]
+            id = "leads"
+            url = "https://u:secret@h/{claims.c}?key=secret&r={query.r}"
+            params = ["r"]
+            method = "POST"
+            headers = { Authorization = "env:SECRET", X = "secret" }
+            body = "{\"secret\":1}"
+            hook_secret = ["a secret of sixteen bytes", "file:secret"]
+            interval = "250ms"
+            history = 7
+            params_pattern = { r = "^[a-z]+$" }
+            [[stream.view]]
+            roles = ["agent"]
+            pointers = ["", "/a\u0007\"\\\u007f"]
+            [[stream.view]]
+            roles = ["b"]
+            path = "$.a"
+        "#;
+        let (config, _) = parse(file).expect("a configuration");
+        let read = Managed::parse(&whole(), &World).expect("a stream");
+        assert_eq!(*read.options, *config.streams[0]);
+        assert_eq!(read.warnings, [""; 0]);
+    }
+
+    #[test]
+    fn what_is_shown_holds_no_secret_and_means_the_same_when_it_comes_back() {
+        let shown = masked(&whole());
+        let text = |shown: &Members| Value::Object(shown.clone()).to_string().replace("hook_secret", "");
+        let text_shown = text(&shown);
+        for secret in ["secret", "SECRET", "sixteen"] {
+            assert!(!text_shown.contains(secret), "{text_shown}");
+        }
+        assert_eq!(shown["url"], "https://***@h/{claims.c}?key=***&r={query.r}");
+        assert_eq!(unmasked(&shown, Some(&whole())), Ok(whole()));
+        // As if it stood in the file.
+        let options = Managed::parse(&whole(), &World).expect("a stream").options;
+        let of_file = members_of(&options);
+        for key in ["url", "headers", "hook_secret", "body", "interval", "view", "params", "params_pattern"] {
+            assert_eq!(of_file[key], shown[key], "{key}");
+        }
+        assert!(!text(&of_file).contains("secret"), "{of_file:?}");
+    }
+
+    fn lacks(json: Value, kept: Option<&Members>, expected: Expect) {
+        let said = unmasked(&members(json), kept).expect_err("something is missing");
+        expected.assert_eq(&said.0.join("\n"));
+    }
+
+    #[test]
+    fn what_stands_for_a_secret_that_is_not_there_is_refused() {
+        lacks(
+            json!({ "hook_secret": "***", "headers": { "X": "***", "Y": "y" }, "body": "***" }),
+            None,
+            expect![[r#"
+                `stream.body` is ***, and there is none that is kept
+                `stream.headers.X` is ***, and there is none that is kept
+                `stream.hook_secret` is ***, and there is none that is kept"#]],
+        );
+        lacks(
+            json!({ "hook_secret": ["***", "***", "***"], "headers": { "x": "***" }, "url": "https://***@h/?key=***" }),
+            Some(&whole()),
+            expect![[r#"
+                `stream.headers.x` is ***, and there is none that is kept
+                `stream.hook_secret` is ***, and there is none that is kept
+                `stream.url` has *** in the place of something, and is not the URL that is kept"#]],
+        );
+        let new = members(json!({ "id": "a", "hook_secret": ["***", "new"], "array_key": "***", "body": null }));
+        let kept =
+            members(json!({ "id": "a", "hook_secret": ["a secret of sixteen bytes", "new"], "array_key": "***" }));
+        assert_eq!(unmasked(&new, Some(&whole())), Ok(kept));
+    }
+
+    #[test]
+    fn what_is_no_key_is_shown_to_nobody() {
+        let shown = masked(&members(json!({ "pasword": "secret", "headers": 7, "view": [{ "role": "secret" }] })));
+        assert_eq!(shown, members(json!({ "pasword": "***", "headers": "***", "view": [{ "role": "***" }] })));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(256))]
+
+        /// Whatever texts an administrator sends, they are read as they are, or refused: never as something else.
+        #[test]
+        fn any_text_is_that_text(id in ".*", key in ".*", name in ".*", text in ".*") {
+            let mut json = members(json!({ "id": id, "url": "http://h/", "array_key": text, "headers": { &name: &text } }));
+            json.insert(key.clone(), text.clone().into());
+            match Managed::parse(&json, &World) {
+                Ok(read) => {
+                    prop_assert_eq!(read.options.id.as_str(), json["id"].as_str().expect("a string"));
+                    prop_assert_eq!(read.options.array_key.as_deref(), json["array_key"].as_str());
+                }
+                Err(error) => prop_assert!(!error.0.is_empty() && !error.to_string().contains("not TOML"), "{}", error),
+            }
+        }
+    }
 }

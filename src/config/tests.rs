@@ -10,7 +10,7 @@ use crate::limits::Limits;
 use crate::{auth, connection, stream};
 
 /// A world with one of each thing a file may name.
-struct World;
+pub(super) struct World;
 
 const ENV_SECRET: &str = "ENV-SECRET-0123456789abcdef-0123456789abcdef-0123456789abcdef-0123";
 const FILE_SECRET: &str = "FILE-SECRET-0123456789abcdef-0123456789abcdef";
@@ -166,6 +166,7 @@ ignore = ["/generated_at", "/a~1b"]
 array_key = "id"
 roles = ["agent", "admin"]
 permissions = ["leads.read"]
+hook_secret = ["env:SECRET", "hunter2 of the hooks"]
 [[stream.view]]
 roles = ["agent"]
 pointers = ["/name", "/rows/*/a~1b"]
@@ -354,6 +355,7 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         allow_anonymous = false
         roles = ["agent", "admin"]
         permissions = ["leads.read"]
+        hook_secret = ["***", "***"]
 
         [[stream.view]]
         roles = ["agent"]

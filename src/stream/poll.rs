@@ -4,7 +4,7 @@
 //! the times of one stream's polls, at most one of which is under way, and says what each answer was.
 //! Source: protocol version 1, section 3 (status, codes); RFC 9110 sections 8.8 and 13 (validators), 10.2.3 and 15
 //! (`Retry-After`, status codes); «Exponential Backoff And Jitter» (AWS Architecture Blog, 2015): full jitter.
-//! Memory: one `Poller` a stream, at most 288 bytes and its validators, each at most `VALIDATOR_BYTES_MAX`.
+//! Memory: one `Poller` a stream, at most 304 bytes and its validators, each at most `VALIDATOR_BYTES_MAX`.
 //! Errors: `FetchError` from the shell, [`Failure`] from here; both are the upstream's fault and carry its stable code.
 //! Not here: sockets, parsing and comparing bodies (`diff`), who watches, what is kept (`log`).
 
@@ -814,7 +814,7 @@ mod tests {
 
     #[test]
     fn a_poller_is_small() {
-        assert!(size_of::<Poller>() <= 288, "{}", size_of::<Poller>());
+        assert!(size_of::<Poller>() <= 304, "{}", size_of::<Poller>());
     }
 
     #[test]
@@ -995,6 +995,88 @@ mod tests {
         assert!(script.poller.accept(script.now, no));
         assert_eq!(script.poll(Ok(answer(200))), Duration::ZERO);
         assert!(script.poll(Ok(answer(200))) >= Duration::from_secs(30), "one, not three");
+    }
+
+    #[test]
+    fn whoever_may_ask_as_often_as_they_like_gets_a_poll_a_tenth_of_a_second() {
+        let mut script = script(options(60_000));
+        script.poll(Ok(answer(200)));
+        // Two tenths after the last: at once; the next within a tenth of that waits for it, however many ask.
+        script.after_ms(200);
+        assert!(script.poller.poll_soon(script.now));
+        assert_eq!(script.poll(Ok(answer(200))), Duration::ZERO);
+        script.after_ms(30);
+        for _ in 0..3 {
+            assert!(script.poller.poll_soon(script.now));
+        }
+        let (wait, no, _) = script.begin();
+        assert_eq!(wait, REFRESH_INTERVAL - Duration::from_millis(30));
+        // While it is under way: one more, a tenth after it began, or at once where it took longer.
+        assert!(script.poller.poll_soon(script.now) && script.poller.poll_soon(script.now));
+        script.after_ms(20).answer(no, Ok(answer(200)));
+        let (wait, no, _) = script.begin();
+        assert_eq!(wait, REFRESH_INTERVAL - Duration::from_millis(20));
+        assert!(script.poller.poll_soon(script.now));
+        script.after_ms(500).answer(no, refused());
+        assert_eq!(script.poll(Ok(answer(200))), Duration::ZERO);
+        assert!(script.poll(Ok(answer(200))) >= Duration::from_secs(29), "and no further ones");
+        // An action's poll is not held back by those.
+        let (_, no, _) = script.begin();
+        assert!(script.poller.poll_soon(script.now) && script.poll_now());
+        script.answer(no, Ok(answer(200)));
+        assert_eq!(script.poll(Ok(answer(200))), Duration::ZERO);
+        // Nor does anybody shorten what the upstream has asked for.
+        let asked = FetchResponse { retry_after: Some(Duration::from_secs(90)), ..answer(429) };
+        script.poll(Ok(asked));
+        script.after_ms(1_000);
+        assert!(script.poller.poll_soon(script.now));
+        assert_eq!(script.poll(Ok(answer(200))), Duration::from_secs(89));
+        script.poller.stop();
+        assert!(!script.poller.poll_soon(script.now));
+    }
+
+    #[test]
+    fn what_an_administrator_has_stopped_is_not_polled_until_it_is_resumed() {
+        let mut script = script(options(1_000));
+        script.poll(Ok(answer(200)));
+        let (_, no, _) = script.begin();
+        script.poller.pause();
+        let stopped = |state| Status { state, code: Some(UpstreamCode::Stopped), status: None, retry_in: None };
+        assert_eq!(script.poller.status_change(script.now), Some(stopped(StreamState::Stale)));
+        assert_eq!(script.answer(no, Ok(answer(200))), Judged::Unexpected, "what was on its way is not taken");
+        // Watchers come and go, and nobody has it polled.
+        script.poller.stop();
+        script.start();
+        assert!(!script.poll_now() && !script.poller.poll_soon(script.now));
+        assert_eq!((script.poller.next_due(), script.poller.is_polling()), (None, false));
+        assert_eq!(script.poller.status_change(script.now), None);
+
+        script.after_ms(60_000);
+        script.poller.resume(script.now);
+        assert_eq!(script.poller.status(script.now).state, StreamState::Stale, "it is not known to be well yet");
+        assert_eq!(script.poll(Ok(answer(200))), Duration::ZERO);
+        assert_eq!(script.poller.status_change(script.now).map(|status| status.state), Some(StreamState::Live));
+        script.poller.resume(script.now);
+        assert_eq!(script.poller.status(script.now).state, StreamState::Live, "twice is once");
+
+        // The back-off ends with the stop; the upstream's own wish does not.
+        let asked = FetchResponse { retry_after: Some(Duration::from_secs(90)), ..answer(429) };
+        script.poll(Ok(asked));
+        script.poller.pause();
+        script.poller.resume(script.now);
+        assert_eq!(script.poll(Ok(answer(200))), Duration::from_secs(90));
+        // Where nobody watches, nothing is polled and nothing is wrong.
+        script.poller.pause();
+        script.poller.stop();
+        script.poller.resume(script.now);
+        assert_eq!((script.poller.next_due(), script.poller.status(script.now).state), (None, StreamState::Live));
+
+        let mut cold = Poller::new(options(1_000));
+        cold.pause();
+        cold.start(script.now);
+        assert_eq!(cold.status(script.now), stopped(StreamState::Failing));
+        cold.resume(script.now);
+        assert_eq!(cold.next_due(), Some(script.now));
     }
 
     #[test]
