@@ -254,6 +254,19 @@ pub const CLAIM_NAME_BYTES_MAX: usize = 128;
 pub const MANAGED_STREAMS_MAX: usize = 10_000;
 /// and the bytes of all their records together; past either none is made until one is deleted.
 pub const MANAGED_BYTES_MAX: usize = 6 << 20;
+/// Fields of the hash of such streams in Redis that are read: more than there may be streams, for several processes may make
+/// the last ones at the same time.
+pub const MANAGED_FIELDS_MAX: usize = 2 * MANAGED_STREAMS_MAX;
+/// Changed streams that may wait to be read from Redis; past it all are read.
+pub const MANAGED_HEARD_MAX: usize = 256;
+/// Least time between two readings of all streams in Redis,
+pub const MANAGED_READ_INTERVAL: Duration = Duration::from_millis(200);
+/// and the longest: what nobody has told of is seen then.
+pub const MANAGED_REREAD: Duration = Duration::from_secs(30);
+/// How often in a row they are read, where this process changes them meanwhile.
+pub const MANAGED_ROUNDS_MAX: usize = 8;
+/// How old a refresh of another process may be: what is read back after an absence is no news.
+pub const REFRESH_HEARD_MAX: Duration = Duration::from_secs(10);
 /// Tables and arrays within each other in such a stream's JSON.
 pub const MANAGED_DEPTH_MAX: usize = 8;
 /// Least time between the starts of two polls of one filled-in URL that hooks or administrators ask for, however often

@@ -18,10 +18,13 @@
 
 use serde_json::{Value, json};
 
+use crate::auth::control::ControlEntry;
 use crate::codec::http::Response;
 use crate::codec::message::ErrorCode;
 use crate::config::{LogLevel, Members};
 use crate::ids::StreamId;
+use crate::limits;
+use crate::shard::Order;
 use crate::time::WallTime;
 
 use super::admin_call::{Call, not_allowed, problem};
@@ -109,11 +112,32 @@ fn stop(store: &StreamStore, call: &Call<'_>, id: &str, stop: bool) -> Result<Re
 fn refresh(streams: Streams<'_>, call: &Call<'_>, id: &str) -> Result<Response, Response> {
     let id = id_of(id)?;
     streams.store.may_refresh(&id).map_err(|error| refused(&error))?;
-    for mailbox in &streams.process.mailboxes {
-        super::tell(mailbox, || Message::Refresh(id.clone()));
+    poll(streams.process, &id);
+    if let Some(store) = &streams.process.store {
+        let entry = ControlEntry::stream_refresh(&id, streams.process.id, clock::now().wall);
+        store.order(Order::Publish(entry));
     }
     call.audit(&[("stream", Some(id.as_str()))], "An administrator has had a stream polled.");
     Ok(json_answer(202, &json!({ "id": id.as_str() })))
+}
+
+/// Has every core poll a stream at once.
+fn poll(process: &Process, id: &StreamId) {
+    for mailbox in &process.mailboxes {
+        super::tell(mailbox, || Message::Refresh(id.clone()));
+    }
+}
+
+/// Control events were heard: streams that other processes have had polled are polled here too. Never waits.
+pub fn heard(process: &Process, entries: &[ControlEntry]) {
+    let after = clock::now().wall - limits::REFRESH_HEARD_MAX;
+    for entry in entries.iter().filter(|entry| entry.is_refresh()) {
+        let Some(id) = entry.refreshed_elsewhere(process.id, after) else { continue };
+        for mailbox in &process.mailboxes {
+            // Where a core has no room it has other things to do than to poll early.
+            let _ = mailbox.post(Message::Refresh(id.clone()));
+        }
+    }
 }
 
 fn id_of(id: &str) -> Result<StreamId, Response> {
@@ -195,6 +219,10 @@ fn refused(error: &StreamsError) -> Response {
                 "errors": invalid.0,
             });
             Response::new(400).body("application/problem+json", document.to_string().into_bytes())
+        }
+        StreamsError::Redis(_) => {
+            log::write(LogLevel::Error, &[("error", error)], "A stream was not changed.");
+            problem(ErrorCode::SessionStoreUnavailable, &detail).header("Retry-After", "2")
         }
         StreamsError::State(_) | StreamsError::Kept { .. } | StreamsError::Section { .. } => {
             log::write(LogLevel::Error, &[("error", error)], "A stream was not changed.");

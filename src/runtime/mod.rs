@@ -23,6 +23,7 @@ pub mod redis;
 pub mod resolver;
 pub mod session;
 pub mod shared_keys;
+pub mod shared_streams;
 pub mod sockets;
 pub mod state;
 pub mod streams;
@@ -178,6 +179,7 @@ enum Event {
     CoreEnded(CoreId, Result<(), String>),
     StoreEnded,
     KeysEnded,
+    StreamsEnded,
 }
 
 fn run(
@@ -242,7 +244,8 @@ fn run(
     let build = |streams: &[Arc<stream::Options>], stopped: &BTreeSet<StreamId>, previous: Option<&Catalog>| {
         options_of(&config, (streams, stopped), previous, u64::from_ne_bytes(catalog_seed), connections_max)
     };
-    let streams = Arc::new(StreamStore::new(&config, Arc::clone(&state), &build, Box::new(tell_streams))?);
+    let streams =
+        Arc::new(StreamStore::new(&config, Arc::clone(&state), process.store.clone(), &build, Box::new(tell_streams))?);
     let options = streams.options();
     let keys = Arc::new(KeyStore::new(&config.api_keys, state, process.store.clone(), Box::new(tell_keys))?);
     let metrics: Vec<Arc<CoreMetrics>> = (0..cores).map(|_| Arc::default()).collect();
@@ -324,8 +327,12 @@ fn run(
         let mut seed = [0u8; 32];
         fill_random(&mut seed)?;
         let (hears, changed, readable) = (Arc::clone(&control), Arc::clone(&keys), Arc::clone(&keys));
+        let (streams_changed, streams_readable) = (Arc::clone(&streams), Arc::clone(&streams));
+        let polls = Arc::clone(&process);
         let heard = move |entries: &[ControlEntry]| {
             changed.heard(entries);
+            streams_changed.heard(entries);
+            admin_streams::heard(&polls, entries);
             hears.heard(entries);
         };
         let keeper = Arc::clone(&admin);
@@ -334,7 +341,10 @@ fn run(
             process.mailboxes.clone(),
             Box::new(heard),
             Box::new(move |ask, sealed| listings.ask(ask, sealed)),
-            Box::new(move || readable.read_soon()),
+            Box::new(move || {
+                readable.read_soon();
+                streams_readable.read_soon();
+            }),
         );
         let parts = StoreParts {
             options: redis.clone(),
@@ -346,6 +356,12 @@ fn run(
             failed: Box::new(move || drop(store_failed.send(Event::StoreEnded))),
         };
         store.start(parts).map_err(|error| ServeError(error.to_string()))?;
+        let (followed, streams_failed) = (Arc::clone(&streams), keys_failed.clone());
+        std::thread::Builder::new().name("streams".into()).spawn(move || {
+            let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| followed.follow(admin_keys::random)));
+            drop(ended);
+            let _ = streams_failed.send(Event::StreamsEnded);
+        })?;
         let followed = Arc::clone(&keys);
         std::thread::Builder::new().name("api-keys".into()).spawn(move || {
             let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| followed.follow(admin_keys::random)));
@@ -357,6 +373,11 @@ fn run(
         if !keys.wait_for_first(patience()) {
             let sentence =
                 "The API keys in Redis could not be read yet: those of the state file are in force until they are.";
+            log::write(LogLevel::Warn, &[], sentence);
+        }
+        if !streams.wait_for_first(patience()) {
+            let sentence =
+                "The streams in Redis could not be read yet: those of the state file are in force until they are.";
             log::write(LogLevel::Warn, &[], sentence);
         }
         if !store.wait_for_replay(patience()) {
@@ -443,6 +464,10 @@ fn wait(
                 return Err(ServeError(
                     "the thread that follows the API keys in Redis has ended: it panicked".to_owned(),
                 ));
+            }
+            Event::StreamsEnded => {
+                let sentence = "the thread that follows the streams in Redis has ended: it panicked";
+                return Err(ServeError(sentence.to_owned()));
             }
             Event::Signal(Signal::Hangup) => reload(),
             Event::Signal(Signal::Terminate) if signalled => {

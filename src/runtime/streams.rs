@@ -5,6 +5,11 @@
 //! a stream that was made can be watched, one whose deletion was confirmed cannot. The cores get a catalog that shares all
 //! that stays the same, and the ids of what does not, in the order of the changes, because the lock is held meanwhile.
 //!
+//! **With Redis** the streams that were made are those of all processes that share it, and so is which are stopped: a change
+//! is made there first, where it says what it changes, and nowhere while Redis is away. A thread reads what others have
+//! changed: what the control stream names, and all of it when the connection was made anew and from time to time. The state
+//! file has a copy, for a start without Redis, which is carried over once to a Redis that has another epoch.
+//!
 //! A stream is kept as the JSON it was made of, secrets included (`env:` and `file:` stay what they are, and are read anew at
 //! each start and reload). What is kept and is no configuration any more ends the start, or refuses the reload, by name.
 //!
@@ -15,20 +20,24 @@
 //! means (`config::managed`), the admin API's words (`admin_streams`), what cores do about a change (`shard::managed`).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
+use crate::auth::control::ControlEntry;
 use crate::commands::check::ProcessSources;
 use crate::config::{Config, LogLevel, Managed, ManagedError, Members, masked, members_of, unmasked};
 use crate::ids::StreamId;
 use crate::limits;
-use crate::shard::{Catalog, Options};
+use crate::shard::{Catalog, Options, Order};
 use crate::stream;
-use crate::time::WallTime;
+use crate::time::{Instant, WallTime};
 
-use super::log;
+use super::redis::{CallError, Store};
+use super::shared_streams::{Put, Reading, SharedStreams};
 use super::state::{StateError, StateFile};
+use super::{clock, log};
 
 /// The section of the state file that is this part's.
 const SECTION: &str = "streams";
@@ -36,6 +45,8 @@ const SECTION: &str = "streams";
 const MADE: &str = "made";
 /// and the one with the ids of those that are stopped.
 const STOPPED: &str = "stopped";
+/// The member with the epoch of the Redis that it is a copy of, where it is one.
+const EPOCH: &str = "epoch";
 
 /// Why a stream is not made, changed or deleted.
 #[derive(Debug, thiserror::Error)]
@@ -92,6 +103,9 @@ pub enum StreamsError {
     /// The state file is at fault.
     #[error(transparent)]
     State(#[from] StateError),
+    /// Redis, which has the streams, is.
+    #[error("{0}: streams are kept there, and nothing was changed")]
+    Redis(#[from] CallError),
 }
 
 /// Tells every core of a catalog, and of which streams are others in it.
@@ -153,20 +167,46 @@ pub struct StreamStore {
     state: Arc<StateFile>,
     tell: Tell,
     inner: Mutex<Inner>,
+    redis: Option<Redis>,
+}
+
+/// What there is where the streams are shared.
+struct Redis {
+    shared: SharedStreams,
+    store: Store,
+    notices: Mutex<Notices>,
+    noticed: Condvar,
+    /// What has been said, once, since the streams were last read.
+    said: Mutex<BTreeSet<String>>,
+}
+
+/// What the thread that reads the streams is told.
+#[derive(Default)]
+struct Notices {
+    /// All of them may have changed.
+    all: bool,
+    /// These may have.
+    ids: BTreeSet<StreamId>,
+    /// How reading them for the first time has ended: whether they were read.
+    first: Option<bool>,
 }
 
 struct Inner {
     options: Arc<Options>,
     file: BTreeMap<StreamId, Arc<stream::Options>>,
-    made: BTreeMap<StreamId, Made>,
+    made: BTreeMap<StreamId, Arc<Made>>,
     stopped: BTreeSet<StreamId>,
+    /// The epoch of the Redis that has them; empty: they have been in none.
+    epoch: String,
+    /// Changes of this process to what Redis has: what was read before one of them is not believed after it.
+    turn: u64,
     /// Which reading of the state file this is of.
     read: u64,
 }
 
 impl Inner {
     fn bytes(&self) -> usize {
-        self.made.values().map(Made::bytes).sum()
+        self.made.values().map(|made| made.bytes()).sum()
     }
 
     fn listed(&self, id: &StreamId) -> Option<Listed> {
@@ -181,7 +221,7 @@ impl Inner {
     }
 
     /// The one to be changed.
-    fn changeable(&self, id: &StreamId, known: &Known) -> Result<&Made, StreamsError> {
+    fn changeable(&self, id: &StreamId, known: &Known) -> Result<&Arc<Made>, StreamsError> {
         if self.file.contains_key(id) {
             return Err(StreamsError::Configured);
         }
@@ -241,12 +281,12 @@ fn bytes_of(value: &Value) -> usize {
 }
 
 /// What a section says.
-type Kept = (BTreeMap<StreamId, Made>, BTreeSet<StreamId>);
+type Kept = (BTreeMap<StreamId, Arc<Made>>, BTreeSet<StreamId>);
 
 /// What `section` says. What of it is as `known` is not made again, where `anew` is not set.
 fn read(
     section: Option<&Value>,
-    known: &BTreeMap<StreamId, Made>,
+    known: &BTreeMap<StreamId, Arc<Made>>,
     anew: bool,
     place: &str,
 ) -> Result<Kept, StreamsError> {
@@ -262,8 +302,8 @@ fn read(
         let id = StreamId::new(text).ok_or_else(|| wrong(&printable(text), "its id is none".to_owned()))?;
         let same = known.get(&id).filter(|known| !anew && known.record == *record);
         let stream = match same {
-            Some(known) => known.clone(),
-            None => Made::read(&id, record).map_err(|error| wrong(text, error))?,
+            Some(known) => Arc::clone(known),
+            None => Arc::new(Made::read(&id, record).map_err(|error| wrong(text, error))?),
         };
         made.insert(id, stream);
     }
@@ -276,28 +316,38 @@ fn printable(text: &str) -> String {
 }
 
 impl StreamStore {
-    /// The configuration's streams and those of `state`. Whenever they change, `tell` tells the cores.
+    /// The configuration's streams and those of `state`. Whenever they change, `tell` tells the cores. With `store` they are
+    /// shared through it, once [`StreamStore::follow`] runs.
     ///
     /// # Errors
     /// What is wrong with the state file's section: a sentence for the operator.
     pub fn new(
         config: &Config,
         state: Arc<StateFile>,
+        store: Option<Store>,
         build: Build<'_>,
         tell: Tell,
     ) -> Result<StreamStore, StreamsError> {
-        let place = state.shown_path();
-        let (made, stopped) = read(state.section(SECTION).as_ref(), &BTreeMap::new(), true, &place)?;
+        let (place, section) = (state.shown_path(), state.section(SECTION));
+        let (made, stopped) = read(section.as_ref(), &BTreeMap::new(), true, &place)?;
+        let epoch = section.as_ref().and_then(|section| section.get(EPOCH)?.as_str()).unwrap_or_default().to_owned();
         let read = state.readings();
         let file = by_id(config);
         warn_of_shadowed(&file, &made);
         let options = Arc::new(build(&in_force(config, &made), &stopped, None));
-        let inner = Mutex::new(Inner { options, file, made, stopped, read });
-        Ok(StreamStore { state, tell, inner })
+        let inner = Mutex::new(Inner { options, file, made, stopped, epoch, turn: 0, read });
+        let redis = store.map(|store| Redis {
+            shared: SharedStreams::new(store.clone()),
+            store,
+            notices: Mutex::new(Notices { all: true, ..Notices::default() }),
+            noticed: Condvar::new(),
+            said: Mutex::default(),
+        });
+        Ok(StreamStore { state, tell, inner, redis })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 
     /// What holds now, for a core that starts.
@@ -311,7 +361,7 @@ impl StreamStore {
     /// [`StreamsError::Kept`]: a stream that was made is none by what its secrets' places hold now.
     pub fn reload(&self) -> Result<Reloading<'_>, StreamsError> {
         let inner = self.lock();
-        let section = section_of(&inner.made, &inner.stopped);
+        let section = section_of(&inner);
         let (made, _) = read(Some(&section), &BTreeMap::new(), true, &self.state.shown_path())?;
         Ok(Reloading { inner, made })
     }
@@ -341,7 +391,7 @@ impl StreamStore {
         if inner.file.contains_key(&id) || inner.made.contains_key(&id) {
             return Err(StreamsError::Taken);
         }
-        self.put(&mut inner, Made::new(members, options, tag, now, now))?;
+        let inner = self.put(inner, Made::new(members, options, tag, now, now), StreamsError::Taken)?;
         let listed = inner.listed(&id).ok_or(StreamsError::Missing)?;
         Ok(Listed { warnings, ..listed })
     }
@@ -368,7 +418,7 @@ impl StreamStore {
             return Err(StreamsError::OtherId);
         }
         let created = before.created;
-        self.put(&mut inner, Made::new(members, options, tag, created, now))?;
+        let inner = self.put(inner, Made::new(members, options, tag, created, now), StreamsError::Changed)?;
         let listed = inner.listed(id).ok_or(StreamsError::Missing)?;
         Ok(Listed { warnings, ..listed })
     }
@@ -380,13 +430,25 @@ impl StreamStore {
     pub fn delete(&self, id: &StreamId, known: &Known) -> Result<(), StreamsError> {
         let mut inner = self.lock();
         self.settle(&mut inner)?;
-        inner.changeable(id, known)?;
+        let before = inner.changeable(id, known)?.record.to_string();
+        if let Some(redis) = &self.redis {
+            drop(inner);
+            let taken = redis.ask(id, || redis.shared.take_out(id, &before))?;
+            inner = self.lock();
+            redis.changed(&mut inner, id);
+            if !taken {
+                return Err(StreamsError::Changed);
+            }
+        }
         let mut stopped = inner.stopped.clone();
         stopped.remove(id);
-        self.write(id, None, &stopped)?;
+        self.keep(id, None, &stopped)?;
         inner.made.remove(id);
         inner.stopped = stopped;
-        self.apply(&mut inner, id, |catalog| catalog.without_stream(id));
+        // Where the configuration has got one of this id meanwhile, that stays.
+        if !inner.file.contains_key(id) {
+            self.apply(&mut inner, id, |catalog| catalog.without_stream(id));
+        }
         Ok(())
     }
 
@@ -403,6 +465,12 @@ impl StreamStore {
         if inner.stopped.contains(id) == stop {
             return Ok(false);
         }
+        if let Some(redis) = &self.redis {
+            drop(inner);
+            redis.ask(id, || redis.shared.stop(id, stop))?;
+            inner = self.lock();
+            redis.changed(&mut inner, id);
+        }
         // What is of no stream any more is not kept.
         let mut stopped: BTreeSet<StreamId> =
             inner.stopped.iter().filter(|id| inner.options.catalog.contains(id)).cloned().collect();
@@ -411,7 +479,7 @@ impl StreamStore {
         } else {
             stopped.remove(id);
         }
-        self.write(id, inner.made.get(id), &stopped)?;
+        self.keep(id, inner.made.get(id).map(|made| &**made), &stopped)?;
         inner.stopped = stopped;
         self.apply(&mut inner, id, |catalog| catalog.with_stopped(id, stop));
         Ok(true)
@@ -430,23 +498,58 @@ impl StreamStore {
         }
     }
 
-    /// Keeps a stream and tells the cores of it.
-    fn put(&self, inner: &mut Inner, made: Made) -> Result<(), StreamsError> {
+    /// Keeps a stream and tells the cores of it. `other`: what is said where another has changed it meanwhile.
+    fn put<'s>(
+        &'s self,
+        mut inner: MutexGuard<'s, Inner>,
+        made: Made,
+        other: StreamsError,
+    ) -> Result<MutexGuard<'s, Inner>, StreamsError> {
         let id = made.options.id.clone();
-        let before = inner.made.get(&id).map_or(0, Made::bytes);
-        let more = !inner.made.contains_key(&id) && inner.made.len() >= limits::MANAGED_STREAMS_MAX;
-        if more || inner.bytes() - before + made.bytes() > limits::MANAGED_BYTES_MAX {
+        let before = inner.made.get(&id);
+        let more = before.is_none() && inner.made.len() >= limits::MANAGED_STREAMS_MAX;
+        let bytes = inner.bytes() - before.map_or(0, |before| before.bytes()) + made.bytes();
+        if more || bytes > limits::MANAGED_BYTES_MAX {
             return Err(StreamsError::TooMany);
         }
-        self.write(&id, Some(&made), &inner.stopped)?;
+        if let Some(redis) = &self.redis {
+            let before = before.map(|before| before.record.to_string());
+            drop(inner);
+            let put = redis.ask(&id, || redis.shared.put(&id, before.as_deref(), &made.record.to_string()))?;
+            inner = self.lock();
+            redis.changed(&mut inner, &id);
+            match put {
+                Put::Done => {}
+                Put::Other => return Err(other),
+                Put::Full => return Err(StreamsError::TooMany),
+            }
+        }
+        self.keep(&id, Some(&made), &inner.stopped)?;
         let options = Arc::clone(&made.options);
-        inner.made.insert(id.clone(), made);
-        self.apply(inner, &id, |catalog| catalog.with_stream(&options));
-        Ok(())
+        inner.made.insert(id.clone(), Arc::new(made));
+        if !inner.file.contains_key(&id) {
+            self.apply(&mut inner, &id, |catalog| catalog.with_stream(&options));
+        }
+        Ok(inner)
+    }
+
+    /// Writes what is kept of one stream to the state file. Where Redis has it that is a copy, on which nothing hangs but a
+    /// start without it.
+    fn keep(&self, id: &StreamId, made: Option<&Made>, stopped: &BTreeSet<StreamId>) -> Result<(), StreamsError> {
+        match (self.write(id, made, stopped), &self.redis) {
+            (Err(error), Some(redis)) => {
+                redis.say_uncopied(&error);
+                Ok(())
+            }
+            (written, _) => written,
+        }
     }
 
     /// What another process has written to the state file before it was this one's is taken in, once.
     fn settle(&self, inner: &mut Inner) -> Result<(), StreamsError> {
+        if self.redis.is_some() {
+            return Ok(());
+        }
         let readings = self.state.claim()?;
         if inner.read == readings {
             return Ok(());
@@ -459,11 +562,11 @@ impl StreamStore {
     }
 
     /// Other streams hold, and others are stopped.
-    fn adopt(&self, inner: &mut Inner, made: BTreeMap<StreamId, Made>, stopped: BTreeSet<StreamId>) {
+    fn adopt(&self, inner: &mut Inner, made: BTreeMap<StreamId, Arc<Made>>, stopped: BTreeSet<StreamId>) {
         let ids: BTreeSet<&StreamId> =
             inner.made.keys().chain(made.keys()).chain(&inner.stopped).chain(&stopped).collect();
         let is_other = |id: &StreamId| {
-            let record = |made: &BTreeMap<StreamId, Made>| made.get(id).map(|made| made.record.clone());
+            let record = |made: &BTreeMap<StreamId, Arc<Made>>| made.get(id).map(|made| made.record.clone());
             record(&inner.made) != record(&made) || inner.stopped.contains(id) != stopped.contains(id)
         };
         let changed: Vec<StreamId> = ids.into_iter().filter(|id| is_other(id)).cloned().collect();
@@ -511,12 +614,255 @@ impl StreamStore {
         inner.options = Arc::new(options);
         (self.tell)(&inner.options, &[id.clone()].into());
     }
+
+    /// Control events were heard: those that are of streams are taken note of. Never waits.
+    pub fn heard(&self, entries: &[ControlEntry]) {
+        let Some(redis) = &self.redis else { return };
+        let mut notices = lock(&redis.notices);
+        for entry in entries.iter().filter(|entry| entry.is_of_streams()) {
+            match entry.changed_stream() {
+                Some(id) if notices.ids.len() < limits::MANAGED_HEARD_MAX => drop(notices.ids.insert(id)),
+                _ => notices.all = true,
+            }
+        }
+        redis.noticed.notify_all();
+    }
+
+    /// What stands in Redis may have changed, or can be read now. Never waits.
+    pub fn read_soon(&self) {
+        if let Some(redis) = &self.redis {
+            redis.read_soon();
+        }
+    }
+
+    /// Waits until the streams in Redis have been read for the first time, at most so long; not where Redis does not answer.
+    /// Whether they were read.
+    pub fn wait_for_first(&self, patience: Duration) -> bool {
+        let Some(redis) = &self.redis else { return true };
+        let notices = lock(&redis.notices);
+        let waited = redis.noticed.wait_timeout_while(notices, patience, |notices| notices.first.is_none());
+        let (notices, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        notices.first == Some(true)
+    }
+
+    /// Follows what stands in Redis until the process ends, on a thread of its own. `random` is for an epoch.
+    pub fn follow(&self, random: impl Fn(&mut [u8]) -> Result<(), StateError>) {
+        let Some(redis) = &self.redis else { return };
+        let mut last = None;
+        loop {
+            let (all, ids) = redis.wait(last);
+            let outcome = if all { self.read_all(redis, &random) } else { self.read_some(redis, &ids) };
+            if all {
+                last = Some(clock::now().at);
+            } else if outcome.is_err() {
+                // They are read with all the others when that can be done.
+                redis.read_soon();
+            }
+            // That Redis is away is said by whoever speaks with it.
+            if let Err(error @ CallError::Refused(_)) = &outcome
+                && redis.is_news(&error.to_string())
+            {
+                let sentence = "The streams in Redis cannot be read; those known here stay in force until they can.";
+                log::write(LogLevel::Warn, &[("error", error)], sentence);
+            }
+            let mut notices = lock(&redis.notices);
+            if notices.first.is_none() && all {
+                notices.first = Some(outcome.is_ok());
+                redis.noticed.notify_all();
+            }
+        }
+    }
+
+    /// Reads all streams in Redis and puts them in force. To a Redis of another epoch those known here are carried over.
+    fn read_all(&self, redis: &Redis, random: &impl Fn(&mut [u8]) -> Result<(), StateError>) -> Result<(), CallError> {
+        let mut chance = [0; 8];
+        random(&mut chance).map_err(|error| CallError::Refused(error.to_string()))?;
+        let epoch = format!("{:016x}", u64::from_be_bytes(chance));
+        for _ in 0..limits::MANAGED_ROUNDS_MAX {
+            let turn = self.lock().turn;
+            let reading = redis.shared.read(&epoch)?;
+            let mut inner = self.lock();
+            if inner.turn != turn {
+                continue;
+            }
+            if inner.epoch != reading.epoch {
+                let carried: Vec<(StreamId, String)> = inner
+                    .made
+                    .iter()
+                    .filter(|(id, _)| !reading.streams.contains_key(id))
+                    .map(|(id, made)| (id.clone(), made.record.to_string()))
+                    .collect();
+                let stopped: Vec<StreamId> = inner
+                    .stopped
+                    .iter()
+                    .filter(|id| !reading.streams.contains_key(id) && !reading.stopped.contains(id))
+                    .cloned()
+                    .collect();
+                drop(inner);
+                self.carry(redis, &carried, &stopped)?;
+                self.lock().epoch = reading.epoch;
+                continue;
+            }
+            self.take_reading(redis, &mut inner, reading);
+            if let Err(error) = self.state.update(SECTION, |_| Ok::<_, StreamsError>((section_of(&inner), ()))) {
+                redis.say_uncopied(&error);
+            }
+            lock(&redis.said).retain(|said| said.starts_with("record "));
+            return Ok(());
+        }
+        // Others change them all the time: that is for the next time.
+        redis.read_soon();
+        Ok(())
+    }
+
+    /// Puts in Redis what it does not have.
+    fn carry(&self, redis: &Redis, made: &[(StreamId, String)], stopped: &[StreamId]) -> Result<(), CallError> {
+        for (id, record) in made {
+            if redis.shared.put(id, None, record)? != Put::Done {
+                let sentence = "A stream of the state file is not carried over to Redis, which has another of its id or as many as it may.";
+                log::write(LogLevel::Warn, &[("stream", id)], sentence);
+            }
+            redis.publish(id);
+        }
+        for id in stopped {
+            redis.shared.stop(id, true)?;
+        }
+        if !made.is_empty() {
+            let sentence = "The streams of the state file are now in Redis, for every process.";
+            log::write(LogLevel::Info, &[("streams", &made.len())], sentence);
+        }
+        Ok(())
+    }
+
+    /// Reads these streams in Redis and puts them in force.
+    fn read_some(&self, redis: &Redis, ids: &BTreeSet<StreamId>) -> Result<(), CallError> {
+        for id in ids {
+            let turn = self.lock().turn;
+            let (record, stopped) = redis.shared.read_one(id)?;
+            let mut inner = self.lock();
+            if inner.turn != turn {
+                redis.look_soon(id);
+                continue;
+            }
+            let mut made = inner.made.clone();
+            match record.and_then(|record| redis.made_of(id, &record, made.get(id))) {
+                Some(stream) => drop(made.insert(id.clone(), stream)),
+                None => drop(made.remove(id)),
+            }
+            let mut all = inner.stopped.clone();
+            if stopped {
+                all.insert(id.clone());
+            } else {
+                all.remove(id);
+            }
+            self.adopt(&mut inner, made, all);
+            // Its error has been said.
+            let _ = self.keep(id, inner.made.get(id).map(|made| &**made), &inner.stopped);
+        }
+        Ok(())
+    }
+
+    fn take_reading(&self, redis: &Redis, inner: &mut Inner, reading: Reading) {
+        let made = reading
+            .streams
+            .iter()
+            .filter_map(|(id, record)| Some((id.clone(), redis.made_of(id, record, inner.made.get(id))?)));
+        let made = made.collect();
+        self.adopt(inner, made, reading.stopped);
+    }
+}
+
+impl Redis {
+    fn read_soon(&self) {
+        lock(&self.notices).all = true;
+        self.noticed.notify_all();
+    }
+
+    fn look_soon(&self, id: &StreamId) {
+        lock(&self.notices).ids.insert(id.clone());
+        self.noticed.notify_all();
+    }
+
+    /// Has Redis change a stream. Where it does not answer, what has become of it is looked at when it does.
+    fn ask<T>(&self, id: &StreamId, change: impl Fn() -> Result<T, CallError>) -> Result<T, CallError> {
+        change().inspect_err(|error| {
+            if *error == CallError::Unanswered {
+                self.look_soon(id);
+            }
+        })
+    }
+
+    /// This process has changed a stream, or found it changed: it is looked at again, and others are told.
+    fn changed(&self, inner: &mut Inner, id: &StreamId) {
+        inner.turn += 1;
+        self.look_soon(id);
+        self.publish(id);
+    }
+
+    fn publish(&self, id: &StreamId) {
+        self.store.order(Order::Publish(ControlEntry::stream_changed(id, clock::now().wall)));
+    }
+
+    /// The stream of a record. One that cannot be read is told of, once, and stays what it was.
+    fn made_of(&self, id: &StreamId, record: &str, known: Option<&Arc<Made>>) -> Option<Arc<Made>> {
+        let read = serde_json::from_str::<Value>(record).map_err(|_| "it is no JSON".to_owned());
+        let made = read.and_then(|record| match known {
+            Some(known) if known.record == record => Ok(Arc::clone(known)),
+            _ => Made::read(id, &record).map(Arc::new),
+        });
+        match made {
+            Ok(made) => Some(made),
+            Err(error) => {
+                if self.is_news(&format!("record {id}")) {
+                    let sentence = "A stream in Redis cannot be taken here: it stays what it was before. Put right what is named, or delete it.";
+                    log::write(LogLevel::Error, &[("stream", id), ("error", &error)], sentence);
+                }
+                known.map(Arc::clone)
+            }
+        }
+    }
+
+    /// Waits until there is something to do: whether to read all, or else which. `last`: when all were last read.
+    fn wait(&self, last: Option<Instant>) -> (bool, BTreeSet<StreamId>) {
+        let mut notices = lock(&self.notices);
+        loop {
+            let since = last.map(|last| clock::now().at.since(last));
+            let apart = if notices.all { limits::MANAGED_READ_INTERVAL } else { limits::MANAGED_REREAD };
+            let wait = since.map_or(Duration::ZERO, |since| apart.saturating_sub(since));
+            if wait.is_zero() {
+                notices.all = false;
+                notices.ids.clear();
+                return (true, BTreeSet::new());
+            }
+            if !notices.ids.is_empty() {
+                return (false, std::mem::take(&mut notices.ids));
+            }
+            notices = self.noticed.wait_timeout(notices, wait).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Whether this has not been said since all was well.
+    fn is_news(&self, what: &str) -> bool {
+        let mut said = lock(&self.said);
+        said.len() < limits::REDIS_SAID_MAX && said.insert(what.to_owned())
+    }
+
+    fn say_uncopied(&self, error: &StreamsError) {
+        if self.is_news(&error.to_string()) {
+            let sentence = "The streams in Redis are not copied to the state file: a start while Redis is away would not know them.";
+            log::write(LogLevel::Warn, &[("error", error)], sentence);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The configuration is being read again.
 pub struct Reloading<'s> {
     inner: MutexGuard<'s, Inner>,
-    made: BTreeMap<StreamId, Made>,
+    made: BTreeMap<StreamId, Arc<Made>>,
 }
 
 impl Reloading<'_> {
@@ -538,13 +884,13 @@ fn by_id(config: &Config) -> BTreeMap<StreamId, Arc<stream::Options>> {
 }
 
 /// The configuration's streams, and those that were made of other ids.
-fn in_force(config: &Config, made: &BTreeMap<StreamId, Made>) -> Vec<Arc<stream::Options>> {
+fn in_force(config: &Config, made: &BTreeMap<StreamId, Arc<Made>>) -> Vec<Arc<stream::Options>> {
     let file: BTreeSet<&StreamId> = config.streams.iter().map(|stream| &stream.id).collect();
     let others = made.iter().filter(|(id, _)| !file.contains(id)).map(|(_, made)| &made.options);
     config.streams.iter().chain(others).map(Arc::clone).collect()
 }
 
-fn warn_of_shadowed(file: &BTreeMap<StreamId, Arc<stream::Options>>, made: &BTreeMap<StreamId, Made>) {
+fn warn_of_shadowed(file: &BTreeMap<StreamId, Arc<stream::Options>>, made: &BTreeMap<StreamId, Arc<Made>>) {
     for id in made.keys().filter(|id| file.contains_key(id)) {
         let sentence =
             "A stream that the admin API has made stands in the configuration too, which counts; the other is kept.";
@@ -557,8 +903,12 @@ fn ids_of(ids: &BTreeSet<StreamId>) -> Value {
 }
 
 /// What the state file's section is for these.
-fn section_of(made: &BTreeMap<StreamId, Made>, stopped: &BTreeSet<StreamId>) -> Value {
+fn section_of(inner: &Inner) -> Value {
     let made: Map<String, Value> =
-        made.iter().map(|(id, made)| (id.as_str().to_owned(), made.record.clone())).collect();
-    json!({ MADE: made, STOPPED: ids_of(stopped) })
+        inner.made.iter().map(|(id, made)| (id.as_str().to_owned(), made.record.clone())).collect();
+    let mut section = json!({ MADE: made, STOPPED: ids_of(&inner.stopped) });
+    if !inner.epoch.is_empty() {
+        section[EPOCH] = inner.epoch.as_str().into();
+    }
+    section
 }
