@@ -120,7 +120,7 @@ pub enum ControlError {
         bytes: usize,
     },
     /// The payload of a logout is JSON, and neither an object nor an id.
-    #[error("it is JSON, and neither an object nor a string")]
+    #[error("it is an array")]
     NotAnId,
     /// The payload is no object that could be read.
     #[error("{0}")]
@@ -266,13 +266,12 @@ impl Event {
 
 fn read_logout(data: &str, at: WallTime) -> Result<Vec<Event>, ControlError> {
     if !data.starts_with('{') {
-        // An id that was published as the JSON it is, or as plain text. One that is a number is spelled alike in both; other
-        // JSON is somebody's mistake, and to take it for an id would log out nobody and say nothing.
+        // An id that was published as the JSON it is, or as plain text. Text may be JSON by chance («1234e56», «true»): it is
+        // the id it spells, for a logout that nobody is found by does less harm than one that is not heard. An array is no id.
         let sub = match serde_json::from_str(data) {
             Ok(serde_json::Value::String(sub)) => sub,
-            Ok(serde_json::Value::Number(_)) if !data.contains(['.', 'e', 'E']) => data.to_owned(),
-            Ok(_) => return Err(ControlError::NotAnId),
-            Err(_) => data.to_owned(),
+            Ok(serde_json::Value::Array(_)) => return Err(ControlError::NotAnId),
+            Ok(_) | Err(_) => data.to_owned(),
         };
         if sub.is_empty() {
             return Err(ControlError::Missing("a user id nor an object"));
@@ -437,6 +436,24 @@ mod tests {
     }
 
     #[test]
+    fn what_is_said_of_streams_names_them() {
+        let id = StreamId::new("leads").expect("an id");
+        let changed = ControlEntry::stream_changed(&id, NOW);
+        assert_eq!((changed.data.as_str(), changed.changed_stream()), (r#"{"id":"leads"}"#, Some(id.clone())));
+        assert!(changed.is_of_streams() && !changed.is_refresh() && !changed.is_of_api_keys());
+        let (own, other) = (ProcessId(7), ProcessId(8));
+        let refresh = ControlEntry::stream_refresh(&id, other, NOW);
+        assert!(refresh.is_refresh() && !refresh.is_of_streams());
+        assert_eq!(refresh.refreshed_elsewhere(own, NOW), Some(id));
+        assert_eq!(refresh.refreshed_elsewhere(other, NOW), None, "it has done so itself");
+        assert_eq!(refresh.refreshed_elsewhere(own, NOW + Duration::from_secs(1)), None, "it is no news");
+        for bad in ["", "[]", "{}", r#"{"id":7}"#, r#"{"id":"no id"}"#] {
+            assert_eq!(entry(STREAMS_CHANGED, bad).changed_stream(), None, "{bad}");
+            assert_eq!(entry(STREAM_REFRESH, bad).refreshed_elsewhere(own, NOW), None, "{bad}");
+        }
+    }
+
+    #[test]
     fn a_logout_names_its_user_in_each_of_its_forms() {
         let of = |sub| Ok(vec![Event::UserLoggedOut { user: user(None, sub), at: NOW }]);
         for data in ["u1", " u1\n", "\"u1\"", r#"{"userId":"u1"}"#, r#"{"userId":"u1","iss":null,"more":[1]}"#] {
@@ -446,6 +463,9 @@ mod tests {
         assert_eq!(read(USER_LOGGED_OUT, r#"{"userId":42}"#), of("42"), "an application may count its users");
         for text in ["[u1]", "null1", "007", "u\"1", "4e2x"] {
             assert_eq!(read(USER_LOGGED_OUT, text), of(text), "what is no JSON is an id as it stands");
+        }
+        for text in ["1234e56", "4e2", "1.5", "true", "null", "-0"] {
+            assert_eq!(read(USER_LOGGED_OUT, text), of(text), "an id that is JSON by chance is the id it spells");
         }
         let of_issuer = Event::UserLoggedOut { user: user(Some("https://a"), "u1"), at: NOW };
         assert_eq!(read(USER_LOGGED_OUT, r#"{"iss":"https://a","userId":"u1"}"#), Ok(vec![of_issuer]));
@@ -498,11 +518,7 @@ mod tests {
             (USER_LOGGED_OUT, r#"{"userId":1.5}"#, "its userId is not a string or an integer"),
             (USER_LOGGED_OUT, r#"{"userId":"hush","userId":"u2"}"#, "it has a member twice"),
             (USER_LOGGED_OUT, r#"{"userId":"hush"#, "it is not JSON"),
-            (USER_LOGGED_OUT, r#"["hush"]"#, "it is JSON, and neither an object nor a string"),
-            (USER_LOGGED_OUT, " null\n", "it is JSON, and neither an object nor a string"),
-            (USER_LOGGED_OUT, "true", "it is JSON, and neither an object nor a string"),
-            (USER_LOGGED_OUT, "1.5", "it is JSON, and neither an object nor a string"),
-            (USER_LOGGED_OUT, "4e2", "it is JSON, and neither an object nor a string"),
+            (USER_LOGGED_OUT, r#"["hush"]"#, "it is an array"),
             (PERMISSION_UPDATE, r#"{"permissions":["hush"]}"#, "it has neither userId nor anybody else"),
             (PERMISSION_UPDATE, r#"{"userId":"hush"}"#, "it has neither permissions nor roles"),
             (PERMISSION_UPDATE, r#"{"userId":"u","roles":"hush"}"#, "its roles is not an array of strings"),

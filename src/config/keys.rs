@@ -179,7 +179,7 @@ pub const KEYS: &[KeyDoc] = &[
     key("auth.jwt.issuer", TextOrList, Unset, "Accepted `iss` values; unset: `iss` is not looked at"),
     key("auth.jwt.audience", TextOrList, Unset, "Accepted `aud` values; unset: `aud` is not looked at"),
     key("auth.jwt.cookie", Text, Is("\"restcast_token\""), "Cookie that carries a token"),
-    key("auth.jwt.close_on_key_removal", Boolean, Is("false"), "Connections under a key that a reload removed are closed 4001 `key_removed`"),
+    key("auth.jwt.close_on_key_removal", Boolean, Is("false"), "Connections under a key that a reload removed are closed 4001 `key_removed`; where a key set has another `url`, once it has been fetched from there"),
     key("auth.jwt.claims.sub", Text, Is("\"sub\""), "Claim with the user id, a string"),
     key("auth.jwt.claims.role", Text, Is("\"role\""), "Claim with the one role, a string"),
     key("auth.jwt.claims.roles", Text, Is("\"roles\""), "Claim with the roles, an array of strings"),

@@ -198,6 +198,7 @@ pub async fn run(parts: CoreParts, resolver: &Resolver) -> std::io::Result<()> {
         steps: StepWatch::new(clock::now()),
         drained: false,
     };
+    this.sockets.set_write_stall(this.shard.write_stall());
     this.outputs();
     let mut readable: Pin<Box<dyn Future<Output = _>>> = Box::pin(epoll.readable(false));
     let mut rung = false;
@@ -365,7 +366,10 @@ impl Core {
                 Message::Control(concerned) => self.guarded(now, None, Input::Control(concerned)),
                 // Whoever has asked may have gone.
                 Message::List { query, reply } => drop(reply.try_send(self.shard.list(&query))),
-                Message::Reload(options) => self.guarded(now, None, Input::Reload(options)),
+                Message::Reload(options) => {
+                    self.guarded(now, None, Input::Reload(options));
+                    self.sockets.set_write_stall(self.shard.write_stall());
+                }
                 Message::Catalog { options, changed } => {
                     self.guarded(now, None, Input::Catalog { options, changed });
                 }
