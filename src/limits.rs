@@ -253,6 +253,41 @@ pub const PLACEHOLDERS_MAX: usize = 16;
 pub const TEMPLATE_VALUE_BYTES_MAX: usize = 1 << 10;
 /// Bytes of a claim's or parameter's name in a placeholder.
 pub const CLAIM_NAME_BYTES_MAX: usize = 128;
+/// Streams that the admin API has made and not deleted,
+pub const MANAGED_STREAMS_MAX: usize = 10_000;
+/// and the bytes of all their records together; past either none is made until one is deleted.
+pub const MANAGED_BYTES_MAX: usize = 6 << 20;
+/// Fields of the hash of such streams in Redis that are read: more than there may be streams, for several processes may make
+/// the last ones at the same time.
+pub const MANAGED_FIELDS_MAX: usize = 2 * MANAGED_STREAMS_MAX;
+/// Changed streams that may wait to be read from Redis; past it all are read.
+pub const MANAGED_HEARD_MAX: usize = 256;
+/// Least time between two readings of all streams in Redis,
+pub const MANAGED_READ_INTERVAL: Duration = Duration::from_millis(200);
+/// and the longest: what nobody has told of is seen then.
+pub const MANAGED_REREAD: Duration = Duration::from_secs(30);
+/// How often in a row they are read, where this process changes them meanwhile.
+pub const MANAGED_ROUNDS_MAX: usize = 8;
+/// How old a refresh of another process may be: what is read back after an absence is no news.
+pub const REFRESH_HEARD_MAX: Duration = Duration::from_secs(10);
+/// Tables and arrays within each other in such a stream's JSON.
+pub const MANAGED_DEPTH_MAX: usize = 8;
+/// Least time between the starts of two polls of one filled-in URL that hooks or administrators ask for, however often
+/// they do: what comes within it is one poll at its end.
+pub const REFRESH_INTERVAL: Duration = Duration::from_millis(100);
+/// Secrets that the hooks of one stream may be signed with.
+pub const HOOK_SECRETS_MAX: usize = 8;
+/// Signatures in one hook's header: one for each of the sender's secrets.
+pub const HOOK_SIGNATURES_MAX: usize = 8;
+/// Bytes of that header.
+pub const HOOK_HEADER_BYTES_MAX: usize = 1 << 10;
+/// How far a hook's time may be from ours, either way (protocol section 6).
+pub const HOOK_WINDOW: Duration = Duration::from_secs(300);
+/// How long after its first coming the same hook asks for a poll again: senders repeat what they think was lost, and two
+/// changes of one second are signed alike. Later it is a replay.
+pub const HOOK_REPEAT: Duration = Duration::from_secs(10);
+/// Hooks that are kept in mind to tell replays; past it the oldest go, and a replay of one asks for a poll.
+pub const HOOKS_SEEN_MAX: usize = 16_384;
 /// `[[action]]`s of a configuration.
 pub const ACTIONS_MAX: usize = 256;
 /// Bytes of an action's `type`, and of the `type` of a message that may be one.

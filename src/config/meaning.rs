@@ -348,7 +348,7 @@ impl Check<'_> {
         }
     }
 
-    fn streams(&mut self, root: &Section, has_keys: bool) -> Vec<Arc<Options>> {
+    pub(super) fn streams(&mut self, root: &Section, has_keys: bool) -> Vec<Arc<Options>> {
         let mut streams = Vec::new();
         let mut seen: BTreeMap<StreamId, u32> = BTreeMap::new();
         for section in root.array("stream") {
@@ -379,6 +379,8 @@ impl Check<'_> {
         if let (true, Some(placeholder)) = (keep_warm, first_placeholder(url.as_ref(), body.as_ref())) {
             self.error(section.line_of("stream.keep_warm"), Problem::KeepWarmUnfilled { placeholder });
         }
+        // All that is wrong is found before the first of it ends this.
+        let (views, hook_secrets) = (self.views(section), self.hook_secrets(section));
         let values = |path| section.texts(path).into_iter().map(|text| text.value).collect();
         Some(Options {
             id: id?,
@@ -404,7 +406,8 @@ impl Check<'_> {
             allow_anonymous: section.boolean("stream.allow_anonymous"),
             roles: values("stream.roles"),
             permissions: values("stream.permissions"),
-            views: self.views(section),
+            views,
+            hook_secrets,
             proof: self.proof(section),
             filter: self.filter(section),
         })

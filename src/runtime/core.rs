@@ -376,6 +376,10 @@ impl Core {
                     self.guarded(now, None, Input::Reload(options));
                     self.sockets.set_write_stall(self.shard.write_stall());
                 }
+                Message::Catalog { options, changed } => {
+                    self.guarded(now, None, Input::Catalog { options, changed });
+                }
+                Message::Refresh(id) => self.guarded(now, None, Input::Refresh(id)),
                 Message::ApiKeys(keys) => self.guarded(now, None, Input::ApiKeys(keys)),
                 // Some may have been asked for while they were on their way.
                 Message::KeySets(sets) if sets.version() <= self.key_sets => {}
