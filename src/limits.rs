@@ -110,6 +110,9 @@ pub const API_KEYS_REPLY_BYTES_MAX: usize = 2 * API_KEYS_BYTES_MAX;
 pub const API_KEYS_FIELDS_MAX: usize = 2 * API_KEYS_MAX;
 /// Keys that are put in Redis, or taken out, with one call.
 pub const API_KEYS_PER_CALL: usize = 64;
+/// Changes of the hash of API keys that it tells the words of: whoever has not read it for so many cannot tell whether it came
+/// back older meanwhile.
+pub const API_KEYS_HISTORY_MAX: usize = 256;
 /// Deletions of other processes that may wait to be carried out; past it the keys are read anew instead.
 pub const API_KEYS_HEARD_MAX: usize = 10_000;
 /// Least time between two readings of all API keys in Redis, however often they change,
@@ -395,6 +398,8 @@ pub const PEER_LISTED_BYTES_MAX: usize = 32 << 10;
 /// Bytes of all processes' lists that one page is made of; who comes later has not answered.
 pub const PEER_LISTS_BYTES_MAX: usize = 4 << 20;
 const _: () = {
+    // A process that gives back all keys is not to push out what the others know the history by.
+    assert!(API_KEYS_MAX.div_ceil(API_KEYS_PER_CALL) < API_KEYS_HISTORY_MAX);
     // What is sealed is told in base 64 and with a little around it; in JSON a byte of a token may take six.
     assert!(PEER_LIST_BYTES_MAX * 4 / 3 + 4096 <= PEER_MESSAGE_BYTES_MAX);
     assert!(TOKEN_BYTES_MAX * 6 * 4 / 3 + 4096 <= PEER_MESSAGE_BYTES_MAX);

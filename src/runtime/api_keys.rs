@@ -275,8 +275,14 @@ impl KeyStore {
     fn make_shared(&self, redis: &Redis, key: &Arc<ApiKey>) -> Result<(), KeysError> {
         lock(&self.inner).admit(key)?;
         match redis.keys.put(std::slice::from_ref(key)) {
-            Ok(outcome) => match outcome.first() {
-                Some(Put::Done) => {}
+            Ok((outcome, history)) => match outcome.first() {
+                Some(Put::Done) => {
+                    let mut inner = lock(&self.inner);
+                    inner.kept.insert(Arc::clone(key), true);
+                    inner.kept.advance(&history);
+                    (self.tell)(&inner.table());
+                    self.copy(redis, &mut inner);
+                }
                 Some(Put::Full) => return Err(KeysError::TooMany),
                 Some(Put::Taken) | None => {
                     // Somebody has made it a moment ago.
@@ -294,11 +300,6 @@ impl KeyStore {
                 return Err(KeysError::Redis(error));
             }
         }
-        let mut inner = lock(&self.inner);
-        inner.kept.insert(Arc::clone(key), true);
-        (self.tell)(&inner.table());
-        self.copy(redis, &mut inner);
-        drop(inner);
         redis.publish(None);
         Ok(())
     }
@@ -456,7 +457,7 @@ impl KeyStore {
         random(&mut chance).map_err(|error| CallError::Refused(error.to_string()))?;
         let epoch = ApiKeyId::of_random(chance);
         for _ in 0..limits::API_KEYS_ROUNDS_MAX {
-            let asked = lock(&self.inner).kept.turn();
+            let asked = lock(&self.inner).kept.asked();
             let reading = redis.keys.read(epoch.as_str())?;
             if !reading.unreadable.is_empty() && redis.is_news("unreadable") {
                 let sentence = "Redis holds records of API keys that cannot be read: they are not in force. Deleting them by their ids removes them.";
@@ -464,7 +465,7 @@ impl KeyStore {
             }
             let merged = {
                 let mut inner = lock(&self.inner);
-                let merged = inner.kept.merge(reading, asked);
+                let merged = inner.kept.merge(reading, &asked);
                 if merged.changed {
                     (self.tell)(&inner.table());
                 }
@@ -498,8 +499,9 @@ impl KeyStore {
         if carry.is_empty() {
             return Ok(delete.is_empty());
         }
-        let outcomes = redis.keys.put(&carry)?;
+        let (outcomes, history) = redis.keys.put(&carry)?;
         let mut inner = lock(&self.inner);
+        inner.kept.advance(&history);
         let mut done = Vec::new();
         for (key, outcome) in carry.iter().zip(&outcomes) {
             if *outcome == Put::Done {
@@ -510,7 +512,7 @@ impl KeyStore {
         self.copy(redis, &mut inner);
         drop(inner);
         redis.publish(None);
-        say(&done, "API keys of the state file are now in Redis, for every process.");
+        say(&done, "API keys that were not in Redis, or not any more, are there now, for every process.");
         let full = outcomes.iter().filter(|outcome| **outcome == Put::Full).count();
         if full > 0 && redis.is_news("full") {
             let sentence = "There are as many API keys in Redis as there may be: some of the state file's are not carried over, and are in force here alone.";
