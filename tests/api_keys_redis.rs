@@ -566,6 +566,37 @@ fn a_user_of_redis_who_may_not_keep_keys_there_is_told_what_is_refused() {
 }
 
 #[test]
+fn a_deletion_that_redis_refuses_is_not_confirmed_and_holds_at_every_process() {
+    let rules = "~sess:* ~restcast:* &* +@all";
+    let redis = RedisSetup::new().user("ada", "sesame", rules).start();
+    let upstream = upstream();
+    let url = redis.url().replace("redis://", "redis://ada:sesame@");
+    let servers: Vec<Server> = (0..2).map(|_| setup(&url, &upstream).start()).collect();
+    servers.iter().for_each(connected);
+    let (key, stays) = (make(&servers[0], "gone"), make(&servers[0], "stays"));
+    servers.iter().for_each(|server| becomes(server, &stays, 200));
+    let mut theirs: Vec<Ws> = servers.iter().map(|server| watch(server, &key)).collect();
+    redis.command(&["ACL", "SETUSER", "ada", "-eval"]);
+    // The first time, and whoever tries again is told the same.
+    for _ in 0..2 {
+        let answer = keys(&servers[0], "DELETE", "/gone", "");
+        assert_eq!((answer.status, answer.code()), (503, "SESSION_STORE_UNAVAILABLE".into()), "{answer:?}");
+        assert!(answer.header("retry-after").is_some());
+        let said = answer.text();
+        assert!(said.contains("it refuses EVAL: NOPERM") && said.contains("it stays in Redis"), "{said}");
+    }
+    for (server, ws) in servers.iter().zip(&mut theirs) {
+        assert_eq!(ws.closed(), revoked());
+        assert_eq!((status(server, &key), status(server, &stays)), (401, 200));
+    }
+    assert_eq!(redis.number(&["HEXISTS", HASH, "gone"]), 1);
+    redis.command(&["ACL", "SETUSER", "ada", "+eval"]);
+    assert!([204, 404].contains(&delete(&servers[0], "gone")), "another process may have been first");
+    eventually("Redis has it", || (redis.number(&["HEXISTS", HASH, "gone"]) == 0).then_some(()));
+    servers.iter().for_each(|server| assert_eq!((status(server, &key), status(server, &stays)), (401, 200)));
+}
+
+#[test]
 fn a_ticket_of_a_key_that_another_process_has_deleted_is_refused() {
     let (redis, upstream) = (Redis::start(), upstream());
     let servers: Vec<Server> = (0..2).map(|_| setup(&redis.url(), &upstream).start()).collect();

@@ -78,6 +78,12 @@ pub enum KeysError {
     /// Redis, which has the keys, is.
     #[error("{0}: API keys are kept there, and nothing was changed")]
     Redis(CallError),
+    /// Redis has the key still, and will have it until somebody puts right what it refuses.
+    #[error(
+        "{0}: the API key is refused here from now on, and by every process that hears of it, but it stays in Redis, where a \
+         process that starts will find it; delete it once more when Redis lets this server"
+    )]
+    Undeleted(CallError),
     /// The key is deleted in this process alone, for as long as it lives.
     #[error("{redis}, and {state}: the API key is refused by this process from now on; delete it once more")]
     Unkept {
@@ -311,14 +317,18 @@ impl KeyStore {
                 return Err(KeysError::Configured);
             }
             let mark = inner.kept.find(id).map(|key| key.mark());
-            match &mark {
-                Some(mark) => {
+            let pending = inner.kept.being_deleted(id).cloned();
+            match (&mark, pending) {
+                (Some(mark), _) => {
                     inner.kept.delete(mark.clone(), false);
                     (self.tell)(&inner.table());
                 }
-                None if inner.kept.is_being_deleted(id) => return Err(KeysError::Missing),
+                (None, Some(pending)) => {
+                    drop(inner);
+                    return self.delete_again(redis, id, &pending);
+                }
                 // This process may not have heard of it yet, or can make nothing of it.
-                None => {}
+                (None, None) => {}
             }
             mark
         };
@@ -340,16 +350,39 @@ impl KeyStore {
                 redis.publish(None);
                 Ok(())
             }
-            (Some(_), Err(error)) => {
-                let mut inner = lock(&self.inner);
-                let kept = self.write_copy(&mut inner);
+            (Some(mark), Err(error)) => {
+                let kept = self.write_copy(&mut lock(&self.inner));
+                // Whoever hears of it refuses the key, whether or not it is still in Redis.
+                redis.publish(Some(&mark));
                 redis.read_soon();
-                let sentence =
-                    "An API key is deleted here; it will be in Redis, and so everywhere, once Redis answers.";
-                log::write(LogLevel::Warn, &[("api_key", id), ("why", &error)], sentence);
-                kept.map_err(|state| KeysError::Unkept { redis: error, state })
+                match (kept, error) {
+                    (Err(state), redis) => Err(KeysError::Unkept { redis, state }),
+                    (Ok(()), error @ CallError::Refused(_)) => Err(KeysError::Undeleted(error)),
+                    (Ok(()), error) => {
+                        let sentence =
+                            "An API key is deleted here; it will be in Redis, and so everywhere, once Redis answers.";
+                        log::write(LogLevel::Warn, &[("api_key", id), ("why", &error)], sentence);
+                        Ok(())
+                    }
+                }
             }
         }
+    }
+
+    /// Deletes a key that is deleted here, and of which Redis does not know yet.
+    fn delete_again(&self, redis: &Redis, id: &ApiKeyId, mark: &ApiKeyMark) -> Result<(), KeysError> {
+        let was_there = match redis.keys.delete(id, Some(mark)) {
+            Ok(found) => found.is_some(),
+            Err(error @ CallError::Refused(_)) => return Err(KeysError::Undeleted(error)),
+            // It is on its way.
+            Err(CallError::Away | CallError::Unanswered) => return Err(KeysError::Missing),
+        };
+        let mut inner = lock(&self.inner);
+        inner.kept.delete(mark.clone(), true);
+        self.copy(redis, &mut inner);
+        drop(inner);
+        redis.publish(Some(mark));
+        if was_there { Ok(()) } else { Err(KeysError::Missing) }
     }
 
     /// Writes what is known of the keys in Redis to the state file.
@@ -443,7 +476,7 @@ impl KeyStore {
     fn take_deleted(&self, redis: &Redis, marks: Vec<ApiKeyMark>) {
         let mut inner = lock(&self.inner);
         let gone: Vec<ApiKeyId> =
-            marks.into_iter().filter(|mark| inner.kept.delete(mark.clone(), true)).map(|mark| mark.id).collect();
+            marks.into_iter().filter(|mark| inner.kept.hear(mark.clone())).map(|mark| mark.id).collect();
         if !gone.is_empty() {
             (self.tell)(&inner.table());
             self.copy(redis, &mut inner);

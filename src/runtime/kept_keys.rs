@@ -224,6 +224,12 @@ impl KeptKeys {
         found
     }
 
+    /// Another process says that a key was deleted for good: whether it was in force. What is known here of whether Redis has
+    /// it done stays known.
+    pub fn hear(&mut self, mark: ApiKeyMark) -> bool {
+        !self.deleted.contains_key(&mark) && self.delete(mark, true)
+    }
+
     /// Takes a key out that Redis has nothing to do with: nothing more is remembered of it, unless Redis has had it.
     pub fn remove(&mut self, id: &ApiKeyId) -> bool {
         match self.made.get(id) {
@@ -233,10 +239,10 @@ impl KeptKeys {
         }
     }
 
-    /// Whether a key of that id was deleted and Redis does not know yet.
-    pub fn is_being_deleted(&self, id: &ApiKeyId) -> bool {
+    /// The key of that id that was deleted and of which Redis does not know yet.
+    pub fn being_deleted(&self, id: &ApiKeyId) -> Option<&ApiKeyMark> {
         let of_id = ApiKeyMark { id: id.clone(), bits: 0 }..=ApiKeyMark { id: id.clone(), bits: u64::MAX };
-        self.deleted.range(of_id).any(|(_, deleted)| !deleted.done)
+        self.deleted.range(of_id).find(|(_, deleted)| !deleted.done).map(|(mark, _)| mark)
     }
 
     /// A key that was carried over is in Redis now.
@@ -267,7 +273,10 @@ impl KeptKeys {
         for (id, (key, record)) in reading.keys {
             let mark = key.mark();
             there.insert(mark.clone());
-            if self.deleted.contains_key(&mark) {
+            if let Some(deleted) = self.deleted.get_mut(&mark) {
+                if deleted.done && deleted.turn <= asked {
+                    (deleted.done, merged.dirty) = (false, true);
+                }
                 merged.delete.push((mark, record));
                 continue;
             }
@@ -582,7 +591,7 @@ mod tests {
         let mut kept = shared("e1", &[&a, &b]);
         let asked = kept.asked();
         assert!(kept.delete(a.mark(), false));
-        assert!(kept.is_being_deleted(&id("a")) && !kept.is_being_deleted(&id("b")));
+        assert_eq!((kept.being_deleted(&id("a")), kept.being_deleted(&id("b"))), (Some(&a.mark()), None));
         // A reading that began before, one that began after, one after a restart: Redis has not heard of it.
         let merged = kept.merge(reading("e1", &[&a, &b]), &asked);
         assert_eq!((names(&kept), merged.changed, merged.delete.len()), (vec!["b"], false, 1));
@@ -592,7 +601,7 @@ mod tests {
         // It is done when it is seen to be.
         let merged = next(&mut kept, "e1", &[&b]);
         assert_eq!((merged.done, merged.gone.len()), (vec![a.mark()], 0));
-        assert!(!kept.is_being_deleted(&id("a")));
+        assert_eq!(kept.being_deleted(&id("a")), None);
         assert!(next(&mut kept, "e1", &[&b]).done.is_empty(), "that is told once");
         // A server that takes over and has not heard of it is told again; so is one that has lost all and got it back.
         for epoch in ["e1", "e2"] {
@@ -608,6 +617,24 @@ mod tests {
     }
 
     #[test]
+    fn a_deletion_that_others_tell_of_is_not_done_while_redis_has_the_key() {
+        let a = key("a", 1);
+        let mut here = shared("e1", &[&a]);
+        let mut there = here.clone();
+        // Redis refuses it: nothing that is heard, least of all one's own words, makes it done.
+        here.delete(a.mark(), false);
+        assert!(!here.hear(a.mark()));
+        assert_eq!(here.being_deleted(&id("a")), Some(&a.mark()));
+        assert!(there.hear(a.mark()) && !there.hear(a.mark()));
+        assert_eq!((next(&mut there, "e1", &[&a]).delete.len(), there.count()), (1, 0));
+        assert_eq!(there.being_deleted(&id("a")), Some(&a.mark()));
+        for kept in [&mut here, &mut there] {
+            assert_eq!(next(kept, "e1", &[]).done, [a.mark()]);
+            assert_eq!(kept.being_deleted(&id("a")), None);
+        }
+    }
+
+    #[test]
     fn a_deletion_is_done_only_by_a_reading_that_began_after_it() {
         let a = key("a", 1);
         let mut kept = shared("e1", &[]);
@@ -616,7 +643,7 @@ mod tests {
         kept.insert(Arc::clone(&a), true);
         kept.delete(a.mark(), false);
         assert!(kept.merge(reading("e1", &[]), &asked).done.is_empty());
-        assert!(kept.is_being_deleted(&id("a")));
+        assert_eq!(kept.being_deleted(&id("a")), Some(&a.mark()));
     }
 
     #[test]
