@@ -99,7 +99,8 @@ pub const API_KEY_LIST_MAX: usize = 64;
 pub const STREAM_GLOB_BYTES_MAX: usize = 128;
 /// Bytes of all their records together, about; past it none is made until one is deleted.
 pub const API_KEYS_BYTES_MAX: usize = 8 << 20;
-/// Deletions of such keys that are remembered, so that nothing brings one back; past it the oldest that Redis knows of goes.
+/// Deletions of such keys that are remembered, so that nothing brings one back; past it those go that were only heard of, then
+/// the oldest that Redis knows of.
 pub const API_KEYS_DELETED_MAX: usize = 10_000;
 /// Bytes of one key's record in Redis: a longer one counts as one that cannot be read.
 pub const API_KEY_RECORD_BYTES_MAX: usize = 128 << 10;
@@ -115,6 +116,8 @@ pub const API_KEYS_PER_CALL: usize = 64;
 pub const API_KEYS_HISTORY_MAX: usize = 256;
 /// Deletions of other processes that may wait to be carried out; past it the keys are read anew instead.
 pub const API_KEYS_HEARD_MAX: usize = 10_000;
+/// How many of them are carried out before others may use the keys.
+pub const API_KEYS_HEARD_AT_ONCE: usize = 256;
 /// Least time between two readings of all API keys in Redis, however often they change,
 pub const API_KEYS_READ_INTERVAL: Duration = Duration::from_millis(50);
 /// and the longest: what nobody has told of is seen then.

@@ -597,6 +597,32 @@ fn a_deletion_that_redis_refuses_is_not_confirmed_and_holds_at_every_process() {
 }
 
 #[test]
+fn deletions_that_somebody_has_made_up_hold_nobody_up_and_push_out_no_real_one() {
+    let (redis, upstream) = (Redis::start(), upstream());
+    let server = setup(&redis.url(), &upstream).start();
+    connected(&server);
+    let (key, gone) = (make(&server, "stays"), make(&server, "gone"));
+    let record = redis.text(&["HGET", HASH, "gone"]).expect("a record");
+    assert_eq!(delete(&server, "gone"), 204);
+    let flood = "for i=1,30000 do redis.call('XADD','restcast:control','*','event','api-keys-changed','data',\
+                 string.format('{\"deleted\":{\"id\":\"x%d\",\"mark\":\"%016x\"}}',i,i)) end return 1";
+    assert_eq!(redis.number(&["EVAL", flood, "0"]), 1);
+    // As long as it takes to hear all of them, and longer.
+    let until = Instant::now() + Duration::from_secs(3);
+    let mut longest = Duration::ZERO;
+    while Instant::now() < until {
+        let asked = Instant::now();
+        assert_eq!(list(&server)["keys"].as_array().map(Vec::len), Some(1));
+        longest = longest.max(asked.elapsed());
+    }
+    assert!(longest < Duration::from_secs(2), "{longest:?}");
+    redis.command(&["HSET", HASH, "gone", &record]);
+    notice(&redis);
+    eventually("it is deleted again", || (redis.number(&["HEXISTS", HASH, "gone"]) == 0).then_some(()));
+    assert_eq!((status(&server, &key), status(&server, &gone)), (200, 401));
+}
+
+#[test]
 fn a_ticket_of_a_key_that_another_process_has_deleted_is_refused() {
     let (redis, upstream) = (Redis::start(), upstream());
     let servers: Vec<Server> = (0..2).map(|_| setup(&redis.url(), &upstream).start()).collect();

@@ -450,7 +450,7 @@ impl KeyStore {
         loop {
             let (read, deleted) = redis.wait(last);
             if !deleted.is_empty() {
-                self.take_deleted(redis, deleted);
+                self.take_deleted(redis, &deleted);
             }
             if !read {
                 continue;
@@ -472,14 +472,19 @@ impl KeyStore {
         }
     }
 
-    /// Others have deleted these.
-    fn take_deleted(&self, redis: &Redis, marks: Vec<ApiKeyMark>) {
-        let mut inner = lock(&self.inner);
-        let gone: Vec<ApiKeyId> =
-            marks.into_iter().filter(|mark| inner.kept.hear(mark.clone())).map(|mark| mark.id).collect();
+    /// Others have deleted these. There may be many, not all of which are of keys: whoever else wants the keys goes between.
+    fn take_deleted(&self, redis: &Redis, marks: &[ApiKeyMark]) {
+        let mut gone: Vec<ApiKeyId> = Vec::new();
+        for marks in marks.chunks(limits::API_KEYS_HEARD_AT_ONCE) {
+            let mut inner = lock(&self.inner);
+            let before = gone.len();
+            gone.extend(marks.iter().filter(|mark| inner.kept.hear((*mark).clone())).map(|mark| mark.id.clone()));
+            if gone.len() > before {
+                (self.tell)(&inner.table());
+            }
+        }
         if !gone.is_empty() {
-            (self.tell)(&inner.table());
-            self.copy(redis, &mut inner);
+            self.copy(redis, &mut lock(&self.inner));
             say(&gone, "API keys were deleted by another process.");
         }
     }

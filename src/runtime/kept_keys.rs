@@ -40,6 +40,8 @@ const CHANGES_DIGITS_MAX: usize = 15;
 pub struct KeptKeys {
     made: BTreeMap<ApiKeyId, Made>,
     deleted: BTreeMap<ApiKeyMark, Deleted>,
+    /// The same in the order in which they are forgotten where there are too many.
+    forgotten: BTreeMap<(Worth, u64), ApiKeyMark>,
     epoch: Option<Box<str>>,
     /// Where the hash was in its history when it was last seen.
     seen: Option<History>,
@@ -83,10 +85,20 @@ struct Made {
 
 #[derive(Clone, Copy, Debug)]
 struct Deleted {
-    /// Redis does not have it any more.
-    done: bool,
-    /// The turn it was deleted in.
+    worth: Worth,
+    /// The turn it was deleted in; no other was in it.
     turn: u64,
+}
+
+/// What remembering a deletion is worth, the least first.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+enum Worth {
+    /// Somebody has said so of a key that is not known here. It may have been made and not read yet: the next reading tells.
+    Heard,
+    /// Redis does not have the key any more.
+    Done,
+    /// Redis has it, or may have it.
+    Pending,
 }
 
 /// What stands in Redis.
@@ -212,22 +224,48 @@ impl KeptKeys {
         if found {
             self.made.remove(&mark.id);
         }
+        self.remember(mark, if done { Worth::Done } else { Worth::Pending });
+        found
+    }
+
+    /// Remembers a deletion. Once it is known that Redis has it done, hearing of it again changes nothing.
+    fn remember(&mut self, mark: ApiKeyMark, worth: Worth) {
         self.turn += 1;
-        let turn = self.turn;
-        // Once it is known that Redis has it done, hearing of it again changes nothing.
-        self.deleted.entry(mark).and_modify(|deleted| deleted.done |= done).or_insert(Deleted { done, turn });
+        match self.deleted.get(&mark).copied() {
+            Some(Deleted { worth: Worth::Pending, .. }) if worth == Worth::Done => self.weigh(&mark, worth),
+            Some(Deleted { worth: Worth::Done | Worth::Pending, .. }) => {}
+            Some(Deleted { worth: Worth::Heard, .. }) => self.weigh(&mark, worth),
+            None => {
+                self.forgotten.insert((worth, self.turn), mark.clone());
+                self.deleted.insert(mark, Deleted { worth, turn: self.turn });
+            }
+        }
         while self.deleted.len() > limits::API_KEYS_DELETED_MAX {
-            let oldest = self.deleted.iter().min_by_key(|(_, deleted)| (!deleted.done, deleted.turn));
-            let Some(mark) = oldest.map(|(mark, _)| mark.clone()) else { break };
+            let Some((_, mark)) = self.forgotten.pop_first() else { break };
             self.deleted.remove(&mark);
         }
-        found
+    }
+
+    /// Remembering that deletion is worth so much now.
+    fn weigh(&mut self, mark: &ApiKeyMark, worth: Worth) {
+        if let Some(deleted) = self.deleted.get_mut(mark)
+            && let Some(mark) = self.forgotten.remove(&(deleted.worth, deleted.turn))
+        {
+            deleted.worth = worth;
+            self.forgotten.insert((worth, deleted.turn), mark);
+        }
     }
 
     /// Another process says that a key was deleted for good: whether it was in force. What is known here of whether Redis has
     /// it done stays known.
     pub fn hear(&mut self, mark: ApiKeyMark) -> bool {
-        !self.deleted.contains_key(&mark) && self.delete(mark, true)
+        if self.made.get(&mark.id).is_some_and(|made| made.key.mark() == mark) {
+            return self.delete(mark, true);
+        }
+        if !self.deleted.contains_key(&mark) {
+            self.remember(mark, Worth::Heard);
+        }
+        false
     }
 
     /// Takes a key out that Redis has nothing to do with: nothing more is remembered of it, unless Redis has had it.
@@ -242,7 +280,7 @@ impl KeptKeys {
     /// The key of that id that was deleted and of which Redis does not know yet.
     pub fn being_deleted(&self, id: &ApiKeyId) -> Option<&ApiKeyMark> {
         let of_id = ApiKeyMark { id: id.clone(), bits: 0 }..=ApiKeyMark { id: id.clone(), bits: u64::MAX };
-        self.deleted.range(of_id).find(|(_, deleted)| !deleted.done).map(|(mark, _)| mark)
+        self.deleted.range(of_id).find(|(_, deleted)| deleted.worth == Worth::Pending).map(|(mark, _)| mark)
     }
 
     /// A key that was carried over is in Redis now.
@@ -273,9 +311,10 @@ impl KeptKeys {
         for (id, (key, record)) in reading.keys {
             let mark = key.mark();
             there.insert(mark.clone());
-            if let Some(deleted) = self.deleted.get_mut(&mark) {
-                if deleted.done && deleted.turn <= asked {
-                    (deleted.done, merged.dirty) = (false, true);
+            if let Some(deleted) = self.deleted.get(&mark) {
+                if deleted.worth != Worth::Pending && deleted.turn <= asked {
+                    self.weigh(&mark, Worth::Pending);
+                    merged.dirty = true;
                 }
                 merged.delete.push((mark, record));
                 continue;
@@ -325,17 +364,30 @@ impl KeptKeys {
             merged.lost.push(mark.id.clone());
             self.delete(mark, true);
         }
-        for (mark, deleted) in &mut self.deleted {
-            if !deleted.done && deleted.turn <= asked && !there.contains(mark) {
-                (deleted.done, merged.dirty) = (true, true);
-                merged.done.push(mark.clone());
-            }
-        }
+        self.settle(asked, &there, &mut merged);
         if new_life {
             self.epoch = Some(reading.epoch);
             merged.dirty = true;
         }
         merged
+    }
+
+    /// What a reading that was asked for in that turn tells of the deletions: these keys are still there.
+    fn settle(&mut self, asked: u64, there: &BTreeSet<ApiKeyMark>, merged: &mut Merged) {
+        let of = |worth: Worth| (worth, 0)..=(worth, asked);
+        let heard: Vec<(Worth, u64)> = self.forgotten.range(of(Worth::Heard)).map(|(place, _)| *place).collect();
+        for place in heard {
+            if let Some(mark) = self.forgotten.remove(&place) {
+                self.deleted.remove(&mark);
+            }
+        }
+        let pending = self.forgotten.range(of(Worth::Pending)).map(|(_, mark)| mark);
+        let done: Vec<ApiKeyMark> = pending.filter(|mark| !there.contains(mark)).cloned().collect();
+        for mark in done {
+            self.weigh(&mark, Worth::Done);
+            merged.dirty = true;
+            merged.done.push(mark);
+        }
     }
 
     /// Remembers where the hash was, unless it has been seen further on since that was asked for.
@@ -377,11 +429,12 @@ impl KeptKeys {
             .collect();
         // Without Redis it is as it was before there was any.
         let Some(epoch) = &self.epoch else { return Value::Array(keys) };
-        let mut deleted: Vec<(&ApiKeyMark, &Deleted)> = self.deleted.iter().collect();
+        let deleted = self.deleted.iter().filter(|(_, deleted)| deleted.worth != Worth::Heard);
+        let mut deleted: Vec<(&ApiKeyMark, &Deleted)> = deleted.collect();
         deleted.sort_by_key(|(_, deleted)| deleted.turn);
         let deleted: Vec<Value> = deleted
             .into_iter()
-            .map(|(mark, deleted)| json!({ "id": mark.id.as_str(), "mark": mark.bits_text(), "done": deleted.done }))
+            .map(|(mark, deleted)| json!({ "id": mark.id.as_str(), "mark": mark.bits_text(), "done": deleted.worth == Worth::Done }))
             .collect();
         let seen = self.seen.as_ref().map(History::text);
         json!({ "keys": keys, "epoch": epoch, "history": seen, "deleted": deleted })
@@ -823,6 +876,37 @@ mod tests {
         assert_eq!(kept.deleted.len(), limits::API_KEYS_DELETED_MAX);
         assert!(kept.deleted.contains_key(&mark(0)) && !kept.deleted.contains_key(&mark(1)));
         assert!(kept.deleted.contains_key(&mark(2)));
+        assert_eq!(kept.forgotten.len(), kept.deleted.len());
+    }
+
+    #[test]
+    fn made_up_deletions_push_out_no_real_one_and_are_forgotten_with_the_next_reading() {
+        let (a, b, c, d) = (key("a", 1), key("b", 2), key("c", 3), key("d", 4));
+        let mut kept = shared("e1", &[&a, &b]);
+        let asked = kept.asked();
+        assert!(kept.delete(a.mark(), false) && kept.hear(b.mark()));
+        // One that is on its way to us, and another.
+        assert!(!kept.hear(c.mark()));
+        for bits in 0..3 * limits::API_KEYS_DELETED_MAX {
+            assert!(!kept.hear(ApiKeyMark { id: id("up"), bits: bits as u64 }));
+        }
+        assert!(!kept.hear(d.mark()));
+        assert_eq!(
+            (kept.deleted.len(), kept.forgotten.len()),
+            (limits::API_KEYS_DELETED_MAX, limits::API_KEYS_DELETED_MAX)
+        );
+        assert!([&a, &b, &d].iter().all(|key| kept.deleted.contains_key(&key.mark())));
+        // A reading from before it was heard does not bring the key into force, and does not end what is remembered of it.
+        let merged = kept.merge(reading("e1", &[&b, &d]), &asked);
+        assert_eq!((names(&kept).len(), merged.delete.len()), (0, 2));
+        assert_eq!(kept.deleted.len(), limits::API_KEYS_DELETED_MAX);
+        assert_eq!(read_again(&kept).deleted.len(), 2, "the disk is not filled with them");
+        // One from afterwards has it, if the hash came back older, or has shown that nothing is to be remembered.
+        let merged = next(&mut kept, "e1", &[&d]);
+        assert_eq!((merged.delete.len(), merged.done), (1, vec![a.mark()]));
+        let left: Vec<&ApiKeyMark> = kept.deleted.keys().collect();
+        assert_eq!((left, kept.forgotten.len()), (vec![&a.mark(), &b.mark(), &d.mark()], 3));
+        assert_eq!(next(&mut kept, "e1", &[]).done, [d.mark()]);
     }
 
     #[test]
