@@ -120,7 +120,9 @@ pub const API_KEYS_HEARD_MAX: usize = 10_000;
 pub const API_KEYS_HEARD_AT_ONCE: usize = 256;
 /// Least time between two readings of all API keys in Redis, however often they change,
 pub const API_KEYS_READ_INTERVAL: Duration = Duration::from_millis(50);
-/// and the longest: what nobody has told of is seen then.
+/// and how many bytes of them are read a second at most: of a few thousand keys that is no less often.
+pub const API_KEYS_READ_BYTES_PER_SEC: usize = 8 << 20;
+/// The longest time between two readings: what nobody has told of is seen then.
 pub const API_KEYS_REREAD: Duration = Duration::from_secs(30);
 /// How often in a row they are read to put things right, where others change them meanwhile.
 pub const API_KEYS_ROUNDS_MAX: usize = 8;

@@ -124,6 +124,8 @@ struct Notices {
     deleted: Vec<ApiKeyMark>,
     /// How reading them for the first time has ended: whether they were read.
     first: Option<bool>,
+    /// Bytes of the last reading.
+    bytes: usize,
 }
 
 #[derive(Default)]
@@ -501,6 +503,7 @@ impl KeyStore {
                 let sentence = "Redis holds records of API keys that cannot be read: they are not in force. Deleting them by their ids removes them.";
                 log::write(LogLevel::Error, &[("records", &reading.unreadable.len())], sentence);
             }
+            lock(&redis.notices).bytes = reading.bytes;
             let merged = {
                 let mut inner = lock(&self.inner);
                 let merged = inner.kept.merge(reading, &asked);
@@ -577,7 +580,7 @@ impl Redis {
         let mut notices = lock(&self.notices);
         loop {
             let since = last.map(|last| clock::now().at.since(last));
-            let apart = if notices.read { limits::API_KEYS_READ_INTERVAL } else { limits::API_KEYS_REREAD };
+            let apart = if notices.read { spacing(notices.bytes) } else { limits::API_KEYS_REREAD };
             let wait = since.map_or(Duration::ZERO, |since| apart.saturating_sub(since));
             let read = wait.is_zero();
             if read || !notices.deleted.is_empty() {
@@ -607,6 +610,14 @@ impl Redis {
     }
 }
 
+/// How long nothing is read after a reading of so many bytes: whoever says all the time that something has changed does not
+/// have everything read all the time.
+fn spacing(bytes: usize) -> Duration {
+    let bytes = bytes.min(limits::API_KEYS_REPLY_BYTES_MAX);
+    Duration::from_millis((bytes * 1000 / limits::API_KEYS_READ_BYTES_PER_SEC) as u64)
+        .max(limits::API_KEYS_READ_INTERVAL)
+}
+
 /// Says what has become of keys, and of which.
 fn say(ids: &[ApiKeyId], sentence: &str) {
     if ids.is_empty() {
@@ -617,4 +628,18 @@ fn say(ids: &[ApiKeyId], sentence: &str) {
         names.push("…");
     }
     log::write(LogLevel::Info, &[("api_keys", &ids.len()), ("ids", &names.join(","))], sentence);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_more_there_is_to_read_the_less_often_it_is_read() {
+        // What usual keys take, of about 400 bytes: 250 ms are kept, with the time that reading takes.
+        assert_eq!([0, 1, 100, 1_000].map(|keys| spacing(keys * 400)), [limits::API_KEYS_READ_INTERVAL; 4]);
+        assert!(spacing(3_000 * 400) < Duration::from_millis(150));
+        assert_eq!(spacing(8 << 20), Duration::from_secs(1));
+        assert_eq!([16 << 20, usize::MAX].map(spacing), [Duration::from_secs(2); 2]);
+    }
 }

@@ -110,6 +110,8 @@ pub struct Reading {
     pub history: History,
     /// Each key, and its record as it stands there.
     pub keys: BTreeMap<ApiKeyId, (Arc<ApiKey>, Vec<u8>)>,
+    /// Bytes of all that was read.
+    pub bytes: usize,
     /// The ids of records that cannot be read. What is known of them stays as it is.
     pub unreadable: BTreeSet<String>,
 }

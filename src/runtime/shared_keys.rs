@@ -224,6 +224,8 @@ fn reading_of(fields: Vec<Reply>) -> Result<Reading, CallError> {
     let mut fields = fields.into_iter();
     while let (Some(field), Some(value)) = (fields.next(), fields.next()) {
         // What is no id is nobody's key, and nothing is known of it here.
+        let bytes = |reply: &Reply| if let Reply::String(text) = reply { text.len() } else { 0 };
+        reading.bytes += bytes(&field) + bytes(&value);
         let Reply::String(field) = field else { continue };
         let Ok(field) = String::from_utf8(field) else { continue };
         let record = if let Reply::String(record) = value { Some(record) } else { None };
