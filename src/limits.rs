@@ -102,7 +102,8 @@ pub const API_KEY_LIST_MAX: usize = 64;
 pub const STREAM_GLOB_BYTES_MAX: usize = 128;
 /// Bytes of all their records together, about; past it none is made until one is deleted.
 pub const API_KEYS_BYTES_MAX: usize = 8 << 20;
-/// Deletions of such keys that are remembered, so that nothing brings one back; past it the oldest that Redis knows of goes.
+/// Deletions of such keys that are remembered, so that nothing brings one back; past it those go that were only heard of, then
+/// the oldest that Redis knows of.
 pub const API_KEYS_DELETED_MAX: usize = 10_000;
 /// Bytes of one key's record in Redis: a longer one counts as one that cannot be read.
 pub const API_KEY_RECORD_BYTES_MAX: usize = 128 << 10;
@@ -113,11 +114,18 @@ pub const API_KEYS_REPLY_BYTES_MAX: usize = 2 * API_KEYS_BYTES_MAX;
 pub const API_KEYS_FIELDS_MAX: usize = 2 * API_KEYS_MAX;
 /// Keys that are put in Redis, or taken out, with one call.
 pub const API_KEYS_PER_CALL: usize = 64;
+/// Changes of the hash of API keys that it tells the words of: whoever has not read it for so many cannot tell whether it came
+/// back older meanwhile.
+pub const API_KEYS_HISTORY_MAX: usize = 256;
 /// Deletions of other processes that may wait to be carried out; past it the keys are read anew instead.
 pub const API_KEYS_HEARD_MAX: usize = 10_000;
+/// How many of them are carried out before others may use the keys.
+pub const API_KEYS_HEARD_AT_ONCE: usize = 256;
 /// Least time between two readings of all API keys in Redis, however often they change,
 pub const API_KEYS_READ_INTERVAL: Duration = Duration::from_millis(50);
-/// and the longest: what nobody has told of is seen then.
+/// and how many bytes of them are read a second at most: of a few thousand keys that is no less often.
+pub const API_KEYS_READ_BYTES_PER_SEC: usize = 8 << 20;
+/// The longest time between two readings: what nobody has told of is seen then.
 pub const API_KEYS_REREAD: Duration = Duration::from_secs(30);
 /// How often in a row they are read to put things right, where others change them meanwhile.
 pub const API_KEYS_ROUNDS_MAX: usize = 8;
@@ -461,6 +469,8 @@ pub const PEER_LISTED_BYTES_MAX: usize = 32 << 10;
 /// Bytes of all processes' lists that one page is made of; who comes later has not answered.
 pub const PEER_LISTS_BYTES_MAX: usize = 4 << 20;
 const _: () = {
+    // A process that gives back all keys is not to push out what the others know the history by.
+    assert!(API_KEYS_MAX.div_ceil(API_KEYS_PER_CALL) < API_KEYS_HISTORY_MAX);
     // What is sealed is told in base 64 and with a little around it; in JSON a byte of a token may take six.
     assert!(PEER_LIST_BYTES_MAX * 4 / 3 + 4096 <= PEER_MESSAGE_BYTES_MAX);
     assert!(TOKEN_BYTES_MAX * 6 * 4 / 3 + 4096 <= PEER_MESSAGE_BYTES_MAX);
