@@ -378,10 +378,17 @@ pub const PEER_MESSAGES_MAX: usize = 4096;
 pub const PEER_QUEUE_BYTES_MAX: usize = 8 << 20;
 /// How old a question of another process may be, or how far ahead its clock.
 pub const PEER_ASK_AGE_MAX: Duration = Duration::from_secs(30);
+/// Questions of others that a core, or the thread that makes lists, remembers so as to answer none twice, 100 bytes each; past
+/// it the oldest may be repeated.
+pub const PEER_HEARD_MAX: usize = 32_768;
 /// How often a process tells the others that it is there,
 pub const PEER_HELLO_INTERVAL: Duration = Duration::from_secs(5);
 /// and how long they believe it: one whose connection was lost has come back by then ([`REDIS_BACKOFF_MAX`]).
 pub const PEER_HELLO_LIFE: Duration = Duration::from_secs(11);
+/// How long one that listens waits before it takes those it has heard of for all that are there.
+pub const PEER_KNOWN_AFTER: Duration = Duration::from_secs(6);
+/// How long a process that has not said that it is there is waited for, where somebody has heard the question.
+pub const PEER_UNKNOWN_PATIENCE: Duration = Duration::from_millis(500);
 /// Least time between two log lines about messages of other processes that make no sense.
 pub const PEER_NOTICE_INTERVAL: Duration = Duration::from_secs(60);
 /// Other processes that one knows of.
@@ -399,6 +406,7 @@ const _: () = {
     assert!(PEER_LIST_BYTES_MAX * 4 / 3 + 4096 <= PEER_MESSAGE_BYTES_MAX);
     assert!(TOKEN_BYTES_MAX * 6 * 4 / 3 + 4096 <= PEER_MESSAGE_BYTES_MAX);
     assert!(PEER_LISTED_BYTES_MAX * 2 <= PEER_LIST_BYTES_MAX);
+    assert!(PEER_KNOWN_AFTER.as_secs() > PEER_HELLO_INTERVAL.as_secs());
     assert!(PEER_HELLO_LIFE.as_secs() > PEER_HELLO_INTERVAL.as_secs() + REDIS_BACKOFF_MAX.as_secs());
 };
 /// Connections of a core that one turn looks through for a list.

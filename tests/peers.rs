@@ -101,17 +101,32 @@ impl Eavesdropper {
         Eavesdropper(client)
     }
 
+    /// The text of the next message on that channel.
+    fn next_on(&mut self, wanted: &str) -> String {
+        loop {
+            let (channel, text) = self.next();
+            if channel == wanted {
+                return text;
+            }
+        }
+    }
+
+    fn next(&mut self) -> (String, String) {
+        let Said::List(parts) = self.0.reply().expect("a message") else { panic!("no message") };
+        let [_, _, Said::Text(channel), Said::Text(text)] = parts.as_slice() else { panic!("{parts:?}") };
+        (channel.clone(), text.clone())
+    }
+
     /// The channel and text of each message so far.
     fn heard(mut self, redis: &Redis) -> Vec<(String, String)> {
         redis.publish("the-end", "");
         let mut heard = Vec::new();
         loop {
-            let Said::List(parts) = self.0.reply().expect("a message") else { panic!("no message") };
-            let [_, _, Said::Text(channel), Said::Text(text)] = parts.as_slice() else { panic!("{parts:?}") };
+            let (channel, text) = self.next();
             if channel == "the-end" {
                 return heard;
             }
-            heard.push((channel.clone(), text.clone()));
+            heard.push((channel, text));
         }
     }
 }
@@ -349,6 +364,62 @@ fn what_others_say_on_the_channels_has_no_effect() {
         assert_eq!(server.metric(&["restcast_panics_total"]), 0.0);
         assert!(server.log_text().contains("makes no sense"));
     }
+}
+
+#[test]
+fn somebody_who_only_listens_delays_no_list_and_makes_no_connection_that_never_was_unavailable() {
+    let (redis, upstream) = (Redis::start(), upstream());
+    let servers = started(&redis, &upstream, 2);
+    let (_sse, name) = event_stream(&servers[0], &token_of("u1"));
+    let _eavesdropper = Eavesdropper::of(&redis);
+    // They take those they have heard of for all that are there once everybody has had the time to say so.
+    eventually("a list of all that are known is whole", || {
+        let begun = Instant::now();
+        let page = list(&servers[1], "");
+        (page["complete"] == true && begun.elapsed() < AT_ONCE).then(|| assert_eq!(names(&page), [name.clone()]))
+    });
+    let begun = Instant::now();
+    assert_eq!(outcome(&renew(&servers[1], &another(&name, 40), &token_of("u1"))), is(404, "UNKNOWN_CONNECTION"));
+    assert!(begun.elapsed() < AT_ONCE, "{:?}", begun.elapsed());
+    assert_eq!(renew(&servers[1], &name, &token_of("u1")).status, 200);
+    // One that is known and stands still is still waited for, and named.
+    servers[0].signal(Signal::STOP);
+    let page = list(&servers[1], "");
+    assert_eq!((&page["complete"], &page["unanswered"]), (&json!(false), &json!([&name[34..50]])));
+    assert_unanswered(&servers[1], &name);
+    servers[0].signal(Signal::CONT);
+}
+
+#[test]
+fn nobody_says_in_the_name_of_a_process_that_a_connection_is_gone() {
+    let (redis, upstream) = (Redis::start(), upstream());
+    let servers = started(&redis, &upstream, 2);
+    let (_sse, name) = event_stream(&servers[0], &token_of("u1"));
+    renewed_in_time(&servers[1], &name);
+    let (owner, asker) = (&name[34..50], list(&servers[1], "")["process"].as_str().expect("a name").to_owned());
+    let (to_owner, to_asker) = (format!("restcast:process:{owner}"), format!("restcast:process:{asker}"));
+    // The process that knows says nothing for a while; another end does, which hears and says what it likes.
+    let mut eavesdropper = Eavesdropper::of(&redis);
+    servers[0].signal(Signal::STOP);
+    let answer = std::thread::scope(|scope| {
+        let answer = scope.spawn(|| renew(&servers[1], &name, &token_of("u1")));
+        let question = eavesdropper.next_on(&to_owner);
+        let question: Value = serde_json::from_str(&question).expect("JSON");
+        let number = question["ask"].as_u64().expect("a number");
+        redis.publish("restcast:processes", &json!({ "from": owner, "bye": true }).to_string());
+        for number in (1..100).chain([number]) {
+            for signed in [Value::Null, json!(""), json!("AAAA"), json!("A".repeat(128))] {
+                let forged = json!({ "from": owner, "answer": number, "sealed": null, "signed": signed }).to_string();
+                redis.publish(&to_asker, &forged);
+            }
+        }
+        answer.join().expect("it is answered")
+    });
+    assert_eq!(outcome(&answer), is(503, "SESSION_STORE_UNAVAILABLE"));
+    servers[0].signal(Signal::CONT);
+    renewed_in_time(&servers[1], &name);
+    // What the process says itself counts.
+    assert_eq!(outcome(&renew(&servers[1], &another(&name, 60), &token_of("u1"))), is(404, "UNKNOWN_CONNECTION"));
 }
 
 #[test]

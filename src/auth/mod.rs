@@ -15,6 +15,7 @@ pub mod cache;
 pub mod control;
 mod der;
 pub mod grant;
+pub mod identity;
 pub mod jwks;
 pub mod jwt;
 pub mod keys;

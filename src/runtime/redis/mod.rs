@@ -28,9 +28,10 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustls::ClientConfig;
 
 use crate::auth::control::ControlEntry;
+use crate::auth::identity::Identity;
 use crate::codec::resp::Reply;
 use crate::config::{LogLevel, RedisOptions};
-use crate::ids::{CoreId, ProcessId};
+use crate::ids::CoreId;
 use crate::limits;
 use crate::metrics::{RedisLink, RedisResult, StoreMetrics};
 use crate::secret::Secret;
@@ -106,8 +107,8 @@ impl std::fmt::Debug for Store {
 pub struct StoreParts {
     /// `[redis]`.
     pub options: RedisOptions,
-    /// The process's name among those that share this Redis.
-    pub process: ProcessId,
+    /// The process's name among those that share this Redis, which it can prove.
+    pub identity: Identity,
     /// What else is configured.
     pub settings: Settings,
     /// Where what Redis says goes.
@@ -200,7 +201,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn start(&self, parts: StoreParts) -> Result<(), StoreError> {
-        let StoreParts { options, process, settings, sink, resolver, seed, failed } = parts;
+        let StoreParts { options, identity, settings, sink, resolver, seed, failed } = parts;
         let target = target_of(&options)?;
         let thread = Arc::clone(&self.shared);
         std::thread::Builder::new().name("redis".into()).spawn(move || {
@@ -208,8 +209,8 @@ impl Store {
             let metrics = Arc::clone(&thread.metrics);
             let hub = Hub {
                 commands: Commands::new(metrics, options.timeout, now),
-                events: Events::new(&options, process, now),
-                peers: Peers::new(process, options.timeout, now),
+                events: Events::new(&options, identity.process(), now),
+                peers: Peers::new(identity, options.timeout, now),
                 follow: Follow::new(options.timeout, now),
                 calls: Calls::new(options.timeout, now),
                 target,
@@ -559,7 +560,7 @@ impl Hub {
         // Nobody's mailbox is in the way of these.
         let of_calls = calls.turn(now, for_calls, &mut io);
         for (ask, heard_by) in std::mem::take(&mut commands.published) {
-            peers.published(ask, heard_by, sink.as_mut(), &metrics);
+            peers.published(now.at, ask, heard_by, sink.as_mut(), &metrics);
         }
         said.append(&mut commands.said);
         said.append(&mut calls.said);
