@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use restcast::auth::renewal::{RenewalAnswer, RenewalAsk};
 use restcast::ids::{ConnectionId, ProcessId};
+use restcast::limits::PEER_RENEWAL_PATIENCE;
 use restcast::secret::Secret;
 use restcast::shard::{Found, Input, Lookup, Order, PeerAsk};
 use restcast::time::WallTime;
@@ -234,11 +235,15 @@ fn a_process_that_has_ended_is_known_no_more() {
 
 /// 503 with `Retry-After`, and not later than `redis.timeout` allows.
 fn assert_unanswered(server: &Server, name: &str) {
+    assert_unanswered_within(server, name, TIMEOUT);
+}
+
+fn assert_unanswered_within(server: &Server, name: &str, patience: Duration) {
     let begun = Instant::now();
     let answer = renew(server, name, &token_of("u1"));
     assert_eq!(outcome(&answer), is(503, "SESSION_STORE_UNAVAILABLE"));
     assert!(answer.header("retry-after").is_some(), "{answer:?}");
-    assert!(begun.elapsed() < TIMEOUT + AT_ONCE, "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < patience + AT_ONCE, "{:?}", begun.elapsed());
 }
 
 fn renewed_in_time(server: &Server, name: &str) {
@@ -281,15 +286,16 @@ fn while_redis_is_away_at_either_end_nobody_is_told_that_a_connection_is_gone() 
 }
 
 #[test]
-fn a_process_that_stands_still_is_waited_for_as_long_as_redis() {
+fn a_process_that_stands_still_is_waited_for_as_long_as_it_may_take_to_look_a_token_up() {
     let (redis, upstream) = (Redis::start(), upstream());
     let servers = started(&redis, &upstream, 2);
     let (_sse, name) = event_stream(&servers[0], &token_of("u1"));
     renewed_in_time(&servers[1], &name);
     servers[0].signal(Signal::STOP);
     let begun = Instant::now();
-    assert_unanswered(&servers[1], &name);
-    assert!(begun.elapsed() >= TIMEOUT - Duration::from_millis(100), "it might have answered: {:?}", begun.elapsed());
+    assert_unanswered_within(&servers[1], &name, PEER_RENEWAL_PATIENCE);
+    let least = PEER_RENEWAL_PATIENCE - Duration::from_millis(100);
+    assert!(begun.elapsed() >= least, "it might have answered: {:?}", begun.elapsed());
     let page = list(&servers[1], "");
     assert_eq!((&page["complete"], &page["unanswered"]), (&json!(false), &json!([&name[34..50]])));
     servers[0].signal(Signal::CONT);
@@ -386,7 +392,7 @@ fn somebody_who_only_listens_delays_no_list_and_makes_no_connection_that_never_w
     servers[0].signal(Signal::STOP);
     let page = list(&servers[1], "");
     assert_eq!((&page["complete"], &page["unanswered"]), (&json!(false), &json!([&name[34..50]])));
-    assert_unanswered(&servers[1], &name);
+    assert_unanswered_within(&servers[1], &name, PEER_RENEWAL_PATIENCE);
     servers[0].signal(Signal::CONT);
 }
 
@@ -599,8 +605,8 @@ fn a_question_that_was_kept_is_not_answered_and_one_that_was_made_up_finds_no_co
     let answer = RenewalAnswer::open(name.random, SALT, sealed).expect("an answer to that question");
     assert_eq!((answer.status, answer.late), (200, false));
     assert!(answer.text.contains(r#""permissions":["p"]"#), "{}", answer.text);
-    let refused = asked(name.index, ask(hall::WALL_S, &Secret::new("x")).seal(name.random, SALT));
-    let answer = RenewalAnswer::open(name.random, SALT, refused[0].as_deref().expect("an answer")).expect("one");
+    let refused = asked(name.index, ask(hall::WALL_S, &Secret::new("x")).seal(name.random, [2; 16]));
+    let answer = RenewalAnswer::open(name.random, [2; 16], refused[0].as_deref().expect("an answer")).expect("one");
     assert_eq!((answer.status, answer.code.as_deref()), (401, Some("INVALID_TOKEN")));
     // Who does not know the name, or says the place of nobody.
     let forged = ask(hall::WALL_S, &token).seal(name.random ^ 1, SALT);
@@ -617,6 +623,90 @@ fn a_question_that_was_kept_is_not_answered_and_one_that_was_made_up_finds_no_co
     }
     // An old one may be somebody's who has listened.
     assert_eq!(asked(name.index, ask(hall::WALL_S - 31, &token).seal(name.random, SALT)), [] as [Option<Vec<u8>>; 0]);
+}
+
+#[test]
+fn a_renewal_that_is_played_again_neither_takes_a_later_one_back_nor_counts_as_a_refusal() {
+    let (mut hall, name) = hall_with_stream();
+    let ask = |token: String, salt: u8, hall: &hall::Hall| {
+        let (token, addr) = (Secret::new(token), [192, 0, 2, 1].into());
+        RenewalAsk { token, addr, at: hall.wall() }.seal(name.random, [salt; 16])
+    };
+    let asked = |hall: &mut hall::Hall, sealed: &[u8]| {
+        let to = PeerAsk { process: ProcessId(7), ask: 1 };
+        hall.tell_all(|| Input::PeerRenewal { connection: name.index, sealed: sealed.to_vec(), ask: to });
+        let answered = hall.orders.drain(..).filter(|order| matches!(order, Order::Answer { .. })).count();
+        (answered, hall.list(0, Some("u1"), name.index, 1).connections[0].expires_at)
+    };
+    let ends = |after_s: u64| Some(WallTime::from_secs(hall::WALL_S + after_s));
+    let sooner = ask(hall.token(json!({ "exp": hall::WALL_S + 7_200 })), 1, &hall);
+    assert_eq!(asked(&mut hall, &sooner), (1, ends(7_200)));
+    let later = ask(hall.token(json!({ "exp": hall::WALL_S + 9_000 })), 2, &hall);
+    assert_eq!(asked(&mut hall, &later), (1, ends(9_000)));
+    assert_eq!(asked(&mut hall, &sooner), (0, ends(9_000)), "what came between stays");
+    // As long as it would be of now, and beyond.
+    for _ in 0..4 {
+        hall.pass(hall::SECOND * 10);
+        assert_eq!(asked(&mut hall, &sooner), (0, ends(9_000)));
+    }
+    // Five refusals in a row would close the connection; the same one five times is one.
+    let refused = ask("nonsense".to_owned(), 3, &hall);
+    for time in 0..6 {
+        assert_eq!(asked(&mut hall, &refused), (usize::from(time == 0), ends(9_000)), "time {time}");
+    }
+    let again = ask(hall.token(json!({ "exp": hall::WALL_S + 9_100 })), 4, &hall);
+    assert_eq!(asked(&mut hall, &again), (1, ends(9_100)));
+}
+
+#[test]
+fn a_list_that_is_asked_for_again_by_one_who_listened_is_not_made_again() {
+    let (redis, upstream) = (Redis::start(), upstream());
+    let servers = started(&redis, &upstream, 2);
+    let mut eavesdropper = Eavesdropper::of(&redis);
+    eventually("they know each other", || (list(&servers[1], "")["complete"] == true).then_some(()));
+    list(&servers[1], "");
+    let question = loop {
+        let text = eavesdropper.next_on("restcast:processes");
+        if text.contains("\"list\"") {
+            break text;
+        }
+    };
+    let mut question: Value = serde_json::from_str(&question).expect("JSON");
+    let forger = "00000000000000aa";
+    question["from"] = json!(forger);
+    for _ in 0..20 {
+        redis.publish("restcast:processes", &question.to_string());
+    }
+    // What was published before is answered before this is, by the one thread that makes lists.
+    list(&servers[1], "");
+    let heard = eavesdropper.heard(&redis);
+    let to_forger = format!("restcast:process:{forger}");
+    assert!(!heard.iter().any(|(channel, text)| *channel == to_forger && text.contains("sealed")), "{heard:?}");
+}
+
+#[test]
+fn a_renewal_that_came_to_nothing_in_time_is_not_carried_out_afterwards() {
+    use restcast::limits::PEER_RENEWAL_TIME;
+    for (waits, carried_out) in [(PEER_RENEWAL_TIME, true), (PEER_RENEWAL_TIME + hall::MS, false)] {
+        let (mut hall, name) = hall_with_stream();
+        let renewed = hall.token(json!({ "exp": hall::WALL_S + 7_200 }));
+        let made = hall.request(0, "POST", "/v1/tickets", &[("Authorization", &format!("Bearer {renewed}"))]);
+        let ticket = hall.answered(made).1["ticket"].as_str().expect("a ticket").to_owned();
+        // The store keeps the owner waiting for the ticket.
+        hall.answers = false;
+        let ask = RenewalAsk { token: Secret::new(ticket), addr: [192, 0, 2, 1].into(), at: hall.wall() };
+        let sealed = ask.seal(name.random, [1; 16]);
+        let to = PeerAsk { process: ProcessId(7), ask: 1 };
+        hall.tell_all(|| Input::PeerRenewal { connection: name.index, sealed: sealed.clone(), ask: to });
+        hall.pass(waits);
+        hall.orders.clear();
+        hall.answer_all();
+        let [Order::Answer { sealed: Some(sealed), .. }] = hall.orders.as_slice() else { panic!("{:?}", hall.orders) };
+        let answer = RenewalAnswer::open(name.random, [1; 16], sealed).expect("an answer");
+        let ends = hall.list(0, Some("u1"), name.index, 1).connections[0].expires_at.expect("an end");
+        let expected = if carried_out { (200, 7_200) } else { (503, 3_600) };
+        assert_eq!((answer.status, ends), (expected.0, WallTime::from_secs(hall::WALL_S + expected.1)));
+    }
 }
 
 #[test]

@@ -206,6 +206,7 @@ fn run(
     let ledger = Arc::new(Ledger::of(identity.process()));
     let process = Arc::new(Process {
         id: ledger.process(),
+        lists_heard: Mutex::default(),
         mailboxes,
         draining: AtomicBool::new(false),
         drained: AtomicU16::new(0),

@@ -241,11 +241,10 @@ impl Peers {
             }
             // Somebody has heard it who may be anybody: a process that is not known is given a moment.
             (Who::Core { process, doubted, .. }, Some(_)) => {
-                if knows_all && !self.known.contains_key(process) {
-                    *doubted = true;
-                    let due = asked.due.min(now + limits::PEER_UNKNOWN_PATIENCE);
-                    self.put_off(no, due);
-                }
+                asked.until = now + limits::PEER_RENEWAL_PATIENCE;
+                *doubted = knows_all && !self.known.contains_key(process);
+                let due = if *doubted { now + limits::PEER_UNKNOWN_PATIENCE } else { asked.until };
+                self.put_off(no, due);
             }
             (Who::List { settled, .. }, Some(count)) => {
                 // This process has heard it as well.
