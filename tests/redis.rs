@@ -1062,6 +1062,35 @@ fn a_call_is_answered_whole_and_one_that_is_refused_says_what_is_refused_and_no_
 }
 
 #[test]
+fn an_answer_that_comes_slowly_is_read_to_its_end_and_a_lost_link_for_calls_has_nothing_read_again() {
+    let redis = Redis::start();
+    let proxy = Proxy::to(redis.address());
+    let mut desk = Desk::at(&redis.url_at(proxy.address()));
+    desk.wait_until_up();
+    // Each of 16 KiB and more takes its time on its way, all of them more than `redis.timeout`.
+    let long = "x".repeat(limits::API_KEY_RECORD_BYTES_MAX);
+    for field in ["a", "b", "c", "d"] {
+        redis.command(&["HSET", "h", field, &long]);
+    }
+    proxy.delay(Duration::from_millis(50));
+    let begun = Instant::now();
+    let fields = desk.store.call(vec![command("HVALS", &["h"])]).expect("an answer");
+    assert!(begun.elapsed() > Duration::from_millis(500), "it was slow: {:?}", begun.elapsed());
+    assert_eq!(fields, [Reply::Array([&*long; 4].map(text).into())]);
+    assert_eq!(desk.connects(RedisLink::Calls), 1);
+    proxy.heal();
+    // A link that is lost for its own sake.
+    while desk.told_within(Duration::ZERO, |told| matches!(told, Told::State(_)).then_some(())).is_some() {}
+    proxy.forbid(&["never-said-in-redis"]);
+    assert_eq!(desk.store.call(vec![command("ECHO", &["never-said-in-redis"])]), Err(CallError::Unanswered));
+    proxy.heal();
+    eventually("calls are answered again", || (desk.connects(RedisLink::Calls) == 2).then_some(()));
+    desk.wait_until_up();
+    let again = desk.told_within(SECOND, |told| matches!(told, Told::State(_)).then_some(()));
+    assert_eq!(again, None, "sessions are not read again");
+}
+
+#[test]
 fn a_call_is_told_whether_it_may_have_been_carried_out() {
     let redis = Redis::start();
     let proxy = Proxy::to(redis.address());
