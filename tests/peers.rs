@@ -492,7 +492,8 @@ fn a_list_goes_on_where_one_process_had_more_to_say_than_a_message_holds() {
 fn a_process_with_another_admin_key_is_not_listed_and_it_is_said() {
     let (redis, upstream) = (Redis::start(), upstream());
     let a = setup(&redis.url(), &upstream).start();
-    let b = setup(&redis.url(), &upstream).only_admin("key = \"another-admin-key-of-the-tests\"\n").start();
+    let b =
+        setup(&redis.url(), &upstream).only_admin("key = \"another-admin-key-of-the-tests-that-is-long\"\n").start();
     [&a, &b].into_iter().for_each(connected);
     let (_sse, name) = event_stream(&b, &token_of("u1"));
     let begun = Instant::now();
@@ -501,6 +502,30 @@ fn a_process_with_another_admin_key_is_not_listed_and_it_is_said() {
     assert_eq!(page["unanswered"], json!([&name[34..50]]));
     assert!(begun.elapsed() < AT_ONCE, "it has said so at once: {:?}", begun.elapsed());
     assert_eq!(renew(&a, &name, &token_of("u1")).status, 200, "who knows the connection's name needs no such key");
+}
+
+#[test]
+fn nothing_is_sealed_under_an_admin_key_that_can_be_guessed() {
+    let (redis, upstream) = (Redis::start(), upstream());
+    for (bytes, asked) in [(31, false), (32, true)] {
+        let key = "k".repeat(bytes);
+        let setup = setup(&redis.url(), &upstream).only_admin(&format!("key = {key:?}\n"));
+        let servers = [setup.start(), setup.start()];
+        servers.iter().for_each(connected);
+        let (_sse, name) = event_stream(&servers[1], &token_of("u1"));
+        let eavesdropper = Eavesdropper::of(&redis);
+        let answer = Raw::connect(servers[0].admin).request("GET", "/admin/v1/connections", &[bearer(&key)], "");
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let page = answer.json();
+        let detail = page["detail"].as_str().unwrap_or_default();
+        assert_eq!(detail.contains("less than 32 bytes"), !asked, "{page}");
+        let expected = if asked { vec![name] } else { vec![] };
+        assert_eq!(names(&page), expected, "{page}");
+        assert!(asked || page["complete"] == false, "{page}");
+        let heard = eavesdropper.heard(&redis);
+        let lists = |(_, text): &(String, String)| text.contains("\"list\"") || text.contains("\"sealed\"");
+        assert_eq!(heard.iter().any(lists), asked, "{heard:?}");
+    }
 }
 
 #[test]

@@ -168,7 +168,9 @@ pub fn answer(process: &Process, key: Option<&Secret>, call: &Call<'_>) -> Resul
         problem(ErrorCode::Overloaded, detail).header("Retry-After", "2")
     })?;
     let mut parts = vec![(process.id, own)];
-    let (mut unanswered, mut complete) = (Vec::new(), true);
+    // Who has heard a question under a short key could find it out, and with it everything else that it opens.
+    let unasked = others.is_none() && process.store.is_some();
+    let (mut unanswered, mut complete) = (Vec::new(), !unasked);
     if let Some(Others { key, salt, lists, patience }) = others {
         let lists = lists.recv_timeout(patience).unwrap_or_default();
         (unanswered, complete) = (lists.unanswered, lists.complete);
@@ -185,13 +187,17 @@ pub fn answer(process: &Process, key: Option<&Secret>, call: &Call<'_>) -> Resul
     }
     let (connections, next) = page(parts, wanted.limit);
     let unanswered: Vec<String> = unanswered.iter().map(ProcessId::to_string).collect();
-    let page = json!({
+    let mut page = json!({
         "connections": connections,
         "next": next.map(Place::text),
         "process": process.id.to_string(),
         "complete": complete,
         "unanswered": unanswered,
     });
+    if unasked {
+        let least = limits::PEER_KEY_BYTES_MIN;
+        page["detail"] = format!("other processes are not asked: `admin.key` has less than {least} bytes").into();
+    }
     Ok(Response::new(200).body("application/json", format!("{page}\n").into_bytes()))
 }
 
@@ -203,8 +209,13 @@ struct Others {
     patience: Duration,
 }
 
+/// The key, where nobody finds it out by what is sealed under it.
+fn strong(key: &Secret) -> Option<&Secret> {
+    (key.len() >= limits::PEER_KEY_BYTES_MIN).then_some(key)
+}
+
 fn ask_others(process: &Process, key: Option<&Secret>, wanted: &Wanted) -> Option<Others> {
-    let (store, key) = (process.store.as_ref()?, key?.clone());
+    let (store, key) = (process.store.as_ref()?, strong(key?)?.clone());
     // Without random numbers nothing can be sealed: the others have not answered then.
     let (salt, patience) = (super::salt(), store.timeout() + SLACK);
     let Some(salt) = salt else {
@@ -359,7 +370,7 @@ enum Answered {
 
 /// The list that another process asks for.
 fn list_for_other(process: &Process, key: Option<Secret>, question: &[u8]) -> Result<Answered, Busy> {
-    let Some(key) = key else { return Ok(Answered::No) };
+    let Some(key) = key.as_ref().and_then(strong) else { return Ok(Answered::No) };
     let opened = sealed::open(key.expose_secret(), Purpose::List, question);
     let (Some((wanted, at)), Some(asked)) = (opened.and_then(|text| Wanted::read(&text)), sealed::salt(question))
     else {
