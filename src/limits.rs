@@ -399,6 +399,8 @@ pub const STORE_QUESTIONS_MAX: usize = 16_384;
 pub const STORE_FLIGHT_MAX: usize = 1024;
 /// Bytes of commands that wait for the socket to Redis; past it no further command is written.
 pub const STORE_OUT_BYTES_MAX: usize = 256 << 10;
+/// How long the answers to a call may take in all, while they go on coming; where nothing comes, `redis.timeout`.
+pub const STORE_CALL_TIME: Duration = Duration::from_secs(30);
 /// Calls that wait for their turn on the link for them: one for each thread of the admin listener, and some more.
 pub const STORE_CALLS_MAX: usize = 64;
 /// Sessions whose life is to be extended that wait; past it those who come later are left out, until they are due again.
@@ -452,10 +454,25 @@ pub const PEER_MESSAGES_MAX: usize = 4096;
 pub const PEER_QUEUE_BYTES_MAX: usize = 8 << 20;
 /// How old a question of another process may be, or how far ahead its clock.
 pub const PEER_ASK_AGE_MAX: Duration = Duration::from_secs(30);
+/// Questions of other processes that a core, or the process for lists, remembers so as to answer none twice, 100 bytes each; past
+/// it the oldest may be repeated.
+pub const PEER_HEARD_MAX: usize = 32_768;
+/// How long a process that is asked for a renewal may take to look a token up before it leaves it: a key set may have to be
+/// fetched ([`JWKS_TIMEOUT`]), or a ticket and its session be found.
+pub const PEER_RENEWAL_TIME: Duration = Duration::from_secs(7);
+/// How long the one that has asked waits for it, once the question was heard: what it says has failed is not done afterwards.
+pub const PEER_RENEWAL_PATIENCE: Duration = Duration::from_secs(9);
 /// How often a process tells the others that it is there,
 pub const PEER_HELLO_INTERVAL: Duration = Duration::from_secs(5);
 /// and how long they believe it: one whose connection was lost has come back by then ([`REDIS_BACKOFF_MAX`]).
 pub const PEER_HELLO_LIFE: Duration = Duration::from_secs(11);
+/// How long one that listens waits before it takes those it has heard of for all that are there.
+pub const PEER_KNOWN_AFTER: Duration = Duration::from_secs(6);
+/// How long a process that has not said that it is there is waited for, where somebody has heard the question.
+pub const PEER_UNKNOWN_PATIENCE: Duration = Duration::from_millis(500);
+/// Bytes of the shortest admin key under which other processes are asked for lists. What is asked can be guessed but for the
+/// key, so whoever may listen there can try keys out.
+pub const PEER_KEY_BYTES_MIN: usize = 32;
 /// Least time between two log lines about messages of other processes that make no sense.
 pub const PEER_NOTICE_INTERVAL: Duration = Duration::from_secs(60);
 /// Other processes that one knows of.
@@ -475,6 +492,11 @@ const _: () = {
     assert!(PEER_LIST_BYTES_MAX * 4 / 3 + 4096 <= PEER_MESSAGE_BYTES_MAX);
     assert!(TOKEN_BYTES_MAX * 6 * 4 / 3 + 4096 <= PEER_MESSAGE_BYTES_MAX);
     assert!(PEER_LISTED_BYTES_MAX * 2 <= PEER_LIST_BYTES_MAX);
+    assert!(PEER_RENEWAL_TIME.as_secs() > JWKS_TIMEOUT.as_secs());
+    assert!(PEER_RENEWAL_PATIENCE.as_secs() > PEER_RENEWAL_TIME.as_secs());
+    // `redis.timeout`, 20 s at most, passes before.
+    assert!(PEER_RENEWAL_PATIENCE.as_secs() + 20 < LOOKUP_TIMEOUT.as_secs());
+    assert!(PEER_KNOWN_AFTER.as_secs() > PEER_HELLO_INTERVAL.as_secs());
     assert!(PEER_HELLO_LIFE.as_secs() > PEER_HELLO_INTERVAL.as_secs() + REDIS_BACKOFF_MAX.as_secs());
 };
 /// Connections of a core that one turn looks through for a list.

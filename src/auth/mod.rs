@@ -16,6 +16,7 @@ pub mod control;
 mod der;
 pub mod grant;
 pub mod hook;
+pub mod identity;
 pub mod jwks;
 pub mod jwt;
 pub mod keys;

@@ -20,7 +20,8 @@ use crate::auth::jwt::ClaimNames;
 use crate::auth::keys::KeySet;
 use crate::ids::StreamId;
 use crate::limits::{
-    CLAIM_NAME_BYTES_MAX, HEADERS_MAX, Limits, PARAMS_MAX, TLS_CERTIFICATES_MAX, UPSTREAM_SECRET_BYTES_MAX,
+    CLAIM_NAME_BYTES_MAX, HEADERS_MAX, Limits, PARAMS_MAX, PEER_KEY_BYTES_MIN, TLS_CERTIFICATES_MAX,
+    UPSTREAM_SECRET_BYTES_MAX,
 };
 use crate::secret::Secret;
 use crate::stream::diff::Pointer;
@@ -300,6 +301,10 @@ impl Check<'_> {
         }
         if let Some(bytes) = key.as_ref().map(Secret::len).filter(|bytes| *bytes < ADMIN_KEY_BYTES) {
             self.warn(root.line_of("admin.key"), Oddity::ShortAdminKey { bytes });
+        }
+        let short = key.as_ref().map(Secret::len).filter(|bytes| *bytes < PEER_KEY_BYTES_MIN);
+        if let Some(bytes) = short.filter(|_| root.is_written("redis.url")) {
+            self.warn(root.line_of("admin.key"), Oddity::ShortSharedAdminKey { bytes });
         }
         let mut names = Vec::new();
         for name in root.texts("admin.names") {

@@ -684,6 +684,14 @@ pub enum Oddity {
         /// What it has.
         bytes: usize,
     },
+    /// An admin key under which other processes are not asked.
+    #[error(
+        "`admin.key` has {bytes} bytes: with `[redis]`, connections of other processes are listed under 32 or more"
+    )]
+    ShortSharedAdminKey {
+        /// What it has.
+        bytes: usize,
+    },
     /// A short admin key.
     #[error("`admin.key` has {bytes} bytes: use at least 16 random ones")]
     ShortAdminKey {

@@ -962,6 +962,14 @@ fn listeners_are_not_exposed_by_mistake() {
         warning line 6: `admin.key` has 5 bytes: use at least 16 random ones
     "#]],
     );
+    let shared = |bytes: usize| format!("[redis]\nurl = \"redis://127.0.0.1\"\n[admin]\nkey = {:?}", "k".repeat(bytes));
+    check(
+        &shared(31),
+        expect![[r#"
+        warning line 4: `admin.key` has 31 bytes: with `[redis]`, connections of other processes are listed under 32 or more
+    "#]],
+    );
+    check(&shared(32), expect![[r#""#]]);
     for key in ["a key with spaces in it", "sixteen=in=the=middle", "schlüssel-mit-umlauten"] {
         check(
             &format!("[admin]\nkey = {key:?}"),

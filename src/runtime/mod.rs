@@ -49,6 +49,7 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::auth::api_key::ApiKeys;
 use crate::auth::control::ControlEntry;
+use crate::auth::identity::Identity;
 use crate::auth::sealed::SALT_BYTES;
 use crate::commands::check::{self, ProcessSources};
 use crate::config::{Config, Driver, LogLevel};
@@ -226,9 +227,13 @@ fn run(
     let admin_listener = listener::listen(config.admin.listen, false)?;
     let admin_listen = admin_listener.local_addr()?;
     let mailboxes = (0..cores).map(|_| Mailbox::new().map(Arc::new)).collect::<Result<Vec<_>, _>>()?;
-    let ledger = Arc::new(Ledger::default());
+    let mut identity = [0u8; 32];
+    fill_random(&mut identity)?;
+    let identity = Identity::of_random(identity);
+    let ledger = Arc::new(Ledger::of(identity.process()));
     let process = Arc::new(Process {
         id: ledger.process(),
+        lists_heard: Mutex::default(),
         mailboxes,
         draining: AtomicBool::new(false),
         drained: AtomicU16::new(0),
@@ -359,7 +364,7 @@ fn run(
         );
         let parts = StoreParts {
             options: redis.clone(),
-            process: process.id,
+            identity,
             settings: store_settings(&config),
             sink: Box::new(sink),
             resolver: Arc::clone(&resolver),

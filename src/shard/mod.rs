@@ -49,6 +49,7 @@ use crate::auth::grant::RightsTable;
 use crate::auth::jwks::KeySets;
 use crate::auth::jwt::{LackedKey, Verifier};
 use crate::auth::marks::Concerned;
+use crate::auth::sealed::Heard;
 use crate::codec::deflate::Inflater;
 use crate::connection::Connection;
 use crate::ids::{ConnectionKey, CoreId, StreamId};
@@ -371,6 +372,8 @@ pub struct Shard {
     passes: Passes,
     /// HTTP requests that wait for another core's answer.
     asks: HashMap<u64, ConnectionKey>,
+    /// What other processes have asked of this core lately.
+    heard: Heard,
     /// What is done with the answers of those outside of the cores.
     looked_up: HashMap<u64, Asked>,
     /// The number of the question that is out for a key.
@@ -442,6 +445,7 @@ impl Shard {
             moved: VecDeque::new(),
             passes: Passes::default(),
             asks: HashMap::new(),
+            heard: Heard::default(),
             looked_up: HashMap::new(),
             keys_asked: HashMap::new(),
             acting: HashMap::new(),
