@@ -704,15 +704,24 @@ impl StreamStore {
                 continue;
             }
             self.take_reading(redis, &mut inner, reading);
-            if let Err(error) = self.state.update(SECTION, |_| Ok::<_, StreamsError>((section_of(&inner), ()))) {
-                redis.say_uncopied(&error);
-            }
-            lock(&redis.said).retain(|said| said.starts_with("record "));
+            self.copy(redis, &inner);
+            lock(&redis.said).retain(|said| said.starts_with("record ") || said.starts_with("the state file"));
             return Ok(());
         }
         // Others change them all the time: that is for the next time.
         redis.read_soon();
         Ok(())
+    }
+
+    /// Writes what Redis has to the state file, where that does not say so already.
+    fn copy(&self, redis: &Redis, inner: &Inner) {
+        let (copy, stands) = (section_of(inner), self.state.section(SECTION));
+        if stands.as_ref() == Some(&copy) || (stands.is_none() && inner.made.is_empty() && inner.stopped.is_empty()) {
+            return;
+        }
+        if let Err(error) = self.state.update(SECTION, |_| Ok::<_, StreamsError>((copy, ()))) {
+            redis.say_uncopied(&error);
+        }
     }
 
     /// Puts in Redis what it does not have.
