@@ -442,7 +442,7 @@ impl StreamStore {
         }
         let mut stopped = inner.stopped.clone();
         stopped.remove(id);
-        self.keep(id, None, &stopped)?;
+        self.keep(id, None, &stopped, &inner.epoch)?;
         inner.made.remove(id);
         inner.stopped = stopped;
         // Where the configuration has got one of this id meanwhile, that stays.
@@ -479,7 +479,7 @@ impl StreamStore {
         } else {
             stopped.remove(id);
         }
-        self.keep(id, inner.made.get(id).map(|made| &**made), &stopped)?;
+        self.keep(id, inner.made.get(id).map(|made| &**made), &stopped, &inner.epoch)?;
         inner.stopped = stopped;
         self.apply(&mut inner, id, |catalog| catalog.with_stopped(id, stop));
         Ok(true)
@@ -524,7 +524,7 @@ impl StreamStore {
                 Put::Full => return Err(StreamsError::TooMany),
             }
         }
-        self.keep(&id, Some(&made), &inner.stopped)?;
+        self.keep(&id, Some(&made), &inner.stopped, &inner.epoch)?;
         let options = Arc::clone(&made.options);
         inner.made.insert(id.clone(), Arc::new(made));
         if !inner.file.contains_key(&id) {
@@ -535,8 +535,14 @@ impl StreamStore {
 
     /// Writes what is kept of one stream to the state file. Where Redis has it that is a copy, on which nothing hangs but a
     /// start without it.
-    fn keep(&self, id: &StreamId, made: Option<&Made>, stopped: &BTreeSet<StreamId>) -> Result<(), StreamsError> {
-        match (self.write(id, made, stopped), &self.redis) {
+    fn keep(
+        &self,
+        id: &StreamId,
+        made: Option<&Made>,
+        stopped: &BTreeSet<StreamId>,
+        epoch: &str,
+    ) -> Result<(), StreamsError> {
+        match (self.write(id, made, stopped, epoch), &self.redis) {
             (Err(error), Some(redis)) => {
                 redis.say_uncopied(&error);
                 Ok(())
@@ -589,7 +595,13 @@ impl StreamStore {
     }
 
     /// Writes what is kept of one stream, and which are stopped.
-    fn write(&self, id: &StreamId, made: Option<&Made>, stopped: &BTreeSet<StreamId>) -> Result<(), StreamsError> {
+    fn write(
+        &self,
+        id: &StreamId,
+        made: Option<&Made>,
+        stopped: &BTreeSet<StreamId>,
+        epoch: &str,
+    ) -> Result<(), StreamsError> {
         self.state.update(SECTION, |section| {
             let mut section = match section {
                 Value::Object(section) => section,
@@ -603,6 +615,9 @@ impl StreamStore {
                 }
             }
             section.insert(STOPPED.to_owned(), ids_of(stopped));
+            if !epoch.is_empty() {
+                section.insert(EPOCH.to_owned(), epoch.into());
+            }
             Ok::<_, StreamsError>((Value::Object(section), ()))
         })
     }
@@ -766,7 +781,7 @@ impl StreamStore {
             }
             self.adopt(&mut inner, made, all);
             // Its error has been said.
-            let _ = self.keep(id, inner.made.get(id).map(|made| &**made), &inner.stopped);
+            let _ = self.keep(id, inner.made.get(id).map(|made| &**made), &inner.stopped, &inner.epoch);
         }
         Ok(())
     }
