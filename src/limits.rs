@@ -18,6 +18,8 @@ pub struct Limits {
     pub streams: u32,
     /// Filled-in URLs from templates that one subject may watch at once.
     pub streams_per_subject: u32,
+    /// Different `select`s of one filled-in URL at once, lingering ones included; 0: callers may not select.
+    pub selects_per_stream: u32,
     /// Bytes of histories and values of the process.
     pub history_bytes_total: u64,
     /// Bytes of frames held for stalled readers only; past it the longest stalled are closed 1013.
@@ -49,6 +51,7 @@ impl Default for Limits {
             subscriptions_per_connection: 64,
             streams: 10_000,
             streams_per_subject: 64,
+            selects_per_stream: 128,
             history_bytes_total: 256 << 20,
             pinned_bytes: 256 << 20,
             handshakes_per_second_per_address: 0,
@@ -317,8 +320,36 @@ pub const PATH_NESTING_MAX: usize = 16;
 pub const PATH_STEPS_PER_BYTE: u64 = 8;
 /// and how many it may take with any value, however small.
 pub const PATH_STEPS_MIN: u64 = 1 << 16;
-/// Bytes of a compiled `match()` or `search()` pattern.
+/// Bytes that the `match()` and `search()` patterns of a JSONPath are compiled to, together.
 pub const PATH_PATTERN_BYTES_MAX: usize = 1 << 16;
+/// Work that a caller's `select` may take for each byte of the value, a step of its path or a byte of what it selects:
+pub const SELECT_WORK_PER_BYTE: u64 = 4;
+/// and how much it may take with any value, however small.
+pub const SELECT_WORK_MIN: u64 = 1 << 14;
+/// The same for all `select`s of a stream together; what those who came first need is not there for those who come later.
+pub const SELECTS_WORK_PER_BYTE: u64 = 16;
+/// As above,
+pub const SELECTS_WORK_MIN: u64 = 1 << 18;
+/// and at most so much, however large the value: it takes about a quarter of a second.
+pub const SELECTS_WORK_MAX: u64 = 1 << 25;
+/// Bytes of an operator's `filter`.
+pub const FILTER_BYTES_MAX: usize = 4 << 10;
+/// Bytes of stack that reading or running one may take: a nested text takes some for each byte of it.
+pub const FILTER_STACK_BYTES: usize = 256 << 20;
+/// Bytes of address space of the process that filters run in, its stack and its program included.
+pub const FILTER_MEMORY_BYTES_MAX: u64 = 1536 << 20;
+/// How long one run of a filter may take.
+pub const FILTER_TIME_MAX: Duration = Duration::from_secs(3);
+/// How much longer the server waits for the process to say so before it ends it.
+pub const FILTER_TIME_GRACE: Duration = Duration::from_secs(1);
+/// Processes that filters run in, each with its thread in the server.
+pub const FILTER_PROCESSES: usize = 2;
+/// Programs that such a process keeps compiled.
+pub const FILTER_PROGRAMS_MAX: usize = 64;
+/// Bytes of what a filter reads and writes past which its process is made anew, so that its memory is given back.
+pub const FILTER_RETIRE_BYTES: usize = 4 << 20;
+/// Bytes of the name of a key that signs events.
+pub const SIGNING_KEY_ID_BYTES_MAX: usize = 64;
 /// Bytes of a stream's name with its parameters: id, and each parameter's name and value percent-encoded.
 pub const STREAM_NAME_BYTES_MAX: usize = 8 << 10;
 
@@ -446,6 +477,34 @@ pub const ADMIN_PAGE_DEFAULT: usize = 100;
 pub const LISTED_STREAMS_MAX: usize = 64;
 /// Bytes of a request head on the admin listener.
 pub const ADMIN_HEAD_BYTES_MAX: usize = 16 << 10;
+/// Bytes of a secret that an upstream is shown, and of a header's value.
+pub const UPSTREAM_SECRET_BYTES_MAX: usize = 8 << 10;
+/// Members of `params` of `[stream.auth]`.
+pub const UPSTREAM_AUTH_PARAMS_MAX: usize = 32;
+/// Bytes of a token endpoint's answer,
+pub const OAUTH_RESPONSE_BYTES_MAX: usize = 64 << 10;
+/// and of a token in it.
+pub const OAUTH_TOKEN_BYTES_MAX: usize = 16 << 10;
+/// How long one request to a token endpoint may take.
+pub const OAUTH_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a poll waits for a token, before it is a poll without one: time for two requests and a write to the disk.
+pub const OAUTH_WAIT: Duration = Duration::from_secs(25);
+/// Two renewals of one token begin at least so far apart, whatever upstreams answer.
+pub const OAUTH_SPACING: Duration = Duration::from_secs(1);
+/// After a renewal that fails the next one waits so long, half of it random, and twice as long after each,
+pub const OAUTH_RETRY_MIN: Duration = Duration::from_secs(1);
+/// at most this.
+pub const OAUTH_RETRY_MAX: Duration = Duration::from_secs(60);
+/// A token counts as good for so long, even if its endpoint says less: longer than the spacing,
+pub const OAUTH_LIFE_MIN: Duration = Duration::from_secs(2);
+/// and at most so long.
+pub const OAUTH_LIFE_MAX: Duration = Duration::from_secs(365 * 86_400);
+/// Credentials whose tokens are held; past it the one asked for longest ago goes, and gets a new token when it is needed.
+pub const OAUTH_CREDENTIALS_MAX: usize = 16_384;
+/// Refresh tokens that the state file keeps; past it the one that was got longest ago goes.
+pub const OAUTH_STORED_MAX: usize = 1024;
+/// How often the files of upstreams' secrets are looked at.
+pub const SECRETS_INTERVAL: Duration = Duration::from_secs(2);
 /// `[[server.tls]]`: each handshake that is not resumed looks through the certificates for the name it asks for.
 pub const TLS_CERTIFICATES_MAX: usize = 64;
 /// Sockets of one core that are closed but for the end of a sealed record, which they are still to take: each is a

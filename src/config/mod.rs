@@ -16,9 +16,12 @@ mod keys;
 mod managed;
 mod meaning;
 mod moment;
+mod proof;
 mod redis;
 mod session;
+mod shape;
 mod show;
+mod upstream_auth;
 mod views;
 mod walk;
 
@@ -31,14 +34,17 @@ pub use jwt::{JwtKey, KeyMaterial, KeySetPlace, KeySetSource};
 pub use keys::{ARRAYS, Form, KEYS, KeyDoc, Preset, keys_table, nearest_name};
 pub use managed::{Managed, ManagedError, Members, masked, members_of, unmasked};
 pub use redis::{RedisOptions, RedisServer, RedisUrlError};
+pub use upstream_auth::UpstreamAuthError;
 
 use crate::auth::api_key::{ApiKey, HashError};
 use crate::auth::jwks::JwksError;
 use crate::auth::keys::KeyError;
 use crate::auth::public_key::PublicKeyError;
 use crate::codec::jsonpath::PathError;
+use crate::codec::proof::SignerError;
 use crate::guard::{DirectOptions, PatternError};
 use crate::secret::Secret;
+use crate::stream::filter::FilterError;
 use crate::stream::schema::SchemaError;
 use crate::stream::template::TemplateError;
 use crate::{auth, connection, limits, stream};
@@ -129,6 +135,19 @@ pub fn parse_duration(text: &str) -> Result<std::time::Duration, FormError> {
     form::duration(text)
 }
 
+/// Reads the secret that stands at `source` again.
+///
+/// # Errors
+/// [`FormError`]: it cannot be had. One that is written in the configuration cannot be read again.
+pub fn read_secret(source: &stream::live::Source, sources: &dyn Sources) -> Result<Secret, FormError> {
+    use stream::live::Source;
+    match source {
+        Source::Written => Err(FormError::Empty),
+        Source::Variable(name) => form::secret(&format!("env:{name}"), sources),
+        Source::File(path) => form::secret(&format!("file:{path}"), sources),
+    }
+}
+
 /// The world outside the file: where `env:` and `file:` are looked up.
 pub trait Sources {
     /// Value of the environment variable `name`; `None` where it is not set.
@@ -141,6 +160,13 @@ pub trait Sources {
     /// TLS at hand takes them as they are.
     fn identity(&self, cert: &[u8], key: &[u8]) -> Result<(), IdentityError> {
         let _ = (cert, key);
+        Ok(())
+    }
+
+    /// Whether `text` is a program that filters. Reading one may take much stack (`limits::FILTER_STACK_BYTES`): who has no
+    /// thread for that takes it as it is.
+    fn filter(&self, text: &str) -> Result<(), FilterError> {
+        let _ = text;
         Ok(())
     }
 }
@@ -262,6 +288,17 @@ pub enum Problem {
     /// A verification key that cannot be one.
     #[error("`auth.jwt.key`: {0}")]
     Key(KeyError),
+    /// A filter that is no program.
+    #[error("`stream.filter`: {0}")]
+    Filter(FilterError),
+    /// A key that cannot sign events.
+    #[error("`{key}` {error}")]
+    Signer {
+        /// Its path.
+        key: &'static str,
+        /// What is wrong.
+        error: SignerError,
+    },
     /// A template that is none.
     #[error("`{key}`: {error}")]
     Template {
@@ -493,6 +530,14 @@ pub enum Problem {
         /// Its name.
         name: String,
     },
+    /// A credential for an upstream that cannot be one.
+    #[error("`{key}` {error}")]
+    UpstreamAuth {
+        /// Its path.
+        key: &'static str,
+        /// What is wrong.
+        error: UpstreamAuthError,
+    },
     /// A parameter's name that is none.
     #[error("`stream.params` has the name {name}: use 1 to 128 of the characters A-Z a-z 0-9 . _ ~ -")]
     ParamName {
@@ -670,6 +715,24 @@ pub enum Oddity {
     KeySetCaWithoutTls {
         /// The issuer.
         issuer: String,
+    },
+    /// Roots for a token endpoint without TLS.
+    #[error("`{key}` has no effect without an https:// `token_url`")]
+    TokenCaWithoutTls {
+        /// Its path.
+        key: &'static str,
+    },
+    /// A client certificate for a connection without TLS.
+    #[error("`{key}` has no effect with an http:// URL")]
+    IdentityWithoutTls {
+        /// Its path.
+        key: &'static str,
+    },
+    /// A credential in the clear.
+    #[error("`{key}`: the credential travels in the clear to another machine: use https://")]
+    CredentialInTheClear {
+        /// Its path.
+        key: &'static str,
     },
     /// A direct mode in which every target is blocked.
     #[error("[direct] reaches nothing: list targets in `allow`, or set `allow_public`")]

@@ -13,7 +13,10 @@ use crate::auth::api_key::ApiKey;
 use crate::auth::jwks::IssuerOptions;
 use crate::auth::session;
 use crate::guard::DirectOptions;
+use crate::secret::Secret;
 use crate::stream;
+use crate::stream::credential::{Credential, Scheme};
+use crate::stream::oauth;
 use crate::stream::view::{Projection, View};
 
 /// What stands for a secret.
@@ -104,6 +107,7 @@ fn limits(page: &mut Page, config: &Config) {
     page.line("subscriptions_per_connection", limits.subscriptions_per_connection);
     page.line("streams", limits.streams);
     page.line("streams_per_subject", limits.streams_per_subject);
+    page.line("selects_per_stream", limits.selects_per_stream);
     page.line("history_bytes_total", budget(limits.history_bytes_total));
     page.line("pinned_bytes", budget(limits.pinned_bytes));
     page.line("handshakes_per_second_per_address", limits.handshakes_per_second_per_address);
@@ -218,7 +222,7 @@ fn stream(page: &mut Page, stream: &stream::Options) {
     page.line("url", quoted(&stream.url.to_string()));
     page.line("interval", quoted_duration(stream.interval));
     page.line("method", quoted(&stream.method));
-    page.line("headers", table(stream.headers.iter().map(|(name, _)| (name.as_str(), MASK.to_owned()))));
+    page.line("headers", headers(&stream.headers, &stream.credential));
     page.line_unless_unset("body", stream.body.as_ref().map(|_| MASK));
     page.line("params", list(stream.params.iter().map(|param| param.name.as_str())));
     let patterns = stream.params.iter().filter_map(|param| Some((param, param.pattern.as_ref()?)));
@@ -233,12 +237,20 @@ fn stream(page: &mut Page, stream: &stream::Options) {
     page.line("keep_warm", stream.keep_warm);
     page.line("history", stream.history);
     page.line("history_bytes", size(stream.history_bytes));
+    page.line_unless_unset("filter", stream.filter.as_ref().map(|filter| quoted(filter.as_str())));
     page.line("ignore", list(stream.ignore.iter().map(ToString::to_string)));
     page.line_unless_unset("array_key", stream.array_key.as_deref().map(quoted));
+    page.line("hash", stream.proof.hash);
     page.line("allow_anonymous", stream.allow_anonymous);
     page.line("roles", list(&stream.roles));
     page.line("permissions", list(&stream.permissions));
     page.line_unless_unset("hook_secret", hook_secrets(stream.hook_secrets.len()));
+    credential(page, "stream", &stream.credential);
+    if let Some(signer) = &stream.proof.signer {
+        page.header("[stream.sign]");
+        page.line("key_id", quoted(signer.key_id()));
+        page.line("secret", MASK);
+    }
     stream.views.iter().for_each(|view| self::view(page, view));
 }
 
@@ -274,7 +286,7 @@ fn action(page: &mut Page, action: &stream::action::Options) {
     page.line("permissions", list(&action.permissions));
     page.line("method", quoted(&action.method));
     page.line("url", quoted(&action.url.to_string()));
-    page.line("headers", table(action.headers.iter().map(|(name, _)| (name.as_str(), MASK.to_owned()))));
+    page.line("headers", headers(&action.headers, &action.credential));
     page.line_unless_unset("body", action.body.as_ref().map(|_| MASK));
     page.line_unless_unset("schema", action.schema.as_ref().map(|schema| quoted(schema.text())));
     page.line_unless_unset("rate", action.rate.map(|rate| quoted(&rate.to_string())));
@@ -286,6 +298,69 @@ fn action(page: &mut Page, action: &stream::action::Options) {
     page.line("first_byte_timeout", quoted_duration(action.first_byte_timeout));
     page.line("timeout", quoted_duration(action.timeout));
     page.line("response_bytes_max", size(action.response_bytes_max));
+    credential(page, "action", &action.credential);
+}
+
+fn headers(written: &[(String, Secret)], credential: &Credential) -> String {
+    let elsewhere = credential.headers.iter().map(|(name, _)| name);
+    let names = written.iter().map(|(name, _)| name).chain(elsewhere);
+    table(names.map(|name| (name.as_str(), MASK.to_owned())))
+}
+
+/// `client_cert`, `client_key`, and the table `auth` of that one, which ends the keys of its own.
+fn credential(page: &mut Page, of: &str, credential: &Credential) {
+    if let Some(identity) = &credential.identity {
+        page.line("client_cert", quoted(&identity.cert));
+        page.line("client_key", quoted(&identity.key));
+    }
+    let Some(scheme) = &credential.scheme else { return };
+    page.header(&format!("[{of}.auth]"));
+    let kind = match scheme {
+        Scheme::Bearer(_) => "bearer",
+        Scheme::Basic { .. } => "basic",
+        Scheme::Header { .. } => "header",
+        Scheme::Query { .. } => "query",
+        Scheme::OAuth(_) => "oauth2",
+    };
+    page.line("kind", quoted(kind));
+    match scheme {
+        Scheme::Bearer(_) => page.line("token", MASK),
+        Scheme::Basic { .. } => {
+            page.line("username", MASK);
+            page.line("password", MASK);
+        }
+        Scheme::Header { name, .. } | Scheme::Query { name, .. } => {
+            page.line("name", quoted(name));
+            page.line("value", MASK);
+        }
+        Scheme::OAuth(options) => oauth(page, options),
+    }
+}
+
+fn oauth(page: &mut Page, options: &oauth::Options) {
+    let refreshes = options.refresh_token().is_some();
+    page.line("grant", quoted(if refreshes { "refresh_token" } else { "client_credentials" }));
+    let mut shown = options.token_url.clone();
+    if shown.query().is_some() {
+        shown.set_query(Some("***"));
+    }
+    page.line("token_url", quoted(shown.as_str()));
+    page.line("client_id", MASK);
+    page.line_unless_unset("client_secret", options.client_secret.as_ref().map(|_| MASK));
+    page.line(
+        "client_auth",
+        quoted(match options.client_auth {
+            oauth::ClientAuth::Basic => "basic",
+            oauth::ClientAuth::Post => "post",
+        }),
+    );
+    page.line_unless_unset("refresh_token", refreshes.then_some(MASK));
+    page.line_unless_unset("scope", options.scope.as_deref().map(quoted));
+    page.line_unless_unset("audience", options.audience.as_deref().map(quoted));
+    // Whatever an endpoint wants besides may be a secret.
+    let masked = options.params.iter().map(|(name, _)| (name.as_str(), MASK.to_owned()));
+    page.line("params", table(masked));
+    page.line_unless_unset("ca", options.ca.as_ref().map(|ca| quoted(&ca.path)));
 }
 
 struct Page(String);

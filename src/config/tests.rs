@@ -162,11 +162,16 @@ params = ["region"]
 params_pattern = { region = "^[a-z]{2}$" }
 ca = "ca.pem"
 history_bytes = 1000
+filter = ".rows | map({id})"
 ignore = ["/generated_at", "/a~1b"]
 array_key = "id"
+hash = true
 roles = ["agent", "admin"]
 permissions = ["leads.read"]
 hook_secret = ["env:SECRET", "hunter2 of the hooks"]
+[stream.sign]
+key_id = "2026-11"
+secret = "hex:000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"
 [[stream.view]]
 roles = ["agent"]
 pointers = ["/name", "/rows/*/a~1b"]
@@ -191,6 +196,37 @@ refresh = ["leads", "public"]
 reply_body = false
 error_body = true
 timeout = "5s"
+ca = "ca.pem"
+"#;
+
+/// What lets requests in at upstreams, of which a stream has one kind.
+const UPSTREAM_AUTH: &str = r#"
+[[stream]]
+id = "bearer"
+url = "https://h/"
+client_cert = "cert.pem"
+client_key = "key.pem"
+auth = { kind = "bearer", token = "t" }
+[[stream]]
+id = "basic"
+url = "https://h/"
+auth = { kind = "basic", username = "u", password = "p" }
+[[stream]]
+id = "header"
+url = "https://h/"
+auth = { kind = "header", name = "X-Key", value = "v" }
+[[stream]]
+id = "oauth2"
+url = "https://h/"
+[stream.auth]
+kind = "oauth2"
+grant = "refresh_token"
+refresh_token = "r"
+token_url = "https://h/token"
+client_id = "c"
+client_secret = "s"
+scope = "leads"
+audience = "api"
 ca = "ca.pem"
 "#;
 
@@ -235,6 +271,7 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         subscriptions_per_connection = 64
         streams = 10000
         streams_per_subject = 64
+        selects_per_stream = 128
         history_bytes_total = 0
         pinned_bytes = "1GiB"
         handshakes_per_second_per_address = 0
@@ -336,7 +373,7 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         url = "https://***@api.example.com/companies/{claims.companyId}/leads?region={query.region}&key=***"
         interval = "250ms"
         method = "POST"
-        headers = { "X-Api-Key" = "***", "Accept" = "***" }
+        headers = { "Accept" = "***", "X-Api-Key" = "***" }
         body = "***"
         params = ["region"]
         params_pattern = { "region" = "^[a-z]{2}$" }
@@ -350,12 +387,18 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         keep_warm = false
         history = 1024
         history_bytes = 1000
+        filter = ".rows | map({id})"
         ignore = ["/generated_at", "/a~1b"]
         array_key = "id"
+        hash = true
         allow_anonymous = false
         roles = ["agent", "admin"]
         permissions = ["leads.read"]
         hook_secret = ["***", "***"]
+
+        [stream.sign]
+        key_id = "2026-11"
+        secret = "***"
 
         [[stream.view]]
         roles = ["agent"]
@@ -383,6 +426,7 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         history = 1024
         history_bytes = "4MiB"
         ignore = []
+        hash = false
         allow_anonymous = true
         roles = []
         permissions = []
@@ -407,7 +451,9 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         response_bytes_max = "1MiB"
     "#]]
     .assert_eq(&shown);
+    let with_auth = accepted(UPSTREAM_AUTH).masked_toml();
     for key in KEYS.iter().map(|key| key.path.rsplit('.').next().expect("a path has a last part")) {
+        let shown = if shown.contains(&format!("\n{key} = ")) { &shown } else { &with_auth };
         assert!(shown.contains(&format!("\n{key} = ")), "{key} is shown");
     }
     let debug = format!("{config:?}");
@@ -497,6 +543,7 @@ fn an_empty_file_has_the_defaults_of_every_part() {
         subscriptions_per_connection = 64
         streams = 10000
         streams_per_subject = 64
+        selects_per_stream = 128
         history_bytes_total = "256MiB"
         pinned_bytes = "256MiB"
         handshakes_per_second_per_address = 0
@@ -553,6 +600,7 @@ fn a_stream_has_the_defaults_of_the_example_file() {
         history = 1024
         history_bytes = "4MiB"
         ignore = []
+        hash = false
         allow_anonymous = false
         roles = []
         permissions = []
@@ -565,8 +613,10 @@ fn every_default_is_of_its_keys_form_and_shown_as_written() {
     let api_key = format!("[[auth.api_key]]\nid = \"k\"\nhash = {HASH:?}\nstreams = [\"s\"]\n");
     let tables = "[redis]\nurl = \"redis://h\"\n[auth.session]\nsecrets = [\"a\"]\n[direct]\nallow_public = false\n";
     let set = "[[auth.jwt.jwks]]\nissuer = \"i\"\nfile = \"jwks.json\"\n";
-    let rows = "[[stream]]\nid = \"s\"\nurl = \"https://h\"\n[[action]]\ntype = \"t\"\nurl = \"https://h\"\n";
-    let shown = accepted(&format!("{KEY}{set}{api_key}{tables}{rows}")).masked_toml();
+    let auth = "kind = \"oauth2\"\ntoken_url = \"https://h\"\nclient_id = \"c\"\nclient_secret = \"s\"\n";
+    let stream = format!("[[stream]]\nid = \"s\"\nurl = \"https://h\"\n[stream.auth]\n{auth}");
+    let action = format!("[[action]]\ntype = \"t\"\nurl = \"https://h\"\n[action.auth]\n{auth}");
+    let shown = accepted(&format!("{KEY}{set}{api_key}{tables}{stream}{action}")).masked_toml();
     for key in KEYS {
         let name = key.path.rsplit('.').next().expect("a path has a last part");
         if let Preset::Is(default) = key.default {
@@ -741,6 +791,43 @@ fn redis_needs_a_url_and_three_channels() {
 }
 
 #[test]
+fn a_key_that_signs_has_a_name_and_a_secret_as_long_as_the_hash() {
+    let with = |keys: &str| format!("[[stream]]\nid = \"a\"\nurl = \"https://h\"\nallow_anonymous = true\n{keys}");
+    let secret = "s".repeat(32);
+    check(&with(&format!("hash = true\n[stream.sign]\nkey_id = \"k\"\nsecret = \"{secret}\"")), expect![[""]]);
+    check(
+        &with("[stream.sign]\nkey_id = \"a b\"\nsecret = \"short\""),
+        expect![[r#"
+        line 6: `stream.sign.key_id` has 1 to 64 of the characters A-Z a-z 0-9 . _ : ~ -
+    "#]],
+    );
+    check(
+        &with("[stream.sign]\nkey_id = \"k\"\nsecret = \"short\""),
+        expect![[r#"
+        line 7: `stream.sign.secret` has 5 bytes, and HMAC-SHA-256 needs at least 32
+    "#]],
+    );
+    check(
+        &with("[stream.sign]\nkey_id = \"k\""),
+        expect![[r#"
+        line 6: `stream.sign.secret` is missing here
+    "#]],
+    );
+    check(
+        &with(&format!("[stream.sign]\nsecret = \"{secret}\"")),
+        expect![[r#"
+        line 6: `stream.sign.key_id` is missing here
+    "#]],
+    );
+    check(
+        &with(&format!("filter = \"{}\"", " ".repeat(crate::limits::FILTER_BYTES_MAX + 1))),
+        expect![[r#"
+        line 5: `stream.filter`: a filter has at most 4096 bytes
+    "#]],
+    );
+}
+
+#[test]
 fn all_errors_come_at_once_each_with_its_line() {
     check(
         r#"
@@ -784,7 +871,7 @@ auth = { kind = "bearer" }
             line 21: `stream.id` must have 1 to 128 of the characters A-Z a-z 0-9 . _ : ~ -
             line 22: `stream.url`: {claims.host} may only stand in a path segment or a query value, not in the scheme, host, port, user, query name or fragment
             line 23: unknown key `stream.respect_max_age`; the nearest known one is `stream.connect_timeout`
-            line 24: unknown key `stream.auth`; the nearest known one is `stream.url`
+            line 24: `stream.auth.token` is missing, and kind = "bearer" needs it
         "#]],
     );
 }

@@ -14,13 +14,17 @@ pub mod control;
 pub mod core;
 pub mod demo;
 pub mod fetch;
+pub mod filters;
+mod guarded;
 pub mod jwks;
 pub mod kept_keys;
 pub mod listener;
 pub mod log;
 pub mod mailbox;
+pub mod oauth;
 pub mod redis;
 pub mod resolver;
+pub mod secrets;
 pub mod session;
 pub mod shared_keys;
 pub mod shared_streams;
@@ -60,8 +64,10 @@ use self::control::Control;
 use self::core::{CoreParts, Process};
 use self::jwks::Issuers;
 use self::mailbox::{Mailbox, Message};
+use self::oauth::Tokens;
 use self::redis::{Mailboxes, Settings, Store, StoreParts};
 use self::resolver::Resolver;
+use self::secrets::Secrets;
 use self::state::{StateError, StateFile};
 use self::streams::{StreamStore, StreamsError};
 use self::sys::Signal;
@@ -214,6 +220,8 @@ fn run(
         None => StateFile::unread(state_path),
     };
     let state = Arc::new(state);
+    let tokens = Arc::new(Tokens::new(Arc::clone(&state), another(seed, 0xa5))?);
+    let secrets = Secrets::start(Arc::clone(&tokens))?;
     let (listeners, listen) = listen_all(config.server.listen, cores, config.server.share_port)?;
     let admin_listener = listener::listen(config.admin.listen, false)?;
     let admin_listen = admin_listener.local_addr()?;
@@ -227,6 +235,7 @@ fn run(
         workers: Workers::start()?,
         store: config.redis.as_ref().map(|redis| Store::new(redis.timeout)).transpose()?,
         issuers: Issuers::new(&config, another(seed, 0x5a), started),
+        tokens,
     });
     let cores_told = Arc::clone(&process);
     let tell_keys = move |keys: &Arc<ApiKeys>| {
@@ -234,8 +243,9 @@ fn run(
             tell(mailbox, || Message::ApiKeys(Arc::clone(keys)));
         }
     };
-    let cores_told = Arc::clone(&process);
+    let (cores_told, watched) = (Arc::clone(&process), Arc::clone(&secrets));
     let tell_streams = move |options: &Arc<Options>, changed: &Arc<[StreamId]>| {
+        watched.watch(options.catalog.credentials());
         for mailbox in &cores_told.mailboxes {
             let changed = || Message::Catalog { options: Arc::clone(options), changed: Arc::clone(changed) };
             tell(mailbox, changed);
@@ -247,6 +257,7 @@ fn run(
     let streams =
         Arc::new(StreamStore::new(&config, Arc::clone(&state), process.store.clone(), &build, Box::new(tell_streams))?);
     let options = streams.options();
+    secrets.watch(options.catalog.credentials());
     let keys = Arc::new(KeyStore::new(&config.api_keys, state, process.store.clone(), Box::new(tell_keys))?);
     let metrics: Vec<Arc<CoreMetrics>> = (0..cores).map(|_| Arc::default()).collect();
     ledger.marks().configure(&options.auth);
@@ -410,6 +421,7 @@ fn run(
                 admin: &admin,
                 ledger: &ledger,
                 tls: tls.as_deref(),
+                secrets: &secrets,
                 config: &config,
             },
         );
@@ -498,13 +510,14 @@ struct Serving<'s> {
     admin: &'s admin::Admin,
     ledger: &'s Ledger,
     tls: Option<&'s Tls>,
+    secrets: &'s Secrets,
     /// The configuration at start.
     config: &'s Config,
 }
 
 /// Reads the configuration again; a bad one is reported, and the old one stays in force.
 fn reload(reread: &Option<Reread>, serving: &Serving<'_>) {
-    let Serving { allowed, process, admin, ledger, tls, config: begun } = *serving;
+    let Serving { allowed, process, admin, ledger, tls, secrets, config: begun } = *serving;
     let Some(reread) = reread else {
         log::write(LogLevel::Info, &[], "The demo has no configuration to read again.");
         return;
@@ -541,6 +554,8 @@ fn reload(reread: &Option<Reread>, serving: &Serving<'_>) {
             ledger.marks().configure(&config.auth);
             let answered = process.issuers.reload(&config, clock::now());
             streams.finish(&config, &build, |options| {
+                secrets.watch(options.catalog.credentials());
+                process.tokens.hurry();
                 for mailbox in &process.mailboxes {
                     tell(mailbox, || Message::Reload(Arc::clone(options)));
                 }

@@ -13,9 +13,10 @@ use crate::codec::message::ErrorCode;
 use crate::connection::handshake::Refusal;
 use crate::ids::{CoreId, StreamId};
 use crate::secret::Secret;
+use crate::stream::credential::Credential;
 use crate::stream::poll::Target;
+use crate::stream::select::{Facet, Select};
 use crate::stream::template::{self, FillError};
-use crate::stream::view::Facet;
 use crate::stream::{self, action};
 
 /// What one caller watches: a stream, filled in, and what of it they are shown. Equal for two callers exactly if they get the
@@ -53,6 +54,11 @@ impl StreamKey {
         StreamKey { name, params, target, revision: *revision, facet, hash: *hash }
     }
 
+    /// What `select` leaves of what is shown.
+    pub fn selecting(&self, select: Select) -> Arc<StreamKey> {
+        Arc::new(self.with_facet(Facet { view: self.facet.view, select: Some(select) }))
+    }
+
     /// The core that polls it.
     pub fn owner(&self, cores: u16) -> CoreId {
         CoreId(u16::try_from(self.hash % u64::from(cores.max(1))).expect("a remainder is below its divisor"))
@@ -63,11 +69,19 @@ impl StreamKey {
         self.hash
     }
 
-    /// Whether the caller's claims or parameters shape it.
+    /// The hash of what is shown, by which a subject's different streams are counted.
+    pub fn shown_hash(&self) -> u64 {
+        let Some(select) = &self.facet.select else { return self.hash };
+        let mut hasher = DefaultHasher::new();
+        (self.hash, select).hash(&mut hasher);
+        hasher.finish()
+    }
+
+    /// Whether the caller's claims, parameters or `select` shape it.
     pub fn is_filled(&self) -> bool {
         let options = &self.target.options;
         let in_body = options.body.as_ref().is_some_and(|body| !body.claims_used().is_empty());
-        !self.params.is_empty() || !options.url.claims_used().is_empty() || in_body
+        !self.params.is_empty() || self.facet.select.is_some() || !options.url.claims_used().is_empty() || in_body
     }
 }
 
@@ -119,7 +133,7 @@ impl Entry {
     fn facets(options: &stream::Options) -> Vec<Facet> {
         match u16::try_from(options.views.len()) {
             Ok(0) | Err(_) => vec![Facet::WHOLE],
-            Ok(views) => (0..views).map(|view| Facet { view: Some(view) }).collect(),
+            Ok(views) => (0..views).map(Facet::of_view).collect(),
         }
     }
 
@@ -129,7 +143,7 @@ impl Entry {
             return Some(Facet::WHOLE);
         }
         let view = self.options.views.iter().position(|view| grant.has_rights(&view.roles, &[]).is_ok())?;
-        Some(Facet { view: Some(u16::try_from(view).ok()?) })
+        Some(Facet::of_view(u16::try_from(view).ok()?))
     }
 }
 
@@ -158,7 +172,11 @@ impl Catalog {
         for options in streams {
             let kept = previous.and_then(|previous| previous.entries.get(&options.id));
             let (options, revision) = match kept.filter(|kept| *kept.options == **options) {
-                Some(kept) => (Arc::clone(&kept.options), kept.revision),
+                Some(kept) => {
+                    // Secrets that stand elsewhere may be others: the next poll carries them, and nothing else changes.
+                    kept.options.credential.take_over(&options.credential);
+                    (Arc::clone(&kept.options), kept.revision)
+                }
                 None => (Arc::clone(options), catalog.revision),
             };
             catalog.enter(options, revision, false);
@@ -185,7 +203,9 @@ impl Catalog {
     /// The same with this stream, in the place of the one of its id if there is one. All others stay as they are.
     pub fn with_stream(mut self, options: &Arc<stream::Options>) -> Catalog {
         let before = self.entries.get(&options.id);
-        if before.is_some_and(|before| *before.options == **options) {
+        if let Some(same) = before.filter(|before| *before.options == **options) {
+            // Secrets that stand elsewhere may be others.
+            same.options.credential.take_over(&options.credential);
             return self;
         }
         let stopped = before.is_some_and(|before| before.stopped);
@@ -243,6 +263,12 @@ impl Catalog {
         self
     }
 
+    /// What lets the requests of its streams and actions in.
+    pub fn credentials(&self) -> impl Iterator<Item = &Credential> {
+        let of_actions = self.actions.values().map(|options| &options.credential);
+        self.entries.values().map(|entry| &entry.options.credential).chain(of_actions)
+    }
+
     /// The action that messages of this `type` ask for.
     pub fn action(&self, kind: &str) -> Option<&Arc<action::Options>> {
         self.actions.get(kind)
@@ -298,6 +324,18 @@ impl Catalog {
     /// Whether that stream is configured.
     pub fn contains(&self, id: &StreamId) -> bool {
         self.entries.contains_key(id)
+    }
+
+    /// What `grant` gets now of what it had as `key`: the same parameters and `select`, as far as it may have them.
+    ///
+    /// # Errors
+    /// As [`Catalog::resolve`].
+    pub fn resolve_anew(&self, grant: &Grant, key: &StreamKey) -> Result<Arc<StreamKey>, Refusal> {
+        let resolved = self.resolve(grant, key.target.options.id.as_str(), &key.params)?;
+        Ok(match &key.facet.select {
+            None => resolved,
+            Some(select) => resolved.selecting(select.clone()),
+        })
     }
 
     /// What `grant` gets as stream `id` with these parameters.
@@ -400,5 +438,45 @@ pub(super) fn code_of(error: &FillError) -> ErrorCode {
         FillError::ClaimInvalid(_) => ErrorCode::ClaimInvalid,
         FillError::QueryMissing(_) | FillError::QueryInvalid(_) => ErrorCode::BadRequest,
         FillError::MessageMissing(_) | FillError::MessageInvalid(_) | FillError::BodyTooLarge => ErrorCode::BadMessage,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::secret::Secret;
+    use crate::stream::credential::Scheme;
+    use crate::stream::live::{Live, Rule, Source};
+    use crate::stream::template::UrlTemplate;
+
+    fn stream(source: Source, token: &str) -> Arc<stream::Options> {
+        let url = UrlTemplate::parse::<&str>("http://upstream.example/", &[]).expect("a URL");
+        let token = Live::new(source, Rule::Visible, Secret::new(token));
+        let credential = Credential { scheme: Some(Scheme::Bearer(token)), ..Credential::default() };
+        let options = stream::Options::new(StreamId::new("s").expect("an id"), url);
+        Arc::new(stream::Options { credential, allow_anonymous: true, ..options })
+    }
+
+    /// The key of the stream before and after a reload, and what the one from before carries then.
+    fn reloaded(before: Arc<stream::Options>, after: Arc<stream::Options>) -> (bool, Vec<u8>) {
+        let first = Catalog::new(&[before], None, 7);
+        let anonymous = Grant::anonymous(&mut Default::default());
+        let key = |catalog: &Catalog| catalog.resolve(&anonymous, "s", &[]).expect("anyone may watch it");
+        let held = key(&first);
+        let second = Catalog::new(&[after], Some(&first), 7);
+        let presented = held.target.options.credential.presented(None);
+        let value = presented.headers.first().expect("one header").1.expose_secret().to_vec();
+        (held == key(&second) && second.is_current(&held), value)
+    }
+
+    #[test]
+    fn a_secret_that_stands_elsewhere_may_change_without_a_new_sequence() {
+        let file = || Source::File("token".into());
+        assert_eq!(reloaded(stream(file(), "a"), stream(file(), "b")), (true, b"Bearer b".to_vec()));
+        let elsewhere = Source::File("other".into());
+        assert_eq!(reloaded(stream(file(), "a"), stream(elsewhere, "a")), (false, b"Bearer a".to_vec()));
+        let written = |token| stream(Source::Written, token);
+        assert!(reloaded(written("a"), written("a")).0);
+        assert_eq!(reloaded(written("a"), written("b")), (false, b"Bearer a".to_vec()), "it is another stream");
     }
 }
