@@ -386,6 +386,7 @@ impl Check<'_> {
         }
         // All that is wrong is found before the first of it ends this.
         let (views, hook_secrets) = (self.views(section), self.hook_secrets(section));
+        let (proof, filter) = (self.proof(section), self.filter(section));
         let values = |path| section.texts(path).into_iter().map(|text| text.value).collect();
         Some(Options {
             id: id?,
@@ -413,8 +414,8 @@ impl Check<'_> {
             permissions: values("stream.permissions"),
             views,
             hook_secrets,
-            proof: self.proof(section),
-            filter: self.filter(section),
+            proof,
+            filter,
         })
     }
 

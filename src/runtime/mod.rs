@@ -248,7 +248,7 @@ fn run(
             tell(mailbox, || Message::ApiKeys(Arc::clone(keys)));
         }
     };
-    let (cores_told, watched) = (Arc::clone(&process), secrets.clone());
+    let (cores_told, watched) = (Arc::clone(&process), Arc::clone(&secrets));
     let tell_streams = move |options: &Arc<Options>, changed: &Arc<[StreamId]>| {
         watched.watch(options.catalog.credentials());
         for mailbox in &cores_told.mailboxes {

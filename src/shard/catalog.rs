@@ -203,9 +203,9 @@ impl Catalog {
     /// The same with this stream, in the place of the one of its id if there is one. All others stay as they are.
     pub fn with_stream(mut self, options: &Arc<stream::Options>) -> Catalog {
         let before = self.entries.get(&options.id);
-        if let Some(before) = before.filter(|before| *before.options == **options) {
-            // Secrets that stand elsewhere may be others: the next poll carries them, and nothing else changes.
-            before.options.credential.take_over(&options.credential);
+        if let Some(same) = before.filter(|before| *before.options == **options) {
+            // Secrets that stand elsewhere may be others.
+            same.options.credential.take_over(&options.credential);
             return self;
         }
         let stopped = before.is_some_and(|before| before.stopped);

@@ -89,12 +89,12 @@ pub struct Options {
     pub permissions: Vec<String>,
     /// What those who may watch get of it, by their roles; none: all of it.
     pub views: Vec<View>,
+    /// What its hooks may be signed with: any one of these; none: it has no hook.
+    pub hook_secrets: Vec<Secret>,
     /// What its events prove.
     pub proof: Proof,
     /// What makes the value of what the upstream sends.
     pub filter: Option<Filter>,
-    /// What its hooks may be signed with: any one of these; none: it has no hook.
-    pub hook_secrets: Vec<Secret>,
 }
 
 impl Options {
@@ -126,9 +126,9 @@ impl Options {
             roles: Vec::new(),
             permissions: Vec::new(),
             views: Vec::new(),
+            hook_secrets: Vec::new(),
             proof: Proof::default(),
             filter: None,
-            hook_secrets: Vec::new(),
         }
     }
 }
