@@ -654,6 +654,7 @@ roles = ["developer"]
 interval_min = "1s"
 sessions_per_subject = 2
 session_ttl_max = "10m"
+linger = "5s"
 "#;
     let shown = accepted(text).masked_toml();
     expect![[r#"
@@ -665,6 +666,7 @@ session_ttl_max = "10m"
         interval_min = "1s"
         sessions_per_subject = 2
         session_ttl_max = "10m"
+        linger = "5s"
     "#]]
     .assert_eq(shown.get(shown.find("[direct]").expect("it is shown")..).unwrap_or_default());
     assert_eq!(accepted(&shown).direct, accepted(text).direct);

@@ -150,7 +150,9 @@ fn options_of(config: &Config, previous: Option<&Catalog>, seed: u64, connection
         connection: config.connection.clone(),
         auth: config.auth.clone(),
         limits,
-        catalog: Catalog::new(&config.streams, previous, seed).with_actions(&config.actions),
+        catalog: Catalog::new(&config.streams, previous, seed)
+            .with_actions(&config.actions)
+            .with_direct(config.direct.as_ref(), previous),
     }
 }
 

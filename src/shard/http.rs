@@ -10,12 +10,12 @@ use crate::auth::grant::Grant;
 use crate::codec::http::{Response, http_date};
 use crate::codec::message::ErrorCode;
 use crate::connection::handshake::Refusal;
-use crate::connection::{Http, Phase, Reply, State};
+use crate::connection::{BodyPurpose, Http, Phase, Reply, State};
 use crate::ids::ConnectionKey;
 use crate::metrics::{ConnectionKind, HandshakeResult};
 use crate::stream::poll::{Status, StreamState};
 
-use super::{Shard, StreamKey};
+use super::{Shard, StreamKey, direct};
 
 /// What each answer about a stream or a credential says of itself (protocol section 1).
 const VARY: &str = "Accept, Authorization, Cookie, Origin";
@@ -112,6 +112,7 @@ impl Shard {
     ) {
         let now = self.now.at;
         let (holder, session) = (self.subject(&grant), grant.session());
+        let only = grant.only().map(|only| only.session);
         let held = match self.hold_stream(holder, key) {
             Ok(counted) => holder.filter(|_| counted),
             Err(refusal) => {
@@ -129,6 +130,7 @@ impl Shard {
         http.phase = Phase::Waiting { topic, held, known, preferred_s, cold_until, grant, since, reply };
         http.deadline = deadline;
         self.join_session(session, index);
+        self.join_ephemeral(only, index);
         if let Some(topic) = self.topics.at_mut(topic) {
             topic.waiters.push(connection);
         }
@@ -215,7 +217,17 @@ impl Shard {
     }
 
     fn unavailable(&mut self, index: u32) {
+        let blocked = match self.http_mut(index).map(|http| &http.phase) {
+            Some(Phase::Waiting { topic, .. }) => {
+                let topic = *topic;
+                self.is_blocked(topic)
+            }
+            _ => false,
+        };
         let reply = self.forget_exchange(index);
+        if blocked {
+            return self.refuse(index, &direct::blocked(), &reply);
+        }
         let detail = "the upstream has given no value yet";
         self.refuse(index, &Refusal::new(ErrorCode::StreamUnavailable, detail).retry_after(5), &reply);
     }
@@ -276,7 +288,9 @@ impl Shard {
                 Refusal::new(ErrorCode::InvalidToken, "the key that signed the token was removed")
             } else if options.catalog.is_current(&stream) {
                 continue;
-            } else if options.catalog.contains(&stream.target.options.id) {
+            } else if options.catalog.contains(&stream.target.options.id)
+                || (stream.is_direct() && options.catalog.direct().is_some())
+            {
                 Refusal::new(ErrorCode::StreamUnavailable, "the stream was configured anew: ask again").retry_after(1)
             } else {
                 Refusal::new(ErrorCode::StreamEnded, ErrorCode::StreamEnded.meaning())
@@ -292,6 +306,7 @@ impl Shard {
         match std::mem::replace(&mut http.phase, Phase::Head) {
             Phase::Waiting { topic, held, reply, grant, .. } => {
                 self.leave_session(grant.session(), index);
+                self.leave_ephemeral(grant.only().map(|only| only.session), index);
                 self.rights.release(*grant);
                 if let Some(key) = self.topics.at(topic).map(|topic| Arc::clone(&topic.key)) {
                     self.release_stream(held, &key);
@@ -312,8 +327,21 @@ impl Shard {
                 self.forget_lookup(ask);
                 Reply::default()
             }
-            Phase::Body { reply, .. } => reply,
+            Phase::Body { reply, purpose, .. } => {
+                self.forget_purpose(index, purpose);
+                reply
+            }
             Phase::Head | Phase::Delayed { .. } => Reply::default(),
+        }
+    }
+}
+
+impl Shard {
+    /// A body is not read any more.
+    pub(super) fn forget_purpose(&mut self, index: u32, purpose: BodyPurpose) {
+        if let BodyPurpose::Direct { caller, .. } | BodyPurpose::Session { caller, .. } = purpose {
+            let grant = self.take_caller(index, caller);
+            self.rights.release(grant);
         }
     }
 }

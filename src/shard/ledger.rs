@@ -8,14 +8,16 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::net::IpAddr;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
+use crate::auth::ephemeral::DirectKey;
 use crate::auth::marks::Marks;
 use crate::ids::{Holder, ProcessId};
 use crate::time::Instant;
 
+use super::ephemeral_table::Ephemerals;
 use super::ticket_table::Tickets;
 
 /// Entries in one of the [`PARTS`] of the ledger.
@@ -93,6 +95,8 @@ pub struct Ledger {
     parts: Vec<Mutex<HashMap<Holder, Entry>>>,
     marks: Marks,
     tickets: Tickets,
+    ephemerals: Ephemerals,
+    direct_key: OnceLock<DirectKey>,
     process: ProcessId,
 }
 
@@ -107,6 +111,8 @@ impl Default for Ledger {
             parts: (0..PARTS).map(|_| Mutex::default()).collect(),
             marks: Marks::default(),
             tickets: Tickets::default(),
+            ephemerals: Ephemerals::default(),
+            direct_key: OnceLock::new(),
         }
     }
 }
@@ -149,6 +155,26 @@ impl Ledger {
     /// The tickets that were made.
     pub(super) fn tickets(&self) -> &Tickets {
         &self.tickets
+    }
+
+    /// The ephemeral sessions that were made.
+    pub(super) fn ephemerals(&self) -> &Ephemerals {
+        &self.ephemerals
+    }
+
+    /// How many ephemeral sessions there are.
+    pub fn ephemeral_sessions(&self) -> usize {
+        self.ephemerals.len()
+    }
+
+    /// Makes the key of direct mode of these random bits, unless there is one.
+    pub(super) fn keep_direct_key(&self, random: [u8; 32]) {
+        self.direct_key.get_or_init(|| DirectKey::of_random(random));
+    }
+
+    /// The key of direct mode.
+    pub(super) fn direct_key(&self) -> &DirectKey {
+        self.direct_key.get().expect("each core begins by making it")
     }
 
     /// One more connection in all, if that is at most `limit` (0: unlimited).

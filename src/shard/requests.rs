@@ -14,9 +14,11 @@ use crate::codec::http::{self, BodyDecoder, BodyError, BodyLength, Framing, Head
 use crate::codec::message::{CloseReason, ErrorCode, Format};
 use crate::codec::ws;
 use crate::connection::handshake::{self, Carrier, Demand, How, Page, Refusal, SeenAs};
-use crate::connection::{Connection, Echo, Http, MessageRate, Phase, Reply, State, StreamRequest, Unauthenticated};
+use crate::connection::{
+    BodyPurpose, Connection, Echo, Http, MessageRate, Phase, Reply, State, StreamRequest, Unauthenticated,
+};
 use crate::frame::{Encoding, Transport};
-use crate::ids::{ConnectionId, ConnectionKey, Holder};
+use crate::ids::{ConnectionKey, Holder};
 use crate::limits;
 use crate::time::Instant;
 
@@ -373,12 +375,30 @@ impl Shard {
                     self.arm(index);
                 }
             }
-            Demand::Renew(connection) => self.read_renewal(index, head, connection, client.addr, reply),
-            Demand::Stream(..) | Demand::Many(_) | Demand::Ticket if self.draining.is_some() => {
+            Demand::Renew(connection) => {
+                let purpose = BodyPurpose::Renewal { connection, client: client.addr };
+                self.read_body_for(index, head, purpose, reply);
+            }
+            Demand::Stream(..) | Demand::Many(_) | Demand::Ticket | Demand::Described { .. } | Demand::MakeSession
+                if self.draining.is_some() =>
+            {
                 let refusal = Refusal::new(ErrorCode::Draining, "the server is about to end").retry_after(2);
                 self.refuse(index, &refusal, &reply);
             }
             Demand::Ticket => self.make_ticket(index, head, &page, client.addr, &reply),
+            Demand::Described { request, sse } => {
+                let request = Box::new(request);
+                let purpose = |caller| BodyPurpose::Direct { caller, request, sse };
+                self.read_description(index, head, &page, client.addr, reply, purpose);
+            }
+            Demand::MakeSession => {
+                let seen_as = client.seen_as;
+                let purpose = |caller| BodyPurpose::Session { caller, seen_as };
+                self.read_description(index, head, &page, client.addr, reply, purpose);
+            }
+            Demand::Session { id, end } => {
+                self.session_asked(index, head, &page, client.addr, &client.seen_as, id, end, &reply);
+            }
             Demand::Stream(request, How::WebSocket(upgrade)) => {
                 self.open_websocket(index, head, &page, &client, Some(request), &upgrade, &reply);
             }
@@ -399,7 +419,8 @@ impl Shard {
         refusal: &Refusal,
     ) -> Result<bool, Refusal> {
         let id = head.path.strip_prefix("/v1/streams/");
-        if (id.is_none() && head.path != "/v1/ws") || !matches!(refusal.status, 400 | 404 | 406 | 426) {
+        let direct = head.path == "/v1/direct" && self.options.connection.direct;
+        if (id.is_none() && head.path != "/v1/ws" && !direct) || !matches!(refusal.status, 400 | 404 | 406 | 426) {
             return Ok(true);
         }
         let request = id.map(|id| StreamRequest {
@@ -408,8 +429,9 @@ impl Shard {
             format: Format::Patch,
             since: None,
             max_rate_ms: 0,
+            direct: None,
         });
-        let websocket = request.is_none() || head.has_token("upgrade", "websocket");
+        let websocket = head.path == "/v1/ws" || head.has_token("upgrade", "websocket");
         match self.judge(index, head, page, addr, request.as_ref(), websocket) {
             Ok(Judged::Granted(grant)) => {
                 self.rights.release(grant);
@@ -573,8 +595,8 @@ impl Shard {
         };
         let key = match &request {
             None => None,
-            Some(request) => match self.options.catalog.resolve(&grant, &request.id, &request.params) {
-                Ok(key) => Some(key),
+            Some(request) => match self.resolve_request(&grant, request) {
+                Ok(key) => key,
                 Err(refusal) => return self.refuse(index, &refusal, reply),
             },
         };
@@ -584,8 +606,10 @@ impl Shard {
         };
         let encoding = self.switch_protocols(index, upgrade, handshake::subprotocol(upgrade));
         self.open(index, Transport::WebSocket(encoding), grant, counted, request.is_some());
-        if let (Some(key), Some(request)) = (key, request) {
-            self.open_single(index, &key, &request);
+        match (key, request) {
+            (Some(key), Some(request)) => self.open_single(index, &key, &request),
+            (None, Some(request)) => self.await_opening(index, request),
+            (_, None) => {}
         }
     }
 
@@ -605,8 +629,15 @@ impl Shard {
             Ok(Judged::FirstMessage | Judged::Later) => return,
             Err(refusal) => return self.refuse_credential(index, &refusal, reply, client.addr),
         };
-        let key = match self.options.catalog.resolve(&grant, &request.id, &request.params) {
-            Ok(key) => key,
+        self.open_events_under(index, grant, &request, reply);
+    }
+
+    /// The same, by whoever has that grant.
+    pub(super) fn open_events_under(&mut self, index: u32, grant: Grant, request: &StreamRequest, reply: &Reply) {
+        let key = match self.resolve_request(&grant, request) {
+            Ok(Some(key)) => key,
+            // Only a WebSocket has a first message.
+            Ok(None) => return,
             Err(refusal) => return self.refuse(index, &refusal, reply),
         };
         let counted = match self.hold_subject(&grant) {
@@ -625,7 +656,7 @@ impl Shard {
             connection.outbox().write(|out| out.extend_from_slice(&head));
         }
         self.open(index, Transport::Sse, grant, counted, true);
-        self.open_single(index, &key, &request);
+        self.open_single(index, &key, request);
     }
 
     fn get_value(
@@ -642,15 +673,29 @@ impl Shard {
             Ok(Judged::FirstMessage | Judged::Later) => return,
             Err(refusal) => return self.refuse_credential(index, &refusal, &reply, client.addr),
         };
-        let key = match self.options.catalog.resolve(&grant, &request.id, &request.params) {
-            Ok(key) => key,
-            Err(refusal) => return self.refuse(index, &refusal, &reply),
-        };
         let tags: Vec<String> =
             head.all("if-none-match").map(|value| String::from_utf8_lossy(value).into_owned()).collect();
         let known = (!tags.is_empty()).then(|| tags.join(", "));
         let wait_s = http::prefer_wait(head).map(|wait| wait.as_secs());
-        self.wait_for_value(index, &key, known, wait_s, grant, reply);
+        self.get_value_under(index, grant, request, known, wait_s, reply);
+    }
+
+    /// The same, by whoever has that grant.
+    pub(super) fn get_value_under(
+        &mut self,
+        index: u32,
+        grant: Grant,
+        request: &StreamRequest,
+        known: Option<String>,
+        wait_s: Option<u64>,
+        reply: Reply,
+    ) {
+        match self.resolve_request(&grant, request) {
+            Ok(Some(key)) => self.wait_for_value(index, &key, known, wait_s, grant, reply),
+            // Only a WebSocket has a first message.
+            Ok(None) => {}
+            Err(refusal) => self.refuse(index, &refusal, &reply),
+        }
     }
 
     /// Writes the answer to an upgrade. How the WebSocket's messages are encoded from now on.
@@ -703,20 +748,16 @@ impl Shard {
         }
     }
 
-    /// `POST /v1/connections/{connection}/auth`: its body is awaited.
-    fn read_renewal(
-        &mut self,
-        index: u32,
-        head: &Head<'_>,
-        connection: Option<ConnectionId>,
-        client: IpAddr,
-        mut reply: Reply,
-    ) {
+    /// A request's body is awaited.
+    pub(super) fn read_body_for(&mut self, index: u32, head: &Head<'_>, purpose: BodyPurpose, mut reply: Reply) {
         reply.keep_alive = head.keep_alive;
         let deadline: Instant = self.now.at + self.options.limits.handshake_timeout;
         let decoder = match BodyDecoder::new(head.body) {
             Ok(decoder) => decoder,
-            Err(error) => return self.refuse_body(index, error, &reply),
+            Err(error) => {
+                self.forget_purpose(index, purpose);
+                return self.refuse_body(index, error, &reply);
+            }
         };
         if head.expects_continue()
             && let Some(connection) = self.connections.at_mut(index)
@@ -725,10 +766,10 @@ impl Shard {
             self.make_ready(index);
         }
         let Some(http) = self.http_mut(index) else { return };
-        http.phase = Phase::Body { decoder: Box::new(decoder), body: Vec::new(), connection, client, reply };
+        http.phase = Phase::Body { decoder: Box::new(decoder), body: Vec::new(), purpose, reply };
         http.deadline = deadline;
-        if head.body == BodyLength::None {
-            self.renewal_read(index);
+        if matches!(head.body, BodyLength::None | BodyLength::Length(0)) {
+            self.body_read(index);
         }
     }
 
@@ -741,32 +782,39 @@ impl Shard {
 
     /// More of a body. How many bytes were its; `None`: it was refused, and the connection ends.
     fn read_body(&mut self, index: u32, buffer: &[u8]) -> Option<usize> {
-        let Phase::Body { decoder, body, reply, .. } = &mut self.http_mut(index)?.phase else { return None };
+        let Phase::Body { decoder, body, .. } = &mut self.http_mut(index)?.phase else { return None };
         match decoder.feed(buffer, body) {
             Ok((used, whole)) => {
                 if whole {
-                    self.renewal_read(index);
+                    self.body_read(index);
                 }
                 Some(used)
             }
             Err(error) => {
-                let reply = reply.clone();
+                let reply = self.forget_exchange(index);
                 self.refuse_body(index, error, &reply);
                 None
             }
         }
     }
 
-    /// The body is whole: whoever holds the connection is asked.
-    fn renewal_read(&mut self, index: u32) {
+    /// The body is whole.
+    fn body_read(&mut self, index: u32) {
         let Some(http) = self.http_mut(index) else { return };
-        let Phase::Body { body, connection, client, reply, .. } = std::mem::replace(&mut http.phase, Phase::Head)
-        else {
+        let Phase::Body { body, purpose, reply, .. } = std::mem::replace(&mut http.phase, Phase::Head) else {
             return;
         };
-        match crate::codec::message::parse_renewal(&body) {
-            Ok(token) => self.ask_to_renew(index, connection, token, client, reply),
-            Err(reason) => self.refuse(index, &Refusal::new(ErrorCode::BadRequest, reason), &reply),
+        match purpose {
+            // Whoever holds the connection is asked.
+            BodyPurpose::Renewal { connection, client } => match crate::codec::message::parse_renewal(&body) {
+                Ok(token) => self.ask_to_renew(index, connection, token, client, reply),
+                Err(reason) => self.refuse(index, &Refusal::new(ErrorCode::BadRequest, reason), &reply),
+            },
+            BodyPurpose::Direct { caller, request, sse } => {
+                let reply = Reply { keep_alive: reply.keep_alive && !sse, ..reply };
+                self.direct_body_read(index, &body, caller, request, sse, reply);
+            }
+            BodyPurpose::Session { caller, seen_as } => self.session_body_read(index, &body, caller, &seen_as, &reply),
         }
     }
 

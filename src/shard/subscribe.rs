@@ -300,7 +300,7 @@ impl Shard {
             |_| (asked.stream.clone(), Vec::new()),
             |(id, params)| (id.to_string(), params),
         );
-        let key = self.options.catalog.resolve(&open.grant, &id, &params)?;
+        let key = self.resolve(&open.grant, &id, &params)?;
         let since = asked.since.as_deref().and_then(ResumePoint::parse);
         let rate = asked.max_rate_ms.unwrap_or(0);
         let rate = u32::try_from(rate).ok().filter(|&ms| u64::from(ms) <= crate::limits::MAX_RATE_MS_MAX);
@@ -320,7 +320,7 @@ impl Shard {
             // Parameters that the stream does not have were passed over when it was subscribed to.
             let (id, params) = crate::stream::template::parse_stream_name(stream).ok()?;
             let open = self.connections.at(index)?.open()?;
-            let key = self.options.catalog.resolve(&open.grant, id.as_str(), &params).ok()?;
+            let key = self.resolve(&open.grant, id.as_str(), &params).ok()?;
             Some((self.holds(index, &key.name)?, key.name.to_string()))
         });
         match held {
@@ -348,9 +348,8 @@ impl Shard {
             let Some(open) = self.connections.at(index).and_then(|connection| connection.open()) else { return };
             let Some(topic) = self.topics.at(entry.topic) else { continue };
             let key = Arc::clone(&topic.key);
-            let id = key.target.options.id.clone();
             let format = RenditionKind::from_index(usize::from(entry.kind)).format;
-            match self.options.catalog.resolve(&open.grant, id.as_str(), &key.params) {
+            match self.resolve_again(&open.grant, &key) {
                 Ok(same) if *same == *key => {}
                 Ok(other) => {
                     let log =
@@ -373,7 +372,7 @@ impl Shard {
                     }
                 }
                 Err(_) => {
-                    let ended = !self.options.catalog.contains(&id);
+                    let ended = self.has_ended(&open.grant, &key);
                     forbidden |= !ended;
                     if ended {
                         let wall = self.now.wall;

@@ -142,7 +142,8 @@ impl Setup {
         auth.store = self.store;
         let mut connection = config.connection.clone();
         connection.heartbeat = Duration::from_secs(30 * 86_400);
-        Options { connection, auth, limits: config.limits.clone(), catalog: Catalog::new(&config.streams, previous, 7) }
+        let catalog = Catalog::new(&config.streams, previous, 7).with_direct(config.direct.as_ref(), previous);
+        Options { connection, auth, limits: config.limits.clone(), catalog }
     }
 }
 
