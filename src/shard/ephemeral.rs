@@ -281,25 +281,30 @@ impl Shard {
     /// A session has ended, and with it all that live by it.
     pub(super) fn session_ended(&mut self, id: EphemeralId) {
         for index in self.ephemeral_connections.get(&id).cloned().unwrap_or_default() {
-            match self.connections.at(index).map(|connection| &connection.state) {
-                Some(State::Open(open)) => {
-                    let topics = open.subscriptions.iter().filter_map(|(_, slot)| self.topics.at(slot.topic));
-                    let names: Vec<_> = topics.map(|topic| topic.key.name.clone()).collect();
-                    let wall = self.now.wall;
-                    let status = Status { state: StreamState::Ended, code: None, status: None, retry_in: None };
-                    for name in names {
-                        self.tell(index, "stream_status", |out| write_status(out, &name, &status, wall));
-                    }
-                    self.close(index, CloseReason::StreamEnded);
+            self.end_watcher(index);
+        }
+    }
+
+    /// Ends a connection whose session has ended.
+    pub(super) fn end_watcher(&mut self, index: u32) {
+        match self.connections.at(index).map(|connection| &connection.state) {
+            Some(State::Open(open)) => {
+                let topics = open.subscriptions.iter().filter_map(|(_, slot)| self.topics.at(slot.topic));
+                let names: Vec<_> = topics.map(|topic| topic.key.name.clone()).collect();
+                let wall = self.now.wall;
+                let status = Status { state: StreamState::Ended, code: None, status: None, retry_in: None };
+                for name in names {
+                    self.tell(index, "stream_status", |out| write_status(out, &name, &status, wall));
                 }
-                Some(State::Http(http)) if matches!(http.phase, Phase::Waiting { .. }) => {
-                    if let Some(waiter) = self.key_of(index) {
-                        let refusal = Refusal::new(ErrorCode::StreamEnded, ErrorCode::StreamEnded.meaning());
-                        self.refuse_waiter(waiter, refusal);
-                    }
-                }
-                _ => {}
+                self.close(index, CloseReason::StreamEnded);
             }
+            Some(State::Http(http)) if matches!(http.phase, Phase::Waiting { .. }) => {
+                if let Some(waiter) = self.key_of(index) {
+                    let refusal = Refusal::new(ErrorCode::StreamEnded, ErrorCode::StreamEnded.meaning());
+                    self.refuse_waiter(waiter, refusal);
+                }
+            }
+            _ => {}
         }
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::auth::grant::Grant;
 use crate::codec::http::{Response, http_date};
-use crate::codec::message::ErrorCode;
+use crate::codec::message::{CloseReason, ErrorCode};
 use crate::connection::handshake::Refusal;
 use crate::connection::{BodyPurpose, Http, Phase, Reply, State};
 use crate::ids::ConnectionKey;
@@ -238,8 +238,12 @@ impl Shard {
         let Some(http) = self.http_mut(index) else { return };
         let Phase::Waiting { topic, known, cold_until, grant, .. } = &http.phase else { return };
         let (ends, session) = (grant.end(leeway), grant.session());
+        let ends_session = super::sessions::expiry_of(grant) == CloseReason::StreamEnded;
         let (topic, known, cold_until) = (*topic, known.clone(), *cold_until);
         if ends.is_some_and(|ends| ends <= self.now.wall) {
+            if ends_session {
+                return self.end_watcher(index);
+            }
             self.metrics.expiries.count();
             let reply = self.forget_exchange(index);
             let refusal = match session {

@@ -139,6 +139,9 @@ impl Shard {
         let State::Open(open) = &mut connection.state else { return };
         if open.grant.end(leeway).is_some_and(|end| end <= now.wall) {
             let reason = sessions::expiry_of(&open.grant);
+            if reason == CloseReason::StreamEnded {
+                return self.end_watcher(index);
+            }
             self.metrics.expiries.count();
             self.close(index, reason);
             return;
