@@ -329,6 +329,7 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         interval_min = "500ms"
         sessions_per_subject = 16
         session_ttl_max = "1h"
+        linger = "10s"
 
         [[stream]]
         id = "leads"
