@@ -28,6 +28,8 @@ use super::{CannedAnswer, Shard};
 
 /// The policy of the playground page, hashed once.
 static PLAYGROUND_POLICY: LazyLock<String> = LazyLock::new(crate::web::playground_security_policy);
+/// The tag of the client library, hashed once.
+static CLIENT_ETAG: LazyLock<String> = LazyLock::new(crate::web::client_etag);
 /// Bytes of a connection whose requests must wait: past it, and past a head's limit, reading waits.
 const BUFFERED_BYTES_MAX: usize = 256 << 10;
 /// How long an answer to a failed credential is held back, where the address has failed too often.
@@ -366,6 +368,18 @@ impl Shard {
                     response.body("text/html; charset=utf-8", crate::web::PLAYGROUND.as_bytes()),
                     &reply,
                 );
+            }
+            Demand::ClientLibrary => {
+                let is_held = http::if_none_match(head, &CLIENT_ETAG);
+                let response = Response::new(if is_held { 304 } else { 200 })
+                    .header("ETag", &CLIENT_ETAG)
+                    .header("Cache-Control", "no-cache");
+                let response = if is_held {
+                    response
+                } else {
+                    response.body(crate::web::CLIENT_CONTENT_TYPE, crate::web::CLIENT.as_bytes())
+                };
+                self.respond(index, response, &reply);
             }
             Demand::Options(allow) => self.respond(index, preflight(head, allow, &reply), &reply),
             Demand::Echo(upgrade) => {
