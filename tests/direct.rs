@@ -98,8 +98,9 @@ fn what_is_secret_is_said_in_the_first_frame_or_the_body() {
     // It fails once, so that the log has something to say.
     upstream.set("/s", Reply::status(500));
     assert_eq!(ws.next_of("stream_status")["code"], "UPSTREAM_STATUS");
-    let seen = [server.log_text(), server.metrics(), server.get("/healthz", &[]).text()].concat();
-    assert!(seen.contains("direct:"), "the log tells of it by its name");
+    // The log tells of it by its name.
+    let log = server.wait_for_log("stream=direct:", 1);
+    let seen = [log, server.metrics(), server.get("/healthz", &[]).text()].concat();
     for secret in [HEADER, QUERY, BODY] {
         assert!(!seen.contains(secret), "{secret}");
     }

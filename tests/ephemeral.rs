@@ -373,6 +373,23 @@ fn a_session_hangs_on_what_its_maker_does_but_not_on_the_end_of_a_token() {
 }
 
 #[test]
+fn an_anonymous_connection_that_was_raised_by_a_session_ends_with_it() {
+    let leads = ("leads".to_owned(), "allow_anonymous = true\ninterval = \"1h\"".to_owned());
+    let mut hall = Hall::new(&hall::Setup { streams: vec![leads], ..setup("") });
+    let token = format!("Bearer {}", hall.token(json!({})));
+    let (_, session) = make(&mut hall, ("Authorization", &token), json!({"url": TARGET}));
+    let conn = hall.upgrade(1, "/v1/ws", &[]);
+    hall.message(conn, json!({"type": "auth_update", "token": session["token"]}));
+    hall.message(conn, json!({"type": "subscribe", "stream": session["stream"]}));
+    hall.message(conn, json!({"type": "subscribe", "stream": "leads"}));
+    assert_eq!(hall.kinds(conn), ["welcome", "auth_ok", "subscribed", "snapshot", "error"]);
+    let path = format!("/v1/sessions/{}", text(&session["id"]));
+    let gone = hall.request(0, "DELETE", &path, &[("Authorization", &token)]);
+    assert_eq!(hall.answered(gone).0, 204);
+    assert_eq!(hall.kinds(conn), ["stream_status", "4004 stream_ended"]);
+}
+
+#[test]
 fn a_session_cookie_from_a_foreign_page_makes_no_session() {
     let mut hall = Hall::new(&setup(""));
     hall.put_session("s1", json!({"userId": "u3", "cookie": {}}), None);

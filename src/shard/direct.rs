@@ -201,7 +201,6 @@ impl Shard {
     }
 
     /// A body that describes a stream is awaited; who sends it is judged before.
-    #[expect(clippy::too_many_arguments, reason = "a request's parts, each borrowed from elsewhere")]
     pub(super) fn read_description(
         &mut self,
         index: u32,

@@ -19,7 +19,7 @@ use crate::ids::{CoreId, EphemeralId};
 use crate::secret::Secret;
 use crate::stream::poll::{Status, StreamState};
 
-use super::ephemeral_table::{Ephemeral, Made, Over};
+use super::ephemeral_table::{Due, Ephemeral, Made, Over};
 use super::lookup::{Looked, Purpose, Waiter};
 use super::requests::Judged;
 use super::subscribe::write_status;
@@ -97,7 +97,7 @@ impl Shard {
     fn make_session(&mut self, new: Ephemeral) -> Result<(Ephemeral, bool), Refusal> {
         // What its maker made before a logout is not what is asked for now, and counts no more.
         for old in self.ledger.ephemerals().of(new.holder) {
-            if self.ledger.ephemerals().take_over(old.id, self.now, self.direct_linger())
+            if self.ledger.ephemerals().is_over(old.id, self.now, self.direct_linger())
                 || self.maker_gone(&old).is_some()
             {
                 self.end_session_of(old.id);
@@ -261,8 +261,10 @@ impl Shard {
 
     /// A session may have outlived its time or its watchers.
     pub(super) fn ephemeral_due(&mut self, id: EphemeralId) {
-        if self.ledger.ephemerals().take_over(id, self.now, self.direct_linger()) {
-            self.tell_session_ended(id);
+        match self.ledger.ephemerals().timed(id, self.now, self.direct_linger()) {
+            Due::Over => self.tell_session_ended(id),
+            Due::At(at) => self.set_timer(at, Timer::Ephemeral { id }),
+            Due::Watched => {}
         }
     }
 

@@ -65,6 +65,32 @@ struct Entry {
     watchers: u32,
     /// When the last of them left.
     left: Option<Instant>,
+    /// Whether a timer is set that looks for that: however often they come and go, there is one.
+    timed: bool,
+}
+
+impl Entry {
+    fn due(&self, now: Now, linger: Duration) -> Due {
+        if self.session.ends <= now.at || self.session.ends_at <= now.wall {
+            return Due::Over;
+        }
+        match self.left.filter(|_| self.watchers == 0).map(|left| left + linger) {
+            Some(at) if at <= now.at => Due::Over,
+            Some(at) => Due::At(at),
+            None => Due::Watched,
+        }
+    }
+}
+
+/// Whether a session has outlived its time, or its watchers.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Due {
+    /// It has, and is gone.
+    Over,
+    /// It will then, unless somebody watches again.
+    At(Instant),
+    /// Somebody watches, or nobody has yet.
+    Watched,
 }
 
 #[derive(Debug, Default)]
@@ -137,7 +163,7 @@ impl Ephemerals {
         }
         table.by_token.insert(token, new.id);
         table.of.entry(new.holder).or_default().push(new.id);
-        table.sessions.insert(new.id, Entry { session: new.clone(), token, watchers: 0, left: None });
+        table.sessions.insert(new.id, Entry { session: new.clone(), token, watchers: 0, left: None, timed: false });
         Ok(Made::New)
     }
 
@@ -167,22 +193,30 @@ impl Ephemerals {
         self.table().sessions.get_mut(&id).map(|entry| entry.watchers += 1).is_some()
     }
 
-    /// One fewer; whether that was the last of a session that goes on.
+    /// One fewer; whether a timer is to be set that looks, in a while, whether that was the last.
     pub(super) fn leave(&self, id: EphemeralId, now: Instant) -> bool {
         let mut table = self.table();
         let Some(entry) = table.sessions.get_mut(&id) else { return false };
         entry.watchers = entry.watchers.saturating_sub(1);
         entry.left = Some(now);
-        entry.watchers == 0
+        entry.watchers == 0 && !std::mem::replace(&mut entry.timed, true)
     }
 
-    /// Takes a session away that has outlived its time, or its last watcher by `linger`; whether it did.
-    pub(super) fn take_over(&self, id: EphemeralId, now: Now, linger: Duration) -> bool {
+    /// A timer has come: takes a session away that has outlived its time, or its last watcher by `linger`.
+    pub(super) fn timed(&self, id: EphemeralId, now: Now, linger: Duration) -> Due {
         let mut table = self.table();
-        let Some(entry) = table.sessions.get(&id) else { return false };
-        let left_alone = entry.watchers == 0 && entry.left.is_some_and(|left| left + linger <= now.at);
-        let over = entry.session.ends <= now.at || entry.session.ends_at <= now.wall || left_alone;
-        over && table.remove(id)
+        let Some(entry) = table.sessions.get_mut(&id) else { return Due::Watched };
+        let due = entry.due(now, linger);
+        entry.timed = matches!(due, Due::At(_));
+        if due == Due::Over {
+            table.remove(id);
+        }
+        due
+    }
+
+    /// Whether a session has outlived its time or its watchers, and only its timer is still to come.
+    pub(super) fn is_over(&self, id: EphemeralId, now: Now, linger: Duration) -> bool {
+        self.table().sessions.get(&id).is_none_or(|entry| entry.due(now, linger) == Due::Over)
     }
 
     /// Takes a session away; whether it was there.
@@ -193,5 +227,114 @@ impl Ephemerals {
     /// How many there are.
     pub(super) fn len(&self) -> usize {
         self.table().sessions.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use url::Url;
+
+    use super::*;
+    use crate::auth::ephemeral::DirectKey;
+    use crate::auth::grant::Rights;
+    use crate::guard::{DirectOptions, Policy};
+    use crate::ids::StreamId;
+    use crate::shard::Catalog;
+    use crate::stream;
+    use crate::stream::template::UrlTemplate;
+
+    const LINGER: Duration = Duration::from_secs(5);
+
+    fn at(ms: u64) -> Now {
+        Now { at: Instant::from_micros(1_000_000 + ms * 1_000), wall: WallTime::from_micros(9_000_000 + ms * 1_000) }
+    }
+
+    fn session(no: u128, dedupe_key: Option<&str>) -> (Ephemeral, TokenHash) {
+        let direct = DirectOptions {
+            policy: Arc::new(Policy::public()),
+            roles: Vec::new(),
+            interval_min: Duration::ZERO,
+            sessions_per_subject: 0,
+            session_ttl_max: Duration::ZERO,
+            linger: LINGER,
+        };
+        let catalog = Catalog::new(&[], None, 7).with_direct(Some(&direct), None);
+        let template = UrlTemplate::parse::<&str>("http://a.test/", &[]).expect("a URL");
+        let options = stream::Options::new(StreamId::new("direct:a").expect("an id"), template);
+        let url = Url::parse("http://a.test/").expect("a URL");
+        let key = catalog.direct_key("direct:a".into(), options, url, None).expect("it is on");
+        let maker = GrantRecord {
+            sub: Some("u1".into()),
+            expires: None,
+            issued_at: None,
+            key: None,
+            token: None,
+            rights: Rights::default(),
+            session: None,
+            api_key: None,
+        };
+        let id = EphemeralId(no);
+        let new = Ephemeral {
+            id,
+            key: Arc::new(key),
+            maker,
+            holder: Holder::from_hash(1),
+            dedupe_key: dedupe_key.map(Box::from),
+            made: at(0).wall,
+            ends: at(100_000).at,
+            ends_at: at(100_000).wall,
+        };
+        let token = DirectKey::of_random([7; 32]).token(id);
+        (new, TokenHash::of(token.expose_secret()).expect("a token"))
+    }
+
+    #[test]
+    fn watchers_that_come_and_go_do_not_pile_up_timers() {
+        let table = Ephemerals::default();
+        let (new, token) = session(1, None);
+        assert!(matches!(table.make(&new, token, 0, 0), Ok(Made::New)));
+        let mut timers = 0;
+        for ms in 0..1_000 {
+            assert!(table.join(new.id));
+            timers += u32::from(table.leave(new.id, at(ms).at));
+        }
+        assert_eq!(timers, 1);
+        let last = at(999).at + LINGER;
+        assert_eq!(table.timed(new.id, at(5_000), LINGER), Due::At(last), "it is set anew, for the last who left");
+        assert!(table.join(new.id) && !table.leave(new.id, at(5_500).at));
+        assert!(table.join(new.id));
+        assert_eq!(table.timed(new.id, at(10_600), LINGER), Due::Watched);
+        assert!(table.leave(new.id, at(10_700).at), "and once more after that");
+        assert!(table.is_over(new.id, at(15_700), LINGER) && !table.is_over(new.id, at(15_699), LINGER));
+        assert_eq!(table.timed(new.id, at(15_700), LINGER), Due::Over);
+        assert!(table.by_token(token).is_none() && table.len() == 0 && table.of(new.holder).is_empty());
+    }
+
+    #[test]
+    fn bounds_hold_at_their_value() {
+        let table = Ephemerals::default();
+        let make = |no, dedupe, in_all, each| {
+            let (new, token) = session(no, dedupe);
+            table.make(&new, token, in_all, each).map(|made| matches!(made, Made::New))
+        };
+        assert_eq!([make(1, Some("a"), 3, 2), make(2, None, 3, 2)], [Ok(true), Ok(true)]);
+        assert_eq!(make(3, None, 3, 2), Err(Over::Subject));
+        assert_eq!(make(4, Some("a"), 3, 2), Ok(false), "the same is there already");
+        assert_eq!([make(5, None, 3, 0), make(6, None, 3, 0)], [Ok(true), Err(Over::Process)]);
+        assert_eq!(make(7, None, 0, 0), Ok(true), "0 is unlimited, but for what a process may have");
+        assert!(table.remove(EphemeralId(1)) && !table.remove(EphemeralId(1)));
+        assert_eq!(make(8, Some("a"), 0, 0), Ok(true), "what has ended is no duplicate");
+    }
+
+    #[test]
+    fn nobody_in_particular_has_made_nothing() {
+        let (one, _) = session(1, None);
+        assert!(one.is_of(&one.maker));
+        let other =
+            GrantRecord { rights: Rights { issuer: Some("b".into()), ..Rights::default() }, ..one.maker.clone() };
+        assert!(!one.is_of(&other));
+        let nobody = GrantRecord { sub: None, ..one.maker.clone() };
+        let of_nobody = Ephemeral { maker: nobody.clone(), ..one };
+        assert!(!of_nobody.is_of(&nobody));
     }
 }

@@ -339,6 +339,8 @@ impl Shard {
             return Ok(());
         };
         let (before, session) = (open.grant.session(), grant.session());
+        // The same identity is good for the same session; nobody's was good for none.
+        let only = grant.only().map(|only| only.session).filter(|_| raised);
         let old = std::mem::replace(&mut open.grant, grant);
         open.counted = counted;
         open.refusals = 0;
@@ -347,6 +349,7 @@ impl Shard {
         }
         self.leave_session(before, index);
         self.join_session(session, index);
+        self.join_ephemeral(only, index);
         self.rights.release(old);
         self.metrics.auth_updates.of(AuthUpdateResult::Accepted).count();
         self.plan_reauthenticate(index);
