@@ -419,6 +419,34 @@ pub const ADMIN_PAGE_DEFAULT: usize = 100;
 pub const LISTED_STREAMS_MAX: usize = 64;
 /// Bytes of a request head on the admin listener.
 pub const ADMIN_HEAD_BYTES_MAX: usize = 16 << 10;
+/// Bytes of a secret that an upstream is shown, and of a header's value.
+pub const UPSTREAM_SECRET_BYTES_MAX: usize = 8 << 10;
+/// Members of `params` of `[stream.auth]`.
+pub const UPSTREAM_AUTH_PARAMS_MAX: usize = 32;
+/// Bytes of a token endpoint's answer,
+pub const OAUTH_RESPONSE_BYTES_MAX: usize = 64 << 10;
+/// and of a token in it.
+pub const OAUTH_TOKEN_BYTES_MAX: usize = 16 << 10;
+/// How long one request to a token endpoint may take.
+pub const OAUTH_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a poll waits for a token, before it is a poll without one: time for two requests and a write to the disk.
+pub const OAUTH_WAIT: Duration = Duration::from_secs(25);
+/// Two renewals of one token begin at least so far apart, whatever upstreams answer.
+pub const OAUTH_SPACING: Duration = Duration::from_secs(1);
+/// After a renewal that fails the next one waits so long, half of it random, and twice as long after each,
+pub const OAUTH_RETRY_MIN: Duration = Duration::from_secs(1);
+/// at most this.
+pub const OAUTH_RETRY_MAX: Duration = Duration::from_secs(60);
+/// A token counts as good for so long, even if its endpoint says less: longer than the spacing,
+pub const OAUTH_LIFE_MIN: Duration = Duration::from_secs(2);
+/// and at most so long.
+pub const OAUTH_LIFE_MAX: Duration = Duration::from_secs(365 * 86_400);
+/// Credentials whose tokens are held; past it the one asked for longest ago goes, and gets a new token when it is needed.
+pub const OAUTH_CREDENTIALS_MAX: usize = 16_384;
+/// Refresh tokens that the state file keeps; past it the one that was got longest ago goes.
+pub const OAUTH_STORED_MAX: usize = 1024;
+/// How often the files of upstreams' secrets are looked at.
+pub const SECRETS_INTERVAL: Duration = Duration::from_secs(2);
 /// `[[server.tls]]`: each handshake that is not resumed looks through the certificates for the name it asks for.
 pub const TLS_CERTIFICATES_MAX: usize = 64;
 /// Sockets of one core that are closed but for the end of a sealed record, which they are still to take: each is a

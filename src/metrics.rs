@@ -274,6 +274,15 @@ labels! {
 }
 
 labels! {
+    /// How a request for an upstream's token ended.
+    TokenFetch {
+        Ok = "ok", "It brought a token, which is in use.";
+        Refused = "refused", "The token endpoint refuses the credential; a token that is still good stays in use.";
+        Failed = "failed", "It brought none; a token that is still good stays in use.";
+    }
+}
+
+labels! {
     /// How an action ended.
     ActionResult {
         Ok = "ok", "The upstream did it.";
@@ -489,6 +498,8 @@ pub struct CoreMetrics {
     pub poll_duration: Histogram,
     /// Fetches of issuers' key sets.
     pub key_set_fetches: Family<KeySetFetch, Counter, { KeySetFetch::VALUES.len() }>,
+    /// Requests for upstreams' tokens.
+    pub token_fetches: Family<TokenFetch, Counter, { TokenFetch::VALUES.len() }>,
     /// Actions that ended.
     pub actions: Family<ActionResult, Counter, { ActionResult::VALUES.len() }>,
     /// Actions that are under way.
@@ -547,6 +558,7 @@ impl Default for CoreMetrics {
             polls: Family::default(),
             poll_duration: Histogram::new(&UPSTREAM_BOUNDS_US),
             key_set_fetches: Family::default(),
+            token_fetches: Family::default(),
             actions: Family::default(),
             actions_in_flight: Gauge::default(),
             action_duration: Histogram::new(&UPSTREAM_BOUNDS_US),
@@ -836,6 +848,12 @@ pub const METRICS: &[MetricDoc] = &[
         "restcast_key_set_age_seconds",
         "How long ago the oldest key set in force was fetched, or since the start where one never was; 0 without issuers",
         |process, _| process.key_set_age.as_secs(),
+    ),
+    cells(
+        ("restcast_oauth_token_requests_total", MetricKind::Counter, &["result"]),
+        "Requests for upstreams' OAuth tokens that ended; after a failure a token that is still good stays in use",
+        TokenFetch::VALUES,
+        |core, at| core.token_fetches.cells[at].value(),
     ),
     cells(
         ("restcast_actions_total", MetricKind::Counter, &["result"]),

@@ -93,7 +93,7 @@ pub type Tell = Box<dyn Fn(&Arc<ApiKeys>) + Send + Sync>;
 
 /// The keys of this process.
 pub struct KeyStore {
-    state: StateFile,
+    state: Arc<StateFile>,
     tell: Tell,
     inner: Mutex<Inner>,
     redis: Option<Redis>,
@@ -161,7 +161,7 @@ impl KeyStore {
     /// What is wrong with the state file's section: a sentence for the operator.
     pub fn new(
         configured: &[Arc<ApiKey>],
-        state: StateFile,
+        state: Arc<StateFile>,
         store: Option<Store>,
         tell: Tell,
     ) -> Result<KeyStore, StateError> {

@@ -30,9 +30,11 @@ use crate::time::{Instant, Now};
 
 use super::clock::{self, StepWatch};
 use super::fetch::{Fetcher, FetcherOptions};
+use super::guarded::Guarded;
 use super::jwks::{Asked, FETCHING_CORE, Issuers, Job, Question};
 use super::log;
 use super::mailbox::{Full, Mailbox, Message};
+use super::oauth::Tokens;
 use super::redis::Store;
 use super::resolver::Resolver;
 use super::session::{INTERNAL_ERROR_ALERT, Received, Shake};
@@ -81,6 +83,8 @@ pub struct Process {
     pub workers: Workers,
     /// The issuers whose key sets are fetched.
     pub issuers: Issuers,
+    /// Tokens for upstreams.
+    pub tokens: Arc<Tokens>,
     /// Redis, where it is configured.
     pub store: Option<Store>,
 }
@@ -178,13 +182,15 @@ pub async fn run(parts: CoreParts, resolver: &Resolver) -> std::io::Result<()> {
     let sockets = Sockets::new(listener, mailbox.bell(), tls, SCRATCH_BYTES)?;
     let epoll = as_stream(sockets.fd().try_clone_to_owned()?)?;
     let always = as_stream(eventfd(1, EventfdFlags::CLOEXEC)?)?;
+    let fetcher = Fetcher::new(FetcherOptions::default(), resolver.handle()?);
+    let fetcher = fetcher.with_tokens(Arc::clone(&process.tokens), Arc::clone(&metrics));
     let mut this = Core {
         core,
         process,
         shard,
         sockets,
         metrics,
-        fetcher: Fetcher::new(FetcherOptions::default(), resolver.handle()?),
+        fetcher,
         fetched: Rc::default(),
         scratch: vec![0; SCRATCH_BYTES],
         ready: VecDeque::new(),
@@ -198,6 +204,7 @@ pub async fn run(parts: CoreParts, resolver: &Resolver) -> std::io::Result<()> {
         steps: StepWatch::new(clock::now()),
         drained: false,
     };
+    this.sockets.set_write_stall(this.shard.write_stall());
     this.outputs();
     let mut readable: Pin<Box<dyn Future<Output = _>>> = Box::pin(epoll.readable(false));
     let mut rung = false;
@@ -365,7 +372,10 @@ impl Core {
                 Message::Control(concerned) => self.guarded(now, None, Input::Control(concerned)),
                 // Whoever has asked may have gone.
                 Message::List { query, reply } => drop(reply.try_send(self.shard.list(&query))),
-                Message::Reload(options) => self.guarded(now, None, Input::Reload(options)),
+                Message::Reload(options) => {
+                    self.guarded(now, None, Input::Reload(options));
+                    self.sockets.set_write_stall(self.shard.write_stall());
+                }
                 Message::ApiKeys(keys) => self.guarded(now, None, Input::ApiKeys(keys)),
                 // Some may have been asked for while they were on their way.
                 Message::KeySets(sets) if sets.version() <= self.key_sets => {}
@@ -727,20 +737,6 @@ fn tell(notice: &Notice) {
                     );
                 }
             }
-        }
-    }
-}
-
-/// A future whose panic is `None`.
-struct Guarded<F>(Pin<Box<F>>);
-
-impl<F: Future> Future for Guarded<F> {
-    type Output = Option<F::Output>;
-    fn poll(mut self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> Poll<Self::Output> {
-        match catch_unwind(AssertUnwindSafe(|| self.0.as_mut().poll(cx))) {
-            Ok(Poll::Ready(output)) => Poll::Ready(Some(output)),
-            Ok(Poll::Pending) => Poll::Pending,
-            Err(_) => Poll::Ready(None),
         }
     }
 }

@@ -13,13 +13,16 @@ pub mod control;
 pub mod core;
 pub mod demo;
 pub mod fetch;
+mod guarded;
 pub mod jwks;
 pub mod kept_keys;
 pub mod listener;
 pub mod log;
 pub mod mailbox;
+pub mod oauth;
 pub mod redis;
 pub mod resolver;
+pub mod secrets;
 pub mod session;
 pub mod shared_keys;
 pub mod sockets;
@@ -55,8 +58,10 @@ use self::control::Control;
 use self::core::{CoreParts, Process};
 use self::jwks::Issuers;
 use self::mailbox::{Mailbox, Message};
+use self::oauth::Tokens;
 use self::redis::{Mailboxes, Settings, Store, StoreParts};
 use self::resolver::Resolver;
+use self::secrets::Secrets;
 use self::state::{StateError, StateFile};
 use self::sys::Signal;
 use self::tls::{Tls, TlsError};
@@ -197,6 +202,10 @@ fn run(
         // The demo creates nothing, and whatever stands where it was started is none of its business.
         None => StateFile::unread(state_path),
     };
+    let state = Arc::new(state);
+    let tokens = Arc::new(Tokens::new(Arc::clone(&state), another(seed, 0xa5))?);
+    let secrets = Secrets::start(Arc::clone(&tokens))?;
+    secrets.watch(options.catalog.credentials());
     let (listeners, listen) = listen_all(config.server.listen, cores, config.server.share_port)?;
     let admin_listener = listener::listen(config.admin.listen, false)?;
     let admin_listen = admin_listener.local_addr()?;
@@ -210,6 +219,7 @@ fn run(
         workers: Workers::start()?,
         store: config.redis.as_ref().map(|redis| Store::new(redis.timeout)).transpose()?,
         issuers: Issuers::new(&config, another(seed, 0x5a), started),
+        tokens,
     });
     let cores_told = Arc::clone(&process);
     let tell_keys = move |keys: &Arc<ApiKeys>| {
@@ -362,6 +372,7 @@ fn run(
                 admin: &admin,
                 ledger: &ledger,
                 tls: tls.as_deref(),
+                secrets: &secrets,
                 config: &config,
             },
         );
@@ -447,13 +458,14 @@ struct Serving<'s> {
     admin: &'s admin::Admin,
     ledger: &'s Ledger,
     tls: Option<&'s Tls>,
+    secrets: &'s Secrets,
     /// The configuration at start.
     config: &'s Config,
 }
 
 /// Reads the configuration again; a bad one is reported, and the old one stays in force.
 fn reload(reread: &Option<Reread>, options: &mut Arc<Options>, serving: &Serving<'_>) {
-    let Serving { allowed, process, admin, ledger, tls, config: begun } = *serving;
+    let Serving { allowed, process, admin, ledger, tls, secrets, config: begun } = *serving;
     let Some(reread) = reread else {
         log::write(LogLevel::Info, &[], "The demo has no configuration to read again.");
         return;
@@ -483,6 +495,8 @@ fn reload(reread: &Option<Reread>, options: &mut Arc<Options>, serving: &Serving
             }
             let max = connections_max(config.limits.connections, allowed);
             *options = Arc::new(options_of(&config, Some(&options.catalog), 0, max));
+            secrets.watch(options.catalog.credentials());
+            process.tokens.hurry();
             *admin.options.write().unwrap_or_else(PoisonError::into_inner) = config.admin.clone();
             ledger.marks().configure(&options.auth);
             let answered = process.issuers.reload(&config, clock::now());

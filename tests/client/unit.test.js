@@ -786,6 +786,20 @@ test('tabs: an action, its refusal and a renewal go by way of the leader', async
   assert.equal(world.socket.sent.at(-1).type, 'auth_update');
 });
 
+test('tabs: where somebody else is signed in, no tab shows on what the one before was shown', async () => {
+  world.tabs();
+  const [first, second] = [await tab(), await tab()];
+  world.socket.welcomes();
+  world.socket.says(snapshot(1, { n: 1 }));
+  await world.settle();
+  assert.deepEqual(second.live.value, { n: 1 });
+  world.socket.says({ type: 'reauthenticate', expires_at: 1, expires_in_ms: 60000 });
+  await world.settle();
+  world.socket.says({ type: 'error', code: 'AUTH_SUBJECT_MISMATCH', error: 'another', id: world.socket.sent.at(-1).id });
+  await world.settle();
+  assert.deepEqual([first.live.value, second.live.value], [undefined, undefined]);
+});
+
 test('tabs: the next one takes over from where it was, and what is final is final for all', async () => {
   world.tabs();
   const [first, second, third] = [await tab(), await tab(), await tab()];

@@ -424,6 +424,7 @@ export function connect(url, options = {}) {
     release?.();
     channel?.close();
   };
+  const forget = () => subs.forEach(sub => { sub.value = sub.at = undefined; });
   const renew = async tries => {
     const mine = link;
     if (isFollower) return say({ renews: true });
@@ -445,7 +446,8 @@ export function connect(url, options = {}) {
       fail(error);
       if (error.code === 'AUTH_SUBJECT_MISMATCH') {
         // Somebody else is signed in: what the one before was shown is not shown on.
-        subs.forEach(sub => { sub.value = sub.at = undefined; });
+        forget();
+        say({ gone: true });
         return mine.end({ code: 4001, reason: 'another_subject' });
       }
       if (tries < 2) setTimeout(() => { if (mine === link && !mine.isOver) renew(tries + 1); }, Math.random() * 1000 * 2 ** tries);
@@ -491,7 +493,7 @@ export function connect(url, options = {}) {
         stand();
       });
     };
-    channel.onmessage = ({ data: { hello, at, renews, send: action, from, id, to, answer, frame, status: told, state, stop: end } }) => {
+    channel.onmessage = ({ data: { hello, at, renews, send: action, from, id, to, answer, frame, status: told, state, gone, stop: end } }) => {
       const sub = subs.get('');
       if (!isFollower) {
         if (hello) say({ to: hello, status, state: sub.at && at !== place(sub) ? { type: 'snapshot', epoch: sub.at[0], seq: sub.at[1], data: sub.value } : undefined });
@@ -503,6 +505,7 @@ export function connect(url, options = {}) {
       if (to && to !== me) return;
       heardAt = now();
       if (end) return stop(...end, true);
+      if (gone) forget();
       if (answer) settle(id, answer.error && failure(...answer.error), answer);
       if (state) { sub.at = undefined; changed(sub, state); }
       if (frame) receive(frame);
