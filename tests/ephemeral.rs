@@ -90,6 +90,32 @@ fn a_session_is_opened_by_its_token_in_every_carrier() {
 }
 
 #[test]
+fn a_session_shows_what_its_select_leaves_and_no_more() {
+    let upstream = Upstream::start();
+    upstream.set_json("/a", r#"{"open":1,"closed":2}"#);
+    let server = Setup::new().direct(upstream.address(), "").start();
+    let token = token_of("u1");
+    let session = post(&server, &token, &json!({"url": upstream.url("/a"), "select": "$.open"})).json();
+    let (path, own) = (path_of(&session["sse_url"]), bearer(&text(&session["token"])));
+    assert_eq!(server.get(&path, std::slice::from_ref(&own)).json(), json!(1));
+    let more = server.get(&format!("{path}?select=$.closed"), std::slice::from_ref(&own));
+    assert_eq!((more.status, more.code().as_str()), (400, "BAD_REQUEST"));
+    let mut many = server.ws("/v1/ws", std::slice::from_ref(&own));
+    many.send(json!({"type": "subscribe", "stream": session["stream"], "select": "$", "id": 1}));
+    assert_eq!(many.next_of("error")["code"], "BAD_MESSAGE");
+    many.send(json!({"type": "subscribe", "stream": session["stream"], "id": 2}));
+    assert_eq!(many.next_of("snapshot")["data"], json!(1));
+    // A configuration with another `[direct]` moves it, and leaves as little of it.
+    server.reload(&Setup::new().direct(upstream.address(), "interval_min = \"400ms\""));
+    assert_eq!(many.next_of("snapshot")["data"], json!(1));
+    assert_eq!(post(&server, &token, &json!({"url": upstream.url("/a"), "select": "$["})).status, 400);
+    // In direct mode it is the caller's own.
+    let mut ws = server.ws("/v1/direct", &[bearer(&token)]);
+    ws.send(json!({"type": "open", "url": upstream.url("/a"), "select": "$.closed"}));
+    assert_eq!(ws.next_of("snapshot")["data"], json!(2));
+}
+
+#[test]
 fn a_sessions_token_is_good_for_its_stream_alone() {
     let upstream = Upstream::start();
     upstream.set_json("/a", "1");

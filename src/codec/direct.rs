@@ -7,7 +7,7 @@
 use super::message::{Format, Members};
 use crate::limits::{
     CLIENT_ID_BYTES_MAX, DEDUPE_KEY_BYTES_MAX, DIRECT_BODY_BYTES_MAX, DIRECT_HEADERS_MAX, DIRECT_INTERVAL_MS_MAX,
-    MAX_RATE_MS_MAX,
+    MAX_RATE_MS_MAX, PATH_BYTES_MAX,
 };
 use crate::secret::Secret;
 
@@ -46,6 +46,8 @@ pub struct DirectBody {
     pub dedupe_key: Option<String>,
     /// How long a session lives.
     pub ttl_s: Option<u64>,
+    /// What is left of the value, as given.
+    pub select: Option<String>,
     /// What frames hold.
     pub format: Option<Format>,
     /// Where to go on, as given; empty where that can be no place.
@@ -69,8 +71,9 @@ pub const BAD_INTERVAL: &str = "interval_ms is a whole number of milliseconds, f
 /// What is wrong with it.
 pub fn parse(text: &str) -> Result<DirectBody, &'static str> {
     let members = Members::parse(text)?;
-    if members.find("select").is_some() {
-        return Err("this server has no select");
+    let select = members.string("select").ok_or("select is not a string")?.map(|select| select.into_owned());
+    if select.as_ref().is_some_and(|select| select.len() > PATH_BYTES_MAX) {
+        return Err("select is too long");
     }
     let url = members.string("url").ok_or("url is not a string")?.ok_or("url is missing")?;
     let body = match members.find("body") {
@@ -106,6 +109,7 @@ pub fn parse(text: &str) -> Result<DirectBody, &'static str> {
             body,
             interval_ms,
         },
+        select,
         dedupe_key: dedupe_key.map(|key| key.into_owned()),
         ttl_s: whole(&members, "ttl_s", u64::MAX).map_err(|()| "ttl_s is a whole number of seconds, at least 1")?,
         format: match members.string("format").ok_or("format is not a string")? {

@@ -15,6 +15,7 @@ pub mod json;
 pub mod jsonpath;
 pub mod message;
 pub mod pointer;
+pub mod proof;
 pub mod resp;
 pub mod sse;
 pub mod ws;

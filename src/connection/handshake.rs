@@ -287,6 +287,7 @@ fn stream_request(id: &str, head: &Head<'_>, sse: bool) -> Result<StreamRequest,
         params: Vec::new(),
         format: Format::Patch,
         since: None,
+        select: None,
         max_rate_ms: 0,
         direct: None,
     };
@@ -304,7 +305,8 @@ fn stream_request(id: &str, head: &Head<'_>, sse: bool) -> Result<StreamRequest,
             }
             // A malformed `since` is answered by a snapshot, like one of another epoch.
             "since" => request.since = ResumePoint::parse(&value),
-            "select" => return Err(bad("this server has no select".into())),
+            // It is looked at when it is known who asks.
+            "select" => request.select = Some(value.into_owned()),
             "max_rate_ms" => {
                 let rate = value.parse().ok().filter(|&ms: &u32| u64::from(ms) <= limits::MAX_RATE_MS_MAX);
                 let detail =

@@ -21,6 +21,7 @@ use crate::guard::{Blocked, DirectOptions, HeaderFault};
 use crate::ids::{ResumePoint, StreamId};
 use crate::stream;
 use crate::stream::poll::UpstreamCode;
+use crate::stream::select::Select;
 use crate::stream::template::UrlTemplate;
 
 use super::requests::Judged;
@@ -131,7 +132,8 @@ impl Shard {
         };
         let again =
             self.options.catalog.direct_key(key.name.to_string(), stream, target.url.clone(), target.body.clone());
-        again.map(Arc::new).ok_or_else(off)
+        let again = again.map(Arc::new).ok_or_else(off)?;
+        Ok(selecting(again, key.facet.select.as_ref()))
     }
 
     /// What `grant` gets as stream `id` with these parameters: a configured one, or that of its ephemeral session.
@@ -171,11 +173,12 @@ impl Shard {
         grant: &Grant,
         request: &StreamRequest,
     ) -> Result<Option<Arc<StreamKey>>, Refusal> {
-        match &request.direct {
-            None => self.resolve(grant, &request.id, &request.params).map(Some),
-            Some(DirectAsk::Here(described)) => self.described(grant, described).map(Some),
-            Some(DirectAsk::FirstMessage) => self.may_describe(grant).map(|_| None),
-        }
+        let key = match &request.direct {
+            None => self.resolve(grant, &request.id, &request.params)?,
+            Some(DirectAsk::Here(described)) => self.described(grant, described)?,
+            Some(DirectAsk::FirstMessage) => return self.may_describe(grant).map(|_| None),
+        };
+        self.selected(key, request.select.as_deref(), ErrorCode::BadRequest).map(Some)
     }
 
     /// What `grant` gets now of a stream that it had.
@@ -183,11 +186,16 @@ impl Shard {
     /// # Errors
     /// As above.
     pub(super) fn resolve_again(&self, grant: &Grant, key: &Arc<StreamKey>) -> Result<Arc<StreamKey>, Refusal> {
-        if key.is_direct() && grant.only().is_none() {
+        if grant.only().is_some() {
+            let resolved = self.resolve(grant, key.target.options.id.as_str(), &key.params)?;
+            let own = key.facet.select.as_ref().filter(|_| resolved.facet.select.is_none());
+            return Ok(selecting(resolved, own));
+        }
+        if key.is_direct() {
             self.may_describe(grant)?;
             return self.described_again(key);
         }
-        self.resolve(grant, key.target.options.id.as_str(), &key.params)
+        self.options.catalog.resolve_anew(grant, key)
     }
 
     /// Whether there is no such stream any more, for anybody.
@@ -315,9 +323,17 @@ impl Shard {
     }
 }
 
+fn selecting(key: Arc<StreamKey>, select: Option<&Select>) -> Arc<StreamKey> {
+    match select {
+        None => key,
+        Some(select) => key.selecting(select.clone()),
+    }
+}
+
 /// What a request wants, with what its body or message says of it.
 fn describe(request: &mut StreamRequest, said: DirectBody) {
-    let DirectBody { request: described, format, since, max_rate_ms, .. } = said;
+    let DirectBody { request: described, select, format, since, max_rate_ms, .. } = said;
+    request.select = select.or(request.select.take());
     request.direct = Some(DirectAsk::Here(Box::new(described)));
     request.format = format.unwrap_or(request.format);
     if let Some(since) = since {

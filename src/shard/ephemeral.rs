@@ -56,6 +56,7 @@ impl Shard {
         let grant = self.take_caller(index, caller);
         let made = said.and_then(|said| {
             let key = self.described(&grant, &said.request)?;
+            let key = self.selected(key, said.select.as_deref(), ErrorCode::BadRequest)?;
             if said.dedupe_key.is_some() && grant.sub().is_none() {
                 let detail = "dedupe_key needs a credential with a subject";
                 return Err(Refusal::new(ErrorCode::BadRequest, detail));

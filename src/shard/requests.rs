@@ -442,6 +442,7 @@ impl Shard {
             params: Vec::new(),
             format: Format::Patch,
             since: None,
+            select: None,
             max_rate_ms: 0,
             direct: None,
         });

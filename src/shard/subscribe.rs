@@ -13,6 +13,7 @@ use crate::frame::{self, RenditionKind};
 use crate::ids::{ConnectionKey, Holder, ResumePoint, Seq};
 use crate::stream::log::{Event, History};
 use crate::stream::poll::{Status, StreamState, UpstreamCode};
+use crate::stream::select::Select;
 use crate::time::WallTime;
 
 use super::rendition::{Rated, Subscriber};
@@ -157,11 +158,32 @@ impl Shard {
         Ok(())
     }
 
+    /// What `select`, as a caller has spelled it, leaves of `key`. `code`: of one that is no path.
+    pub(super) fn selected(
+        &self,
+        key: Arc<StreamKey>,
+        select: Option<&str>,
+        code: ErrorCode,
+    ) -> Result<Arc<StreamKey>, Refusal> {
+        let Some(text) = select else { return Ok(key) };
+        if key.facet.select.is_some() {
+            // It is what whoever has made the session leaves of the value for those who get its token.
+            return Err(Refusal::new(code, "the session has a select of its own"));
+        }
+        if self.options.limits.selects_per_stream == 0 {
+            return Err(Refusal::new(code, "callers may not select here"));
+        }
+        match Select::parse(text) {
+            Ok(select) => Ok(key.selecting(select)),
+            Err(error) => Err(Refusal::new(code, format!("select: {error}"))),
+        }
+    }
+
     /// Counts a watch of the stream for a subject, where that has a limit; whether it was counted.
     pub(super) fn hold_stream(&mut self, holder: Option<Holder>, key: &StreamKey) -> Result<bool, Refusal> {
         let limit = self.options.limits.streams_per_subject;
         let Some(holder) = holder.filter(|_| limit != 0 && key.is_filled()) else { return Ok(false) };
-        self.ledger.hold_stream(holder, key.hash_value(), limit, self.now.at).map(|()| true).map_err(|_| {
+        self.ledger.hold_stream(holder, key.shown_hash(), limit, self.now.at).map(|()| true).map_err(|_| {
             Refusal::new(ErrorCode::TooManyStreams, "the subject watches as many different streams as it may")
         })
     }
@@ -169,7 +191,7 @@ impl Shard {
     /// Counts it no more; only what was counted.
     pub(super) fn release_stream(&mut self, holder: Option<Holder>, key: &StreamKey) {
         if let Some(holder) = holder {
-            self.ledger.release_stream(holder, key.hash_value(), self.now.at);
+            self.ledger.release_stream(holder, key.shown_hash(), self.now.at);
         }
     }
 
@@ -301,6 +323,7 @@ impl Shard {
             |(id, params)| (id.to_string(), params),
         );
         let key = self.resolve(&open.grant, &id, &params)?;
+        let key = self.selected(key, asked.select.as_deref(), ErrorCode::BadMessage)?;
         let since = asked.since.as_deref().and_then(ResumePoint::parse);
         let rate = asked.max_rate_ms.unwrap_or(0);
         let rate = u32::try_from(rate).ok().filter(|&ms| u64::from(ms) <= crate::limits::MAX_RATE_MS_MAX);
