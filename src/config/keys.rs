@@ -275,6 +275,7 @@ pub const KEYS: &[KeyDoc] = &[
     key("direct.interval_min", Form::Duration { min_ms: 1, max_ms: LONGEST_MS }, Is("\"500ms\""), "A smaller `interval_ms` is raised to this"),
     key("direct.sessions_per_subject", COUNT, Is("16"), "Ephemeral sessions of one subject at once; 0: unlimited"),
     key("direct.session_ttl_max", Form::Duration { min_ms: 1000, max_ms: LONGEST_MS }, Is("\"1h\""), "A longer `ttl_s` is lowered to this"),
+    key("direct.linger", SPAN, Is("\"10s\""), "A stream that a caller has described is polled, and an ephemeral session goes on, this long after its last watcher"),
     key("action.type", Text, Required, "The `type` of the messages that ask for it: 1 to 64 of `A-Z a-z 0-9 . _ : ~ / -`; at most 256 actions"),
     key("action.roles", TextList, Is("[]"), "Any one of them is needed, by the grant of the moment; an anonymous caller or an API key never acts"),
     key("action.permissions", TextList, Is("[]"), "All of them are needed"),

@@ -211,6 +211,7 @@ impl Check<'_> {
             echo: root.boolean("server.echo"),
             tls: !root.array("server.tls").is_empty(),
             permessage_deflate: root.boolean("server.permessage_deflate"),
+            direct: root.line_of_table("direct").is_some(),
         }
     }
 

@@ -175,7 +175,10 @@ fn options_of(
         connection: config.connection.clone(),
         auth: config.auth.clone(),
         limits,
-        catalog: Catalog::new(streams, previous, seed).with_actions(&config.actions).with_all_stopped(stopped),
+        catalog: Catalog::new(streams, previous, seed)
+            .with_actions(&config.actions)
+            .with_all_stopped(stopped)
+            .with_direct(config.direct.as_ref(), previous),
     }
 }
 

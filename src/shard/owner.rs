@@ -442,7 +442,8 @@ impl Shard {
         owned.linger_until = None;
         owned.stream.stop();
         owned.fresh = false;
-        if self.options.catalog.is_current(&owned.key) {
+        // What a caller has described may hold secrets: it is kept no longer than it is polled.
+        if self.options.catalog.is_current(&owned.key) && !owned.key.is_direct() {
             self.park(index);
         } else {
             self.evict(index);
