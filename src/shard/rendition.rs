@@ -366,7 +366,8 @@ impl Rendition {
         let readers = self.subscribers.len();
         let sweep = self.sweep.as_mut().filter(|sweep| sweep.left > 0 && readers > 0)?;
         let next = if sweep.next < readers { sweep.next } else { 0 };
-        *sweep = Sweep { next: next + 1, left: sweep.left - 1, ..*sweep };
+        sweep.next = next + 1;
+        sweep.left -= 1;
         Some(next)
     }
 
