@@ -164,6 +164,12 @@ ca = "ca.pem"
 history_bytes = 1000
 ignore = ["/generated_at", "/a~1b"]
 array_key = "id"
+respect_max_age = true
+redirects_max = 2
+interval_min = "250ms"
+interval_max = "30s"
+utc_offset = "-03:30"
+windows = [{ from = "09:00", to = "17:00", days = ["mon", "tue"], interval = "500ms" }, { from = "22:00", to = "06:00" }]
 roles = ["agent", "admin"]
 permissions = ["leads.read"]
 [[stream.view]]
@@ -176,6 +182,18 @@ path = "$.rows[?@.open == true]"
 id = "public"
 url = "http://127.0.0.1:3000"
 allow_anonymous = true
+pages_max = 3
+[[stream]]
+id = "ticker"
+url = "https://ticks.example.com/"
+kind = "sse"
+events = ["tick"]
+events_per_second = 5
+idle_timeout = "30s"
+[[upstream]]
+origin = "https://api.example.com"
+rate = "10/s"
+burst = 2
 [[action]]
 type = "property_update"
 roles = ["agent"]
@@ -354,6 +372,10 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         allow_anonymous = false
         roles = ["agent", "admin"]
         permissions = ["leads.read"]
+        respect_max_age = false
+        pages_max = 1
+        redirects_max = 0
+        utc_offset = "+00:00"
 
         [[stream.view]]
         roles = ["agent"]
@@ -384,6 +406,10 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         allow_anonymous = true
         roles = []
         permissions = []
+        respect_max_age = false
+        pages_max = 1
+        redirects_max = 0
+        utc_offset = "+00:00"
 
         [[action]]
         type = "property_update"
@@ -554,6 +580,10 @@ fn a_stream_has_the_defaults_of_the_example_file() {
         allow_anonymous = false
         roles = []
         permissions = []
+        respect_max_age = false
+        pages_max = 1
+        redirects_max = 0
+        utc_offset = "+00:00"
     "#]]
     .assert_eq(stream);
 }
@@ -563,7 +593,10 @@ fn every_default_is_of_its_keys_form_and_shown_as_written() {
     let api_key = format!("[[auth.api_key]]\nid = \"k\"\nhash = {HASH:?}\nstreams = [\"s\"]\n");
     let tables = "[redis]\nurl = \"redis://h\"\n[auth.session]\nsecrets = [\"a\"]\n[direct]\nallow_public = false\n";
     let set = "[[auth.jwt.jwks]]\nissuer = \"i\"\nfile = \"jwks.json\"\n";
-    let rows = "[[stream]]\nid = \"s\"\nurl = \"https://h\"\n[[action]]\ntype = \"t\"\nurl = \"https://h\"\n";
+    let windows = "windows = [{ from = \"01:00\", to = \"02:00\" }]\n[[upstream]]\norigin = \"https://h\"";
+    let rows =
+        "[[stream]]\nid = \"t\"\nurl = \"https://h\"\nkind = \"sse\"\n[[stream]]\nid = \"s\"\nurl = \"https://h\"\n";
+    let rows = format!("{rows}{windows}\n[[action]]\ntype = \"t\"\nurl = \"https://h\"\n");
     let shown = accepted(&format!("{KEY}{set}{api_key}{tables}{rows}")).masked_toml();
     for key in KEYS {
         let name = key.path.rsplit('.').next().expect("a path has a last part");
@@ -781,7 +814,6 @@ auth = { kind = "bearer" }
             line 19: `stream.interval`: must be from 1ms to 366d
             line 21: `stream.id` must have 1 to 128 of the characters A-Z a-z 0-9 . _ : ~ -
             line 22: `stream.url`: {claims.host} may only stand in a path segment or a query value, not in the scheme, host, port, user, query name or fragment
-            line 23: unknown key `stream.respect_max_age`; the nearest known one is `stream.connect_timeout`
             line 24: unknown key `stream.auth`; the nearest known one is `stream.url`
         "#]],
     );

@@ -210,6 +210,7 @@ fn run(
     let metrics: Vec<Arc<CoreMetrics>> = (0..cores).map(|_| Arc::default()).collect();
     let ledger = Arc::new(Ledger::default());
     ledger.marks().configure(&options.auth);
+    ledger.budgets().configure(&config.upstreams);
     let control = Arc::new(Control::new(Arc::clone(&ledger), process.mailboxes.clone()));
     if let Some(store) = process.store.clone() {
         control.publish_by(Box::new(move |entry| store.order(Order::Publish(entry))));
@@ -445,6 +446,7 @@ fn reload(reread: &Option<Reread>, options: &mut Arc<Options>, serving: &Serving
             *options = Arc::new(options_of(&config, Some(&options.catalog), 0, max));
             *admin.options.write().unwrap_or_else(PoisonError::into_inner) = config.admin.clone();
             ledger.marks().configure(&options.auth);
+            ledger.budgets().configure(&config.upstreams);
             let answered = process.issuers.reload(&config, clock::now());
             for mailbox in &process.mailboxes {
                 tell(mailbox, || Message::Reload(Arc::clone(options)));

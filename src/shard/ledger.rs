@@ -8,12 +8,13 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::net::IpAddr;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::auth::marks::Marks;
 use crate::ids::Holder;
+use crate::stream::budget::Budgets;
 use crate::time::Instant;
 
 use super::ticket_table::Tickets;
@@ -93,6 +94,7 @@ pub struct Ledger {
     parts: Vec<Mutex<HashMap<Holder, Entry>>>,
     marks: Marks,
     tickets: Tickets,
+    budgets: Arc<Budgets>,
 }
 
 impl Default for Ledger {
@@ -104,6 +106,7 @@ impl Default for Ledger {
             parts: (0..PARTS).map(|_| Mutex::default()).collect(),
             marks: Marks::default(),
             tickets: Tickets::default(),
+            budgets: Arc::default(),
         }
     }
 }
@@ -112,6 +115,11 @@ impl Ledger {
     /// What was said of users, sessions and tokens.
     pub fn marks(&self) -> &Marks {
         &self.marks
+    }
+
+    /// How often upstreams may be asked.
+    pub fn budgets(&self) -> &Arc<Budgets> {
+        &self.budgets
     }
 
     /// The holder that `name` (an address, a subject) stands for.

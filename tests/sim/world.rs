@@ -499,7 +499,7 @@ impl World {
         while let Some(output) = self.cores[index].shard.poll_output() {
             let now_us = self.book.mono_us;
             match output {
-                Output::Fetch { stream, poll, request } => {
+                Output::Fetch { stream, poll, request, .. } => {
                     self.fetches += 1;
                     let core = &mut self.cores[index];
                     let twice = core
@@ -517,6 +517,7 @@ impl World {
                     self.cores[index].comparisons.push_back((due, comparison));
                 }
                 Output::Act { .. } => unreachable!("no action is configured"),
+                Output::Next { .. } | Output::Unfollow { .. } => unreachable!("no upstream speaks a stream"),
                 Output::LookUp { ask, lookup } => {
                     self.questions += 1;
                     let (asked_us, due_us) = (now_us, self.answered_at());

@@ -317,6 +317,12 @@ impl Upstream {
         self.shared.state().routes.entry(path.to_owned()).or_default().once.push_back(reply);
     }
 
+    /// Answers requests for `path` by what `answer` makes of each from now on. It is asked for one at a time.
+    pub fn by(&self, path: &str, answer: impl FnMut(&RequestSeen) -> Reply + Send + 'static) {
+        let answer: Responder = Arc::new(Mutex::new(answer));
+        self.shared.state().routes.entry(path.to_owned()).or_default().by = Some(answer);
+    }
+
     /// Every request so far, in order of arrival.
     pub fn requests(&self) -> Vec<RequestSeen> {
         self.shared.state().requests.clone()
@@ -405,10 +411,13 @@ struct State {
     ended: bool,
 }
 
+type Responder = Arc<Mutex<dyn FnMut(&RequestSeen) -> Reply + Send>>;
+
 #[derive(Default)]
 struct Route {
     once: VecDeque<Reply>,
     always: Option<Reply>,
+    by: Option<Responder>,
 }
 
 impl Shared {
@@ -436,9 +445,15 @@ impl Shared {
         }
     }
 
-    fn reply_to(&self, path: &str) -> Reply {
+    fn reply_to(&self, path: &str, seen: &RequestSeen) -> Reply {
         let mut state = self.state();
         let Some(route) = state.routes.get_mut(path) else { return Reply::status(404) };
+        if route.once.is_empty()
+            && let Some(by) = route.by.clone()
+        {
+            drop(state);
+            return by.lock().unwrap_or_else(PoisonError::into_inner)(seen);
+        }
         route.once.pop_front().or_else(|| route.always.clone()).unwrap_or_else(|| Reply::status(404))
     }
 }
@@ -503,7 +518,7 @@ impl Connection<'_> {
         loop {
             let Some((mut seen, length)) = self.read_head(&mut received)? else { return Ok(()) };
             let path = seen.target.split('?').next().unwrap_or_default().to_owned();
-            let reply = self.shared.reply_to(&path);
+            let reply = self.shared.reply_to(&path, &seen);
             if reply.body_first {
                 while received.len() < length {
                     if self.read_more(&mut received)? == 0 {
