@@ -372,10 +372,24 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         allow_anonymous = false
         roles = ["agent", "admin"]
         permissions = ["leads.read"]
-        respect_max_age = false
+        kind = "poll"
+        respect_max_age = true
         pages_max = 1
-        redirects_max = 0
-        utc_offset = "+00:00"
+        redirects_max = 2
+        interval_min = "250ms"
+        interval_max = "30s"
+        utc_offset = "-03:30"
+
+        [[stream.windows]]
+        from = "09:00"
+        to = "17:00"
+        days = ["mon", "tue"]
+        interval = "500ms"
+
+        [[stream.windows]]
+        from = "22:00"
+        to = "06:00"
+        days = []
 
         [[stream.view]]
         roles = ["agent"]
@@ -406,10 +420,43 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         allow_anonymous = true
         roles = []
         permissions = []
+        kind = "poll"
         respect_max_age = false
-        pages_max = 1
+        pages_max = 3
         redirects_max = 0
         utc_offset = "+00:00"
+
+        [[stream]]
+        id = "ticker"
+        url = "https://ticks.example.com/"
+        interval = "1s"
+        method = "GET"
+        headers = {}
+        params = []
+        params_pattern = {}
+        connect_timeout = "3s"
+        first_byte_timeout = "10s"
+        timeout = "15s"
+        response_bytes_max = "16MiB"
+        backoff_max = "60s"
+        linger = "10s"
+        keep_warm = false
+        history = 1024
+        history_bytes = "4MiB"
+        ignore = []
+        allow_anonymous = false
+        roles = []
+        permissions = []
+        kind = "sse"
+        events = ["tick"]
+        events_per_second = 5
+        idle_timeout = "30s"
+
+        [[upstream]]
+        origin = "https://api.example.com"
+        rate = "10/s"
+        burst = 2
+        breaker = 10
 
         [[action]]
         type = "property_update"
@@ -580,6 +627,7 @@ fn a_stream_has_the_defaults_of_the_example_file() {
         allow_anonymous = false
         roles = []
         permissions = []
+        kind = "poll"
         respect_max_age = false
         pages_max = 1
         redirects_max = 0

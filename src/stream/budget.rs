@@ -3,7 +3,7 @@
 //! A **lane** is an origin and a credential there: what upstreams count requests by. All streams of a lane, on all cores,
 //! share what its answers say of budgets; all lanes of an origin share its rate and its breaker. Nobody asks an upstream
 //! without a [`Permit`] of its lane, and each permit is for one request.
-//! Source: draft-ietf-httpapi-ratelimit-headers-10, RFC 6585 section 4 (429), GCRA (ITU-T I.371) for rates, «Circuit Breaker»
+//! Source: draft-ietf-httpapi-ratelimit-headers-10, GCRA (ITU-T I.371) for rates, «Circuit Breaker»
 //! (Nygard, «Release It!», 2007). Memory: one entry an origin and lane, at most `LANES_MAX` of each, kept while something is
 //! held against it. The locks are taken once a request, never on a delivery.
 //! Errors: [`Wait`]. Not here: what a stream makes of a wait (`poll`), reading of headers (`codec::rate_limit`).
@@ -16,7 +16,7 @@ use std::time::Duration;
 use url::Url;
 
 use crate::codec::rate_limit::Quota;
-use crate::limits::{BREAKER_FAILURES, BREAKER_REST_MAX, BREAKER_REST_MIN, LANES_MAX, QUOTAS_MAX, RETRY_AFTER_MAX};
+use crate::limits::{BREAKER_FAILURES, BREAKER_REST_MAX, BREAKER_REST_MIN, LANES_MAX, QUOTAS_MAX};
 use crate::time::Instant;
 
 use super::action;
@@ -182,7 +182,7 @@ pub struct Wait {
 pub enum Why {
     /// Its turn.
     Turn,
-    /// The upstream's budget is used up, or it has answered 429.
+    /// The upstream's budget is used up.
     Spent,
     /// The origin is left alone, for it has failed: this is how it last did.
     Down(UpstreamCode, Option<u16>),
@@ -247,16 +247,11 @@ impl Permit {
     }
 
     /// The upstream has answered.
-    pub fn answered(mut self, now: Instant, status: u16, retry_after: Option<Duration>, quotas: &[Quota]) {
+    pub fn answered(mut self, now: Instant, status: u16, quotas: &[Quota]) {
         self.done = true;
         let code = if status >= 500 { Some(UpstreamCode::Status) } else { None };
         lock(&self.lane.origin.state).breaker.outcome(now, self.is_probe, code.map(|code| (code, Some(status))));
-        let mut spending = lock(&self.lane.spending);
-        spending.answered(now, self.no, self.sent, quotas);
-        if let (429, Some(wait)) = (status, retry_after) {
-            let until = now + wait.min(RETRY_AFTER_MAX);
-            spending.held_until = spending.held_until.max(Some(until));
-        }
+        lock(&self.lane.spending).answered(now, self.no, self.sent, quotas);
     }
 
     /// There was no answer.
@@ -407,8 +402,6 @@ struct Spending {
     /// Number of the last permit.
     no: u64,
     in_flight: u64,
-    /// Until then nothing is sent: a 429 has said so.
-    held_until: Option<Instant>,
     /// At most `QUOTAS_MAX`.
     known: Vec<Known>,
     /// Number of the last permit when the upstream last told of a budget: an answer to a later one is news of its own.
@@ -494,7 +487,7 @@ impl Room {
 
 impl Spending {
     fn is_limited(&self) -> bool {
-        self.held_until.is_some() || !self.known.is_empty()
+        !self.known.is_empty()
     }
 
     fn wait(&mut self, now: Instant, ticket: &mut u64) -> Option<Wait> {
@@ -529,12 +522,6 @@ impl Spending {
     }
 
     fn room(&mut self, now: Instant) -> Room {
-        if let Some(until) = self.held_until {
-            if until > now {
-                return Room::Nobody(Wait { until, spread: SPREAD, why: Why::Spent }, Duration::ZERO);
-            }
-            self.held_until = None;
-        }
         let (in_flight, last_sent) = (self.in_flight, self.last_sent);
         let rooms = self.known.iter_mut().map(|known| {
             known.renew(now);
@@ -578,8 +565,13 @@ impl Spending {
         self.in_flight = self.in_flight.saturating_sub(1);
         let is_later = no > self.settled;
         for quota in quotas.iter().take(QUOTAS_MAX) {
-            let new = Known::of(quota, now, sent, self.no - no);
+            let mut new = Known::of(quota, now, sent, self.no - no);
+            // An answer that took longer than its window had left says nothing of the one that is now.
+            let is_stale = new.reset_early <= now;
             if let Some(known) = self.known.iter_mut().find(|k| (k.limit, k.window) == (new.limit, new.window)) {
+                if is_stale {
+                    continue;
+                }
                 let of_another_window =
                     known.is_unknown() || known.reset <= now || new.reset_early > known.reset + NEXT_WINDOW;
                 // Where others were under way with it, a lower word was perhaps said later.
@@ -590,6 +582,9 @@ impl Spending {
             if self.known.len() >= QUOTAS_MAX {
                 let soonest = self.known.iter().enumerate().min_by_key(|(_, known)| known.reset).map(|(at, _)| at);
                 soonest.map(|at| self.known.swap_remove(at));
+            }
+            if is_stale {
+                new.left = 0;
             }
             self.known.push(new);
         }
@@ -696,7 +691,7 @@ mod tests {
     #[test]
     fn a_budget_that_is_used_up_is_waited_for() {
         let lane = lane();
-        go(&lane, at(0)).answered(at(10), 200, None, &[quota(0, ms(30_000), Some(1000))]);
+        go(&lane, at(0)).answered(at(10), 200, &[quota(0, ms(30_000), Some(1000))]);
         let held = wait(&lane, at(20));
         assert_eq!((held.until, held.why), (at(30_010), Why::Spent));
         assert_eq!(wait(&lane, at(30_009)).until, at(30_010));
@@ -709,41 +704,41 @@ mod tests {
     #[test]
     fn where_the_limit_is_not_known_one_request_asks_after_the_reset() {
         let lane = lane();
-        go(&lane, at(0)).answered(at(0), 200, None, &[quota(0, ms(1_000), None)]);
+        go(&lane, at(0)).answered(at(0), 200, &[quota(0, ms(1_000), None)]);
         let first = go(&lane, at(1_000));
         assert_eq!(wait(&lane, at(1_001)).why, Why::Turn);
         first.failed(at(1_100), &refused());
         let second = go(&lane, at(1_200));
-        second.answered(at(1_300), 200, None, &[quota(40, ms(1_000), None)]);
+        second.answered(at(1_300), 200, &[quota(40, ms(1_000), None)]);
         let _both = [go(&lane, at(1_300)), go(&lane, at(1_300))];
     }
 
     #[test]
     fn what_is_left_of_a_budget_is_spread_where_it_is_little() {
         let lane = lane();
-        go(&lane, at(0)).answered(at(0), 200, None, &[quota(199, ms(60_000), Some(1000))]);
+        go(&lane, at(0)).answered(at(0), 200, &[quota(199, ms(60_000), Some(1000))]);
         // Where it was last sent, and 60 s for 199 requests: about 300 ms each.
         let next = wait(&lane, at(0));
         assert_eq!((next.until, next.why), (at(300), Why::Turn));
         let lane = self::lane();
-        go(&lane, at(0)).answered(at(0), 200, None, &[quota(200, ms(60_000), Some(1000))]);
-        go(&lane, at(0)).answered(at(0), 200, None, &[]);
+        go(&lane, at(0)).answered(at(0), 200, &[quota(200, ms(60_000), Some(1000))]);
+        go(&lane, at(0)).answered(at(0), 200, &[]);
     }
 
     #[test]
     fn answers_that_overtake_each_other_raise_no_budget() {
         let lane = lane();
         let (first, second) = (go(&lane, at(0)), go(&lane, at(0)));
-        second.answered(at(5), 200, None, &[quota(1, ms(60_000), None)]);
+        second.answered(at(5), 200, &[quota(1, ms(60_000), None)]);
         // `first` is under way and not answered: that may be the one.
         assert_eq!(wait(&lane, at(6)).why, Why::Turn);
-        first.answered(at(10), 200, None, &[quota(2, ms(60_000), None)]);
+        first.answered(at(10), 200, &[quota(2, ms(60_000), None)]);
         let held = wait(&lane, at(11));
         assert_eq!((held.why, held.until > at(11)), (Why::Turn, true), "one is left, and spread");
         let third = go(&lane, held.until);
         assert_eq!(wait(&lane, held.until).why, Why::Turn, "that was it");
         // What costs nothing (a 304 of some) is given back by the answer to a request that was alone.
-        third.answered(held.until + ms(5), 304, None, &[quota(1, ms(20_000), None)]);
+        third.answered(held.until + ms(5), 304, &[quota(1, ms(20_000), None)]);
         let again = wait(&lane, held.until + ms(6));
         assert_eq!(again.why, Why::Turn);
         drop(go(&lane, again.until));
@@ -753,8 +748,8 @@ mod tests {
     fn a_window_that_begins_earlier_than_thought_holds_nobody_to_its_end() {
         let lane = lane();
         let (first, second) = (go(&lane, at(0)), go(&lane, at(0)));
-        first.answered(at(5), 200, None, &[quota(0, ms(1_500), Some(10))]);
-        second.answered(at(1_000), 200, None, &[quota(9, ms(10_500), Some(10))]);
+        first.answered(at(5), 200, &[quota(0, ms(1_500), Some(10))]);
+        second.answered(at(1_000), 200, &[quota(9, ms(10_500), Some(10))]);
         drop(go(&lane, at(1_001)));
     }
 
@@ -783,7 +778,7 @@ mod tests {
                 assert!(used <= 4);
                 served[asker] += 1;
                 let reset = ms((window + 1) * 2_000 - at_ms);
-                permit.answered(now, 200, None, &[quota(4 - used, reset, limit)]);
+                permit.answered(now, 200, &[quota(4 - used, reset, limit)]);
                 // Whoever was served would like to be again at once.
                 due.push((now + ms(1), asker));
             }
@@ -795,7 +790,7 @@ mod tests {
     #[test]
     fn whoever_does_not_come_back_is_not_waited_for() {
         let lane = lane();
-        go(&lane, at(0)).answered(at(0), 200, None, &[quota(0, ms(1_000), None)]);
+        go(&lane, at(0)).answered(at(0), 200, &[quota(0, ms(1_000), None)]);
         for _ in 0..10 {
             assert!(matches!(lane.ask(at(0), &mut Slot::default(), PATIENCE), Ask::Wait(_)));
         }
@@ -807,15 +802,6 @@ mod tests {
             waited += 1;
         }
         assert!(now <= at(4_000) && waited < 100, "{now:?}, asked {waited} times");
-    }
-
-    #[test]
-    fn a_429_holds_the_whole_lane() {
-        let lane = lane();
-        go(&lane, at(0)).answered(at(10), 429, Some(ms(2_000)), &[]);
-        assert_eq!(wait(&lane, at(20)), Wait { until: at(2_010), spread: SPREAD, why: Why::Spent });
-        go(&lane, at(2_010)).answered(at(2_020), 503, Some(ms(5_000)), &[]);
-        drop(go(&lane, at(2_020)));
     }
 
     #[test]
@@ -880,11 +866,11 @@ mod tests {
         }
         let probe = go(&lanes[7], at(1_000));
         assert!(lanes.iter().all(|lane| wait(lane, at(1_000)).until == at(2_000)));
-        probe.answered(at(1_100), 502, None, &[]);
+        probe.answered(at(1_100), 502, &[]);
         assert_eq!(wait(&lanes[0], at(1_100)).why, Why::Down(UpstreamCode::Status, Some(502)));
         assert_eq!(wait(&lanes[0], at(1_100)).until, at(3_100), "longer");
         drop(go(&lanes[0], at(3_100)));
-        go(&lanes[1], at(3_100)).answered(at(3_200), 404, None, &[]);
+        go(&lanes[1], at(3_100)).answered(at(3_200), 404, &[]);
         let _all: Vec<_> = lanes.iter().map(|lane| go(lane, at(3_200))).collect();
     }
 
@@ -920,7 +906,7 @@ mod tests {
     fn lanes_have_a_bound_and_those_that_hold_stay_longest() {
         let budgets = Arc::new(Budgets::default());
         let of = |n: usize| target("http://up.example/", &[("Authorization", &n.to_string())]);
-        go(&budgets.lane(&of(0)), at(0)).answered(at(0), 200, None, &[quota(0, ms(1_000), None)]);
+        go(&budgets.lane(&of(0)), at(0)).answered(at(0), 200, &[quota(0, ms(1_000), None)]);
         for n in 1..=LANES_MAX {
             budgets.lane(&of(n));
         }
@@ -966,7 +952,7 @@ mod tests {
                     // An answer is late: its reset counts from when it was heard, which errs on the safe side.
                     said.reset += ms(u64::from(deed));
                     heard = true;
-                    permit.answered(at(now_ms), 200, None, &[said]);
+                    permit.answered(at(now_ms), 200, &[said]);
                 }
             }
         }

@@ -150,7 +150,7 @@ impl<'a> Journey<'a> {
         let outcome = self.fetcher.until(self.deadline, &asked, &wall, true).await;
         match &outcome {
             Ok(Answer { response, quotas, .. }) => {
-                permit.answered(now().at, response.status, response.retry_after, quotas);
+                permit.answered(now().at, response.status, quotas);
             }
             Err(error) => permit.failed(now().at, error),
         }
