@@ -13,6 +13,7 @@
   storm    9,700 WebSockets that are served while 9,700 others connect, as fast as the server takes them, again and again:
            the latency of the former beside what it is in peace, and how long the server itself takes to send an event to
            all of them (`restcast_fanout_seconds`): the load testers share a core, and hold up each other
+  requests what a poll costs, plain and over TLS, unchanged and changed; 10,000 streams without watchers
 
 Each prints the load tester's figures as one line of JSON. Needs Python 3.11 and nothing else; loopback only; every process
 it starts ends with it, within five minutes.
@@ -165,13 +166,73 @@ def storm(folder):
         stop(process)
 
 
+def cpu_s(pid):
+    """User and system time of a process so far."""
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def pss(pid):
+    lines = pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:"))
+
+
+def polled(admin):
+    """Polls so far, by their result."""
+    with urllib.request.urlopen(f"http://{admin}/metrics", timeout=5) as answer:
+        lines = [line.rsplit(" ", 1) for line in answer.read().decode().splitlines() if line.startswith("restcast_polls_total")]
+    counts = {}
+    for name, value in lines:
+        result = name.split('result="')[1].split('"')[0]
+        counts[result] = counts.get(result, 0) + int(float(value))
+    return counts
+
+
+def polling(folder, what, count, interval, changes, seconds, *flags):
+    """`count` streams without watchers, polled every `interval` of an upstream whose values change every `changes`."""
+    tls = "--tls" in flags
+    upstream, ready = start(folder, LOADTEST, "upstream", "--streams", count, "--interval", changes, *flags)
+    port = ready["listen"].rsplit(":", 1)[1]
+    base = f"https://localhost:{port}" if tls else f"http://127.0.0.1:{port}"
+    trust = f'ca = "{folder}/ca.pem"\n' if tls else ""
+    streams = "".join(
+        f'[[stream]]\nid = "s{n}"\nurl = "{base}/{n}"\ninterval = "{interval}"\nkeep_warm = true\n{trust}' for n in range(count)
+    )
+    bare, bare_ready = serve(folder, "", cores=1)
+    empty = pss(bare.pid)
+    stop(bare)
+    server, ready = serve(folder, streams, cores=1)
+    time.sleep(5)
+    before, spent, begun = polled(ready["admin"]), cpu_s(server.pid), time.monotonic()
+    time.sleep(seconds)
+    after, spent, took = polled(ready["admin"]), cpu_s(server.pid) - spent, time.monotonic() - begun
+    polls = {result: after[result] - before.get(result, 0) for result in after if after[result] > before.get(result, 0)}
+    figures = {
+        "what": f"polling: {what}", "polls_per_s": round(sum(polls.values()) / took), "by_result": polls,
+        "cpu_share": round(spent / took, 3), "us_per_poll": round(1e6 * spent / max(sum(polls.values()), 1), 1),
+        "pss_per_stream": round((pss(server.pid) - empty) / count),
+    }
+    print(json.dumps(figures), flush=True)
+    stop(server)
+    stop(upstream)
+
+
+def requests(folder):
+    ca = ("--tls", "--write-ca", f"{folder}/ca.pem")
+    for name, tls in (("plain", ()), ("TLS", ca)):
+        polling(folder, f"{name}, unchanged (200)", 200, "20ms", "0s", 10, *tls)
+        polling(folder, f"{name}, unchanged (304)", 200, "20ms", "0s", 10, "--etag", *tls)
+        polling(folder, f"{name}, changed", 200, "20ms", "10ms", 10, *tls)
+    polling(folder, "10,000 streams every 10 s, plain, changed", 10_000, "10s", "5s", 20)
+
+
 def main():
-    wanted = sys.argv[1:] or ["expiry", "polls", "shared", "storm"]
+    wanted = sys.argv[1:] or ["expiry", "polls", "shared", "storm", "requests"]
     with tempfile.TemporaryDirectory() as folder:
         (pathlib.Path(folder) / "key").write_text(os.urandom(32).hex())
         try:
             for name in wanted:
-                {"expiry": expiry, "polls": polls, "shared": shared, "storm": storm}[name](folder)
+                {"expiry": expiry, "polls": polls, "shared": shared, "storm": storm, "requests": requests}[name](folder)
         finally:
             for process in started:
                 if process.poll() is None:

@@ -1,4 +1,4 @@
-//! Names of things: stream ids, sequence numbers, epochs, connection ids, core numbers.
+//! Names of things: stream ids, sequence numbers, epochs, connection ids, core numbers, processes.
 //!
 //! Source: protocol version 1, sections 1 and 3. Invariants stand in the constructors.
 
@@ -113,11 +113,13 @@ impl fmt::Display for ResumePoint {
 }
 
 /// Name of a live connection on the wire: `c_`, 128 random bits and its place, in hex. Whoever knows it was told it; the
-/// place leads to the connection without a map of ids.
+/// place leads to the connection, whichever process holds it, without a map of ids.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct ConnectionId {
     /// What makes it unguessable.
     pub random: u128,
+    /// The process it lives in.
+    pub process: ProcessId,
     /// The core it lives on.
     pub core: CoreId,
     /// Its place in that core's table.
@@ -128,21 +130,43 @@ impl ConnectionId {
     /// The id spelled `text`, or `None` where it is not one.
     pub fn parse(text: &str) -> Option<ConnectionId> {
         let hex = text.strip_prefix("c_")?;
-        let lower = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
-        if hex.len() != 44 || !hex.bytes().all(lower) {
+        if hex.len() != 60 || !hex.bytes().all(is_lower_hex) {
             return None;
         }
         Some(ConnectionId {
             random: u128::from_str_radix(hex.get(..32)?, 16).ok()?,
-            core: CoreId(u16::from_str_radix(hex.get(32..36)?, 16).ok()?),
-            index: u32::from_str_radix(hex.get(36..)?, 16).ok()?,
+            process: ProcessId::parse(hex.get(32..48)?)?,
+            core: CoreId(u16::from_str_radix(hex.get(48..52)?, 16).ok()?),
+            index: u32::from_str_radix(hex.get(52..)?, 16).ok()?,
         })
     }
 }
 
 impl fmt::Display for ConnectionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "c_{:032x}{:04x}{:08x}", self.random, self.core.0, self.index)
+        write!(f, "c_{:032x}{}{:04x}{:08x}", self.random, self.process, self.core.0, self.index)
+    }
+}
+
+fn is_lower_hex(b: u8) -> bool {
+    b.is_ascii_digit() || (b'a'..=b'f').contains(&b)
+}
+
+/// One life of a process among those that share a Redis: random, in hex.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct ProcessId(pub u64);
+
+impl ProcessId {
+    /// The process spelled `text`, or `None` where it is none.
+    pub fn parse(text: &str) -> Option<ProcessId> {
+        let spelled = text.len() == 16 && text.bytes().all(is_lower_hex);
+        spelled.then(|| u64::from_str_radix(text, 16).ok()).flatten().map(ProcessId)
+    }
+}
+
+impl fmt::Display for ProcessId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
     }
 }
 
@@ -210,9 +234,17 @@ mod tests {
 
     #[test]
     fn connection_ids_read_back_what_they_print() {
-        let id = ConnectionId { random: 7, core: CoreId(1), index: 9 };
-        assert_eq!(ConnectionId::parse(&id.to_string()), Some(id));
-        assert_eq!(ConnectionId::parse("c_7"), None);
-        assert_eq!(ConnectionId::parse("c_G0000000000000000000000000000000000000000000"), None);
+        let id = ConnectionId { random: 7, process: ProcessId(u64::MAX - 1), core: CoreId(1), index: 9 };
+        let text = id.to_string();
+        assert_eq!(text, "c_00000000000000000000000000000007fffffffffffffffe000100000009");
+        assert_eq!(ConnectionId::parse(&text), Some(id));
+        let bad = [text.to_uppercase(), text.replace("c_", "c_0"), text.replace('7', "g"), text.replace('7', "+")];
+        for bad in bad.iter().map(String::as_str).chain(["c_7", ""]) {
+            assert_eq!(ConnectionId::parse(bad), None, "{bad}");
+        }
+        assert_eq!(ProcessId::parse("00000000000000ff"), Some(ProcessId(255)));
+        for bad in ["ff", "00000000000000FF", "+0000000000000ff", "000000000000000ff"] {
+            assert_eq!(ProcessId::parse(bad), None, "{bad}");
+        }
     }
 }

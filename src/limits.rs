@@ -97,6 +97,27 @@ pub const API_KEYS_MAX: usize = 10_000;
 pub const API_KEY_LIST_MAX: usize = 64;
 /// Bytes of a stream's id or glob, and of a role or permission, in such a list.
 pub const STREAM_GLOB_BYTES_MAX: usize = 128;
+/// Bytes of all their records together, about; past it none is made until one is deleted.
+pub const API_KEYS_BYTES_MAX: usize = 8 << 20;
+/// Deletions of such keys that are remembered, so that nothing brings one back; past it the oldest that Redis knows of goes.
+pub const API_KEYS_DELETED_MAX: usize = 10_000;
+/// Bytes of one key's record in Redis: a longer one counts as one that cannot be read.
+pub const API_KEY_RECORD_BYTES_MAX: usize = 128 << 10;
+/// Bytes of all strings of one reply of Redis about API keys; what goes beyond is read over.
+pub const API_KEYS_REPLY_BYTES_MAX: usize = 2 * API_KEYS_BYTES_MAX;
+/// Fields of the hash of API keys in Redis that are read: more than there may be keys, for several processes may make the
+/// last ones at the same time; where there are still more, somebody else keeps something there.
+pub const API_KEYS_FIELDS_MAX: usize = 2 * API_KEYS_MAX;
+/// Keys that are put in Redis, or taken out, with one call.
+pub const API_KEYS_PER_CALL: usize = 64;
+/// Deletions of other processes that may wait to be carried out; past it the keys are read anew instead.
+pub const API_KEYS_HEARD_MAX: usize = 10_000;
+/// Least time between two readings of all API keys in Redis, however often they change,
+pub const API_KEYS_READ_INTERVAL: Duration = Duration::from_millis(50);
+/// and the longest: what nobody has told of is seen then.
+pub const API_KEYS_REREAD: Duration = Duration::from_secs(30);
+/// How often in a row they are read to put things right, where others change them meanwhile.
+pub const API_KEYS_ROUNDS_MAX: usize = 8;
 /// Bytes of the state file.
 pub const STATE_BYTES_MAX: usize = 16 << 20;
 /// Bits of an RSA key that verifies tokens (RFC 7518 section 3.3),
@@ -324,6 +345,8 @@ pub const STORE_QUESTIONS_MAX: usize = 16_384;
 pub const STORE_FLIGHT_MAX: usize = 1024;
 /// Bytes of commands that wait for the socket to Redis; past it no further command is written.
 pub const STORE_OUT_BYTES_MAX: usize = 256 << 10;
+/// Calls that wait for their turn on the link for them: one for each thread of the admin listener, and some more.
+pub const STORE_CALLS_MAX: usize = 64;
 /// Sessions whose life is to be extended that wait; past it those who come later are left out, until they are due again.
 pub const STORE_TOUCHES_MAX: usize = 16_384;
 /// Control events that wait to be put on the control stream, while Redis is away,
@@ -365,6 +388,41 @@ pub const REDIS_SAID_MAX: usize = 32;
 pub const CONTROL_OVERLAP: Duration = Duration::from_secs(60);
 /// How long the process's end waits for control events to reach Redis.
 pub const STORE_FINISH: Duration = Duration::from_secs(1);
+/// Bytes of a message from one process to another by way of Redis; a longer one is read over.
+pub const PEER_MESSAGE_BYTES_MAX: usize = 256 << 10;
+/// Questions to other processes that are under way; past it who asks is told at once that there is no answer.
+pub const PEER_ASKS_MAX: usize = 4096;
+/// Messages to other processes that wait for Redis, and that are not questions,
+pub const PEER_MESSAGES_MAX: usize = 4096;
+/// and the bytes of all that wait; past either a message is dropped, and whoever waits for it is told in its time.
+pub const PEER_QUEUE_BYTES_MAX: usize = 8 << 20;
+/// How old a question of another process may be, or how far ahead its clock.
+pub const PEER_ASK_AGE_MAX: Duration = Duration::from_secs(30);
+/// How often a process tells the others that it is there,
+pub const PEER_HELLO_INTERVAL: Duration = Duration::from_secs(5);
+/// and how long they believe it: one whose connection was lost has come back by then ([`REDIS_BACKOFF_MAX`]).
+pub const PEER_HELLO_LIFE: Duration = Duration::from_secs(11);
+/// Least time between two log lines about messages of other processes that make no sense.
+pub const PEER_NOTICE_INTERVAL: Duration = Duration::from_secs(60);
+/// Other processes that one knows of.
+pub const PEERS_MAX: usize = 1024;
+/// Lists of connections that other processes ask for and that wait to be made; past it they are not answered.
+pub const PEER_LISTS_MAX: usize = 8;
+/// Bytes of the connections that one process lists for another; where there are more, the page ends there.
+pub const PEER_LIST_BYTES_MAX: usize = 128 << 10;
+/// Bytes of what such a list says of one connection; streams that do not fit are left out.
+pub const PEER_LISTED_BYTES_MAX: usize = 32 << 10;
+/// Bytes of all processes' lists that one page is made of; who comes later has not answered.
+pub const PEER_LISTS_BYTES_MAX: usize = 4 << 20;
+const _: () = {
+    // What is sealed is told in base 64 and with a little around it; in JSON a byte of a token may take six.
+    assert!(PEER_LIST_BYTES_MAX * 4 / 3 + 4096 <= PEER_MESSAGE_BYTES_MAX);
+    assert!(TOKEN_BYTES_MAX * 6 * 4 / 3 + 4096 <= PEER_MESSAGE_BYTES_MAX);
+    assert!(PEER_LISTED_BYTES_MAX * 2 <= PEER_LIST_BYTES_MAX);
+    assert!(PEER_HELLO_LIFE.as_secs() > PEER_HELLO_INTERVAL.as_secs() + REDIS_BACKOFF_MAX.as_secs());
+};
+/// Connections of a core that one turn looks through for a list.
+pub const LIST_LOOKS_PER_TURN: u32 = 4096;
 /// Connections on one page of the admin API's list,
 pub const ADMIN_PAGE_MAX: usize = 1000;
 /// and where the caller does not say how many.
@@ -373,6 +431,34 @@ pub const ADMIN_PAGE_DEFAULT: usize = 100;
 pub const LISTED_STREAMS_MAX: usize = 64;
 /// Bytes of a request head on the admin listener.
 pub const ADMIN_HEAD_BYTES_MAX: usize = 16 << 10;
+/// Bytes of a secret that an upstream is shown, and of a header's value.
+pub const UPSTREAM_SECRET_BYTES_MAX: usize = 8 << 10;
+/// Members of `params` of `[stream.auth]`.
+pub const UPSTREAM_AUTH_PARAMS_MAX: usize = 32;
+/// Bytes of a token endpoint's answer,
+pub const OAUTH_RESPONSE_BYTES_MAX: usize = 64 << 10;
+/// and of a token in it.
+pub const OAUTH_TOKEN_BYTES_MAX: usize = 16 << 10;
+/// How long one request to a token endpoint may take.
+pub const OAUTH_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a poll waits for a token, before it is a poll without one: time for two requests and a write to the disk.
+pub const OAUTH_WAIT: Duration = Duration::from_secs(25);
+/// Two renewals of one token begin at least so far apart, whatever upstreams answer.
+pub const OAUTH_SPACING: Duration = Duration::from_secs(1);
+/// After a renewal that fails the next one waits so long, half of it random, and twice as long after each,
+pub const OAUTH_RETRY_MIN: Duration = Duration::from_secs(1);
+/// at most this.
+pub const OAUTH_RETRY_MAX: Duration = Duration::from_secs(60);
+/// A token counts as good for so long, even if its endpoint says less: longer than the spacing,
+pub const OAUTH_LIFE_MIN: Duration = Duration::from_secs(2);
+/// and at most so long.
+pub const OAUTH_LIFE_MAX: Duration = Duration::from_secs(365 * 86_400);
+/// Credentials whose tokens are held; past it the one asked for longest ago goes, and gets a new token when it is needed.
+pub const OAUTH_CREDENTIALS_MAX: usize = 16_384;
+/// Refresh tokens that the state file keeps; past it the one that was got longest ago goes.
+pub const OAUTH_STORED_MAX: usize = 1024;
+/// How often the files of upstreams' secrets are looked at.
+pub const SECRETS_INTERVAL: Duration = Duration::from_secs(2);
 /// `[[server.tls]]`: each handshake that is not resumed looks through the certificates for the name it asks for.
 pub const TLS_CERTIFICATES_MAX: usize = 64;
 /// Sockets of one core that are closed but for the end of a sealed record, which they are still to take: each is a

@@ -274,6 +274,15 @@ labels! {
 }
 
 labels! {
+    /// How a request for an upstream's token ended.
+    TokenFetch {
+        Ok = "ok", "It brought a token, which is in use.";
+        Refused = "refused", "The token endpoint refuses the credential; a token that is still good stays in use.";
+        Failed = "failed", "It brought none; a token that is still good stays in use.";
+    }
+}
+
+labels! {
     /// How an action ended.
     ActionResult {
         Ok = "ok", "The upstream did it.";
@@ -380,6 +389,7 @@ labels! {
         Commands = "commands", "Questions and orders.";
         Events = "events", "What is published.";
         Log = "log", "The control stream, followed.";
+        Calls = "calls", "API keys, which may be many at once.";
     }
 }
 
@@ -488,6 +498,8 @@ pub struct CoreMetrics {
     pub poll_duration: Histogram,
     /// Fetches of issuers' key sets.
     pub key_set_fetches: Family<KeySetFetch, Counter, { KeySetFetch::VALUES.len() }>,
+    /// Requests for upstreams' tokens.
+    pub token_fetches: Family<TokenFetch, Counter, { TokenFetch::VALUES.len() }>,
     /// Actions that ended.
     pub actions: Family<ActionResult, Counter, { ActionResult::VALUES.len() }>,
     /// Actions that are under way.
@@ -546,6 +558,7 @@ impl Default for CoreMetrics {
             polls: Family::default(),
             poll_duration: Histogram::new(&UPSTREAM_BOUNDS_US),
             key_set_fetches: Family::default(),
+            token_fetches: Family::default(),
             actions: Family::default(),
             actions_in_flight: Gauge::default(),
             action_duration: Histogram::new(&UPSTREAM_BOUNDS_US),
@@ -837,6 +850,12 @@ pub const METRICS: &[MetricDoc] = &[
         |process, _| process.key_set_age.as_secs(),
     ),
     cells(
+        ("restcast_oauth_token_requests_total", MetricKind::Counter, &["result"]),
+        "Requests for upstreams' OAuth tokens that ended; after a failure a token that is still good stays in use",
+        TokenFetch::VALUES,
+        |core, at| core.token_fetches.cells[at].value(),
+    ),
+    cells(
         ("restcast_actions_total", MetricKind::Counter, &["result"]),
         "Actions that ended, by ok or the code of the refusal or failure",
         ActionResult::VALUES,
@@ -862,7 +881,7 @@ pub const METRICS: &[MetricDoc] = &[
     }),
     store(
         ("restcast_redis_up", MetricKind::Gauge, &["link"]),
-        "1 while the connection to Redis for commands, published events or the control stream is there, else 0",
+        "1 while the connection to Redis for commands, published events, the control stream or API keys is there, else 0",
         RedisLink::VALUES,
         |store, at| store.up.cells[at].value(),
     ),
@@ -874,7 +893,7 @@ pub const METRICS: &[MetricDoc] = &[
     ),
     store(
         ("restcast_redis_questions_total", MetricKind::Counter, &["result"]),
-        "Questions to Redis about sessions and tickets, by how they ended",
+        "Questions to Redis about sessions and tickets, and by way of it to other processes, by how they ended",
         RedisResult::VALUES,
         |store, at| store.questions.cells[at].value(),
     ),

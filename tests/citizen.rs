@@ -115,7 +115,7 @@ fn a_budget_is_shared_by_all_streams_of_its_credential_and_never_passed() {
                 let mut setup = Setup::new();
                 for stream in ["a", "b", "c", "d"] {
                     let (window, overruns) = (Arc::clone(&window), Arc::clone(&overruns));
-                    upstream.by(&format!("/{stream}"), move |_| {
+                    upstream.judge(&format!("/{stream}"), move |_| {
                         let (reply, over) = window.lock().expect("no panic").answer(way);
                         overruns.fetch_add(usize::from(over), Ordering::SeqCst);
                         reply

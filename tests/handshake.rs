@@ -453,6 +453,36 @@ fn the_playground_is_a_page_with_a_strict_policy() {
 }
 
 #[test]
+fn the_client_library_is_served_to_everyone_and_asked_for_again_by_its_tag() {
+    let (_upstream, server) =
+        served(Setup::new().server("playground = false\nallowed_origins = [\"https://app.example\"]"));
+    let answer = server.get("/client.js", &[of("Origin", "https://app.example")]);
+    assert_eq!((answer.status, answer.header("content-type")), (200, Some("text/javascript; charset=utf-8")));
+    assert!(answer.text().contains("export"), "{}", answer.text());
+    assert_eq!(
+        answer.header("access-control-allow-origin"),
+        Some("https://app.example"),
+        "a page elsewhere imports it"
+    );
+    assert_eq!(
+        (answer.header("cache-control"), answer.header("x-content-type-options")),
+        (Some("no-cache"), Some("nosniff"))
+    );
+    let tag = answer.header("etag").expect("a tag").to_owned();
+    assert!(tag.len() > 20 && tag.starts_with('"'), "{tag}");
+    for (held, status) in [(tag.clone(), 304), (format!("W/{tag}"), 304), ("\"another\"".to_owned(), 200)] {
+        let again = server.get("/client.js", &[("If-None-Match", held.clone())]);
+        assert_eq!((again.status, again.header("etag")), (status, Some(tag.as_str())), "{held}");
+        assert_eq!(again.body.is_empty(), status == 304, "{held}");
+    }
+    let head = server.request("HEAD", "/client.js", &[], "");
+    assert_eq!((head.status, head.body.len()), (200, 0));
+    assert_eq!(head.header("content-length"), Some(answer.body.len().to_string().as_str()));
+    let answer = server.request("POST", "/client.js", &[], "");
+    assert_eq!((answer.status, answer.header("allow")), (405, Some("GET, HEAD, OPTIONS")));
+}
+
+#[test]
 fn problems_say_what_is_wrong_and_401_how_to_ask() {
     let (_upstream, server) = served(Setup::new());
     let answer = server.get("/v1/streams/leads", &[]);

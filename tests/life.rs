@@ -397,6 +397,64 @@ fn an_update_keeps_the_subscription_and_extends_its_life() {
 }
 
 #[test]
+fn one_tab_renews_and_the_others_go_on_under_the_old_token_and_may_renew_too() {
+    on_each_driver(|setup| {
+        let upstream = upstream();
+        let setup = setup.jwt("leeway = \"0s\"").stream("leads", &upstream.url("/leads"), "");
+        let server = setup.start();
+        let exp = now_s() + 5;
+        let old = mint(json!({ "sub": "u1", "exp": exp }));
+        let mut tabs: Vec<Ws> = (0..3).map(|_| server.ws("/v1/streams/leads", &[bearer(&old)])).collect();
+        tabs.iter_mut().for_each(|tab| drop(tab.next_of("snapshot")));
+        let new = mint(json!({ "sub": "u1", "exp": now_s() + 60 }));
+        tabs[0].send(json!({ "type": "auth_update", "token": new }));
+        assert_eq!(tabs[0].next()["type"], "auth_ok");
+        upstream.set_json("/leads", "[2]");
+        for tab in &mut tabs {
+            assert_eq!(tab.next_of("snapshot")["seq"], 2, "what one tab did is no news to the others");
+        }
+        server.ws("/v1/streams/leads", &[bearer(&old)]).next_of("snapshot");
+        // The same new token does for a second tab; the third lets the old one end.
+        tabs[1].send(json!({ "type": "auth_update", "token": new }));
+        assert_eq!(tabs[1].next_of("auth_ok")["type"], "auth_ok");
+        assert_eq!(tabs[2].closed(), (4001, "token_expired".into()));
+        assert!(now_us() >= exp * 1_000_000);
+        upstream.set_json("/leads", "[3]");
+        for tab in &mut tabs[..2] {
+            assert_eq!(tab.next_of("snapshot")["seq"], 3);
+        }
+    });
+}
+
+#[test]
+fn a_flood_of_updates_ends_its_own_connection_and_holds_up_nobody_else() {
+    on_each_driver(|setup| {
+        let upstream = upstream();
+        let setup = setup.cores(1).stream("leads", &upstream.url("/leads"), "");
+        let server = setup.limits("messages_per_second = 50").start();
+        let mut reader = server.ws("/v1/streams/leads", &[bearer(&token_of("reader"))]);
+        reader.next_of("snapshot");
+        let verified = || server.metric(&["restcast_token_verifications_total"]);
+        let before = verified();
+        let mut floods: Vec<Ws> =
+            (0..10).map(|n| server.ws("/v1/streams/leads", &[bearer(&token_of(&format!("u{n}")))])).collect();
+        for (n, flood) in floods.iter_mut().enumerate() {
+            let good = token_of(&format!("u{n}"));
+            for _ in 0..200 {
+                flood.send(json!({ "type": "auth_update", "token": good }));
+            }
+        }
+        upstream.set_json("/leads", "[2]");
+        assert_eq!(reader.next_of("snapshot")["seq"], 2);
+        for flood in &mut floods {
+            assert_eq!(flood.closed(), (1008, "rate_limited".into()));
+        }
+        // One verification at the handshake and at most as many as messages are read of each; the same token is a hash.
+        assert!(verified() - before <= 40.0, "{}", verified() - before);
+    });
+}
+
+#[test]
 fn an_update_that_ends_sooner_ends_sooner() {
     let upstream = upstream();
     let server = Setup::new().jwt("leeway = \"0s\"").stream("leads", &upstream.url("/leads"), "").start();

@@ -2,6 +2,7 @@
 //! the end of a token, and what a person sees of each. Pictures go to `target/playground-*.png`.
 #![cfg(feature = "runtime")]
 
+#[allow(dead_code, reason = "the playground is one page")]
 mod browser;
 
 use std::io::{BufRead, BufReader, Read, Write};

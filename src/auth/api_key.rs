@@ -200,12 +200,26 @@ impl Hash for ApiKey {
 }
 
 /// Tells a key from all others, also from those that have had or will have its id. No secret.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub struct ApiKeyMark {
     /// Its id.
     pub id: ApiKeyId,
     /// Bits of a hash of its hash.
     pub bits: u64,
+}
+
+impl ApiKeyMark {
+    /// Its bits as 16 hexadecimal digits.
+    pub fn bits_text(&self) -> String {
+        hex(&self.bits.to_be_bytes())
+    }
+
+    /// The mark with this id and these 16 digits; `None` where they are none.
+    pub fn read(id: &str, bits: &str) -> Option<ApiKeyMark> {
+        let are_digits = bits.len() == 16 && bits.bytes().all(|b| b.is_ascii_hexdigit());
+        let bits = are_digits.then(|| u64::from_str_radix(bits, 16).ok()).flatten()?;
+        Some(ApiKeyMark { id: ApiKeyId::new(id)?, bits })
+    }
 }
 
 impl ApiKey {

@@ -8,6 +8,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::api_key::ApiKeyMark;
 use super::grant::TokenMark;
 use super::jwt::DATE_SECS_MAX;
 use super::members::{Members, MembersError, Value, elements};
@@ -22,6 +23,9 @@ pub const PERMISSION_UPDATE: &str = "permission-update";
 /// The default name of the channel for tokens that are revoked.
 pub const TOKEN_REVOKED: &str = "token-revoked";
 
+/// What stands on the control stream when the API keys in Redis have changed. It has no channel: restcast alone says it.
+pub const API_KEYS_CHANGED: &str = "api-keys-changed";
+
 /// How far ahead of ours a publisher's clock is believed: what is dated later counts as of then. Without it a date in the
 /// wrong unit would lock a user out for good.
 const AHEAD_MAX: Duration = Duration::from_secs(60);
@@ -29,7 +33,7 @@ const AHEAD_MAX: Duration = Duration::from_secs(60);
 /// One event as it is published and as the control stream keeps it. It is not judged yet.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ControlEntry {
-    /// The default name of the channel: `user-logged-out`, `permission-update` or `token-revoked`.
+    /// The default name of the channel: `user-logged-out`, `permission-update` or `token-revoked`; or `api-keys-changed`.
     pub event: String,
     /// The payload.
     pub data: String,
@@ -109,7 +113,7 @@ pub enum ControlError {
         bytes: usize,
     },
     /// The payload of a logout is JSON, and neither an object nor an id.
-    #[error("it is JSON, and neither an object nor a string")]
+    #[error("it is an array")]
     NotAnId,
     /// The payload is no object that could be read.
     #[error("{0}")]
@@ -165,6 +169,27 @@ impl ControlEntry {
         ControlEntry::of(TOKEN_REVOKED, members, now)
     }
 
+    /// The entry for API keys in Redis that have changed; `deleted`: this one is gone for good.
+    pub fn api_keys_changed(deleted: Option<&ApiKeyMark>, now: WallTime) -> ControlEntry {
+        let mark = |mark: &ApiKeyMark| serde_json::json!({ "id": mark.id.as_str(), "mark": mark.bits_text() });
+        ControlEntry::of(API_KEYS_CHANGED, [("deleted", deleted.map(mark))], now)
+    }
+
+    /// Whether it says that the API keys in Redis have changed.
+    pub fn is_of_api_keys(&self) -> bool {
+        self.event == API_KEYS_CHANGED
+    }
+
+    /// The API key that it says is gone for good, where it says so of one.
+    pub fn deleted_api_key(&self) -> Option<ApiKeyMark> {
+        if !self.is_of_api_keys() || self.data.len() > limits::CONTROL_EVENT_BYTES_MAX {
+            return None;
+        }
+        let said: serde_json::Value = serde_json::from_str(&self.data).ok()?;
+        let deleted = said.get("deleted")?;
+        ApiKeyMark::read(deleted.get("id")?.as_str()?, deleted.get("mark")?.as_str()?)
+    }
+
     fn of<const N: usize>(event: &str, members: [(&str, Option<serde_json::Value>); N], now: WallTime) -> ControlEntry {
         let members = members.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
         let data = serde_json::Value::Object(members.collect()).to_string();
@@ -193,13 +218,12 @@ impl Event {
 
 fn read_logout(data: &str, at: WallTime) -> Result<Vec<Event>, ControlError> {
     if !data.starts_with('{') {
-        // An id that was published as the JSON it is, or as plain text. One that is a number is spelled alike in both; other
-        // JSON is somebody's mistake, and to take it for an id would log out nobody and say nothing.
+        // An id that was published as the JSON it is, or as plain text. Text may be JSON by chance («1234e56», «true»): it is
+        // the id it spells, for a logout that nobody is found by does less harm than one that is not heard. An array is no id.
         let sub = match serde_json::from_str(data) {
             Ok(serde_json::Value::String(sub)) => sub,
-            Ok(serde_json::Value::Number(_)) if !data.contains(['.', 'e', 'E']) => data.to_owned(),
-            Ok(_) => return Err(ControlError::NotAnId),
-            Err(_) => data.to_owned(),
+            Ok(serde_json::Value::Array(_)) => return Err(ControlError::NotAnId),
+            Ok(_) | Err(_) => data.to_owned(),
         };
         if sub.is_empty() {
             return Err(ControlError::Missing("a user id nor an object"));
@@ -335,6 +359,35 @@ mod tests {
     }
 
     #[test]
+    fn an_api_key_that_is_gone_is_told_by_its_mark_and_nothing_else_is_taken_for_one() {
+        let mark = ApiKeyMark::read("dash", "00000000000000ff").expect("a mark");
+        let said = ControlEntry::api_keys_changed(Some(&mark), NOW);
+        assert_eq!(said.data, r#"{"deleted":{"id":"dash","mark":"00000000000000ff"}}"#);
+        assert_eq!((said.is_of_api_keys(), said.deleted_api_key()), (true, Some(mark)));
+        assert_eq!(ControlEntry::api_keys_changed(None, NOW).deleted_api_key(), None);
+        let of = |data: &str| entry(API_KEYS_CHANGED, data).deleted_api_key();
+        for bad in [
+            "",
+            "[]",
+            r#"{"deleted":"dash"}"#,
+            r#"{"deleted":{"id":"dash"}}"#,
+            r#"{"deleted":{"id":"no id","mark":"00000000000000ff"}}"#,
+            r#"{"deleted":{"id":"dash","mark":"ff"}}"#,
+            r#"{"deleted":{"id":"dash","mark":"+0000000000000ff"}}"#,
+            r#"{"deleted":{"id":"dash","mark":"00000000000000fg"}}"#,
+        ] {
+            assert_eq!(of(bad), None, "{bad}");
+        }
+        let long = format!(
+            r#"{{"deleted":{{"id":"dash","mark":"00000000000000ff"}},"x":"{}"}}"#,
+            "x".repeat(limits::CONTROL_EVENT_BYTES_MAX)
+        );
+        assert_eq!(of(&long), None);
+        let other = entry(USER_LOGGED_OUT, &said.data);
+        assert_eq!((other.is_of_api_keys(), other.deleted_api_key()), (false, None));
+    }
+
+    #[test]
     fn a_logout_names_its_user_in_each_of_its_forms() {
         let of = |sub| Ok(vec![Event::UserLoggedOut { user: user(None, sub), at: NOW }]);
         for data in ["u1", " u1\n", "\"u1\"", r#"{"userId":"u1"}"#, r#"{"userId":"u1","iss":null,"more":[1]}"#] {
@@ -344,6 +397,9 @@ mod tests {
         assert_eq!(read(USER_LOGGED_OUT, r#"{"userId":42}"#), of("42"), "an application may count its users");
         for text in ["[u1]", "null1", "007", "u\"1", "4e2x"] {
             assert_eq!(read(USER_LOGGED_OUT, text), of(text), "what is no JSON is an id as it stands");
+        }
+        for text in ["1234e56", "4e2", "1.5", "true", "null", "-0"] {
+            assert_eq!(read(USER_LOGGED_OUT, text), of(text), "an id that is JSON by chance is the id it spells");
         }
         let of_issuer = Event::UserLoggedOut { user: user(Some("https://a"), "u1"), at: NOW };
         assert_eq!(read(USER_LOGGED_OUT, r#"{"iss":"https://a","userId":"u1"}"#), Ok(vec![of_issuer]));
@@ -396,11 +452,7 @@ mod tests {
             (USER_LOGGED_OUT, r#"{"userId":1.5}"#, "its userId is not a string or an integer"),
             (USER_LOGGED_OUT, r#"{"userId":"hush","userId":"u2"}"#, "it has a member twice"),
             (USER_LOGGED_OUT, r#"{"userId":"hush"#, "it is not JSON"),
-            (USER_LOGGED_OUT, r#"["hush"]"#, "it is JSON, and neither an object nor a string"),
-            (USER_LOGGED_OUT, " null\n", "it is JSON, and neither an object nor a string"),
-            (USER_LOGGED_OUT, "true", "it is JSON, and neither an object nor a string"),
-            (USER_LOGGED_OUT, "1.5", "it is JSON, and neither an object nor a string"),
-            (USER_LOGGED_OUT, "4e2", "it is JSON, and neither an object nor a string"),
+            (USER_LOGGED_OUT, r#"["hush"]"#, "it is an array"),
             (PERMISSION_UPDATE, r#"{"permissions":["hush"]}"#, "it has neither userId nor anybody else"),
             (PERMISSION_UPDATE, r#"{"userId":"hush"}"#, "it has neither permissions nor roles"),
             (PERMISSION_UPDATE, r#"{"userId":"u","roles":"hush"}"#, "its roles is not an array of strings"),

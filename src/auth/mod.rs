@@ -22,6 +22,8 @@ pub mod marks;
 pub mod members;
 pub mod public_key;
 pub mod refresh;
+pub mod renewal;
+pub mod sealed;
 pub mod session;
 pub mod signing;
 pub mod ticket;

@@ -1175,18 +1175,19 @@ mod tests {
 
     #[test]
     fn the_servers_frames_are_the_contracts() {
-        let connection = ConnectionId { random: 7, core: crate::ids::CoreId(0), index: 0 };
+        let connection =
+            ConnectionId { random: 7, process: crate::ids::ProcessId(1), core: crate::ids::CoreId(0), index: 0 };
         let at = WallTime::from_secs(1_700_000_000);
         check(
             |out| write_welcome(out, connection, AuthKind::Jwt, Some("u\"1"), Some(at), 25_000),
             expect![[
-                r#"{"type":"welcome","connection":"c_00000000000000000000000000000007000000000000","auth":{"type":"jwt","sub":"u\"1","expires_at":1700000000000000},"heartbeat_ms":25000}"#
+                r#"{"type":"welcome","connection":"c_000000000000000000000000000000070000000000000001000000000000","auth":{"type":"jwt","sub":"u\"1","expires_at":1700000000000000},"heartbeat_ms":25000}"#
             ]],
         );
         check(
             |out| write_welcome(out, connection, AuthKind::Anonymous, None, None, 25_000),
             expect![[
-                r#"{"type":"welcome","connection":"c_00000000000000000000000000000007000000000000","auth":{"type":"anonymous","sub":null,"expires_at":null},"heartbeat_ms":25000}"#
+                r#"{"type":"welcome","connection":"c_000000000000000000000000000000070000000000000001000000000000","auth":{"type":"anonymous","sub":null,"expires_at":null},"heartbeat_ms":25000}"#
             ]],
         );
         check(

@@ -55,7 +55,8 @@ impl Check<'_> {
             body.map_err(|error| self.error(section.line_of("action.body"), template(error))).ok()
         });
         let method = self.action_method(section);
-        let headers = self.headers(section, "action.headers");
+        let (headers, elsewhere) = self.headers(section, "action.headers");
+        let credential = self.action_credential(section, elsewhere, &headers);
         let ca = self.ca(section, "action.ca");
         let schema = self.schema(section);
         let rate = self.rate(section);
@@ -68,6 +69,7 @@ impl Check<'_> {
             method,
             url: url?,
             headers,
+            credential,
             body,
             schema,
             rate,
@@ -166,6 +168,7 @@ impl Check<'_> {
             let oddity = Oddity::ActionBodyWithGet { kind: kind.clone() };
             self.warn(section.line_of("action.body"), oddity);
         }
+        self.warn_of_action_credential(section, &action.credential);
         let parts = [
             ("connect_timeout", "action.connect_timeout", action.connect_timeout),
             ("first_byte_timeout", "action.first_byte_timeout", action.first_byte_timeout),

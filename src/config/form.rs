@@ -14,6 +14,7 @@ use ipnet::IpNet;
 
 use super::{FileError, Sources};
 use crate::secret::Secret;
+use crate::stream::live::Source;
 
 /// Bytes of a secret that stands in a file.
 pub(super) const SECRET_FILE_BYTES_MAX: usize = 64 << 10;
@@ -173,6 +174,23 @@ pub(super) fn address(text: &str) -> Result<SocketAddr, FormError> {
 pub(super) fn network(text: &str) -> Result<IpNet, FormError> {
     let net = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
     net.map(|net| net.trunc()).ok_or_else(|| FormError::Network { found: quoted(text) })
+}
+
+/// A secret, and where it stands.
+#[derive(Clone, Debug)]
+pub(super) struct Sourced {
+    pub(super) secret: Secret,
+    pub(super) source: Source,
+}
+
+/// As [`secret`], with where it was found.
+pub(super) fn sourced(text: &str, sources: &dyn Sources) -> Result<Sourced, FormError> {
+    let source = match (text.strip_prefix("env:"), text.strip_prefix("file:")) {
+        (Some(name), _) => Source::Variable(name.to_owned()),
+        (None, Some(path)) => Source::File(path.to_owned()),
+        (None, None) => Source::Written,
+    };
+    Ok(Sourced { secret: secret(text, sources)?, source })
 }
 
 /// A secret as written: itself, or where it is to be found.

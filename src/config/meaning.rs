@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::form::{self, FormError};
+use super::form::{self, FormError, Sourced};
 use super::walk::{Lined, Section};
 use super::{
     AdminOptions, CA_FILE_BYTES_MAX, Config, ConfigError, Driver, JwtKey, KeySetSource, LogFormat, LogLevel,
@@ -19,9 +19,12 @@ use crate::auth::jwks::IssuerOptions;
 use crate::auth::jwt::ClaimNames;
 use crate::auth::keys::KeySet;
 use crate::ids::StreamId;
-use crate::limits::{CLAIM_NAME_BYTES_MAX, HEADERS_MAX, Limits, PARAMS_MAX, TLS_CERTIFICATES_MAX};
+use crate::limits::{
+    CLAIM_NAME_BYTES_MAX, HEADERS_MAX, Limits, PARAMS_MAX, TLS_CERTIFICATES_MAX, UPSTREAM_SECRET_BYTES_MAX,
+};
 use crate::secret::Secret;
 use crate::stream::diff::Pointer;
+use crate::stream::live::Live;
 use crate::stream::template::{BodyTemplate, UrlTemplate};
 use crate::stream::{CaFile, Options, Param};
 use crate::{auth, connection};
@@ -33,13 +36,13 @@ const ADMIN_KEY_BYTES: usize = 16;
 /// Headers one stream may have, which leaves room for those the client sets.
 const STREAM_HEADERS_MAX: usize = HEADERS_MAX / 2;
 /// Bytes of one header's value.
-const HEADER_VALUE_BYTES_MAX: usize = 8 << 10;
+const HEADER_VALUE_BYTES_MAX: usize = UPSTREAM_SECRET_BYTES_MAX;
 /// Bytes of one pattern of `params_pattern`.
 const PATTERN_BYTES_MAX: usize = 1 << 10;
 
 /// Headers that frame the request, choose its connection or decide what an answer means: the client sets them, or they
 /// have no place in a poll. In lower case.
-const RESERVED_HEADERS: [&str; 17] = [
+pub(super) const RESERVED_HEADERS: [&str; 17] = [
     "accept-encoding",
     "connection",
     "content-length",
@@ -155,6 +158,9 @@ pub(super) struct Keys {
     pub(super) issuers: Vec<IssuerOptions>,
     pub(super) key_sets: Vec<KeySetSource>,
 }
+
+/// Request headers: those that are written in the configuration, and those whose values stand elsewhere.
+pub(super) type Headers = (Vec<(String, Secret)>, Vec<(String, Live)>);
 
 pub(super) struct Check<'c> {
     pub(super) errors: &'c mut Vec<ConfigError>,
@@ -366,7 +372,8 @@ impl Check<'_> {
         let url = self.url(section, &params);
         let body = self.body(section, &params);
         let method = self.method(section);
-        let headers = self.headers(section, "stream.headers");
+        let (headers, elsewhere) = self.headers(section, "stream.headers");
+        let credential = self.stream_credential(section, elsewhere, &headers);
         let ca = self.ca(section, "stream.ca");
         let ignore = self.ignore(section);
         let keep_warm = section.boolean("stream.keep_warm");
@@ -380,6 +387,7 @@ impl Check<'_> {
             interval: section.duration("stream.interval"),
             method,
             headers,
+            credential,
             body,
             params,
             ca,
@@ -478,16 +486,16 @@ impl Check<'_> {
         method
     }
 
-    /// The request headers at `key`.
-    pub(super) fn headers(&mut self, section: &Section, key: &'static str) -> Vec<(String, Secret)> {
+    /// The request headers at `key`: those that are written there, and those whose values stand elsewhere.
+    pub(super) fn headers(&mut self, section: &Section, key: &'static str) -> Headers {
         let members = section.secret_table(key);
         if members.len() > STREAM_HEADERS_MAX {
             let error = FormError::TooMany { limit: STREAM_HEADERS_MAX };
             self.error(section.line_of(key), Problem::Form { key: key.to_owned(), error });
         }
-        let mut headers: Vec<(String, Secret)> = Vec::new();
+        let mut headers: Vec<(String, Sourced)> = Vec::new();
         for Lined { line, value: (name, value) } in members {
-            let bytes = value.expose_secret();
+            let bytes = value.secret.expose_secret();
             let has = |needle: &[u8]| bytes.windows(needle.len()).any(|window| window == needle);
             let problem = if !form::is_token(&name) || name.len() > 128 {
                 Problem::HeaderName { key }
@@ -508,7 +516,7 @@ impl Check<'_> {
             };
             self.error(line, problem);
         }
-        headers
+        Self::split_headers(headers)
     }
 
     /// The file of roots that `key` names.
@@ -572,6 +580,7 @@ impl Check<'_> {
             self.warn(section.line_of("stream.ca"), Oddity::CaWithoutTls { id: id.clone() });
         }
         self.warn_of_pace(section, stream);
+        self.warn_of_stream_credential(section, &stream.credential);
         self.warn_of_views(section, &stream.views, stream.id.as_str());
         let claim = stream.url.claims_used().into_iter().chain(stream.body.iter().flat_map(BodyTemplate::claims_used));
         let lacking = match claim.into_iter().next() {

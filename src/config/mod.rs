@@ -19,6 +19,7 @@ mod pace;
 mod redis;
 mod session;
 mod show;
+mod upstream_auth;
 mod views;
 mod walk;
 
@@ -30,6 +31,7 @@ pub use form::FormError;
 pub use jwt::{JwtKey, KeyMaterial, KeySetPlace, KeySetSource};
 pub use keys::{ARRAYS, Form, KEYS, KeyDoc, Preset, keys_table, nearest_name};
 pub use redis::{RedisOptions, RedisServer, RedisUrlError};
+pub use upstream_auth::UpstreamAuthError;
 
 use crate::auth::api_key::{ApiKey, HashError};
 use crate::auth::jwks::JwksError;
@@ -128,6 +130,19 @@ impl Config {
 /// Reads a duration as the configuration writes it, `"250ms"`, `"5s"`, `"10m"`, `"1h"`, `"30d"`; flags read theirs so too.
 pub fn parse_duration(text: &str) -> Result<std::time::Duration, FormError> {
     form::duration(text)
+}
+
+/// Reads the secret that stands at `source` again.
+///
+/// # Errors
+/// [`FormError`]: it cannot be had. One that is written in the configuration cannot be read again.
+pub fn read_secret(source: &stream::live::Source, sources: &dyn Sources) -> Result<Secret, FormError> {
+    use stream::live::Source;
+    match source {
+        Source::Written => Err(FormError::Empty),
+        Source::Variable(name) => form::secret(&format!("env:{name}"), sources),
+        Source::File(path) => form::secret(&format!("file:{path}"), sources),
+    }
 }
 
 /// The world outside the file: where `env:` and `file:` are looked up.
@@ -494,6 +509,14 @@ pub enum Problem {
         /// Its name.
         name: String,
     },
+    /// A credential for an upstream that cannot be one.
+    #[error("`{key}` {error}")]
+    UpstreamAuth {
+        /// Its path.
+        key: &'static str,
+        /// What is wrong.
+        error: UpstreamAuthError,
+    },
     /// A parameter's name that is none.
     #[error("`stream.params` has the name {name}: use 1 to 128 of the characters A-Z a-z 0-9 . _ ~ -")]
     ParamName {
@@ -720,6 +743,24 @@ pub enum Oddity {
     KeySetCaWithoutTls {
         /// The issuer.
         issuer: String,
+    },
+    /// Roots for a token endpoint without TLS.
+    #[error("`{key}` has no effect without an https:// `token_url`")]
+    TokenCaWithoutTls {
+        /// Its path.
+        key: &'static str,
+    },
+    /// A client certificate for a connection without TLS.
+    #[error("`{key}` has no effect with an http:// URL")]
+    IdentityWithoutTls {
+        /// Its path.
+        key: &'static str,
+    },
+    /// A credential in the clear.
+    #[error("`{key}`: the credential travels in the clear to another machine: use https://")]
+    CredentialInTheClear {
+        /// Its path.
+        key: &'static str,
     },
     /// A direct mode in which every target is blocked.
     #[error("[direct] reaches nothing: list targets in `allow`, or set `allow_public`")]

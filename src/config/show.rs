@@ -13,9 +13,12 @@ use crate::auth::api_key::ApiKey;
 use crate::auth::jwks::IssuerOptions;
 use crate::auth::session;
 use crate::guard::DirectOptions;
+use crate::secret::Secret;
 use crate::stream;
 use crate::stream::budget::Upstream;
+use crate::stream::credential::{Credential, Scheme};
 use crate::stream::follow::{Following, Kind};
+use crate::stream::oauth;
 use crate::stream::pace::{EVERY_DAY, Window};
 use crate::stream::view::{Projection, View};
 
@@ -222,7 +225,7 @@ fn stream(page: &mut Page, stream: &stream::Options) {
     page.line("url", quoted(&stream.url.to_string()));
     page.line("interval", quoted_duration(stream.interval));
     page.line("method", quoted(&stream.method));
-    page.line("headers", table(stream.headers.iter().map(|(name, _)| (name.as_str(), MASK.to_owned()))));
+    page.line("headers", headers(&stream.headers, &stream.credential));
     page.line_unless_unset("body", stream.body.as_ref().map(|_| MASK));
     page.line("params", list(stream.params.iter().map(|param| param.name.as_str())));
     let patterns = stream.params.iter().filter_map(|param| Some((param, param.pattern.as_ref()?)));
@@ -249,6 +252,7 @@ fn stream(page: &mut Page, stream: &stream::Options) {
         }
         Some(following) => follow(page, following),
     }
+    credential(page, "stream", &stream.credential);
     stream.views.iter().for_each(|view| self::view(page, view));
 }
 
@@ -305,7 +309,7 @@ fn action(page: &mut Page, action: &stream::action::Options) {
     page.line("permissions", list(&action.permissions));
     page.line("method", quoted(&action.method));
     page.line("url", quoted(&action.url.to_string()));
-    page.line("headers", table(action.headers.iter().map(|(name, _)| (name.as_str(), MASK.to_owned()))));
+    page.line("headers", headers(&action.headers, &action.credential));
     page.line_unless_unset("body", action.body.as_ref().map(|_| MASK));
     page.line_unless_unset("schema", action.schema.as_ref().map(|schema| quoted(schema.text())));
     page.line_unless_unset("rate", action.rate.map(|rate| quoted(&rate.to_string())));
@@ -317,6 +321,69 @@ fn action(page: &mut Page, action: &stream::action::Options) {
     page.line("first_byte_timeout", quoted_duration(action.first_byte_timeout));
     page.line("timeout", quoted_duration(action.timeout));
     page.line("response_bytes_max", size(action.response_bytes_max));
+    credential(page, "action", &action.credential);
+}
+
+fn headers(written: &[(String, Secret)], credential: &Credential) -> String {
+    let elsewhere = credential.headers.iter().map(|(name, _)| name);
+    let names = written.iter().map(|(name, _)| name).chain(elsewhere);
+    table(names.map(|name| (name.as_str(), MASK.to_owned())))
+}
+
+/// `client_cert`, `client_key`, and the table `auth` of that one, which ends the keys of its own.
+fn credential(page: &mut Page, of: &str, credential: &Credential) {
+    if let Some(identity) = &credential.identity {
+        page.line("client_cert", quoted(&identity.cert));
+        page.line("client_key", quoted(&identity.key));
+    }
+    let Some(scheme) = &credential.scheme else { return };
+    page.header(&format!("[{of}.auth]"));
+    let kind = match scheme {
+        Scheme::Bearer(_) => "bearer",
+        Scheme::Basic { .. } => "basic",
+        Scheme::Header { .. } => "header",
+        Scheme::Query { .. } => "query",
+        Scheme::OAuth(_) => "oauth2",
+    };
+    page.line("kind", quoted(kind));
+    match scheme {
+        Scheme::Bearer(_) => page.line("token", MASK),
+        Scheme::Basic { .. } => {
+            page.line("username", MASK);
+            page.line("password", MASK);
+        }
+        Scheme::Header { name, .. } | Scheme::Query { name, .. } => {
+            page.line("name", quoted(name));
+            page.line("value", MASK);
+        }
+        Scheme::OAuth(options) => oauth(page, options),
+    }
+}
+
+fn oauth(page: &mut Page, options: &oauth::Options) {
+    let refreshes = options.refresh_token().is_some();
+    page.line("grant", quoted(if refreshes { "refresh_token" } else { "client_credentials" }));
+    let mut shown = options.token_url.clone();
+    if shown.query().is_some() {
+        shown.set_query(Some("***"));
+    }
+    page.line("token_url", quoted(shown.as_str()));
+    page.line("client_id", MASK);
+    page.line_unless_unset("client_secret", options.client_secret.as_ref().map(|_| MASK));
+    page.line(
+        "client_auth",
+        quoted(match options.client_auth {
+            oauth::ClientAuth::Basic => "basic",
+            oauth::ClientAuth::Post => "post",
+        }),
+    );
+    page.line_unless_unset("refresh_token", refreshes.then_some(MASK));
+    page.line_unless_unset("scope", options.scope.as_deref().map(quoted));
+    page.line_unless_unset("audience", options.audience.as_deref().map(quoted));
+    // Whatever an endpoint wants besides may be a secret.
+    let masked = options.params.iter().map(|(name, _)| (name.as_str(), MASK.to_owned()));
+    page.line("params", table(masked));
+    page.line_unless_unset("ca", options.ca.as_ref().map(|ca| quoted(&ca.path)));
 }
 
 struct Page(String);

@@ -211,6 +211,37 @@ timeout = "5s"
 ca = "ca.pem"
 "#;
 
+/// What lets requests in at upstreams, of which a stream has one kind.
+const UPSTREAM_AUTH: &str = r#"
+[[stream]]
+id = "bearer"
+url = "https://h/"
+client_cert = "cert.pem"
+client_key = "key.pem"
+auth = { kind = "bearer", token = "t" }
+[[stream]]
+id = "basic"
+url = "https://h/"
+auth = { kind = "basic", username = "u", password = "p" }
+[[stream]]
+id = "header"
+url = "https://h/"
+auth = { kind = "header", name = "X-Key", value = "v" }
+[[stream]]
+id = "oauth2"
+url = "https://h/"
+[stream.auth]
+kind = "oauth2"
+grant = "refresh_token"
+refresh_token = "r"
+token_url = "https://h/token"
+client_id = "c"
+client_secret = "s"
+scope = "leads"
+audience = "api"
+ca = "ca.pem"
+"#;
+
 #[test]
 fn the_effective_configuration_is_whole_and_hides_secrets() {
     let config = accepted(FULL);
@@ -353,7 +384,7 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         url = "https://***@api.example.com/companies/{claims.companyId}/leads?region={query.region}&key=***"
         interval = "250ms"
         method = "POST"
-        headers = { "X-Api-Key" = "***", "Accept" = "***" }
+        headers = { "Accept" = "***", "X-Api-Key" = "***" }
         body = "***"
         params = ["region"]
         params_pattern = { "region" = "^[a-z]{2}$" }
@@ -478,7 +509,9 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         response_bytes_max = "1MiB"
     "#]]
     .assert_eq(&shown);
+    let with_auth = accepted(UPSTREAM_AUTH).masked_toml();
     for key in KEYS.iter().map(|key| key.path.rsplit('.').next().expect("a path has a last part")) {
+        let shown = if shown.contains(&format!("\n{key} = ")) { &shown } else { &with_auth };
         assert!(shown.contains(&format!("\n{key} = ")), "{key} is shown");
     }
     let debug = format!("{config:?}");
@@ -641,11 +674,12 @@ fn every_default_is_of_its_keys_form_and_shown_as_written() {
     let api_key = format!("[[auth.api_key]]\nid = \"k\"\nhash = {HASH:?}\nstreams = [\"s\"]\n");
     let tables = "[redis]\nurl = \"redis://h\"\n[auth.session]\nsecrets = [\"a\"]\n[direct]\nallow_public = false\n";
     let set = "[[auth.jwt.jwks]]\nissuer = \"i\"\nfile = \"jwks.json\"\n";
-    let windows = "windows = [{ from = \"01:00\", to = \"02:00\" }]\n[[upstream]]\norigin = \"https://h\"";
-    let rows =
-        "[[stream]]\nid = \"t\"\nurl = \"https://h\"\nkind = \"sse\"\n[[stream]]\nid = \"s\"\nurl = \"https://h\"\n";
-    let rows = format!("{rows}{windows}\n[[action]]\ntype = \"t\"\nurl = \"https://h\"\n");
-    let shown = accepted(&format!("{KEY}{set}{api_key}{tables}{rows}")).masked_toml();
+    let windows = "windows = [{ from = \"01:00\", to = \"02:00\" }]";
+    let sse = "[[stream]]\nid = \"t\"\nurl = \"https://h\"\nkind = \"sse\"\n[[upstream]]\norigin = \"https://h\"\n";
+    let auth = "kind = \"oauth2\"\ntoken_url = \"https://h\"\nclient_id = \"c\"\nclient_secret = \"s\"\n";
+    let stream = format!("{sse}[[stream]]\nid = \"s\"\nurl = \"https://h\"\n{windows}\n[stream.auth]\n{auth}");
+    let action = format!("[[action]]\ntype = \"t\"\nurl = \"https://h\"\n[action.auth]\n{auth}");
+    let shown = accepted(&format!("{KEY}{set}{api_key}{tables}{stream}{action}")).masked_toml();
     for key in KEYS {
         let name = key.path.rsplit('.').next().expect("a path has a last part");
         if let Preset::Is(default) = key.default {
@@ -862,7 +896,7 @@ auth = { kind = "bearer" }
             line 19: `stream.interval`: must be from 1ms to 366d
             line 21: `stream.id` must have 1 to 128 of the characters A-Z a-z 0-9 . _ : ~ -
             line 22: `stream.url`: {claims.host} may only stand in a path segment or a query value, not in the scheme, host, port, user, query name or fragment
-            line 24: unknown key `stream.auth`; the nearest known one is `stream.url`
+            line 24: `stream.auth.token` is missing, and kind = "bearer" needs it
         "#]],
     );
 }

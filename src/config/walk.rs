@@ -13,7 +13,7 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::form::{self, FormError};
+use super::form::{self, FormError, Sourced};
 use super::keys::{self, Form, KeyDoc, Preset};
 use super::{ConfigError, Problem, Sources, moment};
 use crate::secret::Secret;
@@ -38,9 +38,9 @@ enum Value {
     Text(String),
     Texts(Vec<Lined<String>>),
     TextTable(Vec<Lined<(String, String)>>),
-    Secret(Secret),
+    Secret(Sourced),
     Secrets(Vec<Lined<Secret>>),
-    SecretTable(Vec<Lined<(String, Secret)>>),
+    SecretTable(Vec<Lined<(String, Sourced)>>),
     Address(SocketAddr),
     Moment(WallTime),
 }
@@ -152,6 +152,14 @@ impl Section {
 
     pub(super) fn secret(&self, path: &'static str) -> Option<Secret> {
         match self.value(path)? {
+            Value::Secret(value) => Some(value.secret),
+            _ => panic!("KEYS gives {path} a secret"),
+        }
+    }
+
+    /// A secret, and where it stands.
+    pub(super) fn sourced(&self, path: &'static str) -> Option<Sourced> {
+        match self.value(path)? {
             Value::Secret(value) => Some(value),
             _ => panic!("KEYS gives {path} a secret"),
         }
@@ -165,7 +173,7 @@ impl Section {
         }
     }
 
-    pub(super) fn secret_table(&self, path: &'static str) -> Vec<Lined<(String, Secret)>> {
+    pub(super) fn secret_table(&self, path: &'static str) -> Vec<Lined<(String, Sourced)>> {
         match self.value(path) {
             Some(Value::SecretTable(members)) => members,
             _ => panic!("KEYS gives {path} a table of secrets and a default"),
@@ -326,7 +334,7 @@ impl Walk<'_> {
                 self.formed(key.path, moment::read(written), value.span()).map(Value::Moment)
             }
             (Form::Secret, DeValue::String(text)) => {
-                self.formed(key.path, form::secret(text, self.sources), value.span()).map(Value::Secret)
+                self.formed(key.path, form::sourced(text, self.sources), value.span()).map(Value::Secret)
             }
             (Form::TextOrList, DeValue::String(text)) => {
                 let text = self.text(key.path, text, value.span())?;
@@ -350,7 +358,7 @@ impl Walk<'_> {
             (Form::SecretTable, DeValue::Table(table)) => {
                 self.few(key.path, table.len(), value)?;
                 self.members(key.path, table, |walk, path, text, span| {
-                    walk.formed(path, form::secret(text, walk.sources), span)
+                    walk.formed(path, form::sourced(text, walk.sources), span)
                 })
                 .map(Value::SecretTable)
             }

@@ -78,6 +78,8 @@ pub enum Resource<'b> {
     Health,
     /// `/`.
     Playground,
+    /// `/client.js`.
+    ClientLibrary,
     /// `/echo`.
     Echo,
     /// `/v1/streams/{id}`: the id, not decoded.
@@ -96,6 +98,7 @@ impl<'b> Resource<'b> {
         match path {
             "/healthz" => Some(Resource::Health),
             "/" if options.playground => Some(Resource::Playground),
+            "/client.js" => Some(Resource::ClientLibrary),
             "/echo" if options.echo => Some(Resource::Echo),
             "/v1/ws" => Some(Resource::Many),
             "/v1/tickets" => Some(Resource::Tickets),
@@ -125,6 +128,8 @@ pub enum Demand<'b> {
     Health,
     /// The playground page.
     Playground,
+    /// The client library.
+    ClientLibrary,
     /// What it may do: the answer is 204 and these methods.
     Options(&'static str),
     /// A WebSocket that returns what it gets.
@@ -181,6 +186,7 @@ pub fn demand<'b>(head: &Head<'b>, options: &Options) -> Result<Demand<'b>, Refu
     match resource {
         Resource::Health => Ok(Demand::Health),
         Resource::Playground => Ok(Demand::Playground),
+        Resource::ClientLibrary => Ok(Demand::ClientLibrary),
         Resource::Echo => Ok(Demand::Echo(needed(upgrade()?)?)),
         Resource::Many => Ok(Demand::Many(needed(upgrade()?)?)),
         Resource::Tickets => Ok(Demand::Ticket),

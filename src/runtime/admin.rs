@@ -58,6 +58,13 @@ pub struct Admin {
     pub drain: Box<dyn Fn() + Send + Sync>,
 }
 
+impl Admin {
+    /// The key that orders need.
+    pub fn key(&self) -> Option<Secret> {
+        self.options.read().unwrap_or_else(PoisonError::into_inner).key.clone()
+    }
+}
+
 /// Serves until the process ends. `admin` is read for each request, so that a reload can replace its options.
 ///
 /// # Errors
@@ -273,8 +280,12 @@ fn carry_out(admin: &Admin, call: &Call<'_>) -> Response {
         }
         ["drain"] => not_allowed("POST"),
         ["keys", rest @ ..] => admin_keys::answer(&admin.keys, call, rest),
-        path => admin_users::answer(Users { control: &admin.control, process: &admin.process }, call, path)
-            .unwrap_or_else(|| problem(ErrorCode::NotFound, "there is no such resource")),
+        path => {
+            let key = admin.key();
+            let users = Users { control: &admin.control, process: &admin.process, key: key.as_ref() };
+            admin_users::answer(users, call, path)
+                .unwrap_or_else(|| problem(ErrorCode::NotFound, "there is no such resource"))
+        }
     }
 }
 

@@ -6,6 +6,8 @@
 //! DELETE /admin/v1/keys/{id} -> 204, 404, or 409 where the key stands in the configuration
 //! ```
 //!
+//! Where the keys are in Redis and that is away nothing is made: 503 `SESSION_STORE_UNAVAILABLE`.
+//!
 //! Source: protocol version 1, section 6. Memory: one answer. Errors: problem documents. What is done leaves a line in the
 //! log: which key, never its text or hash. Not here: who may ask (`admin`), where keys are kept (`api_keys`).
 
@@ -19,7 +21,8 @@ use crate::config::LogLevel;
 use crate::time::WallTime;
 
 use super::admin_call::{Call, not_allowed, problem};
-use super::api_keys::{KeyStore, KeysError, Wanted, is_word, texts};
+use super::api_keys::{KeyStore, KeysError, Wanted};
+use super::kept_keys::{is_word, texts};
 use super::state::StateError;
 use super::{clock, log};
 
@@ -130,6 +133,10 @@ fn refused(error: &KeysError, sentence: &str) -> Response {
             log::write(LogLevel::Error, &[("error", error)], sentence);
             Response::problem(503, ErrorCode::Overloaded.as_str(), &detail).header("Retry-After", "10")
         }
+        KeysError::Redis(_) | KeysError::Unkept { .. } => {
+            log::write(LogLevel::Error, &[("error", error)], sentence);
+            problem(ErrorCode::SessionStoreUnavailable, &detail).header("Retry-After", "2")
+        }
     }
 }
 
@@ -140,7 +147,7 @@ fn json_answer(status: u16, value: &Value) -> Response {
 }
 
 #[allow(clippy::disallowed_methods, reason = "a key's chance is the operating system's")]
-fn random(bytes: &mut [u8]) -> Result<(), StateError> {
+pub(super) fn random(bytes: &mut [u8]) -> Result<(), StateError> {
     SystemRandom::new().fill(bytes).map_err(|_| StateError::NoRandom)
 }
 

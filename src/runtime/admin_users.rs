@@ -1,28 +1,21 @@
 //! Orders about users, tokens and connections: `/admin/v1/users`, `/admin/v1/tokens`, `/admin/v1/connections`.
 //!
-//! Source: protocol version 1, section 6. Memory: one request's; of a list at most [`limits::ADMIN_PAGE_MAX`] connections.
+//! Source: protocol version 1, section 6. Memory: one request's.
 //! Errors: problem documents. Each order that is carried out leaves a line in the log: who, whom, why.
-
-use std::sync::mpsc::sync_channel;
-use std::time::Duration;
+//! Not here: the list of connections (`connections`).
 
 use serde::Deserialize;
 
 use crate::auth::control::ControlEntry;
 use crate::auth::jwt::DATE_SECS_MAX;
-use crate::codec::http::{Query, Response};
+use crate::codec::http::Response;
 use crate::codec::message::ErrorCode;
-use crate::limits;
-use crate::shard::{ConnectionQuery, ListedConnection};
+use crate::secret::Secret;
 
 use super::admin_call::{Call, not_allowed, problem};
-use super::clock;
 use super::control::Control;
 use super::core::Process;
-use super::mailbox::Message;
-
-/// How long a core may take to tell its connections.
-const ASK_TIMEOUT: Duration = Duration::from_secs(2);
+use super::{clock, connections};
 
 /// The body of a logout. It may be left out.
 #[derive(Default, Deserialize)]
@@ -59,12 +52,14 @@ pub struct Users<'u> {
     pub control: &'u Control,
     /// Whose cores know the connections.
     pub process: &'u Process,
+    /// The admin key, which has been presented.
+    pub key: Option<&'u Secret>,
 }
 
 /// Answers a call whose path is `path`, if it is one of these.
 pub fn answer(users: Users<'_>, call: &Call<'_>, path: &[&str]) -> Option<Response> {
     let answer = match (path, call.method) {
-        (["connections"], "GET" | "HEAD") => connections(users, call),
+        (["connections"], "GET" | "HEAD") => connections::answer(users.process, users.key, call),
         (["connections"], _) => return Some(not_allowed("GET, HEAD")),
         (["users", sub, "logout"], "POST") => log_out(users, call, sub),
         (["users", _, "logout"], _) => return Some(not_allowed("POST")),
@@ -154,82 +149,4 @@ fn carry_out(users: Users<'_>, entry: ControlEntry) -> Result<(), Response> {
 
 fn done() -> Response {
     Response::new(200).body("application/json", &b"{\"status\":\"ok\"}\n"[..])
-}
-
-/// `GET connections?sub=&limit=&after=`: the live connections, core by core, a page at a time.
-fn connections(users: Users<'_>, call: &Call<'_>) -> Result<Response, Response> {
-    let bad = |detail: &str| problem(ErrorCode::BadRequest, detail);
-    let (mut sub, mut limit, mut after) = (None, limits::ADMIN_PAGE_DEFAULT, None);
-    for pair in Query::new(call.query.unwrap_or_default()) {
-        let (name, value) = pair.map_err(|error| bad(&format!("the query: {error}")))?;
-        match &*name {
-            "sub" => sub = Some(value.into_owned()),
-            "limit" => {
-                limit = value
-                    .parse()
-                    .ok()
-                    .filter(|limit| (1..=limits::ADMIN_PAGE_MAX).contains(limit))
-                    .ok_or_else(|| bad(&format!("limit is a number from 1 to {}", limits::ADMIN_PAGE_MAX)))?;
-            }
-            "after" => after = Some(cursor(&value).ok_or_else(|| bad("after is what an earlier page gave as next"))?),
-            _ => {}
-        }
-    }
-    let (first_core, mut first) = after.unwrap_or((0, 0));
-    let mut listed: Vec<ListedConnection> = Vec::new();
-    let mut next = None;
-    for (core, mailbox) in users.process.mailboxes.iter().enumerate().skip(first_core) {
-        // One more than the page holds, to know whether another page follows.
-        let query = ConnectionQuery { sub: sub.clone(), first, limit: limit - listed.len() + 1 };
-        first = 0;
-        let (reply, answered) = sync_channel(1);
-        let busy = || {
-            let detail = "a core is too busy to answer";
-            problem(ErrorCode::Overloaded, detail).header("Retry-After", "2")
-        };
-        mailbox.post(Message::List { query, reply }).map_err(|_| busy())?;
-        listed.extend(answered.recv_timeout(ASK_TIMEOUT).map_err(|_| busy())?);
-        if let Some(over) = listed.get(limit) {
-            next = Some(format!("{core}-{}", over.id.index));
-            listed.truncate(limit);
-            break;
-        }
-    }
-    let connections: Vec<serde_json::Value> = listed.iter().map(shown).collect();
-    let page = serde_json::json!({ "connections": connections, "next": next });
-    Ok(Response::new(200).body("application/json", format!("{page}\n").into_bytes()))
-}
-
-/// Where a page begins: a core, and a place in its table.
-fn cursor(text: &str) -> Option<(usize, u32)> {
-    let (core, index) = text.split_once('-')?;
-    Some((core.parse().ok()?, index.parse().ok()?))
-}
-
-fn shown(connection: &ListedConnection) -> serde_json::Value {
-    let streams: Vec<&str> = connection.streams.iter().map(|name| &**name).collect();
-    serde_json::json!({
-        "connection": connection.id.to_string(),
-        "sub": connection.sub,
-        "iss": connection.issuer,
-        "type": connection.kind,
-        "transport": connection.transport,
-        "streams": streams,
-        "subscriptions": connection.subscriptions,
-        "since": connection.since.as_micros(),
-        "expires_at": connection.expires_at.map(crate::time::WallTime::as_micros),
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_page_goes_on_where_the_last_one_ended() {
-        assert_eq!(cursor("1-512"), Some((1, 512)));
-        for bad in ["", "1", "-", "a-1", "1-99999999999", "-1-1"] {
-            assert_eq!(cursor(bad), None, "{bad}");
-        }
-    }
 }

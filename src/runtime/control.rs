@@ -76,7 +76,8 @@ impl Control {
     pub fn heard(&self, entries: &[ControlEntry]) {
         let now = clock::now().wall;
         let mut events = Vec::new();
-        for entry in entries {
+        // What is said of API keys is for those who keep them.
+        for entry in entries.iter().filter(|entry| !entry.is_of_api_keys()) {
             match Event::read(entry, now) {
                 Ok(read) => events.extend(read),
                 Err(error) => self.refuse(&entry.event, error, now),

@@ -20,7 +20,7 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use crate::auth::marks::Concerned;
 use crate::config::LogLevel;
-use crate::ids::{ConnectionKey, CoreId};
+use crate::ids::{ConnectionKey, CoreId, ProcessId};
 use crate::limits::INLINE_DIFF_BYTES_MAX;
 use crate::metrics::{CoreMetrics, KeySetFetch};
 use crate::shard::{Found, Input, Lookup, Notice, Output, Shard};
@@ -30,9 +30,11 @@ use crate::time::{Instant, Now};
 
 use super::clock::{self, StepWatch};
 use super::fetch::{Fetcher, FetcherOptions, Followers};
+use super::guarded::Guarded;
 use super::jwks::{Asked, FETCHING_CORE, Issuers, Job, Question};
 use super::log;
 use super::mailbox::{Full, Mailbox, Message};
+use super::oauth::Tokens;
 use super::redis::Store;
 use super::resolver::Resolver;
 use super::session::{INTERNAL_ERROR_ALERT, Received, Shake};
@@ -69,6 +71,8 @@ const SLEEP_MAX: Duration = Duration::from_secs(1);
 /// What the cores of a process share.
 #[derive(Debug)]
 pub struct Process {
+    /// Its name among those that share a Redis.
+    pub id: ProcessId,
     /// Every core's mailbox, by its number.
     pub mailboxes: Vec<Arc<Mailbox>>,
     /// Whether the process drains.
@@ -79,6 +83,8 @@ pub struct Process {
     pub workers: Workers,
     /// The issuers whose key sets are fetched.
     pub issuers: Issuers,
+    /// Tokens for upstreams.
+    pub tokens: Arc<Tokens>,
     /// Redis, where it is configured.
     pub store: Option<Store>,
 }
@@ -177,13 +183,15 @@ pub async fn run(parts: CoreParts, resolver: &Resolver) -> std::io::Result<()> {
     let sockets = Sockets::new(listener, mailbox.bell(), tls, SCRATCH_BYTES)?;
     let epoll = as_stream(sockets.fd().try_clone_to_owned()?)?;
     let always = as_stream(eventfd(1, EventfdFlags::CLOEXEC)?)?;
+    let fetcher = Fetcher::new(FetcherOptions::default(), resolver.handle()?);
+    let fetcher = fetcher.with_tokens(Arc::clone(&process.tokens), Arc::clone(&metrics));
     let mut this = Core {
         core,
         process,
         shard,
         sockets,
         metrics,
-        fetcher: Fetcher::new(FetcherOptions::default(), resolver.handle()?),
+        fetcher,
         followers: Followers::default(),
         fetched: Rc::default(),
         scratch: vec![0; SCRATCH_BYTES],
@@ -198,6 +206,7 @@ pub async fn run(parts: CoreParts, resolver: &Resolver) -> std::io::Result<()> {
         steps: StepWatch::new(clock::now()),
         drained: false,
     };
+    this.sockets.set_write_stall(this.shard.write_stall());
     this.outputs();
     let mut readable: Pin<Box<dyn Future<Output = _>>> = Box::pin(epoll.readable(false));
     let mut rung = false;
@@ -356,13 +365,19 @@ impl Core {
             match message {
                 Message::Mail(mail) => self.guarded(now, None, Input::Mail(mail)),
                 Message::Found { ask, found } => self.guarded(now, None, Input::Found { ask, found }),
+                Message::PeerRenewal { connection, sealed, ask } => {
+                    self.guarded(now, None, Input::PeerRenewal { connection, sealed, ask });
+                }
                 Message::StoreState { up } => self.guarded(now, None, Input::StoreState { up }),
                 Message::Acted { ask, result } => self.guarded(now, None, Input::Acted { ask, result }),
                 Message::Compared(compared) => self.guarded(now, None, Input::Compared(compared)),
                 Message::Control(concerned) => self.guarded(now, None, Input::Control(concerned)),
                 // Whoever has asked may have gone.
                 Message::List { query, reply } => drop(reply.try_send(self.shard.list(&query))),
-                Message::Reload(options) => self.guarded(now, None, Input::Reload(options)),
+                Message::Reload(options) => {
+                    self.guarded(now, None, Input::Reload(options));
+                    self.sockets.set_write_stall(self.shard.write_stall());
+                }
                 Message::ApiKeys(keys) => self.guarded(now, None, Input::ApiKeys(keys)),
                 // Some may have been asked for while they were on their way.
                 Message::KeySets(sets) if sets.version() <= self.key_sets => {}
@@ -734,20 +749,6 @@ fn tell(notice: &Notice) {
                     );
                 }
             }
-        }
-    }
-}
-
-/// A future whose panic is `None`.
-struct Guarded<F>(Pin<Box<F>>);
-
-impl<F: Future> Future for Guarded<F> {
-    type Output = Option<F::Output>;
-    fn poll(mut self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> Poll<Self::Output> {
-        match catch_unwind(AssertUnwindSafe(|| self.0.as_mut().poll(cx))) {
-            Ok(Poll::Ready(output)) => Poll::Ready(Some(output)),
-            Ok(Poll::Pending) => Poll::Pending,
-            Err(_) => Poll::Ready(None),
         }
     }
 }

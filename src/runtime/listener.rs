@@ -12,8 +12,14 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 const BACKLOG: i32 = 4096;
 /// Send buffer of a connection: large enough for a burst, small enough for a million.
 const SEND_BUFFER_BYTES: usize = 64 << 10;
-/// How long the kernel goes on sending to a peer that acknowledges nothing.
+/// How long the kernel goes on sending to a peer that acknowledges nothing, at the least.
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How much longer it does than a socket may take nothing: it counts from a closed window on, which is before our socket is
+/// full, and what it ends has no close code.
+const USER_TIMEOUT_SLACK: Duration = Duration::from_secs(10);
+
+/// The most that the kernel takes for it: 24 days.
+const USER_TIMEOUT_MAX: Duration = Duration::from_millis(i32::MAX as u64);
 
 /// Listens on `address`; accepted connections inherit their options from the listener.
 ///
@@ -40,6 +46,18 @@ pub fn listen(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
         Ok(socket.into())
     };
     open().map_err(explained)
+}
+
+/// How long the kernel goes on sending to a client that acknowledges nothing, or takes nothing, where `limits.write_stall`
+/// is `write_stall`: longer, so that it is the shard that ends a reader which has stopped.
+pub fn user_timeout(write_stall: Duration) -> Duration {
+    USER_TIMEOUT.max(write_stall.saturating_add(USER_TIMEOUT_SLACK)).min(USER_TIMEOUT_MAX)
+}
+
+/// Sets that for one connection.
+pub fn set_user_timeout(socket: &impl std::os::fd::AsFd, timeout: Duration) {
+    // Where it fails it stays what the listener has given it, and the kernel ends some readers earlier.
+    let _ = SockRef::from(socket).set_tcp_user_timeout(Some(timeout));
 }
 
 /// Makes closing the socket reset the connection.

@@ -15,7 +15,7 @@ use crate::auth::api_key::ApiKeys;
 use crate::auth::jwks::KeySets;
 use crate::auth::marks::Concerned;
 use crate::limits;
-use crate::shard::{ConnectionQuery, Found, ListedConnection, Mail, Options};
+use crate::shard::{ConnectionQuery, Found, Listed, Mail, Options, PeerAsk};
 use crate::stream::Compared;
 use crate::stream::action::ActResult;
 
@@ -36,6 +36,15 @@ pub enum Message {
         /// Whether it answers.
         up: bool,
     },
+    /// By another process: renew a connection's credential.
+    PeerRenewal {
+        /// The connection's place.
+        connection: u32,
+        /// What it asks, sealed for that connection.
+        sealed: Vec<u8>,
+        /// Who asks.
+        ask: PeerAsk,
+    },
     /// By a worker: a comparison has ended.
     Compared(Box<Compared>),
     /// By a worker: an action's answer has been looked at.
@@ -47,12 +56,12 @@ pub enum Message {
     },
     /// By the process: marks were set.
     Control(Arc<[Concerned]>),
-    /// By the admin listener: tell the connections that this is about.
+    /// By the admin listener: tell the connections that this is about, as far as a turn goes.
     List {
         /// Which.
         query: ConnectionQuery,
         /// Where to tell them.
-        reply: SyncSender<Vec<ListedConnection>>,
+        reply: SyncSender<Listed>,
     },
     /// By the process: end.
     Drain,

@@ -8,17 +8,23 @@ pub mod admin_keys;
 pub mod admin_users;
 pub mod api_keys;
 pub mod clock;
+pub mod connections;
 pub mod control;
 pub mod core;
 pub mod demo;
 pub mod fetch;
+mod guarded;
 pub mod jwks;
+pub mod kept_keys;
 pub mod listener;
 pub mod log;
 pub mod mailbox;
+pub mod oauth;
 pub mod redis;
 pub mod resolver;
+pub mod secrets;
 pub mod session;
+pub mod shared_keys;
 pub mod sockets;
 pub mod state;
 pub mod sys;
@@ -37,6 +43,8 @@ use ring::rand::{SecureRandom, SystemRandom};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::auth::api_key::ApiKeys;
+use crate::auth::control::ControlEntry;
+use crate::auth::sealed::SALT_BYTES;
 use crate::commands::check::{self, ProcessSources};
 use crate::config::{Config, Driver, LogLevel};
 use crate::ids::CoreId;
@@ -45,12 +53,15 @@ use crate::metrics::CoreMetrics;
 use crate::shard::{Catalog, Input, Ledger, Options, Order, Shard};
 
 use self::api_keys::KeyStore;
+use self::connections::PeerListings;
 use self::control::Control;
 use self::core::{CoreParts, Process};
 use self::jwks::Issuers;
 use self::mailbox::{Mailbox, Message};
+use self::oauth::Tokens;
 use self::redis::{Mailboxes, Settings, Store, StoreParts};
 use self::resolver::Resolver;
+use self::secrets::Secrets;
 use self::state::{StateError, StateFile};
 use self::sys::Signal;
 use self::tls::{Tls, TlsError};
@@ -154,6 +165,7 @@ enum Event {
     DrainAsked,
     CoreEnded(CoreId, Result<(), String>),
     StoreEnded,
+    KeysEnded,
 }
 
 fn run(
@@ -188,17 +200,24 @@ fn run(
         // The demo creates nothing, and whatever stands where it was started is none of its business.
         None => StateFile::unread(state_path),
     };
+    let state = Arc::new(state);
+    let tokens = Arc::new(Tokens::new(Arc::clone(&state), another(seed, 0xa5))?);
+    let secrets = Secrets::start(Arc::clone(&tokens))?;
+    secrets.watch(options.catalog.credentials());
     let (listeners, listen) = listen_all(config.server.listen, cores, config.server.share_port)?;
     let admin_listener = listener::listen(config.admin.listen, false)?;
     let admin_listen = admin_listener.local_addr()?;
     let mailboxes = (0..cores).map(|_| Mailbox::new().map(Arc::new)).collect::<Result<Vec<_>, _>>()?;
+    let ledger = Arc::new(Ledger::default());
     let process = Arc::new(Process {
+        id: ledger.process(),
         mailboxes,
         draining: AtomicBool::new(false),
         drained: AtomicU16::new(0),
         workers: Workers::start()?,
         store: config.redis.as_ref().map(|redis| Store::new(redis.timeout)).transpose()?,
         issuers: Issuers::new(&config, another(seed, 0x5a), started),
+        tokens,
     });
     let cores_told = Arc::clone(&process);
     let tell_keys = move |keys: &Arc<ApiKeys>| {
@@ -206,9 +225,8 @@ fn run(
             tell(mailbox, || Message::ApiKeys(Arc::clone(keys)));
         }
     };
-    let keys = Arc::new(KeyStore::new(&config.api_keys, state, Box::new(tell_keys))?);
+    let keys = Arc::new(KeyStore::new(&config.api_keys, state, process.store.clone(), Box::new(tell_keys))?);
     let metrics: Vec<Arc<CoreMetrics>> = (0..cores).map(|_| Arc::default()).collect();
-    let ledger = Arc::new(Ledger::default());
     ledger.marks().configure(&options.auth);
     ledger.budgets().configure(&config.upstreams);
     let control = Arc::new(Control::new(Arc::clone(&ledger), process.mailboxes.clone()));
@@ -278,7 +296,7 @@ fn run(
     };
     let admin = Arc::new(admin);
     admin::start(admin_listener, Arc::clone(&admin))?;
-    let store_failed = events.clone();
+    let (store_failed, keys_failed) = (events.clone(), events.clone());
     std::thread::Builder::new()
         .name("signals".into())
         .spawn(move || while events.send(Event::Signal(sys::wait_for_signal())).is_ok() {})?;
@@ -286,10 +304,22 @@ fn run(
     if let (Some(store), Some(redis)) = (&process.store, &config.redis) {
         let mut seed = [0u8; 32];
         fill_random(&mut seed)?;
-        let hears = Arc::clone(&control);
-        let sink = Mailboxes::new(process.mailboxes.clone(), Box::new(move |entries| hears.heard(entries)));
+        let (hears, changed, readable) = (Arc::clone(&control), Arc::clone(&keys), Arc::clone(&keys));
+        let heard = move |entries: &[ControlEntry]| {
+            changed.heard(entries);
+            hears.heard(entries);
+        };
+        let keeper = Arc::clone(&admin);
+        let listings = PeerListings::start(Arc::clone(&process), move || keeper.key())?;
+        let sink = Mailboxes::new(
+            process.mailboxes.clone(),
+            Box::new(heard),
+            Box::new(move |ask, sealed| listings.ask(ask, sealed)),
+            Box::new(move || readable.read_soon()),
+        );
         let parts = StoreParts {
             options: redis.clone(),
+            process: process.id,
             settings: store_settings(&config),
             sink: Box::new(sink),
             resolver: Arc::clone(&resolver),
@@ -297,7 +327,20 @@ fn run(
             failed: Box::new(move || drop(store_failed.send(Event::StoreEnded))),
         };
         store.start(parts).map_err(|error| ServeError(error.to_string()))?;
-        if !store.wait_for_replay(redis.timeout * 2) {
+        let followed = Arc::clone(&keys);
+        std::thread::Builder::new().name("api-keys".into()).spawn(move || {
+            let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| followed.follow(admin_keys::random)));
+            drop(ended);
+            let _ = keys_failed.send(Event::KeysEnded);
+        })?;
+        let by = clock::now().at + redis.timeout * 2;
+        let patience = || by.since(clock::now().at);
+        if !keys.wait_for_first(patience()) {
+            let sentence =
+                "The API keys in Redis could not be read yet: those of the state file are in force until they are.";
+            log::write(LogLevel::Warn, &[], sentence);
+        }
+        if !store.wait_for_replay(patience()) {
             let sentence = "The control stream of Redis could not be read yet: who was logged out or revoked meanwhile is known once it is.";
             log::write(LogLevel::Warn, &[], sentence);
         }
@@ -328,6 +371,7 @@ fn run(
                 admin: &admin,
                 ledger: &ledger,
                 tls: tls.as_deref(),
+                secrets: &secrets,
                 config: &config,
             },
         );
@@ -379,6 +423,11 @@ fn wait(
             Event::StoreEnded => {
                 return Err(ServeError("the thread that speaks with Redis has ended: it panicked".to_owned()));
             }
+            Event::KeysEnded => {
+                return Err(ServeError(
+                    "the thread that follows the API keys in Redis has ended: it panicked".to_owned(),
+                ));
+            }
             Event::Signal(Signal::Hangup) => reload(options),
             Event::Signal(Signal::Terminate) if signalled => {
                 log::write(LogLevel::Warn, &[], "Told a second time to end; the process ends at once.");
@@ -408,13 +457,14 @@ struct Serving<'s> {
     admin: &'s admin::Admin,
     ledger: &'s Ledger,
     tls: Option<&'s Tls>,
+    secrets: &'s Secrets,
     /// The configuration at start.
     config: &'s Config,
 }
 
 /// Reads the configuration again; a bad one is reported, and the old one stays in force.
 fn reload(reread: &Option<Reread>, options: &mut Arc<Options>, serving: &Serving<'_>) {
-    let Serving { allowed, process, admin, ledger, tls, config: begun } = *serving;
+    let Serving { allowed, process, admin, ledger, tls, secrets, config: begun } = *serving;
     let Some(reread) = reread else {
         log::write(LogLevel::Info, &[], "The demo has no configuration to read again.");
         return;
@@ -444,6 +494,8 @@ fn reload(reread: &Option<Reread>, options: &mut Arc<Options>, serving: &Serving
             }
             let max = connections_max(config.limits.connections, allowed);
             *options = Arc::new(options_of(&config, Some(&options.catalog), 0, max));
+            secrets.watch(options.catalog.credentials());
+            process.tokens.hurry();
             *admin.options.write().unwrap_or_else(PoisonError::into_inner) = config.admin.clone();
             ledger.marks().configure(&options.auth);
             ledger.budgets().configure(&config.upstreams);
@@ -598,4 +650,10 @@ pub fn chance() -> SystemRandom {
 )]
 fn fill_random(bytes: &mut [u8]) -> Result<(), ServeError> {
     SystemRandom::new().fill(bytes).map_err(|_| ServeError("the system gives no random numbers".to_owned()))
+}
+
+/// A salt; `None` where the system gives no random numbers.
+fn salt() -> Option<[u8; SALT_BYTES]> {
+    let mut salt = [0; SALT_BYTES];
+    fill_random(&mut salt).ok().map(|()| salt)
 }

@@ -84,6 +84,8 @@ pub struct Sockets {
     listener: Option<TcpListener>,
     places: Vec<Place>,
     events: Vec<Event>,
+    /// How long the kernel keeps a connection whose peer takes nothing.
+    user_timeout: Duration,
     secure: Option<Secure>,
 }
 
@@ -144,7 +146,19 @@ impl Sockets {
             left_no: 0,
             left_end: None,
         });
-        Ok(Sockets { epoll, listener: Some(listener), places: Vec::new(), events, secure })
+        let user_timeout = listener::user_timeout(Duration::ZERO);
+        Ok(Sockets { epoll, listener: Some(listener), places: Vec::new(), events, user_timeout, secure })
+    }
+
+    /// A socket may take nothing for so long (`limits.write_stall`): the kernel is not to end it before.
+    pub fn set_write_stall(&mut self, write_stall: Duration) {
+        let timeout = listener::user_timeout(write_stall);
+        if std::mem::replace(&mut self.user_timeout, timeout) == timeout {
+            return;
+        }
+        for socket in self.places.iter().filter_map(|place| place.socket.as_ref()) {
+            listener::set_user_timeout(socket, timeout);
+        }
     }
 
     /// What becomes readable when there is something to tell.
@@ -232,6 +246,7 @@ impl Sockets {
     pub fn insert(&mut self, key: ConnectionKey, socket: OwnedFd, proxied: bool) -> io::Result<()> {
         let flags = EventFlags::IN | EventFlags::PRI | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
         epoll::add(&self.epoll, &socket, EventData::new_u64(data_of(key)), flags)?;
+        listener::set_user_timeout(&socket, self.user_timeout);
         let index = key.index as usize;
         while self.places.len() <= index {
             self.places.push(Place { generation: 0, socket: None, unread: false });
@@ -583,5 +598,37 @@ mod tests {
         assert_eq!(sockets.next_timeout(), None, "nobody is left");
         go_on.send(()).expect("it waits");
         reader.join().expect("no panic").expect_err("a reset");
+    }
+
+    #[test]
+    fn the_kernel_does_not_end_a_reader_that_stops_before_its_stall_is_over() {
+        let listener = listener::listen(SocketAddr::from(([127, 0, 0, 1], 0)), false).expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let bell = eventfd(0, EventfdFlags::CLOEXEC).expect("a descriptor");
+        let mut sockets = Sockets::new(listener, bell.as_fd(), None, 64 << 10).expect("a set");
+        let kept = |sockets: &Sockets, at: usize| {
+            let socket = sockets.places[at].socket.as_ref().expect("it is there");
+            socket2::SockRef::from(socket).tcp_user_timeout().expect("an option").expect("it is set")
+        };
+        let _peers = [(); 2].map(|()| TcpStream::connect(address).expect("it accepts"));
+        let accept = |sockets: &mut Sockets, index: u32| {
+            let socket = loop {
+                if let Ok((socket, _)) = sockets.accept() {
+                    break socket;
+                }
+            };
+            sockets.insert(ConnectionKey { index, generation: 1 }, socket, false).expect("a place");
+        };
+        sockets.set_write_stall(Duration::from_secs(600));
+        accept(&mut sockets, 0);
+        assert!(kept(&sockets, 0) > Duration::from_secs(600), "{:?}", kept(&sockets, 0));
+        // A reload holds for those who are there and for those who come.
+        for write_stall in [Duration::from_secs(1), Duration::from_secs(30), Duration::from_secs(30 * 86_400)] {
+            sockets.set_write_stall(write_stall);
+            let least = (write_stall + Duration::from_secs(1)).max(Duration::from_secs(30));
+            assert!(kept(&sockets, 0) >= least, "{:?} for {write_stall:?}", kept(&sockets, 0));
+        }
+        accept(&mut sockets, 1);
+        assert_eq!(kept(&sockets, 1), kept(&sockets, 0));
     }
 }

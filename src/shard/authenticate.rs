@@ -150,6 +150,7 @@ impl Shard {
                 self.looked_again(request, looked);
             }
             Asked::Kept(connection, made) => self.ticket_kept(connection, ask, *made, &found),
+            Asked::Renewal(renewal) => self.peer_has_renewed(ask, &renewal, found),
         }
     }
 
@@ -171,9 +172,7 @@ impl Shard {
                     self.update_judged(index, id.as_ref(), outcome);
                 }
             }
-            Waiter::Renewal { connection, addr, from, ask } => {
-                self.renewal_judged(connection, addr, from, ask, outcome);
-            }
+            Waiter::Renewal { connection, addr, asker } => self.renewal_judged(connection, addr, asker, outcome),
         }
     }
 

@@ -12,6 +12,7 @@ use crate::auth::grant::{self, ClaimValue, CredentialKind, Grant};
 use crate::codec::message::ErrorCode;
 use crate::connection::handshake::Refusal;
 use crate::ids::{CoreId, StreamId};
+use crate::stream::credential::Credential;
 use crate::stream::poll::Target;
 use crate::stream::template::{self, FillError};
 use crate::stream::view::Facet;
@@ -155,7 +156,11 @@ impl Catalog {
         for options in streams {
             let kept = previous.and_then(|previous| previous.entries.get(&options.id));
             let (options, revision) = match kept.filter(|kept| *kept.options == **options) {
-                Some(kept) => (Arc::clone(&kept.options), kept.revision),
+                Some(kept) => {
+                    // Secrets that stand elsewhere may be others: the next poll carries them, and nothing else changes.
+                    kept.options.credential.take_over(&options.credential);
+                    (Arc::clone(&kept.options), kept.revision)
+                }
                 None => (Arc::clone(options), catalog.revision),
             };
             let body_claims = options.body.iter().flat_map(|body| body.claims_used());
@@ -183,6 +188,12 @@ impl Catalog {
         self.template_claims.sort_unstable();
         self.template_claims.dedup();
         self
+    }
+
+    /// What lets the requests of its streams and actions in.
+    pub fn credentials(&self) -> impl Iterator<Item = &Credential> {
+        let of_actions = self.actions.values().map(|options| &options.credential);
+        self.entries.values().map(|entry| &entry.options.credential).chain(of_actions)
     }
 
     /// The action that messages of this `type` ask for.
@@ -337,5 +348,45 @@ pub(super) fn code_of(error: &FillError) -> ErrorCode {
         FillError::ClaimInvalid(_) => ErrorCode::ClaimInvalid,
         FillError::QueryMissing(_) | FillError::QueryInvalid(_) => ErrorCode::BadRequest,
         FillError::MessageMissing(_) | FillError::MessageInvalid(_) | FillError::BodyTooLarge => ErrorCode::BadMessage,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::secret::Secret;
+    use crate::stream::credential::Scheme;
+    use crate::stream::live::{Live, Rule, Source};
+    use crate::stream::template::UrlTemplate;
+
+    fn stream(source: Source, token: &str) -> Arc<stream::Options> {
+        let url = UrlTemplate::parse::<&str>("http://upstream.example/", &[]).expect("a URL");
+        let token = Live::new(source, Rule::Visible, Secret::new(token));
+        let credential = Credential { scheme: Some(Scheme::Bearer(token)), ..Credential::default() };
+        let options = stream::Options::new(StreamId::new("s").expect("an id"), url);
+        Arc::new(stream::Options { credential, allow_anonymous: true, ..options })
+    }
+
+    /// The key of the stream before and after a reload, and what the one from before carries then.
+    fn reloaded(before: Arc<stream::Options>, after: Arc<stream::Options>) -> (bool, Vec<u8>) {
+        let first = Catalog::new(&[before], None, 7);
+        let anonymous = Grant::anonymous(&mut Default::default());
+        let key = |catalog: &Catalog| catalog.resolve(&anonymous, "s", &[]).expect("anyone may watch it");
+        let held = key(&first);
+        let second = Catalog::new(&[after], Some(&first), 7);
+        let presented = held.target.options.credential.presented(None);
+        let value = presented.headers.first().expect("one header").1.expose_secret().to_vec();
+        (held == key(&second) && second.is_current(&held), value)
+    }
+
+    #[test]
+    fn a_secret_that_stands_elsewhere_may_change_without_a_new_sequence() {
+        let file = || Source::File("token".into());
+        assert_eq!(reloaded(stream(file(), "a"), stream(file(), "b")), (true, b"Bearer b".to_vec()));
+        let elsewhere = Source::File("other".into());
+        assert_eq!(reloaded(stream(file(), "a"), stream(elsewhere, "a")), (false, b"Bearer a".to_vec()));
+        let written = |token| stream(Source::Written, token);
+        assert!(reloaded(written("a"), written("a")).0);
+        assert_eq!(reloaded(written("a"), written("b")), (false, b"Bearer a".to_vec()), "it is another stream");
     }
 }

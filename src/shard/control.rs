@@ -47,6 +47,15 @@ pub struct ConnectionQuery {
     pub limit: usize,
 }
 
+/// What a core tells of its connections in one turn.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    /// Those that were found, in the order of their places.
+    pub connections: Vec<ListedConnection>,
+    /// Where to go on, unless all places have been looked at.
+    pub next: Option<u32>,
+}
+
 /// A live connection, as an administrator sees it.
 #[derive(Clone, Debug)]
 pub struct ListedConnection {
@@ -208,16 +217,19 @@ impl Shard {
         }
     }
 
-    /// The open connections that `query` is about, in the order of their places.
-    pub fn list(&self, query: &ConnectionQuery) -> Vec<ListedConnection> {
-        let open = (query.first..self.connections.places())
+    /// The open connections that `query` is about, in the order of their places: as many as a turn finds.
+    pub fn list(&self, query: &ConnectionQuery) -> Listed {
+        let places = self.connections.places();
+        let end = query.first.saturating_add(limits::LIST_LOOKS_PER_TURN).min(places);
+        let open = (query.first..end)
             .filter_map(|index| Some((index, self.connections.at(index)?.open()?)))
             .filter(|(_, open)| query.sub.is_none() || open.grant.sub() == query.sub.as_deref());
-        open.take(query.limit)
+        let connections: Vec<ListedConnection> = open
+            .take(query.limit)
             .map(|(index, open)| {
                 let topics = open.subscriptions.iter().filter_map(|(_, slot)| self.topics.at(slot.topic));
                 ListedConnection {
-                    id: ConnectionId { random: open.random, core: self.core, index },
+                    id: self.name_of(index, open.random),
                     sub: open.grant.sub().map(str::to_owned),
                     issuer: open.grant.issuer().map(str::to_owned),
                     kind: open.grant.kind().as_str(),
@@ -228,7 +240,12 @@ impl Shard {
                     expires_at: open.grant.expires(),
                 }
             })
-            .collect()
+            .collect();
+        let stopped = match connections.last() {
+            Some(last) if connections.len() >= query.limit => last.id.index + 1,
+            _ => end,
+        };
+        Listed { connections, next: (stopped < places).then_some(stopped) }
     }
 
     fn is_concerned(&self, index: u32, group: &Group) -> bool {

@@ -61,6 +61,13 @@ impl Shard {
     /// Sends what there is to send, at most [`limits::SENDS_PER_TURN`] sends of it. Whether something is left that
     /// could be sent at once.
     pub fn transmit(&mut self, now: Now, wire: &mut dyn Wire) -> bool {
+        let more = self.transmit_turn(now, wire);
+        // Connections have ended here too, and a session goes with its last one.
+        self.drop_unused_sessions();
+        more
+    }
+
+    fn transmit_turn(&mut self, now: Now, wire: &mut dyn Wire) -> bool {
         self.now = now;
         let mut budget = limits::SENDS_PER_TURN;
         self.control_turn();

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::auth::marks::Marks;
-use crate::ids::Holder;
+use crate::ids::{Holder, ProcessId};
 use crate::stream::budget::Budgets;
 use crate::time::Instant;
 
@@ -95,12 +95,15 @@ pub struct Ledger {
     marks: Marks,
     tickets: Tickets,
     budgets: Arc<Budgets>,
+    process: ProcessId,
 }
 
 impl Default for Ledger {
     fn default() -> Ledger {
+        let hasher = RandomState::new();
         Ledger {
-            hasher: RandomState::new(),
+            process: ProcessId(hasher.hash_one("process")),
+            hasher,
             connections: AtomicU64::new(0),
             streams: AtomicU64::new(0),
             parts: (0..PARTS).map(|_| Mutex::default()).collect(),
@@ -139,6 +142,16 @@ impl Ledger {
     /// How many tickets were made that are not too old, used or not.
     pub fn tickets_made(&self, now: Instant) -> usize {
         self.tickets.made(now)
+    }
+
+    /// An empty one of the process with that name; [`Ledger::default`] draws it.
+    pub fn of(process: ProcessId) -> Ledger {
+        Ledger { process, ..Ledger::default() }
+    }
+
+    /// The process's name among those that share a Redis.
+    pub fn process(&self) -> ProcessId {
+        self.process
     }
 
     /// The tickets that were made.

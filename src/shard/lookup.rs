@@ -9,11 +9,12 @@ use std::time::Duration;
 use crate::auth::control::ControlEntry;
 use crate::auth::grant::Grant;
 use crate::auth::jwt::LackedKey;
+use crate::auth::sealed::SALT_BYTES;
 use crate::auth::session::SessionMark;
 use crate::auth::ticket::TicketRecord;
 use crate::codec::message::ClientId;
 use crate::connection::handshake::{Presented, Refusal};
-use crate::ids::{ConnectionId, ConnectionKey, CoreId};
+use crate::ids::{ConnectionId, ConnectionKey, CoreId, ProcessId};
 use crate::secret::Secret;
 use crate::time::Now;
 
@@ -36,6 +37,26 @@ pub enum Lookup {
     },
     /// To fetch anew the key set of that issuer, by its place in the configuration; where that was done a moment ago, nothing.
     KeySet(usize),
+    /// To ask another process to renew the credential of a connection that it holds.
+    Renew {
+        /// Which process.
+        process: ProcessId,
+        /// The connection's core there,
+        core: CoreId,
+        /// and its place in that core's table.
+        index: u32,
+        /// The question, sealed for that connection (`auth::renewal`).
+        sealed: Vec<u8>,
+    },
+}
+
+/// A question of another process: who has asked, and the number by which it knows its question.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct PeerAsk {
+    /// Which process.
+    pub process: ProcessId,
+    /// The number.
+    pub ask: u64,
 }
 
 /// Something that the store is to do without an answer.
@@ -51,6 +72,13 @@ pub enum Order {
     /// To put an event on the control stream, for the other processes and for those that are away. Where the store is away
     /// it waits for its return.
     Publish(ControlEntry),
+    /// To answer another process, which does not wait for long. Where the store is away it is left undone.
+    Answer {
+        /// What was asked.
+        to: PeerAsk,
+        /// The answer, sealed; `None`: what was asked about is not here.
+        sealed: Option<Vec<u8>>,
+    },
 }
 
 /// A session's record, as Redis holds it.
@@ -73,6 +101,9 @@ pub enum Found {
     Kept,
     /// To [`Lookup::KeySet`]: what there is now is in force.
     KeySet,
+    /// To [`Lookup::Renew`]: what that process has answered, sealed; `None`: it holds no such connection, or there is no such
+    /// process.
+    Renewed(Option<Vec<u8>>),
     /// To any: it cannot be said now.
     Unavailable,
 }
@@ -98,9 +129,21 @@ pub(super) enum Waiter {
         /// Whom a failure is counted for.
         addr: IpAddr,
         /// Who asks.
-        from: CoreId,
-        /// The number of the question.
-        ask: u64,
+        asker: Asker,
+    },
+}
+
+/// Who asks for the renewal of a connection of this core.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Asker {
+    /// A core of this process, by that number.
+    Core(CoreId, u64),
+    /// Another process.
+    Peer {
+        /// Which, and by which number.
+        ask: PeerAsk,
+        /// The salt of its question, which the answer is bound to.
+        salt: [u8; SALT_BYTES],
     },
 }
 
@@ -117,6 +160,8 @@ pub(super) enum Asked {
     Ticket(Waiter),
     /// A ticket is kept, and handed out.
     Kept(ConnectionKey, Box<Made>),
+    /// Another process has been asked to renew a connection of its own.
+    Renewal(PeerRenewal),
 }
 
 /// What became of looking at a credential.
@@ -185,6 +230,19 @@ pub(super) enum Purpose {
 pub(super) struct Reread {
     pub(super) asked: Now,
     pub(super) sessions: Vec<(u32, SessionMark)>,
+}
+
+/// A request for the renewal of a connection that another process holds.
+#[derive(Debug)]
+pub(super) struct PeerRenewal {
+    /// The request's connection.
+    pub(super) waiting: ConnectionKey,
+    /// Whom a failure is counted for.
+    pub(super) addr: IpAddr,
+    /// The random bits of the connection that is to be renewed.
+    pub(super) random: u128,
+    /// The question's salt.
+    pub(super) salt: [u8; SALT_BYTES],
 }
 
 /// A ticket that the store was asked to keep.

@@ -11,6 +11,7 @@ use crate::secret::Secret;
 use crate::stream::log::{Event, History};
 use crate::stream::poll::Status;
 
+use super::lookup::Asker;
 use super::{Output, Shard, StreamKey};
 
 /// One message from a core to another.
@@ -149,7 +150,9 @@ impl Shard {
             Mail::Polled { key, status, changed, fresh } => self.polled(&key, status, changed, fresh),
             Mail::Trimmed { key, bytes } => self.trimmed(&key, bytes),
             Mail::Evicted { key } => self.evicted(&key),
-            Mail::Renew { connection, token, addr, from, ask } => self.renew(connection, &token, addr, from, ask),
+            Mail::Renew { connection, token, addr, from, ask } => {
+                self.renew(connection, &token, addr, Asker::Core(from, ask))
+            }
             Mail::Renewed { ask, outcome, late } => self.renewed(ask, outcome, late),
         }
     }

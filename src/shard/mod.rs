@@ -22,6 +22,7 @@ mod mail;
 mod open;
 mod owner;
 mod rendition;
+mod renewal;
 mod requests;
 mod rng;
 mod sessions;
@@ -59,9 +60,9 @@ use crate::{auth, connection, stream};
 
 pub use self::catalog::{Catalog, StreamKey};
 pub use self::close::CannedAnswer;
-pub use self::control::{ConnectionQuery, ListedConnection};
+pub use self::control::{ConnectionQuery, Listed, ListedConnection};
 pub use self::ledger::Ledger;
-pub use self::lookup::{Found, Lookup, Order, SessionRecord};
+pub use self::lookup::{Found, Lookup, Order, PeerAsk, SessionRecord};
 pub use self::mail::Mail;
 pub use self::rng::Rng;
 pub use self::stats::Stats;
@@ -143,6 +144,15 @@ pub enum Input<'a> {
         ask: u64,
         /// The answer.
         found: Found,
+    },
+    /// Another process asks to renew the credential of a connection; the answer goes out as [`Order::Answer`].
+    PeerRenewal {
+        /// The connection's place.
+        connection: u32,
+        /// What it asks, sealed for that connection.
+        sealed: Vec<u8>,
+        /// Who asks.
+        ask: PeerAsk,
     },
     /// Marks were set: the connections of those whom they concern are to be looked at.
     Control(Arc<[Concerned]>),
@@ -469,6 +479,7 @@ impl Shard {
             Input::Mail(mail) => self.mail(mail),
             Input::Acted { ask, result } => self.acted(ask, result),
             Input::Found { ask, found } => self.found(ask, found),
+            Input::PeerRenewal { connection, sealed, ask } => self.peer_asks_to_renew(connection, &sealed, ask),
             Input::Control(concerned) => self.control(&concerned),
             Input::StoreState { up } => self.store_state(up),
             Input::Timeout => self.timeout(),

@@ -3,8 +3,6 @@
 //! Source: protocol version 1, sections 2 («First message»), 3 and 4. Memory: none besides the connection's.
 //! Errors: a bad message is answered by an `error` frame and the connection stays; a broken frame ends it.
 
-use std::net::IpAddr;
-
 use crate::auth::grant::{CredentialKind, Grant};
 use crate::codec::deflate::Inflater;
 use crate::codec::message::{
@@ -15,15 +13,13 @@ use crate::connection::handshake::{Presented, Refusal};
 use crate::connection::subscriptions::Subscriptions;
 use crate::connection::{MessageRate, Open, State};
 use crate::frame::{self, Encoding, Transport};
-use crate::ids::{ConnectionId, CoreId};
 use crate::limits;
 use crate::metrics::{AuthUpdateResult, HandshakeResult};
 use crate::secret::Secret;
 
-use super::ledger::Standing;
+use super::Shard;
 use super::lookup::{Authenticated, Looked, Waiter};
 use super::requests::is_failure;
-use super::{Mail, Shard};
 
 /// What `/echo` takes (protocol section 7).
 const ECHO_LIMITS: ws::Limits = ws::Limits { message_bytes_max: 16 << 20, fragments_max: 65_536 };
@@ -41,7 +37,7 @@ impl Shard {
         let heartbeat = self.options.connection.heartbeat;
         let random = self.rng.u128();
         let now = self.now.at;
-        let id = ConnectionId { random, core: self.core, index };
+        let id = self.name_of(index, random);
         let kind = match grant.kind() {
             CredentialKind::Jwt => AuthKind::Jwt,
             CredentialKind::Session => AuthKind::Session,
@@ -297,7 +293,7 @@ impl Shard {
         }
     }
 
-    fn count_refusal(&mut self, index: u32) {
+    pub(super) fn count_refusal(&mut self, index: u32) {
         let Some(open) = self.connections.at_mut(index).and_then(|connection| connection.open_mut()) else { return };
         open.refusals += 1;
         if open.refusals >= limits::AUTH_UPDATES_REFUSED_MAX {
@@ -310,7 +306,7 @@ impl Shard {
     ///
     /// # Errors
     /// `AUTH_SUBJECT_MISMATCH`, and the connection goes on under its old grant.
-    fn regrant(
+    pub(super) fn regrant(
         &mut self,
         index: u32,
         grant: Grant,
@@ -352,59 +348,6 @@ impl Shard {
         self.rejudge_subscriptions(index);
         self.arm(index);
         Ok(())
-    }
-
-    /// To this core: renew the credential of a live SSE connection.
-    pub(super) fn renew(&mut self, id: ConnectionId, token: &Secret, addr: IpAddr, from: CoreId, ask: u64) {
-        let outcome = match self.sse_connection(id).and_then(|_| self.standing_allows(addr)) {
-            Err(refusal) => Err(refusal),
-            Ok(()) => {
-                let waiter = Waiter::Renewal { connection: id, addr, from, ask };
-                match self.authenticate(Presented::token(token.clone()), waiter) {
-                    Authenticated::Now(outcome) => return self.renewal_judged(id, addr, from, ask, outcome),
-                    Authenticated::Later(_) => return,
-                }
-            }
-        };
-        self.send(from, Mail::Renewed { ask, outcome, late: false });
-    }
-
-    /// The new credential of a live SSE connection has been looked at.
-    pub(super) fn renewal_judged(
-        &mut self,
-        id: ConnectionId,
-        addr: IpAddr,
-        from: CoreId,
-        ask: u64,
-        outcome: Result<Grant, Refusal>,
-    ) {
-        let mut late = false;
-        let outcome = self.sse_connection(id).and_then(|index| match outcome {
-            Ok(grant) => {
-                let mut body = Vec::new();
-                self.regrant(index, grant, |_, _, expires, permissions| {
-                    let permissions = permissions.iter().map(|permission| &**permission);
-                    message::write_auth_ok(&mut body, None, expires, permissions);
-                })
-                .inspect_err(|_| self.count_refusal(index))?;
-                Ok(body)
-            }
-            Err(refusal) => {
-                self.metrics.auth_updates.of(AuthUpdateResult::Rejected).count();
-                if is_failure(refusal.code) {
-                    late = self.count_failure(addr) != Standing::Good;
-                    self.count_refusal(index);
-                }
-                Err(refusal)
-            }
-        });
-        self.send(from, Mail::Renewed { ask, outcome, late });
-    }
-
-    fn sse_connection(&self, id: ConnectionId) -> Result<u32, Refusal> {
-        let open = self.connections.at(id.index).and_then(|connection| connection.open());
-        let held = open.is_some_and(|open| open.random == id.random && open.transport == Transport::Sse);
-        if held { Ok(id.index) } else { Err(Refusal::new(ErrorCode::UnknownConnection, "there is no such connection")) }
     }
 
     /// Bytes of a WebSocket that has not said who it is.

@@ -22,16 +22,18 @@ use crate::time::Instant;
 
 use super::ledger::Standing;
 use super::lookup::{Authenticated, Waiter};
-use super::{CannedAnswer, Mail, Shard};
+use super::{CannedAnswer, Shard};
 
 /// The policy of the playground page, hashed once.
 static PLAYGROUND_POLICY: LazyLock<String> = LazyLock::new(crate::web::playground_security_policy);
+/// The tag of the client library, hashed once.
+static CLIENT_ETAG: LazyLock<String> = LazyLock::new(crate::web::client_etag);
 /// Bytes of a connection whose requests must wait: past it, and past a head's limit, reading waits.
 const BUFFERED_BYTES_MAX: usize = 256 << 10;
 /// How long an answer to a failed credential is held back, where the address has failed too often.
-const FAILURE_DELAY: Duration = Duration::from_secs(1);
+pub(super) const FAILURE_DELAY: Duration = Duration::from_secs(1);
 /// How long another core may take to answer.
-const ASK_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Who is at the other end, and how they see this server.
 struct Client {
@@ -364,6 +366,18 @@ impl Shard {
                     response.body("text/html; charset=utf-8", crate::web::PLAYGROUND.as_bytes()),
                     &reply,
                 );
+            }
+            Demand::ClientLibrary => {
+                let is_held = http::if_none_match(head, &CLIENT_ETAG);
+                let response = Response::new(if is_held { 304 } else { 200 })
+                    .header("ETag", &CLIENT_ETAG)
+                    .header("Cache-Control", "no-cache");
+                let response = if is_held {
+                    response
+                } else {
+                    response.body(crate::web::CLIENT_CONTENT_TYPE, crate::web::CLIENT.as_bytes())
+                };
+                self.respond(index, response, &reply);
             }
             Demand::Options(allow) => self.respond(index, preflight(head, allow, &reply), &reply),
             Demand::Echo(upgrade) => {
@@ -757,51 +771,16 @@ impl Shard {
         }
     }
 
-    /// The body is whole: the core of the connection is asked.
+    /// The body is whole: whoever holds the connection is asked.
     fn renewal_read(&mut self, index: u32) {
-        let deadline = self.now.at + ASK_TIMEOUT;
-        let Some(key) = self.key_of(index) else { return };
-        self.ask_no += 1;
-        let ask = self.ask_no;
         let Some(http) = self.http_mut(index) else { return };
         let Phase::Body { body, connection, client, reply, .. } = std::mem::replace(&mut http.phase, Phase::Head)
         else {
             return;
         };
-        http.phase = Phase::Asking { ask, reply: reply.clone() };
-        http.deadline = deadline;
-        let token = match crate::codec::message::parse_renewal(&body) {
-            Ok(token) => token,
-            Err(reason) => {
-                let reply = self.forget_exchange(index);
-                return self.refuse(index, &Refusal::new(ErrorCode::BadRequest, reason), &reply);
-            }
-        };
-        match connection.filter(|connection| connection.core.0 < self.cores) {
-            Some(connection) => {
-                self.asks.insert(ask, key);
-                let mail = Mail::Renew { connection, token, addr: client, from: self.core, ask };
-                self.send(connection.core, mail);
-            }
-            None => {
-                let reply = self.forget_exchange(index);
-                let detail = "there is no such connection";
-                self.refuse(index, &Refusal::new(ErrorCode::UnknownConnection, detail), &reply);
-            }
-        }
-    }
-
-    /// Another core has answered.
-    pub(super) fn renewed(&mut self, ask: u64, outcome: Result<Vec<u8>, Refusal>, late: bool) {
-        let Some(index) = self.asks.remove(&ask).and_then(|key| self.still(key)) else { return };
-        let reply = self.forget_exchange(index);
-        match outcome {
-            Ok(body) => {
-                let response = Response::new(200).header("Cache-Control", "no-store").body("application/json", body);
-                self.respond(index, response, &reply);
-            }
-            Err(refusal) if late => self.refuse_later(index, &refusal, &reply, FAILURE_DELAY),
-            Err(refusal) => self.refuse(index, &refusal, &reply),
+        match crate::codec::message::parse_renewal(&body) {
+            Ok(token) => self.ask_to_renew(index, connection, token, client, reply),
+            Err(reason) => self.refuse(index, &Refusal::new(ErrorCode::BadRequest, reason), &reply),
         }
     }
 

@@ -13,6 +13,7 @@ use std::time::Duration;
 use url::Url;
 
 use super::CaFile;
+use super::credential::Credential;
 use super::poll::{FetchError, FetchResponse, UpstreamCode};
 use super::schema::Schema;
 use super::template::{BodyTemplate, ClaimValue, FillError, UrlTemplate};
@@ -36,6 +37,8 @@ pub struct Options {
     pub url: UrlTemplate,
     /// Static request headers; the values may be secrets and are never shown.
     pub headers: Vec<(String, Secret)>,
+    /// What lets requests in besides those headers.
+    pub credential: Credential,
     /// The request's body, with its placeholders.
     pub body: Option<BodyTemplate>,
     /// What the message must fit.
@@ -251,6 +254,7 @@ mod tests {
             method: "PUT".into(),
             url: UrlTemplate::parse_for_action(url).expect(url),
             headers: Vec::new(),
+            credential: Credential::default(),
             body: body.map(|body| BodyTemplate::parse_for_action(body).expect(body)),
             schema: None,
             rate: None,

@@ -17,6 +17,7 @@ use url::Url;
 
 use crate::codec::rate_limit::Quota;
 use crate::limits::{BREAKER_FAILURES, BREAKER_REST_MAX, BREAKER_REST_MIN, LANES_MAX, QUOTAS_MAX};
+use crate::secret::Secret;
 use crate::time::Instant;
 
 use super::action;
@@ -93,10 +94,17 @@ impl Budgets {
     pub fn lane(self: &Arc<Budgets>, target: &Target) -> Arc<Lane> {
         let mut hasher = self.hasher.build_hasher();
         (target.url.username(), target.url.password()).hash(&mut hasher);
-        let mut headers: Vec<(String, &[u8])> = target.options.headers.iter().map(named).collect();
+        let credential = &target.options.credential;
+        let presented = credential.presented(None);
+        let written = target.options.headers.iter().chain(&presented.headers);
+        let mut headers: Vec<(String, &[u8])> = written.map(named).collect();
         headers.retain(|(name, _)| !NO_CREDENTIALS.contains(&name.as_str()));
         headers.sort_unstable();
         headers.hash(&mut hasher);
+        presented.query.as_ref().map(Secret::expose_secret).hash(&mut hasher);
+        presented.identity.as_ref().map(|identity| &identity.cert).hash(&mut hasher);
+        // Whose tokens are presented; what is printed tells all but the secrets.
+        credential.oauth().map(|options| format!("{options:?}")).hash(&mut hasher);
         self.lane_of(&target.url, hasher.finish())
     }
 
@@ -125,7 +133,7 @@ impl Budgets {
     }
 }
 
-fn named((name, value): &(String, crate::secret::Secret)) -> (String, &[u8]) {
+fn named((name, value): &(String, Secret)) -> (String, &[u8]) {
     (name.to_ascii_lowercase(), value.expose_secret())
 }
 
@@ -606,7 +614,6 @@ mod tests {
 
     use super::*;
     use crate::ids::StreamId;
-    use crate::secret::Secret;
     use crate::stream::Options;
     use crate::stream::template::UrlTemplate;
 

@@ -8,9 +8,12 @@
 pub mod action;
 pub mod apply;
 pub mod budget;
+pub mod credential;
 pub mod diff;
 pub mod follow;
+pub mod live;
 pub mod log;
+pub mod oauth;
 pub mod pace;
 pub mod poll;
 pub mod schema;
@@ -46,6 +49,8 @@ pub struct Options {
     pub method: String,
     /// Static request headers; the values may be secrets and are never shown.
     pub headers: Vec<(String, Secret)>,
+    /// What lets requests in besides those headers.
+    pub credential: credential::Credential,
     /// The request's body, with its placeholders.
     pub body: Option<template::BodyTemplate>,
     /// Names a caller may fill as `{query.NAME}`, sorted, each with the pattern its value must match, if any.
@@ -102,6 +107,7 @@ impl Options {
             interval: Duration::from_secs(1),
             method: "GET".to_owned(),
             headers: Vec::new(),
+            credential: credential::Credential::default(),
             body: None,
             params: Vec::new(),
             ca: None,

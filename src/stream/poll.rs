@@ -656,7 +656,7 @@ pub enum UpstreamCode {
     Body,
     /// Over `response_bytes_max`.
     TooLarge,
-    /// 401 or 403.
+    /// 401 or 403, or no token to ask with.
     Auth,
     /// 429, or 503 with `Retry-After`.
     RateLimited,

@@ -1,11 +1,13 @@
-//! Pages the server hands to browsers: the playground, one self-contained document, and the policy it is served under.
+//! What the server hands to browsers: the playground, one self-contained document, and the policy it is served under; the
+//! client library, an ES module.
 //!
-//! Source: Content Security Policy Level 3, sections 6.7 (hashes) and 4.2.
-//! Memory: the document stands in the binary once; the policy is a few hundred bytes, made once at start.
-//! Errors: none. Not here: serving it (`runtime`), whether it is served (`server.playground`).
+//! Source: Content Security Policy Level 3, sections 6.7 (hashes) and 4.2. The library's own source is `client/client.js`;
+//! `npm run build` in that folder makes `client/client.min.js` of it, which is what is served.
+//! Memory: both stand in the binary once; the policy and the library's tag are a few hundred bytes, made once.
+//! Errors: none. Not here: serving them (`shard`), whether the playground is served (`server.playground`).
 
 use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use ring::digest::{SHA256, digest};
 
 /// The playground, UTF-8 HTML. It loads nothing else and talks to its own origin alone.
@@ -13,6 +15,19 @@ pub const PLAYGROUND: &str = include_str!("playground.html");
 
 /// `Content-Type` of [`PLAYGROUND`].
 pub const PLAYGROUND_CONTENT_TYPE: &str = "text/html; charset=utf-8";
+
+/// The client library, UTF-8 JavaScript: an ES module that exports `connect`.
+pub const CLIENT: &str = include_str!("client/client.min.js");
+
+/// `Content-Type` of [`CLIENT`].
+pub const CLIENT_CONTENT_TYPE: &str = "text/javascript; charset=utf-8";
+
+/// The strong `ETag` of [`CLIENT`]: half of its SHA-256, in quotes.
+pub fn client_etag() -> String {
+    let hash = digest(&SHA256, CLIENT.as_bytes());
+    let half = hash.as_ref().get(..16).unwrap_or_default();
+    format!("\"{}\"", URL_SAFE_NO_PAD.encode(half))
+}
 
 /// The value of `Content-Security-Policy` for [`PLAYGROUND`]: its one style sheet and its one script by their hashes,
 /// connections to its own origin, the icon as a `data:` URL, nothing else, and no framing.
@@ -38,6 +53,8 @@ fn inline(element: &str) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use super::*;
 
     #[test]
@@ -63,6 +80,38 @@ mod tests {
         let markup = PLAYGROUND.split("<script>").next().unwrap_or_default();
         for inline_code in [" style=\"", " onclick=", " onload=", "javascript:"] {
             assert!(!markup.contains(inline_code), "{inline_code}");
+        }
+    }
+
+    /// What the library's source is, for `client.min.js` says of which source it was made.
+    const CLIENT_SOURCE: &str = include_str!("client/client.js");
+    /// What a browser may have to load, compressed.
+    const CLIENT_GZIPPED_BYTES_MAX: usize = 6 << 10;
+
+    #[test]
+    fn the_client_library_that_is_served_was_made_of_the_source_beside_it() {
+        let hash: String =
+            digest(&SHA256, CLIENT_SOURCE.as_bytes()).as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        let first = CLIENT.lines().next().unwrap_or_default();
+        assert!(first.contains(&hash), "`npm ci && npm run build` in src/web/client: {hash} is not in {first:?}");
+    }
+
+    #[test]
+    fn the_client_library_is_under_six_kibibytes_compressed() {
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(6));
+        gzip.write_all(CLIENT.as_bytes()).expect("a Vec takes every write");
+        let bytes = gzip.finish().expect("a Vec takes every write").len();
+        assert!(bytes < CLIENT_GZIPPED_BYTES_MAX, "{bytes} bytes");
+        // Less than a third would mean that it is not there.
+        assert!(bytes > CLIENT_GZIPPED_BYTES_MAX / 3, "{bytes} bytes");
+    }
+
+    #[test]
+    fn the_client_library_evaluates_no_text_and_keeps_nothing_on_disk() {
+        for source in [CLIENT, CLIENT_SOURCE] {
+            for forbidden in ["eval(", "new Function", "innerHTML", "localStorage", "document.cookie", "token="] {
+                assert!(!source.contains(forbidden), "{forbidden}");
+            }
         }
     }
 

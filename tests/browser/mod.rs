@@ -19,12 +19,20 @@ use tungstenite::{Message, WebSocket};
 pub const PATIENCE: Duration = Duration::from_secs(30);
 const NAMES: [&str; 5] = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome"];
 
-/// A browser with one page. Dropped, it ends and its profile is removed.
+/// One page of several.
+#[derive(Clone, Debug)]
+pub struct Tab {
+    target: String,
+    session: String,
+}
+
+/// A browser with one page, or several of which one is looked at. Dropped, it ends and its profile is removed.
 pub struct Browser {
     child: Child,
     profile: PathBuf,
     socket: WebSocket<TcpStream>,
     session: String,
+    target: String,
     next_id: u64,
     events: VecDeque<Value>,
 }
@@ -57,16 +65,45 @@ impl Browser {
         stream.set_read_timeout(Some(Duration::from_millis(50))).expect("a timeout");
         let socket = handshake(stream, &format!("ws://127.0.0.1:{port}{path}"));
         let (child, profile) = starting.done();
-        let mut browser =
-            Browser { child, profile, socket, session: String::new(), next_id: 0, events: VecDeque::new() };
-        let target = browser.call("Target.createTarget", json!({ "url": "about:blank" }));
-        let attached =
-            browser.call("Target.attachToTarget", json!({ "targetId": target["targetId"], "flatten": true }));
-        browser.session = attached["sessionId"].as_str().expect("a session").to_owned();
-        for domain in ["Page.enable", "Runtime.enable", "Log.enable", "Network.enable"] {
-            browser.call(domain, json!({}));
-        }
+        let mut browser = Browser {
+            child,
+            profile,
+            socket,
+            session: String::new(),
+            target: String::new(),
+            next_id: 0,
+            events: VecDeque::new(),
+        };
+        browser.tab();
         browser
+    }
+
+    /// Opens one more page, which is looked at from now on, and returns the one that was.
+    pub fn tab(&mut self) -> Tab {
+        let before = Tab { target: std::mem::take(&mut self.target), session: std::mem::take(&mut self.session) };
+        let target = self.call("Target.createTarget", json!({ "url": "about:blank" }));
+        let attached = self.call("Target.attachToTarget", json!({ "targetId": target["targetId"], "flatten": true }));
+        self.target = target["targetId"].as_str().expect("a target").to_owned();
+        self.session = attached["sessionId"].as_str().expect("a session").to_owned();
+        for domain in ["Page.enable", "Runtime.enable", "Log.enable", "Network.enable"] {
+            self.call(domain, json!({}));
+        }
+        before
+    }
+
+    /// Looks at another page, and returns the one that was looked at.
+    pub fn turn_to(&mut self, tab: &Tab) -> Tab {
+        Tab {
+            target: std::mem::replace(&mut self.target, tab.target.clone()),
+            session: std::mem::replace(&mut self.session, tab.session.clone()),
+        }
+    }
+
+    /// Closes a page that is not looked at, without asking it.
+    pub fn close_tab(&mut self, tab: &Tab) {
+        let session = std::mem::take(&mut self.session);
+        self.call("Target.closeTarget", json!({ "targetId": tab.target }));
+        self.session = session;
     }
 
     /// One DevTools command and its result.

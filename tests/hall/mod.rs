@@ -21,7 +21,8 @@ use restcast::ids::CoreId;
 use restcast::metrics::CoreMetrics;
 use restcast::secret::Secret;
 use restcast::shard::{
-    Catalog, Found, Input, Ledger, Lookup, Options, Order, Output, Sent, SessionRecord, Shard, Wire,
+    Catalog, ConnectionQuery, Found, Input, Ledger, Listed, Lookup, Options, Order, Output, Sent, SessionRecord, Shard,
+    Wire,
 };
 use restcast::stream::poll::{FetchResponse, PollNo, Validators};
 use restcast::time::{Instant, Now, WallTime};
@@ -227,6 +228,11 @@ impl Hall {
         Conn { core, index: key.index }
     }
 
+    /// What a core tells of its connections in one turn.
+    pub fn list(&self, core: usize, sub: Option<&str>, first: u32, limit: usize) -> Listed {
+        self.shards[core].list(&ConnectionQuery { sub: sub.map(str::to_owned), first, limit })
+    }
+
     pub fn say(&mut self, conn: Conn, bytes: &[u8]) {
         let mut bytes = bytes.to_vec();
         self.input(conn.core, Input::Received { connection: conn.index, bytes: &mut bytes });
@@ -405,6 +411,7 @@ impl Hall {
                 Found::Kept
             }
             Lookup::KeySet(_) => Found::KeySet,
+            Lookup::Renew { .. } => Found::Renewed(None),
         }
     }
 

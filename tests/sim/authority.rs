@@ -21,6 +21,8 @@ const HEARING_US: u64 = 200_000;
 pub enum News {
     /// What was said, by its place in the law; whom it concerns.
     Said(usize, Arc<[Concerned]>),
+    /// That an API key was deleted, by its place in the law.
+    Key(usize),
     /// Whether the store is there.
     Store(bool),
 }
@@ -33,6 +35,15 @@ impl World {
             // A stream of events that is replayed, or a message that came twice.
             let place = self.dice.below(said.len() as u64) as usize;
             return self.repeat(place);
+        }
+        if self.dice.percent(25) {
+            let keys = (0..self.book.keys.len()).filter(|&key| !self.book.law.has_deleted(key, None));
+            let keys: Vec<usize> = keys.collect();
+            if !keys.is_empty() {
+                let key = *self.dice.pick(&keys);
+                self.decree_that(What::KeyDeleted { key });
+            }
+            return;
         }
         let issuer = if self.dice.percent(50) { *self.dice.pick(&ISSUERS) } else { None };
         let user = User { issuer, sub: format!("u{}", self.dice.below(USERS)) };
@@ -102,6 +113,9 @@ impl World {
 
     fn publish(&mut self, place: usize) {
         let Saying { what, at_us, .. } = self.book.law.said[place].clone();
+        if let What::KeyDeleted { .. } = what {
+            return self.tell_cores(&News::Key(place));
+        }
         let user_of = |user: &User| json!({ "userId": user.sub, "iss": user.issuer });
         let (event, data) = match &what {
             What::LoggedOut(User { issuer: None, sub }) if place.is_multiple_of(2) => (USER_LOGGED_OUT, sub.clone()),
@@ -115,6 +129,7 @@ impl World {
                 data["iat_before"] = (*before_s).into();
                 (TOKEN_REVOKED, data.to_string())
             }
+            What::KeyDeleted { .. } => unreachable!("that is no event of the control stream"),
             What::Rights { user, roles, permissions } => {
                 let mut data = user_of(user);
                 data["at"] = (at_us / 1_000).into();
@@ -150,6 +165,11 @@ impl World {
                 News::Said(place, concerned) => {
                     self.book.law.hear(place, core, self.book.mono_us);
                     self.handle(core, Input::Control(concerned));
+                }
+                News::Key(place) => {
+                    self.book.law.hear(place, core, self.book.mono_us);
+                    let table = self.key_table(core);
+                    self.handle(core, Input::ApiKeys(table));
                 }
                 News::Store(up) => self.handle(core, Input::StoreState { up }),
             }
@@ -239,13 +259,18 @@ impl World {
 
     /// The store is told something that needs no answer.
     pub fn order(&mut self, order: Order) {
-        let Order::Touch { sid, life } = order else { unreachable!("events come from elsewhere here") };
+        let Order::Touch { sid, life } = order else {
+            unreachable!("events come from elsewhere, and nobody else asks")
+        };
         if self.book.store.is_away() {
             return;
         }
         let sid = String::from_utf8_lossy(sid.expose_secret()).into_owned();
         let life_us = u64::try_from(life.as_micros()).expect("a short life");
-        let (now_us, expires_us) = (self.book.mono_us, self.book.wall_us + life_us);
-        self.book.store.extend(&sid, now_us, life_us, Some(expires_us));
+        if self.dice.below(100) < self.setup.loses_touches {
+            self.book.count("touch lost");
+        } else if self.book.store.touch(&sid, self.book.mono_us, life_us) {
+            self.book.count("touch");
+        }
     }
 }

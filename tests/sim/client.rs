@@ -8,11 +8,13 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{Read, Write};
+use std::sync::Arc;
 
+use restcast::auth::api_key::ApiKey;
 use restcast::stream::apply;
 use serde_json::Value;
 
-use super::law::{LATE_US, Law, Party, Rights, Token};
+use super::law::{ACTION_PERMISSION, LATE_US, Law, Party, Rights, Token};
 use super::store::{Store, Whose};
 use super::upstream::Upstream;
 
@@ -33,6 +35,8 @@ pub struct Book {
     /// The store of sessions.
     pub store: Store,
     pub tickets: Vec<Ticket>,
+    /// The API keys that there ever were.
+    pub keys: Vec<Arc<ApiKey>>,
     /// How often what is worth checking has happened.
     pub tally: BTreeMap<String, u64>,
     /// The value at each place of each epoch.
@@ -59,6 +63,7 @@ impl Book {
             law: Law::default(),
             store: Store::default(),
             tickets: Vec::new(),
+            keys: Vec::new(),
             tally: BTreeMap::new(),
             values: HashMap::new(),
             frames: HashMap::new(),
@@ -80,16 +85,16 @@ impl Book {
 
     /// Each of the rights that a token may give. `ever`: or may have given.
     fn rights(&self, party: Party<'_>, token: &Token, ever: bool) -> BTreeSet<Rights> {
-        match whose(token, party.sub) {
+        match whose(token, party.sub, party.only_asks) {
             Some(whose) if ever => self.store.all_rights(whose).into_iter().collect(),
-            Some(whose) => self.store.rights(whose, party.at_us, self.offset_us()).into_iter().collect(),
+            Some(whose) => self.store.rights(whose, party.at_us, party.offset_us).into_iter().collect(),
             None => self.law.rights(party, token, ever),
         }
     }
 
     /// Whether the session that a token is may be over.
     fn may_be_over(&self, token: &Token, user: &str) -> bool {
-        whose(token, user).is_some_and(|whose| self.store.may_end(whose, self.mono_us, self.offset_us()))
+        whose(token, user, false).is_some_and(|whose| self.store.may_end(whose, self.mono_us, self.offset_us()))
     }
 }
 
@@ -151,6 +156,8 @@ pub enum Carrier {
     Hybrid,
     /// A ticket, by its place in the book.
     Ticket(usize),
+    /// An API key.
+    Key,
 }
 
 /// Who a client is.
@@ -211,6 +218,10 @@ pub enum Asked {
     /// The same without a token: my session is to be read.
     Reread,
     RenewBadly,
+    /// An action; how many times it was carried out.
+    Act {
+        begun: u32,
+    },
 }
 
 /// When a credential ended.
@@ -280,8 +291,9 @@ pub struct Client {
     upgraded: bool,
     buffer: Vec<u8>,
     late: bool,
-    /// When what comes now began to come, on the monotonic clock, and how much had been heard then.
-    started: (u64, u64),
+    /// When what comes now began to come, on the monotonic clock, how much had been heard then, and by how much the wall clock
+    /// was ahead.
+    started: (u64, u64, u64),
 }
 
 /// An HTTP request that has been sent.
@@ -336,7 +348,7 @@ impl Client {
             upgraded: false,
             buffer: Vec::new(),
             late: false,
-            started: (0, 0),
+            started: (0, 0, 0),
         }
     }
 
@@ -367,21 +379,25 @@ impl Client {
 
     /// As the law knows it.
     fn party(&self) -> Party<'_> {
-        let Client { issuer, sub, core, welcomed_after, started: (at_us, heard), .. } = self;
-        Party { issuer: *issuer, sub, core: *core, welcomed_after: *welcomed_after, at_us: *at_us, heard: *heard }
+        let Client { issuer, sub, core, welcomed_after, started: (at_us, heard, offset_us), .. } = self;
+        let only_asks = self.kind == Kind::Json;
+        let (at_us, offset_us, heard) = (*at_us, *offset_us, *heard);
+        Party { issuer: *issuer, sub, only_asks, core: *core, welcomed_after: *welcomed_after, at_us, offset_us, heard }
     }
 
     /// The same, with all that was heard until now.
     pub fn party_now(&self, book: &Book) -> Party<'_> {
-        Party { at_us: book.mono_us, heard: u64::MAX, ..self.party() }
+        Party { at_us: book.mono_us, offset_us: book.offset_us(), heard: u64::MAX, ..self.party() }
     }
 
     /// The companies whose values it may get.
     pub fn companies(&self, book: &Book) -> BTreeSet<u64> {
         let tokens = self.tokens.iter().chain(&self.past);
         tokens
-            .flat_map(|token| match whose(token, &self.sub) {
-                Some(whose) => book.store.companies(whose, self.started.0, book.offset_us()),
+            .flat_map(|token| match whose(token, &self.sub, self.kind == Kind::Json) {
+                Some(whose) => book.store.companies(whose, self.started.0, self.started.2),
+                // An API key makes no claims.
+                None if token.key.is_some() => Vec::new(),
                 None => vec![token.company],
             })
             .collect()
@@ -418,7 +434,8 @@ impl Client {
     /// Since when its credential has ended otherwise than by its time: revoked, logged out, its session gone.
     fn ended_at(&self, party: Party<'_>, book: &Book) -> Option<u64> {
         let over = |token: &Token| {
-            whose(token, &self.sub).is_some_and(|whose| !book.store.may_live(whose, book.mono_us, book.offset_us()))
+            let whose = whose(token, &self.sub, self.kind == Kind::Json);
+            whose.is_some_and(|whose| !book.store.may_live(whose, book.mono_us, book.offset_us()))
         };
         if self.tokens.iter().all(over) {
             return Some(book.mono_us);
@@ -510,14 +527,16 @@ impl Client {
 
     /// Whether a waiting answer that starts now is later than it may be.
     fn is_late_for(&self, token: &Token, book: &Book) -> bool {
-        book.law.ended_at(self.party(), std::slice::from_ref(token)).is_some()
+        // What was answered before the core heard may leave in the turn in which it has.
+        let ended = book.law.ended_at(self.party(), std::slice::from_ref(token));
+        ended.is_some_and(|at| at < book.mono_us)
     }
 
     /// What must be true of the rights it has been told of by now, as long as its socket takes everything.
     pub fn check_rights(&self, book: &Book) {
         let [token] = &*self.tokens else { return };
         let heard = book.mono_us.saturating_sub(LATE_US);
-        let rights = match whose(token, &self.sub) {
+        let rights = match whose(token, &self.sub, false) {
             Some(whose) => book.store.settled(whose, book.mono_us).map(|version| version.rights.clone()),
             None if !book.law.changes_rights_of(self.party_now(book)) => return,
             None if !book.law.is_heard(self.core, heard) => None,
@@ -545,7 +564,7 @@ impl Client {
     pub fn receive(&mut self, bytes: &[u8], book: &mut Book) {
         assert!(!self.gone, "client {} got bytes after its socket was closed", self.number);
         if self.buffer.is_empty() {
-            self.started = (book.mono_us, book.law.heard);
+            self.started = (book.mono_us, book.law.heard, book.offset_us());
             self.late = self.is_late(book);
         }
         self.buffer.extend_from_slice(bytes);
@@ -554,7 +573,7 @@ impl Client {
         while !rest.is_empty() {
             let Some(used) = self.unit(rest, book) else { break };
             rest = &rest[used..];
-            self.started = (book.mono_us, book.law.heard);
+            self.started = (book.mono_us, book.law.heard, book.offset_us());
             self.late = self.is_late(book);
         }
         self.buffer = rest.to_vec();
@@ -619,15 +638,23 @@ impl Client {
         let fine = match (status, problem["code"].as_str().unwrap_or_default()) {
             (401, "TOKEN_EXPIRED") => self.may_have_expired(),
             (401, "LOGGED_OUT") => book.law.may_end(party, &self.tokens, "logged_out"),
-            (401, "TOKEN_REVOKED") => book.law.may_end(party, &self.tokens, "token_revoked"),
+            (401, "TOKEN_REVOKED") => {
+                book.law.may_end(party, &self.tokens, "token_revoked") || self.key_may_be_gone(book)
+            }
             (401, "SESSION_EXPIRED") => self.tokens.iter().any(|token| book.may_be_over(token, &self.sub)),
-            (401, "INVALID_TOKEN") => self.ticket_may_be_refused(book),
+            (401, "INVALID_TOKEN") => self.ticket_may_be_refused(book) || self.key_may_be_gone(book),
             (403, "INSUFFICIENT_PERMISSIONS") => self.may_not_reach(name, book),
+            (403, "CLAIM_MISSING") => self.carrier == Carrier::Key && name == "own",
             (410, "STREAM_ENDED") | (404, _) => book.reloaded,
             (503 | 429 | 408, _) => true,
             _ => false,
         };
         assert!(fine, "{} was answered {status} {body}", self.shown(book));
+    }
+
+    /// Whether the API key that it has may have been deleted.
+    fn key_may_be_gone(&self, book: &Book) -> bool {
+        self.tokens.iter().any(|token| token.key.is_some_and(|key| book.law.has_deleted(key, None)))
     }
 
     /// Whether the ticket that it presents may be good no longer.
@@ -769,13 +796,17 @@ impl Client {
         book.trace = hash((book.trace, code, reason));
         book.count(format!("close {code} {reason}"));
         let fine = match (code, reason) {
-            (4001, "token_expired") => self.may_have_expired(),
+            (4001, "token_expired") => self.carrier != Carrier::Key && self.may_have_expired(),
             (4001, "session_expired") => self.tokens.iter().any(|token| book.may_be_over(token, &self.sub)),
             (4001, "invalid_token") => {
                 self.carrier == Carrier::FirstMessage && !self.welcomed && self.may_be_refused(book)
             }
-            (4001, "auth_update_rejected") => self.renewals_refused >= 5,
-            (4010, "logged_out" | "token_revoked") => book.law.may_end(self.party(), &self.tokens, reason),
+            // Of an event stream's renewals the last may not have been answered yet.
+            (4001, "auth_update_rejected") => self.renewals_refused + u32::from(self.renewing) >= 5,
+            (4001, "api_key_expired") => self.carrier == Carrier::Key && self.may_have_expired(),
+            (4010, "logged_out" | "token_revoked" | "api_key_revoked") => {
+                book.law.may_end(self.party(), &self.tokens, reason)
+            }
             (4003, "forbidden") => self.may_lose_all(book),
             (4004, "stream_ended" | "not_found") => book.reloaded && self.held.keys().all(|name| name == RELOADED[0]),
             (1012, "draining") => book.draining && (!self.welcomed || self.told_to_reconnect),
@@ -954,6 +985,13 @@ impl Client {
             }
             "reauthenticate" => assert!(head["expires_at"].is_u64() && head["expires_in_ms"].is_u64(), "{}", shown()),
             "error" => self.told_error(&head, id, book),
+            "action_result" => {
+                let asked = id.and_then(|id| self.asked.remove(&id));
+                assert!(matches!(asked, Some(Asked::Act { begun: 1 })), "{asked:?} was answered {}", shown());
+                let late = self.late && !self.ever_stalled;
+                assert!(!late, "client {} is told of its action after its credential's end", self.number);
+                book.count("action_result");
+            }
             "reconnect" => {
                 assert!(
                     book.draining && !self.told_to_reconnect,
@@ -971,13 +1009,14 @@ impl Client {
         let kind = match self.carrier {
             Carrier::Ticket(_) => "ticket",
             Carrier::Session | Carrier::Hybrid => "session",
+            Carrier::Key => "api_key",
             _ => "jwt",
         };
         assert_eq!(head["auth"]["type"].as_str(), Some(kind), "client {}", self.number);
         let sub = head["auth"]["sub"].as_str().expect("everybody has a name");
         if sub != self.sub {
             // Whoever is signed in when the record is read, that is it.
-            let whose = whose(&self.tokens[0], sub).filter(|whose| book.store.was_of(*whose));
+            let whose = whose(&self.tokens[0], sub, false).filter(|whose| book.store.was_of(*whose));
             assert!(whose.is_some(), "client {} is welcomed as {sub}: {}", self.number, self.sub);
             self.sub = sub.to_owned();
             self.late = self.is_late(book);
@@ -996,6 +1035,22 @@ impl Client {
         self.is_granted(book);
     }
 
+    /// An action that it asked for is carried out: it must have the right to it now, and a credential.
+    pub fn check_act(&mut self, id: u64, book: &Book) {
+        let shown = self.shown(book);
+        assert!(self.is_open() && self.welcomed && self.carrier != Carrier::Key, "{shown} acts");
+        let party = self.party_now(book);
+        let ended = self.ended_at(party, book);
+        assert!(ended.is_none() && self.expired.is_none(), "{shown} acts after its credential's end");
+        let tokens = self.tokens.iter().chain(&self.past);
+        let may = tokens.flat_map(|token| book.rights(party, token, false)).any(|rights| may_act(&rights));
+        assert!(may, "{shown} acts without the right to");
+        match self.asked.get_mut(&id) {
+            Some(Asked::Act { begun }) => *begun += 1,
+            other => panic!("{shown} asked for {other:?}, not to act"),
+        }
+    }
+
     fn told_error(&mut self, head: &Value, id: Option<u64>, book: &Book) {
         let code = head["code"].as_str().unwrap_or_default();
         let asked = id.and_then(|id| self.asked.remove(&id));
@@ -1004,6 +1059,7 @@ impl Client {
                 true
             }
             (Some(Asked::Subscribe { .. } | Asked::Unsubscribe { .. }), "STREAM_NOT_FOUND") => true,
+            (Some(Asked::Subscribe { name, .. }), "CLAIM_MISSING") => self.carrier == Carrier::Key && name == "own",
             (Some(Asked::Subscribe { name, .. }), "INSUFFICIENT_PERMISSIONS") => self.may_not_reach(name, book),
             (Some(Asked::RenewBadly), "AUTH_UPDATE_REJECTED" | "AUTH_SUBJECT_MISMATCH") => true,
             // A token that has ended on the way.
@@ -1014,6 +1070,11 @@ impl Client {
                 let away = ticket.is_some() && reason == Some("session_store_unavailable");
                 reason == Some("busy") || away || used || self.may_be_refused(book)
             }
+            (Some(Asked::Act { begun: 0 }), "INSUFFICIENT_PERMISSIONS") => {
+                self.carrier == Carrier::Key || self.rights(book, true).iter().any(|rights| !may_act(rights))
+            }
+            (Some(Asked::Act { begun: 0 }), "RATE_LIMITED") => true,
+            (Some(Asked::Act { begun: 1 }), "ACTION_FAILED") => true,
             // Its session may be over, or somebody else's; or the store may not answer.
             (Some(Asked::Reread), "AUTH_UPDATE_REJECTED") => true,
             (None, "TOO_MANY_STREAMS") => true,
@@ -1099,6 +1160,11 @@ impl Client {
     }
 }
 
+/// Whether somebody may ask for the action.
+fn may_act(rights: &Rights) -> bool {
+    rights.permissions.iter().any(|own| own == ACTION_PERMISSION)
+}
+
 /// Whether the caller's credential shapes what they get as that stream.
 fn is_shaped(stream: &str) -> bool {
     matches!(stream, "own" | "roled")
@@ -1136,8 +1202,9 @@ fn deflated(message: &[u8]) -> Vec<u8> {
 }
 
 /// The session that a token is, as that user's.
-fn whose<'a>(token: &'a Token, user: &'a str) -> Option<Whose<'a>> {
-    token.session.as_deref().map(|sid| Whose { sid, user })
+/// The session that a token is, as that user's; as anybody's for one who only asks, who is not told whose it has become.
+fn whose<'a>(token: &'a Token, user: &'a str, only_asks: bool) -> Option<Whose<'a>> {
+    token.session.as_deref().map(|sid| Whose { sid, user: (!only_asks).then_some(user) })
 }
 
 fn texts(list: &Value) -> Vec<String> {

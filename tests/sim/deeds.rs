@@ -3,17 +3,20 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt::Write as _;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
+use restcast::auth::api_key::{ApiKey, ApiKeyId, ApiKeys, KeyHash, Source, key_text};
 use restcast::auth::jwt;
 use restcast::auth::session::CookieSecrets;
 use restcast::secret::Secret;
 use restcast::shard::Input;
+use restcast::time::WallTime;
 use serde_json::json;
 
 use super::client::{Asked, Carrier, Client, Held, Kind, Login, Request, Ticket};
 use super::law::{Rights, Token};
 use super::store::{Store, Whose};
-use super::world::{COMPANIES, SECOND_US, SESSION_SECRET, Socket, World};
+use super::world::{ACTION, COMPANIES, SECOND_US, SESSION_SECRET, Socket, World};
 
 const REGIONS: [&str; 2] = ["eu", "us"];
 /// Who issues tokens; a session's user is nobody's.
@@ -60,6 +63,7 @@ impl World {
             iat_s: Some(self.book.wall_us / SECOND_US),
             jti: None,
             session: None,
+            key: None,
             has_ended: false,
             sent_after: self.book.law.said.len(),
             sent_wall_us: self.book.wall_us,
@@ -92,6 +96,67 @@ impl World {
     pub fn session_token(&self, sid: &str) -> Token {
         let session = Some(sid.to_owned());
         Token { session, exp_us: u64::MAX / 4, iat_s: None, ..self.plain_token(0, 0) }
+    }
+
+    /// An API key that has not been deleted, or a new one.
+    fn some_key(&mut self) -> usize {
+        let living: Vec<usize> =
+            (0..self.book.keys.len()).filter(|&key| !self.book.law.has_deleted(key, None)).collect();
+        if !living.is_empty() && self.dice.percent(60) {
+            return *self.dice.pick(&living);
+        }
+        let (rights, life_us) = (self.some_rights(), self.life_us());
+        let expires = self.dice.percent(60).then(|| WallTime::from_micros(self.book.wall_us + life_us));
+        self.make_key(&rights, expires)
+    }
+
+    /// A new API key, which every core knows from now on.
+    pub fn make_key(&mut self, rights: &Rights, expires: Option<WallTime>) -> usize {
+        let place = self.book.keys.len();
+        let id = World::key_id(place);
+        let hash = KeyHash::new(&World::key_text(place), [place as u8; 16]);
+        let Rights { roles, permissions } = rights.clone();
+        let (streams, created, source) = (vec!["*".to_owned()], None, Source::Admin);
+        self.book.keys.push(Arc::new(ApiKey {
+            id,
+            hash,
+            streams,
+            roles,
+            permissions,
+            rate: 0,
+            created,
+            expires,
+            source,
+        }));
+        for core in 0..self.cores.len() {
+            let table = self.key_table(core);
+            self.handle(core, Input::ApiKeys(table));
+        }
+        place
+    }
+
+    /// The API keys that are left, as far as a core has heard.
+    pub fn key_table(&self, core: usize) -> Arc<ApiKeys> {
+        let left = |key: &usize| !self.book.law.has_deleted(*key, Some(core));
+        let keys = (0..self.book.keys.len()).filter(left).map(|key| Arc::clone(&self.book.keys[key]));
+        Arc::new(ApiKeys::new(keys))
+    }
+
+    fn key_id(place: usize) -> ApiKeyId {
+        ApiKeyId::new(&format!("k{place}")).expect("an id")
+    }
+
+    fn key_text(place: usize) -> Secret {
+        key_text(&World::key_id(place), &[place as u8; 32])
+    }
+
+    /// The token that stands for an API key, which lives as long as it says.
+    pub fn key_token(&self, place: usize) -> Token {
+        let key = &self.book.keys[place];
+        let rights = Rights { roles: key.roles.clone(), permissions: key.permissions.clone() };
+        // There is no allowance for it: it ends by the server's own clock.
+        let exp_us = key.expires.map_or(u64::MAX / 4, |expires| expires.as_micros() - self.book.leeway_us);
+        Token { key: Some(place), rights, exp_us, iat_s: None, ..self.plain_token(0, 0) }
     }
 
     /// Signs a user in: the id of the session.
@@ -141,6 +206,15 @@ impl World {
                 let carrier = if self.dice.percent(20) { Carrier::Hybrid } else { Carrier::Session };
                 Login { issuer: None, sub, token, carrier }
             }
+            93.. => {
+                let key = self.some_key();
+                Login {
+                    issuer: None,
+                    sub: self.book.keys[key].id.as_str().to_owned(),
+                    token: self.key_token(key),
+                    carrier: Carrier::Key,
+                }
+            }
             20..40 if !tickets.is_empty() && kind != Kind::Json => {
                 let place = *self.dice.pick(&tickets);
                 self.ticket_login(place)
@@ -186,6 +260,10 @@ impl World {
             Carrier::Session => (String::new(), format!("Cookie: connect.sid={}\r\n", cookie())),
             Carrier::Hybrid => {
                 (String::new(), format!("Authorization: Bearer not.a.token\r\nCookie: connect.sid={}\r\n", cookie()))
+            }
+            Carrier::Key => {
+                let key = World::key_text(token.key.expect("it has an API key"));
+                (String::new(), format!("X-Api-Key: {}\r\n", String::from_utf8_lossy(key.expose_secret())))
             }
             Carrier::Ticket(place) => (format!("ticket={}", self.book.tickets[place].text), String::new()),
         }
@@ -237,7 +315,7 @@ impl World {
         let companies = match &login.token.session {
             Some(sid) => {
                 let book = &self.book;
-                let whose = Whose { sid, user: &login.sub };
+                let whose = Whose { sid, user: Some(&login.sub) };
                 book.store.companies(whose, book.mono_us, book.offset_us()).into_iter().collect()
             }
             None => BTreeSet::from([login.token.company]),
@@ -363,9 +441,10 @@ impl World {
         }
         let client = &self.clients[number];
         match client.kind {
-            Kind::Json if self.dice.percent(25) => self.ask_for_ticket(number),
+            Kind::Json if client.carrier != Carrier::Key && self.dice.percent(25) => self.ask_for_ticket(number),
             Kind::Json => self.request(number),
             _ if client.closed.is_some() || !client.welcomed => {}
+            Kind::Single | Kind::Many if self.dice.percent(15) => self.ask_to_act(number),
             Kind::Many if self.dice.percent(75) => self.change_subscription(number),
             Kind::Single | Kind::Many => self.say(number),
             Kind::Events => self.renew_events(number),
@@ -426,8 +505,17 @@ impl World {
         client.ask(&message, Asked::Subscribe { name: name.to_owned(), held });
     }
 
+    /// Asks for the action.
+    pub fn ask_to_act(&mut self, number: usize) {
+        let client = &mut self.clients[number];
+        let message = format!("{{\"type\":\"{ACTION}\",\"client\":{number},\"number\":{}}}", client.next_id);
+        client.ask(&message, Asked::Act { begun: 0 });
+    }
+
     fn say(&mut self, number: usize) {
         match self.dice.below(10) {
+            // An API key cannot be renewed.
+            0..5 if self.clients[number].carrier == Carrier::Key => {}
             0..5 if self.clients[number].tokens[0].session.is_some() => {
                 let waits = self.clients[number].asked.values().any(|asked| matches!(asked, Asked::Reread));
                 if !waits {
@@ -493,7 +581,8 @@ impl World {
     /// Brings a new token for an SSE connection, over some HTTP connection.
     fn renew_events(&mut self, number: usize) {
         let client = &self.clients[number];
-        if client.tokens[0].session.is_some() || client.renewing || client.connection.is_none() {
+        let is_token = client.tokens[0].session.is_none() && client.tokens[0].key.is_none();
+        if !is_token || client.renewing || client.connection.is_none() {
             return;
         }
         let Some(over) = self.some_requester() else { return };

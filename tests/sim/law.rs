@@ -10,6 +10,8 @@ const SECOND_US: u64 = 1_000_000;
 /// Streams that demand something: any one of the roles, all of the permissions.
 pub const TEAM_ROLES: [&str; 2] = ["agent", "admin"];
 pub const VAULT_PERMISSIONS: [&str; 2] = ["read", "list"];
+/// What the action demands.
+pub const ACTION_PERMISSION: &str = "write";
 
 /// What somebody may do.
 #[derive(Clone, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
@@ -51,10 +53,27 @@ pub struct User {
 #[derive(Clone, Debug)]
 pub enum What {
     LoggedOut(User),
-    SessionLoggedOut { sid: String },
-    Revoked { issuer: Option<&'static str>, jti: String, exp_s: Option<u64> },
-    IssuedBefore { user: User, before_s: u64 },
-    Rights { user: User, roles: Option<Vec<String>>, permissions: Option<Vec<String>> },
+    SessionLoggedOut {
+        sid: String,
+    },
+    Revoked {
+        issuer: Option<&'static str>,
+        jti: String,
+        exp_s: Option<u64>,
+    },
+    IssuedBefore {
+        user: User,
+        before_s: u64,
+    },
+    Rights {
+        user: User,
+        roles: Option<Vec<String>>,
+        permissions: Option<Vec<String>>,
+    },
+    /// An API key, by its place in the book, is no more.
+    KeyDeleted {
+        key: usize,
+    },
 }
 
 /// Something that was said. From then on its mark stands.
@@ -90,6 +109,8 @@ pub struct Token {
     pub jti: Option<String>,
     /// The session that it is.
     pub session: Option<String>,
+    /// The API key that it is, by its place in the book.
+    pub key: Option<usize>,
     /// Whether it has ended at some time, even if the clock was set back since.
     pub has_ended: bool,
     /// How many things had been said when it was sent.
@@ -113,11 +134,15 @@ pub struct Law {
 pub struct Party<'a> {
     pub issuer: Option<&'static str>,
     pub sub: &'a str,
+    /// Whether it asks for values, and is not told whose credential that is.
+    pub only_asks: bool,
     pub core: usize,
     /// How many things had been said when it was welcomed.
     pub welcomed_after: Option<usize>,
-    /// When what is judged began, on the monotonic clock, and how much had been heard then.
+    /// When what is judged began, on the monotonic clock, by how much the wall clock was ahead, and how much had been heard
+    /// then.
     pub at_us: u64,
+    pub offset_us: u64,
     pub heard: u64,
 }
 
@@ -137,7 +162,7 @@ impl Saying {
     fn refuses(&self, party: Party<'_>, token: &Token) -> Option<&'static str> {
         match &self.what {
             What::SessionLoggedOut { sid } => (token.session.as_ref() == Some(sid)).then_some("logged_out"),
-            _ if token.session.is_some() => None,
+            _ if token.session.is_some() || token.key.is_some() => None,
             What::LoggedOut(user) => {
                 let earlier = token.iat_s.is_none_or(|iat_s| iat_s <= self.at_us / SECOND_US);
                 (party.is(user) && earlier).then_some("logged_out")
@@ -150,7 +175,7 @@ impl Saying {
                 let earlier = token.iat_s.is_none_or(|iat_s| iat_s < *before_s);
                 (party.is(user) && earlier).then_some("token_revoked")
             }
-            What::Rights { .. } => None,
+            What::Rights { .. } | What::KeyDeleted { .. } => None,
         }
     }
 
@@ -162,6 +187,8 @@ impl Saying {
                 let was_there = party.welcomed_after.is_some_and(|before| before <= self.first_said);
                 (party.is(user) && was_there).then_some("logged_out")
             }
+            // Each core has its own table of them, which counts from when it has heard of it.
+            What::KeyDeleted { key } => (token.key == Some(*key)).then_some("api_key_revoked"),
             _ => self.refuses(party, token),
         }
     }
@@ -175,6 +202,7 @@ impl Saying {
                 let later = token.sent_after > self.first_said && token.sent_wall_us > certainly_us;
                 (party.is(user) && !later).then_some("logged_out")
             }
+            What::KeyDeleted { .. } => self.ends(party, token),
             _ => self.refuses(party, token),
         }
     }
@@ -207,7 +235,23 @@ impl Law {
 
     /// Whether it may be refused at all.
     pub fn may_refuse(&self, party: Party<'_>, tokens: &[Token]) -> bool {
-        self.may_end(party, tokens, "logged_out") || self.may_end(party, tokens, "token_revoked")
+        ["logged_out", "token_revoked", "api_key_revoked"].iter().any(|reason| self.may_end(party, tokens, reason))
+    }
+
+    /// Whether what was said last is about somebody: it ends their credential, or changes its rights.
+    pub fn is_about(&self, party: Party<'_>, token: &Token) -> bool {
+        self.said.last().is_some_and(|saying| match &saying.what {
+            What::Rights { user, .. } => token.key.is_none() && party.is(user),
+            _ => saying.ends(party, token).is_some(),
+        })
+    }
+
+    /// Whether that API key has been deleted, as far as `core` has heard; or at all.
+    pub fn has_deleted(&self, deleted: usize, core: Option<usize>) -> bool {
+        self.said.iter().any(|saying| match saying.what {
+            What::KeyDeleted { key } => key == deleted && core.is_none_or(|core| saying.heard[core].is_some()),
+            _ => false,
+        })
     }
 
     /// A core hears of something that was said.
@@ -222,7 +266,8 @@ impl Law {
     pub fn rights(&self, party: Party<'_>, token: &Token, ever: bool) -> BTreeSet<Rights> {
         let changes = |saying: &&Saying| match &saying.what {
             What::Rights { user, .. } => {
-                party.is(user) && token.iat_s.is_none_or(|iat_s| iat_s <= saying.at_us / SECOND_US)
+                let earlier = token.iat_s.is_none_or(|iat_s| iat_s <= saying.at_us / SECOND_US);
+                token.key.is_none() && party.is(user) && earlier
             }
             _ => false,
         };
@@ -265,7 +310,7 @@ impl Law {
     pub fn shown(&self, party: Party<'_>) -> String {
         let about = |saying: &&Saying| match &saying.what {
             What::LoggedOut(user) | What::IssuedBefore { user, .. } | What::Rights { user, .. } => party.is(user),
-            What::SessionLoggedOut { .. } | What::Revoked { .. } => true,
+            What::SessionLoggedOut { .. } | What::Revoked { .. } | What::KeyDeleted { .. } => true,
         };
         let shown =
             |saying: &Saying| format!("{:?} of {}, {:?}; ", saying.what, saying.at_us, saying.heard[party.core]);

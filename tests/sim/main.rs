@@ -24,15 +24,18 @@ use world::World;
 const SEEDS: u64 = 100;
 
 /// What happens in these worlds, once in ten of them at the least.
-const HAPPENS: [&str; 24] = [
+const HAPPENS: [&str; 30] = [
     "welcome jwt",
+    "welcome api_key",
     "welcome session",
     "welcome ticket",
+    "close 4001 api_key_expired",
     "close 4001 token_expired",
     "close 4001 session_expired",
     "close 4003 forbidden",
     "close 4010 logged_out",
     "close 4010 token_revoked",
+    "close 4010 api_key_revoked",
     "close 1012 draining",
     "close 1013 write_stall",
     "answer 401 LOGGED_OUT",
@@ -49,6 +52,9 @@ const HAPPENS: [&str; 24] = [
     "unsubscribed requested",
     "permission_update ",
     "auth_ok ",
+    "touch",
+    "touch lost",
+    "action_result",
 ];
 
 /// What the clients of that world have seen, in a number and counted.

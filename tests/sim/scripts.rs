@@ -2,7 +2,7 @@
 
 use super::client::{Carrier, Held, Kind, Login};
 use super::dice::Dice;
-use super::law::{Rights, Token, User, What};
+use super::law::{ACTION_PERMISSION, Rights, Token, User, What};
 use super::store::{GRACE_S, REREAD_S};
 use super::upstream::Mood;
 use super::world::{Setup, World};
@@ -662,4 +662,92 @@ fn a_renewal_that_waits_for_the_store_is_not_overtaken_after_another_was_refused
     assert_eq!((client.renewals_accepted, client.renewals_refused), (1, 0), "the ticket's alone, at last");
     assert_eq!(world.book.tally["error AUTH_UPDATE_REJECTED"], 2);
     assert_eq!(client.tokens[0].jti.as_deref(), Some("t1"));
+}
+
+/// One on `/v1/ws` who may act until its token ends in five seconds, and one who asks for values with a token of the same name.
+fn actor_and_asker(world: &mut World) -> (usize, usize) {
+    let rights = Rights::of(&[], &[ACTION_PERMISSION]);
+    let short = Token { rights, jti: Some("t1".to_owned()), ..world.plain_token(0, 5 * SECOND_US) };
+    let long = token(world, "t1");
+    let logins = [(Kind::Many, short), (Kind::Json, long)];
+    let [actor, asker] = logins.map(|(kind, token)| {
+        let login = login(None, "u1", token, Carrier::Header);
+        world.open_as(kind, 0, login, "slow", held("patch"), 0).expect("there is room")
+    });
+    world.idle(SECOND_US);
+    world.ask_to_act(actor);
+    world.idle(SECOND_US);
+    assert_eq!(world.book.tally.get("action_result"), Some(&1));
+    (actor, asker)
+}
+
+fn revoke(world: &mut World) {
+    world.decree_at_once(What::Revoked { issuer: None, jti: "t1".to_owned(), exp_s: None });
+}
+
+#[test]
+fn a_value_that_comes_with_a_revocation_is_not_given_to_whoever_waits_for_it() {
+    let mut world = world(Setup::plain());
+    let (_, asker) = actor_and_asker(&mut world);
+    world.fetch_us_max = SECOND_US;
+    // Nobody watches it: it is polled for who asks.
+    world.ask_for_value(asker, "fast", None, None);
+    world.settle();
+    world.move_clocks(2 * SECOND_US);
+    // The value is there, and the core hears before it takes it in.
+    revoke(&mut world);
+    world.settle();
+    assert_eq!(world.book.tally.get("answer 401 TOKEN_REVOKED"), Some(&1));
+    world.rest();
+}
+
+#[test]
+fn whoever_is_revoked_acts_no_more() {
+    let mut world = world(Setup::plain());
+    let (actor, _) = actor_and_asker(&mut world);
+    world.ask_to_act(actor);
+    revoke(&mut world);
+    world.idle(2 * SECOND_US);
+    assert_eq!(world.clients[actor].closed, Some(4010));
+    assert_eq!(world.book.tally.get("action_result"), Some(&1), "the second was not carried out");
+}
+
+#[test]
+fn whoever_has_lost_the_right_acts_no_more() {
+    let mut world = world(Setup::plain());
+    let (actor, _) = actor_and_asker(&mut world);
+    world.ask_to_act(actor);
+    let user = User { issuer: None, sub: "u1".to_owned() };
+    world.decree_at_once(What::Rights { user, roles: None, permissions: Some(Vec::new()) });
+    world.idle(2 * SECOND_US);
+    assert_eq!(world.clients[actor].closed, None);
+    assert_eq!(world.book.tally.get("action_result"), Some(&1), "the second was not carried out");
+}
+
+#[test]
+fn nobody_acts_under_a_token_that_has_ended_before_its_turn() {
+    let mut world = world(Setup::plain());
+    let (actor, _) = actor_and_asker(&mut world);
+    world.ask_to_act(actor);
+    world.move_clocks(4 * SECOND_US);
+    world.idle(2 * SECOND_US);
+    assert_eq!(world.clients[actor].closed, Some(4001));
+    assert_eq!(world.book.tally.get("action_result"), Some(&1), "the second was not carried out");
+}
+
+#[test]
+fn a_session_that_cannot_be_touched_ends_with_its_key() {
+    for (loses_touches, closed) in [(0, None), (100, Some(4001))] {
+        let mut world = world(Setup { touches: true, loses_touches, ..Setup::plain() });
+        let sid = world.sign_in("u1", reader(), 0, 20 * SECOND_US, true);
+        let token = world.session_token(&sid);
+        let login = login(None, "u1", token, Carrier::Session);
+        let number = world.open_as(Kind::Many, 0, login, "", held("patch"), 0).expect("there is room");
+        world.idle(18 * SECOND_US);
+        // Nobody can say any more that its record is gone.
+        world.store_leaves();
+        world.store_returns_us = None;
+        world.idle(3 * SECOND_US);
+        assert_eq!(world.clients[number].closed, closed);
+    }
 }

@@ -18,6 +18,8 @@ pub const TIMEOUT_US: u64 = 2 * SECOND_US;
 /// Within this the server has read a record again, as long as the store is there: two rereads, for one may fail, and their
 /// answers.
 const KNOWN_WITHIN_US: u64 = 2 * REREAD_S * SECOND_US + TIMEOUT_US + SECOND_US;
+/// What the records of every world say that a session's life is: no session lives longer.
+pub const MAX_AGE_US: u64 = 60 * SECOND_US;
 /// How far two readings of one end may be apart.
 const EARLY_US: u64 = 2 * SECOND_US;
 
@@ -34,6 +36,8 @@ pub struct Version {
     pub company: u64,
     /// When the key goes, on the monotonic clock.
     ends_us: u64,
+    /// When it was touched, and when the key had gone otherwise.
+    touched: Vec<(u64, u64)>,
     /// `cookie.expires`, on the wall clock.
     expires_us: Option<u64>,
 }
@@ -46,11 +50,20 @@ pub struct Session {
     pub versions: Vec<Version>,
 }
 
-/// A session as somebody's.
+/// A session as somebody's; `None`: as anybody's.
 #[derive(Clone, Copy, Debug)]
 pub struct Whose<'a> {
     pub sid: &'a str,
-    pub user: &'a str,
+    pub user: Option<&'a str>,
+}
+
+impl Whose<'_> {
+    fn is_of(self, version: &Version) -> bool {
+        match self.user {
+            Some(user) => version.user.as_deref() == Some(user),
+            None => version.user.is_some(),
+        }
+    }
 }
 
 /// What is known of the store, and of each session.
@@ -64,6 +77,8 @@ pub struct Store {
     sleeps: Vec<(u64, u64)>,
     /// Whether it fails only when it is away.
     pub is_reliable: bool,
+    /// `auth.session.touch`.
+    pub touches: bool,
     /// By how much the wall clock was set back, in all, and whether it was set at all.
     pub set_back_us: u64,
     pub was_set: bool,
@@ -76,7 +91,9 @@ impl Version {
 
     /// When the session ends by this, on the monotonic clock, at the latest; `offset_us`: the wall clock's lead.
     fn last_us(&self, store: &Store, offset_us: u64) -> u64 {
-        let by_cookie = self.expires_us.map_or(u64::MAX, |expires| expires.saturating_sub(offset_us));
+        // Where sessions are touched only the key says when they end.
+        let expires_us = self.expires_us.filter(|_| !store.touches);
+        let by_cookie = expires_us.map_or(u64::MAX, |expires| expires.saturating_sub(offset_us));
         // The server counts by its wall clock.
         (self.ends_us + store.set_back_us).min(by_cookie)
     }
@@ -117,7 +134,8 @@ impl Store {
         expires_us: Option<u64>,
     ) -> Version {
         let user = (!user.is_empty()).then(|| user.to_owned());
-        Version { since_us: now_us, until_us: None, user, rights, company, ends_us: now_us + life_us, expires_us }
+        let ends_us = now_us + life_us;
+        Version { since_us: now_us, until_us: None, user, rights, company, ends_us, touched: Vec::new(), expires_us }
     }
 
     /// The record says something else from now on.
@@ -133,10 +151,25 @@ impl Store {
     pub fn extend(&mut self, sid: &str, now_us: u64, life_us: u64, expires_us: Option<u64>) {
         self.change(sid, now_us, |version| {
             version.ends_us = now_us + life_us;
+            version.touched.clear();
             if version.expires_us.is_some() {
                 version.expires_us = expires_us;
             }
         });
+    }
+
+    /// The key is to live for so long from now on; what the record says stays. Whether there is such a key.
+    pub fn touch(&mut self, sid: &str, now_us: u64, life_us: u64) -> bool {
+        assert!(self.touches, "only where that is configured");
+        assert_eq!(life_us, MAX_AGE_US, "by what the record says");
+        let last = self.sessions.get_mut(sid).and_then(|session| session.versions.last_mut());
+        let Some(last) = last.filter(|last| last.stands_at(now_us)) else { return false };
+        // Nobody's life here is longer than what sessions are touched by.
+        if last.ends_us < now_us + life_us {
+            last.touched.push((now_us, last.ends_us));
+            last.ends_us = now_us + life_us;
+        }
+        true
     }
 
     pub fn delete(&mut self, sid: &str, now_us: u64) {
@@ -148,12 +181,12 @@ impl Store {
     /// Whether a record stands now under which its first user is signed in.
     pub fn lives(&self, sid: &str, now_us: u64) -> bool {
         let user = self.sessions.get(sid).map(|session| session.user.as_str());
-        user.is_some_and(|user| self.now(Whose { sid, user }, now_us).is_some())
+        user.is_some_and(|user| self.now(Whose { sid, user: Some(user) }, now_us).is_some())
     }
 
     fn now(&self, whose: Whose<'_>, now_us: u64) -> Option<&Version> {
         let last = self.sessions.get(whose.sid)?.versions.last().filter(|last| last.stands_at(now_us))?;
-        (last.user.as_deref() == Some(whose.user)).then_some(last)
+        whose.is_of(last).then_some(last)
     }
 
     // What a connection may rely on.
@@ -186,7 +219,7 @@ impl Store {
 
     fn all_versions<'a>(&'a self, whose: Whose<'a>) -> impl Iterator<Item = &'a Version> {
         let session = self.sessions.get(whose.sid).into_iter();
-        session.flat_map(|session| &session.versions).filter(move |version| version.user.as_deref() == Some(whose.user))
+        session.flat_map(|session| &session.versions).filter(move |version| whose.is_of(version))
     }
 
     /// Until when a session may go on while the store is away.
@@ -242,8 +275,10 @@ impl Store {
     pub fn may_end(&self, whose: Whose<'_>, now_us: u64, offset_us: u64) -> bool {
         let Some(session) = self.sessions.get(whose.sid) else { return true };
         let over = |version: &Version| {
-            let ends = version.ends_us.min(version.last_us(self, offset_us));
-            version.user.as_deref() != Some(whose.user) || ends.saturating_sub(EARLY_US) <= now_us
+            // What it was extended by is known when it has been read again.
+            let unknown = version.touched.iter().find(|(at, _)| self.known_until(*at) > now_us);
+            let ends = unknown.map_or(u64::MAX, |(_, before)| *before).min(version.last_us(self, offset_us));
+            !whose.is_of(version) || ends.saturating_sub(EARLY_US) <= now_us
         };
         let gone = session.versions.last().is_some_and(|last| last.until_us.is_some());
         let away = |(from, until): &(u64, Option<u64>)| until.unwrap_or(now_us) - from >= GRACE_S * SECOND_US / 2;
@@ -297,7 +332,7 @@ impl Version {
     fn text(&self) -> String {
         let expires = self.expires_us.map(iso_date);
         let mut text = serde_json::json!({
-            "cookie": { "originalMaxAge": 60_000, "expires": expires, "httpOnly": true, "path": "/" },
+            "cookie": { "originalMaxAge": MAX_AGE_US / 1_000, "expires": expires, "httpOnly": true, "path": "/" },
             "userRole": self.rights.roles,
             "permissions": self.rights.permissions,
             "companyId": self.company,

@@ -12,13 +12,14 @@ use restcast::metrics::CoreMetrics;
 use restcast::secret::Secret;
 use restcast::shard::{Catalog, Input, Ledger, Lookup, Mail, Options, Output, Sent, Shard, Wire};
 use restcast::stream::Comparison;
-use restcast::stream::poll::{FetchRequest, PollNo};
+use restcast::stream::action::{ActResult, Answer};
+use restcast::stream::poll::{FetchError, FetchRequest, PollNo, UpstreamCode};
 use restcast::time::{Instant, Now, WallTime};
 
 use super::authority::News;
 use super::client::{Book, Client, Kind};
 use super::dice::Dice;
-use super::law::{LATE_US, TEAM_ROLES, VAULT_PERMISSIONS};
+use super::law::{ACTION_PERMISSION, LATE_US, TEAM_ROLES, VAULT_PERMISSIONS};
 use super::store::{GRACE_S, REREAD_S};
 use super::upstream::Mood;
 
@@ -27,6 +28,8 @@ const SECRET: &str = "a secret of the simulator, of 32 bytes or more";
 pub const SESSION_SECRET: &str = "a secret of its application";
 pub const SECOND_US: u64 = 1_000_000;
 pub const COMPANIES: u64 = 3;
+/// The type of the messages that ask for the action.
+pub const ACTION: &str = "write_it";
 /// Turns without time going on, after which the server is taken to spin.
 const TURNS_MAX: usize = 2_000;
 
@@ -48,6 +51,10 @@ pub struct Setup {
     pub evicts: bool,
     pub loses_mail: bool,
     pub huge: bool,
+    /// Whether sessions live on while they are connected.
+    pub touches: bool,
+    /// How many of a hundred touches are lost on their way.
+    pub loses_touches: u64,
     pub write_stall_s: u64,
     pub drain_s: u64,
 }
@@ -68,6 +75,8 @@ impl Setup {
             evicts: false,
             loses_mail: false,
             huge: false,
+            touches: false,
+            loses_touches: 0,
             write_stall_s: 30,
             drain_s: 5,
         }
@@ -105,6 +114,8 @@ impl Setup {
             limits,
             loses_mail: dice.percent(25),
             huge: dice.percent(15),
+            touches: dice.percent(40),
+            loses_touches: *dice.pick(&[0, 0, 50, 100]),
             write_stall_s: 2 + dice.below(20),
             drain_s: 2 + dice.below(6),
         }
@@ -112,16 +123,16 @@ impl Setup {
 
     /// The file. `variant`: what a reload has made of it.
     fn text(&self, variant: u64) -> String {
-        let Setup {
-            server, limits, stream, interval_ms, leeway_s, linger_ms, write_stall_s, drain_s, token_cache, ..
-        } = self;
+        let Setup { server, limits, stream, interval_ms, leeway_s, linger_ms, .. } = self;
+        let Setup { write_stall_s, drain_s, token_cache, touches, .. } = self;
         let mut text = format!(
             "[server]\ndrain = \"{drain_s}s\"\n{server}\n[limits]\nwrite_stall = \"{write_stall_s}s\"\n\
              messages_per_second = 0\nauth_failures_per_minute = 0\nkeep_alive = \"20s\"\n{limits}\n\
              [auth]\nreauth_before = \"10s\"\nfirst_message = \"5s\"\ntoken_cache = {token_cache}\n\
              [redis]\nurl = \"redis://127.0.0.1\"\n\
              [auth.session]\nsecrets = [\"another secret of it\", \"{SESSION_SECRET}\"]\n\
-             reread = \"{REREAD_S}s\"\ngrace = \"{GRACE_S}s\"\n[auth.jwt]\nleeway = \"{leeway_s}s\"\n\
+             reread = \"{REREAD_S}s\"\ngrace = \"{GRACE_S}s\"\ntouch = {touches}\n\
+             [auth.jwt]\nleeway = \"{leeway_s}s\"\n\
              [[auth.jwt.key]]\nalg = \"HS256\"\nsecret = \"{SECRET}\"\n"
         );
         let common = format!("linger = \"{linger_ms}ms\"\nbackoff_max = \"1s\"\ntimeout = \"4s\"\n{stream}");
@@ -156,6 +167,12 @@ impl Setup {
         let url = "http://up/roled";
         let _ =
             write!(text, "[[stream]]\nid = \"roled\"\nurl = \"{url}\"\ninterval = \"{slower}ms\"\n{common}\n{views}\n");
+        let url = "http://up/act?client={message.client}&number={message.number}";
+        let _ = write!(
+            text,
+            "[[action]]\ntype = \"{ACTION}\"\nmethod = \"POST\"\nurl = \"{url}\"\n\
+             permissions = [\"{ACTION_PERMISSION}\"]\nrefresh = [\"slow\", \"own\"]\n"
+        );
         let url = "http://up/par?region={query.region}";
         let params = "params = [\"region\"]";
         let _ =
@@ -227,6 +244,8 @@ pub struct Core {
     pub sockets: BTreeMap<u32, Socket>,
     pub asking: Vec<Asking>,
     fetches: Vec<Fetching>,
+    /// Actions under way: when each ends, and how.
+    acts: Vec<(u64, u64, ActResult)>,
     comparisons: VecDeque<(u64, Box<Comparison>)>,
     drained: bool,
 }
@@ -304,10 +323,11 @@ impl World {
 
     pub fn with(dice: Dice, setup: Setup) -> World {
         let options = options(&setup.text(0), None);
-        let ledger = Arc::new(Ledger::default());
+        let ledger = Arc::new(Ledger::of(restcast::ids::ProcessId(1)));
         ledger.marks().configure(&options.auth);
         let mut book = Book::new(1_000 * SECOND_US, 1_800_000_000 * SECOND_US, setup.leeway_s * SECOND_US);
         book.upstream.huge = setup.huge;
+        book.store.touches = setup.touches;
         let now = now(&book);
         let cores = (0..setup.cores)
             .map(|core| {
@@ -316,8 +336,8 @@ impl World {
                 secret[0] = core as u8;
                 let (options, ledger) = (Arc::clone(&options), Arc::clone(&ledger));
                 let shard = Shard::new(CoreId(core), setup.cores, options, ledger, Arc::clone(&metrics), secret, now);
-                let (sockets, asking, fetches, comparisons) = Default::default();
-                Core { shard, metrics, sockets, asking, fetches, comparisons, drained: false }
+                let (sockets, asking, fetches, acts, comparisons) = Default::default();
+                Core { shard, metrics, sockets, asking, fetches, acts, comparisons, drained: false }
             })
             .collect();
         let queues = |_| (0..setup.cores).map(|_| VecDeque::new()).collect();
@@ -380,9 +400,23 @@ impl World {
             904..906 => self.suspend(),
             906..909 => self.reload(),
             909..930 => self.hang_up(),
-            930..938 => self.decree(),
-            938..950 => self.disturb_sessions(),
+            930..941 => {
+                self.decree();
+                self.ask_where(|client, book| book.law.is_about(client.party_now(book), &client.tokens[0]));
+            }
+            941..953 => self.disturb_sessions(),
             _ => self.settle(),
+        }
+    }
+
+    /// Some of those clients ask for the action at this very moment.
+    fn ask_where(&mut self, them: impl Fn(&Client, &Book) -> bool) {
+        for number in self.live_clients() {
+            let client = &self.clients[number];
+            let may_ask = matches!(client.kind, Kind::Single | Kind::Many) && client.is_open() && client.welcomed;
+            if may_ask && them(client, &self.book) && self.dice.percent(50) {
+                self.ask_to_act(number);
+            }
         }
     }
 
@@ -396,6 +430,9 @@ impl World {
         let late = if self.dice.percent(30) { self.dice.below(15_000) } else { 0 };
         let to = next.saturating_add(late).min(now_us + most_us.max(1));
         self.move_clocks(to.max(now_us + 1) - now_us);
+        if self.setup.steps > 0 {
+            self.ask_where(|client, _| client.expired.is_some_and(|expired| expired.at_us >= now_us));
+        }
         self.check_deadlines();
     }
 
@@ -424,7 +461,8 @@ impl World {
         let news = self.news.iter().filter_map(|queue| queue.front()).map(|(due, _)| *due);
         let cores = self.cores.iter().filter(|core| !core.drained).flat_map(|core| {
             let fetches = core.fetches.iter().map(|fetch| fetch.due_us);
-            let comparisons = core.comparisons.iter().map(|(due, _)| *due);
+            let acts = core.acts.iter().map(|(due, ..)| *due);
+            let comparisons = core.comparisons.iter().map(|(due, _)| *due).chain(acts);
             let lookups = core.asking.iter().map(|asking| asking.due_us);
             let timeout = core.shard.next_timeout().map(Instant::as_micros);
             fetches.chain(comparisons).chain(lookups).chain(timeout)
@@ -516,8 +554,22 @@ impl World {
                     let due = now_us + self.dice.below(50_000);
                     self.cores[index].comparisons.push_back((due, comparison));
                 }
-                Output::Act { .. } => unreachable!("no action is configured"),
                 Output::Next { .. } | Output::Unfollow { .. } => unreachable!("no upstream speaks a stream"),
+                Output::Act { ask, call } => {
+                    let number =
+                        |name| call.url.query_pairs().find(|(own, _)| own == name).and_then(|(_, n)| n.parse().ok());
+                    let (client, id): (Option<u64>, Option<u64>) = (number("client"), number("number"));
+                    let client = client.and_then(|client| usize::try_from(client).ok()).expect("its client");
+                    self.clients[client].check_act(id.expect("its number"), &self.book);
+                    let fate = if self.book.upstream.mood == Mood::Wild { self.dice.below(10) } else { 9 };
+                    let result = match fate {
+                        0 => Err(FetchError { code: UpstreamCode::Timeout, detail: "a fault of the model".to_owned() }),
+                        1 => Ok(Answer { status: 409, retry_after: None, body: None }),
+                        _ => Ok(Answer { status: 200, retry_after: None, body: None }),
+                    };
+                    let due_us = now_us + self.dice.below(SECOND_US);
+                    self.cores[index].acts.push((due_us, ask, result));
+                }
                 Output::LookUp { ask, lookup } => {
                     self.questions += 1;
                     let (asked_us, due_us) = (now_us, self.answered_at());
@@ -584,6 +636,11 @@ impl World {
             let received = WallTime::from_micros(self.book.wall_us);
             let result = self.book.upstream.answer(&mut self.dice, &request, received);
             self.handle(index, Input::Fetched { stream, poll, result });
+            acted = true;
+        }
+        while let Some(at) = self.cores[index].acts.iter().position(|(due, ..)| *due <= now_us) {
+            let (_, ask, result) = self.cores[index].acts.remove(at);
+            self.handle(index, Input::Acted { ask, result });
             acted = true;
         }
         // The pool has several threads: a later comparison may end first.
@@ -674,7 +731,10 @@ impl World {
                     200 => self.clients[of].renewed(id, &self.book),
                     // Whether an answer that did not come in time was a renewal is not known.
                     503 => {}
-                    _ => self.clients[of].not_renewed(id),
+                    _ => {
+                        self.clients[of].renewals_refused += u32::from(matches!(status, 401 | 403));
+                        self.clients[of].not_renewed(id);
+                    }
                 }
                 let client = &mut self.clients[of];
                 client.renewing = status == 503;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
 
 /// A certificate authority of this test's own.
@@ -39,6 +40,22 @@ impl Authority {
         let path = folder.join("ca.pem");
         std::fs::write(&path, self.pem()).expect("the folder can be written to");
         path
+    }
+
+    /// A TLS server's configuration that presents `identity`, and asks for a client certificate that this has signed.
+    pub fn server_config_asking(&self, identity: &Identity) -> Arc<ServerConfig> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut roots = RootCertStore::empty();
+        roots.add(self.issuer.der().clone()).expect("an authority");
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("default versions")
+            .with_client_cert_verifier(verifier.build().expect("a verifier"))
+            .with_single_cert(identity.chain.clone(), identity.key.clone_key())
+            .expect("the key fits the certificate");
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Arc::new(config)
     }
 
     /// A client's configuration that trusts it, speaks `versions` and offers `http/1.1`.
@@ -102,6 +119,11 @@ impl Identity {
         std::fs::write(&cert, &self.chain_pem).expect("the folder can be written to");
         std::fs::write(&key, &self.key_pem).expect("the folder can be written to");
         (cert, key)
+    }
+
+    /// The certificate in DER.
+    pub fn der(&self) -> Vec<u8> {
+        self.chain.first().expect("a certificate").to_vec()
     }
 
     /// Certificate and key as PEM.

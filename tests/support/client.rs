@@ -90,6 +90,7 @@ pub fn call(method: &str, url: &str, change: impl FnOnce(&mut action::Options)) 
         method: method.into(),
         url: options.url.clone(),
         headers: options.headers.clone(),
+        credential: options.credential.clone(),
         body: None,
         schema: None,
         rate: None,

@@ -1,4 +1,4 @@
-//! A TCP proxy that does what networks do: it stalls, cuts, refuses, delays and corrupts, until it is healed.
+//! A TCP proxy that does what networks do: it stalls, cuts, refuses, delays, corrupts and forbids, until it is healed.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -31,6 +31,8 @@ struct State {
     listening: bool,
     /// Time that each piece waits on its way back.
     delay: Duration,
+    /// Connections that say one of these, in lower case, are ended before it is passed on.
+    forbidden: Vec<String>,
     /// Pieces on their way back whose bits are turned.
     corrupt: u32,
     /// Connections so far.
@@ -121,6 +123,12 @@ impl Proxy {
         self.change(|state| state.corrupt = pieces);
     }
 
+    /// Ends whatever says one of these words (written in lower case), as proxies do that know HTTP and not what is asked
+    /// for.
+    pub fn forbid(&self, words: &[&str]) {
+        self.change(|state| state.forbidden = words.iter().map(|&word| word.to_owned()).collect());
+    }
+
     /// Says `bytes` to every client, as if the server had.
     pub fn inject(&self, bytes: &[u8]) {
         for (_, client, _) in &self.shared.state().open {
@@ -135,6 +143,7 @@ impl Proxy {
             state.stalled = false;
             state.refusing = false;
             state.delay = Duration::ZERO;
+            state.forbidden.clear();
             state.corrupt = 0;
         });
         self.listens(true);
@@ -213,6 +222,12 @@ fn pump(mut from: TcpStream, mut to: TcpStream, back: bool, shared: &Shared) {
             let mut state = shared.state();
             while state.stalled {
                 state = shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+            if !back && !state.forbidden.is_empty() {
+                let said = String::from_utf8_lossy(&piece[..count]).to_ascii_lowercase();
+                if state.forbidden.iter().any(|word| said.contains(word)) {
+                    return;
+                }
             }
             let corrupt = back && state.corrupt > 0;
             if corrupt {

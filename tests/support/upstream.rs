@@ -23,7 +23,7 @@ use flate2::write::{GzEncoder, ZlibEncoder};
 use rustls::{HandshakeKind, ServerConfig, ServerConnection, StreamOwned};
 use socket2::SockRef;
 
-use super::certificates::Identity;
+use super::certificates::{Authority, Identity};
 
 /// A server under the test's control. What it answers can be changed at any time, from any thread.
 pub struct Upstream {
@@ -48,6 +48,8 @@ pub struct RequestSeen {
     pub connection: usize,
     /// The name that the client asked for in its TLS handshake.
     pub server_name: Option<String>,
+    /// The certificate that the client showed in it, in DER.
+    pub certificate: Option<Vec<u8>>,
     /// When its head had been received.
     pub at: Instant,
 }
@@ -107,6 +109,8 @@ pub enum Step {
 #[derive(Clone, Debug)]
 pub struct Reply {
     body_first: bool,
+    /// Whether it only stands for what the route's judge will say.
+    judged: bool,
     form: Form,
 }
 
@@ -153,7 +157,7 @@ impl Reply {
             drip: None,
             then: None,
         };
-        Reply { body_first: true, form: Form::Proper(proper) }
+        Reply { body_first: true, judged: false, form: Form::Proper(proper) }
     }
 
     /// These bytes in place of a response, after which the connection stays open.
@@ -163,7 +167,7 @@ impl Reply {
 
     /// These steps in place of a response.
     pub fn steps(steps: Vec<Step>) -> Reply {
-        Reply { body_first: true, form: Form::Steps(steps) }
+        Reply { body_first: true, judged: false, form: Form::Steps(steps) }
     }
 
     /// A response whose header section never ends.
@@ -272,6 +276,12 @@ impl Upstream {
         Upstream::listen(address, Some(identity.server_config()))
     }
 
+    /// The same over TLS, presenting `identity` and asking each client for a certificate that `authority` has signed.
+    pub fn start_mtls(identity: &Identity, authority: &Authority) -> Upstream {
+        let tls = authority.server_config_asking(identity);
+        Upstream::listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), Some(tls))
+    }
+
     fn listen(address: SocketAddr, tls: Option<Arc<ServerConfig>>) -> Upstream {
         let listener = TcpListener::bind(address).expect("the port is free");
         let address = listener.local_addr().expect("a bound listener has an address");
@@ -317,10 +327,10 @@ impl Upstream {
         self.shared.state().routes.entry(path.to_owned()).or_default().once.push_back(reply);
     }
 
-    /// Answers requests for `path` by what `answer` makes of each from now on. It is asked for one at a time.
-    pub fn by(&self, path: &str, answer: impl FnMut(&RequestSeen) -> Reply + Send + 'static) {
-        let answer: Responder = Arc::new(Mutex::new(answer));
-        self.shared.state().routes.entry(path.to_owned()).or_default().by = Some(answer);
+    /// Answers each request for `path` with what `judge` says of it, once its body is there and unless one is to be answered
+    /// otherwise [`once`](Upstream::once).
+    pub fn judge(&self, path: &str, judge: impl Fn(&RequestSeen) -> Reply + Send + Sync + 'static) {
+        self.shared.state().routes.entry(path.to_owned()).or_default().judge = Some(Arc::new(judge));
     }
 
     /// Every request so far, in order of arrival.
@@ -411,14 +421,15 @@ struct State {
     ended: bool,
 }
 
-type Responder = Arc<Mutex<dyn FnMut(&RequestSeen) -> Reply + Send>>;
-
 #[derive(Default)]
 struct Route {
     once: VecDeque<Reply>,
     always: Option<Reply>,
-    by: Option<Responder>,
+    judge: Option<Judge>,
 }
+
+/// What answers a request that has been read whole.
+type Judge = Arc<dyn Fn(&RequestSeen) -> Reply + Send + Sync>;
 
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
@@ -445,16 +456,12 @@ impl Shared {
         }
     }
 
-    fn reply_to(&self, path: &str, seen: &RequestSeen) -> Reply {
+    fn reply_to(&self, path: &str) -> Reply {
         let mut state = self.state();
         let Some(route) = state.routes.get_mut(path) else { return Reply::status(404) };
-        if route.once.is_empty()
-            && let Some(by) = route.by.clone()
-        {
-            drop(state);
-            return by.lock().unwrap_or_else(PoisonError::into_inner)(seen);
-        }
-        route.once.pop_front().or_else(|| route.always.clone()).unwrap_or_else(|| Reply::status(404))
+        let judged = route.judge.is_some();
+        let reply = route.once.pop_front().or_else(|| route.always.clone().filter(|_| !judged));
+        reply.unwrap_or_else(|| Reply { judged, ..Reply::status(404) })
     }
 }
 
@@ -518,7 +525,7 @@ impl Connection<'_> {
         loop {
             let Some((mut seen, length)) = self.read_head(&mut received)? else { return Ok(()) };
             let path = seen.target.split('?').next().unwrap_or_default().to_owned();
-            let reply = self.shared.reply_to(&path, &seen);
+            let mut reply = self.shared.reply_to(&path);
             if reply.body_first {
                 while received.len() < length {
                     if self.read_more(&mut received)? == 0 {
@@ -526,6 +533,10 @@ impl Connection<'_> {
                     }
                 }
                 seen.body = received.drain(..length).collect();
+            }
+            let judge = self.shared.state().routes.get(&path).and_then(|route| route.judge.clone());
+            if let Some(judge) = judge.filter(|_| reply.judged) {
+                reply = judge(&seen);
             }
             if let Wire::Tls(tls) = &self.wire
                 && is_first
@@ -682,6 +693,12 @@ impl Connection<'_> {
                     server_name: match &self.wire {
                         Wire::Plain(_) => None,
                         Wire::Tls(tls) => tls.conn.server_name().map(str::to_owned),
+                    },
+                    certificate: match &self.wire {
+                        Wire::Plain(_) => None,
+                        Wire::Tls(tls) => {
+                            tls.conn.peer_certificates().and_then(|all| all.first()).map(|it| it.to_vec())
+                        }
                     },
                     at: Instant::now(),
                 };

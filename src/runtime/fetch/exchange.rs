@@ -4,6 +4,7 @@
 //! Memory: the request's bytes, the link's buffers, the decoder's.
 //! Errors: [`Failure`].  Not here: connecting, the time-out of the whole (`mod`), the wire format (`codec::http_response`).
 
+use std::borrow::Cow;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
@@ -24,6 +25,7 @@ use crate::codec::http_response::{
 };
 use crate::codec::{link_header, rate_limit};
 use crate::limits::{UPSTREAM_DRAIN_BYTES_MAX, UPSTREAM_DRAIN_TIMEOUT, UPSTREAM_HEAD_BYTES_MAX};
+use crate::secret::Secret;
 use crate::stream::action::is_success;
 use crate::stream::poll::{FetchError, FetchResponse, UpstreamCode, Validators};
 use crate::time::WallTime;
@@ -188,18 +190,21 @@ impl Course<'_> {
     }
 
     fn request_bytes(&self) -> Result<Vec<u8>, Failure> {
+        let query = self.asked.presented.and_then(|presented| presented.query.as_ref());
         let Asked { method, body, validators, headers, .. } = *self.asked;
         let endpoint = endpoint(self.asked).map_err(Failure::of)?;
         let request = Request {
             method,
             authority: endpoint.authority,
-            target: endpoint.target,
+            target: &with_key(endpoint.target, query),
             if_none_match: validators.and_then(|validators| validators.etag.as_deref()),
             if_modified_since: validators.and_then(|validators| validators.last_modified.as_deref()),
             body,
         };
         let basic = basic_credentials(self.asked);
-        let headers = headers.iter().map(|(name, value)| (name.as_str(), value.expose_secret()));
+        let presented = self.asked.presented;
+        let besides = presented.into_iter().flat_map(|presented| &presented.headers);
+        let headers = headers.iter().chain(besides).map(|(name, value)| (name.as_str(), value.expose_secret()));
         let headers = headers.chain(basic.as_deref().map(|value| ("Authorization", value)));
         let mut bytes = Vec::new();
         write_request(&mut bytes, &request, headers)
@@ -208,12 +213,20 @@ impl Course<'_> {
     }
 }
 
+/// A request's target with a further parameter, encoded already.
+fn with_key<'t>(target: &'t str, pair: Option<&Secret>) -> Cow<'t, str> {
+    let Some(pair) = pair else { return Cow::Borrowed(target) };
+    let join = if target.contains('?') { '&' } else { '?' };
+    Cow::Owned(format!("{target}{join}{}", String::from_utf8_lossy(pair.expose_secret())))
+}
+
 /// RFC 7617: user and password of the URL as `Authorization`, unless the stream's headers have one of their own.
 fn basic_credentials(asked: &Asked<'_>) -> Option<Vec<u8>> {
     let named = |(name, _): &(String, _)| name.eq_ignore_ascii_case("authorization");
     let user = percent_decode(asked.url.username())?;
     let password = percent_decode(asked.url.password().unwrap_or_default())?;
-    if (user.is_empty() && password.is_empty()) || asked.headers.iter().any(named) {
+    let besides = asked.presented.into_iter().flat_map(|presented| &presented.headers);
+    if (user.is_empty() && password.is_empty()) || asked.headers.iter().chain(besides).any(named) {
         return None;
     }
     Some(format!("Basic {}", STANDARD.encode(format!("{user}:{password}"))).into_bytes())

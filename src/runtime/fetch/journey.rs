@@ -19,6 +19,7 @@ use crate::config::LogLevel;
 use crate::runtime::log;
 use crate::stream::action::is_success;
 use crate::stream::budget::{Ask, Lane, Permit, Slot, Why};
+use crate::stream::credential::Presented;
 use crate::stream::poll::{FetchError, FetchRequest, FetchResponse, FetchResult, UpstreamCode, Validators};
 use crate::time::Now;
 
@@ -128,12 +129,9 @@ impl<'a> Journey<'a> {
         validators: Option<&Validators>,
         bytes_max: u64,
     ) -> Result<Answer, FetchError> {
-        let permit = match self.permit.take() {
-            Some(permit) => permit,
-            None => self.leave(place).await?,
-        };
-        let target = &self.request.target;
-        let mut asked = Asked::of_poll(self.request, place.aim.as_ref());
+        let request = self.request;
+        let target = &request.target;
+        let mut asked = Asked::of_poll(request, place.aim.as_ref());
         (asked.method, asked.url, asked.validators) = (&place.method, &place.url, validators);
         (asked.body, asked.response_bytes_max) = (target.body.as_deref().filter(|_| place.with_body), bytes_max);
         let without_body: Vec<_>;
@@ -145,13 +143,27 @@ impl<'a> Journey<'a> {
             without_body = asked.headers.iter().filter(|(name, _)| !describes(name)).cloned().collect();
             asked.headers = &without_body;
         }
+        if !place.own {
+            return self.send(place, &asked, Presented::default()).await;
+        }
+        let (fetcher, limit) = (self.fetcher, self.deadline.saturating_duration_since(Instant::now()));
+        fetcher
+            .present(&target.options.credential, limit, async |presented| self.send(place, &asked, presented).await)
+            .await
+    }
+
+    /// One request, once.
+    async fn send(&mut self, place: &Place, asked: &Asked<'_>, presented: Presented) -> Result<Answer, FetchError> {
+        let permit = match self.permit.take() {
+            Some(permit) => permit,
+            None => self.leave(place).await?,
+        };
         let now = self.now;
         let wall = || now().wall;
+        let asked = Asked { presented: Some(&presented), ..*asked };
         let outcome = self.fetcher.until(self.deadline, &asked, &wall, true).await;
         match &outcome {
-            Ok(Answer { response, quotas, .. }) => {
-                permit.answered(now().at, response.status, quotas);
-            }
+            Ok(Answer { response, quotas, .. }) => permit.answered(now().at, response.status, quotas),
             Err(error) => permit.failed(now().at, error),
         }
         outcome

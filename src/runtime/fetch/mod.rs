@@ -8,6 +8,7 @@
 //! Not here: cookies and proxies, which are not kept or used; retries of a poll (`stream::poll`).
 
 mod connect;
+mod credential;
 mod exchange;
 mod journey;
 mod link;
@@ -16,6 +17,7 @@ mod pool;
 mod redirect;
 mod stream;
 pub(super) mod tls;
+mod token;
 
 use std::cell::Cell;
 use std::io;
@@ -36,11 +38,16 @@ use self::tls::{TlsError, TrustSets};
 use crate::codec::rate_limit::Quota;
 use crate::guard::{Aim, Blocked};
 use crate::limits;
+use crate::metrics::CoreMetrics;
+use crate::runtime::oauth::Tokens;
 use crate::runtime::resolver::ResolverHandle;
 use crate::secret::Secret;
 use crate::stream::CaFile;
 use crate::stream::action::{self, Call};
 use crate::stream::budget::Permit;
+use crate::stream::credential::Presented;
+use crate::stream::live::{ClientIdentity, IdentityPem};
+use crate::stream::oauth::{self, TokenRequest};
 use crate::stream::poll::{Endpoint, FetchError, FetchRequest, FetchResponse, FetchResult, UpstreamCode, Validators};
 use crate::time::{Now, WallTime};
 
@@ -81,6 +88,9 @@ pub struct Fetcher {
     pool: Rc<Pool>,
     trust: Rc<TrustSets>,
     resolver: ResolverHandle,
+    /// Where tokens for upstreams come from, and what counts them.
+    tokens: Option<Arc<Tokens>>,
+    metrics: Option<Arc<CoreMetrics>>,
 }
 
 /// An upstream's answer, and what it says to others than the stream.
@@ -105,12 +115,15 @@ pub struct FetcherCounts {
 }
 
 /// What is asked, and within which bounds: a poll's or an action's.
+#[derive(Clone, Copy)]
 struct Asked<'a> {
     method: &'a str,
     url: &'a Url,
     /// What the guard has made of a URL that a caller has named, `url` being its; `None`: it is the operator's.
     aim: Option<&'a Aim>,
     headers: &'a [(String, Secret)],
+    /// What lets it in besides.
+    presented: Option<&'a Presented>,
     body: Option<&'a [u8]>,
     /// What it is conditional on.
     validators: Option<&'a Validators>,
@@ -131,6 +144,7 @@ impl<'a> Asked<'a> {
             url: aim.map_or(&request.target.url, Aim::url),
             aim,
             headers: &options.headers,
+            presented: None,
             body: request.target.body.as_deref(),
             validators: Some(&request.validators),
             ca: options.ca.as_ref(),
@@ -149,6 +163,7 @@ impl<'a> Asked<'a> {
             url: &call.url,
             aim: None,
             headers: &options.headers,
+            presented: None,
             body: call.body.as_deref(),
             validators: None,
             ca: options.ca.as_ref(),
@@ -159,6 +174,18 @@ impl<'a> Asked<'a> {
             wants_body,
         }
     }
+
+    fn identity(&self) -> Option<&Arc<IdentityPem>> {
+        self.presented.and_then(|presented| presented.identity.as_ref())
+    }
+}
+
+/// A request to a token endpoint.
+struct TokenAsked<'a> {
+    /// The endpoint.
+    options: &'a oauth::Options,
+    /// What it is sent.
+    request: &'a TokenRequest,
 }
 
 /// A request on its way.
@@ -183,7 +210,38 @@ enum Phase {
 impl Fetcher {
     /// A client that has no connections yet.
     pub fn new(options: FetcherOptions, resolver: ResolverHandle) -> Fetcher {
-        Fetcher { pool: Pool::new(options), trust: Rc::new(TrustSets::new()), resolver }
+        let (pool, trust) = (Pool::new(options), Rc::new(TrustSets::new()));
+        Fetcher { pool, trust, resolver, tokens: None, metrics: None }
+    }
+
+    /// The same with a place where tokens come from: without one, requests that need a token fail as `Auth`.
+    pub fn with_tokens(self, tokens: Arc<Tokens>, metrics: Arc<CoreMetrics>) -> Fetcher {
+        Fetcher { tokens: Some(tokens), metrics: Some(metrics), ..self }
+    }
+
+    /// Asks a token endpoint, once: what it is asked may be good for one time only, so that it goes over a connection of its
+    /// own. The answer has its body, whatever its status.
+    async fn ask_token(&self, asked: TokenAsked<'_>, wall: impl Fn() -> WallTime) -> FetchResult {
+        let TokenAsked { options, request } = asked;
+        let mut headers = vec![("Content-Type".to_owned(), Secret::new(*b"application/x-www-form-urlencoded"))];
+        headers.extend(request.authorization.iter().map(|value| ("Authorization".to_owned(), value.clone())));
+        let identity = options.identity.as_ref().map(ClientIdentity::pem);
+        let asked = Asked {
+            method: "POST",
+            url: &options.token_url,
+            aim: None,
+            headers: &headers,
+            presented: Some(&Presented { identity, ..Presented::default() }),
+            body: Some(request.body.expose_secret()),
+            validators: None,
+            ca: options.ca.as_ref(),
+            connect_timeout: limits::OAUTH_TIMEOUT,
+            first_byte_timeout: limits::OAUTH_TIMEOUT,
+            timeout: limits::OAUTH_TIMEOUT,
+            response_bytes_max: limits::OAUTH_RESPONSE_BYTES_MAX as u64,
+            wants_body: &|_| true,
+        };
+        self.within_time(&asked, &wall, false).await.map(|answer| answer.response)
     }
 
     /// Carries out a poll: asks once and reads the whole answer, within the stream's time-outs and size. Where a connection
@@ -200,7 +258,7 @@ impl Fetcher {
         let target = &request.target;
         let aim = target.guard.as_ref().map(|policy| policy.judge(target.url.as_str()));
         let aim = aim.transpose().map_err(|reason| blocked_by_guard(&reason))?;
-        self.within_time(&Asked::of_poll(&request, aim.as_ref()), &wall, true).await.map(|answer| answer.response)
+        self.let_in(Asked::of_poll(&request, aim.as_ref()), &target.options.credential, &wall, true).await
     }
 
     /// Carries out a poll as [`fetch`](Fetcher::fetch) does, with `permit` for its first request: redirects are followed as
@@ -221,8 +279,8 @@ impl Fetcher {
     /// As for [`fetch`](Fetcher::fetch).
     pub async fn act(&self, call: Call, wall: impl Fn() -> WallTime) -> FetchResult {
         let wants_body = |status| call.options.wants_body(status);
-        let answer = self.within_time(&Asked::of_action(&call, &wants_body), &wall, call.is_idempotent()).await;
-        answer.map(|answer| answer.response)
+        let asked = Asked::of_action(&call, &wants_body);
+        self.let_in(asked, &call.options.credential, &wall, call.is_idempotent()).await
     }
 
     /// How many connections there are.
@@ -324,7 +382,7 @@ impl Fetcher {
     fn origin(&self, asked: &Asked<'_>) -> Result<Rc<Origin>, FetchError> {
         let Endpoint { https, port, .. } = endpoint(asked)?;
         let host = asked.url.host_str().unwrap_or_default().into();
-        let trust = if https { self.trust.id_of(asked.ca) } else { tls::TrustId::SYSTEM };
+        let trust = if https { self.trust.id_of(asked.ca, asked.identity()) } else { tls::TrustId::SYSTEM };
         Ok(Rc::new(Origin { https, host, port, trust, guarded: asked.aim.is_some() }))
     }
 
@@ -333,7 +391,7 @@ impl Fetcher {
         let addresses = self.addresses(asked, &host).await?;
         let mut stream = connect::connect(&addresses, origin.port).await.map_err(|e| unreachable(&e))?;
         let link = if origin.https {
-            let config = self.trust.config(asked.ca, &self.resolver).await.map_err(tls_failed)?;
+            let config = self.trust.config(asked.ca, asked.identity(), &self.resolver).await.map_err(tls_failed)?;
             let name = tls::server_name(&host).map_err(tls_failed)?;
             let tls = tls::handshake(&mut stream, config, name).await.map_err(tls_failed)?;
             Link::sealed(stream, tls)

@@ -139,11 +139,10 @@ async fn read(fetcher: &Fetcher, request: &FetchRequest, lane: &Arc<Lane>, follo
             if let Some(until) = not_before {
                 sleep_until(until).await;
             }
-            let permit = leave(request, lane, now).await?;
             let options = &request.target.options;
             let following = options.follow.as_ref().expect("only such a stream is followed");
             let events = Events::new(following, options.response_bytes_max);
-            Reading { follow, now, permit: Some(permit), following, events, kind_is_right: false }
+            Reading { follow, lane, now, permit: None, following, events, kind_is_right: false }
                 .run(fetcher, request)
                 .await
         });
@@ -187,6 +186,7 @@ async fn leave(request: &FetchRequest, lane: &Arc<Lane>, now: fn() -> Now) -> Re
 /// One connection's life.
 struct Reading<'a> {
     follow: &'a Follow,
+    lane: &'a Arc<Lane>,
     now: fn() -> Now,
     permit: Option<Permit>,
     following: &'a Following,
@@ -210,7 +210,13 @@ impl Reading<'_> {
         }
         let mut asked = Asked::of_poll(request, place.aim.as_ref());
         (asked.url, asked.headers, asked.validators) = (&place.url, &headers, None);
-        let outcome = self.exchange(fetcher, &asked).await;
+        let outcome = fetcher
+            .present(&options.credential, options.timeout, async |presented| {
+                self.permit = Some(leave(request, self.lane, self.now).await?);
+                self.exchange(fetcher, &Asked { presented: Some(&presented), ..asked }).await
+            })
+            .await
+            .map(|answer| answer.response);
         let now = self.now;
         if let (Err(error), Some(permit)) = (&outcome, self.permit.take()) {
             permit.failed(now().at, error);
@@ -221,7 +227,7 @@ impl Reading<'_> {
         outcome
     }
 
-    async fn exchange(&mut self, fetcher: &Fetcher, asked: &Asked<'_>) -> FetchResult {
+    async fn exchange(&mut self, fetcher: &Fetcher, asked: &Asked<'_>) -> Result<Answer, FetchError> {
         let (now, following) = (self.now, self.following);
         let (phase, wall) = (Cell::new(Phase::Waiting), || now().wall);
         let deadline = deadline_after(asked.timeout);
@@ -234,7 +240,7 @@ impl Reading<'_> {
         let answer = exchange::follow(&course, link, following.idle_timeout, self).await;
         let answer = answer.map_err(|failure| failure.error)?;
         if !is_success(answer.response.status) {
-            return Ok(answer.response);
+            return Ok(answer);
         }
         if !self.kind_is_right {
             let detail = format!("the answer is no {}", following.kind.media_type());

@@ -14,14 +14,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use monoio::io::{AsyncReadRent, AsyncWriteRentExt};
 use monoio::net::TcpStream;
 use monoio::time::Instant;
-use rustls::client::ClientConnection;
+use rustls::client::{ClientConnection, ResolvesClientCert};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, IpAddr, ServerName};
+use rustls::sign::SingleCertAndKey;
 use rustls::{CertificateError, ClientConfig, RootCertStore};
 
+use crate::commands::certificates;
 use crate::limits::{RESOLVER_FAILURE_TTL, TRUST_SETS_MAX};
 use crate::runtime::resolver::{Flight, Pilot, ResolverHandle};
 use crate::stream::CaFile;
+use crate::stream::live::IdentityPem;
 
 /// Bytes of ciphertext read at once: a record of 16 KiB and its overhead (RFC 8446 section 5.2).
 const RECORD_BYTES: usize = (16 << 10) + 256 + 5;
@@ -38,6 +41,9 @@ pub(in crate::runtime) enum TlsError {
     /// The operator's: the stream's `ca` holds no certificate that can be used.
     #[error("the ca file holds no usable certificate")]
     Ca,
+    /// The operator's: the client certificate or its key cannot be used.
+    #[error("the client certificate cannot be used")]
+    Identity,
     /// The operator's: the system has no certificates, and the stream names none.
     #[error("the system has no trusted certificates")]
     NoRoots,
@@ -55,7 +61,7 @@ impl TrustId {
     pub(super) const SYSTEM: TrustId = TrustId(0);
 }
 
-/// One core's TLS configurations: one for the system's certificates, one for each `ca`.
+/// One core's TLS configurations: one for the system's certificates, one for each `ca` and each client certificate.
 pub(super) struct TrustSets {
     state: RefCell<State>,
 }
@@ -67,7 +73,10 @@ struct State {
 }
 
 struct Named {
-    ca: CaFile,
+    /// `None`: the system's.
+    ca: Option<CaFile>,
+    /// What is shown to an upstream that asks for it.
+    identity: Option<Arc<IdentityPem>>,
     id: TrustId,
     config: Option<Arc<ClientConfig>>,
     used: Instant,
@@ -79,12 +88,24 @@ impl TrustSets {
         TrustSets { state: RefCell::new(State { system: None, named: Vec::new(), next_id: 1 }) }
     }
 
-    /// The name of the set that `ca` stands for.
-    pub(super) fn id_of(&self, ca: Option<&CaFile>) -> TrustId {
-        let Some(ca) = ca else { return TrustId::SYSTEM };
+    /// The name of the set that `ca` and `identity` stand for: connections that show another certificate are others.
+    pub(super) fn id_of(&self, ca: Option<&CaFile>, identity: Option<&Arc<IdentityPem>>) -> TrustId {
+        if ca.is_none() && identity.is_none() {
+            return TrustId::SYSTEM;
+        }
         let mut state = self.state.borrow_mut();
-        // Almost always the same allocation as last time, so that the certificates are not compared.
-        let same = |named: &Named| Arc::ptr_eq(&named.ca.pem, &ca.pem) || named.ca.pem == ca.pem;
+        // Almost always the same allocations as last time, so that the certificates are not compared.
+        let same_ca = |named: &Named| match (&named.ca, ca) {
+            (Some(held), Some(ca)) => Arc::ptr_eq(&held.pem, &ca.pem) || held.pem == ca.pem,
+            (None, None) => true,
+            _ => false,
+        };
+        let same_identity = |named: &Named| match (&named.identity, identity) {
+            (Some(held), Some(identity)) => Arc::ptr_eq(held, identity) || held == identity,
+            (None, None) => true,
+            _ => false,
+        };
+        let same = |named: &Named| same_ca(named) && same_identity(named);
         if let Some(named) = state.named.iter_mut().find(|named| same(named)) {
             named.used = Instant::now();
             return named.id;
@@ -96,26 +117,34 @@ impl TrustSets {
         }
         let id = TrustId(state.next_id);
         state.next_id += 1;
-        state.named.push(Named { ca: ca.clone(), id, config: None, used: Instant::now() });
+        let (ca, identity) = (ca.cloned(), identity.cloned());
+        state.named.push(Named { ca, identity, id, config: None, used: Instant::now() });
         id
     }
 
-    /// The configuration that trusts `ca`, or the system where there is none.
+    /// The configuration that trusts `ca`, or the system where there is none, and shows `identity` when it is asked.
     ///
     /// # Errors
-    /// [`TlsError::Ca`], [`TlsError::NoRoots`], [`TlsError::Busy`].
+    /// [`TlsError::Ca`], [`TlsError::NoRoots`], [`TlsError::Identity`], [`TlsError::Busy`].
     pub(super) async fn config(
         &self,
         ca: Option<&CaFile>,
+        identity: Option<&Arc<IdentityPem>>,
         helpers: &ResolverHandle,
     ) -> Result<Arc<ClientConfig>, TlsError> {
-        let Some(ca) = ca else { return self.system_config(helpers).await };
-        let id = self.id_of(Some(ca));
+        let id = self.id_of(ca, identity);
+        if id == TrustId::SYSTEM {
+            return self.system_config(helpers).await;
+        }
         let ready = |state: &State| state.named.iter().find(|named| named.id == id)?.config.clone();
         if let Some(config) = ready(&self.state.borrow()) {
             return Ok(config);
         }
-        let config = client_config(roots_of(ca)?);
+        let roots = match ca {
+            Some(ca) => roots_of(ca)?,
+            None => system_roots(helpers).await?,
+        };
+        let config = client_config(roots, identity.map(|identity| shown(identity)).transpose()?);
         if let Some(named) = self.state.borrow_mut().named.iter_mut().find(|named| named.id == id) {
             named.config = Some(Arc::clone(&config));
         }
@@ -128,17 +157,26 @@ impl TrustSets {
         }
         let roots = system_roots(helpers).await?;
         let mut state = self.state.borrow_mut();
-        Ok(Arc::clone(state.system.get_or_insert_with(|| client_config(roots))))
+        Ok(Arc::clone(state.system.get_or_insert_with(|| client_config(roots, None))))
     }
 }
 
-fn client_config(roots: Arc<RootCertStore>) -> Arc<ClientConfig> {
+/// What a handshake shows of this identity.
+fn shown(identity: &IdentityPem) -> Result<Arc<dyn ResolvesClientCert>, TlsError> {
+    let certified = certificates::certified_key(&identity.cert, identity.key.expose_secret());
+    Ok(Arc::new(SingleCertAndKey::from(certified.map_err(|_| TlsError::Identity)?)))
+}
+
+fn client_config(roots: Arc<RootCertStore>, shown: Option<Arc<dyn ResolvesClientCert>>) -> Arc<ClientConfig> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = ClientConfig::builder_with_provider(provider)
+    let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .expect("ring's provider has cipher suites for the default versions")
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+        .with_root_certificates(roots);
+    let mut config = match shown {
+        Some(shown) => builder.with_client_cert_resolver(shown),
+        None => builder.with_no_client_auth(),
+    };
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Arc::new(config)
 }
@@ -317,6 +355,7 @@ fn certificate_in_words(why: &CertificateError) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::secret::Secret;
 
     fn ca(text: &str) -> CaFile {
         CaFile { path: "ca.pem".into(), pem: Arc::from(text.as_bytes()) }
@@ -325,22 +364,40 @@ mod tests {
     #[test]
     fn equal_authorities_are_one_trust_set() {
         let sets = TrustSets::new();
-        assert_eq!(sets.id_of(None), TrustId::SYSTEM);
-        let id = sets.id_of(Some(&ca("a")));
+        assert_eq!(sets.id_of(None, None), TrustId::SYSTEM);
+        let id = sets.id_of(Some(&ca("a")), None);
         assert_ne!(id, TrustId::SYSTEM);
-        assert_eq!(sets.id_of(Some(&ca("a"))), id);
-        assert_ne!(sets.id_of(Some(&ca("b"))), id);
+        assert_eq!(sets.id_of(Some(&ca("a")), None), id);
+        assert_ne!(sets.id_of(Some(&ca("b")), None), id);
+    }
+
+    #[test]
+    fn whoever_shows_another_certificate_is_another() {
+        let sets = TrustSets::new();
+        let identity = |cert: &str, key: &str| Arc::new(IdentityPem { cert: cert.into(), key: Secret::new(key) });
+        let id = sets.id_of(None, Some(&identity("a", "k")));
+        assert_ne!(id, TrustId::SYSTEM);
+        assert_eq!(sets.id_of(None, Some(&identity("a", "k"))), id);
+        let others = [
+            sets.id_of(None, Some(&identity("b", "k"))),
+            sets.id_of(None, Some(&identity("a", "l"))),
+            sets.id_of(Some(&ca("a")), Some(&identity("a", "k"))),
+            sets.id_of(Some(&ca("a")), None),
+        ];
+        for (at, other) in others.iter().enumerate() {
+            assert!(*other != id && !others[..at].contains(other), "{at}");
+        }
     }
 
     #[test]
     fn trust_sets_are_bounded_and_the_one_used_longest_ago_goes() {
         let sets = TrustSets::new();
-        let ids: Vec<TrustId> = (0..TRUST_SETS_MAX).map(|n| sets.id_of(Some(&ca(&n.to_string())))).collect();
-        assert_eq!(sets.id_of(Some(&ca("0"))), ids[0], "all fit");
-        sets.id_of(Some(&ca("one more")));
+        let ids: Vec<TrustId> = (0..TRUST_SETS_MAX).map(|n| sets.id_of(Some(&ca(&n.to_string())), None)).collect();
+        assert_eq!(sets.id_of(Some(&ca("0")), None), ids[0], "all fit");
+        sets.id_of(Some(&ca("one more")), None);
         assert_eq!(sets.state.borrow().named.len(), TRUST_SETS_MAX);
-        assert_eq!(sets.id_of(Some(&ca("0"))), ids[0], "used just now");
-        assert!(!ids.contains(&sets.id_of(Some(&ca("1")))), "gone, and its id is not reused");
+        assert_eq!(sets.id_of(Some(&ca("0")), None), ids[0], "used just now");
+        assert!(!ids.contains(&sets.id_of(Some(&ca("1")), None)), "gone, and its id is not reused");
     }
 
     #[test]

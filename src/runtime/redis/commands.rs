@@ -1,7 +1,7 @@
 //! The link for commands: questions of the cores, pipelined, with their answers in order; orders; what goes on the control
-//! stream.
+//! stream; what is published to other processes.
 //!
-//! Source: <https://redis.io/docs/latest/commands/> (GET, PTTL, GETDEL, SET, PEXPIRE, XADD, PING); connect-redis for the
+//! Source: <https://redis.io/docs/latest/commands/> (GET, PTTL, GETDEL, SET, PEXPIRE, XADD, PUBLISH, PING); connect-redis for the
 //! names of sessions. Memory: questions and orders that wait, each bounded by its line in `limits`; of each question under
 //! way what has been answered so far. Errors: a question that cannot be answered is [`Found::Unavailable`].
 //! Not here: the connection (`link`), what a record means (`auth`).
@@ -53,6 +53,10 @@ pub(super) struct Commands {
     waiting: VecDeque<Question>,
     touches: VecDeque<(Secret, Duration)>,
     appends: Appends,
+    publishes: VecDeque<Publish>,
+    publish_bytes: usize,
+    /// Questions to other processes that were published, and how many have heard each; `None`: it could not be.
+    pub(super) published: Vec<(u64, Option<i64>)>,
     flight: VecDeque<Flight>,
     /// When the last command was written.
     written: Instant,
@@ -69,6 +73,14 @@ struct Appends {
     sent: usize,
     /// Nothing is sent until then: the server would not take it.
     paused: Option<Instant>,
+}
+
+/// A message to other processes.
+struct Publish {
+    channel: String,
+    message: Vec<u8>,
+    /// The number of the question, where it is one.
+    ask: Option<u64>,
 }
 
 /// Commands that are sent together and answered one by one.
@@ -90,6 +102,7 @@ enum What {
     },
     Touch,
     Append,
+    Publish(Option<u64>),
     Ping,
 }
 
@@ -112,6 +125,9 @@ impl Commands {
             waiting: VecDeque::new(),
             touches: VecDeque::new(),
             appends: Appends::default(),
+            publishes: VecDeque::new(),
+            publish_bytes: 0,
+            published: Vec::new(),
             flight: VecDeque::new(),
             written: now,
             metrics,
@@ -153,6 +169,18 @@ impl Commands {
         }
     }
 
+    /// A message is to go to other processes, at once or not at all.
+    pub(super) fn publish(&mut self, channel: String, message: Vec<u8>, ask: Option<u64>) {
+        let fits = self.publish_bytes + message.len() <= limits::PEER_QUEUE_BYTES_MAX
+            && self.publishes.len() < limits::PEER_MESSAGES_MAX + limits::PEER_ASKS_MAX;
+        if self.link.is_ready() && fits {
+            self.publish_bytes += message.len();
+            self.publishes.push_back(Publish { channel, message, ask });
+        } else {
+            self.published.extend(ask.map(|ask| (ask, None)));
+        }
+    }
+
     /// How many questions wait or are under way.
     pub(super) fn questions(&self) -> usize {
         let under_way = |flight: &&Flight| matches!(flight.what, What::Question { told: false, .. });
@@ -174,9 +202,9 @@ impl Commands {
         sink: &mut dyn Sink,
     ) -> Vec<Turn> {
         let mut turns = Vec::new();
-        let Commands { link, flight, appends, metrics, said, .. } = self;
+        let Commands { link, flight, appends, published, metrics, said, .. } = self;
         let turn = link.turn(ready, io, &mut |reply| {
-            let mut answers = Answers { flight: &mut *flight, appends, metrics, said, sink, now: now.at };
+            let mut answers = Answers { flight: &mut *flight, appends, published, metrics, said, sink, now: now.at };
             answers.hear(reply)
         });
         self.after(turn, sink, &mut turns);
@@ -204,11 +232,17 @@ impl Commands {
                 _ => RedisResult::Refused,
             };
             for flight in self.flight.drain(..) {
-                if let What::Question { core, ask, told: false, .. } = flight.what {
-                    self.metrics.questions.of(result).count();
-                    sink.found(core, ask, Found::Unavailable);
+                match flight.what {
+                    What::Question { core, ask, told: false, .. } => {
+                        self.metrics.questions.of(result).count();
+                        sink.found(core, ask, Found::Unavailable);
+                    }
+                    What::Publish(Some(ask)) => self.published.push((ask, None)),
+                    _ => {}
                 }
             }
+            self.published.extend(self.publishes.drain(..).filter_map(|publish| Some((publish.ask?, None))));
+            self.publish_bytes = 0;
             // What was under way may have arrived or not: it is sent again, for twice does no harm.
             (self.appends.sent, self.appends.paused) = (0, None);
             self.touches.clear();
@@ -279,6 +313,13 @@ impl Commands {
                 flight.push_back(fly(What::Question { core, ask, due, answer, told: false }, left));
             }
         }
+        while has_room(out, flight)
+            && let Some(Publish { channel, message, ask }) = self.publishes.pop_front()
+        {
+            self.publish_bytes -= message.len();
+            write_command(out, [b"PUBLISH".as_slice(), channel.as_bytes(), &message]);
+            flight.push_back(fly(What::Publish(ask), 1));
+        }
         if self.appends.paused.is_some_and(|until| now.at >= until) {
             self.appends.paused = None;
         }
@@ -333,7 +374,7 @@ fn write_question(out: &mut Vec<u8>, lookup: Lookup, settings: &Settings) -> Opt
             write_command(out, [b"SET".as_slice(), key.as_bytes(), record.expose_secret(), b"PX", life.as_bytes()]);
             Some((Answer::Kept, 1))
         }
-        Lookup::KeySet(_) => None,
+        Lookup::KeySet(_) | Lookup::Renew { .. } => None,
     }
 }
 
@@ -371,6 +412,7 @@ fn size(entry: &ControlEntry) -> usize {
 struct Answers<'a> {
     flight: &'a mut VecDeque<Flight>,
     appends: &'a mut Appends,
+    published: &'a mut Vec<(u64, Option<i64>)>,
     metrics: &'a StoreMetrics,
     said: &'a mut Vec<Said>,
     sink: &'a mut dyn Sink,
@@ -434,6 +476,20 @@ impl Answers<'_> {
                 }
                 _ => return Err(Fault::OutOfStep),
             },
+            What::Publish(ask) => {
+                let heard_by = match reply {
+                    Reply::Integer(count) => Some(count),
+                    Reply::Error(line) => {
+                        let why = judged("PUBLISH", &line)?;
+                        if ask.is_some() {
+                            self.said.push((RedisLink::Commands, why));
+                        }
+                        None
+                    }
+                    _ => return Err(Fault::OutOfStep),
+                };
+                self.published.extend(ask.map(|ask| (ask, heard_by)));
+            }
             What::Ping => match reply {
                 Reply::Simple(_) => {}
                 Reply::Error(line) if error_code(&line) == "NOPERM" => {}
@@ -507,7 +563,7 @@ fn gather(answer: &mut Answer, reply: Reply) -> Result<(), NoAnswer> {
 
 /// Whether an error is of this command alone, in words for the operator, or of the server as it is now: one that is
 /// loading, has become a replica, wants another login, has handed the place over.
-fn judged(command: &'static str, line: &[u8]) -> Result<String, Fault> {
+pub(super) fn judged(command: &'static str, line: &[u8]) -> Result<String, Fault> {
     match error_code(line) {
         "NOAUTH" | "WRONGPASS" | "DENIED" | "LOADING" | "READONLY" | "MASTERDOWN" | "MOVED" | "ASK" | "CLUSTERDOWN"
         | "TRYAGAIN" => Err(Fault::refused(command, line)),

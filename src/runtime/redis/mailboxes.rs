@@ -10,10 +10,13 @@ use super::Sink;
 use crate::auth::control::ControlEntry;
 use crate::ids::CoreId;
 use crate::runtime::mailbox::{Full, Mailbox, Message};
-use crate::shard::Found;
+use crate::shard::{Found, PeerAsk};
 
 /// Whoever hears control events.
 type Hear = Box<dyn Fn(&[ControlEntry]) + Send>;
+
+/// Whoever makes lists of connections for other processes. It must not wait.
+type List = Box<dyn Fn(PeerAsk, Vec<u8>) + Send>;
 
 /// The cores' mailboxes, and whoever hears control events.
 pub struct Mailboxes {
@@ -21,12 +24,15 @@ pub struct Mailboxes {
     /// Messages that found a mailbox full, in their order.
     undelivered: VecDeque<(usize, Message)>,
     heard: Hear,
+    list: List,
+    takes_calls: Box<dyn Fn() + Send>,
 }
 
 impl Mailboxes {
-    /// Every core's, by its number; `heard` is told of control events.
-    pub fn new(mailboxes: Vec<Arc<Mailbox>>, heard: Hear) -> Mailboxes {
-        Mailboxes { mailboxes, undelivered: VecDeque::new(), heard }
+    /// Every core's, by its number; `heard` is told of control events, `list` of lists that other processes ask for,
+    /// `takes_calls` that calls are answered from now on.
+    pub fn new(mailboxes: Vec<Arc<Mailbox>>, heard: Hear, list: List, takes_calls: Box<dyn Fn() + Send>) -> Mailboxes {
+        Mailboxes { mailboxes, undelivered: VecDeque::new(), heard, list, takes_calls }
     }
 
     fn post(&mut self, to: usize, message: Message) {
@@ -50,12 +56,27 @@ impl Sink for Mailboxes {
         (self.heard)(&entries);
     }
 
+    fn renewal(&mut self, core: CoreId, index: u32, sealed: Vec<u8>, ask: PeerAsk) -> bool {
+        let Some(mailbox) = self.mailboxes.get(usize::from(core.0)) else { return false };
+        // Where there is no room it gets no answer, as if the process were too busy, which it is.
+        drop(mailbox.post(Message::PeerRenewal { connection: index, sealed, ask }));
+        true
+    }
+
+    fn list(&mut self, ask: PeerAsk, sealed: Vec<u8>) {
+        (self.list)(ask, sealed);
+    }
+
     fn state(&mut self, up: bool) {
         // What was said before and has not arrived is out of date.
         self.undelivered.retain(|(_, message)| !matches!(message, Message::StoreState { .. }));
         for core in 0..self.mailboxes.len() {
             self.post(core, Message::StoreState { up });
         }
+    }
+
+    fn takes_calls(&mut self) {
+        (self.takes_calls)();
     }
 
     fn settle(&mut self) -> bool {

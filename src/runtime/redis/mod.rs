@@ -1,22 +1,26 @@
 //! Redis, where it is configured: sessions and tickets, what is published about users and tokens, and the control stream.
 //!
-//! One thread of its own and three connections, so that none waits for another: for commands, which are pipelined; for what
-//! is published; for the control stream. No core ever waits: what it asks stands in a bounded queue, and the answer comes
-//! back through its mailbox.
+//! One thread of its own and four connections, so that none waits for another: for commands, which are pipelined; for what
+//! is published, by other processes too; for the control stream; for calls, whose replies may be large. No core ever waits:
+//! what it asks stands in a bounded queue, and the answer comes back through its mailbox. Threads that may wait make calls
+//! ([`Store::call`]).
 //!
 //! Source: protocol version 1, sections 2 and 6; ARCHITECTURE.md. Memory: the queues, each bounded by its line in `limits`.
 //! Errors: none comes out of here but [`Found::Unavailable`]; why Redis is away is said in the log, once.
 //! Not here: what records and events mean (`auth`), what becomes of them (`shard`).
 
+mod calls;
 mod commands;
 mod events;
 mod follow;
 mod link;
 mod mailboxes;
+mod peers;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -24,24 +28,29 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustls::ClientConfig;
 
 use crate::auth::control::ControlEntry;
+use crate::codec::resp::Reply;
 use crate::config::{LogLevel, RedisOptions};
-use crate::ids::CoreId;
+use crate::ids::{CoreId, ProcessId};
 use crate::limits;
 use crate::metrics::{RedisLink, RedisResult, StoreMetrics};
 use crate::secret::Secret;
-use crate::shard::{Found, Lookup, Order, Rng};
+use crate::shard::{Found, Lookup, Order, PeerAsk, Rng};
 use crate::time::{Instant, Now};
 
 use super::fetch::tls::{TlsError, read_system_roots, roots_of, server_name};
 use super::resolver::{Answer, ResolveError, Resolver};
 use super::{clock, log};
 
+use self::calls::{Call, Calls};
 use self::commands::{Commands, Question, Said};
 use self::events::Events;
 use self::follow::Follow;
 use self::link::{Fault, Io, Link, Target, Turn};
+use self::peers::Peers;
 
+pub use self::calls::{CallError, Command};
 pub use self::mailboxes::Mailboxes;
+pub use self::peers::PeerLists;
 
 /// The stream that keeps what Pub/Sub would lose (protocol section 6).
 pub const CONTROL_STREAM: &str = "restcast:control";
@@ -49,6 +58,8 @@ pub const CONTROL_STREAM: &str = "restcast:control";
 const SCRATCH_BYTES: usize = 64 << 10;
 /// How soon those who had no room for an answer are asked again.
 const SETTLE: Duration = Duration::from_millis(5);
+/// How much longer than it may take a call is waited for: the thread that answers it may be held up on a busy machine.
+const CALL_MARGIN: Duration = Duration::from_secs(1);
 /// Longest sleep.
 const SLEEP_MAX: Duration = Duration::from_secs(1);
 
@@ -67,8 +78,14 @@ pub trait Sink: Send {
     fn found(&mut self, core: CoreId, ask: u64, found: Found);
     /// Control events were heard, or read from the control stream, in this order. The same may come more than once.
     fn heard(&mut self, entries: Vec<ControlEntry>);
+    /// Another process asks to renew a connection of that core, in that place; whether there is such a core.
+    fn renewal(&mut self, core: CoreId, index: u32, sealed: Vec<u8>, ask: PeerAsk) -> bool;
+    /// Another process asks for a list of connections.
+    fn list(&mut self, ask: PeerAsk, sealed: Vec<u8>);
     /// Questions are answered, or not any more. «Answered» is said again where something may have been missed.
     fn state(&mut self, up: bool);
+    /// Calls are answered from now on. What was read by earlier ones may be out of date.
+    fn takes_calls(&mut self) {}
     /// Hands on what found no room so far; whether everything has found it. Until then nothing more is read.
     fn settle(&mut self) -> bool;
 }
@@ -89,6 +106,8 @@ impl std::fmt::Debug for Store {
 pub struct StoreParts {
     /// `[redis]`.
     pub options: RedisOptions,
+    /// The process's name among those that share this Redis.
+    pub process: ProcessId,
     /// What else is configured.
     pub settings: Settings,
     /// Where what Redis says goes.
@@ -104,7 +123,7 @@ pub struct StoreParts {
 struct Shared {
     inbox: Mutex<Inbox>,
     bell: OwnedFd,
-    /// Whether all three connections are there.
+    /// Whether all connections are there.
     up: AtomicBool,
     metrics: Arc<StoreMetrics>,
     timeout: Duration,
@@ -121,9 +140,15 @@ struct Inbox {
     /// Questions that the thread has and has not answered, as of its last turn.
     under_way: usize,
     touches: VecDeque<(Secret, Duration)>,
+    calls: Vec<Call>,
+    /// Calls that the thread has and has not sent, as of its last turn.
+    calls_waiting: usize,
     entries: VecDeque<ControlEntry>,
     entry_bytes: usize,
     entries_lost: u64,
+    answers: VecDeque<(PeerAsk, Option<Vec<u8>>)>,
+    answer_bytes: usize,
+    lists: VecDeque<(Vec<u8>, SyncSender<PeerLists>)>,
     resolved: VecDeque<(RedisLink, u64, Answer)>,
     settings: Option<Settings>,
     finish: bool,
@@ -175,7 +200,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn start(&self, parts: StoreParts) -> Result<(), StoreError> {
-        let StoreParts { options, settings, sink, resolver, seed, failed } = parts;
+        let StoreParts { options, process, settings, sink, resolver, seed, failed } = parts;
         let target = target_of(&options)?;
         let thread = Arc::clone(&self.shared);
         std::thread::Builder::new().name("redis".into()).spawn(move || {
@@ -183,8 +208,10 @@ impl Store {
             let metrics = Arc::clone(&thread.metrics);
             let hub = Hub {
                 commands: Commands::new(metrics, options.timeout, now),
-                events: Events::new(&options, now),
+                events: Events::new(&options, process, now),
+                peers: Peers::new(process, options.timeout, now),
                 follow: Follow::new(options.timeout, now),
+                calls: Calls::new(options.timeout, now),
                 target,
                 settings,
                 sink,
@@ -242,8 +269,51 @@ impl Store {
                     inbox.entries_lost += 1;
                 }
             }
+            Order::Answer { to, sealed } => {
+                let bytes = sealed.as_ref().map_or(0, Vec::len);
+                let fits = inbox.answer_bytes + bytes <= limits::PEER_QUEUE_BYTES_MAX;
+                if !fits || inbox.answers.len() >= limits::PEER_MESSAGES_MAX {
+                    return;
+                }
+                inbox.answer_bytes += bytes;
+                inbox.answers.push_back((to, sealed));
+            }
         }
         self.ring(inbox);
+    }
+
+    /// Has commands carried out, one after the other, and waits for their answers: for up to twice `redis.timeout`, so not
+    /// on a core's thread. While Redis is known to be away it says so at once.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub fn call(&self, commands: Vec<Command>) -> Result<Vec<Reply>, CallError> {
+        let (replies, answered) = sync_channel(1);
+        let due = clock::now().at + self.shared.timeout;
+        let mut inbox = lock(&self.shared.inbox);
+        if inbox.finish || inbox.calls.len() + inbox.calls_waiting >= limits::STORE_CALLS_MAX {
+            return Err(CallError::Away);
+        }
+        inbox.calls.push(Call { commands, replies, due });
+        self.ring(inbox);
+        // Where the thread has ended it has dropped the call.
+        answered.recv_timeout(self.shared.timeout * 2 + CALL_MARGIN).unwrap_or(Err(CallError::Unanswered))
+    }
+
+    /// Asks all other processes for a list. What they have answered comes within `redis.timeout`, or nothing does.
+    pub fn list(&self, sealed: Vec<u8>) -> Receiver<PeerLists> {
+        let (reply, lists) = sync_channel(1);
+        let mut inbox = lock(&self.shared.inbox);
+        if !inbox.finish && inbox.lists.len() < limits::PEER_LISTS_MAX {
+            inbox.lists.push_back((sealed, reply));
+        }
+        self.ring(inbox);
+        lists
+    }
+
+    /// `redis.timeout`.
+    pub fn timeout(&self) -> Duration {
+        self.shared.timeout
     }
 
     /// Other parts of the configuration have changed.
@@ -253,7 +323,7 @@ impl Store {
         self.ring(inbox);
     }
 
-    /// Whether Redis is there: all three connections are.
+    /// Whether Redis is there: all connections are.
     pub fn is_up(&self) -> bool {
         self.shared.up.load(Ordering::Relaxed)
     }
@@ -325,7 +395,9 @@ fn target_of(options: &RedisOptions) -> Result<Target, StoreError> {
 struct Hub {
     commands: Commands,
     events: Events,
+    peers: Peers,
     follow: Follow,
+    calls: Calls,
     target: Target,
     settings: Settings,
     sink: Box<dyn Sink>,
@@ -348,7 +420,7 @@ struct Hub {
 
 impl Hub {
     fn run(mut self) {
-        let mut ready = [PollFlags::empty(); 3];
+        let mut ready = [PollFlags::empty(); 4];
         loop {
             let now = clock::now();
             let hold = !self.sink.settle();
@@ -365,17 +437,22 @@ impl Hub {
 
     /// Takes what others have left; whether there is more.
     fn take_inbox(&mut self, now: Now) -> bool {
-        let under_way = self.commands.questions();
-        let (questions, refused, touches, entries, lost, resolved, settings, finish) = {
+        let under_way = self.commands.questions() + self.peers.questions();
+        let calls_waiting = self.calls.waiting();
+        let (questions, refused, touches, calls, entries, lost, answers, lists, resolved, settings, finish) = {
             let mut inbox = lock(&self.shared.inbox);
             inbox.under_way = under_way + inbox.questions.len();
-            inbox.entry_bytes = 0;
+            inbox.calls_waiting = calls_waiting + inbox.calls.len();
+            (inbox.entry_bytes, inbox.answer_bytes) = (0, 0);
             (
                 std::mem::take(&mut inbox.questions),
                 std::mem::take(&mut inbox.refused),
                 std::mem::take(&mut inbox.touches),
+                std::mem::take(&mut inbox.calls),
                 std::mem::take(&mut inbox.entries),
                 std::mem::take(&mut inbox.entries_lost),
+                std::mem::take(&mut inbox.answers),
+                std::mem::take(&mut inbox.lists),
                 std::mem::take(&mut inbox.resolved),
                 inbox.settings.take(),
                 inbox.finish,
@@ -389,8 +466,22 @@ impl Hub {
         if let Some(settings) = settings {
             self.settings = settings;
         }
-        questions.into_iter().for_each(|question| self.commands.ask(question));
+        for question in questions {
+            match question.lookup {
+                Lookup::Renew { .. } => {
+                    self.peers.renew(question, &mut self.commands, self.sink.as_mut(), &metrics);
+                }
+                _ => self.commands.ask(question),
+            }
+        }
+        for (to, sealed) in answers {
+            self.peers.answer(to, sealed.as_deref(), &mut self.commands);
+        }
+        for (sealed, reply) in lists {
+            self.peers.list(&sealed, reply, now.at, &mut self.commands);
+        }
         touches.into_iter().for_each(|(sid, life)| self.commands.touch(sid, life));
+        calls.into_iter().for_each(|call| self.calls.take(call));
         entries.into_iter().for_each(|entry| self.commands.append(entry));
         let any = !resolved.is_empty();
         for (which, attempt, answer) in resolved {
@@ -398,6 +489,7 @@ impl Hub {
         }
         if finish && self.finish_by.is_none() {
             self.finish_by = Some(now.at + limits::STORE_FINISH);
+            self.peers.say_bye(&mut self.commands);
         }
         any
     }
@@ -405,7 +497,7 @@ impl Hub {
     /// A name has been looked up for one of the links.
     fn resolved(&mut self, now: Now, which: RedisLink, attempt: u64, answer: Answer) {
         let resolve = |_: RedisLink, _: u64, _: &str| Err(ResolveError::Busy);
-        let Hub { commands, events, follow, rng, scratch, target, settings, sink, .. } = self;
+        let Hub { commands, events, follow, calls, rng, scratch, target, settings, sink, .. } = self;
         let mut io = Io { now: now.at, rng, scratch, target, resolve: &resolve };
         let mut turns = Vec::new();
         match which {
@@ -421,14 +513,21 @@ impl Hub {
                 let turn = follow.link.resolved(attempt, answer, &mut io);
                 follow.after(turn, now, settings, &mut turns);
             }
+            RedisLink::Calls => {
+                let turn = calls.link.resolved(attempt, answer, &mut io);
+                calls.after(turn, &mut turns);
+            }
         }
         self.happened(which, turns);
     }
 
     /// The turn of each link.
-    fn turn(&mut self, now: Now, [for_commands, for_events, for_log]: [PollFlags; 3], hold: bool) {
+    fn turn(&mut self, now: Now, ready: [PollFlags; 4], hold: bool) {
+        let [for_commands, for_events, for_log, for_calls] = ready;
         let metrics = Arc::clone(&self.shared.metrics);
-        let Hub { commands, events, follow, rng, scratch, target, settings, sink, resolver, shared, .. } = self;
+        let Hub {
+            commands, events, peers, follow, calls, rng, scratch, target, settings, sink, resolver, shared, ..
+        } = self;
         let resolve = |which: RedisLink, attempt: u64, name: &str| {
             let shared = Arc::clone(shared);
             resolver.look_up(name, move |answer| {
@@ -440,8 +539,14 @@ impl Hub {
         let mut said: Vec<Said> = Vec::new();
         let readable = |flags: PollFlags| if hold { flags - PollFlags::IN } else { flags };
 
-        let (mut published, mut logged) = (Vec::new(), Vec::new());
-        let of_events = events.turn(now, readable(for_events), &mut io, &metrics, &mut said, &mut published);
+        let (mut published, mut logged, mut told) = (Vec::new(), Vec::new(), Vec::new());
+        let of_events = events.turn(now, readable(for_events), &mut io, &metrics, &mut said, &mut published, &mut told);
+        for message in told {
+            if !peers.heard(now.at, &message, commands, sink.as_mut(), &metrics) && peers.nonsense(now.at) {
+                said.push((RedisLink::Events, "a message of another process makes no sense".to_owned()));
+            }
+        }
+        peers.turn(now.at, events.hears_peers(), commands, sink.as_mut(), &metrics);
         let of_log = follow.turn(now, readable(for_log), hold, &mut io, settings, &metrics, &mut said, &mut logged);
         // What nobody but this process may have heard is kept for the others, and for those that are away.
         published.iter().cloned().for_each(|entry| commands.append(entry));
@@ -451,7 +556,13 @@ impl Hub {
             }
         }
         let of_commands = commands.turn(now, readable(for_commands), &mut io, settings, sink.as_mut());
+        // Nobody's mailbox is in the way of these.
+        let of_calls = calls.turn(now, for_calls, &mut io);
+        for (ask, heard_by) in std::mem::take(&mut commands.published) {
+            peers.published(ask, heard_by, sink.as_mut(), &metrics);
+        }
         said.append(&mut commands.said);
+        said.append(&mut calls.said);
 
         for (link, what) in said {
             self.say(link, &what);
@@ -459,6 +570,7 @@ impl Hub {
         self.happened(RedisLink::Commands, of_commands);
         self.happened(RedisLink::Events, of_events);
         self.happened(RedisLink::Log, of_log);
+        self.happened(RedisLink::Calls, of_calls);
     }
 
     /// Counts and says what became of a link.
@@ -466,7 +578,12 @@ impl Hub {
         for turn in turns {
             match turn {
                 Turn::Same => {}
-                Turn::Opened => self.shared.metrics.connects.of(which).count(),
+                Turn::Opened => {
+                    self.shared.metrics.connects.of(which).count();
+                    if which == RedisLink::Calls {
+                        self.sink.takes_calls();
+                    }
+                }
                 Turn::Closed(fault) => {
                     if which == RedisLink::Log && !fault.is_loading() {
                         self.replayed(false);
@@ -510,16 +627,23 @@ impl Hub {
     /// Tells whoever wants to know how Redis is.
     fn tell_state(&mut self, now: Now) {
         let (commands, events, log) = (self.commands.link.is_ready(), self.events.listens(), self.follow.follows());
+        let calls = self.calls.link.is_ready();
         let metrics = &self.shared.metrics;
-        for (which, up) in [(RedisLink::Commands, commands), (RedisLink::Events, events), (RedisLink::Log, log)] {
+        let links = [
+            (RedisLink::Commands, commands),
+            (RedisLink::Events, events),
+            (RedisLink::Log, log),
+            (RedisLink::Calls, calls),
+        ];
+        for (which, up) in links {
             metrics.up.of(which).set(u64::from(up));
         }
-        metrics.waiting.set(self.commands.questions() as u64);
+        metrics.waiting.set((self.commands.questions() + self.peers.questions()) as u64);
         metrics.entries_waiting.set(self.commands.entries() as u64);
         if log {
             self.replayed(true);
         }
-        let all = commands && events && log;
+        let all = commands && events && log && calls;
         let was_all = self.shared.up.swap(all, Ordering::Relaxed);
         if !all {
             self.all_up_since = None;
@@ -556,6 +680,8 @@ impl Hub {
             self.commands.next_timeout(),
             self.events.next_timeout(),
             self.follow.next_timeout(),
+            self.calls.next_timeout(),
+            self.peers.next_timeout(),
             settled,
             settle,
             self.finish_by,
@@ -565,11 +691,16 @@ impl Hub {
     }
 
     /// Waits for the sockets, the bell, or so long; what is ready of each link.
-    fn sleep(&self, wait: Duration, hold: bool) -> [PollFlags; 3] {
-        let links: [&Link; 3] = [&self.commands.link, &self.events.link, &self.follow.link];
+    fn sleep(&self, wait: Duration, hold: bool) -> [PollFlags; 4] {
+        let links: [(&Link, bool); 4] = [
+            (&self.commands.link, hold),
+            (&self.events.link, hold),
+            (&self.follow.link, hold),
+            (&self.calls.link, false),
+        ];
         let mut fds = vec![PollFd::from_borrowed_fd(self.shared.bell.as_fd(), PollFlags::IN)];
         let mut of = Vec::with_capacity(links.len());
-        for (at, link) in links.into_iter().enumerate() {
+        for (at, (link, hold)) in links.into_iter().enumerate() {
             if let Some((fd, flags)) = link.interest(hold) {
                 fds.push(PollFd::from_borrowed_fd(fd, flags));
                 of.push(at);
@@ -580,7 +711,7 @@ impl Hub {
             // Rounded up, so that a deadline has passed when it wakes.
             tv_nsec: i64::from(wait.subsec_nanos()),
         };
-        let mut ready = [PollFlags::empty(); 3];
+        let mut ready = [PollFlags::empty(); 4];
         // A signal that interrupts it, or anything else, is a turn in which nothing is ready.
         if poll(&mut fds, Some(&timeout)).is_err() {
             return ready;
@@ -603,5 +734,6 @@ fn name(which: RedisLink) -> &'static str {
         RedisLink::Commands => "commands",
         RedisLink::Events => "events",
         RedisLink::Log => "log",
+        RedisLink::Calls => "calls",
     }
 }

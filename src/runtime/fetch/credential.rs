@@ -1,0 +1,56 @@
+//! Requests that are let in: what a stream's or action's credential puts on them, and once more where a token was refused.
+//!
+//! Source: RFC 6750 section 3.1 for what a 401 means, and what a 403 does not. Memory: one [`Presented`] a request.
+//! Errors: `Auth` where there is no token. Not here: when a token is got (`stream::oauth`), and how (`token`).
+
+use std::time::Duration;
+
+use super::{Answer, Asked, Fetcher};
+use crate::stream::credential::{Credential, Presented};
+use crate::stream::oauth::Why;
+use crate::stream::poll::{FetchError, FetchResult, UpstreamCode};
+use crate::time::WallTime;
+
+/// A 401: the credential is missing or no longer good. A 403 is an answer to a credential that is.
+const UNAUTHORIZED: u16 = 401;
+
+impl Fetcher {
+    /// Carries out what is asked with what `credential` puts on it now.
+    pub(super) async fn let_in(
+        &self,
+        asked: Asked<'_>,
+        credential: &Credential,
+        wall: &dyn Fn() -> WallTime,
+        reuse: bool,
+    ) -> FetchResult {
+        let send = async |presented: Presented| {
+            self.within_time(&Asked { presented: Some(&presented), ..asked }, wall, reuse).await
+        };
+        self.present(credential, asked.timeout, send).await.map(|answer| answer.response)
+    }
+
+    /// Sends a request with what `credential` puts on it now. Where that is a token and the upstream answers 401, sends it
+    /// once more, with another one: the one there is by now, or a new one, which is waited for no longer than `limit`.
+    pub(super) async fn present(
+        &self,
+        credential: &Credential,
+        limit: Duration,
+        mut send: impl AsyncFnMut(Presented) -> Result<Answer, FetchError>,
+    ) -> Result<Answer, FetchError> {
+        let Some(options) = credential.oauth() else { return send(credential.presented(None)).await };
+        let tokens = self.tokens.as_ref().ok_or_else(|| without_token(&Why::Fault))?;
+        let token = self.token(tokens, options, limit).await.map_err(|why| without_token(&why))?;
+        let answer = send(credential.presented(Some(&token.text))).await?;
+        if answer.response.status != UNAUTHORIZED {
+            return Ok(answer);
+        }
+        match self.another_token(tokens, options, limit, &token).await {
+            Some(token) => send(credential.presented(Some(&token.text))).await,
+            None => Ok(answer),
+        }
+    }
+}
+
+fn without_token(why: &Why) -> FetchError {
+    FetchError { code: UpstreamCode::Auth, detail: format!("there is no token: {why}") }
+}

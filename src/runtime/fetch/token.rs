@@ -1,0 +1,132 @@
+//! Tokens for upstreams, got: who has begun it asks the endpoint, everybody else waits for that.
+//!
+//! Source: RFC 6749 sections 4.4 and 6. Memory: one task a credential whose token is being got.
+//! Errors: [`Why`]. Not here: when a token is got (`stream::oauth`), what is kept (`runtime::oauth`).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use monoio::time::timeout;
+
+use super::{Fetcher, TokenAsked};
+use crate::config::LogLevel;
+use crate::limits;
+use crate::metrics::TokenFetch;
+use crate::runtime::guarded::Guarded;
+use crate::runtime::oauth::{Asked, Outcome, Tokens, Underway};
+use crate::runtime::resolver::{Flight, Pilot};
+use crate::runtime::{clock, log};
+use crate::stream::oauth::{self, Ask, Granted, Options, Renewal, Token, Why};
+use crate::time::Instant;
+
+impl Fetcher {
+    /// The token to ask an upstream with: the one there is, or one that is got now, which is waited for, at most `limit`.
+    ///
+    /// # Errors
+    /// [`Why`] there is none.
+    pub(super) async fn token(&self, tokens: &Arc<Tokens>, options: &Arc<Options>, limit: Duration) -> Outcome {
+        self.asked(tokens, options, limit, |renewal, now| renewal.ask(now)).await
+    }
+
+    /// Another token than `used`, which an upstream has refused; `None`: there is none, and the refusal stands.
+    pub(super) async fn another_token(
+        &self,
+        tokens: &Arc<Tokens>,
+        options: &Arc<Options>,
+        limit: Duration,
+        used: &Token,
+    ) -> Option<Token> {
+        let refused = |renewal: &mut Renewal, now| renewal.refused(now, used.generation);
+        self.asked(tokens, options, limit, refused).await.ok().filter(|token| token != used)
+    }
+
+    async fn asked(
+        &self,
+        tokens: &Arc<Tokens>,
+        options: &Arc<Options>,
+        limit: Duration,
+        ask: impl FnOnce(&mut Renewal, Instant) -> Ask,
+    ) -> Outcome {
+        let (flight, begun) = match Tokens::ask(tokens, options, ask) {
+            Asked::Answered(outcome) => return outcome,
+            Asked::AnsweredAndBegun(token, begun) => {
+                self.take_off(begun);
+                return Ok(token);
+            }
+            Asked::Waits(flight, begun) => (flight, begun),
+        };
+        begun.into_iter().for_each(|begun| self.take_off(begun));
+        match timeout(limit.min(limits::OAUTH_WAIT), self.resolver.landing(flight)).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(Why::Slow),
+        }
+    }
+
+    /// Carries a renewal out in a task of its own: who has begun it need not be there to its end.
+    fn take_off(&self, begun: Underway) {
+        let (fetcher, metrics) = (self.clone(), self.metrics.clone());
+        monoio::spawn(async move {
+            if Guarded(Box::pin(fetcher.fly(begun))).await.is_none()
+                && let Some(metrics) = metrics
+            {
+                metrics.panics.count();
+            }
+        });
+    }
+
+    async fn fly(self, begun: Underway) {
+        let result = self.renewed(begun.tokens(), begun.options()).await;
+        if let Some(metrics) = &self.metrics {
+            let ended = match &result {
+                Ok(_) => TokenFetch::Ok,
+                Err((Why::Refused { .. }, _)) => TokenFetch::Refused,
+                Err(_) => TokenFetch::Failed,
+            };
+            metrics.token_fetches.of(ended).count();
+        }
+        begun.land(result.as_ref().map_err(Clone::clone));
+    }
+
+    /// Asks the endpoint, with one refresh token after the other where there are several, and keeps what it gives.
+    async fn renewed(&self, tokens: &Arc<Tokens>, options: &Options) -> Result<Granted, (Why, Option<Duration>)> {
+        let mut tries = tokens.refresh_tokens(options);
+        // What could not be written when it was given is to be on the disk before it is used up.
+        if tries.iter().any(Option::is_some) && tokens.is_unwritten() {
+            self.write(tokens).await;
+        }
+        tries.reverse();
+        loop {
+            let Some(refresh_token) = tries.pop() else { return Err((Why::Fault, None)) };
+            let request = options.request(refresh_token.as_ref());
+            let asked = TokenAsked { options, request: &request };
+            let response = self.ask_token(asked, || clock::now().wall).await;
+            let response =
+                response.map_err(|error| (Why::Unanswered { code: error.code, detail: error.detail }, None))?;
+            match oauth::read(response.status, &response.body) {
+                Ok(granted) => {
+                    if let Some(used) = refresh_token
+                        && tokens.keep(options, granted.refresh_token.as_ref().unwrap_or(&used))
+                    {
+                        self.write(tokens).await;
+                    }
+                    return Ok(granted);
+                }
+                Err(why) if why.is_of_refresh_token() && !tries.is_empty() => {
+                    let endpoint = options.token_url.origin().ascii_serialization();
+                    let sentence = "The token endpoint refuses a refresh token; the other one is tried.";
+                    log::write(LogLevel::Warn, &[("endpoint", &endpoint)], sentence);
+                }
+                Err(why) => return Err((why, response.retry_after)),
+            }
+        }
+    }
+
+    /// Has the refresh tokens put into the state file, on a helper thread, and waits for it.
+    async fn write(&self, tokens: &Arc<Tokens>) {
+        let flight = Flight::departing();
+        let (tokens, pilot) = (Arc::clone(tokens), Pilot::of(&flight, ()));
+        if self.resolver.run(move || pilot.land(tokens.write_now())).is_ok() {
+            self.resolver.landing(flight).await;
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! Files of upstreams' secrets, read again when they change: the value in force is another one, nothing else happens.
+//!
+//! One thread looks at the files every few seconds, by their status: a replaced file, a link that leads elsewhere, and one
+//! that was written over are all noticed. A value that does not fit, or a certificate whose key is another's (the second file
+//! is not there yet), is not taken; the old one stays and that is said.
+//!
+//! Source: stat(2). Memory: an entry a file. Errors: told in the log, without a value. Not here: SIGHUP, which has the whole
+//! configuration read again.
+
+use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt as _;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+use super::log;
+use super::oauth::Tokens;
+use crate::commands::check::ProcessSources;
+use crate::config::{self, LogLevel, Sources as _};
+use crate::limits::SECRETS_INTERVAL;
+use crate::secret::Secret;
+use crate::stream::credential::Credential;
+use crate::stream::live::{ClientIdentity, IdentityPem, Live, Replaced, Source};
+
+/// The files that are looked at.
+pub struct Secrets {
+    watched: Mutex<Watched>,
+    changed: Condvar,
+    tokens: Arc<Tokens>,
+}
+
+#[derive(Default)]
+struct Watched {
+    values: Vec<Live>,
+    identities: Vec<ClientIdentity>,
+    /// What each file was when it was last read.
+    stamps: HashMap<String, Option<Stamp>>,
+}
+
+/// What tells that a file is not the one it was: device, inode, size, time of change.
+type Stamp = (u64, u64, u64, i64, i64);
+
+fn stamp(path: &str) -> Option<Stamp> {
+    let status = std::fs::metadata(path).ok()?;
+    Some((status.dev(), status.ino(), status.size(), status.mtime(), status.mtime_nsec()))
+}
+
+impl Watched {
+    fn paths(&self) -> impl Iterator<Item = &str> {
+        let of_identities = self.identities.iter().flat_map(|identity| [identity.cert.as_str(), &identity.key]);
+        self.values.iter().filter_map(Live::file).chain(of_identities)
+    }
+}
+
+impl Secrets {
+    /// Looks after nothing yet; whenever a secret changes, `tokens` are told.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn start(tokens: Arc<Tokens>) -> std::io::Result<Arc<Secrets>> {
+        let this = Arc::new(Secrets { watched: Mutex::default(), changed: Condvar::new(), tokens });
+        let thread = Arc::clone(&this);
+        std::thread::Builder::new().name("secrets".into()).spawn(move || thread.run())?;
+        Ok(this)
+    }
+
+    /// From now on the files of these credentials are looked at, and no others.
+    pub fn watch<'c>(&self, credentials: impl Iterator<Item = &'c Credential>) {
+        let mut next = Watched::default();
+        for credential in credentials {
+            next.values.extend(credential.values().filter(|value| value.file().is_some()).cloned());
+            next.identities.extend(credential.identities().cloned());
+        }
+        // They are read once more first thing: one may have changed since the configuration was.
+        next.stamps = next.paths().map(|path| (path.to_owned(), None)).collect();
+        *self.watched.lock().unwrap_or_else(PoisonError::into_inner) = next;
+        self.changed.notify_one();
+    }
+
+    fn run(&self) {
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            // Without a file it sleeps until there is one.
+            watched = if watched.stamps.is_empty() {
+                self.changed.wait(watched).unwrap_or_else(PoisonError::into_inner)
+            } else {
+                self.changed.wait_timeout(watched, SECRETS_INTERVAL).unwrap_or_else(PoisonError::into_inner).0
+            };
+            if look(&mut watched) {
+                self.tokens.hurry();
+            }
+        }
+    }
+}
+
+/// Reads what has changed; whether a value is another one now.
+fn look(watched: &mut Watched) -> bool {
+    let now: HashMap<String, Option<Stamp>> = watched.stamps.keys().map(|path| (path.clone(), stamp(path))).collect();
+    let is_new = |path: &str| now.get(path) != watched.stamps.get(path);
+    let mut any = false;
+    for value in &watched.values {
+        let Some(path) = value.file().filter(|path| is_new(path)) else { continue };
+        any |= match read(value.source()).map(|secret| value.replace(&secret)) {
+            Some(Replaced::Same) => false,
+            Some(Replaced::Changed) => {
+                told(LogLevel::Info, path, "The secret of an upstream was read again.");
+                true
+            }
+            Some(Replaced::Unfit) | None => {
+                told(LogLevel::Error, path, "The secret of an upstream cannot be used; the old one stays in force.");
+                false
+            }
+        };
+    }
+    for identity in &watched.identities {
+        if !is_new(&identity.cert) && !is_new(&identity.key) {
+            continue;
+        }
+        let Some(pem) = pem(identity) else {
+            let sentence = "The client certificate for an upstream and its key cannot be used together; the old ones stay in force.";
+            told(LogLevel::Error, &identity.cert, sentence);
+            continue;
+        };
+        if identity.replace(Arc::new(pem)) {
+            told(LogLevel::Info, &identity.cert, "The client certificate for an upstream was read again.");
+            any = true;
+        }
+    }
+    watched.stamps = now;
+    any
+}
+
+fn read(source: &Source) -> Option<Secret> {
+    config::read_secret(source, &ProcessSources).ok()
+}
+
+fn pem(identity: &ClientIdentity) -> Option<IdentityPem> {
+    let file = |path: &str| ProcessSources.file(path, config::TLS_FILE_BYTES_MAX).ok();
+    let (cert, key) = (file(&identity.cert)?, Secret::new(file(&identity.key)?));
+    ProcessSources.identity(&cert, key.expose_secret()).ok()?;
+    Some(IdentityPem { cert, key })
+}
+
+fn told(level: LogLevel, path: &str, sentence: &str) {
+    log::write(level, &[("file", &format!("{path:?}"))], sentence);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stream::credential::Scheme;
+    use crate::stream::live::Rule;
+
+    #[test]
+    fn a_changed_file_is_noticed_however_it_was_changed() {
+        let folder = std::env::temp_dir().join(format!("restcast-secrets-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a folder");
+        let path = folder.join("key");
+        let put = |text: &str| std::fs::write(&path, text).expect("written");
+        put("one\n");
+        let source = Source::File(path.display().to_string());
+        let value = Live::new(source, Rule::Visible, Secret::new(*b"one"));
+        let credential = Credential { scheme: Some(Scheme::Bearer(value.clone())), ..Credential::default() };
+        let mut watched = Watched { values: credential.values().cloned().collect(), ..Watched::default() };
+        watched.stamps = watched.paths().map(|path| (path.to_owned(), stamp(path))).collect();
+        assert!(!look(&mut watched), "nothing has changed");
+        put("three\n");
+        assert!(look(&mut watched) && !look(&mut watched));
+        assert_eq!(value.value(), Secret::new(*b"three"));
+        let beside = folder.join("key.new");
+        std::fs::write(&beside, "other\n").expect("written");
+        std::fs::rename(&beside, &path).expect("renamed");
+        assert!(look(&mut watched), "replaced by one of the same size");
+        assert_eq!(value.value(), Secret::new(*b"other"));
+        put("two words\n");
+        assert!(!look(&mut watched), "no token");
+        std::fs::remove_file(&path).expect("removed");
+        assert!(!look(&mut watched));
+        assert_eq!(value.value(), Secret::new(*b"other"), "the old one stays");
+        put("back\n");
+        assert!(look(&mut watched));
+        assert_eq!(value.value(), Secret::new(*b"back"));
+        std::fs::remove_dir_all(&folder).expect("it was made here");
+    }
+}

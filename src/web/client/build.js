@@ -1,0 +1,10 @@
+// Makes client.min.js of client.js, and writes at its top of which source it was made: a test of restcast compares.
+import { createHash } from 'node:crypto';
+import { readFileSync, writeFileSync } from 'node:fs';
+import { minify } from 'terser';
+
+const at = name => new URL(name, import.meta.url);
+const source = readFileSync(at('client.js'), 'utf8');
+const hash = createHash('sha256').update(source).digest('hex');
+const { code } = await minify(source, { module: true, compress: { passes: 3, ecma: 2020 }, mangle: true, format: { comments: false } });
+writeFileSync(at('client.min.js'), `// restcast's browser client. SPDX-License-Identifier: MIT OR Apache-2.0. Made of client.js, sha256 ${hash}\n${code}\n`);

@@ -1,0 +1,562 @@
+// restcast in a browser: a live value over WebSocket, SSE or polling, for as long as there is a credential for it.
+// What it does and what it takes: README.md and client.d.ts beside it. SPDX-License-Identifier: MIT OR Apache-2.0
+
+const LADDER = ['websocket', 'sse', 'polling'];
+const TOKEN_MS = 30000, ANSWER_MS = 30000, HANDSHAKE_MS = 10000, FIRST_POLL_MS = 40000, POLL_S = 30, PROBE_MS = 5000;
+const POLL_GAP_MS = 250, DIRECTED_MAX_MS = 300000, EVENT_CHARS_MAX = 1 << 26, LEADER_MS = 10000;
+
+// Refusals of one subscription that may be other the next time.
+const PASSING = /^(TIMEOUT|RATE_LIMITED|OVERLOADED|INTERNAL|TOO_MANY_STREAMS|\w+_UNAVAILABLE)$/;
+
+const isObject = value => value !== null && typeof value === 'object' && !Array.isArray(value);
+// A member may be called __proto__: plain assignment would lose it.
+const put = (into, key, value) =>
+  Object.defineProperty(into, key, { value, writable: true, enumerable: true, configurable: true });
+const get = (from, key) => {
+  if (from === null || typeof from !== 'object' || !Object.hasOwn(from, key) || (Array.isArray(from) && key === 'length'))
+    throw new Error(`nothing at ${key}`);
+  return from[key];
+};
+const same = (a, b) =>
+  a === b || (isObject(a) ? isObject(b) : Array.isArray(a) && Array.isArray(b))
+    && Object.keys(a).length === Object.keys(b).length
+    && Object.keys(a).every(key => Object.hasOwn(b, key) && same(a[key], b[key]));
+
+// RFC 6902. The value is left as it is: what changes is copied, once, and the rest is shared.
+export function applyPatch(value, patch) {
+  const root = [value], fresh = new Set();
+  const seek = pointer => {
+    if (pointer && pointer[0] !== '/') throw new Error('not a JSON pointer');
+    const keys = pointer.split('/').map(key => key.replaceAll('~1', '/').replaceAll('~0', '~'));
+    keys[0] = '0';
+    const last = keys.pop();
+    const into = keys.reduce((at, key) => {
+      let next = get(at, key);
+      if (!fresh.has(next) && typeof next === 'object') {
+        next = Array.isArray(next) ? next.slice() : next && { ...next };
+        fresh.add(next);
+        put(at, key, next);
+      }
+      return next;
+    }, root);
+    return [into, last];
+  };
+  const read = pointer => get(...seek(pointer));
+  const add = (pointer, item) => {
+    const [into, key] = seek(pointer);
+    if (into === root) root[0] = item;
+    else if (isObject(into)) put(into, key, item);
+    else if (Array.isArray(into) && (key === '-' || (/^(0|[1-9]\d*)$/.test(key) && key <= into.length)))
+      into.splice(key === '-' ? into.length : key, 0, item);
+    else throw new Error(`no place ${key}`);
+  };
+  const remove = pointer => {
+    const [into, key] = seek(pointer), item = get(into, key);
+    if (into === root) root[0] = undefined;
+    else if (isObject(into)) delete into[key];
+    else into.splice(key, 1);
+    return item;
+  };
+  const operations = {
+    add: it => add(it.path, it.value),
+    remove: it => remove(it.path),
+    replace: it => { read(it.path); put(...seek(it.path), it.value); },
+    move: it => add(it.path, remove(it.from)),
+    copy: it => { add(it.path, read(it.from)); fresh.clear(); },
+    test: it => { if (!same(read(it.path), it.value)) throw new Error('a test failed'); },
+  };
+  for (const it of patch) get(operations, it.op)(it);
+  return root[0];
+}
+
+// RFC 7396; the value is left as it is.
+export function applyMerge(value, merge) {
+  if (!isObject(merge)) return merge;
+  const result = isObject(value) ? { ...value } : {};
+  for (const key of Object.keys(merge))
+    if (merge[key] === null) delete result[key];
+    else put(result, key, applyMerge(Object.hasOwn(result, key) ? result[key] : undefined, merge[key]));
+  return result;
+}
+
+export function connect(url, options = {}) {
+  const { getToken, transports = LADDER, backoffMs = 500, backoffMaxMs = 30000, stableMs = 10000, upgradeMs = 60000 } = options;
+  const base = new URL(url, globalThis.location?.href);
+  base.protocol = base.protocol.replace('ws', 'http');
+  const isMany = base.pathname.endsWith('/v1/ws');
+  // /v1/ws is a WebSocket alone; asked without an upgrade it says why there was none, which no script sees otherwise.
+  const ladder = isMany ? ['websocket', 'sse'] : transports;
+  const subs = new Map();               // by a stream's name; '' is the one of /v1/streams/…
+  const waiting = new Map();            // by id: what an answer is awaited for
+  const over = new AbortController();   // close() was called, or the server's word was final
+  let link, candidate, timer, upgradeTimer;
+  let status = { state: 'connecting' };
+  let rung = 0, attempt = 0, hurried = 0, upgrades = 0, floorAt = 0, lastId = 0;
+  let channel, me, queue, release, heardAt, isFollower = false;
+  const proven = new Set();             // transports that got through
+
+  const now = () => performance.now();
+  const failure = (error, more) => Object.assign(new Error(error || 'refused'), more);
+  const fail = error => {
+    try { (options.onError ?? console.error)(error); } catch (thrown) { console.error(thrown); }
+  };
+  const call = (callback, ...values) => {
+    if (over.signal.aborted) return;
+    try { callback?.(...values); } catch (error) { fail(error); }
+  };
+  const say = message => { if (!over.signal.aborted) channel?.postMessage(message); };
+  const show = (state, more) => {
+    status = { state, transport: link?.transport, upstream: subs.get('')?.upstream, expiresAt: link?.expiresAt, ...more };
+    if (channel && !isFollower) say({ status });
+    call(options.onStatus, status);
+  };
+  const subscription = (name, options) => ({ name, options, value: options.value, upstream: { state: 'live' }, at:
+    'value' in options || options.format === 'full' ? /^(.+)-(\d+)$/.exec(options.since ?? '')?.slice(1) : undefined });
+  // Where a subscription stands: what `since` and If-None-Match say.
+  const place = sub => sub?.at?.join('-');
+
+  // ---- asking and being answered ----
+  const settle = (id, error, value) => {
+    const one = waiting.get(id);
+    waiting.delete(id);
+    clearTimeout(one?.timer);
+    if (one) error ? one.reject(error) : one.resolve(value);
+    return one;
+  };
+  const request = (frame, send = link.send) => new Promise((resolve, reject) => {
+    const id = ++lastId;
+    waiting.set(id, { resolve, reject, timer: setTimeout(() => settle(id, failure('no answer', { code: 'TIMEOUT' })), ANSWER_MS) });
+    try { send({ ...frame, id }); } catch (error) { settle(id, error); }
+  });
+  const credential = async reason => {
+    let timer;
+    const late = new Promise((_, reject) => { timer = setTimeout(() => reject(failure('getToken took too long')), TOKEN_MS); });
+    try {
+      const token = await Promise.race([getToken?.({ reason }), late]);
+      return isObject(token) ? token : { token };
+    } finally { clearTimeout(timer); }
+  };
+
+  // ---- what the server says ----
+  const changed = (sub, frame) => {
+    if (!sub || (sub.at && frame.epoch === sub.at[0] && frame.seq <= sub.at[1])) return;
+    const delta = frame[frame.type];
+    if (frame.type === 'snapshot') {
+      sub.value = frame.data;
+      sub.isLost = false;
+    } else {
+      if (sub.isLost) return;
+      if (!sub.at || frame.epoch !== sub.at[0] || frame.base !== +sub.at[1]) return gap(sub);
+      try { sub.value = (frame.type === 'patch' ? applyPatch : applyMerge)(sub.value, delta); } catch { return gap(sub); }
+    }
+    sub.at = frame.epoch === undefined ? undefined : [frame.epoch, frame.seq];
+    if (delta) call(sub.options.onPatch, delta, frame);
+    call(sub.options.onValue, sub.value, frame);
+  };
+  // Something is missing: the whole value is asked for.
+  const gap = sub => {
+    sub.at = undefined;
+    sub.isLost = true;
+    if (isFollower) return say({ hello: me });
+    if (!isMany) return link.end({ code: 1006, reason: 'gap', isHasty: true });
+    link.send({ type: 'unsubscribe', stream: sub.name });
+    subscribe(sub);
+  };
+  const receive = (frame, from) => {
+    if (!isObject(frame)) return;
+    const sub = subs.get(isMany ? frame.stream : '');
+    switch (frame.type) {
+      case 'welcome':
+        if (from === candidate) promote();
+        Object.assign(link, { id: frame.connection, upAt: now(), heartbeatMs: frame.heartbeat_ms });
+        expiry(frame.auth?.expires_at);
+        if (sub) sub.upstream = { state: 'live' };
+        proven.add(link.transport);
+        watch(link);
+        climbLater();
+        show('live');
+        if (isMany) subs.forEach(subscribe);
+        break;
+      case 'snapshot': case 'patch': case 'merge':
+        if (!isFollower) say({ frame });
+        changed(sub, frame);
+        break;
+      case 'stream_status':
+        if (!sub) break;
+        sub.upstream = frame;
+        isMany ? call(sub.options.onStatus, frame) : show(status.state);
+        break;
+      case 'unsubscribed':
+        if (!sub || !isMany || frame.reason === 'requested') break;
+        subs.delete(sub.name);
+        call(sub.options.onStatus, { state: 'ended', code: frame.reason });
+        break;
+      case 'reauthenticate': renew(0); break;
+      case 'auth_ok':
+        expiry(frame.expires_at);
+        show(status.state);
+        call(options.onPermissions, frame);
+        settle(frame.id, undefined, frame);
+        break;
+      case 'permission_update':
+        if (!isFollower) say({ frame });
+        call(options.onPermissions, frame);
+        break;
+      case 'subscribed':
+        if (sub) sub.upstream = { state: 'live' };
+        settle(frame.id, undefined, frame);
+        break;
+      case 'action_result': settle(frame.id, undefined, frame); break;
+      case 'error': {
+        const error = failure(frame.error, frame);
+        if (frame.id !== 'probe' && !settle(frame.id, error)) fail(error);
+        break;
+      }
+      case 'reconnect': from.afterMs = frame.after_ms; break;
+      case 'close': from.end(frame); break;
+    }
+  };
+  const expiry = at => { link.expiresAt = at == null ? undefined : at / 1000; };
+
+  // ---- transports ----
+  const address = (scheme, mine) => {
+    const to = new URL(base), { format, select, maxRateMs } = options, { ticket } = mine.credential;
+    to.protocol = to.protocol.replace('http', scheme);
+    const since = mine.transport !== 'polling' && !isMany && place(subs.get(''));
+    for (const [name, value] of Object.entries(isMany ? { ticket } : { format, select, max_rate_ms: maxRateMs, since, ticket }))
+      if (value) to.searchParams.set(name, value);
+    return to;
+  };
+  const ask = async (mine, accept, headers) => {
+    const { token } = mine.credential;
+    const response = await fetch(address('http', mine), {
+      headers: { Accept: accept, ...(token && { Authorization: `Bearer ${token}` }), ...headers },
+      signal: mine.abort.signal, cache: 'no-store', credentials: 'include',
+    });
+    mine.heardAt = now();
+    return response;
+  };
+  const problem = async response => {
+    const after = response.headers.get('Retry-After') ?? '';
+    const body = await response.json().catch(() => ({}));
+    return {
+      status: response.status, code: body?.code, reason: body?.detail, isWord: Boolean(body?.code) && response.status !== 426,
+      floorMs: (/^\d+$/.test(after) ? after * 1000 : Date.parse(after) - Date.now()) || 0,
+    };
+  };
+  const isLogout = ({ code }) => /^(LOGGED_OUT|TOKEN_REVOKED)$/.test(code);
+  const open = {
+    websocket(mine) {
+      const { token } = mine.credential;
+      const socket = new WebSocket(address('ws', mine), ['restcast.v1', ...(token ? ['jwt', token] : [])]);
+      mine.abort.signal.addEventListener('abort', () => socket.close());
+      mine.send = frame => socket.send(JSON.stringify(frame));
+      socket.onmessage = event => mine.hear(event.data);
+      socket.onclose = ({ code, reason }) => mine.end({ code, reason });
+    },
+    async sse(mine) {
+      const response = await ask(mine, 'text/event-stream');
+      if (!response.ok) return mine.end(await problem(response));
+      if (!/^text\/event-stream/.test(response.headers.get('Content-Type'))) return mine.end({ reason: 'not an event stream' });
+      const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+      for (let tail = '', data = ''; ;) {
+        const { done, value } = await reader.read();
+        if (done || tail.length + data.length > EVENT_CHARS_MAX) return mine.end({ code: 1006, reason: done ? '' : 'too large' });
+        mine.heardAt = now();
+        tail += value;
+        if (!value.includes('\n')) continue;
+        const lines = tail.split('\n');
+        tail = lines.pop();
+        for (const line of lines) {
+          if (line.startsWith('data:')) data += line.slice(5);
+          else if (line.startsWith('retry:')) mine.floorMs = Number(line.slice(6)) || 0;
+          else if (line.length < 2 && data) { mine.hear(data); data = ''; }
+        }
+      }
+    },
+    async polling(mine) {
+      const sub = subs.get('');
+      for (let isWaiting = false; !mine.isOver;) {
+        const asked = now(), tag = place(sub);
+        const response = await ask(mine, 'application/json',
+          tag && { 'If-None-Match': `"${tag}"`, ...(isWaiting && { Prefer: `wait=${POLL_S}` }) });
+        const why = !response.ok && response.status !== 304 && await problem(response);
+        if (why.status === 401 && mine.worked && !isLogout(why)) {
+          // The token ended while it was in use: a fresh one, once.
+          mine.worked = isWaiting = false;
+          mine.credential = await credential('expired');
+          continue;
+        }
+        if (why) return mine.end(why);
+        const data = response.ok ? await response.json() : undefined;
+        if (mine.isOver) return;
+        if (!mine.upAt) receive({ type: 'welcome', heartbeat_ms: POLL_S * 1000 }, mine);
+        mine.worked = true;
+        const state = response.headers.get('X-Restcast-State') ?? 'live';
+        if (state !== sub.upstream.state) receive({ type: 'stream_status', state }, mine);
+        const [, epoch, seq] = /"(.+)-(\d+)"/.exec(response.headers.get('ETag')) ?? [];
+        if (response.ok) receive({ type: 'snapshot', epoch, seq: epoch && +seq, data }, mine);
+        // Whoever does not wait, or always has news, is not asked in a tight loop.
+        const least = response.ok && epoch ? Math.max(POLL_GAP_MS, options.maxRateMs ?? 0) : isWaiting || !tag ? 1000 : 0;
+        isWaiting = true;
+        await new Promise(done => { setTimeout(done, asked + least - now()); });
+      }
+    },
+  };
+
+  // ---- a link's life ----
+  const start = async (transport, isUpgrade, reason) => {
+    const mine = { transport, abort: new AbortController(), heardAt: now() };
+    isUpgrade ? candidate = mine : link = mine;
+    mine.drop = () => {
+      mine.isOver = true;
+      clearTimeout(mine.timer);
+      mine.abort.abort();
+    };
+    mine.end = cause => {
+      if (mine.isOver) return;
+      mine.drop();
+      if (mine === link) return ended(mine, cause);
+      candidate = undefined;
+      // A better one did not come: the next better, if any, or another time.
+      const next = ladder.indexOf(transport) + 1;
+      next < rung ? start(ladder[next], true, 'connect') : climbLater();
+    };
+    mine.hear = text => {
+      if (mine.isOver) return;
+      mine.heardAt = now();
+      let frame;
+      try { frame = JSON.parse(text); } catch { return mine.end({ code: 1006, reason: 'not JSON', isHasty: true }); }
+      receive(frame, mine);
+    };
+    if (!isUpgrade) show('connecting');
+    try { mine.credential = await credential(reason); } catch (error) {
+      if (!mine.isOver) fail(error);
+      return mine.end({ reason: 'getToken', isWord: true });
+    }
+    if (mine.isOver) return;
+    mine.timer = setTimeout(() => mine.end({ reason: 'silent' }), transport === 'polling' ? FIRST_POLL_MS : HANDSHAKE_MS);
+    try { await open[transport](mine); } catch (error) { mine.end({ code: 1006, reason: error.message }); }
+  };
+  const promote = () => {
+    link.drop();
+    link = candidate;
+    candidate = undefined;
+    rung = ladder.indexOf(link.transport);
+    upgrades = 0;
+  };
+  const climbLater = () => {
+    clearTimeout(upgradeTimer);
+    if (rung > 0 && link?.upAt && !candidate)
+      upgradeTimer = setTimeout(() => start(ladder[0], true, 'connect'),
+        upgradeMs * (0.5 + Math.random()) * 2 ** Math.min(upgrades++, 4) / (proven.has(ladder[0]) ? 12 : 1));
+  };
+  // A WebSocket's pings are hidden from scripts: one that was silent for two of them is asked something.
+  const watch = mine => {
+    clearTimeout(mine.timer);
+    const left = mine.heardAt + 2 * mine.heartbeatMs - now();
+    if (mine.isOver || !mine.heartbeatMs) return;
+    if (left > 0) mine.timer = setTimeout(watch, left, mine);
+    else probe(mine);
+  };
+  const probe = mine => {
+    const asked = now();
+    clearTimeout(mine.timer);
+    if (!mine.send) return mine.end({ code: 1006, reason: 'heartbeat_timeout' });
+    try { mine.send({ type: 'restcast.probe', id: 'probe' }); } catch { /* what is closed says so itself */ }
+    mine.timer = setTimeout(() => mine.heardAt >= asked ? watch(mine) : mine.end({ code: 1006, reason: 'heartbeat_timeout' }), PROBE_MS);
+  };
+  const ended = (mine, { code, reason, status: http, isWord, isHasty, floorMs = mine.floorMs ?? 0 }) => {
+    clearTimeout(upgradeTimer);
+    candidate?.drop();
+    candidate = undefined;
+    for (const id of [...waiting.keys()]) settle(id, failure('the connection ended first', { code: 'DISCONNECTED' }));
+    if (mine.upAt && now() - mine.upAt >= stableMs) attempt = hurried = 0;
+    const why = { code: http ?? code, reason: (http && code) || reason };
+    const isBottom = rung === ladder.length - 1;
+    if ([4003, 4004, 4010].includes(code) || (http >= 400 && http < 500 && ![401, 408, 425, 426, 429].includes(http) && (isWord || isBottom)))
+      return stop(why.code, why.reason);
+    // What 4010 says on an open connection: in use, or with a fresh credential too.
+    if (http === 401 && isLogout({ code }) && (mine.worked || hurried)) return stop(4010, code.toLowerCase());
+    const isAuth = code === 4001 || code === 4008 || http === 401;
+    // Full jitter; what can be put right at once is tried at once, once.
+    const bound = Math.min(backoffMaxMs, (code === 1013 ? 4 : 1) * backoffMs * 2 ** attempt);
+    let delay = 0;
+    floorMs = Math.min(DIRECTED_MAX_MS, mine.afterMs ?? floorMs);
+    if (!(isAuth || isHasty) || hurried++) {
+      if (mine.afterMs === undefined) delay = Math.random() * bound;
+      attempt = Math.min(attempt + 1, 20);
+    }
+    delay = Math.max(delay, floorMs);
+    // What does not get through hands over to the next transport: at once where it never did, else after two tries.
+    if (!mine.upAt && !isWord && !isAuth && (attempt > 2 || !proven.has(mine.transport))) rung = (rung + 1) % ladder.length;
+    floorAt = now() + floorMs;
+    show('waiting', { ...why, retryInMs: delay });
+    if (!over.signal.aborted) later(delay, isAuth ? 'expired' : 'connect');
+  };
+  const later = (ms, reason) => {
+    clearTimeout(timer);
+    timer = setTimeout(() => start(ladder[rung], false, reason), ms);
+  };
+  const wake = isOnline => {
+    if (isFollower) return;
+    if (status.state === 'waiting') {
+      if (isOnline) {
+        attempt = rung = 0;
+        proven.clear();
+      }
+      later(Math.max(0, floorAt - now()), 'connect');
+    } else if (link?.upAt && !link.isOver && (link.send || now() - link.heardAt > 2 * link.heartbeatMs)) probe(link);
+  };
+  const rest = () => {
+    [timer, upgradeTimer].forEach(clearTimeout);
+    for (const one of [link, candidate]) one?.drop();
+  };
+  const stop = (code, reason, isQuiet) => {
+    if (status.state === 'closed') return;
+    rest();
+    for (const id of [...waiting.keys()]) settle(id, failure('closed', { code: 'CLOSED' }));
+    if (!isQuiet) say({ stop: [code, reason] });
+    isFollower = true;
+    show('closed', { code, reason });
+    over.abort();
+    queue?.abort();
+    release?.();
+    channel?.close();
+  };
+  const forget = () => subs.forEach(sub => { sub.value = sub.at = undefined; });
+  const renew = async tries => {
+    const mine = link;
+    if (isFollower) return say({ renews: true });
+    try {
+      const fresh = await credential('reauthenticate'), token = fresh.ticket ?? fresh.token;
+      if (mine.isOver || !mine.upAt) return;
+      if (mine.send) return await request({ type: 'auth_update', token });
+      // Polling has it with the next request.
+      if (!mine.id) return mine.credential = fresh;
+      if (!token) return;
+      const to = new URL(base.pathname.replace(/\/v1\/.*/, `/v1/connections/${mine.id}/auth`), base);
+      const response = await fetch(to, {
+        method: 'POST', headers: { 'Content-Type': 'application/json' }, body: JSON.stringify({ token }), signal: mine.abort.signal,
+      });
+      if (!response.ok) throw failure('renewal refused', await problem(response));
+      receive({ ...await response.json(), type: 'auth_ok' }, mine);
+    } catch (error) {
+      if (mine.isOver) return;
+      fail(error);
+      if (error.code === 'AUTH_SUBJECT_MISMATCH') {
+        // Somebody else is signed in: what the one before was shown is not shown on.
+        forget();
+        say({ gone: true });
+        return mine.end({ code: 4001, reason: 'another_subject' });
+      }
+      if (tries < 2) setTimeout(() => { if (mine === link && !mine.isOver) renew(tries + 1); }, Math.random() * 1000 * 2 ** tries);
+    }
+  };
+  const subscribe = sub => {
+    const { format, select, maxRateMs } = sub.options, mine = link;
+    request({ type: 'subscribe', stream: sub.name, format, select, since: place(sub), max_rate_ms: maxRateMs }).catch(error => {
+      if (/^(DISCONNECTED|CLOSED|ALREADY_SUBSCRIBED)$/.test(error.code) || subs.get(sub.name) !== sub) return;
+      if (PASSING.test(error.code)) {
+        setTimeout(() => { if (mine === link && !mine.isOver && subs.get(sub.name) === sub) subscribe(sub); }, backoffMaxMs * Math.random());
+        return fail(error);
+      }
+      subs.delete(sub.name);
+      call(sub.options.onStatus, { state: 'ended', code: error.code });
+    });
+  };
+  const send = async action => {
+    if (isFollower && channel) return (await request({ send: action, from: me }, say)).result;
+    if (!link?.upAt || link.isOver) throw failure('not connected', { code: 'DISCONNECTED' });
+    if (!link.send) throw failure('actions need a WebSocket', { code: 'NO_WEBSOCKET' });
+    const { status, body } = await request(action);
+    return { status, body };
+  };
+
+  // ---- tabs: whoever holds the lock has the connection, the others hear of it ----
+  const share = () => {
+    const name = `restcast ${base} ${JSON.stringify([options.shared, options.format, options.select, options.maxRateMs])}`;
+    channel = new BroadcastChannel(name);
+    me = crypto.randomUUID();
+    const stand = steal => {
+      queue?.abort();
+      const mine = queue = new AbortController();
+      isFollower = true;
+      navigator.locks.request(name, steal ? { steal } : { signal: mine.signal }, () => {
+        isFollower = false;
+        start(ladder[rung], false, 'connect');
+        return new Promise(done => { release = done; });
+      }).catch(() => {
+        // Another tab took over, for this one slept.
+        if (mine !== queue || over.signal.aborted) return;
+        rest();
+        stand();
+      });
+    };
+    channel.onmessage = ({ data: { hello, at, renews, send: action, from, id, to, answer, frame, status: told, state, gone, stop: end } }) => {
+      const sub = subs.get('');
+      if (!isFollower) {
+        if (hello) say({ to: hello, status, state: sub.at && at !== place(sub) ? { type: 'snapshot', epoch: sub.at[0], seq: sub.at[1], data: sub.value } : undefined });
+        if (renews) renew(2);
+        if (action) send(action).then(result => ({ result }), ({ message, ...more }) => ({ error: [message, more] }))
+          .then(answer => say({ to: from, id, answer }));
+        return;
+      }
+      if (to && to !== me) return;
+      heardAt = now();
+      if (end) return stop(...end, true);
+      if (gone) forget();
+      if (answer) settle(id, answer.error && failure(...answer.error), answer);
+      if (state) { sub.at = undefined; changed(sub, state); }
+      if (frame) receive(frame);
+      if (told && JSON.stringify(told) !== JSON.stringify(status)) {
+        status = told;
+        call(options.onStatus, status);
+      }
+    };
+    const hello = () => say({ hello: me, at: place(subs.get('')) });
+    // A leader that sleeps answers nobody: a tab that is looked at takes over.
+    const every = setInterval(() => {
+      if (!isFollower || globalThis.document?.hidden) return;
+      if (now() - heardAt < 3 * LEADER_MS) return hello();
+      heardAt = now();
+      stand(true);
+    }, LEADER_MS);
+    over.signal.addEventListener('abort', () => clearInterval(every));
+    heardAt = now();
+    stand();
+    hello();
+  };
+
+  globalThis.addEventListener?.('online', () => wake(true), { signal: over.signal });
+  globalThis.document?.addEventListener('visibilitychange', () => document.hidden || wake(false), { signal: over.signal });
+  if (!isMany) subs.set('', subscription('', options));
+  if (options.shared && !isMany && globalThis.navigator?.locks && globalThis.BroadcastChannel) share();
+  else start(ladder[0], false, 'connect');
+
+  return {
+    get value() { return subs.get('')?.value; },
+    get at() { return place(subs.get('')); },
+    get status() { return status; },
+    get state() { return status.state; },
+    get transport() { return status.transport; },
+    send,
+    renew: () => renew(2),
+    close: () => stop(1000, 'closed', true),
+    subscribe(stream, options = {}) {
+      if (!isMany || subs.has(stream)) throw failure('no second stream here', { code: isMany ? 'ALREADY_SUBSCRIBED' : 'BAD_REQUEST' });
+      const sub = subscription(stream, options);
+      subs.set(stream, sub);
+      if (link?.upAt && !link.isOver) subscribe(sub);
+      return {
+        get value() { return sub.value; },
+        get at() { return place(sub); },
+        close() {
+          if (subs.get(stream) !== sub) return;
+          subs.delete(stream);
+          if (link?.upAt && !link.isOver) link.send({ type: 'unsubscribe', stream });
+        },
+      };
+    },
+  };
+}
