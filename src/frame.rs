@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 
 use crate::codec::deflate::{Deflater, Window};
 use crate::codec::message::Format;
+use crate::codec::proof::{Signer, ValueHash};
 use crate::codec::{sse, ws};
 use crate::ids::{Epoch, Seq};
 use crate::time::WallTime;
@@ -116,6 +117,10 @@ pub struct EventFrame<'a> {
     pub ts: WallTime,
     /// What it brings.
     pub body: Body<'a>,
+    /// The hash of the value as of it, where it is told.
+    pub hash: Option<&'a ValueHash>,
+    /// Who signs it.
+    pub signer: Option<&'a Signer>,
 }
 
 impl EventFrame<'_> {
@@ -138,9 +143,11 @@ impl EventFrame<'_> {
         }
         let member = if kind == "snapshot" { "data" } else { kind };
         let _ = write!(head, ",\"ts\":{},\"{member}\":", self.ts);
+        let proved = (self.hash.is_some() || self.signer.is_some()).then(|| self.proof(&head, body));
+        let end = proved.as_ref().map_or(&b"}"[..], |proved| proved.as_bytes());
         match transport {
             Transport::WebSocket(encoding) => {
-                return write_message(out, ws::Opcode::Text, &[head.as_bytes(), body, b"}"], encoding, deflater);
+                return write_message(out, ws::Opcode::Text, &[head.as_bytes(), body, end], encoding, deflater);
             }
             Transport::Sse => {
                 let id = format!("{}-{}", self.epoch, self.seq);
@@ -149,10 +156,27 @@ impl EventFrame<'_> {
                     out.extend_from_slice(part.as_bytes());
                 }
                 out.extend_from_slice(body);
-                out.extend_from_slice(b"}\n\n");
+                out.extend_from_slice(end);
+                out.extend_from_slice(b"\n\n");
             }
         }
         None
+    }
+
+    /// What stands behind the body of a frame that proves something: the value's hash, the key's name, and, as the last
+    /// member, the signature of all the text before it.
+    fn proof(&self, head: &str, body: &[u8]) -> String {
+        let mut end = String::with_capacity(256);
+        if let Some(hash) = self.hash {
+            let _ = write!(end, ",\"hash\":\"{hash}\"");
+        }
+        if let Some(signer) = self.signer {
+            let _ = write!(end, ",\"kid\":\"{}\"", signer.key_id());
+            let signature = signer.sign(&[head.as_bytes(), body, end.as_bytes()]);
+            let _ = write!(end, ",\"sig\":\"{signature}\"");
+        }
+        end.push('}');
+        end
     }
 }
 

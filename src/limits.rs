@@ -18,6 +18,8 @@ pub struct Limits {
     pub streams: u32,
     /// Filled-in URLs from templates that one subject may watch at once.
     pub streams_per_subject: u32,
+    /// Different `select`s of one filled-in URL at once, lingering ones included; 0: callers may not select.
+    pub selects_per_stream: u32,
     /// Bytes of histories and values of the process.
     pub history_bytes_total: u64,
     /// Bytes of frames held for stalled readers only; past it the longest stalled are closed 1013.
@@ -49,6 +51,7 @@ impl Default for Limits {
             subscriptions_per_connection: 64,
             streams: 10_000,
             streams_per_subject: 64,
+            selects_per_stream: 128,
             history_bytes_total: 256 << 20,
             pinned_bytes: 256 << 20,
             handshakes_per_second_per_address: 0,
@@ -302,8 +305,36 @@ pub const PATH_NESTING_MAX: usize = 16;
 pub const PATH_STEPS_PER_BYTE: u64 = 8;
 /// and how many it may take with any value, however small.
 pub const PATH_STEPS_MIN: u64 = 1 << 16;
-/// Bytes of a compiled `match()` or `search()` pattern.
+/// Bytes that the `match()` and `search()` patterns of a JSONPath are compiled to, together.
 pub const PATH_PATTERN_BYTES_MAX: usize = 1 << 16;
+/// Work that a caller's `select` may take for each byte of the value, a step of its path or a byte of what it selects:
+pub const SELECT_WORK_PER_BYTE: u64 = 4;
+/// and how much it may take with any value, however small.
+pub const SELECT_WORK_MIN: u64 = 1 << 14;
+/// The same for all `select`s of a stream together; what those who came first need is not there for those who come later.
+pub const SELECTS_WORK_PER_BYTE: u64 = 16;
+/// As above,
+pub const SELECTS_WORK_MIN: u64 = 1 << 18;
+/// and at most so much, however large the value: it takes about a quarter of a second.
+pub const SELECTS_WORK_MAX: u64 = 1 << 25;
+/// Bytes of an operator's `filter`.
+pub const FILTER_BYTES_MAX: usize = 4 << 10;
+/// Bytes of stack that reading or running one may take: a nested text takes some for each byte of it.
+pub const FILTER_STACK_BYTES: usize = 256 << 20;
+/// Bytes of address space of the process that filters run in, its stack and its program included.
+pub const FILTER_MEMORY_BYTES_MAX: u64 = 1536 << 20;
+/// How long one run of a filter may take.
+pub const FILTER_TIME_MAX: Duration = Duration::from_secs(3);
+/// How much longer the server waits for the process to say so before it ends it.
+pub const FILTER_TIME_GRACE: Duration = Duration::from_secs(1);
+/// Processes that filters run in, each with its thread in the server.
+pub const FILTER_PROCESSES: usize = 2;
+/// Programs that such a process keeps compiled.
+pub const FILTER_PROGRAMS_MAX: usize = 64;
+/// Bytes of what a filter reads and writes past which its process is made anew, so that its memory is given back.
+pub const FILTER_RETIRE_BYTES: usize = 4 << 20;
+/// Bytes of the name of a key that signs events.
+pub const SIGNING_KEY_ID_BYTES_MAX: usize = 64;
 /// Bytes of a stream's name with its parameters: id, and each parameter's name and value percent-encoded.
 pub const STREAM_NAME_BYTES_MAX: usize = 8 << 10;
 

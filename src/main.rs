@@ -130,6 +130,8 @@ enum Command {
     Token(TokenFlags),
     /// `watch`.
     Watch { url: String, token: Option<String>, sse: bool },
+    /// `filter`: what the server starts, and nobody else.
+    Filter,
     /// `explain token`.
     ExplainToken { config: Option<PathBuf>, lines: bool },
     /// `explain url`.
@@ -193,6 +195,7 @@ fn run(command: Command) -> Result<ExitCode, UsageError> {
         }
         Command::Serve { config } => Ok(done(runtime::serve(&config))),
         Command::Token(flags) => Ok(mint(flags)),
+        Command::Filter => Ok(done(runtime::filters::serve())),
         Command::Watch { url, token, sse } => {
             let token = token.or_else(|| std::env::var(TOKEN_VARIABLE).ok());
             Ok(done(commands::watch::run(&url, token.as_deref(), sse)))
@@ -309,6 +312,7 @@ fn parse(args: impl Iterator<Item = OsString>) -> Result<Command, UsageError> {
         "token" => parse_token(&mut parser),
         "watch" => parse_watch(&mut parser),
         "explain" => parse_explain(&mut parser),
+        runtime::filters::COMMAND => parser.next()?.map_or(Ok(Command::Filter), |arg| Err(unknown(&arg, &[]))),
         "help" => parse_help(&mut parser),
         name => Err(unknown_command(name)),
     }

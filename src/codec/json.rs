@@ -172,6 +172,17 @@ impl Document {
         })
     }
 
+    /// The place on the tape of the value that begins at byte `at` of the text, and of all it holds.
+    pub fn span_at(&self, at: usize) -> Option<Range<u32>> {
+        let mut node = self.root();
+        while node.start() as usize != at {
+            // Of those that begin before it the last one holds it, or nothing does.
+            let children = node.members().map(|member| member.value).chain(node.elements());
+            node = children.take_while(|child| child.start() as usize <= at).last()?;
+        }
+        Some(node.span())
+    }
+
     /// Bytes of memory it takes.
     pub fn memory_bytes(&self) -> usize {
         self.text.len() + self.tape.len() * size_of::<Slot>()

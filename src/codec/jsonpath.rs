@@ -105,7 +105,7 @@ pub enum Over {
 impl JsonPath {
     /// The path spelled `text`.
     pub fn parse(text: &str) -> Result<JsonPath, PathError> {
-        let mut parser = Parser { text, at: 0, nesting: 0 };
+        let mut parser = Parser { text, at: 0, nesting: 0, pattern_bytes_left: PATH_PATTERN_BYTES_MAX };
         if text.len() > PATH_BYTES_MAX {
             return parser.fault(PathFault::TooLong);
         }
@@ -129,13 +129,34 @@ impl JsonPath {
         is_singular(&self.segments)
     }
 
+    /// The same query in one spelling: names in single quotes and brackets, no white space, no needless parentheses. Two
+    /// paths that are spelled alike so name the same places of every value.
+    pub fn normal(&self) -> String {
+        let mut out = String::from("$");
+        write_segments(&mut out, &self.segments);
+        out
+    }
+
     /// The places it names in the value `root`, in order, one of them perhaps several times. `bytes_max`: of an array of
     /// them.
     ///
     /// # Errors
     /// [`Over`] where a bound is passed.
     pub fn query<'d>(&self, root: Node<'d>, steps_max: u64, bytes_max: u64) -> Result<Vec<Node<'d>>, Over> {
-        let mut run = Run { root, steps_left: steps_max };
+        self.query_within(root, &mut { steps_max }, bytes_max)
+    }
+
+    /// The same, where the steps are taken out of `steps_left`.
+    ///
+    /// # Errors
+    /// [`Over`] where a bound is passed.
+    pub fn query_within<'d>(
+        &self,
+        root: Node<'d>,
+        steps_left: &mut u64,
+        bytes_max: u64,
+    ) -> Result<Vec<Node<'d>>, Over> {
+        let mut run = Run { root, steps_left: *steps_left };
         let mut found = Vec::new();
         let mut bytes_left = bytes_max;
         let ended = run.select(root, &self.segments, &mut |node| {
@@ -143,6 +164,7 @@ impl JsonPath {
             found.push(node);
             Ok(())
         });
+        *steps_left = run.steps_left;
         match ended {
             Ok(()) | Err(End::Stop) => Ok(found),
             Err(End::Over(over)) => Err(over),
@@ -191,7 +213,19 @@ enum Test {
     Exists(Query),
     Compare(Comparable, Comparison, Comparable),
     /// `match` and `search`.
-    Matches(Comparable, Regex),
+    Matches(Comparable, Pattern),
+}
+
+/// What `match` and `search` look for.
+#[derive(Clone, Debug)]
+struct Pattern {
+    /// As written.
+    text: String,
+    /// Whether the whole of a text must fit.
+    whole: bool,
+    regex: Regex,
+    /// Steps that looking at one byte of a text takes at most: each of the states it was compiled to may do so.
+    steps_per_byte: usize,
 }
 
 /// A query within a filter.
@@ -415,9 +449,8 @@ impl<'d> Run<'d> {
             }
             Test::Matches(text, pattern) => {
                 let Operand::Text(text) = self.operand(node, text)? else { return Ok(false) };
-                // Each character is looked at by each state of the pattern.
-                self.spend(text.len().saturating_mul(1 + pattern.as_str().len() / 4))?;
-                Ok(std::str::from_utf8(&text).is_ok_and(|text| pattern.is_match(text)))
+                self.spend(text.len().saturating_mul(pattern.steps_per_byte))?;
+                Ok(std::str::from_utf8(&text).is_ok_and(|text| pattern.regex.is_match(text)))
             }
         }
     }
@@ -577,7 +610,14 @@ struct Parser<'t> {
     at: usize,
     /// Parentheses, filters and functions that are open.
     nesting: usize,
+    /// Bytes that further patterns may be compiled to.
+    pattern_bytes_left: usize,
 }
+
+/// Bytes of a compiled pattern that stand for about one step: a few of its states.
+const PATTERN_BYTES_PER_STEP: usize = 128;
+/// A pattern is taken to be compiled to as many bytes, or twice, four times … as many.
+const PATTERN_BYTES_MIN: usize = 512;
 
 /// The exact integers of a double (RFC 9535 section 2.1).
 const INTEGER_MAX: i64 = (1 << 53) - 1;
@@ -987,18 +1027,30 @@ impl<'t> Parser<'t> {
     }
 
     /// RFC 9485: `match` is of the whole text, and `.` is no end of a line.
-    fn pattern(&mut self, whole: bool) -> Result<Regex, PathError> {
+    fn pattern(&mut self, whole: bool) -> Result<Pattern, PathError> {
         let bad = PathError { at: self.at, fault: PathFault::Pattern };
         if !matches!(self.peek(), Some(b'\'' | b'"')) {
             return Err(bad);
         }
-        let pattern = self.string()?;
-        let compiled = |pattern: &str| {
-            RegexBuilder::new(pattern).crlf(true).size_limit(PATH_PATTERN_BYTES_MAX).build().map_err(|_| bad)
-        };
+        let text = self.string()?;
+        let compiled =
+            |pattern: &str, bytes: usize| RegexBuilder::new(pattern).crlf(true).size_limit(bytes).build().ok();
         // By itself first: `)(` is none, whatever is put around it.
-        let alone = compiled(&pattern)?;
-        if whole { compiled(&format!("^(?:{pattern})$")) } else { Ok(alone) }
+        compiled(&text, self.pattern_bytes_left).ok_or(bad)?;
+        let anchored = whole.then(|| format!("^(?:{text})$"));
+        let tried = anchored.as_deref().unwrap_or(&text);
+        // A short pattern may be compiled to much, `((a{9}){9}){9}`: what it costs is found by what it does not fit in.
+        let mut bytes = PATTERN_BYTES_MIN;
+        let regex = loop {
+            match compiled(tried, bytes.min(self.pattern_bytes_left)) {
+                Some(regex) => break regex,
+                None if bytes >= self.pattern_bytes_left => return Err(bad),
+                None => bytes *= 2,
+            }
+        };
+        let bytes = bytes.min(self.pattern_bytes_left);
+        self.pattern_bytes_left -= bytes;
+        Ok(Pattern { text, whole, regex, steps_per_byte: 1 + bytes / PATTERN_BYTES_PER_STEP })
     }
 }
 
@@ -1011,6 +1063,142 @@ fn only(mut tests: Vec<Test>, many: fn(Vec<Test>) -> Test) -> Test {
             many(tests)
         }
     }
+}
+
+// Writing.
+
+fn write_segments(out: &mut String, segments: &[Segment]) {
+    for segment in segments {
+        let selectors = match segment {
+            Segment::Child(selectors) => selectors,
+            Segment::Descendant(selectors) => {
+                out.push_str("..");
+                selectors
+            }
+        };
+        out.push('[');
+        separated(out, ",", selectors, write_selector);
+        out.push(']');
+    }
+}
+
+fn separated<T>(out: &mut String, between: &str, items: &[T], write: fn(&mut String, &T)) {
+    for (index, item) in items.iter().enumerate() {
+        if index > 0 {
+            out.push_str(between);
+        }
+        write(out, item);
+    }
+}
+
+fn write_selector(out: &mut String, selector: &Selector) {
+    let number = |number: &Option<i64>| number.map_or_else(String::new, |number| number.to_string());
+    match selector {
+        Selector::Name(name) => write_text(out, name),
+        Selector::Wildcard => out.push('*'),
+        Selector::Index(index) => out.push_str(&number(&Some(*index))),
+        Selector::Slice { start, end, step } => {
+            for part in [&number(start), ":", &number(end), ":", &number(&Some(*step))] {
+                out.push_str(part);
+            }
+        }
+        Selector::Filter(test) => {
+            out.push('?');
+            write_test(out, test);
+        }
+    }
+}
+
+/// What binds less than its surroundings stands in parentheses.
+fn write_test(out: &mut String, test: &Test) {
+    let inner = |out: &mut String, test: &Test| {
+        let is_loose = matches!(test, Test::Any(_) | Test::All(_));
+        out.push_str(if is_loose { "(" } else { "" });
+        write_test(out, test);
+        out.push_str(if is_loose { ")" } else { "" });
+    };
+    match test {
+        Test::Any(tests) => separated(out, "||", tests, inner),
+        Test::All(tests) => separated(out, "&&", tests, inner),
+        Test::Not(test) => {
+            // What a comparison and another `!` are negated as, they stand in parentheses.
+            let is_bare = matches!(**test, Test::Exists(_) | Test::Matches(..));
+            out.push_str(if is_bare { "!" } else { "!(" });
+            write_test(out, test);
+            out.push_str(if is_bare { "" } else { ")" });
+        }
+        Test::Exists(query) => write_query(out, query),
+        Test::Compare(left, comparison, right) => {
+            write_comparable(out, left);
+            out.push_str(match comparison {
+                Comparison::Equal => "==",
+                Comparison::NotEqual => "!=",
+                Comparison::Less => "<",
+                Comparison::LessOrEqual => "<=",
+                Comparison::Greater => ">",
+                Comparison::GreaterOrEqual => ">=",
+            });
+            write_comparable(out, right);
+        }
+        Test::Matches(text, pattern) => {
+            out.push_str(if pattern.whole { "match(" } else { "search(" });
+            write_comparable(out, text);
+            out.push(',');
+            write_text(out, &pattern.text);
+            out.push(')');
+        }
+    }
+}
+
+fn write_query(out: &mut String, query: &Query) {
+    out.push(if query.from_root { '$' } else { '@' });
+    write_segments(out, &query.segments);
+}
+
+fn write_comparable(out: &mut String, comparable: &Comparable) {
+    let mut call = |name: &str, query: &Query| {
+        out.push_str(name);
+        write_query(out, query);
+        out.push(')');
+    };
+    match comparable {
+        Comparable::Value(query) if is_singular(&query.segments) => write_query(out, query),
+        Comparable::Value(query) => call("value(", query),
+        Comparable::Count(query) => call("count(", query),
+        Comparable::Length(of) => {
+            out.push_str("length(");
+            write_comparable(out, of);
+            out.push(')');
+        }
+        Comparable::Null => out.push_str("null"),
+        Comparable::Boolean(value) => out.push_str(if *value { "true" } else { "false" }),
+        Comparable::Number(Number::Integer(integer)) => out.push_str(&integer.to_string()),
+        // Beyond the greatest double there is one value on each side.
+        Comparable::Number(Number::Real(real)) if real.is_infinite() => {
+            out.push_str(if *real > 0.0 { "1e999" } else { "-1e999" });
+        }
+        Comparable::Number(Number::Real(real)) => out.push_str(&format!("{real:e}")),
+        Comparable::Text(text) => write_text(out, text),
+    }
+}
+
+/// RFC 9535 section 2.7: in single quotes.
+fn write_text(out: &mut String, text: &str) {
+    out.push('\'');
+    for c in text.chars() {
+        match c {
+            '\'' => out.push_str("\\'"),
+            '\\' => out.push_str("\\\\"),
+            '\u{8}' => out.push_str("\\b"),
+            '\t' => out.push_str("\\t"),
+            '\n' => out.push_str("\\n"),
+            '\u{c}' => out.push_str("\\f"),
+            '\r' => out.push_str("\\r"),
+            c if c < ' ' => out.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c => out.push(c),
+        }
+    }
+    out.push('\'');
 }
 
 #[cfg(test)]
@@ -1222,6 +1410,47 @@ mod tests {
         assert_eq!(query("$..[*]", STEPS, 35_999), Err(Over::Bytes));
     }
 
+    #[test]
+    fn a_short_pattern_that_is_compiled_to_much_pays_for_it() {
+        let text = format!("[\"{}\"]", "a".repeat(4_000));
+        let document = Document::parse(text.as_bytes()).expect("JSON");
+        let steps = |pattern: &str| {
+            let path = JsonPath::parse(&format!("$[?search(@,'{pattern}')]")).expect("a path");
+            let mut left = 1 << 30;
+            path.query_within(document.root(), &mut left, u64::MAX).expect("within its bounds");
+            (1 << 30) - left
+        };
+        assert!(steps("b") < 40_000);
+        assert!(steps("((a{7}){7}){7}b") > 10 * steps("b"), "{}", steps("((a{7}){7}){7}b"));
+        // What all patterns of a path are compiled to is bounded together.
+        let many = |times: usize| format!("$[?{}]", vec!["search(@,'a{300}')"; times].join("||"));
+        assert!(JsonPath::parse(&many(1)).is_ok());
+        assert_eq!(JsonPath::parse(&many(20)).map_err(|error| error.fault), Err(PathFault::Pattern));
+    }
+
+    #[test]
+    fn paths_that_differ_in_their_spelling_alone_have_one_normal_spelling() {
+        for (same, normal) in [
+            (&["$", "$"][..], "$"),
+            (&["$.a.b", "$['a'][\"b\"]", "$ .a [ 'b' ]", "$['\\u0061'].b"], "$['a']['b']"),
+            (&["$..*", "$..[*]"], "$..[*]"),
+            (&["$[1:3]", "$[ 1 : 3 : 1 ]", "$[1:3:]"], "$[1:3:1]"),
+            (&["$[?@.a==1||@.b && !(@.c)]", "$[? @['a'] == 1 || ( @.b&&! @.c ) ]"], "$[?@['a']==1||(@['b']&&!@['c'])]"),
+            (&["$[?@.a == 10]", "$[?@.a==value(@.a) && 1==1]"][..1], "$[?@['a']==10]"),
+            (&["$[?@>1.50]", "$[?@>15e-1]"], "$[?@>1.5e0]"),
+            (&["$['\\'\\n\\\\']", "$[\"'\\n\\\\\"]"], "$['\\'\\n\\\\']"),
+            (&["$[?match(@.a,'x') || search(@.a,\"x\")]"], "$[?match(@['a'],'x')||search(@['a'],'x')]"),
+            (&["$[?length(@.a)>=count(@..b)]"], "$[?length(@['a'])>=count(@..['b'])]"),
+        ] {
+            for text in same {
+                assert_eq!(JsonPath::parse(text).map(|path| path.normal()).as_deref(), Ok(normal), "{text}");
+            }
+        }
+        let normal = |text: &str| JsonPath::parse(text).expect(text).normal();
+        assert_ne!(normal("$[?match(@,'a')]"), normal("$[?search(@,'a')]"));
+        assert_ne!(normal("$[?!(@.a==1)]"), normal("$[?!@.a]"));
+    }
+
     /// Paths over the names `a`, `b` and small numbers, most of them well formed.
     fn any_path() -> impl Strategy<Value = String> {
         let selector = prop_oneof![
@@ -1298,6 +1527,17 @@ mod tests {
                     query(&path, &value.to_string()).iter().map(|text| text.parse().expect("JSON")).collect();
                 let expected: Vec<Value> = theirs.query(&value).all().into_iter().cloned().collect();
                 prop_assert_eq!(found, expected, "{} in {}", path, value);
+            }
+        }
+
+        // What is spelled anew is the same query.
+        #[test]
+        fn the_normal_spelling_names_the_same_places(path in any_path(), value in any_value()) {
+            if let Ok(parsed) = JsonPath::parse(&path) {
+                let normal = parsed.normal();
+                let again = JsonPath::parse(&normal);
+                prop_assert_eq!(again.map(|path| path.normal()), Ok(normal.clone()), "{}", path);
+                prop_assert_eq!(query(&normal, &value.to_string()), query(&path, &value.to_string()), "{}", path);
             }
         }
 

@@ -12,7 +12,7 @@ use std::io::Write;
 use crate::codec::ws::FrameError;
 use crate::ids::ConnectionId;
 use crate::limits::{
-    ACTION_TYPE_BYTES_MAX, CLIENT_ID_BYTES_MAX, JSON_DEPTH_MAX, MAX_RATE_MS_MAX, STREAM_NAME_BYTES_MAX,
+    ACTION_TYPE_BYTES_MAX, CLIENT_ID_BYTES_MAX, JSON_DEPTH_MAX, MAX_RATE_MS_MAX, PATH_BYTES_MAX, STREAM_NAME_BYTES_MAX,
 };
 use crate::secret::Secret;
 use crate::time::WallTime;
@@ -119,6 +119,8 @@ pub struct Subscribe {
     /// The last event seen, as given, for `ResumePoint::parse`. One over 64 bytes is malformed and so stands here as empty:
     /// it leads to a snapshot, not to an error.
     pub since: Option<String>,
+    /// What of the value is wanted: a JSONPath, as given, of at most [`PATH_BYTES_MAX`] bytes.
+    pub select: Option<String>,
     /// Least time between two events, in milliseconds; at most [`MAX_RATE_MS_MAX`].
     pub max_rate_ms: Option<u64>,
     /// To be echoed.
@@ -255,9 +257,6 @@ impl<'a> Members<'a> {
     }
 
     fn subscribe(&self, id: Option<ClientId>) -> Result<Subscribe, &'static str> {
-        if self.find("select").is_some() {
-            return Err("select is not supported by this server");
-        }
         let format = match self.string("format").ok_or("format is not a string")? {
             None => None,
             Some(text) => Some(Format::parse(&text).ok_or("format is none of patch, merge, full")?),
@@ -280,7 +279,11 @@ impl<'a> Members<'a> {
         if max_rate_ms.is_some_and(|max_rate_ms| max_rate_ms > MAX_RATE_MS_MAX) {
             return Err("max_rate_ms is over an hour");
         }
-        Ok(Subscribe { stream: self.stream()?, format, since, max_rate_ms, id })
+        let select = self.string("select").ok_or("select is not a string")?.map(Cow::into_owned);
+        if select.as_ref().is_some_and(|select| select.len() > PATH_BYTES_MAX) {
+            return Err("select is too long");
+        }
+        Ok(Subscribe { stream: self.stream()?, format, since, select, max_rate_ms, id })
     }
 }
 
@@ -991,19 +994,20 @@ mod tests {
             ClientMessage::AuthUpdate { token: Some(Secret::new(*b"a.b.c")), id: id("7") }
         );
         assert_eq!(parse(r#"{"type":"auth_update"}"#), ClientMessage::AuthUpdate { token: None, id: None });
-        let text =
-            r#" {"type":"subscribe","stream":"leads","format":"merge","since":"k3f9-40","max_rate_ms":500,"id":"a"} "#;
+        let text = r#" {"type":"subscribe","stream":"leads","format":"merge","since":"k3f9-40","select":"$.a","max_rate_ms":500,"id":"a"} "#;
         assert_eq!(
             parse(text),
             ClientMessage::Subscribe(Subscribe {
                 stream: "leads".into(),
                 format: Some(Format::Merge),
                 since: Some("k3f9-40".into()),
+                select: Some("$.a".into()),
                 max_rate_ms: Some(500),
                 id: id(r#""a""#),
             })
         );
-        let bare = Subscribe { stream: "leads".into(), format: None, since: None, max_rate_ms: None, id: None };
+        let bare =
+            Subscribe { stream: "leads".into(), format: None, since: None, select: None, max_rate_ms: None, id: None };
         assert_eq!(parse(r#"{"stream":"leads","type":"subscribe"}"#), ClientMessage::Subscribe(bare));
         assert_eq!(
             parse(r#"{"type":"unsubscribe","stream":"leads?region=eu","id":-1.50E+2}"#),
@@ -1101,7 +1105,9 @@ mod tests {
         let subscribe = |member: &str| bad(&format!(r#"{{"type":"subscribe","stream":"s","id":1,{member}}}"#));
         assert_eq!(subscribe(r#""format":"xml""#), ("format is none of patch, merge, full", id("1")));
         assert_eq!(subscribe(r#""format":1"#), ("format is not a string", id("1")));
-        assert_eq!(subscribe(r#""select":"$.a""#), ("select is not supported by this server", id("1")));
+        assert_eq!(subscribe(r#""select":1"#), ("select is not a string", id("1")));
+        let long = format!(r#""select":"${}""#, "a".repeat(PATH_BYTES_MAX));
+        assert_eq!(subscribe(&long), ("select is too long", id("1")));
         for rate in ["-1", "1.0", "1e3", "\"1\"", "null"] {
             let member = format!(r#""max_rate_ms":{rate}"#);
             assert_eq!(subscribe(&member), ("max_rate_ms is not a whole number", id("1")), "{rate}");

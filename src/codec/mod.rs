@@ -15,6 +15,7 @@ pub mod jsonpath;
 pub mod link_header;
 pub mod message;
 pub mod pointer;
+pub mod proof;
 pub mod rate_limit;
 pub mod resp;
 pub mod sse;

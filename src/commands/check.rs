@@ -12,6 +12,8 @@ use std::process::ExitCode;
 
 use super::certificates;
 use crate::config::{Config, ConfigError, FILE_BYTES_MAX, FileError, IdentityError, Sources, Warning};
+use crate::limits::FILTER_STACK_BYTES;
+use crate::stream::filter::{FilterError, Program};
 
 /// The environment and the file system of this process; relative paths are relative to its working directory.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +30,14 @@ impl Sources for ProcessSources {
 
     fn identity(&self, cert: &[u8], key: &[u8]) -> Result<(), IdentityError> {
         certificates::certified_key(cert, key).map(drop)
+    }
+
+    fn filter(&self, text: &str) -> Result<(), FilterError> {
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().name("filter".to_owned()).stack_size(FILTER_STACK_BYTES);
+            let reading = thread.spawn_scoped(scope, || Program::compile(text).map(drop));
+            reading.map_or(Err(FilterError::Unread), |reading| reading.join().unwrap_or(Err(FilterError::Unread)))
+        })
     }
 }
 

@@ -128,6 +128,7 @@ fn limits(root: &Section) -> Limits {
         subscriptions_per_connection: root.number_u32("limits.subscriptions_per_connection"),
         streams: root.number_u32("limits.streams"),
         streams_per_subject: root.number_u32("limits.streams_per_subject"),
+        selects_per_stream: root.number_u32("limits.selects_per_stream"),
         history_bytes_total: unlimited_if_zero(root.number("limits.history_bytes_total")),
         pinned_bytes: unlimited_if_zero(root.number("limits.pinned_bytes")),
         handshakes_per_second_per_address: root.number_u32("limits.handshakes_per_second_per_address"),
@@ -410,6 +411,8 @@ impl Check<'_> {
             follow: self.follow(section),
             redirects_max: u8::try_from(section.number("stream.redirects_max")).unwrap_or(u8::MAX),
             pages_max: section.number_u32("stream.pages_max"),
+            proof: self.proof(section),
+            filter: self.filter(section),
         })
     }
 

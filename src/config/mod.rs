@@ -16,8 +16,10 @@ mod keys;
 mod meaning;
 mod moment;
 mod pace;
+mod proof;
 mod redis;
 mod session;
+mod shape;
 mod show;
 mod upstream_auth;
 mod views;
@@ -38,8 +40,10 @@ use crate::auth::jwks::JwksError;
 use crate::auth::keys::KeyError;
 use crate::auth::public_key::PublicKeyError;
 use crate::codec::jsonpath::PathError;
+use crate::codec::proof::SignerError;
 use crate::guard::{DirectOptions, PatternError};
 use crate::secret::Secret;
+use crate::stream::filter::FilterError;
 use crate::stream::schema::SchemaError;
 use crate::stream::template::TemplateError;
 use crate::{auth, connection, limits, stream};
@@ -157,6 +161,13 @@ pub trait Sources {
     /// TLS at hand takes them as they are.
     fn identity(&self, cert: &[u8], key: &[u8]) -> Result<(), IdentityError> {
         let _ = (cert, key);
+        Ok(())
+    }
+
+    /// Whether `text` is a program that filters. Reading one may take much stack (`limits::FILTER_STACK_BYTES`): who has no
+    /// thread for that takes it as it is.
+    fn filter(&self, text: &str) -> Result<(), FilterError> {
+        let _ = text;
         Ok(())
     }
 }
@@ -278,6 +289,17 @@ pub enum Problem {
     /// A verification key that cannot be one.
     #[error("`auth.jwt.key`: {0}")]
     Key(KeyError),
+    /// A filter that is no program.
+    #[error("`stream.filter`: {0}")]
+    Filter(FilterError),
+    /// A key that cannot sign events.
+    #[error("`{key}` {error}")]
+    Signer {
+        /// Its path.
+        key: &'static str,
+        /// What is wrong.
+        error: SignerError,
+    },
     /// A template that is none.
     #[error("`{key}`: {error}")]
     Template {

@@ -111,6 +111,7 @@ fn limits(page: &mut Page, config: &Config) {
     page.line("subscriptions_per_connection", limits.subscriptions_per_connection);
     page.line("streams", limits.streams);
     page.line("streams_per_subject", limits.streams_per_subject);
+    page.line("selects_per_stream", limits.selects_per_stream);
     page.line("history_bytes_total", budget(limits.history_bytes_total));
     page.line("pinned_bytes", budget(limits.pinned_bytes));
     page.line("handshakes_per_second_per_address", limits.handshakes_per_second_per_address);
@@ -240,8 +241,10 @@ fn stream(page: &mut Page, stream: &stream::Options) {
     page.line("keep_warm", stream.keep_warm);
     page.line("history", stream.history);
     page.line("history_bytes", size(stream.history_bytes));
+    page.line_unless_unset("filter", stream.filter.as_ref().map(|filter| quoted(filter.as_str())));
     page.line("ignore", list(stream.ignore.iter().map(ToString::to_string)));
     page.line_unless_unset("array_key", stream.array_key.as_deref().map(quoted));
+    page.line("hash", stream.proof.hash);
     page.line("allow_anonymous", stream.allow_anonymous);
     page.line("roles", list(&stream.roles));
     page.line("permissions", list(&stream.permissions));
@@ -253,6 +256,11 @@ fn stream(page: &mut Page, stream: &stream::Options) {
         Some(following) => follow(page, following),
     }
     credential(page, "stream", &stream.credential);
+    if let Some(signer) = &stream.proof.signer {
+        page.header("[stream.sign]");
+        page.line("key_id", quoted(signer.key_id()));
+        page.line("secret", MASK);
+    }
     stream.views.iter().for_each(|view| self::view(page, view));
 }
 

@@ -162,6 +162,7 @@ params = ["region"]
 params_pattern = { region = "^[a-z]{2}$" }
 ca = "ca.pem"
 history_bytes = 1000
+filter = ".rows | map({id})"
 ignore = ["/generated_at", "/a~1b"]
 array_key = "id"
 respect_max_age = true
@@ -170,8 +171,12 @@ interval_min = "250ms"
 interval_max = "30s"
 utc_offset = "-03:30"
 windows = [{ from = "09:00", to = "17:00", days = ["mon", "tue"], interval = "500ms" }, { from = "22:00", to = "06:00" }]
+hash = true
 roles = ["agent", "admin"]
 permissions = ["leads.read"]
+[stream.sign]
+key_id = "2026-11"
+secret = "hex:000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"
 [[stream.view]]
 roles = ["agent"]
 pointers = ["/name", "/rows/*/a~1b"]
@@ -283,6 +288,7 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         subscriptions_per_connection = 64
         streams = 10000
         streams_per_subject = 64
+        selects_per_stream = 128
         history_bytes_total = 0
         pinned_bytes = "1GiB"
         handshakes_per_second_per_address = 0
@@ -398,8 +404,10 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         keep_warm = false
         history = 1024
         history_bytes = 1000
+        filter = ".rows | map({id})"
         ignore = ["/generated_at", "/a~1b"]
         array_key = "id"
+        hash = true
         allow_anonymous = false
         roles = ["agent", "admin"]
         permissions = ["leads.read"]
@@ -421,6 +429,10 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         from = "22:00"
         to = "06:00"
         days = []
+
+        [stream.sign]
+        key_id = "2026-11"
+        secret = "***"
 
         [[stream.view]]
         roles = ["agent"]
@@ -448,6 +460,7 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         history = 1024
         history_bytes = "4MiB"
         ignore = []
+        hash = false
         allow_anonymous = true
         roles = []
         permissions = []
@@ -601,6 +614,7 @@ fn an_empty_file_has_the_defaults_of_every_part() {
         subscriptions_per_connection = 64
         streams = 10000
         streams_per_subject = 64
+        selects_per_stream = 128
         history_bytes_total = "256MiB"
         pinned_bytes = "256MiB"
         handshakes_per_second_per_address = 0
@@ -657,6 +671,7 @@ fn a_stream_has_the_defaults_of_the_example_file() {
         history = 1024
         history_bytes = "4MiB"
         ignore = []
+        hash = false
         allow_anonymous = false
         roles = []
         permissions = []
@@ -851,6 +866,43 @@ fn redis_needs_a_url_and_three_channels() {
         "#]],
     );
     assert!(accepted("").redis.is_none());
+}
+
+#[test]
+fn a_key_that_signs_has_a_name_and_a_secret_as_long_as_the_hash() {
+    let with = |keys: &str| format!("[[stream]]\nid = \"a\"\nurl = \"https://h\"\nallow_anonymous = true\n{keys}");
+    let secret = "s".repeat(32);
+    check(&with(&format!("hash = true\n[stream.sign]\nkey_id = \"k\"\nsecret = \"{secret}\"")), expect![[""]]);
+    check(
+        &with("[stream.sign]\nkey_id = \"a b\"\nsecret = \"short\""),
+        expect![[r#"
+        line 6: `stream.sign.key_id` has 1 to 64 of the characters A-Z a-z 0-9 . _ : ~ -
+    "#]],
+    );
+    check(
+        &with("[stream.sign]\nkey_id = \"k\"\nsecret = \"short\""),
+        expect![[r#"
+        line 7: `stream.sign.secret` has 5 bytes, and HMAC-SHA-256 needs at least 32
+    "#]],
+    );
+    check(
+        &with("[stream.sign]\nkey_id = \"k\""),
+        expect![[r#"
+        line 6: `stream.sign.secret` is missing here
+    "#]],
+    );
+    check(
+        &with(&format!("[stream.sign]\nsecret = \"{secret}\"")),
+        expect![[r#"
+        line 6: `stream.sign.key_id` is missing here
+    "#]],
+    );
+    check(
+        &with(&format!("filter = \"{}\"", " ".repeat(crate::limits::FILTER_BYTES_MAX + 1))),
+        expect![[r#"
+        line 5: `stream.filter`: a filter has at most 4096 bytes
+    "#]],
+    );
 }
 
 #[test]

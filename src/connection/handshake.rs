@@ -212,8 +212,14 @@ pub fn demand<'b>(head: &Head<'b>, options: &Options) -> Result<Demand<'b>, Refu
 fn stream_request(id: &str, head: &Head<'_>, sse: bool) -> Result<StreamRequest, Refusal> {
     let bad = |detail: String| Refusal::new(ErrorCode::BadRequest, detail);
     let id = http::percent_decode(id).ok_or_else(|| bad("the stream's id is not percent-encoded UTF-8".into()))?;
-    let mut request =
-        StreamRequest { id: id.into_owned(), params: Vec::new(), format: Format::Patch, since: None, max_rate_ms: 0 };
+    let mut request = StreamRequest {
+        id: id.into_owned(),
+        params: Vec::new(),
+        format: Format::Patch,
+        since: None,
+        select: None,
+        max_rate_ms: 0,
+    };
     let mut seen: Vec<String> = Vec::new();
     for pair in http::Query::new(head.query.unwrap_or_default()) {
         let (name, value) = pair.map_err(|error| bad(format!("the query: {error}")))?;
@@ -228,7 +234,8 @@ fn stream_request(id: &str, head: &Head<'_>, sse: bool) -> Result<StreamRequest,
             }
             // A malformed `since` is answered by a snapshot, like one of another epoch.
             "since" => request.since = ResumePoint::parse(&value),
-            "select" => return Err(bad("this server has no select".into())),
+            // It is looked at when it is known who asks.
+            "select" => request.select = Some(value.into_owned()),
             "max_rate_ms" => {
                 let rate = value.parse().ok().filter(|&ms: &u32| u64::from(ms) <= limits::MAX_RATE_MS_MAX);
                 let detail =

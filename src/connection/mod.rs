@@ -76,6 +76,8 @@ pub struct StreamRequest {
     pub format: Format,
     /// Where to go on; `None` where it was absent or malformed.
     pub since: Option<ResumePoint>,
+    /// What of the value is wanted: a JSONPath, as given.
+    pub select: Option<String>,
     /// Least time between two events; 0: none.
     pub max_rate_ms: u32,
 }

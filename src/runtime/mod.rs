@@ -13,6 +13,7 @@ pub mod control;
 pub mod core;
 pub mod demo;
 pub mod fetch;
+pub mod filters;
 mod guarded;
 pub mod jwks;
 pub mod kept_keys;

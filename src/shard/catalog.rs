@@ -14,8 +14,8 @@ use crate::connection::handshake::Refusal;
 use crate::ids::{CoreId, StreamId};
 use crate::stream::credential::Credential;
 use crate::stream::poll::Target;
+use crate::stream::select::{Facet, Select};
 use crate::stream::template::{self, FillError};
-use crate::stream::view::Facet;
 use crate::stream::{self, action};
 
 /// What one caller watches: a stream, filled in, and what of it they are shown. Equal for two callers exactly if they get the
@@ -53,6 +53,11 @@ impl StreamKey {
         StreamKey { name, params, target, revision: *revision, facet, hash: *hash }
     }
 
+    /// What `select` leaves of what is shown.
+    pub fn selecting(&self, select: Select) -> Arc<StreamKey> {
+        Arc::new(self.with_facet(Facet { view: self.facet.view, select: Some(select) }))
+    }
+
     /// The core that polls it.
     pub fn owner(&self, cores: u16) -> CoreId {
         CoreId(u16::try_from(self.hash % u64::from(cores.max(1))).expect("a remainder is below its divisor"))
@@ -63,11 +68,19 @@ impl StreamKey {
         self.hash
     }
 
-    /// Whether the caller's claims or parameters shape it.
+    /// The hash of what is shown, by which a subject's different streams are counted.
+    pub fn shown_hash(&self) -> u64 {
+        let Some(select) = &self.facet.select else { return self.hash };
+        let mut hasher = DefaultHasher::new();
+        (self.hash, select).hash(&mut hasher);
+        hasher.finish()
+    }
+
+    /// Whether the caller's claims, parameters or `select` shape it.
     pub fn is_filled(&self) -> bool {
         let options = &self.target.options;
         let in_body = options.body.as_ref().is_some_and(|body| !body.claims_used().is_empty());
-        !self.params.is_empty() || !options.url.claims_used().is_empty() || in_body
+        !self.params.is_empty() || self.facet.select.is_some() || !options.url.claims_used().is_empty() || in_body
     }
 }
 
@@ -117,7 +130,7 @@ impl Entry {
     fn facets(options: &stream::Options) -> Vec<Facet> {
         match u16::try_from(options.views.len()) {
             Ok(0) | Err(_) => vec![Facet::WHOLE],
-            Ok(views) => (0..views).map(|view| Facet { view: Some(view) }).collect(),
+            Ok(views) => (0..views).map(Facet::of_view).collect(),
         }
     }
 
@@ -127,7 +140,7 @@ impl Entry {
             return Some(Facet::WHOLE);
         }
         let view = self.options.views.iter().position(|view| grant.has_rights(&view.roles, &[]).is_ok())?;
-        Some(Facet { view: Some(u16::try_from(view).ok()?) })
+        Some(Facet::of_view(u16::try_from(view).ok()?))
     }
 }
 
@@ -246,6 +259,18 @@ impl Catalog {
     /// Whether that stream is configured.
     pub fn contains(&self, id: &StreamId) -> bool {
         self.entries.contains_key(id)
+    }
+
+    /// What `grant` gets now of what it had as `key`: the same parameters and `select`, as far as it may have them.
+    ///
+    /// # Errors
+    /// As [`Catalog::resolve`].
+    pub fn resolve_anew(&self, grant: &Grant, key: &StreamKey) -> Result<Arc<StreamKey>, Refusal> {
+        let resolved = self.resolve(grant, key.target.options.id.as_str(), &key.params)?;
+        Ok(match &key.facet.select {
+            None => resolved,
+            Some(select) => resolved.selecting(select.clone()),
+        })
     }
 
     /// What `grant` gets as stream `id` with these parameters.

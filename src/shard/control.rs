@@ -410,7 +410,7 @@ impl Shard {
         let Some(State::Http(http)) = self.connections.at(index).map(|connection| &connection.state) else { return };
         let Phase::Waiting { grant, topic, .. } = &http.phase else { return };
         let Some(key) = self.topics.at(*topic).map(|topic| Arc::clone(&topic.key)) else { return };
-        let refusal = match self.options.catalog.resolve(grant, key.target.options.id.as_str(), &key.params) {
+        let refusal = match self.options.catalog.resolve_anew(grant, &key) {
             Ok(same) if *same == *key => return,
             Ok(_) => {
                 let detail = "what the caller may see has changed: ask again";

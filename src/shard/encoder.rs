@@ -76,7 +76,8 @@ mod tests {
 
     fn snapshot(epoch: u64, seq: u64, value: &[u8]) -> EventFrame<'_> {
         let (epoch, seq) = (Epoch::from_random(epoch), Seq(seq));
-        EventFrame { name: "leads", epoch, seq, ts: WallTime::from_secs(1), body: Body::Snapshot(value) }
+        let (body, ts) = (Body::Snapshot(value), WallTime::from_secs(1));
+        EventFrame { name: "leads", epoch, seq, ts, body, hash: None, signer: None }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::auth::grant::Grant;
 use crate::codec::http::{Response, http_date};
 use crate::codec::message::ErrorCode;
+use crate::codec::proof::Proof;
 use crate::connection::handshake::Refusal;
 use crate::connection::{Http, Phase, Reply, State};
 use crate::ids::ConnectionKey;
@@ -19,13 +20,14 @@ use super::{Shard, StreamKey};
 
 /// What each answer about a stream or a credential says of itself (protocol section 1).
 const VARY: &str = "Accept, Authorization, Cookie, Origin";
-const EXPOSED: &str = "ETag, Retry-After, X-Restcast-State";
+const EXPOSED: &str = "ETag, Retry-After, X-Restcast-State, X-Restcast-Hash, X-Restcast-Signature";
 
 /// A held value, as an answer needs it.
 struct Held {
     etag: String,
     value: Arc<[u8]>,
     stale: bool,
+    topic: u32,
 }
 
 impl Shard {
@@ -173,12 +175,33 @@ impl Shard {
     }
 
     fn held(&self, topic: u32) -> Option<Held> {
-        let topic = self.topics.at(topic)?;
-        let history = topic.history.as_ref()?;
+        let found = self.topics.at(topic)?;
+        let history = found.history.as_ref()?;
         let value = Arc::clone(history.value()?);
         let etag = format!("\"{}-{}\"", history.epoch(), history.head()?);
-        let stale = topic.status.is_some_and(|status| status.state == StreamState::Stale);
-        Some(Held { etag, value, stale })
+        let stale = found.status.is_some_and(|status| status.state == StreamState::Stale);
+        Some(Held { etag, value, stale, topic })
+    }
+
+    /// The fields that prove a value: its hash, and a signature of when and as what it was received, and of itself.
+    fn proved(&self, held: &Held) -> Vec<(&'static str, String)> {
+        let mut fields = Vec::new();
+        let Some(topic) = self.topics.at(held.topic) else { return fields };
+        let proof = &topic.key.target.options.proof;
+        let history = topic.history.as_ref().filter(|_| *proof != Proof::default());
+        let Some((history, newest)) = history.and_then(|history| Some((history, history.newest()?))) else {
+            return fields;
+        };
+        if let Some(hash) = &newest.delta().hash {
+            fields.push(("X-Restcast-Hash", hash.to_string()));
+        }
+        if let Some(signer) = &proof.signer {
+            let (ts, kid) = (newest.delta().ts, signer.key_id());
+            let before = format!("{ts}.{}.{}-{}.", topic.key.name, history.epoch(), newest.seq());
+            let signature = signer.sign(&[before.as_bytes(), &held.value]);
+            fields.push(("X-Restcast-Signature", format!("ts={ts},kid={kid},v1={signature}")));
+        }
+        fields
     }
 
     fn answer_value(&mut self, index: u32, held: &Held, not_modified: bool) {
@@ -195,6 +218,11 @@ impl Shard {
             .header("Cache-Control", "private, no-cache");
         if held.stale {
             response = response.header("X-Restcast-State", "stale");
+        }
+        if !not_modified {
+            for (name, value) in self.proved(held) {
+                response = response.header(name, &value);
+            }
         }
         if let Some(wait) = preferred_s {
             response = response.header("Preference-Applied", &format!("wait={wait}"));

@@ -451,7 +451,7 @@ impl Shard {
         };
         let key = match &request {
             None => None,
-            Some(request) => match self.options.catalog.resolve(&grant, &request.id, &request.params) {
+            Some(request) => match self.resolve_request(&grant, request) {
                 Ok(key) => Some(key),
                 Err(refusal) => {
                     self.metrics.handshakes.of(HandshakeResult::of_code(refusal.code.as_str())).count();

@@ -173,12 +173,32 @@ impl Shard {
         let now = self.now.at;
         let owned = self.streams.at_mut(index)?;
         if owned.audience(key).is_none() {
-            let no = owned.stream.add_sequence(key.facet, Epoch::from_random(self.rng.u64()));
+            let no = owned.stream.add_sequence(key.facet.clone(), Epoch::from_random(self.rng.u64()));
             let told = owned.stream.status_of(no, now).state;
             let (key, cores) = (Arc::clone(key), BTreeMap::new());
             owned.audiences.push(Audience { no, key, cores, used: now, told, faulted: false });
         }
         owned.audience(key)
+    }
+
+    /// Whether the stream may have that facet: there is one `select` more at most than there may be, of which the one that
+    /// has gone unwatched for longest makes place.
+    fn take_select(&mut self, index: u32, key: &StreamKey) -> bool {
+        let most = self.options.limits.selects_per_stream as usize;
+        let Some(owned) = self.streams.at_mut(index) else { return false };
+        if key.facet.select.is_none() || owned.audience(key).is_some() {
+            return true;
+        }
+        let selects = || owned.audiences.iter().filter(|audience| audience.key.facet.select.is_some());
+        if selects().count() < most {
+            return true;
+        }
+        let unwatched = selects().filter(|audience| !audience.is_watched());
+        let Some(oldest) = unwatched.min_by_key(|audience| audience.used).map(|audience| audience.no) else {
+            return false;
+        };
+        self.forget_sequence(index, oldest);
+        true
     }
 
     /// Counts one stream more, if there may be; one that lingers makes place for it.
@@ -229,6 +249,12 @@ impl Shard {
         if let [_] | [] = &*owned.audiences {
             return self.evict(index);
         }
+        self.forget_sequence(index, no);
+    }
+
+    /// Forgets a sequence; the stream stays, be it without any.
+    fn forget_sequence(&mut self, index: u32, no: SequenceNo) {
+        let Some(owned) = self.streams.at_mut(index) else { return };
         let Some(at) = owned.audiences.iter().position(|audience| audience.no == no) else { return };
         let audience = owned.audiences.swap_remove(at);
         owned.stream.remove_sequence(no);
@@ -259,7 +285,7 @@ impl Shard {
 
     pub(super) fn watched(&mut self, key: Arc<StreamKey>, from: CoreId, attach: bool) {
         let now = self.now.at;
-        let Some(index) = self.own(&key) else {
+        let Some(index) = self.own(&key).filter(|&index| self.take_select(index, &key)) else {
             self.send(from, Mail::Refused { key });
             return;
         };
@@ -504,7 +530,11 @@ impl Shard {
         for core in cores {
             self.send(core, Mail::Polled { key: Arc::clone(&key), status, changed, fresh });
         }
-        if news && let Some(owned) = self.streams.at(index) {
+        // What callers select is no operator's business: they would fill the log.
+        if news
+            && key.facet.select.is_none()
+            && let Some(owned) = self.streams.at(index)
+        {
             let fault = owned.stream.fault_of(no).map(|fault| fault.detail.clone());
             let stream = owned.key.target.options.id.to_string();
             self.outputs.push_back(Output::Notice(Notice::View { stream, fault }));

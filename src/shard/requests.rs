@@ -421,6 +421,7 @@ impl Shard {
             params: Vec::new(),
             format: Format::Patch,
             since: None,
+            select: None,
             max_rate_ms: 0,
         });
         let websocket = request.is_none() || head.has_token("upgrade", "websocket");
@@ -587,7 +588,7 @@ impl Shard {
         };
         let key = match &request {
             None => None,
-            Some(request) => match self.options.catalog.resolve(&grant, &request.id, &request.params) {
+            Some(request) => match self.resolve_request(&grant, request) {
                 Ok(key) => Some(key),
                 Err(refusal) => return self.refuse(index, &refusal, reply),
             },
@@ -619,7 +620,7 @@ impl Shard {
             Ok(Judged::FirstMessage | Judged::Later) => return,
             Err(refusal) => return self.refuse_credential(index, &refusal, reply, client.addr),
         };
-        let key = match self.options.catalog.resolve(&grant, &request.id, &request.params) {
+        let key = match self.resolve_request(&grant, &request) {
             Ok(key) => key,
             Err(refusal) => return self.refuse(index, &refusal, reply),
         };
@@ -656,7 +657,7 @@ impl Shard {
             Ok(Judged::FirstMessage | Judged::Later) => return,
             Err(refusal) => return self.refuse_credential(index, &refusal, &reply, client.addr),
         };
-        let key = match self.options.catalog.resolve(&grant, &request.id, &request.params) {
+        let key = match self.resolve_request(&grant, request) {
             Ok(key) => key,
             Err(refusal) => return self.refuse(index, &refusal, &reply),
         };

@@ -6,13 +6,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::auth::grant::Grant;
 use crate::codec::message::{self, ClientId, CloseReason, ErrorCode, Format, UnsubscribedReason};
+use crate::connection::StreamRequest;
 use crate::connection::handshake::Refusal;
 use crate::connection::subscriptions::Slot;
 use crate::frame::{self, RenditionKind};
 use crate::ids::{ConnectionKey, Holder, ResumePoint, Seq};
 use crate::stream::log::{Event, History};
 use crate::stream::poll::{Status, StreamState, UpstreamCode};
+use crate::stream::select::Select;
 use crate::time::WallTime;
 
 use super::rendition::{Rated, Subscriber};
@@ -157,11 +160,32 @@ impl Shard {
         Ok(())
     }
 
+    /// What a request gets under `grant`.
+    ///
+    /// # Errors
+    /// As [`Catalog::resolve`](super::Catalog::resolve), then 400 for the `select`.
+    pub(super) fn resolve_request(&self, grant: &Grant, request: &StreamRequest) -> Result<Arc<StreamKey>, Refusal> {
+        let key = self.options.catalog.resolve(grant, &request.id, &request.params)?;
+        self.selected(key, request.select.as_deref(), ErrorCode::BadRequest)
+    }
+
+    /// What `select`, as a caller has spelled it, leaves of `key`. `code`: of one that is no path.
+    fn selected(&self, key: Arc<StreamKey>, select: Option<&str>, code: ErrorCode) -> Result<Arc<StreamKey>, Refusal> {
+        let Some(text) = select else { return Ok(key) };
+        if self.options.limits.selects_per_stream == 0 {
+            return Err(Refusal::new(code, "callers may not select here"));
+        }
+        match Select::parse(text) {
+            Ok(select) => Ok(key.selecting(select)),
+            Err(error) => Err(Refusal::new(code, format!("select: {error}"))),
+        }
+    }
+
     /// Counts a watch of the stream for a subject, where that has a limit; whether it was counted.
     pub(super) fn hold_stream(&mut self, holder: Option<Holder>, key: &StreamKey) -> Result<bool, Refusal> {
         let limit = self.options.limits.streams_per_subject;
         let Some(holder) = holder.filter(|_| limit != 0 && key.is_filled()) else { return Ok(false) };
-        self.ledger.hold_stream(holder, key.hash_value(), limit, self.now.at).map(|()| true).map_err(|_| {
+        self.ledger.hold_stream(holder, key.shown_hash(), limit, self.now.at).map(|()| true).map_err(|_| {
             Refusal::new(ErrorCode::TooManyStreams, "the subject watches as many different streams as it may")
         })
     }
@@ -169,7 +193,7 @@ impl Shard {
     /// Counts it no more; only what was counted.
     pub(super) fn release_stream(&mut self, holder: Option<Holder>, key: &StreamKey) {
         if let Some(holder) = holder {
-            self.ledger.release_stream(holder, key.hash_value(), self.now.at);
+            self.ledger.release_stream(holder, key.shown_hash(), self.now.at);
         }
     }
 
@@ -301,6 +325,7 @@ impl Shard {
             |(id, params)| (id.to_string(), params),
         );
         let key = self.options.catalog.resolve(&open.grant, &id, &params)?;
+        let key = self.selected(key, asked.select.as_deref(), ErrorCode::BadMessage)?;
         let since = asked.since.as_deref().and_then(ResumePoint::parse);
         let rate = asked.max_rate_ms.unwrap_or(0);
         let rate = u32::try_from(rate).ok().filter(|&ms| u64::from(ms) <= crate::limits::MAX_RATE_MS_MAX);
@@ -350,7 +375,7 @@ impl Shard {
             let key = Arc::clone(&topic.key);
             let id = key.target.options.id.clone();
             let format = RenditionKind::from_index(usize::from(entry.kind)).format;
-            match self.options.catalog.resolve(&open.grant, id.as_str(), &key.params) {
+            match self.options.catalog.resolve_anew(&open.grant, &key) {
                 Ok(same) if *same == *key => {}
                 Ok(other) => {
                     let log =

@@ -86,7 +86,7 @@ impl Topic {
             }
             let kind = rendition.kind();
             rendition.append(Some(event.seq()), self.key.target.options.history_bytes, |out| {
-                write_event(&self.key.name, history, event, kind, encoder, out);
+                write_event(&self.key, history, event, kind, encoder, out);
             });
             dirty(kind.number());
         }
@@ -128,7 +128,7 @@ impl Topic {
             let missed = (from.0..first_kept.0).map(Seq);
             rendition.prepend(missed, keep_until, |seq, out| {
                 if let Some(event) = history.event(seq) {
-                    write_event(&key.name, history, event, kind, encoder, out);
+                    write_event(key, history, event, kind, encoder, out);
                 }
             });
         }
@@ -144,17 +144,14 @@ impl Topic {
         let head = history.newest()?;
         let value = history.value()?;
         Some(rendition.snapshot(head.seq(), |out| {
-            let body = Body::Snapshot(value);
-            let frame =
-                EventFrame { name: &key.name, epoch: history.epoch(), seq: head.seq(), ts: head.delta().ts, body };
-            encoder.event(&frame, kind.transport, out);
+            encoder.event(&frame(key, history, head, Body::Snapshot(value)), kind.transport, out);
         }))
     }
 }
 
 /// Writes an event of `history` as a frame of that kind: its delta where there is one, its value otherwise.
 fn write_event(
-    name: &str,
+    key: &StreamKey,
     history: &History,
     event: &Event,
     kind: RenditionKind,
@@ -167,6 +164,17 @@ fn write_event(
         Some(Content::Snapshot(value)) => Body::Snapshot(value),
         None => return,
     };
-    let frame = EventFrame { name, epoch: history.epoch(), seq: event.seq(), ts: event.delta().ts, body };
-    encoder.event(&frame, kind.transport, out);
+    encoder.event(&frame(key, history, event, body), kind.transport, out);
+}
+
+fn frame<'a>(key: &'a StreamKey, history: &History, event: &'a Event, body: Body<'a>) -> EventFrame<'a> {
+    EventFrame {
+        name: &key.name,
+        epoch: history.epoch(),
+        seq: event.seq(),
+        ts: event.delta().ts,
+        body,
+        hash: event.delta().hash.as_deref(),
+        signer: key.target.options.proof.signer.as_ref(),
+    }
 }

@@ -12,6 +12,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::codec::message::Format;
+use crate::codec::proof::ValueHash;
 use crate::ids::{Epoch, ResumePoint, Seq};
 use crate::time::WallTime;
 
@@ -45,6 +46,8 @@ pub struct Delta {
     pub patch: Option<Arc<[u8]>>,
     /// The RFC 7396 merge patch from the value before; `None`: as above, or merge cannot express the change.
     pub merge: Option<Arc<[u8]>>,
+    /// The hash of the value as of it, where the stream tells it.
+    pub hash: Option<Box<ValueHash>>,
 }
 
 /// One change of the value. Cloning shares its texts.
@@ -156,10 +159,22 @@ impl History {
         patch: Option<Arc<[u8]>>,
         merge: Option<Arc<[u8]>>,
     ) -> Seq {
+        self.publish_hashed(ts, value, patch, merge, None)
+    }
+
+    /// The same with the value's hash.
+    pub fn publish_hashed(
+        &mut self,
+        ts: WallTime,
+        value: Arc<[u8]>,
+        patch: Option<Arc<[u8]>>,
+        merge: Option<Arc<[u8]>>,
+        hash: Option<Box<ValueHash>>,
+    ) -> Seq {
         let before = self.head();
         let seq = before.unwrap_or_default().next();
         let (patch, merge) = if before.is_some() { (patch, merge) } else { (None, None) };
-        let event = Event { delta: Arc::new(Delta { seq, ts, patch, merge }), value: Some(value) };
+        let event = Event { delta: Arc::new(Delta { seq, ts, patch, merge, hash }), value: Some(value) };
         self.bytes += event.bytes();
         self.events.push_back(event);
         self.trim(self.bounds.bytes_max);

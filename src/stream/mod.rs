@@ -10,6 +10,7 @@ pub mod apply;
 pub mod budget;
 pub mod credential;
 pub mod diff;
+pub mod filter;
 pub mod follow;
 pub mod live;
 pub mod log;
@@ -17,6 +18,7 @@ pub mod oauth;
 pub mod pace;
 pub mod poll;
 pub mod schema;
+pub mod select;
 pub mod template;
 pub mod view;
 
@@ -24,17 +26,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::codec::json::{self, Document, Fingerprint};
+use crate::codec::proof::{Proof, ValueHash};
 use crate::ids::{Epoch, StreamId};
 use crate::limits;
 use crate::secret::Secret;
 use crate::time::{Instant, Now, WallTime};
 
 use self::diff::{Change, DiffOptions};
+use self::filter::{Filter, FilterFault};
 use self::log::{Bounds, Event, History};
 use self::poll::{
     Failure, FetchRequest, FetchResult, Judged, PollNo, PollOptions, Poller, Status, StreamState, Target, UpstreamCode,
 };
-use self::view::{Facet, Projection, Shown, View};
+use self::select::Facet;
+use self::view::{Projection, Shown, View};
 
 /// One `[[stream]]` of the configuration, parsed and checked.
 #[derive(Clone, Debug, PartialEq)]
@@ -95,6 +100,10 @@ pub struct Options {
     pub redirects_max: u8,
     /// Pages (`Link: rel=next`) that are gathered into one value.
     pub pages_max: u32,
+    /// What its events prove.
+    pub proof: Proof,
+    /// What makes the value of what the upstream sends.
+    pub filter: Option<Filter>,
 }
 
 impl Options {
@@ -130,12 +139,16 @@ impl Options {
             follow: None,
             redirects_max: 0,
             pages_max: 1,
+            proof: Proof::default(),
+            filter: None,
         }
     }
 }
 
 /// Work that one comparison may take before it settles for a coarser delta.
 const DIFF_WORK_MAX: u64 = 1 << 20;
+/// The same of what a caller selects, for each byte of it.
+const SELECT_DIFF_WORK_PER_BYTE: u64 = 16;
 
 /// One of a stream's sequences. Not used again in the life of the stream.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -173,14 +186,22 @@ pub struct Comparison {
     task: Task,
     base: Option<Base>,
     sequences: Vec<Compares>,
+    /// What the `select`s of other sequences take of the work that there may be.
+    select_work_taken: u64,
     options: Arc<Options>,
 }
 
 /// What is compared with what sequences show.
 #[derive(Debug)]
 enum Task {
-    /// The body of a poll, and its mark where that is known.
-    Poll { poll: PollNo, body: Vec<u8>, fingerprint: Option<Fingerprint>, received: WallTime },
+    /// The body of a poll, its mark where that is known, and what the stream's filter has made of it.
+    Poll {
+        poll: PollNo,
+        body: Vec<u8>,
+        fingerprint: Option<Fingerprint>,
+        received: WallTime,
+        filtered: Option<Result<Vec<u8>, FilterFault>>,
+    },
     /// The value that is held, for sequences that are behind.
     CatchUp { number: u64 },
 }
@@ -199,6 +220,14 @@ struct Compares {
     no: SequenceNo,
     facet: Facet,
     shown: Option<Arc<Shown>>,
+}
+
+/// What views leave of one value, and what is left of the work that selects may take with it.
+struct Made<'c> {
+    document: &'c Arc<Document>,
+    options: &'c Options,
+    views: Vec<(u16, Result<Shown, Fault>)>,
+    select_work_left: u64,
 }
 
 /// What a comparison came to.
@@ -233,6 +262,8 @@ struct NowShows {
     before: Option<Arc<Shown>>,
     /// `None`: the same.
     new: Result<Option<NewValue>, Fault>,
+    /// What its `select` took.
+    select_work: u64,
 }
 
 /// Why a sequence cannot be made of a value that others are made of: its own trouble, not the upstream's.
@@ -249,6 +280,7 @@ struct NewValue {
     shown: Arc<Shown>,
     patch: Option<Vec<u8>>,
     merge: Option<Vec<u8>>,
+    hash: Option<Box<ValueHash>>,
 }
 
 impl Compared {
@@ -267,6 +299,24 @@ impl Comparison {
             origin,
             outcome: Err((UpstreamCode::Body, "a fault of the server ended the comparison".to_owned())),
         })
+    }
+
+    /// Lets `run` filter the body, by the stream's filter and to so many bytes at most; nothing where there is no filter, or
+    /// where the body is that of the value held.
+    pub fn filter(&mut self, run: impl FnOnce(&Filter, &[u8], u64) -> Result<Vec<u8>, FilterFault>) {
+        let Comparison { task: Task::Poll { body, fingerprint, filtered, .. }, base, options, .. } = self else {
+            return;
+        };
+        let Some(filter) = &options.filter else { return };
+        let mark = *fingerprint.get_or_insert_with(|| json::body_fingerprint(body));
+        if base.as_ref().is_none_or(|base| base.fingerprint != mark) {
+            *filtered = Some(run(filter, body, options.response_bytes_max));
+        }
+    }
+
+    /// Whether its body is to be filtered first, which takes a process.
+    pub fn is_filtered(&self) -> bool {
+        matches!(self.task, Task::Poll { .. }) && self.options.filter.is_some()
     }
 
     fn origin(&self) -> Origin {
@@ -289,20 +339,26 @@ impl Comparison {
             Task::Poll { body, .. } => body.len(),
             Task::CatchUp { .. } => self.base.as_ref().map_or(0, |base| base.document.text().len()),
         };
-        let projections = self.sequences.iter().filter_map(|sequence| sequence.facet.projection(&self.options));
-        bytes.saturating_mul(1 + projections.map(Projection::weight).sum::<usize>())
+        let weights = self.sequences.iter().map(|sequence| sequence.facet.weight(&self.options));
+        bytes.saturating_mul(1 + weights.sum::<usize>())
     }
 
     fn found(self) -> Result<Found, (UpstreamCode, String)> {
-        let Comparison { task, base, sequences, options, .. } = self;
+        let Comparison { task, base, sequences, options, select_work_taken, .. } = self;
         let nothing = |fingerprint| Found { document: None, fingerprint, shown: Vec::new() };
         let (document, fingerprint) = match (&task, &base) {
-            (Task::Poll { body, fingerprint, .. }, _) => {
+            (Task::Poll { body, fingerprint, filtered, .. }, _) => {
                 let fingerprint = fingerprint.unwrap_or_else(|| json::body_fingerprint(body));
                 if base.as_ref().is_some_and(|base| base.fingerprint == fingerprint) {
                     // The same bytes are not parsed again.
                     return Ok(nothing(fingerprint));
                 }
+                let filtered = match (filtered, &options.filter) {
+                    (Some(filtered), _) => filtered.as_deref(),
+                    (None, Some(_)) => Err(&FilterFault::Unavailable),
+                    (None, None) => Ok(&**body),
+                };
+                let body = filtered.map_err(|fault| (fault.code(), fault.to_string()))?;
                 let parsed = Document::parse(body).map_err(|error| (UpstreamCode::Body, error.to_string()))?;
                 (Arc::new(parsed), fingerprint)
             }
@@ -318,10 +374,13 @@ impl Comparison {
         }
         let mut is_whole = false;
         let mut shown = Vec::with_capacity(sequences.len());
+        let mut made = Made::of(&document, &options, select_work_taken);
         for sequence in sequences {
-            let new = sequence.compared_with(&document, &options);
+            let before = made.select_work_left;
+            let new = sequence.compared_with(&mut made);
             is_whole |= sequence.facet.is_whole();
-            shown.push(NowShows { no: sequence.no, before: sequence.shown, new });
+            let select_work = before - made.select_work_left;
+            shown.push(NowShows { no: sequence.no, before: sequence.shown, new, select_work });
         }
         // Where only ignored members differ, the value stays as of the last event: they travel with the next one.
         let moved = held.is_none_or(|held| {
@@ -333,12 +392,14 @@ impl Comparison {
 }
 
 impl Compares {
-    /// What the sequence shows of `document`; `None`: what it shows already.
-    fn compared_with(&self, document: &Arc<Document>, options: &Options) -> Result<Option<NewValue>, Fault> {
+    /// What the sequence shows of a value; `None`: what it shows already.
+    fn compared_with(&self, made: &mut Made<'_>) -> Result<Option<NewValue>, Fault> {
+        let (document, options) = (made.document, made.options);
         let diff_options =
             DiffOptions { ignore: &options.ignore, array_key: options.array_key.as_deref(), work_max: DIFF_WORK_MAX };
-        let Some(projection) = self.facet.projection(options) else {
-            let new = |patch, merge| NewValue { shown: Arc::new(Shown::whole(document)), patch, merge };
+        if self.facet.is_whole() {
+            let hash = || options.proof.hash.then(|| Box::new(ValueHash::of(document)));
+            let new = |patch, merge| NewValue { shown: Arc::new(Shown::whole(document)), patch, merge, hash: hash() };
             return Ok(match &self.shown {
                 None => Some(new(None, None)),
                 Some(held) => match diff::diff(&held.value, document, &diff_options) {
@@ -346,23 +407,61 @@ impl Compares {
                     Change::Changed { patch, merge } => Some(new(patch, merge)),
                 },
             });
-        };
-        let view = self.facet.view.unwrap_or_default().saturating_add(1);
-        let shown = projection.of(document, &options.ignore, view, options.response_bytes_max);
-        let shown = shown.map_err(|error| Fault { code: UpstreamCode::TooLarge, detail: error.to_string() })?;
+        }
+        let shown = made.shown(&self.facet)?;
         let (mut patch, mut merge) = (None, None);
         if let Some(held) = &self.shown {
             if held.compared == shown.compared {
                 return Ok(None);
             }
+            let work_max = match self.facet.select {
+                // Comparing what callers select is bounded by what it is, which they pay for.
+                Some(_) => DIFF_WORK_MAX.min(SELECT_DIFF_WORK_PER_BYTE * shown.value.text().len() as u64),
+                None => DIFF_WORK_MAX,
+            };
             // What is ignored is a place of the whole value, and has been left out of the comparison above.
             if let Change::Changed { patch: by, merge: or } =
-                diff::diff(&held.value, &shown.value, &DiffOptions { ignore: &[], ..diff_options })
+                diff::diff(&held.value, &shown.value, &DiffOptions { ignore: &[], work_max, ..diff_options })
             {
                 (patch, merge) = (by, or);
             }
         }
-        Ok(Some(NewValue { shown: Arc::new(shown), patch, merge }))
+        let hash = options.proof.hash.then(|| Box::new(ValueHash::of(&shown.value)));
+        Ok(Some(NewValue { shown: Arc::new(shown), patch, merge, hash }))
+    }
+}
+
+impl<'c> Made<'c> {
+    fn of(document: &'c Arc<Document>, options: &'c Options, select_work_taken: u64) -> Made<'c> {
+        let bytes = document.text().len() as u64;
+        let work = limits::SELECTS_WORK_MIN.max(bytes.saturating_mul(limits::SELECTS_WORK_PER_BYTE));
+        let select_work_left = work.min(limits::SELECTS_WORK_MAX).saturating_sub(select_work_taken);
+        Made { document, options, views: Vec::new(), select_work_left }
+    }
+
+    /// What a facet shows; what its view does is worked out once.
+    fn shown(&mut self, facet: &Facet) -> Result<Shown, Fault> {
+        let fault = |error: &dyn std::fmt::Display| Fault { code: UpstreamCode::TooLarge, detail: error.to_string() };
+        let (document, options, select_work_left) = (self.document, self.options, &mut self.select_work_left);
+        let select = facet.select.as_ref();
+        let Some((view, projection)) = facet.view.zip(facet.projection(options)) else {
+            let ignored = Projection::ignored(document, &options.ignore);
+            let shown = select.map(|select| select.of(document, &ignored, select_work_left));
+            return shown.unwrap_or_else(|| Ok(Shown::whole(document))).map_err(|error| fault(&error));
+        };
+        let of_view = match self.views.iter().position(|(made, _)| *made == view) {
+            Some(at) => at,
+            None => {
+                let made = projection.of(document, &options.ignore, view.saturating_add(1), options.response_bytes_max);
+                self.views.push((view, made.map_err(|error| fault(&error))));
+                self.views.len() - 1
+            }
+        };
+        let shown = self.views.get(of_view).map(|(_, made)| made.clone()).expect("it was made or found above")?;
+        match select {
+            None => Ok(shown),
+            Some(select) => select.of(&shown.value, &shown.ignored(), select_work_left).map_err(|error| fault(&error)),
+        }
     }
 }
 
@@ -393,11 +492,13 @@ struct Sequence {
     behind: bool,
     /// Whether it is left behind, as nobody wants it.
     resting: bool,
+    /// What its `select` took of the work that those of the stream may take together, when it was last looked at.
+    select_work: u64,
 }
 
 impl Sequence {
     fn compares(&self) -> Compares {
-        Compares { no: self.no, facet: self.facet, shown: self.shown.clone() }
+        Compares { no: self.no, facet: self.facet.clone(), shown: self.shown.clone() }
     }
 
     /// Takes in what a comparison found that began with what is shown now: its event, if it made one.
@@ -405,10 +506,10 @@ impl Sequence {
         self.behind = false;
         let (new, fault) = new.map_or_else(|fault| (None, Some(fault)), |new| (new, None));
         self.fault = fault;
-        let NewValue { shown, patch, merge } = new?;
+        let NewValue { shown, patch, merge, hash } = new?;
         let value = Arc::clone(shown.value.text());
         self.shown = Some(shown);
-        self.history.publish(ts, value, patch.map(Arc::from), merge.map(Arc::from));
+        self.history.publish_hashed(ts, value, patch.map(Arc::from), merge.map(Arc::from), hash);
         self.history.newest().cloned()
     }
 
@@ -448,7 +549,17 @@ impl Stream {
         self.sequences_made += 1;
         let no = SequenceNo(self.sequences_made);
         let history = History::new(epoch, Bounds::of(&self.target.options));
-        self.sequences.push(Sequence { no, facet, history, shown: None, fault: None, behind: true, resting: false });
+        let (shown, fault) = (None, None);
+        self.sequences.push(Sequence {
+            no,
+            facet,
+            history,
+            shown,
+            fault,
+            behind: true,
+            resting: false,
+            select_work: 0,
+        });
         no
     }
 
@@ -623,12 +734,13 @@ impl Stream {
                 let sequences = self.sequences.iter().filter(|sequence| !sequence.resting).map(Sequence::compares);
                 let comparison = Comparison {
                     stream,
-                    task: Task::Poll { poll, body: bytes, fingerprint, received },
+                    task: Task::Poll { poll, body: bytes, fingerprint, received, filtered: None },
                     base: self.base.clone(),
                     sequences: sequences.collect(),
+                    select_work_taken: 0,
                     options: Arc::clone(&self.target.options),
                 };
-                let large = comparison.work() > limits::INLINE_DIFF_BYTES_MAX;
+                let large = comparison.work() > limits::INLINE_DIFF_BYTES_MAX || comparison.is_filtered();
                 if large { Step::Compare(comparison) } else { self.compared(now, comparison.run()) }
             }
         }
@@ -662,7 +774,7 @@ impl Stream {
 
     fn take(&mut self, shown: Vec<NowShows>, ts: WallTime) -> Vec<(SequenceNo, Option<Event>)> {
         let mut taken = Vec::with_capacity(shown.len());
-        for NowShows { no, before, new } in shown {
+        for NowShows { no, before, new, select_work } in shown {
             // It may have been forgotten meanwhile.
             let Some(sequence) = self.sequences.iter_mut().find(|sequence| sequence.no == no) else { continue };
             let same = match (&before, &sequence.shown) {
@@ -671,6 +783,7 @@ impl Stream {
             };
             // Where it was brought up to date while the comparison was made, it stays behind and is compared anew.
             if same {
+                sequence.select_work = select_work;
                 taken.push((no, sequence.take(new, ts)));
             }
         }
@@ -687,11 +800,14 @@ impl Stream {
         }
         let Some(base) = &self.base else { return none };
         self.catch_ups += 1;
+        let others = self.sequences.iter().filter(|sequence| !sequence.resting && !sequence.behind);
         let comparison = Comparison {
             stream,
             task: Task::CatchUp { number: self.catch_ups },
             base: Some(base.clone()),
             sequences: self.sequences.iter().filter(waits).map(Sequence::compares).collect(),
+            // Those who come later get what those who are there have left, so that these go on with the next value.
+            select_work_taken: others.map(|sequence| sequence.select_work).sum(),
             options: Arc::clone(&self.target.options),
         };
         self.catching_up = Some(self.catch_ups);
@@ -789,7 +905,7 @@ mod tests {
             let mut polled = Polled { stream, at_ms: 5_000_000, sequences: Vec::new() };
             let facets: Vec<Option<u16>> = if views == 0 { vec![None] } else { (0..views as u16).map(Some).collect() };
             for view in facets {
-                polled.add(Facet { view });
+                polled.add(Facet { view, select: None });
             }
             polled.stream.start(polled.now().at);
             polled
@@ -869,7 +985,7 @@ mod tests {
         polled.poll(r#"{"name":"x","rows":[{"id":7}]}"#);
         let hidden_change = polled.now().wall;
         polled.poll(r#"{"name":"x","rows":[{"id":7}]}"#);
-        polled.sequences[0] = polled.stream.add_sequence(Facet { view: Some(0) }, Epoch::from_random(9));
+        polled.sequences[0] = polled.stream.add_sequence(Facet::of_view(0), Epoch::from_random(9));
         assert!(!polled.stream.is_current(polled.sequences[0]));
         let events = polled.catch_up();
         assert_eq!(places(&events), [(0, 1)]);
@@ -913,7 +1029,7 @@ mod tests {
         assert!(matches!(polled.stream.compared(now, compared(step)), Step::Changed(events) if events.len() == 2));
         // A view comes while the next poll is being compared, and is brought up to date from the value before.
         polled.stream.remove_sequence(polled.sequences[0]);
-        polled.sequences[0] = polled.stream.add_sequence(Facet { view: Some(0) }, Epoch::from_random(9));
+        polled.sequences[0] = polled.stream.add_sequence(Facet::of_view(0), Epoch::from_random(9));
         let second = polled.answer(&large("y"));
         let of_poll = compared(polled.poll_with(second));
         let CaughtUp::Compare(comparison) = polled.stream.catch_up(3) else { panic!("it is large") };
@@ -967,7 +1083,7 @@ mod tests {
         assert_eq!(polled.value(0).as_deref(), Some("[1,1,1]"), "the last that could be made");
         // To one who comes then it is said as well; who wants it when it fits has missed nothing.
         polled.stream.remove_sequence(polled.sequences[0]);
-        polled.sequences[0] = polled.stream.add_sequence(Facet { view: Some(0) }, Epoch::from_random(9));
+        polled.sequences[0] = polled.stream.add_sequence(Facet::of_view(0), Epoch::from_random(9));
         assert!(polled.catch_up().is_empty());
         assert_eq!(told(&polled, 0), (StreamState::Failing, too_large, true));
         assert_eq!(places(&polled.poll("[1]")), [(1, 4), (0, 1)]);

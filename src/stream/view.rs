@@ -25,28 +25,6 @@ pub struct View {
     pub projection: Projection,
 }
 
-/// What of a stream's value a sequence shows. Two sequences of one filled-in URL differ by it.
-#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
-pub struct Facet {
-    /// The place of its view among the stream's; `None`: the whole value.
-    pub view: Option<u16>,
-}
-
-impl Facet {
-    /// What the upstream sent.
-    pub const WHOLE: Facet = Facet { view: None };
-
-    /// How it is made of the value; `None`: it is the value.
-    pub fn projection(self, options: &super::Options) -> Option<&Projection> {
-        Some(&options.views.get(usize::from(self.view?))?.projection)
-    }
-
-    /// Whether it is the value itself.
-    pub fn is_whole(self) -> bool {
-        self == Facet::WHOLE
-    }
-}
-
 /// How a projection is made.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Projection {
@@ -84,12 +62,19 @@ pub struct Shown {
     pub value: Arc<Document>,
     /// The same without the places that are ignored: while this is as it was, there is no event.
     pub compared: Arc<Document>,
+    /// Where in the text of `value` those places begin.
+    ignored: Vec<usize>,
 }
 
 impl Shown {
     /// All of a value; what is ignored of it is told to whoever compares it.
     pub fn whole(document: &Arc<Document>) -> Shown {
-        Shown { value: Arc::clone(document), compared: Arc::clone(document) }
+        Shown { value: Arc::clone(document), compared: Arc::clone(document), ignored: Vec::new() }
+    }
+
+    /// The spans of `value` that make no event.
+    pub fn ignored(&self) -> Vec<Range<u32>> {
+        self.ignored.iter().filter_map(|at| self.value.span_at(*at)).collect()
     }
 
     /// What is compared, where it is not the value itself.
@@ -111,38 +96,59 @@ impl Projection {
         view: u16,
         bytes_max: u64,
     ) -> Result<Shown, ProjectionError> {
-        let ignored: Vec<Range<u32>> = ignore.iter().filter_map(|pointer| whole.at(pointer)).map(Node::span).collect();
-        let found = match self {
-            Projection::Pointers(_) => Vec::new(),
-            Projection::Path(path) => {
-                let steps_max = PATH_STEPS_MIN.max(whole.text().len() as u64 * PATH_STEPS_PER_BYTE);
-                path.query(whole.root(), steps_max, bytes_max).map_err(|over| match over {
-                    Over::Steps => ProjectionError::TooLong { view, steps_max },
-                    Over::Bytes => ProjectionError::TooLarge { view, bytes_max },
-                })?
-            }
+        let steps_max = PATH_STEPS_MIN.max(whole.text().len() as u64 * PATH_STEPS_PER_BYTE);
+        let of_view = |over| match over {
+            Over::Steps => ProjectionError::TooLong { view, steps_max },
+            Over::Bytes => ProjectionError::TooLarge { view, bytes_max },
         };
-        let written = |ignored: &[Range<u32>]| {
-            let mut writer = Writer { out: Vec::new(), ignored, places: Vec::new() };
-            match self {
-                Projection::Pointers(places) => writer.root(whole.root(), places),
-                Projection::Path(path) => writer.matches(&found, path.is_singular()),
-            }
-            // Matches stand below the root, so that the array around them makes nothing deeper than it was.
-            Arc::new(Document::parse(&writer.out).expect("what is cut out of a value is one"))
-        };
-        let value = written(&[]);
-        let compared = if ignored.is_empty() { Arc::clone(&value) } else { written(&ignored) };
-        Ok(Shown { value, compared })
+        let ignored = Projection::ignored(whole, ignore);
+        match self {
+            Projection::Pointers(places) => Ok(cut(&ignored, |writer| writer.root(whole.root(), places))),
+            Projection::Path(path) => selected(path, whole, &ignored, &mut { steps_max }, bytes_max).map_err(of_view),
+        }
+    }
+
+    /// The spans of those places of `whole` that make no event.
+    pub(super) fn ignored(whole: &Document, ignore: &[Pointer]) -> Vec<Range<u32>> {
+        ignore.iter().filter_map(|pointer| whole.at(pointer)).map(Node::span).collect()
     }
 
     /// How much longer it takes than reading the value once, about.
     pub fn weight(&self) -> usize {
         match self {
             Projection::Pointers(_) => 1,
-            Projection::Path(_) => 4,
+            Projection::Path(_) => PATH_WEIGHT,
         }
     }
+}
+
+/// How much longer evaluating a path takes than reading the value once, about.
+pub(super) const PATH_WEIGHT: usize = 4;
+
+/// What `path` leaves of `whole`, of which the spans `ignored` make no event.
+pub(super) fn selected(
+    path: &JsonPath,
+    whole: &Document,
+    ignored: &[Range<u32>],
+    steps_left: &mut u64,
+    bytes_max: u64,
+) -> Result<Shown, Over> {
+    let found = path.query_within(whole.root(), steps_left, bytes_max)?;
+    // Matches stand below the root, so that the array around them makes nothing deeper than it was.
+    Ok(cut(ignored, |writer| writer.matches(&found, path.is_singular())))
+}
+
+/// What `write` cuts out of a value: with those places that are ignored, and without.
+fn cut<'p>(ignored: &'p [Range<u32>], write: impl Fn(&mut Writer<'p>)) -> Shown {
+    let written = |leave_out| {
+        let mut writer = Writer { out: Vec::new(), ignored, leave_out, begin: Vec::new(), places: Vec::new() };
+        write(&mut writer);
+        let document = Document::parse(&writer.out).expect("what is cut out of a value is one");
+        (Arc::new(document), writer.begin)
+    };
+    let (value, begin) = written(false);
+    let compared = if ignored.is_empty() { Arc::clone(&value) } else { written(true).0 };
+    Shown { value, compared, ignored: begin }
 }
 
 /// Places of a value, as pointers in which `*` stands for each element or member.
@@ -204,8 +210,12 @@ impl Place {
 /// Writes a projection's text.
 struct Writer<'p> {
     out: Vec<u8>,
-    /// What is left out, as spans of the tape.
+    /// What makes no event, as spans of the tape.
     ignored: &'p [Range<u32>],
+    /// Whether that is left out; otherwise it is noted where it begins.
+    leave_out: bool,
+    /// Where in `out` what is ignored begins.
+    begin: Vec<usize>,
     /// The places that lead to the node being written and to those around it: a stack, so that no node needs memory of its
     /// own. At most one of each pointer leads to one node.
     places: Vec<&'p Place>,
@@ -215,13 +225,13 @@ impl<'p> Writer<'p> {
     /// The value reduced to `places`; null where nothing of it is left.
     fn root(&mut self, node: Node<'_>, places: &'p Places) {
         self.places.push(&places.root);
-        if self.is_ignored(node) || !self.reduced(node, 0) {
+        if self.is_left_out(node) || !self.reduced(node, 0) {
             self.append(b"null");
         }
     }
 
     fn matches(&mut self, found: &[Node<'_>], is_singular: bool) {
-        let is_shown = |node: &&Node<'_>| !self.ignored.iter().any(|span| span.contains(&node.span().start));
+        let is_shown = |node: &&Node<'_>| !(self.leave_out && self.is_within_ignored(**node));
         let found: Vec<&Node<'_>> = found.iter().filter(is_shown).collect();
         if is_singular {
             return match found.first() {
@@ -243,14 +253,21 @@ impl<'p> Writer<'p> {
         self.out.extend_from_slice(text);
     }
 
-    fn is_ignored(&self, node: Node<'_>) -> bool {
-        self.ignored.iter().any(|span| span.start == node.span().start)
+    fn is_left_out(&self, node: Node<'_>) -> bool {
+        self.leave_out && self.ignored.iter().any(|span| span.start == node.span().start)
     }
 
-    /// All of a node but what is ignored.
+    fn is_within_ignored(&self, node: Node<'_>) -> bool {
+        self.ignored.iter().any(|span| span.contains(&node.span().start))
+    }
+
+    /// All of a node but what is left out.
     fn whole(&mut self, node: Node<'_>) {
         let own = node.span();
-        if self.ignored.iter().any(|span| own.contains(&span.start)) {
+        if self.is_within_ignored(node) {
+            self.begin.push(self.out.len());
+            self.append(node.raw());
+        } else if self.ignored.iter().any(|span| own.contains(&span.start)) {
             self.container(node, |writer, child, _| {
                 writer.whole(child);
                 true
@@ -297,7 +314,7 @@ impl<'p> Writer<'p> {
         let elements = node.elements().enumerate().map(|(index, element)| (Key::Index(index), element));
         let mut is_first = true;
         for (key, child) in members.chain(elements) {
-            if self.is_ignored(child) {
+            if self.is_left_out(child) {
                 continue;
             }
             let before = self.out.len();

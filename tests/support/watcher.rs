@@ -363,8 +363,14 @@ pub fn check_form(frame: &Frame) {
     };
     let value = frame.member(member);
     let ts = json["ts"].as_u64().expect("ts is an integer");
+    // What proves a frame, where its stream is configured to: always in this order, the signature last.
+    let proof: String = ["hash", "kid", "sig"]
+        .iter()
+        .filter(|name| !json[name].is_null())
+        .map(|name| format!(",\"{name}\":{}", json[name]))
+        .collect();
     let whole = format!(
-        r#"{{"type":"{kind}","stream":{name},"epoch":{epoch},"seq":{seq},{base}"ts":{ts},"{member}":{value}}}"#
+        r#"{{"type":"{kind}","stream":{name},"epoch":{epoch},"seq":{seq},{base}"ts":{ts},"{member}":{value}{proof}}}"#
     );
     assert_eq!(frame.text, whole);
     assert_eq!(frame.text.as_bytes(), &minified(&frame.text)[..], "no insignificant white space");
