@@ -488,6 +488,7 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         history = 1024
         history_bytes = "4MiB"
         ignore = []
+        hash = false
         allow_anonymous = false
         roles = []
         permissions = []
