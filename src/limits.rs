@@ -102,7 +102,8 @@ pub const API_KEY_LIST_MAX: usize = 64;
 pub const STREAM_GLOB_BYTES_MAX: usize = 128;
 /// Bytes of all their records together, about; past it none is made until one is deleted.
 pub const API_KEYS_BYTES_MAX: usize = 8 << 20;
-/// Deletions of such keys that are remembered, so that nothing brings one back; past it the oldest that Redis knows of goes.
+/// Deletions of such keys that are remembered, so that nothing brings one back; past it those go that were only heard of, then
+/// the oldest that Redis knows of.
 pub const API_KEYS_DELETED_MAX: usize = 10_000;
 /// Bytes of one key's record in Redis: a longer one counts as one that cannot be read.
 pub const API_KEY_RECORD_BYTES_MAX: usize = 128 << 10;
@@ -113,11 +114,18 @@ pub const API_KEYS_REPLY_BYTES_MAX: usize = 2 * API_KEYS_BYTES_MAX;
 pub const API_KEYS_FIELDS_MAX: usize = 2 * API_KEYS_MAX;
 /// Keys that are put in Redis, or taken out, with one call.
 pub const API_KEYS_PER_CALL: usize = 64;
+/// Changes of the hash of API keys that it tells the words of: whoever has not read it for so many cannot tell whether it came
+/// back older meanwhile.
+pub const API_KEYS_HISTORY_MAX: usize = 256;
 /// Deletions of other processes that may wait to be carried out; past it the keys are read anew instead.
 pub const API_KEYS_HEARD_MAX: usize = 10_000;
+/// How many of them are carried out before others may use the keys.
+pub const API_KEYS_HEARD_AT_ONCE: usize = 256;
 /// Least time between two readings of all API keys in Redis, however often they change,
 pub const API_KEYS_READ_INTERVAL: Duration = Duration::from_millis(50);
-/// and the longest: what nobody has told of is seen then.
+/// and how many bytes of them are read a second at most: of a few thousand keys that is no less often.
+pub const API_KEYS_READ_BYTES_PER_SEC: usize = 8 << 20;
+/// The longest time between two readings: what nobody has told of is seen then.
 pub const API_KEYS_REREAD: Duration = Duration::from_secs(30);
 /// How often in a row they are read to put things right, where others change them meanwhile.
 pub const API_KEYS_ROUNDS_MAX: usize = 8;
@@ -273,6 +281,41 @@ pub const PLACEHOLDERS_MAX: usize = 16;
 pub const TEMPLATE_VALUE_BYTES_MAX: usize = 1 << 10;
 /// Bytes of a claim's or parameter's name in a placeholder.
 pub const CLAIM_NAME_BYTES_MAX: usize = 128;
+/// Streams that the admin API has made and not deleted,
+pub const MANAGED_STREAMS_MAX: usize = 10_000;
+/// and the bytes of all their records together; past either none is made until one is deleted.
+pub const MANAGED_BYTES_MAX: usize = 6 << 20;
+/// Fields of the hash of such streams in Redis that are read: more than there may be streams, for several processes may make
+/// the last ones at the same time.
+pub const MANAGED_FIELDS_MAX: usize = 2 * MANAGED_STREAMS_MAX;
+/// Changed streams that may wait to be read from Redis; past it all are read.
+pub const MANAGED_HEARD_MAX: usize = 256;
+/// Least time between two readings of all streams in Redis,
+pub const MANAGED_READ_INTERVAL: Duration = Duration::from_millis(200);
+/// and the longest: what nobody has told of is seen then.
+pub const MANAGED_REREAD: Duration = Duration::from_secs(30);
+/// How often in a row they are read, where this process changes them meanwhile.
+pub const MANAGED_ROUNDS_MAX: usize = 8;
+/// How old a refresh of another process may be: what is read back after an absence is no news.
+pub const REFRESH_HEARD_MAX: Duration = Duration::from_secs(10);
+/// Tables and arrays within each other in such a stream's JSON.
+pub const MANAGED_DEPTH_MAX: usize = 8;
+/// Least time between the starts of two polls of one filled-in URL that hooks or administrators ask for, however often
+/// they do: what comes within it is one poll at its end.
+pub const REFRESH_INTERVAL: Duration = Duration::from_millis(100);
+/// Secrets that the hooks of one stream may be signed with.
+pub const HOOK_SECRETS_MAX: usize = 8;
+/// Signatures in one hook's header: one for each of the sender's secrets.
+pub const HOOK_SIGNATURES_MAX: usize = 8;
+/// Bytes of that header.
+pub const HOOK_HEADER_BYTES_MAX: usize = 1 << 10;
+/// How far a hook's time may be from ours, either way (protocol section 6).
+pub const HOOK_WINDOW: Duration = Duration::from_secs(300);
+/// How long after its first coming the same hook asks for a poll again: senders repeat what they think was lost, and two
+/// changes of one second are signed alike. Later it is a replay.
+pub const HOOK_REPEAT: Duration = Duration::from_secs(10);
+/// Hooks that are kept in mind to tell replays; past it the oldest go, and a replay of one asks for a poll.
+pub const HOOKS_SEEN_MAX: usize = 16_384;
 /// `[[action]]`s of a configuration.
 pub const ACTIONS_MAX: usize = 256;
 /// Bytes of an action's `type`, and of the `type` of a message that may be one.
@@ -376,6 +419,8 @@ pub const STORE_QUESTIONS_MAX: usize = 16_384;
 pub const STORE_FLIGHT_MAX: usize = 1024;
 /// Bytes of commands that wait for the socket to Redis; past it no further command is written.
 pub const STORE_OUT_BYTES_MAX: usize = 256 << 10;
+/// How long the answers to a call may take in all, while they go on coming; where nothing comes, `redis.timeout`.
+pub const STORE_CALL_TIME: Duration = Duration::from_secs(30);
 /// Calls that wait for their turn on the link for them: one for each thread of the admin listener, and some more.
 pub const STORE_CALLS_MAX: usize = 64;
 /// Sessions whose life is to be extended that wait; past it those who come later are left out, until they are due again.
@@ -429,10 +474,25 @@ pub const PEER_MESSAGES_MAX: usize = 4096;
 pub const PEER_QUEUE_BYTES_MAX: usize = 8 << 20;
 /// How old a question of another process may be, or how far ahead its clock.
 pub const PEER_ASK_AGE_MAX: Duration = Duration::from_secs(30);
+/// Questions of other processes that a core, or the process for lists, remembers so as to answer none twice, 100 bytes each; past
+/// it the oldest may be repeated.
+pub const PEER_HEARD_MAX: usize = 32_768;
+/// How long a process that is asked for a renewal may take to look a token up before it leaves it: a key set may have to be
+/// fetched ([`JWKS_TIMEOUT`]), or a ticket and its session be found.
+pub const PEER_RENEWAL_TIME: Duration = Duration::from_secs(7);
+/// How long the one that has asked waits for it, once the question was heard: what it says has failed is not done afterwards.
+pub const PEER_RENEWAL_PATIENCE: Duration = Duration::from_secs(9);
 /// How often a process tells the others that it is there,
 pub const PEER_HELLO_INTERVAL: Duration = Duration::from_secs(5);
 /// and how long they believe it: one whose connection was lost has come back by then ([`REDIS_BACKOFF_MAX`]).
 pub const PEER_HELLO_LIFE: Duration = Duration::from_secs(11);
+/// How long one that listens waits before it takes those it has heard of for all that are there.
+pub const PEER_KNOWN_AFTER: Duration = Duration::from_secs(6);
+/// How long a process that has not said that it is there is waited for, where somebody has heard the question.
+pub const PEER_UNKNOWN_PATIENCE: Duration = Duration::from_millis(500);
+/// Bytes of the shortest admin key under which other processes are asked for lists. What is asked can be guessed but for the
+/// key, so whoever may listen there can try keys out.
+pub const PEER_KEY_BYTES_MIN: usize = 32;
 /// Least time between two log lines about messages of other processes that make no sense.
 pub const PEER_NOTICE_INTERVAL: Duration = Duration::from_secs(60);
 /// Other processes that one knows of.
@@ -446,10 +506,17 @@ pub const PEER_LISTED_BYTES_MAX: usize = 32 << 10;
 /// Bytes of all processes' lists that one page is made of; who comes later has not answered.
 pub const PEER_LISTS_BYTES_MAX: usize = 4 << 20;
 const _: () = {
+    // A process that gives back all keys is not to push out what the others know the history by.
+    assert!(API_KEYS_MAX.div_ceil(API_KEYS_PER_CALL) < API_KEYS_HISTORY_MAX);
     // What is sealed is told in base 64 and with a little around it; in JSON a byte of a token may take six.
     assert!(PEER_LIST_BYTES_MAX * 4 / 3 + 4096 <= PEER_MESSAGE_BYTES_MAX);
     assert!(TOKEN_BYTES_MAX * 6 * 4 / 3 + 4096 <= PEER_MESSAGE_BYTES_MAX);
     assert!(PEER_LISTED_BYTES_MAX * 2 <= PEER_LIST_BYTES_MAX);
+    assert!(PEER_RENEWAL_TIME.as_secs() > JWKS_TIMEOUT.as_secs());
+    assert!(PEER_RENEWAL_PATIENCE.as_secs() > PEER_RENEWAL_TIME.as_secs());
+    // `redis.timeout`, 20 s at most, passes before.
+    assert!(PEER_RENEWAL_PATIENCE.as_secs() + 20 < LOOKUP_TIMEOUT.as_secs());
+    assert!(PEER_KNOWN_AFTER.as_secs() > PEER_HELLO_INTERVAL.as_secs());
     assert!(PEER_HELLO_LIFE.as_secs() > PEER_HELLO_INTERVAL.as_secs() + REDIS_BACKOFF_MAX.as_secs());
 };
 /// Connections of a core that one turn looks through for a list.

@@ -185,7 +185,7 @@ fn a_key_deleted_at_one_process_closes_its_connections_at_every_other_within_250
     others.iter_mut().for_each(|ws| drop(ws.next_of("snapshot")));
     user.next_of("snapshot");
     assert_eq!(list(&servers[0])["keys"].as_array().map(Vec::len), Some(1));
-    assert_eq!(redis.number(&["HLEN", HASH]), 2, "the key that stays, and the epoch");
+    assert_eq!(redis.number(&["HLEN", HASH]), 3, "the key that stays, the epoch and the history");
 }
 
 #[test]
@@ -333,7 +333,7 @@ fn a_key_whose_making_was_not_answered_is_nobodys() {
     redis.resume();
     connected(&server);
     // Redis carries out what it was sent, and has it taken back.
-    eventually("it is gone", || (redis.number(&["HLEN", HASH]) == 2).then_some(()));
+    eventually("it is gone", || (redis.number(&["HEXISTS", HASH, "orphan"]) == 0).then_some(()));
     eventually("the id is free", || {
         (keys(&server, "POST", "", &json!({ "id": "orphan", "streams": ["leads"] }).to_string()).status == 201)
             .then_some(())
@@ -356,7 +356,7 @@ fn a_redis_that_has_lost_everything_gets_the_keys_back_but_none_that_was_deleted
     redis.restart_empty();
     eventually("it is given back", || (redis.number(&["HEXISTS", HASH, "stays"]) == 1).then_some(()));
     servers.iter().for_each(connected);
-    assert_eq!(redis.number(&["HLEN", HASH]), 2);
+    assert_eq!(redis.number(&["HLEN", HASH]), 3);
     // A server that takes over and has not heard of a deletion is told of it again; nobody believes it meanwhile.
     redis.command(&["HSET", HASH, "gone", &record]);
     notice(&redis);
@@ -372,6 +372,68 @@ fn a_redis_that_has_lost_everything_gets_the_keys_back_but_none_that_was_deleted
     }
 }
 
+/// One that keeps its data only when told to, so that it can be started again older than it was.
+fn saved_when_told() -> Redis {
+    RedisSetup::new().line("appendonly no").start()
+}
+
+#[test]
+fn a_redis_that_comes_back_older_deletes_no_key_and_brings_none_back() {
+    let (mut redis, upstream) = (saved_when_told(), upstream());
+    let servers: Vec<Server> = (0..2).map(|_| setup(&redis.url(), &upstream).start()).collect();
+    servers.iter().for_each(connected);
+    let (old, gone) = (make(&servers[0], "old"), make(&servers[1], "gone"));
+    servers.iter().for_each(|server| becomes(server, &gone, 200));
+    redis.command(&["SAVE"]);
+    // Since then one was deleted, and one made at each, of which the other has heard.
+    assert_eq!(delete(&servers[0], "gone"), 204);
+    let made: Vec<String> = (0..2).map(|n| make(&servers[n], &format!("new{n}"))).collect();
+    for server in &servers {
+        becomes(server, &gone, 401);
+        made.iter().for_each(|key| becomes(server, key, 200));
+    }
+    let mut watching: Vec<Ws> = servers.iter().flat_map(|server| made.iter().map(|key| watch(server, key))).collect();
+    for _ in 0..2 {
+        redis.restart();
+        eventually("it gets back what it has forgotten", || {
+            let fields = ["new0", "new1", "old", "gone"].map(|id| redis.number(&["HEXISTS", HASH, id]));
+            (fields == [1, 1, 1, 0]).then_some(())
+        });
+        for server in &servers {
+            connected(server);
+            assert_eq!((status(server, &old), status(server, &gone)), (200, 401));
+            assert!(made.iter().all(|key| status(server, key) == 200));
+            assert_eq!(server.log_count("are no longer in Redis"), 0);
+        }
+    }
+    upstream.set_json("/leads", r#"[{"id":2}]"#);
+    watching.iter_mut().for_each(|ws| drop(ws.next_of("snapshot")));
+    // Deleting is deleting, as before.
+    assert_eq!(delete(&servers[0], "new1"), 204);
+    becomes(&servers[1], &made[1], 401);
+}
+
+#[test]
+fn a_key_made_just_before_redis_comes_back_older_is_carried_over_though_as_much_has_happened_since() {
+    let (mut redis, upstream) = (saved_when_told(), upstream());
+    let first = setup(&redis.url(), &upstream).start();
+    connected(&first);
+    make(&first, "old");
+    redis.command(&["SAVE"]);
+    let key = make(&first, "new");
+    // It hears nothing of the restart until somebody else has made as many changes as were lost.
+    first.signal(Signal::STOP);
+    redis.restart();
+    let second = setup(&redis.url(), &upstream).start();
+    let other = make(&second, "other");
+    first.signal(Signal::CONT);
+    becomes(&second, &key, 200);
+    becomes(&first, &other, 200);
+    assert_eq!(status(&first, &key), 200);
+    eventually("they know the same", || (list(&first) == list(&second)).then_some(()));
+    assert_eq!(first.log_count("are no longer in Redis"), 0);
+}
+
 #[test]
 fn keys_of_the_state_file_are_carried_over_once_and_redis_counts_where_both_have_an_id() {
     let (redis, upstream) = (Redis::start(), upstream());
@@ -385,7 +447,7 @@ fn keys_of_the_state_file_are_carried_over_once_and_redis_counts_where_both_have
     let setups = scratches.each_ref().map(|scratch| setup(&redis.url(), &upstream).server(&scratch.line()));
     let first = setups[0].start();
     assert_eq!((status(&first, &made[0].0), status(&first, &made[0].1)), (200, 200));
-    eventually("they are in Redis", || (redis.number(&["HLEN", HASH]) == 3).then_some(()));
+    eventually("they are in Redis", || (redis.number(&["HLEN", HASH]) == 4).then_some(()));
     let second = setups[1].start();
     for server in [&first, &second] {
         becomes(server, &made[0].0, 200);
@@ -504,6 +566,63 @@ fn a_user_of_redis_who_may_not_keep_keys_there_is_told_what_is_refused() {
 }
 
 #[test]
+fn a_deletion_that_redis_refuses_is_not_confirmed_and_holds_at_every_process() {
+    let rules = "~sess:* ~restcast:* &* +@all";
+    let redis = RedisSetup::new().user("ada", "sesame", rules).start();
+    let upstream = upstream();
+    let url = redis.url().replace("redis://", "redis://ada:sesame@");
+    let servers: Vec<Server> = (0..2).map(|_| setup(&url, &upstream).start()).collect();
+    servers.iter().for_each(connected);
+    let (key, stays) = (make(&servers[0], "gone"), make(&servers[0], "stays"));
+    servers.iter().for_each(|server| becomes(server, &stays, 200));
+    let mut theirs: Vec<Ws> = servers.iter().map(|server| watch(server, &key)).collect();
+    redis.command(&["ACL", "SETUSER", "ada", "-eval"]);
+    // The first time, and whoever tries again is told the same.
+    for _ in 0..2 {
+        let answer = keys(&servers[0], "DELETE", "/gone", "");
+        assert_eq!((answer.status, answer.code()), (503, "SESSION_STORE_UNAVAILABLE".into()), "{answer:?}");
+        assert!(answer.header("retry-after").is_some());
+        let said = answer.text();
+        assert!(said.contains("it refuses EVAL: NOPERM") && said.contains("it stays in Redis"), "{said}");
+    }
+    for (server, ws) in servers.iter().zip(&mut theirs) {
+        assert_eq!(ws.closed(), revoked());
+        assert_eq!((status(server, &key), status(server, &stays)), (401, 200));
+    }
+    assert_eq!(redis.number(&["HEXISTS", HASH, "gone"]), 1);
+    redis.command(&["ACL", "SETUSER", "ada", "+eval"]);
+    assert!([204, 404].contains(&delete(&servers[0], "gone")), "another process may have been first");
+    eventually("Redis has it", || (redis.number(&["HEXISTS", HASH, "gone"]) == 0).then_some(()));
+    servers.iter().for_each(|server| assert_eq!((status(server, &key), status(server, &stays)), (401, 200)));
+}
+
+#[test]
+fn deletions_that_somebody_has_made_up_hold_nobody_up_and_push_out_no_real_one() {
+    let (redis, upstream) = (Redis::start(), upstream());
+    let server = setup(&redis.url(), &upstream).start();
+    connected(&server);
+    let (key, gone) = (make(&server, "stays"), make(&server, "gone"));
+    let record = redis.text(&["HGET", HASH, "gone"]).expect("a record");
+    assert_eq!(delete(&server, "gone"), 204);
+    let flood = "for i=1,30000 do redis.call('XADD','restcast:control','*','event','api-keys-changed','data',\
+                 string.format('{\"deleted\":{\"id\":\"x%d\",\"mark\":\"%016x\"}}',i,i)) end return 1";
+    assert_eq!(redis.number(&["EVAL", flood, "0"]), 1);
+    // As long as it takes to hear all of them, and longer.
+    let until = Instant::now() + Duration::from_secs(3);
+    let mut longest = Duration::ZERO;
+    while Instant::now() < until {
+        let asked = Instant::now();
+        assert_eq!(list(&server)["keys"].as_array().map(Vec::len), Some(1));
+        longest = longest.max(asked.elapsed());
+    }
+    assert!(longest < Duration::from_secs(2), "{longest:?}");
+    redis.command(&["HSET", HASH, "gone", &record]);
+    notice(&redis);
+    eventually("it is deleted again", || (redis.number(&["HEXISTS", HASH, "gone"]) == 0).then_some(()));
+    assert_eq!((status(&server, &key), status(&server, &gone)), (200, 401));
+}
+
+#[test]
 fn a_ticket_of_a_key_that_another_process_has_deleted_is_refused() {
     let (redis, upstream) = (Redis::start(), upstream());
     let servers: Vec<Server> = (0..2).map(|_| setup(&redis.url(), &upstream).start()).collect();
@@ -552,7 +671,7 @@ fn a_reload_changes_nothing_about_keys_that_were_made() {
         Said::List(fields) => fields.len(),
         other => panic!("{other:?}"),
     };
-    assert_eq!(fields, 2);
+    assert_eq!(fields, 3);
     let begun = Instant::now();
     drop(server);
     assert!(begun.elapsed() < PATIENCE);

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use restcast::auth::renewal::{RenewalAnswer, RenewalAsk};
 use restcast::ids::{ConnectionId, ProcessId};
+use restcast::limits::PEER_RENEWAL_PATIENCE;
 use restcast::secret::Secret;
 use restcast::shard::{Found, Input, Lookup, Order, PeerAsk};
 use restcast::time::WallTime;
@@ -101,17 +102,32 @@ impl Eavesdropper {
         Eavesdropper(client)
     }
 
+    /// The text of the next message on that channel.
+    fn next_on(&mut self, wanted: &str) -> String {
+        loop {
+            let (channel, text) = self.next();
+            if channel == wanted {
+                return text;
+            }
+        }
+    }
+
+    fn next(&mut self) -> (String, String) {
+        let Said::List(parts) = self.0.reply().expect("a message") else { panic!("no message") };
+        let [_, _, Said::Text(channel), Said::Text(text)] = parts.as_slice() else { panic!("{parts:?}") };
+        (channel.clone(), text.clone())
+    }
+
     /// The channel and text of each message so far.
     fn heard(mut self, redis: &Redis) -> Vec<(String, String)> {
         redis.publish("the-end", "");
         let mut heard = Vec::new();
         loop {
-            let Said::List(parts) = self.0.reply().expect("a message") else { panic!("no message") };
-            let [_, _, Said::Text(channel), Said::Text(text)] = parts.as_slice() else { panic!("{parts:?}") };
+            let (channel, text) = self.next();
             if channel == "the-end" {
                 return heard;
             }
-            heard.push((channel.clone(), text.clone()));
+            heard.push((channel, text));
         }
     }
 }
@@ -219,11 +235,15 @@ fn a_process_that_has_ended_is_known_no_more() {
 
 /// 503 with `Retry-After`, and not later than `redis.timeout` allows.
 fn assert_unanswered(server: &Server, name: &str) {
+    assert_unanswered_within(server, name, TIMEOUT);
+}
+
+fn assert_unanswered_within(server: &Server, name: &str, patience: Duration) {
     let begun = Instant::now();
     let answer = renew(server, name, &token_of("u1"));
     assert_eq!(outcome(&answer), is(503, "SESSION_STORE_UNAVAILABLE"));
     assert!(answer.header("retry-after").is_some(), "{answer:?}");
-    assert!(begun.elapsed() < TIMEOUT + AT_ONCE, "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < patience + AT_ONCE, "{:?}", begun.elapsed());
 }
 
 fn renewed_in_time(server: &Server, name: &str) {
@@ -266,15 +286,16 @@ fn while_redis_is_away_at_either_end_nobody_is_told_that_a_connection_is_gone() 
 }
 
 #[test]
-fn a_process_that_stands_still_is_waited_for_as_long_as_redis() {
+fn a_process_that_stands_still_is_waited_for_as_long_as_it_may_take_to_look_a_token_up() {
     let (redis, upstream) = (Redis::start(), upstream());
     let servers = started(&redis, &upstream, 2);
     let (_sse, name) = event_stream(&servers[0], &token_of("u1"));
     renewed_in_time(&servers[1], &name);
     servers[0].signal(Signal::STOP);
     let begun = Instant::now();
-    assert_unanswered(&servers[1], &name);
-    assert!(begun.elapsed() >= TIMEOUT - Duration::from_millis(100), "it might have answered: {:?}", begun.elapsed());
+    assert_unanswered_within(&servers[1], &name, PEER_RENEWAL_PATIENCE);
+    let least = PEER_RENEWAL_PATIENCE - Duration::from_millis(100);
+    assert!(begun.elapsed() >= least, "it might have answered: {:?}", begun.elapsed());
     let page = list(&servers[1], "");
     assert_eq!((&page["complete"], &page["unanswered"]), (&json!(false), &json!([&name[34..50]])));
     servers[0].signal(Signal::CONT);
@@ -352,6 +373,62 @@ fn what_others_say_on_the_channels_has_no_effect() {
 }
 
 #[test]
+fn somebody_who_only_listens_delays_no_list_and_makes_no_connection_that_never_was_unavailable() {
+    let (redis, upstream) = (Redis::start(), upstream());
+    let servers = started(&redis, &upstream, 2);
+    let (_sse, name) = event_stream(&servers[0], &token_of("u1"));
+    let _eavesdropper = Eavesdropper::of(&redis);
+    // They take those they have heard of for all that are there once everybody has had the time to say so.
+    eventually("a list of all that are known is whole", || {
+        let begun = Instant::now();
+        let page = list(&servers[1], "");
+        (page["complete"] == true && begun.elapsed() < AT_ONCE).then(|| assert_eq!(names(&page), [name.clone()]))
+    });
+    let begun = Instant::now();
+    assert_eq!(outcome(&renew(&servers[1], &another(&name, 40), &token_of("u1"))), is(404, "UNKNOWN_CONNECTION"));
+    assert!(begun.elapsed() < AT_ONCE, "{:?}", begun.elapsed());
+    assert_eq!(renew(&servers[1], &name, &token_of("u1")).status, 200);
+    // One that is known and stands still is still waited for, and named.
+    servers[0].signal(Signal::STOP);
+    let page = list(&servers[1], "");
+    assert_eq!((&page["complete"], &page["unanswered"]), (&json!(false), &json!([&name[34..50]])));
+    assert_unanswered_within(&servers[1], &name, PEER_RENEWAL_PATIENCE);
+    servers[0].signal(Signal::CONT);
+}
+
+#[test]
+fn nobody_says_in_the_name_of_a_process_that_a_connection_is_gone() {
+    let (redis, upstream) = (Redis::start(), upstream());
+    let servers = started(&redis, &upstream, 2);
+    let (_sse, name) = event_stream(&servers[0], &token_of("u1"));
+    renewed_in_time(&servers[1], &name);
+    let (owner, asker) = (&name[34..50], list(&servers[1], "")["process"].as_str().expect("a name").to_owned());
+    let (to_owner, to_asker) = (format!("restcast:process:{owner}"), format!("restcast:process:{asker}"));
+    // The process that knows says nothing for a while; another end does, which hears and says what it likes.
+    let mut eavesdropper = Eavesdropper::of(&redis);
+    servers[0].signal(Signal::STOP);
+    let answer = std::thread::scope(|scope| {
+        let answer = scope.spawn(|| renew(&servers[1], &name, &token_of("u1")));
+        let question = eavesdropper.next_on(&to_owner);
+        let question: Value = serde_json::from_str(&question).expect("JSON");
+        let number = question["ask"].as_u64().expect("a number");
+        redis.publish("restcast:processes", &json!({ "from": owner, "bye": true }).to_string());
+        for number in (1..100).chain([number]) {
+            for signed in [Value::Null, json!(""), json!("AAAA"), json!("A".repeat(128))] {
+                let forged = json!({ "from": owner, "answer": number, "sealed": null, "signed": signed }).to_string();
+                redis.publish(&to_asker, &forged);
+            }
+        }
+        answer.join().expect("it is answered")
+    });
+    assert_eq!(outcome(&answer), is(503, "SESSION_STORE_UNAVAILABLE"));
+    servers[0].signal(Signal::CONT);
+    renewed_in_time(&servers[1], &name);
+    // What the process says itself counts.
+    assert_eq!(outcome(&renew(&servers[1], &another(&name, 60), &token_of("u1"))), is(404, "UNKNOWN_CONNECTION"));
+}
+
+#[test]
 fn each_process_lists_the_connections_of_all_page_by_page() {
     let (redis, upstream) = (Redis::start(), upstream());
     let servers = started(&redis, &upstream, 3);
@@ -415,7 +492,8 @@ fn a_list_goes_on_where_one_process_had_more_to_say_than_a_message_holds() {
 fn a_process_with_another_admin_key_is_not_listed_and_it_is_said() {
     let (redis, upstream) = (Redis::start(), upstream());
     let a = setup(&redis.url(), &upstream).start();
-    let b = setup(&redis.url(), &upstream).only_admin("key = \"another-admin-key-of-the-tests\"\n").start();
+    let b =
+        setup(&redis.url(), &upstream).only_admin("key = \"another-admin-key-of-the-tests-that-is-long\"\n").start();
     [&a, &b].into_iter().for_each(connected);
     let (_sse, name) = event_stream(&b, &token_of("u1"));
     let begun = Instant::now();
@@ -424,6 +502,30 @@ fn a_process_with_another_admin_key_is_not_listed_and_it_is_said() {
     assert_eq!(page["unanswered"], json!([&name[34..50]]));
     assert!(begun.elapsed() < AT_ONCE, "it has said so at once: {:?}", begun.elapsed());
     assert_eq!(renew(&a, &name, &token_of("u1")).status, 200, "who knows the connection's name needs no such key");
+}
+
+#[test]
+fn nothing_is_sealed_under_an_admin_key_that_can_be_guessed() {
+    let (redis, upstream) = (Redis::start(), upstream());
+    for (bytes, asked) in [(31, false), (32, true)] {
+        let key = "k".repeat(bytes);
+        let setup = setup(&redis.url(), &upstream).only_admin(&format!("key = {key:?}\n"));
+        let servers = [setup.start(), setup.start()];
+        servers.iter().for_each(connected);
+        let (_sse, name) = event_stream(&servers[1], &token_of("u1"));
+        let eavesdropper = Eavesdropper::of(&redis);
+        let answer = Raw::connect(servers[0].admin).request("GET", "/admin/v1/connections", &[bearer(&key)], "");
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let page = answer.json();
+        let detail = page["detail"].as_str().unwrap_or_default();
+        assert_eq!(detail.contains("less than 32 bytes"), !asked, "{page}");
+        let expected = if asked { vec![name] } else { vec![] };
+        assert_eq!(names(&page), expected, "{page}");
+        assert!(asked || page["complete"] == false, "{page}");
+        let heard = eavesdropper.heard(&redis);
+        let lists = |(_, text): &(String, String)| text.contains("\"list\"") || text.contains("\"sealed\"");
+        assert_eq!(heard.iter().any(lists), asked, "{heard:?}");
+    }
 }
 
 #[test]
@@ -528,8 +630,8 @@ fn a_question_that_was_kept_is_not_answered_and_one_that_was_made_up_finds_no_co
     let answer = RenewalAnswer::open(name.random, SALT, sealed).expect("an answer to that question");
     assert_eq!((answer.status, answer.late), (200, false));
     assert!(answer.text.contains(r#""permissions":["p"]"#), "{}", answer.text);
-    let refused = asked(name.index, ask(hall::WALL_S, &Secret::new("x")).seal(name.random, SALT));
-    let answer = RenewalAnswer::open(name.random, SALT, refused[0].as_deref().expect("an answer")).expect("one");
+    let refused = asked(name.index, ask(hall::WALL_S, &Secret::new("x")).seal(name.random, [2; 16]));
+    let answer = RenewalAnswer::open(name.random, [2; 16], refused[0].as_deref().expect("an answer")).expect("one");
     assert_eq!((answer.status, answer.code.as_deref()), (401, Some("INVALID_TOKEN")));
     // Who does not know the name, or says the place of nobody.
     let forged = ask(hall::WALL_S, &token).seal(name.random ^ 1, SALT);
@@ -546,6 +648,90 @@ fn a_question_that_was_kept_is_not_answered_and_one_that_was_made_up_finds_no_co
     }
     // An old one may be somebody's who has listened.
     assert_eq!(asked(name.index, ask(hall::WALL_S - 31, &token).seal(name.random, SALT)), [] as [Option<Vec<u8>>; 0]);
+}
+
+#[test]
+fn a_renewal_that_is_played_again_neither_takes_a_later_one_back_nor_counts_as_a_refusal() {
+    let (mut hall, name) = hall_with_stream();
+    let ask = |token: String, salt: u8, hall: &hall::Hall| {
+        let (token, addr) = (Secret::new(token), [192, 0, 2, 1].into());
+        RenewalAsk { token, addr, at: hall.wall() }.seal(name.random, [salt; 16])
+    };
+    let asked = |hall: &mut hall::Hall, sealed: &[u8]| {
+        let to = PeerAsk { process: ProcessId(7), ask: 1 };
+        hall.tell_all(|| Input::PeerRenewal { connection: name.index, sealed: sealed.to_vec(), ask: to });
+        let answered = hall.orders.drain(..).filter(|order| matches!(order, Order::Answer { .. })).count();
+        (answered, hall.list(0, Some("u1"), name.index, 1).connections[0].expires_at)
+    };
+    let ends = |after_s: u64| Some(WallTime::from_secs(hall::WALL_S + after_s));
+    let sooner = ask(hall.token(json!({ "exp": hall::WALL_S + 7_200 })), 1, &hall);
+    assert_eq!(asked(&mut hall, &sooner), (1, ends(7_200)));
+    let later = ask(hall.token(json!({ "exp": hall::WALL_S + 9_000 })), 2, &hall);
+    assert_eq!(asked(&mut hall, &later), (1, ends(9_000)));
+    assert_eq!(asked(&mut hall, &sooner), (0, ends(9_000)), "what came between stays");
+    // As long as it would be of now, and beyond.
+    for _ in 0..4 {
+        hall.pass(hall::SECOND * 10);
+        assert_eq!(asked(&mut hall, &sooner), (0, ends(9_000)));
+    }
+    // Five refusals in a row would close the connection; the same one five times is one.
+    let refused = ask("nonsense".to_owned(), 3, &hall);
+    for time in 0..6 {
+        assert_eq!(asked(&mut hall, &refused), (usize::from(time == 0), ends(9_000)), "time {time}");
+    }
+    let again = ask(hall.token(json!({ "exp": hall::WALL_S + 9_100 })), 4, &hall);
+    assert_eq!(asked(&mut hall, &again), (1, ends(9_100)));
+}
+
+#[test]
+fn a_list_that_is_asked_for_again_by_one_who_listened_is_not_made_again() {
+    let (redis, upstream) = (Redis::start(), upstream());
+    let servers = started(&redis, &upstream, 2);
+    let mut eavesdropper = Eavesdropper::of(&redis);
+    eventually("they know each other", || (list(&servers[1], "")["complete"] == true).then_some(()));
+    list(&servers[1], "");
+    let question = loop {
+        let text = eavesdropper.next_on("restcast:processes");
+        if text.contains("\"list\"") {
+            break text;
+        }
+    };
+    let mut question: Value = serde_json::from_str(&question).expect("JSON");
+    let forger = "00000000000000aa";
+    question["from"] = json!(forger);
+    for _ in 0..20 {
+        redis.publish("restcast:processes", &question.to_string());
+    }
+    // What was published before is answered before this is, by the one thread that makes lists.
+    list(&servers[1], "");
+    let heard = eavesdropper.heard(&redis);
+    let to_forger = format!("restcast:process:{forger}");
+    assert!(!heard.iter().any(|(channel, text)| *channel == to_forger && text.contains("sealed")), "{heard:?}");
+}
+
+#[test]
+fn a_renewal_that_came_to_nothing_in_time_is_not_carried_out_afterwards() {
+    use restcast::limits::PEER_RENEWAL_TIME;
+    for (waits, carried_out) in [(PEER_RENEWAL_TIME, true), (PEER_RENEWAL_TIME + hall::MS, false)] {
+        let (mut hall, name) = hall_with_stream();
+        let renewed = hall.token(json!({ "exp": hall::WALL_S + 7_200 }));
+        let made = hall.request(0, "POST", "/v1/tickets", &[("Authorization", &format!("Bearer {renewed}"))]);
+        let ticket = hall.answered(made).1["ticket"].as_str().expect("a ticket").to_owned();
+        // The store keeps the owner waiting for the ticket.
+        hall.answers = false;
+        let ask = RenewalAsk { token: Secret::new(ticket), addr: [192, 0, 2, 1].into(), at: hall.wall() };
+        let sealed = ask.seal(name.random, [1; 16]);
+        let to = PeerAsk { process: ProcessId(7), ask: 1 };
+        hall.tell_all(|| Input::PeerRenewal { connection: name.index, sealed: sealed.clone(), ask: to });
+        hall.pass(waits);
+        hall.orders.clear();
+        hall.answer_all();
+        let [Order::Answer { sealed: Some(sealed), .. }] = hall.orders.as_slice() else { panic!("{:?}", hall.orders) };
+        let answer = RenewalAnswer::open(name.random, [1; 16], sealed).expect("an answer");
+        let ends = hall.list(0, Some("u1"), name.index, 1).connections[0].expires_at.expect("an end");
+        let expected = if carried_out { (200, 7_200) } else { (503, 3_600) };
+        assert_eq!((answer.status, ends), (expected.0, WallTime::from_secs(hall::WALL_S + expected.1)));
+    }
 }
 
 #[test]

@@ -410,6 +410,32 @@ fn every_curl_and_redis_cli_line_does_what_is_said_of_it() {
 
     drop(server);
 
+    // Streams without a restart, and hooks.
+    let secret = "a secret of the hooks of the tests";
+    let server = lines.server(&format!("interval = \"1h\"\nhook_secret = {secret:?}"));
+    let streams = format!("http://{}/admin/v1/streams", server.admin);
+    let at = [("STREAMS", streams.as_str())];
+    let made = lines.line(&["curl", "$ADMIN", "-d", "$STREAMS"]).replace("env:CRM_TOKEN", "a-token");
+    assert_eq!(lines.json(&server, &made, &at)["headers"]["Authorization"], "***");
+    let read = lines.run(&server, &lines.line(&["curl", "$ADMIN", "-i $STREAMS/orders"]), &at);
+    let tag = read.lines().find_map(|line| line.strip_prefix("ETag: ")).expect("a tag").trim().to_owned();
+    let put = lines.line(&["curl", "$ADMIN", "-X PUT", "If-Match: $ETAG", "$STREAMS/orders"]);
+    let by_tag = [("STREAMS", streams.as_str()), ("ETAG", tag.as_str())];
+    assert_eq!(lines.json(&server, &put, &by_tag)["interval"], "5s");
+    let (succeeds, said) = lines.outcome(&server, &put, &by_tag);
+    assert!(!succeeds && said.contains("PRECONDITION_FAILED"), "{said}");
+    let stop = lines.line(&["curl", "$ADMIN", "-X POST", "$STREAMS/orders/stop"]);
+    assert_eq!(lines.json(&server, &stop, &at)["state"], "stopped");
+    lines.run(&server, &lines.line(&["curl", "$ADMIN", "-X DELETE", "$STREAMS/orders"]), &at);
+    let mut prices = watching(&server, &token, "/v1/streams/prices");
+    lines.upstream.set_json("/leads", r#"[{"id":2}]"#);
+    lines.line(&["curl -X POST", "X-Restcast-Signature", "/v1/hooks/prices"]);
+    let block = blocks("sh").into_iter().find(|block| block.contains("X-Restcast-Signature")).expect("it is shown");
+    lines.run(&server, &block, &[("HOOK_SECRET", secret)]);
+    assert_eq!(prices.next_of("snapshot")["data"], json!([{ "id": 2 }]));
+    drop(prices);
+    drop(server);
+
     // Logout and permissions: each on a server of its own, as a logout ends all that was issued before it.
     let permissions = "permission_update";
     for (shows, told) in [

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use restcast::auth::control::ControlEntry;
+use restcast::auth::identity::Identity;
 use restcast::codec::resp::Reply;
 use restcast::config::{CA_FILE_BYTES_MAX, Config, FileError, RedisOptions, Sources};
 use restcast::ids::{CoreId, ProcessId};
@@ -127,8 +128,11 @@ impl Desk {
         let store = Store::new(options.timeout).expect("a descriptor is left");
         let failed = Box::new(|| panic!("the thread that speaks with Redis has panicked"));
         static STARTED: AtomicU64 = AtomicU64::new(1);
-        let process = ProcessId(STARTED.fetch_add(1, Ordering::Relaxed));
-        let parts = StoreParts { options, process, settings, sink, resolver, seed: [7; 32], failed };
+        let mut seed = [0; 32];
+        seed[..8].copy_from_slice(&STARTED.fetch_add(1, Ordering::Relaxed).to_le_bytes());
+        let identity = Identity::of_random(seed);
+        let process = identity.process();
+        let parts = StoreParts { options, identity, settings, sink, resolver, seed: [7; 32], failed };
         store.start(parts).expect("it starts");
         Desk { store, process, told, kept: Vec::new(), asked: 0, full }
     }
@@ -970,7 +974,9 @@ fn processes_ask_the_one_that_is_named_or_all_and_believe_no_other_answer() {
     assert!(matches!(found, Found::Unavailable), "{found:?}");
     let mut lists = lists.recv_timeout(PATIENCE).expect("the time is over");
     lists.unanswered.sort();
-    assert_eq!((lists.complete, lists.unanswered), (false, vec![holds.process, other.process]));
+    let mut both = vec![holds.process, other.process];
+    both.sort();
+    assert_eq!((lists.complete, lists.unanswered), (false, both));
     // One that ends says so.
     other.store.finish();
     holds.told("a list", |told| matches!(told, Told::List(..)).then_some(()));
@@ -984,6 +990,32 @@ fn processes_ask_the_one_that_is_named_or_all_and_believe_no_other_answer() {
         lists.recv_timeout(PATIENCE).ok().filter(|lists| lists.complete)
     });
     assert_eq!((lists.unanswered, lists.answers.len()), (vec![], 1));
+}
+
+#[test]
+fn nobody_has_a_process_say_no_to_a_question_that_it_was_not_asked() {
+    let redis = Redis::start();
+    let [mut asks, mut holds] = [(); 2].map(|()| Desk::at(&redis.url()));
+    [&asks, &holds].into_iter().for_each(Desk::wait_until_up);
+    let renew = Lookup::Renew { process: holds.process, core: CoreId(3), index: 9, sealed: vec![1, 2, 255] };
+    let asked = asks.ask(renew);
+    let question = holds.told("a renewal", |told| match told {
+        Told::Renewal(_, _, _, ask) => Some(*ask),
+        _ => None,
+    });
+    // Core 4 is not there, and a process that is asked for it says so, and signs it.
+    for (core, sealed) in [(4, "AQL/"), (4, "AQIC"), (3, "AQIC")] {
+        let forged = serde_json::json!({
+            "from": asks.process.to_string(),
+            "ask": question.ask,
+            "renew": { "core": core, "index": 9, "sealed": sealed },
+        });
+        redis.publish(&format!("restcast:process:{}", holds.process), &forged.to_string());
+    }
+    let found = asks.answer(asked);
+    assert!(matches!(found, Found::Unavailable), "{found:?}");
+    let other = holds.told_within(Duration::ZERO, |told| matches!(told, Told::Renewal(..)).then_some(()));
+    assert_eq!(other, None, "what has not its number is no question");
 }
 
 #[test]
@@ -1027,6 +1059,35 @@ fn a_call_is_answered_whole_and_one_that_is_refused_says_what_is_refused_and_no_
     redis.command(&["HSET", "h", "a", &long]);
     let got = desk.store.call(vec![command("HGET", &["h", "a"]), command("HGET", &["h", "b"])]);
     assert_eq!(got, Ok(vec![Reply::TooLong(long.len() as u64), text(PASSWORD)]));
+}
+
+#[test]
+fn an_answer_that_comes_slowly_is_read_to_its_end_and_a_lost_link_for_calls_has_nothing_read_again() {
+    let redis = Redis::start();
+    let proxy = Proxy::to(redis.address());
+    let mut desk = Desk::at(&redis.url_at(proxy.address()));
+    desk.wait_until_up();
+    // Each of 16 KiB and more takes its time on its way, all of them more than `redis.timeout`.
+    let long = "x".repeat(limits::API_KEY_RECORD_BYTES_MAX);
+    for field in ["a", "b", "c", "d"] {
+        redis.command(&["HSET", "h", field, &long]);
+    }
+    proxy.delay(Duration::from_millis(50));
+    let begun = Instant::now();
+    let fields = desk.store.call(vec![command("HVALS", &["h"])]).expect("an answer");
+    assert!(begun.elapsed() > Duration::from_millis(500), "it was slow: {:?}", begun.elapsed());
+    assert_eq!(fields, [Reply::Array([&*long; 4].map(text).into())]);
+    assert_eq!(desk.connects(RedisLink::Calls), 1);
+    proxy.heal();
+    // A link that is lost for its own sake.
+    while desk.told_within(Duration::ZERO, |told| matches!(told, Told::State(_)).then_some(())).is_some() {}
+    proxy.forbid(&["never-said-in-redis"]);
+    assert_eq!(desk.store.call(vec![command("ECHO", &["never-said-in-redis"])]), Err(CallError::Unanswered));
+    proxy.heal();
+    eventually("calls are answered again", || (desk.connects(RedisLink::Calls) == 2).then_some(()));
+    desk.wait_until_up();
+    let again = desk.told_within(SECOND, |told| matches!(told, Told::State(_)).then_some(()));
+    assert_eq!(again, None, "sessions are not read again");
 }
 
 #[test]

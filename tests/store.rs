@@ -232,6 +232,32 @@ fn tickets_are_made_and_used_while_redis_is_away_and_what_it_has_waits_for_it() 
 }
 
 #[test]
+fn a_ticket_that_was_made_while_redis_was_away_is_503_elsewhere_and_no_failure() {
+    let redis = Redis::start();
+    let proxy = Proxy::to(redis.address());
+    let (_upstream, setup_there) = setup(&redis.url(), "");
+    let (_upstream_here, setup_here) = setup(&format!("redis://{}", proxy.address()), "");
+    let there = setup_there.limits("auth_failures_per_minute = 2").start();
+    let here = setup_here.start();
+    proxy.down();
+    let made = ticket(&here, &token_of("u1"));
+    let path = format!("/v1/streams/leads?ticket={made}");
+    for _ in 0..5 {
+        let answer = there.get(&path, &[]);
+        assert_eq!(outcome(&answer), unavailable());
+        assert!(answer.header("retry-after").is_some(), "{answer:?}");
+    }
+    assert_eq!(there.get("/v1/streams/leads", &[bearer(&token_of("u1"))]).status, 200, "nothing has failed");
+    assert_eq!(here.get(&path, &[]).status, 200);
+    assert_eq!(outcome(&here.get(&path, &[])), (401, "INVALID_TOKEN".to_owned()), "its own process knows");
+    // One that says of itself that it is over, or is spelled otherwise, is none.
+    for bad in [format!("{}00000001", &made[..63]), made[..63].to_owned()] {
+        let answer = there.get(&format!("/v1/streams/leads?ticket={bad}"), &[]);
+        assert_eq!(outcome(&answer), (401, "INVALID_TOKEN".to_owned()), "{bad}");
+    }
+}
+
+#[test]
 fn a_ticket_is_used_once_while_redis_is_cut_from_its_maker() {
     let redis = Redis::start();
     let proxy = Proxy::to(redis.address());

@@ -13,6 +13,7 @@ use super::grant::TokenMark;
 use super::jwt::DATE_SECS_MAX;
 use super::members::{Members, MembersError, Value, elements};
 use super::session::SessionMark;
+use crate::ids::{ProcessId, StreamId};
 use crate::limits;
 use crate::time::WallTime;
 
@@ -25,6 +26,12 @@ pub const TOKEN_REVOKED: &str = "token-revoked";
 
 /// What stands on the control stream when the API keys in Redis have changed. It has no channel: restcast alone says it.
 pub const API_KEYS_CHANGED: &str = "api-keys-changed";
+
+/// The same of streams that the admin API has made, or stopped.
+pub const STREAMS_CHANGED: &str = "streams-changed";
+
+/// What stands there when an administrator has had a stream polled at once.
+pub const STREAM_REFRESH: &str = "stream-refresh";
 
 /// How far ahead of ours a publisher's clock is believed: what is dated later counts as of then. Without it a date in the
 /// wrong unit would lock a user out for good.
@@ -188,6 +195,47 @@ impl ControlEntry {
         let said: serde_json::Value = serde_json::from_str(&self.data).ok()?;
         let deleted = said.get("deleted")?;
         ApiKeyMark::read(deleted.get("id")?.as_str()?, deleted.get("mark")?.as_str()?)
+    }
+
+    /// The entry for a stream in Redis that has changed.
+    pub fn stream_changed(id: &StreamId, now: WallTime) -> ControlEntry {
+        ControlEntry::of(STREAMS_CHANGED, [("id", Some(id.as_str().into()))], now)
+    }
+
+    /// The entry for a stream that is to be polled at once; `from`: the process that has done so.
+    pub fn stream_refresh(id: &StreamId, from: ProcessId, now: WallTime) -> ControlEntry {
+        let from = from.to_string();
+        ControlEntry::of(STREAM_REFRESH, [("id", Some(id.as_str().into())), ("from", Some(from.into()))], now)
+    }
+
+    /// Whether it says that streams in Redis have changed.
+    pub fn is_of_streams(&self) -> bool {
+        self.event == STREAMS_CHANGED
+    }
+
+    /// The stream that it says has changed, where it names one.
+    pub fn changed_stream(&self) -> Option<StreamId> {
+        self.stream_of(STREAMS_CHANGED).map(|(id, _)| id)
+    }
+
+    /// Whether it says that a stream is to be polled.
+    pub fn is_refresh(&self) -> bool {
+        self.event == STREAM_REFRESH
+    }
+
+    /// The stream that another process than `own` has polled since `after`.
+    pub fn refreshed_elsewhere(&self, own: ProcessId, after: WallTime) -> Option<StreamId> {
+        let (id, said) = self.stream_of(STREAM_REFRESH)?;
+        let from = said.get("from").and_then(serde_json::Value::as_str)?;
+        (from != own.to_string() && self.at_ms >= millis(after)).then_some(id)
+    }
+
+    fn stream_of(&self, event: &str) -> Option<(StreamId, serde_json::Value)> {
+        if self.event != event || self.data.len() > limits::CONTROL_EVENT_BYTES_MAX {
+            return None;
+        }
+        let said: serde_json::Value = serde_json::from_str(&self.data).ok()?;
+        Some((StreamId::new(said.get("id")?.as_str()?)?, said))
     }
 
     fn of<const N: usize>(event: &str, members: [(&str, Option<serde_json::Value>); N], now: WallTime) -> ControlEntry {
@@ -385,6 +433,24 @@ mod tests {
         assert_eq!(of(&long), None);
         let other = entry(USER_LOGGED_OUT, &said.data);
         assert_eq!((other.is_of_api_keys(), other.deleted_api_key()), (false, None));
+    }
+
+    #[test]
+    fn what_is_said_of_streams_names_them() {
+        let id = StreamId::new("leads").expect("an id");
+        let changed = ControlEntry::stream_changed(&id, NOW);
+        assert_eq!((changed.data.as_str(), changed.changed_stream()), (r#"{"id":"leads"}"#, Some(id.clone())));
+        assert!(changed.is_of_streams() && !changed.is_refresh() && !changed.is_of_api_keys());
+        let (own, other) = (ProcessId(7), ProcessId(8));
+        let refresh = ControlEntry::stream_refresh(&id, other, NOW);
+        assert!(refresh.is_refresh() && !refresh.is_of_streams());
+        assert_eq!(refresh.refreshed_elsewhere(own, NOW), Some(id));
+        assert_eq!(refresh.refreshed_elsewhere(other, NOW), None, "it has done so itself");
+        assert_eq!(refresh.refreshed_elsewhere(own, NOW + Duration::from_secs(1)), None, "it is no news");
+        for bad in ["", "[]", "{}", r#"{"id":7}"#, r#"{"id":"no id"}"#] {
+            assert_eq!(entry(STREAMS_CHANGED, bad).changed_stream(), None, "{bad}");
+            assert_eq!(entry(STREAM_REFRESH, bad).refreshed_elsewhere(own, NOW), None, "{bad}");
+        }
     }
 
     #[test]

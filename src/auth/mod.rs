@@ -15,6 +15,8 @@ pub mod cache;
 pub mod control;
 mod der;
 pub mod grant;
+pub mod hook;
+pub mod identity;
 pub mod jwks;
 pub mod jwt;
 pub mod keys;

@@ -12,7 +12,6 @@ use std::net::IpAddr;
 use serde_json::{Value, json};
 
 use super::sealed::{self, Purpose, SALT_BYTES};
-use crate::limits;
 use crate::secret::Secret;
 use crate::time::WallTime;
 
@@ -63,7 +62,7 @@ impl RenewalAsk {
 
     /// Whether it was asked at about `now`: either clock may be ahead.
     pub fn is_of(&self, now: WallTime) -> bool {
-        now.since(self.at).max(self.at.since(now)) <= limits::PEER_ASK_AGE_MAX
+        sealed::is_of(self.at, now)
     }
 }
 
@@ -98,6 +97,7 @@ impl RenewalAnswer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits;
 
     const SALT: [u8; SALT_BYTES] = [3; SALT_BYTES];
 

@@ -3,10 +3,15 @@
 //!
 //! Source: RFC 8439 (ChaCha20-Poly1305), RFC 2104 (HMAC). Each text is sealed under a key of its own, made of the secret, what
 //! the text is for, and a salt that stands before it; so no nonce is ever used twice, and none needs to be kept.
-//! Memory: none. Errors: what does not open is nothing. Not here: what is said (`renewal`), the secrets' strength.
+//! Memory: none but [`Heard`]'s. Errors: what does not open is nothing. Not here: what is said (`renewal`), the secrets' strength.
+
+use std::collections::{HashSet, VecDeque};
 
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use ring::hmac;
+
+use crate::limits::{PEER_ASK_AGE_MAX, PEER_HEARD_MAX};
+use crate::time::{Instant, WallTime};
 
 /// Bytes of the salt before a sealed text.
 pub const SALT_BYTES: usize = 16;
@@ -69,9 +74,61 @@ pub fn open(secret: &[u8], purpose: Purpose, sealed: &[u8]) -> Option<Vec<u8>> {
     Some(text)
 }
 
+/// Whether a question with that time is one of about `now`: either clock may be ahead.
+pub fn is_of(at: WallTime, now: WallTime) -> bool {
+    now.since(at).max(at.since(now)) <= PEER_ASK_AGE_MAX
+}
+
+/// The questions that were opened lately, by their salts: one that comes again is somebody's who has listened.
+#[derive(Debug, Default)]
+pub struct Heard {
+    salts: HashSet<[u8; SALT_BYTES]>,
+    /// The same, the earliest first.
+    at: VecDeque<(Instant, [u8; SALT_BYTES])>,
+}
+
+impl Heard {
+    /// Whether the question with that salt, which was opened and [`is_of`] now, comes for the first time. Past
+    /// [`PEER_HEARD_MAX`] the oldest is forgotten.
+    pub fn is_first(&mut self, salt: [u8; SALT_BYTES], now: Instant) -> bool {
+        // From the farthest ahead that its clock may be to the oldest that it may get.
+        let life = PEER_ASK_AGE_MAX * 2;
+        while let Some(&(at, oldest)) = self.at.front()
+            && (now.since(at) > life || self.at.len() >= PEER_HEARD_MAX)
+        {
+            self.at.pop_front();
+            self.salts.remove(&oldest);
+        }
+        let first = self.salts.insert(salt);
+        if first {
+            self.at.push_back((now, salt));
+        }
+        first
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_heard_is_remembered_for_as_long_as_it_is_good_and_within_its_bound() {
+        let begin = Instant::from_micros(1_000_000_000);
+        let salt = |number: usize| (number as u128).to_le_bytes();
+        let mut heard = Heard::default();
+        assert!(heard.is_first(salt(1), begin));
+        assert!(!heard.is_first(salt(1), begin + PEER_ASK_AGE_MAX * 2), "a clock may be so far ahead");
+        assert!(heard.is_first(salt(2), begin));
+        let after = begin + PEER_ASK_AGE_MAX * 2 + std::time::Duration::from_micros(1);
+        assert!(heard.is_first(salt(3), after));
+        assert_eq!((heard.salts.len(), heard.at.len()), (1, 1), "what is too old takes no room");
+        for number in 4..=PEER_HEARD_MAX + 2 {
+            assert!(heard.is_first(salt(number), after));
+        }
+        assert!(!heard.is_first(salt(4), after));
+        assert!(heard.is_first(salt(0), after));
+        assert_eq!((heard.salts.len(), heard.at.len()), (PEER_HEARD_MAX, PEER_HEARD_MAX));
+    }
 
     #[test]
     fn only_the_same_secret_and_purpose_open_what_was_sealed() {

@@ -1,7 +1,7 @@
 //! One-time tickets: their text, what is kept of it, and what one stands for.
 //!
 //! Source: protocol version 1, sections 1 (`POST /v1/tickets`) and 2. A ticket has 256 random bits, so a plain SHA-256 of it
-//! is kept: nobody can guess what it is of.
+//! is kept: nobody can guess what it is of. One that a single process of several keeps says so in its text.
 //! Memory: what is returned. Errors: `None`, of whoever wrote what is not ours. Not here: where tickets are kept (`shard`,
 //! `runtime`), who may have one.
 
@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use super::api_key::{ApiKeyId, ApiKeyMark};
 use super::grant::{ClaimValue, Globs, GrantRecord, Rights, TokenMark};
 use super::keys::KeyId;
+use crate::ids::ProcessId;
 use crate::limits::TICKET_RECORD_BYTES_MAX;
 use crate::secret::Secret;
 use crate::time::WallTime;
@@ -23,10 +24,43 @@ use crate::time::WallTime;
 const PREFIX: &str = "rct_";
 /// Characters behind it: 256 bits.
 const RANDOM_CHARS: usize = 43;
+/// and, where one process alone keeps it, behind those: the process,
+const PROCESS_CHARS: usize = 16;
+/// and the second in which it ends.
+const ENDS_CHARS: usize = 8;
 
 /// The ticket of these random bits.
 pub fn of_random(random: [u8; 32]) -> Secret {
     Secret::new(format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(random)))
+}
+
+/// The same, of a ticket that one process alone keeps.
+pub fn kept_alone(random: [u8; 32], keeper: Keeper) -> Secret {
+    let Keeper { process, ends } = keeper;
+    let random = URL_SAFE_NO_PAD.encode(random);
+    Secret::new(format!("{PREFIX}{random}{process}{:08x}", u32::try_from(ends.as_secs()).unwrap_or(u32::MAX)))
+}
+
+/// Who alone keeps a ticket, as its text says; anybody can write such a text.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Keeper {
+    /// The process.
+    pub process: ProcessId,
+    /// Until when, in whole seconds.
+    pub ends: WallTime,
+}
+
+impl Keeper {
+    /// The keeper of the ticket spelled `text`. `None`: that is none, or one that all processes find.
+    pub fn of(text: &[u8]) -> Option<Keeper> {
+        let keeper = text.strip_prefix(PREFIX.as_bytes())?.get(RANDOM_CHARS..)?;
+        let (process, ends) = keeper.split_at_checked(PROCESS_CHARS)?;
+        let is_hex = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        let spelled = ends.len() == ENDS_CHARS && ends.iter().all(is_hex);
+        let ends = spelled.then(|| u32::from_str_radix(std::str::from_utf8(ends).ok()?, 16).ok()).flatten()?;
+        let process = ProcessId::parse(std::str::from_utf8(process).ok()?)?;
+        Some(Keeper { process, ends: WallTime::from_secs(ends.into()) })
+    }
 }
 
 /// Whether a text that may be a JWT or a ticket is meant as a ticket.
@@ -41,9 +75,9 @@ pub struct TicketHash([u8; 32]);
 impl TicketHash {
     /// The hash of the ticket spelled `text`; `None` where that is none.
     pub fn of(text: &[u8]) -> Option<TicketHash> {
-        let random = text.strip_prefix(PREFIX.as_bytes())?;
+        let (random, keeper) = text.strip_prefix(PREFIX.as_bytes())?.split_at_checked(RANDOM_CHARS)?;
         let is_ours = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_".contains(byte);
-        if random.len() != RANDOM_CHARS || !random.iter().all(is_ours) {
+        if !random.iter().all(is_ours) || !keeper.is_empty() && Keeper::of(text).is_none() {
             return None;
         }
         digest::digest(&digest::SHA256, text).as_ref().first_chunk().copied().map(TicketHash)
@@ -218,6 +252,25 @@ mod tests {
         assert!(!text.contains(&hash(&one).to_string()));
         for bad in ["", "rct_", &text[1..], &text[..46], &(text.clone() + "A"), &text.replace("rct_", "rcT_")] {
             assert_eq!(TicketHash::of(bad.as_bytes()), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_ticket_that_one_process_keeps_says_which_and_until_when() {
+        let keeper = Keeper { process: ProcessId(u64::MAX - 7), ends: WallTime::from_secs(1_800_000_030) };
+        let ticket = kept_alone([7; 32], keeper);
+        let text = String::from_utf8(ticket.expose_secret().to_vec()).expect("it is text");
+        assert!(is_ticket(text.as_bytes()));
+        assert_eq!((text.len(), Keeper::of(text.as_bytes())), (71, Some(keeper)));
+        let hash = TicketHash::of(text.as_bytes()).expect("a ticket");
+        assert_ne!(Some(hash), TicketHash::of(text[..47].as_bytes()), "it is no other's");
+        let of_all = of_random([7; 32]);
+        assert_eq!(Keeper::of(of_all.expose_secret()), None);
+        assert_eq!(Keeper::of(b"rct_"), None);
+        for bad in
+            [&text[..70], &text[..63], &(text.clone() + "0"), &text.replace("fff8", "FFF8"), &text.replace("ff", "+f")]
+        {
+            assert_eq!((Keeper::of(bad.as_bytes()), TicketHash::of(bad.as_bytes())), (None, None), "{bad}");
         }
     }
 

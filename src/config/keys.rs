@@ -60,6 +60,8 @@ pub enum Form {
     Secret,
     /// An array of secrets.
     SecretList,
+    /// A secret, or an array of secrets.
+    SecretOrList,
     /// A table whose members are secrets.
     SecretTable,
     /// One of these strings.
@@ -94,6 +96,7 @@ impl fmt::Display for Form {
             Form::TextTable => "table of strings",
             Form::Secret => "secret",
             Form::SecretList => "array of secrets",
+            Form::SecretOrList => "secret or array of secrets",
             Form::SecretTable => "table of secrets",
             Form::Address => "address",
             Form::Moment => "date-time",
@@ -116,8 +119,8 @@ const BUDGET: Form = Form::Size { min: 0, max: 1 << 50 };
 use crate::limits::{PAGES_MAX, POLL_REDIRECTS_MAX};
 
 use Form::{
-    Address, Boolean, Choice, Moment, PointerList, Secret, SecretList, SecretTable, Text, TextList, TextOrList,
-    TextTable,
+    Address, Boolean, Choice, Moment, PointerList, Secret, SecretList, SecretOrList, SecretTable, Text, TextList,
+    TextOrList, TextTable,
 };
 use Preset::{Is, Required, Unset};
 
@@ -286,6 +289,7 @@ pub const KEYS: &[KeyDoc] = &[
     key("stream.auth.audience", Text, Unset, "Of `oauth2`: `audience` of the request, which some endpoints want"),
     key("stream.auth.params", TextTable, Is("{}"), "Of `oauth2`: further parameters of the request, such as `resource`"),
     key("stream.auth.ca", Text, Unset, "Of `oauth2`: PEM file of the roots to trust for `token_url` instead of the system's; `ca` of the stream is for its `url` alone"),
+    key("stream.hook_secret", SecretOrList, Unset, "What `POST /v1/hooks/{id}` is signed with, which polls at once; all verify, at most 8"),
     key("stream.view.roles", TextList, Required, "Who gets this view: the first `[[stream.view]]` of the stream that names a role of the caller; none: 403. Each view has its own epoch and `seq`, and a change outside of it makes no event in it"),
     key("stream.view.pointers", PointerList, Unset, "JSON pointers: the value reduced to these places, its structure kept. `*` stands for each element or member (`/rows/*/name`), an index for one element; arrays close up over elements that are left out"),
     key("stream.view.path", Text, Unset, "Instead of `pointers` a JSONPath (RFC 9535): the array of its matches; of names and indexes alone the match itself, or null. Patterns of `match` and `search` are literals"),

@@ -20,7 +20,8 @@ use crate::auth::jwt::ClaimNames;
 use crate::auth::keys::KeySet;
 use crate::ids::StreamId;
 use crate::limits::{
-    CLAIM_NAME_BYTES_MAX, HEADERS_MAX, Limits, PARAMS_MAX, TLS_CERTIFICATES_MAX, UPSTREAM_SECRET_BYTES_MAX,
+    CLAIM_NAME_BYTES_MAX, HEADERS_MAX, Limits, PARAMS_MAX, PEER_KEY_BYTES_MIN, TLS_CERTIFICATES_MAX,
+    UPSTREAM_SECRET_BYTES_MAX,
 };
 use crate::secret::Secret;
 use crate::stream::diff::Pointer;
@@ -303,6 +304,10 @@ impl Check<'_> {
         if let Some(bytes) = key.as_ref().map(Secret::len).filter(|bytes| *bytes < ADMIN_KEY_BYTES) {
             self.warn(root.line_of("admin.key"), Oddity::ShortAdminKey { bytes });
         }
+        let short = key.as_ref().map(Secret::len).filter(|bytes| *bytes < PEER_KEY_BYTES_MIN);
+        if let Some(bytes) = short.filter(|_| root.is_written("redis.url")) {
+            self.warn(root.line_of("admin.key"), Oddity::ShortSharedAdminKey { bytes });
+        }
         let mut names = Vec::new();
         for name in root.texts("admin.names") {
             let is_name = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
@@ -350,7 +355,7 @@ impl Check<'_> {
         }
     }
 
-    fn streams(&mut self, root: &Section, has_keys: bool) -> Vec<Arc<Options>> {
+    pub(super) fn streams(&mut self, root: &Section, has_keys: bool) -> Vec<Arc<Options>> {
         let mut streams = Vec::new();
         let mut seen: BTreeMap<StreamId, u32> = BTreeMap::new();
         for section in root.array("stream") {
@@ -381,6 +386,8 @@ impl Check<'_> {
         if let (true, Some(placeholder)) = (keep_warm, first_placeholder(url.as_ref(), body.as_ref())) {
             self.error(section.line_of("stream.keep_warm"), Problem::KeepWarmUnfilled { placeholder });
         }
+        // All that is wrong is found before the first of it ends this.
+        let (views, hook_secrets) = (self.views(section), self.hook_secrets(section));
         let values = |path| section.texts(path).into_iter().map(|text| text.value).collect();
         Some(Options {
             id: id?,
@@ -406,11 +413,12 @@ impl Check<'_> {
             allow_anonymous: section.boolean("stream.allow_anonymous"),
             roles: values("stream.roles"),
             permissions: values("stream.permissions"),
-            views: self.views(section),
             pacing: self.pacing(section),
             follow: self.follow(section),
             redirects_max: u8::try_from(section.number("stream.redirects_max")).unwrap_or(u8::MAX),
             pages_max: section.number_u32("stream.pages_max"),
+            views,
+            hook_secrets,
             proof: self.proof(section),
             filter: self.filter(section),
         })

@@ -13,6 +13,7 @@ mod direct;
 mod form;
 mod jwt;
 mod keys;
+mod managed;
 mod meaning;
 mod moment;
 mod pace;
@@ -32,6 +33,7 @@ use std::sync::Arc;
 pub use form::FormError;
 pub use jwt::{JwtKey, KeyMaterial, KeySetPlace, KeySetSource};
 pub use keys::{ARRAYS, Form, KEYS, KeyDoc, Preset, keys_table, nearest_name};
+pub use managed::{Managed, ManagedError, Members, masked, members_of, unmasked};
 pub use redis::{RedisOptions, RedisServer, RedisUrlError};
 pub use upstream_auth::UpstreamAuthError;
 
@@ -734,6 +736,14 @@ pub enum Oddity {
         /// What it has.
         bytes: usize,
     },
+    /// An admin key under which other processes are not asked.
+    #[error(
+        "`admin.key` has {bytes} bytes: with `[redis]`, connections of other processes are listed under 32 or more"
+    )]
+    ShortSharedAdminKey {
+        /// What it has.
+        bytes: usize,
+    },
     /// A short admin key.
     #[error("`admin.key` has {bytes} bytes: use at least 16 random ones")]
     ShortAdminKey {
@@ -787,6 +797,12 @@ pub enum Oddity {
     /// A direct mode in which every target is blocked.
     #[error("[direct] reaches nothing: list targets in `allow`, or set `allow_public`")]
     DirectReachesNothing,
+    /// A hook's secret that could be guessed.
+    #[error("`stream.hook_secret` has one of {bytes} bytes: use at least 16 random ones")]
+    ShortHookSecret {
+        /// What it has.
+        bytes: usize,
+    },
     /// A very short interval.
     #[error("stream \"{id}\": `interval` is under 100ms: the upstream gets over ten requests a second")]
     ShortInterval {

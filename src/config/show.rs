@@ -248,6 +248,7 @@ fn stream(page: &mut Page, stream: &stream::Options) {
     page.line("allow_anonymous", stream.allow_anonymous);
     page.line("roles", list(&stream.roles));
     page.line("permissions", list(&stream.permissions));
+    page.line_unless_unset("hook_secret", hook_secrets(stream.hook_secrets.len()));
     match &stream.follow {
         None => {
             page.line("kind", quoted("poll"));
@@ -299,6 +300,22 @@ fn upstream(page: &mut Page, upstream: &Upstream) {
     page.line_unless_unset("rate", upstream.rate.map(|rate| quoted(&rate.every.to_string())));
     page.line("burst", upstream.rate.map_or(1, |rate| rate.burst));
     page.line("breaker", upstream.breaker);
+}
+
+/// One secret is shown as one, several as an array.
+fn hook_secrets(count: usize) -> Option<String> {
+    match count {
+        0 => None,
+        1 => Some(MASK.to_owned()),
+        _ => Some(format!("[{}]", vec![MASK; count].join(", "))),
+    }
+}
+
+/// One stream as TOML, as [`masked_toml`] shows it.
+pub(super) fn stream_toml(stream: &stream::Options) -> String {
+    let mut page = Page(String::new());
+    self::stream(&mut page, stream);
+    page.0
 }
 
 fn view(page: &mut Page, view: &View) {
@@ -417,7 +434,7 @@ impl Page {
 }
 
 /// `text` as a TOML basic string.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     let mut quoted = String::with_capacity(text.len() + 2);
     quoted.push('"');
     for c in text.chars() {

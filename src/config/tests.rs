@@ -10,7 +10,7 @@ use crate::limits::Limits;
 use crate::{auth, connection, stream};
 
 /// A world with one of each thing a file may name.
-struct World;
+pub(super) struct World;
 
 const ENV_SECRET: &str = "ENV-SECRET-0123456789abcdef-0123456789abcdef-0123456789abcdef-0123";
 const FILE_SECRET: &str = "FILE-SECRET-0123456789abcdef-0123456789abcdef";
@@ -174,6 +174,7 @@ windows = [{ from = "09:00", to = "17:00", days = ["mon", "tue"], interval = "50
 hash = true
 roles = ["agent", "admin"]
 permissions = ["leads.read"]
+hook_secret = ["env:SECRET", "hunter2 of the hooks"]
 [stream.sign]
 key_id = "2026-11"
 secret = "hex:000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"
@@ -411,6 +412,7 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         allow_anonymous = false
         roles = ["agent", "admin"]
         permissions = ["leads.read"]
+        hook_secret = ["***", "***"]
         kind = "poll"
         respect_max_age = true
         pages_max = 1
@@ -1040,6 +1042,14 @@ fn listeners_are_not_exposed_by_mistake() {
         warning line 6: `admin.key` has 5 bytes: use at least 16 random ones
     "#]],
     );
+    let shared = |bytes: usize| format!("[redis]\nurl = \"redis://127.0.0.1\"\n[admin]\nkey = {:?}", "k".repeat(bytes));
+    check(
+        &shared(31),
+        expect![[r#"
+        warning line 4: `admin.key` has 31 bytes: with `[redis]`, connections of other processes are listed under 32 or more
+    "#]],
+    );
+    check(&shared(32), expect![[r#""#]]);
     for key in ["a key with spaces in it", "sixteen=in=the=middle", "schlüssel-mit-umlauten"] {
         check(
             &format!("[admin]\nkey = {key:?}"),
@@ -1662,4 +1672,15 @@ fn a_stream_made_without_the_file_is_as_one_that_the_file_leaves_bare() {
     let config = accepted("[[stream]]\nid = \"s\"\nurl = \"https://h/a\"\n");
     let bare = stream::Options::new(crate::ids::StreamId::new("s").expect("an id"), config.streams[0].url.clone());
     assert_eq!(*config.streams[0], bare);
+}
+
+#[test]
+fn what_is_wrong_with_a_view_is_told_beside_what_is_wrong_with_its_stream() {
+    check(
+        "[[stream]]\nid = \"a b\"\nurl = \"http://h/\"\n[[stream.view]]\nroles = []\npath = \"$\"\n",
+        expect![[r#"
+            line 2: `stream.id` must have 1 to 128 of the characters A-Z a-z 0-9 . _ : ~ -
+            line 5: `stream.view.roles` is empty: name the roles that get this view
+        "#]],
+    );
 }

@@ -350,7 +350,10 @@ impl Walk<'_> {
                 self.members(key.path, table, |walk, path, text, span| walk.text(path, text, span))
                     .map(Value::TextTable)
             }
-            (Form::SecretList, DeValue::Array(elements)) => {
+            (Form::SecretOrList, DeValue::String(_)) => {
+                self.hidden(key.path, value).map(|one| Value::Secrets(vec![one]))
+            }
+            (Form::SecretList | Form::SecretOrList, DeValue::Array(elements)) => {
                 self.few(key.path, elements.len(), value)?;
                 let secrets: Vec<Option<Lined<Secret>>> = elements.iter().map(|e| self.hidden(key.path, e)).collect();
                 secrets.into_iter().collect::<Option<Vec<_>>>().map(Value::Secrets)
@@ -469,6 +472,7 @@ fn wanted(form: Form) -> String {
             "an array of strings: each the secret itself, env:NAME, file:PATH, b64:… or hex:…".to_owned()
         }
         Form::SecretTable => "a table of strings".to_owned(),
+        Form::SecretOrList => "a string or an array of strings".to_owned(),
         Form::Text | Form::TextOrList | Form::TextTable => format!("a {form}"),
     }
 }

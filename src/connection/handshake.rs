@@ -90,6 +90,8 @@ pub enum Resource<'b> {
     Tickets,
     /// `/v1/connections/{connection}/auth`: the name, not decoded.
     Renewal(&'b str),
+    /// `/v1/hooks/{id}`: the id, not decoded.
+    Hook(&'b str),
 }
 
 impl<'b> Resource<'b> {
@@ -106,6 +108,9 @@ impl<'b> Resource<'b> {
                 if let Some(id) = path.strip_prefix("/v1/streams/") {
                     return (!id.is_empty() && !id.contains('/')).then_some(Resource::Stream(id));
                 }
+                if let Some(id) = path.strip_prefix("/v1/hooks/") {
+                    return (!id.is_empty() && !id.contains('/')).then_some(Resource::Hook(id));
+                }
                 let name = path.strip_prefix("/v1/connections/")?.strip_suffix("/auth")?;
                 (!name.is_empty() && !name.contains('/')).then_some(Resource::Renewal(name))
             }
@@ -115,7 +120,7 @@ impl<'b> Resource<'b> {
     /// The methods it knows, as `Allow` lists them.
     pub const fn allow(self) -> &'static str {
         match self {
-            Resource::Renewal(_) | Resource::Tickets => "POST, OPTIONS",
+            Resource::Renewal(_) | Resource::Tickets | Resource::Hook(_) => "POST, OPTIONS",
             _ => "GET, HEAD, OPTIONS",
         }
     }
@@ -142,6 +147,8 @@ pub enum Demand<'b> {
     Ticket,
     /// To renew the credential of a live connection (`None`: its name is none), by the body.
     Renew(Option<ConnectionId>),
+    /// To say that a stream's upstream has something new: the stream's id, not decoded.
+    Hook(&'b str),
 }
 
 /// In which representation a stream is wanted.
@@ -168,8 +175,10 @@ pub fn demand<'b>(head: &Head<'b>, options: &Options) -> Result<Demand<'b>, Refu
     };
     match (resource, head.method) {
         (_, "OPTIONS") => return Ok(Demand::Options(resource.allow())),
-        (Resource::Renewal(_) | Resource::Tickets, "POST") => {}
-        (Resource::Renewal(_) | Resource::Tickets, _) => return Err(Refusal::not_allowed(resource.allow())),
+        (Resource::Renewal(_) | Resource::Tickets | Resource::Hook(_), "POST") => {}
+        (Resource::Renewal(_) | Resource::Tickets | Resource::Hook(_), _) => {
+            return Err(Refusal::not_allowed(resource.allow()));
+        }
         // HEAD is GET without its body, where that is a refusal too (RFC 9110 section 9.3.2).
         (_, "GET" | "HEAD") => {}
         _ => return Err(Refusal::not_allowed(resource.allow())),
@@ -190,6 +199,7 @@ pub fn demand<'b>(head: &Head<'b>, options: &Options) -> Result<Demand<'b>, Refu
         Resource::Echo => Ok(Demand::Echo(needed(upgrade()?)?)),
         Resource::Many => Ok(Demand::Many(needed(upgrade()?)?)),
         Resource::Tickets => Ok(Demand::Ticket),
+        Resource::Hook(id) => Ok(Demand::Hook(id)),
         Resource::Renewal(name) => Ok(Demand::Renew(ConnectionId::parse(name))),
         Resource::Stream(id) => {
             let how = match upgrade()? {

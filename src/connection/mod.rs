@@ -18,7 +18,7 @@ use crate::codec::http::BodyDecoder;
 use crate::codec::message::{CloseReason, Format};
 use crate::codec::ws;
 use crate::frame::{Encoding, Transport};
-use crate::ids::{ConnectionId, Holder, ResumePoint};
+use crate::ids::{ConnectionId, Holder, ResumePoint, StreamId};
 use crate::limits;
 use crate::time::{Instant, Now, WallTime};
 
@@ -154,19 +154,33 @@ pub struct Http {
     pub judged: Option<Result<Grant, Refusal>>,
 }
 
+/// What a body that is read is for.
+#[derive(Debug)]
+pub enum Posted {
+    /// `POST /v1/connections/{connection}/auth`: the connection to be renewed, if the name was one.
+    Renewal(Option<ConnectionId>),
+    /// `POST /v1/hooks/{id}`.
+    Hook {
+        /// The stream.
+        id: StreamId,
+        /// `X-Restcast-Signature`.
+        signature: String,
+    },
+}
+
 /// Where in an exchange an HTTP connection is.
 #[derive(Debug)]
 pub enum Phase {
     /// A request head is awaited or incomplete.
     Head,
-    /// The body of `POST /v1/connections/{connection}/auth` is read.
+    /// The body of a POST is read.
     Body {
         /// What makes the body of the bytes.
         decoder: Box<BodyDecoder>,
         /// What there is of it.
         body: Vec<u8>,
-        /// The connection to be renewed, if the name was one.
-        connection: Option<ConnectionId>,
+        /// What it is for.
+        posted: Posted,
         /// Whom a failure is counted for.
         client: std::net::IpAddr,
         /// How to answer.

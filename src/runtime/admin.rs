@@ -18,11 +18,13 @@ use crate::secret::Secret;
 use crate::time::{Instant, WallTime};
 
 use super::admin_call::{Call, not_allowed, problem};
+use super::admin_streams::{self, Streams};
 use super::admin_users::{self, Users};
 use super::api_keys::KeyStore;
 use super::control::Control;
 use super::core::Process;
 use super::redis::Store;
+use super::streams::StreamStore;
 use super::{admin_keys, clock};
 
 /// Connections served at once; further ones wait in the backlog.
@@ -52,6 +54,8 @@ pub struct Admin {
     pub started_at: Instant,
     /// Connections it takes at most.
     pub connections_max: u64,
+    /// The streams.
+    pub streams: Arc<StreamStore>,
     /// The API keys.
     pub keys: Arc<KeyStore>,
     /// Begins a drain.
@@ -261,7 +265,9 @@ fn answer(admin: &Admin, head: &Head<'_>, body: &[u8], peer: SocketAddr) -> Resp
         }),
         path => match path.strip_prefix(API).map(|rest| rest.split('/').map(http::percent_decode).collect()) {
             Some(Some(segments)) => {
-                let call = Call { method: head.method, path: segments, query: head.query, body, by: peer };
+                let matched: Vec<_> = head.all("if-match").map(String::from_utf8_lossy).collect();
+                let if_match = (!matched.is_empty()).then(|| matched.join(","));
+                let call = Call { method: head.method, path: segments, query: head.query, if_match, body, by: peer };
                 carry_out(admin, &call)
             }
             Some(None) => problem(ErrorCode::BadRequest, "the path is not percent-encoded UTF-8"),
@@ -279,6 +285,10 @@ fn carry_out(admin: &Admin, call: &Call<'_>) -> Response {
             Response::new(202).body("application/json", &b"{\"status\":\"draining\"}\n"[..])
         }
         ["drain"] => not_allowed("POST"),
+        ["streams", rest @ ..] => {
+            let streams = Streams { store: &admin.streams, process: &admin.process };
+            admin_streams::answer(streams, call, rest)
+        }
         ["keys", rest @ ..] => admin_keys::answer(&admin.keys, call, rest),
         path => {
             let key = admin.key();

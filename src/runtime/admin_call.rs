@@ -27,6 +27,8 @@ pub struct Call<'c> {
     pub path: Vec<Cow<'c, str>>,
     /// Its query, not decoded.
     pub query: Option<&'c str>,
+    /// Its `If-Match`, where it has one.
+    pub if_match: Option<String>,
     /// Its body, whole.
     pub body: &'c [u8],
     /// Who calls: the address and port it came from.

@@ -133,7 +133,7 @@ fn refused(error: &KeysError, sentence: &str) -> Response {
             log::write(LogLevel::Error, &[("error", error)], sentence);
             Response::problem(503, ErrorCode::Overloaded.as_str(), &detail).header("Retry-After", "10")
         }
-        KeysError::Redis(_) | KeysError::Unkept { .. } => {
+        KeysError::Redis(_) | KeysError::Undeleted(_) | KeysError::Unkept { .. } => {
             log::write(LogLevel::Error, &[("error", error)], sentence);
             problem(ErrorCode::SessionStoreUnavailable, &detail).header("Retry-After", "2")
         }

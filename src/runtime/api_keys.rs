@@ -78,6 +78,12 @@ pub enum KeysError {
     /// Redis, which has the keys, is.
     #[error("{0}: API keys are kept there, and nothing was changed")]
     Redis(CallError),
+    /// Redis has the key still, and will have it until somebody puts right what it refuses.
+    #[error(
+        "{0}: the API key is refused here from now on, and by every process that hears of it, but it stays in Redis, where a \
+         process that starts will find it; delete it once more when Redis lets this server"
+    )]
+    Undeleted(CallError),
     /// The key is deleted in this process alone, for as long as it lives.
     #[error("{redis}, and {state}: the API key is refused by this process from now on; delete it once more")]
     Unkept {
@@ -118,6 +124,8 @@ struct Notices {
     deleted: Vec<ApiKeyMark>,
     /// How reading them for the first time has ended: whether they were read.
     first: Option<bool>,
+    /// Bytes of the last reading.
+    bytes: usize,
 }
 
 #[derive(Default)]
@@ -275,8 +283,14 @@ impl KeyStore {
     fn make_shared(&self, redis: &Redis, key: &Arc<ApiKey>) -> Result<(), KeysError> {
         lock(&self.inner).admit(key)?;
         match redis.keys.put(std::slice::from_ref(key)) {
-            Ok(outcome) => match outcome.first() {
-                Some(Put::Done) => {}
+            Ok((outcome, history)) => match outcome.first() {
+                Some(Put::Done) => {
+                    let mut inner = lock(&self.inner);
+                    inner.kept.insert(Arc::clone(key), true);
+                    inner.kept.advance(&history);
+                    (self.tell)(&inner.table());
+                    self.copy(redis, &mut inner);
+                }
                 Some(Put::Full) => return Err(KeysError::TooMany),
                 Some(Put::Taken) | None => {
                     // Somebody has made it a moment ago.
@@ -294,11 +308,6 @@ impl KeyStore {
                 return Err(KeysError::Redis(error));
             }
         }
-        let mut inner = lock(&self.inner);
-        inner.kept.insert(Arc::clone(key), true);
-        (self.tell)(&inner.table());
-        self.copy(redis, &mut inner);
-        drop(inner);
         redis.publish(None);
         Ok(())
     }
@@ -310,14 +319,18 @@ impl KeyStore {
                 return Err(KeysError::Configured);
             }
             let mark = inner.kept.find(id).map(|key| key.mark());
-            match &mark {
-                Some(mark) => {
+            let pending = inner.kept.being_deleted(id).cloned();
+            match (&mark, pending) {
+                (Some(mark), _) => {
                     inner.kept.delete(mark.clone(), false);
                     (self.tell)(&inner.table());
                 }
-                None if inner.kept.is_being_deleted(id) => return Err(KeysError::Missing),
+                (None, Some(pending)) => {
+                    drop(inner);
+                    return self.delete_again(redis, id, &pending);
+                }
                 // This process may not have heard of it yet, or can make nothing of it.
-                None => {}
+                (None, None) => {}
             }
             mark
         };
@@ -339,16 +352,39 @@ impl KeyStore {
                 redis.publish(None);
                 Ok(())
             }
-            (Some(_), Err(error)) => {
-                let mut inner = lock(&self.inner);
-                let kept = self.write_copy(&mut inner);
+            (Some(mark), Err(error)) => {
+                let kept = self.write_copy(&mut lock(&self.inner));
+                // Whoever hears of it refuses the key, whether or not it is still in Redis.
+                redis.publish(Some(&mark));
                 redis.read_soon();
-                let sentence =
-                    "An API key is deleted here; it will be in Redis, and so everywhere, once Redis answers.";
-                log::write(LogLevel::Warn, &[("api_key", id), ("why", &error)], sentence);
-                kept.map_err(|state| KeysError::Unkept { redis: error, state })
+                match (kept, error) {
+                    (Err(state), redis) => Err(KeysError::Unkept { redis, state }),
+                    (Ok(()), error @ CallError::Refused(_)) => Err(KeysError::Undeleted(error)),
+                    (Ok(()), error) => {
+                        let sentence =
+                            "An API key is deleted here; it will be in Redis, and so everywhere, once Redis answers.";
+                        log::write(LogLevel::Warn, &[("api_key", id), ("why", &error)], sentence);
+                        Ok(())
+                    }
+                }
             }
         }
+    }
+
+    /// Deletes a key that is deleted here, and of which Redis does not know yet.
+    fn delete_again(&self, redis: &Redis, id: &ApiKeyId, mark: &ApiKeyMark) -> Result<(), KeysError> {
+        let was_there = match redis.keys.delete(id, Some(mark)) {
+            Ok(found) => found.is_some(),
+            Err(error @ CallError::Refused(_)) => return Err(KeysError::Undeleted(error)),
+            // It is on its way.
+            Err(CallError::Away | CallError::Unanswered) => return Err(KeysError::Missing),
+        };
+        let mut inner = lock(&self.inner);
+        inner.kept.delete(mark.clone(), true);
+        self.copy(redis, &mut inner);
+        drop(inner);
+        redis.publish(Some(mark));
+        if was_there { Ok(()) } else { Err(KeysError::Missing) }
     }
 
     /// Writes what is known of the keys in Redis to the state file.
@@ -416,7 +452,7 @@ impl KeyStore {
         loop {
             let (read, deleted) = redis.wait(last);
             if !deleted.is_empty() {
-                self.take_deleted(redis, deleted);
+                self.take_deleted(redis, &deleted);
             }
             if !read {
                 continue;
@@ -438,14 +474,19 @@ impl KeyStore {
         }
     }
 
-    /// Others have deleted these.
-    fn take_deleted(&self, redis: &Redis, marks: Vec<ApiKeyMark>) {
-        let mut inner = lock(&self.inner);
-        let gone: Vec<ApiKeyId> =
-            marks.into_iter().filter(|mark| inner.kept.delete(mark.clone(), true)).map(|mark| mark.id).collect();
+    /// Others have deleted these. There may be many, not all of which are of keys: whoever else wants the keys goes between.
+    fn take_deleted(&self, redis: &Redis, marks: &[ApiKeyMark]) {
+        let mut gone: Vec<ApiKeyId> = Vec::new();
+        for marks in marks.chunks(limits::API_KEYS_HEARD_AT_ONCE) {
+            let mut inner = lock(&self.inner);
+            let before = gone.len();
+            gone.extend(marks.iter().filter(|mark| inner.kept.hear((*mark).clone())).map(|mark| mark.id.clone()));
+            if gone.len() > before {
+                (self.tell)(&inner.table());
+            }
+        }
         if !gone.is_empty() {
-            (self.tell)(&inner.table());
-            self.copy(redis, &mut inner);
+            self.copy(redis, &mut lock(&self.inner));
             say(&gone, "API keys were deleted by another process.");
         }
     }
@@ -456,15 +497,16 @@ impl KeyStore {
         random(&mut chance).map_err(|error| CallError::Refused(error.to_string()))?;
         let epoch = ApiKeyId::of_random(chance);
         for _ in 0..limits::API_KEYS_ROUNDS_MAX {
-            let asked = lock(&self.inner).kept.turn();
+            let asked = lock(&self.inner).kept.asked();
             let reading = redis.keys.read(epoch.as_str())?;
             if !reading.unreadable.is_empty() && redis.is_news("unreadable") {
                 let sentence = "Redis holds records of API keys that cannot be read: they are not in force. Deleting them by their ids removes them.";
                 log::write(LogLevel::Error, &[("records", &reading.unreadable.len())], sentence);
             }
+            lock(&redis.notices).bytes = reading.bytes;
             let merged = {
                 let mut inner = lock(&self.inner);
-                let merged = inner.kept.merge(reading, asked);
+                let merged = inner.kept.merge(reading, &asked);
                 if merged.changed {
                     (self.tell)(&inner.table());
                 }
@@ -498,8 +540,9 @@ impl KeyStore {
         if carry.is_empty() {
             return Ok(delete.is_empty());
         }
-        let outcomes = redis.keys.put(&carry)?;
+        let (outcomes, history) = redis.keys.put(&carry)?;
         let mut inner = lock(&self.inner);
+        inner.kept.advance(&history);
         let mut done = Vec::new();
         for (key, outcome) in carry.iter().zip(&outcomes) {
             if *outcome == Put::Done {
@@ -510,7 +553,7 @@ impl KeyStore {
         self.copy(redis, &mut inner);
         drop(inner);
         redis.publish(None);
-        say(&done, "API keys of the state file are now in Redis, for every process.");
+        say(&done, "API keys that were not in Redis, or not any more, are there now, for every process.");
         let full = outcomes.iter().filter(|outcome| **outcome == Put::Full).count();
         if full > 0 && redis.is_news("full") {
             let sentence = "There are as many API keys in Redis as there may be: some of the state file's are not carried over, and are in force here alone.";
@@ -537,7 +580,7 @@ impl Redis {
         let mut notices = lock(&self.notices);
         loop {
             let since = last.map(|last| clock::now().at.since(last));
-            let apart = if notices.read { limits::API_KEYS_READ_INTERVAL } else { limits::API_KEYS_REREAD };
+            let apart = if notices.read { spacing(notices.bytes) } else { limits::API_KEYS_REREAD };
             let wait = since.map_or(Duration::ZERO, |since| apart.saturating_sub(since));
             let read = wait.is_zero();
             if read || !notices.deleted.is_empty() {
@@ -567,6 +610,14 @@ impl Redis {
     }
 }
 
+/// How long nothing is read after a reading of so many bytes: whoever says all the time that something has changed does not
+/// have everything read all the time.
+fn spacing(bytes: usize) -> Duration {
+    let bytes = bytes.min(limits::API_KEYS_REPLY_BYTES_MAX);
+    Duration::from_millis((bytes * 1000 / limits::API_KEYS_READ_BYTES_PER_SEC) as u64)
+        .max(limits::API_KEYS_READ_INTERVAL)
+}
+
 /// Says what has become of keys, and of which.
 fn say(ids: &[ApiKeyId], sentence: &str) {
     if ids.is_empty() {
@@ -577,4 +628,18 @@ fn say(ids: &[ApiKeyId], sentence: &str) {
         names.push("…");
     }
     log::write(LogLevel::Info, &[("api_keys", &ids.len()), ("ids", &names.join(","))], sentence);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_more_there_is_to_read_the_less_often_it_is_read() {
+        // What usual keys take, of about 400 bytes: 250 ms are kept, with the time that reading takes.
+        assert_eq!([0, 1, 100, 1_000].map(|keys| spacing(keys * 400)), [limits::API_KEYS_READ_INTERVAL; 4]);
+        assert!(spacing(3_000 * 400) < Duration::from_millis(150));
+        assert_eq!(spacing(8 << 20), Duration::from_secs(1));
+        assert_eq!([16 << 20, usize::MAX].map(spacing), [Duration::from_secs(2); 2]);
+    }
 }

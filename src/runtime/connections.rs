@@ -7,8 +7,8 @@
 //! Source: protocol version 1, section 6. Memory: a page of each process, at most [`limits::PEER_LISTS_BYTES_MAX`] of others.
 //! Errors: problem documents; who has not answered is said in the answer. Not here: how the question gets there (`redis`).
 
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -21,7 +21,7 @@ use crate::ids::{CoreId, ProcessId};
 use crate::limits;
 use crate::secret::Secret;
 use crate::shard::{ConnectionQuery, Listed, ListedConnection, Order, PeerAsk};
-use crate::time::Instant;
+use crate::time::{Instant, WallTime};
 
 use super::admin_call::{Call, problem};
 use super::core::Process;
@@ -78,11 +78,13 @@ impl Place {
 }
 
 impl Wanted {
-    fn text(&self) -> String {
-        json!({ "sub": self.sub, "first": self.first.map(Place::text), "limit": self.limit }).to_string()
+    /// What is asked of others at that time.
+    fn text(&self, at: WallTime) -> String {
+        let first = self.first.map(Place::text);
+        json!({ "sub": self.sub, "first": first, "limit": self.limit, "at": at.as_micros() }).to_string()
     }
 
-    fn read(text: &[u8]) -> Option<Wanted> {
+    fn read(text: &[u8]) -> Option<(Wanted, WallTime)> {
         let value: Value = serde_json::from_slice(text).ok()?;
         let optional = |name: &str| match value.get(name) {
             None | Some(Value::Null) => Some(None),
@@ -91,7 +93,8 @@ impl Wanted {
         let first = optional("first")?.map(|first| Place::parse(first).ok_or(())).transpose().ok()?;
         let limit = usize::try_from(value.get("limit")?.as_u64()?).ok()?;
         let allowed = (1..=limits::ADMIN_PAGE_MAX).contains(&limit);
-        allowed.then_some(Wanted { sub: optional("sub")?.map(str::to_owned), first, limit })
+        let at = WallTime::from_micros(value.get("at")?.as_u64()?);
+        allowed.then_some((Wanted { sub: optional("sub")?.map(str::to_owned), first, limit }, at))
     }
 
     /// From which of a process's connections on they are wanted; `None`: it has none that are.
@@ -165,7 +168,9 @@ pub fn answer(process: &Process, key: Option<&Secret>, call: &Call<'_>) -> Resul
         problem(ErrorCode::Overloaded, detail).header("Retry-After", "2")
     })?;
     let mut parts = vec![(process.id, own)];
-    let (mut unanswered, mut complete) = (Vec::new(), true);
+    // Who has heard a question under a short key could find it out, and with it everything else that it opens.
+    let unasked = others.is_none() && process.store.is_some();
+    let (mut unanswered, mut complete) = (Vec::new(), !unasked);
     if let Some(Others { key, salt, lists, patience }) = others {
         let lists = lists.recv_timeout(patience).unwrap_or_default();
         (unanswered, complete) = (lists.unanswered, lists.complete);
@@ -182,13 +187,17 @@ pub fn answer(process: &Process, key: Option<&Secret>, call: &Call<'_>) -> Resul
     }
     let (connections, next) = page(parts, wanted.limit);
     let unanswered: Vec<String> = unanswered.iter().map(ProcessId::to_string).collect();
-    let page = json!({
+    let mut page = json!({
         "connections": connections,
         "next": next.map(Place::text),
         "process": process.id.to_string(),
         "complete": complete,
         "unanswered": unanswered,
     });
+    if unasked {
+        let least = limits::PEER_KEY_BYTES_MIN;
+        page["detail"] = format!("other processes are not asked: `admin.key` has less than {least} bytes").into();
+    }
     Ok(Response::new(200).body("application/json", format!("{page}\n").into_bytes()))
 }
 
@@ -200,15 +209,21 @@ struct Others {
     patience: Duration,
 }
 
+/// The key, where nobody finds it out by what is sealed under it.
+fn strong(key: &Secret) -> Option<&Secret> {
+    (key.len() >= limits::PEER_KEY_BYTES_MIN).then_some(key)
+}
+
 fn ask_others(process: &Process, key: Option<&Secret>, wanted: &Wanted) -> Option<Others> {
-    let (store, key) = (process.store.as_ref()?, key?.clone());
+    let (store, key) = (process.store.as_ref()?, strong(key?)?.clone());
     // Without random numbers nothing can be sealed: the others have not answered then.
     let (salt, patience) = (super::salt(), store.timeout() + SLACK);
     let Some(salt) = salt else {
         let (_, lists) = sync_channel(1);
         return Some(Others { key, salt: Default::default(), lists, patience });
     };
-    let question = sealed::seal(key.expose_secret(), Purpose::List, salt, wanted.text().as_bytes());
+    is_first(process, salt);
+    let question = sealed::seal(key.expose_secret(), Purpose::List, salt, wanted.text(clock::now().wall).as_bytes());
     Some(Others { key, salt, lists: store.list(question), patience })
 }
 
@@ -309,10 +324,12 @@ impl PeerListings {
         let (asks, asked) = sync_channel::<(PeerAsk, Vec<u8>)>(limits::PEER_LISTS_MAX);
         std::thread::Builder::new().name("peer-lists".into()).spawn(move || {
             while let Ok((ask, sealed)) = asked.recv() {
-                let made =
-                    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| list_for_other(&process, key(), &sealed)));
+                let make = || list_for_other(&process, key(), &sealed);
+                let made = std::panic::catch_unwind(std::panic::AssertUnwindSafe(make));
                 let answer = match made {
-                    Ok(Ok(answer)) => answer,
+                    Ok(Ok(Answered::Sealed(answer))) => Some(answer),
+                    Ok(Ok(Answered::No)) => None,
+                    Ok(Ok(Answered::Before)) => continue,
                     // It has not answered, which it says itself.
                     Ok(Err(Busy)) => continue,
                     Err(_) => {
@@ -335,16 +352,40 @@ impl PeerListings {
     }
 }
 
-/// The list that another process asks for, sealed; `None`: it does not have this one's admin key.
-fn list_for_other(process: &Process, key: Option<Secret>, question: &[u8]) -> Result<Option<Vec<u8>>, Busy> {
-    let Some(key) = key else { return Ok(None) };
+/// Whether that question was neither asked nor answered by this process.
+fn is_first(process: &Process, salt: [u8; sealed::SALT_BYTES]) -> bool {
+    let mut heard = process.lists_heard.lock().unwrap_or_else(PoisonError::into_inner);
+    heard.is_first(salt, clock::now().at)
+}
+
+/// What another process is answered to a list.
+enum Answered {
+    /// This, sealed.
+    Sealed(Vec<u8>),
+    /// That it is not told: it does not have this one's admin key, or its clock is wrong.
+    No,
+    /// Nothing: that question was answered before, so it is somebody's who has listened.
+    Before,
+}
+
+/// The list that another process asks for.
+fn list_for_other(process: &Process, key: Option<Secret>, question: &[u8]) -> Result<Answered, Busy> {
+    let Some(key) = key.as_ref().and_then(strong) else { return Ok(Answered::No) };
     let opened = sealed::open(key.expose_secret(), Purpose::List, question);
-    let (Some(wanted), Some(asked)) = (opened.and_then(|text| Wanted::read(&text)), sealed::salt(question)) else {
-        return Ok(None);
+    let (Some((wanted, at)), Some(asked)) = (opened.and_then(|text| Wanted::read(&text)), sealed::salt(question))
+    else {
+        return Ok(Answered::No);
     };
+    if !sealed::is_of(at, clock::now().wall) {
+        return Ok(Answered::No);
+    }
+    if !is_first(process, asked) {
+        return Ok(Answered::Before);
+    }
     let part = list_own(process, &wanted, limits::PEER_LIST_BYTES_MAX)?;
     let Some(salt) = super::salt() else { return Err(Busy) };
-    Ok(Some(sealed::seal(key.expose_secret(), Purpose::ListAnswer(asked), salt, part.text().as_bytes())))
+    let sealed = sealed::seal(key.expose_secret(), Purpose::ListAnswer(asked), salt, part.text().as_bytes());
+    Ok(Answered::Sealed(sealed))
 }
 
 #[cfg(test)]
@@ -397,16 +438,18 @@ mod tests {
             Wanted { sub: Some("u1".into()), first: Some(place(1, 2, 3)), limit: 1000 },
             Wanted { sub: None, first: None, limit: 1 },
         ] {
-            assert_eq!(Wanted::read(wanted.text().as_bytes()), Some(wanted));
+            let at = WallTime::from_secs(7);
+            assert_eq!(Wanted::read(wanted.text(at).as_bytes()), Some((wanted, at)));
         }
         let bad = [
             "",
             "[]",
             "{}",
-            r#"{"limit":0}"#,
-            r#"{"limit":1001}"#,
-            r#"{"limit":1,"first":"x"}"#,
-            r#"{"limit":1,"sub":1}"#,
+            r#"{"limit":0,"at":7}"#,
+            r#"{"limit":1001,"at":7}"#,
+            r#"{"limit":1,"first":"x","at":7}"#,
+            r#"{"limit":1,"sub":1,"at":7}"#,
+            r#"{"limit":1}"#,
         ];
         for bad in bad {
             assert_eq!(Wanted::read(bad.as_bytes()), None, "{bad}");

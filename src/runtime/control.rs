@@ -76,8 +76,9 @@ impl Control {
     pub fn heard(&self, entries: &[ControlEntry]) {
         let now = clock::now().wall;
         let mut events = Vec::new();
-        // What is said of API keys is for those who keep them.
-        for entry in entries.iter().filter(|entry| !entry.is_of_api_keys()) {
+        // What is said of API keys and streams is for those who keep them.
+        let is_ours = |entry: &&ControlEntry| !entry.is_of_api_keys() && !entry.is_of_streams() && !entry.is_refresh();
+        for entry in entries.iter().filter(is_ours) {
             match Event::read(entry, now) {
                 Ok(read) => events.extend(read),
                 Err(error) => self.refuse(&entry.event, error, now),

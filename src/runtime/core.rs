@@ -10,8 +10,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use monoio::net::TcpStream;
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::auth::marks::Concerned;
+use crate::auth::sealed::Heard;
 use crate::config::LogLevel;
 use crate::ids::{ConnectionKey, CoreId, ProcessId};
 use crate::limits::INLINE_DIFF_BYTES_MAX;
@@ -73,6 +74,8 @@ const SLEEP_MAX: Duration = Duration::from_secs(1);
 pub struct Process {
     /// Its name among those that share a Redis.
     pub id: ProcessId,
+    /// The questions for lists that were asked and answered lately.
+    pub lists_heard: Mutex<Heard>,
     /// Every core's mailbox, by its number.
     pub mailboxes: Vec<Arc<Mailbox>>,
     /// Whether the process drains.
@@ -378,6 +381,10 @@ impl Core {
                     self.guarded(now, None, Input::Reload(options));
                     self.sockets.set_write_stall(self.shard.write_stall());
                 }
+                Message::Catalog { options, changed } => {
+                    self.guarded(now, None, Input::Catalog { options, changed });
+                }
+                Message::Refresh(id) => self.guarded(now, None, Input::Refresh(id)),
                 Message::ApiKeys(keys) => self.guarded(now, None, Input::ApiKeys(keys)),
                 // Some may have been asked for while they were on their way.
                 Message::KeySets(sets) if sets.version() <= self.key_sets => {}

@@ -14,6 +14,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use crate::auth::api_key::ApiKeys;
 use crate::auth::jwks::KeySets;
 use crate::auth::marks::Concerned;
+use crate::ids::StreamId;
 use crate::limits;
 use crate::shard::{ConnectionQuery, Found, Listed, Mail, Options, PeerAsk};
 use crate::stream::Compared;
@@ -67,6 +68,15 @@ pub enum Message {
     Drain,
     /// By the process: the configuration was read again.
     Reload(Arc<Options>),
+    /// By an administrator: other streams hold, these among them.
+    Catalog {
+        /// What holds from now on.
+        options: Arc<Options>,
+        /// Which streams are others.
+        changed: Arc<[StreamId]>,
+    },
+    /// By an administrator: a stream is to be polled at once.
+    Refresh(StreamId),
     /// By the process: there are other API keys.
     ApiKeys(Arc<ApiKeys>),
     /// By the core that fetches them: these key sets are in force.

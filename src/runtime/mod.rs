@@ -5,6 +5,7 @@
 pub mod admin;
 pub mod admin_call;
 pub mod admin_keys;
+pub mod admin_streams;
 pub mod admin_users;
 pub mod api_keys;
 pub mod clock;
@@ -26,12 +27,15 @@ pub mod resolver;
 pub mod secrets;
 pub mod session;
 pub mod shared_keys;
+pub mod shared_streams;
 pub mod sockets;
 pub mod state;
+pub mod streams;
 pub mod sys;
 pub mod tls;
 pub mod workers;
 
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
@@ -45,13 +49,15 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::auth::api_key::ApiKeys;
 use crate::auth::control::ControlEntry;
+use crate::auth::identity::Identity;
 use crate::auth::sealed::SALT_BYTES;
 use crate::commands::check::{self, ProcessSources};
 use crate::config::{Config, Driver, LogLevel};
-use crate::ids::CoreId;
+use crate::ids::{CoreId, StreamId};
 use crate::limits;
 use crate::metrics::CoreMetrics;
 use crate::shard::{Catalog, Input, Ledger, Options, Order, Shard};
+use crate::stream;
 
 use self::api_keys::KeyStore;
 use self::connections::PeerListings;
@@ -64,6 +70,7 @@ use self::redis::{Mailboxes, Settings, Store, StoreParts};
 use self::resolver::Resolver;
 use self::secrets::Secrets;
 use self::state::{StateError, StateFile};
+use self::streams::{StreamStore, StreamsError};
 use self::sys::Signal;
 use self::tls::{Tls, TlsError};
 use self::workers::Workers;
@@ -88,6 +95,12 @@ impl From<std::io::Error> for ServeError {
 
 impl From<TlsError> for ServeError {
     fn from(error: TlsError) -> ServeError {
+        ServeError(error.to_string())
+    }
+}
+
+impl From<StreamsError> for ServeError {
+    fn from(error: StreamsError) -> ServeError {
         ServeError(error.to_string())
     }
 }
@@ -149,14 +162,20 @@ fn read_config(path: &Path) -> Result<(Config, Vec<String>), ServeError> {
 }
 
 /// What a configuration means to the cores.
-fn options_of(config: &Config, previous: Option<&Catalog>, seed: u64, connections_max: u32) -> Options {
+fn options_of(
+    config: &Config,
+    (streams, stopped): (&[Arc<stream::Options>], &BTreeSet<StreamId>),
+    previous: Option<&Catalog>,
+    seed: u64,
+    connections_max: u32,
+) -> Options {
     let mut limits = config.limits.clone();
     limits.connections = connections_max;
     Options {
         connection: config.connection.clone(),
         auth: config.auth.clone(),
         limits,
-        catalog: Catalog::new(&config.streams, previous, seed).with_actions(&config.actions),
+        catalog: Catalog::new(streams, previous, seed).with_actions(&config.actions).with_all_stopped(stopped),
     }
 }
 
@@ -167,6 +186,7 @@ enum Event {
     CoreEnded(CoreId, Result<(), String>),
     StoreEnded,
     KeysEnded,
+    StreamsEnded,
 }
 
 fn run(
@@ -190,7 +210,6 @@ fn run(
     let (mut seed, mut catalog_seed) = ([0u8; 32], [0u8; 8]);
     fill_random(&mut seed)?;
     fill_random(&mut catalog_seed)?;
-    let mut options = Arc::new(options_of(&config, None, u64::from_ne_bytes(catalog_seed), connections_max));
     let tls = match config.tls.as_slice() {
         [] => None,
         files => Some(Arc::new(Tls::new(files)?)),
@@ -204,14 +223,17 @@ fn run(
     let state = Arc::new(state);
     let tokens = Arc::new(Tokens::new(Arc::clone(&state), another(seed, 0xa5))?);
     let secrets = Secrets::start(Arc::clone(&tokens))?;
-    secrets.watch(options.catalog.credentials());
     let (listeners, listen) = listen_all(config.server.listen, cores, config.server.share_port)?;
     let admin_listener = listener::listen(config.admin.listen, false)?;
     let admin_listen = admin_listener.local_addr()?;
     let mailboxes = (0..cores).map(|_| Mailbox::new().map(Arc::new)).collect::<Result<Vec<_>, _>>()?;
-    let ledger = Arc::new(Ledger::default());
+    let mut identity = [0u8; 32];
+    fill_random(&mut identity)?;
+    let identity = Identity::of_random(identity);
+    let ledger = Arc::new(Ledger::of(identity.process()));
     let process = Arc::new(Process {
         id: ledger.process(),
+        lists_heard: Mutex::default(),
         mailboxes,
         draining: AtomicBool::new(false),
         drained: AtomicU16::new(0),
@@ -226,6 +248,21 @@ fn run(
             tell(mailbox, || Message::ApiKeys(Arc::clone(keys)));
         }
     };
+    let (cores_told, watched) = (Arc::clone(&process), secrets.clone());
+    let tell_streams = move |options: &Arc<Options>, changed: &Arc<[StreamId]>| {
+        watched.watch(options.catalog.credentials());
+        for mailbox in &cores_told.mailboxes {
+            let changed = || Message::Catalog { options: Arc::clone(options), changed: Arc::clone(changed) };
+            tell(mailbox, changed);
+        }
+    };
+    let build = |streams: &[Arc<stream::Options>], stopped: &BTreeSet<StreamId>, previous: Option<&Catalog>| {
+        options_of(&config, (streams, stopped), previous, u64::from_ne_bytes(catalog_seed), connections_max)
+    };
+    let streams =
+        Arc::new(StreamStore::new(&config, Arc::clone(&state), process.store.clone(), &build, Box::new(tell_streams))?);
+    let options = streams.options();
+    secrets.watch(options.catalog.credentials());
     let keys = Arc::new(KeyStore::new(&config.api_keys, state, process.store.clone(), Box::new(tell_keys))?);
     let metrics: Vec<Arc<CoreMetrics>> = (0..cores).map(|_| Arc::default()).collect();
     ledger.marks().configure(&options.auth);
@@ -290,6 +327,7 @@ fn run(
         started: started.wall,
         started_at: started.at,
         connections_max: u64::from(connections_max),
+        streams: Arc::clone(&streams),
         keys: Arc::clone(&keys),
         drain: Box::new(move || {
             let _ = asks.lock().unwrap_or_else(PoisonError::into_inner).send(Event::DrainAsked);
@@ -306,8 +344,12 @@ fn run(
         let mut seed = [0u8; 32];
         fill_random(&mut seed)?;
         let (hears, changed, readable) = (Arc::clone(&control), Arc::clone(&keys), Arc::clone(&keys));
+        let (streams_changed, streams_readable) = (Arc::clone(&streams), Arc::clone(&streams));
+        let polls = Arc::clone(&process);
         let heard = move |entries: &[ControlEntry]| {
             changed.heard(entries);
+            streams_changed.heard(entries);
+            admin_streams::heard(&polls, entries);
             hears.heard(entries);
         };
         let keeper = Arc::clone(&admin);
@@ -316,11 +358,14 @@ fn run(
             process.mailboxes.clone(),
             Box::new(heard),
             Box::new(move |ask, sealed| listings.ask(ask, sealed)),
-            Box::new(move || readable.read_soon()),
+            Box::new(move || {
+                readable.read_soon();
+                streams_readable.read_soon();
+            }),
         );
         let parts = StoreParts {
             options: redis.clone(),
-            process: process.id,
+            identity,
             settings: store_settings(&config),
             sink: Box::new(sink),
             resolver: Arc::clone(&resolver),
@@ -328,6 +373,12 @@ fn run(
             failed: Box::new(move || drop(store_failed.send(Event::StoreEnded))),
         };
         store.start(parts).map_err(|error| ServeError(error.to_string()))?;
+        let (followed, streams_failed) = (Arc::clone(&streams), keys_failed.clone());
+        std::thread::Builder::new().name("streams".into()).spawn(move || {
+            let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| followed.follow(admin_keys::random)));
+            drop(ended);
+            let _ = streams_failed.send(Event::StreamsEnded);
+        })?;
         let followed = Arc::clone(&keys);
         std::thread::Builder::new().name("api-keys".into()).spawn(move || {
             let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| followed.follow(admin_keys::random)));
@@ -339,6 +390,11 @@ fn run(
         if !keys.wait_for_first(patience()) {
             let sentence =
                 "The API keys in Redis could not be read yet: those of the state file are in force until they are.";
+            log::write(LogLevel::Warn, &[], sentence);
+        }
+        if !streams.wait_for_first(patience()) {
+            let sentence =
+                "The streams in Redis could not be read yet: those of the state file are in force until they are.";
             log::write(LogLevel::Warn, &[], sentence);
         }
         if !store.wait_for_replay(patience()) {
@@ -362,10 +418,9 @@ fn run(
     greet(listen);
 
     let drain = config.connection.drain;
-    let reload = |options: &mut Arc<Options>| {
+    let reload = || {
         reload(
             &reread,
-            options,
             &Serving {
                 allowed,
                 process: &process,
@@ -377,7 +432,7 @@ fn run(
             },
         );
     };
-    let ended = wait(&happened, &process, cores, drain, &mut options, reload);
+    let ended = wait(&happened, &process, cores, drain, reload);
     if let Some(store) = &process.store {
         store.finish();
     }
@@ -391,8 +446,7 @@ fn wait(
     process: &Process,
     cores: u16,
     drain: Duration,
-    options: &mut Arc<Options>,
-    reload: impl Fn(&mut Arc<Options>),
+    reload: impl Fn(),
 ) -> Result<(), ServeError> {
     let mut until = None;
     // A drain asked of the admin listener is no signal: the one that a supervisor sends afterwards is the first.
@@ -429,7 +483,11 @@ fn wait(
                     "the thread that follows the API keys in Redis has ended: it panicked".to_owned(),
                 ));
             }
-            Event::Signal(Signal::Hangup) => reload(options),
+            Event::StreamsEnded => {
+                let sentence = "the thread that follows the streams in Redis has ended: it panicked";
+                return Err(ServeError(sentence.to_owned()));
+            }
+            Event::Signal(Signal::Hangup) => reload(),
             Event::Signal(Signal::Terminate) if signalled => {
                 log::write(LogLevel::Warn, &[], "Told a second time to end; the process ends at once.");
                 return Ok(());
@@ -464,21 +522,22 @@ struct Serving<'s> {
 }
 
 /// Reads the configuration again; a bad one is reported, and the old one stays in force.
-fn reload(reread: &Option<Reread>, options: &mut Arc<Options>, serving: &Serving<'_>) {
+fn reload(reread: &Option<Reread>, serving: &Serving<'_>) {
     let Serving { allowed, process, admin, ledger, tls, secrets, config: begun } = *serving;
     let Some(reread) = reread else {
         log::write(LogLevel::Info, &[], "The demo has no configuration to read again.");
         return;
     };
     let replaced = |(config, warnings): (Config, Vec<String>)| {
+        let streams = admin.streams.reload()?;
         // The listener goes on speaking what it speaks, and says so below.
         if let (Some(tls), false) = (tls, config.tls.is_empty()) {
             tls.replace(&config.tls)?;
         }
-        Ok((config, warnings))
+        Ok((config, warnings, streams))
     };
     match reread().and_then(replaced) {
-        Ok((mut config, warnings)) => {
+        Ok((mut config, warnings, streams)) => {
             for warning in &warnings {
                 log::write(LogLevel::Warn, &[], warning);
             }
@@ -494,16 +553,20 @@ fn reload(reread: &Option<Reread>, options: &mut Arc<Options>, serving: &Serving
                 log::write(LogLevel::Warn, &[], sentence);
             }
             let max = connections_max(config.limits.connections, allowed);
-            *options = Arc::new(options_of(&config, Some(&options.catalog), 0, max));
-            secrets.watch(options.catalog.credentials());
-            process.tokens.hurry();
+            let build = |streams: &[Arc<stream::Options>], stopped: &BTreeSet<StreamId>, previous: Option<&Catalog>| {
+                options_of(&config, (streams, stopped), previous, 0, max)
+            };
             *admin.options.write().unwrap_or_else(PoisonError::into_inner) = config.admin.clone();
-            ledger.marks().configure(&options.auth);
+            ledger.marks().configure(&config.auth);
             ledger.budgets().configure(&config.upstreams);
             let answered = process.issuers.reload(&config, clock::now());
-            for mailbox in &process.mailboxes {
-                tell(mailbox, || Message::Reload(Arc::clone(options)));
-            }
+            streams.finish(&config, &build, |options| {
+                secrets.watch(options.catalog.credentials());
+                process.tokens.hurry();
+                for mailbox in &process.mailboxes {
+                    tell(mailbox, || Message::Reload(Arc::clone(options)));
+                }
+            });
             admin.keys.configure(&config.api_keys);
             for question in answered {
                 process.answer(question);

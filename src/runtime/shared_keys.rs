@@ -3,9 +3,11 @@
 //! ```text
 //! restcast:api_keys   <id> -> the key's record, as the state file has it: its salted hash, never the key
 //!                     @epoch -> a random word, as long as the hash lives
+//!                     @history -> <changes>:<words of the last of them>, newest first
 //! ```
 //!
-//! A key comes and goes by a script, so that nobody else's is overwritten or deleted whoever else is at it. Reading begins
+//! A key comes and goes by a script, so that nobody else's is overwritten or deleted whoever else is at it, and so that each
+//! change has its word in the history: a server that has come back older than it was is known by it. Reading begins
 //! with a write (the epoch, where there is none): a server that takes no writes may be a replica that knows too little, and
 //! what it does not know would be taken for deleted.
 //!
@@ -22,21 +24,42 @@ use crate::auth::api_key::{ApiKey, ApiKeyId, ApiKeyMark};
 use crate::codec::resp::Reply;
 use crate::limits;
 
-use super::kept_keys::{Reading, epoch_of, read_record, record};
+use super::kept_keys::{History, Reading, epoch_of, read_record, record};
 use super::redis::{CallError, Command, Store};
 
 /// The hash of all keys.
 const KEYS: &str = "restcast:api_keys";
 /// The field of its epoch, which is no key's id.
 const EPOCH: &str = "@epoch";
-/// Puts a record in, unless there is one of that id or there are too many. The same once more is done already.
-const PUT: &str = "local v=redis.call('HGET',KEYS[1],ARGV[1]) \
-                   if v then return v==ARGV[2] and 1 or 0 end \
-                   if redis.call('HLEN',KEYS[1])>=tonumber(ARGV[3]) then return -1 end \
-                   redis.call('HSET',KEYS[1],ARGV[1],ARGV[2]) return 1";
-/// Takes that record out, unless there is another of its id.
-const TAKE_OUT: &str = "if redis.call('HGET',KEYS[1],ARGV[1])==ARGV[2] then return redis.call('HDEL',KEYS[1],ARGV[1]) end \
-                        return 0";
+/// The field of its history, which is none either.
+const HISTORY: &str = "@history";
+/// A script on records, id and record from the third argument on: `out` has what becomes of each, `done` what was changed.
+/// A change, of however many records, is one word in the history, which follows from the last and from what was changed.
+/// The first argument is how many keys there may be, the second how much is kept of the words before. The history is the
+/// first of the answer.
+macro_rules! script {
+    ($each:literal) => {
+        concat!(
+            "local h,out,done=KEYS[1],{},'' local t=redis.call('HGET',h,'@history') or '' \
+             local c,w=string.match(t,'^(%d+):(%w+)$') c=tonumber(c) or 0 w=w or '' if #w%8~=0 or c>=1e14 then c,w=0,'' end \
+             for i=3,#ARGV,2 do local id,record=ARGV[i],ARGV[i+1] local v=redis.call('HGET',h,id) ",
+            $each,
+            " end if done~='' then w=string.sub(redis.sha1hex(string.sub(w,1,8)..done),1,8)..string.sub(w,1,tonumber(ARGV[2])) \
+             t=string.format('%.0f',c+1)..':'..w redis.call('HSET',h,'@history',t) end \
+             table.insert(out,1,t) return out"
+        )
+    };
+}
+/// Puts records in, unless there is one of that id or there are too many. The same once more is done already.
+const PUT: &str = script!(
+    "if v then out[#out+1]=v==record and 1 or 0 \
+     elseif redis.call('HLEN',h)>=tonumber(ARGV[1])+(redis.call('HGET',h,'@history') and 2 or 1) then out[#out+1]=-1 \
+     else redis.call('HSET',h,id,record) out[#out+1]=1 done=done..'+'..id..record end"
+);
+/// Takes records out, unless there is another of its id.
+const TAKE_OUT: &str = script!(
+    "if v==record then redis.call('HDEL',h,id) out[#out+1]=1 done=done..'-'..id..record else out[#out+1]=0 end"
+);
 /// How often taking a record out is tried where it changes in between.
 const TAKE_OUT_TRIES: usize = 3;
 
@@ -83,29 +106,26 @@ impl SharedKeys {
         }
     }
 
-    /// Puts keys in: what has become of each, in their order.
+    /// Puts keys in: what has become of each, in their order, and where the hash is in its history then.
     ///
     /// # Errors
     /// [`CallError`]: some may be in all the same.
-    pub fn put(&self, keys: &[Arc<ApiKey>]) -> Result<Vec<Put>, CallError> {
-        // The epoch is a field too.
-        let most = (limits::API_KEYS_MAX + 1).to_string();
-        let mut outcomes = Vec::with_capacity(keys.len());
+    pub fn put(&self, keys: &[Arc<ApiKey>]) -> Result<(Vec<Put>, History), CallError> {
+        let (mut outcomes, mut at) = (Vec::with_capacity(keys.len()), History::default());
         for keys in keys.chunks(limits::API_KEYS_PER_CALL) {
-            let put = |key: &Arc<ApiKey>| {
-                let text = Value::Object(record(key)).to_string();
-                script(PUT, [key.id.as_str().as_bytes(), text.as_bytes(), most.as_bytes()])
-            };
-            for reply in self.store.call(keys.iter().map(put).collect())? {
+            let records = keys.iter().map(|key| (&key.id, Value::Object(record(key)).to_string().into_bytes()));
+            let (replies, history) = self.change(PUT, records)?;
+            for reply in replies {
                 outcomes.push(match reply {
-                    Reply::Integer(1) => Put::Done,
-                    Reply::Integer(0) => Put::Taken,
-                    Reply::Integer(-1) => Put::Full,
+                    1 => Put::Done,
+                    0 => Put::Taken,
+                    -1 => Put::Full,
                     _ => return Err(nonsense("EVAL")),
                 });
             }
+            at = history;
         }
-        Ok(outcomes)
+        Ok((outcomes, at))
     }
 
     /// Takes out records that were read. Where another stands in the place of one it stays.
@@ -114,12 +134,36 @@ impl SharedKeys {
     /// [`CallError`]: some may be out all the same.
     pub fn take_out(&self, records: &[(ApiKeyMark, Vec<u8>)]) -> Result<(), CallError> {
         for records in records.chunks(limits::API_KEYS_PER_CALL) {
-            let take = |(mark, record): &(ApiKeyMark, Vec<u8>)| {
-                script(TAKE_OUT, [mark.id.as_str().as_bytes(), record.as_slice()])
-            };
-            self.store.call(records.iter().map(take).collect())?;
+            self.change(TAKE_OUT, records.iter().map(|(mark, record)| (&mark.id, record.clone())))?;
         }
         Ok(())
+    }
+
+    /// Carries a script out on these records: what it says of each, and the history.
+    fn change<'a>(
+        &self,
+        script: &str,
+        records: impl Iterator<Item = (&'a ApiKeyId, Vec<u8>)>,
+    ) -> Result<(Vec<i64>, History), CallError> {
+        let before = History::TEXT_BYTES_MAX - History::WORD_BYTES;
+        let texts = [script, "1", KEYS, &limits::API_KEYS_MAX.to_string(), &before.to_string()];
+        let mut arguments: Vec<Vec<u8>> = texts.iter().map(|text| text.as_bytes().to_vec()).collect();
+        arguments.extend(records.flat_map(|(id, record)| [id.as_str().as_bytes().to_vec(), record]));
+        let asked = (arguments.len() - texts.len()) / 2;
+        let replies = self.store.call(vec![Command { name: "EVAL", arguments }])?;
+        let Some(Reply::Array(replies)) = replies.into_iter().next() else { return Err(nonsense("EVAL")) };
+        let mut replies = replies.into_iter();
+        let history = match replies.next() {
+            Some(Reply::String(history)) => history_of(&history),
+            Some(Reply::TooLong(_)) => History::default(),
+            _ => return Err(nonsense("EVAL")),
+        };
+        let said = |reply| if let Reply::Integer(said) = reply { Some(said) } else { None };
+        let said: Option<Vec<i64>> = replies.map(said).collect();
+        match said.filter(|said| said.len() == asked) {
+            Some(said) => Ok((said, history)),
+            None => Err(nonsense("EVAL")),
+        }
     }
 
     /// Takes the key of that id out, where it is the one of this mark; without a mark, whatever stands there. What was taken
@@ -146,11 +190,8 @@ impl SharedKeys {
             if mark.is_some_and(|mark| found.as_ref() != Some(mark)) {
                 return Ok(None);
             }
-            let take = script(TAKE_OUT, [id.as_str().as_bytes(), record.as_slice()]);
-            match self.store.call(vec![take])?.first() {
-                Some(Reply::Integer(1)) => return Ok(Some(found)),
-                Some(Reply::Integer(0)) => {}
-                _ => return Err(nonsense("EVAL")),
+            if self.change(TAKE_OUT, std::iter::once((id, record)))?.0 == [1] {
+                return Ok(Some(found));
             }
         }
         Err(CallError::Refused("the key changes all the time".to_owned()))
@@ -161,14 +202,13 @@ fn command<'a>(name: &'static str, arguments: impl IntoIterator<Item = &'a [u8]>
     Command { name, arguments: arguments.into_iter().map(<[u8]>::to_vec).collect() }
 }
 
-/// A script on the hash.
-fn script<'a>(text: &'static str, arguments: impl IntoIterator<Item = &'a [u8]>) -> Command {
-    let before = [text.as_bytes(), b"1".as_slice(), KEYS.as_bytes()];
-    command("EVAL", before.into_iter().chain(arguments))
-}
-
 fn nonsense(command: &str) -> CallError {
     CallError::Refused(format!("it answers {command} with something else"))
+}
+
+/// The place in the history that is kept so. What is none is the beginning: it comes after nothing that was seen.
+fn history_of(text: &[u8]) -> History {
+    std::str::from_utf8(text).ok().and_then(History::parse).unwrap_or_default()
 }
 
 /// The key that is kept as `record` under that id.
@@ -184,12 +224,18 @@ fn reading_of(fields: Vec<Reply>) -> Result<Reading, CallError> {
     let mut fields = fields.into_iter();
     while let (Some(field), Some(value)) = (fields.next(), fields.next()) {
         // What is no id is nobody's key, and nothing is known of it here.
+        let bytes = |reply: &Reply| if let Reply::String(text) = reply { text.len() } else { 0 };
+        reading.bytes += bytes(&field) + bytes(&value);
         let Reply::String(field) = field else { continue };
         let Ok(field) = String::from_utf8(field) else { continue };
         let record = if let Reply::String(record) = value { Some(record) } else { None };
         if field == EPOCH {
             let epoch = record.as_deref().and_then(|text| std::str::from_utf8(text).ok()).and_then(epoch_of);
             reading.epoch = epoch.ok_or_else(|| CallError::Refused(format!("{KEYS} has an {EPOCH} that is none")))?;
+            continue;
+        }
+        if field == HISTORY {
+            reading.history = history_of(&record.unwrap_or_default());
             continue;
         }
         match record.and_then(|record| Some((key_of(&field, &record)?, record))) {

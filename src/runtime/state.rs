@@ -138,6 +138,21 @@ struct Inner {
     /// Held until the process ends.
     lock: Option<File>,
     sections: Map<String, Value>,
+    /// How often they have been read.
+    readings: u64,
+}
+
+impl Inner {
+    /// Takes the lock of the file at `path`, if it is not held, and reads what is there by then.
+    fn claim(&mut self, path: &Path) -> Result<(), StateError> {
+        if self.lock.is_none() {
+            let lock = lock(path)?;
+            self.sections = read(path)?;
+            self.readings += 1;
+            self.lock = Some(lock);
+        }
+        Ok(())
+    }
 }
 
 impl StateFile {
@@ -151,13 +166,33 @@ impl StateFile {
         let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
         let lock = if named { Some(lock(&path)?) } else { None };
         let sections = read(&path)?;
-        Ok(StateFile { path, disk: DISK, inner: Mutex::new(Inner { lock, sections }) })
+        Ok(StateFile { path, disk: DISK, inner: Mutex::new(Inner { lock, sections, readings: 1 }) })
     }
 
     /// The file at `path` as if there were none yet: it is read when there is first something to write.
     pub fn unread(path: &Path) -> StateFile {
-        let inner = Inner { lock: None, sections: Map::new() };
+        let inner = Inner { lock: None, sections: Map::new(), readings: 0 };
         StateFile { path: path.to_owned(), disk: DISK, inner: Mutex::new(inner) }
+    }
+
+    /// How often the file has been read: what another process has written meanwhile may be there after another reading.
+    pub fn readings(&self) -> u64 {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner).readings
+    }
+
+    /// Makes the file this process's, if it is not; how often it has been read.
+    ///
+    /// # Errors
+    /// [`StateError`]: nothing can be written.
+    pub fn claim(&self) -> Result<u64, StateError> {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.claim(&self.path)?;
+        Ok(inner.readings)
+    }
+
+    /// Where it is, for messages.
+    pub fn shown_path(&self) -> String {
+        format!("the state file {}", shown(&self.path))
     }
 
     /// What is said of a section that its part can make nothing of.
@@ -182,11 +217,7 @@ impl StateFile {
         change: impl FnOnce(Value) -> Result<(Value, T), E>,
     ) -> Result<T, E> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        if inner.lock.is_none() {
-            let lock = lock(&self.path)?;
-            inner.sections = read(&self.path)?;
-            inner.lock = Some(lock);
-        }
+        inner.claim(&self.path)?;
         let (value, outcome) = change(inner.sections.get(name).cloned().unwrap_or(Value::Null))?;
         let mut sections = inner.sections.clone();
         sections.insert(name.to_owned(), value);

@@ -4,7 +4,7 @@
 //! Memory: one entry a configured stream; a key for each view of a filled-in URL in use, shared by all who watch it.
 //! Errors: [`Refusal`], in the protocol's order. Not here: polling, subscribing.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
@@ -12,6 +12,7 @@ use crate::auth::grant::{self, ClaimValue, CredentialKind, Grant};
 use crate::codec::message::ErrorCode;
 use crate::connection::handshake::Refusal;
 use crate::ids::{CoreId, StreamId};
+use crate::secret::Secret;
 use crate::stream::credential::Credential;
 use crate::stream::poll::Target;
 use crate::stream::select::{Facet, Select};
@@ -123,6 +124,8 @@ struct Entry {
     revision: u64,
     /// The keys of all its facets, where no caller shapes it otherwise; else none.
     fixed: Vec<Arc<StreamKey>>,
+    /// Whether an administrator has stopped it: it is not polled.
+    stopped: bool,
 }
 
 impl Entry {
@@ -144,10 +147,10 @@ impl Entry {
     }
 }
 
-/// All configured streams and actions.
-#[derive(Debug, Default)]
+/// All streams and actions, those of the configuration and those that were made since. A copy shares all that stays the same.
+#[derive(Clone, Debug, Default)]
 pub struct Catalog {
-    entries: HashMap<StreamId, Entry>,
+    entries: HashMap<StreamId, Arc<Entry>>,
     /// By the `type` of the messages that ask for them.
     actions: HashMap<String, Arc<action::Options>>,
     template_claims: Vec<String>,
@@ -176,20 +179,77 @@ impl Catalog {
                 }
                 None => (Arc::clone(options), catalog.revision),
             };
-            let body_claims = options.body.iter().flat_map(|body| body.claims_used());
-            for claim in options.url.claims_used().into_iter().chain(body_claims) {
-                catalog.template_claims.push(claim.to_owned());
-            }
-            let shaped = catalog.is_shaped(&options);
-            let mut fixed = Vec::new();
-            if !shaped && let Ok(whole) = catalog.key(&options, revision, Vec::new(), &|_| None) {
-                fixed.extend(Entry::facets(&options).into_iter().map(|facet| Arc::new(whole.with_facet(facet))));
-            }
-            catalog.entries.insert(options.id.clone(), Entry { options, revision, fixed });
+            catalog.enter(options, revision, false);
         }
         catalog.template_claims.sort_unstable();
         catalog.template_claims.dedup();
         catalog
+    }
+
+    /// Puts a stream in. The claims that its templates name are put behind the others.
+    fn enter(&mut self, options: Arc<stream::Options>, revision: u64, stopped: bool) {
+        let body_claims = options.body.iter().flat_map(|body| body.claims_used());
+        let claims = options.url.claims_used().into_iter().chain(body_claims);
+        self.template_claims.extend(claims.map(str::to_owned));
+        let mut fixed = Vec::new();
+        if !self.is_shaped(&options)
+            && let Ok(whole) = self.key(&options, revision, Vec::new(), &|_| None)
+        {
+            fixed.extend(Entry::facets(&options).into_iter().map(|facet| Arc::new(whole.with_facet(facet))));
+        }
+        self.entries.insert(options.id.clone(), Arc::new(Entry { options, revision, fixed, stopped }));
+    }
+
+    /// The same with this stream, in the place of the one of its id if there is one. All others stay as they are.
+    pub fn with_stream(mut self, options: &Arc<stream::Options>) -> Catalog {
+        let before = self.entries.get(&options.id);
+        if let Some(before) = before.filter(|before| *before.options == **options) {
+            // Secrets that stand elsewhere may be others: the next poll carries them, and nothing else changes.
+            before.options.credential.take_over(&options.credential);
+            return self;
+        }
+        let stopped = before.is_some_and(|before| before.stopped);
+        self.revision += 1;
+        self.enter(Arc::clone(options), self.revision, stopped);
+        self.template_claims.sort_unstable();
+        self.template_claims.dedup();
+        self
+    }
+
+    /// The same without that stream. The claims that it alone named stay: a grant may hold more than it must.
+    pub fn without_stream(mut self, id: &StreamId) -> Catalog {
+        self.entries.remove(id);
+        self
+    }
+
+    /// The same where that stream is stopped, or not.
+    pub fn with_stopped(mut self, id: &StreamId, stopped: bool) -> Catalog {
+        if let Some(entry) = self.entries.get_mut(id)
+            && entry.stopped != stopped
+        {
+            let Entry { options, revision, fixed, .. } = &**entry;
+            let (options, fixed) = (Arc::clone(options), fixed.clone());
+            *entry = Arc::new(Entry { options, revision: *revision, fixed, stopped });
+        }
+        self
+    }
+
+    /// The same where these streams are stopped, and no others.
+    pub fn with_all_stopped(mut self, stopped: &BTreeSet<StreamId>) -> Catalog {
+        for id in stopped {
+            self = self.with_stopped(id, true);
+        }
+        self
+    }
+
+    /// Whether an administrator has stopped that stream.
+    pub fn is_stopped(&self, id: &StreamId) -> bool {
+        self.entries.get(id).is_some_and(|entry| entry.stopped)
+    }
+
+    /// The secrets that the hooks of that stream are signed with; none: it has no hook.
+    pub fn hook_secrets(&self, id: &StreamId) -> &[Secret] {
+        self.entries.get(id).map_or(&[], |entry| &entry.options.hook_secrets)
     }
 
     /// The same with these actions.
@@ -249,6 +309,11 @@ impl Catalog {
     /// The keys of the streams that are polled without watchers.
     pub fn kept_warm(&self) -> impl Iterator<Item = &Arc<StreamKey>> {
         self.entries.values().filter(|entry| entry.options.keep_warm).flat_map(|entry| &entry.fixed)
+    }
+
+    /// The keys of that stream, if it is polled without watchers.
+    pub fn kept_warm_of(&self, id: &StreamId) -> &[Arc<StreamKey>] {
+        self.entries.get(id).filter(|entry| entry.options.keep_warm).map_or(&[], |entry| &entry.fixed)
     }
 
     /// Whether a key is of this catalog: not of a stream that was removed or changed.

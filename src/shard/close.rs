@@ -378,7 +378,7 @@ impl Shard {
     /// Whether connections are still to be told to go, or to be judged anew.
     pub(super) fn drains_now(&self) -> bool {
         let told = self.draining.is_some_and(|draining| draining.next < self.connections.places());
-        told || self.recheck.is_some() || !self.rekeyed.is_empty()
+        told || self.recheck.is_some() || !self.rekeyed.is_empty() || !self.moved.is_empty()
     }
 
     /// Whether no new connection is to be served.
@@ -399,6 +399,10 @@ impl Shard {
         for _ in 0..CONNECTIONS_PER_TURN {
             let Some(key) = self.rekeyed.pop_front() else { break };
             self.judge_by_api_keys(key);
+        }
+        for _ in 0..CONNECTIONS_PER_TURN {
+            let Some(key) = self.moved.pop_front() else { break };
+            self.move_subscriptions(key);
         }
         let Some(draining) = self.draining else { return };
         let end = draining.next.saturating_add(CONNECTIONS_PER_TURN).min(self.connections.places());

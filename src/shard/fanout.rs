@@ -72,7 +72,8 @@ impl Shard {
         let mut budget = limits::SENDS_PER_TURN;
         self.control_turn();
         self.drain_turn();
-        if self.recheck.is_some() || !self.rekeyed.is_empty() || self.passes.is_under_way() {
+        let unjudged = !self.rekeyed.is_empty() || !self.moved.is_empty();
+        if self.recheck.is_some() || unjudged || self.passes.is_under_way() {
             // Until every connection has been looked at, nothing is sent: its credential may have ended.
             return true;
         }

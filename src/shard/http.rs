@@ -14,7 +14,7 @@ use crate::connection::handshake::Refusal;
 use crate::connection::{Http, Phase, Reply, State};
 use crate::ids::ConnectionKey;
 use crate::metrics::{ConnectionKind, HandshakeResult};
-use crate::stream::poll::{Status, StreamState};
+use crate::stream::poll::{Status, StreamState, UpstreamCode};
 
 use super::{Shard, StreamKey};
 
@@ -160,7 +160,10 @@ impl Shard {
         let failing = found.status.is_some_and(|status| status.state == StreamState::Failing);
         // A value from before polling began anew may be old: the first poll is waited for, unless the upstream has failed
         // and that poll is put off.
-        let put_off = |status: Status| status.retry_in.is_some_and(|wait| !wait.is_zero());
+        let put_off = |status: Status| {
+            let stopped = status.code == Some(UpstreamCode::Stopped) && status.retry_in.is_none();
+            stopped || status.retry_in.is_some_and(|wait| !wait.is_zero())
+        };
         let settled = found.fresh || found.status.is_some_and(put_off);
         match self.held(topic) {
             Some(held) if settled => {

@@ -12,11 +12,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::auth::hook::HookMark;
 use crate::auth::marks::Marks;
-use crate::ids::{Holder, ProcessId};
+use crate::ids::{Holder, ProcessId, StreamId};
 use crate::stream::budget::Budgets;
 use crate::time::Instant;
 
+use super::hooks::HooksSeen;
 use super::ticket_table::Tickets;
 
 /// Entries in one of the [`PARTS`] of the ledger.
@@ -93,6 +95,7 @@ pub struct Ledger {
     streams: AtomicU64,
     parts: Vec<Mutex<HashMap<Holder, Entry>>>,
     marks: Marks,
+    hooks: Mutex<HooksSeen>,
     tickets: Tickets,
     budgets: Arc<Budgets>,
     process: ProcessId,
@@ -110,6 +113,7 @@ impl Default for Ledger {
             marks: Marks::default(),
             tickets: Tickets::default(),
             budgets: Arc::default(),
+            hooks: Mutex::default(),
         }
     }
 }
@@ -152,6 +156,11 @@ impl Ledger {
     /// The process's name among those that share a Redis.
     pub fn process(&self) -> ProcessId {
         self.process
+    }
+
+    /// Whether a hook asks for a poll; otherwise it is a replay.
+    pub(super) fn is_news(&self, id: &StreamId, mark: HookMark, now: Instant) -> bool {
+        self.hooks.lock().unwrap_or_else(std::sync::PoisonError::into_inner).is_news(id, mark, now)
     }
 
     /// The tickets that were made.

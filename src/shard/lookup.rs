@@ -16,7 +16,7 @@ use crate::codec::message::ClientId;
 use crate::connection::handshake::{Presented, Refusal};
 use crate::ids::{ConnectionId, ConnectionKey, CoreId, ProcessId};
 use crate::secret::Secret;
-use crate::time::Now;
+use crate::time::{Instant, Now};
 
 /// A question to somebody outside of the cores: Redis, or whoever fetches key sets. Each is answered by
 /// [`super::Input::Found`], within [`crate::limits::LOOKUP_TIMEOUT`] of the shell's own.
@@ -144,6 +144,8 @@ pub(super) enum Asker {
         ask: PeerAsk,
         /// The salt of its question, which the answer is bound to.
         salt: [u8; SALT_BYTES],
+        /// Until when it is carried out: later it may have been told to have failed.
+        until: Instant,
     },
 }
 

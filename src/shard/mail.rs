@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::connection::handshake::Refusal;
-use crate::ids::{ConnectionId, CoreId};
+use crate::ids::{ConnectionId, CoreId, StreamId};
 use crate::secret::Secret;
 use crate::stream::log::{Event, History};
 use crate::stream::poll::Status;
@@ -44,6 +44,11 @@ pub enum Mail {
     Refresh {
         /// The stream.
         key: Arc<StreamKey>,
+    },
+    /// To every core: what any filled-in URL of a stream shows may have changed.
+    RefreshAll {
+        /// The stream.
+        id: StreamId,
     },
     /// From the owner: the state of the stream.
     Attached {
@@ -144,6 +149,7 @@ impl Shard {
             Mail::Unwatch { key, from } => self.unwatched(&key, from),
             Mail::Detach { key, from } => self.detached(&key, from),
             Mail::Refresh { key } => self.refreshed(&key),
+            Mail::RefreshAll { id } => self.refresh_stream(&id),
             Mail::Attached { key, history, status, fresh } => self.attached(&key, *history, status, fresh),
             Mail::Refused { key } => self.refused(&key),
             Mail::Published { key, event } => self.published(&key, &event),

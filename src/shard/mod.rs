@@ -15,10 +15,12 @@ mod close;
 mod control;
 mod encoder;
 mod fanout;
+mod hooks;
 mod http;
 mod ledger;
 mod lookup;
 mod mail;
+mod managed;
 mod open;
 mod owner;
 mod rendition;
@@ -36,7 +38,7 @@ pub mod topics;
 pub mod wheel;
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::collections::{BTreeSet, BinaryHeap, HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,9 +49,10 @@ use crate::auth::grant::RightsTable;
 use crate::auth::jwks::KeySets;
 use crate::auth::jwt::{LackedKey, Verifier};
 use crate::auth::marks::Concerned;
+use crate::auth::sealed::Heard;
 use crate::codec::deflate::Inflater;
 use crate::connection::Connection;
-use crate::ids::{ConnectionKey, CoreId};
+use crate::ids::{ConnectionKey, CoreId, StreamId};
 use crate::limits::Limits;
 use crate::metrics::CoreMetrics;
 use crate::stream::action::{ActResult, Call};
@@ -81,7 +84,7 @@ use self::topics::Topic;
 use self::wheel::Wheel;
 
 /// What every core of a process is told, at start and by a reload.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// `[server]`, as far as connections need it.
     pub connection: connection::Options,
@@ -170,6 +173,15 @@ pub enum Input<'a> {
     Drain,
     /// The configuration was read again.
     Reload(Arc<Options>),
+    /// An administrator has made, changed, deleted, stopped or started streams. All else is as it was.
+    Catalog {
+        /// What holds from now on.
+        options: Arc<Options>,
+        /// Which streams.
+        changed: Arc<[StreamId]>,
+    },
+    /// What a stream shows may have changed: what is polled of it is polled at once.
+    Refresh(StreamId),
     /// There are other API keys than before.
     ApiKeys(Arc<ApiKeys>),
     /// Key sets of issuers were fetched: from now on these are in force.
@@ -352,6 +364,8 @@ pub struct Shard {
     topic_of: HashMap<Arc<StreamKey>, u32>,
     streams: Slab<Owned>,
     stream_of: HashMap<PolledKey, u32>,
+    /// The places of all that is polled of one stream: one for each filled-in URL.
+    streams_of: HashMap<StreamId, BTreeSet<u32>>,
     /// Bytes of values and histories of the streams owned here.
     history_bytes: u64,
 
@@ -376,10 +390,14 @@ pub struct Shard {
     rejudge: bool,
     /// Connections whose API key was deleted or changed, which are still to be judged by that.
     rekeyed: VecDeque<ConnectionKey>,
+    /// Connections to streams that were changed or deleted, which are still to be moved or told.
+    moved: VecDeque<ConnectionKey>,
     /// What was heard of logouts, revocations and permissions, and is still to be carried out.
     passes: Passes,
     /// HTTP requests that wait for another core's answer.
     asks: HashMap<u64, ConnectionKey>,
+    /// What other processes have asked of this core lately.
+    heard: Heard,
     /// What is done with the answers of those outside of the cores.
     looked_up: HashMap<u64, Asked>,
     /// The number of the question that is out for a key.
@@ -433,6 +451,7 @@ impl Shard {
             topic_of: HashMap::new(),
             streams: Slab::default(),
             stream_of: HashMap::new(),
+            streams_of: HashMap::new(),
             history_bytes: 0,
             outputs: VecDeque::new(),
             ready: VecDeque::new(),
@@ -447,8 +466,10 @@ impl Shard {
             recheck: None,
             rejudge: false,
             rekeyed: VecDeque::new(),
+            moved: VecDeque::new(),
             passes: Passes::default(),
             asks: HashMap::new(),
+            heard: Heard::default(),
             looked_up: HashMap::new(),
             keys_asked: HashMap::new(),
             acting: HashMap::new(),
@@ -490,6 +511,8 @@ impl Shard {
             }
             Input::Drain => self.begin_drain(),
             Input::Reload(options) => self.reload(options),
+            Input::Catalog { options, changed } => self.take_catalog(options, &changed),
+            Input::Refresh(id) => self.refresh_stream(&id),
             Input::ApiKeys(keys) => self.take_api_keys(keys),
             Input::KeySets(sets) => self.trust_key_sets(sets),
         }

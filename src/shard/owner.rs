@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::ids::{CoreId, Epoch};
+use crate::ids::{CoreId, Epoch, StreamId};
 use crate::metrics::PollResult;
 use crate::stream::budget::{Ask, Lane, Slot, Wait, Why};
 use crate::stream::log::Event;
@@ -110,15 +110,19 @@ impl Shard {
     pub(super) fn warm(&mut self) {
         let options = Arc::clone(&self.options);
         for key in options.catalog.kept_warm() {
-            if key.owner(self.cores) == self.core
-                && let Some(index) = self.own(key)
-            {
-                self.hear(index, key);
-                if let Some(owned) = self.streams.at_mut(index) {
-                    owned.warm = true;
-                }
-                self.start_stream(index);
+            self.warm_up(key);
+        }
+    }
+
+    fn warm_up(&mut self, key: &Arc<StreamKey>) {
+        if key.owner(self.cores) == self.core
+            && let Some(index) = self.own(key)
+        {
+            self.hear(index, key);
+            if let Some(owned) = self.streams.at_mut(index) {
+                owned.warm = true;
             }
+            self.start_stream(index);
         }
     }
 
@@ -140,9 +144,14 @@ impl Shard {
         self.generation = self.generation.wrapping_add(1);
         // An answer that comes after its stream was evicted must not become the value of the next one at its place.
         let last = PollNo(u64::from(self.generation) << 32);
+        let id = &key.target.options.id;
+        let mut stream = Stream::new(Arc::clone(&key.target), self.rng.u64(), last);
+        if self.options.catalog.is_stopped(id) {
+            stream.pause();
+        }
         let owned = Owned {
             key: Arc::clone(key),
-            stream: Stream::new(Arc::clone(&key.target), self.rng.u64(), last),
+            stream,
             lane: self.ledger.budgets().lane(&key.target),
             slot: Slot::default(),
             generation: self.generation,
@@ -159,6 +168,7 @@ impl Shard {
         };
         let index = self.streams.insert(owned);
         self.stream_of.insert(PolledKey(Arc::clone(key)), index);
+        self.streams_of.entry(id.clone()).or_default().insert(index);
         self.metrics.streams.rise();
         Some(index)
     }
@@ -270,6 +280,13 @@ impl Shard {
             self.outputs.push_back(Output::Unfollow { stream: index, poll });
         }
         self.stream_of.remove(&PolledKey(Arc::clone(&owned.key)));
+        let id = &owned.key.target.options.id;
+        if let Some(places) = self.streams_of.get_mut(id) {
+            places.remove(&index);
+            if places.is_empty() {
+                self.streams_of.remove(id);
+            }
+        }
         if !owned.parked {
             self.ledger.close_stream();
         }
@@ -337,6 +354,42 @@ impl Shard {
         }
     }
 
+    /// The same for all that is polled of one stream, for those outside, who may say so as often as they like.
+    pub(super) fn refresh_stream(&mut self, id: &StreamId) {
+        let now = self.now.at;
+        let places: Vec<u32> = self.streams_of.get(id).into_iter().flatten().copied().collect();
+        for index in places {
+            if self.streams.at_mut(index).is_some_and(|owned| owned.stream.poll_soon(now)) {
+                self.plan_poll(index);
+            }
+        }
+    }
+
+    /// Stops or starts what is polled of a stream, as the catalog says.
+    fn obey_stop(&mut self, index: u32) {
+        let now = self.now.at;
+        let Some(owned) = self.streams.at_mut(index) else { return };
+        let stopped = self.options.catalog.is_stopped(&owned.key.target.options.id);
+        if !self.options.catalog.is_current(&owned.key) || owned.stream.is_paused() == stopped {
+            return;
+        }
+        if stopped {
+            owned.stream.pause();
+            if let Some(poll) = owned.stream.give_up() {
+                self.outputs.push_back(Output::Unfollow { stream: index, poll });
+            }
+        } else {
+            owned.stream.resume(now);
+        }
+        owned.fresh = false;
+        // It is told below; the log has a line of who has ordered it.
+        let _ = owned.stream.status_change(now);
+        for no in owned.audiences.iter().map(|audience| audience.no).collect::<Vec<_>>() {
+            self.tell_polled(index, no, false);
+        }
+        self.plan_poll(index);
+    }
+
     pub(super) fn detached(&mut self, key: &Arc<StreamKey>, from: CoreId) {
         let Some(index) = self.owned(key) else { return };
         let Some(audience) = self.streams.at_mut(index).and_then(|owned| owned.audience(key)) else { return };
@@ -347,7 +400,14 @@ impl Shard {
     /// Where nobody watches, lets polling go on for `linger`, unless it is to end already.
     fn linger(&mut self, index: u32) {
         let Some(owned) = self.streams.at_mut(index) else { return };
-        if owned.is_watched() || owned.linger_until.is_some() || !owned.stream.is_running() {
+        if owned.is_watched() {
+            return;
+        }
+        if !self.options.catalog.is_current(&owned.key) {
+            // It was changed or deleted: nobody comes back to it.
+            return self.evict(index);
+        }
+        if owned.linger_until.is_some() || !owned.stream.is_running() {
             return;
         }
         owned.linger_until = Some(self.now.at + owned.key.target.options.linger);
@@ -642,22 +702,31 @@ impl Shard {
 
     /// Lets go of owned streams that a reload removed or changed, and keeps those warm that are to be.
     pub(super) fn reload_streams(&mut self) {
-        let stale: Vec<u32> = self
-            .streams
-            .iter()
-            .filter(|(_, owned)| !self.options.catalog.is_current(&owned.key))
-            .map(|(index, _)| index)
-            .collect();
-        for index in stale {
-            if let Some(owned) = self.streams.at_mut(index) {
-                owned.warm = false;
-            }
-            self.linger(index);
-            if self.streams.at(index).is_some_and(|owned| !owned.is_watched()) {
-                self.evict(index);
-            }
-        }
+        let all: Vec<u32> = self.streams.iter().map(|(index, _)| index).collect();
+        self.keep_current(all);
         self.warm();
+    }
+
+    /// The same for these streams alone.
+    pub(super) fn change_streams(&mut self, changed: &[StreamId]) {
+        let places = changed.iter().filter_map(|id| self.streams_of.get(id)).flatten().copied().collect();
+        self.keep_current(places);
+        let options = Arc::clone(&self.options);
+        for key in changed.iter().flat_map(|id| options.catalog.kept_warm_of(id)) {
+            self.warm_up(key);
+        }
+    }
+
+    fn keep_current(&mut self, places: Vec<u32>) {
+        for index in places {
+            let Some(owned) = self.streams.at_mut(index) else { continue };
+            if self.options.catalog.is_current(&owned.key) {
+                self.obey_stop(index);
+                continue;
+            }
+            owned.warm = false;
+            self.linger(index);
+        }
     }
 }
 

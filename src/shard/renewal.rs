@@ -151,8 +151,10 @@ impl Shard {
             return self.outputs.push_back(Output::Order(Order::Answer { to: ask, sealed: None }));
         };
         // An old one was kept by somebody, or a clock is wrong: whoever asks is not told that there is no such connection.
-        if asked.is_of(self.now.wall) {
-            self.renew(self.name_of(index, random), &asked.token, asked.addr, Asker::Peer { ask, salt });
+        // One that comes again would undo what came between, or have one refusal counted five times.
+        if asked.is_of(self.now.wall) && self.heard.is_first(salt, self.now.at) {
+            let asker = Asker::Peer { ask, salt, until: self.now.at + limits::PEER_RENEWAL_TIME };
+            self.renew(self.name_of(index, random), &asked.token, asked.addr, asker);
         }
     }
 
@@ -179,6 +181,14 @@ impl Shard {
         asker: Asker,
         outcome: Result<Grant, Refusal>,
     ) {
+        if let Asker::Peer { until, .. } = asker
+            && self.now.at > until
+        {
+            if let Ok(grant) = outcome {
+                self.rights.release(grant);
+            }
+            return self.tell_renewal(id, asker, Err(unanswered()), false);
+        }
         let mut late = false;
         let outcome = self.sse_connection(id).and_then(|index| match outcome {
             Ok(grant) => {
@@ -206,7 +216,7 @@ impl Shard {
     fn tell_renewal(&mut self, id: ConnectionId, asker: Asker, outcome: Result<Vec<u8>, Refusal>, late: bool) {
         match asker {
             Asker::Core(from, ask) => self.send(from, Mail::Renewed { ask, outcome, late }),
-            Asker::Peer { ask, salt } => {
+            Asker::Peer { ask, salt, .. } => {
                 let answer = written_answer(outcome, late);
                 let sealed = answer.seal(id.random, salt, self.rng.u128().to_le_bytes());
                 self.outputs.push_back(Output::Order(Order::Answer { to: ask, sealed: Some(sealed) }));

@@ -14,9 +14,11 @@ use crate::codec::http::{self, BodyDecoder, BodyError, BodyLength, Framing, Head
 use crate::codec::message::{CloseReason, ErrorCode, Format};
 use crate::codec::ws;
 use crate::connection::handshake::{self, Carrier, Demand, How, Page, Refusal, SeenAs};
-use crate::connection::{Connection, Echo, Http, MessageRate, Phase, Reply, State, StreamRequest, Unauthenticated};
+use crate::connection::{
+    Connection, Echo, Http, MessageRate, Phase, Posted, Reply, State, StreamRequest, Unauthenticated,
+};
 use crate::frame::{Encoding, Transport};
-use crate::ids::{ConnectionId, ConnectionKey, Holder};
+use crate::ids::{ConnectionKey, Holder};
 use crate::limits;
 use crate::time::Instant;
 
@@ -387,11 +389,14 @@ impl Shard {
                     self.arm(index);
                 }
             }
-            Demand::Renew(connection) => self.read_renewal(index, head, connection, client.addr, reply),
-            Demand::Stream(..) | Demand::Many(_) | Demand::Ticket if self.draining.is_some() => {
+            Demand::Renew(connection) => {
+                self.read_posted(index, head, Posted::Renewal(connection), client.addr, reply);
+            }
+            Demand::Stream(..) | Demand::Many(_) | Demand::Ticket | Demand::Hook(_) if self.draining.is_some() => {
                 let refusal = Refusal::new(ErrorCode::Draining, "the server is about to end").retry_after(2);
                 self.refuse(index, &refusal, &reply);
             }
+            Demand::Hook(id) => self.read_hook(index, head, id, client.addr, reply),
             Demand::Ticket => self.make_ticket(index, head, &page, client.addr, &reply),
             Demand::Stream(request, How::WebSocket(upgrade)) => {
                 self.open_websocket(index, head, &page, &client, Some(request), &upgrade, &reply);
@@ -718,12 +723,12 @@ impl Shard {
         }
     }
 
-    /// `POST /v1/connections/{connection}/auth`: its body is awaited.
-    fn read_renewal(
+    /// The body of a POST is awaited.
+    pub(super) fn read_posted(
         &mut self,
         index: u32,
         head: &Head<'_>,
-        connection: Option<ConnectionId>,
+        posted: Posted,
         client: IpAddr,
         mut reply: Reply,
     ) {
@@ -740,10 +745,10 @@ impl Shard {
             self.make_ready(index);
         }
         let Some(http) = self.http_mut(index) else { return };
-        http.phase = Phase::Body { decoder: Box::new(decoder), body: Vec::new(), connection, client, reply };
+        http.phase = Phase::Body { decoder: Box::new(decoder), body: Vec::new(), posted, client, reply };
         http.deadline = deadline;
         if head.body == BodyLength::None {
-            self.renewal_read(index);
+            self.posted_read(index);
         }
     }
 
@@ -760,7 +765,7 @@ impl Shard {
         match decoder.feed(buffer, body) {
             Ok((used, whole)) => {
                 if whole {
-                    self.renewal_read(index);
+                    self.posted_read(index);
                 }
                 Some(used)
             }
@@ -772,16 +777,18 @@ impl Shard {
         }
     }
 
-    /// The body is whole: whoever holds the connection is asked.
-    fn renewal_read(&mut self, index: u32) {
+    /// The body is whole. For a renewal, whoever holds the connection is asked.
+    fn posted_read(&mut self, index: u32) {
         let Some(http) = self.http_mut(index) else { return };
-        let Phase::Body { body, connection, client, reply, .. } = std::mem::replace(&mut http.phase, Phase::Head)
-        else {
+        let Phase::Body { body, posted, client, reply, .. } = std::mem::replace(&mut http.phase, Phase::Head) else {
             return;
         };
-        match crate::codec::message::parse_renewal(&body) {
-            Ok(token) => self.ask_to_renew(index, connection, token, client, reply),
-            Err(reason) => self.refuse(index, &Refusal::new(ErrorCode::BadRequest, reason), &reply),
+        match posted {
+            Posted::Renewal(connection) => match crate::codec::message::parse_renewal(&body) {
+                Ok(token) => self.ask_to_renew(index, connection, token, client, reply),
+                Err(reason) => self.refuse(index, &Refusal::new(ErrorCode::BadRequest, reason), &reply),
+            },
+            Posted::Hook { id, signature } => self.hook(index, &id, &signature, &body, client, &reply),
         }
     }
 

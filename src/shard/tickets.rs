@@ -2,11 +2,11 @@
 //!
 //! Source: protocol version 1, sections 1 (`POST /v1/tickets`), 2 and 6. A ticket is kept in one place, where it is used up: in
 //! the store that processes share, where there is one and it says that it has it; else in the process's own table, under a
-//! text that the store has never heard of. So it is used once, whoever is cut from whom.
+//! text that the store has never heard of and that names the process. So it is used once, whoever is cut from whom.
 //! Memory: that table (`ticket_table`). Errors: [`Refusal`]. Not here: a ticket's text and record (`auth::ticket`).
 
 use crate::auth::grant::{CredentialKind, Grant};
-use crate::auth::ticket::{self, TicketHash, TicketRecord};
+use crate::auth::ticket::{self, Keeper, TicketHash, TicketRecord};
 use crate::codec::http::{Head, Response};
 use crate::codec::message::ErrorCode;
 use crate::connection::handshake::{Page, Refusal};
@@ -22,6 +22,11 @@ use super::ticket_table::Over;
 
 fn unknown() -> Refusal {
     Refusal::new(ErrorCode::InvalidToken, "there is no such ticket, or it has been used").because("unknown_ticket")
+}
+
+fn elsewhere() -> Refusal {
+    let detail = "the ticket is kept by another process alone: it was made while the store was away";
+    Refusal::new(ErrorCode::SessionStoreUnavailable, detail).retry_after(2).because("session_store_unavailable")
 }
 
 fn refused(over: Over) -> Refusal {
@@ -71,12 +76,15 @@ impl Shard {
         Ok(TicketRecord { ends, grant: grant.to_record(self.session_id(grant)) })
     }
 
-    fn new_ticket(&mut self) -> (TicketHash, Secret) {
+    fn new_ticket(&mut self, keeper: Option<Keeper>) -> (TicketHash, Secret) {
         let mut random = [0u8; 32];
         for half in random.chunks_exact_mut(16) {
             half.copy_from_slice(&self.rng.u128().to_le_bytes());
         }
-        let ticket = ticket::of_random(random);
+        let ticket = match keeper {
+            Some(keeper) => ticket::kept_alone(random, keeper),
+            None => ticket::of_random(random),
+        };
         (TicketHash::of(ticket.expose_secret()).expect("a ticket of ours is one"), ticket)
     }
 
@@ -86,7 +94,7 @@ impl Shard {
         if self.may_look_up().is_err() {
             return self.hand_out_own(index, record, reply);
         }
-        let (hash, ticket) = self.new_ticket();
+        let (hash, ticket) = self.new_ticket(None);
         let lookup = Lookup::KeepTicket { hash: hash.to_string(), record: text, life: TICKET_LIFE };
         let ask = self.look_up_surely(lookup, Asked::Kept(connection, Box::new(Made { ticket, record })));
         let deadline = self.now.at + LOOKUP_TIMEOUT;
@@ -113,7 +121,9 @@ impl Shard {
 
     /// Keeps a ticket in this process alone, and hands it out.
     fn hand_out_own(&mut self, index: u32, record: TicketRecord, reply: &Reply) {
-        let (hash, ticket) = self.new_ticket();
+        // Where there are other processes, they cannot tell it from one that never was.
+        let keeper = Keeper { process: self.ledger.process(), ends: record.ends };
+        let (hash, ticket) = self.new_ticket(self.options.auth.store.then_some(keeper));
         match self.ledger.tickets().keep(hash, record, self.now.at) {
             Ok(()) => self.hand_out(index, &ticket, reply),
             Err(over) => self.refuse(index, &refused(over), reply),
@@ -138,6 +148,11 @@ impl Shard {
         }
         if !self.options.auth.store {
             return Looked::Now(waiter, Err(unknown()));
+        }
+        if let Some(keeper) = Keeper::of(ticket.expose_secret()) {
+            // Whoever says so of a ticket that never was learns nothing by it.
+            let may_be = keeper.process != self.ledger.process() && keeper.ends > self.now.wall;
+            return Looked::Now(waiter, Err(if may_be { elsewhere() } else { unknown() }));
         }
         if let Err(refusal) = self.may_look_up() {
             return Looked::Now(waiter, Err(refusal));

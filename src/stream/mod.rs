@@ -104,6 +104,8 @@ pub struct Options {
     pub proof: Proof,
     /// What makes the value of what the upstream sends.
     pub filter: Option<Filter>,
+    /// What its hooks may be signed with: any one of these; none: it has no hook.
+    pub hook_secrets: Vec<Secret>,
 }
 
 impl Options {
@@ -141,6 +143,7 @@ impl Options {
             pages_max: 1,
             proof: Proof::default(),
             filter: None,
+            hook_secrets: Vec::new(),
         }
     }
 }
@@ -657,6 +660,26 @@ impl Stream {
     /// after a poll that is under way. Whether a poll follows: none does where it is stopped.
     pub fn poll_now(&mut self, now: Instant) -> bool {
         self.poller.poll_now(now)
+    }
+
+    /// As [`Stream::poll_now`], at most so often as [`limits::REFRESH_INTERVAL`] allows.
+    pub fn poll_soon(&mut self, now: Instant) -> bool {
+        self.poller.poll_soon(now)
+    }
+
+    /// An administrator has stopped it: it is not polled until it is resumed, whoever watches.
+    pub fn pause(&mut self) {
+        self.poller.pause();
+    }
+
+    /// An administrator has started it again: it is polled at once, where somebody watches.
+    pub fn resume(&mut self, now: Instant) {
+        self.poller.resume(now);
+    }
+
+    /// Whether an administrator has stopped it.
+    pub fn is_paused(&self) -> bool {
+        self.poller.is_paused()
     }
 
     /// Polls no more until it is started again.

@@ -14,7 +14,7 @@ use std::time::Duration;
 use url::{Host, Position, Url};
 
 use crate::guard::Policy;
-use crate::limits::{RETRY_AFTER_MAX, VALIDATOR_BYTES_MAX};
+use crate::limits::{REFRESH_INTERVAL, RETRY_AFTER_MAX, VALIDATOR_BYTES_MAX};
 use crate::time::{Instant, Now, WallTime};
 
 use super::pace::Pace;
@@ -234,6 +234,10 @@ pub struct Poller {
     turn: Turn,
     /// Whether polls go on: someone watches.
     running: bool,
+    /// Whether an administrator has stopped it: no poll is planned, whoever watches.
+    paused: bool,
+    /// The poll that follows the one under way does not start before this.
+    again_from: Option<Instant>,
     last_no: PollNo,
     last_start: Option<Instant>,
     /// No poll starts before this: the wait after a failure.
@@ -279,6 +283,8 @@ impl Poller {
             jitter,
             turn: Turn::Idle,
             running: false,
+            paused: false,
+            again_from: None,
             last_no: PollNo(0),
             last_start: None,
             backoff_until: None,
@@ -325,7 +331,7 @@ impl Poller {
             return;
         }
         self.running = true;
-        if matches!(self.turn, Turn::Idle) {
+        if matches!(self.turn, Turn::Idle) && !self.paused {
             let spaced = self.last_start.map_or(now, |last| last + self.interval.min(RESTART_MIN));
             let fresh_until = self.pace.as_ref().and_then(|pace| pace.fresh_until()).filter(|_| self.value_held);
             let waits = [Some(now), Some(spaced), fresh_until, self.backoff_until, self.retry_after_until];
@@ -341,6 +347,32 @@ impl Poller {
             Turn::Fetching { again, .. } | Turn::Judging { again, .. } => *again = false,
             Turn::Idle => {}
         }
+    }
+
+    /// An administrator stops it: no poll is planned until [`Poller::resume`], and the answer of one under way is not taken,
+    /// so that what is held stays as it was told. It goes on counting whether someone watches.
+    pub fn pause(&mut self) {
+        self.paused = true;
+        self.turn = Turn::Idle;
+    }
+
+    /// An administrator starts it again: polls at once where someone watches, whatever the interval and the backoff say, but
+    /// not before the upstream's `Retry-After`. Until that poll has ended its watchers are told what they were.
+    pub fn resume(&mut self, now: Instant) {
+        if !std::mem::take(&mut self.paused) || self.ended {
+            return;
+        }
+        self.backoff_until = None;
+        self.failure = None;
+        if self.running {
+            self.failure = Some((UpstreamCode::Stopped, None));
+            self.turn = Turn::Waiting { due: self.retry_after_until.map_or(now, |at| at.max(now)), asked: true };
+        }
+    }
+
+    /// Whether an administrator has stopped it.
+    pub fn is_paused(&self) -> bool {
+        self.paused
     }
 
     /// The stream was deleted: stops for good.
@@ -359,7 +391,30 @@ impl Poller {
                 *due = self.retry_after_until.map_or(now, |at| at.max(now)).min(*due);
                 *asked = true;
             }
-            Turn::Fetching { again, .. } | Turn::Judging { again, .. } => *again = self.running,
+            Turn::Fetching { again, .. } | Turn::Judging { again, .. } => {
+                *again = self.running;
+                self.again_from = None;
+            }
+        }
+        self.running
+    }
+
+    /// As [`Poller::poll_now`] for those outside, who may ask as often as they like: such polls start at least
+    /// [`REFRESH_INTERVAL`] apart from the poll before. Each poll that is asked for is made, be it one for many.
+    pub fn poll_soon(&mut self, now: Instant) -> bool {
+        let from = self.last_start.map_or(now, |last| (last + REFRESH_INTERVAL).max(now));
+        match &mut self.turn {
+            Turn::Idle => return false,
+            Turn::Waiting { due, asked } => {
+                *due = self.retry_after_until.map_or(from, |at| at.max(from)).min(*due);
+                *asked = true;
+            }
+            Turn::Fetching { again, .. } | Turn::Judging { again, .. } => {
+                if !*again {
+                    *again = self.running;
+                    self.again_from = Some(from);
+                }
+            }
         }
         self.running
     }
@@ -508,6 +563,10 @@ impl Poller {
     pub fn status(&self, now: Instant) -> Status {
         let (state, failure) = match self.failure {
             _ if self.ended => (StreamState::Ended, None),
+            _ if self.paused => {
+                let state = if self.value_held { StreamState::Stale } else { StreamState::Failing };
+                (state, Some((UpstreamCode::Stopped, None)))
+            }
             None => (StreamState::Live, None),
             Some(failure) if self.value_held => (StreamState::Stale, Some(failure)),
             Some(failure) => (StreamState::Failing, Some(failure)),
@@ -533,11 +592,12 @@ impl Poller {
         self.failure = None;
         self.backoff_until = None;
         self.retry_after_until = None;
-        let due = match self.gap {
-            _ if again => now,
+        let planned = match self.gap {
             Some(gap) => now + gap,
             None => self.in_phase(self.interval, started + self.interval / 2).max(now),
         };
+        let asked = again.then(|| self.again_from.take().map_or(now, |from| from.max(now)));
+        let due = asked.map_or(planned, |asked| asked.min(planned));
         self.turn = if self.running { Turn::Waiting { due, asked: again } } else { Turn::Idle };
     }
 
@@ -551,7 +611,9 @@ impl Poller {
         let retry_after_until = now + retry_after.unwrap_or_default().min(RETRY_AFTER_MAX);
         self.backoff_until = Some(backoff_until);
         self.retry_after_until = Some(retry_after_until);
-        let due = if again { retry_after_until } else { backoff_until.max(retry_after_until) };
+        let planned = backoff_until.max(retry_after_until);
+        let asked = again.then(|| self.again_from.take().map_or(retry_after_until, |from| from.max(retry_after_until)));
+        let due = asked.map_or(planned, |asked| asked.min(planned));
         self.turn = if self.running { Turn::Waiting { due, asked: again } } else { Turn::Idle };
         failure
     }
@@ -664,10 +726,12 @@ pub enum UpstreamCode {
     Redirect,
     /// The target is not allowed.
     Blocked,
+    /// No fault of the upstream's: an administrator has stopped the stream.
+    Stopped,
 }
 
 impl UpstreamCode {
-    /// Every code, in the order of the protocol.
+    /// Every code that a poll may end with, in the order of the protocol.
     pub const ALL: [UpstreamCode; 12] = [
         UpstreamCode::Timeout,
         UpstreamCode::Unreachable,
@@ -698,6 +762,7 @@ impl UpstreamCode {
             UpstreamCode::RateLimited => "UPSTREAM_RATE_LIMITED",
             UpstreamCode::Redirect => "UPSTREAM_REDIRECT",
             UpstreamCode::Blocked => "UPSTREAM_BLOCKED",
+            UpstreamCode::Stopped => "STOPPED",
         }
     }
 }
@@ -1026,6 +1091,88 @@ mod tests {
         assert!(script.poller.accept(script.now, no));
         assert_eq!(script.poll(Ok(answer(200))), Duration::ZERO);
         assert!(script.poll(Ok(answer(200))) >= Duration::from_secs(30), "one, not three");
+    }
+
+    #[test]
+    fn whoever_may_ask_as_often_as_they_like_gets_a_poll_a_tenth_of_a_second() {
+        let mut script = script(options(60_000));
+        script.poll(Ok(answer(200)));
+        // Two tenths after the last: at once; the next within a tenth of that waits for it, however many ask.
+        script.after_ms(200);
+        assert!(script.poller.poll_soon(script.now));
+        assert_eq!(script.poll(Ok(answer(200))), Duration::ZERO);
+        script.after_ms(30);
+        for _ in 0..3 {
+            assert!(script.poller.poll_soon(script.now));
+        }
+        let (wait, no, _) = script.begin();
+        assert_eq!(wait, REFRESH_INTERVAL - Duration::from_millis(30));
+        // While it is under way: one more, a tenth after it began, or at once where it took longer.
+        assert!(script.poller.poll_soon(script.now) && script.poller.poll_soon(script.now));
+        script.after_ms(20).answer(no, Ok(answer(200)));
+        let (wait, no, _) = script.begin();
+        assert_eq!(wait, REFRESH_INTERVAL - Duration::from_millis(20));
+        assert!(script.poller.poll_soon(script.now));
+        script.after_ms(500).answer(no, refused());
+        assert_eq!(script.poll(Ok(answer(200))), Duration::ZERO);
+        assert!(script.poll(Ok(answer(200))) >= Duration::from_secs(29), "and no further ones");
+        // An action's poll is not held back by those.
+        let (_, no, _) = script.begin();
+        assert!(script.poller.poll_soon(script.now) && script.poll_now());
+        script.answer(no, Ok(answer(200)));
+        assert_eq!(script.poll(Ok(answer(200))), Duration::ZERO);
+        // Nor does anybody shorten what the upstream has asked for.
+        let asked = FetchResponse { retry_after: Some(Duration::from_secs(90)), ..answer(429) };
+        script.poll(Ok(asked));
+        script.after_ms(1_000);
+        assert!(script.poller.poll_soon(script.now));
+        assert_eq!(script.poll(Ok(answer(200))), Duration::from_secs(89));
+        script.poller.stop();
+        assert!(!script.poller.poll_soon(script.now));
+    }
+
+    #[test]
+    fn what_an_administrator_has_stopped_is_not_polled_until_it_is_resumed() {
+        let mut script = script(options(1_000));
+        script.poll(Ok(answer(200)));
+        let (_, no, _) = script.begin();
+        script.poller.pause();
+        let stopped = |state| Status { state, code: Some(UpstreamCode::Stopped), status: None, retry_in: None };
+        assert_eq!(script.poller.status_change(script.now), Some(stopped(StreamState::Stale)));
+        assert_eq!(script.answer(no, Ok(answer(200))), Judged::Unexpected, "what was on its way is not taken");
+        // Watchers come and go, and nobody has it polled.
+        script.poller.stop();
+        script.start();
+        assert!(!script.poll_now() && !script.poller.poll_soon(script.now));
+        assert_eq!((script.poller.next_due(), script.poller.is_polling()), (None, false));
+        assert_eq!(script.poller.status_change(script.now), None);
+
+        script.after_ms(60_000);
+        script.poller.resume(script.now);
+        assert_eq!(script.poller.status(script.now).state, StreamState::Stale, "it is not known to be well yet");
+        assert_eq!(script.poll(Ok(answer(200))), Duration::ZERO);
+        assert_eq!(script.poller.status_change(script.now).map(|status| status.state), Some(StreamState::Live));
+        script.poller.resume(script.now);
+        assert_eq!(script.poller.status(script.now).state, StreamState::Live, "twice is once");
+
+        // The back-off ends with the stop; the upstream's own wish does not.
+        let asked = FetchResponse { retry_after: Some(Duration::from_secs(90)), ..answer(429) };
+        script.poll(Ok(asked));
+        script.poller.pause();
+        script.poller.resume(script.now);
+        assert_eq!(script.poll(Ok(answer(200))), Duration::from_secs(90));
+        // Where nobody watches, nothing is polled and nothing is wrong.
+        script.poller.pause();
+        script.poller.stop();
+        script.poller.resume(script.now);
+        assert_eq!((script.poller.next_due(), script.poller.status(script.now).state), (None, StreamState::Live));
+
+        let mut cold = Poller::new(options(1_000));
+        cold.pause();
+        cold.start(script.now);
+        assert_eq!(cold.status(script.now), stopped(StreamState::Failing));
+        cold.resume(script.now);
+        assert_eq!(cold.next_due(), Some(script.now));
     }
 
     #[test]

@@ -37,7 +37,7 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// The secret of the key `k1`, which every [`Setup`] has unless told otherwise.
 pub const SECRET: &str = "a secret of the tests: 32 bytes and some more";
 /// The admin key of every [`Setup`].
-pub const ADMIN_KEY: &str = "an-admin-key-of-the-tests";
+pub const ADMIN_KEY: &str = "an-admin-key-of-the-tests-that-is-long";
 /// The drivers that the most important tests run on.
 pub const DRIVERS: [&str; 2] = ["io_uring", "epoll"];
 

@@ -75,8 +75,12 @@ pub(super) struct Calls {
     timeout: Duration,
     waiting: VecDeque<Call>,
     flight: Option<Flight>,
-    /// When the last command was written.
+    /// When the last command was written,
     written: Instant,
+    /// when something last came of its answers,
+    heard: Instant,
+    /// and how much had come by then.
+    received: u64,
     pub(super) said: Vec<Said>,
 }
 
@@ -88,6 +92,8 @@ impl Calls {
             waiting: VecDeque::new(),
             flight: None,
             written: now,
+            heard: now,
+            received: 0,
             said: Vec::new(),
         }
     }
@@ -108,7 +114,11 @@ impl Calls {
         let Calls { link, flight, said, .. } = self;
         let turn = link.turn(ready, io, &mut |reply| hear(flight, said, reply));
         self.after(turn, &mut turns);
-        if self.flight.is_some() && now.at >= self.written + self.timeout {
+        let received = self.link.received();
+        if received != self.received {
+            (self.received, self.heard) = (received, now.at);
+        }
+        if self.flight.is_some() && now.at >= self.stalled() {
             let turn = self.link.close(Fault::Timeout(self.timeout), io);
             self.after(turn, &mut turns);
         }
@@ -134,9 +144,14 @@ impl Calls {
         }
     }
 
+    /// When the answers to the call under way are given up: a long one may take its time as long as it goes on coming.
+    fn stalled(&self) -> Instant {
+        (self.heard + self.timeout).min(self.written + limits::STORE_CALL_TIME.max(self.timeout))
+    }
+
     pub(super) fn next_timeout(&self) -> Option<Instant> {
         let waiting = self.waiting.front().map(|call| call.due);
-        let stalled = self.flight.as_ref().map(|_| self.written + self.timeout);
+        let stalled = self.flight.as_ref().map(|_| self.stalled());
         let idle = self.link.is_ready() && self.flight.is_none();
         let ping = idle.then(|| self.written + limits::REDIS_PING_INTERVAL);
         [waiting, stalled, ping, self.link.next_timeout()].into_iter().flatten().min()
@@ -162,7 +177,7 @@ impl Calls {
         }
         let names = commands.iter().map(|command| command.name).collect();
         self.flight = Some(Flight { names, answers: Vec::new(), refused: None, replies });
-        self.written = now;
+        (self.written, self.heard) = (now, now);
     }
 }
 

@@ -181,6 +181,14 @@ impl Link {
         }
     }
 
+    /// Bytes that this connection has sent since it was ready, or nothing where it is not.
+    pub(super) fn received(&self) -> u64 {
+        match &self.phase {
+            Phase::Ready { wire, .. } => wire.received,
+            _ => 0,
+        }
+    }
+
     /// When it wants its turn if nothing happens before.
     pub(super) fn next_timeout(&self) -> Option<Instant> {
         match &self.phase {
@@ -435,6 +443,8 @@ struct Wire {
     /// Plaintext that has come and is about to be decoded.
     plain: Vec<u8>,
     decoder: Decoder,
+    /// Bytes that have come.
+    received: u64,
 }
 
 impl Wire {
@@ -447,6 +457,7 @@ impl Wire {
             sealed_sent: 0,
             plain: Vec::new(),
             decoder: Decoder::new(bounds),
+            received: 0,
         }
     }
 
@@ -499,6 +510,7 @@ impl Wire {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(Fault::Broken(in_words(&error))),
             };
+            self.received += count as u64;
             let arrived = scratch.get(..count).unwrap_or_default();
             let mut bytes: &[u8] = match &mut self.tls {
                 None => arrived,

@@ -28,9 +28,10 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustls::ClientConfig;
 
 use crate::auth::control::ControlEntry;
+use crate::auth::identity::Identity;
 use crate::codec::resp::Reply;
 use crate::config::{LogLevel, RedisOptions};
-use crate::ids::{CoreId, ProcessId};
+use crate::ids::CoreId;
 use crate::limits;
 use crate::metrics::{RedisLink, RedisResult, StoreMetrics};
 use crate::secret::Secret;
@@ -106,8 +107,8 @@ impl std::fmt::Debug for Store {
 pub struct StoreParts {
     /// `[redis]`.
     pub options: RedisOptions,
-    /// The process's name among those that share this Redis.
-    pub process: ProcessId,
+    /// The process's name among those that share this Redis, which it can prove.
+    pub identity: Identity,
     /// What else is configured.
     pub settings: Settings,
     /// Where what Redis says goes.
@@ -200,7 +201,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn start(&self, parts: StoreParts) -> Result<(), StoreError> {
-        let StoreParts { options, process, settings, sink, resolver, seed, failed } = parts;
+        let StoreParts { options, identity, settings, sink, resolver, seed, failed } = parts;
         let target = target_of(&options)?;
         let thread = Arc::clone(&self.shared);
         std::thread::Builder::new().name("redis".into()).spawn(move || {
@@ -208,8 +209,8 @@ impl Store {
             let metrics = Arc::clone(&thread.metrics);
             let hub = Hub {
                 commands: Commands::new(metrics, options.timeout, now),
-                events: Events::new(&options, process, now),
-                peers: Peers::new(process, options.timeout, now),
+                events: Events::new(&options, identity.process(), now),
+                peers: Peers::new(identity, options.timeout, now),
                 follow: Follow::new(options.timeout, now),
                 calls: Calls::new(options.timeout, now),
                 target,
@@ -221,6 +222,7 @@ impl Store {
                 said: BTreeSet::new(),
                 away_said: false,
                 all_up_since: None,
+                hears_all: false,
                 complete_once: false,
                 told_up: None,
                 finish_by: None,
@@ -282,7 +284,8 @@ impl Store {
         self.ring(inbox);
     }
 
-    /// Has commands carried out, one after the other, and waits for their answers: for up to twice `redis.timeout`, so not
+    /// Has commands carried out, one after the other, and waits for their answers: for up to `redis.timeout` until they are
+    /// sent and, while they go on coming, [`limits::STORE_CALL_TIME`], so not
     /// on a core's thread. While Redis is known to be away it says so at once.
     ///
     /// # Errors
@@ -297,7 +300,8 @@ impl Store {
         inbox.calls.push(Call { commands, replies, due });
         self.ring(inbox);
         // Where the thread has ended it has dropped the call.
-        answered.recv_timeout(self.shared.timeout * 2 + CALL_MARGIN).unwrap_or(Err(CallError::Unanswered))
+        let patience = self.shared.timeout + limits::STORE_CALL_TIME.max(self.shared.timeout) + CALL_MARGIN;
+        answered.recv_timeout(patience).unwrap_or(Err(CallError::Unanswered))
     }
 
     /// Asks all other processes for a list. What they have answered comes within `redis.timeout`, or nothing does.
@@ -409,7 +413,9 @@ struct Hub {
     /// Whether that it is away was.
     away_said: bool,
     all_up_since: Option<Instant>,
-    /// Whether all connections were there before.
+    /// Whether all is heard that sessions and logouts depend on: all connections but that for calls are there,
+    hears_all: bool,
+    /// and whether it was before.
     complete_once: bool,
     /// What the sink was last told.
     told_up: Option<bool>,
@@ -559,7 +565,7 @@ impl Hub {
         // Nobody's mailbox is in the way of these.
         let of_calls = calls.turn(now, for_calls, &mut io);
         for (ask, heard_by) in std::mem::take(&mut commands.published) {
-            peers.published(ask, heard_by, sink.as_mut(), &metrics);
+            peers.published(now.at, ask, heard_by, sink.as_mut(), &metrics);
         }
         said.append(&mut commands.said);
         said.append(&mut calls.said);
@@ -644,15 +650,18 @@ impl Hub {
             self.replayed(true);
         }
         let all = commands && events && log && calls;
-        let was_all = self.shared.up.swap(all, Ordering::Relaxed);
+        self.shared.up.store(all, Ordering::Relaxed);
+        // What is called for misses nothing, and says by itself when it is there again.
+        let hears_all = commands && events && log;
+        let heard_all = std::mem::replace(&mut self.hears_all, hears_all);
         if !all {
             self.all_up_since = None;
         }
         // Whoever waits in the moments of a new attempt is not told of a failure that may be none.
         let up = if commands { Some(true) } else { (!self.commands.link.is_hopeful()).then_some(false) };
         // Once everything is heard again, what was read before may be old.
-        let missed = all && !was_all && self.complete_once && self.told_up == Some(true);
-        self.complete_once |= all;
+        let missed = hears_all && !heard_all && self.complete_once && self.told_up == Some(true);
+        self.complete_once |= hears_all;
         if up.is_some_and(|up| self.told_up != Some(up)) || missed {
             self.told_up = up;
             self.sink.state(up == Some(true));

@@ -1,0 +1,914 @@
+//! The streams in force: the configuration's, and those that the admin API has made, which the state file keeps; and which of
+//! both an administrator has stopped.
+//!
+//! Every change is on the disk before the cores are told of it, and they are told before whoever asked for it is answered:
+//! a stream that was made can be watched, one whose deletion was confirmed cannot. The cores get a catalog that shares all
+//! that stays the same, and the ids of what does not, in the order of the changes, because the lock is held meanwhile.
+//!
+//! **With Redis** the streams that were made are those of all processes that share it, and so is which are stopped: a change
+//! is made there first, where it says what it changes, and nowhere while Redis is away. A thread reads what others have
+//! changed: what the control stream names, and all of it when the connection was made anew and from time to time. The state
+//! file has a copy, for a start without Redis, which is carried over once to a Redis that has another epoch.
+//!
+//! A stream is kept as the JSON it was made of, secrets included (`env:` and `file:` stay what they are, and are read anew at
+//! each start and reload). What is kept and is no configuration any more ends the start, or refuses the reload, by name.
+//!
+//! Where the configuration and the admin API have a stream of the same id, the configuration's counts.
+//!
+//! Source: protocol version 1, section 6. Memory: at most [`limits::MANAGED_STREAMS_MAX`] streams besides the
+//! configuration's, [`limits::MANAGED_BYTES_MAX`] of their JSON. Errors: [`StreamsError`]. Not here: what a stream's JSON
+//! means (`config::managed`), the admin API's words (`admin_streams`), what cores do about a change (`shard::managed`).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+
+use crate::auth::control::ControlEntry;
+use crate::commands::check::ProcessSources;
+use crate::config::{Config, LogLevel, Managed, ManagedError, Members, masked, members_of, unmasked};
+use crate::ids::StreamId;
+use crate::limits;
+use crate::shard::{Catalog, Options, Order};
+use crate::stream;
+use crate::time::{Instant, WallTime};
+
+use super::redis::{CallError, Store};
+use super::shared_streams::{Put, Reading, SharedStreams};
+use super::state::{StateError, StateFile};
+use super::{clock, log};
+
+/// The section of the state file that is this part's.
+const SECTION: &str = "streams";
+/// Its member with the streams, by their ids,
+const MADE: &str = "made";
+/// and the one with the ids of those that are stopped.
+const STOPPED: &str = "stopped";
+/// The member with the epoch of the Redis that it is a copy of, where it is one.
+const EPOCH: &str = "epoch";
+
+/// Why a stream is not made, changed or deleted.
+#[derive(Debug, thiserror::Error)]
+pub enum StreamsError {
+    /// There is a stream of that id.
+    #[error("there is a stream with this id")]
+    Taken,
+    /// There is no such stream.
+    #[error("there is no such stream")]
+    Missing,
+    /// It is the configuration's.
+    #[error("the stream stands in the configuration: change it there and have it read again")]
+    Configured,
+    /// It is another than the caller knows.
+    #[error("the stream has been changed since: read it again")]
+    Changed,
+    /// The body names another stream than the path.
+    #[error("`stream.id` is another than the path's: a stream keeps its id")]
+    OtherId,
+    /// There are as many as there may be.
+    #[error(
+        "there are as many streams as there may be, {} or {} MiB of them: delete one first",
+        limits::MANAGED_STREAMS_MAX,
+        limits::MANAGED_BYTES_MAX >> 20
+    )]
+    TooMany,
+    /// It is stopped, and not polled.
+    #[error("the stream is stopped: start it first")]
+    Stopped,
+    /// It is none.
+    #[error(transparent)]
+    Invalid(#[from] ManagedError),
+    /// What is kept is no stream any more.
+    #[error(
+        "the stream \"{id}\", which the admin API has made, cannot be taken from {place}: {error}. Put right what it names, or \
+         take the stream out of the section `{SECTION}` there"
+    )]
+    Kept {
+        /// Its id.
+        id: String,
+        /// Where it is kept.
+        place: String,
+        /// What is wrong with it.
+        error: String,
+    },
+    /// Where they are kept stands something else.
+    #[error(
+        "{place} has a section `{SECTION}` that is not restcast's: restore it from a copy, or take the section out"
+    )]
+    Section {
+        /// Where.
+        place: String,
+    },
+    /// The state file is at fault.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// Redis, which has the streams, is.
+    #[error("{0}: streams are kept there, and nothing was changed")]
+    Redis(#[from] CallError),
+}
+
+/// Tells every core of a catalog, and of which streams are others in it.
+pub type Tell = Box<dyn Fn(&Arc<Options>, &Arc<[StreamId]>) + Send + Sync>;
+/// Makes options with these streams, of which these are stopped.
+pub type Build<'b> = &'b dyn Fn(&[Arc<stream::Options>], &BTreeSet<StreamId>, Option<&Catalog>) -> Options;
+
+/// A stream that the admin API has made.
+#[derive(Clone, Debug)]
+struct Made {
+    /// What it was made of.
+    members: Members,
+    /// The same as it is kept.
+    record: Value,
+    options: Arc<stream::Options>,
+    /// Another after each change.
+    tag: String,
+    created: WallTime,
+    changed: WallTime,
+}
+
+/// A stream, as an administrator sees it.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    /// Its id.
+    pub id: StreamId,
+    /// Its keys, secrets masked.
+    pub members: Members,
+    /// What tells it from what it was before, where it can be changed.
+    pub tag: Option<String>,
+    /// Whether it is stopped.
+    pub stopped: bool,
+    /// When it was made, and when last changed.
+    pub times: Option<(WallTime, WallTime)>,
+    /// What is odd about it, where it was just made or changed.
+    pub warnings: Vec<String>,
+}
+
+/// What a caller knows of the stream to be changed: `If-Match`.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Known {
+    /// Nothing is said: it is changed whatever it is.
+    Nothing,
+    /// One of these.
+    Tags(Vec<String>),
+}
+
+impl Known {
+    fn allows(&self, tag: &str) -> bool {
+        match self {
+            Known::Nothing => true,
+            Known::Tags(tags) => tags.iter().any(|known| known == tag),
+        }
+    }
+}
+
+/// The streams of this process.
+pub struct StreamStore {
+    state: Arc<StateFile>,
+    tell: Tell,
+    inner: Mutex<Inner>,
+    redis: Option<Redis>,
+}
+
+/// What there is where the streams are shared.
+struct Redis {
+    shared: SharedStreams,
+    store: Store,
+    notices: Mutex<Notices>,
+    noticed: Condvar,
+    /// What has been said, once, since the streams were last read.
+    said: Mutex<BTreeSet<String>>,
+}
+
+/// What the thread that reads the streams is told.
+#[derive(Default)]
+struct Notices {
+    /// All of them may have changed.
+    all: bool,
+    /// These may have.
+    ids: BTreeSet<StreamId>,
+    /// How reading them for the first time has ended: whether they were read.
+    first: Option<bool>,
+}
+
+struct Inner {
+    options: Arc<Options>,
+    file: BTreeMap<StreamId, Arc<stream::Options>>,
+    made: BTreeMap<StreamId, Arc<Made>>,
+    stopped: BTreeSet<StreamId>,
+    /// The epoch of the Redis that has them; empty: they have been in none.
+    epoch: String,
+    /// Changes of this process to what Redis has: what was read before one of them is not believed after it.
+    turn: u64,
+    /// Which reading of the state file this is of.
+    read: u64,
+}
+
+impl Inner {
+    fn bytes(&self) -> usize {
+        self.made.values().map(|made| made.bytes()).sum()
+    }
+
+    fn listed(&self, id: &StreamId) -> Option<Listed> {
+        let stopped = self.stopped.contains(id);
+        let (id, warnings) = (id.clone(), Vec::new());
+        if let Some(options) = self.file.get(&id) {
+            return Some(Listed { id, members: members_of(options), tag: None, stopped, times: None, warnings });
+        }
+        let made = self.made.get(&id)?;
+        let (members, tag, times) = (masked(&made.members), Some(made.tag.clone()), Some((made.created, made.changed)));
+        Some(Listed { id, members, tag, stopped, times, warnings })
+    }
+
+    /// The one to be changed.
+    fn changeable(&self, id: &StreamId, known: &Known) -> Result<&Arc<Made>, StreamsError> {
+        if self.file.contains_key(id) {
+            return Err(StreamsError::Configured);
+        }
+        let made = self.made.get(id).ok_or(StreamsError::Missing)?;
+        if known.allows(&made.tag) { Ok(made) } else { Err(StreamsError::Changed) }
+    }
+}
+
+impl Made {
+    /// The stream that is kept as `record`.
+    fn read(id: &StreamId, record: &Value) -> Result<Made, String> {
+        let member = |name: &str| record.get(name).ok_or_else(|| format!("it has no {name}"));
+        let time = |name: &str| {
+            let time = member(name)?.as_u64().ok_or_else(|| format!("its {name} is no time"))?;
+            Ok::<_, String>(WallTime::from_micros(time))
+        };
+        let members = member("stream")?.as_object().ok_or("it is no object")?;
+        let options = Managed::parse(members, &ProcessSources).map_err(|error| error.to_string())?.options;
+        if options.id != *id {
+            return Err("it has another id".to_owned());
+        }
+        Ok(Made {
+            members: members.clone(),
+            record: record.clone(),
+            options,
+            tag: member("tag")?.as_str().ok_or("its tag is no string")?.to_owned(),
+            created: time("created_at")?,
+            changed: time("changed_at")?,
+        })
+    }
+
+    fn new(members: Members, options: Arc<stream::Options>, tag: String, created: WallTime, changed: WallTime) -> Made {
+        let record = json!({
+            "tag": tag,
+            "created_at": created.as_micros(),
+            "changed_at": changed.as_micros(),
+            "stream": members,
+        });
+        Made { members, record, options, tag, created, changed }
+    }
+
+    fn bytes(&self) -> usize {
+        self.options.id.as_str().len() + bytes_of(&self.record)
+    }
+}
+
+/// About how long a value is as text.
+fn bytes_of(value: &Value) -> usize {
+    match value {
+        Value::String(text) => text.len() + 3,
+        Value::Array(elements) => 2 + elements.iter().map(bytes_of).sum::<usize>(),
+        Value::Object(members) => {
+            2 + members.iter().map(|(name, value)| name.len() + 4 + bytes_of(value)).sum::<usize>()
+        }
+        _ => 8,
+    }
+}
+
+/// What a section says.
+type Kept = (BTreeMap<StreamId, Arc<Made>>, BTreeSet<StreamId>);
+
+/// What `section` says. What of it is as `known` is not made again, where `anew` is not set.
+fn read(
+    section: Option<&Value>,
+    known: &BTreeMap<StreamId, Arc<Made>>,
+    anew: bool,
+    place: &str,
+) -> Result<Kept, StreamsError> {
+    let wrong = |id: &str, error: String| StreamsError::Kept { id: id.to_owned(), place: place.to_owned(), error };
+    let (mut made, mut stopped) = (BTreeMap::new(), BTreeSet::new());
+    let Some(section) = section else { return Ok((made, stopped)) };
+    let (Some(all), Some(ids)) =
+        (section.get(MADE).and_then(Value::as_object), section.get(STOPPED).and_then(Value::as_array))
+    else {
+        return Err(StreamsError::Section { place: place.to_owned() });
+    };
+    for (text, record) in all {
+        let id = StreamId::new(text).ok_or_else(|| wrong(&printable(text), "its id is none".to_owned()))?;
+        let same = known.get(&id).filter(|known| !anew && known.record == *record);
+        let stream = match same {
+            Some(known) => Arc::clone(known),
+            None => Arc::new(Made::read(&id, record).map_err(|error| wrong(text, error))?),
+        };
+        made.insert(id, stream);
+    }
+    stopped.extend(ids.iter().filter_map(Value::as_str).filter_map(StreamId::new));
+    Ok((made, stopped))
+}
+
+fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(64).collect()
+}
+
+impl StreamStore {
+    /// The configuration's streams and those of `state`. Whenever they change, `tell` tells the cores. With `store` they are
+    /// shared through it, once [`StreamStore::follow`] runs.
+    ///
+    /// # Errors
+    /// What is wrong with the state file's section: a sentence for the operator.
+    pub fn new(
+        config: &Config,
+        state: Arc<StateFile>,
+        store: Option<Store>,
+        build: Build<'_>,
+        tell: Tell,
+    ) -> Result<StreamStore, StreamsError> {
+        let (place, section) = (state.shown_path(), state.section(SECTION));
+        let (made, stopped) = read(section.as_ref(), &BTreeMap::new(), true, &place)?;
+        let epoch = section.as_ref().and_then(|section| section.get(EPOCH)?.as_str()).unwrap_or_default().to_owned();
+        let read = state.readings();
+        let file = by_id(config);
+        warn_of_shadowed(&file, &made);
+        let options = Arc::new(build(&in_force(config, &made), &stopped, None));
+        let inner = Mutex::new(Inner { options, file, made, stopped, epoch, turn: 0, read });
+        let redis = store.map(|store| Redis {
+            shared: SharedStreams::new(store.clone()),
+            store,
+            notices: Mutex::new(Notices { all: true, ..Notices::default() }),
+            noticed: Condvar::new(),
+            said: Mutex::default(),
+        });
+        Ok(StreamStore { state, tell, inner, redis })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        lock(&self.inner)
+    }
+
+    /// What holds now, for a core that starts.
+    pub fn options(&self) -> Arc<Options> {
+        Arc::clone(&self.lock().options)
+    }
+
+    /// The configuration is to be read again: nothing is changed by others until that is done or given up.
+    ///
+    /// # Errors
+    /// [`StreamsError::Kept`]: a stream that was made is none by what its secrets' places hold now.
+    pub fn reload(&self) -> Result<Reloading<'_>, StreamsError> {
+        let inner = self.lock();
+        let section = section_of(&inner);
+        let (made, _) = read(Some(&section), &BTreeMap::new(), true, &self.state.shown_path())?;
+        Ok(Reloading { inner, made })
+    }
+
+    /// Every stream: the configuration's and those that were made, by their ids.
+    pub fn list(&self) -> Vec<Listed> {
+        let inner = self.lock();
+        let ids: BTreeSet<&StreamId> = inner.file.keys().chain(inner.made.keys()).collect();
+        ids.into_iter().filter_map(|id| inner.listed(id)).collect()
+    }
+
+    /// One of them.
+    pub fn find(&self, id: &StreamId) -> Option<Listed> {
+        self.lock().listed(id)
+    }
+
+    /// Makes a stream. `tag`: what is to tell it from what it may become.
+    ///
+    /// # Errors
+    /// [`StreamsError`].
+    pub fn make(&self, members: &Members, tag: String, now: WallTime) -> Result<Listed, StreamsError> {
+        let mut inner = self.lock();
+        self.settle(&mut inner)?;
+        let members = unmasked(members, None)?;
+        let Managed { options, warnings } = Managed::parse(&members, &ProcessSources)?;
+        let id = options.id.clone();
+        if inner.file.contains_key(&id) || inner.made.contains_key(&id) {
+            return Err(StreamsError::Taken);
+        }
+        let inner = self.put(inner, Made::new(members, options, tag, now, now), StreamsError::Taken)?;
+        let listed = inner.listed(&id).ok_or(StreamsError::Missing)?;
+        Ok(Listed { warnings, ..listed })
+    }
+
+    /// Changes a stream.
+    ///
+    /// # Errors
+    /// [`StreamsError`].
+    pub fn change(
+        &self,
+        id: &StreamId,
+        members: &Members,
+        known: &Known,
+        tag: String,
+        now: WallTime,
+    ) -> Result<Listed, StreamsError> {
+        let mut inner = self.lock();
+        self.settle(&mut inner)?;
+        let before = inner.changeable(id, known)?;
+        let mut members = unmasked(members, Some(&before.members))?;
+        members.entry("id").or_insert_with(|| id.as_str().into());
+        let Managed { options, warnings } = Managed::parse(&members, &ProcessSources)?;
+        if options.id != *id {
+            return Err(StreamsError::OtherId);
+        }
+        let created = before.created;
+        let inner = self.put(inner, Made::new(members, options, tag, created, now), StreamsError::Changed)?;
+        let listed = inner.listed(id).ok_or(StreamsError::Missing)?;
+        Ok(Listed { warnings, ..listed })
+    }
+
+    /// Deletes a stream.
+    ///
+    /// # Errors
+    /// [`StreamsError`].
+    pub fn delete(&self, id: &StreamId, known: &Known) -> Result<(), StreamsError> {
+        let mut inner = self.lock();
+        self.settle(&mut inner)?;
+        let before = inner.changeable(id, known)?.record.to_string();
+        if let Some(redis) = &self.redis {
+            drop(inner);
+            let taken = redis.ask(id, || redis.shared.take_out(id, &before))?;
+            inner = self.lock();
+            redis.changed(&mut inner, id);
+            if !taken {
+                return Err(StreamsError::Changed);
+            }
+        }
+        let mut stopped = inner.stopped.clone();
+        stopped.remove(id);
+        self.keep(id, None, &stopped)?;
+        inner.made.remove(id);
+        inner.stopped = stopped;
+        // Where the configuration has got one of this id meanwhile, that stays.
+        if !inner.file.contains_key(id) {
+            self.apply(&mut inner, id, |catalog| catalog.without_stream(id));
+        }
+        Ok(())
+    }
+
+    /// Stops or starts a stream, the configuration's too; whether that is news.
+    ///
+    /// # Errors
+    /// [`StreamsError`].
+    pub fn stop(&self, id: &StreamId, stop: bool) -> Result<bool, StreamsError> {
+        let mut inner = self.lock();
+        self.settle(&mut inner)?;
+        if !inner.options.catalog.contains(id) {
+            return Err(StreamsError::Missing);
+        }
+        if inner.stopped.contains(id) == stop {
+            return Ok(false);
+        }
+        if let Some(redis) = &self.redis {
+            drop(inner);
+            redis.ask(id, || redis.shared.stop(id, stop))?;
+            inner = self.lock();
+            redis.changed(&mut inner, id);
+        }
+        // What is of no stream any more is not kept.
+        let mut stopped: BTreeSet<StreamId> =
+            inner.stopped.iter().filter(|id| inner.options.catalog.contains(id)).cloned().collect();
+        if stop {
+            stopped.insert(id.clone());
+        } else {
+            stopped.remove(id);
+        }
+        self.keep(id, inner.made.get(id).map(|made| &**made), &stopped)?;
+        inner.stopped = stopped;
+        self.apply(&mut inner, id, |catalog| catalog.with_stopped(id, stop));
+        Ok(true)
+    }
+
+    /// Whether that stream can be polled at once.
+    ///
+    /// # Errors
+    /// [`StreamsError`].
+    pub fn may_refresh(&self, id: &StreamId) -> Result<(), StreamsError> {
+        let inner = self.lock();
+        match (inner.options.catalog.contains(id), inner.stopped.contains(id)) {
+            (false, _) => Err(StreamsError::Missing),
+            (true, true) => Err(StreamsError::Stopped),
+            (true, false) => Ok(()),
+        }
+    }
+
+    /// Keeps a stream and tells the cores of it. `other`: what is said where another has changed it meanwhile.
+    fn put<'s>(
+        &'s self,
+        mut inner: MutexGuard<'s, Inner>,
+        made: Made,
+        other: StreamsError,
+    ) -> Result<MutexGuard<'s, Inner>, StreamsError> {
+        let id = made.options.id.clone();
+        let before = inner.made.get(&id);
+        let more = before.is_none() && inner.made.len() >= limits::MANAGED_STREAMS_MAX;
+        let bytes = inner.bytes() - before.map_or(0, |before| before.bytes()) + made.bytes();
+        if more || bytes > limits::MANAGED_BYTES_MAX {
+            return Err(StreamsError::TooMany);
+        }
+        if let Some(redis) = &self.redis {
+            let before = before.map(|before| before.record.to_string());
+            drop(inner);
+            let put = redis.ask(&id, || redis.shared.put(&id, before.as_deref(), &made.record.to_string()))?;
+            inner = self.lock();
+            redis.changed(&mut inner, &id);
+            match put {
+                Put::Done => {}
+                Put::Other => return Err(other),
+                Put::Full => return Err(StreamsError::TooMany),
+            }
+        }
+        self.keep(&id, Some(&made), &inner.stopped)?;
+        let options = Arc::clone(&made.options);
+        inner.made.insert(id.clone(), Arc::new(made));
+        if !inner.file.contains_key(&id) {
+            self.apply(&mut inner, &id, |catalog| catalog.with_stream(&options));
+        }
+        Ok(inner)
+    }
+
+    /// Writes what is kept of one stream to the state file. Where Redis has it that is a copy, on which nothing hangs but a
+    /// start without it.
+    fn keep(&self, id: &StreamId, made: Option<&Made>, stopped: &BTreeSet<StreamId>) -> Result<(), StreamsError> {
+        match (self.write(id, made, stopped), &self.redis) {
+            (Err(error), Some(redis)) => {
+                redis.say_uncopied(&error);
+                Ok(())
+            }
+            (written, _) => written,
+        }
+    }
+
+    /// What another process has written to the state file before it was this one's is taken in, once.
+    fn settle(&self, inner: &mut Inner) -> Result<(), StreamsError> {
+        if self.redis.is_some() {
+            return Ok(());
+        }
+        let readings = self.state.claim()?;
+        if inner.read == readings {
+            return Ok(());
+        }
+        let place = self.state.shown_path();
+        let (made, stopped) = read(self.state.section(SECTION).as_ref(), &inner.made, false, &place)?;
+        inner.read = readings;
+        self.adopt(inner, made, stopped);
+        Ok(())
+    }
+
+    /// Other streams hold, and others are stopped.
+    fn adopt(&self, inner: &mut Inner, made: BTreeMap<StreamId, Arc<Made>>, stopped: BTreeSet<StreamId>) {
+        let ids: BTreeSet<&StreamId> =
+            inner.made.keys().chain(made.keys()).chain(&inner.stopped).chain(&stopped).collect();
+        let is_other = |id: &StreamId| {
+            let record = |made: &BTreeMap<StreamId, Arc<Made>>| made.get(id).map(|made| made.record.clone());
+            record(&inner.made) != record(&made) || inner.stopped.contains(id) != stopped.contains(id)
+        };
+        let changed: Vec<StreamId> = ids.into_iter().filter(|id| is_other(id)).cloned().collect();
+        if changed.is_empty() {
+            return;
+        }
+        let mut options = (*inner.options).clone();
+        for id in &changed {
+            let catalog = std::mem::take(&mut options.catalog);
+            let catalog = match (inner.file.get(id), made.get(id)) {
+                (Some(_), _) => catalog,
+                (None, Some(made)) => catalog.with_stream(&made.options),
+                (None, None) => catalog.without_stream(id),
+            };
+            options.catalog = catalog.with_stopped(id, stopped.contains(id));
+        }
+        (inner.made, inner.stopped) = (made, stopped);
+        inner.options = Arc::new(options);
+        (self.tell)(&inner.options, &changed.into());
+    }
+
+    /// Writes what is kept of one stream, and which are stopped.
+    fn write(&self, id: &StreamId, made: Option<&Made>, stopped: &BTreeSet<StreamId>) -> Result<(), StreamsError> {
+        self.state.update(SECTION, |section| {
+            let mut section = match section {
+                Value::Object(section) => section,
+                _ => Map::new(),
+            };
+            let all = section.entry(MADE).or_insert_with(|| json!({}));
+            if let Some(all) = all.as_object_mut() {
+                match made {
+                    Some(made) => drop(all.insert(id.as_str().to_owned(), made.record.clone())),
+                    None => drop(all.remove(id.as_str())),
+                }
+            }
+            section.insert(STOPPED.to_owned(), ids_of(stopped));
+            Ok::<_, StreamsError>((Value::Object(section), ()))
+        })
+    }
+
+    /// Tells the cores that one stream is another.
+    fn apply(&self, inner: &mut Inner, id: &StreamId, change: impl FnOnce(Catalog) -> Catalog) {
+        let mut options = (*inner.options).clone();
+        options.catalog = change(std::mem::take(&mut options.catalog));
+        inner.options = Arc::new(options);
+        (self.tell)(&inner.options, &[id.clone()].into());
+    }
+
+    /// Control events were heard: those that are of streams are taken note of. Never waits.
+    pub fn heard(&self, entries: &[ControlEntry]) {
+        let Some(redis) = &self.redis else { return };
+        let mut notices = lock(&redis.notices);
+        for entry in entries.iter().filter(|entry| entry.is_of_streams()) {
+            match entry.changed_stream() {
+                Some(id) if notices.ids.len() < limits::MANAGED_HEARD_MAX => drop(notices.ids.insert(id)),
+                _ => notices.all = true,
+            }
+        }
+        redis.noticed.notify_all();
+    }
+
+    /// What stands in Redis may have changed, or can be read now. Never waits.
+    pub fn read_soon(&self) {
+        if let Some(redis) = &self.redis {
+            redis.read_soon();
+        }
+    }
+
+    /// Waits until the streams in Redis have been read for the first time, at most so long; not where Redis does not answer.
+    /// Whether they were read.
+    pub fn wait_for_first(&self, patience: Duration) -> bool {
+        let Some(redis) = &self.redis else { return true };
+        let notices = lock(&redis.notices);
+        let waited = redis.noticed.wait_timeout_while(notices, patience, |notices| notices.first.is_none());
+        let (notices, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        notices.first == Some(true)
+    }
+
+    /// Follows what stands in Redis until the process ends, on a thread of its own. `random` is for an epoch.
+    pub fn follow(&self, random: impl Fn(&mut [u8]) -> Result<(), StateError>) {
+        let Some(redis) = &self.redis else { return };
+        let mut last = None;
+        loop {
+            let (all, ids) = redis.wait(last);
+            let outcome = if all { self.read_all(redis, &random) } else { self.read_some(redis, &ids) };
+            if all {
+                last = Some(clock::now().at);
+            } else if outcome.is_err() {
+                // They are read with all the others when that can be done.
+                redis.read_soon();
+            }
+            // That Redis is away is said by whoever speaks with it.
+            if let Err(error @ CallError::Refused(_)) = &outcome
+                && redis.is_news(&error.to_string())
+            {
+                let sentence = "The streams in Redis cannot be read; those known here stay in force until they can.";
+                log::write(LogLevel::Warn, &[("error", error)], sentence);
+            }
+            let mut notices = lock(&redis.notices);
+            if notices.first.is_none() && all {
+                notices.first = Some(outcome.is_ok());
+                redis.noticed.notify_all();
+            }
+        }
+    }
+
+    /// Reads all streams in Redis and puts them in force. To a Redis of another epoch those known here are carried over.
+    fn read_all(&self, redis: &Redis, random: &impl Fn(&mut [u8]) -> Result<(), StateError>) -> Result<(), CallError> {
+        let mut chance = [0; 8];
+        random(&mut chance).map_err(|error| CallError::Refused(error.to_string()))?;
+        let epoch = format!("{:016x}", u64::from_be_bytes(chance));
+        for _ in 0..limits::MANAGED_ROUNDS_MAX {
+            let turn = self.lock().turn;
+            let reading = redis.shared.read(&epoch)?;
+            let mut inner = self.lock();
+            if inner.turn != turn {
+                continue;
+            }
+            if inner.epoch != reading.epoch {
+                let carried: Vec<(StreamId, String)> = inner
+                    .made
+                    .iter()
+                    .filter(|(id, _)| !reading.streams.contains_key(id))
+                    .map(|(id, made)| (id.clone(), made.record.to_string()))
+                    .collect();
+                let stopped: Vec<StreamId> = inner
+                    .stopped
+                    .iter()
+                    .filter(|id| !reading.streams.contains_key(id) && !reading.stopped.contains(id))
+                    .cloned()
+                    .collect();
+                drop(inner);
+                self.carry(redis, &carried, &stopped)?;
+                self.lock().epoch = reading.epoch;
+                continue;
+            }
+            self.take_reading(redis, &mut inner, reading);
+            if let Err(error) = self.state.update(SECTION, |_| Ok::<_, StreamsError>((section_of(&inner), ()))) {
+                redis.say_uncopied(&error);
+            }
+            lock(&redis.said).retain(|said| said.starts_with("record "));
+            return Ok(());
+        }
+        // Others change them all the time: that is for the next time.
+        redis.read_soon();
+        Ok(())
+    }
+
+    /// Puts in Redis what it does not have.
+    fn carry(&self, redis: &Redis, made: &[(StreamId, String)], stopped: &[StreamId]) -> Result<(), CallError> {
+        for (id, record) in made {
+            if redis.shared.put(id, None, record)? != Put::Done {
+                let sentence = "A stream of the state file is not carried over to Redis, which has another of its id or as many as it may.";
+                log::write(LogLevel::Warn, &[("stream", id)], sentence);
+            }
+            redis.publish(id);
+        }
+        for id in stopped {
+            redis.shared.stop(id, true)?;
+        }
+        if !made.is_empty() {
+            let sentence = "The streams of the state file are now in Redis, for every process.";
+            log::write(LogLevel::Info, &[("streams", &made.len())], sentence);
+        }
+        Ok(())
+    }
+
+    /// Reads these streams in Redis and puts them in force.
+    fn read_some(&self, redis: &Redis, ids: &BTreeSet<StreamId>) -> Result<(), CallError> {
+        for id in ids {
+            let turn = self.lock().turn;
+            let (record, stopped) = redis.shared.read_one(id)?;
+            let mut inner = self.lock();
+            if inner.turn != turn {
+                redis.look_soon(id);
+                continue;
+            }
+            let mut made = inner.made.clone();
+            match record.and_then(|record| redis.made_of(id, &record, made.get(id))) {
+                Some(stream) => drop(made.insert(id.clone(), stream)),
+                None => drop(made.remove(id)),
+            }
+            let mut all = inner.stopped.clone();
+            if stopped {
+                all.insert(id.clone());
+            } else {
+                all.remove(id);
+            }
+            self.adopt(&mut inner, made, all);
+            // Its error has been said.
+            let _ = self.keep(id, inner.made.get(id).map(|made| &**made), &inner.stopped);
+        }
+        Ok(())
+    }
+
+    fn take_reading(&self, redis: &Redis, inner: &mut Inner, reading: Reading) {
+        let made = reading
+            .streams
+            .iter()
+            .filter_map(|(id, record)| Some((id.clone(), redis.made_of(id, record, inner.made.get(id))?)));
+        let made = made.collect();
+        self.adopt(inner, made, reading.stopped);
+    }
+}
+
+impl Redis {
+    fn read_soon(&self) {
+        lock(&self.notices).all = true;
+        self.noticed.notify_all();
+    }
+
+    fn look_soon(&self, id: &StreamId) {
+        lock(&self.notices).ids.insert(id.clone());
+        self.noticed.notify_all();
+    }
+
+    /// Has Redis change a stream. Where it does not answer, what has become of it is looked at when it does.
+    fn ask<T>(&self, id: &StreamId, change: impl Fn() -> Result<T, CallError>) -> Result<T, CallError> {
+        change().inspect_err(|error| {
+            if *error == CallError::Unanswered {
+                self.look_soon(id);
+            }
+        })
+    }
+
+    /// This process has changed a stream, or found it changed: it is looked at again, and others are told.
+    fn changed(&self, inner: &mut Inner, id: &StreamId) {
+        inner.turn += 1;
+        self.look_soon(id);
+        self.publish(id);
+    }
+
+    fn publish(&self, id: &StreamId) {
+        self.store.order(Order::Publish(ControlEntry::stream_changed(id, clock::now().wall)));
+    }
+
+    /// The stream of a record. One that cannot be read is told of, once, and stays what it was.
+    fn made_of(&self, id: &StreamId, record: &str, known: Option<&Arc<Made>>) -> Option<Arc<Made>> {
+        let read = serde_json::from_str::<Value>(record).map_err(|_| "it is no JSON".to_owned());
+        let made = read.and_then(|record| match known {
+            Some(known) if known.record == record => Ok(Arc::clone(known)),
+            _ => Made::read(id, &record).map(Arc::new),
+        });
+        match made {
+            Ok(made) => Some(made),
+            Err(error) => {
+                if self.is_news(&format!("record {id}")) {
+                    let sentence = "A stream in Redis cannot be taken here: it stays what it was before. Put right what is named, or delete it.";
+                    log::write(LogLevel::Error, &[("stream", id), ("error", &error)], sentence);
+                }
+                known.map(Arc::clone)
+            }
+        }
+    }
+
+    /// Waits until there is something to do: whether to read all, or else which. `last`: when all were last read.
+    fn wait(&self, last: Option<Instant>) -> (bool, BTreeSet<StreamId>) {
+        let mut notices = lock(&self.notices);
+        loop {
+            let since = last.map(|last| clock::now().at.since(last));
+            let apart = if notices.all { limits::MANAGED_READ_INTERVAL } else { limits::MANAGED_REREAD };
+            let wait = since.map_or(Duration::ZERO, |since| apart.saturating_sub(since));
+            if wait.is_zero() {
+                notices.all = false;
+                notices.ids.clear();
+                return (true, BTreeSet::new());
+            }
+            if !notices.ids.is_empty() {
+                return (false, std::mem::take(&mut notices.ids));
+            }
+            notices = self.noticed.wait_timeout(notices, wait).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Whether this has not been said since all was well.
+    fn is_news(&self, what: &str) -> bool {
+        let mut said = lock(&self.said);
+        said.len() < limits::REDIS_SAID_MAX && said.insert(what.to_owned())
+    }
+
+    fn say_uncopied(&self, error: &StreamsError) {
+        if self.is_news(&error.to_string()) {
+            let sentence = "The streams in Redis are not copied to the state file: a start while Redis is away would not know them.";
+            log::write(LogLevel::Warn, &[("error", error)], sentence);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The configuration is being read again.
+pub struct Reloading<'s> {
+    inner: MutexGuard<'s, Inner>,
+    made: BTreeMap<StreamId, Arc<Made>>,
+}
+
+impl Reloading<'_> {
+    /// This is the configuration now; what holds from now on, of which `tell` is to tell the cores before others change it.
+    pub fn finish(mut self, config: &Config, build: Build<'_>, tell: impl FnOnce(&Arc<Options>)) {
+        let file = by_id(config);
+        warn_of_shadowed(&file, &self.made);
+        let streams = in_force(config, &self.made);
+        let options = build(&streams, &self.inner.stopped, Some(&self.inner.options.catalog));
+        self.inner.file = file;
+        self.inner.made = std::mem::take(&mut self.made);
+        self.inner.options = Arc::new(options);
+        tell(&self.inner.options);
+    }
+}
+
+fn by_id(config: &Config) -> BTreeMap<StreamId, Arc<stream::Options>> {
+    config.streams.iter().map(|stream| (stream.id.clone(), Arc::clone(stream))).collect()
+}
+
+/// The configuration's streams, and those that were made of other ids.
+fn in_force(config: &Config, made: &BTreeMap<StreamId, Arc<Made>>) -> Vec<Arc<stream::Options>> {
+    let file: BTreeSet<&StreamId> = config.streams.iter().map(|stream| &stream.id).collect();
+    let others = made.iter().filter(|(id, _)| !file.contains(id)).map(|(_, made)| &made.options);
+    config.streams.iter().chain(others).map(Arc::clone).collect()
+}
+
+fn warn_of_shadowed(file: &BTreeMap<StreamId, Arc<stream::Options>>, made: &BTreeMap<StreamId, Arc<Made>>) {
+    for id in made.keys().filter(|id| file.contains_key(id)) {
+        let sentence =
+            "A stream that the admin API has made stands in the configuration too, which counts; the other is kept.";
+        log::write(LogLevel::Warn, &[("stream", id)], sentence);
+    }
+}
+
+fn ids_of(ids: &BTreeSet<StreamId>) -> Value {
+    ids.iter().map(StreamId::as_str).collect()
+}
+
+/// What the state file's section is for these.
+fn section_of(inner: &Inner) -> Value {
+    let made: Map<String, Value> =
+        inner.made.iter().map(|(id, made)| (id.as_str().to_owned(), made.record.clone())).collect();
+    let mut section = json!({ MADE: made, STOPPED: ids_of(&inner.stopped) });
+    if !inner.epoch.is_empty() {
+        section[EPOCH] = inner.epoch.as_str().into();
+    }
+    section
+}

@@ -1,0 +1,143 @@
+//! `POST /v1/hooks/{id}`: an upstream says that something has changed, and is polled at once.
+//!
+//! Source: protocol version 1, section 6. Memory: a mark for each hook of the last minutes, at most
+//! [`limits::HOOKS_SEEN_MAX`] in the process. Errors: [`Refusal`]. Not here: what proves a hook (`auth::hook`), how often
+//! it may have a poll begun (`stream::poll`).
+//!
+//! A hook says nothing but «look»: its body is signed and otherwise not read. However many come, a filled-in URL has one
+//! poll under way and one after it, [`limits::REFRESH_INTERVAL`] apart.
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
+
+use crate::auth::hook::{self, HookError, HookMark};
+use crate::codec::http::{self, Head, Response};
+use crate::codec::message::ErrorCode;
+use crate::connection::handshake::Refusal;
+use crate::connection::{Posted, Reply};
+use crate::ids::{CoreId, StreamId};
+use crate::limits::{self, HOOK_REPEAT, HOOK_WINDOW, HOOKS_SEEN_MAX};
+use crate::time::Instant;
+
+use super::{Mail, Shard};
+
+/// The header that proves a hook.
+const SIGNATURE: &str = "x-restcast-signature";
+
+/// Hooks that have come.
+#[derive(Debug, Default)]
+pub(super) struct HooksSeen {
+    /// When each first came.
+    first: HashMap<(StreamId, HookMark), Instant>,
+    /// The same in the order of their coming.
+    order: VecDeque<(Instant, StreamId, HookMark)>,
+}
+
+impl HooksSeen {
+    /// Whether a hook asks for a poll; otherwise it is a replay of one from before.
+    pub(super) fn is_news(&mut self, id: &StreamId, mark: HookMark, now: Instant) -> bool {
+        let is_over = |at: Instant| now.since(at) > HOOK_WINDOW * 2;
+        while self.order.front().is_some_and(|(at, ..)| is_over(*at)) || self.order.len() >= HOOKS_SEEN_MAX {
+            let Some((_, id, mark)) = self.order.pop_front() else { break };
+            self.first.remove(&(id, mark));
+        }
+        match self.first.entry((id.clone(), mark)) {
+            Entry::Occupied(first) => now.since(*first.get()) <= HOOK_REPEAT,
+            Entry::Vacant(place) => {
+                place.insert(now);
+                self.order.push_back((now, id.clone(), mark));
+                true
+            }
+        }
+    }
+}
+
+impl Shard {
+    /// A hook's head has come: its body is awaited, where there is such a hook.
+    pub(super) fn read_hook(&mut self, index: u32, head: &Head<'_>, id: &str, client: IpAddr, reply: Reply) {
+        let id = http::percent_decode(id).and_then(|id| StreamId::new(&id));
+        let Some(id) = id.filter(|id| !self.options.catalog.hook_secrets(id).is_empty()) else {
+            let detail = "there is no such stream, or it has no hook";
+            return self.refuse(index, &Refusal::new(ErrorCode::StreamNotFound, detail), &reply);
+        };
+        if let Err(refusal) = self.standing_allows(client) {
+            return self.refuse_credential(index, &refusal, &reply, client);
+        }
+        let signature = match head.one(SIGNATURE) {
+            Ok(Some(signature)) => signature.to_owned(),
+            Ok(None) => {
+                let refusal = Refusal::new(ErrorCode::MissingCredential, "X-Restcast-Signature is missing");
+                return self.refuse(index, &refusal, &reply);
+            }
+            Err(error) => return self.refuse(index, &Refusal::new(ErrorCode::BadRequest, error.to_string()), &reply),
+        };
+        if signature.len() > limits::HOOK_HEADER_BYTES_MAX {
+            let refusal = Refusal::new(ErrorCode::InvalidToken, HookError::Malformed.to_string());
+            return self.refuse_credential(index, &refusal, &reply, client);
+        }
+        self.read_posted(index, head, Posted::Hook { id, signature }, client, reply);
+    }
+
+    /// A hook has come, whole.
+    pub(super) fn hook(
+        &mut self,
+        index: u32,
+        id: &StreamId,
+        signature: &str,
+        body: &[u8],
+        client: IpAddr,
+        reply: &Reply,
+    ) {
+        let options = std::sync::Arc::clone(&self.options);
+        let mark = match hook::verify(signature, body, options.catalog.hook_secrets(id), self.now.wall) {
+            Ok(mark) => mark,
+            Err(error) => {
+                let refusal = Refusal::new(ErrorCode::InvalidToken, error.to_string());
+                return self.refuse_credential(index, &refusal, reply, client);
+            }
+        };
+        let news = self.ledger.is_news(id, mark, self.now.at) && !options.catalog.is_stopped(id);
+        if news {
+            for core in 0..self.cores {
+                self.send(CoreId(core), Mail::RefreshAll { id: id.clone() });
+            }
+        }
+        let status = if news { 202 } else { 204 };
+        self.respond(index, Response::new(status).header("Cache-Control", "no-store"), reply);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    const NOW: Instant = Instant::from_micros(1_000_000_000);
+
+    fn mark(n: u64) -> HookMark {
+        HookMark::from(u128::from(n).to_le_bytes())
+    }
+
+    #[test]
+    fn the_same_hook_is_repeated_for_a_while_and_a_replay_afterwards() {
+        let (mut seen, [a, b]) = (HooksSeen::default(), ["a", "b"].map(|id| StreamId::new(id).expect("an id")));
+        let hook = mark(1);
+        assert!(seen.is_news(&a, hook, NOW) && seen.is_news(&a, hook, NOW + HOOK_REPEAT));
+        assert!(!seen.is_news(&a, hook, NOW + HOOK_REPEAT + Duration::from_micros(1)));
+        assert!(seen.is_news(&b, hook, NOW + HOOK_WINDOW), "another stream's is another hook");
+        assert!(seen.is_news(&a, mark(2), NOW + HOOK_WINDOW));
+        assert!(!seen.is_news(&a, hook, NOW + HOOK_WINDOW * 2), "it may still be in its window");
+        assert!(seen.is_news(&a, hook, NOW + HOOK_WINDOW * 2 + Duration::from_micros(1)), "the window is the bound");
+        assert_eq!(seen.first.len(), seen.order.len());
+    }
+
+    #[test]
+    fn no_more_hooks_are_kept_in_mind_than_there_may_be() {
+        let (mut seen, id) = (HooksSeen::default(), StreamId::new("a").expect("an id"));
+        for n in 0..2 * HOOKS_SEEN_MAX as u64 {
+            assert!(seen.is_news(&id, mark(n), NOW));
+        }
+        assert!(seen.order.len() == HOOKS_SEEN_MAX && seen.first.len() == seen.order.len());
+    }
+}

@@ -1,0 +1,536 @@
+//! Streams that administrators make while the server runs: made, read, changed, deleted, stopped, started, polled at once,
+//! and kept across restarts.
+
+mod support;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use support::server::{
+    ADMIN_KEY, Answer, DRIVERS, PATIENCE, Raw, Server, Setup, bearer, eventually, mint, now_s, token_of, watching,
+};
+use support::{Reply, RequestSeen, Upstream};
+
+/// A path of this test's own for a state file.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Scratch {
+        let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("managed-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&path);
+        fs::create_dir_all(&path).expect("a directory");
+        Scratch(path)
+    }
+
+    fn state(&self) -> PathBuf {
+        self.0.join("restcast.state")
+    }
+
+    /// The line of `[server]` that names it.
+    fn line(&self) -> String {
+        format!("state = {:?}", self.state())
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn streams_with(server: &Server, method: &str, path: &str, more: &[(&'static str, String)], body: &Value) -> Answer {
+    let mut headers = vec![bearer(ADMIN_KEY)];
+    headers.extend_from_slice(more);
+    let body = if body.is_null() { String::new() } else { body.to_string() };
+    Raw::connect(server.admin).request(method, &format!("/admin/v1/streams{path}"), &headers, &body)
+}
+
+fn streams(server: &Server, method: &str, path: &str, body: &Value) -> Answer {
+    streams_with(server, method, path, &[], body)
+}
+
+/// Makes a stream that is polled every 20 ms; its tag.
+fn make(server: &Server, id: &str, url: &str) -> String {
+    let answer = streams(server, "POST", "", &json!({ "id": id, "url": url, "interval": "20ms" }));
+    assert_eq!(answer.status, 201, "{answer:?}");
+    answer.header("etag").expect("a tag").to_owned()
+}
+
+fn order(server: &Server, id: &str, what: &str) -> Answer {
+    streams(server, "POST", &format!("/{id}/{what}"), &Value::Null)
+}
+
+fn value(server: &Server, id: &str) -> (u16, Value) {
+    let answer = server.get(&format!("/v1/streams/{id}"), &[bearer(&token_of("u1"))]);
+    (answer.status, answer.json())
+}
+
+#[test]
+fn a_stream_is_made_read_changed_and_deleted_while_it_is_watched() {
+    for driver in DRIVERS {
+        let upstream = Upstream::start();
+        upstream.set_json("/a", r#"{"of":"a"}"#);
+        upstream.set_json("/b", r#"{"of":"b"}"#);
+        let server = Setup::new().driver(driver).stream("file", &upstream.url("/a"), "").start();
+        assert_eq!(value(&server, "leads").0, 404);
+        let mut others = watching(&server, &token_of("u1"), "/v1/streams/file");
+
+        let body = json!({ "id": "leads", "url": upstream.url("/a"), "interval": "20ms" });
+        let made = streams(&server, "POST", "", &body);
+        assert_eq!((made.status, made.header("location")), (201, Some("/admin/v1/streams/leads")), "{made:?}");
+        let tag = made.header("etag").expect("a tag").to_owned();
+        // Each core has it: each takes some of these connections.
+        for _ in 0..8 {
+            assert_eq!(value(&server, "leads"), (200, json!({ "of": "a" })));
+        }
+        let read = streams(&server, "GET", "/leads", &Value::Null);
+        assert_eq!((read.status, read.header("etag")), (200, Some(tag.as_str())));
+        let shown = read.json();
+        for (name, wanted) in body.as_object().expect("an object") {
+            assert_eq!(shown[name], *wanted);
+        }
+        assert_eq!((&shown["source"], &shown["state"]), (&json!("admin"), &json!("running")));
+
+        let mut single = watching(&server, &token_of("u1"), "/v1/streams/leads");
+        let mut sse = server.sse("/v1/streams/leads", &[bearer(&token_of("u2"))]);
+        let first = sse.next_of("snapshot");
+        let mut many = watching(&server, &token_of("u3"), "/v1/ws");
+        many.send(json!({ "type": "subscribe", "stream": "leads", "id": 1 }));
+        many.next_of("snapshot");
+
+        // Another URL: another epoch, and a snapshot for everybody.
+        let wanted = json!({ "id": "leads", "url": upstream.url("/b"), "interval": "20ms" });
+        let changed = streams_with(&server, "PUT", "/leads", &[("If-Match", tag.clone())], &wanted);
+        assert_eq!(changed.status, 200, "{changed:?}");
+        let new_tag = changed.header("etag").expect("a tag").to_owned();
+        assert_ne!(new_tag, tag);
+        for snapshot in [single.next_of("snapshot"), sse.next_of("snapshot").data, many.next_of("snapshot")] {
+            assert_eq!((&snapshot["data"], &snapshot["seq"]), (&json!({ "of": "b" }), &json!(1)));
+            assert_ne!(snapshot["epoch"], first.data["epoch"]);
+        }
+        upstream.set_json("/b", r#"{"of":"b2"}"#);
+        single.next_of("snapshot");
+
+        // Whoever knows it as it was before does not change it.
+        let late = streams_with(&server, "PUT", "/leads", &[("If-Match", tag.clone())], &body);
+        assert_eq!((late.status, late.code()), (412, "PRECONDITION_FAILED".to_owned()));
+        let late = streams_with(&server, "DELETE", "/leads", &[("If-Match", tag)], &Value::Null);
+        assert_eq!((late.status, late.code()), (412, "PRECONDITION_FAILED".to_owned()));
+        assert_eq!(streams(&server, "GET", "/leads", &Value::Null).header("etag"), Some(new_tag.as_str()));
+
+        let gone =
+            streams_with(&server, "DELETE", "/leads", &[("If-Match", format!("\"x\", {new_tag}"))], &Value::Null);
+        assert_eq!((gone.status, gone.body.len()), (204, 0));
+        let (frames, close) = single.until_close();
+        assert_eq!(close, (4004, "stream_ended".to_owned()));
+        assert_eq!(
+            frames.last().map(|frame| (&frame["type"], &frame["state"])),
+            Some((&json!("stream_status"), &json!("ended")))
+        );
+        let close = sse.next_of("close");
+        assert_eq!((&close.data["code"], &close.data["reason"]), (&json!(4004), &json!("stream_ended")));
+        assert_eq!(many.next_of("stream_status")["state"], "ended");
+        assert_eq!(many.next_of("unsubscribed")["reason"], "stream_ended");
+        assert_eq!(value(&server, "leads").0, 404);
+        assert_eq!(streams(&server, "GET", "/leads", &Value::Null).status, 404);
+        assert_eq!(streams(&server, "DELETE", "/leads", &Value::Null).status, 404);
+        // Nobody asks the upstream any more, and whoever watched something else has noticed nothing.
+        let asked = || upstream.requests().iter().filter(|request| request.target == "/b").count();
+        let before = asked();
+        upstream.set_json("/a", r#"{"of":"a2"}"#);
+        let event = others.next();
+        assert_eq!((&event["stream"], &event["seq"]), (&json!("file"), &json!(2)), "{event}");
+        eventually("polls of the file's stream", || (upstream.request_count() > before + 20).then_some(()));
+        assert!(asked() <= before + 1, "{} polls of a deleted stream", asked() - before);
+        many.send(json!({ "type": "subscribe", "stream": "file", "id": 2 }));
+        many.next_of("snapshot");
+        assert_eq!(server.log_count("An administrator has"), 3, "{}", server.log_text());
+    }
+}
+
+#[test]
+fn what_is_wrong_with_a_stream_is_said_at_once_and_by_key() {
+    let upstream = Upstream::start();
+    let server = Setup::new().stream("file", &upstream.url("/a"), "").start();
+    let refused = |body: Value| {
+        let answer = streams(&server, "POST", "", &body);
+        assert_eq!((answer.status, answer.code()), (400, "BAD_REQUEST".to_owned()), "{body}: {answer:?}");
+        answer.json()["errors"]
+            .as_array()
+            .map(|errors| errors.iter().map(|error| error.as_str().expect("a sentence").to_owned()).collect::<Vec<_>>())
+    };
+    let all = refused(json!({
+        "id": "a b", "url": "ftp://x/", "intervall": "1s", "timeout": 5, "history": -1, "headers": { "Host": "x" },
+        "view": [{ "roles": [] }], "keep_warm": "yes",
+    }));
+    let all = all.expect("errors").join("\n");
+    for said in [
+        "`stream.id`",
+        "`stream.url`",
+        "unknown key `stream.intervall`; the nearest known one is `stream.interval`",
+        "`stream.timeout` has the type integer",
+        "`stream.history`",
+        "`stream.headers.Host`",
+        "`stream.view.roles`",
+        "`stream.keep_warm` has the type string",
+    ] {
+        assert!(all.contains(said), "{said} is not in\n{all}");
+    }
+    assert_eq!(refused(json!({})).expect("errors"), ["`stream.id` is missing here", "`stream.url` is missing here"]);
+    let url = upstream.url("/a");
+    for (more, said) in [
+        (json!({ "interval": 1.5 }), "`stream.interval` has the type float"),
+        (json!({ "history": 18_446_744_073_709_551_615_u64 }), "`stream.history` has the type float"),
+        (json!({ "roles": [null] }), "null may not stand there"),
+        (json!({ "roles": [[[[[[[[[[]]]]]]]]]] }), "the JSON is over 8 levels deep"),
+        (json!({ "headers": { "Authorization": "***" } }), "`stream.headers.Authorization` is ***"),
+        (json!({ "hook_secret": "env:NO_SUCH_VARIABLE_HERE" }), "`stream.hook_secret`"),
+        (json!({ "\"]\n[x]\na = \"": 1 }), "unknown key"),
+        (json!({ "url": "http://127.0.0.1/?key=***" }), "`stream.url` has ***"),
+    ] {
+        let mut body = json!({ "id": "leads", "url": url });
+        body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        let errors = refused(body).expect("errors");
+        assert!(errors.iter().any(|error| error.contains(said)), "{said} is not in {errors:?}");
+    }
+    for body in ["", "[]", "{", "7"] {
+        let answer = Raw::connect(server.admin).request("POST", "/admin/v1/streams", &[bearer(ADMIN_KEY)], body);
+        assert_eq!((answer.status, answer.code()), (400, "BAD_REQUEST".to_owned()), "{body}");
+    }
+    assert_eq!(streams(&server, "GET", "", &Value::Null).json()["streams"].as_array().map(Vec::len), Some(1));
+
+    // Null is as if it were not there; a warning does not stop it.
+    let odd = json!({ "id": "odd", "url": url, "interval": "1ms", "body": null, "array_key": null });
+    let made = streams(&server, "POST", "", &odd);
+    assert_eq!(made.status, 201, "{made:?}");
+    assert!(made.json()["warnings"][0].as_str().is_some_and(|warning| warning.contains("interval")), "{made:?}");
+    assert_eq!(streams(&server, "POST", "", &odd).status, 409);
+    assert_eq!(streams(&server, "POST", "", &json!({ "id": "file", "url": url })).status, 409);
+    let other = streams(&server, "PUT", "/odd", &json!({ "id": "other", "url": url }));
+    assert_eq!((other.status, other.code()), (400, "BAD_REQUEST".to_owned()));
+    assert_eq!(streams(&server, "PUT", "/nowhere", &json!({ "url": url })).status, 404);
+    assert_eq!(streams(&server, "PATCH", "/odd", &Value::Null).header("allow"), Some("GET, HEAD, PUT, DELETE"));
+    assert_eq!(order(&server, "odd", "restart").status, 404);
+    assert_eq!(order(&server, "nowhere", "stop").status, 404);
+    for path in ["", "/odd", "/odd/stop"] {
+        assert_eq!(server.admin("POST", &format!("/admin/v1/streams{path}"), None).status, 401);
+    }
+}
+
+#[test]
+fn secrets_are_sent_to_the_upstream_and_shown_to_nobody() {
+    let (upstream, scratch) = (Upstream::start(), Scratch::new("secrets"));
+    upstream.set_json("/a", "1");
+    let setup = Setup::new().server(&scratch.line()).env("CRM_TOKEN", "token-of-the-environment");
+    let server = setup.start();
+    let url = format!("{}?key=secret-of-the-query&page=2", upstream.url("/a"));
+    let body = json!({
+        "id": "leads", "url": url, "interval": "20ms", "method": "POST", "body": "{\"q\":\"secret-of-the-body\"}",
+        "headers": { "Authorization": "env:CRM_TOKEN", "X-Key": "secret-of-the-header" },
+        "hook_secret": ["secret-of-the-hook-1", "secret-of-the-hook-2"],
+    });
+    let made = streams(&server, "POST", "", &body);
+    assert_eq!(made.status, 201, "{made:?}");
+    let sent = |count: usize| {
+        upstream.wait_for_requests(count, PATIENCE);
+        upstream.requests().pop().expect("a request")
+    };
+    let mut ws = watching(&server, &token_of("u1"), "/v1/streams/leads");
+    let is_whole = |request: RequestSeen| {
+        assert_eq!(request.target, "/a?key=secret-of-the-query&page=2");
+        assert_eq!(request.header("authorization"), Some("token-of-the-environment"));
+        assert_eq!(request.header("x-key"), Some("secret-of-the-header"));
+        assert_eq!(request.body, br#"{"q":"secret-of-the-body"}"#);
+    };
+    is_whole(sent(1));
+
+    let read = streams(&server, "GET", "/leads", &Value::Null);
+    let list = streams(&server, "GET", "", &Value::Null);
+    for answer in [&made, &read, &list] {
+        let text = answer.text();
+        assert!(!text.contains("secret-of") && !text.contains("CRM_TOKEN") && !text.contains("token-of"), "{text}");
+    }
+    let shown = read.json();
+    assert_eq!(shown["headers"], json!({ "Authorization": "***", "X-Key": "***" }));
+    assert_eq!((&shown["hook_secret"], &shown["body"]), (&json!(["***", "***"]), &json!("***")));
+    assert!(shown["url"].as_str().is_some_and(|url| url.ends_with("/a?key=***&page=***")), "{shown}");
+
+    // What GET gives may be PUT: the secrets stay.
+    let mut put = shown.clone();
+    put["interval"] = json!("30ms");
+    let changed = streams(&server, "PUT", "/leads", &put);
+    assert_eq!(changed.status, 200, "{changed:?}");
+    ws.next_of("snapshot");
+    is_whole(sent(upstream.request_count() + 3));
+    // One of them is another now; what is not there any more is gone.
+    put["headers"] = json!({ "X-Key": "another", "Authorization": "***" });
+    put["hook_secret"] = Value::Null;
+    assert_eq!(streams(&server, "PUT", "/leads", &put).status, 200);
+    ws.next_of("snapshot");
+    let request = sent(upstream.request_count() + 3);
+    assert_eq!(request.header("x-key"), Some("another"));
+    assert_eq!(request.header("authorization"), Some("token-of-the-environment"));
+    assert!(streams(&server, "GET", "/leads", &Value::Null).json().get("hook_secret").is_none());
+
+    // A variable stays a name, and its value is read anew at the next start.
+    let kept = fs::read_to_string(scratch.state()).expect("the state file");
+    assert!(kept.contains("env:CRM_TOKEN") && !kept.contains("token-of-the-environment"), "{kept}");
+    drop(server);
+    let server = setup.clone().env("CRM_TOKEN", "another-token").start();
+    let _ws = watching(&server, &token_of("u1"), "/v1/streams/leads");
+    assert_eq!(sent(upstream.request_count() + 1).header("authorization"), Some("another-token"));
+    assert!(!server.log_text().contains("secret-of"));
+}
+
+#[test]
+fn streams_and_stops_survive_a_restart() {
+    let (upstream, scratch) = (Upstream::start(), Scratch::new("restart"));
+    upstream.set_json("/a", r#"{"n":1}"#);
+    let setup = Setup::new().server(&scratch.line()).stream("file", &upstream.url("/a"), "");
+    let server = setup.start();
+    let tag = make(&server, "leads", &upstream.url("/a"));
+    make(&server, "gone", &upstream.url("/a"));
+    make(&server, "stopped", &upstream.url("/a"));
+    assert_eq!(streams(&server, "DELETE", "/gone", &Value::Null).status, 204);
+    assert_eq!((order(&server, "stopped", "stop").status, order(&server, "file", "stop").status), (200, 200));
+    let before = streams(&server, "GET", "", &Value::Null).json();
+    // However it ends.
+    server.signal(rustix::process::Signal::KILL);
+    drop(server);
+
+    let server = setup.start();
+    assert_eq!(streams(&server, "GET", "", &Value::Null).json(), before);
+    assert_eq!(streams(&server, "GET", "/leads", &Value::Null).header("etag"), Some(tag.as_str()));
+    assert_eq!(value(&server, "leads"), (200, json!({ "n": 1 })));
+    assert_eq!(value(&server, "gone").0, 404);
+    let polls = upstream.request_count();
+    for id in ["stopped", "file"] {
+        assert_eq!(streams(&server, "GET", &format!("/{id}"), &Value::Null).json()["state"], "stopped");
+        let mut ws = server.ws(&format!("/v1/streams/{id}"), &[bearer(&token_of("u1"))]);
+        let status = ws.next_of("stream_status");
+        assert_eq!((&status["state"], &status["code"]), (&json!("failing"), &json!("STOPPED")));
+        // There is no value, and none is waited for.
+        let asked = Instant::now();
+        let answer = server.get(&format!("/v1/streams/{id}"), &[bearer(&token_of("u1"))]);
+        assert_eq!((answer.status, answer.code()), (503, "STREAM_UNAVAILABLE".to_owned()));
+        assert!(asked.elapsed() < Duration::from_secs(10));
+        let others = upstream.requests().iter().skip(polls).filter(|request| request.target != "/a").count();
+        assert_eq!(others, 0);
+        assert_eq!(order(&server, id, "start").status, 200);
+        assert_eq!(ws.next_of("snapshot")["data"], json!({ "n": 1 }));
+    }
+
+    // A file that is no configuration any more says so, and which stream it is.
+    drop(server);
+    let mut kept: Value = serde_json::from_slice(&fs::read(scratch.state()).expect("the state file")).expect("JSON");
+    kept["sections"]["streams"]["made"]["leads"]["stream"]["interval"] = json!("soon");
+    fs::write(scratch.state(), kept.to_string()).expect("written");
+    let said = fails_to_start(&setup, &scratch);
+    assert!(said.contains("\"leads\"") && said.contains("`stream.interval`"), "{said}");
+    kept["sections"]["streams"] = json!([]);
+    fs::write(scratch.state(), kept.to_string()).expect("written");
+    let said = fails_to_start(&setup, &scratch);
+    assert!(said.contains("has a section `streams`"), "{said}");
+}
+
+/// What a server says that does not start.
+fn fails_to_start(setup: &Setup, scratch: &Scratch) -> String {
+    let path = scratch.0.join("restcast.toml");
+    fs::write(&path, setup.text()).expect("the configuration is written");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_restcast"))
+        .args(["serve", "--config"])
+        .arg(&path)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary starts");
+    let until = Instant::now() + PATIENCE;
+    while child.try_wait().expect("a child").is_none() {
+        if Instant::now() > until {
+            let _ = child.kill();
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let output = child.wait_with_output().expect("its output");
+    assert!(!output.status.success());
+    String::from_utf8(output.stderr).expect("UTF-8")
+}
+
+#[test]
+fn a_stopped_stream_gives_the_held_value_and_is_not_polled_until_it_is_started() {
+    for driver in DRIVERS {
+        let upstream = Upstream::start();
+        upstream.set_json("/a", r#"{"n":1}"#);
+        let server = Setup::new().driver(driver).stream("file", &upstream.url("/a"), "linger = \"60s\"").start();
+        let mut ws = watching(&server, &token_of("u1"), "/v1/streams/file");
+        let stopped = order(&server, "file", "stop");
+        assert_eq!((stopped.status, &stopped.json()["state"]), (200, &json!("stopped")));
+        let status = ws.next_of("stream_status");
+        assert_eq!((&status["state"], &status["code"]), (&json!("stale"), &json!("STOPPED")));
+        assert!(status.get("retry_in_ms").is_none_or(Value::is_null), "{status}");
+
+        upstream.set_json("/a", r#"{"n":2}"#);
+        let polls = upstream.request_count();
+        let answer = server.get("/v1/streams/file", &[bearer(&token_of("u1"))]);
+        assert_eq!((answer.status, answer.header("x-restcast-state")), (200, Some("stale")));
+        assert_eq!(answer.json(), json!({ "n": 1 }));
+        let mut late = server.ws("/v1/streams/file", &[bearer(&token_of("u2"))]);
+        assert_eq!(late.next()["type"], "welcome");
+        assert_eq!(late.next()["code"], "STOPPED");
+        assert_eq!(late.next()["data"], json!({ "n": 1 }));
+        assert_eq!(order(&server, "file", "refresh").status, 409);
+        assert_eq!(order(&server, "file", "stop").status, 200, "twice is once");
+        assert!(ws.is_quiet_for(Duration::from_millis(300)), "nothing comes of a stopped stream");
+        assert!(upstream.request_count() <= polls + 1, "one may have been on its way");
+
+        assert_eq!(order(&server, "file", "start").json()["state"], "running");
+        for ws in [&mut ws, &mut late] {
+            // In whichever order: the event of the first poll, and that it is well.
+            let frames = [ws.next(), ws.next()];
+            assert!(
+                frames.iter().any(|frame| frame["data"] == json!({ "n": 2 }) || frame["type"] == "patch"),
+                "{frames:?}"
+            );
+            assert!(frames.iter().any(|frame| frame["state"] == "live"), "{frames:?}");
+        }
+        assert_eq!(server.log_count("An administrator has stopped a stream."), 1);
+    }
+}
+
+#[test]
+fn streams_of_the_file_are_listed_and_not_changed_and_win_over_those_that_were_made() {
+    let upstream = Upstream::start();
+    upstream.set_json("/a", "1");
+    upstream.set_json("/b", "2");
+    let setup =
+        Setup::new().stream("file", &format!("{}?key=secret", upstream.url("/a")), "headers = { X-Key = \"secret\" }");
+    let server = setup.start();
+    make(&server, "made", &upstream.url("/b"));
+    let list = streams(&server, "GET", "", &Value::Null).json();
+    let seen: Vec<_> = list["streams"].as_array().expect("a list").iter().map(|s| (&s["id"], &s["source"])).collect();
+    assert_eq!(seen, [(&json!("file"), &json!("file")), (&json!("made"), &json!("admin"))]);
+    let file = streams(&server, "GET", "/file", &Value::Null);
+    assert_eq!((file.status, file.header("etag")), (200, None));
+    let shown = file.json();
+    assert_eq!((&shown["interval"], &shown["headers"]), (&json!("20ms"), &json!({ "X-Key": "***" })));
+    assert!(!file.text().contains("secret"), "{shown}");
+    for method in ["PUT", "DELETE"] {
+        let answer = streams(&server, method, "/file", &json!({ "url": upstream.url("/b") }));
+        assert_eq!(answer.status, 409, "{answer:?}");
+    }
+
+    // The file may take over what was made, and give it back.
+    let mut ws = watching(&server, &token_of("u1"), "/v1/streams/made");
+    server.reload(&setup.clone().stream("made", &upstream.url("/a"), ""));
+    assert_eq!(ws.next_of("snapshot")["data"], json!(1));
+    assert_eq!(server.log_count("stands in the configuration too, which counts"), 1);
+    assert_eq!(streams(&server, "DELETE", "/made", &Value::Null).status, 409);
+    server.reload(&setup);
+    assert_eq!(ws.next_of("snapshot")["data"], json!(2));
+    assert_eq!(streams(&server, "DELETE", "/made", &Value::Null).status, 204);
+    assert_eq!(ws.closed(), (4004, "stream_ended".to_owned()));
+}
+
+#[test]
+fn a_template_that_is_made_is_filled_for_those_who_are_verified_from_then_on() {
+    let upstream = Upstream::start();
+    upstream.set_json("/companies/c1", r#"{"of":"c1"}"#);
+    upstream.set_json("/companies/c2", r#"{"of":"c2"}"#);
+    let server = Setup::new().stream("file", &upstream.url("/companies/c1"), "").start();
+    let token = |company: &str| mint(json!({ "sub": company, "companyId": company, "exp": now_s() + 600 }));
+    let tokens = [token("c1"), token("c2")];
+    for token in &tokens {
+        // The tokens are known before the template names a claim of theirs.
+        assert_eq!(server.get("/v1/streams/file", &[bearer(token)]).status, 200);
+    }
+    make(&server, "mine", &format!("{}/{{claims.companyId}}", upstream.url("/companies")));
+    for (token, company) in tokens.iter().zip(["c1", "c2"]) {
+        for _ in 0..4 {
+            let answer = server.get("/v1/streams/mine", &[bearer(token)]);
+            assert_eq!((answer.status, answer.json()), (200, json!({ "of": company })));
+        }
+    }
+    // All of its filled-in URLs are polled at once.
+    let body = json!({ "url": format!("{}/{{claims.companyId}}", upstream.url("/companies")), "interval": "1h" });
+    assert_eq!(streams(&server, "PUT", "/mine", &body).status, 200);
+    let mut sockets: Vec<_> = tokens.iter().map(|token| watching(&server, token, "/v1/streams/mine")).collect();
+    for company in ["c1", "c2"] {
+        upstream.set_json(&format!("/companies/{company}"), r#"{"of":"everybody"}"#);
+    }
+    assert_eq!(order(&server, "mine", "refresh").status, 202);
+    for ws in &mut sockets {
+        assert_eq!(ws.next_of("snapshot")["data"], json!({ "of": "everybody" }));
+    }
+}
+
+#[test]
+fn a_refresh_polls_at_once_obeys_retry_after_and_cannot_be_used_to_flood_an_upstream() {
+    let upstream = Upstream::start();
+    upstream.set_json("/a", "1");
+    let server = Setup::new().stream("slow", &upstream.url("/a"), "interval = \"1h\"").start();
+    let mut ws = watching(&server, &token_of("u1"), "/v1/streams/slow");
+    let begun = Instant::now();
+    upstream.set_json("/a", "2");
+    assert_eq!(order(&server, "slow", "refresh").status, 202);
+    ws.next_of("snapshot");
+    let before = upstream.request_count();
+    let mut asked = 0;
+    while begun.elapsed() < Duration::from_secs(2) {
+        assert_eq!(order(&server, "slow", "refresh").status, 202);
+        asked += 1;
+    }
+    let most = usize::try_from(begun.elapsed().as_millis() / 100).expect("small") + 2;
+    let polls = upstream.request_count() - before;
+    assert!(polls <= most && polls < asked, "{polls} polls, {asked} asked for");
+
+    // What was changed before the last of them is seen.
+    upstream.set_json("/a", "3");
+    assert_eq!(order(&server, "slow", "refresh").status, 202);
+    assert_eq!(ws.next_of("snapshot")["data"], json!(3));
+
+    let refuse = Reply::status(429).header("Retry-After", "3600");
+    upstream.set("/a", refuse);
+    assert_eq!(order(&server, "slow", "refresh").status, 202);
+    assert_eq!(ws.next_of("stream_status")["code"], "UPSTREAM_RATE_LIMITED");
+    let before = upstream.request_count();
+    for _ in 0..5 {
+        assert_eq!(order(&server, "slow", "refresh").status, 202);
+    }
+    assert!(ws.is_quiet_for(Duration::from_millis(500)));
+    assert_eq!(upstream.request_count(), before, "it has asked to be left alone");
+}
+
+#[test]
+fn thousands_of_streams_are_made_and_a_change_of_one_is_cheap() {
+    let (upstream, scratch) = (Upstream::start(), Scratch::new("thousands"));
+    upstream.set_json("/a", "1");
+    // As if they had been made one by one.
+    let made: serde_json::Map<String, Value> = (0..9_999)
+        .map(|n| {
+            let stream = json!({ "id": format!("s{n}"), "url": upstream.url("/a"), "interval": "1h" });
+            (format!("s{n}"), json!({ "tag": "0", "created_at": 1, "changed_at": 1, "stream": stream }))
+        })
+        .collect();
+    let state = json!({ "version": 1, "sections": { "streams": { "made": made, "stopped": [] } } });
+    fs::write(scratch.state(), state.to_string()).expect("written");
+    let server = Setup::new().server(&scratch.line()).log("level = \"info\"").start();
+    let mut ws = watching(&server, &token_of("u1"), "/v1/streams/s7");
+    make(&server, "last", &upstream.url("/a"));
+    let full = streams(&server, "POST", "", &json!({ "id": "more", "url": upstream.url("/a") }));
+    assert_eq!(full.status, 409, "{full:?}");
+    let begun = Instant::now();
+    for n in 0..10 {
+        let url = format!("{}?n={n}", upstream.url("/a"));
+        assert_eq!(streams(&server, "PUT", "/last", &json!({ "url": url, "interval": "1h" })).status, 200);
+    }
+    // Most of it is the state file, written whole and synced; a debug build on a busy machine.
+    assert!(begun.elapsed() < Duration::from_secs(30), "ten changes took {:?}", begun.elapsed());
+    assert!(ws.is_quiet_for(Duration::from_millis(50)), "the others notice nothing");
+    assert_eq!(streams(&server, "DELETE", "/s7", &Value::Null).status, 204);
+    assert_eq!(ws.closed(), (4004, "stream_ended".to_owned()));
+}

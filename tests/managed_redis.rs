@@ -1,0 +1,244 @@
+//! Streams that administrators make, shared through Redis: made, changed, stopped and deleted at different processes; Redis
+//! away, emptied, or new; against the built server and a real Redis.
+
+mod support;
+
+use std::path::PathBuf;
+use std::{fs, thread};
+
+use serde_json::{Value, json};
+
+use support::server::{ADMIN_KEY, Answer, Raw, Server, Setup, bearer, eventually, token_of, watching};
+use support::{Proxy, Redis, Upstream};
+
+/// The hash that the streams stand in.
+const HASH: &str = "restcast:streams";
+
+/// A path of this test's own for a state file.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Scratch {
+        let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("streams-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&path);
+        fs::create_dir_all(&path).expect("a directory");
+        Scratch(path)
+    }
+
+    fn line(&self) -> String {
+        format!("state = {:?}", self.0.join("restcast.state"))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn streams_with(server: &Server, method: &str, path: &str, more: &[(&'static str, String)], body: &Value) -> Answer {
+    let mut headers = vec![bearer(ADMIN_KEY)];
+    headers.extend_from_slice(more);
+    let body = if body.is_null() { String::new() } else { body.to_string() };
+    Raw::connect(server.admin).request(method, &format!("/admin/v1/streams{path}"), &headers, &body)
+}
+
+fn streams(server: &Server, method: &str, path: &str, body: &Value) -> Answer {
+    streams_with(server, method, path, &[], body)
+}
+
+fn wanted(id: &str, url: &str) -> Value {
+    json!({ "id": id, "url": url, "interval": "20ms" })
+}
+
+fn status(server: &Server, id: &str) -> u16 {
+    server.get(&format!("/v1/streams/{id}"), &[bearer(&token_of("u1"))]).status
+}
+
+fn upstream() -> Upstream {
+    let upstream = Upstream::start();
+    upstream.set_json("/a", r#"{"of":"a"}"#);
+    upstream.set_json("/b", r#"{"of":"b"}"#);
+    upstream
+}
+
+#[test]
+fn what_one_process_makes_changes_stops_and_deletes_holds_at_the_other() {
+    let (redis, upstream) = (Redis::start(), upstream());
+    let setup = Setup::new().redis(&redis.url(), "").stream("file", &upstream.url("/a"), "");
+    let (one, two) = (setup.start(), setup.start());
+    let made = streams(&one, "POST", "", &wanted("leads", &upstream.url("/a")));
+    assert_eq!(made.status, 201, "{made:?}");
+    let tag = made.header("etag").expect("a tag").to_owned();
+    eventually("the other has it", || (status(&two, "leads") == 200).then_some(()));
+    let shown = |server: &Server| streams(server, "GET", "/leads", &Value::Null).json();
+    assert_eq!(shown(&two), shown(&one));
+    assert_eq!(streams(&two, "POST", "", &wanted("leads", &upstream.url("/b"))).status, 409);
+    let mut watchers = [&one, &two].map(|server| watching(server, &token_of("u1"), "/v1/streams/leads"));
+
+    // Changed at the other, by the tag that this one gave.
+    let body = wanted("leads", &upstream.url("/b"));
+    let changed = streams_with(&two, "PUT", "/leads", &[("If-Match", tag.clone())], &body);
+    assert_eq!(changed.status, 200, "{changed:?}");
+    for ws in &mut watchers {
+        assert_eq!(ws.next_of("snapshot")["data"], json!({ "of": "b" }));
+    }
+    let late = streams_with(&one, "PUT", "/leads", &[("If-Match", tag)], &wanted("leads", &upstream.url("/a")));
+    assert_eq!(late.status, 412, "{late:?}");
+
+    // Stopped here, started there; the file's stream too.
+    for id in ["leads", "file"] {
+        assert_eq!(streams(&one, "POST", &format!("/{id}/stop"), &Value::Null).status, 200);
+        let state = |server: &Server| streams(server, "GET", &format!("/{id}"), &Value::Null).json()["state"].clone();
+        eventually("it is stopped at the other", || (state(&two) == "stopped").then_some(()));
+        if id == "leads" {
+            for ws in &mut watchers {
+                assert_eq!(ws.next_of("stream_status")["code"], "STOPPED");
+            }
+        }
+        assert_eq!(streams(&two, "POST", &format!("/{id}/start"), &Value::Null).status, 200);
+        eventually("it runs again at the first", || (state(&one) == "running").then_some(()));
+    }
+
+    // One that starts later has it all; deleted at one, it is gone at each.
+    let three = setup.start();
+    let mut third = watching(&three, &token_of("u1"), "/v1/streams/leads");
+    assert_eq!(streams(&three, "DELETE", "/leads", &Value::Null).status, 204);
+    for ws in watchers.iter_mut().chain([&mut third]) {
+        assert_eq!(ws.closed(), (4004, "stream_ended".to_owned()));
+    }
+    for server in [&one, &two, &three] {
+        assert_eq!(status(server, "leads"), 404);
+    }
+    assert_eq!(redis.number(&["HEXISTS", HASH, "leads"]), 0);
+}
+
+#[test]
+fn a_refresh_at_one_process_polls_at_each_once() {
+    let (redis, upstream) = (Redis::start(), upstream());
+    let setup = Setup::new().redis(&redis.url(), "").stream("slow", &upstream.url("/a"), "interval = \"1h\"");
+    let (one, two) = (setup.start(), setup.start());
+    let mut watchers = [&one, &two].map(|server| watching(server, &token_of("u1"), "/v1/streams/slow"));
+    let before = upstream.request_count();
+    upstream.set_json("/a", r#"{"of":"everybody"}"#);
+    assert_eq!(streams(&one, "POST", "/slow/refresh", &Value::Null).status, 202);
+    for ws in &mut watchers {
+        assert_eq!(ws.next_of("snapshot")["data"], json!({ "of": "everybody" }));
+        assert!(ws.is_quiet_for(std::time::Duration::from_millis(300)));
+    }
+    assert_eq!(upstream.request_count(), before + 2, "one poll for each process");
+}
+
+#[test]
+fn two_processes_that_change_a_stream_at_the_same_time_do_not_lose_a_change() {
+    let (redis, upstream) = (Redis::start(), upstream());
+    let setup = Setup::new().redis(&redis.url(), "");
+    let servers = [setup.start(), setup.start()];
+    let made = streams(&servers[0], "POST", "", &wanted("leads", &upstream.url("/a")));
+    eventually("the other has it", || (status(&servers[1], "leads") == 200).then_some(()));
+    let mut tag = made.header("etag").expect("a tag").to_owned();
+    for round in 0..10 {
+        let answers: Vec<Answer> = thread::scope(|scope| {
+            let asked: Vec<_> = servers
+                .iter()
+                .enumerate()
+                .map(|(n, server)| {
+                    let mut body = wanted("leads", &upstream.url("/a"));
+                    body["roles"] = json!([]);
+                    body["array_key"] = json!(format!("{round}-{n}"));
+                    let known = [("If-Match", tag.clone())];
+                    scope.spawn(move || streams_with(server, "PUT", "/leads", &known, &body))
+                })
+                .collect();
+            asked.into_iter().map(|one| one.join().expect("an answer")).collect()
+        });
+        let statuses: Vec<u16> = answers.iter().map(|answer| answer.status).collect();
+        let won = answers.iter().find(|answer| answer.status == 200).unwrap_or_else(|| panic!("{answers:?}"));
+        assert_eq!(statuses.iter().filter(|status| **status == 200).count(), 1, "{statuses:?}");
+        assert!(statuses.contains(&412), "{statuses:?}");
+        tag = won.header("etag").expect("a tag").to_owned();
+        for server in &servers {
+            eventually("both know who has won", || {
+                (streams(server, "GET", "/leads", &Value::Null).header("etag") == Some(tag.as_str())).then_some(())
+            });
+        }
+    }
+}
+
+#[test]
+fn while_redis_is_away_nothing_is_changed_and_a_start_knows_the_copy() {
+    let (redis, upstream, scratch) = (Redis::start(), upstream(), Scratch::new("away"));
+    let proxy = Proxy::to(redis.address());
+    let setup = Setup::new()
+        .server(&scratch.line())
+        .redis(&format!("redis://{}/", proxy.address()), "timeout = \"500ms\"")
+        .stream("file", &upstream.url("/a"), "");
+    let server = setup.start();
+    assert_eq!(streams(&server, "POST", "", &wanted("leads", &upstream.url("/a"))).status, 201);
+    assert_eq!(streams(&server, "POST", "/leads/stop", &Value::Null).status, 200);
+    assert_eq!(streams(&server, "POST", "/leads/start", &Value::Null).status, 200);
+    proxy.down();
+    eventually("Redis is away", || server.admin("GET", "/readyz", None).text().contains("away").then_some(()));
+    let refused = [
+        streams(&server, "POST", "", &wanted("more", &upstream.url("/a"))),
+        streams(&server, "PUT", "/leads", &wanted("leads", &upstream.url("/b"))),
+        streams(&server, "DELETE", "/leads", &Value::Null),
+        streams(&server, "POST", "/file/stop", &Value::Null),
+    ];
+    for answer in refused {
+        assert_eq!((answer.status, answer.code()), (503, "SESSION_STORE_UNAVAILABLE".to_owned()), "{answer:?}");
+    }
+    assert_eq!((status(&server, "leads"), status(&server, "more")), (200, 404));
+    drop(server);
+    let server = setup.start();
+    assert_eq!((status(&server, "leads"), status(&server, "file")), (200, 200));
+}
+
+#[test]
+fn streams_from_before_there_was_redis_are_carried_over_and_an_emptied_redis_gets_them_back() {
+    let (redis, upstream, scratch) = (Redis::start(), upstream(), Scratch::new("carried"));
+    let alone = Setup::new().server(&scratch.line());
+    let server = alone.start();
+    assert_eq!(streams(&server, "POST", "", &wanted("leads", &upstream.url("/a"))).status, 201);
+    assert_eq!(streams(&server, "POST", "", &wanted("other", &upstream.url("/a"))).status, 201);
+    assert_eq!(streams(&server, "POST", "/other/stop", &Value::Null).status, 200);
+    drop(server);
+
+    let with_redis = alone.clone().redis(&redis.url(), "");
+    let server = with_redis.start();
+    eventually("they are in Redis", || (redis.number(&["HEXISTS", HASH, "leads"]) == 1).then_some(()));
+    let second = Setup::new().redis(&redis.url(), "").start();
+    eventually("the other has them", || (status(&second, "leads") == 200).then_some(()));
+    eventually("and what is stopped", || {
+        (streams(&second, "GET", "/other", &Value::Null).json()["state"] == "stopped").then_some(())
+    });
+
+    // What is deleted while it does not run does not come back with its copy.
+    drop(server);
+    assert_eq!(streams(&second, "DELETE", "/other", &Value::Null).status, 204);
+    let server = with_redis.start();
+    eventually("it knows of the deletion", || (status(&server, "other") == 404).then_some(()));
+    assert_eq!(redis.number(&["HEXISTS", HASH, "other"]), 0);
+
+    drop(second);
+    drop(server);
+    redis.command(&["FLUSHALL"]);
+    let server = with_redis.start();
+    eventually("it is there again", || (redis.number(&["HEXISTS", HASH, "leads"]) == 1).then_some(()));
+    assert_eq!(status(&server, "leads"), 200);
+}
+
+#[test]
+fn a_record_that_cannot_be_read_is_told_of_and_changes_nothing() {
+    let (redis, upstream) = (Redis::start(), upstream());
+    let server = Setup::new().redis(&redis.url(), "").start();
+    assert_eq!(streams(&server, "POST", "", &wanted("leads", &upstream.url("/a"))).status, 201);
+    redis.command(&["HSET", HASH, "bad", "nonsense"]);
+    redis.command(&["XADD", "restcast:control", "*", "event", "streams-changed", "data", r#"{"id":"bad"}"#]);
+    let said = server.wait_for_log("A stream in Redis cannot be taken here", 1);
+    assert!(said.contains("stream=bad"), "{said}");
+    redis.command(&["HSET", HASH, "leads", "nonsense"]);
+    redis.command(&["XADD", "restcast:control", "*", "event", "streams-changed", "data", r#"{"id":"leads"}"#]);
+    server.wait_for_log("A stream in Redis cannot be taken here", 2);
+    assert_eq!((status(&server, "leads"), status(&server, "bad")), (200, 404));
+}
