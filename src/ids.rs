@@ -112,6 +112,27 @@ impl fmt::Display for ResumePoint {
     }
 }
 
+/// Name of an ephemeral session: `s_` and 128 random bits in hex. It opens nothing: its token does.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct EphemeralId(pub u128);
+
+impl EphemeralId {
+    /// The id spelled `text`, or `None` where it is not one.
+    pub fn parse(text: &str) -> Option<EphemeralId> {
+        let hex = text.strip_prefix("s_")?;
+        if hex.len() != 32 || !hex.bytes().all(is_lower_hex) {
+            return None;
+        }
+        u128::from_str_radix(hex, 16).ok().map(EphemeralId)
+    }
+}
+
+impl fmt::Display for EphemeralId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "s_{:032x}", self.0)
+    }
+}
+
 /// Name of a live connection on the wire: `c_`, 128 random bits and its place, in hex. Whoever knows it was told it; the
 /// place leads to the connection, whichever process holds it, without a map of ids.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]

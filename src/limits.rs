@@ -179,6 +179,14 @@ pub const DIRECT_HEADERS_MAX: usize = HEADERS_MAX / 2;
 pub const DIRECT_HEADER_BYTES_MAX: usize = 8 << 10;
 /// and of all names and values together.
 pub const DIRECT_HEADERS_BYTES_MAX: usize = 16 << 10;
+/// Bytes of a request's body that a caller gives.
+pub const DIRECT_BODY_BYTES_MAX: usize = 32 << 10;
+/// The longest interval that a caller may ask for, in milliseconds: a day.
+pub const DIRECT_INTERVAL_MS_MAX: u64 = 86_400_000;
+/// Ephemeral sessions of the process, where `limits.streams` sets no lower bound.
+pub const EPHEMERALS_MAX: usize = 65_536;
+/// Bytes of a `dedupe_key`.
+pub const DEDUPE_KEY_BYTES_MAX: usize = 256;
 /// Bytes of the name of a request's header.
 pub const HEADER_NAME_BYTES_MAX: usize = 128;
 /// Entries of `direct.allow`.

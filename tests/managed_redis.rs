@@ -229,6 +229,21 @@ fn streams_from_before_there_was_redis_are_carried_over_and_an_emptied_redis_get
 }
 
 #[test]
+fn a_stream_that_was_deleted_while_its_maker_was_down_does_not_come_back_with_the_makers_copy() {
+    let (redis, upstream, scratch) = (Redis::start(), upstream(), Scratch::new("deleted"));
+    let setup = Setup::new().server(&scratch.line()).redis(&redis.url(), "");
+    let (maker, other) = (setup.start(), Setup::new().redis(&redis.url(), "").start());
+    assert_eq!(streams(&maker, "POST", "", &wanted("leads", &upstream.url("/a"))).status, 201);
+    maker.signal(rustix::process::Signal::KILL);
+    drop(maker);
+    eventually("the other has it", || (status(&other, "leads") == 200).then_some(()));
+    assert_eq!(streams(&other, "DELETE", "/leads", &Value::Null).status, 204);
+    let maker = setup.start();
+    eventually("it is gone", || (status(&maker, "leads") == 404).then_some(()));
+    assert_eq!((redis.number(&["HEXISTS", HASH, "leads"]), status(&other, "leads")), (0, 404));
+}
+
+#[test]
 fn a_record_that_cannot_be_read_is_told_of_and_changes_nothing() {
     let (redis, upstream) = (Redis::start(), upstream());
     let server = Setup::new().redis(&redis.url(), "").start();

@@ -136,7 +136,11 @@ fn the_tables_are_what_the_code_says() {
 fn codes_that_are_sent_are_told_from_reserved_ones() {
     let (closes, errors) = (close_table(), error_table());
     assert!(closes.contains("| 4001 | `token_expired` |") && closes.contains("| 4001 | `session_expired` |"));
-    assert!(errors.contains("| `INVALID_TOKEN` |") && errors.contains("`TARGET_BLOCKED` (reserved)"));
+    assert!(
+        errors.contains("| `INVALID_TOKEN` |")
+            && errors.contains("`PRECONDITION_FAILED` (reserved)")
+            && errors.contains("| `TARGET_BLOCKED` |")
+    );
     assert!(!is_sent("ErrorCode::TooLargeBy", "ErrorCode::TooLarge"), "a longer name is another");
 }
 

@@ -16,6 +16,7 @@ use ring::digest;
 
 use super::api_key::{ApiKey, ApiKeyMark};
 use super::keys::KeyId;
+use crate::ids::EphemeralId;
 use crate::secret::Secret;
 use crate::time::WallTime;
 
@@ -94,6 +95,17 @@ pub struct Rights {
     pub claims: Box<[(Box<str>, ClaimValue)]>,
     /// The API key that it all hangs on: of one presented, and of a ticket made for one.
     pub api_key: Option<Arc<ApiKey>>,
+    /// The ephemeral session that it is good for, and no other stream than that session's.
+    pub only: Option<Only>,
+}
+
+/// What the token of an ephemeral session opens.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct Only {
+    /// The session.
+    pub session: EphemeralId,
+    /// The name of its stream.
+    pub stream: Box<str>,
 }
 
 /// Every distinct [`Rights`] of one core's connections, once.
@@ -312,8 +324,31 @@ impl Grant {
         Grant { kind: CredentialKind::Ticket, ..self }
     }
 
+    /// The same, good for one ephemeral session alone. `ends`: when it ends where it hangs on nothing that has an end of its
+    /// own, a session or an API key.
+    pub fn limited(self, only: Only, ends: WallTime, table: &mut RightsTable) -> Grant {
+        let expires = if self.hangs_on_record() { self.expires } else { MaybeTime::new(Some(ends)) };
+        let rights = table.intern(Rights { only: Some(only), ..Rights::clone(&self.rights) });
+        let Grant { sub, issued_at, key, token, session, .. } = self;
+        table.release_rights(self.rights);
+        Grant { sub, expires, issued_at, key, token, rights, session, kind: CredentialKind::Ticket }
+    }
+
+    fn hangs_on_record(&self) -> bool {
+        self.session.is_some() || self.api_key().is_some()
+    }
+
+    /// The ephemeral session that it is good for, where that is all.
+    pub fn only(&self) -> Option<&Only> {
+        self.rights.only.as_ref()
+    }
+
     /// The same, under what the session's record says now.
-    pub fn renewed(&self, expires: Option<WallTime>, rights: Rc<Rights>) -> Grant {
+    pub fn renewed(&self, expires: Option<WallTime>, rights: Rc<Rights>, table: &mut RightsTable) -> Grant {
+        let rights = match self.only() {
+            None => rights,
+            Some(only) => table.intern(Rights { only: Some(only.clone()), ..Rights::clone(&rights) }),
+        };
         Grant { expires: MaybeTime::new(expires), rights, ..self.clone() }
     }
 
@@ -369,6 +404,7 @@ impl Grant {
             streams: Some(Globs::new(key.streams.iter().map(|glob| glob.as_str().into()).collect())),
             claims: Box::default(),
             api_key: Some(Arc::clone(key)),
+            only: None,
         };
         Grant {
             sub: Some(key.id.as_str().into()),
@@ -384,7 +420,14 @@ impl Grant {
 
     /// What this grant becomes when its API key is now that: the same but for what the key gives.
     pub fn with_api_key(&self, key: &Arc<ApiKey>, table: &mut RightsTable) -> Grant {
-        Grant { kind: self.kind, ..Grant::of_api_key(key, table) }
+        let grant = Grant { kind: self.kind, ..Grant::of_api_key(key, table) };
+        match self.only() {
+            None => grant,
+            Some(only) => {
+                let rights = table.intern(Rights { only: Some(only.clone()), ..Rights::clone(&grant.rights) });
+                Grant { rights, ..grant }
+            }
+        }
     }
 
     /// Where it came from.
@@ -411,7 +454,7 @@ impl Grant {
     /// the store has told how long it lives from now on, and an API key ends by this server's own clock: there no clock can
     /// differ.
     pub fn end(&self, leeway: Duration) -> Option<WallTime> {
-        let is_ours = self.session.is_some() || self.api_key().is_some();
+        let is_ours = self.hangs_on_record() || self.only().is_some();
         let leeway = if is_ours { Duration::ZERO } else { leeway };
         self.expires().map(|expires| expires + leeway)
     }
@@ -455,6 +498,7 @@ impl Grant {
             streams: own.streams.clone(),
             claims: own.claims.clone(),
             api_key: own.api_key.clone(),
+            only: own.only.clone(),
         });
         table.release_rights(std::mem::replace(&mut self.rights, rights));
         true
@@ -491,6 +535,8 @@ impl Grant {
             && self.api_key().is_some() == other.api_key().is_some()
             && self.sub == other.sub
             && self.issuer() == other.issuer()
+            // What is good for one stream neither takes the place of what is good for more, nor the other way round.
+            && self.only() == other.only()
     }
 
     /// Whether the `streams` claim, if there is one, lists this id. Asked before it is known whether such a stream exists,
@@ -498,8 +544,9 @@ impl Grant {
     ///
     /// Errors: [`Refusal::Forbidden`].
     pub fn streams_allow(&self, stream_id: &str) -> Result<(), Refusal> {
-        match &self.rights.streams {
-            Some(globs) if !globs.matches(stream_id) => Err(Refusal::Forbidden),
+        match (&self.rights.streams, &self.rights.only) {
+            (Some(globs), _) if !globs.matches(stream_id) => Err(Refusal::Forbidden),
+            (_, Some(only)) if *only.stream != *stream_id => Err(Refusal::Forbidden),
             _ => Ok(()),
         }
     }

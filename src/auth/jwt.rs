@@ -369,6 +369,7 @@ impl Verified {
             streams: self.streams.map(Globs::new),
             claims: self.claims.into_iter().filter(is_named).collect(),
             api_key: None,
+            only: None,
         };
         let facts = TokenFacts {
             sub: self.sub,

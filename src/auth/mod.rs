@@ -14,6 +14,7 @@ pub mod api_key;
 pub mod cache;
 pub mod control;
 mod der;
+pub mod ephemeral;
 pub mod grant;
 pub mod hook;
 pub mod identity;

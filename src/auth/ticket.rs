@@ -168,6 +168,7 @@ impl TicketRecord {
             streams: member("streams").map(texts).map_or(Some(None), |globs| globs.map(Globs::new).map(Some))?,
             claims: claims.into_boxed_slice(),
             api_key: None,
+            only: None,
         };
         let api_key = match member("api_key") {
             None => None,
@@ -217,6 +218,7 @@ mod tests {
             streams: Some(Globs::new(vec!["leads".into(), "orders:*".into()])),
             claims: Box::new(claims),
             api_key: None,
+            only: None,
         };
         TicketRecord {
             ends: WallTime::from_secs(2_000),

@@ -229,14 +229,22 @@ impl<'a> Members<'a> {
         }
     }
 
-    fn find(&self, name: &str) -> Option<&'a str> {
+    pub(super) fn find(&self, name: &str) -> Option<&'a str> {
         // `Scanner::object` has sorted them.
         let place = self.0.binary_search_by(|(member, _)| (**member).cmp(name)).ok()?;
         self.0.get(place).map(|(_, json)| *json)
     }
 
+    /// The members that are strings, in the order of their names.
+    ///
+    /// # Errors
+    /// `not_text`: one is not.
+    pub(super) fn strings(&self, not_text: &'static str) -> Result<Vec<(&str, Cow<'a, str>)>, &'static str> {
+        self.0.iter().map(|(name, json)| Ok((&**name, string(json).ok_or(not_text)?))).collect()
+    }
+
     /// `None`: it is not a string. `Some(None)`: it is absent.
-    fn string(&self, name: &str) -> Option<Option<Cow<'a, str>>> {
+    pub(super) fn string(&self, name: &str) -> Option<Option<Cow<'a, str>>> {
         match self.find(name) {
             None => Some(None),
             Some(json) => string(json).map(Some),

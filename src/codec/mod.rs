@@ -7,6 +7,7 @@
 )]
 
 pub mod deflate;
+pub mod direct;
 pub mod forwarded;
 pub mod http;
 pub mod http_response;

@@ -27,6 +27,7 @@ impl Check<'_> {
             interval_min: root.duration("direct.interval_min"),
             sessions_per_subject: root.number_u32("direct.sessions_per_subject"),
             session_ttl_max: root.duration("direct.session_ttl_max"),
+            linger: root.duration("direct.linger"),
         })
     }
 

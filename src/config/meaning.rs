@@ -213,6 +213,7 @@ impl Check<'_> {
             echo: root.boolean("server.echo"),
             tls: !root.array("server.tls").is_empty(),
             permessage_deflate: root.boolean("server.permessage_deflate"),
+            direct: root.line_of_table("direct").is_some(),
         }
     }
 
@@ -388,6 +389,7 @@ impl Check<'_> {
         }
         // All that is wrong is found before the first of it ends this.
         let (views, hook_secrets) = (self.views(section), self.hook_secrets(section));
+        let (proof, filter) = (self.proof(section), self.filter(section));
         let values = |path| section.texts(path).into_iter().map(|text| text.value).collect();
         Some(Options {
             id: id?,
@@ -419,8 +421,8 @@ impl Check<'_> {
             pages_max: section.number_u32("stream.pages_max"),
             views,
             hook_secrets,
-            proof: self.proof(section),
-            filter: self.filter(section),
+            proof,
+            filter,
         })
     }
 

@@ -218,6 +218,7 @@ fn direct(page: &mut Page, direct: &DirectOptions) {
     page.line("interval_min", quoted_duration(direct.interval_min));
     page.line("sessions_per_subject", direct.sessions_per_subject);
     page.line("session_ttl_max", quoted_duration(direct.session_ttl_max));
+    page.line("linger", quoted_duration(direct.linger));
 }
 
 fn stream(page: &mut Page, stream: &stream::Options) {

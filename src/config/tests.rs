@@ -385,6 +385,7 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         interval_min = "500ms"
         sessions_per_subject = 16
         session_ttl_max = "1h"
+        linger = "10s"
 
         [[stream]]
         id = "leads"
@@ -787,6 +788,7 @@ roles = ["developer"]
 interval_min = "1s"
 sessions_per_subject = 2
 session_ttl_max = "10m"
+linger = "5s"
 "#;
     let shown = accepted(text).masked_toml();
     expect![[r#"
@@ -798,6 +800,7 @@ session_ttl_max = "10m"
         interval_min = "1s"
         sessions_per_subject = 2
         session_ttl_max = "10m"
+        linger = "5s"
     "#]]
     .assert_eq(shown.get(shown.find("[direct]").expect("it is shown")..).unwrap_or_default());
     assert_eq!(accepted(&shown).direct, accepted(text).direct);

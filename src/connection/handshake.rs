@@ -8,13 +8,14 @@ use std::borrow::Cow;
 
 use crate::auth::{self, ticket};
 use crate::codec::deflate::{self, Agreement};
+use crate::codec::direct::{self, DirectRequest};
 use crate::codec::http::{self, Authorization, Head, Representation, Upgrade};
 use crate::codec::message::{ErrorCode, Format};
-use crate::ids::{ConnectionId, ResumePoint};
+use crate::ids::{ConnectionId, EphemeralId, ResumePoint};
 use crate::limits;
 use crate::secret::Secret;
 
-use super::{Options, StreamRequest};
+use super::{DirectAsk, Options, StreamRequest};
 
 /// A request that is answered with an error. Always the peer's fault, or for the peer to try again.
 #[derive(Clone, Debug, PartialEq)]
@@ -92,6 +93,12 @@ pub enum Resource<'b> {
     Renewal(&'b str),
     /// `/v1/hooks/{id}`: the id, not decoded.
     Hook(&'b str),
+    /// `/v1/direct`.
+    Direct,
+    /// `/v1/sessions`.
+    Sessions,
+    /// `/v1/sessions/{id}`: the id, not decoded.
+    Session(&'b str),
 }
 
 impl<'b> Resource<'b> {
@@ -104,7 +111,12 @@ impl<'b> Resource<'b> {
             "/echo" if options.echo => Some(Resource::Echo),
             "/v1/ws" => Some(Resource::Many),
             "/v1/tickets" => Some(Resource::Tickets),
+            "/v1/direct" if options.direct => Some(Resource::Direct),
+            "/v1/sessions" if options.direct => Some(Resource::Sessions),
             _ => {
+                if let Some(id) = path.strip_prefix("/v1/sessions/").filter(|_| options.direct) {
+                    return (!id.is_empty() && !id.contains('/')).then_some(Resource::Session(id));
+                }
                 if let Some(id) = path.strip_prefix("/v1/streams/") {
                     return (!id.is_empty() && !id.contains('/')).then_some(Resource::Stream(id));
                 }
@@ -120,7 +132,9 @@ impl<'b> Resource<'b> {
     /// The methods it knows, as `Allow` lists them.
     pub const fn allow(self) -> &'static str {
         match self {
-            Resource::Renewal(_) | Resource::Tickets | Resource::Hook(_) => "POST, OPTIONS",
+            Resource::Renewal(_) | Resource::Tickets | Resource::Sessions | Resource::Hook(_) => "POST, OPTIONS",
+            Resource::Direct => "GET, HEAD, POST, OPTIONS",
+            Resource::Session(_) => "GET, HEAD, DELETE, OPTIONS",
             _ => "GET, HEAD, OPTIONS",
         }
     }
@@ -149,6 +163,22 @@ pub enum Demand<'b> {
     Renew(Option<ConnectionId>),
     /// To say that a stream's upstream has something new: the stream's id, not decoded.
     Hook(&'b str),
+    /// A stream that the body describes.
+    Described {
+        /// How it is wanted, as far as the query says.
+        request: StreamRequest,
+        /// Whether as events; else its value.
+        sse: bool,
+    },
+    /// An ephemeral session, which the body describes.
+    MakeSession,
+    /// To be told of an ephemeral session (`None`: the name is none), or to end it.
+    Session {
+        /// Which.
+        id: Option<EphemeralId>,
+        /// Whether it is to end.
+        end: bool,
+    },
 }
 
 /// In which representation a stream is wanted.
@@ -175,8 +205,12 @@ pub fn demand<'b>(head: &Head<'b>, options: &Options) -> Result<Demand<'b>, Refu
     };
     match (resource, head.method) {
         (_, "OPTIONS") => return Ok(Demand::Options(resource.allow())),
-        (Resource::Renewal(_) | Resource::Tickets | Resource::Hook(_), "POST") => {}
-        (Resource::Renewal(_) | Resource::Tickets | Resource::Hook(_), _) => {
+        (
+            Resource::Renewal(_) | Resource::Tickets | Resource::Sessions | Resource::Direct | Resource::Hook(_),
+            "POST",
+        )
+        | (Resource::Session(_), "DELETE") => {}
+        (Resource::Renewal(_) | Resource::Tickets | Resource::Sessions | Resource::Hook(_), _) => {
             return Err(Refusal::not_allowed(resource.allow()));
         }
         // HEAD is GET without its body, where that is a refusal too (RFC 9110 section 9.3.2).
@@ -202,19 +236,56 @@ pub fn demand<'b>(head: &Head<'b>, options: &Options) -> Result<Demand<'b>, Refu
         Resource::Hook(id) => Ok(Demand::Hook(id)),
         Resource::Renewal(name) => Ok(Demand::Renew(ConnectionId::parse(name))),
         Resource::Stream(id) => {
-            let how = match upgrade()? {
-                Some(upgrade) => How::WebSocket(upgrade),
-                None => match http::negotiate(head.all("accept")) {
-                    Representation::EventStream => How::Sse,
-                    Representation::Json => How::Json,
-                    Representation::NotAcceptable => {
-                        let detail = "this resource is application/json, text/event-stream or a WebSocket";
-                        return Err(Refusal::new(ErrorCode::NotAcceptable, detail));
-                    }
-                },
-            };
+            let how = how(head, upgrade()?)?;
             Ok(Demand::Stream(stream_request(id, head, matches!(how, How::Sse))?, how))
         }
+        Resource::Direct if head.method == "POST" => {
+            let sse = matches!(how(head, None)?, How::Sse);
+            Ok(Demand::Described { request: stream_request("", head, sse)?, sse })
+        }
+        Resource::Direct => {
+            let how = how(head, upgrade()?)?;
+            let mut request = stream_request("", head, matches!(how, How::Sse))?;
+            request.direct = Some(direct_ask(&mut request.params, matches!(how, How::WebSocket(_)))?);
+            Ok(Demand::Stream(request, how))
+        }
+        Resource::Sessions => Ok(Demand::MakeSession),
+        Resource::Session(id) => Ok(Demand::Session { id: EphemeralId::parse(id), end: head.method == "DELETE" }),
+    }
+}
+
+/// In which representation a stream is wanted.
+fn how<'b>(head: &Head<'b>, upgrade: Option<Upgrade<'b>>) -> Result<How<'b>, Refusal> {
+    match upgrade {
+        Some(upgrade) => Ok(How::WebSocket(upgrade)),
+        None => match http::negotiate(head.all("accept")) {
+            Representation::EventStream => Ok(How::Sse),
+            Representation::Json => Ok(How::Json),
+            Representation::NotAcceptable => {
+                let detail = "this resource is application/json, text/event-stream or a WebSocket";
+                Err(Refusal::new(ErrorCode::NotAcceptable, detail))
+            }
+        },
+    }
+}
+
+/// What `?url=…&interval_ms=…` describes. A WebSocket may say it later.
+fn direct_ask(params: &mut Vec<(String, String)>, websocket: bool) -> Result<DirectAsk, Refusal> {
+    let bad = |detail| Refusal::new(ErrorCode::BadRequest, detail);
+    let (mut url, mut interval_ms) = (None, None);
+    for (name, value) in std::mem::take(params) {
+        match &*name {
+            "url" => url = Some(value),
+            "interval_ms" => {
+                interval_ms = Some(direct::parse_interval_ms(&value).ok_or_else(|| bad(direct::BAD_INTERVAL))?);
+            }
+            _ => {}
+        }
+    }
+    match url {
+        Some(url) => Ok(DirectAsk::Here(Box::new(DirectRequest::get(&url, interval_ms)))),
+        None if websocket => Ok(DirectAsk::FirstMessage),
+        None => Err(bad("url is missing")),
     }
 }
 
@@ -229,6 +300,7 @@ fn stream_request(id: &str, head: &Head<'_>, sse: bool) -> Result<StreamRequest,
         since: None,
         select: None,
         max_rate_ms: 0,
+        direct: None,
     };
     let mut seen: Vec<String> = Vec::new();
     for pair in http::Query::new(head.query.unwrap_or_default()) {

@@ -14,6 +14,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::auth::grant::Grant;
+use crate::codec::direct::DirectRequest;
 use crate::codec::http::BodyDecoder;
 use crate::codec::message::{CloseReason, Format};
 use crate::codec::ws;
@@ -22,7 +23,7 @@ use crate::ids::{ConnectionId, Holder, ResumePoint, StreamId};
 use crate::limits;
 use crate::time::{Instant, Now, WallTime};
 
-use self::handshake::Refusal;
+use self::handshake::{Refusal, SeenAs};
 use self::outbox::Outbox;
 use self::subscriptions::Subscriptions;
 
@@ -47,6 +48,8 @@ pub struct Options {
     pub tls: bool,
     /// Whether WebSockets are offered permessage-deflate.
     pub permessage_deflate: bool,
+    /// Whether callers may name upstreams of their own: `/v1/direct` and `/v1/sessions` exist.
+    pub direct: bool,
 }
 
 impl Default for Options {
@@ -61,6 +64,7 @@ impl Default for Options {
             echo: false,
             tls: false,
             permessage_deflate: true,
+            direct: false,
         }
     }
 }
@@ -80,6 +84,17 @@ pub struct StreamRequest {
     pub select: Option<String>,
     /// Least time between two events; 0: none.
     pub max_rate_ms: u32,
+    /// The upstream that the caller describes instead of naming a stream.
+    pub direct: Option<DirectAsk>,
+}
+
+/// Where a caller describes an upstream.
+#[derive(Clone, Debug, PartialEq)]
+pub enum DirectAsk {
+    /// Here.
+    Here(Box<DirectRequest>),
+    /// In the first message of the WebSocket.
+    FirstMessage,
 }
 
 /// One connection of a core.
@@ -154,35 +169,19 @@ pub struct Http {
     pub judged: Option<Result<Grant, Refusal>>,
 }
 
-/// What a body that is read is for.
-#[derive(Debug)]
-pub enum Posted {
-    /// `POST /v1/connections/{connection}/auth`: the connection to be renewed, if the name was one.
-    Renewal(Option<ConnectionId>),
-    /// `POST /v1/hooks/{id}`.
-    Hook {
-        /// The stream.
-        id: StreamId,
-        /// `X-Restcast-Signature`.
-        signature: String,
-    },
-}
-
 /// Where in an exchange an HTTP connection is.
 #[derive(Debug)]
 pub enum Phase {
     /// A request head is awaited or incomplete.
     Head,
-    /// The body of a POST is read.
+    /// The body of a request is read.
     Body {
         /// What makes the body of the bytes.
         decoder: Box<BodyDecoder>,
         /// What there is of it.
         body: Vec<u8>,
-        /// What it is for.
-        posted: Posted,
-        /// Whom a failure is counted for.
-        client: std::net::IpAddr,
+        /// What it is read for.
+        purpose: BodyPurpose,
         /// How to answer.
         reply: Reply,
     },
@@ -226,6 +225,52 @@ pub enum Phase {
         /// Whether the connection goes on after it.
         keep_alive: bool,
     },
+}
+
+/// What a body is read for.
+#[derive(Debug)]
+pub enum BodyPurpose {
+    /// `POST /v1/connections/{connection}/auth`.
+    Renewal {
+        /// The connection to be renewed, if the name was one.
+        connection: Option<ConnectionId>,
+        /// Whom a failure is counted for.
+        client: std::net::IpAddr,
+    },
+    /// `POST /v1/hooks/{id}`.
+    Hook {
+        /// The stream.
+        id: StreamId,
+        /// `X-Restcast-Signature`.
+        signature: String,
+        /// Whom a failure is counted for.
+        client: std::net::IpAddr,
+    },
+    /// `POST /v1/direct`.
+    Direct {
+        /// Who asks.
+        caller: Caller,
+        /// How, so far.
+        request: Box<StreamRequest>,
+        /// Whether for events; else for the value.
+        sse: bool,
+    },
+    /// `POST /v1/sessions`.
+    Session {
+        /// Who asks.
+        caller: Caller,
+        /// How they see this server.
+        seen_as: SeenAs,
+    },
+}
+
+/// Who asks, judged before the body was read.
+#[derive(Debug)]
+pub struct Caller {
+    /// What they may do.
+    pub grant: Box<Grant>,
+    /// Since when that is known.
+    pub since: Now,
 }
 
 /// What an answer needs to know of its request.
@@ -291,6 +336,17 @@ pub struct Open {
     pub acting: u8,
     /// Whether the subject's connections count it.
     pub counted: bool,
+    /// What is still to be said in its first message, where that describes its stream.
+    pub opening: Option<Box<Opening>>,
+}
+
+/// A connection whose stream is still to be described.
+#[derive(Debug)]
+pub struct Opening {
+    /// When it is closed 4008.
+    pub deadline: Instant,
+    /// What its request said of the stream.
+    pub request: StreamRequest,
 }
 
 /// An instant that does not come.

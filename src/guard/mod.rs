@@ -46,6 +46,8 @@ pub struct DirectOptions {
     pub sessions_per_subject: u32,
     /// A longer `ttl_s` is lowered to this.
     pub session_ttl_max: Duration,
+    /// How long polling goes on after the last watcher, and a session too.
+    pub linger: Duration,
 }
 
 /// What callers may reach.

@@ -175,7 +175,10 @@ fn options_of(
         connection: config.connection.clone(),
         auth: config.auth.clone(),
         limits,
-        catalog: Catalog::new(streams, previous, seed).with_actions(&config.actions).with_all_stopped(stopped),
+        catalog: Catalog::new(streams, previous, seed)
+            .with_actions(&config.actions)
+            .with_all_stopped(stopped)
+            .with_direct(config.direct.as_ref(), previous),
     }
 }
 
@@ -248,7 +251,7 @@ fn run(
             tell(mailbox, || Message::ApiKeys(Arc::clone(keys)));
         }
     };
-    let (cores_told, watched) = (Arc::clone(&process), secrets.clone());
+    let (cores_told, watched) = (Arc::clone(&process), Arc::clone(&secrets));
     let tell_streams = move |options: &Arc<Options>, changed: &Arc<[StreamId]>| {
         watched.watch(options.catalog.credentials());
         for mailbox in &cores_told.mailboxes {

@@ -442,7 +442,7 @@ impl StreamStore {
         }
         let mut stopped = inner.stopped.clone();
         stopped.remove(id);
-        self.keep(id, None, &stopped)?;
+        self.keep(id, None, &stopped, &inner.epoch)?;
         inner.made.remove(id);
         inner.stopped = stopped;
         // Where the configuration has got one of this id meanwhile, that stays.
@@ -479,7 +479,7 @@ impl StreamStore {
         } else {
             stopped.remove(id);
         }
-        self.keep(id, inner.made.get(id).map(|made| &**made), &stopped)?;
+        self.keep(id, inner.made.get(id).map(|made| &**made), &stopped, &inner.epoch)?;
         inner.stopped = stopped;
         self.apply(&mut inner, id, |catalog| catalog.with_stopped(id, stop));
         Ok(true)
@@ -524,7 +524,7 @@ impl StreamStore {
                 Put::Full => return Err(StreamsError::TooMany),
             }
         }
-        self.keep(&id, Some(&made), &inner.stopped)?;
+        self.keep(&id, Some(&made), &inner.stopped, &inner.epoch)?;
         let options = Arc::clone(&made.options);
         inner.made.insert(id.clone(), Arc::new(made));
         if !inner.file.contains_key(&id) {
@@ -535,8 +535,14 @@ impl StreamStore {
 
     /// Writes what is kept of one stream to the state file. Where Redis has it that is a copy, on which nothing hangs but a
     /// start without it.
-    fn keep(&self, id: &StreamId, made: Option<&Made>, stopped: &BTreeSet<StreamId>) -> Result<(), StreamsError> {
-        match (self.write(id, made, stopped), &self.redis) {
+    fn keep(
+        &self,
+        id: &StreamId,
+        made: Option<&Made>,
+        stopped: &BTreeSet<StreamId>,
+        epoch: &str,
+    ) -> Result<(), StreamsError> {
+        match (self.write(id, made, stopped, epoch), &self.redis) {
             (Err(error), Some(redis)) => {
                 redis.say_uncopied(&error);
                 Ok(())
@@ -589,7 +595,13 @@ impl StreamStore {
     }
 
     /// Writes what is kept of one stream, and which are stopped.
-    fn write(&self, id: &StreamId, made: Option<&Made>, stopped: &BTreeSet<StreamId>) -> Result<(), StreamsError> {
+    fn write(
+        &self,
+        id: &StreamId,
+        made: Option<&Made>,
+        stopped: &BTreeSet<StreamId>,
+        epoch: &str,
+    ) -> Result<(), StreamsError> {
         self.state.update(SECTION, |section| {
             let mut section = match section {
                 Value::Object(section) => section,
@@ -603,6 +615,9 @@ impl StreamStore {
                 }
             }
             section.insert(STOPPED.to_owned(), ids_of(stopped));
+            if !epoch.is_empty() {
+                section.insert(EPOCH.to_owned(), epoch.into());
+            }
             Ok::<_, StreamsError>((Value::Object(section), ()))
         })
     }
@@ -704,15 +719,24 @@ impl StreamStore {
                 continue;
             }
             self.take_reading(redis, &mut inner, reading);
-            if let Err(error) = self.state.update(SECTION, |_| Ok::<_, StreamsError>((section_of(&inner), ()))) {
-                redis.say_uncopied(&error);
-            }
-            lock(&redis.said).retain(|said| said.starts_with("record "));
+            self.copy(redis, &inner);
+            lock(&redis.said).retain(|said| said.starts_with("record ") || said.starts_with("the state file"));
             return Ok(());
         }
         // Others change them all the time: that is for the next time.
         redis.read_soon();
         Ok(())
+    }
+
+    /// Writes what Redis has to the state file, where that does not say so already.
+    fn copy(&self, redis: &Redis, inner: &Inner) {
+        let (copy, stands) = (section_of(inner), self.state.section(SECTION));
+        if stands.as_ref() == Some(&copy) || (stands.is_none() && inner.made.is_empty() && inner.stopped.is_empty()) {
+            return;
+        }
+        if let Err(error) = self.state.update(SECTION, |_| Ok::<_, StreamsError>((copy, ()))) {
+            redis.say_uncopied(&error);
+        }
     }
 
     /// Puts in Redis what it does not have.
@@ -757,7 +781,7 @@ impl StreamStore {
             }
             self.adopt(&mut inner, made, all);
             // Its error has been said.
-            let _ = self.keep(id, inner.made.get(id).map(|made| &**made), &inner.stopped);
+            let _ = self.keep(id, inner.made.get(id).map(|made| &**made), &inner.stopped, &inner.epoch);
         }
         Ok(())
     }

@@ -58,6 +58,10 @@ impl Shard {
             // Its end has come, and its turn has not: nothing is done for a credential that is none any more.
             return self.open_due(index);
         }
+        if open.grant.only().is_some() {
+            // The token of an ephemeral session is good for its stream alone.
+            return self.tell_error(index, ErrorCode::Forbidden, ErrorCode::Forbidden.meaning(), id.as_ref(), None);
+        }
         if let Err(Refused { code, detail, retry_in }) = self.act(index, &options, id.clone(), text) {
             self.metrics.actions.of(ActionResult::of_code(code.as_str())).count();
             let retry_in_ms = retry_in.map(|wait| u64::try_from(wait.as_micros().div_ceil(1_000)).unwrap_or(u64::MAX));

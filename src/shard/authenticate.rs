@@ -6,6 +6,7 @@
 //! Not here: what is presented (`connection::handshake`), whether a token is good (`auth::jwt`), what becomes of who
 //! presents it (`requests`, `open`).
 
+use crate::auth::ephemeral;
 use crate::auth::grant::Grant;
 use crate::auth::jwt::LackedKey;
 use crate::codec::message::ErrorCode;
@@ -36,6 +37,9 @@ impl Shard {
     /// credential stands for itself. `may_ask`: whether a key that is not known may be asked for.
     fn look_at(&mut self, presented: Presented, waiter: Waiter, may_ask: bool) -> Looked {
         let refusal = match &presented.first {
+            Some((Credential::Token(token), _)) if ephemeral::is_token(token.expose_secret()) => {
+                return self.look_at_session_token(token, waiter);
+            }
             Some((Credential::Token(token), _)) => match self.token_grant(token) {
                 Ok(grant) => return Looked::Now(waiter, Ok(grant)),
                 Err(refusal) => {

@@ -8,9 +8,12 @@ use std::collections::{BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
+use url::Url;
+
 use crate::auth::grant::{self, ClaimValue, CredentialKind, Grant};
 use crate::codec::message::ErrorCode;
 use crate::connection::handshake::Refusal;
+use crate::guard::DirectOptions;
 use crate::ids::{CoreId, StreamId};
 use crate::secret::Secret;
 use crate::stream::credential::Credential;
@@ -47,6 +50,11 @@ impl StreamKey {
             && self.target.body == other.target.body
     }
 
+    /// Whether a caller has described it.
+    pub fn is_direct(&self) -> bool {
+        self.target.guard.is_some()
+    }
+
     /// The same stream, another part of its value.
     fn with_facet(&self, facet: Facet) -> StreamKey {
         let StreamKey { name, params, target, revision, hash, .. } = self;
@@ -81,7 +89,8 @@ impl StreamKey {
     pub fn is_filled(&self) -> bool {
         let options = &self.target.options;
         let in_body = options.body.as_ref().is_some_and(|body| !body.claims_used().is_empty());
-        !self.params.is_empty() || self.facet.select.is_some() || !options.url.claims_used().is_empty() || in_body
+        let shaped = self.is_direct() || !self.params.is_empty() || self.facet.select.is_some();
+        shaped || !options.url.claims_used().is_empty() || in_body
     }
 }
 
@@ -147,9 +156,17 @@ impl Entry {
     }
 }
 
+/// `[direct]`, with the number of the configuration that it was last changed by.
+#[derive(Clone, Debug)]
+struct Direct {
+    options: DirectOptions,
+    revision: u64,
+}
+
 /// All streams and actions, those of the configuration and those that were made since. A copy shares all that stays the same.
 #[derive(Clone, Debug, Default)]
 pub struct Catalog {
+    direct: Option<Direct>,
     entries: HashMap<StreamId, Arc<Entry>>,
     /// By the `type` of the messages that ask for them.
     actions: HashMap<String, Arc<action::Options>>,
@@ -163,6 +180,7 @@ impl Catalog {
     /// subscribers notice nothing. `seed` makes hashes unpredictable to those who choose parameters.
     pub fn new(streams: &[Arc<stream::Options>], previous: Option<&Catalog>, seed: u64) -> Catalog {
         let mut catalog = Catalog {
+            direct: None,
             entries: HashMap::with_capacity(streams.len()),
             actions: HashMap::new(),
             template_claims: Vec::new(),
@@ -203,9 +221,9 @@ impl Catalog {
     /// The same with this stream, in the place of the one of its id if there is one. All others stay as they are.
     pub fn with_stream(mut self, options: &Arc<stream::Options>) -> Catalog {
         let before = self.entries.get(&options.id);
-        if let Some(before) = before.filter(|before| *before.options == **options) {
-            // Secrets that stand elsewhere may be others: the next poll carries them, and nothing else changes.
-            before.options.credential.take_over(&options.credential);
+        if let Some(same) = before.filter(|before| *before.options == **options) {
+            // Secrets that stand elsewhere may be others.
+            same.options.credential.take_over(&options.credential);
             return self;
         }
         let stopped = before.is_some_and(|before| before.stopped);
@@ -263,6 +281,43 @@ impl Catalog {
         self
     }
 
+    /// The same, where callers may describe streams of their own. What is as it was in `previous` keeps its revision.
+    pub fn with_direct(mut self, options: Option<&DirectOptions>, previous: Option<&Catalog>) -> Catalog {
+        let kept = previous.and_then(|previous| previous.direct.as_ref());
+        self.direct = options.map(|options| match kept.filter(|kept| kept.options == *options) {
+            Some(kept) => Direct { options: kept.options.clone(), revision: kept.revision },
+            None => Direct { options: options.clone(), revision: self.revision },
+        });
+        self
+    }
+
+    /// Whether callers may describe streams of their own, and which.
+    pub fn direct(&self) -> Option<&DirectOptions> {
+        self.direct.as_ref().map(|direct| &direct.options)
+    }
+
+    /// The key of a stream that a caller has described: `name` is another for each request. `None`: there are none such.
+    pub(super) fn direct_key(
+        &self,
+        name: String,
+        options: stream::Options,
+        url: Url,
+        body: Option<Arc<[u8]>>,
+    ) -> Option<StreamKey> {
+        let Direct { options: direct, revision } = self.direct.as_ref()?;
+        let mut hasher = DefaultHasher::new();
+        (self.seed, revision, &name).hash(&mut hasher);
+        let guard = Some(Arc::clone(&direct.policy));
+        Some(StreamKey {
+            name: Arc::from(name),
+            params: Vec::new(),
+            target: Arc::new(Target { options: Arc::new(options), url, body, guard }),
+            revision: *revision,
+            facet: Facet::WHOLE,
+            hash: hasher.finish(),
+        })
+    }
+
     /// What lets the requests of its streams and actions in.
     pub fn credentials(&self) -> impl Iterator<Item = &Credential> {
         let of_actions = self.actions.values().map(|options| &options.credential);
@@ -318,6 +373,9 @@ impl Catalog {
 
     /// Whether a key is of this catalog: not of a stream that was removed or changed.
     pub fn is_current(&self, key: &StreamKey) -> bool {
+        if key.is_direct() {
+            return self.direct.as_ref().is_some_and(|direct| direct.revision == key.revision);
+        }
         self.entries.get(&key.target.options.id).is_some_and(|entry| entry.revision == key.revision)
     }
 

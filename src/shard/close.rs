@@ -117,7 +117,9 @@ impl Shard {
         self.release_subject(index);
         if let Some(open) = self.connections.at(index).and_then(|connection| connection.open()) {
             let (transport, session) = (open.transport, open.grant.session());
+            let only = open.grant.only().map(|only| only.session);
             self.leave_session(session, index);
+            self.leave_ephemeral(only, index);
             self.count_open(transport, false);
         }
     }

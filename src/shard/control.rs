@@ -362,6 +362,17 @@ impl Shard {
         }
     }
 
+    /// Whether somebody who was judged at `since` may still do what was asked then.
+    ///
+    /// # Errors
+    /// 401.
+    pub(super) fn still_good(&self, grant: &Grant, since: Now) -> Result<(), Refusal> {
+        if grant.end(self.options.auth.jwt.leeway).is_some_and(|end| end <= self.now.wall) {
+            return Err(Refusal::new(ErrorCode::TokenExpired, "the credential has expired"));
+        }
+        self.judge_marks(grant, Some(since)).map_err(refusal)
+    }
+
     /// Puts other permissions and roles in the place of a connection's, where they are given: it is told of them, then its
     /// subscriptions are judged by them. `tell`: it is told even where they are what it has.
     pub(super) fn give_rights(
@@ -410,7 +421,7 @@ impl Shard {
         let Some(State::Http(http)) = self.connections.at(index).map(|connection| &connection.state) else { return };
         let Phase::Waiting { grant, topic, .. } = &http.phase else { return };
         let Some(key) = self.topics.at(*topic).map(|topic| Arc::clone(&topic.key)) else { return };
-        let refusal = match self.options.catalog.resolve_anew(grant, &key) {
+        let refusal = match self.resolve_again(grant, &key) {
             Ok(same) if *same == *key => return,
             Ok(_) => {
                 let detail = "what the caller may see has changed: ask again";

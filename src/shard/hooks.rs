@@ -15,7 +15,7 @@ use crate::auth::hook::{self, HookError, HookMark};
 use crate::codec::http::{self, Head, Response};
 use crate::codec::message::ErrorCode;
 use crate::connection::handshake::Refusal;
-use crate::connection::{Posted, Reply};
+use crate::connection::{BodyPurpose, Reply};
 use crate::ids::{CoreId, StreamId};
 use crate::limits::{self, HOOK_REPEAT, HOOK_WINDOW, HOOKS_SEEN_MAX};
 use crate::time::Instant;
@@ -76,7 +76,7 @@ impl Shard {
             let refusal = Refusal::new(ErrorCode::InvalidToken, HookError::Malformed.to_string());
             return self.refuse_credential(index, &refusal, &reply, client);
         }
-        self.read_posted(index, head, Posted::Hook { id, signature }, client, reply);
+        self.read_body_for(index, head, BodyPurpose::Hook { id, signature, client }, reply);
     }
 
     /// A hook has come, whole.

@@ -8,15 +8,15 @@ use std::time::Duration;
 
 use crate::auth::grant::Grant;
 use crate::codec::http::{Response, http_date};
-use crate::codec::message::ErrorCode;
+use crate::codec::message::{CloseReason, ErrorCode};
 use crate::codec::proof::Proof;
 use crate::connection::handshake::Refusal;
-use crate::connection::{Http, Phase, Reply, State};
+use crate::connection::{BodyPurpose, Http, Phase, Reply, State};
 use crate::ids::ConnectionKey;
 use crate::metrics::{ConnectionKind, HandshakeResult};
 use crate::stream::poll::{Status, StreamState, UpstreamCode};
 
-use super::{Shard, StreamKey};
+use super::{Shard, StreamKey, direct};
 
 /// What each answer about a stream or a credential says of itself (protocol section 1).
 const VARY: &str = "Accept, Authorization, Cookie, Origin";
@@ -114,6 +114,7 @@ impl Shard {
     ) {
         let now = self.now.at;
         let (holder, session) = (self.subject(&grant), grant.session());
+        let only = grant.only().map(|only| only.session);
         let held = match self.hold_stream(holder, key) {
             Ok(counted) => holder.filter(|_| counted),
             Err(refusal) => {
@@ -131,6 +132,7 @@ impl Shard {
         http.phase = Phase::Waiting { topic, held, known, preferred_s, cold_until, grant, since, reply };
         http.deadline = deadline;
         self.join_session(session, index);
+        self.join_ephemeral(only, index);
         if let Some(topic) = self.topics.at_mut(topic) {
             topic.waiters.push(connection);
         }
@@ -246,7 +248,17 @@ impl Shard {
     }
 
     fn unavailable(&mut self, index: u32) {
+        let blocked = match self.http_mut(index).map(|http| &http.phase) {
+            Some(Phase::Waiting { topic, .. }) => {
+                let topic = *topic;
+                self.is_blocked(topic)
+            }
+            _ => false,
+        };
         let reply = self.forget_exchange(index);
+        if blocked {
+            return self.refuse(index, &direct::blocked(), &reply);
+        }
         let detail = "the upstream has given no value yet";
         self.refuse(index, &Refusal::new(ErrorCode::StreamUnavailable, detail).retry_after(5), &reply);
     }
@@ -257,8 +269,12 @@ impl Shard {
         let Some(http) = self.http_mut(index) else { return };
         let Phase::Waiting { topic, known, cold_until, grant, .. } = &http.phase else { return };
         let (ends, session) = (grant.end(leeway), grant.session());
+        let ends_session = super::sessions::expiry_of(grant) == CloseReason::StreamEnded;
         let (topic, known, cold_until) = (*topic, known.clone(), *cold_until);
         if ends.is_some_and(|ends| ends <= self.now.wall) {
+            if ends_session {
+                return self.end_watcher(index);
+            }
             self.metrics.expiries.count();
             let reply = self.forget_exchange(index);
             let refusal = match session {
@@ -307,7 +323,9 @@ impl Shard {
                 Refusal::new(ErrorCode::InvalidToken, "the key that signed the token was removed")
             } else if options.catalog.is_current(&stream) {
                 continue;
-            } else if options.catalog.contains(&stream.target.options.id) {
+            } else if options.catalog.contains(&stream.target.options.id)
+                || (stream.is_direct() && options.catalog.direct().is_some())
+            {
                 Refusal::new(ErrorCode::StreamUnavailable, "the stream was configured anew: ask again").retry_after(1)
             } else {
                 Refusal::new(ErrorCode::StreamEnded, ErrorCode::StreamEnded.meaning())
@@ -323,6 +341,7 @@ impl Shard {
         match std::mem::replace(&mut http.phase, Phase::Head) {
             Phase::Waiting { topic, held, reply, grant, .. } => {
                 self.leave_session(grant.session(), index);
+                self.leave_ephemeral(grant.only().map(|only| only.session), index);
                 self.rights.release(*grant);
                 if let Some(key) = self.topics.at(topic).map(|topic| Arc::clone(&topic.key)) {
                     self.release_stream(held, &key);
@@ -343,8 +362,21 @@ impl Shard {
                 self.forget_lookup(ask);
                 Reply::default()
             }
-            Phase::Body { reply, .. } => reply,
+            Phase::Body { reply, purpose, .. } => {
+                self.forget_purpose(index, purpose);
+                reply
+            }
             Phase::Head | Phase::Delayed { .. } => Reply::default(),
+        }
+    }
+}
+
+impl Shard {
+    /// A body is not read any more.
+    pub(super) fn forget_purpose(&mut self, index: u32, purpose: BodyPurpose) {
+        if let BodyPurpose::Direct { caller, .. } | BodyPurpose::Session { caller, .. } = purpose {
+            let grant = self.take_caller(index, caller);
+            self.rights.release(grant);
         }
     }
 }

@@ -9,15 +9,17 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
+use crate::auth::ephemeral::DirectKey;
 use crate::auth::hook::HookMark;
 use crate::auth::marks::Marks;
 use crate::ids::{Holder, ProcessId, StreamId};
 use crate::stream::budget::Budgets;
 use crate::time::Instant;
 
+use super::ephemeral_table::Ephemerals;
 use super::hooks::HooksSeen;
 use super::ticket_table::Tickets;
 
@@ -98,6 +100,8 @@ pub struct Ledger {
     hooks: Mutex<HooksSeen>,
     tickets: Tickets,
     budgets: Arc<Budgets>,
+    ephemerals: Ephemerals,
+    direct_key: OnceLock<DirectKey>,
     process: ProcessId,
 }
 
@@ -114,6 +118,8 @@ impl Default for Ledger {
             tickets: Tickets::default(),
             budgets: Arc::default(),
             hooks: Mutex::default(),
+            ephemerals: Ephemerals::default(),
+            direct_key: OnceLock::new(),
         }
     }
 }
@@ -166,6 +172,26 @@ impl Ledger {
     /// The tickets that were made.
     pub(super) fn tickets(&self) -> &Tickets {
         &self.tickets
+    }
+
+    /// The ephemeral sessions that were made.
+    pub(super) fn ephemerals(&self) -> &Ephemerals {
+        &self.ephemerals
+    }
+
+    /// How many ephemeral sessions there are.
+    pub fn ephemeral_sessions(&self) -> usize {
+        self.ephemerals.len()
+    }
+
+    /// Makes the key of direct mode of these random bits, unless there is one.
+    pub(super) fn keep_direct_key(&self, random: [u8; 32]) {
+        self.direct_key.get_or_init(|| DirectKey::of_random(random));
+    }
+
+    /// The key of direct mode.
+    pub(super) fn direct_key(&self) -> &DirectKey {
+        self.direct_key.get().expect("each core begins by making it")
     }
 
     /// One more connection in all, if that is at most `limit` (0: unlimited).

@@ -18,6 +18,8 @@ use crate::ids::{ConnectionId, ConnectionKey, CoreId, ProcessId};
 use crate::secret::Secret;
 use crate::time::{Instant, Now};
 
+use super::ephemeral_table::Ephemeral;
+
 /// A question to somebody outside of the cores: Redis, or whoever fetches key sets. Each is answered by
 /// [`super::Input::Found`], within [`crate::limits::LOOKUP_TIMEOUT`] of the shell's own.
 #[derive(Clone, Debug)]
@@ -225,6 +227,8 @@ pub(super) enum Purpose {
     Update,
     /// A ticket was, which had been made for this user.
     Ticket(Option<Box<str>>),
+    /// The token of an ephemeral session was, which its user had made.
+    Ephemeral(Box<Ephemeral>),
 }
 
 /// The records of sessions that are looked at again, in the order of the question.

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::connection::handshake::Refusal;
-use crate::ids::{ConnectionId, CoreId, StreamId};
+use crate::ids::{ConnectionId, CoreId, EphemeralId, StreamId};
 use crate::secret::Secret;
 use crate::stream::log::{Event, History};
 use crate::stream::poll::Status;
@@ -118,6 +118,11 @@ pub enum Mail {
         /// Whether the answer is held back: the address has failed too often.
         late: bool,
     },
+    /// To all: an ephemeral session has ended.
+    SessionEnded {
+        /// Which.
+        id: EphemeralId,
+    },
 }
 
 // What is in a mail crosses threads.
@@ -160,6 +165,7 @@ impl Shard {
                 self.renew(connection, &token, addr, Asker::Core(from, ask))
             }
             Mail::Renewed { ask, outcome, late } => self.renewed(ask, outcome, late),
+            Mail::SessionEnded { id } => self.session_ended(id),
         }
     }
 }

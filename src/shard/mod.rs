@@ -13,7 +13,10 @@ mod authenticate;
 mod catalog;
 mod close;
 mod control;
+mod direct;
 mod encoder;
+mod ephemeral;
+mod ephemeral_table;
 mod fanout;
 mod hooks;
 mod http;
@@ -52,7 +55,7 @@ use crate::auth::marks::Concerned;
 use crate::auth::sealed::Heard;
 use crate::codec::deflate::Inflater;
 use crate::connection::Connection;
-use crate::ids::{ConnectionKey, CoreId, StreamId};
+use crate::ids::{ConnectionKey, CoreId, EphemeralId, StreamId};
 use crate::limits::Limits;
 use crate::metrics::CoreMetrics;
 use crate::stream::action::{ActResult, Call};
@@ -337,6 +340,8 @@ enum Timer {
     Rated { connection: u32, generation: u32, slot: u16 },
     /// A topic that nobody watches may be let go of.
     Topic { index: u32 },
+    /// An ephemeral session may have outlived its time, or its watchers.
+    Ephemeral { id: EphemeralId },
 }
 
 /// One core's state.
@@ -407,6 +412,8 @@ pub struct Shard {
     /// When the log was last told of each action's failures.
     action_told: HashMap<String, Instant>,
     sessions: Sessions,
+    /// The places of the connections that live by each ephemeral session.
+    ephemeral_connections: HashMap<EphemeralId, Vec<u32>>,
     /// The number of the last question, of any kind.
     ask_no: u64,
 }
@@ -475,8 +482,11 @@ impl Shard {
             acting: HashMap::new(),
             action_told: HashMap::new(),
             sessions: Sessions::default(),
+            ephemeral_connections: HashMap::new(),
             ask_no: 0,
         };
+        // The first core's is the process's.
+        shard.ledger.keep_direct_key(shard.rng.secret("direct mode"));
         shard.share_bounds();
         shard.warm();
         shard.turn_inbox();

@@ -46,6 +46,7 @@ impl Shard {
             CredentialKind::Anonymous => AuthKind::Anonymous,
         };
         let (sub, expires, session) = (grant.sub().map(str::to_owned), grant.expires(), grant.session());
+        let only = grant.only().map(|only| only.session);
         let Some(connection) = self.connections.at_mut(index) else { return };
         connection.state = State::Open(Open {
             random,
@@ -63,8 +64,10 @@ impl Shard {
             updating: false,
             acting: 0,
             counted,
+            opening: None,
         });
         self.join_session(session, index);
+        self.join_ephemeral(only, index);
         self.metrics.handshakes.of(HandshakeResult::Ok).count();
         self.count_open(transport, true);
         self.plan_reauthenticate(index);
@@ -168,6 +171,9 @@ impl Shard {
         }
         match incoming {
             Incoming::Text(text) => match ClientMessage::parse(text) {
+                Ok(ClientMessage::Other { kind, id }) if kind == "open" && self.is_opening(index) => {
+                    self.asked_to_open(index, id.as_ref(), text);
+                }
                 Ok(ClientMessage::Other { kind, id }) => self.asked_to_act(index, &kind, id, text),
                 Ok(message) => self.asked(index, message),
                 Err(error) => self.tell(index, "error", |out| message::write_error(out, &ErrorFrame::from(&error))),
@@ -333,6 +339,8 @@ impl Shard {
             return Ok(());
         };
         let (before, session) = (open.grant.session(), grant.session());
+        // The same identity is good for the same session; nobody's was good for none.
+        let only = grant.only().map(|only| only.session).filter(|_| raised);
         let old = std::mem::replace(&mut open.grant, grant);
         open.counted = counted;
         open.refusals = 0;
@@ -341,6 +349,7 @@ impl Shard {
         }
         self.leave_session(before, index);
         self.join_session(session, index);
+        self.join_ephemeral(only, index);
         self.rights.release(old);
         self.metrics.auth_updates.of(AuthUpdateResult::Accepted).count();
         self.plan_reauthenticate(index);
@@ -452,10 +461,10 @@ impl Shard {
         let key = match &request {
             None => None,
             Some(request) => match self.resolve_request(&grant, request) {
-                Ok(key) => Some(key),
+                Ok(key) => key,
                 Err(refusal) => {
                     self.metrics.handshakes.of(HandshakeResult::of_code(refusal.code.as_str())).count();
-                    let missing = matches!(refusal.code, ErrorCode::StreamNotFound);
+                    let missing = matches!(refusal.code, ErrorCode::StreamNotFound | ErrorCode::NotFound);
                     let reason = if missing { CloseReason::NotFound } else { CloseReason::Forbidden };
                     return self.close(index, reason);
                 }
@@ -469,8 +478,10 @@ impl Shard {
         if let Some(open) = self.connections.at_mut(index).and_then(|connection| connection.open_mut()) {
             open.decoder = decoder;
         }
-        if let (Some(key), Some(request)) = (key, request) {
-            self.open_single(index, &key, &request);
+        match (key, request) {
+            (Some(key), Some(request)) => self.open_single(index, &key, &request),
+            (None, Some(request)) => self.await_opening(index, request),
+            (_, None) => {}
         }
     }
 

@@ -459,7 +459,8 @@ impl Shard {
         if let Some(poll) = owned.stream.give_up() {
             self.outputs.push_back(Output::Unfollow { stream: index, poll });
         }
-        if self.options.catalog.is_current(&owned.key) {
+        // What a caller has described may hold secrets: it is kept no longer than it is polled.
+        if self.options.catalog.is_current(&owned.key) && !owned.key.is_direct() {
             self.park(index);
         } else {
             self.evict(index);

@@ -15,7 +15,7 @@ use crate::codec::message::{CloseReason, ErrorCode, Format};
 use crate::codec::ws;
 use crate::connection::handshake::{self, Carrier, Demand, How, Page, Refusal, SeenAs};
 use crate::connection::{
-    Connection, Echo, Http, MessageRate, Phase, Posted, Reply, State, StreamRequest, Unauthenticated,
+    BodyPurpose, Connection, Echo, Http, MessageRate, Phase, Reply, State, StreamRequest, Unauthenticated,
 };
 use crate::frame::{Encoding, Transport};
 use crate::ids::{ConnectionKey, Holder};
@@ -390,14 +390,35 @@ impl Shard {
                 }
             }
             Demand::Renew(connection) => {
-                self.read_posted(index, head, Posted::Renewal(connection), client.addr, reply);
+                let purpose = BodyPurpose::Renewal { connection, client: client.addr };
+                self.read_body_for(index, head, purpose, reply);
             }
-            Demand::Stream(..) | Demand::Many(_) | Demand::Ticket | Demand::Hook(_) if self.draining.is_some() => {
+            Demand::Stream(..)
+            | Demand::Many(_)
+            | Demand::Ticket
+            | Demand::Hook(_)
+            | Demand::Described { .. }
+            | Demand::MakeSession
+                if self.draining.is_some() =>
+            {
                 let refusal = Refusal::new(ErrorCode::Draining, "the server is about to end").retry_after(2);
                 self.refuse(index, &refusal, &reply);
             }
             Demand::Hook(id) => self.read_hook(index, head, id, client.addr, reply),
             Demand::Ticket => self.make_ticket(index, head, &page, client.addr, &reply),
+            Demand::Described { request, sse } => {
+                let request = Box::new(request);
+                let purpose = |caller| BodyPurpose::Direct { caller, request, sse };
+                self.read_description(index, head, &page, client.addr, reply, purpose);
+            }
+            Demand::MakeSession => {
+                let seen_as = client.seen_as;
+                let purpose = |caller| BodyPurpose::Session { caller, seen_as };
+                self.read_description(index, head, &page, client.addr, reply, purpose);
+            }
+            Demand::Session { id, end } => {
+                self.session_asked(index, head, &page, client.addr, &client.seen_as, id, end, &reply);
+            }
             Demand::Stream(request, How::WebSocket(upgrade)) => {
                 self.open_websocket(index, head, &page, &client, Some(request), &upgrade, &reply);
             }
@@ -418,7 +439,8 @@ impl Shard {
         refusal: &Refusal,
     ) -> Result<bool, Refusal> {
         let id = head.path.strip_prefix("/v1/streams/");
-        if (id.is_none() && head.path != "/v1/ws") || !matches!(refusal.status, 400 | 404 | 406 | 426) {
+        let direct = head.path == "/v1/direct" && self.options.connection.direct;
+        if (id.is_none() && head.path != "/v1/ws" && !direct) || !matches!(refusal.status, 400 | 404 | 406 | 426) {
             return Ok(true);
         }
         let request = id.map(|id| StreamRequest {
@@ -428,8 +450,9 @@ impl Shard {
             since: None,
             select: None,
             max_rate_ms: 0,
+            direct: None,
         });
-        let websocket = request.is_none() || head.has_token("upgrade", "websocket");
+        let websocket = head.path == "/v1/ws" || head.has_token("upgrade", "websocket");
         match self.judge(index, head, page, addr, request.as_ref(), websocket) {
             Ok(Judged::Granted(grant)) => {
                 self.rights.release(grant);
@@ -594,7 +617,7 @@ impl Shard {
         let key = match &request {
             None => None,
             Some(request) => match self.resolve_request(&grant, request) {
-                Ok(key) => Some(key),
+                Ok(key) => key,
                 Err(refusal) => return self.refuse(index, &refusal, reply),
             },
         };
@@ -604,8 +627,10 @@ impl Shard {
         };
         let encoding = self.switch_protocols(index, upgrade, handshake::subprotocol(upgrade));
         self.open(index, Transport::WebSocket(encoding), grant, counted, request.is_some());
-        if let (Some(key), Some(request)) = (key, request) {
-            self.open_single(index, &key, &request);
+        match (key, request) {
+            (Some(key), Some(request)) => self.open_single(index, &key, &request),
+            (None, Some(request)) => self.await_opening(index, request),
+            (_, None) => {}
         }
     }
 
@@ -625,8 +650,15 @@ impl Shard {
             Ok(Judged::FirstMessage | Judged::Later) => return,
             Err(refusal) => return self.refuse_credential(index, &refusal, reply, client.addr),
         };
-        let key = match self.resolve_request(&grant, &request) {
-            Ok(key) => key,
+        self.open_events_under(index, grant, &request, reply);
+    }
+
+    /// The same, by whoever has that grant.
+    pub(super) fn open_events_under(&mut self, index: u32, grant: Grant, request: &StreamRequest, reply: &Reply) {
+        let key = match self.resolve_request(&grant, request) {
+            Ok(Some(key)) => key,
+            // Only a WebSocket has a first message.
+            Ok(None) => return,
             Err(refusal) => return self.refuse(index, &refusal, reply),
         };
         let counted = match self.hold_subject(&grant) {
@@ -645,7 +677,7 @@ impl Shard {
             connection.outbox().write(|out| out.extend_from_slice(&head));
         }
         self.open(index, Transport::Sse, grant, counted, true);
-        self.open_single(index, &key, &request);
+        self.open_single(index, &key, request);
     }
 
     fn get_value(
@@ -662,15 +694,29 @@ impl Shard {
             Ok(Judged::FirstMessage | Judged::Later) => return,
             Err(refusal) => return self.refuse_credential(index, &refusal, &reply, client.addr),
         };
-        let key = match self.resolve_request(&grant, request) {
-            Ok(key) => key,
-            Err(refusal) => return self.refuse(index, &refusal, &reply),
-        };
         let tags: Vec<String> =
             head.all("if-none-match").map(|value| String::from_utf8_lossy(value).into_owned()).collect();
         let known = (!tags.is_empty()).then(|| tags.join(", "));
         let wait_s = http::prefer_wait(head).map(|wait| wait.as_secs());
-        self.wait_for_value(index, &key, known, wait_s, grant, reply);
+        self.get_value_under(index, grant, request, known, wait_s, reply);
+    }
+
+    /// The same, by whoever has that grant.
+    pub(super) fn get_value_under(
+        &mut self,
+        index: u32,
+        grant: Grant,
+        request: &StreamRequest,
+        known: Option<String>,
+        wait_s: Option<u64>,
+        reply: Reply,
+    ) {
+        match self.resolve_request(&grant, request) {
+            Ok(Some(key)) => self.wait_for_value(index, &key, known, wait_s, grant, reply),
+            // Only a WebSocket has a first message.
+            Ok(None) => {}
+            Err(refusal) => self.refuse(index, &refusal, &reply),
+        }
     }
 
     /// Writes the answer to an upgrade. How the WebSocket's messages are encoded from now on.
@@ -723,20 +769,16 @@ impl Shard {
         }
     }
 
-    /// The body of a POST is awaited.
-    pub(super) fn read_posted(
-        &mut self,
-        index: u32,
-        head: &Head<'_>,
-        posted: Posted,
-        client: IpAddr,
-        mut reply: Reply,
-    ) {
+    /// A request's body is awaited.
+    pub(super) fn read_body_for(&mut self, index: u32, head: &Head<'_>, purpose: BodyPurpose, mut reply: Reply) {
         reply.keep_alive = head.keep_alive;
         let deadline: Instant = self.now.at + self.options.limits.handshake_timeout;
         let decoder = match BodyDecoder::new(head.body) {
             Ok(decoder) => decoder,
-            Err(error) => return self.refuse_body(index, error, &reply),
+            Err(error) => {
+                self.forget_purpose(index, purpose);
+                return self.refuse_body(index, error, &reply);
+            }
         };
         if head.expects_continue()
             && let Some(connection) = self.connections.at_mut(index)
@@ -745,10 +787,10 @@ impl Shard {
             self.make_ready(index);
         }
         let Some(http) = self.http_mut(index) else { return };
-        http.phase = Phase::Body { decoder: Box::new(decoder), body: Vec::new(), posted, client, reply };
+        http.phase = Phase::Body { decoder: Box::new(decoder), body: Vec::new(), purpose, reply };
         http.deadline = deadline;
-        if head.body == BodyLength::None {
-            self.posted_read(index);
+        if matches!(head.body, BodyLength::None | BodyLength::Length(0)) {
+            self.body_read(index);
         }
     }
 
@@ -761,34 +803,40 @@ impl Shard {
 
     /// More of a body. How many bytes were its; `None`: it was refused, and the connection ends.
     fn read_body(&mut self, index: u32, buffer: &[u8]) -> Option<usize> {
-        let Phase::Body { decoder, body, reply, .. } = &mut self.http_mut(index)?.phase else { return None };
+        let Phase::Body { decoder, body, .. } = &mut self.http_mut(index)?.phase else { return None };
         match decoder.feed(buffer, body) {
             Ok((used, whole)) => {
                 if whole {
-                    self.posted_read(index);
+                    self.body_read(index);
                 }
                 Some(used)
             }
             Err(error) => {
-                let reply = reply.clone();
+                let reply = self.forget_exchange(index);
                 self.refuse_body(index, error, &reply);
                 None
             }
         }
     }
 
-    /// The body is whole. For a renewal, whoever holds the connection is asked.
-    fn posted_read(&mut self, index: u32) {
+    /// The body is whole.
+    fn body_read(&mut self, index: u32) {
         let Some(http) = self.http_mut(index) else { return };
-        let Phase::Body { body, posted, client, reply, .. } = std::mem::replace(&mut http.phase, Phase::Head) else {
+        let Phase::Body { body, purpose, reply, .. } = std::mem::replace(&mut http.phase, Phase::Head) else {
             return;
         };
-        match posted {
-            Posted::Renewal(connection) => match crate::codec::message::parse_renewal(&body) {
+        match purpose {
+            // Whoever holds the connection is asked.
+            BodyPurpose::Renewal { connection, client } => match crate::codec::message::parse_renewal(&body) {
                 Ok(token) => self.ask_to_renew(index, connection, token, client, reply),
                 Err(reason) => self.refuse(index, &Refusal::new(ErrorCode::BadRequest, reason), &reply),
             },
-            Posted::Hook { id, signature } => self.hook(index, &id, &signature, &body, client, &reply),
+            BodyPurpose::Hook { id, signature, client } => self.hook(index, &id, &signature, &body, client, &reply),
+            BodyPurpose::Direct { caller, request, sse } => {
+                let reply = Reply { keep_alive: reply.keep_alive && !sse, ..reply };
+                self.direct_body_read(index, &body, caller, request, sse, reply);
+            }
+            BodyPurpose::Session { caller, seen_as } => self.session_body_read(index, &body, caller, &seen_as, &reply),
         }
     }
 

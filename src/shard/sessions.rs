@@ -217,12 +217,16 @@ impl Shard {
     }
 
     /// What a session that was just read grants to whoever asked.
-    fn granted_by(&self, place: u32, purpose: Purpose) -> Result<Grant, Refusal> {
+    fn granted_by(&mut self, place: u32, purpose: Purpose) -> Result<Grant, Refusal> {
         let Some(session) = self.sessions.places.at(place) else { return Err(ended("the session has ended")) };
         match purpose {
             Purpose::Cookie | Purpose::Update => Ok(session.grant.clone()),
             Purpose::Ticket(sub) if sub.as_deref() == session.grant.sub() => Ok(session.grant.clone().by_ticket()),
-            Purpose::Ticket(_) => Err(ended("the session is another user's now")),
+            Purpose::Ephemeral(made) if made.maker.sub.as_deref() == session.grant.sub() => {
+                let grant = session.grant.clone();
+                Ok(self.limited(grant, &made))
+            }
+            Purpose::Ticket(_) | Purpose::Ephemeral(_) => Err(ended("the session is another user's now")),
         }
     }
 
@@ -360,7 +364,7 @@ impl Shard {
             (_, ends) => ends,
         };
         let rejudge = std::mem::take(&mut session.rejudge);
-        let renewed = session.grant.renewed(ends, Rc::clone(&rights));
+        let renewed = session.grant.renewed(ends, Rc::clone(&rights), &mut self.rights);
         let before = std::mem::replace(&mut session.grant, renewed);
         let moved = before.expires() != ends;
         let changed = before.rights() != &rights;
@@ -379,7 +383,7 @@ impl Shard {
         let grant = session.grant.clone();
         match self.connections.at_mut(index).map(|connection| &mut connection.state) {
             Some(State::Open(open)) => {
-                let renewed = open.grant.renewed(grant.expires(), Rc::clone(grant.rights()));
+                let renewed = open.grant.renewed(grant.expires(), Rc::clone(grant.rights()), &mut self.rights);
                 let before = std::mem::replace(&mut open.grant, renewed);
                 if moved {
                     self.plan_reauthenticate(index);
@@ -395,7 +399,7 @@ impl Shard {
             }
             Some(State::Http(http)) => {
                 if let Phase::Waiting { grant: held, .. } = &mut http.phase {
-                    let renewed = held.renewed(grant.expires(), Rc::clone(grant.rights()));
+                    let renewed = held.renewed(grant.expires(), Rc::clone(grant.rights()), &mut self.rights);
                     self.rights.release(std::mem::replace(held, renewed));
                     if changed {
                         self.rejudge_waiter(index);
@@ -654,13 +658,14 @@ fn last_look(left: Duration, touch: bool) -> Option<Duration> {
 fn refused_as(purpose: &Purpose, refusal: &Refusal) -> Refusal {
     match purpose {
         Purpose::Update => Refusal { code: ErrorCode::AuthUpdateRejected, ..refusal.clone() },
-        Purpose::Cookie | Purpose::Ticket(_) => refusal.clone(),
+        Purpose::Cookie | Purpose::Ticket(_) | Purpose::Ephemeral(_) => refusal.clone(),
     }
 }
 
 /// What a connection's credential was when it ends by its time.
 pub(super) fn expiry_of(grant: &Grant) -> CloseReason {
     match grant.kind() {
+        _ if grant.only().is_some() && grant.is_of_token() => CloseReason::StreamEnded,
         CredentialKind::Session | CredentialKind::Ticket if grant.session().is_some() => CloseReason::SessionExpired,
         _ if grant.api_key().is_some() => CloseReason::ApiKeyExpired,
         _ => CloseReason::TokenExpired,

@@ -6,9 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::auth::grant::Grant;
 use crate::codec::message::{self, ClientId, CloseReason, ErrorCode, Format, UnsubscribedReason};
-use crate::connection::StreamRequest;
 use crate::connection::handshake::Refusal;
 use crate::connection::subscriptions::Slot;
 use crate::frame::{self, RenditionKind};
@@ -160,18 +158,18 @@ impl Shard {
         Ok(())
     }
 
-    /// What a request gets under `grant`.
-    ///
-    /// # Errors
-    /// As [`Catalog::resolve`](super::Catalog::resolve), then 400 for the `select`.
-    pub(super) fn resolve_request(&self, grant: &Grant, request: &StreamRequest) -> Result<Arc<StreamKey>, Refusal> {
-        let key = self.options.catalog.resolve(grant, &request.id, &request.params)?;
-        self.selected(key, request.select.as_deref(), ErrorCode::BadRequest)
-    }
-
     /// What `select`, as a caller has spelled it, leaves of `key`. `code`: of one that is no path.
-    fn selected(&self, key: Arc<StreamKey>, select: Option<&str>, code: ErrorCode) -> Result<Arc<StreamKey>, Refusal> {
+    pub(super) fn selected(
+        &self,
+        key: Arc<StreamKey>,
+        select: Option<&str>,
+        code: ErrorCode,
+    ) -> Result<Arc<StreamKey>, Refusal> {
         let Some(text) = select else { return Ok(key) };
+        if key.facet.select.is_some() {
+            // It is what whoever has made the session leaves of the value for those who get its token.
+            return Err(Refusal::new(code, "the session has a select of its own"));
+        }
         if self.options.limits.selects_per_stream == 0 {
             return Err(Refusal::new(code, "callers may not select here"));
         }
@@ -324,7 +322,7 @@ impl Shard {
             |_| (asked.stream.clone(), Vec::new()),
             |(id, params)| (id.to_string(), params),
         );
-        let key = self.options.catalog.resolve(&open.grant, &id, &params)?;
+        let key = self.resolve(&open.grant, &id, &params)?;
         let key = self.selected(key, asked.select.as_deref(), ErrorCode::BadMessage)?;
         let since = asked.since.as_deref().and_then(ResumePoint::parse);
         let rate = asked.max_rate_ms.unwrap_or(0);
@@ -345,7 +343,7 @@ impl Shard {
             // Parameters that the stream does not have were passed over when it was subscribed to.
             let (id, params) = crate::stream::template::parse_stream_name(stream).ok()?;
             let open = self.connections.at(index)?.open()?;
-            let key = self.options.catalog.resolve(&open.grant, id.as_str(), &params).ok()?;
+            let key = self.resolve(&open.grant, id.as_str(), &params).ok()?;
             Some((self.holds(index, &key.name)?, key.name.to_string()))
         });
         match held {
@@ -373,9 +371,8 @@ impl Shard {
             let Some(open) = self.connections.at(index).and_then(|connection| connection.open()) else { return };
             let Some(topic) = self.topics.at(entry.topic) else { continue };
             let key = Arc::clone(&topic.key);
-            let id = key.target.options.id.clone();
             let format = RenditionKind::from_index(usize::from(entry.kind)).format;
-            match self.options.catalog.resolve_anew(&open.grant, &key) {
+            match self.resolve_again(&open.grant, &key) {
                 Ok(same) if *same == *key => {}
                 Ok(other) => {
                     let log =
@@ -398,7 +395,7 @@ impl Shard {
                     }
                 }
                 Err(_) => {
-                    let ended = !self.options.catalog.contains(&id);
+                    let ended = self.has_ended(&open.grant, &key);
                     forbidden |= !ended;
                     if ended {
                         let wall = self.now.wall;

@@ -35,6 +35,7 @@ impl Shard {
                 Timer::Linger { index, generation } => self.linger_due(index, generation, at),
                 Timer::Rated { connection, generation, slot } => self.rated_due(connection, generation, slot),
                 Timer::Topic { index } => self.topic_due(index),
+                Timer::Ephemeral { id } => self.ephemeral_due(id),
             }
         }
         let mut budget = DUE_PER_TURN;
@@ -65,7 +66,8 @@ impl Shard {
             State::Open(open) => {
                 let end = open.grant.end(leeway).map_or(NEVER, |end| now.instant_of(end));
                 let reauthenticate = open.reauthenticate_at.map_or(NEVER, |at| now.instant_of(at));
-                end.min(reauthenticate).min(open.heartbeat_at)
+                let opening = open.opening.as_ref().map_or(NEVER, |opening| opening.deadline);
+                end.min(reauthenticate).min(open.heartbeat_at).min(opening)
             }
         };
         // One that is ending ends at its deadline, whether its socket takes anything or not.
@@ -137,8 +139,15 @@ impl Shard {
         let State::Open(open) = &mut connection.state else { return };
         if open.grant.end(leeway).is_some_and(|end| end <= now.wall) {
             let reason = sessions::expiry_of(&open.grant);
+            if reason == CloseReason::StreamEnded {
+                return self.end_watcher(index);
+            }
             self.metrics.expiries.count();
             self.close(index, reason);
+            return;
+        }
+        if open.opening.as_ref().is_some_and(|opening| opening.deadline <= now.at) {
+            self.close(index, CloseReason::AuthTimeout);
             return;
         }
         if open.reauthenticate_at.is_some_and(|at| at <= now.wall) {
@@ -196,7 +205,9 @@ impl Shard {
         let before = self.options.auth.reauth_before;
         let tenth = self.rng.below(1_000_000);
         let Some(open) = self.connections.at_mut(index).and_then(|connection| connection.open_mut()) else { return };
-        open.reauthenticate_at = open.grant.expires().map(|expires| {
+        // The token of an ephemeral session has no other that could take its place.
+        let renewable = open.grant.only().is_none();
+        open.reauthenticate_at = open.grant.expires().filter(|_| renewable).map(|expires| {
             let lead = before.min(expires.since(now.wall) / 2);
             let early = Duration::from_micros(u64::try_from(lead.as_micros()).unwrap_or(0) / 10 * tenth / 1_000_000);
             expires - lead - early

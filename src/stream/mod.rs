@@ -100,12 +100,12 @@ pub struct Options {
     pub redirects_max: u8,
     /// Pages (`Link: rel=next`) that are gathered into one value.
     pub pages_max: u32,
+    /// What its hooks may be signed with: any one of these; none: it has no hook.
+    pub hook_secrets: Vec<Secret>,
     /// What its events prove.
     pub proof: Proof,
     /// What makes the value of what the upstream sends.
     pub filter: Option<Filter>,
-    /// What its hooks may be signed with: any one of these; none: it has no hook.
-    pub hook_secrets: Vec<Secret>,
 }
 
 impl Options {
@@ -141,9 +141,9 @@ impl Options {
             follow: None,
             redirects_max: 0,
             pages_max: 1,
+            hook_secrets: Vec::new(),
             proof: Proof::default(),
             filter: None,
-            hook_secrets: Vec::new(),
         }
     }
 }

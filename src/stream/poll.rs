@@ -20,7 +20,6 @@ use crate::time::{Instant, Now, WallTime};
 use super::pace::Pace;
 
 /// A filled-in upstream request: what one stream polls. Two callers share a stream only if theirs are equal.
-#[derive(Debug)]
 pub struct Target {
     /// The stream's configuration: method, headers, time-outs, limits, CA.
     pub options: Arc<super::Options>,
@@ -30,6 +29,16 @@ pub struct Target {
     pub body: Option<Arc<[u8]>>,
     /// Who says whether it may be connected to, where a caller has named it; `None`: the operator has.
     pub guard: Option<Arc<Policy>>,
+}
+
+impl std::fmt::Debug for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Its URL and body may be a caller's secrets.
+        f.debug_struct("Target")
+            .field("id", &self.options.id)
+            .field("guarded", &self.guard.is_some())
+            .finish_non_exhaustive()
+    }
 }
 
 /// What is connected to for a URL and what is sent there: the one reading of it.

@@ -142,12 +142,14 @@ impl Setup {
         auth.store = self.store;
         let mut connection = config.connection.clone();
         connection.heartbeat = Duration::from_secs(30 * 86_400);
-        Options { connection, auth, limits: config.limits.clone(), catalog: Catalog::new(&config.streams, previous, 7) }
+        let catalog = Catalog::new(&config.streams, previous, 7).with_direct(config.direct.as_ref(), previous);
+        Options { connection, auth, limits: config.limits.clone(), catalog }
     }
 }
 
 pub struct Hall {
     shards: Vec<Shard>,
+    options: Arc<Options>,
     ledger: Arc<Ledger>,
     now: Now,
     key: Key,
@@ -176,18 +178,20 @@ impl Hall {
 
     fn beside(setup: &Setup, now: Now) -> Hall {
         let ledger = Arc::new(Ledger::default());
+        let options = Arc::new(setup.options(None));
         let shards = (0..setup.cores)
             .map(|core| {
                 let metrics = Arc::new(CoreMetrics::default());
                 let seed = [7 + u8::try_from(core).expect("few cores"); 32];
-                let options = Arc::new(setup.options(None));
                 ledger.marks().configure(&options.auth);
+                let options = Arc::clone(&options);
                 Shard::new(CoreId(core), setup.cores, options, Arc::clone(&ledger), metrics, seed, now)
             })
             .collect();
         let config = KeyConfig { kid: None, algorithm: Algorithm::Hs256, secret: Secret::new(SECRET) };
         let mut hall = Hall {
             shards,
+            options,
             ledger,
             now,
             key: Key::new(&config).expect("a long secret"),
@@ -312,7 +316,8 @@ impl Hall {
     }
 
     pub fn reload(&mut self, setup: &Setup) {
-        let options = Arc::new(setup.options(None));
+        let options = Arc::new(setup.options(Some(&self.options.catalog)));
+        self.options = Arc::clone(&options);
         self.tell_all(|| Input::Reload(Arc::clone(&options)));
     }
 

@@ -188,6 +188,12 @@ impl Setup {
         self
     }
 
+    /// `[direct]`, which lets callers name what is at this address, with further lines.
+    pub fn direct(mut self, reached: SocketAddr, lines: &str) -> Setup {
+        push(&mut self.streams, &format!("[direct]\nallow = [\"http://{reached}/*\"]\n{lines}"));
+        self
+    }
+
     /// No stream, until some are added.
     pub fn no_streams(mut self) -> Setup {
         self.streams.clear();
