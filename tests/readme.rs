@@ -138,7 +138,7 @@ fn codes_that_are_sent_are_told_from_reserved_ones() {
     assert!(closes.contains("| 4001 | `token_expired` |") && closes.contains("| 4001 | `session_expired` |"));
     assert!(
         errors.contains("| `INVALID_TOKEN` |")
-            && errors.contains("`PRECONDITION_FAILED` (reserved)")
+            && errors.contains("`INTERNAL` (reserved)")
             && errors.contains("| `TARGET_BLOCKED` |")
     );
     assert!(!is_sent("ErrorCode::TooLargeBy", "ErrorCode::TooLarge"), "a longer name is another");

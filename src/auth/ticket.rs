@@ -265,7 +265,7 @@ mod tests {
         assert!(is_ticket(text.as_bytes()));
         assert_eq!((text.len(), Keeper::of(text.as_bytes())), (71, Some(keeper)));
         let hash = TicketHash::of(text.as_bytes()).expect("a ticket");
-        assert_ne!(Some(hash), TicketHash::of(text[..47].as_bytes()), "it is no other's");
+        assert_ne!(Some(hash), TicketHash::of(&text.as_bytes()[..47]), "it is no other's");
         let of_all = of_random([7; 32]);
         assert_eq!(Keeper::of(of_all.expose_secret()), None);
         assert_eq!(Keeper::of(b"rct_"), None);

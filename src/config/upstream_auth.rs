@@ -145,6 +145,9 @@ impl Paths {
     }
 }
 
+/// Headers whose values are written in the file, and those whose values stand elsewhere.
+type SplitHeaders = (Vec<(String, Secret)>, Vec<(String, Live)>);
+
 impl Check<'_> {
     /// What lets the requests of a stream in, as [`Check::credential`] says.
     pub(super) fn stream_credential(
@@ -205,7 +208,7 @@ impl Check<'_> {
     }
 
     /// Splits the headers at `key`: those that are written there, and those whose values stand elsewhere.
-    pub(super) fn split_headers(headers: Vec<(String, Sourced)>) -> (Vec<(String, Secret)>, Vec<(String, Live)>) {
+    pub(super) fn split_headers(headers: Vec<(String, Sourced)>) -> SplitHeaders {
         let (mut written, mut elsewhere) = (Vec::new(), Vec::new());
         for (name, Sourced { secret, source }) in headers {
             match source {

@@ -125,7 +125,11 @@ impl Fetcher {
     async fn write(&self, tokens: &Arc<Tokens>) {
         let flight = Flight::departing();
         let (tokens, pilot) = (Arc::clone(tokens), Pilot::of(&flight, ()));
-        if self.resolver.run(move || pilot.land(tokens.write_now())).is_ok() {
+        let write = move || {
+            tokens.write_now();
+            pilot.land(());
+        };
+        if self.resolver.run(write).is_ok() {
             self.resolver.landing(flight).await;
         }
     }
