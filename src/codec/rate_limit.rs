@@ -331,7 +331,7 @@ mod tests {
 
     #[test]
     fn budgets_have_a_bound() {
-        let many = vec!["\"a\";r=1;t=1"; QUOTAS_MAX + 3].join(",");
+        let many = ["\"a\";r=1;t=1"; QUOTAS_MAX + 3].join(",");
         assert_eq!(read(&[("ratelimit", &many)]).len(), QUOTAS_MAX);
     }
 

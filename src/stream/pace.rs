@@ -271,7 +271,7 @@ mod tests {
     #[test]
     fn the_first_window_that_holds_counts_and_a_day_may_be_whole() {
         let pace = pace(&[window(720, 780, EVERY_DAY, None), window(0, 1440, EVERY_DAY, Some(5))], 0);
-        assert_eq!(pace.closed_until(now(2, 12, 30, 0)).is_some(), true);
+        assert!(pace.closed_until(now(2, 12, 30, 0)).is_some());
         assert_eq!(pace.interval(now(2, 11, 59, 0)).0.as_secs(), 5);
         let late = now(2, 23, 59, 59);
         assert_eq!(pace.change_before(late, late.at + Duration::from_secs(60)), None, "nothing changes at midnight");
