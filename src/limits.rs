@@ -203,6 +203,26 @@ pub const LABEL_BYTES_MAX: usize = 63;
 pub const PREFER_WAIT_MAX: Duration = Duration::from_secs(60);
 /// An upstream's `Retry-After` is honoured up to this.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(86_400);
+/// Budgets (`RateLimit`) of one response that are looked at.
+pub const QUOTAS_MAX: usize = 8;
+/// Links in the `Link` fields of one response that are looked at.
+pub const LINKS_MAX: usize = 64;
+/// Budgets of upstreams (origin and credential) that are kept in mind. Past it those without a hold are forgotten first.
+pub const LANES_MAX: usize = 65_536;
+/// Requests to one origin that fail in a row before it is left alone.
+pub const BREAKER_FAILURES: u32 = 10;
+/// How long an origin is left alone at first; it doubles with each probe that fails.
+pub const BREAKER_REST_MIN: Duration = Duration::from_secs(1);
+/// How long an origin is left alone at most.
+pub const BREAKER_REST_MAX: Duration = Duration::from_secs(30);
+/// `[[upstream]]` tables.
+pub const UPSTREAMS_MAX: usize = 1024;
+/// Windows of one stream.
+pub const WINDOWS_MAX: usize = 32;
+/// Pages of one value.
+pub const PAGES_MAX: u64 = 1000;
+/// Redirects of one poll that can be followed.
+pub const POLL_REDIRECTS_MAX: u64 = 5;
 /// Bytes of an upstream's `ETag` or `Last-Modified`; a longer one is not sent back.
 pub const VALIDATOR_BYTES_MAX: usize = 1024;
 /// Credentials of one core that somebody outside is asked about at once; past it those who present one are told to wait.

@@ -116,6 +116,8 @@ const SPAN: Form = Form::Duration { min_ms: 0, max_ms: LONGEST_MS };
 const COUNT: Form = Form::Integer { min: 0, max: u32::MAX as u64 };
 const BUDGET: Form = Form::Size { min: 0, max: 1 << 50 };
 
+use crate::limits::{PAGES_MAX, POLL_REDIRECTS_MAX};
+
 use Form::{
     Address, Boolean, Choice, Moment, PointerList, Secret, SecretList, SecretOrList, SecretTable, Text, TextList,
     TextOrList, TextTable,
@@ -123,8 +125,17 @@ use Form::{
 use Preset::{Is, Required, Unset};
 
 /// Tables that may stand several times, as `[[stream]]`.
-pub const ARRAYS: &[&str] =
-    &["server.tls", "auth.jwt.key", "auth.jwt.jwks", "auth.api_key", "stream", "stream.view", "action"];
+pub const ARRAYS: &[&str] = &[
+    "server.tls",
+    "auth.jwt.key",
+    "auth.jwt.jwks",
+    "auth.api_key",
+    "stream",
+    "stream.view",
+    "stream.windows",
+    "upstream",
+    "action",
+];
 
 /// What a key of the configuration may be for.
 pub(super) const ALGORITHMS: &[&str] =
@@ -240,6 +251,20 @@ pub const KEYS: &[KeyDoc] = &[
     key("stream.filter", Text, Unset, "jq program, of at most 4 KiB, that makes the value of what the upstream sends, before anything is compared, as in `[.items[].id]`. It gives exactly one value, within 3 s and `response_bytes_max`, or the poll has failed with `UPSTREAM_BODY`. Nothing outside of the value is there for it: no environment, files, clock, regular expressions"),
     key("stream.ignore", TextList, Is("[]"), "JSON pointers into the upstream's value, also where there are views: what changes there makes no event by itself"),
     key("stream.array_key", Text, Unset, "Member by which the objects of an array are matched, in arrays whose objects all have it; in a view, as far as it shows that member"),
+    key("stream.kind", Choice(&["poll", "sse", "ndjson"]), Is("\"poll\""), "`sse`, `ndjson`: the upstream speaks a stream itself, of server-sent events or lines of JSON, each of which is the new value; it is read while somebody watches, gone on with by `Last-Event-ID`, and `interval` and `backoff_max` are between connections"),
+    key("stream.events", TextList, Is("[]"), "With `sse`: types of the events that are values; none: all"),
+    key("stream.events_per_second", Form::Integer { min: 1, max: 1000 }, Is("20"), "With `sse` and `ndjson`: values taken at most; of those that come faster the newest counts"),
+    key("stream.idle_timeout", WAIT, Is("\"90s\""), "With `sse` and `ndjson`: an upstream that sends nothing for so long, not even a comment or an empty line, has gone"),
+    key("stream.respect_max_age", Boolean, Is("false"), "`Cache-Control: max-age` less `Age`, a day at most, is a floor of the interval; an action, a hook or the admin still polls at once"),
+    key("stream.pages_max", Form::Integer { min: 1, max: PAGES_MAX }, Is("1"), "Pages (`Link: rel=next`, of the same origin) gathered into one array, within `timeout` and `response_bytes_max`; each must be an array, and where one fails there is no value. With more than 1 polls are not conditional: that the first page is as it was says nothing of the others"),
+    key("stream.redirects_max", Form::Integer { min: 0, max: POLL_REDIRECTS_MAX }, Is("0"), "Redirects of one poll that are followed: not from https to http, to other hosts only where these are public, and without `headers` and `body` to another origin"),
+    key("stream.interval_min", Form::Duration { min_ms: 1, max_ms: LONGEST_MS }, Unset, "With it or `interval_max` the interval moves: half as long after a change, half as long again after a poll without one, from `interval` on, not under this (`interval`, where it is left out)"),
+    key("stream.interval_max", Form::Duration { min_ms: 1, max_ms: LONGEST_MS }, Unset, "and not over this (`interval`, where it is left out)"),
+    key("stream.utc_offset", Text, Is("\"+00:00\""), "What the clock of `windows` is ahead of UTC, `+05:30` or `-08:00`: it is fixed, there is no summer time"),
+    key("stream.windows.from", Text, Required, "When it begins, `HH:MM`. The first of the stream's windows that holds counts; outside of all it is `interval`"),
+    key("stream.windows.to", Text, Required, "When it ends; not after `from`: on the next day. `24:00` is midnight"),
+    key("stream.windows.days", TextList, Is("[]"), "On which days it begins, `mon` to `sun`; none: every day"),
+    key("stream.windows.interval", Form::Duration { min_ms: 1, max_ms: LONGEST_MS }, Unset, "The interval in it; left out: no poll, whoever asks for one"),
     key("stream.hash", Boolean, Is("false"), "Each event holds `hash`, the SHA-256 of the canonical form of the value as of it, so that who applied patches can prove what they hold"),
     key("stream.sign.key_id", Text, Unset, "Name of the key, `kid` in its events: 1 to 64 of `A-Z a-z 0-9 . _ : ~ -`; with `[stream.sign]` each event is signed"),
     key("stream.sign.secret", Secret, Unset, "HMAC-SHA-256 key of at least 32 bytes. A reload with another one signs with it from then on, in a new epoch that begins with a snapshot"),
@@ -276,6 +301,10 @@ pub const KEYS: &[KeyDoc] = &[
     key("direct.sessions_per_subject", COUNT, Is("16"), "Ephemeral sessions of one subject at once; 0: unlimited"),
     key("direct.session_ttl_max", Form::Duration { min_ms: 1000, max_ms: LONGEST_MS }, Is("\"1h\""), "A longer `ttl_s` is lowered to this"),
     key("direct.linger", SPAN, Is("\"10s\""), "A stream that a caller has described is polled, and an ephemeral session goes on, this long after its last watcher"),
+    key("upstream.origin", Text, Required, "`https://api.example.com`, `http://10.0.0.7:8080`: scheme, host and port that the keys beside it are for, whichever streams and credentials ask there"),
+    key("upstream.rate", Text, Unset, "Requests it is sent at most, as in `5/s`, `100/m` or `1000/h`, evenly and by turns: redirects, pages and repeats after a 401 count, actions do not"),
+    key("upstream.burst", Form::Integer { min: 1, max: 10_000 }, Is("1"), "So many of them may come at once"),
+    key("upstream.breaker", Form::Integer { min: 0, max: 10_000 }, Is("10"), "Failures in a row, of whatever streams, after which it is left alone for a second, up to 30 (but no stream's `backoff_max`), and then tried by one request; 0: never. It is 10 for origins that are not listed"),
     key("action.type", Text, Required, "The `type` of the messages that ask for it: 1 to 64 of `A-Z a-z 0-9 . _ : ~ / -`; at most 256 actions"),
     key("action.roles", TextList, Is("[]"), "Any one of them is needed, by the grant of the moment; an anonymous caller or an API key never acts"),
     key("action.permissions", TextList, Is("[]"), "All of them are needed"),

@@ -83,6 +83,7 @@ pub(super) fn config(root: &Section, sources: &dyn Sources, errors: &mut Vec<Con
     let direct = check.direct(root);
     let streams = check.streams(root, has_keys || auth.session.is_some());
     let actions = check.actions(root, &streams);
+    let upstreams = check.upstreams(root);
     let Keys { written: jwt_keys, key_sets, .. } = keys;
     let config = Config {
         server,
@@ -99,6 +100,7 @@ pub(super) fn config(root: &Section, sources: &dyn Sources, errors: &mut Vec<Con
         direct,
         streams,
         actions,
+        upstreams,
     };
     (config, check.warnings)
 }
@@ -413,6 +415,10 @@ impl Check<'_> {
             allow_anonymous: section.boolean("stream.allow_anonymous"),
             roles: values("stream.roles"),
             permissions: values("stream.permissions"),
+            pacing: self.pacing(section),
+            follow: self.follow(section),
+            redirects_max: u8::try_from(section.number("stream.redirects_max")).unwrap_or(u8::MAX),
+            pages_max: section.number_u32("stream.pages_max"),
             views,
             hook_secrets,
             proof,
@@ -586,6 +592,7 @@ impl Check<'_> {
         if stream.ca.is_some() && stream.url.to_string().starts_with("http://") {
             self.warn(section.line_of("stream.ca"), Oddity::CaWithoutTls { id: id.clone() });
         }
+        self.warn_of_pace(section, stream);
         self.warn_of_stream_credential(section, &stream.credential);
         self.warn_of_views(section, &stream.views, stream.id.as_str());
         let claim = stream.url.claims_used().into_iter().chain(stream.body.iter().flat_map(BodyTemplate::claims_used));

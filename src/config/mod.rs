@@ -16,6 +16,7 @@ mod keys;
 mod managed;
 mod meaning;
 mod moment;
+mod pace;
 mod proof;
 mod redis;
 mod session;
@@ -91,6 +92,8 @@ pub struct Config {
     pub streams: Vec<Arc<stream::Options>>,
     /// `[[action]]`, in the order of the file.
     pub actions: Vec<Arc<stream::action::Options>>,
+    /// `[[upstream]]`: how often they may be asked.
+    pub upstreams: Vec<crate::stream::budget::Upstream>,
 }
 
 impl Config {
@@ -644,6 +647,55 @@ pub enum Problem {
         /// The name, shortened.
         id: String,
     },
+    /// A time of the day that is none.
+    #[error("`stream.windows` has times of the day as \"09:30\", up to \"24:00\" as an end")]
+    WindowTime,
+    /// A day of the week that is none.
+    #[error("`stream.windows.days` has the days \"mon\", \"tue\", \"wed\", \"thu\", \"fri\", \"sat\" and \"sun\"")]
+    WindowDay,
+    /// More windows than a stream may have.
+    #[error("a stream has at most {limit} windows")]
+    TooManyWindows {
+        /// What is allowed.
+        limit: usize,
+    },
+    /// An offset from UTC that is none.
+    #[error("`stream.utc_offset` is an offset as \"+05:30\" or \"-08:00\", at most 14 hours")]
+    UtcOffset,
+    /// Bounds of a moving interval that do not hold its beginning.
+    #[error("`stream.interval` is not between `interval_min` and `interval_max`")]
+    IntervalBounds,
+    /// Pages of a request that is no GET.
+    #[error("`stream.pages_max` is for GET: the next page is asked for so")]
+    PagesMethod,
+    /// A key that the stream's kind has no use for.
+    #[error("`stream.{key}` is for streams of kind = \"{kind}\"")]
+    OtherKind {
+        /// The key.
+        key: &'static str,
+        /// The kind.
+        kind: &'static str,
+    },
+    /// An origin that is none.
+    #[error("`upstream.origin` is scheme, host and port and nothing else, such as \"https://api.example.com\"")]
+    UpstreamOrigin,
+    /// The same origin twice.
+    #[error("`upstream.origin` {origin} is that of another [[upstream]]")]
+    UpstreamRepeated {
+        /// Which.
+        origin: String,
+    },
+    /// A rate that is none.
+    #[error(
+        "`upstream.rate` must be a count for each second, minute or hour, such as \"5/s\", \"100/m\" or \"1000/h\""
+    )]
+    UpstreamRate,
+    /// More upstreams than are listed.
+    #[error("at most {limit} [[upstream]] are listed")]
+    TooManyUpstreams {
+        /// What is allowed.
+        limit: usize,
+    },
     /// More errors than are reported.
     #[error("{count} further errors are not shown")]
     Further {
@@ -800,6 +852,20 @@ pub enum Oddity {
     /// A view that nobody gets.
     #[error("stream \"{id}\": nobody gets this view, as views before it are for all of its roles")]
     ViewUnreachable {
+        /// The stream.
+        id: String,
+    },
+    /// A window in which polls are very frequent.
+    #[error(
+        "stream \"{id}\": an interval of a window, or `interval_min`, is under 100ms: the upstream gets over ten requests a second"
+    )]
+    ShortPace {
+        /// The stream.
+        id: String,
+    },
+    /// An offset that nothing goes by.
+    #[error("stream \"{id}\": `utc_offset` has no effect without `windows`")]
+    UnusedOffset {
         /// The stream.
         id: String,
     },

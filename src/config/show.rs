@@ -15,8 +15,11 @@ use crate::auth::session;
 use crate::guard::DirectOptions;
 use crate::secret::Secret;
 use crate::stream;
+use crate::stream::budget::Upstream;
 use crate::stream::credential::{Credential, Scheme};
+use crate::stream::follow::{Following, Kind};
 use crate::stream::oauth;
+use crate::stream::pace::{EVERY_DAY, Window};
 use crate::stream::view::{Projection, View};
 
 /// What stands for a secret.
@@ -37,6 +40,7 @@ pub(super) fn masked_toml(config: &Config) -> String {
     config.redis.iter().for_each(|options| redis(&mut page, options));
     config.direct.iter().for_each(|options| direct(&mut page, options));
     config.streams.iter().for_each(|options| stream(&mut page, options));
+    config.upstreams.iter().for_each(|options| upstream(&mut page, options));
     config.actions.iter().for_each(|options| action(&mut page, options));
     page.0
 }
@@ -246,6 +250,13 @@ fn stream(page: &mut Page, stream: &stream::Options) {
     page.line("roles", list(&stream.roles));
     page.line("permissions", list(&stream.permissions));
     page.line_unless_unset("hook_secret", hook_secrets(stream.hook_secrets.len()));
+    match &stream.follow {
+        None => {
+            page.line("kind", quoted("poll"));
+            pace(page, stream);
+        }
+        Some(following) => follow(page, following),
+    }
     credential(page, "stream", &stream.credential);
     if let Some(signer) = &stream.proof.signer {
         page.header("[stream.sign]");
@@ -253,6 +264,43 @@ fn stream(page: &mut Page, stream: &stream::Options) {
         page.line("secret", MASK);
     }
     stream.views.iter().for_each(|view| self::view(page, view));
+}
+
+fn follow(page: &mut Page, following: &Following) {
+    page.line("kind", quoted(if following.kind == Kind::Sse { "sse" } else { "ndjson" }));
+    if following.kind == Kind::Sse {
+        page.line("events", list(&following.events));
+    }
+    let per_second = Duration::from_secs(1).as_nanos() / following.gap.as_nanos().max(1);
+    page.line("events_per_second", per_second);
+    page.line("idle_timeout", quoted_duration(following.idle_timeout));
+}
+
+fn pace(page: &mut Page, stream: &stream::Options) {
+    page.line("respect_max_age", stream.pacing.respect_max_age);
+    page.line("pages_max", stream.pages_max);
+    page.line("redirects_max", stream.redirects_max);
+    page.line_unless_unset("interval_min", stream.pacing.adaptive.map(|bounds| quoted_duration(bounds.min)));
+    page.line_unless_unset("interval_max", stream.pacing.adaptive.map(|bounds| quoted_duration(bounds.max)));
+    page.line("utc_offset", quoted(&stream::pace::offset_text(stream.pacing.utc_offset_minutes)));
+    stream.pacing.windows.iter().for_each(|window| self::window(page, window));
+}
+
+fn window(page: &mut Page, window: &Window) {
+    page.header("[[stream.windows]]");
+    page.line("from", quoted(&stream::pace::time_text(window.from)));
+    page.line("to", quoted(&stream::pace::time_text(window.to)));
+    let days = if window.days == EVERY_DAY { 0 } else { window.days };
+    page.line("days", list(stream::pace::days_of(days)));
+    page.line_unless_unset("interval", window.interval.map(quoted_duration));
+}
+
+fn upstream(page: &mut Page, upstream: &Upstream) {
+    page.header("[[upstream]]");
+    page.line("origin", quoted(&upstream.origin));
+    page.line_unless_unset("rate", upstream.rate.map(|rate| quoted(&rate.every.to_string())));
+    page.line("burst", upstream.rate.map_or(1, |rate| rate.burst));
+    page.line("breaker", upstream.breaker);
 }
 
 /// One secret is shown as one, several as an array.

@@ -165,6 +165,12 @@ history_bytes = 1000
 filter = ".rows | map({id})"
 ignore = ["/generated_at", "/a~1b"]
 array_key = "id"
+respect_max_age = true
+redirects_max = 2
+interval_min = "250ms"
+interval_max = "30s"
+utc_offset = "-03:30"
+windows = [{ from = "09:00", to = "17:00", days = ["mon", "tue"], interval = "500ms" }, { from = "22:00", to = "06:00" }]
 hash = true
 roles = ["agent", "admin"]
 permissions = ["leads.read"]
@@ -182,6 +188,18 @@ path = "$.rows[?@.open == true]"
 id = "public"
 url = "http://127.0.0.1:3000"
 allow_anonymous = true
+pages_max = 3
+[[stream]]
+id = "ticker"
+url = "https://ticks.example.com/"
+kind = "sse"
+events = ["tick"]
+events_per_second = 5
+idle_timeout = "30s"
+[[upstream]]
+origin = "https://api.example.com"
+rate = "10/s"
+burst = 2
 [[action]]
 type = "property_update"
 roles = ["agent"]
@@ -396,6 +414,24 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         roles = ["agent", "admin"]
         permissions = ["leads.read"]
         hook_secret = ["***", "***"]
+        kind = "poll"
+        respect_max_age = true
+        pages_max = 1
+        redirects_max = 2
+        interval_min = "250ms"
+        interval_max = "30s"
+        utc_offset = "-03:30"
+
+        [[stream.windows]]
+        from = "09:00"
+        to = "17:00"
+        days = ["mon", "tue"]
+        interval = "500ms"
+
+        [[stream.windows]]
+        from = "22:00"
+        to = "06:00"
+        days = []
 
         [stream.sign]
         key_id = "2026-11"
@@ -431,6 +467,44 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         allow_anonymous = true
         roles = []
         permissions = []
+        kind = "poll"
+        respect_max_age = false
+        pages_max = 3
+        redirects_max = 0
+        utc_offset = "+00:00"
+
+        [[stream]]
+        id = "ticker"
+        url = "https://ticks.example.com/"
+        interval = "1s"
+        method = "GET"
+        headers = {}
+        params = []
+        params_pattern = {}
+        connect_timeout = "3s"
+        first_byte_timeout = "10s"
+        timeout = "15s"
+        response_bytes_max = "16MiB"
+        backoff_max = "60s"
+        linger = "10s"
+        keep_warm = false
+        history = 1024
+        history_bytes = "4MiB"
+        ignore = []
+        hash = false
+        allow_anonymous = false
+        roles = []
+        permissions = []
+        kind = "sse"
+        events = ["tick"]
+        events_per_second = 5
+        idle_timeout = "30s"
+
+        [[upstream]]
+        origin = "https://api.example.com"
+        rate = "10/s"
+        burst = 2
+        breaker = 10
 
         [[action]]
         type = "property_update"
@@ -605,6 +679,11 @@ fn a_stream_has_the_defaults_of_the_example_file() {
         allow_anonymous = false
         roles = []
         permissions = []
+        kind = "poll"
+        respect_max_age = false
+        pages_max = 1
+        redirects_max = 0
+        utc_offset = "+00:00"
     "#]]
     .assert_eq(stream);
 }
@@ -614,8 +693,10 @@ fn every_default_is_of_its_keys_form_and_shown_as_written() {
     let api_key = format!("[[auth.api_key]]\nid = \"k\"\nhash = {HASH:?}\nstreams = [\"s\"]\n");
     let tables = "[redis]\nurl = \"redis://h\"\n[auth.session]\nsecrets = [\"a\"]\n[direct]\nallow_public = false\n";
     let set = "[[auth.jwt.jwks]]\nissuer = \"i\"\nfile = \"jwks.json\"\n";
+    let windows = "windows = [{ from = \"01:00\", to = \"02:00\" }]";
+    let sse = "[[stream]]\nid = \"t\"\nurl = \"https://h\"\nkind = \"sse\"\n[[upstream]]\norigin = \"https://h\"\n";
     let auth = "kind = \"oauth2\"\ntoken_url = \"https://h\"\nclient_id = \"c\"\nclient_secret = \"s\"\n";
-    let stream = format!("[[stream]]\nid = \"s\"\nurl = \"https://h\"\n[stream.auth]\n{auth}");
+    let stream = format!("{sse}[[stream]]\nid = \"s\"\nurl = \"https://h\"\n{windows}\n[stream.auth]\n{auth}");
     let action = format!("[[action]]\ntype = \"t\"\nurl = \"https://h\"\n[action.auth]\n{auth}");
     let shown = accepted(&format!("{KEY}{set}{api_key}{tables}{stream}{action}")).masked_toml();
     for key in KEYS {
@@ -873,7 +954,6 @@ auth = { kind = "bearer" }
             line 19: `stream.interval`: must be from 1ms to 366d
             line 21: `stream.id` must have 1 to 128 of the characters A-Z a-z 0-9 . _ : ~ -
             line 22: `stream.url`: {claims.host} may only stand in a path segment or a query value, not in the scheme, host, port, user, query name or fragment
-            line 23: unknown key `stream.respect_max_age`; the nearest known one is `stream.connect_timeout`
             line 24: `stream.auth.token` is missing, and kind = "bearer" needs it
         "#]],
     );

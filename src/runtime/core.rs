@@ -30,7 +30,7 @@ use crate::stream::poll::{FetchError, FetchResult, PollNo, UpstreamCode};
 use crate::time::{Instant, Now};
 
 use super::clock::{self, StepWatch};
-use super::fetch::{Fetcher, FetcherOptions};
+use super::fetch::{Fetcher, FetcherOptions, Followers};
 use super::guarded::Guarded;
 use super::jwks::{Asked, FETCHING_CORE, Issuers, Job, Question};
 use super::log;
@@ -153,6 +153,7 @@ struct Core {
     sockets: Sockets,
     metrics: Arc<CoreMetrics>,
     fetcher: Fetcher,
+    followers: Followers,
     fetched: Rc<RefCell<Fetched>>,
     scratch: Vec<u8>,
     /// What sockets have told and nobody has looked at yet.
@@ -194,6 +195,7 @@ pub async fn run(parts: CoreParts, resolver: &Resolver) -> std::io::Result<()> {
         sockets,
         metrics,
         fetcher,
+        followers: Followers::default(),
         fetched: Rc::default(),
         scratch: vec![0; SCRATCH_BYTES],
         ready: VecDeque::new(),
@@ -532,11 +534,11 @@ impl Core {
     fn outputs(&mut self) {
         while let Some(output) = self.shard.poll_output() {
             match output {
-                Output::Fetch { stream, poll, request } => {
+                Output::Fetch { stream, poll, request, permit } => {
                     let (fetcher, fetched) = (self.fetcher.clone(), Rc::clone(&self.fetched));
                     let metrics = Arc::clone(&self.metrics);
                     monoio::spawn(async move {
-                        let result = Guarded(Box::pin(fetcher.fetch(request, || clock::now().wall))).await;
+                        let result = Guarded(Box::pin(fetcher.poll(request, permit, clock::now))).await;
                         let result = result.unwrap_or_else(|| faulty(&metrics, "poll"));
                         fetched.borrow_mut().push(Ended::Poll(stream, poll, result));
                     });
@@ -558,6 +560,16 @@ impl Core {
                         fetched.borrow_mut().push(Ended::Action(ask, result));
                     });
                 }
+                Output::Next { stream, poll, request, lane, held } => {
+                    let (fetcher, fetched) = (self.fetcher.clone(), Rc::clone(&self.fetched));
+                    let (metrics, followers) = (Arc::clone(&self.metrics), self.followers.clone());
+                    monoio::spawn(async move {
+                        let next = followers.next((stream, poll), (request, lane, held), &fetcher, clock::now);
+                        let result = Guarded(Box::pin(next)).await.unwrap_or_else(|| faulty(&metrics, "poll"));
+                        fetched.borrow_mut().push(Ended::Poll(stream, poll, result));
+                    });
+                }
+                Output::Unfollow { stream, poll } => self.followers.forget(stream, poll),
                 Output::Compare(comparison) => {
                     let mailbox = Arc::clone(&self.process.mailboxes[usize::from(self.core.0)]);
                     self.process.workers.compare(comparison, mailbox);

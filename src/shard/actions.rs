@@ -341,7 +341,7 @@ mod tests {
                 while let Some(output) = self.shard.poll_output() {
                     match output {
                         Output::Act { ask, call } => self.calls.push_back((ask, call)),
-                        Output::Fetch { stream, poll, request } => {
+                        Output::Fetch { stream, poll, request, .. } => {
                             self.fetches.push_back((stream, poll, request.target.url.to_string()));
                         }
                         Output::Notice(notice) => self.notices.push(notice),

@@ -9,13 +9,14 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use crate::auth::ephemeral::DirectKey;
 use crate::auth::hook::HookMark;
 use crate::auth::marks::Marks;
 use crate::ids::{Holder, ProcessId, StreamId};
+use crate::stream::budget::Budgets;
 use crate::time::Instant;
 
 use super::ephemeral_table::Ephemerals;
@@ -98,6 +99,7 @@ pub struct Ledger {
     marks: Marks,
     hooks: Mutex<HooksSeen>,
     tickets: Tickets,
+    budgets: Arc<Budgets>,
     ephemerals: Ephemerals,
     direct_key: OnceLock<DirectKey>,
     process: ProcessId,
@@ -114,6 +116,7 @@ impl Default for Ledger {
             parts: (0..PARTS).map(|_| Mutex::default()).collect(),
             marks: Marks::default(),
             tickets: Tickets::default(),
+            budgets: Arc::default(),
             hooks: Mutex::default(),
             ephemerals: Ephemerals::default(),
             direct_key: OnceLock::new(),
@@ -125,6 +128,11 @@ impl Ledger {
     /// What was said of users, sessions and tokens.
     pub fn marks(&self) -> &Marks {
         &self.marks
+    }
+
+    /// How often upstreams may be asked.
+    pub fn budgets(&self) -> &Arc<Budgets> {
+        &self.budgets
     }
 
     /// The holder that `name` (an address, a subject) stands for.

@@ -59,6 +59,7 @@ use crate::ids::{ConnectionKey, CoreId, EphemeralId, StreamId};
 use crate::limits::Limits;
 use crate::metrics::CoreMetrics;
 use crate::stream::action::{ActResult, Call};
+use crate::stream::budget::{Lane, Permit};
 use crate::stream::poll::{FetchRequest, FetchResult, PollNo, Status, UpstreamCode};
 use crate::time::{Instant, Now};
 use crate::{auth, connection, stream};
@@ -201,6 +202,29 @@ pub enum Output {
         poll: PollNo,
         /// What to ask.
         request: FetchRequest,
+        /// Leave to send it: what came of it is to be told.
+        permit: Permit,
+    },
+    /// Wait for the next value of an upstream that speaks a stream, and connect to it where there is no connection; bring back
+    /// [`Input::Fetched`].
+    Next {
+        /// Of which stream: its place.
+        stream: u32,
+        /// Which poll.
+        poll: PollNo,
+        /// What to ask.
+        request: FetchRequest,
+        /// Where leave to connect is to be asked for.
+        lane: Arc<Lane>,
+        /// Whether the value before is held: to have reached the upstream again is an answer then.
+        held: bool,
+    },
+    /// Close the connection to such an upstream: nobody waits for it any more.
+    Unfollow {
+        /// Of which stream: its place.
+        stream: u32,
+        /// Its last poll.
+        poll: PollNo,
     },
     /// Compare two values on the worker pool, and bring back [`Input::Compared`].
     Compare(Box<stream::Comparison>),

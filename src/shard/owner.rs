@@ -8,11 +8,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::ids::{CoreId, Epoch, StreamId};
 use crate::metrics::PollResult;
+use crate::stream::budget::{Ask, Lane, Slot, Wait, Why};
 use crate::stream::log::Event;
-use crate::stream::poll::{FetchResult, PollNo, StreamState};
+use crate::stream::poll::{Failure, FetchResult, PollNo, StreamState, UpstreamCode};
 use crate::stream::{CaughtUp, Compared, SequenceNo, Step, Stream};
 use crate::time::Instant;
 
@@ -25,6 +27,10 @@ pub(super) struct Owned {
     /// Of the first who asked for it; what else it has in common with the keys of `audiences` is what is polled.
     key: Arc<StreamKey>,
     stream: Stream,
+    /// Whom it asks, together with others.
+    lane: Arc<Lane>,
+    /// Its place in a queue there.
+    slot: Slot,
     /// Tells it from others that have stood at its place.
     generation: u32,
     /// Who hears of each of its sequences; never none, once there was one.
@@ -146,6 +152,8 @@ impl Shard {
         let owned = Owned {
             key: Arc::clone(key),
             stream,
+            lane: self.ledger.budgets().lane(&key.target),
+            slot: Slot::default(),
             generation: self.generation,
             audiences: Vec::new(),
             warm: false,
@@ -267,7 +275,10 @@ impl Shard {
     }
 
     fn evict(&mut self, index: u32) {
-        let Some(owned) = self.streams.remove(index) else { return };
+        let Some(mut owned) = self.streams.remove(index) else { return };
+        if let Some(poll) = owned.stream.give_up() {
+            self.outputs.push_back(Output::Unfollow { stream: index, poll });
+        }
         self.stream_of.remove(&PolledKey(Arc::clone(&owned.key)));
         let id = &owned.key.target.options.id;
         if let Some(places) = self.streams_of.get_mut(id) {
@@ -364,6 +375,9 @@ impl Shard {
         }
         if stopped {
             owned.stream.pause();
+            if let Some(poll) = owned.stream.give_up() {
+                self.outputs.push_back(Output::Unfollow { stream: index, poll });
+            }
         } else {
             owned.stream.resume(now);
         }
@@ -442,6 +456,9 @@ impl Shard {
         owned.linger_until = None;
         owned.stream.stop();
         owned.fresh = false;
+        if let Some(poll) = owned.stream.give_up() {
+            self.outputs.push_back(Output::Unfollow { stream: index, poll });
+        }
         // What a caller has described may hold secrets: it is kept no longer than it is polled.
         if self.options.catalog.is_current(&owned.key) && !owned.key.is_direct() {
             self.park(index);
@@ -457,11 +474,54 @@ impl Shard {
         if owned.poll_timer == Some(at) {
             owned.poll_timer = None;
         }
-        if let Some((poll, request)) = owned.stream.begin(now) {
-            owned.begun = now;
-            self.outputs.push_back(Output::Fetch { stream: index, poll, request });
-        } else {
-            self.plan_poll(index);
+        if owned.stream.next_due().is_none_or(|due| due > now) {
+            return self.plan_poll(index);
+        }
+        if let Some(until) = owned.stream.closed_until(self.now) {
+            owned.stream.hold(until, None);
+            return self.plan_poll(index);
+        }
+        if owned.stream.follows() {
+            let (held, lane) = (owned.stream.holds_value(), Arc::clone(&owned.lane));
+            if let Some((poll, request)) = owned.stream.begin(now) {
+                owned.begun = now;
+                self.outputs.push_back(Output::Next { stream: index, poll, request, lane, held });
+            }
+            return;
+        }
+        match owned.lane.ask(now, &mut owned.slot, owned.key.target.options.backoff_max) {
+            Ask::Wait(wait) => self.held_back(index, wait),
+            Ask::Go(permit) => {
+                if let Some((poll, request)) = owned.stream.begin(now) {
+                    owned.begun = now;
+                    self.outputs.push_back(Output::Fetch { stream: index, poll, request, permit });
+                }
+            }
+        }
+    }
+
+    /// A poll that is due may not begin: who watches is told where that matters.
+    fn held_back(&mut self, index: u32, wait: Wait) {
+        let now = self.now.at;
+        let spread_us = u64::try_from(wait.spread.as_micros()).unwrap_or(u64::MAX).saturating_add(1);
+        let until = wait.until + Duration::from_micros(self.rng.u64() % spread_us);
+        let Some(owned) = self.streams.at_mut(index) else { return };
+        // A wait for which a poll would have been given up is as bad as one that was.
+        let long = until.since(now) > owned.key.target.options.timeout || !owned.stream.holds_value();
+        let failure = match wait.why {
+            Why::Down(code, status) => {
+                Some(Failure { code, status, detail: "the upstream fails whoever asks, and is left alone".to_owned() })
+            }
+            Why::Spent if long => {
+                let detail = "the upstream takes no more requests until then".to_owned();
+                Some(Failure { code: UpstreamCode::RateLimited, status: None, detail })
+            }
+            Why::Spent | Why::Turn => None,
+        };
+        owned.stream.hold(until, failure.as_ref());
+        match failure {
+            Some(failure) => self.stepped(index, Step::Failed(failure)),
+            None => self.plan_poll(index),
         }
     }
 
@@ -673,8 +733,6 @@ impl Shard {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::codec::pointer::Pointer;
     use crate::limits::Limits;

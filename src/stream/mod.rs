@@ -7,12 +7,15 @@
 
 pub mod action;
 pub mod apply;
+pub mod budget;
 pub mod credential;
 pub mod diff;
 pub mod filter;
+pub mod follow;
 pub mod live;
 pub mod log;
 pub mod oauth;
+pub mod pace;
 pub mod poll;
 pub mod schema;
 pub mod select;
@@ -89,6 +92,14 @@ pub struct Options {
     pub permissions: Vec<String>,
     /// What those who may watch get of it, by their roles; none: all of it.
     pub views: Vec<View>,
+    /// What its polls go by beside the interval.
+    pub pacing: pace::Pacing,
+    /// What its upstream speaks, where that is a stream itself.
+    pub follow: Option<follow::Following>,
+    /// Redirects of one poll that are followed.
+    pub redirects_max: u8,
+    /// Pages (`Link: rel=next`) that are gathered into one value.
+    pub pages_max: u32,
     /// What its hooks may be signed with: any one of these; none: it has no hook.
     pub hook_secrets: Vec<Secret>,
     /// What its events prove.
@@ -126,6 +137,10 @@ impl Options {
             roles: Vec::new(),
             permissions: Vec::new(),
             views: Vec::new(),
+            pacing: pace::Pacing::default(),
+            follow: None,
+            redirects_max: 0,
+            pages_max: 1,
             hook_secrets: Vec::new(),
             proof: Proof::default(),
             filter: None,
@@ -519,10 +534,10 @@ impl Stream {
     /// from behind `polled`, which no other stream at its place may reach.
     pub fn new(target: Arc<Target>, seed: u64, polled: PollNo) -> Stream {
         let options = &target.options;
-        let conditional = matches!(options.method.as_str(), "GET" | "HEAD");
-        let poll = PollOptions { interval: options.interval, backoff_max: options.backoff_max, conditional, seed };
+        let pace = pace::Pace::new(&options.pacing, options.interval);
+        let gap = options.follow.as_ref().map(|following| following.gap);
         Stream {
-            poller: Poller::new(poll).numbered_from(polled),
+            poller: Poller::new(PollOptions::of(options, seed)).numbered_from(polled).at_pace(pace).following(gap),
             target,
             base: None,
             sequences: Vec::new(),
@@ -682,6 +697,31 @@ impl Stream {
         self.poller.next_due()
     }
 
+    /// Until when, where it is now, no poll is to begin for a window of the day that has none.
+    pub fn closed_until(&self, now: Now) -> Option<Instant> {
+        self.poller.closed_until(now)
+    }
+
+    /// The poll that is due may not begin before `until`; with a `failure` that is as if it had been made.
+    pub fn hold(&mut self, until: Instant, failure: Option<&Failure>) {
+        self.poller.hold(until, failure);
+    }
+
+    /// Whether its polls are answered by what its upstream sends, whenever that is.
+    pub fn follows(&self) -> bool {
+        self.target.options.follow.is_some()
+    }
+
+    /// The last poll, if it is answered so and is under way: it is given up.
+    pub fn give_up(&mut self) -> Option<PollNo> {
+        if self.follows() { self.poller.give_up() } else { None }
+    }
+
+    /// Whether a value is held.
+    pub fn holds_value(&self) -> bool {
+        self.poller.holds_value()
+    }
+
     /// The poll that is due: what to ask.
     pub fn begin(&mut self, now: Instant) -> Option<(PollNo, FetchRequest)> {
         let (poll, validators) = self.poller.begin(now)?;
@@ -696,6 +736,7 @@ impl Stream {
                 if let Some(base) = &mut self.base {
                     base.seen = now.wall;
                 }
+                self.poller.paced(now, false);
                 Step::Unchanged
             }
             Judged::Failed(failure) => Step::Failed(failure),
@@ -707,7 +748,11 @@ impl Stream {
                     && base.fingerprint == fingerprint
                 {
                     base.seen = received;
-                    return if self.poller.accept(now.at, poll) { Step::Unchanged } else { Step::Unexpected };
+                    if !self.poller.accept(now.at, poll) {
+                        return Step::Unexpected;
+                    }
+                    self.poller.paced(now, false);
+                    return Step::Unchanged;
                 }
                 let sequences = self.sequences.iter().filter(|sequence| !sequence.resting).map(Sequence::compares);
                 let comparison = Comparison {
@@ -737,6 +782,7 @@ impl Stream {
         if !self.poller.accept(now.at, poll) {
             return Step::Unexpected;
         }
+        self.poller.paced(now, document.is_some());
         if let Some(base) = &mut self.base {
             base.fingerprint = fingerprint;
             base.seen = received;

@@ -4,7 +4,7 @@
 //! the times of one stream's polls, at most one of which is under way, and says what each answer was.
 //! Source: protocol version 1, section 3 (status, codes); RFC 9110 sections 8.8 and 13 (validators), 10.2.3 and 15
 //! (`Retry-After`, status codes); «Exponential Backoff And Jitter» (AWS Architecture Blog, 2015): full jitter.
-//! Memory: one `Poller` a stream, at most 304 bytes and its validators, each at most `VALIDATOR_BYTES_MAX`.
+//! Memory: one `Poller` a stream, at most 320 bytes and its validators, each at most `VALIDATOR_BYTES_MAX`.
 //! Errors: `FetchError` from the shell, [`Failure`] from here; both are the upstream's fault and carry its stable code.
 //! Not here: sockets, parsing and comparing bodies (`diff`), who watches, what is kept (`log`).
 
@@ -15,7 +15,9 @@ use url::{Host, Position, Url};
 
 use crate::guard::Policy;
 use crate::limits::{REFRESH_INTERVAL, RETRY_AFTER_MAX, VALIDATOR_BYTES_MAX};
-use crate::time::{Instant, WallTime};
+use crate::time::{Instant, Now, WallTime};
+
+use super::pace::Pace;
 
 /// A filled-in upstream request: what one stream polls. Two callers share a stream only if theirs are equal.
 pub struct Target {
@@ -143,7 +145,11 @@ impl PollOptions {
         PollOptions {
             interval: options.interval,
             backoff_max: options.backoff_max,
-            conditional: matches!(options.method.as_str(), "GET" | "HEAD"),
+            // What is followed is gone on with by its last id, whatever the method.
+            // What is followed is gone on with by its last id, whatever the method. That the first page is as it was says
+            // nothing of the others, nor whether there are others now.
+            conditional: options.follow.is_some()
+                || (matches!(options.method.as_str(), "GET" | "HEAD") && options.pages_max <= 1),
             seed,
         }
     }
@@ -153,6 +159,9 @@ impl PollOptions {
 pub const INTERVAL_MIN: Duration = Duration::from_millis(1);
 /// Least base of the exponential backoff: an upstream polled every few milliseconds that fails is left alone for longer.
 pub const BACKOFF_BASE_MIN: Duration = Duration::from_millis(100);
+/// Where the interval changes by the time of the day, the first polls with the new one are spread over this, or the interval
+/// where that is less.
+const CHANGE_SPREAD: Duration = Duration::from_secs(1);
 /// A stream whose watchers come and go is not polled at once again sooner than this, or its interval where that is less.
 pub const RESTART_MIN: Duration = Duration::from_secs(1);
 
@@ -224,8 +233,12 @@ pub struct Poller {
     interval: Duration,
     backoff_max: Duration,
     conditional: bool,
-    /// The stream's place in its interval.
-    phase_us: u64,
+    /// The stream's place in its interval: a part of it, of 2^64.
+    phase: u64,
+    /// What else its polls go by, where there is something.
+    pace: Option<Box<Pace>>,
+    /// Where polls are answered by what the upstream sends whenever it does: the least time from one to the next.
+    gap: Option<Duration>,
     jitter: SplitMix64,
     turn: Turn,
     /// Whether polls go on: someone watches.
@@ -256,8 +269,8 @@ pub struct Poller {
 enum Turn {
     /// No poll is planned.
     Idle,
-    /// The next is planned.
-    Waiting { due: Instant },
+    /// The next is planned; `asked`: for a reason of its own, such as a first watcher, not by the interval.
+    Waiting { due: Instant, asked: bool },
     /// The shell has the request.
     Fetching { started: Instant, conditional: bool, again: bool },
     /// The body is being parsed.
@@ -273,7 +286,9 @@ impl Poller {
             interval,
             backoff_max: options.backoff_max.max(interval),
             conditional: options.conditional,
-            phase_us: jitter.below(micros(interval)),
+            phase: jitter.next(),
+            pace: None,
+            gap: None,
             jitter,
             turn: Turn::Idle,
             running: false,
@@ -298,6 +313,26 @@ impl Poller {
         self
     }
 
+    /// Goes by this pace too.
+    pub fn at_pace(mut self, pace: Option<Pace>) -> Poller {
+        self.pace = pace.map(Box::new);
+        self
+    }
+
+    /// Is answered by what the upstream sends, whenever it does: the next poll is begun so long after that.
+    pub fn following(mut self, gap: Option<Duration>) -> Poller {
+        self.gap = gap;
+        self
+    }
+
+    /// Nobody waits for the poll under way any more, which may have no end: its number, to be given up.
+    pub fn give_up(&mut self) -> Option<PollNo> {
+        if matches!(self.turn, Turn::Fetching { .. }) {
+            self.turn = Turn::Idle;
+        }
+        Some(self.last_no)
+    }
+
     /// Someone watches: polls at once, except that the wait after a failure and [`RESTART_MIN`] go on. Where it runs
     /// already, nothing changes; a poll still under way since before a `stop` is taken as the first.
     pub fn start(&mut self, now: Instant) {
@@ -307,8 +342,9 @@ impl Poller {
         self.running = true;
         if matches!(self.turn, Turn::Idle) && !self.paused {
             let spaced = self.last_start.map_or(now, |last| last + self.interval.min(RESTART_MIN));
-            let due = [Some(now), Some(spaced), self.backoff_until, self.retry_after_until].into_iter().flatten().max();
-            self.turn = Turn::Waiting { due: due.unwrap_or(now) };
+            let fresh_until = self.pace.as_ref().and_then(|pace| pace.fresh_until()).filter(|_| self.value_held);
+            let waits = [Some(now), Some(spaced), fresh_until, self.backoff_until, self.retry_after_until];
+            self.turn = Turn::Waiting { due: waits.into_iter().flatten().max().unwrap_or(now), asked: true };
         }
     }
 
@@ -339,7 +375,7 @@ impl Poller {
         self.failure = None;
         if self.running {
             self.failure = Some((UpstreamCode::Stopped, None));
-            self.turn = Turn::Waiting { due: self.retry_after_until.map_or(now, |at| at.max(now)) };
+            self.turn = Turn::Waiting { due: self.retry_after_until.map_or(now, |at| at.max(now)), asked: true };
         }
     }
 
@@ -360,7 +396,10 @@ impl Poller {
     pub fn poll_now(&mut self, now: Instant) -> bool {
         match &mut self.turn {
             Turn::Idle => return false,
-            Turn::Waiting { due } => *due = self.retry_after_until.map_or(now, |at| at.max(now)).min(*due),
+            Turn::Waiting { due, asked } => {
+                *due = self.retry_after_until.map_or(now, |at| at.max(now)).min(*due);
+                *asked = true;
+            }
             Turn::Fetching { again, .. } | Turn::Judging { again, .. } => {
                 *again = self.running;
                 self.again_from = None;
@@ -375,7 +414,10 @@ impl Poller {
         let from = self.last_start.map_or(now, |last| (last + REFRESH_INTERVAL).max(now));
         match &mut self.turn {
             Turn::Idle => return false,
-            Turn::Waiting { due } => *due = self.retry_after_until.map_or(from, |at| at.max(from)).min(*due),
+            Turn::Waiting { due, asked } => {
+                *due = self.retry_after_until.map_or(from, |at| at.max(from)).min(*due);
+                *asked = true;
+            }
             Turn::Fetching { again, .. } | Turn::Judging { again, .. } => {
                 if !*again {
                     *again = self.running;
@@ -389,9 +431,48 @@ impl Poller {
     /// When to call [`Poller::begin`]; `None`: not before something else happens.
     pub fn next_due(&self) -> Option<Instant> {
         match self.turn {
-            Turn::Waiting { due } => Some(due),
+            Turn::Waiting { due, .. } => Some(due),
             _ => None,
         }
+    }
+
+    /// Until when, where it is now, no poll is to begin for a window of the day that has none.
+    pub fn closed_until(&self, now: Now) -> Option<Instant> {
+        self.pace.as_ref().and_then(|pace| pace.closed_until(now))
+    }
+
+    /// The poll that is due may not begin before `until`. With a `failure` that is as if it had been made, but for the back-off.
+    pub fn hold(&mut self, until: Instant, failure: Option<&Failure>) {
+        if let Turn::Waiting { due, .. } = &mut self.turn {
+            *due = until.max(*due);
+            if let Some(failure) = failure {
+                self.failure = Some((failure.code, failure.status));
+            }
+        }
+    }
+
+    /// Whether the last value is held.
+    pub fn holds_value(&self) -> bool {
+        self.value_held
+    }
+
+    /// A poll has just succeeded, and what it brought has changed or not: plans the next by the pace, where there is one.
+    pub fn paced(&mut self, now: Now, changed: bool) {
+        let Some(pace) = &mut self.pace else { return };
+        pace.succeeded(changed);
+        let (interval, stays) = pace.interval(now);
+        let interval = interval.max(INTERVAL_MIN);
+        let (fresh_until, started) = (pace.fresh_until(), self.last_start.unwrap_or(now.at));
+        if !matches!(self.turn, Turn::Waiting { asked: false, .. }) {
+            return;
+        }
+        let next = if stays { self.in_phase(interval, started + interval / 2) } else { started + interval };
+        let mut due = next.max(now.at);
+        if let Some(change) = self.pace.as_ref().and_then(|pace| pace.change_before(now, due)) {
+            // All streams with that window come together there.
+            due = change + part(self.phase, self.interval.min(CHANGE_SPREAD));
+        }
+        self.turn = Turn::Waiting { due: due.max(fresh_until.unwrap_or(due)), asked: false };
     }
 
     /// Whether a poll's answer, or the judgement of its body, is awaited.
@@ -410,7 +491,9 @@ impl Poller {
         self.last_no = PollNo(self.last_no.0 + 1);
         self.last_start = Some(now);
         let validators = self.validators.clone();
-        self.turn = Turn::Fetching { started: now, conditional: validators != Validators::default(), again: false };
+        // One that is followed is confirmed by being reached.
+        let conditional = validators != Validators::default() || (self.gap.is_some() && self.value_held);
+        self.turn = Turn::Fetching { started: now, conditional, again: false };
         Some((self.last_no, validators))
     }
 
@@ -426,6 +509,9 @@ impl Poller {
                 return Judged::Failed(self.fail(now, again, None, Failure { code, status: None, detail }));
             }
         };
+        if let Some(pace) = &mut self.pace {
+            pace.heard(now, response.fresh_for);
+        }
         match verdict(&response, conditional) {
             Verdict::Value => {
                 self.turn = Turn::Judging { started, validators: response.validators, again };
@@ -471,6 +557,9 @@ impl Poller {
     /// The value was evicted: the next poll is unconditional, and a failure is `failing`, not `stale`.
     pub fn forget_value(&mut self) {
         self.value_held = false;
+        if let Some(pace) = &mut self.pace {
+            pace.forget();
+        }
         self.validators = Validators::default();
     }
 
@@ -512,10 +601,13 @@ impl Poller {
         self.failure = None;
         self.backoff_until = None;
         self.retry_after_until = None;
-        let planned = self.in_phase(started + self.interval / 2).max(now);
+        let planned = match self.gap {
+            Some(gap) => now + gap,
+            None => self.in_phase(self.interval, started + self.interval / 2).max(now),
+        };
         let asked = again.then(|| self.again_from.take().map_or(now, |from| from.max(now)));
         let due = asked.map_or(planned, |asked| asked.min(planned));
-        self.turn = if self.running { Turn::Waiting { due } } else { Turn::Idle };
+        self.turn = if self.running { Turn::Waiting { due, asked: again } } else { Turn::Idle };
     }
 
     fn fail(&mut self, now: Instant, again: bool, retry_after: Option<Duration>, failure: Failure) -> Failure {
@@ -531,16 +623,15 @@ impl Poller {
         let planned = backoff_until.max(retry_after_until);
         let asked = again.then(|| self.again_from.take().map_or(retry_after_until, |from| from.max(retry_after_until)));
         let due = asked.map_or(planned, |asked| asked.min(planned));
-        self.turn = if self.running { Turn::Waiting { due } } else { Turn::Idle };
+        self.turn = if self.running { Turn::Waiting { due, asked: again } } else { Turn::Idle };
         failure
     }
 
-    /// The first moment of the stream's phase that is not before `at`.
-    fn in_phase(&self, at: Instant) -> Instant {
-        let interval_us = micros(self.interval);
-        let intervals_us =
-            at.as_micros().saturating_sub(self.phase_us).div_ceil(interval_us).saturating_mul(interval_us);
-        Instant::from_micros(self.phase_us.saturating_add(intervals_us))
+    /// The first moment of the stream's phase in `interval` that is not before `at`.
+    fn in_phase(&self, interval: Duration, at: Instant) -> Instant {
+        let (interval_us, phase_us) = (micros(interval), micros(part(self.phase, interval)));
+        let intervals_us = at.as_micros().saturating_sub(phase_us).div_ceil(interval_us).saturating_mul(interval_us);
+        Instant::from_micros(phase_us.saturating_add(intervals_us))
     }
 }
 
@@ -587,6 +678,11 @@ fn bounded(validators: Validators) -> Validators {
         etag: validators.etag.filter(|etag| fits(etag)),
         last_modified: validators.last_modified.filter(|date| fits(date)),
     }
+}
+
+/// So much of `span`, of 2^64.
+fn part(part: u64, span: Duration) -> Duration {
+    Duration::from_micros(((u128::from(part) * u128::from(micros(span))) >> 64) as u64)
 }
 
 fn micros(duration: Duration) -> u64 {
@@ -823,7 +919,7 @@ mod tests {
 
     #[test]
     fn a_poller_is_small() {
-        assert!(size_of::<Poller>() <= 304, "{}", size_of::<Poller>());
+        assert!(size_of::<Poller>() <= 320, "{}", size_of::<Poller>());
     }
 
     #[test]
@@ -1167,6 +1263,130 @@ mod tests {
         assert_eq!(told(&mut script), Some((StreamState::Ended, None, None)));
         script.start();
         assert_eq!(script.poller.next_due(), None, "for good");
+    }
+
+    fn at_pace(interval_ms: u64, pacing: super::super::pace::Pacing) -> Script {
+        let options = options(interval_ms);
+        let poller = Poller::new(options).at_pace(Pace::new(&pacing, options.interval));
+        let mut script = Script { poller, now: Instant::from_micros(START_MS * 1_000) };
+        script.start();
+        script
+    }
+
+    impl Script {
+        fn both(&self) -> Now {
+            Now { at: self.now, wall: WallTime::from_micros(self.now.as_micros()) }
+        }
+
+        /// A whole poll of a value that has changed or not; how long it was waited for.
+        fn paced(&mut self, answer: FetchResponse, changed: bool) -> Duration {
+            let wait = self.poll(Ok(answer));
+            let now = self.both();
+            self.poller.paced(now, changed);
+            wait
+        }
+    }
+
+    #[test]
+    fn a_fresh_answer_is_not_asked_for_again_but_by_request() {
+        let pacing = super::super::pace::Pacing { respect_max_age: true, ..Default::default() };
+        let mut script = at_pace(1_000, pacing);
+        let fresh = |s| FetchResponse { fresh_for: Some(Duration::from_secs(s)), ..answer(200) };
+        script.paced(fresh(30), true);
+        assert_eq!(script.paced(fresh(0), false), Duration::from_secs(30));
+        assert!(script.paced(fresh(30), false) < Duration::from_millis(1_500), "the interval, where it is longer");
+        script.poller.stop();
+        script.after_ms(5_000).start();
+        assert_eq!(script.paced(fresh(30), false), Duration::from_secs(25), "nor for a watcher who comes");
+        assert!(script.poll_now());
+        assert_eq!(script.paced(fresh(30), false), Duration::ZERO, "but for a hook");
+        script.poller.stop();
+        script.poller.forget_value();
+        script.after_ms(5_000).start();
+        assert_eq!(script.paced(answer(200), true), Duration::ZERO, "what is not held is not fresh");
+        assert!(script.poll(refused()) < Duration::from_millis(1_500));
+    }
+
+    #[test]
+    fn a_moving_interval_is_counted_from_start_to_start() {
+        use super::super::pace::{Adaptive, Pacing};
+        let bounds = Adaptive { min: Duration::from_secs(1), max: Duration::from_secs(8) };
+        let mut script = at_pace(4_000, Pacing { adaptive: Some(bounds), ..Default::default() });
+        script.paced(answer(200), true);
+        let waits: Vec<u64> = [true, true, false, false, false, false, false, false]
+            .map(|changed| script.paced(answer(200), changed).as_millis() as u64)
+            .to_vec();
+        assert_eq!(waits, [2_000, 1_000, 1_000, 1_500, 2_250, 3_375, 5_062, 7_593]);
+    }
+
+    #[test]
+    fn no_poll_begins_in_a_window_without_an_interval_and_the_next_one_has_its_own() {
+        use super::super::pace::{EVERY_DAY, Pacing, Window};
+        // START_MS is 01:23:20 and a bit of the clock here.
+        let windows = vec![
+            Window { from: 84, to: 85, days: EVERY_DAY, interval: None },
+            Window { from: 85, to: 86, days: EVERY_DAY, interval: Some(Duration::from_secs(2)) },
+        ];
+        let mut script = at_pace(30_000, Pacing { windows, ..Default::default() });
+        script.paced(answer(200), true);
+        let until = |script: &Script| script.poller.closed_until(script.both());
+        assert_eq!(until(&script), None);
+        script.paced(answer(200), true);
+        let due = script.poller.next_due().expect("planned");
+        script.now = due;
+        let closed = until(&script).expect("it is 01:24");
+        assert_eq!(closed.as_micros() % 60_000_000, 0);
+        script.poller.hold(closed, None);
+        script.poll_now();
+        assert_eq!(until(&script), Some(closed), "whoever asks");
+        script.poller.hold(closed, None);
+        script.paced(answer(200), true);
+        assert_eq!((script.now, until(&script)), (closed, None));
+        let first = script.paced(answer(200), true);
+        assert!((1_000..3_000).contains(&first.as_millis()), "{first:?}");
+        assert_eq!(script.paced(answer(200), true), Duration::from_secs(2));
+    }
+
+    #[test]
+    fn what_is_followed_is_asked_again_after_its_gap_and_confirmed_by_being_reached() {
+        let gap = Some(Duration::from_millis(50));
+        let poller = Poller::new(options(1_000)).following(gap);
+        let mut script = Script { poller, now: Instant::from_micros(START_MS * 1_000) };
+        script.start();
+        let (_, no, _) = script.begin();
+        script.after_ms(3_600_000).answer(no, Ok(answer(200)));
+        let (wait, no, _) = script.begin();
+        assert_eq!(wait, Duration::from_millis(50));
+        script.answer(no, refused());
+        let (wait, no, validators) = script.begin();
+        assert!(wait >= Duration::from_secs(1), "it is left alone for its interval: {wait:?}");
+        assert_eq!(validators, Validators::default());
+        assert_eq!(script.answer(no, Ok(answer(304))), Judged::NotModified, "reached, without an id");
+        let (_, last, _) = script.begin();
+        script.poller.stop();
+        assert_eq!(script.poller.give_up(), Some(last));
+        assert_eq!(script.answer(last, refused()), Judged::Unexpected);
+        assert_eq!(script.poller.status(script.now).state, StreamState::Live);
+        script.after_ms(5_000).start();
+        assert_eq!(script.poll(Ok(answer(200))), Duration::ZERO, "the next watcher's is at once");
+    }
+
+    #[test]
+    fn polls_that_are_held_back_are_as_failed_where_that_is_said() {
+        let mut script = script(options(1_000));
+        script.poll(Ok(tagged(b"\"one\"")));
+        let held = script.now + Duration::from_secs(90);
+        script.poller.hold(held, None);
+        assert_eq!(script.poller.status(script.now).state, StreamState::Live);
+        let failure = Failure { code: UpstreamCode::RateLimited, status: None, detail: String::new() };
+        script.poller.hold(held, Some(&failure));
+        let status = script.poller.status(script.now);
+        let expected = (StreamState::Stale, Some(UpstreamCode::RateLimited), Some(Duration::from_secs(90)));
+        assert_eq!((status.state, status.code, status.retry_in), expected);
+        assert_eq!(script.poll(Ok(answer(304))), Duration::from_secs(90));
+        assert_eq!(script.poller.status(script.now).state, StreamState::Live);
+        assert!(script.poll(refused()) < Duration::from_millis(1_500), "the back-off did not grow by it");
+        assert!(script.poll(refused()) <= Duration::from_secs(2));
     }
 
     #[derive(Clone, Debug)]

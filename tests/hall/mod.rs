@@ -384,6 +384,7 @@ impl Hall {
             Output::Close { connection, .. } => self.closed.push(Conn { core, index: connection }),
             Output::Compare(_) => unreachable!("the value does not change"),
             Output::Act { .. } => unreachable!("no action is configured"),
+            Output::Next { .. } | Output::Unfollow { .. } => unreachable!("no upstream speaks a stream"),
             Output::Finish { .. } | Output::Resume { .. } | Output::Drained | Output::Notice(_) => {}
         }
     }

@@ -537,7 +537,7 @@ impl World {
         while let Some(output) = self.cores[index].shard.poll_output() {
             let now_us = self.book.mono_us;
             match output {
-                Output::Fetch { stream, poll, request } => {
+                Output::Fetch { stream, poll, request, .. } => {
                     self.fetches += 1;
                     let core = &mut self.cores[index];
                     let twice = core
@@ -554,6 +554,7 @@ impl World {
                     let due = now_us + self.dice.below(50_000);
                     self.cores[index].comparisons.push_back((due, comparison));
                 }
+                Output::Next { .. } | Output::Unfollow { .. } => unreachable!("no upstream speaks a stream"),
                 Output::Act { ask, call } => {
                     let number =
                         |name| call.url.query_pairs().find(|(own, _)| own == name).and_then(|(_, n)| n.parse().ok());

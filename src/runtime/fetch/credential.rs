@@ -3,7 +3,9 @@
 //! Source: RFC 6750 section 3.1 for what a 401 means, and what a 403 does not. Memory: one [`Presented`] a request.
 //! Errors: `Auth` where there is no token. Not here: when a token is got (`stream::oauth`), and how (`token`).
 
-use super::{Asked, Fetcher};
+use std::time::Duration;
+
+use super::{Answer, Asked, Fetcher};
 use crate::stream::credential::{Credential, Presented};
 use crate::stream::oauth::Why;
 use crate::stream::poll::{FetchError, FetchResult, UpstreamCode};
@@ -13,8 +15,7 @@ use crate::time::WallTime;
 const UNAUTHORIZED: u16 = 401;
 
 impl Fetcher {
-    /// Carries out what is asked with what `credential` puts on it now. Where that is a token and the upstream answers 401,
-    /// asks once more, with another one: the one there is by now, or a new one.
+    /// Carries out what is asked with what `credential` puts on it now.
     pub(super) async fn let_in(
         &self,
         asked: Asked<'_>,
@@ -22,29 +23,31 @@ impl Fetcher {
         wall: &dyn Fn() -> WallTime,
         reuse: bool,
     ) -> FetchResult {
-        let Some(options) = credential.oauth() else {
-            return self.with(asked, credential.presented(None), wall, reuse).await;
+        let send = async |presented: Presented| {
+            self.within_time(&Asked { presented: Some(&presented), ..asked }, wall, reuse).await
         };
-        let tokens = self.tokens.as_ref().ok_or_else(|| without_token(&Why::Fault))?;
-        let token = self.token(tokens, options, asked.timeout).await.map_err(|why| without_token(&why))?;
-        let response = self.with(asked, credential.presented(Some(&token.text)), wall, reuse).await?;
-        if response.status != UNAUTHORIZED {
-            return Ok(response);
-        }
-        match self.another_token(tokens, options, asked.timeout, &token).await {
-            Some(token) => self.with(asked, credential.presented(Some(&token.text)), wall, reuse).await,
-            None => Ok(response),
-        }
+        self.present(credential, asked.timeout, send).await.map(|answer| answer.response)
     }
 
-    async fn with(
+    /// Sends a request with what `credential` puts on it now. Where that is a token and the upstream answers 401, sends it
+    /// once more, with another one: the one there is by now, or a new one, which is waited for no longer than `limit`.
+    pub(super) async fn present(
         &self,
-        asked: Asked<'_>,
-        presented: Presented,
-        wall: &dyn Fn() -> WallTime,
-        reuse: bool,
-    ) -> FetchResult {
-        self.within_time(&Asked { presented: Some(&presented), ..asked }, wall, reuse).await
+        credential: &Credential,
+        limit: Duration,
+        mut send: impl AsyncFnMut(Presented) -> Result<Answer, FetchError>,
+    ) -> Result<Answer, FetchError> {
+        let Some(options) = credential.oauth() else { return send(credential.presented(None)).await };
+        let tokens = self.tokens.as_ref().ok_or_else(|| without_token(&Why::Fault))?;
+        let token = self.token(tokens, options, limit).await.map_err(|why| without_token(&why))?;
+        let answer = send(credential.presented(Some(&token.text))).await?;
+        if answer.response.status != UNAUTHORIZED {
+            return Ok(answer);
+        }
+        match self.another_token(tokens, options, limit, &token).await {
+            Some(token) => send(credential.presented(Some(&token.text))).await,
+            None => Ok(answer),
+        }
     }
 }
 

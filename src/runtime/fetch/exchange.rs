@@ -17,12 +17,13 @@ use monoio::time::{Instant, sleep, timeout, timeout_at};
 use monoio::utils::is_legacy;
 
 use super::link::{Fault, Inbound, Link, Seal};
-use super::{Asked, Course, Phase, endpoint, in_words, timed_out, tls_failed};
+use super::{Answer, Asked, Course, Phase, endpoint, in_words, timed_out, tls_failed};
 use crate::codec::http::percent_decode;
 use crate::codec::http_response::{
     Progress, Request, ResponseDecoder, ResponseError, ResponseFault, ResponseLimits, fresh_for, retry_after,
     write_request,
 };
+use crate::codec::{link_header, rate_limit};
 use crate::limits::{UPSTREAM_DRAIN_BYTES_MAX, UPSTREAM_DRAIN_TIMEOUT, UPSTREAM_HEAD_BYTES_MAX};
 use crate::secret::Secret;
 use crate::stream::action::is_success;
@@ -47,17 +48,73 @@ pub(super) struct Failure {
 }
 
 /// Sends the request and receives the response; the connection comes back where it can be used again.
-pub(super) async fn run(course: &Course<'_>, link: Link) -> Result<(FetchResponse, Option<Link>), Failure> {
+pub(super) async fn run(course: &Course<'_>, link: Link) -> Result<(Answer, Option<Link>), Failure> {
     let bytes = course.request_bytes()?;
     let (mut inbound, mut outbound, seal) = link.split();
-    let (response, reusable) = {
+    let (answer, reusable) = {
         let mut sending = Sending { future: pin!(outbound.send(&seal, bytes)), outcome: None };
-        let (response, complete) = course.receive(&mut sending, &mut inbound, &seal).await?;
+        let (answer, complete) = course.receive(&mut sending, &mut inbound, &seal).await?;
         // A response may come before the request has gone out (RFC 9112 section 9.3); what is left of it stays unsent.
-        (response, complete && sending.is_done().await)
+        (answer, complete && sending.is_done().await)
     };
     let link = if reusable { Link::join(inbound, outbound, seal) } else { None };
-    Ok((response, link))
+    Ok((answer, link))
+}
+
+/// Who reads a body as it comes.
+pub(super) trait Sink {
+    /// There is an answer, its body aside; whether that is wanted.
+    fn head(&mut self, answer: &Answer, content_type: Option<&[u8]>) -> bool;
+
+    /// More of the body has come, codings undone.
+    fn body(&mut self, bytes: &[u8]) -> Result<(), FetchError>;
+}
+
+/// Sends the request and hands the body on as it comes, whatever time it takes and however long it becomes, but that something
+/// comes within each `idle`. Returns at its end, in good order, or at once where it is not wanted.
+pub(super) async fn follow(
+    course: &Course<'_>,
+    link: Link,
+    idle: Duration,
+    sink: &mut impl Sink,
+) -> Result<Answer, Failure> {
+    let bytes = course.request_bytes()?;
+    let (mut inbound, mut outbound, seal) = link.split();
+    let mut sending = Sending { future: pin!(outbound.send(&seal, bytes)), outcome: None };
+    let mut reception = Reception::new(course);
+    let limits = ResponseLimits { head_bytes_max: UPSTREAM_HEAD_BYTES_MAX, body_bytes_max: u64::MAX };
+    reception.decoder = ResponseDecoder::new(limits, false);
+    let mut answer = None;
+    let bytes = timeout_at(course.deadline, course.first_bytes(&mut sending, &mut inbound, &seal)).await;
+    let bytes = bytes.map_err(|_| Failure::of(timed_out(course.asked.timeout, course.phase.get())))??;
+    course.phase.set(Phase::Receiving);
+    let mut ended = reception.hand_on(bytes, &mut answer, sink)?;
+    let mut reads = 0u32;
+    while !ended {
+        reads = reads.wrapping_add(1);
+        if is_legacy() && reads.is_multiple_of(READS_PER_TURN) {
+            sending.alongside(sleep(TURN)).await;
+        }
+        let until = if answer.is_none() { course.deadline } else { Instant::now() + idle };
+        let Ok(arrived) = timeout_at(until, sending.alongside(inbound.next(&seal))).await else {
+            return Err(Failure::of(match answer {
+                None => timed_out(course.asked.timeout, Phase::Receiving),
+                Some(_) => timed_out(idle, Phase::Receiving),
+            }));
+        };
+        ended = match arrived {
+            Ok([]) => {
+                reception.decoder.eof().map_err(refused)?;
+                true
+            }
+            Ok(bytes) => reception.hand_on(bytes, &mut answer, sink)?,
+            Err(fault) => {
+                reception.fail(&fault)?;
+                true
+            }
+        };
+    }
+    Ok(answer.unwrap_or_else(|| reception.into_answer()))
 }
 
 impl Course<'_> {
@@ -67,7 +124,7 @@ impl Course<'_> {
         sending: &mut Sending<'_, S>,
         inbound: &mut Inbound,
         seal: &Seal,
-    ) -> Result<(FetchResponse, bool), Failure> {
+    ) -> Result<(Answer, bool), Failure> {
         let mut reception = Reception::new(self);
         let bytes = self.first_bytes(sending, inbound, seal).await?;
         self.phase.set(Phase::Receiving);
@@ -94,7 +151,7 @@ impl Course<'_> {
             };
         }
         let reusable = matches!(end, Some(End { reusable: true }));
-        Ok((reception.into_response(), reusable))
+        Ok((reception.into_answer(), reusable))
     }
 
     /// Waits for the response's first bytes while the request goes out, and `first_byte_timeout` longer.
@@ -269,6 +326,28 @@ impl<'a> Reception<'a> {
         Ok(end)
     }
 
+    /// Hands on what has come; whether it is all that there is, or that is wanted.
+    fn hand_on(&mut self, bytes: &[u8], answer: &mut Option<Answer>, sink: &mut impl Sink) -> Result<bool, Failure> {
+        for piece in bytes.chunks(PIECE_BYTES) {
+            let progress = self.decoder.feed(piece);
+            if answer.is_none() && self.decoder.status().is_some() {
+                self.received = Some((self.course.wall)());
+                let told = answer.insert(self.answer_without_body());
+                if !sink.head(told, self.decoder.header("content-type")) {
+                    return Ok(true);
+                }
+            }
+            let body = self.decoder.take_body();
+            if !body.is_empty() {
+                sink.body(&body).map_err(Failure::of)?;
+            }
+            if progress.map_err(refused)? == Progress::Done {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     fn take(&mut self, bytes: &[u8]) -> Result<Option<End>, Failure> {
         let progress = self.decoder.feed(bytes);
         let Some(status) = self.decoder.status() else {
@@ -325,16 +404,26 @@ impl<'a> Reception<'a> {
         (drain.left == 0).then_some(End { reusable: false })
     }
 
-    fn into_response(mut self) -> FetchResponse {
+    fn into_answer(mut self) -> Answer {
+        let mut answer = self.answer_without_body();
+        if (self.course.asked.wants_body)(answer.response.status) && !self.spoilt {
+            answer.response.body = self.decoder.take_body();
+        }
+        answer
+    }
+
+    fn answer_without_body(&self) -> Answer {
         let status = self.decoder.status().expect("a response ends after its head only");
         let received = self.received.expect("noted with the status");
         let field = |name: &str| self.decoder.header(name).map(Box::from);
         let validators = Validators { etag: field("etag"), last_modified: field("last-modified") };
         let retry_after = self.decoder.header("retry-after").and_then(|value| retry_after(value, received));
         let fresh_for = fresh_for(self.decoder.headers("cache-control"), self.decoder.header("age"));
-        let wanted = (self.course.asked.wants_body)(status) && !self.spoilt;
-        let body = if wanted { self.decoder.take_body() } else { Vec::new() };
-        FetchResponse { status, validators, retry_after, fresh_for, body, received }
+        let quotas = rate_limit::quotas(|name| self.decoder.headers(name).collect(), received);
+        let location = self.decoder.header("location").and_then(|value| str::from_utf8(value).ok()).map(str::to_owned);
+        let next = link_header::next(self.decoder.headers("link")).map(str::to_owned);
+        let response = FetchResponse { status, validators, retry_after, fresh_for, body: Vec::new(), received };
+        Answer { response, quotas, location, next }
     }
 }
 

@@ -5,13 +5,17 @@
 //! Memory: the connections of `pool` (bounded by [`FetcherOptions`]); per request under way the request, two buffers of
 //! 16 KiB and what the response decoder holds (at most the stream's `response_bytes_max`).
 //! Errors: [`FetchError`], whose detail holds no URL, header value or body.
-//! Not here: redirects, cookies and proxies, which are not followed, kept or used; retries of a poll (`stream::poll`).
+//! Not here: cookies and proxies, which are not kept or used; retries of a poll (`stream::poll`).
 
 mod connect;
 mod credential;
 mod exchange;
+mod journey;
 mod link;
+mod pages;
 mod pool;
+mod redirect;
+mod stream;
 pub(super) mod tls;
 mod token;
 
@@ -26,9 +30,12 @@ use monoio::time::{Instant, timeout, timeout_at};
 use url::{Host, Url};
 
 use self::exchange::Failure;
+use self::journey::Journey;
 use self::link::Link;
 use self::pool::{Connection, Leave, Origin, Place, Pool, PoolFull};
+pub use self::stream::Followers;
 use self::tls::{TlsError, TrustSets};
+use crate::codec::rate_limit::Quota;
 use crate::guard::{Aim, Blocked};
 use crate::limits;
 use crate::metrics::CoreMetrics;
@@ -37,11 +44,12 @@ use crate::runtime::resolver::ResolverHandle;
 use crate::secret::Secret;
 use crate::stream::CaFile;
 use crate::stream::action::{self, Call};
+use crate::stream::budget::Permit;
 use crate::stream::credential::Presented;
 use crate::stream::live::{ClientIdentity, IdentityPem};
 use crate::stream::oauth::{self, TokenRequest};
 use crate::stream::poll::{Endpoint, FetchError, FetchRequest, FetchResponse, FetchResult, UpstreamCode, Validators};
-use crate::time::WallTime;
+use crate::time::{Now, WallTime};
 
 /// What stands for a time-out that no clock reaches.
 const TIMEOUT_MAX: Duration = Duration::from_secs(365 * 86_400);
@@ -83,6 +91,18 @@ pub struct Fetcher {
     /// Where tokens for upstreams come from, and what counts them.
     tokens: Option<Arc<Tokens>>,
     metrics: Option<Arc<CoreMetrics>>,
+}
+
+/// An upstream's answer, and what it says to others than the stream.
+#[derive(Debug)]
+struct Answer {
+    response: FetchResponse,
+    /// Its budgets.
+    quotas: Vec<Quota>,
+    /// `Location`.
+    location: Option<String>,
+    /// `Link` with the relation `next`.
+    next: Option<String>,
 }
 
 /// What a client's connections do just now.
@@ -221,7 +241,7 @@ impl Fetcher {
             response_bytes_max: limits::OAUTH_RESPONSE_BYTES_MAX as u64,
             wants_body: &|_| true,
         };
-        self.within_time(&asked, &wall, false).await
+        self.within_time(&asked, &wall, false).await.map(|answer| answer.response)
     }
 
     /// Carries out a poll: asks once and reads the whole answer, within the stream's time-outs and size. Where a connection
@@ -239,6 +259,16 @@ impl Fetcher {
         let aim = target.guard.as_ref().map(|policy| policy.judge(target.url.as_str()));
         let aim = aim.transpose().map_err(|reason| blocked_by_guard(&reason))?;
         self.let_in(Asked::of_poll(&request, aim.as_ref()), &target.options.credential, &wall, true).await
+    }
+
+    /// Carries out a poll as [`fetch`](Fetcher::fetch) does, with `permit` for its first request: redirects are followed as
+    /// far as the stream allows it, and pages gathered, with leave of the lane for each further request.
+    ///
+    /// # Errors
+    /// As for [`fetch`](Fetcher::fetch); `Redirect` where an answer leads where it may not, `RateLimited` where leave for a
+    /// further request would come too late.
+    pub async fn poll(&self, request: FetchRequest, permit: Permit, now: impl Fn() -> Now) -> FetchResult {
+        Journey::new(self, &request, permit, &now).run().await
     }
 
     /// Carries out an action, within its time-outs and size. One that may not be sent twice ([`Call::is_idempotent`]) goes
@@ -259,11 +289,25 @@ impl Fetcher {
         FetcherCounts { open, idle }
     }
 
-    async fn within_time(&self, asked: &Asked<'_>, wall: &dyn Fn() -> WallTime, reuse: bool) -> FetchResult {
+    async fn within_time(
+        &self,
+        asked: &Asked<'_>,
+        wall: &dyn Fn() -> WallTime,
+        reuse: bool,
+    ) -> Result<Answer, FetchError> {
+        self.until(deadline_after(asked.timeout), asked, wall, reuse).await
+    }
+
+    /// The same, with what is left of the time for several requests.
+    async fn until(
+        &self,
+        deadline: Instant,
+        asked: &Asked<'_>,
+        wall: &dyn Fn() -> WallTime,
+        reuse: bool,
+    ) -> Result<Answer, FetchError> {
         let phase = Cell::new(Phase::Waiting);
         let limit = asked.timeout;
-        let now = Instant::now();
-        let deadline = now.checked_add(limit).unwrap_or(now + TIMEOUT_MAX);
         let course = Course { asked, wall, phase: &phase, deadline };
         // Where time is up the future is dropped, and with it the connection: what it was doing cannot be taken up again.
         match timeout_at(deadline, self.carry_out(&course, reuse)).await {
@@ -272,7 +316,7 @@ impl Fetcher {
         }
     }
 
-    async fn carry_out(&self, course: &Course<'_>, reuse: bool) -> FetchResult {
+    async fn carry_out(&self, course: &Course<'_>, reuse: bool) -> Result<Answer, FetchError> {
         let origin = self.origin(course.asked)?;
         let mut reuse = reuse;
         loop {
@@ -315,14 +359,14 @@ impl Fetcher {
         }
     }
 
-    async fn exchange(&self, connection: Connection, course: &Course<'_>) -> Result<FetchResponse, Failure> {
+    async fn exchange(&self, connection: Connection, course: &Course<'_>) -> Result<Answer, Failure> {
         course.phase.set(Phase::Sending);
         let Connection { link, origin, place } = connection;
-        let (response, link) = exchange::run(course, link).await?;
+        let (answer, link) = exchange::run(course, link).await?;
         if let Some(link) = link {
             self.pool.keep(Connection { link, origin, place });
         }
-        Ok(response)
+        Ok(answer)
     }
 
     /// A connection that idles and has not been closed by the upstream; those that have are closed on the way.
@@ -379,6 +423,11 @@ fn endpoint<'a>(asked: &Asked<'a>) -> Result<Endpoint<'a>, FetchError> {
 
 fn blocked_by_guard(reason: &Blocked) -> FetchError {
     FetchError { code: UpstreamCode::Blocked, detail: format!("{reason} ({})", reason.reason()) }
+}
+
+fn deadline_after(limit: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(limit).unwrap_or(now + TIMEOUT_MAX)
 }
 
 fn timed_out(limit: Duration, phase: Phase) -> FetchError {

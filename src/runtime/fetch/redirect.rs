@@ -1,0 +1,206 @@
+//! Where a request goes next when its answer leads elsewhere: a redirect, or the next page.
+//!
+//! Source: RFC 9110 section 15.4 (methods), RFC 8288 (`next`); WHATWG URL for references.
+//! Memory: one URL. Errors: [`FetchError`]: `UPSTREAM_REDIRECT`, or `UPSTREAM_BLOCKED` where the guard says so; no detail holds
+//! a URL. Not here: sending (`journey`), what the guard lets through (`guard`).
+//!
+//! What the operator has configured (headers, body, user and password) goes to the origin it was meant for and no other, and
+//! once a request has left that origin, a way back does not bring them again. The host that the operator has named may be
+//! asked at another port or over TLS; any other host is a stranger's word, and judged as if a caller had named it.
+
+use std::sync::Arc;
+
+use url::Url;
+
+use super::blocked_by_guard;
+use crate::guard::{Aim, Policy};
+use crate::stream::poll::{FetchError, Target, UpstreamCode};
+
+/// Where a request goes, and what of the configuration goes with it.
+#[derive(Debug)]
+pub(super) struct Place {
+    /// The URL; where there is an aim, that one's.
+    pub(super) url: Url,
+    /// What the guard has made of it, where it is not the operator's.
+    pub(super) aim: Option<Aim>,
+    /// The method.
+    pub(super) method: String,
+    /// Whether the body goes with it.
+    pub(super) with_body: bool,
+    /// Whether the configured headers do: it is the origin they are for.
+    pub(super) own: bool,
+}
+
+impl Place {
+    /// Where a poll begins.
+    pub(super) fn start(target: &Target) -> Result<Place, FetchError> {
+        let aim = target.guard.as_ref().map(|policy| policy.judge(target.url.as_str()));
+        let aim = aim.transpose().map_err(|reason| blocked_by_guard(&reason))?;
+        let url = aim.as_ref().map_or(&target.url, Aim::url).clone();
+        Ok(Place { url, aim, method: target.options.method.clone(), with_body: target.body.is_some(), own: true })
+    }
+
+    /// Where a redirect with this status leads; `None`: it is none that is followed.
+    pub(super) fn redirected(&self, target: &Target, status: u16, location: &str) -> Result<Option<Place>, FetchError> {
+        // A 300 is a choice, a 304 none; 305 and 306 are gone.
+        if !matches!(status, 301 | 302 | 303 | 307 | 308) {
+            return Ok(None);
+        }
+        let mut place = self.at(target, location)?;
+        if self.url.scheme() == "https" && place.url.scheme() != "https" {
+            return Err(refused("a redirect from https to http"));
+        }
+        // RFC 9110 sections 15.4.2 to 15.4.4.
+        if status == 303 || (matches!(status, 301 | 302) && self.method == "POST") {
+            (place.method, place.with_body) = ("GET".to_owned(), false);
+        }
+        if place.with_body && !place.own {
+            return Err(refused("a redirect that would take the request's body to another origin"));
+        }
+        Ok(Some(place))
+    }
+
+    /// The place of the next page.
+    pub(super) fn next_page(&self, target: &Target, link: &str) -> Result<Place, FetchError> {
+        let elsewhere = |url: Url| url.origin() != self.url.origin();
+        if self.url.join(link).is_ok_and(elsewhere) {
+            return Err(refused("the next page is of another origin"));
+        }
+        let place = self.at(target, link)?;
+        Ok(Place { method: "GET".to_owned(), with_body: false, ..place })
+    }
+
+    /// The place that a reference in an answer means.
+    fn at(&self, target: &Target, reference: &str) -> Result<Place, FetchError> {
+        let mut url = self.url.join(reference).map_err(|_| refused("the answer leads to what is no URL"))?;
+        if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
+            return Err(refused("the answer leads to what is neither http nor https"));
+        }
+        url.set_fragment(None);
+        let same_origin = url.origin() == self.url.origin();
+        let own = self.own && same_origin;
+        let (user, password) = if own { (self.url.username(), self.url.password()) } else { ("", None) };
+        let named = url.set_username(user).and_then(|()| url.set_password(password));
+        named.map_err(|()| refused("the answer leads to what is no URL"))?;
+        let policy = match &target.guard {
+            Some(policy) => Some(Arc::clone(policy)),
+            None if url.host() == target.url.host() => None,
+            None => Some(Arc::new(Policy::public())),
+        };
+        let aim = policy.map(|policy| policy.judge(url.as_str())).transpose();
+        let aim = aim.map_err(|reason| blocked_by_guard(&reason))?;
+        let url = aim.as_ref().map_or(url, |aim| aim.url().clone());
+        Ok(Place { url, aim, method: self.method.clone(), with_body: self.with_body, own })
+    }
+}
+
+pub(super) fn refused(why: &str) -> FetchError {
+    FetchError { code: UpstreamCode::Redirect, detail: why.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::StreamId;
+    use crate::stream::Options;
+    use crate::stream::template::UrlTemplate;
+
+    fn target(method: &str, url: &str, guard: Option<Policy>) -> Target {
+        let blank = UrlTemplate::parse::<&str>("http://up.example/", &[]).expect("a URL");
+        let options = Options::new(StreamId::new("s").expect("an id"), blank);
+        let body = (method == "POST").then(|| Arc::from(*b"{}"));
+        let options = Arc::new(Options { method: method.to_owned(), ..options });
+        Target { options, url: url.parse().expect("a URL"), body, guard: guard.map(Arc::new) }
+    }
+
+    /// Where that leads: the method, the URL, whether the configured headers go with it; or why nowhere.
+    fn check(target: &Target, status: u16, location: &str) -> String {
+        let start = Place::start(target).expect("it may be polled");
+        match start.redirected(target, status, location) {
+            Ok(None) => "stays".to_owned(),
+            Ok(Some(Place { url, method, with_body, own, aim })) => {
+                let parts = [(with_body, " body"), (own, " own"), (aim.is_some(), " judged")];
+                parts.into_iter().filter(|(is, _)| *is).fold(format!("{method} {url}"), |text, (_, part)| text + part)
+            }
+            Err(FetchError { code, detail }) => format!("{}: {detail}", code.as_str()),
+        }
+    }
+
+    #[test]
+    fn a_redirect_leads_where_it_says_with_what_may_go_there() {
+        let get = target("GET", "https://user:pw@api.example.com/a/b?c", None);
+        for (status, location, leads) in [
+            (301, "/n", "GET https://user:pw@api.example.com/n own"),
+            (302, "n?x#y", "GET https://user:pw@api.example.com/a/n?x own"),
+            (307, "https://api.example.com/n", "GET https://user:pw@api.example.com/n own"),
+            (308, "https://other:secret@api.example.com/n", "GET https://user:pw@api.example.com/n own"),
+            (303, "https://api.example.com:8443/n", "GET https://api.example.com:8443/n"),
+            (302, "https://www.example.org/n", "GET https://www.example.org/n judged"),
+            (302, "http://api.example.com/n", "UPSTREAM_REDIRECT: a redirect from https to http"),
+            (302, "ftp://api.example.com/n", "UPSTREAM_REDIRECT: the answer leads to what is neither http nor https"),
+            (302, "https://", "UPSTREAM_REDIRECT: the answer leads to what is no URL"),
+            (300, "/n", "stays"),
+            (304, "/n", "stays"),
+            (305, "/n", "stays"),
+        ] {
+            assert_eq!(check(&get, status, location), leads, "{status} {location}");
+        }
+        for inward in
+            ["https://169.254.169.254/latest", "https://127.0.0.1/", "https://localhost/", "https://db.internal/"]
+        {
+            let leads = check(&get, 302, inward);
+            assert!(leads.starts_with("UPSTREAM_BLOCKED"), "{inward}: {leads}");
+        }
+        let plain = target("GET", "http://127.0.0.1:8000/a", None);
+        assert_eq!(
+            check(&plain, 302, "https://127.0.0.1:8443/n"),
+            "GET https://127.0.0.1:8443/n",
+            "the operator's host"
+        );
+        assert!(check(&plain, 302, "http://127.0.0.2:8000/n").starts_with("UPSTREAM_BLOCKED"));
+    }
+
+    #[test]
+    fn methods_change_as_the_standard_has_it() {
+        let post = target("POST", "https://api.example.com/a", None);
+        let query = target("QUERY", "https://api.example.com/a", None);
+        for status in [301, 302, 303] {
+            assert_eq!(check(&post, status, "/n"), "GET https://api.example.com/n own", "{status}");
+        }
+        for status in [307, 308] {
+            assert_eq!(check(&post, status, "/n"), "POST https://api.example.com/n body own", "{status}");
+            let leads = check(&post, status, "https://www.example.org/n");
+            assert!(leads.starts_with("UPSTREAM_REDIRECT: a redirect that would take"), "{leads}");
+        }
+        assert_eq!(check(&query, 302, "/n"), "QUERY https://api.example.com/n own");
+        assert_eq!(check(&query, 303, "/n"), "GET https://api.example.com/n own");
+    }
+
+    #[test]
+    fn a_callers_target_is_judged_at_each_hop() {
+        let direct = target("GET", "https://api.example.com/a", Some(Policy::public()));
+        assert_eq!(check(&direct, 302, "/n"), "GET https://api.example.com/n own judged");
+        assert!(check(&direct, 302, "https://api.example.com:22/n").starts_with("UPSTREAM_BLOCKED"));
+    }
+
+    #[test]
+    fn what_has_left_its_origin_gets_nothing_on_its_way_back() {
+        let get = target("GET", "https://api.example.com/a", None);
+        let start = Place::start(&get).expect("it may be polled");
+        let away = start.redirected(&get, 302, "https://www.example.org/n").expect("allowed").expect("a redirect");
+        let back = away.redirected(&get, 302, "https://api.example.com/a2").expect("allowed").expect("a redirect");
+        assert!(!back.own);
+    }
+
+    #[test]
+    fn the_next_page_is_of_the_same_origin() {
+        let get = target("GET", "https://api.example.com/a?page=1", None);
+        let start = Place::start(&get).expect("it may be polled");
+        let page = start.next_page(&get, "?page=2").expect("the same origin");
+        assert_eq!((page.url.as_str(), page.own), ("https://api.example.com/a?page=2", true));
+        for other in ["https://www.example.org/a?page=2", "http://api.example.com/a", "https://api.example.com:8443/a"]
+        {
+            assert_eq!(start.next_page(&get, other).expect_err(other).code, UpstreamCode::Redirect, "{other}");
+        }
+    }
+}

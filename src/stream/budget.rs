@@ -1,0 +1,967 @@
+//! How often upstreams may be asked: their own budgets, the operator's rates, and a rest for those that are down.
+//!
+//! A **lane** is an origin and a credential there: what upstreams count requests by. All streams of a lane, on all cores,
+//! share what its answers say of budgets; all lanes of an origin share its rate and its breaker. Nobody asks an upstream
+//! without a [`Permit`] of its lane, and each permit is for one request.
+//! Source: draft-ietf-httpapi-ratelimit-headers-10, GCRA (ITU-T I.371) for rates, «Circuit Breaker»
+//! (Nygard, «Release It!», 2007). Memory: one entry an origin and lane, at most `LANES_MAX` of each, kept while something is
+//! held against it. The locks are taken once a request, never on a delivery.
+//! Errors: [`Wait`]. Not here: what a stream makes of a wait (`poll`), reading of headers (`codec::rate_limit`).
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasher, Hash, Hasher, RandomState};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use url::Url;
+
+use crate::codec::rate_limit::Quota;
+use crate::limits::{BREAKER_FAILURES, BREAKER_REST_MAX, BREAKER_REST_MIN, LANES_MAX, QUOTAS_MAX};
+use crate::secret::Secret;
+use crate::time::Instant;
+
+use super::action;
+use super::poll::{FetchError, Target, UpstreamCode};
+
+/// One `[[upstream]]` of the configuration.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Upstream {
+    /// Scheme, host and port, as `url` spells them.
+    pub origin: String,
+    /// How many requests it is sent at most.
+    pub rate: Option<Rate>,
+    /// Failures in a row after which it is left alone; 0: it never is.
+    pub breaker: u32,
+}
+
+/// A rate of requests.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Rate {
+    /// So many requests in that time.
+    pub every: action::Rate,
+    /// So many of them may come at once, 1 at least.
+    pub burst: u32,
+}
+
+impl Rate {
+    fn gap(self) -> Duration {
+        self.every.period / self.every.count.max(1)
+    }
+}
+
+/// Headers by which nobody is told from another: all others of a request may be its credential.
+const NO_CREDENTIALS: [&str; 8] =
+    ["accept", "accept-language", "cache-control", "content-type", "if-none-match", "pragma", "prefer", "user-agent"];
+/// What stands for no credential at all, where one is known to be missing.
+const NO_CREDENTIAL: u64 = 0;
+/// Less of a budget than one in so many parts is little: it is spread over the time that is left.
+const LITTLE_PART: u64 = 5;
+/// The same for a budget whose size is not known.
+const LITTLE: u64 = 20;
+/// How long a budget whose window is not known counts after its reset.
+const WINDOW_UNKNOWN: Duration = Duration::from_secs(60);
+/// A reset that is so much later is of another window: less may be rounding.
+const NEXT_WINDOW: Duration = Duration::from_secs(2);
+/// Those who waited for the same moment come back within this time behind it.
+const SPREAD: Duration = Duration::from_secs(1);
+/// Least time until whoever has to let others go first asks again.
+const TURN_MIN: Duration = Duration::from_millis(50);
+/// How much later than said whoever waits may come back without losing its place.
+const GRACE: Duration = Duration::from_secs(1);
+/// Those who may wait for one budget in turn; more wait without a place.
+const QUEUE_PLACES_MAX: usize = 16_384;
+/// Farthest place in the queue of a rate.
+const QUEUE_MAX: Duration = Duration::from_secs(3600);
+/// Permanent redirects of one lane that are told.
+const MOVED_MAX: usize = 64;
+
+/// What the cores of a process know of upstreams together.
+#[derive(Debug, Default)]
+pub struct Budgets {
+    hasher: RandomState,
+    table: Mutex<Table>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    rules: HashMap<String, Upstream>,
+    origins: HashMap<String, Arc<Origin>>,
+    lanes: HashMap<(String, u64), Arc<Lane>>,
+}
+
+impl Budgets {
+    /// The lane of a request: its origin, and whatever in it may be a credential.
+    pub fn lane(self: &Arc<Budgets>, target: &Target) -> Arc<Lane> {
+        let mut hasher = self.hasher.build_hasher();
+        (target.url.username(), target.url.password()).hash(&mut hasher);
+        let credential = &target.options.credential;
+        let presented = credential.presented(None);
+        let written = target.options.headers.iter().chain(&presented.headers);
+        let mut headers: Vec<(String, &[u8])> = written.map(named).collect();
+        headers.retain(|(name, _)| !NO_CREDENTIALS.contains(&name.as_str()));
+        headers.sort_unstable();
+        headers.hash(&mut hasher);
+        presented.query.as_ref().map(Secret::expose_secret).hash(&mut hasher);
+        presented.identity.as_ref().map(|identity| &identity.cert).hash(&mut hasher);
+        // Whose tokens are presented; what is printed tells all but the secrets.
+        credential.oauth().map(|options| format!("{options:?}")).hash(&mut hasher);
+        self.lane_of(&target.url, hasher.finish())
+    }
+
+    fn lane_of(self: &Arc<Budgets>, url: &Url, credential: u64) -> Arc<Lane> {
+        let origin = url.origin().ascii_serialization();
+        let mut table = lock(&self.table);
+        if let Some(lane) = table.lanes.get(&(origin.clone(), credential)) {
+            return Arc::clone(lane);
+        }
+        table.make_room();
+        let rule = table.rules.get(&origin).cloned();
+        let shared = table.origins.entry(origin.clone()).or_insert_with(|| Arc::new(Origin::new(rule)));
+        let lane =
+            Arc::new(Lane { budgets: Arc::downgrade(self), origin: Arc::clone(shared), spending: Mutex::default() });
+        table.lanes.insert((origin, credential), Arc::clone(&lane));
+        lane
+    }
+
+    /// What the operator has said of upstreams, in place of what was said before.
+    pub fn configure(&self, upstreams: &[Upstream]) {
+        let mut table = lock(&self.table);
+        table.rules = upstreams.iter().map(|upstream| (upstream.origin.clone(), upstream.clone())).collect();
+        for (name, origin) in &table.origins {
+            lock(&origin.state).configure(table.rules.get(name));
+        }
+    }
+}
+
+fn named((name, value): &(String, Secret)) -> (String, &[u8]) {
+    (name.to_ascii_lowercase(), value.expose_secret())
+}
+
+impl Table {
+    /// Lets go of what nobody uses, where there is too much of it: what holds nothing back first.
+    fn make_room(&mut self) {
+        if self.lanes.len() >= LANES_MAX {
+            self.lanes.retain(|_, lane| Arc::strong_count(lane) > 1 || lock(&lane.spending).is_limited());
+        }
+        if self.lanes.len() >= LANES_MAX {
+            self.lanes.retain(|_, lane| Arc::strong_count(lane) > 1);
+        }
+        if self.origins.len() >= LANES_MAX {
+            self.origins.retain(|_, origin| Arc::strong_count(origin) > 1);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What stands there is numbers, each of which is in order by itself.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// An origin and a credential there.
+#[derive(Debug)]
+pub struct Lane {
+    budgets: Weak<Budgets>,
+    origin: Arc<Origin>,
+    spending: Mutex<Spending>,
+}
+
+/// An answer to who wants to send a request.
+#[derive(Debug)]
+pub enum Ask {
+    /// Send one.
+    Go(Permit),
+    /// Ask again later.
+    Wait(Wait),
+}
+
+/// Why no request may be sent now.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Wait {
+    /// When to ask again,
+    pub until: Instant,
+    /// or, so that not all do at once, up to so much later.
+    pub spread: Duration,
+    /// Why.
+    pub why: Why,
+}
+
+/// What a request waits for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Why {
+    /// Its turn.
+    Turn,
+    /// The upstream's budget is used up.
+    Spent,
+    /// The origin is left alone, for it has failed: this is how it last did.
+    Down(UpstreamCode, Option<u16>),
+}
+
+/// Places in the queues of a lane; kept by who asks from one time to the next.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Slot {
+    /// For the operator's rate.
+    place: Option<Instant>,
+    /// For the upstream's budget: 0 is none.
+    ticket: u64,
+}
+
+impl Lane {
+    /// Asks for leave to send one request. `patience` is the longest that the asker wants to leave an origin alone that is
+    /// down.
+    pub fn ask(self: &Arc<Lane>, now: Instant, slot: &mut Slot, patience: Duration) -> Ask {
+        let mut origin = lock(&self.origin.state);
+        let mut spending = lock(&self.spending);
+        let waits = origin.breaker.wait(now, patience).or_else(|| spending.wait(now, &mut slot.ticket));
+        if let Some(wait) = waits.or_else(|| origin.bucket.wait(now, &mut slot.place)) {
+            return Ask::Wait(wait);
+        }
+        origin.bucket.take(now);
+        let is_probe = origin.breaker.take();
+        let no = spending.take(now);
+        Ask::Go(Permit { lane: Arc::clone(self), no, sent: now, is_probe, done: false })
+    }
+
+    /// The lane of a request to `url` that carries no credential.
+    pub fn elsewhere(self: &Arc<Lane>, url: &Url) -> Arc<Lane> {
+        // Without a table there is nobody left to share anything with.
+        self.budgets.upgrade().map_or_else(|| Arc::clone(self), |budgets| budgets.lane_of(url, NO_CREDENTIAL))
+    }
+
+    /// Whether that permanent redirect is told of for the first time. `hash` is of where from and where to.
+    pub fn is_news(&self, hash: u64) -> bool {
+        let mut spending = lock(&self.spending);
+        let news = spending.moved.len() < MOVED_MAX && !spending.moved.contains(&hash);
+        if news {
+            spending.moved.push(hash);
+        }
+        news
+    }
+}
+
+/// Leave to send one request. What came of it is to be told; where it is not, the request counts as sent and lost.
+#[derive(Debug)]
+pub struct Permit {
+    lane: Arc<Lane>,
+    no: u64,
+    sent: Instant,
+    is_probe: bool,
+    done: bool,
+}
+
+impl Permit {
+    /// Whose it is.
+    pub fn lane(&self) -> &Arc<Lane> {
+        &self.lane
+    }
+
+    /// The upstream has answered.
+    pub fn answered(mut self, now: Instant, status: u16, quotas: &[Quota]) {
+        self.done = true;
+        let code = if status >= 500 { Some(UpstreamCode::Status) } else { None };
+        lock(&self.lane.origin.state).breaker.outcome(now, self.is_probe, code.map(|code| (code, Some(status))));
+        lock(&self.lane.spending).answered(now, self.no, self.sent, quotas);
+    }
+
+    /// There was no answer.
+    pub fn failed(mut self, now: Instant, error: &FetchError) {
+        use UpstreamCode::{Dns, Protocol, Timeout, Tls, Unreachable};
+        self.done = true;
+        let down = matches!(error.code, Timeout | Unreachable | Dns | Tls | Protocol).then_some((error.code, None));
+        lock(&self.lane.origin.state).breaker.outcome(now, self.is_probe, down);
+        lock(&self.lane.spending).lost();
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        if !self.done {
+            if self.is_probe {
+                lock(&self.lane.origin.state).breaker.probing = false;
+            }
+            lock(&self.lane.spending).lost();
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Origin {
+    state: Mutex<OriginState>,
+}
+
+#[derive(Debug)]
+struct OriginState {
+    bucket: Bucket,
+    breaker: Breaker,
+}
+
+impl Origin {
+    fn new(rule: Option<Upstream>) -> Origin {
+        let mut state = OriginState { bucket: Bucket::default(), breaker: Breaker::new() };
+        state.configure(rule.as_ref());
+        Origin { state: Mutex::new(state) }
+    }
+}
+
+impl OriginState {
+    fn configure(&mut self, rule: Option<&Upstream>) {
+        self.bucket.rate = rule.and_then(|rule| rule.rate);
+        self.breaker.failures_max = rule.map_or(BREAKER_FAILURES, |rule| rule.breaker);
+        if self.breaker.failures_max == 0 {
+            self.breaker.down = None;
+        }
+    }
+}
+
+/// The operator's rate: a request goes when `free` has come, and those who wait do so in a queue of places one gap apart.
+#[derive(Debug, Default)]
+struct Bucket {
+    rate: Option<Rate>,
+    /// GCRA's theoretical arrival time.
+    arrival: Instant,
+    /// The first place in the queue that nobody has.
+    queue: Instant,
+}
+
+impl Bucket {
+    fn free(&self, rate: Rate) -> Instant {
+        self.arrival - rate.gap() * rate.burst.saturating_sub(1)
+    }
+
+    fn wait(&mut self, now: Instant, slot: &mut Option<Instant>) -> Option<Wait> {
+        let Some(rate) = self.rate else {
+            *slot = None;
+            return None;
+        };
+        let free = self.free(rate);
+        let place = match *slot {
+            Some(place) => place,
+            None if self.queue <= now && free <= now => return None,
+            None => {
+                let place = self.queue.max(free).min(now + QUEUE_MAX);
+                self.queue = place + rate.gap();
+                *slot = Some(place);
+                place
+            }
+        };
+        let until = place.max(free);
+        if until <= now {
+            *slot = None;
+            return None;
+        }
+        Some(Wait { until, spread: Duration::ZERO, why: Why::Turn })
+    }
+
+    fn take(&mut self, now: Instant) {
+        if let Some(rate) = self.rate {
+            self.arrival = self.arrival.max(now) + rate.gap();
+        }
+    }
+}
+
+/// Leaves an origin alone that has failed `failures_max` times in a row, whoever asked; then one request tries it.
+#[derive(Debug)]
+struct Breaker {
+    failures_max: u32,
+    failures: u32,
+    rest: Duration,
+    /// Since when, and how it failed.
+    down: Option<(Instant, UpstreamCode, Option<u16>)>,
+    probing: bool,
+}
+
+impl Breaker {
+    fn new() -> Breaker {
+        Breaker { failures_max: BREAKER_FAILURES, failures: 0, rest: BREAKER_REST_MIN, down: None, probing: false }
+    }
+
+    fn wait(&self, now: Instant, patience: Duration) -> Option<Wait> {
+        let (since, code, status) = self.down?;
+        let rest = self.rest.min(patience);
+        let until = if self.probing { now + rest } else { since + rest };
+        (until > now).then_some(Wait { until, spread: rest, why: Why::Down(code, status) })
+    }
+
+    /// Whether the request that is sent now is the one that tries the origin.
+    fn take(&mut self) -> bool {
+        self.probing |= self.down.is_some();
+        self.down.is_some()
+    }
+
+    fn outcome(&mut self, now: Instant, is_probe: bool, failure: Option<(UpstreamCode, Option<u16>)>) {
+        self.probing &= !is_probe;
+        let Some((code, status)) = failure else {
+            (self.failures, self.rest, self.down, self.probing) = (0, BREAKER_REST_MIN, None, false);
+            return;
+        };
+        self.failures = self.failures.saturating_add(1);
+        if self.failures_max == 0 || self.failures < self.failures_max {
+            return;
+        }
+        if is_probe {
+            self.rest = (self.rest * 2).min(BREAKER_REST_MAX);
+        }
+        self.down = Some((now, code, status));
+    }
+}
+
+/// What a lane may still spend.
+#[derive(Debug, Default)]
+struct Spending {
+    /// Number of the last permit.
+    no: u64,
+    in_flight: u64,
+    /// At most `QUOTAS_MAX`.
+    known: Vec<Known>,
+    /// Number of the last permit when the upstream last told of a budget: an answer to a later one is news of its own.
+    settled: u64,
+    last_sent: Instant,
+    /// Those who wait, in the order they came: at most `QUEUE_PLACES_MAX`.
+    queue: VecDeque<Ticket>,
+    /// The last of all tickets.
+    tickets: u64,
+    /// Permanent redirects that were told.
+    moved: Vec<u64>,
+}
+
+/// Who waits for a part of a budget.
+#[derive(Clone, Copy, Debug)]
+struct Ticket {
+    no: u64,
+    /// Who has not come back by then does not wait any more.
+    until: Instant,
+}
+
+/// What a lane has for those who ask now.
+enum Room {
+    /// Nothing is known of a budget.
+    Unlimited,
+    /// So many may go, and the others ask again a gap apart.
+    For(u64, Duration),
+    /// None may.
+    Nobody(Wait, Duration),
+}
+
+/// A budget as the upstream last told of it. What is on its way and not answered is still to be taken off.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    left: u64,
+    /// When there is more again, at the latest,
+    reset: Instant,
+    /// and at the earliest: an answer does not say when on its way it was made.
+    reset_early: Instant,
+    /// Requests that may have been sent since `reset_early`: they may count for what comes after `reset`.
+    ahead: u64,
+    limit: Option<u64>,
+    window: Option<Duration>,
+    /// Whether its reset has passed, and the upstream has not told of it since.
+    renewed: bool,
+}
+
+impl Known {
+    fn of(quota: &Quota, now: Instant, sent: Instant, later: u64) -> Known {
+        let Quota { remaining: left, reset, limit, window } = *quota;
+        Known { left, reset: now + reset, reset_early: sent + reset, ahead: later, limit, window, renewed: false }
+    }
+
+    /// Whether nobody knows how much there is: one request at a time asks.
+    fn is_unknown(&self) -> bool {
+        self.renewed && self.limit.is_none()
+    }
+
+    /// Where its reset has passed there is as much as ever.
+    fn renew(&mut self, now: Instant) {
+        if self.reset <= now {
+            self.left = self.limit.map_or(1, |limit| limit.saturating_sub(self.ahead));
+            self.reset = now + self.window.unwrap_or(WINDOW_UNKNOWN);
+            (self.reset_early, self.ahead, self.renewed) = (self.reset, 0, true);
+        }
+    }
+
+    fn is_little(&self) -> bool {
+        self.limit.map_or(self.left < LITTLE, |limit| self.left < limit.div_ceil(LITTLE_PART)) && !self.is_unknown()
+    }
+}
+
+impl Room {
+    fn least(self, other: Room) -> Room {
+        match (self, other) {
+            (Room::Unlimited, room) | (room, Room::Unlimited) => room,
+            (Room::Nobody(a, _), Room::Nobody(b, gap)) if a.until < b.until => Room::Nobody(b, gap),
+            (Room::Nobody(wait, gap), _) | (_, Room::Nobody(wait, gap)) => Room::Nobody(wait, gap),
+            (Room::For(a, one), Room::For(b, two)) => Room::For(a.min(b), one.max(two)),
+        }
+    }
+}
+
+impl Spending {
+    fn is_limited(&self) -> bool {
+        !self.known.is_empty()
+    }
+
+    fn wait(&mut self, now: Instant, ticket: &mut u64) -> Option<Wait> {
+        while self.queue.front().is_some_and(|first| first.until <= now) {
+            self.queue.pop_front();
+        }
+        let place = self.queue.iter().position(|waiting| waiting.no == *ticket);
+        let ahead = place.unwrap_or(self.queue.len());
+        let (wait, gap) = match self.room(now) {
+            Room::Unlimited => (None, Duration::ZERO),
+            // Whoever has waited longest goes first.
+            Room::For(room, _) if (ahead as u64) < room => (None, Duration::ZERO),
+            Room::For(_, gap) => (Some(Wait { until: now + gap.max(TURN_MIN), spread: TURN_MIN, why: Why::Turn }), gap),
+            Room::Nobody(wait, gap) => (Some(wait), gap),
+        };
+        let Some(mut wait) = wait else {
+            place.map(|place| self.queue.remove(place));
+            *ticket = 0;
+            return None;
+        };
+        let behind = u32::try_from(ahead).unwrap_or(u32::MAX);
+        wait.until = wait.until + gap.saturating_mul(behind).min(QUEUE_MAX);
+        let until = wait.until + wait.spread + GRACE;
+        if let Some(waiting) = place.and_then(|place| self.queue.get_mut(place)) {
+            waiting.until = until;
+        } else if self.queue.len() < QUEUE_PLACES_MAX {
+            self.tickets += 1;
+            *ticket = self.tickets;
+            self.queue.push_back(Ticket { no: self.tickets, until });
+        }
+        Some(wait)
+    }
+
+    fn room(&mut self, now: Instant) -> Room {
+        let (in_flight, last_sent) = (self.in_flight, self.last_sent);
+        let rooms = self.known.iter_mut().map(|known| {
+            known.renew(now);
+            let left = known.left.saturating_sub(in_flight);
+            if left == 0 {
+                // The answer to what is on its way may say that there is more.
+                let spent = known.left == 0;
+                let until = if spent { known.reset } else { known.reset.min(now + TURN_MIN) };
+                let (spread, why) = if spent { (SPREAD, Why::Spent) } else { (TURN_MIN, Why::Turn) };
+                return Room::Nobody(Wait { until, spread, why }, Duration::ZERO);
+            }
+            let parts = u32::try_from(left.saturating_add(1)).unwrap_or(u32::MAX);
+            let gap = known.reset.since(last_sent) / parts;
+            let next = last_sent + gap;
+            match known.is_little() {
+                false => Room::For(left, Duration::ZERO),
+                true if next > now => Room::Nobody(Wait { until: next, spread: Duration::ZERO, why: Why::Turn }, gap),
+                true => Room::For(1, gap),
+            }
+        });
+        rooms.fold(Room::Unlimited, Room::least)
+    }
+
+    fn take(&mut self, now: Instant) -> u64 {
+        self.no += 1;
+        self.in_flight += 1;
+        self.last_sent = now;
+        for known in self.known.iter_mut().filter(|known| known.reset_early <= now) {
+            known.ahead += 1;
+        }
+        self.no
+    }
+
+    /// The request `no`, sent at `sent`, has been answered; `quotas` is what that said.
+    fn answered(&mut self, now: Instant, no: u64, sent: Instant, quotas: &[Quota]) {
+        if quotas.is_empty() {
+            // The upstream tells of its budgets no more.
+            self.known.retain(|known| !known.renewed);
+            return self.lost();
+        }
+        self.in_flight = self.in_flight.saturating_sub(1);
+        let is_later = no > self.settled;
+        for quota in quotas.iter().take(QUOTAS_MAX) {
+            let mut new = Known::of(quota, now, sent, self.no - no);
+            // An answer that took longer than its window had left says nothing of the one that is now.
+            let is_stale = new.reset_early <= now;
+            if let Some(known) = self.known.iter_mut().find(|k| (k.limit, k.window) == (new.limit, new.window)) {
+                if is_stale {
+                    continue;
+                }
+                let of_another_window =
+                    known.is_unknown() || known.reset <= now || new.reset_early > known.reset + NEXT_WINDOW;
+                // Where others were under way with it, a lower word was perhaps said later.
+                let left = if is_later || of_another_window { new.left } else { known.left.min(new.left) };
+                *known = Known { left, ..new };
+                continue;
+            }
+            if self.known.len() >= QUOTAS_MAX {
+                let soonest = self.known.iter().enumerate().min_by_key(|(_, known)| known.reset).map(|(at, _)| at);
+                soonest.map(|at| self.known.swap_remove(at));
+            }
+            if is_stale {
+                new.left = 0;
+            }
+            self.known.push(new);
+        }
+        self.settled = self.no;
+    }
+
+    /// A request is over, and nothing is known of what it has used.
+    fn lost(&mut self) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+        for known in self.known.iter_mut().filter(|known| !known.is_unknown()) {
+            known.left = known.left.saturating_sub(1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ids::StreamId;
+    use crate::stream::Options;
+    use crate::stream::template::UrlTemplate;
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    fn at(at_ms: u64) -> Instant {
+        Instant::from_micros(5_000_000_000 + at_ms * 1_000)
+    }
+
+    fn target(url: &str, headers: &[(&str, &str)]) -> Target {
+        let blank = UrlTemplate::parse::<&str>("http://up.example/", &[]).expect("a URL");
+        let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), Secret::new(value.as_bytes()))).collect();
+        let options = Options { headers, ..Options::new(StreamId::new("s").expect("an id"), blank) };
+        Target { options: Arc::new(options), url: url.parse().expect("a URL"), body: None, guard: None }
+    }
+
+    fn lane() -> Arc<Lane> {
+        Arc::new(Budgets::default()).lane(&target("https://up.example/a", &[]))
+    }
+
+    fn rated(count: u32, per: Duration, burst: u32) -> Arc<Lane> {
+        let budgets = Arc::new(Budgets::default());
+        let rate = Some(Rate { every: action::Rate { count, period: per }, burst });
+        budgets.configure(&[Upstream { origin: "https://up.example".into(), rate, breaker: 10 }]);
+        budgets.lane(&target("https://up.example/a", &[]))
+    }
+
+    fn go(lane: &Arc<Lane>, now: Instant) -> Permit {
+        match lane.ask(now, &mut Slot::default(), PATIENCE) {
+            Ask::Go(permit) => permit,
+            Ask::Wait(wait) => panic!("{wait:?}"),
+        }
+    }
+
+    /// What somebody waits for who then gives up.
+    fn wait(lane: &Arc<Lane>, now: Instant) -> Wait {
+        match lane.ask(now, &mut Slot::default(), PATIENCE) {
+            Ask::Go(_) => panic!("it may be asked"),
+            Ask::Wait(wait) => {
+                lock(&lane.spending).queue.clear();
+                wait
+            }
+        }
+    }
+
+    impl Ask {
+        fn or_wait(self, wait: impl FnOnce(Wait)) -> Ask {
+            if let Ask::Wait(until) = &self {
+                wait(*until);
+            }
+            self
+        }
+    }
+
+    fn quota(remaining: u64, reset: Duration, limit: Option<u64>) -> Quota {
+        Quota { remaining, reset, limit, window: None }
+    }
+
+    fn refused() -> FetchError {
+        FetchError { code: UpstreamCode::Unreachable, detail: "refused".into() }
+    }
+
+    #[test]
+    fn a_lane_is_an_origin_and_a_credential() {
+        let budgets = Arc::new(Budgets::default());
+        let same = |a: &Target, b: &Target| Arc::ptr_eq(&budgets.lane(a), &budgets.lane(b));
+        let key = [("X-Api-Key", "k1"), ("Accept", "text/json")];
+        let one = target("https://up.example/a?b", &key);
+        assert!(same(&one, &target("https://up.example:443/other", &[("x-api-key", "k1")])));
+        assert!(!same(&one, &target("https://up.example/a", &[("X-Api-Key", "k2")])));
+        assert!(!same(&one, &target("https://up.example/a", &[])));
+        assert!(!same(&one, &target("http://up.example/a", &key)));
+        assert!(!same(&one, &target("https://user@up.example/a", &key)));
+        let shown = format!("{budgets:?}");
+        assert!(!shown.contains("k1") && !shown.contains("k2"), "{shown}");
+    }
+
+    #[test]
+    fn a_budget_that_is_used_up_is_waited_for() {
+        let lane = lane();
+        go(&lane, at(0)).answered(at(10), 200, &[quota(0, ms(30_000), Some(1000))]);
+        let held = wait(&lane, at(20));
+        assert_eq!((held.until, held.why), (at(30_010), Why::Spent));
+        assert_eq!(wait(&lane, at(30_009)).until, at(30_010));
+        let permits: Vec<Permit> = (0..1000).map(|_| go(&lane, at(30_010))).collect();
+        assert_eq!(wait(&lane, at(30_010)).why, Why::Turn, "no more than its limit before anything is answered");
+        drop(permits);
+        assert_eq!(wait(&lane, at(30_011)).why, Why::Spent, "lost ones count");
+    }
+
+    #[test]
+    fn where_the_limit_is_not_known_one_request_asks_after_the_reset() {
+        let lane = lane();
+        go(&lane, at(0)).answered(at(0), 200, &[quota(0, ms(1_000), None)]);
+        let first = go(&lane, at(1_000));
+        assert_eq!(wait(&lane, at(1_001)).why, Why::Turn);
+        first.failed(at(1_100), &refused());
+        let second = go(&lane, at(1_200));
+        second.answered(at(1_300), 200, &[quota(40, ms(1_000), None)]);
+        let _both = [go(&lane, at(1_300)), go(&lane, at(1_300))];
+    }
+
+    #[test]
+    fn what_is_left_of_a_budget_is_spread_where_it_is_little() {
+        let lane = lane();
+        go(&lane, at(0)).answered(at(0), 200, &[quota(199, ms(60_000), Some(1000))]);
+        // Where it was last sent, and 60 s for 199 requests: about 300 ms each.
+        let next = wait(&lane, at(0));
+        assert_eq!((next.until, next.why), (at(300), Why::Turn));
+        let lane = self::lane();
+        go(&lane, at(0)).answered(at(0), 200, &[quota(200, ms(60_000), Some(1000))]);
+        go(&lane, at(0)).answered(at(0), 200, &[]);
+    }
+
+    #[test]
+    fn answers_that_overtake_each_other_raise_no_budget() {
+        let lane = lane();
+        let (first, second) = (go(&lane, at(0)), go(&lane, at(0)));
+        second.answered(at(5), 200, &[quota(1, ms(60_000), None)]);
+        // `first` is under way and not answered: that may be the one.
+        assert_eq!(wait(&lane, at(6)).why, Why::Turn);
+        first.answered(at(10), 200, &[quota(2, ms(60_000), None)]);
+        let held = wait(&lane, at(11));
+        assert_eq!((held.why, held.until > at(11)), (Why::Turn, true), "one is left, and spread");
+        let third = go(&lane, held.until);
+        assert_eq!(wait(&lane, held.until).why, Why::Turn, "that was it");
+        // What costs nothing (a 304 of some) is given back by the answer to a request that was alone.
+        third.answered(held.until + ms(5), 304, &[quota(1, ms(20_000), None)]);
+        let again = wait(&lane, held.until + ms(6));
+        assert_eq!(again.why, Why::Turn);
+        drop(go(&lane, again.until));
+    }
+
+    #[test]
+    fn a_window_that_begins_earlier_than_thought_holds_nobody_to_its_end() {
+        let lane = lane();
+        let (first, second) = (go(&lane, at(0)), go(&lane, at(0)));
+        first.answered(at(5), 200, &[quota(0, ms(1_500), Some(10))]);
+        second.answered(at(1_000), 200, &[quota(9, ms(10_500), Some(10))]);
+        drop(go(&lane, at(1_001)));
+    }
+
+    #[test]
+    fn a_scarce_budget_goes_round() {
+        for limit in [Some(4), None] {
+            let lane = lane();
+            let (mut now, mut served) = (at(0), [0_u32; 5]);
+            let mut due: Vec<(Instant, usize)> = (0..5).map(|asker| (now, asker)).collect();
+            let mut slots = [Slot::default(); 5];
+            let (mut window, mut used) = (0, 0);
+            while now < at(60_000) {
+                due.sort_unstable();
+                let (when, asker) = due.remove(0);
+                now = now.max(when);
+                let Ask::Go(permit) = lane.ask(now, &mut slots[asker], PATIENCE).or_wait(|wait| {
+                    due.push((wait.until + wait.spread / 2, asker));
+                }) else {
+                    continue;
+                };
+                let at_ms = now.since(at(0)).as_millis() as u64;
+                if at_ms / 2_000 != window {
+                    (window, used) = (at_ms / 2_000, 0);
+                }
+                used += 1;
+                assert!(used <= 4);
+                served[asker] += 1;
+                let reset = ms((window + 1) * 2_000 - at_ms);
+                permit.answered(now, 200, &[quota(4 - used, reset, limit)]);
+                // Whoever was served would like to be again at once.
+                due.push((now + ms(1), asker));
+            }
+            let (least, most) = (served.iter().min(), served.iter().max());
+            assert!(least >= Some(&10) && most <= Some(&40), "{limit:?}: {served:?}");
+        }
+    }
+
+    #[test]
+    fn whoever_does_not_come_back_is_not_waited_for() {
+        let lane = lane();
+        go(&lane, at(0)).answered(at(0), 200, &[quota(0, ms(1_000), None)]);
+        for _ in 0..10 {
+            assert!(matches!(lane.ask(at(0), &mut Slot::default(), PATIENCE), Ask::Wait(_)));
+        }
+        let mut slot = Slot::default();
+        let mut now = at(500);
+        let mut waited = 0;
+        while let Ask::Wait(wait) = lane.ask(now, &mut slot, PATIENCE) {
+            now = wait.until + wait.spread;
+            waited += 1;
+        }
+        assert!(now <= at(4_000) && waited < 100, "{now:?}, asked {waited} times");
+    }
+
+    #[test]
+    fn a_rate_is_kept_and_shared_in_turn() {
+        let lane = rated(10, ms(1_000), 1);
+        let mut slots = [Slot::default(); 5];
+        let mut due: VecDeque<(Instant, usize)> = (0..5).map(|asker| (at(0), asker)).collect();
+        let mut sent: Vec<(Instant, usize)> = Vec::new();
+        while let Some((now, asker)) = due.pop_front() {
+            match lane.ask(now, &mut slots[asker], PATIENCE) {
+                Ask::Go(_) => {
+                    sent.push((now, asker));
+                    if sent.len() == 50 {
+                        break;
+                    }
+                    due.push_back((now + ms(1), asker));
+                }
+                Ask::Wait(wait) => due.push_back((wait.until, asker)),
+            }
+            due.make_contiguous().sort();
+        }
+        assert!(sent.windows(2).all(|pair| pair[1].0.since(pair[0].0) == ms(100)), "{sent:?}");
+        let of = |asker| sent.iter().filter(|(_, who)| *who == asker).count();
+        assert_eq!([of(0), of(1), of(2), of(3), of(4)], [10; 5]);
+    }
+
+    #[test]
+    fn a_burst_may_come_at_once_and_no_more() {
+        let lane = rated(10, ms(1_000), 3);
+        for _ in 0..3 {
+            go(&lane, at(0));
+        }
+        assert_eq!(wait(&lane, at(0)).until, at(100));
+    }
+
+    #[test]
+    fn late_askers_do_not_come_together() {
+        let lane = rated(10, ms(1_000), 1);
+        go(&lane, at(0));
+        let mut slots = [Slot::default(); 3];
+        for slot in &mut slots {
+            assert!(matches!(lane.ask(at(0), slot, PATIENCE), Ask::Wait(_)));
+        }
+        // All three are late, as on a core that was held up.
+        assert!(matches!(lane.ask(at(900), &mut slots[0], PATIENCE), Ask::Go(_)));
+        let Ask::Wait(wait) = lane.ask(at(900), &mut slots[1], PATIENCE) else { panic!("one at a time") };
+        assert_eq!(wait.until, at(1_000));
+    }
+
+    #[test]
+    fn an_origin_that_is_down_is_tried_by_one_at_a_time() {
+        let budgets = Arc::new(Budgets::default());
+        let lanes: Vec<_> = (0..100)
+            .map(|n| budgets.lane(&target("http://up.example/", &[("Authorization", &n.to_string())])))
+            .collect();
+        for lane in &lanes[..BREAKER_FAILURES as usize] {
+            go(lane, at(0)).failed(at(0), &refused());
+        }
+        for lane in &lanes {
+            let held = wait(lane, at(0));
+            assert_eq!((held.until, held.why), (at(1_000), Why::Down(UpstreamCode::Unreachable, None)));
+        }
+        let probe = go(&lanes[7], at(1_000));
+        assert!(lanes.iter().all(|lane| wait(lane, at(1_000)).until == at(2_000)));
+        probe.answered(at(1_100), 502, &[]);
+        assert_eq!(wait(&lanes[0], at(1_100)).why, Why::Down(UpstreamCode::Status, Some(502)));
+        assert_eq!(wait(&lanes[0], at(1_100)).until, at(3_100), "longer");
+        drop(go(&lanes[0], at(3_100)));
+        go(&lanes[1], at(3_100)).answered(at(3_200), 404, &[]);
+        let _all: Vec<_> = lanes.iter().map(|lane| go(lane, at(3_200))).collect();
+    }
+
+    #[test]
+    fn whoever_has_less_patience_tries_sooner() {
+        let lane = lane();
+        for _ in 0..BREAKER_FAILURES {
+            go(&lane, at(0)).failed(at(0), &refused());
+        }
+        let mut slot = Slot::default();
+        assert!(matches!(lane.ask(at(199), &mut slot, ms(200)), Ask::Wait(_)));
+        assert!(matches!(lane.ask(at(200), &mut slot, ms(200)), Ask::Go(_)));
+    }
+
+    #[test]
+    fn a_breaker_of_zero_never_opens() {
+        let budgets = Arc::new(Budgets::default());
+        budgets.configure(&[Upstream { origin: "https://up.example".into(), rate: None, breaker: 0 }]);
+        let lane = budgets.lane(&target("https://up.example/a", &[]));
+        for _ in 0..100 {
+            go(&lane, at(0)).failed(at(0), &refused());
+        }
+    }
+
+    #[test]
+    fn a_permanent_redirect_is_told_once() {
+        let lane = lane();
+        assert!(lane.is_news(7) && !lane.is_news(7) && lane.is_news(8));
+        assert_eq!((100..1_000).filter(|&hash| lane.is_news(hash)).count(), MOVED_MAX - 2);
+    }
+
+    #[test]
+    fn lanes_have_a_bound_and_those_that_hold_stay_longest() {
+        let budgets = Arc::new(Budgets::default());
+        let of = |n: usize| target("http://up.example/", &[("Authorization", &n.to_string())]);
+        go(&budgets.lane(&of(0)), at(0)).answered(at(0), 200, &[quota(0, ms(1_000), None)]);
+        for n in 1..=LANES_MAX {
+            budgets.lane(&of(n));
+        }
+        assert_eq!(lock(&budgets.table).lanes.len(), 2);
+        assert_eq!(wait(&budgets.lane(&of(0)), at(1)).why, Why::Spent);
+    }
+
+    proptest! {
+        /// An upstream with a fixed window that counts every request, and clients that overlap: it never gets more than it
+        /// has said it takes, once it has said so.
+        #[test]
+        fn never_one_request_more_than_allowed(
+            limit in 1..20_u64,
+            tell_limit in any::<bool>(),
+            steps in prop::collection::vec((0..400_u64, 0..6_usize, 0..10_u8), 1..300),
+        ) {
+            const WINDOW_MS: u64 = 2_000;
+            let lane = lane();
+            let (mut now_ms, mut window, mut used) = (0, 0, 0);
+            // What was sent and the answer that waits to be heard.
+            let mut under_way: Vec<(Permit, Quota)> = Vec::new();
+            let mut heard = false;
+            for (pass_ms, which, deed) in steps {
+                now_ms += pass_ms;
+                if deed < 6 && (heard || under_way.is_empty()) {
+                    if let Ask::Go(permit) = lane.ask(at(now_ms), &mut Slot::default(), PATIENCE) {
+                        if now_ms / WINDOW_MS != window {
+                            (window, used) = (now_ms / WINDOW_MS, 0);
+                        }
+                        used += 1;
+                        prop_assert!(used <= limit, "request {} of {}", used, limit);
+                        let left_ms = (window + 1) * WINDOW_MS - now_ms;
+                        let said = Quota {
+                            remaining: limit - used,
+                            reset: ms(left_ms),
+                            limit: tell_limit.then_some(limit),
+                            window: None,
+                        };
+                        under_way.push((permit, said));
+                    }
+                } else if !under_way.is_empty() {
+                    let (permit, mut said) = under_way.swap_remove(which % under_way.len());
+                    // An answer is late: its reset counts from when it was heard, which errs on the safe side.
+                    said.reset += ms(u64::from(deed));
+                    heard = true;
+                    permit.answered(at(now_ms), 200, &[said]);
+                }
+            }
+        }
+    }
+}
