@@ -23,8 +23,7 @@ fn proc(server: &Server, name: &str) -> String {
     std::fs::read_to_string(format!("/proc/{}/{name}", server.pid())).expect("the process is there")
 }
 
-/// Its sockets. Rings, event sets and bells are no peer's, and on a busy machine a core may open its own after the ready line,
-/// when what there was before has been counted.
+/// Its sockets: rings, event sets and bells are no peer's.
 fn descriptors(server: &Server) -> usize {
     descriptor_names(server).iter().filter(|name| name.starts_with("socket:")).count()
 }

@@ -120,6 +120,8 @@ pub struct CoreParts {
     pub metrics: Arc<CoreMetrics>,
     /// Whether monoio runs on io_uring here.
     pub uring: bool,
+    /// Told when it serves; dropped where it never does.
+    pub up: std::sync::mpsc::Sender<()>,
 }
 
 /// Polls and actions that have ended, for the loop to take in.
@@ -180,7 +182,7 @@ struct Core {
 /// # Errors
 /// The system's, at start.
 pub async fn run(parts: CoreParts, resolver: &Resolver) -> std::io::Result<()> {
-    let CoreParts { core, process, shard, listener, tls, metrics, uring } = parts;
+    let CoreParts { core, process, shard, listener, tls, metrics, uring, up } = parts;
     let mailbox = Arc::clone(&process.mailboxes[usize::from(core.0)]);
     let tls = tls.map(|tls| (tls.config(), Arc::clone(&metrics)));
     let sockets = Sockets::new(listener, mailbox.bell(), tls, SCRATCH_BYTES)?;
@@ -213,6 +215,9 @@ pub async fn run(parts: CoreParts, resolver: &Resolver) -> std::io::Result<()> {
     this.outputs();
     let mut readable: Pin<Box<dyn Future<Output = _>>> = Box::pin(epoll.readable(false));
     let mut rung = false;
+    // It has all that it opens, and serves from now on.
+    let _ = up.send(());
+    drop(up);
     loop {
         mailbox.awake(rung);
         let begun = clock::now();

@@ -297,9 +297,7 @@ fn run(
             let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 let mut shard = Shard::new(core, cores, options, ledger, Arc::clone(&metrics), seed, clock::now());
                 shard.handle(clock::now(), Input::ApiKeys(keys));
-                let parts = CoreParts { core, process, shard, listener, tls, metrics, uring };
-                let _ = up.send(());
-                drop(up);
+                let parts = CoreParts { core, process, shard, listener, tls, metrics, uring, up };
                 drive(parts, &resolver)
             }));
             let outcome = match outcome {
