@@ -36,7 +36,7 @@ fuzz-smoke: setup
 # Everything: unit, property, integration, browser and simulator tests. Most of them mostly wait: RUST_TEST_THREADS=4 makes
 # it quicker on few processors.
 test: setup
-	RESTCAST_BUILT="$(abspath $(or $(CARGO_TARGET_DIR),target))/debug/restcast" cargo test --workspace
+	RESTCAST_BUILT="$(abspath $(or $(CARGO_TARGET_DIR),target))/debug/restcast" cargo test --workspace --no-fail-fast
 
 # The Autobahn test suite against `/echo`. `AUTOBAHN=--quick` leaves out the slow cases, as .ci/run does.
 autobahn: setup
