@@ -642,7 +642,9 @@ pub enum Problem {
     #[error("`action.rate` must be a count for each second, minute or hour, such as \"5/s\", \"100/m\" or \"1000/h\"")]
     ActionRate,
     /// A stream to be polled that there is not.
-    #[error("`action.refresh` names {id}, which is no [[stream]]")]
+    #[error(
+        "`action.refresh` names {id}, which is no [[stream]], nor one that the admin API could make: that takes an id, and `admin.key`"
+    )]
     ActionRefresh {
         /// The name, shortened.
         id: String,
@@ -730,6 +732,14 @@ pub enum Oddity {
         "`admin.listen` is reachable from other machines: /metrics is open to them, and the key travels in the clear"
     )]
     AdminExposed,
+    /// A stream to be polled that the file does not have.
+    #[error(
+        "`action.refresh` names {id}, which is no [[stream]] of the file: it is polled while the admin API has made one"
+    )]
+    ActionRefreshUnknown {
+        /// The name, shortened.
+        id: String,
+    },
     /// A secret of session cookies that could be guessed.
     #[error("`auth.session.secrets` has one of {bytes} bytes: use at least 16 random ones")]
     ShortSessionSecret {
