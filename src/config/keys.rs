@@ -163,6 +163,7 @@ pub const KEYS: &[KeyDoc] = &[
     key("admin.listen", Address, Is("\"127.0.0.1:9080\""), "The admin listener"),
     key("admin.key", Secret, Unset, "Bearer key of `/admin/v1/`, which answers 403 without one; `/metrics` and `/readyz` never need it"),
     key("admin.names", TextList, Is("[]"), "Further `Host` names the admin listener accepts"),
+    key("admin.stream_urls", TextList, Is("[]"), "What streams that the admin API makes may be polled from, and their token endpoints: patterns as of `direct.allow`; an address that is listed may be any. Without any: whatever is public, loopback or of a private network, but no metadata service and no link-local address. At most 256"),
     key("log.level", Choice(&["error", "warn", "info", "debug", "trace"]), Is("\"info\""), "Least important level that is written; lines of the level `audit`, on what the admin API was ordered, always are"),
     key("log.format", Choice(&["text", "json"]), Is("\"text\""), "Lines for people, or JSON objects"),
     key("limits.connections", COUNT, Is("0"), "Connections in all; 0: what the descriptors allow, with a margin"),

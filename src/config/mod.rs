@@ -33,7 +33,7 @@ use std::sync::Arc;
 pub use form::FormError;
 pub use jwt::{JwtKey, KeyMaterial, KeySetPlace, KeySetSource};
 pub use keys::{ARRAYS, Form, KEYS, KeyDoc, Preset, keys_table, nearest_name};
-pub use managed::{Managed, ManagedError, Members, masked, members_of, unmasked};
+pub use managed::{Managed, ManagedError, Members, judge, masked, members_of, unmasked};
 pub use redis::{RedisOptions, RedisServer, RedisUrlError};
 pub use upstream_auth::UpstreamAuthError;
 
@@ -43,7 +43,7 @@ use crate::auth::keys::KeyError;
 use crate::auth::public_key::PublicKeyError;
 use crate::codec::jsonpath::PathError;
 use crate::codec::proof::SignerError;
-use crate::guard::{DirectOptions, PatternError};
+use crate::guard::{DirectOptions, PatternError, Policy};
 use crate::secret::Secret;
 use crate::stream::filter::FilterError;
 use crate::stream::schema::SchemaError;
@@ -473,9 +473,11 @@ pub enum Problem {
         "`redis.channel_logout`, `channel_permissions` and `channel_revoked` must be three names: each means its own"
     )]
     RedisChannels,
-    /// An entry of `direct.allow` that is no pattern.
-    #[error("`direct.allow`: {found} {error}")]
-    DirectAllow {
+    /// An entry of `direct.allow` or `admin.stream_urls` that is no pattern.
+    #[error("`{key}`: {found} {error}")]
+    UrlPattern {
+        /// Its path.
+        key: &'static str,
         /// The entry, shortened.
         found: String,
         /// What is wrong.
@@ -959,6 +961,8 @@ pub struct AdminOptions {
     pub key: Option<Secret>,
     /// Further `Host` names accepted.
     pub names: Vec<String>,
+    /// What streams that the admin API makes may be polled from.
+    pub stream_urls: Arc<Policy>,
 }
 
 /// The `[log]` table.

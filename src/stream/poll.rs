@@ -27,7 +27,8 @@ pub struct Target {
     pub url: Url,
     /// The body, placeholders filled.
     pub body: Option<Arc<[u8]>>,
-    /// Who says whether it may be connected to, where a caller has named it; `None`: the operator has.
+    /// Who says whether it may be connected to, where a caller or an administrator has named it; `None`: it stands in the
+    /// operator's file.
     pub guard: Option<Arc<Policy>>,
 }
 

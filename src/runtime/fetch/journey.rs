@@ -148,7 +148,9 @@ impl<'a> Journey<'a> {
         }
         let (fetcher, limit) = (self.fetcher, self.deadline.saturating_duration_since(Instant::now()));
         fetcher
-            .present(&target.options.credential, limit, async |presented| self.send(place, &asked, presented).await)
+            .present((&target.options.credential, target.guard.as_ref()), limit, async |presented| {
+                self.send(place, &asked, presented).await
+            })
             .await
     }
 

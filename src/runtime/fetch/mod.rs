@@ -36,7 +36,7 @@ use self::pool::{Connection, Leave, Origin, Place, Pool, PoolFull};
 pub use self::stream::Followers;
 use self::tls::{TlsError, TrustSets};
 use crate::codec::rate_limit::Quota;
-use crate::guard::{Aim, Blocked};
+use crate::guard::{Aim, Blocked, Policy};
 use crate::limits;
 use crate::metrics::CoreMetrics;
 use crate::runtime::oauth::Tokens;
@@ -184,6 +184,8 @@ impl<'a> Asked<'a> {
 struct TokenAsked<'a> {
     /// The endpoint.
     options: &'a oauth::Options,
+    /// Who says whether it may be connected to, where it does not stand in the operator's file.
+    guard: Option<&'a Policy>,
     /// What it is sent.
     request: &'a TokenRequest,
 }
@@ -222,14 +224,16 @@ impl Fetcher {
     /// Asks a token endpoint, once: what it is asked may be good for one time only, so that it goes over a connection of its
     /// own. The answer has its body, whatever its status.
     async fn ask_token(&self, asked: TokenAsked<'_>, wall: impl Fn() -> WallTime) -> FetchResult {
-        let TokenAsked { options, request } = asked;
+        let TokenAsked { options, guard, request } = asked;
+        let aim = guard.map(|policy| policy.judge(options.token_url.as_str())).transpose();
+        let aim = aim.map_err(|reason| blocked_by_guard(&reason))?;
         let mut headers = vec![("Content-Type".to_owned(), Secret::new(*b"application/x-www-form-urlencoded"))];
         headers.extend(request.authorization.iter().map(|value| ("Authorization".to_owned(), value.clone())));
         let identity = options.identity.as_ref().map(ClientIdentity::pem);
         let asked = Asked {
             method: "POST",
-            url: &options.token_url,
-            aim: None,
+            url: aim.as_ref().map_or(&options.token_url, Aim::url),
+            aim: aim.as_ref(),
             headers: &headers,
             presented: Some(&Presented { identity, ..Presented::default() }),
             body: Some(request.body.expose_secret()),
@@ -258,7 +262,8 @@ impl Fetcher {
         let target = &request.target;
         let aim = target.guard.as_ref().map(|policy| policy.judge(target.url.as_str()));
         let aim = aim.transpose().map_err(|reason| blocked_by_guard(&reason))?;
-        self.let_in(Asked::of_poll(&request, aim.as_ref()), &target.options.credential, &wall, true).await
+        let asked = Asked::of_poll(&request, aim.as_ref());
+        self.let_in(asked, (&target.options.credential, target.guard.as_ref()), &wall, true).await
     }
 
     /// Carries out a poll as [`fetch`](Fetcher::fetch) does, with `permit` for its first request: redirects are followed as
@@ -280,7 +285,7 @@ impl Fetcher {
     pub async fn act(&self, call: Call, wall: impl Fn() -> WallTime) -> FetchResult {
         let wants_body = |status| call.options.wants_body(status);
         let asked = Asked::of_action(&call, &wants_body);
-        self.let_in(asked, &call.options.credential, &wall, call.is_idempotent()).await
+        self.let_in(asked, (&call.options.credential, None), &wall, call.is_idempotent()).await
     }
 
     /// How many connections there are.

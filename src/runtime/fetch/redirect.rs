@@ -83,6 +83,7 @@ impl Place {
         let named = url.set_username(user).and_then(|()| url.set_password(password));
         named.map_err(|()| refused("the answer leads to what is no URL"))?;
         let policy = match &target.guard {
+            Some(policy) if policy.own && url.host() != target.url.host() => Some(Arc::new(policy.elsewhere())),
             Some(policy) => Some(Arc::clone(policy)),
             None if url.host() == target.url.host() => None,
             None => Some(Arc::new(Policy::public())),
@@ -181,6 +182,29 @@ mod tests {
         let direct = target("GET", "https://api.example.com/a", Some(Policy::public()));
         assert_eq!(check(&direct, 302, "/n"), "GET https://api.example.com/n own judged");
         assert!(check(&direct, 302, "https://api.example.com:22/n").starts_with("UPSTREAM_BLOCKED"));
+    }
+
+    #[test]
+    fn an_upstream_of_an_administrators_stream_leads_nobody_into_the_operators_network() {
+        let redirected = |allow: &[&str], location: &str| {
+            let allow = allow.iter().map(|text| crate::guard::Pattern::parse(text).expect("a pattern")).collect();
+            let policy = Policy::of_administrators(allow);
+            check(&target("GET", "http://10.0.0.5:8000/a", Some(policy)), 302, location)
+        };
+        assert_eq!(redirected(&[], "/n"), "GET http://10.0.0.5:8000/n own judged");
+        assert_eq!(redirected(&[], "http://10.0.0.5:9000/n"), "GET http://10.0.0.5:9000/n judged");
+        assert_eq!(redirected(&[], "https://www.example.org/n"), "GET https://www.example.org/n judged");
+        for inward in ["http://10.0.0.6/", "http://127.0.0.1/", "http://db.internal/", "http://169.254.169.254/"] {
+            let leads = redirected(&[], inward);
+            assert!(leads.starts_with("UPSTREAM_BLOCKED"), "{inward}: {leads}");
+        }
+        let listed = ["http://10.0.0.5:8000/*", "http://10.0.0.6/*", "http://db.internal/*"];
+        assert_eq!(redirected(&listed, "http://10.0.0.6/n"), "GET http://10.0.0.6/n judged");
+        assert_eq!(redirected(&listed, "http://db.internal/n"), "GET http://db.internal/n judged");
+        for other in ["http://10.0.0.7/", "http://10.0.0.5:9000/", "https://www.example.org/n"] {
+            let leads = redirected(&listed, other);
+            assert!(leads.ends_with("(not_listed)"), "{other}: {leads}");
+        }
     }
 
     #[test]

@@ -211,7 +211,7 @@ impl Reading<'_> {
         let mut asked = Asked::of_poll(request, place.aim.as_ref());
         (asked.url, asked.headers, asked.validators) = (&place.url, &headers, None);
         let outcome = fetcher
-            .present(&options.credential, options.timeout, async |presented| {
+            .present((&options.credential, target.guard.as_ref()), options.timeout, async |presented| {
                 self.permit = Some(leave(request, self.lane, self.now).await?);
                 self.exchange(fetcher, &Asked { presented: Some(&presented), ..asked }).await
             })
