@@ -160,6 +160,13 @@ pub enum Input<'a> {
         /// Who asks.
         ask: PeerAsk,
     },
+    /// Another process was sent a hook of that stream.
+    PeerHook {
+        /// Whose hook it is.
+        id: StreamId,
+        /// Which, sealed.
+        sealed: Vec<u8>,
+    },
     /// Marks were set: the connections of those whom they concern are to be looked at.
     Control(Arc<[Concerned]>),
     /// The store of sessions and tickets answers, or does not any more. «Answers» is said again where something may have been
@@ -511,6 +518,7 @@ impl Shard {
             Input::Acted { ask, result } => self.acted(ask, result),
             Input::Found { ask, found } => self.found(ask, found),
             Input::PeerRenewal { connection, sealed, ask } => self.peer_asks_to_renew(connection, &sealed, ask),
+            Input::PeerHook { id, sealed } => self.peer_was_hooked(&id, &sealed),
             Input::Control(concerned) => self.control(&concerned),
             Input::StoreState { up } => self.store_state(up),
             Input::Timeout => self.timeout(),
