@@ -82,6 +82,15 @@ pub struct Validators {
     pub etag: Option<Box<[u8]>>,
     /// `Last-Modified`, sent back as `If-Modified-Since`.
     pub last_modified: Option<Box<[u8]>>,
+    /// Which request they are of: 0 is the first of a poll, any other the hash of one that a redirect has led to.
+    pub place: u64,
+}
+
+impl Validators {
+    /// Whether there are any.
+    pub fn is_some(&self) -> bool {
+        self.etag.is_some() || self.last_modified.is_some()
+    }
 }
 
 /// One poll, to be carried out by the shell.
@@ -493,7 +502,7 @@ impl Poller {
         self.last_start = Some(now);
         let validators = self.validators.clone();
         // One that is followed is confirmed by being reached.
-        let conditional = validators != Validators::default() || (self.gap.is_some() && self.value_held);
+        let conditional = validators.is_some() || (self.gap.is_some() && self.value_held);
         self.turn = Turn::Fetching { started: now, conditional, again: false };
         Some((self.last_no, validators))
     }
@@ -678,6 +687,7 @@ fn bounded(validators: Validators) -> Validators {
     Validators {
         etag: validators.etag.filter(|etag| fits(etag)),
         last_modified: validators.last_modified.filter(|date| fits(date)),
+        place: validators.place,
     }
 }
 
@@ -813,7 +823,7 @@ mod tests {
     }
 
     fn tagged(etag: &[u8]) -> FetchResponse {
-        let validators = Validators { etag: Some(etag.into()), last_modified: None };
+        let validators = Validators { etag: Some(etag.into()), ..Validators::default() };
         FetchResponse { validators, ..answer(200) }
     }
 

@@ -25,6 +25,7 @@ use crate::time::Now;
 
 /// Bytes of a page that are looked through before the core's other tasks get their turn.
 const SCANNED_PER_TURN: usize = 256 << 10;
+
 /// The shortest wait that goes through the driver.
 const TURN: Duration = Duration::from_millis(1);
 
@@ -55,8 +56,7 @@ impl<'a> Journey<'a> {
         let target = &self.request.target;
         let options = &target.options;
         let mut place = Place::start(target)?;
-        let bytes_max = options.response_bytes_max;
-        let mut answer = self.ask(&place, Some(&self.request.validators), bytes_max).await?;
+        let mut answer = self.ask_if_changed(&place, 0).await?;
         let mut seen = HashSet::from([hash_of(place.url.as_str())]);
         while options.redirects_max > 0
             && let Some(location) = &answer.location
@@ -72,14 +72,26 @@ impl<'a> Journey<'a> {
                 self.tell_moved(&place, &next);
             }
             place = next;
-            answer = self.ask(&place, None, bytes_max).await?;
-            // They are of another place than the next poll begins at.
-            answer.response.validators = Validators::default();
+            answer = self.ask_if_changed(&place, place.mark()).await?;
         }
         if options.pages_max > 1 && is_success(answer.response.status) {
             return self.gather(place, answer).await;
         }
         Ok(answer.response)
+    }
+
+    /// A request that is conditional where the value that is held came from that very place.
+    async fn ask_if_changed(&mut self, place: &Place, mark: u64) -> Result<Answer, FetchError> {
+        let held = &self.request.validators;
+        let own = Some(held).filter(|held| held.place == mark);
+        let mut answer = self.ask(place, own, self.request.target.options.response_bytes_max).await?;
+        if answer.response.status == 304 && own.is_none() && held.is_some() {
+            // It is conditional as a whole, but nothing was asked of this place that could be answered so.
+            let detail = "answered 304 to a request without a condition".to_owned();
+            return Err(FetchError { code: UpstreamCode::Protocol, detail });
+        }
+        answer.response.validators.place = mark;
+        Ok(answer)
     }
 
     /// The pages from this first one on, as one array.

@@ -8,6 +8,7 @@
 //! once a request has left that origin, a way back does not bring them again. The host that the operator has named may be
 //! asked at another port or over TLS; any other host is a stranger's word, and judged as if a caller had named it.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 
 use url::Url;
@@ -38,6 +39,13 @@ impl Place {
         let aim = aim.transpose().map_err(|reason| blocked_by_guard(&reason))?;
         let url = aim.as_ref().map_or(&target.url, Aim::url).clone();
         Ok(Place { url, aim, method: target.options.method.clone(), with_body: target.body.is_some(), own: true })
+    }
+
+    /// Tells what is asked there from what is asked elsewhere, or otherwise: never 0.
+    pub(super) fn mark(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        (self.url.as_str(), &self.method, self.with_body, self.own).hash(&mut hasher);
+        hasher.finish() | 1
     }
 
     /// Where a redirect with this status leads; `None`: it is none that is followed.

@@ -127,7 +127,7 @@ fn key_of(stream: u32, poll: PollNo) -> Key {
 
 fn answer(status: u16, newest: Newest, received: WallTime) -> FetchResponse {
     let etag = newest.id.map(|id| id.into_bytes().into_boxed_slice());
-    let validators = Validators { etag, last_modified: None };
+    let validators = Validators { etag, ..Validators::default() };
     FetchResponse { status, validators, retry_after: None, fresh_for: None, body: newest.data, received }
 }
 
