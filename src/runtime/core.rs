@@ -190,6 +190,7 @@ pub async fn run(parts: CoreParts, resolver: &Resolver) -> std::io::Result<()> {
     let always = as_stream(eventfd(1, EventfdFlags::CLOEXEC)?)?;
     let fetcher = Fetcher::new(FetcherOptions::default(), resolver.handle()?);
     let fetcher = fetcher.with_tokens(Arc::clone(&process.tokens), Arc::clone(&metrics));
+    let fetcher = fetcher.with_budgets(Arc::clone(shard.budgets()));
     let mut this = Core {
         core,
         process,

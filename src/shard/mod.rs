@@ -59,7 +59,7 @@ use crate::ids::{ConnectionKey, CoreId, EphemeralId, StreamId};
 use crate::limits::Limits;
 use crate::metrics::CoreMetrics;
 use crate::stream::action::{ActResult, Call};
-use crate::stream::budget::{Lane, Permit};
+use crate::stream::budget::{Budgets, Lane, Permit};
 use crate::stream::poll::{FetchRequest, FetchResult, PollNo, Status, UpstreamCode};
 use crate::time::{Instant, Now};
 use crate::{auth, connection, stream};
@@ -553,6 +553,11 @@ impl Shard {
             .into_iter()
             .flatten()
             .min()
+    }
+
+    /// How often upstreams may be asked, by all cores together.
+    pub fn budgets(&self) -> &Arc<Budgets> {
+        self.ledger.budgets()
     }
 
     /// How long a socket may take nothing.

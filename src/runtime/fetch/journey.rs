@@ -8,13 +8,12 @@
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
-use std::time::Duration;
 
 use monoio::time::{Instant, sleep};
 
 use super::pages::{NoArray, Pages, Scan};
 use super::redirect::{Place, refused};
-use super::{Answer, Asked, Fetcher, deadline_after};
+use super::{Answer, Asked, Fetcher, TURN, deadline_after};
 use crate::config::LogLevel;
 use crate::runtime::log;
 use crate::stream::action::is_success;
@@ -25,9 +24,6 @@ use crate::time::Now;
 
 /// Bytes of a page that are looked through before the core's other tasks get their turn.
 const SCANNED_PER_TURN: usize = 256 << 10;
-
-/// The shortest wait that goes through the driver.
-const TURN: Duration = Duration::from_millis(1);
 
 /// A poll on its way.
 pub(super) struct Journey<'a> {
@@ -177,7 +173,7 @@ impl<'a> Journey<'a> {
         let asked = Asked { presented: Some(&presented), ..*asked };
         let outcome = self.fetcher.until(self.deadline, &asked, &wall, true).await;
         match &outcome {
-            Ok(Answer { response, quotas, .. }) => permit.answered(now().at, response.status, quotas),
+            Ok(Answer { response, quotas, .. }) => permit.answered(now().at, response, quotas),
             Err(error) => permit.failed(now().at, error),
         }
         outcome

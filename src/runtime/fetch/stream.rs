@@ -254,7 +254,7 @@ impl exchange::Sink for Reading<'_> {
     fn head(&mut self, answer: &Answer, content_type: Option<&[u8]>) -> bool {
         let response = &answer.response;
         if let Some(permit) = self.permit.take() {
-            permit.answered((self.now)().at, response.status, &answer.quotas);
+            permit.answered((self.now)().at, response, &answer.quotas);
         }
         self.kind_is_right = self.following.kind.is_spoken(content_type);
         // RFC 9110 section 15.3.5: nothing follows a 204.
