@@ -451,17 +451,17 @@ fn market_data_comes_as_fast_as_the_provider_allows_and_no_faster() {
     assert_eq!(server.get("/v1/streams/ticker?symbol=btc", &who).status, 400);
 
     // Six symbols that change all the time would be asked for 24 times a second.
-    api.upstream.wait_for_requests(95, 120 * SECOND);
+    api.upstream.wait_for_requests(65, 120 * SECOND);
     let took = begun.elapsed();
-    assert!(took >= 10 * SECOND, "95 of 30 in 5 s take more than two windows, not {took:?}");
-    assert!(took >= 86 * SECOND / 10, "8 at once and 10 a second");
+    assert!(took >= 10 * SECOND, "65 of 30 in 5 s take more than two windows, not {took:?}");
+    assert!(took >= 57 * SECOND / 10, "8 at once and 10 a second");
     let counts = symbols.map(|symbol| requests_for(&api.upstream, &target(symbol)).len());
-    assert!(counts.iter().all(|count| *count >= 8), "by turns: {counts:?}");
+    assert!(counts.iter().all(|count| *count >= 3), "each gets its part: {counts:?}");
 
     // A market that stands still is asked ever less often, and the clock in its answers is no event.
     api.rules().moves = false;
     let last = |symbol: &str| waits(&api.upstream, &target(symbol)).last().copied().unwrap_or_default();
-    eventually("it is slow", || symbols.iter().all(|symbol| last(symbol) >= 2 * SECOND).then_some(()));
+    eventually("it is slow", || symbols.iter().all(|symbol| last(symbol) >= 12 * SECOND / 10).then_some(()));
     for (guest, symbol) in guests.iter_mut().zip(symbols) {
         let price = api.rules().price(symbol);
         let price = json!(format!("{}.{:02}", price / 100, price % 100));
