@@ -1,5 +1,5 @@
 //! A provider of market data that counts: 30 requests in 5 s for a key, told by `RateLimit` and `RateLimit-Policy`, and
-//! never more than 40 in any burst of 12 a second.
+//! 12 a second at the most, of which 12 may come at once.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -11,6 +11,9 @@ use super::{Rules, Window, param};
 use crate::support::{Reply, RequestSeen};
 
 pub const KEY: &str = "market-key-hunter2";
+
+const RATE: f64 = 12.0;
+const BURST: f64 = 12.0;
 
 pub struct Market {
     /// The price of each symbol, in cents.
@@ -33,7 +36,7 @@ impl Market {
             pauses: None,
             asked: 0,
             window: Window::new(30, Duration::from_secs(5)),
-            bucket: (20.0, Instant::now()),
+            bucket: (BURST, Instant::now()),
             breaches: Vec::new(),
         }
     }
@@ -56,7 +59,7 @@ impl Rules for Market {
         let within = self.window.take();
         self.wants(within, "over the budget", seen);
         let (level, at) = self.bucket;
-        let level = (level + at.elapsed().as_secs_f64() * 12.0).min(20.0) - 1.0;
+        let level = (level + at.elapsed().as_secs_f64() * RATE).min(BURST) - 1.0;
         self.bucket = (level, Instant::now());
         self.wants(level >= 0.0, "more than the rate", seen);
         let body: Value = match url.path() {
