@@ -246,7 +246,9 @@ impl Watcher {
 
     fn next_sse(&mut self) -> Frame {
         let mut frame = Frame { text: String::new(), event: None, id: None };
+        let until = Instant::now() + PATIENCE;
         loop {
+            assert!(Instant::now() < until, "nothing came but heartbeats");
             let line = self.line();
             match line.split_once(": ") {
                 _ if line.is_empty() && !frame.text.is_empty() => {
