@@ -9,6 +9,7 @@ mod client;
 mod deeds;
 mod dice;
 mod law;
+mod managed;
 mod scripts;
 mod store;
 mod upstream;

@@ -197,6 +197,133 @@ fn what_changes_together_on_several_streams_is_one_send_to_whoever_reads_them_al
     }
 }
 
+// What clients select, and what the administrator does to streams.
+
+/// Somebody on that stream, of which they select so.
+fn selects(world: &mut World, kind: Kind, core: usize, name: &str, choice: Option<usize>) -> usize {
+    let held = Held { choice, ..held("patch") };
+    world.open(kind, core, 0, HOUR_US, name, held, 0).expect("there is room")
+}
+
+fn place(world: &World, client: usize, name: &str) -> (String, u64) {
+    let held = &world.clients[client].held[name];
+    (held.epoch.clone(), held.seq)
+}
+
+#[test]
+fn whoever_selects_the_same_shares_a_sequence_and_what_is_not_selected_moves_nobody() {
+    let mut world = world(Setup { cores: 2, clients: 40, ..Setup::plain() });
+    let kinds = [Kind::Single, Kind::Events];
+    // Some of each choice, on both cores; the same dice spell one path in both ways.
+    let mut chosen = Vec::new();
+    for n in 0..24 {
+        let choice = n / 4;
+        chosen.push((choice, selects(&mut world, kinds[n % 2], n / 2 % 2, "slow", Some(choice))));
+    }
+    let whole = selects(&mut world, Kind::Single, 0, "slow", None);
+    world.idle(3 * SECOND_US);
+    let before: Vec<(String, u64)> = chosen.iter().map(|(_, client)| place(&world, *client, "slow")).collect();
+    let mut epochs: Vec<&str> = before.iter().map(|(epoch, _)| &**epoch).collect();
+    for (same, four) in chosen.chunks(4).zip(before.chunks(4)) {
+        assert!(four.iter().all(|one| *one == four[0]), "choice {} is one sequence: {four:?}", same[0].0);
+    }
+    epochs.sort_unstable();
+    epochs.dedup();
+    assert_eq!(epochs.len(), 6, "each choice is a sequence of its own");
+    let whole_before = place(&world, whole, "slow");
+    for _ in 0..3 {
+        world.book.upstream.renew_hidden("http://up/slow");
+        world.idle(2 * SECOND_US);
+    }
+    assert_eq!(place(&world, whole, "slow"), (whole_before.0, whole_before.1 + 3));
+    for ((choice, client), before) in chosen.iter().zip(&before) {
+        // The version alone is another.
+        let moved = if *choice == 2 { 3 } else { 0 };
+        assert_eq!(place(&world, *client, "slow"), (before.0.clone(), before.1 + moved), "choice {choice}");
+    }
+    world.rest();
+    world.leave();
+}
+
+#[test]
+fn a_changed_stream_goes_on_in_another_epoch_and_a_deleted_one_ends_for_whoever_watches() {
+    let mut world = world(Setup { cores: 2, clients: 40, ..Setup::plain() });
+    world.put_stream("made", true);
+    world.hear_all();
+    let mut watchers = Vec::new();
+    for core in 0..2 {
+        for choice in [None, Some(1)] {
+            watchers.push(selects(&mut world, Kind::Single, core, "made", choice));
+            watchers.push(selects(&mut world, Kind::Events, core, "made", choice));
+        }
+    }
+    let many = selects(&mut world, Kind::Many, 1, "", None);
+    world.idle(SECOND_US);
+    world.subscribe(many, "made", Held { choice: Some(1), ..held("full") }, 0);
+    world.subscribe(many, "slow", held("patch"), 0);
+    let asker = comes(&mut world, Kind::Json, 0, "u1", "t1", "");
+    world.idle(2 * SECOND_US);
+    for moves in [true, false] {
+        let before: Vec<String> = watchers.iter().map(|client| place(&world, *client, "made").0).collect();
+        world.put_stream("made", moves);
+        // The cores hear of it one after the other; an old epoch after the new one fails the client that gets it.
+        world.idle(3 * SECOND_US);
+        for (client, before) in watchers.iter().zip(before) {
+            let (epoch, seq) = place(&world, *client, "made");
+            assert!(epoch != before && seq == 1, "client {client} holds {epoch}-{seq}, {before} before");
+        }
+        assert_eq!(place(&world, many, "made"), place(&world, watchers[2], "made"));
+        assert_eq!(closed(&world, &watchers), [None; 8], "nobody was dropped");
+    }
+    world.ask_for_choice(asker, "made", Some(0), None, None);
+    world.idle(SECOND_US);
+    let known = world.clients[asker].etag.clone();
+    world.ask_for_choice(asker, "made", Some(0), known, Some(60));
+    world.idle(SECOND_US);
+    world.delete_stream("made");
+    world.idle(SECOND_US);
+    assert_eq!(closed(&world, &watchers), [Some(4004); 8]);
+    assert_eq!(world.clients[many].closed, None);
+    assert_eq!(world.clients[many].held.keys().collect::<Vec<_>>(), ["slow"]);
+    assert_eq!(world.book.tally["unsubscribed stream_ended"], 1);
+    assert_eq!(world.book.tally.get("answer 404 STREAM_ENDED"), Some(&1), "{:?}", world.book.tally);
+    let later = selects(&mut world, Kind::Single, 0, "made", None);
+    world.idle(SECOND_US);
+    assert_eq!(closed(&world, &[later]), [Some(404)]);
+    world.rest();
+    world.leave();
+}
+
+#[test]
+fn a_stopped_stream_is_not_polled_and_its_watchers_know_until_it_is_started() {
+    let mut world = world(Setup { cores: 2, clients: 40, ..Setup::plain() });
+    world.put_stream("made", true);
+    world.hear_all();
+    let kinds = [Kind::Single, Kind::Events];
+    let watchers: Vec<usize> = (0..4).map(|n| selects(&mut world, kinds[n % 2], n / 2, "made", None)).collect();
+    world.idle(2 * SECOND_US);
+    let before = place(&world, watchers[0], "made");
+    let states = |world: &World| -> Vec<String> {
+        watchers.iter().map(|client| world.clients[*client].held["made"].state.clone()).collect()
+    };
+    world.stop_stream("made");
+    world.idle(SECOND_US / 4);
+    assert_eq!(states(&world), ["stale"; 4]);
+    let polls = world.fetches;
+    change(&mut world);
+    world.idle(20 * SECOND_US);
+    assert_eq!(world.fetches, polls, "nobody polls it");
+    let joins = selects(&mut world, Kind::Single, 1, "made", None);
+    world.idle(SECOND_US);
+    assert_eq!((place(&world, joins, "made"), &*world.clients[joins].held["made"].state), (before.clone(), "stale"));
+    world.start_stream("made");
+    world.idle(2 * SECOND_US);
+    assert_eq!(states(&world), ["live"; 4]);
+    assert_eq!(place(&world, watchers[0], "made"), (before.0, before.1 + 1), "it goes on where it was");
+    world.rest();
+    world.leave();
+}
+
 // What is said from outside.
 
 fn logged_out(sub: &str) -> What {
