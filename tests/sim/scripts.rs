@@ -851,6 +851,87 @@ fn whoever_has_lost_the_right_acts_no_more() {
     assert_eq!(world.book.tally.get("action_result"), Some(&1), "the second was not carried out");
 }
 
+/// It is said and its mark stands, and no core hears of it for a while.
+fn unheard(world: &mut World, what: What) {
+    world.decree_that(what);
+    let due_us = world.book.mono_us + SECOND_US / 5;
+    world.news.iter_mut().flatten().for_each(|(due, _)| *due = due_us);
+}
+
+fn revoked(jti: &str) -> What {
+    What::Revoked { issuer: None, jti: jti.to_owned(), exp_s: None }
+}
+
+#[test]
+fn whoever_is_revoked_acts_no_more_before_their_core_has_heard() {
+    let mut world = world(Setup::plain());
+    let (actor, _) = actor_and_asker(&mut world);
+    unheard(&mut world, revoked("t1"));
+    world.ask_to_act(actor);
+    world.settle();
+    assert_eq!(world.clients[actor].closed, Some(4010), "what it asks is judged by what stands");
+    world.idle(2 * SECOND_US);
+    assert_eq!(world.book.tally.get("action_result"), Some(&1), "the second was not carried out");
+}
+
+#[test]
+fn whoever_has_lost_the_right_acts_no_more_before_their_core_has_heard() {
+    let mut world = world(Setup::plain());
+    let (actor, _) = actor_and_asker(&mut world);
+    let user = User { issuer: None, sub: "u1".to_owned() };
+    unheard(&mut world, What::Rights { user, roles: None, permissions: Some(Vec::new()) });
+    world.ask_to_act(actor);
+    world.idle(2 * SECOND_US);
+    assert_eq!(world.clients[actor].closed, None);
+    assert_eq!(world.book.tally.get("error INSUFFICIENT_PERMISSIONS"), Some(&1));
+    assert_eq!(world.book.tally.get("action_result"), Some(&1), "the second was not carried out");
+}
+
+#[test]
+fn whoever_is_revoked_while_they_act_is_not_told_of_it_before_their_core_has_heard() {
+    let mut world = world(Setup::plain());
+    let (actor, _) = actor_and_asker(&mut world);
+    world.ask_to_act(actor);
+    world.settle();
+    world.end_acts_at_once();
+    unheard(&mut world, revoked("t1"));
+    world.settle();
+    assert_eq!(world.clients[actor].closed, Some(4010));
+    assert_eq!(world.book.tally.get("action_result"), Some(&1), "the second was carried out, and nobody was told");
+}
+
+#[test]
+fn a_logout_ends_an_event_stream_that_is_renewed_before_its_core_has_heard() {
+    let mut world = world(Setup { cores: 2, clients: 40, ..Setup::plain() });
+    for core in [0, 1] {
+        let events = comes(&mut world, Kind::Events, core, "u1", "t1", "slow");
+        let over = comes(&mut world, Kind::Json, 0, "u2", "t2", "");
+        world.idle(2 * SECOND_US);
+        unheard(&mut world, logged_out("u1"));
+        // A token that the logout does not concern: it is of a later second.
+        let late = Token { iat_s: Some(world.book.wall_us / SECOND_US + 2), ..token(&world, "t3") };
+        world.renew_over(events, over, late);
+        world.idle(3 * SECOND_US);
+        assert_eq!(closed(&world, &[events]), [Some(4010)], "what was there when it was said has ended");
+    }
+}
+
+#[test]
+fn a_value_that_comes_before_its_core_has_heard_of_a_revocation_is_not_given() {
+    let mut world = world(Setup::plain());
+    let (_, asker) = actor_and_asker(&mut world);
+    world.fetch_us_max = SECOND_US;
+    world.ask_for_value(asker, "fast", None, None);
+    world.settle();
+    unheard(&mut world, revoked("t1"));
+    // The value comes first.
+    world.end_fetches_at_once();
+    world.settle();
+    assert_eq!(world.book.tally.get("answer 401 TOKEN_REVOKED"), Some(&1));
+    assert!(world.clients[asker].requests.is_empty());
+    world.rest();
+}
+
 #[test]
 fn nobody_acts_under_a_token_that_has_ended_before_its_turn() {
     let mut world = world(Setup::plain());

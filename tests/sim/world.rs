@@ -673,6 +673,18 @@ impl World {
         acted || more
     }
 
+    /// What upstreams are still asked is answered at once.
+    pub fn end_fetches_at_once(&mut self) {
+        let now_us = self.book.mono_us;
+        self.cores.iter_mut().flat_map(|core| &mut core.fetches).for_each(|fetch| fetch.due_us = now_us);
+    }
+
+    /// What is being carried out ends at once.
+    pub fn end_acts_at_once(&mut self) {
+        let now_us = self.book.mono_us;
+        self.cores.iter_mut().flat_map(|core| &mut core.acts).for_each(|(due_us, ..)| *due_us = now_us);
+    }
+
     fn turn_sockets(&mut self, index: usize) -> bool {
         let mut acted = false;
         let places: Vec<u32> = self.cores[index].sockets.keys().copied().collect();
