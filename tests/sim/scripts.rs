@@ -197,6 +197,39 @@ fn what_changes_together_on_several_streams_is_one_send_to_whoever_reads_them_al
     }
 }
 
+#[test]
+fn an_event_that_is_lost_between_cores_is_made_up_for_although_no_other_comes() {
+    let mut world = world(Setup { cores: 2, ..Setup::plain() });
+    let watchers = [0, 1].map(|core| {
+        let [whole, items] = [None, Some(3)].map(|choice| selects(&mut world, Kind::Single, core, "slow", choice));
+        let many = selects(&mut world, Kind::Events, core, "slow", None);
+        [whole, items, many]
+    });
+    world.idle(3 * SECOND_US);
+    for round in 0..5 {
+        world.loses_events = true;
+        let mut dice = Dice::seeded(round);
+        world.book.upstream.renew_all(&mut dice);
+        let polls = world.fetches;
+        while world.fetches < polls + 2 {
+            world.idle(SECOND_US / 100);
+        }
+        world.loses_events = false;
+        world.idle(2 * SECOND_US);
+        for client in watchers.as_flattened() {
+            let held = &world.clients[*client].held["slow"];
+            let value = held.value.as_deref().expect("a value");
+            let newest = match held.choice {
+                None => world.book.upstream.is_newest("http://up/slow", value),
+                Some(choice) => world.book.upstream.is_newest_choice("http://up/slow", choice, value),
+            };
+            assert!(newest, "client {client} holds the newest in round {round}");
+        }
+    }
+    world.rest();
+    world.leave();
+}
+
 // What clients select, and what the administrator does to streams.
 
 /// Somebody on that stream, of which they select so.

@@ -279,6 +279,8 @@ pub struct World {
     pub sends: usize,
     /// How long each poll takes at most.
     pub fetch_us_max: u64,
+    /// Whether no core hears of another's events.
+    pub loses_events: bool,
     draining_until_us: Option<u64>,
 }
 
@@ -365,6 +367,7 @@ impl World {
             questions: 0,
             sends: 0,
             fetch_us_max: 300_000,
+            loses_events: false,
             draining_until_us: None,
         }
     }
@@ -588,7 +591,7 @@ impl World {
                 Output::Mail { to, mail } => {
                     assert!(usize::from(to.0) != index, "mail to oneself stays inside");
                     let lossy = self.setup.loses_mail && self.book.upstream.mood == Mood::Wild;
-                    if lossy && mail.may_be_lost() && self.dice.percent(10) {
+                    if mail.may_be_lost() && (self.loses_events || (lossy && self.dice.percent(10))) {
                         continue;
                     }
                     // Drawn from no dice: the order in which a core writes to others is no order.
