@@ -4,9 +4,13 @@
 //!
 //! Source: protocol version 1, section 6; RFC 2104. Memory: what is returned. Errors: [`HookError`], the sender's fault;
 //! nothing of the request stands in it. Not here: which secrets a stream has, and what a good hook does (`shard::hooks`).
+//!
+//! To other processes a hook is told of by its mark and the time, sealed under the secret that it was signed with: who does
+//! not know that secret could not have sent the hook, and cannot say that there was one.
 
 use ring::hmac;
 
+use super::sealed::{self, Purpose, SALT_BYTES};
 use crate::limits::{HOOK_HEADER_BYTES_MAX, HOOK_SIGNATURES_MAX, HOOK_WINDOW};
 use crate::secret::Secret;
 use crate::time::WallTime;
@@ -22,6 +26,32 @@ impl From<[u8; 16]> for HookMark {
     fn from(bytes: [u8; 16]) -> HookMark {
         HookMark(bytes)
     }
+}
+
+/// A hook that is believed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Hook<'s> {
+    /// Which.
+    pub mark: HookMark,
+    secret: &'s Secret,
+}
+
+impl Hook<'_> {
+    /// What other processes are told of it.
+    pub fn seal(&self, at: WallTime, salt: [u8; SALT_BYTES]) -> Vec<u8> {
+        let HookMark(mark) = self.mark;
+        let text = [&at.as_micros().to_be_bytes()[..], &mark].concat();
+        sealed::seal(self.secret.expose_secret(), Purpose::Hook, salt, &text)
+    }
+}
+
+/// The hook that another process was sent just now, by what it says of it. `None`: whoever says so has none of `secrets`, or
+/// has kept what was said once.
+pub fn open(sealed: &[u8], secrets: &[Secret], now: WallTime) -> Option<HookMark> {
+    let text = secrets.iter().find_map(|secret| sealed::open(secret.expose_secret(), Purpose::Hook, sealed))?;
+    let (at, mark) = text.split_first_chunk()?;
+    let at = WallTime::from_micros(u64::from_be_bytes(*at));
+    sealed::is_of(at, now).then(|| mark.try_into().ok().map(HookMark)).flatten()
 }
 
 /// Why a hook is not believed.
@@ -90,7 +120,7 @@ fn tag_of(hex: &str) -> Option<[u8; TAG_BYTES]> {
 ///
 /// # Errors
 /// [`HookError`].
-pub fn verify(header: &str, body: &[u8], secrets: &[Secret], now: WallTime) -> Result<HookMark, HookError> {
+pub fn verify<'s>(header: &str, body: &[u8], secrets: &'s [Secret], now: WallTime) -> Result<Hook<'s>, HookError> {
     let signatures = Signatures::read(header).ok_or(HookError::Malformed)?;
     let now_s = now.as_micros() / 1_000_000;
     if now_s.abs_diff(signatures.at) > HOOK_WINDOW.as_secs() {
@@ -107,7 +137,7 @@ pub fn verify(header: &str, body: &[u8], secrets: &[Secret], now: WallTime) -> R
             if same(tag.as_ref(), presented) {
                 let mut mark = [0; 16];
                 mark.iter_mut().zip(tag.as_ref()).for_each(|(to, from)| *to = *from);
-                return Ok(HookMark(mark));
+                return Ok(Hook { mark: HookMark(mark), secret });
             }
         }
     }
@@ -160,9 +190,33 @@ mod tests {
         for known in [&["old"][..], &["new"], &["newest", "new"]] {
             assert!(verify(&both, b"", &secrets(known), NOW).is_ok(), "{known:?}");
         }
-        let mark = |header: &str| verify(header, b"", &secrets(&["new", "old"]), NOW).expect("it is signed");
+        let mark = |header: &str| verify(header, b"", &secrets(&["new", "old"]), NOW).expect("it is signed").mark;
         assert_eq!(mark(&both), mark(&format!("v1={new},t=1800000000")), "it is the same hook");
         assert_ne!(mark(&both), mark(&format!("t=1800000001,v1={}", sign("new", "1800000001", ""))));
+    }
+
+    #[test]
+    fn another_process_hears_of_a_hook_from_who_knows_the_secret_that_it_was_signed_with() {
+        let header = format!("t=1800000000,v1={}", sign("old", "1800000000", "x"));
+        let known = secrets(&["new", "old"]);
+        let hook = verify(&header, b"x", &known, NOW).expect("it is signed");
+        let sealed = hook.seal(NOW, [7; SALT_BYTES]);
+        // One that has not been given the new secret yet, or has dropped the new one again.
+        for theirs in [&["old"][..], &["new", "old"], &["other", "old", "new"]] {
+            assert_eq!(open(&sealed, &secrets(theirs), NOW), Some(hook.mark), "{theirs:?}");
+        }
+        for theirs in [&[][..], &["new"], &["other"]] {
+            assert_eq!(open(&sealed, &secrets(theirs), NOW), None, "{theirs:?}");
+        }
+        let age = crate::limits::PEER_ASK_AGE_MAX;
+        let late = age + std::time::Duration::from_micros(1);
+        assert_eq!(open(&sealed, &known, NOW + age), Some(hook.mark));
+        assert_eq!((open(&sealed, &known, NOW + late), open(&sealed, &known, NOW - late)), (None, None));
+        for cut in 0..sealed.len() {
+            assert_eq!(open(sealed.get(..cut).unwrap_or_default(), &known, NOW), None, "{cut} bytes");
+        }
+        let short = sealed::seal(b"old", Purpose::Hook, [8; SALT_BYTES], &NOW.as_micros().to_be_bytes());
+        assert_eq!(open(&short, &known, NOW), None);
     }
 
     #[test]
