@@ -248,7 +248,10 @@ fn each_redirect_is_judged_and_headers_stay_at_home() {
         (&[(301, "/v2/leads"), (302, "x")], "https://api.example.com/v2/leads own, https://api.example.com/v2/x own"),
         (&[(307, "https://other.example.com/")], "https://other.example.com/ bare"),
         (&[(308, "https://api.example.com:8443/")], "https://api.example.com:8443/ bare"),
-        (&[(302, "//x.yz/"), (302, "https://api.example.com/")], "https://x.yz/ bare, https://api.example.com/ bare"),
+        (
+            &[(302, "//x.yz/"), (302, "https://api.example.com/"), (302, "/2")],
+            "https://x.yz/ bare, https://api.example.com/ bare, https://api.example.com/2 bare",
+        ),
         (&[(302, "http://api.example.com/")], "downgrade"),
         (&[(302, "https://127.0.0.1/")], "special_address"),
         (&[(302, "//169.254.169.254/")], "special_address"),

@@ -151,6 +151,8 @@ fn same(a: &[u8], b: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const NOW: WallTime = WallTime::from_secs(1_800_000_000);
@@ -252,6 +254,42 @@ mod tests {
             &many,
         ] {
             assert_eq!(verify(header, b"", &secrets(&["secret"]), NOW), Err(HookError::Malformed), "{header}");
+        }
+    }
+
+    #[test]
+    fn each_digit_of_a_signature_counts() {
+        let tag = sign("secret", "1800000000", "x");
+        for place in 0..tag.len() {
+            let other = if tag.as_bytes()[place] == b'0' { "1" } else { "0" };
+            let changed = [&tag[..place], other, &tag[place + 1..]].concat();
+            let outcome = verify(&format!("t=1800000000,v1={changed}"), b"x", &secrets(&["secret"]), NOW);
+            assert_eq!(outcome, Err(HookError::Unsigned), "digit {place}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_signed_is_believed_and_what_is_changed_is_not(
+            body in prop::collection::vec(any::<u8>(), 1..40),
+            away_s in -300_i64..=300,
+            secret in "[a-z]{1,80}",
+            place in any::<prop::sample::Index>(),
+            bit in 0u8..8,
+        ) {
+            let at = 1_800_000_000_i64 + away_s;
+            let key = hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes());
+            let tag = hmac::sign(&key, &[at.to_string().as_bytes(), b".", &body].concat());
+            let tag: String = tag.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+            let known = secrets(&[&secret]);
+            let header = format!("t={at},v1={tag}");
+            prop_assert!(verify(&header, &body, &known, NOW).is_ok());
+            let later = format!("t={},v1={tag}", at + 1);
+            let outcome = verify(&later, &body, &known, NOW);
+            prop_assert!(outcome.is_err(), "another time is signed by nobody");
+            let mut changed = body.clone();
+            changed[place.index(body.len())] ^= 1 << bit;
+            prop_assert_eq!(verify(&header, &changed, &known, NOW), Err(HookError::Unsigned));
         }
     }
 }

@@ -415,12 +415,6 @@ mod tests {
     }
 
     #[test]
-    fn a_window_is_waited_for_no_longer_than_a_retry_after() {
-        let fields = [("ratelimit", "\"day\";r=0"), ("ratelimit-policy", "\"day\";q=100;w=86401")];
-        assert_eq!(read(&fields)[0].reset, RETRY_AFTER_MAX);
-    }
-
-    #[test]
     fn the_newest_way_counts_and_what_cannot_be_read_does_not() {
         let old = [("x-ratelimit-remaining", "1"), ("x-ratelimit-reset", "9")];
         assert_eq!(
@@ -433,6 +427,15 @@ mod tests {
         assert_eq!(read(&[("x-ratelimit-remaining", "-3"), ("x-ratelimit-reset", "9")])[0].remaining, 0);
         assert_eq!(read(&[("x-ratelimit-remaining", "4.9"), ("x-ratelimit-reset-after", "1.5")])[0].remaining, 4);
         assert_eq!(read(&[("x-ratelimit-remaining", "5")]), []);
+    }
+
+    #[test]
+    fn a_budget_that_says_its_window_alone_holds_nobody_longer_than_a_day() {
+        for window_s in [86_400, 86_401, u64::MAX] {
+            let policy = format!("\"monthly\";q=9;w={window_s}");
+            let found = read(&[("ratelimit", "\"monthly\";r=0"), ("ratelimit-policy", &policy)]);
+            assert_eq!(found, [named("monthly", quota(0, 86_400, Some(9), Some(window_s)))]);
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::time::Duration;
 use crate::ids::{CoreId, Epoch, StreamId};
 use crate::metrics::PollResult;
 use crate::stream::budget::{Ask, Lane, Slot, Wait, Why};
-use crate::stream::log::Event;
+use crate::stream::log::{Event, History};
 use crate::stream::poll::{Failure, FetchResult, PollNo, StreamState, UpstreamCode};
 use crate::stream::{CaughtUp, Compared, SequenceNo, Step, Stream};
 use crate::time::Instant;
@@ -340,7 +340,8 @@ impl Shard {
             let history = Box::new(history.clone());
             self.send(from, Mail::Attached { key, history, status, fresh });
         } else if fresh {
-            self.send(from, Mail::Polled { key, status, changed: false, fresh });
+            let head = owned.stream.history(no).and_then(History::point);
+            self.send(from, Mail::Polled { key, status, changed: false, fresh, head });
         }
     }
 
@@ -620,12 +621,13 @@ impl Shard {
         let Some(owned) = self.streams.at_mut(index) else { return };
         let status = owned.stream.status_of(no, now);
         let faulted = owned.stream.fault_of(no).is_some();
+        let head = owned.stream.history(no).and_then(History::point);
         let Some(audience) = owned.audiences.iter_mut().find(|audience| audience.no == no) else { return };
         let changed = std::mem::replace(&mut audience.told, status.state) != status.state;
         let news = std::mem::replace(&mut audience.faulted, faulted) != faulted;
         let (key, cores) = (Arc::clone(&audience.key), audience.cores());
         for core in cores {
-            self.send(core, Mail::Polled { key: Arc::clone(&key), status, changed, fresh });
+            self.send(core, Mail::Polled { key: Arc::clone(&key), status, changed, fresh, head });
         }
         // What callers select is no operator's business: they would fill the log.
         if news

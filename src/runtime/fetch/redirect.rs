@@ -222,6 +222,8 @@ mod tests {
         let away = start.redirected(&get, 302, "https://www.example.org/n").expect("allowed").expect("a redirect");
         let back = away.redirected(&get, 302, "https://api.example.com/a2").expect("allowed").expect("a redirect");
         assert!(!back.own);
+        let on = back.redirected(&get, 302, "/a3").expect("allowed").expect("a redirect");
+        assert_eq!((on.url.as_str(), on.own), ("https://api.example.com/a3", false), "nor does anything from there on");
     }
 
     #[test]
