@@ -134,9 +134,27 @@ def fanout(admin):
     return [sum(float(v) for k, v in lines.items() if k.startswith(f"restcast_fanout_seconds_{part}")) for part in ("count", "sum")]
 
 
-def fanout_since(admin, before, what):
-    count, seconds = (now - then for now, then in zip(fanout(admin), before))
-    print(json.dumps({"what": what, "fanout.count": count, "fanout.mean_ms": round(1000 * seconds / max(count, 1), 1)}), flush=True)
+def scheduled(pid):
+    """Seconds by now, and those that the process's threads have run and have waited for a processor, together (proc(5))."""
+    ran, waited = 0, 0
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        run_ns, wait_ns, _ = map(int, pathlib.Path(f"/proc/{pid}/task/{thread}/schedstat").read_text().split())
+        ran, waited = ran + run_ns, waited + wait_ns
+    return [time.monotonic(), ran / 1e9, waited / 1e9]
+
+
+def served_so_far(server, admin):
+    return [*fanout(admin), *scheduled(server.pid)]
+
+
+def served_since(server, admin, before, what):
+    """What the server did since: the mean time to send an event to all its readers, and its share of a processor: what it
+    had, and what it wanted and others had."""
+    now = served_so_far(server, admin)
+    count, seconds, passed, ran, waited = (now - then for now, then in zip(now, before))
+    figures = {"fanout.count": count, "fanout.mean_ms": round(1000 * seconds / max(count, 1), 1)}
+    figures |= {"server.ran": round(ran / passed, 2), "server.waited": round(waited / passed, 2)}
+    print(json.dumps({"what": what, **figures}), flush=True)
 
 
 def storm(folder):
@@ -153,13 +171,13 @@ def storm(folder):
     started.append(watching)
     # They are open, and have warmed up.
     time.sleep(count / 3000 + 3)
-    peace = fanout(ready["admin"])
+    peace = served_so_far(server, ready["admin"])
     time.sleep(4)
-    fanout_since(ready["admin"], peace, "storm: sends before it")
+    served_since(server, ready["admin"], peace, "storm: sends before it")
     for _ in range(3):
-        before = fanout(ready["admin"])
+        before = served_so_far(server, ready["admin"])
         storming = load(folder, url, [], "--connections", count, "--rate", 100_000, "--idle", "--duration", "1s")
-        fanout_since(ready["admin"], before, "storm: sends during it")
+        served_since(server, ready["admin"], before, "storm: sends during it")
         told("storm: those who come", storming, "connections.opened", "connections.failed", "connections.per_s")
     told("storm: those who are served", json.loads(watching.communicate(timeout=60)[0]), *names)
     for process in (server, upstream):

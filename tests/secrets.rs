@@ -789,6 +789,67 @@ fn admin(world: &mut World, server: &Server, said: &mut Said) {
     said.frames("who was ordered about", &mut ws);
 }
 
+/// Two processes that share a Redis: event streams of the one are renewed at the other, and both list all. What they say to
+/// each other goes through Redis, where others may hear it: that is searched as well.
+fn peers(world: &mut World, server: &Server, said: &mut Said) {
+    let other = world.setup.start();
+    eventually("it speaks to Redis", || {
+        (other.admin("GET", "/readyz", None).json()["redis"] == "up").then_some(())
+    });
+    let mut listener = world.redis.client();
+    listener.command(&["AUTH", REDIS]).expect("an answer");
+    listener.command(&["PSUBSCRIBE", "*"]).expect("an answer");
+
+    let token = world.token("watched-elsewhere");
+    let mut sse = server.sse("/v1/streams/leads", &[bearer(&token)]);
+    let welcome = sse.next_of("welcome");
+    let name = welcome.data["connection"].as_str().expect("a name").to_owned();
+    let path = format!("/v1/connections/{name}/auth");
+    let json = [("Content-Type", "application/json".to_owned())];
+    let claims = json!({ "sub": "watched-elsewhere", "exp": now_s() + 900, "companyId": "c1", "role": "agent" });
+    let renewed = mint(claims);
+    world.secrets.keep_token("token renewed at another process", &renewed);
+    let stranger = world.token("a-stranger");
+    let mut tokens = world.bad_tokens();
+    tokens.push(("another user", stranger));
+    tokens.push(("the same user and a later end", renewed));
+    let good = tokens.len() - 1;
+    for (no, (what, token)) in tokens.into_iter().enumerate() {
+        let place = format!("renewed at another process with {what}");
+        let answer = other.request("POST", &path, &json, &json!({ "token": token }).to_string());
+        let status = said.answer(place, &answer);
+        assert_eq!(status == 200, no == good, "{what}: {answer:?}");
+        if no != good && no % 4 == 3 {
+            // A fifth refusal would end it.
+            let again = world.token("watched-elsewhere");
+            let answer = server.request("POST", &path, &json, &json!({ "token": again }).to_string());
+            assert_eq!(said.answer("renewed at its own process", &answer), 200, "{answer:?}");
+        }
+    }
+    said.add("an event stream renewed", sse.next_of("auth_ok").data.to_string());
+    for (what, server) in [("its own process", server), ("another process", &other)] {
+        for query in ["?sub=watched-elsewhere", "", "?sub=nobody"] {
+            let path = format!("/admin/v1/connections{query}");
+            let answer = Raw::connect(server.admin).request("GET", &path, &[bearer(ADMIN_KEY)], "");
+            assert_eq!(said.answer(format!("a list at {what}"), &answer), 200);
+        }
+    }
+
+    let mut publisher = world.redis.client();
+    publisher.command(&["AUTH", REDIS]).expect("an answer");
+    publisher.command(&["PUBLISH", "the-end", ""]).expect("an answer");
+    for messages in 0.. {
+        let heard = format!("{:?}", listener.reply().expect("a message"));
+        if heard.contains("the-end") {
+            assert!(messages > 0, "they said nothing to each other");
+            break;
+        }
+        said.add("heard through Redis", heard);
+    }
+    said.add("metrics of another process", other.metrics());
+    said.add("log of another process", other.log_text());
+}
+
 /// Files that are read again, good and bad, and what ends by time.
 fn reloads(world: &mut World, server: &Server, said: &mut Said) {
     let text = world.text();
@@ -830,6 +891,7 @@ fn everything(format: &str) -> (Said, Secrets) {
     upstreams(&mut world, &server, &mut said);
     admin(&mut world, &server, &mut said);
     sessions(&mut world, &server, &mut said);
+    peers(&mut world, &server, &mut said);
     reloads(&mut world, &server, &mut said);
     said.add("metrics", server.metrics());
     let state = fs::read_to_string(server.directory().join("restcast.state")).expect("keys were made");
@@ -882,6 +944,9 @@ fn nothing_is_seen(format: &str) {
         ("nobody by SSE", "UPSTREAM_UNREACHABLE"),
         ("the store is away", "SESSION_STORE_UNAVAILABLE"),
         ("a deleted API key", "api_key_revoked"),
+        ("renewed at another process with a foreign signature", "AUTH_UPDATE_REJECTED"),
+        ("heard through Redis", "restcast:"),
+        ("a list at another process", "watched-elsewhere"),
         ("the drain", "reconnect"),
     ] {
         assert!(said.says(place, text), "{place} never says {text:?}");
