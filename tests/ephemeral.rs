@@ -742,6 +742,7 @@ fn words_of_two_cores_that_overtake_each_other_end_nothing() {
     let left = hall.questions.pop_front().expect("it was left");
     let read = hall.questions.pop_front().expect("it is looked up");
     hall.answer(read);
+    hall.pass(hall::MS);
     let held = hall.questions.pop_front().expect("it is held");
     hall.answer(held);
     hall.answer(left);
