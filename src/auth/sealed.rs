@@ -27,6 +27,12 @@ pub enum Purpose {
     List,
     /// The answer to the question with that salt.
     ListAnswer([u8; SALT_BYTES]),
+    /// What an ephemeral session is, for whoever has its token.
+    Session,
+    /// What its maker is told of it, for whoever knows its id.
+    SessionFace,
+    /// Its token, for those who share a key.
+    SessionToken,
 }
 
 fn key(secret: &[u8], purpose: Purpose, salt: [u8; SALT_BYTES]) -> LessSafeKey {
@@ -35,6 +41,9 @@ fn key(secret: &[u8], purpose: Purpose, salt: [u8; SALT_BYTES]) -> LessSafeKey {
         Purpose::RenewalAnswer(salt) => (2, salt),
         Purpose::List => (3, [0; SALT_BYTES]),
         Purpose::ListAnswer(salt) => (4, salt),
+        Purpose::Session => (5, [0; SALT_BYTES]),
+        Purpose::SessionFace => (6, [0; SALT_BYTES]),
+        Purpose::SessionToken => (7, [0; SALT_BYTES]),
     };
     let mut context = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, secret));
     context.update(b"restcast: between processes, 1");

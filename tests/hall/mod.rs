@@ -3,9 +3,13 @@
 
 #![allow(dead_code, reason = "each test uses a part of it")]
 
+pub mod ephemerals;
+
+use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +31,8 @@ use restcast::shard::{
 use restcast::stream::poll::{FetchResponse, PollNo, Validators};
 use restcast::time::{Instant, Now, WallTime};
 use serde_json::{Value, json};
+
+use self::ephemerals::Ephemerals;
 
 pub const SECRET: &str = "a secret of the hall, of 32 bytes or more";
 pub const COOKIE_SECRET: &str = "a secret of the session cookies";
@@ -164,6 +170,8 @@ pub struct Hall {
     pub tickets: BTreeMap<String, Secret>,
     /// Whether questions are answered as soon as they are put.
     pub answers: bool,
+    /// The ephemeral sessions that the store holds, which halls may share.
+    pub ephemerals: Rc<RefCell<Ephemerals>>,
     /// Whether the store says that it cannot.
     pub away: bool,
     /// How many questions about sessions have been put, and about how many sessions.
@@ -203,6 +211,7 @@ impl Hall {
             polls: VecDeque::new(),
             store: BTreeMap::new(),
             tickets: BTreeMap::new(),
+            ephemerals: Rc::default(),
             answers: true,
             away: false,
             asked: Vec::new(),
@@ -417,6 +426,7 @@ impl Hall {
             }
             Lookup::KeySet(_) => Found::KeySet,
             Lookup::Renew { .. } => Found::Renewed(None),
+            Lookup::Ephemeral(ask) => Found::Ephemeral(self.ephemerals.borrow_mut().answer(ask, self.now)),
         }
     }
 
