@@ -325,6 +325,7 @@ fn run(
         metrics,
         process: Arc::clone(&process),
         control: Arc::clone(&control),
+        ledger: Arc::clone(&ledger),
         started: started.wall,
         started_at: started.at,
         connections_max: u64::from(connections_max),

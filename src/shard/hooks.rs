@@ -18,6 +18,7 @@ use crate::connection::handshake::Refusal;
 use crate::connection::{BodyPurpose, Reply};
 use crate::ids::{CoreId, StreamId};
 use crate::limits::{self, HOOK_REPEAT, HOOK_WINDOW, HOOKS_SEEN_MAX};
+use crate::metrics::HookResult;
 use crate::time::Instant;
 
 use super::{Mail, Shard};
@@ -58,6 +59,7 @@ impl Shard {
     pub(super) fn read_hook(&mut self, index: u32, head: &Head<'_>, id: &str, client: IpAddr, reply: Reply) {
         let id = http::percent_decode(id).and_then(|id| StreamId::new(&id));
         let Some(id) = id.filter(|id| !self.options.catalog.hook_secrets(id).is_empty()) else {
+            self.metrics.hooks.of(HookResult::Unknown).count();
             let detail = "there is no such stream, or it has no hook";
             return self.refuse(index, &Refusal::new(ErrorCode::StreamNotFound, detail), &reply);
         };
@@ -67,12 +69,17 @@ impl Shard {
         let signature = match head.one(SIGNATURE) {
             Ok(Some(signature)) => signature.to_owned(),
             Ok(None) => {
+                self.metrics.hooks.of(HookResult::Malformed).count();
                 let refusal = Refusal::new(ErrorCode::MissingCredential, "X-Restcast-Signature is missing");
                 return self.refuse(index, &refusal, &reply);
             }
-            Err(error) => return self.refuse(index, &Refusal::new(ErrorCode::BadRequest, error.to_string()), &reply),
+            Err(error) => {
+                self.metrics.hooks.of(HookResult::Malformed).count();
+                return self.refuse(index, &Refusal::new(ErrorCode::BadRequest, error.to_string()), &reply);
+            }
         };
         if signature.len() > limits::HOOK_HEADER_BYTES_MAX {
+            self.metrics.hooks.of(HookResult::Malformed).count();
             let refusal = Refusal::new(ErrorCode::InvalidToken, HookError::Malformed.to_string());
             return self.refuse_credential(index, &refusal, &reply, client);
         }
@@ -93,11 +100,26 @@ impl Shard {
         let mark = match hook::verify(signature, body, options.catalog.hook_secrets(id), self.now.wall) {
             Ok(mark) => mark,
             Err(error) => {
+                let result = match error {
+                    HookError::Malformed => HookResult::Malformed,
+                    HookError::OutOfTime => HookResult::OutOfTime,
+                    HookError::Unsigned => HookResult::Unsigned,
+                };
+                self.metrics.hooks.of(result).count();
                 let refusal = Refusal::new(ErrorCode::InvalidToken, error.to_string());
                 return self.refuse_credential(index, &refusal, reply, client);
             }
         };
-        let news = self.ledger.is_news(id, mark, self.now.at) && !options.catalog.is_stopped(id);
+        let (first, stopped) = (self.ledger.is_news(id, mark, self.now.at), options.catalog.is_stopped(id));
+        let news = first && !stopped;
+        self.metrics
+            .hooks
+            .of(match (first, stopped) {
+                (false, _) => HookResult::Replayed,
+                (true, true) => HookResult::Stopped,
+                (true, false) => HookResult::Poll,
+            })
+            .count();
         if news {
             for core in 0..self.cores {
                 self.send(CoreId(core), Mail::RefreshAll { id: id.clone() });

@@ -25,8 +25,8 @@ use restcast::ids::CoreId;
 use restcast::metrics::CoreMetrics;
 use restcast::secret::Secret;
 use restcast::shard::{
-    Catalog, ConnectionQuery, Found, Input, Ledger, Listed, Lookup, Options, Order, Output, Sent, SessionRecord, Shard,
-    Wire,
+    Catalog, ConnectionQuery, Found, Input, Ledger, Listed, Lookup, Mail, Options, Order, Output, Sent, SessionRecord,
+    Shard, Wire,
 };
 use restcast::stream::poll::{FetchResponse, PollNo, Validators};
 use restcast::time::{Instant, Now, WallTime};
@@ -86,6 +86,8 @@ pub struct Setup {
     pub streams: Vec<(String, String)>,
     pub session: Option<session::Options>,
     pub store: bool,
+    /// What chance depends on: another for each process.
+    pub seed: u8,
 }
 
 fn place(text: &str) -> Place {
@@ -125,6 +127,7 @@ impl Setup {
             streams: vec![("leads".into(), "linger = \"1h\"\ninterval = \"1h\"".into())],
             session: Some(session_options()),
             store: true,
+            seed: 7,
         }
     }
 
@@ -156,7 +159,7 @@ impl Setup {
 pub struct Hall {
     shards: Vec<Shard>,
     options: Arc<Options>,
-    ledger: Arc<Ledger>,
+    pub ledger: Arc<Ledger>,
     now: Now,
     key: Key,
     sent: Sink,
@@ -190,7 +193,7 @@ impl Hall {
         let shards = (0..setup.cores)
             .map(|core| {
                 let metrics = Arc::new(CoreMetrics::default());
-                let seed = [7 + u8::try_from(core).expect("few cores"); 32];
+                let seed = [setup.seed + u8::try_from(core).expect("few cores"); 32];
                 ledger.marks().configure(&options.auth);
                 let options = Arc::clone(&options);
                 Shard::new(CoreId(core), setup.cores, options, Arc::clone(&ledger), metrics, seed, now)
@@ -218,6 +221,10 @@ impl Hall {
         };
         hall.settle();
         hall
+    }
+
+    pub fn now(&self) -> Now {
+        self.now
     }
 
     pub fn wall(&self) -> WallTime {
@@ -314,6 +321,16 @@ impl Hall {
         let concerned: Arc<[Concerned]> =
             events.iter().filter_map(|event| self.ledger.marks().take(event, self.now.wall).concerned).collect();
         self.tell_all(|| Input::Control(Arc::clone(&concerned)));
+    }
+
+    /// What was put on the control stream here and is of ephemeral sessions is heard at another process.
+    pub fn heard_at(&mut self, other: &mut Hall) {
+        for order in std::mem::take(&mut self.orders) {
+            let Order::Publish(entry) = order else { continue };
+            if let Some(id) = entry.ended_ephemeral().and_then(|place| other.ledger.end_ephemeral(place)) {
+                other.tell_all(|| Input::Mail(Mail::SessionEnded { id }));
+            }
+        }
     }
 
     /// Gives each core an input.

@@ -179,6 +179,15 @@ impl Redis {
         fs::read_to_string(self.directory.join("log")).unwrap_or_default()
     }
 
+    /// All that it has written to its disk: every change that it was told to make.
+    pub fn written(&self) -> String {
+        let files = fs::read_dir(self.directory.join("appendonlydir")).into_iter().flatten().flatten();
+        files
+            .filter_map(|file| fs::read(file.path()).ok())
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .collect()
+    }
+
     /// Where it listens in the clear.
     pub fn address(&self) -> SocketAddr {
         (Ipv4Addr::LOCALHOST, self.port).into()
