@@ -8,7 +8,7 @@ mod support;
 use std::time::Duration;
 
 use hall::{Conn, Hall, SECOND};
-use restcast::shard::Input;
+use restcast::shard::{Input, Order};
 use serde_json::{Value, json};
 
 use support::Upstream;
@@ -678,6 +678,7 @@ fn a_logout_ends_the_sessions_that_its_user_made_at_whichever_process() {
     let mut halls = two("");
     let token = format!("Bearer {}", halls[0].token(json!({"jti": "t1"})));
     let said = json!({"url": TARGET, "dedupe_key": "k"});
+    let token_of_two = format!("Bearer {}", halls[0].token(json!({"sub": "u2", "jti": "t3"})));
     let (_, session) = make(&mut halls[0], ("Authorization", &token), said.clone());
     let conn = watch(&mut halls[1], 0, &session);
     for hall in &mut halls {
@@ -685,6 +686,22 @@ fn a_logout_ends_the_sessions_that_its_user_made_at_whichever_process() {
     }
     assert_eq!(halls[1].kinds(conn), ["4010 token_revoked"]);
     assert_eq!(halls.each_mut().map(|hall| status(hall, &session)), [401, 401]);
+    // However many find it out, it is said once of each process.
+    let said_of_it = |hall: &Hall| {
+        let ends = |order: &&Order| matches!(order, Order::Publish(entry) if entry.is_of_ephemerals());
+        hall.orders.iter().filter(ends).count()
+    };
+    let (_, many) = make(&mut halls[0], ("Authorization", &token_of_two), said.clone());
+    halls.iter_mut().for_each(|hall| hall.hear("token-revoked", json!({"jti": "t3", "exp": hall::WALL_S + 3_600})));
+    let (hall, own) = (&mut halls[1], format!("Bearer {}", text(&many["token"])));
+    hall.orders.clear();
+    hall.answers = false;
+    for _ in 0..100 {
+        hall.request(0, "GET", &path_of(&many["sse_url"]), &[("Authorization", &own)]);
+    }
+    hall.answers = true;
+    hall.pass(hall::MS);
+    assert_eq!(said_of_it(hall), 1);
     // Its name is free again for who comes with another token.
     let token = format!("Bearer {}", halls[0].token(json!({"jti": "t2"})));
     let (_, new) = make(&mut halls[1], ("Authorization", &token), said.clone());
@@ -705,7 +722,7 @@ fn a_thousand_who_come_back_at_once_ask_for_their_session_once() {
     // One of them goes before there is an answer.
     hall.lose(conns[0]);
     hall.answers = true;
-    hall.answer_all();
+    hall.pass(hall::MS);
     assert_eq!(hall.ephemerals.borrow().reads, 1);
     assert!(conns[1..].iter().all(|conn| hall.kinds(*conn) == ["welcome", "snapshot"]));
 }

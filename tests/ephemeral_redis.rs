@@ -322,7 +322,7 @@ fn while_redis_is_away_what_is_watched_goes_on_and_is_there_for_all_when_it_is_b
     assert!(refused.header("retry-after").is_some());
     // Whoever is there goes on, and others join them; who would have to ask is told to come again.
     upstream.set_json("/a", "[7,8]");
-    assert_eq!(ws.next()["type"], "patch", "it goes on");
+    assert_eq!(ws.next()["data"], json!([7, 8]), "it goes on");
     assert_eq!(get(&one, &session).json(), json!([7, 8]));
     for (server, session) in [(&one, &unopened), (&two, &unopened), (&two, &session)] {
         let answer = get(server, session);

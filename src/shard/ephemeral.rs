@@ -345,7 +345,10 @@ impl Shard {
 
     /// Ends a session, wherever it is known.
     pub(super) fn end_session_of(&mut self, session: &Ephemeral) {
-        self.end_session_elsewhere(session);
+        // Of the many who may find it out at once the first one says so.
+        if self.ledger.ephemerals().find(session.id).is_some() {
+            self.end_session_elsewhere(session);
+        }
         self.end_session_here(session.id);
     }
 

@@ -60,7 +60,7 @@ const HOLD: &str = concat!(
      redis.call('PEXPIRE',KEYS[1],keep) \
      elseif ARGV[6]~='' then redis.call('SET',KEYS[1],ARGV[6],'PX',keep) else return 0 end \
      for i=3,4 do count(KEYS[i],ARGV[2],keep,left) end \
-     redis.call('ZADD',KEYS[2],now+hold,ARGV[1]) redis.call('PEXPIRE',KEYS[2],hold) return 1"
+     redis.call('ZADD',KEYS[2],now+hold,ARGV[1]) redis.call('PEXPIRE',KEYS[2],math.min(hold,keep)) return 1"
 );
 
 /// KEYS as above. ARGV: process, place, left, keep. It ends then, where no other process has connections.
