@@ -220,7 +220,12 @@ impl Policy {
         };
         match address.map(|address| (address, special(address))) {
             Some((address, Some(range))) if !chosen_by_operator => Err(Blocked::Address { address, range }),
-            _ => Ok(Aim { url, address: address.map(address::canonical), listed: listed.is_some() }),
+            _ => Ok(Aim {
+                url,
+                address: address.map(address::canonical),
+                listed: listed.is_some(),
+                chosen: chosen_by_operator,
+            }),
         }
     }
 }
@@ -232,6 +237,7 @@ pub struct Aim {
     /// The host, where it is an address.
     address: Option<IpAddr>,
     listed: bool,
+    chosen: bool,
 }
 
 impl Aim {
@@ -248,6 +254,11 @@ impl Aim {
     /// Whether the operator has listed it; else it is public.
     pub fn is_listed(&self) -> bool {
         self.listed
+    }
+
+    /// Whether the operator has listed this very host: there is no secret in whether its name is one.
+    pub fn is_chosen(&self) -> bool {
+        self.chosen
     }
 
     /// The target, of all that a lookup of [`name`](Aim::name) answered: one address that is closed to strangers closes the

@@ -40,7 +40,7 @@ use crate::guard::{Aim, Blocked};
 use crate::limits;
 use crate::metrics::CoreMetrics;
 use crate::runtime::oauth::Tokens;
-use crate::runtime::resolver::ResolverHandle;
+use crate::runtime::resolver::{ResolveError, ResolverHandle};
 use crate::secret::Secret;
 use crate::stream::CaFile;
 use crate::stream::action::{self, Call};
@@ -408,13 +408,21 @@ impl Fetcher {
             Host::Ipv6(ip) => Arc::from([IpAddr::V6(*ip)]),
             Host::Domain(name) => {
                 let answer = self.resolver.resolve(name).await;
-                answer.map_err(|e| FetchError { code: UpstreamCode::Dns, detail: e.to_string() })?
+                answer.map_err(|error| unresolved(&error, asked.aim))?
             }
         };
         let Some(aim) = asked.aim else { return Ok(found) };
         let target = aim.clone().pin(&found).map_err(|reason| blocked_by_guard(&reason))?;
         Ok(Arc::clone(target.addresses()))
     }
+}
+
+/// A name has no addresses. Whoever may name any host is told the same of one that leads inside: else names could be tried
+/// until one proves to be there. The detail, which the operator sees, tells them apart.
+fn unresolved(error: &ResolveError, aim: Option<&Aim>) -> FetchError {
+    let is_told = *error == ResolveError::Busy || aim.is_none_or(Aim::is_chosen);
+    let code = if is_told { UpstreamCode::Dns } else { UpstreamCode::Blocked };
+    FetchError { code, detail: error.to_string() }
 }
 
 fn endpoint<'a>(asked: &Asked<'a>) -> Result<Endpoint<'a>, FetchError> {
