@@ -234,7 +234,7 @@ pub const KEYS: &[KeyDoc] = &[
     key("stream.id", Text, Required, "1 to 128 of `A-Z a-z 0-9 . _ : ~ -`; its place is `/v1/streams/{id}`"),
     key("stream.url", Text, Required, "The upstream, with `{claims.NAME}` and `{query.NAME}` in path segments and query values"),
     key("stream.interval", Form::Duration { min_ms: 1, max_ms: LONGEST_MS }, Is("\"1s\""), "From the start of one poll to the start of the next; a warning under 100ms"),
-    key("stream.method", Text, Is("\"GET\""), "Request method"),
+    key("stream.method", Text, Is("\"GET\""), "Request method: `GET` or `POST`"),
     key("stream.headers", SecretTable, Is("{}"), "Request headers; values may be secrets and are never shown"),
     key("stream.body", Text, Unset, "Request body; a placeholder stands where a JSON value may"),
     key("stream.params", TextList, Is("[]"), "Which `{query.NAME}` a caller may fill"),
