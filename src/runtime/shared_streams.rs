@@ -54,6 +54,17 @@ pub struct Reading {
     pub stopped: BTreeSet<StreamId>,
 }
 
+/// What stands in Redis of one stream.
+#[derive(Debug)]
+pub struct One {
+    /// The epoch of the hash; empty: it has none.
+    pub epoch: String,
+    /// Its record, if it is there.
+    pub record: Option<String>,
+    /// Whether it is stopped.
+    pub stopped: bool,
+}
+
 /// The streams in Redis.
 pub struct SharedStreams {
     store: Store,
@@ -105,20 +116,23 @@ impl SharedStreams {
         Ok(reading)
     }
 
-    /// One of them, if it is there, and whether it is stopped.
+    /// One of them.
     ///
     /// # Errors
     /// [`CallError`].
-    pub fn read_one(&self, id: &StreamId) -> Result<(Option<String>, bool), CallError> {
-        let commands = vec![command("HGET", &[STREAMS, id.as_str()]), command("SISMEMBER", &[STOPPED, id.as_str()])];
+    pub fn read_one(&self, id: &StreamId) -> Result<One, CallError> {
+        let commands =
+            vec![command("HMGET", &[STREAMS, EPOCH, id.as_str()]), command("SISMEMBER", &[STOPPED, id.as_str()])];
         let mut replies = self.store.call(commands)?.into_iter();
-        match (replies.next(), replies.next()) {
-            (Some(Reply::Nil), Some(Reply::Integer(stopped))) => Ok((None, stopped == 1)),
-            (Some(record), Some(Reply::Integer(stopped))) => {
-                Ok((Some(text_of(record).ok_or_else(|| nonsense("HGET"))?), stopped == 1))
-            }
-            _ => Err(nonsense("HGET")),
-        }
+        let (Some(Reply::Array(fields)), Some(Reply::Integer(stopped))) = (replies.next(), replies.next()) else {
+            return Err(nonsense("HMGET"));
+        };
+        let mut fields = fields.into_iter().map(|field| match field {
+            Reply::Nil => Ok(None),
+            field => text_of(field).map(Some).ok_or_else(|| nonsense("HMGET")),
+        });
+        let mut field = || fields.next().unwrap_or_else(|| Err(nonsense("HMGET")));
+        Ok(One { epoch: field()?.unwrap_or_default(), record: field()?, stopped: stopped == 1 })
     }
 
     /// Puts a record in the place of `before`.
