@@ -199,7 +199,9 @@ fn who_says_nothing_of_what_stands_there_is_not_told_that_it_has_changed() {
     let (deleted, put) = thread::scope(|scope| {
         let body = &body;
         let (one, two) = (&servers[0], &servers[1]);
-        let put = scope.spawn(move || (0..20).map(|n| streams(two, "PUT", "/leads", &body(&n.to_string())).status).collect::<Vec<_>>());
+        let put = scope.spawn(move || {
+            (0..20).map(|n| streams(two, "PUT", "/leads", &body(&n.to_string())).status).collect::<Vec<_>>()
+        });
         let deleted = streams(one, "DELETE", "/leads", &Value::Null).status;
         (deleted, put.join().expect("statuses"))
     });
@@ -228,9 +230,12 @@ fn what_was_just_done_at_one_process_is_known_to_the_one_asked_next() {
         let old = streams_with(&two, "PUT", &path, &tag(&changed), &body);
         assert_eq!(old.status, 412, "round {round}: {old:?}");
         for id in [id.as_str(), "file"] {
-            for (server, what, state) in
-                [(&two, "stop", "stopped"), (&one, "start", "running"), (&two, "stop", "stopped"), (&one, "start", "running")]
-            {
+            for (server, what, state) in [
+                (&two, "stop", "stopped"),
+                (&one, "start", "running"),
+                (&two, "stop", "stopped"),
+                (&one, "start", "running"),
+            ] {
                 let answer = streams(server, "POST", &format!("/{id}/{what}"), nothing);
                 assert_eq!((answer.status, &answer.json()["state"]), (200, &json!(state)), "round {round}: {answer:?}");
             }

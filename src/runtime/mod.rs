@@ -530,7 +530,7 @@ fn reload(reread: &Option<Reread>, serving: &Serving<'_>) {
         return;
     };
     let replaced = |(config, warnings): (Config, Vec<String>)| {
-        let streams = admin.streams.reload()?;
+        let streams = admin.streams.reload();
         // The listener goes on speaking what it speaks, and says so below.
         if let (Some(tls), false) = (tls, config.tls.is_empty()) {
             tls.replace(&config.tls)?;

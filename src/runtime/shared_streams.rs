@@ -121,18 +121,22 @@ impl SharedStreams {
     /// # Errors
     /// [`CallError`].
     pub fn read_one(&self, id: &StreamId) -> Result<One, CallError> {
-        let commands =
-            vec![command("HMGET", &[STREAMS, EPOCH, id.as_str()]), command("SISMEMBER", &[STOPPED, id.as_str()])];
-        let mut replies = self.store.call(commands)?.into_iter();
-        let (Some(Reply::Array(fields)), Some(Reply::Integer(stopped))) = (replies.next(), replies.next()) else {
-            return Err(nonsense("HMGET"));
-        };
-        let mut fields = fields.into_iter().map(|field| match field {
+        let commands = vec![
+            command("HGET", &[STREAMS, EPOCH]),
+            command("HGET", &[STREAMS, id.as_str()]),
+            command("SISMEMBER", &[STOPPED, id.as_str()]),
+        ];
+        let field = |reply: Reply| match reply {
             Reply::Nil => Ok(None),
-            field => text_of(field).map(Some).ok_or_else(|| nonsense("HMGET")),
-        });
-        let mut field = || fields.next().unwrap_or_else(|| Err(nonsense("HMGET")));
-        Ok(One { epoch: field()?.unwrap_or_default(), record: field()?, stopped: stopped == 1 })
+            reply => text_of(reply).map(Some).ok_or_else(|| nonsense("HGET")),
+        };
+        let mut replies = self.store.call(commands)?.into_iter();
+        match (replies.next(), replies.next(), replies.next()) {
+            (Some(epoch), Some(record), Some(Reply::Integer(stopped))) => {
+                Ok(One { epoch: field(epoch)?.unwrap_or_default(), record: field(record)?, stopped: stopped == 1 })
+            }
+            _ => Err(nonsense("HGET")),
+        }
     }
 
     /// Puts a record in the place of `before`.

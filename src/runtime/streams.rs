@@ -12,7 +12,7 @@
 //! file has a copy, for a start without Redis, which is carried over once to a Redis that has another epoch.
 //!
 //! A stream is kept as the JSON it was made of, secrets included (`env:` and `file:` stay what they are, and are read anew at
-//! each start and reload). What is kept and is no configuration any more ends the start, or refuses the reload, by name.
+//! each start and reload). What is kept and is no configuration any more ends the start, by name; a reload leaves it what it was.
 //!
 //! Where the configuration and the admin API have a stream of the same id, the configuration's counts.
 //!
@@ -300,13 +300,8 @@ fn bytes_of(value: &Value) -> usize {
 /// What a section says.
 type Kept = (BTreeMap<StreamId, Arc<Made>>, BTreeSet<StreamId>);
 
-/// What `section` says. What of it is as `known` is not made again, where `anew` is not set.
-fn read(
-    section: Option<&Value>,
-    known: &BTreeMap<StreamId, Arc<Made>>,
-    anew: bool,
-    place: &str,
-) -> Result<Kept, StreamsError> {
+/// What `section` says. What of it is as `known` is not made again.
+fn read(section: Option<&Value>, known: &BTreeMap<StreamId, Arc<Made>>, place: &str) -> Result<Kept, StreamsError> {
     let wrong = |id: &str, error: String| StreamsError::Kept { id: id.to_owned(), place: place.to_owned(), error };
     let (mut made, mut stopped) = (BTreeMap::new(), BTreeSet::new());
     let Some(section) = section else { return Ok((made, stopped)) };
@@ -317,7 +312,7 @@ fn read(
     };
     for (text, record) in all {
         let id = StreamId::new(text).ok_or_else(|| wrong(&printable(text), "its id is none".to_owned()))?;
-        let same = known.get(&id).filter(|known| !anew && known.record == *record);
+        let same = known.get(&id).filter(|known| known.record == *record);
         let stream = match same {
             Some(known) => Arc::clone(known),
             None => Arc::new(Made::read(&id, record).map_err(|error| wrong(text, error))?),
@@ -346,7 +341,7 @@ impl StreamStore {
         tell: Tell,
     ) -> Result<StreamStore, StreamsError> {
         let (place, section) = (state.shown_path(), state.section(SECTION));
-        let (made, stopped) = read(section.as_ref(), &BTreeMap::new(), true, &place)?;
+        let (made, stopped) = read(section.as_ref(), &BTreeMap::new(), &place)?;
         let epoch = section.as_ref().and_then(|section| section.get(EPOCH)?.as_str()).unwrap_or_default().to_owned();
         let read = state.readings();
         let file = by_id(config);
@@ -372,15 +367,23 @@ impl StreamStore {
         Arc::clone(&self.lock().options)
     }
 
-    /// The configuration is to be read again: nothing is changed by others until that is done or given up.
-    ///
-    /// # Errors
-    /// [`StreamsError::Kept`]: a stream that was made is none by what its secrets' places hold now.
-    pub fn reload(&self) -> Result<Reloading<'_>, StreamsError> {
+    /// The configuration is to be read again: nothing is changed by others until that is done or given up. A stream that was
+    /// made and is none by what its secrets' places hold now stays what it was, and that is said.
+    pub fn reload(&self) -> Reloading<'_> {
         let inner = self.lock();
-        let section = section_of(&inner);
-        let (made, _) = read(Some(&section), &BTreeMap::new(), true, &self.state.shown_path())?;
-        Ok(Reloading { inner, made })
+        let anew = inner.made.iter().map(|(id, known)| {
+            let made = Made::read(id, &known.record).map_or_else(
+                |error| {
+                    let sentence = "A stream that the admin API has made cannot be read again, and stays what it was. Put right what is named: a start would not know it.";
+                    log::write(LogLevel::Error, &[("stream", id), ("error", &error)], sentence);
+                    Arc::clone(known)
+                },
+                Arc::new,
+            );
+            (id.clone(), made)
+        });
+        let made = anew.collect();
+        Reloading { inner, made }
     }
 
     /// Every stream: the configuration's and those that were made, by their ids.
@@ -623,7 +626,7 @@ impl StreamStore {
             return Ok(());
         }
         let place = self.state.shown_path();
-        let (made, stopped) = read(self.state.section(SECTION).as_ref(), &inner.made, false, &place)?;
+        let (made, stopped) = read(self.state.section(SECTION).as_ref(), &inner.made, &place)?;
         inner.read = readings;
         self.adopt(inner, made, stopped);
         Ok(())

@@ -54,9 +54,8 @@ impl Shard {
         let options = Arc::clone(&self.options);
         let concerned = self.topics.iter().filter(|(_, topic)| changed.contains(&topic.key.target.options.id));
         let stale = concerned.filter(|(_, topic)| !options.catalog.is_current(&topic.key));
-        let waiters: Vec<(ConnectionKey, Arc<StreamKey>)> = stale
-            .flat_map(|(_, topic)| topic.waiters.iter().map(|waiter| (*waiter, Arc::clone(&topic.key))))
-            .collect();
+        let waiters: Vec<(ConnectionKey, Arc<StreamKey>)> =
+            stale.flat_map(|(_, topic)| topic.waiters.iter().map(|waiter| (*waiter, Arc::clone(&topic.key)))).collect();
         for (waiter, from) in waiters {
             self.move_waiter(waiter, &from);
         }
@@ -85,7 +84,9 @@ impl Shard {
         let counted = self.hold_stream(holder, &to);
         let topic = counted.is_ok().then(|| self.watch(&to));
         let now = self.now.at;
-        if let Some(Phase::Waiting { topic: at, held, cold_until, .. }) = self.http_mut(index).map(|http| &mut http.phase) {
+        if let Some(Phase::Waiting { topic: at, held, cold_until, .. }) =
+            self.http_mut(index).map(|http| &mut http.phase)
+        {
             *held = holder.filter(|_| matches!(counted, Ok(true)));
             *at = topic.unwrap_or(before);
             // Who had a value waits for the first one of this stream as long as anybody who asks for it now.

@@ -438,7 +438,9 @@ impl Shard {
     /// Tells those who believe otherwise that a stream is live, once a poll has shown it. That it is not is told to all.
     fn tell_known(&mut self, index: u32) {
         let Some(topic) = self.topics.at_mut(index).filter(|topic| !topic.untold.is_empty()) else { return };
-        let Some(status) = topic.status.filter(|status| status.state != StreamState::Live || topic.fresh) else { return };
+        let Some(status) = topic.status.filter(|status| status.state != StreamState::Live || topic.fresh) else {
+            return;
+        };
         let (name, wall) = (Arc::clone(&topic.key.name), self.now.wall);
         let untold = std::mem::take(&mut topic.untold);
         if status.state != StreamState::Live {

@@ -52,10 +52,10 @@ impl Place {
             Blocked::Url(UrlFault::Parse(_)) => refused("the answer leads to what is no URL"),
             reason => blocked_by_guard(&reason),
         })?;
-        let mut place = self.at(target, url)?;
-        if self.url.scheme() == "https" && place.url.scheme() != "https" {
+        if self.url.scheme() == "https" && url.scheme() != "https" {
             return Err(refused("a redirect from https to http"));
         }
+        let mut place = self.at(target, url)?;
         // RFC 9110 sections 15.4.2 to 15.4.4.
         if status == 303 || (matches!(status, 301 | 302) && self.method == "POST") {
             (place.method, place.with_body) = ("GET".to_owned(), false);
@@ -152,7 +152,12 @@ mod tests {
             (303, "https://api.example.com:8443/n", "GET https://api.example.com:8443/n judged"),
             (302, "https://www.example.org/n", "GET https://www.example.org/n judged"),
             (302, "http://api.example.com/n", "UPSTREAM_REDIRECT: a redirect from https to http"),
-            (302, "ftp://api.example.com/n", "UPSTREAM_REDIRECT: the answer leads to what is not http:// or https:// and a host"),
+            (302, "http://127.0.0.1/n", "UPSTREAM_REDIRECT: a redirect from https to http"),
+            (
+                302,
+                "ftp://api.example.com/n",
+                "UPSTREAM_REDIRECT: the answer leads to what is not http:// or https:// and a host",
+            ),
             (302, "https://", "UPSTREAM_REDIRECT: the answer leads to what is not http:// or https:// and a host"),
             (300, "/n", "stays"),
             (304, "/n", "stays"),
@@ -215,7 +220,10 @@ mod tests {
             ("http://127.0.0.1:0/", "bad_port"),
         ] {
             let leads = check(&get, 302, location);
-            assert!(leads.starts_with("UPSTREAM_BLOCKED") && leads.ends_with(&format!("({reason})")), "{location}: {leads}");
+            assert!(
+                leads.starts_with("UPSTREAM_BLOCKED") && leads.ends_with(&format!("({reason})")),
+                "{location}: {leads}"
+            );
         }
         for location in ["http:127.0.0.1:8000/n", "http:///127.0.0.1:8000/n", "javascript:1"] {
             assert!(check(&get, 302, location).starts_with("UPSTREAM_REDIRECT"), "{location}");
@@ -261,8 +269,13 @@ mod tests {
         let page = start.next_page(&get, "?page=2").expect("the same origin");
         assert_eq!((page.url.as_str(), page.own), ("https://api.example.com/a?page=2", true));
         let named = target("GET", "https://user:pw@api.example.com/a", None);
-        let page = Place::start(&named).expect("it may be polled").next_page(&named, "https://other:secret@api.example.com/b");
-        assert_eq!(page.expect("the same origin").url.as_str(), "https://user:pw@api.example.com/b", "its own, not the answer's");
+        let page =
+            Place::start(&named).expect("it may be polled").next_page(&named, "https://other:secret@api.example.com/b");
+        assert_eq!(
+            page.expect("the same origin").url.as_str(),
+            "https://user:pw@api.example.com/b",
+            "its own, not the answer's"
+        );
         for other in ["https://www.example.org/a?page=2", "http://api.example.com/a", "https://api.example.com:8443/a"]
         {
             assert_eq!(start.next_page(&get, other).expect_err(other).code, UpstreamCode::Redirect, "{other}");
