@@ -28,7 +28,8 @@ use serde_json::{Map, Value, json};
 
 use crate::auth::control::ControlEntry;
 use crate::commands::check::ProcessSources;
-use crate::config::{Config, LogLevel, Managed, ManagedError, Members, masked, members_of, unmasked};
+use crate::config::{Config, LogLevel, Managed, ManagedError, Members, judge, masked, members_of, unmasked};
+use crate::guard::Policy;
 use crate::ids::StreamId;
 use crate::limits;
 use crate::shard::{Catalog, Options, Order};
@@ -83,6 +84,9 @@ pub enum StreamsError {
     /// It is none.
     #[error(transparent)]
     Invalid(#[from] ManagedError),
+    /// It may not be polled from where it says, or not with those headers.
+    #[error("the stream may not be polled: {}", .0.join("; "))]
+    Blocked(Vec<String>),
     /// What is kept is no stream any more.
     #[error(
         "the stream \"{id}\", which the admin API has made, cannot be taken from {place}: {error}. Put right what it names, or \
@@ -129,6 +133,8 @@ struct Made {
     tag: String,
     created: WallTime,
     changed: WallTime,
+    /// Why it is not polled, where what is kept is not what may be.
+    blocked: Vec<String>,
 }
 
 /// A stream, as an administrator sees it.
@@ -200,6 +206,8 @@ struct Inner {
     file: BTreeMap<StreamId, Arc<stream::Options>>,
     made: BTreeMap<StreamId, Arc<Made>>,
     stopped: BTreeSet<StreamId>,
+    /// `admin.stream_urls`.
+    policy: Arc<Policy>,
     /// The epoch of the Redis that has them; empty: they have been in none.
     epoch: String,
     /// Changes of this process to what Redis has: what was read before one of them is not believed after it.
@@ -219,12 +227,14 @@ impl Inner {
 
     /// The stream of that id, where it was made so and is stopped or not.
     fn listed_as(&self, id: &StreamId, made: Option<&Made>, stopped: bool) -> Option<Listed> {
-        let (id, warnings) = (id.clone(), Vec::new());
+        let id = id.clone();
         if let Some(options) = self.file.get(&id) {
+            let warnings = Vec::new();
             return Some(Listed { id, members: members_of(options), tag: None, stopped, times: None, warnings });
         }
         let made = made?;
         let (members, tag, times) = (masked(&made.members), Some(made.tag.clone()), Some((made.created, made.changed)));
+        let warnings = made.blocked.clone();
         Some(Listed { id, members, tag, stopped, times, warnings })
     }
 }
@@ -267,7 +277,24 @@ impl Made {
         if options.id != *id {
             return Err("it has another id".to_owned());
         }
-        Ok(Made { members: members.clone(), record: record.clone(), options, tag: tag.to_owned(), created, changed })
+        let (members, record) = (members.clone(), record.clone());
+        Ok(Made { members, record, options, tag: tag.to_owned(), created, changed, blocked: Vec::new() })
+    }
+
+    /// The same, polled from where `policy` lets it be: each poll is judged. What was kept before it was judged so, or by another
+    /// process, stays what it is, and its watchers are told that it is blocked.
+    fn guarded(mut self, policy: &Arc<Policy>) -> Made {
+        self.blocked = judge(&self.members, &self.options, policy);
+        if !self.blocked.is_empty() {
+            let fields: [(&str, &dyn std::fmt::Display); 2] =
+                [("stream", &self.options.id), ("error", &self.blocked.join("; "))];
+            let sentence = "A stream that the admin API has made is not polled: it is blocked. Change or delete it, or list what it names in admin.stream_urls.";
+            log::write(LogLevel::Error, &fields, sentence);
+        }
+        // A URL is blocked by what it is, with each poll; what a header says would be sent.
+        let policy = if self.blocked.is_empty() { Arc::clone(policy) } else { Arc::default() };
+        self.options = Arc::new(stream::Options { guard: Some(policy), ..(*self.options).clone() });
+        self
     }
 
     fn new(members: Members, options: Arc<stream::Options>, tag: String, created: WallTime, changed: WallTime) -> Made {
@@ -277,7 +304,13 @@ impl Made {
             "changed_at": changed.as_micros(),
             "stream": members,
         });
-        Made { members, record, options, tag, created, changed }
+        Made { members, record, options, tag, created, changed, blocked: Vec::new() }
+    }
+
+    /// The same where `policy` lets it be polled.
+    fn admitted(self, policy: &Arc<Policy>) -> Result<Made, StreamsError> {
+        let said = judge(&self.members, &self.options, policy);
+        if said.is_empty() { Ok(self.guarded(policy)) } else { Err(StreamsError::Blocked(said)) }
     }
 
     fn bytes(&self) -> usize {
@@ -300,8 +333,13 @@ fn bytes_of(value: &Value) -> usize {
 /// What a section says.
 type Kept = (BTreeMap<StreamId, Arc<Made>>, BTreeSet<StreamId>);
 
-/// What `section` says. What of it is as `known` is not made again.
-fn read(section: Option<&Value>, known: &BTreeMap<StreamId, Arc<Made>>, place: &str) -> Result<Kept, StreamsError> {
+/// What `section` says, polled from where `policy` lets it be. What of it is as `known` is not made again.
+fn read(
+    section: Option<&Value>,
+    known: &BTreeMap<StreamId, Arc<Made>>,
+    policy: &Arc<Policy>,
+    place: &str,
+) -> Result<Kept, StreamsError> {
     let wrong = |id: &str, error: String| StreamsError::Kept { id: id.to_owned(), place: place.to_owned(), error };
     let (mut made, mut stopped) = (BTreeMap::new(), BTreeSet::new());
     let Some(section) = section else { return Ok((made, stopped)) };
@@ -315,7 +353,7 @@ fn read(section: Option<&Value>, known: &BTreeMap<StreamId, Arc<Made>>, place: &
         let same = known.get(&id).filter(|known| known.record == *record);
         let stream = match same {
             Some(known) => Arc::clone(known),
-            None => Arc::new(Made::read(&id, record).map_err(|error| wrong(text, error))?),
+            None => Arc::new(Made::read(&id, record).map_err(|error| wrong(text, error))?.guarded(policy)),
         };
         made.insert(id, stream);
     }
@@ -341,13 +379,14 @@ impl StreamStore {
         tell: Tell,
     ) -> Result<StreamStore, StreamsError> {
         let (place, section) = (state.shown_path(), state.section(SECTION));
-        let (made, stopped) = read(section.as_ref(), &BTreeMap::new(), &place)?;
+        let policy = Arc::clone(&config.admin.stream_urls);
+        let (made, stopped) = read(section.as_ref(), &BTreeMap::new(), &policy, &place)?;
         let epoch = section.as_ref().and_then(|section| section.get(EPOCH)?.as_str()).unwrap_or_default().to_owned();
         let read = state.readings();
         let file = by_id(config);
         warn_of_shadowed(&file, &made);
         let options = Arc::new(build(&in_force(config, &made), &stopped, None));
-        let inner = Mutex::new(Inner { options, file, made, stopped, epoch, turn: 0, read });
+        let inner = Mutex::new(Inner { options, file, made, stopped, policy, epoch, turn: 0, read });
         let redis = store.map(|store| Redis {
             shared: SharedStreams::new(store.clone()),
             store,
@@ -369,18 +408,15 @@ impl StreamStore {
 
     /// The configuration is to be read again: nothing is changed by others until that is done or given up. A stream that was
     /// made and is none by what its secrets' places hold now stays what it was, and that is said.
-    pub fn reload(&self) -> Reloading<'_> {
-        let inner = self.lock();
+    pub fn reload(&self, config: &Config) -> Reloading<'_> {
+        let (inner, policy) = (self.lock(), &config.admin.stream_urls);
         let anew = inner.made.iter().map(|(id, known)| {
-            let made = Made::read(id, &known.record).map_or_else(
-                |error| {
-                    let sentence = "A stream that the admin API has made cannot be read again, and stays what it was. Put right what is named: a start would not know it.";
-                    log::write(LogLevel::Error, &[("stream", id), ("error", &error)], sentence);
-                    Arc::clone(known)
-                },
-                Arc::new,
-            );
-            (id.clone(), made)
+            let made = Made::read(id, &known.record).unwrap_or_else(|error| {
+                let sentence = "A stream that the admin API has made cannot be read again, and stays what it was. Put right what is named: a start would not know it.";
+                log::write(LogLevel::Error, &[("stream", id), ("error", &error)], sentence);
+                (**known).clone()
+            });
+            (id.clone(), Arc::new(made.guarded(policy)))
         });
         let made = anew.collect();
         Reloading { inner, made }
@@ -398,7 +434,7 @@ impl StreamStore {
         let seen = self.redis.as_ref().and_then(|redis| Some((redis, self.look_at(redis, id).ok()?)));
         let inner = self.lock();
         let Some((redis, (record, stopped))) = seen else { return inner.listed(id) };
-        let made = record.and_then(|record| redis.made_of(id, &record, inner.made.get(id)));
+        let made = record.and_then(|record| redis.made_of(id, &record, inner.made.get(id), &inner.policy));
         inner.listed_as(id, made.as_deref(), stopped)
     }
 
@@ -409,14 +445,15 @@ impl StreamStore {
     pub fn make(&self, members: &Members, tag: String, now: WallTime) -> Result<Listed, StreamsError> {
         let members = unmasked(members, None)?;
         let Managed { options, warnings } = Managed::parse(&members, &ProcessSources)?;
-        {
+        let policy = {
             let mut inner = self.lock();
             self.settle(&mut inner)?;
             if inner.file.contains_key(&options.id) {
                 return Err(StreamsError::Taken);
             }
-        }
-        let made = Made::new(members, options, tag, now, now);
+            Arc::clone(&inner.policy)
+        };
+        let made = Made::new(members, options, tag, now, now).admitted(&policy)?;
         let listed = self.put(made, None)?.ok_or(StreamsError::Taken)?;
         Ok(Listed { warnings, ..listed })
     }
@@ -441,7 +478,8 @@ impl StreamStore {
             if options.id != *id {
                 return Err(StreamsError::OtherId);
             }
-            let made = Made::new(members, options, tag.clone(), before.created, now);
+            let policy = Arc::clone(&self.lock().policy);
+            let made = Made::new(members, options, tag.clone(), before.created, now).admitted(&policy)?;
             if let Some(listed) = self.put(made, Some(&before))? {
                 return Ok(Listed { warnings, ..listed });
             }
@@ -626,7 +664,7 @@ impl StreamStore {
             return Ok(());
         }
         let place = self.state.shown_path();
-        let (made, stopped) = read(self.state.section(SECTION).as_ref(), &inner.made, &place)?;
+        let (made, stopped) = read(self.state.section(SECTION).as_ref(), &inner.made, &inner.policy, &place)?;
         inner.read = readings;
         self.adopt(inner, made, stopped);
         Ok(())
@@ -843,7 +881,7 @@ impl StreamStore {
             redis.look_soon(id);
             return Ok((record, stopped));
         }
-        let stands = record.as_deref().and_then(|record| redis.made_of(id, record, inner.made.get(id)));
+        let stands = record.as_deref().and_then(|record| redis.made_of(id, record, inner.made.get(id), &inner.policy));
         let same = match (&stands, inner.made.get(id)) {
             (Some(stands), Some(known)) => Arc::ptr_eq(stands, known),
             (stands, known) => stands.is_none() && known.is_none(),
@@ -868,10 +906,9 @@ impl StreamStore {
     }
 
     fn take_reading(&self, redis: &Redis, inner: &mut Inner, reading: Reading) {
-        let made = reading
-            .streams
-            .iter()
-            .filter_map(|(id, record)| Some((id.clone(), redis.made_of(id, record, inner.made.get(id))?)));
+        let made = reading.streams.iter().filter_map(|(id, record)| {
+            Some((id.clone(), redis.made_of(id, record, inner.made.get(id), &inner.policy)?))
+        });
         let made = made.collect();
         self.adopt(inner, made, reading.stopped);
     }
@@ -909,11 +946,17 @@ impl Redis {
     }
 
     /// The stream of a record. One that cannot be read is told of, once, and stays what it was.
-    fn made_of(&self, id: &StreamId, record: &str, known: Option<&Arc<Made>>) -> Option<Arc<Made>> {
+    fn made_of(
+        &self,
+        id: &StreamId,
+        record: &str,
+        known: Option<&Arc<Made>>,
+        policy: &Arc<Policy>,
+    ) -> Option<Arc<Made>> {
         let read = serde_json::from_str::<Value>(record).map_err(|_| "it is no JSON".to_owned());
         let made = read.and_then(|record| match known {
             Some(known) if known.record == record => Ok(Arc::clone(known)),
-            _ => Made::read(id, &record).map(Arc::new),
+            _ => Made::read(id, &record).map(|made| Arc::new(made.guarded(policy))),
         });
         match made {
             Ok(made) => Some(made),
@@ -978,6 +1021,7 @@ impl Reloading<'_> {
         let streams = in_force(config, &self.made);
         let options = build(&streams, &self.inner.stopped, Some(&self.inner.options.catalog));
         self.inner.file = file;
+        self.inner.policy = Arc::clone(&config.admin.stream_urls);
         self.inner.made = std::mem::take(&mut self.made);
         self.inner.options = Arc::new(options);
         tell(&self.inner.options);

@@ -8,13 +8,14 @@
 //! a signature by nobody's secret.
 //!
 //! A hook says nothing but «look»: its body is signed and otherwise not read. However many come, a filled-in URL has one
-//! poll under way and one after it, [`limits::REFRESH_INTERVAL`] apart.
+//! poll under way and one after it, [`limits::REFRESH_INTERVAL`] apart. With Redis all processes hear of one that came to any.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 
 use crate::auth::hook::{self, HookError, HookMark};
+use crate::auth::sealed;
 use crate::codec::http::{self, Head, Response};
 use crate::codec::message::ErrorCode;
 use crate::connection::handshake::Refusal;
@@ -23,7 +24,8 @@ use crate::ids::{CoreId, StreamId};
 use crate::limits::{self, HOOK_REPEAT, HOOK_WINDOW, HOOKS_SEEN_MAX};
 use crate::time::Instant;
 
-use super::{Mail, Shard};
+use super::lookup::Order;
+use super::{Mail, Output, Shard};
 
 /// The header that proves a hook.
 const SIGNATURE: &str = "x-restcast-signature";
@@ -91,22 +93,44 @@ impl Shard {
         let options = std::sync::Arc::clone(&self.options);
         let secrets = id.map(|id| options.catalog.hook_secrets(id)).unwrap_or_default();
         let verified = hook::verify(signature, body, &secrets, self.now.wall);
-        let (mark, id) = match (verified, id) {
-            (Ok(mark), Some(id)) => (mark, id),
+        let (hook, id) = match (verified, id) {
+            (Ok(hook), Some(id)) => (hook, id),
             (verified, _) => {
                 let error = verified.err().unwrap_or(HookError::Unsigned);
                 let refusal = Refusal::new(ErrorCode::InvalidToken, error.to_string());
                 return self.refuse_credential(index, &refusal, reply, client);
             }
         };
-        let news = self.ledger.is_news(id, mark, self.now.at) && !options.catalog.is_stopped(id);
+        let news = self.hooked(id, hook.mark);
+        if news && options.auth.store {
+            let sealed = hook.seal(self.now.wall, self.rng.u128().to_le_bytes());
+            self.outputs.push_back(Output::Order(Order::Hook { id: id.clone(), sealed }));
+        }
+        let status = if news { 202 } else { 204 };
+        self.respond(index, Response::new(status).header("Cache-Control", "no-store"), reply);
+    }
+
+    /// Has a stream polled on all cores, where its hook is no replay; whether it is polled.
+    fn hooked(&mut self, id: &StreamId, mark: HookMark) -> bool {
+        let news = self.ledger.is_news(id, mark, self.now.at) && !self.options.catalog.is_stopped(id);
         if news {
             for core in 0..self.cores {
                 self.send(CoreId(core), Mail::RefreshAll { id: id.clone() });
             }
         }
-        let status = if news { 202 } else { 204 };
-        self.respond(index, Response::new(status).header("Cache-Control", "no-store"), reply);
+        news
+    }
+
+    /// Another process says that it was sent a hook: this one polls too, and takes it for a replay where it comes here later.
+    pub(super) fn peer_was_hooked(&mut self, id: &StreamId, sealed: &[u8]) {
+        let mark = hook::open(sealed, &self.options.catalog.hook_secrets(id), self.now.wall);
+        // What was said once has its effect once, however often somebody repeats it.
+        let salt = sealed::salt(sealed);
+        if let (Some(mark), Some(salt)) = (mark, salt)
+            && self.heard.is_first(salt, self.now.at)
+        {
+            self.hooked(id, mark);
+        }
     }
 }
 
