@@ -318,6 +318,8 @@ pub const MANAGED_READ_INTERVAL: Duration = Duration::from_millis(200);
 pub const MANAGED_REREAD: Duration = Duration::from_secs(30);
 /// How often in a row they are read, where this process changes them meanwhile.
 pub const MANAGED_ROUNDS_MAX: usize = 8;
+/// How often in a row a change of one such stream is tried, where others change it meanwhile.
+pub const MANAGED_CHANGES_MAX: usize = 64;
 /// How old a refresh of another process may be: what is read back after an absence is no news.
 pub const REFRESH_HEARD_MAX: Duration = Duration::from_secs(10);
 /// Tables and arrays within each other in such a stream's JSON.

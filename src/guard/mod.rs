@@ -333,6 +333,14 @@ impl Target {
     }
 }
 
+/// Reads a `Location`, which may be relative to `base`, as strictly as a caller's URL. Where it leads is not judged.
+///
+/// # Errors
+/// [`Blocked::Url`].
+pub fn follow(base: &Url, location: &str) -> Result<Url, Blocked> {
+    url::follow(base, location).map_err(Blocked::Url)
+}
+
 /// The way of a request from one place to the next, each of which is judged as if the caller had named it.
 #[derive(Clone, Debug)]
 pub struct Redirects<'p> {
@@ -382,7 +390,7 @@ impl<'p> Redirects<'p> {
         if usize::from(self.followed) >= REDIRECTS_MAX {
             return Err(Blocked::TooManyRedirects);
         }
-        let aim = self.policy.judge_url(url::follow(&self.at, location).map_err(Blocked::Url)?)?;
+        let aim = self.policy.judge_url(follow(&self.at, location)?)?;
         if self.at.scheme() == "https" && aim.url.scheme() == "http" {
             return Err(Blocked::Downgrade);
         }

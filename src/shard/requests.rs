@@ -831,7 +831,9 @@ impl Shard {
                 Ok(token) => self.ask_to_renew(index, connection, token, client, reply),
                 Err(reason) => self.refuse(index, &Refusal::new(ErrorCode::BadRequest, reason), &reply),
             },
-            BodyPurpose::Hook { id, signature, client } => self.hook(index, &id, &signature, &body, client, &reply),
+            BodyPurpose::Hook { id, signature, client } => {
+                self.hook(index, id.as_ref(), &signature, &body, client, &reply)
+            }
             BodyPurpose::Direct { caller, request, sse } => {
                 let reply = Reply { keep_alive: reply.keep_alive && !sse, ..reply };
                 self.direct_body_read(index, &body, caller, request, sse, reply);
