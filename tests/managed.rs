@@ -268,6 +268,10 @@ fn secrets_are_sent_to_the_upstream_and_shown_to_nobody() {
     is_whole(sent(upstream.request_count() + 3));
     // One of them is another now; what is not there any more is gone.
     put["headers"] = json!({ "X-Key": "another", "Authorization": "***" });
+    // Which of two is left nobody can tell.
+    put["hook_secret"] = json!(["***"]);
+    let unclear = streams(&server, "PUT", "/leads", &put);
+    assert!(unclear.status == 400 && unclear.text().contains("`stream.hook_secret` is ***"), "{unclear:?}");
     put["hook_secret"] = Value::Null;
     assert_eq!(streams(&server, "PUT", "/leads", &put).status, 200);
     ws.next_of("snapshot");
@@ -337,6 +341,33 @@ fn streams_and_stops_survive_a_restart() {
     assert!(said.contains("has a section `streams`"), "{said}");
 }
 
+#[test]
+fn a_stream_whose_secret_is_gone_stays_what_it_was_at_a_reload_and_the_rest_is_taken() {
+    let (upstream, scratch) = (Upstream::start(), Scratch::new("unreadable"));
+    upstream.set_json("/a", r#"{"n":1}"#);
+    upstream.set_json("/b", r#"{"n":2}"#);
+    let file = scratch.0.join("key");
+    fs::write(&file, "secret-of-the-file").expect("written");
+    let setup = Setup::new().server(&scratch.line());
+    let server = setup.start();
+    let headers = json!({ "X-Key": format!("file:{}", file.display()) });
+    let body = json!({ "id": "leads", "url": upstream.url("/a"), "interval": "20ms", "headers": headers });
+    assert_eq!(streams(&server, "POST", "", &body).status, 201);
+    let mut ws = watching(&server, &token_of("u1"), "/v1/streams/leads");
+    fs::remove_file(&file).expect("removed");
+    server.reload(&setup.clone().stream("more", &upstream.url("/b"), ""));
+    eventually("the rest is taken", || (value(&server, "more") == (200, json!({ "n": 2 }))).then_some(()));
+    let said = server.wait_for_log("cannot be read again, and stays what it was", 1);
+    assert!(said.contains("stream=leads") && !said.contains("secret-of-the-file"), "{said}");
+    // It is polled as before, and who watches has noticed nothing.
+    upstream.set_json("/a", r#"{"n":3}"#);
+    assert_eq!(ws.next()["seq"], json!(2));
+    let requests = upstream.requests();
+    let last = requests.iter().rev().find(|seen| seen.target == "/a").expect("a poll");
+    assert_eq!(last.header("x-key"), Some("secret-of-the-file"));
+    assert_eq!(streams(&server, "DELETE", "/leads", &Value::Null).status, 204);
+}
+
 /// What a server says that does not start.
 fn fails_to_start(setup: &Setup, scratch: &Scratch) -> String {
     let path = scratch.0.join("restcast.toml");
@@ -400,6 +431,157 @@ fn a_stopped_stream_gives_the_held_value_and_is_not_polled_until_it_is_started()
         }
         assert_eq!(server.log_count("An administrator has stopped a stream."), 1);
     }
+}
+
+/// A GET of a stream that has begun to wait for a value.
+fn waits(server: &Server, id: &str, more: &[(&str, String)]) -> Raw {
+    let waiting = || server.metric(&["restcast_connections{", "json_wait"]);
+    let before = waiting();
+    let mut raw = server.connect();
+    let headers = [&[bearer(&token_of("u1"))], more].concat();
+    raw.send_request("GET", &format!("/v1/streams/{id}"), &headers, "");
+    eventually("it waits", || (waiting() > before).then_some(()));
+    raw
+}
+
+#[test]
+fn who_waits_for_a_value_of_a_stream_that_is_changed_gets_the_value_of_what_it_is_then() {
+    for driver in DRIVERS {
+        let upstream = Upstream::start();
+        upstream.set_json("/a", "\"a\"");
+        upstream.set_json("/b", "\"b\"");
+        upstream.set("/slow", Reply::json("\"slow\"").delay(Duration::from_secs(60)));
+        let setup = |interval: &str| {
+            Setup::new().driver(driver).stream("file", &upstream.url("/a"), &format!("interval = {interval:?}"))
+        };
+        let server = setup("20ms").start();
+        let tag_of = |id: &str| {
+            let answer = server.get(&format!("/v1/streams/{id}"), &[bearer(&token_of("u1"))]);
+            assert_eq!(answer.status, 200, "{answer:?}");
+            answer.header("etag").expect("a tag").to_owned()
+        };
+        let put = |id: &str, path: &str| {
+            let body = json!({ "id": id, "url": upstream.url(path), "interval": "20ms" });
+            assert_eq!(streams(&server, "PUT", &format!("/{id}"), &body).status, 200);
+        };
+        make(&server, "leads", &upstream.url("/a"));
+        let known = tag_of("leads");
+        let wait = [("If-None-Match", known.clone()), ("Prefer", "wait=50".to_owned())];
+        let mut all = [waits(&server, "leads", &wait), waits(&server, "leads", &wait), waits(&server, "leads", &wait)];
+        let begun = Instant::now();
+        put("leads", "/b");
+        for waiting in &mut all {
+            let answer = waiting.answer();
+            assert_eq!((answer.status, answer.json()), (200, json!("b")), "{answer:?}");
+            assert_ne!(answer.header("etag"), Some(known.as_str()));
+        }
+        assert!(begun.elapsed() < Duration::from_secs(40), "they were answered by the change");
+
+        // One that waits for the first value: changed twice, and the other upstream has one.
+        make(&server, "cold", &upstream.url("/slow"));
+        let mut cold = waits(&server, "cold", &[]);
+        put("cold", "/slow");
+        put("cold", "/b");
+        let answer = cold.answer();
+        assert_eq!((answer.status, answer.json()), (200, json!("b")), "{answer:?}");
+
+        // The file's, by a reload; and one that is deleted meanwhile is gone.
+        let wait = |known: String| [("If-None-Match", known), ("Prefer", "wait=50".to_owned())];
+        let known = tag_of("file");
+        let mut waiting = waits(&server, "file", &wait(known.clone()));
+        server.reload(&setup("30ms"));
+        let answer = waiting.answer();
+        assert_eq!((answer.status, answer.json()), (200, json!("a")), "{answer:?}");
+        assert_ne!(answer.header("etag"), Some(known.as_str()), "another epoch");
+        let mut waiting = waits(&server, "leads", &wait(tag_of("leads")));
+        assert_eq!(streams(&server, "DELETE", "/leads", &Value::Null).status, 204);
+        let answer = waiting.answer();
+        assert_eq!(answer.code(), "STREAM_ENDED", "{answer:?}");
+        // Who may not have what it is now is told so.
+        let mut waiting = waits(&server, "cold", &wait(tag_of("cold")));
+        let body = json!({ "id": "cold", "url": upstream.url("/b"), "roles": ["nobody"] });
+        assert_eq!(streams(&server, "PUT", "/cold", &body).status, 200);
+        let answer = waiting.answer();
+        assert_eq!((answer.status, answer.code().as_str()), (403, "INSUFFICIENT_PERMISSIONS"), "{answer:?}");
+        // Nobody is counted as waiting, or watching, who is not.
+        eventually("nobody waits", || (server.metric(&["restcast_connections{", "json_wait"]) == 0.0).then_some(()));
+    }
+}
+
+#[test]
+fn a_stream_that_was_changed_is_not_called_live_before_a_poll_has_shown_it() {
+    // The one that fails is another origin: of one that is down others would be left alone as well.
+    let (upstream, down) = (Upstream::start(), Upstream::start());
+    upstream.set_json("/a", "\"a\"");
+    upstream.set_json("/b", "\"b\"");
+    down.set("/bad", Reply::status(500));
+    upstream.set("/slow", Reply::json("\"slow\"").delay(Duration::from_secs(2)));
+    let server = Setup::new().start();
+    make(&server, "leads", &upstream.url("/a"));
+    let put = |path: &str| {
+        let url = if path.starts_with("/bad") { down.url(path) } else { upstream.url(path) };
+        let body = json!({ "id": "leads", "url": url, "interval": "20ms", "backoff_max": "50ms" });
+        assert_eq!(streams(&server, "PUT", "/leads", &body).status, 200);
+    };
+    let told = |ws: &mut support::server::Ws| {
+        let frame = ws.next_of("stream_status");
+        (frame["state"].as_str().expect("a state").to_owned(), frame["code"].as_str().unwrap_or_default().to_owned())
+    };
+    let status = |state: &str, code: &str| (state.to_owned(), code.to_owned());
+    let mut ws = watching(&server, &token_of("u1"), "/v1/streams/leads");
+
+    // Of one that is stopped another is stopped too, and never live.
+    assert_eq!(order(&server, "leads", "stop").status, 200);
+    assert_eq!(told(&mut ws), status("stale", "STOPPED"));
+    put("/b");
+    assert_eq!(told(&mut ws), status("failing", "STOPPED"));
+    assert_eq!(order(&server, "leads", "start").status, 200);
+    assert_eq!(told(&mut ws), status("live", ""));
+
+    // From one that fails to one that fails, and to one that takes its time.
+    put("/bad");
+    assert_eq!(told(&mut ws), status("failing", "UPSTREAM_STATUS"));
+    put("/bad?again");
+    assert_eq!(told(&mut ws), status("failing", "UPSTREAM_STATUS"));
+    put("/slow");
+    let early = ws.heard_within(Duration::from_millis(300));
+    assert!(early.is_none(), "nothing is known yet: {early:?}");
+    let frames = [ws.next(), ws.next()];
+    assert!(frames.iter().any(|frame| frame["data"] == "slow"), "{frames:?}");
+    assert!(frames.iter().any(|frame| frame["state"] == "live"), "{frames:?}");
+    // Changed twice before anything is known: it is said once, and of the last.
+    put("/bad");
+    assert_eq!(told(&mut ws), status("failing", "UPSTREAM_STATUS"));
+    put("/slow?1");
+    put("/slow?2");
+    let frames = [ws.next(), ws.next()];
+    assert!(frames.iter().any(|frame| frame["data"] == "slow"), "{frames:?}");
+    assert!(frames.iter().any(|frame| frame["state"] == "live"), "{frames:?}");
+    assert!(ws.is_quiet_for(Duration::from_millis(500)));
+    // One that joins, and is held to be live already, is told nothing of it.
+    let mut late = server.ws("/v1/streams/leads", &[bearer(&token_of("u2"))]);
+    assert_eq!((&late.next()["type"], &late.next()["type"]), (&json!("welcome"), &json!("snapshot")));
+    assert!(late.is_quiet_for(Duration::from_millis(300)));
+}
+
+#[test]
+fn a_member_that_stands_twice_in_an_admin_body_is_refused_by_every_resource() {
+    let server = Setup::new().start();
+    let ask = |method: &str, path: &str, body: &str| {
+        Raw::connect(server.admin).request(method, path, &[bearer(ADMIN_KEY)], body)
+    };
+    for (method, path, body) in [
+        ("POST", "/admin/v1/streams", r#"{"id":"a","url":"http://127.0.0.1:1/a","url":"http://127.0.0.1:1/b"}"#),
+        ("POST", "/admin/v1/streams", r#"{"id":"a","url":"http://127.0.0.1:1/","headers":{"X":"1","\u0058":"2"}}"#),
+        ("POST", "/admin/v1/keys", r#"{"streams":["a"],"streams":["b"]}"#),
+        ("PUT", "/admin/v1/users/u1/permissions", r#"{"permissions":[],"roles":["a"],"roles":["b"]}"#),
+        ("POST", "/admin/v1/tokens/revoke", r#"{"jti":"a","jti":"b"}"#),
+    ] {
+        let answer = ask(method, path, body);
+        assert_eq!((answer.status, answer.code().as_str()), (400, "BAD_REQUEST"), "{path} {body}: {answer:?}");
+        assert!(answer.text().contains("for the second time"), "{path}: {answer:?}");
+    }
+    assert_eq!(streams(&server, "GET", "/a", &Value::Null).status, 404, "nothing was made");
 }
 
 #[test]

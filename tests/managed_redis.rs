@@ -233,6 +233,105 @@ fn two_processes_that_change_a_stream_at_the_same_time_do_not_lose_a_change() {
 }
 
 #[test]
+fn who_says_nothing_of_what_stands_there_is_not_told_that_it_has_changed() {
+    let (redis, upstream) = (Redis::start(), upstream());
+    let setup = Setup::new().redis(&redis.url(), "");
+    let servers = [setup.start(), setup.start()];
+    let body = |of: &str| {
+        let mut body = wanted("leads", &upstream.url("/a"));
+        body["array_key"] = of.into();
+        body
+    };
+    assert_eq!(streams(&servers[0], "POST", "", &body("first")).status, 201);
+    // All at one process, and half of them at each.
+    for servers in [[&servers[0], &servers[0]], [&servers[0], &servers[1]]] {
+        let answers: Vec<Answer> = thread::scope(|scope| {
+            let body = &body;
+            let all: Vec<_> = (0..6)
+                .map(|n: usize| {
+                    let put = move |m| streams(servers[n % 2], "PUT", "/leads", &body(&format!("{n}-{m}")));
+                    scope.spawn(move || (0..5).map(put).collect::<Vec<_>>())
+                })
+                .collect();
+            all.into_iter().flat_map(|one| one.join().expect("answers")).collect()
+        });
+        let statuses: Vec<u16> = answers.iter().map(|answer| answer.status).collect();
+        assert_eq!(statuses, [200; 30], "the last writer wins");
+        // One of them is what stands there, and both say so.
+        let last = streams(servers[1], "GET", "/leads", &Value::Null);
+        assert!(answers.iter().any(|answer| answer.header("etag") == last.header("etag")), "{last:?}");
+        assert_eq!(streams(servers[0], "GET", "/leads", &Value::Null).header("etag"), last.header("etag"));
+    }
+    // And one is deleted whoever changes it meanwhile.
+    let (deleted, put) = thread::scope(|scope| {
+        let body = &body;
+        let (one, two) = (&servers[0], &servers[1]);
+        let put = scope.spawn(move || {
+            (0..20).map(|n| streams(two, "PUT", "/leads", &body(&n.to_string())).status).collect::<Vec<_>>()
+        });
+        let deleted = streams(one, "DELETE", "/leads", &Value::Null).status;
+        (deleted, put.join().expect("statuses"))
+    });
+    assert_eq!(deleted, 204);
+    assert!(put.iter().all(|status| matches!(status, 200 | 404)) && put.last() == Some(&404), "{put:?}");
+}
+
+#[test]
+fn what_was_just_done_at_one_process_is_known_to_the_one_asked_next() {
+    let (redis, upstream) = (Redis::start(), upstream());
+    let setup = Setup::new().redis(&redis.url(), "").stream("file", &upstream.url("/a"), "");
+    let (one, two) = (setup.start(), setup.start());
+    let tag = |answer: &Answer| [("If-Match", answer.header("etag").expect("a tag").to_owned())];
+    let nothing = &Value::Null;
+    for round in 0..40 {
+        let id = format!("s{}", round % 3);
+        let (path, body) = (format!("/{id}"), wanted(&id, &upstream.url("/a")));
+        let made = streams(&one, "POST", "", &body);
+        assert_eq!(made.status, 201, "round {round}: {made:?}");
+        let read = streams(&two, "GET", &path, nothing);
+        assert_eq!((read.status, read.header("etag")), (200, made.header("etag")), "round {round}: {read:?}");
+        let changed = streams_with(&two, "PUT", &path, &tag(&made), &body);
+        assert_eq!(changed.status, 200, "round {round}: {changed:?}");
+        let again = streams_with(&one, "PUT", &path, &tag(&changed), &body);
+        assert_eq!(again.status, 200, "round {round}: {again:?}");
+        let old = streams_with(&two, "PUT", &path, &tag(&changed), &body);
+        assert_eq!(old.status, 412, "round {round}: {old:?}");
+        for id in [id.as_str(), "file"] {
+            for (server, what, state) in [
+                (&two, "stop", "stopped"),
+                (&one, "start", "running"),
+                (&two, "stop", "stopped"),
+                (&one, "start", "running"),
+            ] {
+                let answer = streams(server, "POST", &format!("/{id}/{what}"), nothing);
+                assert_eq!((answer.status, &answer.json()["state"]), (200, &json!(state)), "round {round}: {answer:?}");
+            }
+        }
+        assert_eq!(streams(&two, "POST", &format!("{path}/refresh"), nothing).status, 202, "round {round}");
+        assert_eq!(streams(&two, "DELETE", &path, nothing).status, 204, "round {round}");
+        assert_eq!(streams(&one, "GET", &path, nothing).status, 404, "round {round}");
+        assert_eq!(streams(&one, "DELETE", &path, nothing).status, 404, "round {round}");
+    }
+    eventually("all of them are gone", || {
+        let gone = |server: &Server| (0..3).all(|n| status(server, &format!("s{n}")) == 404);
+        (gone(&one) && gone(&two)).then_some(())
+    });
+}
+
+#[test]
+fn a_redis_that_was_emptied_takes_no_stream_away_from_who_is_asked_for_one() {
+    let (redis, upstream) = (Redis::start(), upstream());
+    let server = Setup::new().redis(&redis.url(), "").start();
+    assert_eq!(streams(&server, "POST", "", &wanted("leads", &upstream.url("/a"))).status, 201);
+    redis.command(&["FLUSHALL"]);
+    for _ in 0..5 {
+        assert_eq!(streams(&server, "GET", "/leads", &Value::Null).status, 200);
+    }
+    eventually("it is there again", || (redis.number(&["HEXISTS", HASH, "leads"]) == 1).then_some(()));
+    assert_eq!((status(&server, "leads"), streams(&server, "DELETE", "/leads", &Value::Null).status), (200, 204));
+}
+
+#[test]
 fn while_redis_is_away_nothing_is_changed_and_a_start_knows_the_copy() {
     let (redis, upstream, scratch) = (Redis::start(), upstream(), Scratch::new("away"));
     let proxy = Proxy::to(redis.address());
@@ -245,6 +344,8 @@ fn while_redis_is_away_nothing_is_changed_and_a_start_knows_the_copy() {
     assert_eq!(streams(&server, "POST", "/leads/stop", &Value::Null).status, 200);
     assert_eq!(streams(&server, "POST", "/leads/start", &Value::Null).status, 200);
     proxy.down();
+    let known = streams(&server, "GET", "/leads", &Value::Null);
+    assert_eq!((known.status, &known.json()["state"]), (200, &json!("running")), "by what is known here");
     eventually("Redis is away", || server.admin("GET", "/readyz", None).text().contains("away").then_some(()));
     let refused = [
         streams(&server, "POST", "", &wanted("more", &upstream.url("/a"))),

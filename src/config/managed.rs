@@ -13,14 +13,15 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 use toml::de::DeValue;
 
+use super::form::Sourced;
 use super::keys::{self, Form};
 use super::meaning::Check;
 use super::walk::{Lined, Section, walk};
 use super::{ConfigError, ERRORS_MAX, Oddity, Problem, Sources, WARNINGS_MAX, form, show};
 use crate::guard::{Blocked, Policy};
 use crate::limits::{HOOK_SECRETS_MAX, MANAGED_DEPTH_MAX};
-use crate::secret::Secret;
 use crate::stream::Options;
+use crate::stream::live::{Live, Rule};
 use crate::stream::template::UrlTemplate;
 
 /// The keys of one `[[stream]]` by their names, as JSON.
@@ -116,17 +117,18 @@ fn told(errors: Vec<ConfigError>) -> ManagedError {
 }
 
 impl Check<'_> {
-    pub(super) fn hook_secrets(&mut self, section: &Section) -> Vec<Secret> {
+    pub(super) fn hook_secrets(&mut self, section: &Section) -> Vec<Live> {
         let key = "stream.hook_secret";
         let secrets = section.secrets(key).unwrap_or_default();
         if secrets.len() > HOOK_SECRETS_MAX {
             let error = form::FormError::TooMany { limit: HOOK_SECRETS_MAX };
             self.error(section.line_of(key), Problem::Form { key: key.to_owned(), error });
         }
-        for Lined { line, value } in secrets.iter().filter(|secret| secret.value.len() < HOOK_SECRET_BYTES) {
-            self.warn(*line, Oddity::ShortHookSecret { bytes: value.len() });
+        for Lined { line, value } in secrets.iter().filter(|secret| secret.value.secret.len() < HOOK_SECRET_BYTES) {
+            self.warn(*line, Oddity::ShortHookSecret { bytes: value.secret.len() });
         }
-        secrets.into_iter().map(|secret| secret.value).collect()
+        let live = |Sourced { secret, source }| Live::new(source, Rule::Bytes, secret);
+        secrets.into_iter().map(|secret| live(secret.value)).collect()
     }
 }
 
@@ -228,6 +230,8 @@ fn unmasked_at(path: &str, value: &Value, kept: Option<&Value>, errors: &mut Vec
             Value::Object(unmasked.collect())
         }
         (_, Value::Array(elements)) => {
+            // Elements go by their places: of an array of another length nobody knows which of them stay.
+            let kept = kept.and_then(Value::as_array).filter(|kept| kept.len() == elements.len());
             let unmasked = elements.iter().enumerate();
             unmasked.map(|(at, value)| unmasked_at(path, value, kept.and_then(|kept| kept.get(at)), errors)).collect()
         }
@@ -499,6 +503,8 @@ mod tests {
             Some(&whole()),
             expect![[r#"
                 `stream.headers.x` is ***, and there is none that is kept
+                `stream.hook_secret` is ***, and there is none that is kept
+                `stream.hook_secret` is ***, and there is none that is kept
                 `stream.hook_secret` is ***, and there is none that is kept
                 `stream.url` has *** in the place of something, and is not the URL that is kept"#]],
         );

@@ -1307,13 +1307,21 @@ fn streams_are_checked() {
     check_stream(
         "method = \"get\"",
         expect![[r#"
-        `stream.method` must be a method whose answer has a body, in upper case, such as GET or POST
+        `stream.method` must be GET or POST
     "#]],
     );
+    // What would change something, over and over.
+    check_stream(
+        "method = \"DELETE\"",
+        expect![[r#"
+        `stream.method` must be GET or POST
+    "#]],
+    );
+    check_stream("method = \"POST\"", expect![[r#""#]]);
     check_stream(
         "method = \"HEAD\"",
         expect![[r#"
-        `stream.method` must be a method whose answer has a body, in upper case, such as GET or POST
+        `stream.method` must be GET or POST
     "#]],
     );
     check_stream(

@@ -31,6 +31,7 @@ pub use name::NameFault;
 pub use url::UrlFault;
 
 use crate::limits::REDIRECTS_MAX;
+use crate::secret::Secret;
 use allow::Listed;
 
 /// The `[direct]` table: who may use direct mode and ephemeral sessions, for what, and within which bounds.
@@ -48,6 +49,8 @@ pub struct DirectOptions {
     pub session_ttl_max: Duration,
     /// How long polling goes on after the last watcher, and a session too.
     pub linger: Duration,
+    /// What processes that share a store share besides, so that they call the same by the same name.
+    pub secret: Option<Secret>,
 }
 
 /// What callers may reach.
@@ -233,7 +236,13 @@ impl Policy {
         };
         match address.map(|address| (address, closed(address, self.own))) {
             Some((address, Some(range))) if !chosen_by_operator => Err(Blocked::Address { address, range }),
-            _ => Ok(Aim { url, address: address.map(address::canonical), listed: listed.is_some(), own: self.own }),
+            _ => Ok(Aim {
+                url,
+                address: address.map(address::canonical),
+                listed: listed.is_some(),
+                chosen: chosen_by_operator || self.own,
+                own: self.own,
+            }),
         }
     }
 }
@@ -252,6 +261,8 @@ pub struct Aim {
     listed: bool,
     /// Whether its name may be one of the operator's own network.
     own: bool,
+    /// See [`Aim::is_chosen`].
+    chosen: bool,
 }
 
 impl Aim {
@@ -268,6 +279,11 @@ impl Aim {
     /// Whether the operator has listed it; else it is public.
     pub fn is_listed(&self) -> bool {
         self.listed
+    }
+
+    /// Whether the operator has listed this very host, or the administrator has named it: there is no secret in whether its name is one.
+    pub fn is_chosen(&self) -> bool {
+        self.chosen
     }
 
     /// The target, of all that a lookup of [`name`](Aim::name) answered: one address that is closed to strangers closes the
@@ -315,6 +331,14 @@ impl Target {
     pub fn addresses(&self) -> &Arc<[IpAddr]> {
         &self.addresses
     }
+}
+
+/// Reads a `Location`, which may be relative to `base`, as strictly as a caller's URL. Where it leads is not judged.
+///
+/// # Errors
+/// [`Blocked::Url`].
+pub fn follow(base: &Url, location: &str) -> Result<Url, Blocked> {
+    url::follow(base, location).map_err(Blocked::Url)
 }
 
 /// The way of a request from one place to the next, each of which is judged as if the caller had named it.
@@ -366,7 +390,7 @@ impl<'p> Redirects<'p> {
         if usize::from(self.followed) >= REDIRECTS_MAX {
             return Err(Blocked::TooManyRedirects);
         }
-        let aim = self.policy.judge_url(url::follow(&self.at, location).map_err(Blocked::Url)?)?;
+        let aim = self.policy.judge_url(follow(&self.at, location)?)?;
         if self.at.scheme() == "https" && aim.url.scheme() == "http" {
             return Err(Blocked::Downgrade);
         }

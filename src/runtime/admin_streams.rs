@@ -208,6 +208,9 @@ fn refused(error: &StreamsError) -> Response {
         StreamsError::Taken | StreamsError::Configured | StreamsError::TooMany | StreamsError::Stopped => {
             Response::problem(409, ErrorCode::BadRequest.as_str(), &detail)
         }
+        StreamsError::Contended => {
+            Response::problem(503, ErrorCode::Overloaded.as_str(), &detail).header("Retry-After", "1")
+        }
         StreamsError::OtherId => problem(ErrorCode::BadRequest, &detail),
         StreamsError::Invalid(invalid) => with_errors(400, "Bad Request", ErrorCode::BadRequest, &detail, &invalid.0),
         StreamsError::Blocked(errors) => with_errors(403, "Forbidden", ErrorCode::TargetBlocked, &detail, errors),

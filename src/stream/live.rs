@@ -3,7 +3,7 @@
 //! Secrets that stand elsewhere (`env:`, `file:`) may change while streams are watched. Who an upstream takes restcast for is
 //! then the same as before, and so are the streams: such a value is known by where it stands, not by what it is
 //! ([`Live`]), and what it is now is read for each request. A value written into the configuration itself is known by itself:
-//! another one is another stream.
+//! another one is another stream. What hooks are signed with is such a value, too.
 //!
 //! Source: RFC 9110 section 5.5 and RFC 7617 section 2 for what may stand where.
 //! Memory: each value once, shared by all who hold it. Errors: none; what does not fit is not taken over.
@@ -41,6 +41,8 @@ pub enum Rule {
     Text,
     /// The same without a colon, which would end it (RFC 7617 section 2).
     User,
+    /// Whatever bytes: the key of a signature.
+    Bytes,
 }
 
 impl Rule {
@@ -55,6 +57,7 @@ impl Rule {
             Rule::Visible => bytes.iter().all(u8::is_ascii_graphic),
             Rule::Text => bytes.iter().all(|b| !b.is_ascii_control()),
             Rule::User => bytes.iter().all(|b| !b.is_ascii_control() && *b != b':'),
+            Rule::Bytes => true,
         };
         fits && !bytes.is_empty() && bytes.len() <= UPSTREAM_SECRET_BYTES_MAX
     }

@@ -103,7 +103,7 @@ pub struct Options {
     /// Pages (`Link: rel=next`) that are gathered into one value.
     pub pages_max: u32,
     /// What its hooks may be signed with: any one of these; none: it has no hook.
-    pub hook_secrets: Vec<Secret>,
+    pub hook_secrets: Vec<live::Live>,
     /// What its events prove.
     pub proof: Proof,
     /// What makes the value of what the upstream sends.
@@ -149,6 +149,15 @@ impl Options {
             proof: Proof::default(),
             filter: None,
             guard: None,
+        }
+    }
+
+    /// Takes over the secrets of `newer`, which is equal: from now on its requests carry these, and its hooks are signed with
+    /// them.
+    pub fn take_over(&self, newer: &Options) {
+        self.credential.take_over(&newer.credential);
+        for (held, new) in self.hook_secrets.iter().zip(&newer.hook_secrets) {
+            held.replace(&new.value());
         }
     }
 }

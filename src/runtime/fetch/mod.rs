@@ -41,7 +41,7 @@ use crate::limits;
 use crate::metrics::CoreMetrics;
 use crate::runtime::clock;
 use crate::runtime::oauth::Tokens;
-use crate::runtime::resolver::ResolverHandle;
+use crate::runtime::resolver::{ResolveError, ResolverHandle};
 use crate::secret::Secret;
 use crate::stream::CaFile;
 use crate::stream::action::{self, Call};
@@ -504,7 +504,7 @@ impl Fetcher {
             Host::Ipv6(ip) => Arc::from([IpAddr::V6(*ip)]),
             Host::Domain(name) => {
                 let answer = self.resolver.resolve(name).await;
-                answer.map_err(|e| FetchError { code: UpstreamCode::Dns, detail: e.to_string() })?
+                answer.map_err(|error| unresolved(&error, asked.aim))?
             }
         };
         let Some(aim) = asked.aim else { return Ok(found) };
@@ -534,6 +534,14 @@ async fn leave_for_call(lane: &Arc<Lane>, deadline: Instant) -> Result<Permit, F
         }
         sleep(span.max(TURN)).await;
     }
+}
+
+/// A name has no addresses. Whoever may name any host is told the same of one that leads inside: else names could be tried
+/// until one proves to be there. The detail, which the operator sees, tells them apart.
+fn unresolved(error: &ResolveError, aim: Option<&Aim>) -> FetchError {
+    let is_told = *error == ResolveError::Busy || aim.is_none_or(Aim::is_chosen);
+    let code = if is_told { UpstreamCode::Dns } else { UpstreamCode::Blocked };
+    FetchError { code, detail: error.to_string() }
 }
 
 fn endpoint<'a>(asked: &Asked<'a>) -> Result<Endpoint<'a>, FetchError> {
