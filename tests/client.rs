@@ -595,12 +595,10 @@ fn actions_are_sent_and_answered() {
     upstream.set_json("/deed/7", r#"{"done":true}"#);
     upstream.set_json("/deed/a-9", r#"{"nine":true}"#);
     let server = at(free_address(), &upstream, "", |setup| {
-        setup.action("deed", &upstream.url("/deed/{message.which}"), "method = \"POST\"\nroles = []").action(
-            "forbidden",
-            &upstream.url("/deed/7"),
-            "method = \"POST\"\nroles = [\"admin\"]",
-        )
-        .action("write", &upstream.url("/deed/{message.id}"), "method = \"PUT\"\nroles = []")
+        setup
+            .action("deed", &upstream.url("/deed/{message.which}"), "method = \"POST\"\nroles = []")
+            .action("forbidden", &upstream.url("/deed/7"), "method = \"POST\"\nroles = [\"admin\"]")
+            .action("write", &upstream.url("/deed/{message.id}"), "method = \"PUT\"\nroles = []")
     });
     let mut page = Page::watch(&server, server.listen, "/v1/streams/leads", 600, only("websocket"));
     page.live_over("websocket");
