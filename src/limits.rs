@@ -338,6 +338,10 @@ pub const HOOK_WINDOW: Duration = Duration::from_secs(300);
 pub const HOOK_REPEAT: Duration = Duration::from_secs(10);
 /// Hooks that are kept in mind to tell replays; past it the oldest go, and a replay of one asks for a poll.
 pub const HOOKS_SEEN_MAX: usize = 16_384;
+/// Streams whose hooks wait to be told to other processes; of one stream the last, and more are not told.
+pub const HOOKS_TOLD_MAX: usize = 1024;
+/// Bytes of what is told of a hook, sealed.
+pub const HOOK_TOLD_BYTES_MAX: usize = 128;
 /// `[[action]]`s of a configuration.
 pub const ACTIONS_MAX: usize = 256;
 /// Bytes of an action's `type`, and of the `type` of a message that may be one.

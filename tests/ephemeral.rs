@@ -728,6 +728,33 @@ fn a_thousand_who_come_back_at_once_ask_for_their_session_once() {
 }
 
 #[test]
+fn words_of_two_cores_that_overtake_each_other_end_nothing() {
+    let mut halls = two("linger = \"2s\"\n");
+    let token = format!("Bearer {}", halls[0].token(json!({})));
+    let (_, session) = make(&mut halls[0], ("Authorization", &token), json!({"url": TARGET}));
+    let own = format!("Bearer {}", text(&session["token"]));
+    let conn = watch(&mut halls[0], 0, &session);
+    let hall = &mut halls[0];
+    hall.answers = false;
+    hall.lose(conn);
+    hall.upgrade(1, &path_of(&session["ws_url"]), &[("Authorization", &own)]);
+    // Opened on the other core; that nobody watches is said after that somebody does.
+    let left = hall.questions.pop_front().expect("it was left");
+    let read = hall.questions.pop_front().expect("it is looked up");
+    hall.answer(read);
+    hall.pass(hall::MS);
+    let held = hall.questions.pop_front().expect("it is held");
+    hall.answer(held);
+    hall.answer(left);
+    hall.answers = true;
+    pass(&mut halls, SECOND * 8);
+    let mut now = halls[0].now();
+    now.at = now.at + SECOND * 40;
+    assert_eq!(halls[0].ephemerals.borrow_mut().len(now), 1);
+    watch(&mut halls[1], 0, &session);
+}
+
+#[test]
 fn a_draining_process_leaves_its_sessions_for_those_who_connect_again() {
     let mut halls = two("linger = \"1s\"\n");
     let token = format!("Bearer {}", halls[0].token(json!({})));

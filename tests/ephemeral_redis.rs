@@ -6,12 +6,16 @@ mod support;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use restcast::auth::ephemeral::{Place, id_of, token_of_random};
+use restcast::auth::ephemeral_record::{SessionFace, SessionRequest, SharedSession};
+use restcast::auth::grant::{GrantRecord, Rights};
+use restcast::time::WallTime;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use support::redis::{RedisSetup, Said};
-use support::server::{ADMIN_KEY, Answer, SECRET, Server, Setup, Ws, bearer, eventually, token_of};
-use support::{Redis, Upstream};
+use support::server::{ADMIN_KEY, Answer, SECRET, Server, Setup, Ws, bearer, eventually, now_s, token_of};
+use support::{Redis, Reply, Upstream};
 
 const HEADER: &str = "a-header-value-that-is-secret-7f7f";
 const QUERY: &str = "a-query-value-that-is-secret-93ab";
@@ -208,6 +212,86 @@ fn a_session_that_is_deleted_at_one_process_closes_its_watchers_at_every_other()
         assert_eq!(told(server, "DELETE", &session).status, 404);
     }
     assert_eq!(records(&redis).len(), 0);
+    // Who was not told finds it out.
+    let session = make(&two, &json!({"url": upstream.url("/a"), "interval_ms": 20}));
+    let mut ws = watch(&one, &session);
+    one.signal(Signal::STOP);
+    redis.command(&["CLIENT", "KILL", "TYPE", "normal"]);
+    redis.command(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+    eventually("it is deleted", || (told(&two, "DELETE", &session).status == 204).then_some(()));
+    redis.command(&["DEL", "restcast:control"]);
+    one.signal(Signal::CONT);
+    assert_eq!(ws.until_close().1, ended());
+    assert_eq!(records(&redis).len(), 0, "nor does it give it back");
+}
+
+#[test]
+fn all_sessions_of_all_processes_are_bounded() {
+    let (redis, upstream) = (Redis::start(), upstream());
+    let setup = setup(&redis, &upstream, "").limits("streams = 2");
+    let (one, two) = (setup.start(), setup.start());
+    let said = json!({"url": upstream.url("/a"), "ttl_s": 600});
+    let short = json!({"url": upstream.url("/a"), "ttl_s": 1});
+    assert_eq!((post(&one, "u1", &said).status, post(&two, "u2", &short).status), (201, 201));
+    let full = post(&one, "u3", &said);
+    assert_eq!((full.status, full.code().as_str()), (503, "TOO_MANY_STREAMS"));
+    assert!(full.header("retry-after").is_some());
+    eventually("one of them has ended", || (post(&one, "u3", &said).status == 201).then_some(()));
+    assert_eq!(post(&two, "u3", &said).status, 503);
+}
+
+#[test]
+fn a_record_that_somebody_made_up_shows_no_others_poll_and_no_target_that_is_not_allowed() {
+    let (redis, upstream) = (Redis::start(), upstream());
+    upstream.judge("/a", |asked| {
+        Reply::json(if asked.header("x-key") == Some(HEADER) { "\"hidden\"" } else { "\"open\"" })
+    });
+    let server = setup(&redis, &upstream, "").start();
+    let said = json!({"url": upstream.url("/a"), "headers": {"X-Key": HEADER}, "interval_ms": 20});
+    let session = make(&server, &said);
+    let mut ws = server.ws(&path_of(&session), &[own(&session)]);
+    assert_eq!(ws.next_of("snapshot")["data"], "hidden");
+    // It has the other's name and target, and not its secret.
+    let forged = |n: u8, url: &str| {
+        let token = token_of_random([n; 32]);
+        let id = id_of(token.expose_secret()).expect("a token");
+        let maker = GrantRecord {
+            sub: Some("u9".into()),
+            expires: None,
+            issued_at: None,
+            key: None,
+            token: None,
+            rights: Rights::default(),
+            session: None,
+            api_key: None,
+        };
+        let ends = WallTime::from_secs(now_s() + 600);
+        let face = SessionFace {
+            sub: Some("u9".into()),
+            issuer: None,
+            api_key: None,
+            stream: text(&session["stream"]),
+            counted: "x".into(),
+            made: ends,
+            ends,
+        };
+        let request = SessionRequest {
+            url: url.to_owned(),
+            post: false,
+            interval_ms: 1_000,
+            select: None,
+            headers: Vec::new(),
+            body: None,
+            maker,
+        };
+        let record = SharedSession { face, request }.seal(&token, id, [[1; 16], [2; 16]]).expect("it is small");
+        redis.set_bytes(&format!("restcast:ephemeral:{}", Place::of(id)), record.expose_secret());
+        json!({"stream": session["stream"], "token": String::from_utf8_lossy(token.expose_secret())})
+    };
+    assert_eq!(get(&server, &forged(1, &upstream.url("/a"))).json(), json!("open"));
+    let blocked = get(&server, &forged(2, "http://169.254.169.254/a"));
+    assert_eq!((blocked.status, blocked.code().as_str()), (403, "TARGET_BLOCKED"));
+    assert!(ws.is_quiet_for(Duration::from_millis(100)));
 }
 
 #[test]

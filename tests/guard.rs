@@ -248,7 +248,10 @@ fn each_redirect_is_judged_and_headers_stay_at_home() {
         (&[(301, "/v2/leads"), (302, "x")], "https://api.example.com/v2/leads own, https://api.example.com/v2/x own"),
         (&[(307, "https://other.example.com/")], "https://other.example.com/ bare"),
         (&[(308, "https://api.example.com:8443/")], "https://api.example.com:8443/ bare"),
-        (&[(302, "//x.yz/"), (302, "https://api.example.com/")], "https://x.yz/ bare, https://api.example.com/ bare"),
+        (
+            &[(302, "//x.yz/"), (302, "https://api.example.com/"), (302, "/2")],
+            "https://x.yz/ bare, https://api.example.com/ bare, https://api.example.com/2 bare",
+        ),
         (&[(302, "http://api.example.com/")], "downgrade"),
         (&[(302, "https://127.0.0.1/")], "special_address"),
         (&[(302, "//169.254.169.254/")], "special_address"),
@@ -543,5 +546,35 @@ fn a_listed_address_is_polled_and_the_next_port_is_not() {
         let public = Arc::new(Policy::public());
         client.fails(guarded(&upstream.url("/leads"), &public), UpstreamCode::Blocked).await;
         assert_eq!((upstream.connection_count(), other.connection_count()), (1, 0));
+    });
+}
+
+#[test]
+fn an_administrators_name_may_be_of_this_network_and_never_a_metadata_service() {
+    on_each_driver(async || {
+        let upstream = Upstream::start();
+        upstream.set_json("/leads", "1");
+        let url = format!("http://rebind.test:{}/leads", upstream.address().port());
+        let policy = Arc::new(Policy::of_administrators(Vec::new()));
+        let metadata: IpAddr = "169.254.169.254".parse().expect("an address");
+        let (resolver, _) = rebinding(vec![vec![LOOPBACK]]);
+        let client = Client::with(FetcherOptions::default(), resolver);
+        assert_eq!(client.poll(guarded(&url, &policy)).await.expect("it is the operator's own").status, 200);
+        let mapped: IpAddr = "::ffff:169.254.169.254".parse().expect("an address");
+        for answers in [vec![metadata], vec![LOOPBACK, metadata], vec![mapped], vec!["fe80::1".parse().unwrap()]] {
+            let (resolver, lookups) = rebinding(vec![answers]);
+            let client = Client::with(FetcherOptions::default(), resolver);
+            let detail = client.fails(guarded(&url, &policy), UpstreamCode::Blocked).await;
+            assert!(detail.contains("resolves_to_special_address"), "{detail}");
+            assert_eq!(lookups.load(Ordering::SeqCst), 1);
+        }
+        assert_eq!(upstream.request_count(), 1);
+        // One that is listed by its name only is judged by what it resolves to as well; by its address, not.
+        let listed = Arc::new(Policy { own: true, ..listing(&["http://rebind.test:*/*"]) });
+        let (resolver, _) = rebinding(vec![vec![metadata]]);
+        let client = Client::with(FetcherOptions::default(), resolver);
+        client.fails(guarded(&url, &listed), UpstreamCode::Blocked).await;
+        let by_address = Policy { own: true, ..listing(&["http://169.254.169.254/*"]) };
+        assert!(by_address.judge("http://169.254.169.254/x").is_ok());
     });
 }

@@ -228,16 +228,18 @@ impl SessionNo {
 
 /// A wall time that may be absent, in the space of one that may not. The last microsecond of the clock stands for none.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-struct MaybeTime(WallTime);
+pub struct MaybeTime(WallTime);
 
 impl MaybeTime {
     const NONE: WallTime = WallTime::from_micros(u64::MAX);
 
-    fn new(time: Option<WallTime>) -> MaybeTime {
+    /// That time, or none.
+    pub fn new(time: Option<WallTime>) -> MaybeTime {
         MaybeTime(time.unwrap_or(MaybeTime::NONE))
     }
 
-    fn known(self) -> Option<WallTime> {
+    /// The time, where there is one.
+    pub fn known(self) -> Option<WallTime> {
         (self.0 != MaybeTime::NONE).then_some(self.0)
     }
 }

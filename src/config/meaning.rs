@@ -18,6 +18,7 @@ use super::{
 use crate::auth::jwks::IssuerOptions;
 use crate::auth::jwt::ClaimNames;
 use crate::auth::keys::KeySet;
+use crate::guard::Policy;
 use crate::ids::StreamId;
 use crate::limits::{
     CLAIM_NAME_BYTES_MAX, HEADERS_MAX, Limits, PARAMS_MAX, PEER_KEY_BYTES_MIN, TLS_CERTIFICATES_MAX,
@@ -318,7 +319,8 @@ impl Check<'_> {
                 self.error(name.line, Problem::HostName);
             }
         }
-        AdminOptions { listen, key, names }
+        let stream_urls = Arc::new(Policy::of_administrators(self.patterns(root, "admin.stream_urls")));
+        AdminOptions { listen, key, names, stream_urls }
     }
 
     fn auth(&mut self, root: &Section, keys: &Keys) -> auth::Options {
@@ -423,6 +425,7 @@ impl Check<'_> {
             hook_secrets,
             proof,
             filter,
+            guard: None,
         })
     }
 

@@ -277,6 +277,7 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         listen = "127.0.0.1:9081"
         key = "***"
         names = ["restcast.internal"]
+        stream_urls = []
 
         [log]
         level = "trace"
@@ -606,6 +607,7 @@ fn an_empty_file_has_the_defaults_of_every_part() {
         [admin]
         listen = "127.0.0.1:9080"
         names = []
+        stream_urls = []
 
         [log]
         level = "info"

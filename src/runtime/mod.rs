@@ -270,6 +270,7 @@ fn run(
     let metrics: Vec<Arc<CoreMetrics>> = (0..cores).map(|_| Arc::default()).collect();
     ledger.marks().configure(&options.auth);
     ledger.budgets().configure(&config.upstreams);
+    ledger.bound(&options.limits);
     let control = Arc::new(Control::new(Arc::clone(&ledger), process.mailboxes.clone()));
     if let Some(store) = process.store.clone() {
         control.publish_by(Box::new(move |entry| store.order(Order::Publish(entry))));
@@ -537,7 +538,7 @@ fn reload(reread: &Option<Reread>, serving: &Serving<'_>) {
         return;
     };
     let replaced = |(config, warnings): (Config, Vec<String>)| {
-        let streams = admin.streams.reload()?;
+        let streams = admin.streams.reload(&config)?;
         // The listener goes on speaking what it speaks, and says so below.
         if let (Some(tls), false) = (tls, config.tls.is_empty()) {
             tls.replace(&config.tls)?;
@@ -569,6 +570,7 @@ fn reload(reread: &Option<Reread>, serving: &Serving<'_>) {
             ledger.budgets().configure(&config.upstreams);
             let answered = process.issuers.reload(&config, clock::now());
             streams.finish(&config, &build, |options| {
+                ledger.bound(&options.limits);
                 secrets.watch(options.catalog.credentials());
                 process.tokens.hurry();
                 for mailbox in &process.mailboxes {

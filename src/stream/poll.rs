@@ -27,7 +27,8 @@ pub struct Target {
     pub url: Url,
     /// The body, placeholders filled.
     pub body: Option<Arc<[u8]>>,
-    /// Who says whether it may be connected to, where a caller has named it; `None`: the operator has.
+    /// Who says whether it may be connected to, where a caller or an administrator has named it; `None`: it stands in the
+    /// operator's file.
     pub guard: Option<Arc<Policy>>,
 }
 
@@ -81,6 +82,15 @@ pub struct Validators {
     pub etag: Option<Box<[u8]>>,
     /// `Last-Modified`, sent back as `If-Modified-Since`.
     pub last_modified: Option<Box<[u8]>>,
+    /// Which request they are of: 0 is the first of a poll, any other the hash of one that a redirect has led to.
+    pub place: u64,
+}
+
+impl Validators {
+    /// Whether there are any.
+    pub fn is_some(&self) -> bool {
+        self.etag.is_some() || self.last_modified.is_some()
+    }
 }
 
 /// One poll, to be carried out by the shell.
@@ -226,8 +236,8 @@ pub struct Status {
 /// once by one poll, not by those it missed.
 ///
 /// **Backoff.** After the n-th failure in a row the wait, from the answer on, is uniform in 0..=min(`backoff_max`,
-/// base * 2^n), but at least the interval; base is the interval, at least [`BACKOFF_BASE_MIN`]. `Retry-After` of a 429 or
-/// 503 is a minimum that nothing shortens, at most [`RETRY_AFTER_MAX`]. The first success ends it.
+/// base * 2^n), but at least the interval; base is the interval, at least [`BACKOFF_BASE_MIN`]. `Retry-After` of a 403, 429
+/// or 503 is a minimum that nothing shortens, at most [`RETRY_AFTER_MAX`]. The first success ends it.
 #[derive(Debug)]
 pub struct Poller {
     interval: Duration,
@@ -492,7 +502,7 @@ impl Poller {
         self.last_start = Some(now);
         let validators = self.validators.clone();
         // One that is followed is confirmed by being reached.
-        let conditional = validators != Validators::default() || (self.gap.is_some() && self.value_held);
+        let conditional = validators.is_some() || (self.gap.is_some() && self.value_held);
         self.turn = Turn::Fetching { started: now, conditional, again: false };
         Some((self.last_no, validators))
     }
@@ -527,7 +537,7 @@ impl Poller {
                     // It answers a condition that was not put: the next poll puts none either.
                     self.validators = Validators::default();
                 }
-                let retry_after = matches!(response.status, 429 | 503).then_some(response.retry_after).flatten();
+                let retry_after = matches!(response.status, 403 | 429 | 503).then_some(response.retry_after).flatten();
                 Judged::Failed(self.fail(now, again, retry_after, failure))
             }
         }
@@ -660,6 +670,10 @@ fn verdict(response: &FetchResponse, conditional: bool) -> Verdict {
         300..=399 => {
             failure(UpstreamCode::Redirect, format!("answered {}: redirects are not followed", response.status))
         }
+        // Some say so what others say by 429: GitHub, of its secondary limits.
+        403 if response.retry_after.is_some() => {
+            failure(UpstreamCode::RateLimited, "answered 403 with a time to come back".into())
+        }
         401 | 403 => failure(UpstreamCode::Auth, format!("answered {}", response.status)),
         429 => failure(UpstreamCode::RateLimited, "answered 429".into()),
         503 if response.retry_after.is_some() => {
@@ -677,6 +691,7 @@ fn bounded(validators: Validators) -> Validators {
     Validators {
         etag: validators.etag.filter(|etag| fits(etag)),
         last_modified: validators.last_modified.filter(|date| fits(date)),
+        place: validators.place,
     }
 }
 
@@ -729,7 +744,7 @@ pub enum UpstreamCode {
     TooLarge,
     /// 401 or 403, or no token to ask with.
     Auth,
-    /// 429, or 503 with `Retry-After`.
+    /// 429, or 403 or 503 with `Retry-After`.
     RateLimited,
     /// A redirect, which is not followed.
     Redirect,
@@ -812,7 +827,7 @@ mod tests {
     }
 
     fn tagged(etag: &[u8]) -> FetchResponse {
-        let validators = Validators { etag: Some(etag.into()), last_modified: None };
+        let validators = Validators { etag: Some(etag.into()), ..Validators::default() };
         FetchResponse { validators, ..answer(200) }
     }
 
@@ -968,10 +983,21 @@ mod tests {
         assert_eq!(script(options(1_000)).failure(Ok(empty)), (Body, None));
         let unavailable = FetchResponse { retry_after: Some(Duration::ZERO), ..answer(503) };
         assert_eq!(script(options(1_000)).failure(Ok(unavailable)), (RateLimited, None));
+        let unauthorized = FetchResponse { retry_after: Some(Duration::ZERO), ..answer(401) };
+        assert_eq!(script(options(1_000)).failure(Ok(unauthorized)), (Auth, None));
         for code in UpstreamCode::ALL {
             let error = FetchError { code, detail: "what happened".into() };
             assert_eq!(script(options(1_000)).failure(Err(error)), (code, None));
         }
+    }
+
+    #[test]
+    fn a_403_that_says_when_to_come_back_was_once_taken_for_a_refused_credential_and_asked_again_sooner() {
+        let mut script = script(options(1_000));
+        let limited = FetchResponse { retry_after: Some(Duration::from_secs(90)), ..answer(403) };
+        assert_eq!(script.failure(Ok(limited)), (UpstreamCode::RateLimited, None));
+        let due = script.poller.next_due().expect("it goes on");
+        assert!(due.since(script.now) >= Duration::from_secs(90), "{due:?}");
     }
 
     #[test]
@@ -1064,6 +1090,7 @@ mod tests {
         for (status, asked_s, least_s, most_s) in [
             (429, 120, 120, 120),
             (503, 120, 120, 120),
+            (403, 120, 120, 120),
             (429, 86_400, 86_400, 86_400),
             (429, 86_401, 86_400, 86_400),
             (500, 120, 1, 2),

@@ -349,6 +349,7 @@ impl Hall {
     pub fn reload(&mut self, setup: &Setup) {
         let options = Arc::new(setup.options(Some(&self.options.catalog)));
         self.options = Arc::clone(&options);
+        self.ledger.bound(&options.limits);
         self.tell_all(|| Input::Reload(Arc::clone(&options)));
     }
 

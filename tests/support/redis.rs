@@ -214,6 +214,15 @@ impl Redis {
         client.command(parts).expect("Redis answers")
     }
 
+    /// `SET` with a value that is no text.
+    pub fn set_bytes(&self, key: &str, value: &[u8]) {
+        let mut client = self.client();
+        let head = format!("*3\r\n$3\r\nSET\r\n${}\r\n{key}\r\n${}\r\n", key.len(), value.len());
+        let command = [head.as_bytes(), value, b"\r\n"].concat();
+        client.socket.get_mut().write_all(&command).expect("Redis takes it");
+        assert_eq!(client.reply().expect("an answer"), Said::Text("OK".into()));
+    }
+
     /// The same where the reply is a text or nothing.
     pub fn text(&self, parts: &[&str]) -> Option<String> {
         match self.command(parts) {
