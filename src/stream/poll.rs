@@ -263,6 +263,8 @@ pub struct Poller {
     backoff_until: Option<Instant>,
     /// No poll starts before this, not even one asked for: the upstream's `Retry-After`.
     retry_after_until: Option<Instant>,
+    /// When leave is hoped for that the poll which is due waits for.
+    hoped: Option<Instant>,
     /// Failures in a row.
     failures: u32,
     /// Of the value held; sent with the next poll.
@@ -308,6 +310,7 @@ impl Poller {
             last_start: None,
             backoff_until: None,
             retry_after_until: None,
+            hoped: None,
             failures: 0,
             validators: Validators::default(),
             value_held: false,
@@ -361,6 +364,7 @@ impl Poller {
     /// Nobody watches: plans no further poll. The answer of one under way is judged as ever.
     pub fn stop(&mut self) {
         self.running = false;
+        self.hoped = None;
         match &mut self.turn {
             Turn::Waiting { .. } => self.turn = Turn::Idle,
             Turn::Fetching { again, .. } | Turn::Judging { again, .. } => *again = false,
@@ -372,6 +376,7 @@ impl Poller {
     /// so that what is held stays as it was told. It goes on counting whether someone watches.
     pub fn pause(&mut self) {
         self.paused = true;
+        self.hoped = None;
         self.turn = Turn::Idle;
     }
 
@@ -451,10 +456,12 @@ impl Poller {
         self.pace.as_ref().and_then(|pace| pace.closed_until(now))
     }
 
-    /// The poll that is due may not begin before `until`. With a `failure` that is as if it had been made, but for the back-off.
-    pub fn hold(&mut self, until: Instant, failure: Option<&Failure>) {
+    /// The poll that is due may not begin yet, and is to be asked for again at `look`; that it may at `until` is what can be hoped
+    /// for. With a `failure` that is as if it had been made, but for the back-off.
+    pub fn hold(&mut self, look: Instant, until: Instant, failure: Option<&Failure>) {
         if let Turn::Waiting { due, .. } = &mut self.turn {
-            *due = until.max(*due);
+            *due = look.max(*due);
+            self.hoped = Some(until);
             if let Some(failure) = failure {
                 self.failure = Some((failure.code, failure.status));
             }
@@ -500,6 +507,7 @@ impl Poller {
         self.next_due().filter(|&due| due <= now)?;
         self.last_no = PollNo(self.last_no.0 + 1);
         self.last_start = Some(now);
+        self.hoped = None;
         let validators = self.validators.clone();
         // One that is followed is confirmed by being reached.
         let conditional = validators.is_some() || (self.gap.is_some() && self.value_held);
@@ -594,7 +602,7 @@ impl Poller {
             state,
             code: failure.map(|(code, _)| code),
             status: failure.and_then(|(_, status)| status),
-            retry_in: failure.and_then(|_| self.next_due()).map(|due| due.since(now)),
+            retry_in: failure.and_then(|_| self.next_due()).map(|due| self.hoped.unwrap_or(due).max(due).since(now)),
         }
     }
 
@@ -1363,10 +1371,10 @@ mod tests {
         script.now = due;
         let closed = until(&script).expect("it is 01:24");
         assert_eq!(closed.as_micros() % 60_000_000, 0);
-        script.poller.hold(closed, None);
+        script.poller.hold(closed, closed, None);
         script.poll_now();
         assert_eq!(until(&script), Some(closed), "whoever asks");
-        script.poller.hold(closed, None);
+        script.poller.hold(closed, closed, None);
         script.paced(answer(200), true);
         assert_eq!((script.now, until(&script)), (closed, None));
         let first = script.paced(answer(200), true);
@@ -1403,14 +1411,15 @@ mod tests {
         let mut script = script(options(1_000));
         script.poll(Ok(tagged(b"\"one\"")));
         let held = script.now + Duration::from_secs(90);
-        script.poller.hold(held, None);
+        script.poller.hold(script.now + Duration::from_secs(60), held, None);
         assert_eq!(script.poller.status(script.now).state, StreamState::Live);
         let failure = Failure { code: UpstreamCode::RateLimited, status: None, detail: String::new() };
-        script.poller.hold(held, Some(&failure));
+        let look = script.now + Duration::from_secs(70);
+        script.poller.hold(look, held, Some(&failure));
         let status = script.poller.status(script.now);
         let expected = (StreamState::Stale, Some(UpstreamCode::RateLimited), Some(Duration::from_secs(90)));
         assert_eq!((status.state, status.code, status.retry_in), expected);
-        assert_eq!(script.poll(Ok(answer(304))), Duration::from_secs(90));
+        assert_eq!(script.poll(Ok(answer(304))), Duration::from_secs(70), "it may be sooner");
         assert_eq!(script.poller.status(script.now).state, StreamState::Live);
         assert!(script.poll(refused()) < Duration::from_millis(1_500), "the back-off did not grow by it");
         assert!(script.poll(refused()) <= Duration::from_secs(2));

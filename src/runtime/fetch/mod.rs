@@ -195,6 +195,19 @@ struct TokenAsked<'a> {
     request: &'a TokenRequest,
 }
 
+/// A request without an answer.
+struct Lost {
+    error: FetchError,
+    /// Its connection had been used before and may just have idled for too long: it is worth a fresh one.
+    again: bool,
+}
+
+impl From<FetchError> for Lost {
+    fn from(error: FetchError) -> Lost {
+        Lost { error, again: false }
+    }
+}
+
 /// A request on its way.
 struct Course<'a> {
     asked: &'a Asked<'a>,
@@ -257,27 +270,57 @@ impl Fetcher {
         };
         let deadline = deadline_after(asked.timeout);
         let lane = self.budgets.as_ref().map(|budgets| budgets.lane_of_tokens(options));
-        self.count(lane.as_ref(), deadline, self.until(deadline, &asked, &wall, false))
-            .await
-            .map(|answer| answer.response)
+        self.send_counted(lane.as_ref(), deadline, &asked, &wall, false).await.map(|answer| answer.response)
     }
 
     /// Sends a request that is no poll once it may be sent, and tells what came of it.
-    async fn count(
+    async fn send_counted(
         &self,
         lane: Option<&Arc<Lane>>,
         deadline: Instant,
-        send: impl Future<Output = Result<Answer, FetchError>>,
+        asked: &Asked<'_>,
+        wall: &dyn Fn() -> WallTime,
+        reuse: bool,
     ) -> Result<Answer, FetchError> {
-        let Some(lane) = lane else { return send.await };
+        let Some(lane) = lane else { return self.until(deadline, asked, wall, reuse).await };
         let permit = leave_for_call(lane, deadline).await?;
-        let outcome = send.await;
-        let now = clock::now().at;
-        match &outcome {
-            Ok(Answer { response, quotas, .. }) => permit.answered(now, response, quotas),
-            Err(error) => permit.failed(now, error),
+        let leave = async || leave_for_call(lane, deadline).await;
+        self.send_permitted(permit, leave, deadline, asked, &clock::now, reuse).await
+    }
+
+    /// Sends a request with leave, and tells what came of it. Where the connection that was used again has ended without an
+    /// answer, the request may have been read: it counts, and is sent once more over a fresh one with leave of its own, which
+    /// `leave` asks for.
+    async fn send_permitted(
+        &self,
+        mut permit: Permit,
+        mut leave: impl AsyncFnMut() -> Result<Permit, FetchError>,
+        deadline: Instant,
+        asked: &Asked<'_>,
+        now: &dyn Fn() -> Now,
+        mut reuse: bool,
+    ) -> Result<Answer, FetchError> {
+        let wall = || now().wall;
+        loop {
+            permit.begin();
+            let outcome = self.once(deadline, asked, &wall, reuse).await;
+            let error = match outcome {
+                Ok(answer) => {
+                    permit.answered(now().at, &answer.response, &answer.quotas);
+                    return Ok(answer);
+                }
+                Err(Lost { error, again: false }) => error,
+                Err(Lost { error, again: true }) => match leave().await {
+                    Ok(another) => {
+                        (permit, reuse) = (another, false);
+                        continue;
+                    }
+                    Err(_) => error,
+                },
+            };
+            permit.failed(now().at, &error);
+            return Err(error);
         }
-        outcome
     }
 
     /// Carries out a poll: asks once and reads the whole answer, within the stream's time-outs and size. Where a connection
@@ -321,7 +364,7 @@ impl Fetcher {
         let lane = self.budgets.as_ref().map(|budgets| budgets.lane_of_call(&call));
         let send = async |presented: Presented| {
             let asked = Asked { presented: Some(&presented), ..asked };
-            self.count(lane.as_ref(), deadline, self.until(deadline, &asked, &wall, call.is_idempotent())).await
+            self.send_counted(lane.as_ref(), deadline, &asked, &wall, call.is_idempotent()).await
         };
         let credential = (&call.options.credential, None);
         self.present(credential, asked.timeout, send).await.map(|answer| answer.response)
@@ -350,27 +393,36 @@ impl Fetcher {
         wall: &dyn Fn() -> WallTime,
         reuse: bool,
     ) -> Result<Answer, FetchError> {
+        match self.once(deadline, asked, wall, reuse).await {
+            Err(Lost { again: true, .. }) => self.once(deadline, asked, wall, false).await,
+            outcome => outcome,
+        }
+        .map_err(|lost| lost.error)
+    }
+
+    /// The same, sent once.
+    async fn once(
+        &self,
+        deadline: Instant,
+        asked: &Asked<'_>,
+        wall: &dyn Fn() -> WallTime,
+        reuse: bool,
+    ) -> Result<Answer, Lost> {
         let phase = Cell::new(Phase::Waiting);
         let limit = asked.timeout;
         let course = Course { asked, wall, phase: &phase, deadline };
         // Where time is up the future is dropped, and with it the connection: what it was doing cannot be taken up again.
         match timeout_at(deadline, self.carry_out(&course, reuse)).await {
             Ok(result) => result,
-            Err(_) => Err(timed_out(limit, phase.get())),
+            Err(_) => Err(timed_out(limit, phase.get()).into()),
         }
     }
 
-    async fn carry_out(&self, course: &Course<'_>, reuse: bool) -> Result<Answer, FetchError> {
+    async fn carry_out(&self, course: &Course<'_>, reuse: bool) -> Result<Answer, Lost> {
         let origin = self.origin(course.asked)?;
-        let mut reuse = reuse;
-        loop {
-            course.phase.set(Phase::Waiting);
-            let (connection, used_before) = self.connection(course, &origin, reuse).await?;
-            match self.exchange(connection, course).await {
-                Err(Failure { unanswered: true, .. }) if used_before => reuse = false,
-                outcome => return outcome.map_err(|failure| failure.error),
-            }
-        }
+        let (connection, used_before) = self.connection(course, &origin, reuse).await?;
+        let outcome = self.exchange(connection, course).await;
+        outcome.map_err(|failure| Lost { again: failure.unanswered && used_before, error: failure.error })
     }
 
     /// A connection to `origin`, and whether it has been used before.

@@ -179,7 +179,7 @@ async fn leave(request: &FetchRequest, lane: &Arc<Lane>, now: fn() -> Now) -> Re
             let detail = "the upstream takes no more requests until then".to_owned();
             return Err(FetchError { code: UpstreamCode::RateLimited, detail });
         }
-        sleep(span.max(Duration::from_millis(1))).await;
+        sleep(span.min(wait.look).max(Duration::from_millis(1))).await;
     }
 }
 
@@ -213,6 +213,7 @@ impl Reading<'_> {
         let outcome = fetcher
             .present((&options.credential, target.guard.as_ref()), options.timeout, async |presented| {
                 self.permit = Some(leave(request, self.lane, self.now).await?);
+                self.permit.iter_mut().for_each(Permit::begin);
                 self.exchange(fetcher, &Asked { presented: Some(&presented), ..asked }).await
             })
             .await
