@@ -86,6 +86,10 @@ fn a_hook_that_proves_nothing_polls_nothing_and_counts_as_a_failed_credential() 
     assert_eq!(hook(&server, "slow", &good, &"x".repeat(100_000)).status, 413);
     assert!(ws.is_quiet_for(Duration::from_millis(200)));
     assert_eq!(upstream.request_count(), polls, "nothing was polled");
+    for (result, count) in [("unsigned", 3), ("malformed", 4), ("out_of_time", 2), ("unknown", 4), ("ok", 0)] {
+        let label = format!("result=\"{result}\"");
+        assert_eq!(server.metric(&["restcast_hooks_total", &label]) as u64, count, "{result}");
+    }
     assert_eq!(hook(&server, "slow", &good, "x").status, 202);
 
     let server = setup(&upstream, "").limits("auth_failures_per_minute = 3").start();
@@ -169,6 +173,7 @@ fn a_stopped_stream_is_not_polled_by_a_hook() {
     let before = upstream.request_count();
     assert_eq!(hook(&server, "slow", &signature(SECRET, now_s(), "x"), "x").status, 204);
     assert!(ws.is_quiet_for(Duration::from_millis(300)));
+    assert_eq!(server.metric(&["restcast_hooks_total{result=\"stopped\"}"]) as u64, 1);
     assert_eq!(upstream.request_count(), before);
     order("start");
     assert_eq!(ws.next_of("stream_status")["state"], "live");

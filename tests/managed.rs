@@ -469,6 +469,164 @@ fn a_template_that_is_made_is_filled_for_those_who_are_verified_from_then_on() {
 }
 
 #[test]
+fn what_no_administrator_may_have_polled_is_refused_and_nothing_is_left_of_it() {
+    let upstream = Upstream::start();
+    upstream.set_json("/a", "1");
+    let server = Setup::new().start();
+    make(&server, "leads", &upstream.url("/a"));
+    for (url, reason) in [
+        ("http://169.254.169.254/latest/meta-data/", "special_address"),
+        ("http://0xa9fea9fe/", "special_address"),
+        ("http://[::ffff:a9fe:a9fe]/", "special_address"),
+        ("http://[fe80::1]/", "special_address"),
+        ("http://metadata.google.internal/", "metadata_name"),
+        ("http://user:hunter2@127.0.0.1/", "user_in_url"),
+    ] {
+        for (method, path) in [("POST", ""), ("PUT", "/leads")] {
+            let id = if method == "POST" { "bad" } else { "leads" };
+            let answer = streams(&server, method, path, &json!({ "id": id, "url": url }));
+            assert_eq!((answer.status, answer.code()), (403, "TARGET_BLOCKED".to_owned()), "{url}: {answer:?}");
+            let errors = answer.json()["errors"].clone();
+            let said = errors[0].as_str().expect("a sentence").to_owned();
+            assert!(said.starts_with("`stream.url`: ") && said.contains(reason), "{url}: {said}");
+            assert!(!answer.text().contains("hunter2"), "{answer:?}");
+        }
+    }
+    let headers = json!({ "X-Forwarded-For": "10.0.0.1", "Metadata-Flavor": "Google", "X-Good": "hunter2" });
+    let body = json!({ "id": "bad", "url": upstream.url("/a"), "headers": headers });
+    let answer = streams(&server, "POST", "", &body);
+    assert_eq!((answer.status, answer.code()), (403, "TARGET_BLOCKED".to_owned()), "{answer:?}");
+    assert_eq!(answer.json()["errors"].as_array().expect("errors").len(), 2, "{answer:?}");
+    assert!(!answer.text().contains("hunter2"), "{answer:?}");
+    for url in ["ftp://127.0.0.1/", "file:///etc/passwd", "http://127.0.0.1/\nx"] {
+        let answer = streams(&server, "POST", "", &json!({ "id": "bad", "url": url }));
+        assert!(matches!(answer.status, 400 | 403), "{url}: {answer:?}");
+    }
+    assert_eq!(streams(&server, "GET", "/bad", &Value::Null).status, 404);
+    assert_eq!(value(&server, "leads"), (200, json!(1)), "it is what it was");
+}
+
+#[test]
+fn stream_urls_narrow_what_may_be_polled_and_block_what_was_made_before() {
+    let (upstream, other) = (Upstream::start(), Upstream::start());
+    upstream.set_json("/public/a", "1");
+    other.set_json("/a", "2");
+    let listing = |urls: &str| Setup::new().admin(&format!("stream_urls = {urls}"));
+    let server = Setup::new().start();
+    make(&server, "listed", &upstream.url("/public/a"));
+    make(&server, "unlisted", &other.url("/a"));
+    let mut watchers =
+        ["listed", "unlisted"].map(|id| watching(&server, &token_of("u1"), &format!("/v1/streams/{id}")));
+
+    let pattern = format!("[\"http://{}/public/*\"]", upstream.address());
+    server.reload(&listing(&pattern));
+    let status = watchers[1].next_of("stream_status");
+    assert_eq!((&status["state"], &status["code"]), (&json!("failing"), &json!("UPSTREAM_BLOCKED")), "{status}");
+    let said = server.wait_for_log("A stream that the admin API has made is not polled: it is blocked.", 1);
+    assert!(said.contains("stream=unlisted") && said.contains("not_listed"), "{said}");
+    let shown = streams(&server, "GET", "/unlisted", &Value::Null).json();
+    assert!(shown["warnings"][0].as_str().is_some_and(|said| said.contains("not_listed")), "{shown}");
+    for (id, url) in
+        [("more", other.url("/a")), ("more", upstream.url("/private")), ("more", upstream.url("/public/..%2fx"))]
+    {
+        let answer = streams(&server, "POST", "", &json!({ "id": id, "url": url }));
+        assert_eq!((answer.status, answer.code()), (403, "TARGET_BLOCKED".to_owned()), "{url}: {answer:?}");
+    }
+    make(&server, "more", &upstream.url("/public/{claims.sub}"));
+    upstream.set_json("/public/a", "3");
+    watchers[0].next_of("snapshot");
+    let requests = other.request_count();
+
+    // What is taken back is polled again, and no watcher was closed.
+    server.reload(&listing("[]"));
+    assert_eq!(watchers[1].next_of("snapshot")["data"], json!(2));
+    assert!(other.request_count() > requests);
+}
+
+#[test]
+fn a_stream_of_the_state_file_that_may_not_be_polled_is_told_of_and_ends_no_start() {
+    let scratch = Scratch::new("blocked");
+    let upstream = Upstream::start();
+    upstream.set_json("/a", "1");
+    let setup = Setup::new().server(&scratch.line());
+    let server = setup.start();
+    make(&server, "good", &upstream.url("/a"));
+    make(&server, "routed", &upstream.url("/a"));
+    make(&server, "inward", &upstream.url("/a"));
+    drop(server);
+    let before = upstream.request_count();
+    // As an older version, or somebody else's hand, has left it.
+    let mut state: Value = serde_json::from_slice(&fs::read(scratch.state()).expect("the state")).expect("JSON");
+    let made = &mut state["sections"]["streams"]["made"];
+    assert!(made["inward"]["stream"]["url"].is_string() && made["routed"]["stream"].is_object(), "{made}");
+    made["inward"]["stream"]["url"] = json!("http://169.254.169.254/latest/");
+    made["routed"]["stream"]["headers"] = json!({ "X-Forwarded-For": "10.0.0.1" });
+    fs::write(scratch.state(), state.to_string()).expect("written");
+
+    let server = setup.start();
+    for (id, reason) in [("inward", "special_address"), ("routed", "impersonating_header")] {
+        let mut ws = watching_nothing(&server, id);
+        let status = ws.next_of("stream_status");
+        assert_eq!((&status["state"], &status["code"]), (&json!("failing"), &json!("UPSTREAM_BLOCKED")), "{status}");
+        let log = server.log_text();
+        let said = log.lines().find(|line| line.contains("it is blocked") && line.contains(&format!("stream={id}")));
+        assert!(said.is_some_and(|said| said.contains(reason)), "{log}");
+    }
+    assert_eq!(upstream.request_count(), before, "nothing was sent to it");
+    assert_eq!(value(&server, "good"), (200, json!(1)));
+    // It is put right as it would be made.
+    let body = json!({ "url": upstream.url("/a"), "interval": "20ms" });
+    assert_eq!(streams(&server, "PUT", "/inward", &body).status, 200);
+    assert_eq!(value(&server, "inward"), (200, json!(1)));
+    assert_eq!(streams(&server, "DELETE", "/routed", &Value::Null).status, 204);
+}
+
+/// A WebSocket on a stream that gives no value.
+fn watching_nothing(server: &Server, id: &str) -> support::server::Ws {
+    let mut ws = server.ws(&format!("/v1/streams/{id}"), &[bearer(&token_of("u1"))]);
+    ws.next_of("welcome");
+    ws
+}
+
+#[test]
+fn the_token_endpoint_of_a_stream_that_is_made_is_judged_too() {
+    let (upstream, idp) = (Upstream::start(), Upstream::start());
+    upstream.set_json("/a", "1");
+    idp.set_json("/token", r#"{"access_token":"t1","token_type":"Bearer","expires_in":3600}"#);
+    let body = |id: &str, token_url: &str| {
+        let auth = json!({ "kind": "oauth2", "token_url": token_url, "client_id": "c", "client_secret": "s" });
+        json!({ "id": id, "url": upstream.url("/a"), "interval": "20ms", "auth": auth })
+    };
+    let server = Setup::new().start();
+    let answer = streams(&server, "POST", "", &body("bad", "https://169.254.169.254/token"));
+    assert_eq!((answer.status, answer.code()), (403, "TARGET_BLOCKED".to_owned()), "{answer:?}");
+    assert!(answer.text().contains("stream.auth.token_url"), "{answer:?}");
+    assert_eq!(streams(&server, "POST", "", &body("good", &idp.url("/token"))).status, 201);
+    assert_eq!(value(&server, "good"), (200, json!(1)));
+    assert_eq!(idp.request_count(), 1);
+    let listing = format!("stream_urls = [\"http://{}/*\"]", upstream.address());
+    server.reload(&Setup::new().admin(&listing));
+    let mut ws = watching_nothing(&server, "good");
+    let status = ws.next_of("stream_status");
+    assert_eq!(status["code"], "UPSTREAM_BLOCKED", "{status}");
+}
+
+#[test]
+fn an_action_polls_a_stream_that_was_made_after_the_file_was_read() {
+    let upstream = Upstream::start();
+    upstream.set_json("/a", "1");
+    upstream.set("/act", Reply::status(204));
+    let server = Setup::new().action("change", &upstream.url("/act"), "refresh = [\"made\"]").start();
+    assert!(server.log_text().contains("which is no [[stream]] of the file"), "{}", server.log_text());
+    let body = json!({ "id": "made", "url": upstream.url("/a"), "interval": "1h" });
+    assert_eq!(streams(&server, "POST", "", &body).status, 201);
+    let mut ws = watching(&server, &token_of("u1"), "/v1/streams/made");
+    upstream.set_json("/a", "2");
+    ws.send(json!({ "type": "change", "id": 1 }));
+    assert_eq!(ws.next_of("snapshot")["data"], json!(2));
+}
+
+#[test]
 fn a_refresh_polls_at_once_obeys_retry_after_and_cannot_be_used_to_flood_an_upstream() {
     let upstream = Upstream::start();
     upstream.set_json("/a", "1");

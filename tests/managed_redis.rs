@@ -4,11 +4,13 @@
 mod support;
 
 use std::path::PathBuf;
+use std::time::Duration;
 use std::{fs, thread};
 
+use ring::hmac;
 use serde_json::{Value, json};
 
-use support::server::{ADMIN_KEY, Answer, Raw, Server, Setup, bearer, eventually, token_of, watching};
+use support::server::{ADMIN_KEY, Answer, Raw, Server, Setup, bearer, eventually, now_s, token_of, watching};
 use support::{Proxy, Redis, Upstream};
 
 /// The hash that the streams stand in.
@@ -124,9 +126,74 @@ fn a_refresh_at_one_process_polls_at_each_once() {
     assert_eq!(streams(&one, "POST", "/slow/refresh", &Value::Null).status, 202);
     for ws in &mut watchers {
         assert_eq!(ws.next_of("snapshot")["data"], json!({ "of": "everybody" }));
-        assert!(ws.is_quiet_for(std::time::Duration::from_millis(300)));
+        assert!(ws.is_quiet_for(Duration::from_millis(300)));
     }
     assert_eq!(upstream.request_count(), before + 2, "one poll for each process");
+}
+
+/// A hook's signature.
+fn signature(secret: &str, t: u64, body: &str) -> String {
+    let key = hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes());
+    let tag = hmac::sign(&key, format!("{t}.{body}").as_bytes());
+    let hex: String = tag.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("t={t},v1={hex}")
+}
+
+fn hook(server: &Server, signature: &str, body: &str) -> u16 {
+    let headers = [("X-Restcast-Signature", signature.to_owned())];
+    server.request("POST", "/v1/hooks/slow", &headers, body).status
+}
+
+#[test]
+fn a_hook_that_reaches_one_process_polls_at_each_once() {
+    const SECRET: &str = "a secret that the upstream shares with us";
+    let (redis, upstream) = (Redis::start(), upstream());
+    let setup = Setup::new().redis(&redis.url(), "");
+    let with = |secret: &str| {
+        setup.clone().stream("slow", &upstream.url("/a"), &format!("interval = \"1h\"\nhook_secret = {secret}"))
+    };
+    // While secrets rotate, one process has heard of the new one and the other has not.
+    let one = with(&format!("[\"the new secret of the hooks\", {SECRET:?}]")).start();
+    let two = with(&format!("{SECRET:?}")).start();
+    // This one knows another secret: it has no such hook.
+    let three = with("\"quite another secret of the hooks\"").start();
+    let mut watchers = [&one, &two].map(|server| watching(server, &token_of("u1"), "/v1/streams/slow"));
+    let mut apart = watching(&three, &token_of("u1"), "/v1/streams/slow");
+    for (n, server) in [&one, &two, &one].into_iter().enumerate() {
+        let before = upstream.request_count();
+        upstream.set_json("/a", &format!("{{\"of\":{n}}}"));
+        let body = n.to_string();
+        assert_eq!(hook(server, &signature(SECRET, now_s(), &body), &body), 202);
+        for ws in &mut watchers {
+            assert_eq!(ws.next_of("snapshot")["data"], json!({ "of": n }));
+            assert!(ws.is_quiet_for(Duration::from_millis(300)));
+        }
+        assert_eq!(upstream.request_count(), before + 2, "one poll for each process that has such a hook");
+    }
+    assert!(apart.is_quiet_for(Duration::from_millis(100)));
+
+    // What stands in Redis says nothing of the hook, and whoever may publish there cannot make one up.
+    let before = upstream.request_count();
+    let forged = json!({ "from": "0123456789abcdef", "hook": { "id": "slow", "sealed": "AAAA".repeat(15) } });
+    redis.command(&["PUBLISH", "restcast:processes", &forged.to_string()]);
+    assert!(watchers[0].is_quiet_for(Duration::from_millis(300)));
+    assert_eq!(upstream.request_count(), before);
+}
+
+#[test]
+fn a_stream_in_redis_that_may_not_be_polled_is_told_of_and_blocked() {
+    let (redis, upstream) = (Redis::start(), upstream());
+    let setup = Setup::new().redis(&redis.url(), "");
+    let one = setup.start();
+    // Another process's operator allows more than this one's.
+    let two = setup.clone().admin("stream_urls = [\"https://api.example.com/*\"]").start();
+    assert_eq!(streams(&one, "POST", "", &wanted("leads", &upstream.url("/a"))).status, 201);
+    let said = two.wait_for_log("A stream that the admin API has made is not polled: it is blocked.", 1);
+    assert!(said.contains("stream=leads") && said.contains("not_listed"), "{said}");
+    assert_eq!(status(&one, "leads"), 200);
+    let mut ws = two.ws("/v1/streams/leads", &[bearer(&token_of("u1"))]);
+    let status = ws.next_of("stream_status");
+    assert_eq!(status["code"], "UPSTREAM_BLOCKED", "{status}");
 }
 
 #[test]

@@ -68,7 +68,7 @@ fn named(fields: &[&[u8]], policies: &[&[u8]], date: WallTime) -> Vec<Quota> {
         let policy = policies.iter().find(|policy| policy.key.is_none() && policy.value == member.value);
         let window = policy.and_then(Member::window);
         // Where it does not say when, it is at the latest when a whole window has passed.
-        let reset = member.parameter(b"t").and_then(|value| span(value, date)).or(window)?;
+        let reset = member.parameter(b"t").and_then(|value| span(value, date)).or(window.map(bounded))?;
         let limit = policy.and_then(|policy| policy.parameter(b"q")).and_then(number);
         Some(Quota { remaining, reset, limit, window })
     };
@@ -327,6 +327,15 @@ mod tests {
         assert_eq!(read(&[("x-ratelimit-remaining", "-3"), ("x-ratelimit-reset", "9")])[0].remaining, 0);
         assert_eq!(read(&[("x-ratelimit-remaining", "4.9"), ("x-ratelimit-reset-after", "1.5")])[0].remaining, 4);
         assert_eq!(read(&[("x-ratelimit-remaining", "5")]), []);
+    }
+
+    #[test]
+    fn a_budget_that_says_its_window_alone_holds_nobody_longer_than_a_day() {
+        for window_s in [86_400, 86_401, u64::MAX] {
+            let policy = format!("\"monthly\";q=9;w={window_s}");
+            let found = read(&[("ratelimit", "\"monthly\";r=0"), ("ratelimit-policy", &policy)]);
+            assert_eq!(found, [quota(0, 86_400, Some(9), Some(window_s))]);
+        }
     }
 
     #[test]

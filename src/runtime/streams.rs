@@ -27,7 +27,8 @@ use serde_json::{Map, Value, json};
 
 use crate::auth::control::ControlEntry;
 use crate::commands::check::ProcessSources;
-use crate::config::{Config, LogLevel, Managed, ManagedError, Members, masked, members_of, unmasked};
+use crate::config::{Config, LogLevel, Managed, ManagedError, Members, judge, masked, members_of, unmasked};
+use crate::guard::Policy;
 use crate::ids::StreamId;
 use crate::limits;
 use crate::shard::{Catalog, Options, Order};
@@ -79,6 +80,9 @@ pub enum StreamsError {
     /// It is none.
     #[error(transparent)]
     Invalid(#[from] ManagedError),
+    /// It may not be polled from where it says, or not with those headers.
+    #[error("the stream may not be polled: {}", .0.join("; "))]
+    Blocked(Vec<String>),
     /// What is kept is no stream any more.
     #[error(
         "the stream \"{id}\", which the admin API has made, cannot be taken from {place}: {error}. Put right what it names, or \
@@ -125,6 +129,8 @@ struct Made {
     tag: String,
     created: WallTime,
     changed: WallTime,
+    /// Why it is not polled, where what is kept is not what may be.
+    blocked: Vec<String>,
 }
 
 /// A stream, as an administrator sees it.
@@ -196,6 +202,8 @@ struct Inner {
     file: BTreeMap<StreamId, Arc<stream::Options>>,
     made: BTreeMap<StreamId, Arc<Made>>,
     stopped: BTreeSet<StreamId>,
+    /// `admin.stream_urls`.
+    policy: Arc<Policy>,
     /// The epoch of the Redis that has them; empty: they have been in none.
     epoch: String,
     /// Changes of this process to what Redis has: what was read before one of them is not believed after it.
@@ -211,12 +219,14 @@ impl Inner {
 
     fn listed(&self, id: &StreamId) -> Option<Listed> {
         let stopped = self.stopped.contains(id);
-        let (id, warnings) = (id.clone(), Vec::new());
+        let id = id.clone();
         if let Some(options) = self.file.get(&id) {
+            let warnings = Vec::new();
             return Some(Listed { id, members: members_of(options), tag: None, stopped, times: None, warnings });
         }
         let made = self.made.get(&id)?;
         let (members, tag, times) = (masked(&made.members), Some(made.tag.clone()), Some((made.created, made.changed)));
+        let warnings = made.blocked.clone();
         Some(Listed { id, members, tag, stopped, times, warnings })
     }
 
@@ -250,7 +260,24 @@ impl Made {
             tag: member("tag")?.as_str().ok_or("its tag is no string")?.to_owned(),
             created: time("created_at")?,
             changed: time("changed_at")?,
+            blocked: Vec::new(),
         })
+    }
+
+    /// The same, polled from where `policy` lets it be: each poll is judged. What was kept before it was judged so, or by another
+    /// process, stays what it is, and its watchers are told that it is blocked.
+    fn guarded(mut self, policy: &Arc<Policy>) -> Made {
+        self.blocked = judge(&self.members, &self.options, policy);
+        if !self.blocked.is_empty() {
+            let fields: [(&str, &dyn std::fmt::Display); 2] =
+                [("stream", &self.options.id), ("error", &self.blocked.join("; "))];
+            let sentence = "A stream that the admin API has made is not polled: it is blocked. Change or delete it, or list what it names in admin.stream_urls.";
+            log::write(LogLevel::Error, &fields, sentence);
+        }
+        // A URL is blocked by what it is, with each poll; what a header says would be sent.
+        let policy = if self.blocked.is_empty() { Arc::clone(policy) } else { Arc::default() };
+        self.options = Arc::new(stream::Options { guard: Some(policy), ..(*self.options).clone() });
+        self
     }
 
     fn new(members: Members, options: Arc<stream::Options>, tag: String, created: WallTime, changed: WallTime) -> Made {
@@ -260,7 +287,13 @@ impl Made {
             "changed_at": changed.as_micros(),
             "stream": members,
         });
-        Made { members, record, options, tag, created, changed }
+        Made { members, record, options, tag, created, changed, blocked: Vec::new() }
+    }
+
+    /// The same where `policy` lets it be polled.
+    fn admitted(self, policy: &Arc<Policy>) -> Result<Made, StreamsError> {
+        let said = judge(&self.members, &self.options, policy);
+        if said.is_empty() { Ok(self.guarded(policy)) } else { Err(StreamsError::Blocked(said)) }
     }
 
     fn bytes(&self) -> usize {
@@ -283,11 +316,11 @@ fn bytes_of(value: &Value) -> usize {
 /// What a section says.
 type Kept = (BTreeMap<StreamId, Arc<Made>>, BTreeSet<StreamId>);
 
-/// What `section` says. What of it is as `known` is not made again, where `anew` is not set.
+/// What `section` says, polled from where `policy` lets it be. What of it is as `known` is not made again.
 fn read(
     section: Option<&Value>,
     known: &BTreeMap<StreamId, Arc<Made>>,
-    anew: bool,
+    policy: &Arc<Policy>,
     place: &str,
 ) -> Result<Kept, StreamsError> {
     let wrong = |id: &str, error: String| StreamsError::Kept { id: id.to_owned(), place: place.to_owned(), error };
@@ -300,10 +333,10 @@ fn read(
     };
     for (text, record) in all {
         let id = StreamId::new(text).ok_or_else(|| wrong(&printable(text), "its id is none".to_owned()))?;
-        let same = known.get(&id).filter(|known| !anew && known.record == *record);
+        let same = known.get(&id).filter(|known| known.record == *record);
         let stream = match same {
             Some(known) => Arc::clone(known),
-            None => Arc::new(Made::read(&id, record).map_err(|error| wrong(text, error))?),
+            None => Arc::new(Made::read(&id, record).map_err(|error| wrong(text, error))?.guarded(policy)),
         };
         made.insert(id, stream);
     }
@@ -329,13 +362,14 @@ impl StreamStore {
         tell: Tell,
     ) -> Result<StreamStore, StreamsError> {
         let (place, section) = (state.shown_path(), state.section(SECTION));
-        let (made, stopped) = read(section.as_ref(), &BTreeMap::new(), true, &place)?;
+        let policy = Arc::clone(&config.admin.stream_urls);
+        let (made, stopped) = read(section.as_ref(), &BTreeMap::new(), &policy, &place)?;
         let epoch = section.as_ref().and_then(|section| section.get(EPOCH)?.as_str()).unwrap_or_default().to_owned();
         let read = state.readings();
         let file = by_id(config);
         warn_of_shadowed(&file, &made);
         let options = Arc::new(build(&in_force(config, &made), &stopped, None));
-        let inner = Mutex::new(Inner { options, file, made, stopped, epoch, turn: 0, read });
+        let inner = Mutex::new(Inner { options, file, made, stopped, policy, epoch, turn: 0, read });
         let redis = store.map(|store| Redis {
             shared: SharedStreams::new(store.clone()),
             store,
@@ -359,10 +393,11 @@ impl StreamStore {
     ///
     /// # Errors
     /// [`StreamsError::Kept`]: a stream that was made is none by what its secrets' places hold now.
-    pub fn reload(&self) -> Result<Reloading<'_>, StreamsError> {
+    pub fn reload(&self, config: &Config) -> Result<Reloading<'_>, StreamsError> {
         let inner = self.lock();
         let section = section_of(&inner);
-        let (made, _) = read(Some(&section), &BTreeMap::new(), true, &self.state.shown_path())?;
+        let policy = &config.admin.stream_urls;
+        let (made, _) = read(Some(&section), &BTreeMap::new(), policy, &self.state.shown_path())?;
         Ok(Reloading { inner, made })
     }
 
@@ -387,11 +422,13 @@ impl StreamStore {
         self.settle(&mut inner)?;
         let members = unmasked(members, None)?;
         let Managed { options, warnings } = Managed::parse(&members, &ProcessSources)?;
+        let policy = Arc::clone(&inner.policy);
         let id = options.id.clone();
         if inner.file.contains_key(&id) || inner.made.contains_key(&id) {
             return Err(StreamsError::Taken);
         }
-        let inner = self.put(inner, Made::new(members, options, tag, now, now), StreamsError::Taken)?;
+        let made = Made::new(members, options, tag, now, now).admitted(&policy)?;
+        let inner = self.put(inner, made, StreamsError::Taken)?;
         let listed = inner.listed(&id).ok_or(StreamsError::Missing)?;
         Ok(Listed { warnings, ..listed })
     }
@@ -414,11 +451,13 @@ impl StreamStore {
         let mut members = unmasked(members, Some(&before.members))?;
         members.entry("id").or_insert_with(|| id.as_str().into());
         let Managed { options, warnings } = Managed::parse(&members, &ProcessSources)?;
+        let policy = Arc::clone(&inner.policy);
         if options.id != *id {
             return Err(StreamsError::OtherId);
         }
         let created = before.created;
-        let inner = self.put(inner, Made::new(members, options, tag, created, now), StreamsError::Changed)?;
+        let made = Made::new(members, options, tag, created, now).admitted(&policy)?;
+        let inner = self.put(inner, made, StreamsError::Changed)?;
         let listed = inner.listed(id).ok_or(StreamsError::Missing)?;
         Ok(Listed { warnings, ..listed })
     }
@@ -561,7 +600,7 @@ impl StreamStore {
             return Ok(());
         }
         let place = self.state.shown_path();
-        let (made, stopped) = read(self.state.section(SECTION).as_ref(), &inner.made, false, &place)?;
+        let (made, stopped) = read(self.state.section(SECTION).as_ref(), &inner.made, &inner.policy, &place)?;
         inner.read = readings;
         self.adopt(inner, made, stopped);
         Ok(())
@@ -769,7 +808,7 @@ impl StreamStore {
                 continue;
             }
             let mut made = inner.made.clone();
-            match record.and_then(|record| redis.made_of(id, &record, made.get(id))) {
+            match record.and_then(|record| redis.made_of(id, &record, made.get(id), &inner.policy)) {
                 Some(stream) => drop(made.insert(id.clone(), stream)),
                 None => drop(made.remove(id)),
             }
@@ -787,10 +826,9 @@ impl StreamStore {
     }
 
     fn take_reading(&self, redis: &Redis, inner: &mut Inner, reading: Reading) {
-        let made = reading
-            .streams
-            .iter()
-            .filter_map(|(id, record)| Some((id.clone(), redis.made_of(id, record, inner.made.get(id))?)));
+        let made = reading.streams.iter().filter_map(|(id, record)| {
+            Some((id.clone(), redis.made_of(id, record, inner.made.get(id), &inner.policy)?))
+        });
         let made = made.collect();
         self.adopt(inner, made, reading.stopped);
     }
@@ -828,11 +866,17 @@ impl Redis {
     }
 
     /// The stream of a record. One that cannot be read is told of, once, and stays what it was.
-    fn made_of(&self, id: &StreamId, record: &str, known: Option<&Arc<Made>>) -> Option<Arc<Made>> {
+    fn made_of(
+        &self,
+        id: &StreamId,
+        record: &str,
+        known: Option<&Arc<Made>>,
+        policy: &Arc<Policy>,
+    ) -> Option<Arc<Made>> {
         let read = serde_json::from_str::<Value>(record).map_err(|_| "it is no JSON".to_owned());
         let made = read.and_then(|record| match known {
             Some(known) if known.record == record => Ok(Arc::clone(known)),
-            _ => Made::read(id, &record).map(Arc::new),
+            _ => Made::read(id, &record).map(|made| Arc::new(made.guarded(policy))),
         });
         match made {
             Ok(made) => Some(made),
@@ -897,6 +941,7 @@ impl Reloading<'_> {
         let streams = in_force(config, &self.made);
         let options = build(&streams, &self.inner.stopped, Some(&self.inner.options.catalog));
         self.inner.file = file;
+        self.inner.policy = Arc::clone(&config.admin.stream_urls);
         self.inner.made = std::mem::take(&mut self.made);
         self.inner.options = Arc::new(options);
         tell(&self.inner.options);

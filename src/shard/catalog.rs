@@ -36,6 +36,8 @@ pub struct StreamKey {
     pub revision: u64,
     /// What of the value is shown.
     pub facet: Facet,
+    /// Whether a caller has described it.
+    direct: bool,
     /// Of what is polled: all facets have the same.
     hash: u64,
 }
@@ -52,14 +54,14 @@ impl StreamKey {
 
     /// Whether a caller has described it.
     pub fn is_direct(&self) -> bool {
-        self.target.guard.is_some()
+        self.direct
     }
 
     /// The same stream, another part of its value.
     fn with_facet(&self, facet: Facet) -> StreamKey {
-        let StreamKey { name, params, target, revision, hash, .. } = self;
+        let StreamKey { name, params, target, revision, direct, hash, .. } = self;
         let (name, params, target) = (Arc::clone(name), params.clone(), Arc::clone(target));
-        StreamKey { name, params, target, revision: *revision, facet, hash: *hash }
+        StreamKey { name, params, target, revision: *revision, facet, direct: *direct, hash: *hash }
     }
 
     /// What `select` leaves of what is shown.
@@ -307,6 +309,11 @@ impl Catalog {
         let Direct { options: direct, revision } = self.direct.as_ref()?;
         let mut hasher = DefaultHasher::new();
         (self.seed, revision, &name).hash(&mut hasher);
+        // A name that another process has made, or somebody in its place, is not trusted to tell one request from another.
+        options.method.hash(&mut hasher);
+        for (name, value) in &options.headers {
+            (name, value.expose_secret()).hash(&mut hasher);
+        }
         let guard = Some(Arc::clone(&direct.policy));
         Some(StreamKey {
             name: Arc::from(name),
@@ -314,6 +321,7 @@ impl Catalog {
             target: Arc::new(Target { options: Arc::new(options), url, body, guard }),
             revision: *revision,
             facet: Facet::WHOLE,
+            direct: true,
             hash: hasher.finish(),
         })
     }
@@ -481,9 +489,10 @@ impl Catalog {
         Ok(StreamKey {
             name: Arc::from(name),
             params,
-            target: Arc::new(Target { options: Arc::clone(options), url, body, guard: None }),
+            target: Arc::new(Target { options: Arc::clone(options), url, body, guard: options.guard.clone() }),
             revision,
             facet: Facet::WHOLE,
+            direct: false,
             hash: hasher.finish(),
         })
     }

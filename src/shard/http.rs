@@ -158,6 +158,7 @@ impl Shard {
             return self.waited(index);
         }
         let (topic, known, preferred_s) = (*topic, known.clone(), *preferred_s);
+        self.count_watching(index);
         let Some(found) = self.topics.at(topic) else { return };
         let failing = found.status.is_some_and(|status| status.state == StreamState::Failing);
         // A value from before polling began anew may be old: the first poll is waited for, unless the upstream has failed

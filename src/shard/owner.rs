@@ -13,7 +13,7 @@ use std::time::Duration;
 use crate::ids::{CoreId, Epoch, StreamId};
 use crate::metrics::PollResult;
 use crate::stream::budget::{Ask, Lane, Slot, Wait, Why};
-use crate::stream::log::Event;
+use crate::stream::log::{Event, History};
 use crate::stream::poll::{Failure, FetchResult, PollNo, StreamState, UpstreamCode};
 use crate::stream::{CaughtUp, Compared, SequenceNo, Step, Stream};
 use crate::time::Instant;
@@ -194,7 +194,7 @@ impl Shard {
     /// Whether the stream may have that facet: there is one `select` more at most than there may be, of which the one that
     /// has gone unwatched for longest makes place.
     fn take_select(&mut self, index: u32, key: &StreamKey) -> bool {
-        let most = self.options.limits.selects_per_stream as usize;
+        let most = self.ledger.bounds(&self.options.limits).selects_per_stream as usize;
         let Some(owned) = self.streams.at_mut(index) else { return false };
         if key.facet.select.is_none() || owned.audience(key).is_some() {
             return true;
@@ -213,7 +213,8 @@ impl Shard {
 
     /// Counts one stream more, if there may be; one that lingers makes place for it.
     fn take_place(&mut self, for_one: Option<u32>) -> Option<()> {
-        if self.ledger.open_stream(self.options.limits.streams).is_ok() {
+        let most = self.ledger.bounds(&self.options.limits).streams;
+        if self.ledger.open_stream(most).is_ok() {
             return Some(());
         }
         let lingering = self
@@ -222,7 +223,7 @@ impl Shard {
             .filter(|(index, owned)| !owned.parked && !owned.is_watched() && Some(*index) != for_one);
         let (index, _) = lingering.min_by_key(|(_, owned)| owned.used)?;
         self.evict(index);
-        self.ledger.open_stream(self.options.limits.streams).ok()
+        self.ledger.open_stream(most).ok()
     }
 
     /// Polling has ended and nobody watches: the stream counts no more, and is kept for those who return as long as there
@@ -232,7 +233,7 @@ impl Shard {
         if !std::mem::replace(&mut owned.parked, true) {
             self.ledger.close_stream();
         }
-        let most = self.options.limits.streams as usize;
+        let most = self.ledger.bounds(&self.options.limits).streams as usize;
         let parked = || self.streams.iter().filter(|(_, owned)| owned.parked);
         if most == 0 || parked().count() <= most {
             return;
@@ -327,7 +328,8 @@ impl Shard {
             let history = Box::new(history.clone());
             self.send(from, Mail::Attached { key, history, status, fresh });
         } else if fresh {
-            self.send(from, Mail::Polled { key, status, changed: false, fresh });
+            let head = owned.stream.history(no).and_then(History::point);
+            self.send(from, Mail::Polled { key, status, changed: false, fresh, head });
         }
     }
 
@@ -584,12 +586,13 @@ impl Shard {
         let Some(owned) = self.streams.at_mut(index) else { return };
         let status = owned.stream.status_of(no, now);
         let faulted = owned.stream.fault_of(no).is_some();
+        let head = owned.stream.history(no).and_then(History::point);
         let Some(audience) = owned.audiences.iter_mut().find(|audience| audience.no == no) else { return };
         let changed = std::mem::replace(&mut audience.told, status.state) != status.state;
         let news = std::mem::replace(&mut audience.faulted, faulted) != faulted;
         let (key, cores) = (Arc::clone(&audience.key), audience.cores());
         for core in cores {
-            self.send(core, Mail::Polled { key: Arc::clone(&key), status, changed, fresh });
+            self.send(core, Mail::Polled { key: Arc::clone(&key), status, changed, fresh, head });
         }
         // What callers select is no operator's business: they would fill the log.
         if news
@@ -850,6 +853,42 @@ mod tests {
             }
         }
         panic!("the bound was not kept");
+    }
+
+    /// A shard of core 0 of two, whose catalog is the same as that of core 1, with `limits`.
+    fn shard_of(ledger: &Arc<crate::shard::Ledger>, limits: &Limits, ids: &[&str]) -> (Shard, Arc<Options>) {
+        let streams: Vec<_> = ids.iter().map(|id| stream(id, Duration::from_secs(1))).collect();
+        let catalog = Catalog::new(&streams, None, 7);
+        let (connection, auth) = (connection::Options::default(), auth::Options::default());
+        let options = Arc::new(Options { connection, auth, limits: limits.clone(), catalog });
+        let (metrics, ledger) = (Arc::new(CoreMetrics::default()), Arc::clone(ledger));
+        (Shard::new(CoreId(0), 2, Arc::clone(&options), ledger, metrics, [7; 32], at(0)), options)
+    }
+
+    #[test]
+    fn a_core_that_has_not_heard_of_a_greater_limit_yet_refuses_nobody_who_has() {
+        let ids: Vec<String> = (0..16).map(|n| format!("s{n}")).collect();
+        let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+        let ledger = Arc::default();
+        let limits = Limits { streams: 1, selects_per_stream: 0, ..Limits::default() };
+        let (mut shard, options) = shard_of(&ledger, &limits, &ids);
+        let anonymous = crate::auth::grant::Grant::anonymous(&mut Default::default());
+        let mut keys = ids.iter().map(|id| options.catalog.resolve(&anonymous, id, &[]).expect("anyone may watch it"));
+        let mut own = keys.by_ref().filter(|key| key.owner(2) == CoreId(0));
+        let (first, second) = (own.next().expect("a stream of core 0"), own.next().expect("and another"));
+        let mut ask = |key: &Arc<StreamKey>| {
+            let watch = Mail::Watch { key: Arc::clone(key), from: CoreId(1), attach: true };
+            shard.handle(at(0), Input::Mail(watch));
+            std::iter::from_fn(|| shard.poll_output())
+                .any(|output| matches!(output, Output::Mail { to: CoreId(1), mail: Mail::Refused { .. } }))
+        };
+        assert!(!ask(&first) && ask(&second), "there may be one");
+        // Core 1 has been told, and asks by it; this core has the mail of that before it.
+        ledger.bound(&Limits { streams: 2, selects_per_stream: 1, ..limits });
+        assert!(!ask(&second));
+        let select = crate::stream::select::Select::parse("$.a").expect("a path");
+        let selecting = second.selecting(select);
+        assert!(!ask(&selecting));
     }
 
     #[test]

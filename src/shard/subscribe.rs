@@ -242,6 +242,7 @@ impl Shard {
             own.pending = false;
             own.position = position;
         }
+        self.count_watching(index);
         if let Some(status) = status {
             let wall = self.now.wall;
             self.tell(index, "stream_status", |out| write_status(out, &name, &status, wall));
@@ -349,6 +350,7 @@ impl Shard {
         match held {
             Some((slot, normal)) => {
                 self.unsubscribe_slot(index, slot);
+                self.count_watching(index);
                 self.tell(index, "unsubscribed", |out| {
                     message::write_unsubscribed(out, &normal, UnsubscribedReason::Requested, id)
                 });
@@ -415,6 +417,7 @@ impl Shard {
                 }
             }
         }
+        self.count_watching(index);
         let left = self.connections.at(index).and_then(|c| c.open()).map_or(0, |open| open.subscriptions.len());
         // A stream that has ended is no right lost: the connection may subscribe to others.
         if forbidden && left == 0 {
@@ -482,6 +485,7 @@ impl Shard {
             let name = Arc::clone(&key.name);
             self.tell_error(connection, ErrorCode::TooManyStreams, detail, None, Some(&name));
             self.unsubscribe_slot(connection, slot);
+            self.count_watching(connection);
             if self.connections.at(connection).and_then(|c| c.open()).is_some_and(|open| open.single) {
                 self.close(connection, CloseReason::Overloaded);
             }
@@ -520,14 +524,7 @@ impl Shard {
         let next = history.head().unwrap_or(Seq(0)).next();
         if event.seq() != next {
             if event.seq() > next {
-                // One was lost on its way: the copy is fetched anew, and readers get the newest.
-                let owner = key.owner(self.cores);
-                if topic.watchers == 0 {
-                    self.forget_topic(index);
-                    self.send(owner, Mail::Detach { key: Arc::clone(key), from: self.core });
-                    return;
-                }
-                self.send(owner, Mail::Watch { key: Arc::clone(key), from: self.core, attach: true });
+                self.copy_anew(index, key);
             }
             return;
         }
@@ -540,14 +537,37 @@ impl Shard {
         self.answer_waiters(index);
     }
 
-    /// The owner has ended a poll. `fresh`: what it has brought was taken in.
-    pub(super) fn polled(&mut self, key: &Arc<StreamKey>, status: Status, changed: bool, fresh: bool) {
+    /// An event was lost on its way: the copy is fetched anew, and readers get the newest.
+    fn copy_anew(&mut self, index: u32, key: &Arc<StreamKey>) {
+        let owner = key.owner(self.cores);
+        let Some(topic) = self.topics.at(index) else { return };
+        if topic.watchers == 0 {
+            self.forget_topic(index);
+            self.send(owner, Mail::Detach { key: Arc::clone(key), from: self.core });
+            return;
+        }
+        self.send(owner, Mail::Watch { key: Arc::clone(key), from: self.core, attach: true });
+    }
+
+    /// The owner has ended a poll. `fresh`: what it has brought was taken in. `head`: where its history ends.
+    pub(super) fn polled(
+        &mut self,
+        key: &Arc<StreamKey>,
+        status: Status,
+        (changed, fresh): (bool, bool),
+        head: Option<ResumePoint>,
+    ) {
         let Some(&index) = self.topic_of.get(key) else { return };
         let Some(topic) = self.topics.at_mut(index) else { return };
         topic.status = Some(status);
-        topic.fresh |= fresh;
+        // Another event, by which it would be noticed, may not come for long.
+        let is_behind = topic.history.as_ref().is_some_and(|copy| copy.point() != head);
+        topic.fresh |= fresh && !is_behind;
         if changed {
             self.tell_status(index, &status);
+        }
+        if is_behind {
+            self.copy_anew(index, key);
         }
         self.answer_waiters(index);
     }

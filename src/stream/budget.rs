@@ -16,12 +16,14 @@ use std::time::Duration;
 use url::Url;
 
 use crate::codec::rate_limit::Quota;
-use crate::limits::{BREAKER_FAILURES, BREAKER_REST_MAX, BREAKER_REST_MIN, LANES_MAX, QUOTAS_MAX};
+use crate::limits::{BREAKER_FAILURES, BREAKER_REST_MAX, BREAKER_REST_MIN, LANES_MAX, QUOTAS_MAX, RETRY_AFTER_MAX};
 use crate::secret::Secret;
 use crate::time::Instant;
 
-use super::action;
-use super::poll::{FetchError, Target, UpstreamCode};
+use super::action::{self, Call};
+use super::credential::Credential;
+use super::oauth;
+use super::poll::{FetchError, FetchResponse, Target, UpstreamCode};
 
 /// One `[[upstream]]` of the configuration.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -92,11 +94,24 @@ struct Table {
 impl Budgets {
     /// The lane of a request: its origin, and whatever in it may be a credential.
     pub fn lane(self: &Arc<Budgets>, target: &Target) -> Arc<Lane> {
+        self.lane_with(&target.url, &target.options.headers, &target.options.credential)
+    }
+
+    /// The lane of an action's request: that of the polls with its origin and credential.
+    pub fn lane_of_call(self: &Arc<Budgets>, call: &Call) -> Arc<Lane> {
+        self.lane_with(&call.url, &call.options.headers, &call.options.credential)
+    }
+
+    /// The lane of requests for a token: whoever asks for it.
+    pub fn lane_of_tokens(self: &Arc<Budgets>, options: &oauth::Options) -> Arc<Lane> {
+        self.lane_of(&options.token_url, self.hasher.hash_one(("token", format!("{options:?}"))))
+    }
+
+    fn lane_with(self: &Arc<Budgets>, url: &Url, headers: &[(String, Secret)], credential: &Credential) -> Arc<Lane> {
         let mut hasher = self.hasher.build_hasher();
-        (target.url.username(), target.url.password()).hash(&mut hasher);
-        let credential = &target.options.credential;
+        (url.username(), url.password()).hash(&mut hasher);
         let presented = credential.presented(None);
-        let written = target.options.headers.iter().chain(&presented.headers);
+        let written = headers.iter().chain(&presented.headers);
         let mut headers: Vec<(String, &[u8])> = written.map(named).collect();
         headers.retain(|(name, _)| !NO_CREDENTIALS.contains(&name.as_str()));
         headers.sort_unstable();
@@ -105,7 +120,7 @@ impl Budgets {
         presented.identity.as_ref().map(|identity| &identity.cert).hash(&mut hasher);
         // Whose tokens are presented; what is printed tells all but the secrets.
         credential.oauth().map(|options| format!("{options:?}")).hash(&mut hasher);
-        self.lane_of(&target.url, hasher.finish())
+        self.lane_of(url, hasher.finish())
     }
 
     fn lane_of(self: &Arc<Budgets>, url: &Url, credential: u64) -> Arc<Lane> {
@@ -218,7 +233,28 @@ impl Lane {
         origin.bucket.take(now);
         let is_probe = origin.breaker.take();
         let no = spending.take(now);
-        Ask::Go(Permit { lane: Arc::clone(self), no, sent: now, is_probe, done: false })
+        Ask::Go(Permit { lane: Arc::clone(self), no, sent: now, is_probe, is_call: false, done: false })
+    }
+
+    /// Asks for leave to send a request that is no poll: an action's, which somebody waits for, or one for a token, without
+    /// which nobody is let in. It counts in the budget and in the rate like any other and goes before the polls that wait for
+    /// these: at [`Permit::starts`], which is no later than `patience` allows.
+    ///
+    /// The breaker is the polls' alone. Such a request is sent, once, though the origin may be down, and that it fails is
+    /// nothing to the polls: what one caller asks for may be wrong for that caller only.
+    pub fn ask_for_call(self: &Arc<Lane>, now: Instant, patience: Duration) -> Ask {
+        let mut origin = lock(&self.origin.state);
+        let mut spending = lock(&self.spending);
+        if let Some(wait) = spending.wait_for_call(now) {
+            return Ask::Wait(wait);
+        }
+        let starts = origin.bucket.rate.map_or(now, |rate| origin.bucket.free(rate).max(now));
+        if starts > now + patience {
+            return Ask::Wait(Wait { until: starts, spread: Duration::ZERO, why: Why::Turn });
+        }
+        origin.bucket.take(now);
+        let no = spending.take(starts);
+        Ask::Go(Permit { lane: Arc::clone(self), no, sent: starts, is_probe: false, is_call: true, done: false })
     }
 
     /// The lane of a request to `url` that carries no credential.
@@ -245,6 +281,7 @@ pub struct Permit {
     no: u64,
     sent: Instant,
     is_probe: bool,
+    is_call: bool,
     done: bool,
 }
 
@@ -254,20 +291,35 @@ impl Permit {
         &self.lane
     }
 
-    /// The upstream has answered.
-    pub fn answered(mut self, now: Instant, status: u16, quotas: &[Quota]) {
+    /// When the request may be sent: the moment it was asked for, but for [`Lane::ask_for_call`].
+    pub fn starts(&self) -> Instant {
+        self.sent
+    }
+
+    /// The upstream has answered, with that and `quotas`.
+    pub fn answered(mut self, now: Instant, response: &FetchResponse, quotas: &[Quota]) {
         self.done = true;
-        let code = if status >= 500 { Some(UpstreamCode::Status) } else { None };
-        lock(&self.lane.origin.state).breaker.outcome(now, self.is_probe, code.map(|code| (code, Some(status))));
-        lock(&self.lane.spending).answered(now, self.no, self.sent, quotas);
+        let status = response.status;
+        if !self.is_call {
+            let code = if status >= 500 { Some(UpstreamCode::Status) } else { None };
+            lock(&self.lane.origin.state).breaker.outcome(now, self.is_probe, code.map(|code| (code, Some(status))));
+        }
+        let mut spending = lock(&self.lane.spending);
+        // RFC 6585 section 4: too many requests are all of whoever is meant, and not of one resource. A 503 is.
+        if let (429, Some(wait)) = (status, response.retry_after) {
+            spending.held = spending.held.max(now + wait.min(RETRY_AFTER_MAX));
+        }
+        spending.answered(now, self.no, self.sent, quotas);
     }
 
     /// There was no answer.
     pub fn failed(mut self, now: Instant, error: &FetchError) {
         use UpstreamCode::{Dns, Protocol, Timeout, Tls, Unreachable};
         self.done = true;
-        let down = matches!(error.code, Timeout | Unreachable | Dns | Tls | Protocol).then_some((error.code, None));
-        lock(&self.lane.origin.state).breaker.outcome(now, self.is_probe, down);
+        if !self.is_call {
+            let down = matches!(error.code, Timeout | Unreachable | Dns | Tls | Protocol).then_some((error.code, None));
+            lock(&self.lane.origin.state).breaker.outcome(now, self.is_probe, down);
+        }
         lock(&self.lane.spending).lost();
     }
 }
@@ -412,6 +464,8 @@ struct Spending {
     in_flight: u64,
     /// At most `QUOTAS_MAX`.
     known: Vec<Known>,
+    /// Until when the upstream wants to be asked for nothing at all: `Retry-After` of a 429.
+    held: Instant,
     /// Number of the last permit when the upstream last told of a budget: an answer to a later one is news of its own.
     settled: u64,
     last_sent: Instant,
@@ -477,6 +531,18 @@ impl Known {
         }
     }
 
+    /// How long nothing is left, where nothing is.
+    fn spent(&self, now: Instant, in_flight: u64) -> Option<Wait> {
+        if self.left > in_flight {
+            return None;
+        }
+        // The answer to what is on its way may say that there is more.
+        let spent = self.left == 0;
+        let until = if spent { self.reset } else { self.reset.min(now + TURN_MIN) };
+        let (spread, why) = if spent { (SPREAD, Why::Spent) } else { (TURN_MIN, Why::Turn) };
+        Some(Wait { until, spread, why })
+    }
+
     fn is_little(&self) -> bool {
         self.limit.map_or(self.left < LITTLE, |limit| self.left < limit.div_ceil(LITTLE_PART)) && !self.is_unknown()
     }
@@ -495,7 +561,22 @@ impl Room {
 
 impl Spending {
     fn is_limited(&self) -> bool {
-        !self.known.is_empty()
+        !self.known.is_empty() || self.held > Instant::default()
+    }
+
+    /// Why no request may be sent now, however it is asked for.
+    fn wait_for_call(&mut self, now: Instant) -> Option<Wait> {
+        let in_flight = self.in_flight;
+        let held = self.held(now);
+        let spent = self.known.iter_mut().filter_map(|known| {
+            known.renew(now);
+            known.spent(now, in_flight)
+        });
+        spent.chain(held).max_by_key(|wait| wait.until)
+    }
+
+    fn held(&self, now: Instant) -> Option<Wait> {
+        (self.held > now).then_some(Wait { until: self.held, spread: SPREAD, why: Why::Spent })
     }
 
     fn wait(&mut self, now: Instant, ticket: &mut u64) -> Option<Wait> {
@@ -531,16 +612,13 @@ impl Spending {
 
     fn room(&mut self, now: Instant) -> Room {
         let (in_flight, last_sent) = (self.in_flight, self.last_sent);
+        let held = self.held(now).map_or(Room::Unlimited, |wait| Room::Nobody(wait, Duration::ZERO));
         let rooms = self.known.iter_mut().map(|known| {
             known.renew(now);
-            let left = known.left.saturating_sub(in_flight);
-            if left == 0 {
-                // The answer to what is on its way may say that there is more.
-                let spent = known.left == 0;
-                let until = if spent { known.reset } else { known.reset.min(now + TURN_MIN) };
-                let (spread, why) = if spent { (SPREAD, Why::Spent) } else { (TURN_MIN, Why::Turn) };
-                return Room::Nobody(Wait { until, spread, why }, Duration::ZERO);
+            if let Some(wait) = known.spent(now, in_flight) {
+                return Room::Nobody(wait, Duration::ZERO);
             }
+            let left = known.left.saturating_sub(in_flight);
             let parts = u32::try_from(left.saturating_add(1)).unwrap_or(u32::MAX);
             let gap = known.reset.since(last_sent) / parts;
             let next = last_sent + gap;
@@ -550,7 +628,7 @@ impl Spending {
                 true => Room::For(1, gap),
             }
         });
-        rooms.fold(Room::Unlimited, Room::least)
+        rooms.fold(held, Room::least)
     }
 
     fn take(&mut self, now: Instant) -> u64 {
@@ -615,7 +693,9 @@ mod tests {
     use super::*;
     use crate::ids::StreamId;
     use crate::stream::Options;
+    use crate::stream::poll::Validators;
     use crate::stream::template::UrlTemplate;
+    use crate::time::WallTime;
 
     const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -672,6 +752,17 @@ mod tests {
         }
     }
 
+    impl Permit {
+        fn answered_by(self, now: Instant, status: u16, quotas: &[Quota]) {
+            self.answered(now, &response(status, None), quotas);
+        }
+    }
+
+    fn response(status: u16, retry_after: Option<Duration>) -> FetchResponse {
+        let (validators, received) = (Validators::default(), WallTime::from_secs(1));
+        FetchResponse { status, validators, retry_after, fresh_for: None, body: Vec::new(), received }
+    }
+
     fn quota(remaining: u64, reset: Duration, limit: Option<u64>) -> Quota {
         Quota { remaining, reset, limit, window: None }
     }
@@ -698,7 +789,7 @@ mod tests {
     #[test]
     fn a_budget_that_is_used_up_is_waited_for() {
         let lane = lane();
-        go(&lane, at(0)).answered(at(10), 200, &[quota(0, ms(30_000), Some(1000))]);
+        go(&lane, at(0)).answered_by(at(10), 200, &[quota(0, ms(30_000), Some(1000))]);
         let held = wait(&lane, at(20));
         assert_eq!((held.until, held.why), (at(30_010), Why::Spent));
         assert_eq!(wait(&lane, at(30_009)).until, at(30_010));
@@ -709,43 +800,137 @@ mod tests {
     }
 
     #[test]
+    fn too_many_requests_of_one_stream_are_too_many_of_all_that_share_its_credential() {
+        let budgets = Arc::new(Budgets::default());
+        let of =
+            |path: &str, key: &str| budgets.lane(&target(&format!("https://up.example/{path}"), &[("X-Api-Key", key)]));
+        let (one, other, stranger) = (of("a", "k1"), of("b", "k1"), of("a", "k2"));
+        let under_way = go(&other, at(0));
+        go(&one, at(0)).answered(at(10), &response(429, Some(ms(30_000))), &[]);
+        // What was sent before says nothing of it, nor does a shorter word.
+        under_way.answered_by(at(20), 200, &[]);
+        let held = wait(&other, at(20));
+        assert_eq!((held.until, held.why), (at(30_010), Why::Spent));
+        assert!(matches!(other.ask_for_call(at(20), PATIENCE), Ask::Wait(wait) if wait.until == at(30_010)));
+        go(&stranger, at(20)).answered(at(30), &response(503, Some(ms(60_000))), &[]);
+        go(&stranger, at(40)).answered(at(50), &response(429, None), &[]);
+        drop(go(&stranger, at(60)));
+        drop(go(&other, at(30_010)));
+        // Nobody is held for longer than a stream would be.
+        go(&one, at(40_000)).answered(at(40_000), &response(429, Some(RETRY_AFTER_MAX * 2)), &[]);
+        assert_eq!(wait(&one, at(40_000)).until, at(40_000) + RETRY_AFTER_MAX);
+    }
+
+    #[test]
+    fn what_somebody_waits_for_goes_before_polls_within_the_same_rate() {
+        let lane = rated(10, ms(1_000), 1);
+        drop(go(&lane, at(0)));
+        let mut slots = [Slot::default(); 3];
+        for slot in &mut slots {
+            assert!(matches!(lane.ask(at(0), slot, PATIENCE), Ask::Wait(_)));
+        }
+        let starts = |now, patience| match lane.ask_for_call(now, patience) {
+            Ask::Go(permit) => Ok(permit.starts()),
+            Ask::Wait(wait) => Err(wait.until),
+        };
+        assert_eq!(starts(at(0), ms(150)), Ok(at(100)));
+        assert_eq!(starts(at(0), ms(199)), Err(at(200)), "it would come too late, and takes nothing");
+        assert_eq!(starts(at(0), ms(200)), Ok(at(200)));
+        let Ask::Wait(wait) = lane.ask(at(100), &mut slots[0], PATIENCE) else { panic!("that was the action's") };
+        assert_eq!(wait.until, at(300));
+        assert!(matches!(lane.ask(at(300), &mut slots[0], PATIENCE), Ask::Go(_)));
+        assert_eq!(starts(at(10_000), ms(0)), Ok(at(10_000)));
+    }
+
+    #[test]
+    fn what_somebody_waits_for_is_taken_from_the_budget_and_sent_while_there_is_any() {
+        let lane = lane();
+        go(&lane, at(0)).answered_by(at(0), 200, &[quota(2, ms(60_000), Some(1000))]);
+        // Polls would spread these two over the minute.
+        assert_eq!(wait(&lane, at(0)).why, Why::Turn);
+        let Ask::Go(first) = lane.ask_for_call(at(0), PATIENCE) else { panic!("two are left") };
+        let Ask::Go(second) = lane.ask_for_call(at(0), PATIENCE) else { panic!("one is left") };
+        let none = |now| match lane.ask_for_call(now, PATIENCE) {
+            Ask::Go(_) => panic!("there is none left"),
+            Ask::Wait(wait) => (wait.until, wait.why),
+        };
+        assert_eq!(none(at(0)), (at(50), Why::Turn), "an answer may say that there is more");
+        first.answered_by(at(10), 200, &[quota(1, ms(59_990), Some(1000))]);
+        second.answered_by(at(20), 200, &[quota(0, ms(59_980), Some(1000))]);
+        assert_eq!(none(at(30)), (at(60_000), Why::Spent));
+    }
+
+    #[test]
+    fn the_breaker_is_the_polls_alone() {
+        let lane = lane();
+        let call = |now| match lane.ask_for_call(now, PATIENCE) {
+            Ask::Go(permit) => permit,
+            Ask::Wait(wait) => panic!("{wait:?}"),
+        };
+        for _ in 0..2 * BREAKER_FAILURES {
+            call(at(0)).failed(at(0), &refused());
+            call(at(0)).answered_by(at(0), 500, &[]);
+        }
+        for _ in 0..BREAKER_FAILURES {
+            go(&lane, at(0)).failed(at(0), &refused());
+        }
+        assert_eq!(wait(&lane, at(0)).until, at(1_000));
+        call(at(0)).answered_by(at(0), 200, &[]);
+        drop(call(at(0)));
+        assert_eq!(wait(&lane, at(0)).until, at(1_000), "what one caller gets is no proof for the others");
+    }
+
+    #[test]
+    fn actions_share_the_lane_of_polls_with_their_credential() {
+        let budgets = Arc::new(Budgets::default());
+        let poll = budgets.lane(&target("https://up.example/a", &[("X-Api-Key", "k1")]));
+        let call = |key: &str| {
+            let url = UrlTemplate::parse_for_action("https://up.example/act").expect("a URL");
+            let headers = vec![("x-api-key".to_owned(), Secret::new(key.as_bytes()))];
+            let options = Arc::new(action::Options { headers, ..action::Options::new("act".into(), url) });
+            budgets.lane_of_call(&options.call("{}", &|_| None).expect("a call"))
+        };
+        assert!(Arc::ptr_eq(&poll, &call("k1")) && !Arc::ptr_eq(&poll, &call("k2")));
+    }
+
+    #[test]
     fn where_the_limit_is_not_known_one_request_asks_after_the_reset() {
         let lane = lane();
-        go(&lane, at(0)).answered(at(0), 200, &[quota(0, ms(1_000), None)]);
+        go(&lane, at(0)).answered_by(at(0), 200, &[quota(0, ms(1_000), None)]);
         let first = go(&lane, at(1_000));
         assert_eq!(wait(&lane, at(1_001)).why, Why::Turn);
         first.failed(at(1_100), &refused());
         let second = go(&lane, at(1_200));
-        second.answered(at(1_300), 200, &[quota(40, ms(1_000), None)]);
+        second.answered_by(at(1_300), 200, &[quota(40, ms(1_000), None)]);
         let _both = [go(&lane, at(1_300)), go(&lane, at(1_300))];
     }
 
     #[test]
     fn what_is_left_of_a_budget_is_spread_where_it_is_little() {
         let lane = lane();
-        go(&lane, at(0)).answered(at(0), 200, &[quota(199, ms(60_000), Some(1000))]);
+        go(&lane, at(0)).answered_by(at(0), 200, &[quota(199, ms(60_000), Some(1000))]);
         // Where it was last sent, and 60 s for 199 requests: about 300 ms each.
         let next = wait(&lane, at(0));
         assert_eq!((next.until, next.why), (at(300), Why::Turn));
         let lane = self::lane();
-        go(&lane, at(0)).answered(at(0), 200, &[quota(200, ms(60_000), Some(1000))]);
-        go(&lane, at(0)).answered(at(0), 200, &[]);
+        go(&lane, at(0)).answered_by(at(0), 200, &[quota(200, ms(60_000), Some(1000))]);
+        go(&lane, at(0)).answered_by(at(0), 200, &[]);
     }
 
     #[test]
     fn answers_that_overtake_each_other_raise_no_budget() {
         let lane = lane();
         let (first, second) = (go(&lane, at(0)), go(&lane, at(0)));
-        second.answered(at(5), 200, &[quota(1, ms(60_000), None)]);
+        second.answered_by(at(5), 200, &[quota(1, ms(60_000), None)]);
         // `first` is under way and not answered: that may be the one.
         assert_eq!(wait(&lane, at(6)).why, Why::Turn);
-        first.answered(at(10), 200, &[quota(2, ms(60_000), None)]);
+        first.answered_by(at(10), 200, &[quota(2, ms(60_000), None)]);
         let held = wait(&lane, at(11));
         assert_eq!((held.why, held.until > at(11)), (Why::Turn, true), "one is left, and spread");
         let third = go(&lane, held.until);
         assert_eq!(wait(&lane, held.until).why, Why::Turn, "that was it");
         // What costs nothing (a 304 of some) is given back by the answer to a request that was alone.
-        third.answered(held.until + ms(5), 304, &[quota(1, ms(20_000), None)]);
+        third.answered_by(held.until + ms(5), 304, &[quota(1, ms(20_000), None)]);
         let again = wait(&lane, held.until + ms(6));
         assert_eq!(again.why, Why::Turn);
         drop(go(&lane, again.until));
@@ -755,8 +940,8 @@ mod tests {
     fn a_window_that_begins_earlier_than_thought_holds_nobody_to_its_end() {
         let lane = lane();
         let (first, second) = (go(&lane, at(0)), go(&lane, at(0)));
-        first.answered(at(5), 200, &[quota(0, ms(1_500), Some(10))]);
-        second.answered(at(1_000), 200, &[quota(9, ms(10_500), Some(10))]);
+        first.answered_by(at(5), 200, &[quota(0, ms(1_500), Some(10))]);
+        second.answered_by(at(1_000), 200, &[quota(9, ms(10_500), Some(10))]);
         drop(go(&lane, at(1_001)));
     }
 
@@ -785,7 +970,7 @@ mod tests {
                 assert!(used <= 4);
                 served[asker] += 1;
                 let reset = ms((window + 1) * 2_000 - at_ms);
-                permit.answered(now, 200, &[quota(4 - used, reset, limit)]);
+                permit.answered_by(now, 200, &[quota(4 - used, reset, limit)]);
                 // Whoever was served would like to be again at once.
                 due.push((now + ms(1), asker));
             }
@@ -797,7 +982,7 @@ mod tests {
     #[test]
     fn whoever_does_not_come_back_is_not_waited_for() {
         let lane = lane();
-        go(&lane, at(0)).answered(at(0), 200, &[quota(0, ms(1_000), None)]);
+        go(&lane, at(0)).answered_by(at(0), 200, &[quota(0, ms(1_000), None)]);
         for _ in 0..10 {
             assert!(matches!(lane.ask(at(0), &mut Slot::default(), PATIENCE), Ask::Wait(_)));
         }
@@ -873,11 +1058,11 @@ mod tests {
         }
         let probe = go(&lanes[7], at(1_000));
         assert!(lanes.iter().all(|lane| wait(lane, at(1_000)).until == at(2_000)));
-        probe.answered(at(1_100), 502, &[]);
+        probe.answered_by(at(1_100), 502, &[]);
         assert_eq!(wait(&lanes[0], at(1_100)).why, Why::Down(UpstreamCode::Status, Some(502)));
         assert_eq!(wait(&lanes[0], at(1_100)).until, at(3_100), "longer");
         drop(go(&lanes[0], at(3_100)));
-        go(&lanes[1], at(3_100)).answered(at(3_200), 404, &[]);
+        go(&lanes[1], at(3_100)).answered_by(at(3_200), 404, &[]);
         let _all: Vec<_> = lanes.iter().map(|lane| go(lane, at(3_200))).collect();
     }
 
@@ -913,7 +1098,7 @@ mod tests {
     fn lanes_have_a_bound_and_those_that_hold_stay_longest() {
         let budgets = Arc::new(Budgets::default());
         let of = |n: usize| target("http://up.example/", &[("Authorization", &n.to_string())]);
-        go(&budgets.lane(&of(0)), at(0)).answered(at(0), 200, &[quota(0, ms(1_000), None)]);
+        go(&budgets.lane(&of(0)), at(0)).answered_by(at(0), 200, &[quota(0, ms(1_000), None)]);
         for n in 1..=LANES_MAX {
             budgets.lane(&of(n));
         }
@@ -959,7 +1144,7 @@ mod tests {
                     // An answer is late: its reset counts from when it was heard, which errs on the safe side.
                     said.reset += ms(u64::from(deed));
                     heard = true;
-                    permit.answered(at(now_ms), 200, &[said]);
+                    permit.answered_by(at(now_ms), 200, &[said]);
                 }
             }
         }

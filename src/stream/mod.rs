@@ -27,6 +27,7 @@ use std::time::Duration;
 
 use crate::codec::json::{self, Document, Fingerprint};
 use crate::codec::proof::{Proof, ValueHash};
+use crate::guard::Policy;
 use crate::ids::{Epoch, StreamId};
 use crate::limits;
 use crate::secret::Secret;
@@ -106,6 +107,8 @@ pub struct Options {
     pub proof: Proof,
     /// What makes the value of what the upstream sends.
     pub filter: Option<Filter>,
+    /// Who says where it may be polled from, where its URL does not stand in the operator's file.
+    pub guard: Option<Arc<Policy>>,
 }
 
 impl Options {
@@ -144,6 +147,7 @@ impl Options {
             hook_secrets: Vec::new(),
             proof: Proof::default(),
             filter: None,
+            guard: None,
         }
     }
 }

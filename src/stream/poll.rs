@@ -27,7 +27,8 @@ pub struct Target {
     pub url: Url,
     /// The body, placeholders filled.
     pub body: Option<Arc<[u8]>>,
-    /// Who says whether it may be connected to, where a caller has named it; `None`: the operator has.
+    /// Who says whether it may be connected to, where a caller or an administrator has named it; `None`: it stands in the
+    /// operator's file.
     pub guard: Option<Arc<Policy>>,
 }
 
@@ -81,6 +82,15 @@ pub struct Validators {
     pub etag: Option<Box<[u8]>>,
     /// `Last-Modified`, sent back as `If-Modified-Since`.
     pub last_modified: Option<Box<[u8]>>,
+    /// Which request they are of: 0 is the first of a poll, any other the hash of one that a redirect has led to.
+    pub place: u64,
+}
+
+impl Validators {
+    /// Whether there are any.
+    pub fn is_some(&self) -> bool {
+        self.etag.is_some() || self.last_modified.is_some()
+    }
 }
 
 /// One poll, to be carried out by the shell.
@@ -492,7 +502,7 @@ impl Poller {
         self.last_start = Some(now);
         let validators = self.validators.clone();
         // One that is followed is confirmed by being reached.
-        let conditional = validators != Validators::default() || (self.gap.is_some() && self.value_held);
+        let conditional = validators.is_some() || (self.gap.is_some() && self.value_held);
         self.turn = Turn::Fetching { started: now, conditional, again: false };
         Some((self.last_no, validators))
     }
@@ -681,6 +691,7 @@ fn bounded(validators: Validators) -> Validators {
     Validators {
         etag: validators.etag.filter(|etag| fits(etag)),
         last_modified: validators.last_modified.filter(|date| fits(date)),
+        place: validators.place,
     }
 }
 
@@ -816,7 +827,7 @@ mod tests {
     }
 
     fn tagged(etag: &[u8]) -> FetchResponse {
-        let validators = Validators { etag: Some(etag.into()), last_modified: None };
+        let validators = Validators { etag: Some(etag.into()), ..Validators::default() };
         FetchResponse { validators, ..answer(200) }
     }
 

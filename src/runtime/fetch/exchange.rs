@@ -416,7 +416,7 @@ impl<'a> Reception<'a> {
         let status = self.decoder.status().expect("a response ends after its head only");
         let received = self.received.expect("noted with the status");
         let field = |name: &str| self.decoder.header(name).map(Box::from);
-        let validators = Validators { etag: field("etag"), last_modified: field("last-modified") };
+        let validators = Validators { etag: field("etag"), last_modified: field("last-modified"), place: 0 };
         let fresh_for = fresh_for(self.decoder.headers("cache-control"), self.decoder.header("age"));
         let quotas = rate_limit::quotas(|name| self.decoder.headers(name).collect(), received);
         // A 403 may mean that a budget is used up, as GitHub has it: it says when to come back by that budget's reset.

@@ -8,13 +8,12 @@
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
-use std::time::Duration;
 
 use monoio::time::{Instant, sleep};
 
 use super::pages::{NoArray, Pages, Scan};
 use super::redirect::{Place, refused};
-use super::{Answer, Asked, Fetcher, deadline_after};
+use super::{Answer, Asked, Fetcher, TURN, deadline_after};
 use crate::config::LogLevel;
 use crate::runtime::log;
 use crate::stream::action::is_success;
@@ -25,8 +24,6 @@ use crate::time::Now;
 
 /// Bytes of a page that are looked through before the core's other tasks get their turn.
 const SCANNED_PER_TURN: usize = 256 << 10;
-/// The shortest wait that goes through the driver.
-const TURN: Duration = Duration::from_millis(1);
 
 /// A poll on its way.
 pub(super) struct Journey<'a> {
@@ -55,8 +52,7 @@ impl<'a> Journey<'a> {
         let target = &self.request.target;
         let options = &target.options;
         let mut place = Place::start(target)?;
-        let bytes_max = options.response_bytes_max;
-        let mut answer = self.ask(&place, Some(&self.request.validators), bytes_max).await?;
+        let mut answer = self.ask_if_changed(&place, 0).await?;
         let mut seen = HashSet::from([hash_of(place.url.as_str())]);
         while options.redirects_max > 0
             && let Some(location) = &answer.location
@@ -72,14 +68,26 @@ impl<'a> Journey<'a> {
                 self.tell_moved(&place, &next);
             }
             place = next;
-            answer = self.ask(&place, None, bytes_max).await?;
-            // They are of another place than the next poll begins at.
-            answer.response.validators = Validators::default();
+            answer = self.ask_if_changed(&place, place.mark()).await?;
         }
         if options.pages_max > 1 && is_success(answer.response.status) {
             return self.gather(place, answer).await;
         }
         Ok(answer.response)
+    }
+
+    /// A request that is conditional where the value that is held came from that very place.
+    async fn ask_if_changed(&mut self, place: &Place, mark: u64) -> Result<Answer, FetchError> {
+        let held = &self.request.validators;
+        let own = Some(held).filter(|held| held.place == mark);
+        let mut answer = self.ask(place, own, self.request.target.options.response_bytes_max).await?;
+        if answer.response.status == 304 && own.is_none() && held.is_some() {
+            // It is conditional as a whole, but nothing was asked of this place that could be answered so.
+            let detail = "answered 304 to a request without a condition".to_owned();
+            return Err(FetchError { code: UpstreamCode::Protocol, detail });
+        }
+        answer.response.validators.place = mark;
+        Ok(answer)
     }
 
     /// The pages from this first one on, as one array.
@@ -148,7 +156,9 @@ impl<'a> Journey<'a> {
         }
         let (fetcher, limit) = (self.fetcher, self.deadline.saturating_duration_since(Instant::now()));
         fetcher
-            .present(&target.options.credential, limit, async |presented| self.send(place, &asked, presented).await)
+            .present((&target.options.credential, target.guard.as_ref()), limit, async |presented| {
+                self.send(place, &asked, presented).await
+            })
             .await
     }
 
@@ -163,7 +173,7 @@ impl<'a> Journey<'a> {
         let asked = Asked { presented: Some(&presented), ..*asked };
         let outcome = self.fetcher.until(self.deadline, &asked, &wall, true).await;
         match &outcome {
-            Ok(Answer { response, quotas, .. }) => permit.answered(now().at, response.status, quotas),
+            Ok(Answer { response, quotas, .. }) => permit.answered(now().at, response, quotas),
             Err(error) => permit.failed(now().at, error),
         }
         outcome

@@ -8,6 +8,7 @@
 //! once a request has left that origin, a way back does not bring them again. The host that the operator has named may be
 //! asked at another port or over TLS; any other host is a stranger's word, and judged as if a caller had named it.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 
 use url::Url;
@@ -38,6 +39,13 @@ impl Place {
         let aim = aim.transpose().map_err(|reason| blocked_by_guard(&reason))?;
         let url = aim.as_ref().map_or(&target.url, Aim::url).clone();
         Ok(Place { url, aim, method: target.options.method.clone(), with_body: target.body.is_some(), own: true })
+    }
+
+    /// Tells what is asked there from what is asked elsewhere, or otherwise: never 0.
+    pub(super) fn mark(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        (self.url.as_str(), &self.method, self.with_body, self.own).hash(&mut hasher);
+        hasher.finish() | 1
     }
 
     /// Where a redirect with this status leads; `None`: it is none that is followed.
@@ -83,6 +91,7 @@ impl Place {
         let named = url.set_username(user).and_then(|()| url.set_password(password));
         named.map_err(|()| refused("the answer leads to what is no URL"))?;
         let policy = match &target.guard {
+            Some(policy) if policy.own && url.host() != target.url.host() => Some(Arc::new(policy.elsewhere())),
             Some(policy) => Some(Arc::clone(policy)),
             None if url.host() == target.url.host() => None,
             None => Some(Arc::new(Policy::public())),
@@ -184,12 +193,37 @@ mod tests {
     }
 
     #[test]
+    fn an_upstream_of_an_administrators_stream_leads_nobody_into_the_operators_network() {
+        let redirected = |allow: &[&str], location: &str| {
+            let allow = allow.iter().map(|text| crate::guard::Pattern::parse(text).expect("a pattern")).collect();
+            let policy = Policy::of_administrators(allow);
+            check(&target("GET", "http://10.0.0.5:8000/a", Some(policy)), 302, location)
+        };
+        assert_eq!(redirected(&[], "/n"), "GET http://10.0.0.5:8000/n own judged");
+        assert_eq!(redirected(&[], "http://10.0.0.5:9000/n"), "GET http://10.0.0.5:9000/n judged");
+        assert_eq!(redirected(&[], "https://www.example.org/n"), "GET https://www.example.org/n judged");
+        for inward in ["http://10.0.0.6/", "http://127.0.0.1/", "http://db.internal/", "http://169.254.169.254/"] {
+            let leads = redirected(&[], inward);
+            assert!(leads.starts_with("UPSTREAM_BLOCKED"), "{inward}: {leads}");
+        }
+        let listed = ["http://10.0.0.5:8000/*", "http://10.0.0.6/*", "http://db.internal/*"];
+        assert_eq!(redirected(&listed, "http://10.0.0.6/n"), "GET http://10.0.0.6/n judged");
+        assert_eq!(redirected(&listed, "http://db.internal/n"), "GET http://db.internal/n judged");
+        for other in ["http://10.0.0.7/", "http://10.0.0.5:9000/", "https://www.example.org/n"] {
+            let leads = redirected(&listed, other);
+            assert!(leads.ends_with("(not_listed)"), "{other}: {leads}");
+        }
+    }
+
+    #[test]
     fn what_has_left_its_origin_gets_nothing_on_its_way_back() {
         let get = target("GET", "https://api.example.com/a", None);
         let start = Place::start(&get).expect("it may be polled");
         let away = start.redirected(&get, 302, "https://www.example.org/n").expect("allowed").expect("a redirect");
         let back = away.redirected(&get, 302, "https://api.example.com/a2").expect("allowed").expect("a redirect");
         assert!(!back.own);
+        let on = back.redirected(&get, 302, "/a3").expect("allowed").expect("a redirect");
+        assert_eq!((on.url.as_str(), on.own), ("https://api.example.com/a3", false), "nor does anything from there on");
     }
 
     #[test]
