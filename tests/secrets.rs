@@ -793,9 +793,7 @@ fn admin(world: &mut World, server: &Server, said: &mut Said) {
 /// each other goes through Redis, where others may hear it: that is searched as well.
 fn peers(world: &mut World, server: &Server, said: &mut Said) {
     let other = world.setup.start();
-    eventually("it speaks to Redis", || {
-        (other.admin("GET", "/readyz", None).json()["redis"] == "up").then_some(())
-    });
+    eventually("it speaks to Redis", || (other.admin("GET", "/readyz", None).json()["redis"] == "up").then_some(()));
     let mut listener = world.redis.client();
     listener.command(&["AUTH", REDIS]).expect("an answer");
     listener.command(&["PSUBSCRIBE", "*"]).expect("an answer");

@@ -404,6 +404,13 @@ impl Renewal {
         Ok(())
     }
 
+    /// What the renewal under way asks is sent only now, for it had to wait for another's.
+    pub fn sent(&mut self, now: Instant) {
+        if self.renewing {
+            self.began = Some(now);
+        }
+    }
+
     /// The renewal under way has brought a token. `chance` is uniform in 0..=1000.
     pub fn brought(&mut self, now: Instant, granted: &Granted, chance: u32) -> Token {
         self.generation += 1;
@@ -620,6 +627,17 @@ mod tests {
         assert_eq!(renewal.ask(at(170_000)), Ask::None(down()), "its life counts from when it was asked for");
         assert_eq!(renewal.ask(at(212_999)), Ask::None(down()), "the endpoint's wish is obeyed");
         assert_eq!(renewal.ask(at(213_000)), Ask::Renew);
+    }
+
+    #[test]
+    fn a_token_lives_from_when_it_was_asked_for_however_long_that_had_to_wait() {
+        let mut renewal = Renewal::default();
+        renewal.sent(at(0));
+        assert_eq!(renewal.ask(at(0)), Ask::Renew, "nothing was under way");
+        renewal.sent(at(5_000));
+        renewal.brought(at(5_100), &granted("a", Some(3)), 0);
+        assert_eq!(renewal.ask(at(7_000)), Ask::Use(token("a", 1)));
+        assert_eq!(renewal.ask(at(8_000)), Ask::Renew);
     }
 
     #[test]
