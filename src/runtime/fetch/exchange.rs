@@ -20,8 +20,8 @@ use super::link::{Fault, Inbound, Link, Seal};
 use super::{Answer, Asked, Course, Phase, endpoint, in_words, timed_out, tls_failed};
 use crate::codec::http::percent_decode;
 use crate::codec::http_response::{
-    Progress, Request, ResponseDecoder, ResponseError, ResponseFault, ResponseLimits, fresh_for, retry_after,
-    write_request,
+    Progress, Request, ResponseDecoder, ResponseError, ResponseFault, ResponseLimits, fresh_for, http_date,
+    retry_after, write_request,
 };
 use crate::codec::{link_header, rate_limit};
 use crate::limits::{UPSTREAM_DRAIN_BYTES_MAX, UPSTREAM_DRAIN_TIMEOUT, UPSTREAM_HEAD_BYTES_MAX};
@@ -417,7 +417,9 @@ impl<'a> Reception<'a> {
         let received = self.received.expect("noted with the status");
         let field = |name: &str| self.decoder.header(name).map(Box::from);
         let validators = Validators { etag: field("etag"), last_modified: field("last-modified") };
-        let retry_after = self.decoder.header("retry-after").and_then(|value| retry_after(value, received));
+        // A date is meant by the clock of whoever wrote it.
+        let date = self.decoder.header("date").and_then(|value| http_date(value, received)).unwrap_or(received);
+        let retry_after = self.decoder.header("retry-after").and_then(|value| retry_after(value, date));
         let fresh_for = fresh_for(self.decoder.headers("cache-control"), self.decoder.header("age"));
         let quotas = rate_limit::quotas(|name| self.decoder.headers(name).collect(), received);
         let location = self.decoder.header("location").and_then(|value| str::from_utf8(value).ok()).map(str::to_owned);
