@@ -478,8 +478,10 @@ impl Shard {
             return self.plan_poll(index);
         }
         if let Some(until) = owned.stream.closed_until(self.now) {
-            owned.stream.hold(until, None);
-            return self.plan_poll(index);
+            return match owned.stream.hold_closed(self.now, until) {
+                Some(failure) => self.stepped(index, Step::Failed(failure)),
+                None => self.plan_poll(index),
+            };
         }
         if owned.stream.follows() {
             let (held, lane) = (owned.stream.holds_value(), Arc::clone(&owned.lane));

@@ -702,6 +702,12 @@ impl Stream {
         self.poller.closed_until(now)
     }
 
+    /// The poll that is due may not begin before `until`, for a window of the day that has none: what is to be told, if
+    /// anything.
+    pub fn hold_closed(&mut self, now: Now, until: Instant) -> Option<Failure> {
+        self.poller.hold_closed(now, until)
+    }
+
     /// The poll that is due may not begin before `until`; with a `failure` that is as if it had been made.
     pub fn hold(&mut self, until: Instant, failure: Option<&Failure>) {
         self.poller.hold(until, failure);

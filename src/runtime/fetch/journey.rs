@@ -5,6 +5,7 @@
 //! Errors: [`FetchError`]; a value is whole or there is none.
 //! Not here: one exchange (`exchange`), where an answer leads (`redirect`), what the value is (`stream`).
 
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use monoio::time::{Instant, sleep};
 
 use super::pages::{NoArray, Pages, Scan};
 use super::redirect::{Place, refused};
-use super::{Answer, Asked, Fetcher, deadline_after};
+use super::{Answer, Asked, Fetcher, Phase, deadline_after};
 use crate::config::LogLevel;
 use crate::runtime::log;
 use crate::stream::action::is_success;
@@ -161,9 +162,12 @@ impl<'a> Journey<'a> {
         let now = self.now;
         let wall = || now().wall;
         let asked = Asked { presented: Some(&presented), ..*asked };
-        let outcome = self.fetcher.until(self.deadline, &asked, &wall, true).await;
+        let phase = Cell::new(Phase::Waiting);
+        let outcome = self.fetcher.until_in_phase(self.deadline, &asked, &wall, true, &phase).await;
         match &outcome {
             Ok(Answer { response, quotas, .. }) => permit.answered(now().at, response.status, quotas),
+            // For want of a connection of ours: the upstream knows nothing of it, and is not to blame.
+            Err(_) if phase.get() == Phase::Waiting => drop(permit),
             Err(error) => permit.failed(now().at, error),
         }
         outcome
