@@ -44,7 +44,7 @@ pub struct Options {
     /// Whom the token is to be shown to, where the endpoint wants that.
     pub audience: Option<String>,
     /// Further parameters, in their order; each may be a secret of the endpoint's.
-    pub params: Vec<(String, Secret)>,
+    pub params: Vec<(String, Live)>,
     /// Roots to trust instead of the system's.
     pub ca: Option<CaFile>,
     /// What is shown to an endpoint that asks for a client certificate.
@@ -76,7 +76,8 @@ impl Options {
             Grant::RefreshToken(token) => Some(token),
             Grant::ClientCredentials => None,
         };
-        [Some(&self.client_id), self.client_secret.as_ref(), refresh].into_iter().flatten().collect()
+        let own = [Some(&self.client_id), self.client_secret.as_ref(), refresh];
+        own.into_iter().flatten().chain(self.params.iter().map(|(_, value)| value)).collect()
     }
 
     /// The configured refresh token as it is now.
@@ -104,7 +105,7 @@ impl Options {
             form.pair("audience", audience.as_bytes());
         }
         for (name, value) in &self.params {
-            form.pair(name, value.expose_secret());
+            form.pair(name, value.value().expose_secret());
         }
         let mut authorization = None;
         let id = self.client_id.value();
@@ -494,7 +495,7 @@ mod tests {
             client_auth,
             scope: Some("leads read".into()),
             audience: Some("https://api/".into()),
-            params: vec![("resource".into(), Secret::new(*b"r&s"))],
+            params: vec![("resource".into(), live("r&s"))],
             ca: None,
             identity: None,
         }
