@@ -15,6 +15,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use monoio::time::{Instant, sleep, timeout, timeout_at};
 use monoio::utils::is_legacy;
+use url::form_urlencoded;
 
 use super::link::{Fault, Inbound, Link, Seal};
 use super::{Answer, Asked, Course, Phase, endpoint, in_words, timed_out, tls_failed};
@@ -213,11 +214,17 @@ impl Course<'_> {
     }
 }
 
-/// A request's target with a further parameter, encoded already.
+/// A request's target with a further parameter, encoded already, in the place of those of its name: a redirect or the next
+/// page may lead to a URL that has the one that it was asked with.
 fn with_key<'t>(target: &'t str, pair: Option<&Secret>) -> Cow<'t, str> {
     let Some(pair) = pair else { return Cow::Borrowed(target) };
-    let join = if target.contains('?') { '&' } else { '?' };
-    Cow::Owned(format!("{target}{join}{}", String::from_utf8_lossy(pair.expose_secret())))
+    let pair = String::from_utf8_lossy(pair.expose_secret());
+    let name_of = |pair: &str| form_urlencoded::parse(pair.as_bytes()).next().map(|(name, _)| name.into_owned());
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let name = name_of(&pair);
+    let others = query.split('&').filter(|other| !other.is_empty() && name_of(other) != name);
+    let query: Vec<&str> = others.chain([&*pair]).collect();
+    Cow::Owned(format!("{path}?{}", query.join("&")))
 }
 
 /// RFC 7617: user and password of the URL as `Authorization`, unless the stream's headers have one of their own.
@@ -436,4 +443,26 @@ fn refused(error: ResponseError) -> Failure {
         ResponseFault::TooLarge => UpstreamCode::TooLarge,
     };
     Failure::of(FetchError { code, detail: error.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_stands_once_in_a_query_whatever_stood_there() {
+        let key = Secret::new(*b"api%20key=a%26b");
+        for (target, asked) in [
+            ("/a", "/a?api%20key=a%26b"),
+            ("/a?", "/a?api%20key=a%26b"),
+            ("/a?b=1&c", "/a?b=1&c&api%20key=a%26b"),
+            ("/a?page=2&api%20key=a%26b", "/a?page=2&api%20key=a%26b"),
+            ("/a?api+key=old&page=2&%61pi%20key", "/a?page=2&api%20key=a%26b"),
+            ("/a?api%20key2=x&x=api%20key=y", "/a?api%20key2=x&x=api%20key=y&api%20key=a%26b"),
+            ("/a?b=%2F?c&d=%26", "/a?b=%2F?c&d=%26&api%20key=a%26b"),
+        ] {
+            assert_eq!(with_key(target, Some(&key)), asked);
+            assert_eq!(with_key(target, None), target);
+        }
+    }
 }
