@@ -499,7 +499,8 @@ fn a_refresh_token_is_used_once_by_streams_that_share_it_and_differ_in_the_rest(
     let server = setup.start();
     // Three tokens, each got three times; of the refresh tokens each is good for one.
     eventually("all are renewed twice", || (world.book().given >= 9).then_some(()));
-    assert_eq!((world.book().refused, world.answers(401)), (0, 0));
+    let refused = world.book().refused;
+    assert_eq!((refused, world.answers(401)), (0, 0));
     for stream in ["plain", "scoped", "shows"] {
         let answer = server.get(&format!("/v1/streams/{stream}"), &[bearer(&token_of("u1"))]);
         assert_eq!((answer.status, answer.header("x-restcast-state")), (200, None), "{stream}");
