@@ -12,7 +12,9 @@
   shared   45,000 WebSockets on one port, which three processes of one core share (`server.share_port`)
   storm    9,700 WebSockets that are served while 9,700 others connect, as fast as the server takes them, again and again:
            the latency of the former beside what it is in peace, and how long the server itself takes to send an event to
-           all of them (`restcast_fanout_seconds`): the load testers share a core, and hold up each other
+           all of them (`restcast_fanout_seconds`): the load testers share a core, and hold up each other. Once those who
+           come watch another stream, so that what they cost is their coming; once the same, whose events then have up to
+           twice as many readers
   requests what a poll costs, plain and over TLS, unchanged and changed; 10,000 streams without watchers
 
 Each prints the load tester's figures as one line of JSON. Needs Python 3.11 and nothing else; loopback only; every process
@@ -138,7 +140,10 @@ def scheduled(pid):
     """Seconds by now, and those that the process's threads have run and have waited for a processor, together (proc(5))."""
     ran, waited = 0, 0
     for thread in os.listdir(f"/proc/{pid}/task"):
-        run_ns, wait_ns, _ = map(int, pathlib.Path(f"/proc/{pid}/task/{thread}/schedstat").read_text().split())
+        try:
+            run_ns, wait_ns, _ = map(int, pathlib.Path(f"/proc/{pid}/task/{thread}/schedstat").read_text().split())
+        except FileNotFoundError:
+            continue  # It has ended meanwhile.
         ran, waited = ran + run_ns, waited + wait_ns
     return [time.monotonic(), ran / 1e9, waited / 1e9]
 
@@ -158,28 +163,42 @@ def served_since(server, admin, before, what):
 
 
 def storm(folder):
-    upstream, ready = start(folder, LOADTEST, "upstream", "--interval", "250ms")
-    stream = f'[[stream]]\nid = "s"\nurl = "http://{ready["listen"]}/0"\ninterval = "250ms"\n'
-    server, ready = serve(folder, stream, cores=1)
+    upstream, ready = start(folder, LOADTEST, "upstream", "--interval", "250ms", "--streams", 2)
+    source = f"http://{ready['listen']}"
+    # The second is polled too seldom to matter.
+    streams = f'[[stream]]\nid = "s"\nurl = "{source}/0"\ninterval = "250ms"\n'
+    streams += f'[[stream]]\nid = "other"\nurl = "{source}/1"\ninterval = "10m"\n'
+    server, ready = serve(folder, streams, cores=1)
     # Besides them the server has 576 descriptors left.
     count, url = 9_700, f"ws://{ready['listen']}/v1/streams/s?format=full"
     served = ["--connections", count, "--rate", 3000, "--warm-up", "3s", "--duration", "15s", "--read-every", "2ms"]
     names = (*ALWAYS, "deliveries.per_s", "latency_us.p50", "latency_us.p99", "latency_us.max", "server.cpu_share")
-    told("storm: in peace", load(folder, url, [server.pid], *served), *names)
-    command = [LOADTEST, "run", url, "--secret-file", f"{folder}/key", "--json", "-", "--quiet", "--pid", server.pid, *served]
-    watching = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True)
-    started.append(watching)
-    # They are open, and have warmed up.
-    time.sleep(count / 3000 + 3)
-    peace = served_so_far(server, ready["admin"])
-    time.sleep(4)
-    served_since(server, ready["admin"], peace, "storm: sends before it")
-    for _ in range(3):
-        before = served_so_far(server, ready["admin"])
-        storming = load(folder, url, [], "--connections", count, "--rate", 100_000, "--idle", "--duration", "1s")
-        served_since(server, ready["admin"], before, "storm: sends during it")
-        told("storm: those who come", storming, "connections.opened", "connections.failed", "connections.per_s")
-    told("storm: those who are served", json.loads(watching.communicate(timeout=60)[0]), *names)
+    for what in ("other", "s"):
+        told("storm: in peace", load(folder, url, [server.pid], *served), *names)
+        command = [LOADTEST, "run", url, "--secret-file", f"{folder}/key", "--json", "-", "--quiet", "--pid", server.pid, *served]
+        watching = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True)
+        started.append(watching)
+        # They are open, and have warmed up.
+        time.sleep(count / 3000 + 3)
+        peace = served_so_far(server, ready["admin"])
+        time.sleep(2)
+        served_since(server, ready["admin"], peace, "storm: before it")
+        for _ in range(3):
+            before = served_so_far(server, ready["admin"])
+            to = f"ws://{ready['listen']}/v1/streams/{what}?format=full"
+            storming = load(folder, to, [], "--connections", count, "--rate", 100_000, "--idle", "--duration", "1s")
+            served_since(server, ready["admin"], before, f"storm: those who come watch {what}")
+            told("storm: those who come", storming, "connections.opened", "connections.failed", "connects_per_s")
+        report = json.loads(watching.communicate(timeout=60)[0])
+        told(f"storm: those who are served, while others come to {what}", report, *names)
+    # As many readers as there are in the storm to the same stream, and nobody comes.
+    holding = ["--connections", count, "--rate", 3000, "--duration", "25s", "--read-every", "2ms"]
+    command = [LOADTEST, "run", url, "--secret-file", f"{folder}/key", "--json", "-", "--quiet", *holding]
+    others = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, text=True)
+    started.append(others)
+    time.sleep(count / 3000)
+    told("storm: in peace, with twice as many readers", load(folder, url, [server.pid], *served), *names)
+    others.wait(60)
     for process in (server, upstream):
         stop(process)
 

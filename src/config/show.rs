@@ -82,6 +82,7 @@ fn admin_and_log(page: &mut Page, config: &Config) {
     page.line("listen", quoted(&config.admin.listen.to_string()));
     page.line_unless_unset("key", config.admin.key.as_ref().map(|_| MASK));
     page.line("names", list(&config.admin.names));
+    page.line("stream_urls", list(config.admin.stream_urls.allow.iter().map(ToString::to_string)));
     page.header("[log]");
     page.line(
         "level",
@@ -219,6 +220,7 @@ fn direct(page: &mut Page, direct: &DirectOptions) {
     page.line("sessions_per_subject", direct.sessions_per_subject);
     page.line("session_ttl_max", quoted_duration(direct.session_ttl_max));
     page.line("linger", quoted_duration(direct.linger));
+    page.line_unless_unset("secret", direct.secret.as_ref().map(|_| MASK));
 }
 
 fn stream(page: &mut Page, stream: &stream::Options) {

@@ -277,6 +277,7 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         listen = "127.0.0.1:9081"
         key = "***"
         names = ["restcast.internal"]
+        stream_urls = []
 
         [log]
         level = "trace"
@@ -606,6 +607,7 @@ fn an_empty_file_has_the_defaults_of_every_part() {
         [admin]
         listen = "127.0.0.1:9080"
         names = []
+        stream_urls = []
 
         [log]
         level = "info"
@@ -1305,13 +1307,21 @@ fn streams_are_checked() {
     check_stream(
         "method = \"get\"",
         expect![[r#"
-        `stream.method` must be a method whose answer has a body, in upper case, such as GET or POST
+        `stream.method` must be GET or POST
     "#]],
     );
+    // What would change something, over and over.
+    check_stream(
+        "method = \"DELETE\"",
+        expect![[r#"
+        `stream.method` must be GET or POST
+    "#]],
+    );
+    check_stream("method = \"POST\"", expect![[r#""#]]);
     check_stream(
         "method = \"HEAD\"",
         expect![[r#"
-        `stream.method` must be a method whose answer has a body, in upper case, such as GET or POST
+        `stream.method` must be GET or POST
     "#]],
     );
     check_stream(

@@ -53,7 +53,7 @@ const FLIGHTS_PER_TURN: usize = 4;
 /// How long a turn goes on with handshakes: what costs time without being a flight of ours (a key exchange that ends one,
 /// a signature that is none) is bounded by this.
 const SHAKING_TIME: Duration = Duration::from_micros(1_500);
-/// How long a turn hears sockets (accepts, reads, handshakes) while frames are being sent: about a quarter of what the sends
+/// How long a turn hears sockets (accepts, reads, handshakes) while frames are being sent: about a fifth of what the sends
 /// of a turn take, so that thousands who come or go at once hold up those who are served by no more. Whoever has bytes
 /// waits in the kernel or in the turn's own list.
 const HEARING_TIME_WHILE_SENDING: Duration = Duration::from_micros(700);
@@ -190,6 +190,7 @@ pub async fn run(parts: CoreParts, resolver: &Resolver) -> std::io::Result<()> {
     let always = as_stream(eventfd(1, EventfdFlags::CLOEXEC)?)?;
     let fetcher = Fetcher::new(FetcherOptions::default(), resolver.handle()?);
     let fetcher = fetcher.with_tokens(Arc::clone(&process.tokens), Arc::clone(&metrics));
+    let fetcher = fetcher.with_budgets(Arc::clone(shard.budgets()));
     let mut this = Core {
         core,
         process,
@@ -376,6 +377,7 @@ impl Core {
                 Message::PeerRenewal { connection, sealed, ask } => {
                     self.guarded(now, None, Input::PeerRenewal { connection, sealed, ask });
                 }
+                Message::PeerHook { id, sealed } => self.guarded(now, None, Input::PeerHook { id, sealed }),
                 Message::StoreState { up } => self.guarded(now, None, Input::StoreState { up }),
                 Message::Acted { ask, result } => self.guarded(now, None, Input::Acted { ask, result }),
                 Message::Compared(compared) => self.guarded(now, None, Input::Compared(compared)),

@@ -103,7 +103,7 @@ impl Shard {
             return Err(Refused::new(ErrorCode::Overloaded, "the server has as many actions under way as it may"));
         }
         if let Some(rate) = options.rate {
-            let caller = self.actor(&open.grant, open.random, &options.kind);
+            let caller = self.actor(&open.grant, u128::from_ne_bytes(open.random), &options.kind);
             self.ledger.action(caller, rate.count, rate.period, self.now.at).map_err(|wait| {
                 let detail = format!("at most {rate} of this action");
                 Refused { retry_in: Some(wait), ..Refused::new(ErrorCode::RateLimited, detail) }

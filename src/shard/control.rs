@@ -229,7 +229,7 @@ impl Shard {
             .map(|(index, open)| {
                 let topics = open.subscriptions.iter().filter_map(|(_, slot)| self.topics.at(slot.topic));
                 ListedConnection {
-                    id: self.name_of(index, open.random),
+                    id: self.name_of(index, u128::from_ne_bytes(open.random)),
                     sub: open.grant.sub().map(str::to_owned),
                     issuer: open.grant.issuer().map(str::to_owned),
                     kind: open.grant.kind().as_str(),

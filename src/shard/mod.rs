@@ -16,6 +16,7 @@ mod control;
 mod direct;
 mod encoder;
 mod ephemeral;
+mod ephemeral_shared;
 mod ephemeral_table;
 mod fanout;
 mod hooks;
@@ -59,7 +60,7 @@ use crate::ids::{ConnectionKey, CoreId, EphemeralId, StreamId};
 use crate::limits::Limits;
 use crate::metrics::CoreMetrics;
 use crate::stream::action::{ActResult, Call};
-use crate::stream::budget::{Lane, Permit};
+use crate::stream::budget::{Budgets, Lane, Permit};
 use crate::stream::poll::{FetchRequest, FetchResult, PollNo, Status, UpstreamCode};
 use crate::time::{Instant, Now};
 use crate::{auth, connection, stream};
@@ -68,7 +69,10 @@ pub use self::catalog::{Catalog, StreamKey};
 pub use self::close::CannedAnswer;
 pub use self::control::{ConnectionQuery, Listed, ListedConnection};
 pub use self::ledger::Ledger;
-pub use self::lookup::{Found, Lookup, Order, PeerAsk, SessionRecord};
+pub use self::lookup::{
+    EphemeralAsk, EphemeralFound, EphemeralHeld, EphemeralMake, EphemeralStanding, Found, Lookup, Order, PeerAsk,
+    SessionRecord,
+};
 pub use self::mail::Mail;
 pub use self::rng::Rng;
 pub use self::stats::Stats;
@@ -77,6 +81,7 @@ use self::actions::Acting;
 use self::catalog::PolledKey;
 use self::control::Passes;
 use self::encoder::Encoder;
+use self::ephemeral_shared::SharedSessions;
 use self::fanout::Joint;
 use self::lookup::Asked;
 use self::owner::Owned;
@@ -159,6 +164,13 @@ pub enum Input<'a> {
         sealed: Vec<u8>,
         /// Who asks.
         ask: PeerAsk,
+    },
+    /// Another process was sent a hook of that stream.
+    PeerHook {
+        /// Whose hook it is.
+        id: StreamId,
+        /// Which, sealed.
+        sealed: Vec<u8>,
     },
     /// Marks were set: the connections of those whom they concern are to be looked at.
     Control(Arc<[Concerned]>),
@@ -342,6 +354,8 @@ enum Timer {
     Topic { index: u32 },
     /// An ephemeral session may have outlived its time, or its watchers.
     Ephemeral { id: EphemeralId },
+    /// The ephemeral sessions with connections here are kept where processes share them.
+    KeepEphemerals,
 }
 
 /// One core's state.
@@ -413,7 +427,9 @@ pub struct Shard {
     action_told: HashMap<String, Instant>,
     sessions: Sessions,
     /// The places of the connections that live by each ephemeral session.
-    ephemeral_connections: HashMap<EphemeralId, Vec<u32>>,
+    ephemeral_connections: HashMap<EphemeralId, Vec<ephemeral::Living>>,
+    /// What is asked about those that processes share.
+    shared_sessions: SharedSessions,
     /// The number of the last question, of any kind.
     ask_no: u64,
 }
@@ -483,10 +499,11 @@ impl Shard {
             action_told: HashMap::new(),
             sessions: Sessions::default(),
             ephemeral_connections: HashMap::new(),
+            shared_sessions: SharedSessions::default(),
             ask_no: 0,
         };
         // The first core's is the process's.
-        shard.ledger.keep_direct_key(shard.rng.secret("direct mode"));
+        shard.ledger.keep_direct_key(|| shard.direct_key());
         shard.share_bounds();
         shard.warm();
         shard.turn_inbox();
@@ -511,8 +528,14 @@ impl Shard {
             Input::Acted { ask, result } => self.acted(ask, result),
             Input::Found { ask, found } => self.found(ask, found),
             Input::PeerRenewal { connection, sealed, ask } => self.peer_asks_to_renew(connection, &sealed, ask),
+            Input::PeerHook { id, sealed } => self.peer_was_hooked(&id, &sealed),
             Input::Control(concerned) => self.control(&concerned),
-            Input::StoreState { up } => self.store_state(up),
+            Input::StoreState { up } => {
+                self.store_state(up);
+                if up {
+                    self.keep_ephemerals();
+                }
+            }
             Input::Timeout => self.timeout(),
             Input::ClockMoved => {
                 // The store's clock may have been stepped as well: what it holds is read anew.
@@ -545,6 +568,11 @@ impl Shard {
             .into_iter()
             .flatten()
             .min()
+    }
+
+    /// How often upstreams may be asked, by all cores together.
+    pub fn budgets(&self) -> &Arc<Budgets> {
+        self.ledger.budgets()
     }
 
     /// How long a socket may take nothing.

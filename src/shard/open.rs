@@ -3,7 +3,7 @@
 //! Source: protocol version 1, sections 2 («First message»), 3 and 4. Memory: none besides the connection's.
 //! Errors: a bad message is answered by an `error` frame and the connection stays; a broken frame ends it.
 
-use crate::auth::grant::{CredentialKind, Grant};
+use crate::auth::grant::{CredentialKind, Grant, MaybeTime};
 use crate::codec::deflate::Inflater;
 use crate::codec::message::{
     self, AuthKind, ClientId, ClientMessage, CloseReason, ErrorCode, ErrorFrame, MessageError,
@@ -35,9 +35,9 @@ impl Shard {
     /// Opens a connection under `grant`, and welcomes it.
     pub(super) fn open(&mut self, index: u32, transport: Transport, grant: Grant, counted: bool, single: bool) {
         let heartbeat = self.options.connection.heartbeat;
-        let random = self.rng.u128();
+        let random = self.rng.u128().to_ne_bytes();
         let now = self.now.at;
-        let id = self.name_of(index, random);
+        let id = self.name_of(index, u128::from_ne_bytes(random));
         let kind = match grant.kind() {
             CredentialKind::Jwt => AuthKind::Jwt,
             CredentialKind::Session => AuthKind::Session,
@@ -53,7 +53,7 @@ impl Shard {
             grant,
             decoder: ws::Decoder::new(),
             subscriptions: Subscriptions::None,
-            reauthenticate_at: None,
+            reauthenticate_at: MaybeTime::new(None),
             since: now,
             identified: self.now,
             heartbeat_at: now + heartbeat,
@@ -479,7 +479,7 @@ impl Shard {
             open.decoder = decoder;
         }
         match (key, request) {
-            (Some(key), Some(request)) => self.open_single(index, &key, &request),
+            (Some(key), Some(request)) => self.open_single(index, &key, &request, None),
             (None, Some(request)) => self.await_opening(index, request),
             (_, None) => {}
         }

@@ -146,7 +146,8 @@ impl Shard {
         let open = self.connections.at(index).and_then(|connection| connection.open());
         let asked = open
             .filter(|open| open.transport == Transport::Sse)
-            .and_then(|open| Some((open.random, sealed::salt(sealed)?, RenewalAsk::open(open.random, sealed)?)));
+            .map(|open| u128::from_ne_bytes(open.random))
+            .and_then(|random| Some((random, sealed::salt(sealed)?, RenewalAsk::open(random, sealed)?)));
         let Some((random, salt, asked)) = asked else {
             return self.outputs.push_back(Output::Order(Order::Answer { to: ask, sealed: None }));
         };
@@ -226,7 +227,7 @@ impl Shard {
 
     fn sse_connection(&self, id: ConnectionId) -> Result<u32, Refusal> {
         let open = self.connections.at(id.index).and_then(|connection| connection.open());
-        let held = open.is_some_and(|open| open.random == id.random && open.transport == Transport::Sse);
+        let held = open.is_some_and(|open| open.random == id.random.to_ne_bytes() && open.transport == Transport::Sse);
         if held && id.core == self.core { Ok(id.index) } else { Err(unknown()) }
     }
 }

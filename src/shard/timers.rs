@@ -8,6 +8,7 @@ use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::auth::grant::MaybeTime;
 use crate::auth::jwks::KeySets;
 use crate::auth::jwt::Verifier;
 use crate::codec::message::{self, CloseReason};
@@ -36,6 +37,7 @@ impl Shard {
                 Timer::Rated { connection, generation, slot } => self.rated_due(connection, generation, slot),
                 Timer::Topic { index } => self.topic_due(index),
                 Timer::Ephemeral { id } => self.ephemeral_due(id),
+                Timer::KeepEphemerals => self.keep_ephemerals_due(),
             }
         }
         let mut budget = DUE_PER_TURN;
@@ -65,7 +67,7 @@ impl Shard {
             State::Closing(closing) => closing.deadline,
             State::Open(open) => {
                 let end = open.grant.end(leeway).map_or(NEVER, |end| now.instant_of(end));
-                let reauthenticate = open.reauthenticate_at.map_or(NEVER, |at| now.instant_of(at));
+                let reauthenticate = open.reauthenticate_at.known().map_or(NEVER, |at| now.instant_of(at));
                 let opening = open.opening.as_ref().map_or(NEVER, |opening| opening.deadline);
                 end.min(reauthenticate).min(open.heartbeat_at).min(opening)
             }
@@ -150,8 +152,8 @@ impl Shard {
             self.close(index, CloseReason::AuthTimeout);
             return;
         }
-        if open.reauthenticate_at.is_some_and(|at| at <= now.wall) {
-            open.reauthenticate_at = None;
+        if open.reauthenticate_at.known().is_some_and(|at| at <= now.wall) {
+            open.reauthenticate_at = MaybeTime::new(None);
             if let Some(expires) = open.grant.expires() {
                 let left = u64::try_from(expires.since(now.wall).as_millis()).unwrap_or(u64::MAX);
                 self.metrics.reauthenticates.count();
@@ -207,11 +209,12 @@ impl Shard {
         let Some(open) = self.connections.at_mut(index).and_then(|connection| connection.open_mut()) else { return };
         // The token of an ephemeral session has no other that could take its place.
         let renewable = open.grant.only().is_none();
-        open.reauthenticate_at = open.grant.expires().filter(|_| renewable).map(|expires| {
+        let at = open.grant.expires().filter(|_| renewable).map(|expires| {
             let lead = before.min(expires.since(now.wall) / 2);
             let early = Duration::from_micros(u64::try_from(lead.as_micros()).unwrap_or(0) / 10 * tenth / 1_000_000);
             expires - lead - early
         });
+        open.reauthenticate_at = MaybeTime::new(at);
     }
 
     /// The configuration was read again: what is live is judged by it, in turns.
@@ -222,7 +225,7 @@ impl Shard {
         self.share_bounds();
         self.reload_streams();
         self.sessions_reloaded();
-        self.refuse_stale_waiters();
+        self.rejudge_waiters();
         self.recheck = Some(0);
         self.rejudge = true;
     }
@@ -237,7 +240,7 @@ impl Shard {
             // What was verified by a key that is gone is not remembered.
             self.forget_tokens();
             if close_on_key_removal {
-                self.refuse_stale_waiters();
+                self.rejudge_waiters();
                 self.recheck = Some(0);
                 self.rejudge = true;
             }

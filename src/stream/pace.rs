@@ -143,8 +143,6 @@ pub struct Pace {
     heard: Option<Fresh>,
     /// The same of the value held.
     fresh: Option<Fresh>,
-    /// When, as seen at the last poll that was held back, the window without polls ends.
-    opens_at: Option<Instant>,
 }
 
 /// How fresh an answer is.
@@ -163,7 +161,7 @@ impl Pace {
             return None;
         }
         let moving = pacing.adaptive.map_or(interval, |Adaptive { min, max }| interval.clamp(min, max.max(min)));
-        Some(Pace { pacing: pacing.clone(), usual: interval, moving, heard: None, fresh: None, opens_at: None })
+        Some(Pace { pacing: pacing.clone(), usual: interval, moving, heard: None, fresh: None })
     }
 
     /// Whether, and until when, nothing is polled now: what holds then is to be asked again.
@@ -176,14 +174,9 @@ impl Pace {
         Some(now.at + wait.min(LOOK_AGAIN))
     }
 
-    /// A poll is held back now by a window without polls: notes when that ends.
-    pub fn note_closed(&mut self, now: Now) {
-        self.opens_at = self.pacing.until_next(now.wall).map(|wait| now.at + wait);
-    }
-
-    /// When the window without polls ends that last held a poll back.
-    pub fn opens_at(&self) -> Option<Instant> {
-        self.opens_at
+    /// When something else holds than now; `None`: not within a week.
+    pub fn opens_at(&self, now: Now) -> Option<Instant> {
+        self.pacing.until_next(now.wall).map(|wait| now.at + wait)
     }
 
     /// There was an answer that is fresh for so long. `confirms`: it is a 304, and what it does not say is as it was
