@@ -141,16 +141,19 @@ fn a_get_that_no_stream_could_be_had_for_does_not_end_a_session() {
 
 #[test]
 fn a_session_that_is_moved_while_it_is_watched_goes_on_without_any_linger() {
-    for setup in alone_and_sharing("") {
+    // One of the cores has the stream, the other asks for it.
+    for (setup, core) in alone_and_sharing("").iter().flat_map(|setup| [(setup, 0), (setup, 1)]) {
         let lines = |more: &str| hall::Setup { text: setup.text.replace("\"5s\"", "\"0s\"") + more, ..setup.clone() };
         let mut hall = Hall::new(&lines(""));
         let by = of(&hall.token(json!({})));
         let session = make(&mut hall, &by, json!({}));
-        let watcher = watch(&mut hall, 0, &session);
+        let watcher = watch(&mut hall, core, &session);
         assert_eq!(hall.kinds(watcher), ["welcome", "snapshot"]);
-        hall.reload(&lines("interval_min = \"3s\"\n"));
-        hall.pass(SECOND * 60);
-        assert_eq!(hall.kinds(watcher), ["snapshot"], "of another epoch");
+        for interval in 3..7 {
+            hall.reload(&lines(&format!("interval_min = \"{interval}s\"\n")));
+            hall.pass(SECOND * 60);
+            assert_eq!(hall.kinds(watcher), ["snapshot"], "of another epoch");
+        }
         hall.lose(watcher);
         hall.pass(MS);
         assert!(!lives(&mut hall, &session));

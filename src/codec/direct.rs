@@ -76,13 +76,10 @@ pub fn parse(text: &str) -> Result<DirectBody, &'static str> {
         return Err("select is too long");
     }
     let url = members.string("url").ok_or("url is not a string")?.ok_or("url is missing")?;
-    let body = match members.find("body") {
-        None => None,
-        Some(json) => Some(match members.string("body").flatten() {
-            Some(content) => Secret::new(content.into_owned()),
-            None => Secret::new(json),
-        }),
-    };
+    let body = members.find("body").map(|json| match members.string("body").flatten() {
+        Some(content) => Secret::new(content.into_owned()),
+        None => Secret::new(json),
+    });
     if body.as_ref().is_some_and(|body| body.len() > DIRECT_BODY_BYTES_MAX) {
         return Err("body is too long");
     }

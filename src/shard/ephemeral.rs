@@ -329,7 +329,7 @@ impl Shard {
         let (only, asks, has) = match self.connections.at(index).map(|connection| &connection.state) {
             Some(State::Open(open)) => {
                 let has = open.subscriptions.iter().any(|(_, slot)| !slot.pending);
-                (open.grant.only(), open.subscriptions.len() > 0, has)
+                (open.grant.only(), !open.subscriptions.is_empty(), has)
             }
             Some(State::Http(http)) => match &http.phase {
                 Phase::Waiting { grant, topic, .. } => {
