@@ -127,7 +127,9 @@ impl Budgets {
         headers.hash(&mut hasher);
         presented.query.as_ref().map(Secret::expose_secret).hash(&mut hasher);
         presented.identity.as_ref().map(|identity| &identity.cert).hash(&mut hasher);
-        credential.oauth().map(|options| Budgets::hash_client(options, &mut hasher));
+        if let Some(options) = credential.oauth() {
+            Budgets::hash_client(options, &mut hasher);
+        }
         self.lane_of(url, hasher.finish())
     }
 
