@@ -3,6 +3,8 @@
 //! [`Instant`] is CLOCK_BOOTTIME (it goes on through a suspend) in microseconds; [`WallTime`] is microseconds since the
 //! Unix epoch, for credentials and for people only. `runtime::clock` makes a [`Now`] of both; a simulator makes its own.
 
+pub mod iso;
+
 use std::fmt;
 use std::ops::{Add, Sub};
 use std::time::Duration;

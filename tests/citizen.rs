@@ -266,6 +266,7 @@ fn actions_and_tokens_count_in_the_rate_of_their_upstream_and_go_before_polls() 
         );
     }
     assert_eq!(requests_for(&upstream, "/act").len(), done.len(), "what was refused was not sent");
+    polled(&upstream, "/c");
     let seen = upstream.requests();
     let (first, last) = (seen.first().expect("one"), seen.last().expect("one"));
     let most = (last.at - first.at).as_millis() / 250 + 3;

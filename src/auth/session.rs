@@ -18,10 +18,10 @@ use ring::{digest, hmac};
 
 use super::grant::{ClaimValue, Rights};
 use super::members::{Members, MembersError, Value, elements};
-use crate::codec::iso_date::iso_date;
 use crate::limits::{SESSION_ID_BYTES_MAX, SESSION_LISTED_MAX, SESSION_RECORD_BYTES_MAX, SESSION_TEXT_BYTES_MAX};
 use crate::secret::Secret;
 use crate::time::WallTime;
+use crate::time::iso::iso_date;
 
 /// `[auth.session]`.
 #[derive(Clone, Debug)]

@@ -10,9 +10,9 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::time::Duration;
 
 use crate::codec::http_response::http_date;
-use crate::codec::iso_date::iso_date;
 use crate::limits::{QUOTAS_MAX, RESET_UNKNOWN, RETRY_AFTER_MAX};
 use crate::time::WallTime;
+use crate::time::iso::iso_date;
 
 /// One budget of an upstream.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

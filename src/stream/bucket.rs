@@ -47,6 +47,7 @@ pub(super) struct Place {
 pub(super) struct Taken {
     at: Instant,
     round: u32,
+    no: u64,
 }
 
 /// When the turn of somebody comes, at the latest as far as is known, and how soon to look again.
@@ -64,6 +65,8 @@ pub(super) struct Bucket {
     round: u32,
     /// GCRA's theoretical arrival time.
     arrival: Instant,
+    /// Requests that were sent.
+    sent: u64,
     /// The first place that nobody has had.
     tail: Instant,
     /// Places before that which nobody has any more.
@@ -146,15 +149,18 @@ impl Bucket {
 
     /// A request is sent.
     pub(super) fn take(&mut self, now: Instant) -> Taken {
+        self.sent += 1;
         if let Some(rate) = self.rate {
             self.arrival = self.arrival.max(now) + rate.gap();
         }
-        Taken { at: now, round: self.round }
+        Taken { at: now, round: self.round, no: self.sent }
     }
 
-    /// It was not sent after all.
+    /// It was not sent after all. Where others were sent meanwhile nobody knows what would be left without it: it counts.
     pub(super) fn give_back(&mut self, taken: Taken) {
-        if let Some(rate) = self.rate.filter(|_| taken.round == self.round) {
+        let is_last = (taken.round, taken.no) == (self.round, self.sent);
+        if let Some(rate) = self.rate.filter(|_| is_last) {
+            self.sent -= 1;
             self.arrival = self.arrival - rate.gap();
             if self.waiting > 0 {
                 self.offer(taken.at, rate.gap());
@@ -306,6 +312,19 @@ mod tests {
     }
 
     #[test]
+    fn what_is_given_back_late_is_not_there_twice() {
+        let mut bucket = bucket();
+        let late = [0, 1_000, 2_001].map(|at_ms| bucket.take(at(at_ms)));
+        assert_eq!(ask(&mut bucket, 3_002, &mut None), None);
+        for taken in late {
+            bucket.give_back(taken);
+            let mut slot = None;
+            assert_eq!(ask(&mut bucket, 3_003, &mut slot), Some(999));
+            bucket.leave(&mut slot);
+        }
+    }
+
+    #[test]
     fn a_rate_that_is_raised_holds_at_once_for_those_who_wait() {
         let mut bucket = Bucket::default();
         bucket.set(at(0), rate(1, ms(60_000), 1));
@@ -349,10 +368,12 @@ mod tests {
             let mut now_ms = 0;
             let mut sent: Vec<u64> = Vec::new();
             let mut taken_ms = None;
+            let mut unsent: Vec<Taken> = Vec::new();
             for (pass_ms, who, deed) in steps {
                 now_ms += pass_ms;
                 match deed {
                     0 | 1 => bucket.leave(&mut slots[who]),
+                    2 if !unsent.is_empty() => bucket.give_back(unsent.swap_remove(who % unsent.len())),
                     _ => match bucket.wait(at(now_ms), &mut slots[who]) {
                         Some(turn) => {
                             prop_assert!(taken_ms.is_some_and(|last| now_ms < last + 200), "{now_ms}: {turn:?}");
@@ -361,7 +382,7 @@ mod tests {
                         None => {
                             let taken = bucket.take(at(now_ms));
                             taken_ms = Some(now_ms);
-                            if deed == 2 { bucket.give_back(taken) } else { sent.push(now_ms) }
+                            if deed == 3 { unsent.push(taken) } else { sent.push(now_ms) }
                         }
                     },
                 }

@@ -1,9 +1,9 @@
 //! Dates as ECMA-262 and RFC 3339 write them.
 //!
 //! Source: ECMA-262, Date Time String Format; RFC 3339 section 5.6. Memory: none. Errors: `None`.
-//! Not here: HTTP's own dates (`http_response`).
+//! Not here: HTTP's own dates (`codec::http_response`).
 
-use crate::time::WallTime;
+use super::WallTime;
 
 /// The time that `YYYY-MM-DDTHH:MM:SS`, with a fraction or not, and `Z` or an offset name: what `JSON.stringify` makes of a
 /// `Date` (ECMA-262, Date Time String Format), and RFC 3339. `None`: it is none, or before 1970.
