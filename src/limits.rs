@@ -181,10 +181,24 @@ pub const DIRECT_HEADER_BYTES_MAX: usize = 8 << 10;
 pub const DIRECT_HEADERS_BYTES_MAX: usize = 16 << 10;
 /// Bytes of a request's body that a caller gives.
 pub const DIRECT_BODY_BYTES_MAX: usize = 32 << 10;
+/// Bytes of the secret that names in direct mode are made under, at least: clients see the names.
+pub const DIRECT_SECRET_BYTES_MIN: usize = 32;
 /// The longest interval that a caller may ask for, in milliseconds: a day.
 pub const DIRECT_INTERVAL_MS_MAX: u64 = 86_400_000;
 /// Ephemeral sessions of the process, where `limits.streams` sets no lower bound.
 pub const EPHEMERALS_MAX: usize = 65_536;
+/// Bytes of the record of a session that processes share,
+pub const EPHEMERAL_RECORD_BYTES_MAX: usize = 192 << 10;
+/// and of what stands under the name that its maker gave it.
+pub const EPHEMERAL_NAMED_BYTES_MAX: usize = 256;
+/// How often a core tells the others which of those sessions its connections live by,
+pub const EPHEMERAL_PASS: Duration = Duration::from_secs(10);
+/// and how long it is believed: a process that is killed, or cannot say so, is missed after this.
+pub const EPHEMERAL_HOLD: Duration = Duration::from_secs(60);
+/// Sessions that are told of at once,
+pub const EPHEMERALS_PER_LOOKUP: usize = 64;
+/// and those whose records the store has lost, and gets back.
+pub const EPHEMERALS_GIVEN_BACK: usize = 8;
 /// Bytes of a `dedupe_key`.
 pub const DEDUPE_KEY_BYTES_MAX: usize = 256;
 /// Bytes of the name of a request's header.
@@ -530,6 +544,12 @@ const _: () = {
     assert!(PEER_RENEWAL_PATIENCE.as_secs() > PEER_RENEWAL_TIME.as_secs());
     // `redis.timeout`, 20 s at most, passes before.
     assert!(PEER_RENEWAL_PATIENCE.as_secs() + 20 < LOOKUP_TIMEOUT.as_secs());
+    // What stands under a name is answered with the record.
+    assert!(EPHEMERAL_RECORD_BYTES_MAX + EPHEMERAL_NAMED_BYTES_MAX + 1024 <= STORE_RECORD_BYTES_MAX);
+    assert!(
+        DIRECT_URL_BYTES_MAX + DIRECT_HEADERS_BYTES_MAX + DIRECT_BODY_BYTES_MAX + 4096 < EPHEMERAL_RECORD_BYTES_MAX / 2
+    );
+    assert!(EPHEMERAL_HOLD.as_secs() > 2 * EPHEMERAL_PASS.as_secs() + LOOKUP_TIMEOUT.as_secs());
     assert!(PEER_KNOWN_AFTER.as_secs() > PEER_HELLO_INTERVAL.as_secs());
     assert!(PEER_HELLO_LIFE.as_secs() > PEER_HELLO_INTERVAL.as_secs() + REDIS_BACKOFF_MAX.as_secs());
 };

@@ -283,6 +283,19 @@ labels! {
 }
 
 labels! {
+    /// What became of a hook's call.
+    HookResult {
+        Poll = "ok", "It is good and asks for a poll.";
+        Replayed = "replayed", "It is one that came before.";
+        Stopped = "stopped", "It is good, and the stream is stopped.";
+        Malformed = "malformed", "Its signature is missing, or is none.";
+        OutOfTime = "out_of_time", "Its time is too far from ours.";
+        Unsigned = "unsigned", "Its signature does not verify.";
+        Unknown = "unknown", "There is no such stream, or it has no hook.";
+    }
+}
+
+labels! {
     /// How an action ended.
     ActionResult {
         Ok = "ok", "The upstream did it.";
@@ -500,6 +513,8 @@ pub struct CoreMetrics {
     pub key_set_fetches: Family<KeySetFetch, Counter, { KeySetFetch::VALUES.len() }>,
     /// Requests for upstreams' tokens.
     pub token_fetches: Family<TokenFetch, Counter, { TokenFetch::VALUES.len() }>,
+    /// Calls of hooks.
+    pub hooks: Family<HookResult, Counter, { HookResult::VALUES.len() }>,
     /// Actions that ended.
     pub actions: Family<ActionResult, Counter, { ActionResult::VALUES.len() }>,
     /// Actions that are under way.
@@ -559,6 +574,7 @@ impl Default for CoreMetrics {
             poll_duration: Histogram::new(&UPSTREAM_BOUNDS_US),
             key_set_fetches: Family::default(),
             token_fetches: Family::default(),
+            hooks: Family::default(),
             actions: Family::default(),
             actions_in_flight: Gauge::default(),
             action_duration: Histogram::new(&UPSTREAM_BOUNDS_US),
@@ -587,6 +603,8 @@ pub struct Process {
     pub key_set_keys: u64,
     /// How long ago the oldest of those sets was fetched.
     pub key_set_age: Duration,
+    /// Ephemeral sessions that it knows.
+    pub ephemeral_sessions: u64,
     /// What is counted of Redis, where it is configured.
     pub store: Option<Arc<StoreMetrics>>,
     /// Its logouts, revocations and changed permissions.
@@ -854,6 +872,17 @@ pub const METRICS: &[MetricDoc] = &[
         "Requests for upstreams' OAuth tokens that ended; after a failure a token that is still good stays in use",
         TokenFetch::VALUES,
         |core, at| core.token_fetches.cells[at].value(),
+    ),
+    cells(
+        ("restcast_hooks_total", MetricKind::Counter, &["result"]),
+        "Calls of `POST /v1/hooks/{id}`, by what became of them",
+        HookResult::VALUES,
+        |core, at| core.hooks.cells[at].value(),
+    ),
+    process(
+        "restcast_ephemeral_sessions",
+        "Ephemeral sessions that live in this process; with Redis those that its connections live by, or did within `direct.linger`",
+        |process, _| process.ephemeral_sessions,
     ),
     cells(
         ("restcast_actions_total", MetricKind::Counter, &["result"]),

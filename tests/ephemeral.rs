@@ -8,6 +8,7 @@ mod support;
 use std::time::Duration;
 
 use hall::{Conn, Hall, SECOND};
+use restcast::shard::{Input, Order};
 use serde_json::{Value, json};
 
 use support::Upstream;
@@ -254,6 +255,23 @@ fn setup(lines: &str) -> hall::Setup {
     hall::Setup { text: format!("[direct]\nallow_public = true\n{lines}"), cores: 2, ..setup }
 }
 
+/// A process by itself, and one that shares a store.
+fn alone_and_sharing(lines: &str) -> [hall::Setup; 2] {
+    [false, true].map(|store| hall::Setup { store, ..setup(lines) })
+}
+
+/// Two processes that share a store.
+fn two(lines: &str) -> [Hall; 2] {
+    let one = Hall::new(&setup(lines));
+    let mut other = Hall::new(&hall::Setup { seed: 90, ..setup(lines) });
+    other.ephemerals = std::rc::Rc::clone(&one.ephemerals);
+    [one, other]
+}
+
+fn pass(halls: &mut [Hall], by: Duration) {
+    halls.iter_mut().for_each(|hall| hall.pass(by));
+}
+
 fn make(hall: &mut Hall, carrier: (&str, &str), said: Value) -> (Conn, Value) {
     let conn = hall.connect(0);
     let body = said.to_string();
@@ -296,106 +314,117 @@ const TARGET: &str = "https://api.example.com/a";
 
 #[test]
 fn a_session_ends_at_its_time_on_every_core() {
-    let mut hall = Hall::new(&setup("session_ttl_max = \"60s\"\n"));
-    let token = format!("Bearer {}", hall.token(json!({})));
-    let (_, long) = make(&mut hall, ("Authorization", &token), json!({"url": TARGET, "ttl_s": 3600}));
-    let (_, short) = make(&mut hall, ("Authorization", &token), json!({"url": TARGET, "ttl_s": 20}));
-    let ends = |session: &Value| session["expires_at"].as_u64().expect("a time") / 1_000_000 - hall::WALL_S;
-    assert_eq!((ends(&long), ends(&short)), (60, 20), "lowered to what is the most");
-    let conns = [0, 1].map(|core| watch(&mut hall, core, &short));
-    let other = watch(&mut hall, 0, &long);
-    hall.pass(SECOND * 20 - hall::MS);
-    assert!(conns.map(|conn| hall.kinds(conn).is_empty()).iter().all(|quiet| *quiet));
-    hall.pass(hall::MS * 2);
-    for conn in conns {
-        assert_eq!(hall.kinds(conn), ["stream_status", "4004 stream_ended"]);
+    for setup in alone_and_sharing("session_ttl_max = \"60s\"\n") {
+        let mut hall = Hall::new(&setup);
+        let token = format!("Bearer {}", hall.token(json!({})));
+        let (_, long) = make(&mut hall, ("Authorization", &token), json!({"url": TARGET, "ttl_s": 3600}));
+        let (_, short) = make(&mut hall, ("Authorization", &token), json!({"url": TARGET, "ttl_s": 20}));
+        let ends = |session: &Value| session["expires_at"].as_u64().expect("a time") / 1_000_000 - hall::WALL_S;
+        assert_eq!((ends(&long), ends(&short)), (60, 20), "lowered to what is the most");
+        let conns = [0, 1].map(|core| watch(&mut hall, core, &short));
+        let other = watch(&mut hall, 0, &long);
+        hall.pass(SECOND * 20 - hall::MS);
+        assert!(conns.map(|conn| hall.kinds(conn).is_empty()).iter().all(|quiet| *quiet));
+        hall.pass(hall::MS * 2);
+        for conn in conns {
+            assert_eq!(hall.kinds(conn), ["stream_status", "4004 stream_ended"]);
+        }
+        assert!(hall.kinds(other).is_empty(), "another session with the same stream goes on");
+        assert_eq!(status(&mut hall, &short), 401);
+        hall.pass(SECOND * 40);
+        assert_eq!(hall.kinds(other), ["stream_status", "4004 stream_ended"]);
     }
-    assert!(hall.kinds(other).is_empty(), "another session with the same stream goes on");
-    assert_eq!(status(&mut hall, &short), 401);
-    hall.pass(SECOND * 40);
-    assert_eq!(hall.kinds(other), ["stream_status", "4004 stream_ended"]);
 }
 
 #[test]
 fn a_session_ends_a_while_after_its_last_watcher() {
-    let mut hall = Hall::new(&setup("linger = \"5s\"\n"));
-    let token = format!("Bearer {}", hall.token(json!({})));
-    let said = json!({"url": TARGET, "dedupe_key": "k"});
-    let (_, session) = make(&mut hall, ("Authorization", &token), said.clone());
-    hall.pass(SECOND * 600);
-    let (one, other) = (watch(&mut hall, 0, &session), watch(&mut hall, 1, &session));
-    hall.lose(one);
-    hall.pass(SECOND * 60);
-    hall.lose(other);
-    hall.pass(SECOND * 4);
-    // Whoever returns in time finds it there, and it lingers anew after that.
-    let back = watch(&mut hall, 0, &session);
-    hall.pass(SECOND * 60);
-    hall.lose(back);
-    hall.pass(SECOND * 5 - hall::MS);
-    assert_eq!(make(&mut hall, ("Authorization", &token), said.clone()).1["created"], false);
-    hall.pass(hall::MS * 2);
-    assert_eq!(status(&mut hall, &session), 401);
-    let (_, new) = make(&mut hall, ("Authorization", &token), said);
-    assert!(new["created"] == true && new["token"] != session["token"]);
-    // A value that is asked for is a watcher too.
-    assert_eq!(status(&mut hall, &new), 200);
-    hall.pass(SECOND * 6);
-    assert_eq!(status(&mut hall, &new), 401);
+    for setup in alone_and_sharing("linger = \"5s\"\n") {
+        let mut hall = Hall::new(&setup);
+        let token = format!("Bearer {}", hall.token(json!({})));
+        let said = json!({"url": TARGET, "dedupe_key": "k"});
+        let (_, session) = make(&mut hall, ("Authorization", &token), said.clone());
+        hall.pass(SECOND * 600);
+        let (one, other) = (watch(&mut hall, 0, &session), watch(&mut hall, 1, &session));
+        hall.lose(one);
+        hall.pass(SECOND * 60);
+        hall.lose(other);
+        hall.pass(SECOND * 4);
+        // Whoever returns in time finds it there, and it lingers anew after that.
+        let back = watch(&mut hall, 0, &session);
+        hall.pass(SECOND * 60);
+        hall.lose(back);
+        hall.pass(SECOND * 5 - hall::MS);
+        assert_eq!(make(&mut hall, ("Authorization", &token), said.clone()).1["created"], false);
+        hall.pass(hall::MS * 2);
+        assert_eq!(status(&mut hall, &session), 401);
+        let (_, new) = make(&mut hall, ("Authorization", &token), said);
+        assert!(new["created"] == true && new["token"] != session["token"]);
+        // A value that is asked for is a watcher too.
+        assert_eq!(status(&mut hall, &new), 200);
+        hall.pass(SECOND * 6);
+        assert_eq!(status(&mut hall, &new), 401);
+    }
 }
 
 #[test]
 fn a_session_does_not_outlive_its_makers_logout() {
-    let mut hall = Hall::new(&setup(""));
-    hall.put_session("s1", json!({"userId": "u3", "cookie": {}}), None);
-    let token = format!("Bearer {}", hall.token(json!({"jti": "t1"})));
-    let other = format!("Bearer {}", hall.token(json!({"sub": "u2", "jti": "t2"})));
-    let cookie = hall::cookie("s1");
-    let said = json!({"url": TARGET, "dedupe_key": "k"});
-    for (carrier, event, data, reason) in [
-        (("Authorization", &*token), "user-logged-out", json!({"userId": "u1"}), "4010 logged_out"),
-        (
-            ("Authorization", &*other),
-            "token-revoked",
-            json!({"jti": "t2", "exp": hall::WALL_S + 3_600}),
-            "4010 token_revoked",
-        ),
-        (("Cookie", &*cookie), "user-logged-out", json!({"sessionId": "s1"}), "4010 logged_out"),
-    ] {
-        let (_, session) = make(&mut hall, carrier, said.clone());
-        let conn = watch(&mut hall, 1, &session);
-        hall.pass(SECOND * 3);
-        hall.hear(event, data);
-        assert_eq!(hall.kinds(conn), [reason]);
-        assert_eq!(status(&mut hall, &session), 401, "{reason}");
+    for setup in alone_and_sharing("") {
+        let mut hall = Hall::new(&setup);
+        hall.put_session("s1", json!({"userId": "u3", "cookie": {}}), None);
+        let token = format!("Bearer {}", hall.token(json!({"jti": "t1"})));
+        let other = format!("Bearer {}", hall.token(json!({"sub": "u2", "jti": "t2"})));
+        let cookie = hall::cookie("s1");
+        let said = json!({"url": TARGET, "dedupe_key": "k"});
+        for (carrier, event, data, reason) in [
+            (("Authorization", &*token), "user-logged-out", json!({"userId": "u1"}), "4010 logged_out"),
+            (
+                ("Authorization", &*other),
+                "token-revoked",
+                json!({"jti": "t2", "exp": hall::WALL_S + 3_600}),
+                "4010 token_revoked",
+            ),
+            (("Cookie", &*cookie), "user-logged-out", json!({"sessionId": "s1"}), "4010 logged_out"),
+        ] {
+            let (_, session) = make(&mut hall, carrier, said.clone());
+            let conn = watch(&mut hall, 1, &session);
+            hall.pass(SECOND * 3);
+            hall.hear(event, data);
+            assert_eq!(hall.kinds(conn), [reason]);
+            assert_eq!(status(&mut hall, &session), 401, "{reason}");
+        }
+        // Signed in again, the same name is another session.
+        hall.pass(SECOND);
+        let token = format!("Bearer {}", hall.token(json!({"iat": hall::WALL_S + 3_000})));
+        hall.pass(SECOND * 3_000);
+        let (_, new) = make(&mut hall, ("Authorization", &token), said);
+        assert_eq!(new["created"], true);
     }
-    // Signed in again, the same name is another session.
-    hall.pass(SECOND);
-    let token = format!("Bearer {}", hall.token(json!({"iat": hall::WALL_S + 3_000})));
-    hall.pass(SECOND * 3_000);
-    let (_, new) = make(&mut hall, ("Authorization", &token), said);
-    assert_eq!(new["created"], true);
 }
 
 #[test]
 fn a_session_hangs_on_what_its_maker_does_but_not_on_the_end_of_a_token() {
-    let mut hall = Hall::new(&setup("roles = [\"developer\"]\n"));
-    let token = format!("Bearer {}", hall.token(json!({"role": "developer", "exp": hall::WALL_S + 10})));
-    let (_, session) = make(&mut hall, ("Authorization", &token), json!({"url": TARGET}));
-    let conn = watch(&mut hall, 1, &session);
-    hall.pass(SECOND * 100);
-    assert!(hall.kinds(conn).is_empty(), "a session has an end of its own");
-    // Who may name targets no more has none.
-    hall.hear("permission-update", json!({"userId": "u1", "roles": ["viewer"]}));
-    assert_eq!(hall.kinds(conn), ["permission_update", "4003 forbidden"]);
-    assert_eq!(status(&mut hall, &session), 403);
-    hall.hear("permission-update", json!({"userId": "u1", "roles": ["developer"]}));
-    assert_eq!(status(&mut hall, &session), 200);
-    // The operator's word counts as it is now.
-    hall.reload(&hall::Setup { text: "[direct]\nallow = [\"https://other.example.com/*\"]\n".into(), ..setup("") });
-    assert_eq!(status(&mut hall, &session), 403);
-    hall.reload(&hall::Setup { text: String::new(), ..setup("") });
-    assert_eq!(status(&mut hall, &session), 404);
+    for setup in alone_and_sharing("roles = [\"developer\"]\n") {
+        let mut hall = Hall::new(&setup);
+        let token = format!("Bearer {}", hall.token(json!({"role": "developer", "exp": hall::WALL_S + 10})));
+        let (_, session) = make(&mut hall, ("Authorization", &token), json!({"url": TARGET}));
+        let conn = watch(&mut hall, 1, &session);
+        hall.pass(SECOND * 100);
+        assert!(hall.kinds(conn).is_empty(), "a session has an end of its own");
+        // Who may name targets no more has none.
+        hall.hear("permission-update", json!({"userId": "u1", "roles": ["viewer"]}));
+        assert_eq!(hall.kinds(conn), ["permission_update", "4003 forbidden"]);
+        assert_eq!(status(&mut hall, &session), 403);
+        hall.hear("permission-update", json!({"userId": "u1", "roles": ["developer"]}));
+        assert_eq!(status(&mut hall, &session), 200);
+        // The operator's word counts as it is now.
+        hall.reload(&hall::Setup {
+            text: "[direct]\nallow = [\"https://other.example.com/*\"]\n".into(),
+            ..setup.clone()
+        });
+        assert_eq!(status(&mut hall, &session), 403);
+        hall.reload(&hall::Setup { text: String::new(), ..setup.clone() });
+        assert_eq!(status(&mut hall, &session), 404);
+    }
 }
 
 #[test]
@@ -439,4 +468,300 @@ fn a_session_cookie_from_a_foreign_page_makes_no_session() {
             _ => assert_eq!((status, &answer["created"]), (201, &json!(true))),
         }
     }
+}
+
+// Several processes that share a store.
+
+#[test]
+fn a_session_is_opened_told_of_and_ended_at_another_process_than_made_it() {
+    let [mut one, mut two] = two("");
+    let token = format!("Bearer {}", one.token(json!({})));
+    let said = json!({"url": TARGET, "headers": {"X-Key": HEADER}, "select": "$.a", "dedupe_key": "k", "ttl_s": 100});
+    let (_, session) = make(&mut one, ("Authorization", &token), said.clone());
+    let conns = [0, 1].map(|core| watch(&mut two, core, &session));
+    let here = watch(&mut one, 0, &session);
+    // The same name, and the same request, are the same at the other.
+    let (_, same) = make(&mut two, ("Authorization", &token), said);
+    let mut expected = session.clone();
+    expected["created"] = json!(false);
+    assert_eq!(same, expected);
+    let (_, other) = make(&mut two, ("Authorization", &token), json!({"url": TARGET, "headers": {"X-Key": HEADER}}));
+    assert!(other["stream"] == session["stream"] && other["id"] != session["id"]);
+    let path = format!("/v1/sessions/{}", text(&session["id"]));
+    let stranger = format!("Bearer {}", one.token(json!({"sub": "u2"})));
+    for (method, carrier, status) in
+        [("GET", &stranger, 404), ("DELETE", &stranger, 404), ("GET", &token, 200), ("DELETE", &token, 204)]
+    {
+        let asked = two.request(0, method, &path, &[("Authorization", carrier)]);
+        let (answered, told) = two.answered(asked);
+        assert_eq!(answered, status, "{method}");
+        if answered == 200 {
+            assert_eq!((&told["stream"], &told["expires_at"]), (&session["stream"], &session["expires_at"]));
+            assert_eq!(told["token"], Value::Null);
+        }
+    }
+    two.heard_at(&mut one);
+    let ended = ["stream_status", "4004 stream_ended"];
+    assert_eq!(one.kinds(here), ended);
+    assert!(conns.iter().all(|conn| two.kinds(*conn) == ended));
+    assert_eq!([&mut one, &mut two].map(|hall| status(hall, &session)), [401, 401]);
+    let asked = one.request(0, "GET", &path, &[("Authorization", &token)]);
+    assert_eq!(one.answered(asked).0, 404);
+}
+
+#[test]
+fn a_session_lives_as_long_as_anybody_watches_anywhere_and_lingers_then() {
+    let mut halls = two("linger = \"5s\"\n");
+    let token = format!("Bearer {}", halls[0].token(json!({"exp": hall::WALL_S + 10})));
+    let (_, session) = make(&mut halls[0], ("Authorization", &token), json!({"url": TARGET}));
+    pass(&mut halls, SECOND * 300);
+    let here = watch(&mut halls[0], 0, &session);
+    let there = watch(&mut halls[1], 1, &session);
+    pass(&mut halls, SECOND * 100);
+    halls[0].lose(here);
+    pass(&mut halls, SECOND * 300);
+    assert!(halls[1].kinds(there).is_empty());
+    let back = watch(&mut halls[0], 1, &session);
+    halls[0].lose(back);
+    halls[1].lose(there);
+    pass(&mut halls, SECOND * 5 - hall::MS * 2);
+    let late = watch(&mut halls[0], 0, &session);
+    pass(&mut halls, SECOND * 100);
+    halls[0].lose(late);
+    pass(&mut halls, SECOND * 5 - hall::MS * 2);
+    let now = halls[0].now();
+    assert_eq!(halls[0].ephemerals.borrow_mut().len(now), 1);
+    pass(&mut halls, hall::MS * 4);
+    assert_eq!(halls.each_mut().map(|hall| status(hall, &session)), [401, 401]);
+    assert_eq!(halls.each_ref().map(|hall| hall.ledger.ephemeral_sessions()), [0, 0], "nobody keeps it in mind");
+}
+
+#[test]
+fn a_session_outlives_the_process_that_made_it_and_is_missed_when_its_watchers_process_was_killed() {
+    let mut halls = two("linger = \"5s\"\n");
+    let token = format!("Bearer {}", halls[0].token(json!({})));
+    let (_, session) = make(&mut halls[0], ("Authorization", &token), json!({"url": TARGET}));
+    watch(&mut halls[0], 0, &session);
+    // The first is killed: it says nothing more.
+    halls[1].pass(SECOND * 50);
+    let there = watch(&mut halls[1], 0, &session);
+    halls[1].pass(SECOND * 200);
+    assert!(halls[1].kinds(there).is_empty());
+    halls[1].lose(there);
+    halls[1].pass(SECOND * 6);
+    assert_eq!(status(&mut halls[1], &session), 401);
+    // Of one whose only watchers were killed with it the same is known a while later.
+    let (_, session) = make(&mut halls[1], ("Authorization", &token), json!({"url": TARGET}));
+    watch(&mut halls[1], 0, &session);
+    let kept = std::rc::Rc::clone(&halls[1].ephemerals);
+    let mut now = halls[1].now();
+    now.at = now.at + SECOND * 64;
+    assert_eq!(kept.borrow_mut().len(now), 1);
+    now.at = now.at + SECOND * 2;
+    assert_eq!(kept.borrow_mut().len(now), 0);
+}
+
+#[test]
+fn an_end_that_nobody_told_of_is_noticed_by_the_next_pass() {
+    let mut halls = two("");
+    let token = format!("Bearer {}", halls[0].token(json!({})));
+    let (_, session) = make(&mut halls[0], ("Authorization", &token), json!({"url": TARGET}));
+    let conn = watch(&mut halls[0], 1, &session);
+    let path = format!("/v1/sessions/{}", text(&session["id"]));
+    let gone = halls[1].request(0, "DELETE", &path, &[("Authorization", &token)]);
+    assert_eq!(halls[1].answered(gone).0, 204);
+    pass(&mut halls, SECOND * 11);
+    assert_eq!(halls[0].kinds(conn), ["stream_status", "4004 stream_ended"]);
+}
+
+#[test]
+fn while_the_store_is_away_what_is_watched_goes_on_and_nothing_is_made_or_ended() {
+    let mut halls = two("linger = \"5s\"\n");
+    let token = format!("Bearer {}", halls[0].token(json!({})));
+    let said = json!({"url": TARGET});
+    let (_, session) = make(&mut halls[0], ("Authorization", &token), said.clone());
+    let (_, unopened) = make(&mut halls[0], ("Authorization", &token), said.clone());
+    let conn = watch(&mut halls[0], 0, &session);
+    for hall in &mut halls {
+        hall.away = true;
+        hall.tell_all(|| Input::StoreState { up: false });
+    }
+    let path = format!("/v1/sessions/{}", text(&session["id"]));
+    let gone = halls[0].request(0, "DELETE", &path, &[("Authorization", &token)]);
+    assert_eq!(halls[0].answered(gone).0, 503);
+    let told = halls[0].request(0, "GET", &path, &[("Authorization", &token)]);
+    assert_eq!(halls[0].answered(told).0, 200, "it is known here");
+    let body = said.to_string();
+    let asked = halls[0].connect(0);
+    let head = format!(
+        "POST /v1/sessions HTTP/1.1\r\nHost: a\r\nAuthorization: {token}\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    halls[0].say(asked, format!("{head}{body}").as_bytes());
+    let (refused, why) = halls[0].answered(asked);
+    assert_eq!((refused, &why["code"]), (503, &json!("SESSION_STORE_UNAVAILABLE")));
+    assert_eq!(halls.each_mut().map(|hall| status(hall, &unopened)), [503, 503]);
+    pass(&mut halls, SECOND * 100);
+    assert!(halls[0].kinds(conn).is_empty());
+    let second = watch(&mut halls[0], 1, &session);
+    halls[0].lose(conn);
+    halls[0].lose(second);
+    pass(&mut halls, SECOND * 4);
+    let back = watch(&mut halls[0], 1, &session);
+    // The store comes back, and has forgotten everything: who watches gives it back.
+    halls[0].ephemerals.borrow_mut().flush();
+    for hall in &mut halls {
+        hall.away = false;
+        hall.tell_all(|| Input::StoreState { up: true });
+    }
+    assert_eq!(status(&mut halls[1], &session), 200);
+    assert_eq!(status(&mut halls[1], &unopened), 401, "nobody has it any more");
+    assert!(halls[0].kinds(back).is_empty());
+    halls[0].lose(back);
+    pass(&mut halls, SECOND * 6);
+    assert_eq!(halls.each_mut().map(|hall| status(hall, &session)), [401, 401]);
+}
+
+#[test]
+fn what_was_ended_while_a_process_could_not_hear_of_it_is_not_given_back() {
+    let mut halls = two("");
+    let token = format!("Bearer {}", halls[0].token(json!({})));
+    let (_, session) = make(&mut halls[0], ("Authorization", &token), json!({"url": TARGET}));
+    let conn = watch(&mut halls[0], 0, &session);
+    halls[0].away = true;
+    let path = format!("/v1/sessions/{}", text(&session["id"]));
+    let gone = halls[1].request(0, "DELETE", &path, &[("Authorization", &token)]);
+    assert_eq!(halls[1].answered(gone).0, 204);
+    pass(&mut halls, SECOND * 100);
+    assert!(halls[0].kinds(conn).is_empty());
+    halls[0].away = false;
+    halls[0].tell_all(|| Input::StoreState { up: true });
+    assert_eq!(halls[0].kinds(conn), ["stream_status", "4004 stream_ended"]);
+    assert_eq!(halls.each_mut().map(|hall| status(hall, &session)), [401, 401]);
+}
+
+#[test]
+fn sessions_are_bounded_over_all_processes_and_a_logout_makes_room() {
+    let mut halls = two("sessions_per_subject = 2\nlinger = \"5s\"\n");
+    let token = format!("Bearer {}", halls[0].token(json!({})));
+    let said = json!({"url": TARGET}).to_string();
+    let ask = |hall: &mut Hall, token: &str| {
+        let conn = hall.connect(0);
+        let head = format!(
+            "POST /v1/sessions HTTP/1.1\r\nHost: a\r\nAuthorization: {token}\r\nContent-Length: {}\r\n\r\n",
+            said.len()
+        );
+        hall.say(conn, format!("{head}{said}").as_bytes());
+        hall.answered(conn)
+    };
+    let first = ask(&mut halls[0], &token).1;
+    assert_eq!(ask(&mut halls[1], &token).0, 201);
+    assert_eq!([0, 1].map(|at| ask(&mut halls[at], &token).0), [429, 429]);
+    // One that ends by its linger counts no more.
+    let conn = watch(&mut halls[1], 0, &first);
+    halls[1].lose(conn);
+    pass(&mut halls, SECOND * 6);
+    assert_eq!(ask(&mut halls[1], &token).0, 201);
+    assert_eq!(ask(&mut halls[0], &token).0, 429);
+    for hall in &mut halls {
+        hall.hear("user-logged-out", json!({"userId": "u1"}));
+        hall.pass(SECOND * 10);
+    }
+    let anew = format!("Bearer {}", halls[0].token(json!({"iat": hall::WALL_S + 15})));
+    assert_eq!([0, 1, 0].map(|at| ask(&mut halls[at], &anew).0), [201, 201, 429]);
+    let other = format!("Bearer {}", halls[0].token(json!({"sub": "u2"})));
+    assert_eq!(ask(&mut halls[0], &other).0, 201);
+}
+
+#[test]
+fn a_logout_ends_the_sessions_that_its_user_made_at_whichever_process() {
+    let mut halls = two("");
+    let token = format!("Bearer {}", halls[0].token(json!({"jti": "t1"})));
+    let said = json!({"url": TARGET, "dedupe_key": "k"});
+    let token_of_two = format!("Bearer {}", halls[0].token(json!({"sub": "u2", "jti": "t3"})));
+    let (_, session) = make(&mut halls[0], ("Authorization", &token), said.clone());
+    let conn = watch(&mut halls[1], 0, &session);
+    for hall in &mut halls {
+        hall.hear("token-revoked", json!({"jti": "t1", "exp": hall::WALL_S + 3_600}));
+    }
+    assert_eq!(halls[1].kinds(conn), ["4010 token_revoked"]);
+    assert_eq!(halls.each_mut().map(|hall| status(hall, &session)), [401, 401]);
+    // However many find it out, it is said once of each process.
+    let said_of_it = |hall: &Hall| {
+        let ends = |order: &&Order| matches!(order, Order::Publish(entry) if entry.is_of_ephemerals());
+        hall.orders.iter().filter(ends).count()
+    };
+    let (_, many) = make(&mut halls[0], ("Authorization", &token_of_two), said.clone());
+    halls.iter_mut().for_each(|hall| hall.hear("token-revoked", json!({"jti": "t3", "exp": hall::WALL_S + 3_600})));
+    let (hall, own) = (&mut halls[1], format!("Bearer {}", text(&many["token"])));
+    hall.orders.clear();
+    hall.answers = false;
+    for _ in 0..100 {
+        hall.request(0, "GET", &path_of(&many["sse_url"]), &[("Authorization", &own)]);
+    }
+    hall.answers = true;
+    hall.pass(hall::MS);
+    assert_eq!(said_of_it(hall), 1);
+    // Its name is free again for who comes with another token.
+    let token = format!("Bearer {}", halls[0].token(json!({"jti": "t2"})));
+    let (_, new) = make(&mut halls[1], ("Authorization", &token), said.clone());
+    assert!(new["created"] == true && new["token"] != session["token"]);
+    assert_eq!(make(&mut halls[0], ("Authorization", &token), said).1["token"], new["token"]);
+}
+
+#[test]
+fn a_thousand_who_come_back_at_once_ask_for_their_session_once() {
+    let mut halls = two("");
+    let token = format!("Bearer {}", halls[0].token(json!({})));
+    let (_, session) = make(&mut halls[0], ("Authorization", &token), json!({"url": TARGET}));
+    let own = format!("Bearer {}", text(&session["token"]));
+    let hall = &mut halls[1];
+    hall.answers = false;
+    let conns: Vec<_> =
+        (0..1_000).map(|_| hall.upgrade(0, &path_of(&session["ws_url"]), &[("Authorization", &own)])).collect();
+    // One of them goes before there is an answer.
+    hall.lose(conns[0]);
+    hall.answers = true;
+    hall.pass(hall::MS);
+    assert_eq!(hall.ephemerals.borrow().reads, 1);
+    assert!(conns[1..].iter().all(|conn| hall.kinds(*conn) == ["welcome", "snapshot"]));
+}
+
+#[test]
+fn words_of_two_cores_that_overtake_each_other_end_nothing() {
+    let mut halls = two("linger = \"2s\"\n");
+    let token = format!("Bearer {}", halls[0].token(json!({})));
+    let (_, session) = make(&mut halls[0], ("Authorization", &token), json!({"url": TARGET}));
+    let own = format!("Bearer {}", text(&session["token"]));
+    let conn = watch(&mut halls[0], 0, &session);
+    let hall = &mut halls[0];
+    hall.answers = false;
+    hall.lose(conn);
+    hall.upgrade(1, &path_of(&session["ws_url"]), &[("Authorization", &own)]);
+    // Opened on the other core; that nobody watches is said after that somebody does.
+    let left = hall.questions.pop_front().expect("it was left");
+    let read = hall.questions.pop_front().expect("it is looked up");
+    hall.answer(read);
+    hall.pass(hall::MS);
+    let held = hall.questions.pop_front().expect("it is held");
+    hall.answer(held);
+    hall.answer(left);
+    hall.answers = true;
+    pass(&mut halls, SECOND * 8);
+    let mut now = halls[0].now();
+    now.at = now.at + SECOND * 40;
+    assert_eq!(halls[0].ephemerals.borrow_mut().len(now), 1);
+    watch(&mut halls[1], 0, &session);
+}
+
+#[test]
+fn a_draining_process_leaves_its_sessions_for_those_who_connect_again() {
+    let mut halls = two("linger = \"1s\"\n");
+    let token = format!("Bearer {}", halls[0].token(json!({})));
+    let (_, session) = make(&mut halls[0], ("Authorization", &token), json!({"url": TARGET}));
+    let conn = watch(&mut halls[0], 0, &session);
+    halls[0].tell_all(|| Input::Drain);
+    halls[0].lose(conn);
+    pass(&mut halls, SECOND * 20);
+    watch(&mut halls[1], 0, &session);
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::api_key::ApiKeyMark;
+use super::ephemeral::Place;
 use super::grant::TokenMark;
 use super::jwt::DATE_SECS_MAX;
 use super::members::{Members, MembersError, Value, elements};
@@ -29,6 +30,9 @@ pub const API_KEYS_CHANGED: &str = "api-keys-changed";
 
 /// The same of streams that the admin API has made, or stopped.
 pub const STREAMS_CHANGED: &str = "streams-changed";
+
+/// The same of an ephemeral session that has been ended before its time.
+pub const EPHEMERAL_ENDED: &str = "ephemeral-ended";
 
 /// What stands there when an administrator has had a stream polled at once.
 pub const STREAM_REFRESH: &str = "stream-refresh";
@@ -216,6 +220,25 @@ impl ControlEntry {
     /// The stream that it says has changed, where it names one.
     pub fn changed_stream(&self) -> Option<StreamId> {
         self.stream_of(STREAMS_CHANGED).map(|(id, _)| id)
+    }
+
+    /// The entry for an ephemeral session that has been ended.
+    pub fn ephemeral_ended(place: Place, now: WallTime) -> ControlEntry {
+        ControlEntry::of(EPHEMERAL_ENDED, [("place", Some(place.to_string().into()))], now)
+    }
+
+    /// Whether it says that an ephemeral session has been ended.
+    pub fn is_of_ephemerals(&self) -> bool {
+        self.event == EPHEMERAL_ENDED
+    }
+
+    /// The place of the session that it says has been ended.
+    pub fn ended_ephemeral(&self) -> Option<Place> {
+        if !self.is_of_ephemerals() || self.data.len() > limits::CONTROL_EVENT_BYTES_MAX {
+            return None;
+        }
+        let said: serde_json::Value = serde_json::from_str(&self.data).ok()?;
+        Place::parse(said.get("place")?.as_str()?)
     }
 
     /// Whether it says that a stream is to be polled.
@@ -433,6 +456,18 @@ mod tests {
         assert_eq!(of(&long), None);
         let other = entry(USER_LOGGED_OUT, &said.data);
         assert_eq!((other.is_of_api_keys(), other.deleted_api_key()), (false, None));
+    }
+
+    #[test]
+    fn an_ephemeral_session_that_has_ended_is_told_by_its_place() {
+        let place = Place::of(crate::ids::EphemeralId(7));
+        let said = ControlEntry::ephemeral_ended(place, NOW);
+        assert!(said.is_of_ephemerals() && !said.is_of_streams() && !said.is_of_api_keys() && !said.is_refresh());
+        assert_eq!(said.ended_ephemeral(), Some(place));
+        for bad in ["", "[]", "{}", r#"{"place":7}"#, r#"{"place":"short"}"#, r#"{"place":"%"}"#] {
+            assert_eq!(entry(EPHEMERAL_ENDED, bad).ended_ephemeral(), None, "{bad}");
+        }
+        assert_eq!(entry(STREAMS_CHANGED, &said.data).ended_ephemeral(), None);
     }
 
     #[test]

@@ -160,6 +160,15 @@ impl Key {
         self.id
     }
 
+    /// Bits that follow from a shared secret and from what they are for, and lead back to neither. What they are for is no
+    /// text that a token's signature is over. `None`: it is a public key.
+    pub fn derived(&self, purpose: &[u8]) -> Option<[u8; 32]> {
+        match &self.material {
+            Material::Shared(key) => hmac::sign(key, purpose).as_ref().first_chunk().copied(),
+            Material::Public(_) => None,
+        }
+    }
+
     /// Whether `signature` is this key's over `signed`; takes the same time wherever they differ.
     pub fn verifies(&self, signed: &[u8], signature: &[u8]) -> bool {
         match &self.material {

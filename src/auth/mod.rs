@@ -15,6 +15,7 @@ pub mod cache;
 pub mod control;
 mod der;
 pub mod ephemeral;
+pub mod ephemeral_record;
 pub mod grant;
 pub mod hook;
 pub mod identity;

@@ -29,6 +29,12 @@ pub enum Purpose {
     ListAnswer([u8; SALT_BYTES]),
     /// Says that a hook has come.
     Hook,
+    /// What an ephemeral session is, for whoever has its token.
+    Session,
+    /// What its maker is told of it, for whoever knows its id.
+    SessionFace,
+    /// Its token, for those who share a key.
+    SessionToken,
 }
 
 fn key(secret: &[u8], purpose: Purpose, salt: [u8; SALT_BYTES]) -> LessSafeKey {
@@ -38,6 +44,9 @@ fn key(secret: &[u8], purpose: Purpose, salt: [u8; SALT_BYTES]) -> LessSafeKey {
         Purpose::List => (3, [0; SALT_BYTES]),
         Purpose::ListAnswer(salt) => (4, salt),
         Purpose::Hook => (5, [0; SALT_BYTES]),
+        Purpose::Session => (6, [0; SALT_BYTES]),
+        Purpose::SessionFace => (7, [0; SALT_BYTES]),
+        Purpose::SessionToken => (8, [0; SALT_BYTES]),
     };
     let mut context = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, secret));
     context.update(b"restcast: between processes, 1");

@@ -10,7 +10,8 @@ use super::meaning::Check;
 use super::walk::Section;
 use super::{Oddity, Problem};
 use crate::guard::{DirectOptions, Pattern, Policy};
-use crate::limits::ALLOW_PATTERNS_MAX;
+use crate::limits::{ALLOW_PATTERNS_MAX, DIRECT_SECRET_BYTES_MIN};
+use crate::secret::Secret;
 
 impl Check<'_> {
     /// `[direct]`; `None`: the file has none, and direct mode is off.
@@ -28,7 +29,16 @@ impl Check<'_> {
             sessions_per_subject: root.number_u32("direct.sessions_per_subject"),
             session_ttl_max: root.duration("direct.session_ttl_max"),
             linger: root.duration("direct.linger"),
+            secret: self.direct_secret(root),
         })
+    }
+
+    fn direct_secret(&mut self, root: &Section) -> Option<Secret> {
+        let secret = root.secret("direct.secret")?;
+        if secret.len() < DIRECT_SECRET_BYTES_MIN {
+            self.error(root.line_of("direct.secret"), Problem::DirectSecret { bytes: secret.len() });
+        }
+        Some(secret)
     }
 
     /// Patterns of URLs.

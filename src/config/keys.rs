@@ -302,6 +302,7 @@ pub const KEYS: &[KeyDoc] = &[
     key("direct.sessions_per_subject", COUNT, Is("16"), "Ephemeral sessions of one subject at once; 0: unlimited"),
     key("direct.session_ttl_max", Form::Duration { min_ms: 1000, max_ms: LONGEST_MS }, Is("\"1h\""), "A longer `ttl_s` is lowered to this"),
     key("direct.linger", SPAN, Is("\"10s\""), "A stream that a caller has described is polled, and an ephemeral session goes on, this long after its last watcher"),
+    key("direct.secret", Secret, Unset, "With `[redis]`: what processes that share it call streams that callers describe, and the sessions of a `dedupe_key`, by the same names under; at least 32 bytes, read at start. Left out, the first shared secret of `auth.jwt` serves; without one, names are each process's own"),
     key("upstream.origin", Text, Required, "`https://api.example.com`, `http://10.0.0.7:8080`: scheme, host and port that the keys beside it are for, whichever streams and credentials ask there"),
     key("upstream.rate", Text, Unset, "Requests it is sent at most, as in `5/s`, `100/m` or `1000/h`, evenly and by turns: redirects, pages and repeats after a 401 count, and so do actions and requests for tokens, which go before polls; key sets do not"),
     key("upstream.burst", Form::Integer { min: 1, max: 10_000 }, Is("1"), "So many of them may come at once"),

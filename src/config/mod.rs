@@ -343,6 +343,12 @@ pub enum Problem {
     /// An admin key that no request can carry.
     #[error("`admin.key` cannot be sent as a bearer token: use letters, digits and `-._~+/`, `=` at the end only")]
     AdminKey,
+    /// A secret that can be guessed by what is made under it.
+    #[error("`direct.secret` has {bytes} bytes: at least 32 are needed, random ones")]
+    DirectSecret {
+        /// What it has.
+        bytes: usize,
+    },
     /// A cookie name that is none.
     #[error("`auth.jwt.cookie` is not a cookie name: use letters, digits, `-` and `_`")]
     CookieName,

@@ -220,6 +220,7 @@ fn direct(page: &mut Page, direct: &DirectOptions) {
     page.line("sessions_per_subject", direct.sessions_per_subject);
     page.line("session_ttl_max", quoted_duration(direct.session_ttl_max));
     page.line("linger", quoted_duration(direct.linger));
+    page.line_unless_unset("secret", direct.secret.as_ref().map(|_| MASK));
 }
 
 fn stream(page: &mut Page, stream: &stream::Options) {

@@ -31,6 +31,7 @@ pub use name::NameFault;
 pub use url::UrlFault;
 
 use crate::limits::REDIRECTS_MAX;
+use crate::secret::Secret;
 use allow::Listed;
 
 /// The `[direct]` table: who may use direct mode and ephemeral sessions, for what, and within which bounds.
@@ -48,6 +49,8 @@ pub struct DirectOptions {
     pub session_ttl_max: Duration,
     /// How long polling goes on after the last watcher, and a session too.
     pub linger: Duration,
+    /// What processes that share a store share besides, so that they call the same by the same name.
+    pub secret: Option<Secret>,
 }
 
 /// What callers may reach.

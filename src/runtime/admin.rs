@@ -15,6 +15,7 @@ use crate::config::AdminOptions;
 use crate::limits;
 use crate::metrics::{self, CoreMetrics};
 use crate::secret::Secret;
+use crate::shard::Ledger;
 use crate::time::{Instant, WallTime};
 
 use super::admin_call::{Call, not_allowed, problem};
@@ -46,6 +47,8 @@ pub struct Admin {
     pub metrics: Vec<Arc<CoreMetrics>>,
     /// What the cores share.
     pub process: Arc<Process>,
+    /// What its cores count together.
+    pub ledger: Arc<Ledger>,
     /// Its logouts, revocations and changed permissions.
     pub control: Arc<Control>,
     /// When the process started.
@@ -247,6 +250,7 @@ fn answer(admin: &Admin, head: &Head<'_>, body: &[u8], peer: SocketAddr) -> Resp
                 control: admin.control.counts(),
                 key_set_keys: key_sets.keys,
                 key_set_age: key_sets.age,
+                ephemeral_sessions: admin.ledger.ephemeral_sessions() as u64,
             };
             Response::new(200).body(metrics::CONTENT_TYPE, metrics::render(&admin.metrics, &process).into_bytes())
         }),

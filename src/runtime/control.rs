@@ -76,8 +76,10 @@ impl Control {
     pub fn heard(&self, entries: &[ControlEntry]) {
         let now = clock::now().wall;
         let mut events = Vec::new();
-        // What is said of API keys and streams is for those who keep them.
-        let is_ours = |entry: &&ControlEntry| !entry.is_of_api_keys() && !entry.is_of_streams() && !entry.is_refresh();
+        // What is said of API keys, streams and ephemeral sessions is for those who keep them.
+        let is_ours = |entry: &&ControlEntry| {
+            !entry.is_of_api_keys() && !entry.is_of_streams() && !entry.is_refresh() && !entry.is_of_ephemerals()
+        };
         for entry in entries.iter().filter(is_ours) {
             match Event::read(entry, now) {
                 Ok(read) => events.extend(read),

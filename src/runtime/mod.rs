@@ -56,7 +56,7 @@ use crate::config::{Config, Driver, LogLevel};
 use crate::ids::{CoreId, StreamId};
 use crate::limits;
 use crate::metrics::CoreMetrics;
-use crate::shard::{Catalog, Input, Ledger, Options, Order, Shard};
+use crate::shard::{Catalog, Input, Ledger, Mail, Options, Order, Shard};
 use crate::stream;
 
 use self::api_keys::KeyStore;
@@ -326,6 +326,7 @@ fn run(
         metrics,
         process: Arc::clone(&process),
         control: Arc::clone(&control),
+        ledger: Arc::clone(&ledger),
         started: started.wall,
         started_at: started.at,
         connections_max: u64::from(connections_max),
@@ -347,11 +348,17 @@ fn run(
         fill_random(&mut seed)?;
         let (hears, changed, readable) = (Arc::clone(&control), Arc::clone(&keys), Arc::clone(&keys));
         let (streams_changed, streams_readable) = (Arc::clone(&streams), Arc::clone(&streams));
-        let polls = Arc::clone(&process);
+        let (polls, sessions) = (Arc::clone(&process), Arc::clone(&ledger));
         let heard = move |entries: &[ControlEntry]| {
             changed.heard(entries);
             streams_changed.heard(entries);
             admin_streams::heard(&polls, entries);
+            for id in entries.iter().filter_map(|entry| sessions.end_ephemeral(entry.ended_ephemeral()?)) {
+                for mailbox in &polls.mailboxes {
+                    // A core without room for it finds out by its next pass over the sessions that it keeps.
+                    drop(mailbox.post(Message::Mail(Mail::SessionEnded { id })));
+                }
+            }
             hears.heard(entries);
         };
         let keeper = Arc::clone(&admin);

@@ -155,6 +155,17 @@ impl Shard {
             }
             Asked::Kept(connection, made) => self.ticket_kept(connection, ask, *made, &found),
             Asked::Renewal(renewal) => self.peer_has_renewed(ask, &renewal, found),
+            Asked::Shared(connection, sharing) => self.session_shared(connection, ask, *sharing, found),
+            Asked::TakenUp(taking) => {
+                for (request, looked) in self.session_taken_up(*taking, found) {
+                    self.looked_again(request, looked);
+                }
+            }
+            Asked::Face(connection, asked) => self.session_told(connection, ask, &asked, found),
+            Asked::Ended(connection, id) => self.session_was_ended(connection, ask, id, &found),
+            Asked::Held(held) => self.sessions_held(&held, &found),
+            Asked::Left(id) => self.session_left(id),
+            Asked::Told => {}
         }
     }
 
@@ -184,7 +195,10 @@ impl Shard {
     pub(super) fn forget_lookup(&mut self, ask: u64) {
         // Others may wait for a session's record or for a key as well, and what is read of a record is news for those who live
         // by it.
-        if !matches!(self.looked_up.get(&ask), Some(Asked::KeySet(_) | Asked::Session(_) | Asked::Reread(_))) {
+        let of_many = |asked: &Asked| {
+            matches!(asked, Asked::KeySet(_) | Asked::Session(_) | Asked::Reread(_) | Asked::TakenUp(_))
+        };
+        if !self.looked_up.get(&ask).is_some_and(of_many) {
             self.looked_up.remove(&ask);
         }
     }

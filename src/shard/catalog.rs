@@ -315,6 +315,11 @@ impl Catalog {
         let Direct { options: direct, revision } = self.direct.as_ref()?;
         let mut hasher = DefaultHasher::new();
         (self.seed, revision, &name).hash(&mut hasher);
+        // A name that another process has made, or somebody in its place, is not trusted to tell one request from another.
+        options.method.hash(&mut hasher);
+        for (name, value) in &options.headers {
+            (name, value.expose_secret()).hash(&mut hasher);
+        }
         let guard = Some(Arc::clone(&direct.policy));
         Some(StreamKey {
             name: Arc::from(name),

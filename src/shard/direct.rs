@@ -2,15 +2,16 @@
 //! any stream.
 //!
 //! Source: protocol version 1, sections 1 and 2. Two callers share a stream where all of its request is the same: its name is
-//! a MAC of URL, method, headers, body and interval under a key of this process, and the operator's rules that let it in are
-//! part of its key's revision. So secrets are compared without being kept anywhere but in the request itself.
+//! a MAC of URL, method, headers, body and interval under a key of this process, or of all that share a secret, and the
+//! operator's rules that let it in are part of its key's revision. So secrets are compared without being kept anywhere but in the request itself.
 //! Memory: a key for each description in use. Errors: [`Refusal`]; one that is blocked is told that, and nothing else.
 //! Not here: what is blocked (`guard`), ephemeral sessions (`ephemeral`).
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use crate::auth::ephemeral::STREAM_PREFIX;
+use crate::auth::ephemeral::{STREAM_PREFIX, is_stream_name};
+use crate::auth::ephemeral_record::SharedSession;
 use crate::auth::grant::{CredentialKind, Grant};
 use crate::codec::direct::{self, DirectBody, DirectRequest};
 use crate::codec::http::Head;
@@ -113,6 +114,31 @@ impl Shard {
         let body = body.map(Arc::from);
         let key = self.options.catalog.direct_key(name, stream, aim.url().clone(), body).ok_or_else(off)?;
         Ok(Arc::new(key))
+    }
+
+    /// A stream that was described to another process, under the configuration of this one. It goes by the name that it has
+    /// there.
+    ///
+    /// # Errors
+    /// 404 where nobody may describe streams, 403 `TARGET_BLOCKED`, 401 for what is no such stream.
+    pub(super) fn described_elsewhere(&self, session: SharedSession) -> Result<Arc<StreamKey>, Refusal> {
+        let SharedSession { face, request } = session;
+        let unknown = || Refusal::new(ErrorCode::InvalidToken, "the session is of a form that is not known here");
+        let options = self.options.catalog.direct().ok_or_else(off)?;
+        let aim = options.policy.judge(&request.url).map_err(|_| blocked())?;
+        let headers = request.headers.iter().map(|(name, value)| (&**name, value.expose_secret()));
+        options.policy.judge_headers(headers).map_err(|_| blocked())?;
+        let id = StreamId::new(&face.stream).filter(|_| is_stream_name(&face.stream)).ok_or_else(unknown)?;
+        let stream = stream::Options {
+            interval: Duration::from_millis(request.interval_ms).max(options.interval_min),
+            method: if request.post { "POST" } else { "GET" }.to_owned(),
+            headers: request.headers,
+            linger: options.linger,
+            ..stream::Options::new(id, NO_TEMPLATE.clone())
+        };
+        let body = request.body.map(|body| Arc::from(body.expose_secret()));
+        let key = self.options.catalog.direct_key(face.stream, stream, aim.url().clone(), body).ok_or_else(off)?;
+        self.selected(Arc::new(key), request.select.as_deref(), ErrorCode::InvalidToken)
     }
 
     /// A stream that was described under an earlier configuration, under the present one.

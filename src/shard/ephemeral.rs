@@ -4,12 +4,13 @@
 //! left, when it is deleted, and no later than what its maker's credential hangs on: a logout, a revocation, an API key or a
 //! session that is gone refuse its token and close its connections. Its token may be presented as long as it lives.
 //! Memory: the table of the process (`ephemeral_table`); here the places of the connections that live by a session.
-//! Errors: [`Refusal`]. Not here: which targets may be named (`direct`), what a token looks like (`auth::ephemeral`).
+//! Errors: [`Refusal`]. Not here: which targets may be named (`direct`), what a token looks like (`auth::ephemeral`), what
+//! processes share of sessions (`ephemeral_shared`).
 
 use std::time::Duration;
 
-use crate::auth::ephemeral::TokenHash;
-use crate::auth::grant::{Grant, Only};
+use crate::auth::ephemeral;
+use crate::auth::grant::{Grant, GrantRecord, Only};
 use crate::auth::session::SessionMark;
 use crate::codec::http::{Head, Response};
 use crate::codec::message::{CloseReason, ErrorCode};
@@ -18,18 +19,23 @@ use crate::connection::{Caller, Phase, Reply, State};
 use crate::ids::{CoreId, EphemeralId};
 use crate::secret::Secret;
 use crate::stream::poll::{Status, StreamState};
+use crate::time::WallTime;
 
-use super::ephemeral_table::{Due, Ephemeral, Made, Over};
-use super::lookup::{Looked, Purpose, Waiter};
+use super::ephemeral_table::{Due, Ephemeral, Joined, Left, Made, Over};
+use super::lookup::{FaceAsked, Looked, Purpose, Waiter};
 use super::requests::Judged;
 use super::subscribe::write_status;
 use super::{Mail, Shard, Timer};
 
-fn unknown() -> Refusal {
+pub(super) fn unknown() -> Refusal {
     Refusal::new(ErrorCode::InvalidToken, "there is no such session, or it has ended").because("unknown_session")
 }
 
-fn refused(over: Over) -> Refusal {
+fn not_found() -> Refusal {
+    Refusal::new(ErrorCode::NotFound, "there is no such session of yours, or it has ended")
+}
+
+pub(super) fn refused(over: Over) -> Refusal {
     match over {
         Over::Process => {
             let detail = "the server holds as many sessions as it may";
@@ -40,6 +46,13 @@ fn refused(over: Over) -> Refusal {
             Refusal::new(ErrorCode::TooManyStreams, detail).with_status(429).retry_after(10)
         }
     }
+}
+
+/// What is told of a session.
+pub(super) struct Told<'s> {
+    pub(super) id: EphemeralId,
+    pub(super) stream: &'s str,
+    pub(super) ends_at: WallTime,
 }
 
 impl Shard {
@@ -54,7 +67,7 @@ impl Shard {
     ) {
         let said = self.described_in(body, &caller);
         let grant = self.take_caller(index, caller);
-        let made = said.and_then(|said| {
+        let new = said.and_then(|said| {
             let key = self.described(&grant, &said.request)?;
             let key = self.selected(key, said.select.as_deref(), ErrorCode::BadRequest)?;
             if said.dedupe_key.is_some() && grant.sub().is_none() {
@@ -65,8 +78,10 @@ impl Shard {
             let ttl = said.ttl_s.map_or(ttl_max, |seconds| Duration::from_secs(seconds).min(ttl_max));
             // Those without a subject count together.
             let holder = self.subject(&grant).unwrap_or_else(|| self.ledger.holder("no subject", grant.issuer()));
-            let new = Ephemeral {
-                id: EphemeralId(self.rng.u128()),
+            let token = self.new_session_token();
+            Ok(Ephemeral {
+                id: ephemeral::id_of(token.expose_secret()).expect("a token of ours is one"),
+                token,
                 key,
                 maker: grant.to_record(self.session_id(&grant)),
                 holder,
@@ -74,24 +89,54 @@ impl Shard {
                 made: self.now.wall,
                 ends: self.now.at + ttl,
                 ends_at: self.now.wall + ttl,
-            };
-            self.make_session(new)
+                counted: None,
+            })
         });
         self.rights.release(grant);
-        match made {
+        match new {
+            Ok(new) if self.options.auth.store => self.share_session(index, new, seen_as.clone(), false, reply.clone()),
+            Ok(new) => self.make_own_session(index, new, seen_as, reply),
+            Err(refusal) => self.refuse(index, &refusal, reply),
+        }
+    }
+
+    fn new_session_token(&mut self) -> Secret {
+        let mut random = [0u8; 32];
+        for half in random.chunks_exact_mut(16) {
+            half.copy_from_slice(&self.rng.u128().to_le_bytes());
+        }
+        ephemeral::token_of_random(random)
+    }
+
+    /// Makes a session that this process alone knows.
+    pub(super) fn make_own_session(&mut self, index: u32, new: Ephemeral, seen_as: &SeenAs, reply: &Reply) {
+        match self.make_session(new) {
             Ok((session, created)) => {
-                let token = self.ledger.direct_key().token(session.id);
-                let mut text = self.session_text(&session, seen_as);
-                // A token's characters stand for themselves in JSON.
-                let token = String::from_utf8_lossy(token.expose_secret());
-                text.push_str(&format!(",\"token\":\"{token}\",\"created\":{created}}}\n"));
-                let location = format!("/v1/sessions/{}", session.id);
-                let response = Response::new(if created { 201 } else { 200 }).header("Cache-Control", "no-store");
-                let response = response.header("Location", &location).body("application/json", text.into_bytes());
-                self.respond(index, response, reply);
+                let told = Told { id: session.id, stream: &session.key.name, ends_at: session.ends_at };
+                self.hand_out_session(index, told, &session.token, created, seen_as, reply);
             }
             Err(refusal) => self.refuse(index, &refusal, reply),
         }
+    }
+
+    /// Tells whoever has made a session of it.
+    pub(super) fn hand_out_session(
+        &mut self,
+        index: u32,
+        session: Told<'_>,
+        token: &Secret,
+        created: bool,
+        seen_as: &SeenAs,
+        reply: &Reply,
+    ) {
+        let mut text = self.session_text(&session, seen_as);
+        // A token's characters stand for themselves in JSON.
+        let token = String::from_utf8_lossy(token.expose_secret());
+        text.push_str(&format!(",\"token\":\"{token}\",\"created\":{created}}}\n"));
+        let location = format!("/v1/sessions/{}", session.id);
+        let response = Response::new(if created { 201 } else { 200 }).header("Cache-Control", "no-store");
+        let response = response.header("Location", &location).body("application/json", text.into_bytes());
+        self.respond(index, response, reply);
     }
 
     /// Makes a session, unless its maker has it already; whether it is new.
@@ -99,15 +144,13 @@ impl Shard {
         // What its maker made before a logout is not what is asked for now, and counts no more.
         for old in self.ledger.ephemerals().of(new.holder) {
             if self.ledger.ephemerals().is_over(old.id, self.now, self.direct_linger())
-                || self.maker_gone(&old).is_some()
+                || self.maker_gone(&old.maker, old.made).is_some()
             {
-                self.end_session_of(old.id);
+                self.end_session_of(&old);
             }
         }
-        let token = self.ledger.direct_key().token(new.id);
-        let hash = TokenHash::of(token.expose_secret()).expect("a token of ours is one");
         let per_subject = self.options.catalog.direct().map_or(0, |direct| direct.sessions_per_subject);
-        match self.ledger.ephemerals().make(&new, hash, self.options.limits.streams, per_subject) {
+        match self.ledger.ephemerals().make(&new, self.options.limits.streams, per_subject) {
             Ok(Made::New) => {
                 self.set_timer(new.ends, Timer::Ephemeral { id: new.id });
                 Ok((new, true))
@@ -117,12 +160,12 @@ impl Shard {
         }
     }
 
-    fn direct_linger(&self) -> Duration {
+    pub(super) fn direct_linger(&self) -> Duration {
         self.options.catalog.direct().map_or(Duration::ZERO, |direct| direct.linger)
     }
 
     /// All but the end of the object that tells of a session. Its texts need no escapes but the authority, which is checked.
-    fn session_text(&self, session: &Ephemeral, seen_as: &SeenAs) -> String {
+    fn session_text(&self, session: &Told<'_>, seen_as: &SeenAs) -> String {
         let (scheme, authority) = match &self.options.connection.public_origin {
             Some(origin) => origin.split_once("://").unwrap_or(("https", origin)),
             None => (&*seen_as.scheme, &*seen_as.authority),
@@ -130,7 +173,7 @@ impl Shard {
         let authority: String =
             authority.chars().filter(|c| c.is_ascii_alphanumeric() || ".-_~:[]%!$&'()*+,;=".contains(*c)).collect();
         let (http, ws) = if scheme.eq_ignore_ascii_case("https") { ("https", "wss") } else { ("http", "ws") };
-        let (id, name, ends) = (session.id, &session.key.name, session.ends_at.as_micros());
+        let (id, name, ends) = (session.id, session.stream, session.ends_at.as_micros());
         let path = format!("{authority}/v1/streams/{name}");
         format!(
             "{{\"id\":\"{id}\",\"stream\":\"{name}\",\"ws_url\":\"{ws}://{path}\",\"sse_url\":\"{http}://{path}\",\"expires_at\":{ends}"
@@ -158,33 +201,58 @@ impl Shard {
         // A session's own token opens its stream, and does nothing else.
         let record = grant.only().is_none().then(|| grant.to_record(None));
         self.rights.release(grant);
-        let found = id.and_then(|id| self.ledger.ephemerals().find(id));
-        let mine = found.filter(|session| record.is_some_and(|record| session.is_of(&record)));
-        let Some(session) = mine else {
-            let refusal = Refusal::new(ErrorCode::NotFound, "there is no such session of yours, or it has ended");
-            return self.refuse(index, &refusal, reply);
+        let (Some(id), Some(asker)) = (id, record) else { return self.refuse(index, &not_found(), reply) };
+        let found = self.ledger.ephemerals().find(id);
+        if self.options.auth.store && found.as_ref().is_none_or(Ephemeral::is_shared) {
+            let asked = FaceAsked { id, asker, seen_as: seen_as.clone(), end };
+            return self.ask_for_face(index, asked, reply.clone());
+        }
+        let Some(session) = found.filter(|session| session.is_of(&asker)) else {
+            return self.refuse(index, &not_found(), reply);
         };
-        let response = if end {
-            self.end_session_of(session.id);
-            Response::new(204).header("Cache-Control", "no-store")
+        if end {
+            self.end_session_of(&session);
+            self.confirm_end(index, reply);
         } else {
-            let text = self.session_text(&session, seen_as) + "}\n";
-            Response::new(200).header("Cache-Control", "no-store").body("application/json", text.into_bytes())
-        };
+            let told = Told { id, stream: &session.key.name, ends_at: session.ends_at };
+            self.tell_session(index, Some(told), seen_as, reply);
+        }
+    }
+
+    /// Tells whoever has made a session of it, without its token; `None`: there is none of theirs.
+    pub(super) fn tell_session(&mut self, index: u32, session: Option<Told<'_>>, seen_as: &SeenAs, reply: &Reply) {
+        let Some(session) = session else { return self.refuse(index, &not_found(), reply) };
+        let text = self.session_text(&session, seen_as) + "}\n";
+        let response =
+            Response::new(200).header("Cache-Control", "no-store").body("application/json", text.into_bytes());
         self.respond(index, response, reply);
+    }
+
+    /// Tells whoever has ended a session that it is.
+    pub(super) fn confirm_end(&mut self, index: u32, reply: &Reply) {
+        self.respond(index, Response::new(204).header("Cache-Control", "no-store"), reply);
     }
 
     /// The token of a session is presented.
     pub(super) fn look_at_session_token(&mut self, token: &Secret, waiter: Waiter) -> Looked {
-        let hash = TokenHash::of(token.expose_secret());
-        let Some(session) = hash.and_then(|hash| self.ledger.ephemerals().by_token(hash)) else {
-            return Looked::Now(waiter, Err(unknown()));
-        };
+        let Some(id) = ephemeral::id_of(token.expose_secret()) else { return Looked::Now(waiter, Err(unknown())) };
+        match self.ledger.ephemerals().find(id) {
+            // What processes share is known here as long as connections live by it, for then its end is told.
+            Some(session) if !session.is_shared() || self.ledger.ephemerals().is_watched(id) => {
+                self.look_at_session(session, waiter)
+            }
+            _ if self.options.auth.store => self.take_up_session(id, token, waiter),
+            _ => Looked::Now(waiter, Err(unknown())),
+        }
+    }
+
+    /// What whoever presents the token of a session gets.
+    pub(super) fn look_at_session(&mut self, session: Ephemeral, waiter: Waiter) -> Looked {
         if session.ends <= self.now.at || session.ends_at <= self.now.wall {
             return Looked::Now(waiter, Err(unknown()));
         }
-        if let Some(refusal) = self.maker_gone(&session) {
-            self.end_session_of(session.id);
+        if let Some(refusal) = self.maker_gone(&session.maker, session.made) {
+            self.end_session_of(&session);
             return Looked::Now(waiter, Err(refusal));
         }
         if let Some(mark) = &session.maker.api_key {
@@ -206,8 +274,7 @@ impl Shard {
     }
 
     /// Why a session is good no longer by what has been said of its maker.
-    fn maker_gone(&mut self, session: &Ephemeral) -> Option<Refusal> {
-        let maker = &session.maker;
+    pub(super) fn maker_gone(&mut self, maker: &GrantRecord, made: WallTime) -> Option<Refusal> {
         if let Some(mark) = &maker.api_key {
             let gone = Refusal::new(ErrorCode::TokenRevoked, "the API key was revoked").because("revoked");
             return self.api_keys.find_marked(mark).is_none().then_some(gone);
@@ -218,7 +285,7 @@ impl Shard {
             let issuer = maker.rights.issuer.as_deref();
             let user = maker.sub.as_deref().and_then(|sub| marks.logged_out_at(issuer, sub, now));
             let ended = marks.judge_session(SessionMark::of(sid.expose_secret()), now).is_err();
-            return (ended || user.is_some_and(|at| session.made <= at)).then(logged_out);
+            return (ended || user.is_some_and(|at| made <= at)).then(logged_out);
         }
         if maker.key.is_some_and(|key| self.options.auth.jwt.close_on_key_removal && !self.verifier.has_key(key)) {
             let detail = "the key that signed its maker's token was removed";
@@ -238,12 +305,15 @@ impl Shard {
     /// ends.
     pub(super) fn join_ephemeral(&mut self, id: Option<EphemeralId>, index: u32) {
         let Some(id) = id else { return };
-        let is_there = self.ledger.ephemerals().join(id);
+        let joined = self.ledger.ephemerals().join(id);
         self.ephemeral_connections.entry(id).or_default().push(index);
-        if !is_there {
+        match joined {
             // At the end of the input: whoever opens it is not done yet.
-            self.send(self.core, Mail::SessionEnded { id });
+            Joined::Gone => self.send(self.core, Mail::SessionEnded { id }),
+            Joined::First => self.hold_session(id),
+            Joined::Another => {}
         }
+        self.plan_to_keep_ephemerals();
     }
 
     /// It does no more.
@@ -255,8 +325,12 @@ impl Shard {
         if connections.is_empty() {
             self.ephemeral_connections.remove(&id);
         }
-        if self.ledger.ephemerals().leave(id, self.now.at) {
+        let Left { last, set_timer } = self.ledger.ephemerals().leave(id, self.now.at);
+        if set_timer {
             self.set_timer(self.now.at + self.direct_linger(), Timer::Ephemeral { id });
+        }
+        if last {
+            self.let_go_of_session(id);
         }
     }
 
@@ -269,8 +343,17 @@ impl Shard {
         }
     }
 
-    /// Ends a session.
-    fn end_session_of(&mut self, id: EphemeralId) {
+    /// Ends a session, wherever it is known.
+    pub(super) fn end_session_of(&mut self, session: &Ephemeral) {
+        // Of the many who may find it out at once the first one says so.
+        if self.ledger.ephemerals().find(session.id).is_some() {
+            self.end_session_elsewhere(session);
+        }
+        self.end_session_here(session.id);
+    }
+
+    /// Ends a session in this process.
+    pub(super) fn end_session_here(&mut self, id: EphemeralId) {
         self.ledger.ephemerals().remove(id);
         self.tell_session_ended(id);
     }

@@ -1,17 +1,19 @@
-//! The ephemeral sessions of a process, from when they are made until they end. Shared by its cores.
+//! The ephemeral sessions of a process, from when they are made until they end. Shared by its cores. Of those that processes
+//! share it has the ones that connections here live by, or did a moment ago.
 //!
 //! Source: protocol version 1, sections 1 and 6. Memory: an entry for each session, at most `limits.streams` of them and
 //! [`EPHEMERALS_MAX`]; the request that it describes is in its key. The lock is held for a look-up. Errors: [`Over`].
-//! Not here: what is answered then, and when a session ends (`ephemeral`).
+//! Not here: what is answered then, and when a session ends (`ephemeral`); what other processes know (`ephemeral_shared`).
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::auth::ephemeral::TokenHash;
+use crate::auth::ephemeral::Place;
 use crate::auth::grant::GrantRecord;
 use crate::ids::{EphemeralId, Holder};
-use crate::limits::EPHEMERALS_MAX;
+use crate::limits::{EPHEMERALS_MAX, LOOKUP_TIMEOUT};
+use crate::secret::Secret;
 use crate::time::{Instant, Now, WallTime};
 
 use super::StreamKey;
@@ -29,6 +31,8 @@ pub(super) enum Over {
 #[derive(Clone, Debug)]
 pub(super) struct Ephemeral {
     pub(super) id: EphemeralId,
+    /// What it is opened by.
+    pub(super) token: Secret,
     /// Its stream.
     pub(super) key: Arc<StreamKey>,
     /// What whoever made it had.
@@ -40,9 +44,16 @@ pub(super) struct Ephemeral {
     pub(super) made: WallTime,
     pub(super) ends: Instant,
     pub(super) ends_at: WallTime,
+    /// Where it is counted among its maker's, where processes share it.
+    pub(super) counted: Option<Box<str>>,
 }
 
 impl Ephemeral {
+    /// Whether it stands where processes share it: there its maker, its end and its watchers are known, not here.
+    pub(super) fn is_shared(&self) -> bool {
+        self.counted.is_some()
+    }
+
     /// Whether it is the same user's as `other`.
     fn is_of_same_user(&self, other: &Ephemeral) -> bool {
         self.is_of(&other.maker)
@@ -61,7 +72,6 @@ impl Ephemeral {
 #[derive(Debug)]
 struct Entry {
     session: Ephemeral,
-    token: TokenHash,
     watchers: u32,
     /// When the last of them left.
     left: Option<Instant>,
@@ -93,10 +103,31 @@ pub(super) enum Due {
     Watched,
 }
 
+/// What a watcher has come to.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Joined {
+    /// There is no such session.
+    Gone,
+    /// It is the only one here.
+    First,
+    /// There are others.
+    Another,
+}
+
+/// What a watcher leaves behind.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Left {
+    /// Nobody watches here any more.
+    pub(super) last: bool,
+    /// A timer is to be set that looks, in a while, whether that is so still.
+    pub(super) set_timer: bool,
+}
+
 #[derive(Debug, Default)]
 struct Table {
     sessions: HashMap<EphemeralId, Entry>,
-    by_token: HashMap<TokenHash, EphemeralId>,
+    /// Those that processes share, by their places.
+    by_place: HashMap<Place, EphemeralId>,
     of: HashMap<Holder, Vec<EphemeralId>>,
 }
 
@@ -108,7 +139,7 @@ impl Table {
 
     fn remove(&mut self, id: EphemeralId) -> bool {
         let Some(entry) = self.sessions.remove(&id) else { return false };
-        self.by_token.remove(&entry.token);
+        self.by_place.remove(&Place::of(id));
         let holder = entry.session.holder;
         if let Some(ids) = self.of.get_mut(&holder) {
             ids.retain(|other| *other != id);
@@ -146,7 +177,7 @@ impl Ephemerals {
     ///
     /// # Errors
     /// The bound that it would pass.
-    pub(super) fn make(&self, new: &Ephemeral, token: TokenHash, in_all: u32, per_subject: u32) -> Result<Made, Over> {
+    pub(super) fn make(&self, new: &Ephemeral, in_all: u32, per_subject: u32) -> Result<Made, Over> {
         let mut table = self.table();
         if new.dedupe_key.is_some()
             && let Some(same) =
@@ -161,10 +192,32 @@ impl Ephemerals {
         if per_subject != 0 && table.of.get(&new.holder).map_or(0, Vec::len) >= per_subject as usize {
             return Err(Over::Subject);
         }
-        table.by_token.insert(token, new.id);
         table.of.entry(new.holder).or_default().push(new.id);
-        table.sessions.insert(new.id, Entry { session: new.clone(), token, watchers: 0, left: None, timed: false });
+        table.sessions.insert(new.id, Entry { session: new.clone(), watchers: 0, left: None, timed: false });
         Ok(Made::New)
+    }
+
+    /// Puts a session there that stands where processes share it, for whoever is about to open it; what there is of it
+    /// already, and whether that is new: then a timer is to be set, for its end and for when `linger` has passed.
+    ///
+    /// # Errors
+    /// The bound that it would pass.
+    pub(super) fn take_up(&self, session: Ephemeral, now: Instant) -> Result<(Ephemeral, bool), Over> {
+        let mut table = self.table();
+        if let Some(entry) = table.sessions.get_mut(&session.id) {
+            if entry.watchers == 0 {
+                entry.left = Some(now + LOOKUP_TIMEOUT);
+            }
+            return Ok((entry.session.clone(), false));
+        }
+        if table.sessions.len() >= EPHEMERALS_MAX {
+            return Err(Over::Process);
+        }
+        table.by_place.insert(Place::of(session.id), session.id);
+        // Whoever opens it may have to be looked at by others first.
+        let entry = Entry { session: session.clone(), watchers: 0, left: Some(now + LOOKUP_TIMEOUT), timed: true };
+        table.sessions.insert(session.id, entry);
+        Ok((session, true))
     }
 
     /// The sessions that count for a holder.
@@ -172,10 +225,14 @@ impl Ephemerals {
         self.table().of(holder).cloned().collect()
     }
 
-    /// The session of that token.
-    pub(super) fn by_token(&self, token: TokenHash) -> Option<Ephemeral> {
-        let table = self.table();
-        table.by_token.get(&token).and_then(|id| table.sessions.get(id)).map(|entry| entry.session.clone())
+    /// The session whose record stands there.
+    pub(super) fn by_place(&self, place: Place) -> Option<EphemeralId> {
+        self.table().by_place.get(&place).copied()
+    }
+
+    /// Whether connections of this process live by it.
+    pub(super) fn is_watched(&self, id: EphemeralId) -> bool {
+        self.table().sessions.get(&id).is_some_and(|entry| entry.watchers > 0)
     }
 
     /// The session of that id.
@@ -188,18 +245,25 @@ impl Ephemerals {
         self.table().sessions.get(&id).map(|entry| Arc::clone(&entry.session.key))
     }
 
-    /// One watcher more; whether there is such a session.
-    pub(super) fn join(&self, id: EphemeralId) -> bool {
-        self.table().sessions.get_mut(&id).map(|entry| entry.watchers += 1).is_some()
+    /// One watcher more.
+    pub(super) fn join(&self, id: EphemeralId) -> Joined {
+        match self.table().sessions.get_mut(&id) {
+            None => Joined::Gone,
+            Some(entry) => {
+                entry.watchers += 1;
+                if entry.watchers == 1 { Joined::First } else { Joined::Another }
+            }
+        }
     }
 
-    /// One fewer; whether a timer is to be set that looks, in a while, whether that was the last.
-    pub(super) fn leave(&self, id: EphemeralId, now: Instant) -> bool {
+    /// One fewer.
+    pub(super) fn leave(&self, id: EphemeralId, now: Instant) -> Left {
         let mut table = self.table();
-        let Some(entry) = table.sessions.get_mut(&id) else { return false };
+        let Some(entry) = table.sessions.get_mut(&id) else { return Left { last: false, set_timer: false } };
         entry.watchers = entry.watchers.saturating_sub(1);
         entry.left = Some(now);
-        entry.watchers == 0 && !std::mem::replace(&mut entry.timed, true)
+        let last = entry.watchers == 0;
+        Left { last, set_timer: last && !std::mem::replace(&mut entry.timed, true) }
     }
 
     /// A timer has come: takes a session away that has outlived its time, or its last watcher by `linger`.
@@ -235,7 +299,7 @@ mod tests {
     use url::Url;
 
     use super::*;
-    use crate::auth::ephemeral::DirectKey;
+    use crate::auth::ephemeral::{id_of, token_of_random};
     use crate::auth::grant::Rights;
     use crate::guard::{DirectOptions, Policy};
     use crate::ids::StreamId;
@@ -249,7 +313,7 @@ mod tests {
         Now { at: Instant::from_micros(1_000_000 + ms * 1_000), wall: WallTime::from_micros(9_000_000 + ms * 1_000) }
     }
 
-    fn session(no: u128, dedupe_key: Option<&str>) -> (Ephemeral, TokenHash) {
+    fn session(no: u8, dedupe_key: Option<&str>) -> Ephemeral {
         let direct = DirectOptions {
             policy: Arc::new(Policy::public()),
             roles: Vec::new(),
@@ -257,6 +321,7 @@ mod tests {
             sessions_per_subject: 0,
             session_ttl_max: Duration::ZERO,
             linger: LINGER,
+            secret: None,
         };
         let catalog = Catalog::new(&[], None, 7).with_direct(Some(&direct), None);
         let template = UrlTemplate::parse::<&str>("http://a.test/", &[]).expect("a URL");
@@ -273,9 +338,10 @@ mod tests {
             session: None,
             api_key: None,
         };
-        let id = EphemeralId(no);
-        let new = Ephemeral {
-            id,
+        let token = token_of_random([no; 32]);
+        Ephemeral {
+            id: id_of(token.expose_secret()).expect("a token"),
+            token,
             key: Arc::new(key),
             maker,
             holder: Holder::from_hash(1),
@@ -283,52 +349,72 @@ mod tests {
             made: at(0).wall,
             ends: at(100_000).at,
             ends_at: at(100_000).wall,
-        };
-        let token = DirectKey::of_random([7; 32]).token(id);
-        (new, TokenHash::of(token.expose_secret()).expect("a token"))
+            counted: None,
+        }
     }
 
     #[test]
     fn watchers_that_come_and_go_do_not_pile_up_timers() {
         let table = Ephemerals::default();
-        let (new, token) = session(1, None);
-        assert!(matches!(table.make(&new, token, 0, 0), Ok(Made::New)));
+        let new = session(1, None);
+        assert!(matches!(table.make(&new, 0, 0), Ok(Made::New)));
         let mut timers = 0;
         for ms in 0..1_000 {
-            assert!(table.join(new.id));
-            timers += u32::from(table.leave(new.id, at(ms).at));
+            assert_eq!(table.join(new.id), Joined::First);
+            timers += u32::from(table.leave(new.id, at(ms).at).set_timer);
         }
         assert_eq!(timers, 1);
         let last = at(999).at + LINGER;
         assert_eq!(table.timed(new.id, at(5_000), LINGER), Due::At(last), "it is set anew, for the last who left");
-        assert!(table.join(new.id) && !table.leave(new.id, at(5_500).at));
-        assert!(table.join(new.id));
+        assert_eq!(table.join(new.id), Joined::First);
+        assert_eq!(table.join(new.id), Joined::Another);
+        assert_eq!(table.leave(new.id, at(5_400).at), Left { last: false, set_timer: false });
+        assert_eq!(table.leave(new.id, at(5_500).at), Left { last: true, set_timer: false });
+        assert_eq!(table.join(new.id), Joined::First);
         assert_eq!(table.timed(new.id, at(10_600), LINGER), Due::Watched);
-        assert!(table.leave(new.id, at(10_700).at), "and once more after that");
+        assert!(table.leave(new.id, at(10_700).at).set_timer, "and once more after that");
         assert!(table.is_over(new.id, at(15_700), LINGER) && !table.is_over(new.id, at(15_699), LINGER));
         assert_eq!(table.timed(new.id, at(15_700), LINGER), Due::Over);
-        assert!(table.by_token(token).is_none() && table.len() == 0 && table.of(new.holder).is_empty());
+        assert!(table.find(new.id).is_none() && table.len() == 0 && table.of(new.holder).is_empty());
+        assert_eq!(table.join(new.id), Joined::Gone);
+    }
+
+    #[test]
+    fn a_session_that_was_taken_up_waits_for_whoever_opens_it_and_is_there_once() {
+        let table = Ephemerals::default();
+        let new = Ephemeral { counted: Some("of".into()), ..session(1, None) };
+        let place = Place::of(new.id);
+        assert!(matches!(table.take_up(new.clone(), at(0).at), Ok((_, true))));
+        assert!(matches!(table.take_up(new.clone(), at(7).at), Ok((_, false))));
+        assert_eq!((table.by_place(place), table.len(), table.of(new.holder).len()), (Some(new.id), 1, 0));
+        assert!(!table.is_watched(new.id) && table.join(new.id) == Joined::First && table.is_watched(new.id));
+        let wait = u64::try_from((LOOKUP_TIMEOUT + LINGER).as_millis()).expect("it is short");
+        assert_eq!(table.timed(new.id, at(wait), LINGER), Due::Watched);
+        assert!(table.leave(new.id, at(wait).at).set_timer && table.remove(new.id));
+        assert_eq!(table.by_place(place), None);
+        assert!(matches!(table.take_up(new.clone(), at(0).at), Ok((_, true))));
+        assert_eq!(table.timed(new.id, at(wait), LINGER), Due::Over, "nobody has come");
     }
 
     #[test]
     fn bounds_hold_at_their_value() {
         let table = Ephemerals::default();
         let make = |no, dedupe, in_all, each| {
-            let (new, token) = session(no, dedupe);
-            table.make(&new, token, in_all, each).map(|made| matches!(made, Made::New))
+            table.make(&session(no, dedupe), in_all, each).map(|made| matches!(made, Made::New))
         };
         assert_eq!([make(1, Some("a"), 3, 2), make(2, None, 3, 2)], [Ok(true), Ok(true)]);
         assert_eq!(make(3, None, 3, 2), Err(Over::Subject));
         assert_eq!(make(4, Some("a"), 3, 2), Ok(false), "the same is there already");
         assert_eq!([make(5, None, 3, 0), make(6, None, 3, 0)], [Ok(true), Err(Over::Process)]);
         assert_eq!(make(7, None, 0, 0), Ok(true), "0 is unlimited, but for what a process may have");
-        assert!(table.remove(EphemeralId(1)) && !table.remove(EphemeralId(1)));
+        let first = session(1, None).id;
+        assert!(table.remove(first) && !table.remove(first));
         assert_eq!(make(8, Some("a"), 0, 0), Ok(true), "what has ended is no duplicate");
     }
 
     #[test]
     fn nobody_in_particular_has_made_nothing() {
-        let (one, _) = session(1, None);
+        let one = session(1, None);
         assert!(one.is_of(&one.maker));
         let other =
             GrantRecord { rights: Rights { issuer: Some("b".into()), ..Rights::default() }, ..one.maker.clone() };

@@ -22,6 +22,7 @@ use crate::connection::handshake::Refusal;
 use crate::connection::{BodyPurpose, Reply};
 use crate::ids::{CoreId, StreamId};
 use crate::limits::{self, HOOK_REPEAT, HOOK_WINDOW, HOOKS_SEEN_MAX};
+use crate::metrics::HookResult;
 use crate::time::Instant;
 
 use super::lookup::Order;
@@ -68,12 +69,17 @@ impl Shard {
         let signature = match head.one(SIGNATURE) {
             Ok(Some(signature)) => signature.to_owned(),
             Ok(None) => {
+                self.metrics.hooks.of(HookResult::Malformed).count();
                 let refusal = Refusal::new(ErrorCode::MissingCredential, "X-Restcast-Signature is missing");
                 return self.refuse(index, &refusal, &reply);
             }
-            Err(error) => return self.refuse(index, &Refusal::new(ErrorCode::BadRequest, error.to_string()), &reply),
+            Err(error) => {
+                self.metrics.hooks.of(HookResult::Malformed).count();
+                return self.refuse(index, &Refusal::new(ErrorCode::BadRequest, error.to_string()), &reply);
+            }
         };
         if signature.len() > limits::HOOK_HEADER_BYTES_MAX {
+            self.metrics.hooks.of(HookResult::Malformed).count();
             let refusal = Refusal::new(ErrorCode::InvalidToken, HookError::Malformed.to_string());
             return self.refuse_credential(index, &refusal, &reply, client);
         }
@@ -97,11 +103,20 @@ impl Shard {
             (Ok(hook), Some(id)) => (hook, id),
             (verified, _) => {
                 let error = verified.err().unwrap_or(HookError::Unsigned);
+                let result = match error {
+                    HookError::Malformed => HookResult::Malformed,
+                    HookError::OutOfTime => HookResult::OutOfTime,
+                    HookError::Unsigned if secrets.is_empty() => HookResult::Unknown,
+                    HookError::Unsigned => HookResult::Unsigned,
+                };
+                self.metrics.hooks.of(result).count();
                 let refusal = Refusal::new(ErrorCode::InvalidToken, error.to_string());
                 return self.refuse_credential(index, &refusal, reply, client);
             }
         };
-        let news = self.hooked(id, hook.mark);
+        let result = self.hooked(id, hook.mark);
+        self.metrics.hooks.of(result).count();
+        let news = result == HookResult::Poll;
         if news && options.auth.store {
             let sealed = hook.seal(self.now.wall, self.rng.u128().to_le_bytes());
             self.outputs.push_back(Output::Order(Order::Hook { id: id.clone(), sealed }));
@@ -110,15 +125,18 @@ impl Shard {
         self.respond(index, Response::new(status).header("Cache-Control", "no-store"), reply);
     }
 
-    /// Has a stream polled on all cores, where its hook is no replay; whether it is polled.
-    fn hooked(&mut self, id: &StreamId, mark: HookMark) -> bool {
-        let news = self.ledger.is_news(id, mark, self.now.at) && !self.options.catalog.is_stopped(id);
-        if news {
-            for core in 0..self.cores {
-                self.send(CoreId(core), Mail::RefreshAll { id: id.clone() });
-            }
+    /// Has a stream polled on all cores, where its hook is no replay; what has become of the hook.
+    fn hooked(&mut self, id: &StreamId, mark: HookMark) -> HookResult {
+        if !self.ledger.is_news(id, mark, self.now.at) {
+            return HookResult::Replayed;
         }
-        news
+        if self.options.catalog.is_stopped(id) {
+            return HookResult::Stopped;
+        }
+        for core in 0..self.cores {
+            self.send(CoreId(core), Mail::RefreshAll { id: id.clone() });
+        }
+        HookResult::Poll
     }
 
     /// Another process says that it was sent a hook: this one polls too, and takes it for a replay where it comes here later.

@@ -12,10 +12,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use crate::auth::ephemeral::DirectKey;
+use crate::auth::ephemeral::{DirectKey, Place};
 use crate::auth::hook::HookMark;
 use crate::auth::marks::Marks;
-use crate::ids::{Holder, ProcessId, StreamId};
+use crate::ids::{EphemeralId, Holder, ProcessId, StreamId};
 use crate::limits::Limits;
 use crate::stream::budget::Budgets;
 use crate::time::Instant;
@@ -204,9 +204,14 @@ impl Ledger {
         self.ephemerals.len()
     }
 
-    /// Makes the key of direct mode of these random bits, unless there is one.
-    pub(super) fn keep_direct_key(&self, random: [u8; 32]) {
-        self.direct_key.get_or_init(|| DirectKey::of_random(random));
+    /// Makes the key of direct mode of these bits, unless there is one.
+    pub(super) fn keep_direct_key(&self, key: impl FnOnce() -> DirectKey) {
+        self.direct_key.get_or_init(key);
+    }
+
+    /// Ends an ephemeral session, by the place of its record: which that was, where it is known here.
+    pub fn end_ephemeral(&self, place: Place) -> Option<EphemeralId> {
+        self.ephemerals.by_place(place).filter(|id| self.ephemerals.remove(*id))
     }
 
     /// The key of direct mode.

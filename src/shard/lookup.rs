@@ -7,14 +7,15 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::auth::control::ControlEntry;
-use crate::auth::grant::Grant;
+use crate::auth::ephemeral::Place;
+use crate::auth::grant::{Grant, GrantRecord};
 use crate::auth::jwt::LackedKey;
 use crate::auth::sealed::SALT_BYTES;
 use crate::auth::session::SessionMark;
 use crate::auth::ticket::TicketRecord;
 use crate::codec::message::ClientId;
-use crate::connection::handshake::{Presented, Refusal};
-use crate::ids::{ConnectionId, ConnectionKey, CoreId, ProcessId, StreamId};
+use crate::connection::handshake::{Presented, Refusal, SeenAs};
+use crate::ids::{ConnectionId, ConnectionKey, CoreId, EphemeralId, ProcessId, StreamId};
 use crate::secret::Secret;
 use crate::time::{Instant, Now};
 
@@ -50,6 +51,69 @@ pub enum Lookup {
         /// The question, sealed for that connection (`auth::renewal`).
         sealed: Vec<u8>,
     },
+    /// Something about ephemeral sessions, which processes share.
+    Ephemeral(EphemeralAsk),
+}
+
+/// What is asked about ephemeral sessions.
+#[derive(Clone, Debug)]
+pub enum EphemeralAsk {
+    /// To put one there, unless its maker has one of that name.
+    Make(Box<EphemeralMake>),
+    /// The record of one.
+    Read(Place),
+    /// To keep these: this process has connections that live by them.
+    Hold {
+        /// Which process.
+        process: ProcessId,
+        /// Which sessions.
+        sessions: Vec<EphemeralHeld>,
+    },
+    /// This process has none any more. Where no other has, it ends when `keep` has passed.
+    Leave {
+        /// Which process.
+        process: ProcessId,
+        /// Which session.
+        session: EphemeralHeld,
+    },
+    /// To end it.
+    End(EphemeralHeld),
+}
+
+/// A session that is to be put where processes share it.
+#[derive(Clone, Debug)]
+pub struct EphemeralMake {
+    /// Where.
+    pub place: Place,
+    /// What stands there.
+    pub record: Secret,
+    /// Where it is counted among its maker's.
+    pub counted: String,
+    /// Its life.
+    pub life: Duration,
+    /// How many there may be in all,
+    pub in_all: u32,
+    /// and of that maker; 0: unlimited.
+    pub each: u32,
+    /// Where its name stands, and what stands there.
+    pub named: Option<(String, Secret)>,
+    /// Whether a session that stands under that name is good for nothing any more.
+    pub anew: bool,
+}
+
+/// A session that stands where processes share it.
+#[derive(Clone, Debug)]
+pub struct EphemeralHeld {
+    /// Where.
+    pub place: Place,
+    /// Where it is counted among its maker's.
+    pub counted: String,
+    /// What is left of its life,
+    pub left: Duration,
+    /// and how much of that it lives on if nothing more is said.
+    pub keep: Duration,
+    /// Its record, where the store may have lost it.
+    pub record: Option<Secret>,
 }
 
 /// A question of another process: who has asked, and the number by which it knows its question.
@@ -114,8 +178,45 @@ pub enum Found {
     /// To [`Lookup::Renew`]: what that process has answered, sealed; `None`: it holds no such connection, or there is no such
     /// process.
     Renewed(Option<Vec<u8>>),
+    /// To [`Lookup::Ephemeral`].
+    Ephemeral(EphemeralFound),
     /// To any: it cannot be said now.
     Unavailable,
+}
+
+/// The answer to an [`EphemeralAsk`].
+#[derive(Clone, Debug)]
+pub enum EphemeralFound {
+    /// To `Make`: it is there.
+    Made,
+    /// Its maker has one of that name: what stands under that, and its record.
+    Same {
+        /// What stands under the name.
+        named: Secret,
+        /// The session's record.
+        record: Secret,
+    },
+    /// There are as many as there may be in all.
+    TooMany,
+    /// The maker has as many as it may.
+    TooManyOfOne,
+    /// To `Read`; `None`: there is no such session.
+    Record(Option<Secret>),
+    /// To `Hold`: in the same order.
+    Held(Vec<EphemeralStanding>),
+    /// To `Leave` and `End`.
+    Done,
+}
+
+/// How a session stands that was to be kept.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum EphemeralStanding {
+    /// It is there.
+    There,
+    /// The store knows nothing of it.
+    Lost,
+    /// It has been ended.
+    Ended,
 }
 
 /// Who waits for a credential to be looked at.
@@ -174,6 +275,58 @@ pub(super) enum Asked {
     Kept(ConnectionKey, Box<Made>),
     /// Another process has been asked to renew a connection of its own.
     Renewal(PeerRenewal),
+    /// An ephemeral session is put where processes share it, and handed out.
+    Shared(ConnectionKey, Box<Sharing>),
+    /// The record of an ephemeral session is given to all who have presented its token.
+    TakenUp(Box<TakingUp>),
+    /// The maker of an ephemeral session wants to be told of it, or to end it.
+    Face(ConnectionKey, Box<FaceAsked>),
+    /// It has been ended.
+    Ended(ConnectionKey, EphemeralId),
+    /// Ephemeral sessions with connections here are kept.
+    Held(Held),
+    /// One without is not, unless that has changed.
+    Left(EphemeralId),
+    /// Nobody waits for the answer.
+    Told,
+}
+
+/// An ephemeral session that the store was asked to take.
+#[derive(Debug)]
+pub(super) struct Sharing {
+    pub(super) session: Ephemeral,
+    pub(super) seen_as: SeenAs,
+    /// Whether what stood under its name was found to be good for nothing.
+    pub(super) anew: bool,
+}
+
+/// An ephemeral session that is not known here, and who has presented its token.
+#[derive(Debug)]
+pub(super) struct TakingUp {
+    pub(super) id: EphemeralId,
+    pub(super) token: Secret,
+    pub(super) waiting: Vec<(u64, Waiter)>,
+}
+
+/// What somebody wants of an ephemeral session by its id.
+#[derive(Debug)]
+pub(super) struct FaceAsked {
+    pub(super) id: EphemeralId,
+    /// Who.
+    pub(super) asker: GrantRecord,
+    pub(super) seen_as: SeenAs,
+    /// Whether to end it.
+    pub(super) end: bool,
+}
+
+/// Ephemeral sessions that the store was told of.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) sessions: Vec<EphemeralId>,
+    /// Whether with their records.
+    pub(super) given_back: bool,
+    /// Whether the pass over all goes on after it.
+    pub(super) of_pass: bool,
 }
 
 /// What became of looking at a credential.

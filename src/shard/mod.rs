@@ -16,6 +16,7 @@ mod control;
 mod direct;
 mod encoder;
 mod ephemeral;
+mod ephemeral_shared;
 mod ephemeral_table;
 mod fanout;
 mod hooks;
@@ -68,7 +69,10 @@ pub use self::catalog::{Catalog, StreamKey};
 pub use self::close::CannedAnswer;
 pub use self::control::{ConnectionQuery, Listed, ListedConnection};
 pub use self::ledger::Ledger;
-pub use self::lookup::{Found, Lookup, Order, PeerAsk, SessionRecord};
+pub use self::lookup::{
+    EphemeralAsk, EphemeralFound, EphemeralHeld, EphemeralMake, EphemeralStanding, Found, Lookup, Order, PeerAsk,
+    SessionRecord,
+};
 pub use self::mail::Mail;
 pub use self::rng::Rng;
 pub use self::stats::Stats;
@@ -77,6 +81,7 @@ use self::actions::Acting;
 use self::catalog::PolledKey;
 use self::control::Passes;
 use self::encoder::Encoder;
+use self::ephemeral_shared::SharedSessions;
 use self::fanout::Joint;
 use self::lookup::Asked;
 use self::owner::Owned;
@@ -349,6 +354,8 @@ enum Timer {
     Topic { index: u32 },
     /// An ephemeral session may have outlived its time, or its watchers.
     Ephemeral { id: EphemeralId },
+    /// The ephemeral sessions with connections here are kept where processes share them.
+    KeepEphemerals,
 }
 
 /// One core's state.
@@ -421,6 +428,8 @@ pub struct Shard {
     sessions: Sessions,
     /// The places of the connections that live by each ephemeral session.
     ephemeral_connections: HashMap<EphemeralId, Vec<u32>>,
+    /// What is asked about those that processes share.
+    shared_sessions: SharedSessions,
     /// The number of the last question, of any kind.
     ask_no: u64,
 }
@@ -490,10 +499,11 @@ impl Shard {
             action_told: HashMap::new(),
             sessions: Sessions::default(),
             ephemeral_connections: HashMap::new(),
+            shared_sessions: SharedSessions::default(),
             ask_no: 0,
         };
         // The first core's is the process's.
-        shard.ledger.keep_direct_key(shard.rng.secret("direct mode"));
+        shard.ledger.keep_direct_key(|| shard.direct_key());
         shard.share_bounds();
         shard.warm();
         shard.turn_inbox();
@@ -520,7 +530,12 @@ impl Shard {
             Input::PeerRenewal { connection, sealed, ask } => self.peer_asks_to_renew(connection, &sealed, ask),
             Input::PeerHook { id, sealed } => self.peer_was_hooked(&id, &sealed),
             Input::Control(concerned) => self.control(&concerned),
-            Input::StoreState { up } => self.store_state(up),
+            Input::StoreState { up } => {
+                self.store_state(up);
+                if up {
+                    self.keep_ephemerals();
+                }
+            }
             Input::Timeout => self.timeout(),
             Input::ClockMoved => {
                 // The store's clock may have been stepped as well: what it holds is read anew.

@@ -37,6 +37,7 @@ impl Shard {
                 Timer::Rated { connection, generation, slot } => self.rated_due(connection, generation, slot),
                 Timer::Topic { index } => self.topic_due(index),
                 Timer::Ephemeral { id } => self.ephemeral_due(id),
+                Timer::KeepEphemerals => self.keep_ephemerals_due(),
             }
         }
         let mut budget = DUE_PER_TURN;

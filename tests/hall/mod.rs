@@ -3,9 +3,13 @@
 
 #![allow(dead_code, reason = "each test uses a part of it")]
 
+pub mod ephemerals;
+
+use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,12 +25,14 @@ use restcast::ids::CoreId;
 use restcast::metrics::CoreMetrics;
 use restcast::secret::Secret;
 use restcast::shard::{
-    Catalog, ConnectionQuery, Found, Input, Ledger, Listed, Lookup, Options, Order, Output, Sent, SessionRecord, Shard,
-    Wire,
+    Catalog, ConnectionQuery, Found, Input, Ledger, Listed, Lookup, Mail, Options, Order, Output, Sent, SessionRecord,
+    Shard, Wire,
 };
 use restcast::stream::poll::{FetchResponse, PollNo, Validators};
 use restcast::time::{Instant, Now, WallTime};
 use serde_json::{Value, json};
+
+use self::ephemerals::Ephemerals;
 
 pub const SECRET: &str = "a secret of the hall, of 32 bytes or more";
 pub const COOKIE_SECRET: &str = "a secret of the session cookies";
@@ -80,6 +86,8 @@ pub struct Setup {
     pub streams: Vec<(String, String)>,
     pub session: Option<session::Options>,
     pub store: bool,
+    /// What chance depends on: another for each process.
+    pub seed: u8,
 }
 
 fn place(text: &str) -> Place {
@@ -119,6 +127,7 @@ impl Setup {
             streams: vec![("leads".into(), "linger = \"1h\"\ninterval = \"1h\"".into())],
             session: Some(session_options()),
             store: true,
+            seed: 7,
         }
     }
 
@@ -150,7 +159,7 @@ impl Setup {
 pub struct Hall {
     shards: Vec<Shard>,
     options: Arc<Options>,
-    ledger: Arc<Ledger>,
+    pub ledger: Arc<Ledger>,
     now: Now,
     key: Key,
     sent: Sink,
@@ -164,6 +173,8 @@ pub struct Hall {
     pub tickets: BTreeMap<String, Secret>,
     /// Whether questions are answered as soon as they are put.
     pub answers: bool,
+    /// The ephemeral sessions that the store holds, which halls may share.
+    pub ephemerals: Rc<RefCell<Ephemerals>>,
     /// Whether the store says that it cannot.
     pub away: bool,
     /// How many questions about sessions have been put, and about how many sessions.
@@ -182,7 +193,7 @@ impl Hall {
         let shards = (0..setup.cores)
             .map(|core| {
                 let metrics = Arc::new(CoreMetrics::default());
-                let seed = [7 + u8::try_from(core).expect("few cores"); 32];
+                let seed = [setup.seed + u8::try_from(core).expect("few cores"); 32];
                 ledger.marks().configure(&options.auth);
                 let options = Arc::clone(&options);
                 Shard::new(CoreId(core), setup.cores, options, Arc::clone(&ledger), metrics, seed, now)
@@ -203,12 +214,17 @@ impl Hall {
             polls: VecDeque::new(),
             store: BTreeMap::new(),
             tickets: BTreeMap::new(),
+            ephemerals: Rc::default(),
             answers: true,
             away: false,
             asked: Vec::new(),
         };
         hall.settle();
         hall
+    }
+
+    pub fn now(&self) -> Now {
+        self.now
     }
 
     pub fn wall(&self) -> WallTime {
@@ -305,6 +321,16 @@ impl Hall {
         let concerned: Arc<[Concerned]> =
             events.iter().filter_map(|event| self.ledger.marks().take(event, self.now.wall).concerned).collect();
         self.tell_all(|| Input::Control(Arc::clone(&concerned)));
+    }
+
+    /// What was put on the control stream here and is of ephemeral sessions is heard at another process.
+    pub fn heard_at(&mut self, other: &mut Hall) {
+        for order in std::mem::take(&mut self.orders) {
+            let Order::Publish(entry) = order else { continue };
+            if let Some(id) = entry.ended_ephemeral().and_then(|place| other.ledger.end_ephemeral(place)) {
+                other.tell_all(|| Input::Mail(Mail::SessionEnded { id }));
+            }
+        }
     }
 
     /// Gives each core an input.
@@ -418,6 +444,7 @@ impl Hall {
             }
             Lookup::KeySet(_) => Found::KeySet,
             Lookup::Renew { .. } => Found::Renewed(None),
+            Lookup::Ephemeral(ask) => Found::Ephemeral(self.ephemerals.borrow_mut().answer(ask, self.now)),
         }
     }
 

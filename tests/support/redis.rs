@@ -179,6 +179,15 @@ impl Redis {
         fs::read_to_string(self.directory.join("log")).unwrap_or_default()
     }
 
+    /// All that it has written to its disk: every change that it was told to make.
+    pub fn written(&self) -> String {
+        let files = fs::read_dir(self.directory.join("appendonlydir")).into_iter().flatten().flatten();
+        files
+            .filter_map(|file| fs::read(file.path()).ok())
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .collect()
+    }
+
     /// Where it listens in the clear.
     pub fn address(&self) -> SocketAddr {
         (Ipv4Addr::LOCALHOST, self.port).into()
@@ -203,6 +212,15 @@ impl Redis {
     pub fn command(&self, parts: &[&str]) -> Said {
         let mut client = self.client();
         client.command(parts).expect("Redis answers")
+    }
+
+    /// `SET` with a value that is no text.
+    pub fn set_bytes(&self, key: &str, value: &[u8]) {
+        let mut client = self.client();
+        let head = format!("*3\r\n$3\r\nSET\r\n${}\r\n{key}\r\n${}\r\n", key.len(), value.len());
+        let command = [head.as_bytes(), value, b"\r\n"].concat();
+        client.socket.get_mut().write_all(&command).expect("Redis takes it");
+        assert_eq!(client.reply().expect("an answer"), Said::Text("OK".into()));
     }
 
     /// The same where the reply is a text or nothing.

@@ -1,7 +1,7 @@
 //! The link for commands: questions of the cores, pipelined, with their answers in order; orders; what goes on the control
 //! stream; what is published to other processes.
 //!
-//! Source: <https://redis.io/docs/latest/commands/> (GET, PTTL, GETDEL, SET, PEXPIRE, XADD, PUBLISH, PING); connect-redis for the
+//! Source: <https://redis.io/docs/latest/commands/> (GET, PTTL, GETDEL, SET, EVAL, PEXPIRE, XADD, PUBLISH, PING); connect-redis for the
 //! names of sessions. Memory: questions and orders that wait, each bounded by its line in `limits`; of each question under
 //! way what has been answered so far. Errors: a question that cannot be answered is [`Found::Unavailable`].
 //! Not here: the connection (`link`), what a record means (`auth`).
@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use rustix::event::PollFlags;
 
+use super::ephemerals::{self, Gathering};
 use super::link::{Fault, Io, Link, Turn};
 use super::{CONTROL_STREAM, Settings, Sink};
 use crate::auth::control::ControlEntry;
@@ -20,7 +21,7 @@ use crate::ids::CoreId;
 use crate::limits;
 use crate::metrics::{RedisEntry, RedisLink, RedisResult, StoreMetrics};
 use crate::secret::Secret;
-use crate::shard::{Found, Lookup, SessionRecord};
+use crate::shard::{EphemeralFound, Found, Lookup, SessionRecord};
 use crate::time::{Instant, Now};
 
 /// Before the hash of a ticket in the name of its record.
@@ -115,6 +116,8 @@ enum Answer {
     },
     Taken(Option<Secret>),
     Kept,
+    /// What has come, and the answer that it makes.
+    Ephemeral(Gathering, Option<EphemeralFound>),
 }
 
 impl Commands {
@@ -374,6 +377,10 @@ fn write_question(out: &mut Vec<u8>, lookup: Lookup, settings: &Settings) -> Opt
             write_command(out, [b"SET".as_slice(), key.as_bytes(), record.expose_secret(), b"PX", life.as_bytes()]);
             Some((Answer::Kept, 1))
         }
+        Lookup::Ephemeral(ask) => {
+            let (gathering, replies) = ephemerals::write(out, ask);
+            Some((Answer::Ephemeral(gathering, None), replies))
+        }
         Lookup::KeySet(_) | Lookup::Renew { .. } => None,
     }
 }
@@ -426,7 +433,7 @@ impl Answers<'_> {
         let done = first.left == 0;
         match &mut first.what {
             What::Question { core, ask, answer, told, .. } => {
-                match gather(answer, reply) {
+                match gather(answer, reply, done) {
                     Ok(()) => {}
                     Err(NoAnswer::Fault(fault)) => return Err(fault),
                     Err(NoAnswer::Refused(why)) => {
@@ -443,6 +450,7 @@ impl Answers<'_> {
                         Answer::Sessions { records, .. } => Found::Sessions(std::mem::take(records)),
                         Answer::Taken(record) => Found::Ticket(record.take()),
                         Answer::Kept => Found::Kept,
+                        Answer::Ephemeral(_, found) => found.take().map_or(Found::Unavailable, Found::Ephemeral),
                     };
                     self.sink.found(*core, *ask, found);
                 }
@@ -512,13 +520,14 @@ enum NoAnswer {
     Refused(String),
 }
 
-/// Takes one reply into an answer.
-fn gather(answer: &mut Answer, reply: Reply) -> Result<(), NoAnswer> {
+/// Takes one reply into an answer; `last`: no more are to come.
+fn gather(answer: &mut Answer, reply: Reply, last: bool) -> Result<(), NoAnswer> {
     let command = match answer {
         Answer::Sessions { text: None, .. } => "GET",
         Answer::Sessions { .. } => "PTTL",
         Answer::Taken(_) => "GETDEL",
         Answer::Kept => "SET",
+        Answer::Ephemeral(gathering, _) => ephemerals::command_of(gathering),
     };
     let refused = |line: &[u8]| match judged(command, line) {
         Ok(why) => NoAnswer::Refused(why),
@@ -552,6 +561,10 @@ fn gather(answer: &mut Answer, reply: Reply) -> Result<(), NoAnswer> {
             refusal.map_or(Ok(()), Err)
         }
         (_, Reply::Error(line)) => Err(refused(&line)),
+        (Answer::Ephemeral(gathering, found), reply) => {
+            *found = ephemerals::gather(gathering, reply, last).map_err(|()| NoAnswer::Fault(Fault::OutOfStep))?;
+            Ok(())
+        }
         (Answer::Taken(record), Reply::String(bytes)) => {
             *record = Some(Secret::new(bytes));
             Ok(())

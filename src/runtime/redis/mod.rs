@@ -11,6 +11,7 @@
 
 mod calls;
 mod commands;
+mod ephemerals;
 mod events;
 mod follow;
 mod link;
