@@ -219,10 +219,16 @@ pub const PREFER_WAIT_MAX: Duration = Duration::from_secs(60);
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(86_400);
 /// Budgets (`RateLimit`) of one response that are looked at.
 pub const QUOTAS_MAX: usize = 8;
+/// How long nobody asks an upstream that has nothing left of a budget and does not say until when.
+pub const RESET_UNKNOWN: Duration = Duration::from_secs(60);
 /// Links in the `Link` fields of one response that are looked at.
 pub const LINKS_MAX: usize = 64;
 /// Budgets of upstreams (origin and credential) that are kept in mind. Past it those without a hold are forgotten first.
 pub const LANES_MAX: usize = 65_536;
+/// Farthest place in the queue of those who wait for an upstream's rate.
+pub const QUEUE_MAX: Duration = Duration::from_secs(3600);
+/// Places in it that were given back and that nobody has taken yet; more are lost.
+pub const PLACES_FREE_MAX: usize = 16_384;
 /// Requests to one origin that fail in a row before it is left alone.
 pub const BREAKER_FAILURES: u32 = 10;
 /// How long an origin is left alone at first; it doubles with each probe that fails.
@@ -419,6 +425,8 @@ pub const UPSTREAM_IDLE_MAX: usize = 1024;
 pub const UPSTREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Fetches of one core that may wait for a free upstream connection.
 pub const UPSTREAM_WAITING_MAX: usize = 65_536;
+/// Upstreams' streams (`kind = "sse"`, `"ndjson"`) that one core follows at once, each over a connection of its own.
+pub const UPSTREAM_FOLLOWED_MAX: usize = 4096;
 /// Bytes of an upstream's status line and headers.
 pub const UPSTREAM_HEAD_BYTES_MAX: usize = 32 << 10;
 /// Bytes of a response without a value (an error page) that are read only so that the connection can be used again.

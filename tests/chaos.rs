@@ -108,7 +108,7 @@ fn faults(authority: &Authority) -> Vec<(&'static str, Fault, &'static str)> {
 /// float is.
 fn value(version: u64) -> String {
     let rows: Vec<_> = (0..24)
-        .filter(|row| (row + version) % 7 != 0)
+        .filter(|row| !(row + version).is_multiple_of(7))
         .map(|row| json!({ "id": row, "name": format!("row {row}"), "changed": if row % 3 == version % 3 { version } else { 0 } }))
         .collect();
     let rows = serde_json::Value::from(rows);

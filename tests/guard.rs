@@ -477,6 +477,35 @@ fn a_name_that_resolves_to_this_machine_is_not_connected_to() {
 }
 
 #[test]
+fn a_name_that_leads_inside_is_not_told_from_one_that_is_none() {
+    on_each_driver(async || {
+        let resolver = Resolver::with_lookup(Box::new(|name| match name {
+            "inside.corp.test" => Ok(vec![IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1))]),
+            "empty.corp.test" => Ok(Vec::new()),
+            _ => Err(std::io::Error::other("no such name")),
+        }));
+        let client = Client::with(FetcherOptions::default(), resolver);
+        let policies = [Policy::public(), listing(&["http://*.corp.test/*"])].map(Arc::new);
+        let mut details = Vec::new();
+        for (policy, name) in policies.iter().flat_map(|policy| ["inside", "empty", "none"].map(|name| (policy, name)))
+        {
+            let url = format!("http://{name}.corp.test/leads");
+            details.push(client.fails(guarded(&url, policy), UpstreamCode::Blocked).await);
+        }
+        // The operator is told what it was.
+        for (detail, word) in
+            details.iter().zip(["resolves_to_special_address", "no address", "no such name"].iter().cycle())
+        {
+            assert!(detail.contains(word), "{detail}: {word}");
+        }
+        // What the operator has named, and the operator's own, is no secret.
+        let own = Arc::new(listing(&["http://none.corp.test/*", "http://*.corp.test/*"]));
+        client.fails(guarded("http://none.corp.test/leads", &own), UpstreamCode::Dns).await;
+        client.fails(target("http://none.corp.test/leads", |_| {}), UpstreamCode::Dns).await;
+    });
+}
+
+#[test]
 fn a_name_that_changes_its_mind_reaches_nobody() {
     on_each_driver(async || {
         let upstream = Upstream::start();

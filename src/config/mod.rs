@@ -500,8 +500,8 @@ pub enum Problem {
         /// Where the first stands.
         first_line: u32,
     },
-    /// A method that is none, or that cannot poll.
-    #[error("`stream.method` must be a method whose answer has a body, in upper case, such as GET or POST")]
+    /// A method that does not poll.
+    #[error("`stream.method` must be GET or POST")]
     Method,
     /// A header name that is none.
     #[error("`{key}` has a name that is no header name: use letters, digits and `-`")]

@@ -236,7 +236,13 @@ impl Policy {
         };
         match address.map(|address| (address, closed(address, self.own))) {
             Some((address, Some(range))) if !chosen_by_operator => Err(Blocked::Address { address, range }),
-            _ => Ok(Aim { url, address: address.map(address::canonical), listed: listed.is_some(), own: self.own }),
+            _ => Ok(Aim {
+                url,
+                address: address.map(address::canonical),
+                listed: listed.is_some(),
+                chosen: chosen_by_operator || self.own,
+                own: self.own,
+            }),
         }
     }
 }
@@ -255,6 +261,8 @@ pub struct Aim {
     listed: bool,
     /// Whether its name may be one of the operator's own network.
     own: bool,
+    /// See [`Aim::is_chosen`].
+    chosen: bool,
 }
 
 impl Aim {
@@ -271,6 +279,11 @@ impl Aim {
     /// Whether the operator has listed it; else it is public.
     pub fn is_listed(&self) -> bool {
         self.listed
+    }
+
+    /// Whether the operator has listed this very host, or the administrator has named it: there is no secret in whether its name is one.
+    pub fn is_chosen(&self) -> bool {
+        self.chosen
     }
 
     /// The target, of all that a lookup of [`name`](Aim::name) answered: one address that is closed to strangers closes the

@@ -269,7 +269,7 @@ fn run(
     let keys = Arc::new(KeyStore::new(&config.api_keys, state, process.store.clone(), Box::new(tell_keys))?);
     let metrics: Vec<Arc<CoreMetrics>> = (0..cores).map(|_| Arc::default()).collect();
     ledger.marks().configure(&options.auth);
-    ledger.budgets().configure(&config.upstreams);
+    ledger.budgets().configure(clock::now().at, &config.upstreams);
     ledger.bound(&options.limits);
     let control = Arc::new(Control::new(Arc::clone(&ledger), process.mailboxes.clone()));
     if let Some(store) = process.store.clone() {
@@ -567,7 +567,7 @@ fn reload(reread: &Option<Reread>, serving: &Serving<'_>) {
             };
             *admin.options.write().unwrap_or_else(PoisonError::into_inner) = config.admin.clone();
             ledger.marks().configure(&config.auth);
-            ledger.budgets().configure(&config.upstreams);
+            ledger.budgets().configure(clock::now().at, &config.upstreams);
             let answered = process.issuers.reload(&config, clock::now());
             streams.finish(&config, &build, |options| {
                 ledger.bound(&options.limits);

@@ -427,7 +427,7 @@ pub struct Shard {
     action_told: HashMap<String, Instant>,
     sessions: Sessions,
     /// The places of the connections that live by each ephemeral session.
-    ephemeral_connections: HashMap<EphemeralId, Vec<u32>>,
+    ephemeral_connections: HashMap<EphemeralId, Vec<ephemeral::Living>>,
     /// What is asked about those that processes share.
     shared_sessions: SharedSessions,
     /// The number of the last question, of any kind.

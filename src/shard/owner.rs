@@ -29,8 +29,12 @@ pub(super) struct Owned {
     stream: Stream,
     /// Whom it asks, together with others.
     lane: Arc<Lane>,
+    /// What tells whether it has got other secrets since, and with them another lane.
+    credential_version: u64,
     /// Its place in a queue there.
     slot: Slot,
+    /// Since when the poll that is due has waited for leave, while it does.
+    held_since: Option<Instant>,
     /// Tells it from others that have stood at its place.
     generation: u32,
     /// Who hears of each of its sequences; never none, once there was one.
@@ -93,6 +97,12 @@ impl Owned {
         self.audiences.iter().find(|audience| audience.no == no)
     }
 
+    /// Waits for no leave any more: who waits behind it need not.
+    fn ask_no_more(&mut self) {
+        self.slot.leave();
+        self.held_since = None;
+    }
+
     /// Polls look at those sequences that are watched or were a moment ago; where there is only one, the whole stream lingers.
     fn choose_wanted(&mut self, now: Instant) {
         if let [_, _, ..] = &*self.audiences {
@@ -152,8 +162,10 @@ impl Shard {
         let owned = Owned {
             key: Arc::clone(key),
             stream,
+            credential_version: key.target.options.credential.version(),
             lane: self.ledger.budgets().lane(&key.target),
             slot: Slot::default(),
+            held_since: None,
             generation: self.generation,
             audiences: Vec::new(),
             warm: false,
@@ -377,6 +389,7 @@ impl Shard {
         }
         if stopped {
             owned.stream.pause();
+            owned.ask_no_more();
             if let Some(poll) = owned.stream.give_up() {
                 self.outputs.push_back(Output::Unfollow { stream: index, poll });
             }
@@ -457,6 +470,7 @@ impl Shard {
         }
         owned.linger_until = None;
         owned.stream.stop();
+        owned.ask_no_more();
         owned.fresh = false;
         if let Some(poll) = owned.stream.give_up() {
             self.outputs.push_back(Output::Unfollow { stream: index, poll });
@@ -480,8 +494,16 @@ impl Shard {
             return self.plan_poll(index);
         }
         if let Some(until) = owned.stream.closed_until(self.now) {
-            owned.stream.hold(until, None);
-            return self.plan_poll(index);
+            owned.ask_no_more();
+            return match owned.stream.hold_closed(self.now, until) {
+                Some(failure) => self.stepped(index, Step::Failed(failure)),
+                None => self.plan_poll(index),
+            };
+        }
+        let version = owned.key.target.options.credential.version();
+        if std::mem::replace(&mut owned.credential_version, version) != version {
+            owned.slot.reset();
+            owned.lane = self.ledger.budgets().lane(&owned.key.target);
         }
         if owned.stream.follows() {
             let (held, lane) = (owned.stream.holds_value(), Arc::clone(&owned.lane));
@@ -494,6 +516,7 @@ impl Shard {
         match owned.lane.ask(now, &mut owned.slot, owned.key.target.options.backoff_max) {
             Ask::Wait(wait) => self.held_back(index, wait),
             Ask::Go(permit) => {
+                owned.held_since = None;
                 if let Some((poll, request)) = owned.stream.begin(now) {
                     owned.begun = now;
                     self.outputs.push_back(Output::Fetch { stream: index, poll, request, permit });
@@ -505,26 +528,40 @@ impl Shard {
     /// A poll that is due may not begin: who watches is told where that matters.
     fn held_back(&mut self, index: u32, wait: Wait) {
         let now = self.now.at;
-        let spread_us = u64::try_from(wait.spread.as_micros()).unwrap_or(u64::MAX).saturating_add(1);
-        let until = wait.until + Duration::from_micros(self.rng.u64() % spread_us);
+        let until = wait.until + self.part_of(wait.spread);
+        // Those who came together do not look together.
+        let look = until.min(now + (wait.look / 2 + self.part_of(wait.look / 2)));
         let Some(owned) = self.streams.at_mut(index) else { return };
+        let since = *owned.held_since.get_or_insert(now);
         // A wait for which a poll would have been given up is as bad as one that was.
-        let long = until.since(now) > owned.key.target.options.timeout || !owned.stream.holds_value();
+        let long = until.since(since) > owned.key.target.options.timeout;
+        let limited = |detail: &str| {
+            let detail = detail.to_owned();
+            Some(Failure { code: UpstreamCode::RateLimited, status: None, detail })
+        };
         let failure = match wait.why {
             Why::Down(code, status) => {
                 Some(Failure { code, status, detail: "the upstream fails whoever asks, and is left alone".to_owned() })
             }
-            Why::Spent if long => {
-                let detail = "the upstream takes no more requests until then".to_owned();
-                Some(Failure { code: UpstreamCode::RateLimited, status: None, detail })
+            Why::Spent if long || !owned.stream.holds_value() => {
+                limited("the upstream takes no more requests until then")
             }
+            Why::Turn if long => limited("others wait for the upstream too, which takes no more requests in time"),
             Why::Spent | Why::Turn => None,
         };
-        owned.stream.hold(until, failure.as_ref());
+        // It is told once, however often it looks.
+        let told = owned.stream.status(now).code.filter(|_| owned.fresh);
+        owned.stream.hold(look, until, failure.as_ref());
         match failure {
-            Some(failure) => self.stepped(index, Step::Failed(failure)),
-            None => self.plan_poll(index),
+            Some(failure) if told != Some(failure.code) => self.stepped(index, Step::Failed(failure)),
+            _ => self.plan_poll(index),
         }
+    }
+
+    /// A random part of a time.
+    fn part_of(&mut self, time: Duration) -> Duration {
+        let us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX - 1);
+        Duration::from_micros(self.rng.u64() % us.saturating_add(1))
     }
 
     pub(super) fn fetched(&mut self, index: u32, poll: PollNo, result: FetchResult) {

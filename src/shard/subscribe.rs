@@ -242,6 +242,7 @@ impl Shard {
             own.pending = false;
             own.position = position;
         }
+        self.count_watching(index);
         if let Some(status) = status {
             let wall = self.now.wall;
             self.tell(index, "stream_status", |out| write_status(out, &name, &status, wall));
@@ -351,6 +352,7 @@ impl Shard {
         match held {
             Some((slot, normal)) => {
                 self.unsubscribe_slot(index, slot);
+                self.count_watching(index);
                 self.tell(index, "unsubscribed", |out| {
                     message::write_unsubscribed(out, &normal, UnsubscribedReason::Requested, id)
                 });
@@ -416,6 +418,7 @@ impl Shard {
                 }
             }
         }
+        self.count_watching(index);
         let left = self.connections.at(index).and_then(|c| c.open()).map_or(0, |open| open.subscriptions.len());
         // A stream that has ended is no right lost: the connection may subscribe to others.
         if forbidden && left == 0 {
@@ -514,6 +517,7 @@ impl Shard {
             let name = Arc::clone(&key.name);
             self.tell_error(connection, ErrorCode::TooManyStreams, detail, None, Some(&name));
             self.unsubscribe_slot(connection, slot);
+            self.count_watching(connection);
             if self.connections.at(connection).and_then(|c| c.open()).is_some_and(|open| open.single) {
                 self.close(connection, CloseReason::Overloaded);
             }

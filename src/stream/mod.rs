@@ -7,6 +7,7 @@
 
 pub mod action;
 pub mod apply;
+mod bucket;
 pub mod budget;
 pub mod credential;
 pub mod diff;
@@ -715,9 +716,16 @@ impl Stream {
         self.poller.closed_until(now)
     }
 
-    /// The poll that is due may not begin before `until`; with a `failure` that is as if it had been made.
-    pub fn hold(&mut self, until: Instant, failure: Option<&Failure>) {
-        self.poller.hold(until, failure);
+    /// The poll that is due may not begin before `until`, for a window of the day that has none: what is to be told, if
+    /// anything.
+    pub fn hold_closed(&mut self, now: Now, until: Instant) -> Option<Failure> {
+        self.poller.hold_closed(now, until)
+    }
+
+    /// The poll that is due may perhaps begin at `until`, and is to be asked for again at `look`; with a `failure` that is as if it
+    /// had been made.
+    pub fn hold(&mut self, look: Instant, until: Instant, failure: Option<&Failure>) {
+        self.poller.hold(look, until, failure);
     }
 
     /// Whether its polls are answered by what its upstream sends, whenever that is.

@@ -118,7 +118,7 @@ impl Rules for Crm {
             ("PUT", ["v3", "deals", id, "stage"]) => {
                 let said: Value = serde_json::from_slice(&seen.body).expect("JSON");
                 let deals = book.lists.get_mut("deals").expect("a list");
-                match deals.iter_mut().find(|deal| deal["id"].to_string() == *id) {
+                match deals.iter_mut().find(|deal| deal["id"].as_u64() == id.parse().ok()) {
                     Some(deal) => {
                         deal["stage"] = said["stage"].clone();
                         Reply::json(deal.to_string())

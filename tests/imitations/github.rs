@@ -115,9 +115,9 @@ impl GitHub {
 
     fn page(&self, url: &Url) -> Reply {
         let page: usize = param(url, "page").map_or(1, |page| page.parse().expect("a page"));
-        let pages = self.issues.chunks(PER_PAGE);
+        let mut pages = self.issues.chunks(PER_PAGE);
         let last = pages.len();
-        let items = pages.skip(page - 1).next().unwrap_or_default();
+        let items = pages.nth(page - 1).unwrap_or_default();
         let mut links = Vec::new();
         let mut link = |page: usize, rel: &str| {
             let mut to = url.clone();

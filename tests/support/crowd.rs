@@ -50,13 +50,16 @@ struct Way {
     deflate: bool,
 }
 
+/// What each event led to, by what was held before.
+type Memo = HashMap<String, Vec<(Option<Rc<Held>>, Rc<Held>)>>;
+
 /// Many watchers of one stream.
 pub struct Crowd {
     epoll: OwnedFd,
     stream: String,
     members: Vec<Member>,
     /// What events lead to, from what was held before.
-    memo: HashMap<String, Vec<(Option<Rc<Held>>, Rc<Held>)>>,
+    memo: Memo,
     /// What is going on, for whoever reads of a failure.
     pub during: String,
 }
@@ -185,11 +188,7 @@ impl Member {
         Member { socket, way, inbox: Vec::new(), is_open: false, held: None, state: "live".into(), frames: 0 }
     }
 
-    fn read(
-        &mut self,
-        stream: &str,
-        memo: &mut HashMap<String, Vec<(Option<Rc<Held>>, Rc<Held>)>>,
-    ) -> Result<(), String> {
+    fn read(&mut self, stream: &str, memo: &mut Memo) -> Result<(), String> {
         let mut chunk = [0; 32 << 10];
         match self.socket.read(&mut chunk) {
             Ok(0) => return Err("was let go of".into()),
@@ -282,11 +281,7 @@ impl Member {
         }
     }
 
-    fn hear(
-        &mut self,
-        frame: Frame,
-        memo: &mut HashMap<String, Vec<(Option<Rc<Held>>, Rc<Held>)>>,
-    ) -> Result<(), String> {
+    fn hear(&mut self, frame: Frame, memo: &mut Memo) -> Result<(), String> {
         let kind = frame.text.strip_prefix("{\"type\":\"").and_then(|rest| rest.split('"').next()).unwrap_or_default();
         match kind {
             "welcome" | "subscribed" => return Ok(()),
@@ -309,11 +304,7 @@ impl Member {
 }
 
 /// What is held after an event, worked out once for all to whom the same happens.
-fn after(
-    before: Option<Rc<Held>>,
-    frame: Frame,
-    memo: &mut HashMap<String, Vec<(Option<Rc<Held>>, Rc<Held>)>>,
-) -> Rc<Held> {
+fn after(before: Option<Rc<Held>>, frame: Frame, memo: &mut Memo) -> Rc<Held> {
     let same = |held: &Option<Rc<Held>>| match (held, &before) {
         (Some(one), Some(other)) => Rc::ptr_eq(one, other),
         (None, None) => true,

@@ -35,6 +35,8 @@ pub(super) struct Journey<'a> {
     lane: Arc<Lane>,
     /// For the first request.
     permit: Option<Permit>,
+    /// For leave of the others.
+    slot: Slot,
 }
 
 impl<'a> Journey<'a> {
@@ -45,7 +47,8 @@ impl<'a> Journey<'a> {
         now: &'a dyn Fn() -> Now,
     ) -> Journey<'a> {
         let deadline = deadline_after(request.target.options.timeout);
-        Journey { fetcher, request, now, deadline, lane: Arc::clone(permit.lane()), permit: Some(permit) }
+        let (lane, slot) = (Arc::clone(permit.lane()), permit.slot());
+        Journey { fetcher, request, now, deadline, lane, permit: Some(permit), slot }
     }
 
     pub(super) async fn run(mut self) -> FetchResult {
@@ -162,42 +165,41 @@ impl<'a> Journey<'a> {
             .await
     }
 
-    /// One request, once.
+    /// One request, with leave for each time that it is sent.
     async fn send(&mut self, place: &Place, asked: &Asked<'_>, presented: Presented) -> Result<Answer, FetchError> {
-        let permit = match self.permit.take() {
+        let at = (self.now)().at;
+        let permit = match self.permit.take().filter(|permit| !permit.is_late(at)) {
             Some(permit) => permit,
             None => self.leave(place).await?,
         };
-        let now = self.now;
-        let wall = || now().wall;
+        let (fetcher, now, deadline) = (self.fetcher, self.now, self.deadline);
         let asked = Asked { presented: Some(&presented), ..*asked };
-        let outcome = self.fetcher.until(self.deadline, &asked, &wall, true).await;
-        match &outcome {
-            Ok(Answer { response, quotas, .. }) => permit.answered(now().at, response, quotas),
-            Err(error) => permit.failed(now().at, error),
-        }
-        outcome
+        fetcher.send_permitted(permit, async || self.leave(place).await, deadline, &asked, now, true).await
     }
 
     /// Leave for a further request, waited for as long as the poll has time.
-    async fn leave(&self, place: &Place) -> Result<Permit, FetchError> {
+    async fn leave(&mut self, place: &Place) -> Result<Permit, FetchError> {
         let options = &self.request.target.options;
-        let lane = if place.own { Arc::clone(&self.lane) } else { self.lane.elsewhere(&place.url) };
-        let mut slot = Slot::default();
+        let mut elsewhere = Slot::default();
+        let (lane, slot) = match place.own {
+            true => (Arc::clone(&self.lane), &mut self.slot),
+            false => (self.lane.elsewhere(&place.url), &mut elsewhere),
+        };
         loop {
             let now = (self.now)().at;
-            let wait = match lane.ask(now, &mut slot, options.backoff_max) {
+            let wait = match lane.ask(now, slot, options.backoff_max) {
                 Ask::Go(permit) => return Ok(permit),
                 Ask::Wait(wait) => wait,
             };
             let span = wait.until.since(now);
             let left = self.deadline.saturating_duration_since(Instant::now());
             if span >= left {
+                slot.leave();
                 let code = if let Why::Down(code, _) = wait.why { code } else { UpstreamCode::RateLimited };
                 let detail = "the value takes more requests than the upstream takes in time".to_owned();
                 return Err(FetchError { code, detail });
             }
-            sleep(span.max(TURN)).await;
+            sleep(span.min(wait.look).max(TURN)).await;
         }
     }
 

@@ -41,7 +41,7 @@ use crate::limits;
 use crate::metrics::CoreMetrics;
 use crate::runtime::clock;
 use crate::runtime::oauth::Tokens;
-use crate::runtime::resolver::ResolverHandle;
+use crate::runtime::resolver::{ResolveError, ResolverHandle};
 use crate::secret::Secret;
 use crate::stream::CaFile;
 use crate::stream::action::{self, Call};
@@ -71,6 +71,8 @@ pub struct FetcherOptions {
     pub idle_timeout: Duration,
     /// Requests that may wait for a connection.
     pub waiting_max: usize,
+    /// Upstreams' streams that are followed at once, each over a connection of its own besides the others.
+    pub followed_max: usize,
 }
 
 impl Default for FetcherOptions {
@@ -81,6 +83,7 @@ impl Default for FetcherOptions {
             idle_max: limits::UPSTREAM_IDLE_MAX,
             idle_timeout: limits::UPSTREAM_IDLE_TIMEOUT,
             waiting_max: limits::UPSTREAM_WAITING_MAX,
+            followed_max: limits::UPSTREAM_FOLLOWED_MAX,
         }
     }
 }
@@ -89,6 +92,8 @@ impl Default for FetcherOptions {
 #[derive(Clone)]
 pub struct Fetcher {
     pool: Rc<Pool>,
+    /// The connections of upstreams' streams, which may last for ever: polls do not wait for their end.
+    followed: Rc<Pool>,
     trust: Rc<TrustSets>,
     resolver: ResolverHandle,
     /// Where tokens for upstreams come from, and what counts them.
@@ -195,6 +200,21 @@ struct TokenAsked<'a> {
     request: &'a TokenRequest,
 }
 
+/// A request without an answer.
+struct Lost {
+    error: FetchError,
+    /// Its connection had been used before and may just have idled for too long: it is worth a fresh one.
+    again: bool,
+    /// It found no connection of ours: the upstream knows nothing of it, and is not to blame.
+    unsent: bool,
+}
+
+impl From<FetchError> for Lost {
+    fn from(error: FetchError) -> Lost {
+        Lost { error, again: false, unsent: false }
+    }
+}
+
 /// A request on its way.
 struct Course<'a> {
     asked: &'a Asked<'a>,
@@ -205,8 +225,9 @@ struct Course<'a> {
 }
 
 /// How far a request has come, so that a time-out can say so.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Eq, PartialEq)]
 enum Phase {
+    /// For a connection: nothing has been asked of the upstream yet.
     Waiting,
     Connecting,
     Sending,
@@ -217,8 +238,10 @@ enum Phase {
 impl Fetcher {
     /// A client that has no connections yet.
     pub fn new(options: FetcherOptions, resolver: ResolverHandle) -> Fetcher {
-        let (pool, trust) = (Pool::new(options), Rc::new(TrustSets::new()));
-        Fetcher { pool, trust, resolver, tokens: None, metrics: None, budgets: None }
+        // Nobody waits for such a place: whoever has one keeps it.
+        let followed = FetcherOptions { connections_max: options.followed_max, waiting_max: 0, ..options.clone() };
+        let (pool, followed, trust) = (Pool::new(options), Pool::new(followed), Rc::new(TrustSets::new()));
+        Fetcher { pool, followed, trust, resolver, tokens: None, metrics: None, budgets: None }
     }
 
     /// The same with a place where tokens come from: without one, requests that need a token fail as `Auth`.
@@ -257,27 +280,61 @@ impl Fetcher {
         };
         let deadline = deadline_after(asked.timeout);
         let lane = self.budgets.as_ref().map(|budgets| budgets.lane_of_tokens(options));
-        self.count(lane.as_ref(), deadline, self.until(deadline, &asked, &wall, false))
-            .await
-            .map(|answer| answer.response)
+        self.send_counted(lane.as_ref(), deadline, &asked, &wall, false).await.map(|answer| answer.response)
     }
 
     /// Sends a request that is no poll once it may be sent, and tells what came of it.
-    async fn count(
+    async fn send_counted(
         &self,
         lane: Option<&Arc<Lane>>,
         deadline: Instant,
-        send: impl Future<Output = Result<Answer, FetchError>>,
+        asked: &Asked<'_>,
+        wall: &dyn Fn() -> WallTime,
+        reuse: bool,
     ) -> Result<Answer, FetchError> {
-        let Some(lane) = lane else { return send.await };
+        let Some(lane) = lane else { return self.until(deadline, asked, wall, reuse).await };
         let permit = leave_for_call(lane, deadline).await?;
-        let outcome = send.await;
-        let now = clock::now().at;
-        match &outcome {
-            Ok(Answer { response, quotas, .. }) => permit.answered(now, response, quotas),
-            Err(error) => permit.failed(now, error),
+        let leave = async || leave_for_call(lane, deadline).await;
+        self.send_permitted(permit, leave, deadline, asked, &clock::now, reuse).await
+    }
+
+    /// Sends a request with leave, and tells what came of it. Where the connection that was used again has ended without an
+    /// answer, the request may have been read: it counts, and is sent once more over a fresh one with leave of its own, which
+    /// `leave` asks for.
+    async fn send_permitted(
+        &self,
+        mut permit: Permit,
+        mut leave: impl AsyncFnMut() -> Result<Permit, FetchError>,
+        deadline: Instant,
+        asked: &Asked<'_>,
+        now: &dyn Fn() -> Now,
+        mut reuse: bool,
+    ) -> Result<Answer, FetchError> {
+        let wall = || now().wall;
+        loop {
+            permit.begin();
+            let outcome = self.once(deadline, asked, &wall, reuse).await;
+            let error = match outcome {
+                Ok(answer) => {
+                    permit.answered(now().at, &answer.response, &answer.quotas);
+                    return Ok(answer);
+                }
+                Err(Lost { error, unsent: true, .. }) => {
+                    permit.unsent();
+                    return Err(error);
+                }
+                Err(Lost { error, again: false, .. }) => error,
+                Err(Lost { error, again: true, .. }) => match leave().await {
+                    Ok(another) => {
+                        (permit, reuse) = (another, false);
+                        continue;
+                    }
+                    Err(_) => error,
+                },
+            };
+            permit.failed(now().at, &error);
+            return Err(error);
         }
-        outcome
     }
 
     /// Carries out a poll: asks once and reads the whole answer, within the stream's time-outs and size. Where a connection
@@ -321,7 +378,7 @@ impl Fetcher {
         let lane = self.budgets.as_ref().map(|budgets| budgets.lane_of_call(&call));
         let send = async |presented: Presented| {
             let asked = Asked { presented: Some(&presented), ..asked };
-            self.count(lane.as_ref(), deadline, self.until(deadline, &asked, &wall, call.is_idempotent())).await
+            self.send_counted(lane.as_ref(), deadline, &asked, &wall, call.is_idempotent()).await
         };
         let credential = (&call.options.credential, None);
         self.present(credential, asked.timeout, send).await.map(|answer| answer.response)
@@ -330,7 +387,7 @@ impl Fetcher {
     /// How many connections there are.
     pub fn counts(&self) -> FetcherCounts {
         let (open, idle) = self.pool.counts();
-        FetcherCounts { open, idle }
+        FetcherCounts { open: open + self.followed.counts().0, idle }
     }
 
     async fn within_time(
@@ -350,27 +407,41 @@ impl Fetcher {
         wall: &dyn Fn() -> WallTime,
         reuse: bool,
     ) -> Result<Answer, FetchError> {
+        match self.once(deadline, asked, wall, reuse).await {
+            Err(Lost { again: true, .. }) => self.once(deadline, asked, wall, false).await,
+            outcome => outcome,
+        }
+        .map_err(|lost| lost.error)
+    }
+
+    /// The same, sent once.
+    async fn once(
+        &self,
+        deadline: Instant,
+        asked: &Asked<'_>,
+        wall: &dyn Fn() -> WallTime,
+        reuse: bool,
+    ) -> Result<Answer, Lost> {
         let phase = Cell::new(Phase::Waiting);
         let limit = asked.timeout;
         let course = Course { asked, wall, phase: &phase, deadline };
         // Where time is up the future is dropped, and with it the connection: what it was doing cannot be taken up again.
-        match timeout_at(deadline, self.carry_out(&course, reuse)).await {
+        let outcome = match timeout_at(deadline, self.carry_out(&course, reuse)).await {
             Ok(result) => result,
-            Err(_) => Err(timed_out(limit, phase.get())),
-        }
+            Err(_) => Err(timed_out(limit, phase.get()).into()),
+        };
+        outcome.map_err(|lost| Lost { unsent: phase.get() == Phase::Waiting, ..lost })
     }
 
-    async fn carry_out(&self, course: &Course<'_>, reuse: bool) -> Result<Answer, FetchError> {
+    async fn carry_out(&self, course: &Course<'_>, reuse: bool) -> Result<Answer, Lost> {
         let origin = self.origin(course.asked)?;
-        let mut reuse = reuse;
-        loop {
-            course.phase.set(Phase::Waiting);
-            let (connection, used_before) = self.connection(course, &origin, reuse).await?;
-            match self.exchange(connection, course).await {
-                Err(Failure { unanswered: true, .. }) if used_before => reuse = false,
-                outcome => return outcome.map_err(|failure| failure.error),
-            }
-        }
+        let (connection, used_before) = self.connection(course, &origin, reuse).await?;
+        let outcome = self.exchange(connection, course).await;
+        outcome.map_err(|failure| Lost {
+            again: failure.unanswered && used_before,
+            error: failure.error,
+            unsent: false,
+        })
     }
 
     /// A connection to `origin`, and whether it has been used before.
@@ -395,10 +466,31 @@ impl Fetcher {
                 }
             }
         };
+        Ok((self.open_in_time(course, origin, place).await?, false))
+    }
+
+    /// Leave to open a connection for an upstream's stream.
+    async fn place_to_follow(&self) -> Result<Place, FetchError> {
+        match self.followed.leave(None).await {
+            Ok(Leave::Open(place)) => Ok(place),
+            Ok(Leave::Reuse(_)) | Err(PoolFull) => {
+                let detail = "as many upstreams' streams are followed as may be at once".to_owned();
+                Err(FetchError { code: UpstreamCode::Unreachable, detail })
+            }
+        }
+    }
+
+    /// A new connection, within the time for that.
+    async fn open_in_time(
+        &self,
+        course: &Course<'_>,
+        origin: &Rc<Origin>,
+        place: Place,
+    ) -> Result<Connection, FetchError> {
         course.phase.set(Phase::Connecting);
         let limit = course.asked.connect_timeout;
         match timeout(limit, self.open(course.asked, Rc::clone(origin), place)).await {
-            Ok(opened) => Ok((opened?, false)),
+            Ok(opened) => opened,
             Err(_) => Err(timed_out(limit, Phase::Connecting)),
         }
     }
@@ -452,7 +544,7 @@ impl Fetcher {
             Host::Ipv6(ip) => Arc::from([IpAddr::V6(*ip)]),
             Host::Domain(name) => {
                 let answer = self.resolver.resolve(name).await;
-                answer.map_err(|e| FetchError { code: UpstreamCode::Dns, detail: e.to_string() })?
+                answer.map_err(|error| unresolved(&error, asked.aim))?
             }
         };
         let Some(aim) = asked.aim else { return Ok(found) };
@@ -482,6 +574,14 @@ async fn leave_for_call(lane: &Arc<Lane>, deadline: Instant) -> Result<Permit, F
         }
         sleep(span.max(TURN)).await;
     }
+}
+
+/// A name has no addresses. Whoever may name any host is told the same of one that leads inside: else names could be tried
+/// until one proves to be there. The detail, which the operator sees, tells them apart.
+fn unresolved(error: &ResolveError, aim: Option<&Aim>) -> FetchError {
+    let is_told = *error == ResolveError::Busy || aim.is_none_or(Aim::is_chosen);
+    let code = if is_told { UpstreamCode::Dns } else { UpstreamCode::Blocked };
+    FetchError { code, detail: error.to_string() }
 }
 
 fn endpoint<'a>(asked: &Asked<'a>) -> Result<Endpoint<'a>, FetchError> {
