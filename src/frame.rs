@@ -210,7 +210,62 @@ pub fn write_control(transport: Transport, kind: &str, text: &[u8], out: &mut Ve
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use ring::hmac;
+
     use super::*;
+    use crate::codec::json::Document;
+    use crate::secret::Secret;
+
+    const SECRET: &[u8] = b"a secret that signs, of thirty-two bytes or more";
+
+    /// Whether a frame's `sig` signs all the text before it, as a consumer finds out who has the text and the secret alone.
+    fn verifies(text: &[u8]) -> bool {
+        let mark = b",\"sig\":\"";
+        let Some(at) = text.windows(mark.len()).rposition(|part| part == mark) else { return false };
+        let (before, rest) = text.split_at(at);
+        let Some(hex) = rest[mark.len()..].strip_suffix(b"\"}") else { return false };
+        let pairs = hex.chunks(2).map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok());
+        let Some(tag) = pairs.collect::<Option<Vec<u8>>>() else { return false };
+        hmac::verify(&hmac::Key::new(hmac::HMAC_SHA256, SECRET), before, &tag).is_ok()
+    }
+
+    proptest! {
+        // In each transport the same text is signed, and one byte of it more or another is no longer what was signed.
+        #[test]
+        fn what_is_signed_verifies_and_what_is_changed_does_not(
+            value in "[a-z0-9 ,:{}\\[\\]é😀]{0,40}",
+            sig_in_it in any::<bool>(),
+            kind in 0usize..3,
+            hashed in any::<bool>(),
+            seq in 1u64..1_000_000,
+            place in any::<prop::sample::Index>(),
+            bit in 0u8..7,
+        ) {
+            let sig = if sig_in_it { ",\"sig\":\"" } else { "" };
+            let text = serde_json::json!([format!("{value}{sig}"), 1.0, { "sig": "x" }]).to_string();
+            let hash = hashed.then(|| ValueHash::of(&Document::parse(text.as_bytes()).expect("JSON")));
+            let signer = Signer::new("k1", Secret::new(SECRET)).expect("a key");
+            let body = [Body::Snapshot(text.as_bytes()), Body::Patch(text.as_bytes()), Body::Merge(text.as_bytes())][kind];
+            let (name, epoch, ts) = ("leads?region=eu", Epoch::from_random(seq), WallTime::from_secs(1_800_000_000));
+            let (hash, signer) = (hash.as_ref(), Some(&signer));
+            let frame = EventFrame { name, epoch, seq: Seq(seq), ts, body, hash, signer };
+            let (mut event, mut message) = (Vec::new(), Vec::new());
+            frame.write(Transport::Sse, &mut Deflater::default(), &mut event);
+            frame.write(Transport::WebSocket(Encoding::Plain), &mut Deflater::default(), &mut message);
+            let mark = b"\ndata: ";
+            let at = event.windows(mark.len()).position(|part| part == mark).expect("data") + mark.len();
+            let text = event[at..].strip_suffix(b"\n\n").expect("its end");
+            prop_assert!(message.ends_with(text), "the same text over both");
+            prop_assert!(verifies(text), "{}", String::from_utf8_lossy(text));
+            let mut changed = text.to_vec();
+            let place = place.index(changed.len());
+            changed[place] ^= 1 << bit;
+            // A digit of the signature may be written in capitals.
+            let same = changed.eq_ignore_ascii_case(text) && place + 66 > text.len();
+            prop_assert!(same || !verifies(&changed), "{}", String::from_utf8_lossy(&changed));
+        }
+    }
 
     #[test]
     fn every_kind_has_its_number() {

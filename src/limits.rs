@@ -219,10 +219,16 @@ pub const PREFER_WAIT_MAX: Duration = Duration::from_secs(60);
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(86_400);
 /// Budgets (`RateLimit`) of one response that are looked at.
 pub const QUOTAS_MAX: usize = 8;
+/// How long nobody asks an upstream that has nothing left of a budget and does not say until when.
+pub const RESET_UNKNOWN: Duration = Duration::from_secs(60);
 /// Links in the `Link` fields of one response that are looked at.
 pub const LINKS_MAX: usize = 64;
 /// Budgets of upstreams (origin and credential) that are kept in mind. Past it those without a hold are forgotten first.
 pub const LANES_MAX: usize = 65_536;
+/// Farthest place in the queue of those who wait for an upstream's rate.
+pub const QUEUE_MAX: Duration = Duration::from_secs(3600);
+/// Places in it that were given back and that nobody has taken yet; more are lost.
+pub const PLACES_FREE_MAX: usize = 16_384;
 /// Requests to one origin that fail in a row before it is left alone.
 pub const BREAKER_FAILURES: u32 = 10;
 /// How long an origin is left alone at first; it doubles with each probe that fails.
@@ -318,6 +324,8 @@ pub const MANAGED_READ_INTERVAL: Duration = Duration::from_millis(200);
 pub const MANAGED_REREAD: Duration = Duration::from_secs(30);
 /// How often in a row they are read, where this process changes them meanwhile.
 pub const MANAGED_ROUNDS_MAX: usize = 8;
+/// How often in a row a change of one such stream is tried, where others change it meanwhile.
+pub const MANAGED_CHANGES_MAX: usize = 64;
 /// How old a refresh of another process may be: what is read back after an absence is no news.
 pub const REFRESH_HEARD_MAX: Duration = Duration::from_secs(10);
 /// Tables and arrays within each other in such a stream's JSON.
@@ -338,6 +346,10 @@ pub const HOOK_WINDOW: Duration = Duration::from_secs(300);
 pub const HOOK_REPEAT: Duration = Duration::from_secs(10);
 /// Hooks that are kept in mind to tell replays; past it the oldest go, and a replay of one asks for a poll.
 pub const HOOKS_SEEN_MAX: usize = 16_384;
+/// Streams whose hooks wait to be told to other processes; of one stream the last, and more are not told.
+pub const HOOKS_TOLD_MAX: usize = 1024;
+/// Bytes of what is told of a hook, sealed.
+pub const HOOK_TOLD_BYTES_MAX: usize = 128;
 /// `[[action]]`s of a configuration.
 pub const ACTIONS_MAX: usize = 256;
 /// Bytes of an action's `type`, and of the `type` of a message that may be one.

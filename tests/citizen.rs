@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
-use support::server::{PATIENCE, Setup, eventually};
+use support::server::{PATIENCE, Setup, bearer, eventually, token_of};
 use support::{Authority, Reply, Step, Upstream};
 use watcher::{Watcher, polled, requests_for};
 
@@ -170,6 +170,39 @@ fn another_credential_has_a_budget_of_its_own() {
     assert_eq!(requests_for(&upstream, "/free?other").len(), 0);
 }
 
+#[test]
+fn too_many_requests_of_one_stream_hold_the_others_of_its_credential_and_a_503_does_not() {
+    let (upstream, ca) = secure();
+    upstream.set("/many", Reply::json("1"));
+    upstream.set("/same", Reply::json("1"));
+    upstream.set("/other", Reply::json("1"));
+    upstream.set("/away", Reply::status(503).header("Retry-After", "600"));
+    let key = |key: &str| format!("{ca}\nheaders = {{ \"X-Api-Key\" = {key:?} }}");
+    let server = Setup::new()
+        .stream("many", &upstream.url("/many"), &key("k1"))
+        .stream("same", &upstream.url("/same"), &key("k1"))
+        .stream("other", &upstream.url("/other"), &key("k2"))
+        .stream("away", &upstream.url("/away"), &key("k2"))
+        .start();
+    let mut watchers = ["many", "same", "other"].map(|stream| open(&server, stream));
+    watchers.iter_mut().for_each(|watcher| drop(watcher.event()));
+    let status = open(&server, "away").next_of("stream_status").json();
+    assert_eq!(status["code"], "UPSTREAM_RATE_LIMITED", "{status}");
+    upstream.set("/many", Reply::status(429).header("Retry-After", "600"));
+    for watcher in &mut watchers[..2] {
+        let status = watcher.next_of("stream_status").json();
+        assert_eq!((&status["state"], &status["code"]), (&json!("stale"), &json!("UPSTREAM_RATE_LIMITED")), "{status}");
+        assert!(status["retry_in_ms"].as_u64().is_some_and(|ms| (590_000..=602_000).contains(&ms)), "{status}");
+    }
+    // What was under way when it was said has ended by now.
+    let held = requests_for(&upstream, "/same").len();
+    for _ in 0..10 {
+        polled(&upstream, "/other");
+    }
+    assert_eq!(requests_for(&upstream, "/same").len(), held);
+    assert_eq!((requests_for(&upstream, "/away").len(), requests_for(&upstream, "/many").len() > 1), (1, true));
+}
+
 // Rates.
 
 #[test]
@@ -193,6 +226,52 @@ fn a_rate_is_kept_and_shared_evenly() {
     assert!(took >= Duration::from_millis(3_000), "36 more at 10/s came in {took:?}");
     let counts = ["/a", "/b", "/c"].map(|path| seen[..37].iter().filter(|request| request.target == path).count());
     assert!(counts.iter().all(|count| (9..=16).contains(count)), "by turns: {counts:?}");
+}
+
+#[test]
+fn actions_and_tokens_count_in_the_rate_of_their_upstream_and_go_before_polls() {
+    let upstream = Upstream::start();
+    for path in ["/a", "/b", "/c"] {
+        upstream.set_json(path, "1");
+    }
+    upstream.set("/act", Reply::json("{}"));
+    upstream.set_json("/token", r#"{"access_token":"t1","token_type":"Bearer","expires_in":3600}"#);
+    let origin = upstream.url("");
+    let oauth = format!(
+        "[stream.auth]\nkind = \"oauth2\"\ntoken_url = {:?}\nclient_id = \"c\"\nclient_secret = \"s\"",
+        upstream.url("/token")
+    );
+    let rate = format!("timeout = \"1s\"\n[[upstream]]\norigin = {origin:?}\nrate = \"4/s\"");
+    let setup = ["/a", "/b"]
+        .iter()
+        .fold(Setup::new(), |setup, path| setup.stream(path.trim_start_matches('/'), &upstream.url(path), ""));
+    let server = setup.stream("c", &upstream.url("/c"), &oauth).action("act", &upstream.url("/act"), &rate).start();
+    let _watchers = ["a", "b", "c"].map(|stream| open(&server, stream));
+    upstream.wait_for_requests(5, 6 * PATIENCE);
+    let mut ws = server.ws("/v1/ws", &[bearer(&token_of("u1"))]);
+    ws.next_of("welcome");
+    // At 4/s a second has room for four, and the fifth that is asked for then would come too late.
+    for id in 0..8 {
+        ws.send(json!({ "type": "act", "id": id }));
+    }
+    let mut answers: Vec<Value> = (0..8).map(|_| ws.next()).collect();
+    answers.sort_by_key(|answer| answer["id"].as_u64());
+    let (done, refused): (Vec<Value>, Vec<Value>) = answers.into_iter().partition(|a| a["type"] == "action_result");
+    assert!((3..=5).contains(&done.len()), "{done:?}");
+    for answer in &refused {
+        assert_eq!(
+            (&answer["code"], &answer["reason"]),
+            (&json!("ACTION_FAILED"), &json!("UPSTREAM_RATE_LIMITED")),
+            "{answer}"
+        );
+    }
+    assert_eq!(requests_for(&upstream, "/act").len(), done.len(), "what was refused was not sent");
+    let seen = upstream.requests();
+    let (first, last) = (seen.first().expect("one"), seen.last().expect("one"));
+    let most = (last.at - first.at).as_millis() / 250 + 3;
+    assert!(seen.len() as u128 <= most, "{} requests in {:?}", seen.len(), last.at - first.at);
+    assert_eq!(requests_for(&upstream, "/token").len(), 1);
+    assert!(seen.iter().any(|seen| seen.target == "/c" && seen.header("authorization") == Some("Bearer t1")));
 }
 
 // Windows and moving intervals.
@@ -254,6 +333,9 @@ fn redirects_are_followed_where_that_is_allowed_and_secrets_stay_home() {
         Upstream::start_tls(&authority.identity(&["127.0.0.1"])),
         Upstream::start_tls(&authority.identity(&["127.0.0.1"])),
     );
+    // Not the operator's word: another port of the same machine is a stranger's.
+    let port = |url: &str| url.rsplit(':').next().and_then(|rest| rest.split('/').next()).expect("a port").to_owned();
+    let (home_port, away_port) = (port(&home.url("/")), port(&away.url("/")));
     let folder = std::env::temp_dir().join(format!("restcast-citizen-{}-{}", std::process::id(), unique()));
     std::fs::create_dir_all(&folder).expect("a temporary folder");
     let ca = format!("ca = {:?}", authority.write_pem(&folder).display().to_string());
@@ -267,6 +349,10 @@ fn redirects_are_followed_where_that_is_allowed_and_secrets_stay_home() {
     home.set("/long", to(302, "/moved"));
     home.set("/down", to(302, &away.url("/new").replacen("https", "http", 1)));
     home.set("/inward", to(302, "https://169.254.169.254/latest/meta-data"));
+    home.set("/number", to(302, &format!("https://2130706433:{away_port}/new")));
+    home.set("/user", to(302, &format!("https://user:pw@127.0.0.1:{home_port}/new")));
+    home.set("/tab", to(302, "/n\tew"));
+    home.set("/spelt", to(302, &format!("https://2130706433:{home_port}/new")));
     let lines = |max: u32| {
         format!(
             "{ca}\nredirects_max = {max}\nheaders = {{ Authorization = \"Bearer hunter2\" }}\nbackoff_max = \"100ms\""
@@ -281,6 +367,10 @@ fn redirects_are_followed_where_that_is_allowed_and_secrets_stay_home() {
         ("long", "/long", 1),
         ("down", "/down", 5),
         ("inward", "/inward", 5),
+        ("number", "/number", 5),
+        ("user", "/user", 5),
+        ("tab", "/tab", 5),
+        ("spelt", "/spelt", 5),
     ] {
         setup = setup.stream(id, &home.url(path), &lines(max));
     }
@@ -291,18 +381,63 @@ fn redirects_are_followed_where_that_is_allowed_and_secrets_stay_home() {
         ("long", "UPSTREAM_REDIRECT"),
         ("down", "UPSTREAM_REDIRECT"),
         ("inward", "UPSTREAM_BLOCKED"),
+        ("there", "UPSTREAM_BLOCKED"),
+        ("number", "UPSTREAM_BLOCKED"),
+        ("user", "UPSTREAM_BLOCKED"),
+        ("tab", "UPSTREAM_BLOCKED"),
     ] {
         assert_eq!(open(&server, id).next_of("stream_status").json()["code"], code, "{id}");
     }
     let mut moved = open(&server, "moved");
     moved.event_with("moved", "\"home\"");
-    let mut there = open(&server, "there");
-    there.event_with("there", "\"away\"");
-    away.wait_for_requests(3, PATIENCE);
-    assert!(away.requests().iter().all(|seen| seen.header("authorization").is_none()));
+    let mut spelt = open(&server, "spelt");
+    spelt.event_with("spelt", "\"home\"");
+    assert!(away.requests().is_empty(), "{:?}", away.requests());
     assert!(home.requests().iter().all(|seen| seen.header("authorization") == Some("Bearer hunter2")));
     assert_eq!(server.log_count("has moved for good"), 1, "{}", server.log_text());
     assert!(!server.log_text().contains("hunter2"));
+}
+
+#[test]
+fn a_value_behind_a_redirect_is_asked_for_conditionally_where_it_came_from() {
+    let home = Upstream::start();
+    let to = |place: &str| Reply::status(302).header("Location", place);
+    let sent = |upstream: &Upstream, path: &str| {
+        let of = |seen: support::RequestSeen| seen.header("if-none-match").map(str::to_owned);
+        requests_for(upstream, path).into_iter().map(of).collect::<Vec<_>>()
+    };
+    home.set("/start", to("/one"));
+    home.set("/one", Reply::json("1").etag("\"e1\""));
+    home.set("/two", Reply::json("2").etag("\"e2\""));
+    let server = Setup::new().stream("s", &home.url("/start"), "redirects_max = 2\nbackoff_max = \"100ms\"").start();
+    let mut ws = open(&server, "s");
+    ws.event_with("s", "1");
+    for _ in 0..3 {
+        polled(&home, "/one");
+    }
+    assert!(home.not_modified_count() >= 2);
+    let asked = sent(&home, "/one");
+    assert!(asked[0].is_none() && asked[1..].iter().all(|tag| tag.as_deref() == Some("\"e1\"")), "{asked:?}");
+    assert!(sent(&home, "/start").iter().all(Option::is_none), "it is no value's tag there");
+    // It leads elsewhere: the old tag is nothing to that place.
+    home.set("/start", to("/two"));
+    ws.event_with("s", "2");
+    polled(&home, "/two");
+    polled(&home, "/two");
+    let asked = sent(&home, "/two");
+    assert!(asked[0].is_none() && asked.iter().any(|tag| tag.as_deref() == Some("\"e2\"")), "{asked:?}");
+    assert!(asked.iter().flatten().all(|tag| tag == "\"e2\""), "{asked:?}");
+    // It leads nowhere any more.
+    home.set("/start", Reply::json("3").etag("\"e1\""));
+    ws.event_with("s", "3");
+    polled(&home, "/start");
+    polled(&home, "/start");
+    assert!(sent(&home, "/start").iter().flatten().all(|tag| tag == "\"e1\""));
+    // A place that answers a condition which was never put to it does not confirm the value of another.
+    home.set("/start", to("/nothing"));
+    home.set("/nothing", Reply::status(304));
+    let status = ws.next_of("stream_status").json();
+    assert_eq!((&status["state"], &status["code"]), (&json!("stale"), &json!("UPSTREAM_PROTOCOL")), "{status}");
 }
 
 // Pages.

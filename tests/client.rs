@@ -593,12 +593,12 @@ fn actions_are_sent_and_answered() {
     let upstream = Upstream::start();
     upstream.set_json("/leads", "1");
     upstream.set_json("/deed/7", r#"{"done":true}"#);
+    upstream.set_json("/deed/a-9", r#"{"nine":true}"#);
     let server = at(free_address(), &upstream, "", |setup| {
-        setup.action("deed", &upstream.url("/deed/{message.which}"), "method = \"POST\"\nroles = []").action(
-            "forbidden",
-            &upstream.url("/deed/7"),
-            "method = \"POST\"\nroles = [\"admin\"]",
-        )
+        setup
+            .action("deed", &upstream.url("/deed/{message.which}"), "method = \"POST\"\nroles = []")
+            .action("forbidden", &upstream.url("/deed/7"), "method = \"POST\"\nroles = [\"admin\"]")
+            .action("write", &upstream.url("/deed/{message.id}"), "method = \"PUT\"\nroles = []")
     });
     let mut page = Page::watch(&server, server.listen, "/v1/streams/leads", 600, only("websocket"));
     page.live_over("websocket");
@@ -608,6 +608,12 @@ fn actions_are_sent_and_answered() {
     for (kind, code) in [("forbidden", "INSUFFICIENT_PERMISSIONS"), ("unheard_of", "UNKNOWN_TYPE")] {
         page.tell(json!({ "send": { "type": kind } }));
         page.until(code, |event| (event["refused"]["code"] == code).then_some(()));
+    }
+    // What an action calls itself may be what it writes: the answer to each is its own.
+    for (id, body) in [(json!(7), json!({ "done": true })), (json!("a-9"), json!({ "nine": true }))] {
+        page.tell(json!({ "send": { "type": "write", "id": id } }));
+        let result = page.until("a result", |event| event["result"].is_object().then(|| event["result"].clone()));
+        assert_eq!(result, json!({ "status": 200, "body": body }));
     }
     let mut page = Page::watch(&server, server.listen, "/v1/streams/leads", 600, only("sse"));
     page.live_over("sse");

@@ -260,7 +260,7 @@ fn direct_mode_is_for_those_who_may() {
     // A request that is wrong in itself tells so to those alone who may ask.
     assert_eq!(server.get("/v1/direct", &[]).status, 401);
     assert_eq!(server.get("/v1/direct", &[bearer(&developer)]).status, 400);
-    assert_eq!(server.get(&format!("{path}&interval_ms=0"), &[bearer(&developer)]).status, 400);
+    assert_eq!(server.get(&format!("{path}&interval_ms=-1"), &[bearer(&developer)]).status, 400);
     let not_allowed = server.request("PUT", "/v1/direct", &[bearer(&developer)], "");
     assert_eq!((not_allowed.status, not_allowed.header("allow")), (405, Some("GET, HEAD, POST, OPTIONS")));
     let off = Setup::new().start();

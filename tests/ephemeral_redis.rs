@@ -270,6 +270,7 @@ fn a_record_that_somebody_made_up_shows_no_others_poll_and_no_target_that_is_not
             sub: Some("u9".into()),
             issuer: None,
             api_key: None,
+            token: None,
             stream: text(&session["stream"]),
             counted: "x".into(),
             made: ends,

@@ -248,7 +248,10 @@ fn each_redirect_is_judged_and_headers_stay_at_home() {
         (&[(301, "/v2/leads"), (302, "x")], "https://api.example.com/v2/leads own, https://api.example.com/v2/x own"),
         (&[(307, "https://other.example.com/")], "https://other.example.com/ bare"),
         (&[(308, "https://api.example.com:8443/")], "https://api.example.com:8443/ bare"),
-        (&[(302, "//x.yz/"), (302, "https://api.example.com/")], "https://x.yz/ bare, https://api.example.com/ bare"),
+        (
+            &[(302, "//x.yz/"), (302, "https://api.example.com/"), (302, "/2")],
+            "https://x.yz/ bare, https://api.example.com/ bare, https://api.example.com/2 bare",
+        ),
         (&[(302, "http://api.example.com/")], "downgrade"),
         (&[(302, "https://127.0.0.1/")], "special_address"),
         (&[(302, "//169.254.169.254/")], "special_address"),
@@ -474,6 +477,35 @@ fn a_name_that_resolves_to_this_machine_is_not_connected_to() {
 }
 
 #[test]
+fn a_name_that_leads_inside_is_not_told_from_one_that_is_none() {
+    on_each_driver(async || {
+        let resolver = Resolver::with_lookup(Box::new(|name| match name {
+            "inside.corp.test" => Ok(vec![IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1))]),
+            "empty.corp.test" => Ok(Vec::new()),
+            _ => Err(std::io::Error::other("no such name")),
+        }));
+        let client = Client::with(FetcherOptions::default(), resolver);
+        let policies = [Policy::public(), listing(&["http://*.corp.test/*"])].map(Arc::new);
+        let mut details = Vec::new();
+        for (policy, name) in policies.iter().flat_map(|policy| ["inside", "empty", "none"].map(|name| (policy, name)))
+        {
+            let url = format!("http://{name}.corp.test/leads");
+            details.push(client.fails(guarded(&url, policy), UpstreamCode::Blocked).await);
+        }
+        // The operator is told what it was.
+        for (detail, word) in
+            details.iter().zip(["resolves_to_special_address", "no address", "no such name"].iter().cycle())
+        {
+            assert!(detail.contains(word), "{detail}: {word}");
+        }
+        // What the operator has named, and the operator's own, is no secret.
+        let own = Arc::new(listing(&["http://none.corp.test/*", "http://*.corp.test/*"]));
+        client.fails(guarded("http://none.corp.test/leads", &own), UpstreamCode::Dns).await;
+        client.fails(target("http://none.corp.test/leads", |_| {}), UpstreamCode::Dns).await;
+    });
+}
+
+#[test]
 fn a_name_that_changes_its_mind_reaches_nobody() {
     on_each_driver(async || {
         let upstream = Upstream::start();
@@ -514,5 +546,35 @@ fn a_listed_address_is_polled_and_the_next_port_is_not() {
         let public = Arc::new(Policy::public());
         client.fails(guarded(&upstream.url("/leads"), &public), UpstreamCode::Blocked).await;
         assert_eq!((upstream.connection_count(), other.connection_count()), (1, 0));
+    });
+}
+
+#[test]
+fn an_administrators_name_may_be_of_this_network_and_never_a_metadata_service() {
+    on_each_driver(async || {
+        let upstream = Upstream::start();
+        upstream.set_json("/leads", "1");
+        let url = format!("http://rebind.test:{}/leads", upstream.address().port());
+        let policy = Arc::new(Policy::of_administrators(Vec::new()));
+        let metadata: IpAddr = "169.254.169.254".parse().expect("an address");
+        let (resolver, _) = rebinding(vec![vec![LOOPBACK]]);
+        let client = Client::with(FetcherOptions::default(), resolver);
+        assert_eq!(client.poll(guarded(&url, &policy)).await.expect("it is the operator's own").status, 200);
+        let mapped: IpAddr = "::ffff:169.254.169.254".parse().expect("an address");
+        for answers in [vec![metadata], vec![LOOPBACK, metadata], vec![mapped], vec!["fe80::1".parse().unwrap()]] {
+            let (resolver, lookups) = rebinding(vec![answers]);
+            let client = Client::with(FetcherOptions::default(), resolver);
+            let detail = client.fails(guarded(&url, &policy), UpstreamCode::Blocked).await;
+            assert!(detail.contains("resolves_to_special_address"), "{detail}");
+            assert_eq!(lookups.load(Ordering::SeqCst), 1);
+        }
+        assert_eq!(upstream.request_count(), 1);
+        // One that is listed by its name only is judged by what it resolves to as well; by its address, not.
+        let listed = Arc::new(Policy { own: true, ..listing(&["http://rebind.test:*/*"]) });
+        let (resolver, _) = rebinding(vec![vec![metadata]]);
+        let client = Client::with(FetcherOptions::default(), resolver);
+        client.fails(guarded(&url, &listed), UpstreamCode::Blocked).await;
+        let by_address = Policy { own: true, ..listing(&["http://169.254.169.254/*"]) };
+        assert!(by_address.judge("http://169.254.169.254/x").is_ok());
     });
 }

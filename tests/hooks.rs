@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ring::hmac;
@@ -77,9 +79,34 @@ fn a_hook_that_proves_nothing_polls_nothing_and_counts_as_a_failed_credential() 
     assert_eq!((none.status, none.code()), (401, "MISSING_CREDENTIAL".to_owned()));
     let twice = [("X-Restcast-Signature", good.clone()), ("X-Restcast-Signature", good.clone())];
     assert_eq!(server.request("POST", "/v1/hooks/slow", &twice, "x").status, 400);
+    // Nobody is told which streams there are: the answers are those of one that has a hook, whatever is sent.
+    let asked = |id: &str, headers: &[(&str, String)], body: &str| {
+        let answer = server.request("POST", &format!("/v1/hooks/{id}"), headers, body);
+        let mut headers = answer.headers.clone();
+        headers.retain(|(name, _)| !name.eq_ignore_ascii_case("date"));
+        (answer.status, headers, answer.text())
+    };
+    let signed = |by: &str| ("X-Restcast-Signature", by.to_owned());
+    let unsigned = signature("", now_s(), "x");
+    for (headers, body) in [
+        (vec![], "x"),
+        (vec![signed(&signature("another secret", now_s(), "x"))], "x"),
+        (vec![signed(&unsigned)], "x"),
+        (vec![signed("nonsense")], "x"),
+        (vec![signed(&"x=".repeat(1_000))], "x"),
+        (vec![signed(&signature(SECRET, now_s() - 400, "x"))], "x"),
+        (vec![signed(&good), signed(&good)], "x"),
+        (vec![signed(&unsigned)], &*"x".repeat(100_000)),
+    ] {
+        let known = asked("slow", &headers, body);
+        assert_ne!(known.0, 404);
+        for id in ["plain", "nowhere", "a%20b", "%ff"] {
+            assert_eq!(asked(id, &headers, body), known, "{id} {headers:?}");
+        }
+    }
     for id in ["plain", "nowhere", "a%20b", "%ff"] {
         let answer = hook(&server, id, &good, "x");
-        assert_eq!((answer.status, answer.code()), (404, "STREAM_NOT_FOUND".to_owned()), "{id}");
+        assert_eq!((answer.status, answer.code()), (401, "INVALID_TOKEN".to_owned()), "{id}");
     }
     let answer = server.get("/v1/hooks/slow", &[]);
     assert_eq!((answer.status, answer.header("allow")), (405, Some("POST, OPTIONS")));
@@ -97,6 +124,45 @@ fn a_hook_that_proves_nothing_polls_nothing_and_counts_as_a_failed_credential() 
     let statuses: Vec<u16> = (0..8).map(|_| hook(&server, "slow", &wrong, "x").status).collect();
     assert_eq!((&statuses[..3], statuses[7]), (&[401; 3][..], 429), "{statuses:?}");
     assert_eq!(hook(&server, "slow", &signature(SECRET, now_s(), "x"), "x").status, 429, "nor is a good one looked at");
+    let server = setup(&upstream, "").limits("auth_failures_per_minute = 3").start();
+    let statuses: Vec<u16> = (0..8).map(|_| hook(&server, "nowhere", &wrong, "x").status).collect();
+    assert_eq!((&statuses[..3], statuses[7]), (&[401; 3][..], 429), "who asks around counts as well: {statuses:?}");
+}
+
+#[test]
+fn a_secret_in_a_file_that_is_replaced_verifies_the_next_hook() {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("hooks-{}", std::process::id()));
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder).expect("a folder");
+    let (old, new) = ("the old secret, in a file", "the new secret, in a file");
+    let file = folder.join("secret");
+    fs::write(&file, old).expect("written");
+    let upstream = Upstream::start();
+    upstream.set_json("/a", "1");
+    let source = format!("file:{}", file.display());
+    let server = Setup::new()
+        .stream("slow", &upstream.url("/a"), &format!("interval = \"1h\"\nhook_secret = {source:?}"))
+        .start();
+    let body = json!({ "id": "made", "url": upstream.url("/a"), "interval": "1h", "hook_secret": [source, SECRET] });
+    let made = Raw::connect(server.admin).request("POST", "/admin/v1/streams", &[bearer(ADMIN_KEY)], &body.to_string());
+    assert_eq!(made.status, 201, "{made:?}");
+    let mut ws = watching(&server, &token_of("u1"), "/v1/streams/slow");
+    let by = |id: &str, secret: &str, body: &str| hook(&server, id, &signature(secret, now_s(), body), body).status;
+    for id in ["slow", "made"] {
+        assert_eq!((by(id, old, "1"), by(id, new, "1")), (202, 401), "{id}");
+    }
+    let beside = folder.join("secret.new");
+    fs::write(&beside, new).expect("written");
+    fs::rename(&beside, &file).expect("renamed");
+    for id in ["slow", "made"] {
+        eventually("the new one is in force", || (by(id, new, "2") == 202).then_some(()));
+        assert_eq!(by(id, old, "3"), 401, "{id}");
+    }
+    assert_eq!(by("made", SECRET, "4"), 202, "the other of the two is what it was");
+    // Who watches has noticed nothing.
+    assert!(ws.is_quiet_for(Duration::from_millis(200)));
+    assert!(!server.log_text().contains(new) && !server.log_text().contains(old));
+    fs::remove_dir_all(&folder).expect("it was made here");
 }
 
 #[test]
@@ -186,7 +252,7 @@ fn a_stream_that_is_made_has_its_hook_at_once() {
     let server = Setup::new().start();
     let body = json!({ "id": "made", "url": upstream.url("/a"), "interval": "1h", "hook_secret": SECRET });
     let headers = [bearer(ADMIN_KEY)];
-    assert_eq!(hook(&server, "made", &signature(SECRET, now_s(), ""), "").status, 404);
+    assert_eq!(hook(&server, "made", &signature(SECRET, now_s(), ""), "").status, 401);
     let admin = |method: &str, path: &str, body: &Value| {
         Raw::connect(server.admin)
             .request(method, &format!("/admin/v1/streams{path}"), &headers, &body.to_string())
@@ -199,6 +265,6 @@ fn a_stream_that_is_made_has_its_hook_at_once() {
     assert_eq!(ws.next_of("snapshot")["data"], json!(2));
     assert_eq!(admin("DELETE", "/made", &Value::Null), 204);
     eventually("the hook is gone", || {
-        (hook(&server, "made", &signature(SECRET, now_s(), ""), "").status == 404).then_some(())
+        (hook(&server, "made", &signature(SECRET, now_s(), ""), "").status == 401).then_some(())
     });
 }

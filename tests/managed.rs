@@ -268,6 +268,10 @@ fn secrets_are_sent_to_the_upstream_and_shown_to_nobody() {
     is_whole(sent(upstream.request_count() + 3));
     // One of them is another now; what is not there any more is gone.
     put["headers"] = json!({ "X-Key": "another", "Authorization": "***" });
+    // Which of two is left nobody can tell.
+    put["hook_secret"] = json!(["***"]);
+    let unclear = streams(&server, "PUT", "/leads", &put);
+    assert!(unclear.status == 400 && unclear.text().contains("`stream.hook_secret` is ***"), "{unclear:?}");
     put["hook_secret"] = Value::Null;
     assert_eq!(streams(&server, "PUT", "/leads", &put).status, 200);
     ws.next_of("snapshot");
@@ -337,6 +341,33 @@ fn streams_and_stops_survive_a_restart() {
     assert!(said.contains("has a section `streams`"), "{said}");
 }
 
+#[test]
+fn a_stream_whose_secret_is_gone_stays_what_it_was_at_a_reload_and_the_rest_is_taken() {
+    let (upstream, scratch) = (Upstream::start(), Scratch::new("unreadable"));
+    upstream.set_json("/a", r#"{"n":1}"#);
+    upstream.set_json("/b", r#"{"n":2}"#);
+    let file = scratch.0.join("key");
+    fs::write(&file, "secret-of-the-file").expect("written");
+    let setup = Setup::new().server(&scratch.line());
+    let server = setup.start();
+    let headers = json!({ "X-Key": format!("file:{}", file.display()) });
+    let body = json!({ "id": "leads", "url": upstream.url("/a"), "interval": "20ms", "headers": headers });
+    assert_eq!(streams(&server, "POST", "", &body).status, 201);
+    let mut ws = watching(&server, &token_of("u1"), "/v1/streams/leads");
+    fs::remove_file(&file).expect("removed");
+    server.reload(&setup.clone().stream("more", &upstream.url("/b"), ""));
+    eventually("the rest is taken", || (value(&server, "more") == (200, json!({ "n": 2 }))).then_some(()));
+    let said = server.wait_for_log("cannot be read again, and stays what it was", 1);
+    assert!(said.contains("stream=leads") && !said.contains("secret-of-the-file"), "{said}");
+    // It is polled as before, and who watches has noticed nothing.
+    upstream.set_json("/a", r#"{"n":3}"#);
+    assert_eq!(ws.next()["seq"], json!(2));
+    let requests = upstream.requests();
+    let last = requests.iter().rev().find(|seen| seen.target == "/a").expect("a poll");
+    assert_eq!(last.header("x-key"), Some("secret-of-the-file"));
+    assert_eq!(streams(&server, "DELETE", "/leads", &Value::Null).status, 204);
+}
+
 /// What a server says that does not start.
 fn fails_to_start(setup: &Setup, scratch: &Scratch) -> String {
     let path = scratch.0.join("restcast.toml");
@@ -400,6 +431,157 @@ fn a_stopped_stream_gives_the_held_value_and_is_not_polled_until_it_is_started()
         }
         assert_eq!(server.log_count("An administrator has stopped a stream."), 1);
     }
+}
+
+/// A GET of a stream that has begun to wait for a value.
+fn waits(server: &Server, id: &str, more: &[(&str, String)]) -> Raw {
+    let waiting = || server.metric(&["restcast_connections{", "json_wait"]);
+    let before = waiting();
+    let mut raw = server.connect();
+    let headers = [&[bearer(&token_of("u1"))], more].concat();
+    raw.send_request("GET", &format!("/v1/streams/{id}"), &headers, "");
+    eventually("it waits", || (waiting() > before).then_some(()));
+    raw
+}
+
+#[test]
+fn who_waits_for_a_value_of_a_stream_that_is_changed_gets_the_value_of_what_it_is_then() {
+    for driver in DRIVERS {
+        let upstream = Upstream::start();
+        upstream.set_json("/a", "\"a\"");
+        upstream.set_json("/b", "\"b\"");
+        upstream.set("/slow", Reply::json("\"slow\"").delay(Duration::from_secs(60)));
+        let setup = |interval: &str| {
+            Setup::new().driver(driver).stream("file", &upstream.url("/a"), &format!("interval = {interval:?}"))
+        };
+        let server = setup("20ms").start();
+        let tag_of = |id: &str| {
+            let answer = server.get(&format!("/v1/streams/{id}"), &[bearer(&token_of("u1"))]);
+            assert_eq!(answer.status, 200, "{answer:?}");
+            answer.header("etag").expect("a tag").to_owned()
+        };
+        let put = |id: &str, path: &str| {
+            let body = json!({ "id": id, "url": upstream.url(path), "interval": "20ms" });
+            assert_eq!(streams(&server, "PUT", &format!("/{id}"), &body).status, 200);
+        };
+        make(&server, "leads", &upstream.url("/a"));
+        let known = tag_of("leads");
+        let wait = [("If-None-Match", known.clone()), ("Prefer", "wait=50".to_owned())];
+        let mut all = [waits(&server, "leads", &wait), waits(&server, "leads", &wait), waits(&server, "leads", &wait)];
+        let begun = Instant::now();
+        put("leads", "/b");
+        for waiting in &mut all {
+            let answer = waiting.answer();
+            assert_eq!((answer.status, answer.json()), (200, json!("b")), "{answer:?}");
+            assert_ne!(answer.header("etag"), Some(known.as_str()));
+        }
+        assert!(begun.elapsed() < Duration::from_secs(40), "they were answered by the change");
+
+        // One that waits for the first value: changed twice, and the other upstream has one.
+        make(&server, "cold", &upstream.url("/slow"));
+        let mut cold = waits(&server, "cold", &[]);
+        put("cold", "/slow");
+        put("cold", "/b");
+        let answer = cold.answer();
+        assert_eq!((answer.status, answer.json()), (200, json!("b")), "{answer:?}");
+
+        // The file's, by a reload; and one that is deleted meanwhile is gone.
+        let wait = |known: String| [("If-None-Match", known), ("Prefer", "wait=50".to_owned())];
+        let known = tag_of("file");
+        let mut waiting = waits(&server, "file", &wait(known.clone()));
+        server.reload(&setup("30ms"));
+        let answer = waiting.answer();
+        assert_eq!((answer.status, answer.json()), (200, json!("a")), "{answer:?}");
+        assert_ne!(answer.header("etag"), Some(known.as_str()), "another epoch");
+        let mut waiting = waits(&server, "leads", &wait(tag_of("leads")));
+        assert_eq!(streams(&server, "DELETE", "/leads", &Value::Null).status, 204);
+        let answer = waiting.answer();
+        assert_eq!(answer.code(), "STREAM_ENDED", "{answer:?}");
+        // Who may not have what it is now is told so.
+        let mut waiting = waits(&server, "cold", &wait(tag_of("cold")));
+        let body = json!({ "id": "cold", "url": upstream.url("/b"), "roles": ["nobody"] });
+        assert_eq!(streams(&server, "PUT", "/cold", &body).status, 200);
+        let answer = waiting.answer();
+        assert_eq!((answer.status, answer.code().as_str()), (403, "INSUFFICIENT_PERMISSIONS"), "{answer:?}");
+        // Nobody is counted as waiting, or watching, who is not.
+        eventually("nobody waits", || (server.metric(&["restcast_connections{", "json_wait"]) == 0.0).then_some(()));
+    }
+}
+
+#[test]
+fn a_stream_that_was_changed_is_not_called_live_before_a_poll_has_shown_it() {
+    // The one that fails is another origin: of one that is down others would be left alone as well.
+    let (upstream, down) = (Upstream::start(), Upstream::start());
+    upstream.set_json("/a", "\"a\"");
+    upstream.set_json("/b", "\"b\"");
+    down.set("/bad", Reply::status(500));
+    upstream.set("/slow", Reply::json("\"slow\"").delay(Duration::from_secs(2)));
+    let server = Setup::new().start();
+    make(&server, "leads", &upstream.url("/a"));
+    let put = |path: &str| {
+        let url = if path.starts_with("/bad") { down.url(path) } else { upstream.url(path) };
+        let body = json!({ "id": "leads", "url": url, "interval": "20ms", "backoff_max": "50ms" });
+        assert_eq!(streams(&server, "PUT", "/leads", &body).status, 200);
+    };
+    let told = |ws: &mut support::server::Ws| {
+        let frame = ws.next_of("stream_status");
+        (frame["state"].as_str().expect("a state").to_owned(), frame["code"].as_str().unwrap_or_default().to_owned())
+    };
+    let status = |state: &str, code: &str| (state.to_owned(), code.to_owned());
+    let mut ws = watching(&server, &token_of("u1"), "/v1/streams/leads");
+
+    // Of one that is stopped another is stopped too, and never live.
+    assert_eq!(order(&server, "leads", "stop").status, 200);
+    assert_eq!(told(&mut ws), status("stale", "STOPPED"));
+    put("/b");
+    assert_eq!(told(&mut ws), status("failing", "STOPPED"));
+    assert_eq!(order(&server, "leads", "start").status, 200);
+    assert_eq!(told(&mut ws), status("live", ""));
+
+    // From one that fails to one that fails, and to one that takes its time.
+    put("/bad");
+    assert_eq!(told(&mut ws), status("failing", "UPSTREAM_STATUS"));
+    put("/bad?again");
+    assert_eq!(told(&mut ws), status("failing", "UPSTREAM_STATUS"));
+    put("/slow");
+    let early = ws.heard_within(Duration::from_millis(300));
+    assert!(early.is_none(), "nothing is known yet: {early:?}");
+    let frames = [ws.next(), ws.next()];
+    assert!(frames.iter().any(|frame| frame["data"] == "slow"), "{frames:?}");
+    assert!(frames.iter().any(|frame| frame["state"] == "live"), "{frames:?}");
+    // Changed twice before anything is known: it is said once, and of the last.
+    put("/bad");
+    assert_eq!(told(&mut ws), status("failing", "UPSTREAM_STATUS"));
+    put("/slow?1");
+    put("/slow?2");
+    let frames = [ws.next(), ws.next()];
+    assert!(frames.iter().any(|frame| frame["data"] == "slow"), "{frames:?}");
+    assert!(frames.iter().any(|frame| frame["state"] == "live"), "{frames:?}");
+    assert!(ws.is_quiet_for(Duration::from_millis(500)));
+    // One that joins, and is held to be live already, is told nothing of it.
+    let mut late = server.ws("/v1/streams/leads", &[bearer(&token_of("u2"))]);
+    assert_eq!((&late.next()["type"], &late.next()["type"]), (&json!("welcome"), &json!("snapshot")));
+    assert!(late.is_quiet_for(Duration::from_millis(300)));
+}
+
+#[test]
+fn a_member_that_stands_twice_in_an_admin_body_is_refused_by_every_resource() {
+    let server = Setup::new().start();
+    let ask = |method: &str, path: &str, body: &str| {
+        Raw::connect(server.admin).request(method, path, &[bearer(ADMIN_KEY)], body)
+    };
+    for (method, path, body) in [
+        ("POST", "/admin/v1/streams", r#"{"id":"a","url":"http://127.0.0.1:1/a","url":"http://127.0.0.1:1/b"}"#),
+        ("POST", "/admin/v1/streams", r#"{"id":"a","url":"http://127.0.0.1:1/","headers":{"X":"1","\u0058":"2"}}"#),
+        ("POST", "/admin/v1/keys", r#"{"streams":["a"],"streams":["b"]}"#),
+        ("PUT", "/admin/v1/users/u1/permissions", r#"{"permissions":[],"roles":["a"],"roles":["b"]}"#),
+        ("POST", "/admin/v1/tokens/revoke", r#"{"jti":"a","jti":"b"}"#),
+    ] {
+        let answer = ask(method, path, body);
+        assert_eq!((answer.status, answer.code().as_str()), (400, "BAD_REQUEST"), "{path} {body}: {answer:?}");
+        assert!(answer.text().contains("for the second time"), "{path}: {answer:?}");
+    }
+    assert_eq!(streams(&server, "GET", "/a", &Value::Null).status, 404, "nothing was made");
 }
 
 #[test]
@@ -466,6 +648,164 @@ fn a_template_that_is_made_is_filled_for_those_who_are_verified_from_then_on() {
     for ws in &mut sockets {
         assert_eq!(ws.next_of("snapshot")["data"], json!({ "of": "everybody" }));
     }
+}
+
+#[test]
+fn what_no_administrator_may_have_polled_is_refused_and_nothing_is_left_of_it() {
+    let upstream = Upstream::start();
+    upstream.set_json("/a", "1");
+    let server = Setup::new().start();
+    make(&server, "leads", &upstream.url("/a"));
+    for (url, reason) in [
+        ("http://169.254.169.254/latest/meta-data/", "special_address"),
+        ("http://0xa9fea9fe/", "special_address"),
+        ("http://[::ffff:a9fe:a9fe]/", "special_address"),
+        ("http://[fe80::1]/", "special_address"),
+        ("http://metadata.google.internal/", "metadata_name"),
+        ("http://user:hunter2@127.0.0.1/", "user_in_url"),
+    ] {
+        for (method, path) in [("POST", ""), ("PUT", "/leads")] {
+            let id = if method == "POST" { "bad" } else { "leads" };
+            let answer = streams(&server, method, path, &json!({ "id": id, "url": url }));
+            assert_eq!((answer.status, answer.code()), (403, "TARGET_BLOCKED".to_owned()), "{url}: {answer:?}");
+            let errors = answer.json()["errors"].clone();
+            let said = errors[0].as_str().expect("a sentence").to_owned();
+            assert!(said.starts_with("`stream.url`: ") && said.contains(reason), "{url}: {said}");
+            assert!(!answer.text().contains("hunter2"), "{answer:?}");
+        }
+    }
+    let headers = json!({ "X-Forwarded-For": "10.0.0.1", "Metadata-Flavor": "Google", "X-Good": "hunter2" });
+    let body = json!({ "id": "bad", "url": upstream.url("/a"), "headers": headers });
+    let answer = streams(&server, "POST", "", &body);
+    assert_eq!((answer.status, answer.code()), (403, "TARGET_BLOCKED".to_owned()), "{answer:?}");
+    assert_eq!(answer.json()["errors"].as_array().expect("errors").len(), 2, "{answer:?}");
+    assert!(!answer.text().contains("hunter2"), "{answer:?}");
+    for url in ["ftp://127.0.0.1/", "file:///etc/passwd", "http://127.0.0.1/\nx"] {
+        let answer = streams(&server, "POST", "", &json!({ "id": "bad", "url": url }));
+        assert!(matches!(answer.status, 400 | 403), "{url}: {answer:?}");
+    }
+    assert_eq!(streams(&server, "GET", "/bad", &Value::Null).status, 404);
+    assert_eq!(value(&server, "leads"), (200, json!(1)), "it is what it was");
+}
+
+#[test]
+fn stream_urls_narrow_what_may_be_polled_and_block_what_was_made_before() {
+    let (upstream, other) = (Upstream::start(), Upstream::start());
+    upstream.set_json("/public/a", "1");
+    other.set_json("/a", "2");
+    let listing = |urls: &str| Setup::new().admin(&format!("stream_urls = {urls}"));
+    let server = Setup::new().start();
+    make(&server, "listed", &upstream.url("/public/a"));
+    make(&server, "unlisted", &other.url("/a"));
+    let mut watchers =
+        ["listed", "unlisted"].map(|id| watching(&server, &token_of("u1"), &format!("/v1/streams/{id}")));
+
+    let pattern = format!("[\"http://{}/public/*\"]", upstream.address());
+    server.reload(&listing(&pattern));
+    let status = watchers[1].next_of("stream_status");
+    assert_eq!((&status["state"], &status["code"]), (&json!("failing"), &json!("UPSTREAM_BLOCKED")), "{status}");
+    let said = server.wait_for_log("A stream that the admin API has made is not polled: it is blocked.", 1);
+    assert!(said.contains("stream=unlisted") && said.contains("not_listed"), "{said}");
+    let shown = streams(&server, "GET", "/unlisted", &Value::Null).json();
+    assert!(shown["warnings"][0].as_str().is_some_and(|said| said.contains("not_listed")), "{shown}");
+    for (id, url) in
+        [("more", other.url("/a")), ("more", upstream.url("/private")), ("more", upstream.url("/public/..%2fx"))]
+    {
+        let answer = streams(&server, "POST", "", &json!({ "id": id, "url": url }));
+        assert_eq!((answer.status, answer.code()), (403, "TARGET_BLOCKED".to_owned()), "{url}: {answer:?}");
+    }
+    make(&server, "more", &upstream.url("/public/{claims.sub}"));
+    upstream.set_json("/public/a", "3");
+    watchers[0].next_of("snapshot");
+    let requests = other.request_count();
+
+    // What is taken back is polled again, and no watcher was closed.
+    server.reload(&listing("[]"));
+    assert_eq!(watchers[1].next_of("snapshot")["data"], json!(2));
+    assert!(other.request_count() > requests);
+}
+
+#[test]
+fn a_stream_of_the_state_file_that_may_not_be_polled_is_told_of_and_ends_no_start() {
+    let scratch = Scratch::new("blocked");
+    let upstream = Upstream::start();
+    upstream.set_json("/a", "1");
+    let setup = Setup::new().server(&scratch.line());
+    let server = setup.start();
+    make(&server, "good", &upstream.url("/a"));
+    make(&server, "routed", &upstream.url("/a"));
+    make(&server, "inward", &upstream.url("/a"));
+    drop(server);
+    let before = upstream.request_count();
+    // As an older version, or somebody else's hand, has left it.
+    let mut state: Value = serde_json::from_slice(&fs::read(scratch.state()).expect("the state")).expect("JSON");
+    let made = &mut state["sections"]["streams"]["made"];
+    assert!(made["inward"]["stream"]["url"].is_string() && made["routed"]["stream"].is_object(), "{made}");
+    made["inward"]["stream"]["url"] = json!("http://169.254.169.254/latest/");
+    made["routed"]["stream"]["headers"] = json!({ "X-Forwarded-For": "10.0.0.1" });
+    fs::write(scratch.state(), state.to_string()).expect("written");
+
+    let server = setup.start();
+    for (id, reason) in [("inward", "special_address"), ("routed", "impersonating_header")] {
+        let mut ws = watching_nothing(&server, id);
+        let status = ws.next_of("stream_status");
+        assert_eq!((&status["state"], &status["code"]), (&json!("failing"), &json!("UPSTREAM_BLOCKED")), "{status}");
+        let log = server.log_text();
+        let said = log.lines().find(|line| line.contains("it is blocked") && line.contains(&format!("stream={id}")));
+        assert!(said.is_some_and(|said| said.contains(reason)), "{log}");
+    }
+    assert_eq!(upstream.request_count(), before, "nothing was sent to it");
+    assert_eq!(value(&server, "good"), (200, json!(1)));
+    // It is put right as it would be made.
+    let body = json!({ "url": upstream.url("/a"), "interval": "20ms" });
+    assert_eq!(streams(&server, "PUT", "/inward", &body).status, 200);
+    assert_eq!(value(&server, "inward"), (200, json!(1)));
+    assert_eq!(streams(&server, "DELETE", "/routed", &Value::Null).status, 204);
+}
+
+/// A WebSocket on a stream that gives no value.
+fn watching_nothing(server: &Server, id: &str) -> support::server::Ws {
+    let mut ws = server.ws(&format!("/v1/streams/{id}"), &[bearer(&token_of("u1"))]);
+    ws.next_of("welcome");
+    ws
+}
+
+#[test]
+fn the_token_endpoint_of_a_stream_that_is_made_is_judged_too() {
+    let (upstream, idp) = (Upstream::start(), Upstream::start());
+    upstream.set_json("/a", "1");
+    idp.set_json("/token", r#"{"access_token":"t1","token_type":"Bearer","expires_in":3600}"#);
+    let body = |id: &str, token_url: &str| {
+        let auth = json!({ "kind": "oauth2", "token_url": token_url, "client_id": "c", "client_secret": "s" });
+        json!({ "id": id, "url": upstream.url("/a"), "interval": "20ms", "auth": auth })
+    };
+    let server = Setup::new().start();
+    let answer = streams(&server, "POST", "", &body("bad", "https://169.254.169.254/token"));
+    assert_eq!((answer.status, answer.code()), (403, "TARGET_BLOCKED".to_owned()), "{answer:?}");
+    assert!(answer.text().contains("stream.auth.token_url"), "{answer:?}");
+    assert_eq!(streams(&server, "POST", "", &body("good", &idp.url("/token"))).status, 201);
+    assert_eq!(value(&server, "good"), (200, json!(1)));
+    assert_eq!(idp.request_count(), 1);
+    let listing = format!("stream_urls = [\"http://{}/*\"]", upstream.address());
+    server.reload(&Setup::new().admin(&listing));
+    let mut ws = watching_nothing(&server, "good");
+    let status = ws.next_of("stream_status");
+    assert_eq!(status["code"], "UPSTREAM_BLOCKED", "{status}");
+}
+
+#[test]
+fn an_action_polls_a_stream_that_was_made_after_the_file_was_read() {
+    let upstream = Upstream::start();
+    upstream.set_json("/a", "1");
+    upstream.set("/act", Reply::status(204));
+    let server = Setup::new().action("change", &upstream.url("/act"), "refresh = [\"made\"]").start();
+    assert!(server.log_text().contains("which is no [[stream]] of the file"), "{}", server.log_text());
+    let body = json!({ "id": "made", "url": upstream.url("/a"), "interval": "1h" });
+    assert_eq!(streams(&server, "POST", "", &body).status, 201);
+    let mut ws = watching(&server, &token_of("u1"), "/v1/streams/made");
+    upstream.set_json("/a", "2");
+    ws.send(json!({ "type": "change", "id": 1 }));
+    assert_eq!(ws.next_of("snapshot")["data"], json!(2));
 }
 
 #[test]

@@ -4,11 +4,13 @@
 mod support;
 
 use std::path::PathBuf;
+use std::time::Duration;
 use std::{fs, thread};
 
+use ring::hmac;
 use serde_json::{Value, json};
 
-use support::server::{ADMIN_KEY, Answer, Raw, Server, Setup, bearer, eventually, token_of, watching};
+use support::server::{ADMIN_KEY, Answer, Raw, Server, Setup, bearer, eventually, now_s, token_of, watching};
 use support::{Proxy, Redis, Upstream};
 
 /// The hash that the streams stand in.
@@ -124,9 +126,74 @@ fn a_refresh_at_one_process_polls_at_each_once() {
     assert_eq!(streams(&one, "POST", "/slow/refresh", &Value::Null).status, 202);
     for ws in &mut watchers {
         assert_eq!(ws.next_of("snapshot")["data"], json!({ "of": "everybody" }));
-        assert!(ws.is_quiet_for(std::time::Duration::from_millis(300)));
+        assert!(ws.is_quiet_for(Duration::from_millis(300)));
     }
     assert_eq!(upstream.request_count(), before + 2, "one poll for each process");
+}
+
+/// A hook's signature.
+fn signature(secret: &str, t: u64, body: &str) -> String {
+    let key = hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes());
+    let tag = hmac::sign(&key, format!("{t}.{body}").as_bytes());
+    let hex: String = tag.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("t={t},v1={hex}")
+}
+
+fn hook(server: &Server, signature: &str, body: &str) -> u16 {
+    let headers = [("X-Restcast-Signature", signature.to_owned())];
+    server.request("POST", "/v1/hooks/slow", &headers, body).status
+}
+
+#[test]
+fn a_hook_that_reaches_one_process_polls_at_each_once() {
+    const SECRET: &str = "a secret that the upstream shares with us";
+    let (redis, upstream) = (Redis::start(), upstream());
+    let setup = Setup::new().redis(&redis.url(), "");
+    let with = |secret: &str| {
+        setup.clone().stream("slow", &upstream.url("/a"), &format!("interval = \"1h\"\nhook_secret = {secret}"))
+    };
+    // While secrets rotate, one process has heard of the new one and the other has not.
+    let one = with(&format!("[\"the new secret of the hooks\", {SECRET:?}]")).start();
+    let two = with(&format!("{SECRET:?}")).start();
+    // This one knows another secret: it has no such hook.
+    let three = with("\"quite another secret of the hooks\"").start();
+    let mut watchers = [&one, &two].map(|server| watching(server, &token_of("u1"), "/v1/streams/slow"));
+    let mut apart = watching(&three, &token_of("u1"), "/v1/streams/slow");
+    for (n, server) in [&one, &two, &one].into_iter().enumerate() {
+        let before = upstream.request_count();
+        upstream.set_json("/a", &format!("{{\"of\":{n}}}"));
+        let body = n.to_string();
+        assert_eq!(hook(server, &signature(SECRET, now_s(), &body), &body), 202);
+        for ws in &mut watchers {
+            assert_eq!(ws.next_of("snapshot")["data"], json!({ "of": n }));
+            assert!(ws.is_quiet_for(Duration::from_millis(300)));
+        }
+        assert_eq!(upstream.request_count(), before + 2, "one poll for each process that has such a hook");
+    }
+    assert!(apart.is_quiet_for(Duration::from_millis(100)));
+
+    // What stands in Redis says nothing of the hook, and whoever may publish there cannot make one up.
+    let before = upstream.request_count();
+    let forged = json!({ "from": "0123456789abcdef", "hook": { "id": "slow", "sealed": "AAAA".repeat(15) } });
+    redis.command(&["PUBLISH", "restcast:processes", &forged.to_string()]);
+    assert!(watchers[0].is_quiet_for(Duration::from_millis(300)));
+    assert_eq!(upstream.request_count(), before);
+}
+
+#[test]
+fn a_stream_in_redis_that_may_not_be_polled_is_told_of_and_blocked() {
+    let (redis, upstream) = (Redis::start(), upstream());
+    let setup = Setup::new().redis(&redis.url(), "");
+    let one = setup.start();
+    // Another process's operator allows more than this one's.
+    let two = setup.clone().admin("stream_urls = [\"https://api.example.com/*\"]").start();
+    assert_eq!(streams(&one, "POST", "", &wanted("leads", &upstream.url("/a"))).status, 201);
+    let said = two.wait_for_log("A stream that the admin API has made is not polled: it is blocked.", 1);
+    assert!(said.contains("stream=leads") && said.contains("not_listed"), "{said}");
+    assert_eq!(status(&one, "leads"), 200);
+    let mut ws = two.ws("/v1/streams/leads", &[bearer(&token_of("u1"))]);
+    let status = ws.next_of("stream_status");
+    assert_eq!(status["code"], "UPSTREAM_BLOCKED", "{status}");
 }
 
 #[test]
@@ -166,6 +233,105 @@ fn two_processes_that_change_a_stream_at_the_same_time_do_not_lose_a_change() {
 }
 
 #[test]
+fn who_says_nothing_of_what_stands_there_is_not_told_that_it_has_changed() {
+    let (redis, upstream) = (Redis::start(), upstream());
+    let setup = Setup::new().redis(&redis.url(), "");
+    let servers = [setup.start(), setup.start()];
+    let body = |of: &str| {
+        let mut body = wanted("leads", &upstream.url("/a"));
+        body["array_key"] = of.into();
+        body
+    };
+    assert_eq!(streams(&servers[0], "POST", "", &body("first")).status, 201);
+    // All at one process, and half of them at each.
+    for servers in [[&servers[0], &servers[0]], [&servers[0], &servers[1]]] {
+        let answers: Vec<Answer> = thread::scope(|scope| {
+            let body = &body;
+            let all: Vec<_> = (0..6)
+                .map(|n: usize| {
+                    let put = move |m| streams(servers[n % 2], "PUT", "/leads", &body(&format!("{n}-{m}")));
+                    scope.spawn(move || (0..5).map(put).collect::<Vec<_>>())
+                })
+                .collect();
+            all.into_iter().flat_map(|one| one.join().expect("answers")).collect()
+        });
+        let statuses: Vec<u16> = answers.iter().map(|answer| answer.status).collect();
+        assert_eq!(statuses, [200; 30], "the last writer wins");
+        // One of them is what stands there, and both say so.
+        let last = streams(servers[1], "GET", "/leads", &Value::Null);
+        assert!(answers.iter().any(|answer| answer.header("etag") == last.header("etag")), "{last:?}");
+        assert_eq!(streams(servers[0], "GET", "/leads", &Value::Null).header("etag"), last.header("etag"));
+    }
+    // And one is deleted whoever changes it meanwhile.
+    let (deleted, put) = thread::scope(|scope| {
+        let body = &body;
+        let (one, two) = (&servers[0], &servers[1]);
+        let put = scope.spawn(move || {
+            (0..20).map(|n| streams(two, "PUT", "/leads", &body(&n.to_string())).status).collect::<Vec<_>>()
+        });
+        let deleted = streams(one, "DELETE", "/leads", &Value::Null).status;
+        (deleted, put.join().expect("statuses"))
+    });
+    assert_eq!(deleted, 204);
+    assert!(put.iter().all(|status| matches!(status, 200 | 404)) && put.last() == Some(&404), "{put:?}");
+}
+
+#[test]
+fn what_was_just_done_at_one_process_is_known_to_the_one_asked_next() {
+    let (redis, upstream) = (Redis::start(), upstream());
+    let setup = Setup::new().redis(&redis.url(), "").stream("file", &upstream.url("/a"), "");
+    let (one, two) = (setup.start(), setup.start());
+    let tag = |answer: &Answer| [("If-Match", answer.header("etag").expect("a tag").to_owned())];
+    let nothing = &Value::Null;
+    for round in 0..40 {
+        let id = format!("s{}", round % 3);
+        let (path, body) = (format!("/{id}"), wanted(&id, &upstream.url("/a")));
+        let made = streams(&one, "POST", "", &body);
+        assert_eq!(made.status, 201, "round {round}: {made:?}");
+        let read = streams(&two, "GET", &path, nothing);
+        assert_eq!((read.status, read.header("etag")), (200, made.header("etag")), "round {round}: {read:?}");
+        let changed = streams_with(&two, "PUT", &path, &tag(&made), &body);
+        assert_eq!(changed.status, 200, "round {round}: {changed:?}");
+        let again = streams_with(&one, "PUT", &path, &tag(&changed), &body);
+        assert_eq!(again.status, 200, "round {round}: {again:?}");
+        let old = streams_with(&two, "PUT", &path, &tag(&changed), &body);
+        assert_eq!(old.status, 412, "round {round}: {old:?}");
+        for id in [id.as_str(), "file"] {
+            for (server, what, state) in [
+                (&two, "stop", "stopped"),
+                (&one, "start", "running"),
+                (&two, "stop", "stopped"),
+                (&one, "start", "running"),
+            ] {
+                let answer = streams(server, "POST", &format!("/{id}/{what}"), nothing);
+                assert_eq!((answer.status, &answer.json()["state"]), (200, &json!(state)), "round {round}: {answer:?}");
+            }
+        }
+        assert_eq!(streams(&two, "POST", &format!("{path}/refresh"), nothing).status, 202, "round {round}");
+        assert_eq!(streams(&two, "DELETE", &path, nothing).status, 204, "round {round}");
+        assert_eq!(streams(&one, "GET", &path, nothing).status, 404, "round {round}");
+        assert_eq!(streams(&one, "DELETE", &path, nothing).status, 404, "round {round}");
+    }
+    eventually("all of them are gone", || {
+        let gone = |server: &Server| (0..3).all(|n| status(server, &format!("s{n}")) == 404);
+        (gone(&one) && gone(&two)).then_some(())
+    });
+}
+
+#[test]
+fn a_redis_that_was_emptied_takes_no_stream_away_from_who_is_asked_for_one() {
+    let (redis, upstream) = (Redis::start(), upstream());
+    let server = Setup::new().redis(&redis.url(), "").start();
+    assert_eq!(streams(&server, "POST", "", &wanted("leads", &upstream.url("/a"))).status, 201);
+    redis.command(&["FLUSHALL"]);
+    for _ in 0..5 {
+        assert_eq!(streams(&server, "GET", "/leads", &Value::Null).status, 200);
+    }
+    eventually("it is there again", || (redis.number(&["HEXISTS", HASH, "leads"]) == 1).then_some(()));
+    assert_eq!((status(&server, "leads"), streams(&server, "DELETE", "/leads", &Value::Null).status), (200, 204));
+}
+
+#[test]
 fn while_redis_is_away_nothing_is_changed_and_a_start_knows_the_copy() {
     let (redis, upstream, scratch) = (Redis::start(), upstream(), Scratch::new("away"));
     let proxy = Proxy::to(redis.address());
@@ -178,6 +344,8 @@ fn while_redis_is_away_nothing_is_changed_and_a_start_knows_the_copy() {
     assert_eq!(streams(&server, "POST", "/leads/stop", &Value::Null).status, 200);
     assert_eq!(streams(&server, "POST", "/leads/start", &Value::Null).status, 200);
     proxy.down();
+    let known = streams(&server, "GET", "/leads", &Value::Null);
+    assert_eq!((known.status, &known.json()["state"]), (200, &json!("running")), "by what is known here");
     eventually("Redis is away", || server.admin("GET", "/readyz", None).text().contains("away").then_some(()));
     let refused = [
         streams(&server, "POST", "", &wanted("more", &upstream.url("/a"))),

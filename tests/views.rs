@@ -403,7 +403,7 @@ fn views_of_one_url_count_once_and_follow_a_reload() {
     upstream.set_json("/acme", &lead("Ada", 1));
     let url = upstream.url("/{claims.companyId}");
     let setup = Setup::new();
-    let server = setup.clone().limits("streams = 2\nstreams_per_subject = 1").stream("leads", &url, VIEWS).start();
+    let server = setup.clone().limits("streams = 1\nstreams_per_subject = 1").stream("leads", &url, VIEWS).start();
     let mut watchers: Vec<Watcher> =
         ["agent", "auditor", "admin"].iter().map(|role| open(&server, Over::Ws, role)).collect();
     let firsts: Vec<Frame> = watchers.iter_mut().map(Watcher::event).collect();

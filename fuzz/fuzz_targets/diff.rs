@@ -4,12 +4,19 @@
 
 use libfuzzer_sys::fuzz_target;
 use restcast::codec::json::Document;
+use restcast::codec::proof::canonical;
 use restcast::stream::apply::{apply_merge, apply_patch};
 use restcast::stream::diff::{Change, DiffOptions, Pointer, WORK_MAX, diff};
 
 fuzz_target!(|input: &[u8]| {
     let Some(middle) = input.iter().position(|&b| b == b'\n') else { return };
     let (Some(first), Some(second)) = (parse(&input[..middle]), parse(&input[middle + 1..])) else { return };
+    // What is hashed of a value tells it from every other, and from no spelling of itself.
+    let forms = [&first, &second].map(canonical);
+    assert_eq!(forms[0] == forms[1], first == second);
+    for (form, value) in forms.iter().zip([&first, &second]) {
+        assert!(Document::parse(form).expect("a canonical form is a value") == *value);
+    }
     let ignore = [Pointer::parse("/a").expect("a pointer"), Pointer::parse("/0/a").expect("a pointer")];
     for (old, new) in [(&first, &second), (&second, &first)] {
         for array_key in [None, Some("id"), Some("a")] {

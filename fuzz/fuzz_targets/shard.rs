@@ -14,6 +14,8 @@ mod deeds;
 mod dice;
 #[path = "../../tests/sim/law.rs"]
 mod law;
+#[path = "../../tests/sim/managed.rs"]
+mod managed;
 #[path = "../../tests/sim/store.rs"]
 mod store;
 #[path = "../../tests/sim/upstream.rs"]

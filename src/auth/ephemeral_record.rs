@@ -10,7 +10,7 @@
 use serde_json::{Value, json};
 
 use super::api_key::ApiKeyId;
-use super::grant::GrantRecord;
+use super::grant::{GrantRecord, TokenMark};
 use super::sealed::{self, Purpose, SALT_BYTES};
 use super::ticket::TicketRecord;
 use crate::ids::EphemeralId;
@@ -30,8 +30,10 @@ pub struct SessionFace {
     pub sub: Option<String>,
     /// issuer,
     pub issuer: Option<String>,
-    /// and API key.
+    /// API key,
     pub api_key: Option<ApiKeyId>,
+    /// and, where there is no user id, token.
+    pub token: Option<TokenMark>,
     /// What its stream is called.
     pub stream: String,
     /// Where it is counted among its maker's.
@@ -72,11 +74,12 @@ pub struct SharedSession {
 
 impl SessionFace {
     fn text(&self) -> Vec<u8> {
-        let SessionFace { sub, issuer, api_key, stream, counted, made, ends } = self;
+        let SessionFace { sub, issuer, api_key, token, stream, counted, made, ends } = self;
         let text = json!({
             "sub": sub,
             "iss": issuer,
             "api_key": api_key.as_ref().map(ApiKeyId::as_str),
+            "token": token.map(TokenMark::bits),
             "stream": stream,
             "counted": counted,
             "made": made.as_micros(),
@@ -101,11 +104,20 @@ impl SessionFace {
             sub: optional("sub")?,
             issuer: optional("iss")?,
             api_key,
+            token: said.get("token")?.as_u64().and_then(TokenMark::of_bits),
             stream: required("stream")?,
             counted: required("counted")?,
             made: time("made")?,
             ends: time("ends")?,
         })
+    }
+
+    /// Whether it is the session of whoever has `asker`, as [`GrantRecord::is_same_caller`] says.
+    pub fn is_of(&self, asker: &GrantRecord) -> bool {
+        self.sub.as_deref() == asker.sub.as_deref()
+            && (self.sub.is_some() || self.token.is_some() && self.token == asker.token)
+            && self.issuer.as_deref() == asker.rights.issuer.as_deref()
+            && self.api_key.as_ref() == asker.api_key.as_ref().map(|mark| &mark.id)
     }
 
     /// What the maker of session `id` is told by its record.
@@ -221,6 +233,7 @@ mod tests {
             sub: Some("u1".into()),
             issuer: Some("https://idp".into()),
             api_key: ApiKeyId::new("dashboard"),
+            token: None,
             stream: "direct:abc".into(),
             counted: "of".into(),
             made: WallTime::from_micros(7),
@@ -264,7 +277,13 @@ mod tests {
             assert!(!record.windows(secret.len()).any(|part| part == secret.as_bytes()), "{secret}");
         }
         let bare = SharedSession {
-            face: SessionFace { sub: None, issuer: None, api_key: None, ..session.face },
+            face: SessionFace {
+                sub: None,
+                issuer: None,
+                api_key: None,
+                token: Some(TokenMark::of("t1")),
+                ..session.face
+            },
             request: SessionRequest { select: None, body: None, headers: Vec::new(), post: false, ..session.request },
         };
         let record = bare.seal(&token, id, SALTS).expect("it is small");

@@ -106,6 +106,15 @@ pub struct Only {
     pub session: EphemeralId,
     /// The name of its stream.
     pub stream: Box<str>,
+    /// When the session ends at the latest.
+    pub ends: WallTime,
+}
+
+impl Only {
+    /// When what hangs on that ends, where its session's end may come first.
+    fn sooner(only: Option<&Only>, expires: MaybeTime) -> MaybeTime {
+        MaybeTime(only.map_or(expires.0, |only| only.ends.min(expires.0)))
+    }
 }
 
 /// Every distinct [`Rights`] of one core's connections, once.
@@ -166,7 +175,8 @@ impl RightsTable {
     }
 }
 
-/// A token's `jti`, hashed: enough to find the connections of a revoked token, and 8 bytes instead of its text.
+/// A token's `jti`, hashed: enough to find the connections of a revoked token, and 8 bytes instead of its text. Of a token
+/// that names neither itself nor its subject it is a hash of all that it says: something is to tell its bearers apart.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct TokenMark(NonZeroU64);
 
@@ -183,7 +193,18 @@ impl TokenMark {
 
     /// The mark of the token with this `jti`.
     pub fn of(jti: &str) -> TokenMark {
-        let hash = digest::digest(&digest::SHA256, jti.as_bytes());
+        TokenMark::of_hash(&digest::digest(&digest::SHA256, jti.as_bytes()))
+    }
+
+    /// The mark of a token that has none, of its payload.
+    pub(super) fn of_payload(payload: &[u8]) -> TokenMark {
+        let mut context = digest::Context::new(&digest::SHA256);
+        context.update(b"restcast: token without jti, 1\0");
+        context.update(payload);
+        TokenMark::of_hash(&context.finish())
+    }
+
+    fn of_hash(hash: &digest::Digest) -> TokenMark {
         let bits = hash.as_ref().first_chunk().map_or(0, |first| u64::from_be_bytes(*first));
         TokenMark(NonZeroU64::new(bits).unwrap_or(NonZeroU64::MIN))
     }
@@ -292,6 +313,17 @@ pub struct GrantRecord {
     pub api_key: Option<ApiKeyMark>,
 }
 
+impl GrantRecord {
+    /// Whether `other` is the same caller's: of the same subject, or, where there is none, by the same token.
+    pub fn is_same_caller(&self, other: &GrantRecord) -> bool {
+        let key = |record: &GrantRecord| record.api_key.as_ref().map(|mark| mark.id.clone());
+        self.sub == other.sub
+            && (self.sub.is_some() || self.token.is_some() && self.token == other.token)
+            && self.rights.issuer == other.rights.issuer
+            && key(self) == key(other)
+    }
+}
+
 impl Grant {
     /// The grant of a verified token.
     pub(super) fn of_token(facts: TokenFacts, rights: Rc<Rights>) -> Grant {
@@ -326,10 +358,11 @@ impl Grant {
         Grant { kind: CredentialKind::Ticket, ..self }
     }
 
-    /// The same, good for one ephemeral session alone. `ends`: when it ends where it hangs on nothing that has an end of its
-    /// own, a session or an API key.
-    pub fn limited(self, only: Only, ends: WallTime, table: &mut RightsTable) -> Grant {
-        let expires = if self.hangs_on_record() { self.expires } else { MaybeTime::new(Some(ends)) };
+    /// The same, good for one ephemeral session alone. It ends with that, and before it with the session or API key that it
+    /// hangs on, but not with the token of its maker.
+    pub fn limited(self, only: Only, table: &mut RightsTable) -> Grant {
+        let own = if self.hangs_on_record() { self.expires } else { MaybeTime::new(None) };
+        let expires = Only::sooner(Some(&only), own);
         let rights = table.intern(Rights { only: Some(only), ..Rights::clone(&self.rights) });
         let Grant { sub, issued_at, key, token, session, .. } = self;
         table.release_rights(self.rights);
@@ -351,7 +384,8 @@ impl Grant {
             None => rights,
             Some(only) => table.intern(Rights { only: Some(only.clone()), ..Rights::clone(&rights) }),
         };
-        Grant { expires: MaybeTime::new(expires), rights, ..self.clone() }
+        let expires = Only::sooner(self.only(), MaybeTime::new(expires));
+        Grant { expires, rights, ..self.clone() }
     }
 
     /// What a ticket for this grant must hold, so that another core or process can make the same of it.
@@ -427,7 +461,7 @@ impl Grant {
             None => grant,
             Some(only) => {
                 let rights = table.intern(Rights { only: Some(only.clone()), ..Rights::clone(&grant.rights) });
-                Grant { rights, ..grant }
+                Grant { rights, expires: Only::sooner(self.only(), grant.expires), ..grant }
             }
         }
     }
@@ -616,6 +650,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::auth::api_key::{ApiKeyId, KeyHash, Source};
     use crate::auth::keys::{Algorithm, KeyConfig, KeySet};
 
     fn texts(list: &[&str]) -> Box<[Box<str>]> {
@@ -654,6 +689,47 @@ mod tests {
         assert_eq!((nobody.expires(), nobody.end(Duration::MAX), nobody.issued_at()), (None, None, None));
         assert_eq!((nobody.sub(), nobody.key(), nobody.token()), (None, None, None));
         assert_eq!([ada.kind().as_str(), nobody.kind().as_str()], ["jwt", "anonymous"]);
+    }
+
+    #[test]
+    fn what_is_good_for_one_session_ends_with_it_at_the_latest() {
+        let mut table = RightsTable::default();
+        let at = WallTime::from_secs;
+        let only = || Only { session: EphemeralId(1), stream: "direct:a".into(), ends: at(100) };
+        // A token's own end is not its: it may be renewed, and this may not.
+        for exp in [50, 200] {
+            let token = grant(Some("ada"), Rights::default());
+            let token = Grant { expires: MaybeTime::new(Some(at(exp))), ..token };
+            assert_eq!(token.limited(only(), &mut table).expires(), Some(at(100)));
+        }
+        for (record, end) in [(None, 100), (Some(200), 100), (Some(50), 50)] {
+            let rights = table.intern(Rights::default());
+            let session = Grant::of_session("ada", record.map(at), Rc::clone(&rights), SessionNo::at(0));
+            let limited = session.limited(only(), &mut table);
+            assert_eq!(limited.expires(), Some(at(end)), "{record:?}");
+            for (renewed, end) in [(None, 100), (Some(70), 70), (Some(300), 100)] {
+                let renewed = limited.renewed(renewed.map(at), Rc::clone(&rights), &mut table);
+                assert_eq!(renewed.expires(), Some(at(end)));
+            }
+        }
+        let key = |expires: Option<u64>| {
+            Arc::new(ApiKey {
+                id: ApiKeyId::new("dashboard").expect("an id"),
+                hash: KeyHash::new(&Secret::new([7; 32]), [7; 16]),
+                streams: Vec::new(),
+                roles: Vec::new(),
+                permissions: Vec::new(),
+                rate: 0,
+                created: None,
+                expires: expires.map(at),
+                source: Source::File,
+            })
+        };
+        let limited = Grant::of_api_key(&key(None), &mut table).limited(only(), &mut table);
+        assert_eq!(limited.expires(), Some(at(100)));
+        for (expires, end) in [(None, 100), (Some(200), 100), (Some(50), 50)] {
+            assert_eq!(limited.with_api_key(&key(expires), &mut table).expires(), Some(at(end)));
+        }
     }
 
     #[test]

@@ -4,9 +4,13 @@
 //!
 //! Source: protocol version 1, section 6; RFC 2104. Memory: what is returned. Errors: [`HookError`], the sender's fault;
 //! nothing of the request stands in it. Not here: which secrets a stream has, and what a good hook does (`shard::hooks`).
+//!
+//! To other processes a hook is told of by its mark and the time, sealed under the secret that it was signed with: who does
+//! not know that secret could not have sent the hook, and cannot say that there was one.
 
 use ring::hmac;
 
+use super::sealed::{self, Purpose, SALT_BYTES};
 use crate::limits::{HOOK_HEADER_BYTES_MAX, HOOK_SIGNATURES_MAX, HOOK_WINDOW};
 use crate::secret::Secret;
 use crate::time::WallTime;
@@ -22,6 +26,32 @@ impl From<[u8; 16]> for HookMark {
     fn from(bytes: [u8; 16]) -> HookMark {
         HookMark(bytes)
     }
+}
+
+/// A hook that is believed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Hook<'s> {
+    /// Which.
+    pub mark: HookMark,
+    secret: &'s Secret,
+}
+
+impl Hook<'_> {
+    /// What other processes are told of it.
+    pub fn seal(&self, at: WallTime, salt: [u8; SALT_BYTES]) -> Vec<u8> {
+        let HookMark(mark) = self.mark;
+        let text = [&at.as_micros().to_be_bytes()[..], &mark].concat();
+        sealed::seal(self.secret.expose_secret(), Purpose::Hook, salt, &text)
+    }
+}
+
+/// The hook that another process was sent just now, by what it says of it. `None`: whoever says so has none of `secrets`, or
+/// has kept what was said once.
+pub fn open(sealed: &[u8], secrets: &[Secret], now: WallTime) -> Option<HookMark> {
+    let text = secrets.iter().find_map(|secret| sealed::open(secret.expose_secret(), Purpose::Hook, sealed))?;
+    let (at, mark) = text.split_first_chunk()?;
+    let at = WallTime::from_micros(u64::from_be_bytes(*at));
+    sealed::is_of(at, now).then(|| mark.try_into().ok().map(HookMark)).flatten()
 }
 
 /// Why a hook is not believed.
@@ -86,32 +116,40 @@ fn tag_of(hex: &str) -> Option<[u8; TAG_BYTES]> {
 }
 
 /// Whether a hook with this header and body comes from who has one of `secrets`. Takes as long for a signature that is
-/// nearly right as for any other.
+/// nearly right as for any other, and where there are no secrets as long as for one.
 ///
 /// # Errors
 /// [`HookError`].
-pub fn verify(header: &str, body: &[u8], secrets: &[Secret], now: WallTime) -> Result<HookMark, HookError> {
+pub fn verify<'s>(header: &str, body: &[u8], secrets: &'s [Secret], now: WallTime) -> Result<Hook<'s>, HookError> {
     let signatures = Signatures::read(header).ok_or(HookError::Malformed)?;
     let now_s = now.as_micros() / 1_000_000;
     if now_s.abs_diff(signatures.at) > HOOK_WINDOW.as_secs() {
         return Err(HookError::OutOfTime);
     }
+    if secrets.is_empty() {
+        std::hint::black_box(signed(&Secret::default(), &signatures, body));
+        return Err(HookError::Unsigned);
+    }
     for secret in secrets {
-        let key = hmac::Key::new(hmac::HMAC_SHA256, secret.expose_secret());
-        let mut context = hmac::Context::with_key(&key);
-        context.update(signatures.seconds.as_bytes());
-        context.update(b".");
-        context.update(body);
-        let tag = context.sign();
+        let tag = signed(secret, &signatures, body);
         for presented in &signatures.tags {
             if same(tag.as_ref(), presented) {
                 let mut mark = [0; 16];
                 mark.iter_mut().zip(tag.as_ref()).for_each(|(to, from)| *to = *from);
-                return Ok(HookMark(mark));
+                return Ok(Hook { mark: HookMark(mark), secret });
             }
         }
     }
     Err(HookError::Unsigned)
+}
+
+/// What whoever has `secret` makes of that time and body.
+fn signed(secret: &Secret, signatures: &Signatures<'_>, body: &[u8]) -> hmac::Tag {
+    let mut context = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, secret.expose_secret()));
+    context.update(signatures.seconds.as_bytes());
+    context.update(b".");
+    context.update(body);
+    context.sign()
 }
 
 /// Whether two tags are the same, in a time that does not depend on where they differ.
@@ -121,6 +159,8 @@ fn same(a: &[u8], b: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const NOW: WallTime = WallTime::from_secs(1_800_000_000);
@@ -155,12 +195,38 @@ mod tests {
     fn while_secrets_rotate_any_signature_by_any_secret_will_do() {
         let (old, new) = (sign("old", "1800000000", ""), sign("new", "1800000000", ""));
         let both = format!("t=1800000000, v1={old} ,v0=00,v1={new}");
+        let by_nobody = format!("t=1800000000,v1={}", sign("", "1800000000", ""));
+        assert_eq!(verify(&by_nobody, b"", &[], NOW), Err(HookError::Unsigned), "no secret is not the empty one");
         for known in [&["old"][..], &["new"], &["newest", "new"]] {
             assert!(verify(&both, b"", &secrets(known), NOW).is_ok(), "{known:?}");
         }
-        let mark = |header: &str| verify(header, b"", &secrets(&["new", "old"]), NOW).expect("it is signed");
+        let mark = |header: &str| verify(header, b"", &secrets(&["new", "old"]), NOW).expect("it is signed").mark;
         assert_eq!(mark(&both), mark(&format!("v1={new},t=1800000000")), "it is the same hook");
         assert_ne!(mark(&both), mark(&format!("t=1800000001,v1={}", sign("new", "1800000001", ""))));
+    }
+
+    #[test]
+    fn another_process_hears_of_a_hook_from_who_knows_the_secret_that_it_was_signed_with() {
+        let header = format!("t=1800000000,v1={}", sign("old", "1800000000", "x"));
+        let known = secrets(&["new", "old"]);
+        let hook = verify(&header, b"x", &known, NOW).expect("it is signed");
+        let sealed = hook.seal(NOW, [7; SALT_BYTES]);
+        // One that has not been given the new secret yet, or has dropped the new one again.
+        for theirs in [&["old"][..], &["new", "old"], &["other", "old", "new"]] {
+            assert_eq!(open(&sealed, &secrets(theirs), NOW), Some(hook.mark), "{theirs:?}");
+        }
+        for theirs in [&[][..], &["new"], &["other"]] {
+            assert_eq!(open(&sealed, &secrets(theirs), NOW), None, "{theirs:?}");
+        }
+        let age = crate::limits::PEER_ASK_AGE_MAX;
+        let late = age + std::time::Duration::from_micros(1);
+        assert_eq!(open(&sealed, &known, NOW + age), Some(hook.mark));
+        assert_eq!((open(&sealed, &known, NOW + late), open(&sealed, &known, NOW - late)), (None, None));
+        for cut in 0..sealed.len() {
+            assert_eq!(open(sealed.get(..cut).unwrap_or_default(), &known, NOW), None, "{cut} bytes");
+        }
+        let short = sealed::seal(b"old", Purpose::Hook, [8; SALT_BYTES], &NOW.as_micros().to_be_bytes());
+        assert_eq!(open(&short, &known, NOW), None);
     }
 
     #[test]
@@ -198,6 +264,42 @@ mod tests {
             &many,
         ] {
             assert_eq!(verify(header, b"", &secrets(&["secret"]), NOW), Err(HookError::Malformed), "{header}");
+        }
+    }
+
+    #[test]
+    fn each_digit_of_a_signature_counts() {
+        let (tag, known) = (sign("secret", "1800000000", "x"), secrets(&["secret"]));
+        for place in 0..tag.len() {
+            let other = if tag.as_bytes()[place] == b'0' { "1" } else { "0" };
+            let changed = [&tag[..place], other, &tag[place + 1..]].concat();
+            let outcome = verify(&format!("t=1800000000,v1={changed}"), b"x", &known, NOW);
+            assert_eq!(outcome, Err(HookError::Unsigned), "digit {place}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_signed_is_believed_and_what_is_changed_is_not(
+            body in prop::collection::vec(any::<u8>(), 1..40),
+            away_s in -300_i64..=300,
+            secret in "[a-z]{1,80}",
+            place in any::<prop::sample::Index>(),
+            bit in 0u8..8,
+        ) {
+            let at = 1_800_000_000_i64 + away_s;
+            let key = hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes());
+            let tag = hmac::sign(&key, &[at.to_string().as_bytes(), b".", &body].concat());
+            let tag: String = tag.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+            let known = secrets(&[&secret]);
+            let header = format!("t={at},v1={tag}");
+            prop_assert!(verify(&header, &body, &known, NOW).is_ok());
+            let later = format!("t={},v1={tag}", at + 1);
+            let outcome = verify(&later, &body, &known, NOW);
+            prop_assert!(outcome.is_err(), "another time is signed by nobody");
+            let mut changed = body.clone();
+            changed[place.index(body.len())] ^= 1 << bit;
+            prop_assert_eq!(verify(&header, &changed, &known, NOW), Err(HookError::Unsigned));
         }
     }
 }

@@ -274,6 +274,8 @@ pub struct Verified {
     sub: Option<Box<str>>,
     issuer: Option<Box<str>>,
     jti: Option<Box<str>>,
+    /// Its mark.
+    mark: Option<TokenMark>,
     expires: WallTime,
     issued_at: Option<WallTime>,
     roles: Vec<Box<str>>,
@@ -375,7 +377,7 @@ impl Verified {
             sub: self.sub,
             expires: self.expires,
             issued_at: self.issued_at,
-            token: self.jti.as_deref().map(TokenMark::of),
+            token: self.mark,
             key: self.key,
         };
         Grant::of_token(facts, table.intern(rights))
@@ -506,7 +508,13 @@ impl Verifier {
     pub fn verify(&self, token: &[u8], now: WallTime) -> Result<Verified, JwtError> {
         let (signed, trust) = self.verify_parts(token)?;
         let members = Members::read(&signed.payload).map_err(JwtError::Payload)?;
-        self.check_claims(members, signed.key, trust, now)
+        let verified = self.check_claims(members, signed.key, trust, now)?;
+        let mark = match (&verified.jti, &verified.sub) {
+            (Some(jti), _) => Some(TokenMark::of(jti)),
+            (None, None) => Some(TokenMark::of_payload(&signed.payload)),
+            (None, Some(_)) => None,
+        };
+        Ok(Verified { mark, ..verified })
     }
 
     /// Verifies the signature alone, RFC 7515 section 5.2: of the payload nothing but its `iss` is looked at.
@@ -597,7 +605,7 @@ impl Verifier {
             return Err(JwtError::Expired);
         }
         let claims = members.into_sorted().into_iter().map(|(name, value)| (boxed(name), claim_value(value))).collect();
-        Ok(Verified { sub, issuer, jti, expires, issued_at, roles, permissions, streams, claims, key })
+        Ok(Verified { sub, issuer, jti, mark: None, expires, issued_at, roles, permissions, streams, claims, key })
     }
 
     /// `role` and `roles` together; one configured name for both may be either.
@@ -1216,6 +1224,13 @@ mod tests {
         assert_eq!((grant.kind(), grant.sub(), grant.issuer()), (CredentialKind::Jwt, Some("ada"), Some("idp")));
         assert_eq!(grant.end(Duration::from_secs(5)), Some(WallTime::from_micros(1_000_065_500_000)));
         assert_eq!((grant.issued_at(), grant.token()), (Some(WallTime::from_secs(999_000)), Some(TokenMark::of("t1"))));
+        let token_of =
+            |claims: &str| verify(claims).expect("it is good").into_grant(&mut RightsTable::default(), &[]).token();
+        assert_eq!(token_of(r#"{"exp":1000060,"sub":"ada"}"#), None);
+        // Who has neither a name nor a number is told from others by the token.
+        let [a, b] = [r#"{"exp":1000060,"n":1}"#, r#"{"exp":1000060,"n":2}"#];
+        assert!(token_of(a).is_some() && token_of(a) == token_of(a) && token_of(a) != token_of(b));
+        assert_eq!(token_of(r#"{"exp":1000060,"jti":"t1"}"#), Some(TokenMark::of("t1")));
         assert_eq!(grant.key(), Some(verified.key()));
         assert_eq!(verified.roles().iter().map(|role| &**role).collect::<Vec<_>>(), ["owner", "agent"]);
         assert_eq!(verified.permissions().len(), 2);

@@ -27,6 +27,8 @@ pub enum Purpose {
     List,
     /// The answer to the question with that salt.
     ListAnswer([u8; SALT_BYTES]),
+    /// Says that a hook has come.
+    Hook,
     /// What an ephemeral session is, for whoever has its token.
     Session,
     /// What its maker is told of it, for whoever knows its id.
@@ -41,9 +43,10 @@ fn key(secret: &[u8], purpose: Purpose, salt: [u8; SALT_BYTES]) -> LessSafeKey {
         Purpose::RenewalAnswer(salt) => (2, salt),
         Purpose::List => (3, [0; SALT_BYTES]),
         Purpose::ListAnswer(salt) => (4, salt),
-        Purpose::Session => (5, [0; SALT_BYTES]),
-        Purpose::SessionFace => (6, [0; SALT_BYTES]),
-        Purpose::SessionToken => (7, [0; SALT_BYTES]),
+        Purpose::Hook => (5, [0; SALT_BYTES]),
+        Purpose::Session => (6, [0; SALT_BYTES]),
+        Purpose::SessionFace => (7, [0; SALT_BYTES]),
+        Purpose::SessionToken => (8, [0; SALT_BYTES]),
     };
     let mut context = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, secret));
     context.update(b"restcast: between processes, 1");
@@ -147,7 +150,8 @@ mod tests {
         assert_eq!(open(b"secret", Purpose::Renewal, &sealed).as_deref(), Some(&b"a token"[..]));
         assert!(!sealed.windows(7).any(|bytes| bytes == b"a token"));
         assert_eq!(open(b"Secret", Purpose::Renewal, &sealed), None);
-        let others = [Purpose::List, Purpose::RenewalAnswer([0; SALT_BYTES]), Purpose::ListAnswer(salt_a)];
+        let answers = [Purpose::RenewalAnswer([0; SALT_BYTES]), Purpose::ListAnswer(salt_a)];
+        let others = answers.into_iter().chain([Purpose::List, Purpose::Hook]);
         for other in others {
             assert_eq!(open(b"secret", other, &sealed), None, "{other:?}");
         }

@@ -56,33 +56,30 @@ pub struct DirectBody {
     pub max_rate_ms: Option<u32>,
 }
 
-/// An `interval_ms`; `None`: it is none.
+/// An `interval_ms`; `None`: it is none. 0 is as often as may be.
 pub fn parse_interval_ms(text: &str) -> Option<u64> {
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    text.parse().ok().filter(|ms| digits && (1..=DIRECT_INTERVAL_MS_MAX).contains(ms))
+    text.parse().ok().filter(|ms| digits && *ms <= DIRECT_INTERVAL_MS_MAX)
 }
 
 /// What is wrong with an `interval_ms` that is none.
-pub const BAD_INTERVAL: &str = "interval_ms is a whole number of milliseconds, from 1 to a day's";
+pub const BAD_INTERVAL: &str = "interval_ms is a whole number of milliseconds, at most a day's";
 
-/// What `text` says. Members that it does not know are ignored.
+/// What `text` says. Members that it does not know are ignored, and so are those that are `null`.
 ///
 /// # Errors
 /// What is wrong with it.
 pub fn parse(text: &str) -> Result<DirectBody, &'static str> {
-    let members = Members::parse(text)?;
+    let members = Members::parse(text)?.without_nulls();
     let select = members.string("select").ok_or("select is not a string")?.map(|select| select.into_owned());
     if select.as_ref().is_some_and(|select| select.len() > PATH_BYTES_MAX) {
         return Err("select is too long");
     }
     let url = members.string("url").ok_or("url is not a string")?.ok_or("url is missing")?;
-    let body = match members.find("body") {
-        None | Some("null") => None,
-        Some(json) => Some(match members.string("body").flatten() {
-            Some(content) => Secret::new(content.into_owned()),
-            None => Secret::new(json),
-        }),
-    };
+    let body = members.find("body").map(|json| match members.string("body").flatten() {
+        Some(content) => Secret::new(content.into_owned()),
+        None => Secret::new(json),
+    });
     if body.as_ref().is_some_and(|body| body.len() > DIRECT_BODY_BYTES_MAX) {
         return Err("body is too long");
     }
@@ -183,18 +180,45 @@ mod tests {
     }
 
     #[test]
+    fn what_is_null_was_left_out() {
+        let names = [
+            "method",
+            "headers",
+            "body",
+            "interval_ms",
+            "select",
+            "dedupe_key",
+            "ttl_s",
+            "format",
+            "since",
+            "max_rate_ms",
+        ];
+        let nulls: Vec<String> = names.iter().map(|name| format!("\"{name}\": null")).collect();
+        let said = parse(&format!(r#"{{"url":"u",{}}}"#, nulls.join(","))).expect("nothing is wrong");
+        assert_eq!(said, parse(r#"{"url":"u"}"#).expect("a URL is enough"));
+    }
+
+    #[test]
+    fn an_interval_of_nothing_is_as_often_as_may_be() {
+        let said = parse(r#"{"url":"u","interval_ms":0}"#).expect("it is a number");
+        assert_eq!((said.request.interval_ms, parse_interval_ms("0")), (0, Some(0)));
+    }
+
+    #[test]
     fn what_is_wrong_is_said_without_a_word_of_it() {
         let long = "k".repeat(DEDUPE_KEY_BYTES_MAX + 1);
         for (text, wrong) in [
             ("[]".to_owned(), "not a JSON object"),
             (r#"{"body":"x"}"#.into(), "url is missing"),
             (r#"{"url":7}"#.into(), "url is not a string"),
+            (r#"{"url":null}"#.into(), "url is missing"),
+            (r#"{"url":"u","headers":{"a":null}}"#.into(), "headers is an object of strings"),
+            (r#"{"url":"u","method":"PUT"}"#.into(), "method is GET or POST"),
             (r#"{"url":"u","url":"v"}"#.into(), "a member stands twice"),
             (r#"{"url":"u","method":"DELETE"}"#.into(), "method is GET or POST"),
             (r#"{"url":"u","method":"GET","body":1}"#.into(), "a GET has no body"),
             (r#"{"url":"u","headers":["a"]}"#.into(), "headers is an object of strings"),
             (r#"{"url":"u","headers":{"a":1}}"#.into(), "headers is an object of strings"),
-            (r#"{"url":"u","interval_ms":0}"#.into(), BAD_INTERVAL),
             (r#"{"url":"u","interval_ms":-1}"#.into(), BAD_INTERVAL),
             (r#"{"url":"u","interval_ms":86400001}"#.into(), BAD_INTERVAL),
             (r#"{"url":"u","interval_ms":1.5}"#.into(), BAD_INTERVAL),

@@ -219,6 +219,12 @@ impl<'a> Members<'a> {
         if scanner.is_done() { Ok(Members(members)) } else { Err("something follows the JSON object") }
     }
 
+    /// The same without those that are `null`: as if they had been left out.
+    pub(super) fn without_nulls(mut self) -> Members<'a> {
+        self.0.retain(|(_, json)| *json != "null");
+        self
+    }
+
     /// The JSON of the value that `path` leads to: names between dots, each a member of an object.
     pub fn at(&self, path: &str) -> Option<&'a str> {
         let (name, rest) = path.split_once('.').map_or((path, None), |(name, rest)| (name, Some(rest)));

@@ -11,6 +11,7 @@ pub mod direct;
 pub mod forwarded;
 pub mod http;
 pub mod http_response;
+pub mod iso_date;
 pub mod json;
 pub mod jsonpath;
 pub mod link_header;

@@ -1,14 +1,17 @@
 //! What an upstream says of its budgets: how many requests it still takes, and until when.
 //!
 //! Source: draft-ietf-httpapi-ratelimit-headers-10 (`RateLimit`, `RateLimit-Policy`), its versions up to 07 (`RateLimit` as a
-//! dictionary; `RateLimit-Limit`, `-Remaining`, `-Reset`), and the customary `X-RateLimit-*`; RFC 9651 for structured fields.
+//! dictionary; `RateLimit-Limit`, `-Remaining`, `-Reset`), and the customary `X-RateLimit-*`, with GitHub's `-Resource`; RFC 9651
+//! for structured fields.
 //! Memory: at most `QUOTAS_MAX` quotas. Errors: none, what cannot be read says nothing.
 //! Not here: what is done about it (`stream::budget`).
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::time::Duration;
 
 use crate::codec::http_response::http_date;
-use crate::limits::{QUOTAS_MAX, RETRY_AFTER_MAX};
+use crate::codec::iso_date::iso_date;
+use crate::limits::{QUOTAS_MAX, RESET_UNKNOWN, RETRY_AFTER_MAX};
 use crate::time::WallTime;
 
 /// One budget of an upstream.
@@ -23,6 +26,21 @@ pub struct Quota {
     pub limit: Option<u64>,
     /// Time from one reset to the next.
     pub window: Option<Duration>,
+    /// Which of its budgets, where it gives them names: what it tells of one says nothing of another.
+    pub resource: Option<Resource>,
+}
+
+/// The name of a budget, as far as it tells it from the others of its upstream.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub struct Resource(u64);
+
+impl Resource {
+    /// The budget `name`, of which an upstream may have several that differ in `partition`.
+    fn named(name: &[u8], partition: Option<&[u8]>) -> Resource {
+        let mut hasher = DefaultHasher::new();
+        (name, partition).hash(&mut hasher);
+        Resource(hasher.finish())
+    }
 }
 
 /// Seconds from which on a number is no span but a time of the Unix epoch: it would be over 30 years.
@@ -36,17 +54,34 @@ const SECOND: Duration = Duration::from_secs(1);
 pub fn quotas<'h>(headers: impl Fn(&'static str) -> Vec<&'h [u8]>, received: WallTime) -> Vec<Quota> {
     let date = headers("date").first().and_then(|value| http_date(value, received)).unwrap_or(received);
     let mut found = named(&headers("ratelimit"), &headers("ratelimit-policy"), date);
-    for (limit, remaining, reset, after) in [
-        ("ratelimit-limit", "ratelimit-remaining", "ratelimit-reset", "ratelimit-reset-after"),
-        ("x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset", "x-ratelimit-reset-after"),
-        ("x-rate-limit-limit", "x-rate-limit-remaining", "x-rate-limit-reset", "x-rate-limit-reset-after"),
+    for [limit, remaining, reset, after, resource] in [
+        ["ratelimit-limit", "ratelimit-remaining", "ratelimit-reset", "ratelimit-reset-after", "ratelimit-resource"],
+        [
+            "x-ratelimit-limit",
+            "x-ratelimit-remaining",
+            "x-ratelimit-reset",
+            "x-ratelimit-reset-after",
+            "x-ratelimit-resource",
+        ],
+        [
+            "x-rate-limit-limit",
+            "x-rate-limit-remaining",
+            "x-rate-limit-reset",
+            "x-rate-limit-reset-after",
+            "x-rate-limit-resource",
+        ],
     ] {
         if !found.is_empty() {
             break;
         }
         let first = |name| headers(name).into_iter().next();
-        let spelled =
-            Spelled { limit: first(limit), remaining: first(remaining), reset: first(reset), after: first(after) };
+        let spelled = Spelled {
+            limit: first(limit),
+            remaining: first(remaining),
+            reset: first(reset),
+            after: first(after),
+            resource: first(resource),
+        };
         found.extend(spelled.quota(&headers("ratelimit-policy"), date));
     }
     found
@@ -61,18 +96,26 @@ fn named(fields: &[&[u8]], policies: &[&[u8]], date: WallTime) -> Vec<Quota> {
         let reset = in_dictionary(b"reset").and_then(|value| span(value, date));
         let limit = in_dictionary(b"limit").and_then(number);
         let window = policies.iter().find(|policy| number(policy.value) == limit).and_then(Member::window);
-        return reset.map(|reset| Quota { remaining, reset, limit, window }).into_iter().collect();
+        let quota = |reset| Quota { remaining, reset, limit, window, resource: None };
+        return at_the_latest(remaining, reset, window).map(quota).into_iter().collect();
     }
     let quota = |member: &Member<'_>| {
         let remaining = member.parameter(b"r").and_then(number)?;
         let policy = policies.iter().find(|policy| policy.key.is_none() && policy.value == member.value);
         let window = policy.and_then(Member::window);
-        // Where it does not say when, it is at the latest when a whole window has passed.
-        let reset = member.parameter(b"t").and_then(|value| span(value, date)).or(window)?;
+        let reset = member.parameter(b"t").and_then(|value| span(value, date));
+        let reset = at_the_latest(remaining, reset, window)?;
         let limit = policy.and_then(|policy| policy.parameter(b"q")).and_then(number);
-        Some(Quota { remaining, reset, limit, window })
+        let resource = Some(Resource::named(member.value, member.parameter(b"pk")));
+        Some(Quota { remaining, reset, limit, window, resource })
     };
     members.iter().filter(|member| member.key.is_none()).filter_map(quota).collect()
+}
+
+/// When there is more again, where the upstream says so; where it does not, it is at the latest when a whole window has passed,
+/// and where nobody knows how long that is, whoever has nothing left asks again after a while.
+fn at_the_latest(remaining: u64, reset: Option<Duration>, window: Option<Duration>) -> Option<Duration> {
+    reset.or(window.map(bounded)).or((remaining == 0).then_some(RESET_UNKNOWN))
 }
 
 /// A budget in fields of its own.
@@ -81,20 +124,26 @@ struct Spelled<'h> {
     remaining: Option<&'h [u8]>,
     reset: Option<&'h [u8]>,
     after: Option<&'h [u8]>,
+    resource: Option<&'h [u8]>,
 }
 
 impl Spelled<'_> {
     fn quota(&self, policies: &[&[u8]], date: WallTime) -> Option<Quota> {
-        let remaining = number(self.remaining?.trim_ascii())?;
+        let remaining = self.remaining?.trim_ascii();
+        // Some mean by it that there is no limit: only with a reset it is a budget that is overdrawn.
+        let is_below = remaining.starts_with(b"-");
+        let remaining = number(remaining)?;
         let reset = self.after.and_then(|after| decimal(after.trim_ascii())).map(bounded);
-        let reset = reset.or_else(|| span(self.reset?.trim_ascii(), date))?;
+        let reset = reset.or_else(|| span(self.reset?.trim_ascii(), date));
         // `100, 100;w=10`: the limit, then the policies that make it up.
         let limits = members(self.limit.as_slice());
         let limit = limits.first().and_then(|limit| number(limit.value));
         let policies = members(policies);
         let of_this = |member: &&Member<'_>| number(member.value) == limit;
         let window = limits.iter().chain(&policies).filter(of_this).find_map(Member::window);
-        Some(Quota { remaining, reset, limit, window })
+        let reset = reset.or_else(|| at_the_latest(remaining, None, window).filter(|_| !is_below))?;
+        let resource = self.resource.map(|name| Resource::named(name.trim_ascii(), None));
+        Some(Quota { remaining, reset, limit, window, resource })
     }
 }
 
@@ -215,7 +264,8 @@ fn decimal(text: &[u8]) -> Option<Duration> {
 /// A time to wait: seconds, a time of the Unix epoch in seconds or milliseconds, or a date.
 fn span(text: &[u8], date: WallTime) -> Option<Duration> {
     let Some(value) = decimal(text) else {
-        return http_date(text, date).map(|at| bounded(at.since(date).saturating_add(SECOND)));
+        let iso = || std::str::from_utf8(text).ok().and_then(iso_date);
+        return http_date(text, date).or_else(iso).map(|at| bounded(at.since(date).saturating_add(SECOND)));
     };
     let since_date = |at: Duration| at.saturating_sub(Duration::from_micros(date.as_micros()));
     let seconds = value.as_secs();
@@ -249,26 +299,37 @@ mod tests {
     }
 
     fn quota(remaining: u64, reset_s: u64, limit: Option<u64>, window_s: Option<u64>) -> Quota {
-        Quota { remaining, reset: Duration::from_secs(reset_s), limit, window: window_s.map(Duration::from_secs) }
+        let window = window_s.map(Duration::from_secs);
+        Quota { remaining, reset: Duration::from_secs(reset_s), limit, window, resource: None }
+    }
+
+    fn named(name: &str, quota: Quota) -> Quota {
+        Quota { resource: Some(Resource::named(name.as_bytes(), None)), ..quota }
     }
 
     #[test]
     fn the_drafts_list_has_several_budgets() {
-        assert_eq!(read(&[("ratelimit", "\"default\";r=50;t=30")]), [quota(50, 31, None, None)]);
+        assert_eq!(read(&[("ratelimit", "\"default\";r=50;t=30")]), [named("default", quota(50, 31, None, None))]);
         assert_eq!(
             read(&[
                 ("ratelimit-policy", "\"burst\";q=100;w=60,\"daily\";q=1000;w=86400;pk=:cHNk:"),
                 ("ratelimit", "\"burst\";r=7;t=12, \"daily\";t=40000;r=900"),
             ]),
-            [quota(7, 13, Some(100), Some(60)), quota(900, 40_001, Some(1000), Some(86_400))]
+            [
+                named("burst", quota(7, 13, Some(100), Some(60))),
+                named("daily", quota(900, 40_001, Some(1000), Some(86_400)))
+            ]
         );
         assert_eq!(
             read(&[("ratelimit", "\"a\";r=0"), ("ratelimit-policy", "\"a\";q=5;w=10")]),
-            [quota(0, 10, Some(5), Some(10))],
+            [named("a", quota(0, 10, Some(5), Some(10)))],
             "without t it is the window"
         );
-        assert_eq!(read(&[("ratelimit", "\"a\";r=0")]), [], "when is not known");
-        assert_eq!(read(&[("ratelimit", "default;r=3;t=0")]), [quota(3, 1, None, None)], "a token for a name");
+        assert_eq!(read(&[("ratelimit", "\"a\";r=1")]), [], "when is not known");
+        assert_eq!(read(&[("ratelimit", "default;r=3;t=0")]), [named("default", quota(3, 1, None, None))], "a token");
+        let parts = read(&[("ratelimit", "\"a\";r=1;t=1;pk=:eA==:, \"a\";r=2;t=1;pk=:eQ==:, \"a\";r=3;t=1")]);
+        let parts: Vec<_> = parts.iter().map(|quota| quota.resource).collect();
+        assert!(parts[0] != parts[1] && parts[1] != parts[2] && parts[0] != parts[2], "partitions are apart");
     }
 
     #[test]
@@ -318,15 +379,63 @@ mod tests {
     }
 
     #[test]
+    fn nothing_left_is_nothing_left_though_nobody_says_until_when() {
+        let unknown = RESET_UNKNOWN.as_secs();
+        let left = |remaining, more: &[(&str, &str)]| read(&[&[("x-ratelimit-remaining", remaining)], more].concat());
+        assert_eq!(left("0", &[]), [quota(0, unknown, None, None)]);
+        assert_eq!(left("0", &[("x-ratelimit-reset", "tomorrow")]), [quota(0, unknown, None, None)]);
+        assert_eq!(left("0", &[("x-ratelimit-limit", "5, 5;w=7")]), [quota(0, 7, Some(5), Some(7))]);
+        for none in ["1", "-1", "many"] {
+            assert_eq!(left(none, &[]), [], "{none}");
+        }
+        assert_eq!(read(&[("ratelimit", "\"a\";r=0")]), [named("a", quota(0, unknown, None, None))]);
+        assert_eq!(read(&[("ratelimit", "limit=9, remaining=0")]), [quota(0, unknown, Some(9), None)]);
+    }
+
+    #[test]
+    fn a_reset_may_be_a_date_of_either_kind() {
+        for reset in ["2026-11-22T12:20:30Z", "2026-11-22T13:20:30.000+01:00", "Sun, 22 Nov 2026 12:20:30 GMT"] {
+            let fields = [
+                ("date", "Sun, 22 Nov 2026 12:20:00 GMT"),
+                ("x-ratelimit-remaining", "0"),
+                ("x-ratelimit-reset", reset),
+            ];
+            assert_eq!(read(&fields), [quota(0, 31, None, None)], "{reset}");
+        }
+    }
+
+    #[test]
+    fn a_resource_has_a_budget_of_its_own() {
+        let of = |resource| {
+            let left = [("x-ratelimit-remaining", "0"), ("x-ratelimit-reset", "9"), ("x-ratelimit-resource", resource)];
+            read(&left)
+        };
+        assert_eq!(of("search"), [named("search", quota(0, 10, None, None))]);
+        assert_ne!(of("search"), of("core"));
+    }
+
+    #[test]
     fn the_newest_way_counts_and_what_cannot_be_read_does_not() {
         let old = [("x-ratelimit-remaining", "1"), ("x-ratelimit-reset", "9")];
-        assert_eq!(read(&[&[("ratelimit", "\"a\";r=5;t=3")], &old[..]].concat()), [quota(5, 4, None, None)]);
+        assert_eq!(
+            read(&[&[("ratelimit", "\"a\";r=5;t=3")], &old[..]].concat()),
+            [named("a", quota(5, 4, None, None))]
+        );
         for bad in ["", ";;", "\"a", "\"a\";r=x;t=3", "\"a\" r=5;t=3", "(1 2);r=5;t=3", "\"a\";r;t=3"] {
             assert_eq!(read(&[&[("ratelimit", bad)], &old[..]].concat()), [quota(1, 10, None, None)], "{bad:?}");
         }
         assert_eq!(read(&[("x-ratelimit-remaining", "-3"), ("x-ratelimit-reset", "9")])[0].remaining, 0);
         assert_eq!(read(&[("x-ratelimit-remaining", "4.9"), ("x-ratelimit-reset-after", "1.5")])[0].remaining, 4);
         assert_eq!(read(&[("x-ratelimit-remaining", "5")]), []);
+    }
+
+    #[test]
+    fn a_budget_that_says_its_window_alone_holds_nobody_longer_than_a_day() {
+        for window_s in [86_400, 86_401, u64::MAX] {
+            let policy = format!("\"monthly\";q=9;w={window_s}");
+            let found = read(&[("ratelimit", "\"monthly\";r=0"), ("ratelimit-policy", &policy)]);
+            assert_eq!(found, [named("monthly", quota(0, 86_400, Some(9), Some(window_s)))]);
+        }
     }
 
     #[test]
@@ -356,7 +465,7 @@ mod tests {
         #[test]
         fn what_is_written_is_read(r in 0..1_000_000_u64, t in 0..80_000_u64, q in any::<u32>(), name in "[a-z]{1,9}") {
             let (field, policy) = (format!("\"{name}\";r={r};t={t}"), format!("\"{name}\";q={q};w=60"));
-            let expected = [quota(r, t + 1, Some(q.into()), Some(60))];
+            let expected = [named(&name, quota(r, t + 1, Some(q.into()), Some(60)))];
             prop_assert_eq!(read(&[("ratelimit", &field), ("ratelimit-policy", &policy)]), expected);
         }
     }

@@ -146,6 +146,7 @@ impl Check<'_> {
             self.error(section.line_of("action.refresh"), Problem::Form { key: "action.refresh".to_owned(), error });
         }
         let mut ids: Vec<StreamId> = Vec::new();
+        let may_be_made = root.is_written("admin.key") || root.is_written("redis.url");
         for text in texts.into_iter().take(ACTION_REFRESH_MAX) {
             let known = streams.iter().find(|stream| stream.id.as_str() == text.value);
             // One that is left out for errors of its own is named all the same.
@@ -155,6 +156,13 @@ impl Check<'_> {
                 Some(stream) if !ids.contains(&stream.id) => ids.push(stream.id.clone()),
                 Some(_) => {}
                 None if is_written() => {}
+                // Streams may come and go by the admin API, at this process or at another.
+                None if may_be_made && let Some(id) = StreamId::new(&text.value) => {
+                    self.warn(text.line, Oddity::ActionRefreshUnknown { id: form::quoted(&text.value) });
+                    if !ids.contains(&id) {
+                        ids.push(id);
+                    }
+                }
                 None => self.error(text.line, Problem::ActionRefresh { id: form::quoted(&text.value) }),
             }
         }
@@ -246,7 +254,7 @@ shema = "{}"
             line 19: `action.url`: a placeholder's NAME must have 1 to 128 bytes and no brace, white space or control character; that of a message, names between dots
             line 20: `action.schema` is not JSON: EOF while parsing an object at line 1 column 1
             line 21: `action.rate` must be a count for each second, minute or hour, such as "5/s", "100/m" or "1000/h"
-            line 22: `action.refresh` names "nope", which is no [[stream]]
+            line 22: `action.refresh` names "nope", which is no [[stream]], nor one that the admin API could make: that takes an id, and `admin.key`
             line 23: `action.headers.Host` is set by restcast itself and cannot be configured
             line 23: `action.headers.A` has a placeholder: they may stand in `url` and `body` only
             line 23: `action.headers` has a name that is no header name: use letters, digits and `-`
@@ -281,6 +289,27 @@ ca = "ca.pem"
             warning line 6: action "look": a `body` with GET is ignored or refused by many servers
             warning line 8: action "look": `ca` has no effect with an http:// URL
         "#]],
+        );
+    }
+
+    #[test]
+    fn an_action_may_refresh_a_stream_that_the_admin_api_makes() {
+        let action = |refresh: &str| format!("[[action]]\ntype = \"a\"\nurl = \"https://h/\"\nrefresh = {refresh}\n");
+        let admin = "[admin]\nkey = \"a-key-of-some-thirty-two-random-bytes\"\n";
+        check(
+            &format!("{admin}{}", action(r#"["made", "made", "no id"]"#)),
+            expect![[r#"
+                line 6: `action.refresh` names "no id", which is no [[stream]], nor one that the admin API could make: that takes an id, and `admin.key`
+            "#]],
+        );
+        let config = accepted(&format!("{admin}{}", action(r#"["made", "made"]"#)));
+        let ids: Vec<&str> = config.actions[0].refresh.iter().map(|id| id.as_str()).collect();
+        assert_eq!(ids, ["made"]);
+        check(
+            &format!("{admin}{}", action(r#"["made"]"#)),
+            expect![[r#"
+                warning line 6: `action.refresh` names "made", which is no [[stream]] of the file: it is polled while the admin API has made one
+            "#]],
         );
     }
 

@@ -17,13 +17,13 @@ impl Check<'_> {
     /// `[direct]`; `None`: the file has none, and direct mode is off.
     pub(super) fn direct(&mut self, root: &Section) -> Option<DirectOptions> {
         let line = root.line_of_table("direct")?;
-        let allow = self.allow(root);
+        let allow = self.patterns(root, "direct.allow");
         let allow_public = root.boolean("direct.allow_public");
         if !allow_public && root.texts("direct.allow").is_empty() {
             self.warn(line, Oddity::DirectReachesNothing);
         }
         Some(DirectOptions {
-            policy: Arc::new(Policy { allow, allow_public, cookies: root.boolean("direct.cookies") }),
+            policy: Arc::new(Policy { allow, allow_public, cookies: root.boolean("direct.cookies"), own: false }),
             roles: root.texts("direct.roles").into_iter().map(|role| role.value).collect(),
             interval_min: root.duration("direct.interval_min"),
             sessions_per_subject: root.number_u32("direct.sessions_per_subject"),
@@ -41,17 +41,20 @@ impl Check<'_> {
         Some(secret)
     }
 
-    fn allow(&mut self, root: &Section) -> Vec<Pattern> {
-        let texts = root.texts("direct.allow");
+    /// Patterns of URLs.
+    pub(super) fn patterns(&mut self, root: &Section, key: &'static str) -> Vec<Pattern> {
+        let texts = root.texts(key);
         if texts.len() > ALLOW_PATTERNS_MAX {
             let error = form::FormError::TooMany { limit: ALLOW_PATTERNS_MAX };
-            self.error(root.line_of("direct.allow"), Problem::Form { key: "direct.allow".to_owned(), error });
+            self.error(root.line_of(key), Problem::Form { key: key.to_owned(), error });
         }
         let mut patterns = Vec::new();
         for text in texts.into_iter().take(ALLOW_PATTERNS_MAX) {
             match Pattern::parse(&text.value) {
                 Ok(pattern) => patterns.push(pattern),
-                Err(error) => self.error(text.line, Problem::DirectAllow { found: form::quoted(&text.value), error }),
+                Err(error) => {
+                    self.error(text.line, Problem::UrlPattern { key, found: form::quoted(&text.value), error });
+                }
             }
         }
         patterns

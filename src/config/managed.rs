@@ -13,13 +13,15 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 use toml::de::DeValue;
 
+use super::form::Sourced;
 use super::keys::{self, Form};
 use super::meaning::Check;
 use super::walk::{Lined, Section, walk};
 use super::{ConfigError, ERRORS_MAX, Oddity, Problem, Sources, WARNINGS_MAX, form, show};
+use crate::guard::{Blocked, Policy};
 use crate::limits::{HOOK_SECRETS_MAX, MANAGED_DEPTH_MAX};
-use crate::secret::Secret;
 use crate::stream::Options;
+use crate::stream::live::{Live, Rule};
 use crate::stream::template::UrlTemplate;
 
 /// The keys of one `[[stream]]` by their names, as JSON.
@@ -66,23 +68,67 @@ impl Managed {
     }
 }
 
+/// What speaks against a stream that an administrator describes, by what they may have polled; nothing: it may be. Each is a
+/// sentence that names its key.
+pub fn judge(members: &Members, options: &Options, policy: &Policy) -> Vec<String> {
+    let mut said = Vec::new();
+    let mut refuse = |key: &str, blocked: &Blocked| said.push(format!("`{key}`: {blocked} ({})", blocked.reason()));
+    // As it was written, for a parser tidies up; what stands in a placeholder's place is judged with each poll.
+    let url = members.get("url").and_then(Value::as_str).map(filled).unwrap_or_default();
+    if let Err(blocked) = policy.judge(&url) {
+        refuse("stream.url", &blocked);
+    }
+    if let Some(oauth) = options.credential.oauth()
+        && let Err(blocked) = policy.judge(oauth.token_url.as_str())
+    {
+        refuse("stream.auth.token_url", &blocked);
+    }
+    let presented = options.credential.presented(None);
+    let headers = || options.headers.iter().chain(&presented.headers);
+    for (name, value) in headers() {
+        if let Err(blocked) = policy.judge_header(name, value.expose_secret()) {
+            refuse(&format!("stream.headers.{name}"), &blocked);
+        }
+    }
+    if said.is_empty()
+        && let Err(blocked) = policy.judge_headers(headers().map(|(name, value)| (&**name, value.expose_secret())))
+    {
+        said.push(format!("`stream.headers`: {blocked} ({})", blocked.reason()));
+    }
+    said
+}
+
+/// A URL with something in the place of each placeholder.
+fn filled(template: &str) -> String {
+    let mut url = String::with_capacity(template.len());
+    let mut rest = template;
+    while let Some((before, from)) = rest.split_once('{') {
+        url.push_str(before);
+        url.push('x');
+        rest = from.split_once('}').map_or("", |(_, behind)| behind);
+    }
+    url.push_str(rest);
+    url
+}
+
 fn told(errors: Vec<ConfigError>) -> ManagedError {
     // There is one line: each error names its key.
     ManagedError(errors.iter().take(ERRORS_MAX).map(|error| error.problem.to_string()).collect())
 }
 
 impl Check<'_> {
-    pub(super) fn hook_secrets(&mut self, section: &Section) -> Vec<Secret> {
+    pub(super) fn hook_secrets(&mut self, section: &Section) -> Vec<Live> {
         let key = "stream.hook_secret";
         let secrets = section.secrets(key).unwrap_or_default();
         if secrets.len() > HOOK_SECRETS_MAX {
             let error = form::FormError::TooMany { limit: HOOK_SECRETS_MAX };
             self.error(section.line_of(key), Problem::Form { key: key.to_owned(), error });
         }
-        for Lined { line, value } in secrets.iter().filter(|secret| secret.value.len() < HOOK_SECRET_BYTES) {
-            self.warn(*line, Oddity::ShortHookSecret { bytes: value.len() });
+        for Lined { line, value } in secrets.iter().filter(|secret| secret.value.secret.len() < HOOK_SECRET_BYTES) {
+            self.warn(*line, Oddity::ShortHookSecret { bytes: value.secret.len() });
         }
-        secrets.into_iter().map(|secret| secret.value).collect()
+        let live = |Sourced { secret, source }| Live::new(source, Rule::Bytes, secret);
+        secrets.into_iter().map(|secret| live(secret.value)).collect()
     }
 }
 
@@ -184,6 +230,8 @@ fn unmasked_at(path: &str, value: &Value, kept: Option<&Value>, errors: &mut Vec
             Value::Object(unmasked.collect())
         }
         (_, Value::Array(elements)) => {
+            // Elements go by their places: of an array of another length nobody knows which of them stay.
+            let kept = kept.and_then(Value::as_array).filter(|kept| kept.len() == elements.len());
             let unmasked = elements.iter().enumerate();
             unmasked.map(|(at, value)| unmasked_at(path, value, kept.and_then(|kept| kept.get(at)), errors)).collect()
         }
@@ -291,7 +339,7 @@ mod tests {
     use proptest::prelude::{ProptestConfig, prop_assert, prop_assert_eq, proptest};
 
     use super::*;
-    use crate::config::tests::{World, parse};
+    use crate::config::tests::{World, check, parse};
 
     fn members(json: Value) -> Members {
         match json {
@@ -356,6 +404,85 @@ mod tests {
         assert!(!text(&of_file).contains("secret"), "{of_file:?}");
     }
 
+    #[test]
+    fn what_an_administrator_may_not_have_polled_is_named_with_its_key() {
+        let judged = |json: Value, allow: &[&str]| {
+            let members = members(json);
+            let options = Managed::parse(&members, &World).expect("a stream").options;
+            let allow = allow.iter().map(|text| crate::guard::Pattern::parse(text).expect("a pattern")).collect();
+            judge(&members, &options, &Policy::of_administrators(allow)).join("\n")
+        };
+        let of = |url: &str| json!({ "id": "a", "url": url });
+        for open in [
+            "http://127.0.0.1:6379/x",
+            "http://10.0.0.5:50000/{claims.c}?a={claims.d}",
+            "http://[::1]:81/",
+            "http://backend/",
+            "https://db.internal/",
+            "https://api.example.com/",
+            "http://192.0.2.1/",
+        ] {
+            assert_eq!(judged(of(open), &[]), "", "{open}");
+        }
+        for (url, reason) in [
+            ("http://169.254.169.254/latest/{claims.c}", "special_address"),
+            ("http://2852039166/", "special_address"),
+            ("http://[::ffff:169.254.169.254]/", "special_address"),
+            ("http://0.0.0.0/", "special_address"),
+            ("http://169.254.1.1/", "special_address"),
+            ("http://metadata.google.internal/computeMetadata/v1/", "metadata_name"),
+            ("https://u:p@api.example.com/", "user_in_url"),
+            ("http://127.0.0.1/a%0d%0ab", "bad_encoding"),
+        ] {
+            let said = judged(of(url), &[]);
+            assert!(said.starts_with("`stream.url`: ") && said.ends_with(&format!("({reason})")), "{url}: {said}");
+        }
+        let listed = ["https://api.example.com/v1/*", "http://169.254.169.254/x"];
+        for (url, reason) in [
+            ("https://api.example.com/v1/{claims.c}/leads", ""),
+            ("http://169.254.169.254/x", ""),
+            ("https://api.example.com/v2/", "`stream.url`: not listed (not_listed)"),
+            ("http://127.0.0.1/", "`stream.url`: not listed (not_listed)"),
+        ] {
+            assert_eq!(judged(of(url), &listed), reason, "{url}");
+        }
+        let mut bad = of("http://127.0.0.1/");
+        bad["headers"] =
+            json!({ "X-Forwarded-For": "10.0.0.1", "Metadata-Flavor": "Google", "Cookie": "a=b", "X-Key": "k" });
+        bad["auth"] = json!({
+            "kind": "oauth2", "token_url": "https://169.254.169.254/token", "client_id": "a", "client_secret": "b",
+        });
+        let said = judged(bad, &[]);
+        let keys: Vec<&str> = said.lines().filter_map(|line| line.split('`').nth(1)).collect();
+        assert_eq!(keys.len(), 3, "{said}");
+        for key in ["stream.auth.token_url", "stream.headers.X-Forwarded-For", "stream.headers.Metadata-Flavor"] {
+            assert!(keys.contains(&key), "{said}");
+        }
+        let many: Members = (0..3).map(|n| (format!("X-{n}"), "v".repeat(7_000).into())).collect();
+        let mut over = of("http://127.0.0.1/");
+        over["headers"] = Value::Object(many);
+        assert!(judged(over, &[]).ends_with("(header_too_large)"));
+    }
+
+    #[test]
+    fn what_administrators_may_have_polled_is_read_as_what_callers_may_name_is() {
+        let lines = "[admin]\nstream_urls = [\"http://10.0.0.5:8080/*\", \"https://*.example.com\"]\n";
+        let policy = parse(lines).expect("a configuration").0.admin.stream_urls;
+        assert_eq!(
+            policy.allow.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["http://10.0.0.5:8080/*", "https://*.example.com/*"]
+        );
+        assert!(policy.own && !policy.allow_public);
+        let open = parse("").expect("a configuration").0.admin.stream_urls;
+        assert!(open.own && open.allow_public && open.allow.is_empty());
+        check(
+            "[admin]\nstream_urls = [\"10.0.0.5\"]\n",
+            expect![[r#"
+                line 2: `admin.stream_urls`: "10.0.0.5" must begin with http:// or https:// and a host, as in "https://api.example.com/*"
+            "#]],
+        );
+    }
+
     fn lacks(json: Value, kept: Option<&Members>, expected: Expect) {
         let said = unmasked(&members(json), kept).expect_err("something is missing");
         expected.assert_eq(&said.0.join("\n"));
@@ -376,6 +503,8 @@ mod tests {
             Some(&whole()),
             expect![[r#"
                 `stream.headers.x` is ***, and there is none that is kept
+                `stream.hook_secret` is ***, and there is none that is kept
+                `stream.hook_secret` is ***, and there is none that is kept
                 `stream.hook_secret` is ***, and there is none that is kept
                 `stream.url` has *** in the place of something, and is not the URL that is kept"#]],
         );

@@ -18,6 +18,7 @@ use super::{
 use crate::auth::jwks::IssuerOptions;
 use crate::auth::jwt::ClaimNames;
 use crate::auth::keys::KeySet;
+use crate::guard::Policy;
 use crate::ids::StreamId;
 use crate::limits::{
     CLAIM_NAME_BYTES_MAX, HEADERS_MAX, Limits, PARAMS_MAX, PEER_KEY_BYTES_MIN, TLS_CERTIFICATES_MAX,
@@ -318,7 +319,8 @@ impl Check<'_> {
                 self.error(name.line, Problem::HostName);
             }
         }
-        AdminOptions { listen, key, names }
+        let stream_urls = Arc::new(Policy::of_administrators(self.patterns(root, "admin.stream_urls")));
+        AdminOptions { listen, key, names, stream_urls }
     }
 
     fn auth(&mut self, root: &Section, keys: &Keys) -> auth::Options {
@@ -423,6 +425,7 @@ impl Check<'_> {
             hook_secrets,
             proof,
             filter,
+            guard: None,
         })
     }
 
@@ -491,9 +494,8 @@ impl Check<'_> {
 
     fn method(&mut self, section: &Section) -> String {
         let method = section.text("stream.method").expect("KEYS gives stream.method a default");
-        // HEAD has no body to watch, CONNECT and TRACE are no requests for a resource.
-        let polls = !matches!(method.as_str(), "HEAD" | "CONNECT" | "TRACE");
-        if !form::is_token(&method) || method.bytes().any(|b| b.is_ascii_lowercase()) || !polls || method.len() > 32 {
+        // What is sent again and again may change nothing: any other method would, or has no body to watch.
+        if !matches!(method.as_str(), "GET" | "POST") {
             self.error(section.line_of("stream.method"), Problem::Method);
         }
         method
@@ -575,7 +577,7 @@ impl Check<'_> {
             self.warn(section.line_of("stream.params"), oddity);
         }
         // RFC 9110 section 9.3.1: content in a GET has no defined meaning.
-        if stream.body.is_some() && matches!(stream.method.as_str(), "GET" | "DELETE") {
+        if stream.body.is_some() && stream.method == "GET" {
             let oddity = Oddity::BodyWithGet { id: id.clone(), method: stream.method.clone() };
             self.warn(section.line_of("stream.body"), oddity);
         }

@@ -33,7 +33,7 @@ use std::sync::Arc;
 pub use form::FormError;
 pub use jwt::{JwtKey, KeyMaterial, KeySetPlace, KeySetSource};
 pub use keys::{ARRAYS, Form, KEYS, KeyDoc, Preset, keys_table, nearest_name};
-pub use managed::{Managed, ManagedError, Members, masked, members_of, unmasked};
+pub use managed::{Managed, ManagedError, Members, judge, masked, members_of, unmasked};
 pub use redis::{RedisOptions, RedisServer, RedisUrlError};
 pub use upstream_auth::UpstreamAuthError;
 
@@ -43,7 +43,7 @@ use crate::auth::keys::KeyError;
 use crate::auth::public_key::PublicKeyError;
 use crate::codec::jsonpath::PathError;
 use crate::codec::proof::SignerError;
-use crate::guard::{DirectOptions, PatternError};
+use crate::guard::{DirectOptions, PatternError, Policy};
 use crate::secret::Secret;
 use crate::stream::filter::FilterError;
 use crate::stream::schema::SchemaError;
@@ -479,9 +479,11 @@ pub enum Problem {
         "`redis.channel_logout`, `channel_permissions` and `channel_revoked` must be three names: each means its own"
     )]
     RedisChannels,
-    /// An entry of `direct.allow` that is no pattern.
-    #[error("`direct.allow`: {found} {error}")]
-    DirectAllow {
+    /// An entry of `direct.allow` or `admin.stream_urls` that is no pattern.
+    #[error("`{key}`: {found} {error}")]
+    UrlPattern {
+        /// Its path.
+        key: &'static str,
         /// The entry, shortened.
         found: String,
         /// What is wrong.
@@ -498,8 +500,8 @@ pub enum Problem {
         /// Where the first stands.
         first_line: u32,
     },
-    /// A method that is none, or that cannot poll.
-    #[error("`stream.method` must be a method whose answer has a body, in upper case, such as GET or POST")]
+    /// A method that does not poll.
+    #[error("`stream.method` must be GET or POST")]
     Method,
     /// A header name that is none.
     #[error("`{key}` has a name that is no header name: use letters, digits and `-`")]
@@ -648,7 +650,9 @@ pub enum Problem {
     #[error("`action.rate` must be a count for each second, minute or hour, such as \"5/s\", \"100/m\" or \"1000/h\"")]
     ActionRate,
     /// A stream to be polled that there is not.
-    #[error("`action.refresh` names {id}, which is no [[stream]]")]
+    #[error(
+        "`action.refresh` names {id}, which is no [[stream]], nor one that the admin API could make: that takes an id, and `admin.key`"
+    )]
     ActionRefresh {
         /// The name, shortened.
         id: String,
@@ -736,6 +740,14 @@ pub enum Oddity {
         "`admin.listen` is reachable from other machines: /metrics is open to them, and the key travels in the clear"
     )]
     AdminExposed,
+    /// A stream to be polled that the file does not have.
+    #[error(
+        "`action.refresh` names {id}, which is no [[stream]] of the file: it is polled while the admin API has made one"
+    )]
+    ActionRefreshUnknown {
+        /// The name, shortened.
+        id: String,
+    },
     /// A secret of session cookies that could be guessed.
     #[error("`auth.session.secrets` has one of {bytes} bytes: use at least 16 random ones")]
     ShortSessionSecret {
@@ -955,6 +967,8 @@ pub struct AdminOptions {
     pub key: Option<Secret>,
     /// Further `Host` names accepted.
     pub names: Vec<String>,
+    /// What streams that the admin API makes may be polled from.
+    pub stream_urls: Arc<Policy>,
 }
 
 /// The `[log]` table.

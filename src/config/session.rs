@@ -24,7 +24,7 @@ impl Check<'_> {
             self.error(line, Problem::SessionSecrets);
         }
         for secret in &secrets {
-            let bytes = secret.value.len();
+            let bytes = secret.value.secret.len();
             if bytes < SECRET_BYTES {
                 self.warn(secret.line, Oddity::ShortSessionSecret { bytes });
             }
@@ -37,7 +37,7 @@ impl Check<'_> {
         if !form::is_token(&cookie) || cookie == text("auth.jwt.cookie") {
             self.error(root.line_of("auth.session.cookie"), Problem::SessionCookie);
         }
-        let secrets: Vec<Secret> = secrets.into_iter().map(|secret| secret.value).collect();
+        let secrets: Vec<Secret> = secrets.into_iter().map(|secret| secret.value.secret).collect();
         Some(Options {
             secrets: CookieSecrets::new(&secrets),
             cookie,

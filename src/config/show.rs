@@ -82,6 +82,7 @@ fn admin_and_log(page: &mut Page, config: &Config) {
     page.line("listen", quoted(&config.admin.listen.to_string()));
     page.line_unless_unset("key", config.admin.key.as_ref().map(|_| MASK));
     page.line("names", list(&config.admin.names));
+    page.line("stream_urls", list(config.admin.stream_urls.allow.iter().map(ToString::to_string)));
     page.header("[log]");
     page.line(
         "level",

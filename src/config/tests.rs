@@ -7,7 +7,6 @@ use proptest::prelude::{ProptestConfig, any, prop_assert, proptest};
 
 use super::{Config, ConfigError, FILE_BYTES_MAX, FileError, IdentityError, KEYS, Preset, Problem, Sources, Warning};
 use crate::limits::Limits;
-use crate::secret::Secret;
 use crate::{auth, connection, stream};
 
 /// A world with one of each thing a file may name.
@@ -278,6 +277,7 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         listen = "127.0.0.1:9081"
         key = "***"
         names = ["restcast.internal"]
+        stream_urls = []
 
         [log]
         level = "trace"
@@ -607,6 +607,7 @@ fn an_empty_file_has_the_defaults_of_every_part() {
         [admin]
         listen = "127.0.0.1:9080"
         names = []
+        stream_urls = []
 
         [log]
         level = "info"
@@ -773,20 +774,6 @@ fn sessions_need_redis_secrets_and_pointers() {
     // Whoever has a session may watch: nobody is warned of a stream that nobody could.
     let stream = "[[stream]]\nid = \"s\"\nurl = \"https://h\"";
     check(&with(&format!("secrets = [\"0123456789abcdef\"]\n{stream}")), expect![[""]]);
-}
-
-#[test]
-fn the_secret_of_direct_mode_is_long_and_is_not_shown() {
-    let with = |bytes: usize| format!("[direct]\nallow_public = true\nsecret = {:?}", "s".repeat(bytes));
-    let config = accepted(&with(32));
-    assert_eq!(config.direct.as_ref().and_then(|direct| direct.secret.as_ref()).map(Secret::len), Some(32));
-    assert!(config.masked_toml().contains("\nsecret = \"***\"\n") && !config.masked_toml().contains("sss"));
-    check(
-        &with(31),
-        expect![[r#"
-        line 3: `direct.secret` has 31 bytes: at least 32 are needed, random ones
-    "#]],
-    );
 }
 
 #[test]
@@ -1320,13 +1307,21 @@ fn streams_are_checked() {
     check_stream(
         "method = \"get\"",
         expect![[r#"
-        `stream.method` must be a method whose answer has a body, in upper case, such as GET or POST
+        `stream.method` must be GET or POST
     "#]],
     );
+    // What would change something, over and over.
+    check_stream(
+        "method = \"DELETE\"",
+        expect![[r#"
+        `stream.method` must be GET or POST
+    "#]],
+    );
+    check_stream("method = \"POST\"", expect![[r#""#]]);
     check_stream(
         "method = \"HEAD\"",
         expect![[r#"
-        `stream.method` must be a method whose answer has a body, in upper case, such as GET or POST
+        `stream.method` must be GET or POST
     "#]],
     );
     check_stream(

@@ -39,7 +39,7 @@ enum Value {
     Texts(Vec<Lined<String>>),
     TextTable(Vec<Lined<(String, String)>>),
     Secret(Sourced),
-    Secrets(Vec<Lined<Secret>>),
+    Secrets(Vec<Lined<Sourced>>),
     SecretTable(Vec<Lined<(String, Sourced)>>),
     Address(SocketAddr),
     Moment(WallTime),
@@ -166,7 +166,7 @@ impl Section {
     }
 
     /// The secrets of an array; `None`: the file has none.
-    pub(super) fn secrets(&self, path: &'static str) -> Option<Vec<Lined<Secret>>> {
+    pub(super) fn secrets(&self, path: &'static str) -> Option<Vec<Lined<Sourced>>> {
         match self.value(path)? {
             Value::Secrets(values) => Some(values),
             _ => panic!("KEYS gives {path} an array of secrets"),
@@ -355,7 +355,7 @@ impl Walk<'_> {
             }
             (Form::SecretList | Form::SecretOrList, DeValue::Array(elements)) => {
                 self.few(key.path, elements.len(), value)?;
-                let secrets: Vec<Option<Lined<Secret>>> = elements.iter().map(|e| self.hidden(key.path, e)).collect();
+                let secrets: Vec<Option<Lined<Sourced>>> = elements.iter().map(|e| self.hidden(key.path, e)).collect();
                 secrets.into_iter().collect::<Option<Vec<_>>>().map(Value::Secrets)
             }
             (Form::SecretTable, DeValue::Table(table)) => {
@@ -383,12 +383,12 @@ impl Walk<'_> {
         Some(Lined { line: self.lines.line_at(element.span().start), value })
     }
 
-    fn hidden(&mut self, path: &str, element: &Spanned<DeValue<'_>>) -> Option<Lined<Secret>> {
+    fn hidden(&mut self, path: &str, element: &Spanned<DeValue<'_>>) -> Option<Lined<Sourced>> {
         let DeValue::String(text) = element.get_ref() else {
             self.wrong_type(path, &wanted(Form::SecretList), element);
             return None;
         };
-        let value = self.formed(path, form::secret(text, self.sources), element.span())?;
+        let value = self.formed(path, form::sourced(text, self.sources), element.span())?;
         Some(Lined { line: self.lines.line_at(element.span().start), value })
     }
 

@@ -239,8 +239,8 @@ pub enum BodyPurpose {
     },
     /// `POST /v1/hooks/{id}`.
     Hook {
-        /// The stream.
-        id: StreamId,
+        /// The stream, if the name may be one's.
+        id: Option<StreamId>,
         /// `X-Restcast-Signature`.
         signature: String,
         /// Whom a failure is counted for.

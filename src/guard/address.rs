@@ -16,6 +16,21 @@ pub struct Special {
     bits: u8,
     what: &'static str,
     source: &'static str,
+    /// Whether it is where an operator's own machines are: closed to strangers, and to nobody who administers them.
+    own: bool,
+}
+
+impl Special {
+    /// The same of an operator's own network.
+    const fn own(mut self) -> Special {
+        self.own = true;
+        self
+    }
+
+    /// Whether machines of an operator's own network have such addresses.
+    pub(super) fn is_own(&self) -> bool {
+        self.own
+    }
 }
 
 impl fmt::Display for Special {
@@ -25,25 +40,25 @@ impl fmt::Display for Special {
 }
 
 const fn v4(base: [u8; 4], bits: u8, what: &'static str, source: &'static str) -> Special {
-    Special { base: IpAddr::V4(Ipv4Addr::from_octets(base)), bits, what, source }
+    Special { base: IpAddr::V4(Ipv4Addr::from_octets(base)), bits, what, source, own: false }
 }
 
 const fn v6(base: [u16; 8], bits: u8, what: &'static str, source: &'static str) -> Special {
-    Special { base: IpAddr::V6(Ipv6Addr::from_segments(base)), bits, what, source }
+    Special { base: IpAddr::V6(Ipv6Addr::from_segments(base)), bits, what, source, own: false }
 }
 
 /// The first that fits is the one that is named, so that the narrower stand first.
 #[rustfmt::skip]
 const SPECIAL_V4: &[Special] = &[
     v4([0, 0, 0, 0], 8, "this network", "RFC 791"),
-    v4([10, 0, 0, 0], 8, "private", "RFC 1918"),
+    v4([10, 0, 0, 0], 8, "private", "RFC 1918").own(),
     v4([100, 100, 100, 200], 32, "a cloud's metadata service", "RFC 6598"),
-    v4([100, 64, 0, 0], 10, "shared by a carrier", "RFC 6598"),
-    v4([127, 0, 0, 0], 8, "loopback", "RFC 1122"),
+    v4([100, 64, 0, 0], 10, "shared by a carrier", "RFC 6598").own(),
+    v4([127, 0, 0, 0], 8, "loopback", "RFC 1122").own(),
     v4([168, 63, 129, 16], 32, "a cloud's metadata service", "Azure WireServer"),
     v4([169, 254, 169, 254], 32, "a cloud's metadata service", "RFC 3927"),
     v4([169, 254, 0, 0], 16, "link-local", "RFC 3927"),
-    v4([172, 16, 0, 0], 12, "private", "RFC 1918"),
+    v4([172, 16, 0, 0], 12, "private", "RFC 1918").own(),
     v4([192, 0, 0, 0], 29, "IPv4 service continuity", "RFC 7335"),
     v4([192, 0, 0, 8], 32, "dummy address", "RFC 7600"),
     v4([192, 0, 0, 9], 32, "Port Control Protocol anycast", "RFC 7723"),
@@ -51,15 +66,15 @@ const SPECIAL_V4: &[Special] = &[
     v4([192, 0, 0, 170], 31, "NAT64 discovery", "RFC 8880"),
     v4([192, 0, 0, 192], 32, "a cloud's metadata service", "RFC 6890"),
     v4([192, 0, 0, 0], 24, "protocol assignments", "RFC 6890"),
-    v4([192, 0, 2, 0], 24, "documentation", "RFC 5737"),
+    v4([192, 0, 2, 0], 24, "documentation", "RFC 5737").own(),
     v4([192, 31, 196, 0], 24, "AS112", "RFC 7535"),
     v4([192, 52, 193, 0], 24, "multicast tunnels", "RFC 7450"),
     v4([192, 88, 99, 0], 24, "6to4 relays", "RFC 7526"),
-    v4([192, 168, 0, 0], 16, "private", "RFC 1918"),
+    v4([192, 168, 0, 0], 16, "private", "RFC 1918").own(),
     v4([192, 175, 48, 0], 24, "AS112", "RFC 7534"),
-    v4([198, 18, 0, 0], 15, "benchmarks", "RFC 2544"),
-    v4([198, 51, 100, 0], 24, "documentation", "RFC 5737"),
-    v4([203, 0, 113, 0], 24, "documentation", "RFC 5737"),
+    v4([198, 18, 0, 0], 15, "benchmarks", "RFC 2544").own(),
+    v4([198, 51, 100, 0], 24, "documentation", "RFC 5737").own(),
+    v4([203, 0, 113, 0], 24, "documentation", "RFC 5737").own(),
     v4([224, 0, 0, 0], 4, "multicast", "RFC 5771"),
     v4([255, 255, 255, 255], 32, "broadcast", "RFC 8190"),
     v4([240, 0, 0, 0], 4, "reserved", "RFC 1112"),
@@ -70,7 +85,7 @@ const SPECIAL_V4: &[Special] = &[
 #[rustfmt::skip]
 const SPECIAL_V6: &[Special] = &[
     v6([0, 0, 0, 0, 0, 0, 0, 0], 128, "unspecified", "RFC 4291"),
-    v6([0, 0, 0, 0, 0, 0, 0, 1], 128, "loopback", "RFC 4291"),
+    v6([0, 0, 0, 0, 0, 0, 0, 1], 128, "loopback", "RFC 4291").own(),
     v6([0, 0, 0, 0, 0, 0, 0, 0], 96, "IPv4-compatible", "RFC 4291"),
     v6([0, 0, 0, 0, 0xffff, 0, 0, 0], 96, "IPv4-translated", "RFC 2765"),
     v6([0x64, 0xff9b, 1, 0, 0, 0, 0, 0], 48, "local NAT64", "RFC 8215"),
@@ -80,20 +95,22 @@ const SPECIAL_V6: &[Special] = &[
     v6([0x2001, 1, 0, 0, 0, 0, 0, 1], 128, "Port Control Protocol anycast", "RFC 7723"),
     v6([0x2001, 1, 0, 0, 0, 0, 0, 2], 128, "TURN anycast", "RFC 8155"),
     v6([0x2001, 1, 0, 0, 0, 0, 0, 3], 128, "service registration anycast", "RFC 9665"),
-    v6([0x2001, 2, 0, 0, 0, 0, 0, 0], 48, "benchmarks", "RFC 5180"),
+    v6([0x2001, 2, 0, 0, 0, 0, 0, 0], 48, "benchmarks", "RFC 5180").own(),
     v6([0x2001, 3, 0, 0, 0, 0, 0, 0], 32, "multicast tunnels", "RFC 7450"),
     v6([0x2001, 4, 0x112, 0, 0, 0, 0, 0], 48, "AS112", "RFC 7535"),
     v6([0x2001, 0x10, 0, 0, 0, 0, 0, 0], 28, "ORCHID", "RFC 4843"),
     v6([0x2001, 0x20, 0, 0, 0, 0, 0, 0], 28, "ORCHIDv2", "RFC 7343"),
     v6([0x2001, 0x30, 0, 0, 0, 0, 0, 0], 28, "drones' remote ids", "RFC 9374"),
     v6([0x2001, 0, 0, 0, 0, 0, 0, 0], 23, "protocol assignments", "RFC 2928"),
-    v6([0x2001, 0xdb8, 0, 0, 0, 0, 0, 0], 32, "documentation", "RFC 3849"),
+    v6([0x2001, 0xdb8, 0, 0, 0, 0, 0, 0], 32, "documentation", "RFC 3849").own(),
     v6([0x2002, 0, 0, 0, 0, 0, 0, 0], 16, "6to4", "RFC 3056"),
     v6([0x2620, 0x4f, 0x8000, 0, 0, 0, 0, 0], 48, "AS112", "RFC 7534"),
-    v6([0x3fff, 0, 0, 0, 0, 0, 0, 0], 20, "documentation", "RFC 9637"),
+    v6([0x3fff, 0, 0, 0, 0, 0, 0, 0], 20, "documentation", "RFC 9637").own(),
     v6([0x5f00, 0, 0, 0, 0, 0, 0, 0], 16, "segment routing", "RFC 9602"),
     v6([0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254], 128, "a cloud's metadata service", "RFC 4193"),
-    v6([0xfc00, 0, 0, 0, 0, 0, 0, 0], 7, "unique local", "RFC 4193"),
+    v6([0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23], 128, "a cloud's metadata service", "RFC 4193"),
+    v6([0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254], 128, "a cloud's metadata service", "RFC 4193"),
+    v6([0xfc00, 0, 0, 0, 0, 0, 0, 0], 7, "unique local", "RFC 4193").own(),
     v6([0xfe80, 0, 0, 0, 0, 0, 0, 0], 10, "link-local", "RFC 4291"),
     v6([0xfec0, 0, 0, 0, 0, 0, 0, 0], 10, "site-local", "RFC 3879"),
     v6([0xff00, 0, 0, 0, 0, 0, 0, 0], 8, "multicast", "RFC 4291"),
@@ -256,6 +273,39 @@ mod tests {
             ["4000::1", "8000::", "64:ff9b:2::1", "200::1", "100:1::", "1fff:ffff::", "e000::1", "5f01::", "::2"]
         {
             assert!(!is_public(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_operators_own_machines_are_in_some_of_the_ranges_and_metadata_services_in_none() {
+        let is_own = |text: &str| special(text.parse().expect("an address")).expect("it is special").is_own();
+        for text in
+            ["127.0.0.1", "10.0.0.1", "100.64.0.1", "172.31.0.1", "192.168.1.1", "::1", "fd12::1", "::ffff:10.0.0.1"]
+        {
+            assert!(is_own(text), "{text}");
+        }
+        for text in [
+            "0.0.0.0",
+            "169.254.169.254",
+            "169.254.170.2",
+            "100.100.100.200",
+            "168.63.129.16",
+            "192.0.0.192",
+            "224.0.0.1",
+            "255.255.255.255",
+            "240.0.0.1",
+            "::",
+            "fe80::1",
+            "fd00:ec2::254",
+            "fd00:ec2::23",
+            "fd20:ce::254",
+            "ff02::1",
+            "::ffff:169.254.169.254",
+            "64:ff9b::a9fe:a9fe",
+            "64:ff9b:1::a9fe:a9fe",
+            "2002:a9fe:a9fe::1",
+        ] {
+            assert!(!is_own(text), "{text}");
         }
     }
 

@@ -1,11 +1,11 @@
 //! What a caller may have this server connect to: the guard against forged requests (SSRF) of direct mode and ephemeral
-//! sessions. URL in, [`Target`] or [`Blocked`] out.
+//! sessions, and of the streams that administrators make. URL in, [`Target`] or [`Blocked`] out.
 //!
 //! Source: protocol version 1, sections 1 and 7; OWASP's «Server-Side Request Forgery Prevention» for what to expect; each
 //! part names the standards it keeps to.
 //! Memory: a policy's patterns; a URL while it is judged; at most the resolver's addresses of a target.
 //! Errors: [`Blocked`]: callers are told that a target is blocked, operators why. None holds a path, a query or a header.
-//! Not here: looking names up and connecting (`runtime::fetch`), the operator's own URLs, which are not judged.
+//! Not here: looking names up and connecting (`runtime::fetch`), the URLs of the operator's file, which are not judged.
 //!
 //! A target is judged in two steps, since a name says little. [`Policy::judge`] reads the URL and gives an [`Aim`]: a name or an
 //! address that nothing speaks against. [`Aim::pin`] is given *all* that the name resolves to and gives a [`Target`], whose
@@ -62,6 +62,9 @@ pub struct Policy {
     pub allow_public: bool,
     /// `direct.cookies`: callers may set `Cookie`.
     pub cookies: bool,
+    /// Names and addresses of the operator's own network count as public, and every port is one of HTTP: for those who
+    /// administer the server. Metadata services, link-local addresses and what is no machine's stay closed.
+    pub own: bool,
 }
 
 /// Why a target is not connected to, for the operator. [`reason`](Blocked::reason) is one stable word for programs.
@@ -95,8 +98,8 @@ pub enum Blocked {
     /// A port that is for other protocols.
     #[error("port {0} is not one of HTTP")]
     Port(u16),
-    /// Not in `direct.allow`, and `direct.allow_public` is not set.
-    #[error("not listed in `direct.allow`")]
+    /// Not in `direct.allow`, and `direct.allow_public` is not set; or not in `admin.stream_urls`.
+    #[error("not listed")]
     NotListed,
     /// A header.
     #[error("{0}")]
@@ -167,6 +170,18 @@ impl Policy {
         Policy { allow_public: true, ..Policy::default() }
     }
 
+    /// For streams that administrators make: what `admin.stream_urls` lists, or where that lists nothing whatever is public or
+    /// in the operator's own network.
+    pub fn of_administrators(allow: Vec<Pattern>) -> Policy {
+        Policy { allow_public: allow.is_empty(), allow, cookies: true, own: true }
+    }
+
+    /// For places on other hosts than the one that was named, which an upstream's redirect leads to: the operator's own network
+    /// is none of an upstream's business, unless the operator has listed what is in reach.
+    pub fn elsewhere(&self) -> Policy {
+        Policy { own: self.own && !self.allow_public, ..self.clone() }
+    }
+
     /// Judges a URL that a caller gave.
     ///
     /// # Errors
@@ -201,7 +216,7 @@ impl Policy {
                 return Err(Blocked::NotListed);
             }
             let port = url.port_or_known_default().unwrap_or_default();
-            if !is_open_port(port) {
+            if !self.own && !is_open_port(port) {
                 return Err(Blocked::Port(port));
             }
         }
@@ -211,18 +226,30 @@ impl Policy {
             Host::Domain(domain) => {
                 name::check_shape(domain).map_err(Blocked::Name)?;
                 if !chosen_by_operator {
-                    name::check_public(domain).map_err(Blocked::Name)?;
+                    let check = if self.own { name::check_administered } else { name::check_public };
+                    check(domain).map_err(Blocked::Name)?;
                 }
                 None
             }
             Host::Ipv4(ip) => Some(IpAddr::V4(ip)),
             Host::Ipv6(ip) => Some(IpAddr::V6(ip)),
         };
-        match address.map(|address| (address, special(address))) {
+        match address.map(|address| (address, closed(address, self.own))) {
             Some((address, Some(range))) if !chosen_by_operator => Err(Blocked::Address { address, range }),
-            _ => Ok(Aim { url, address: address.map(address::canonical), listed: listed.is_some() }),
+            _ => Ok(Aim {
+                url,
+                address: address.map(address::canonical),
+                listed: listed.is_some(),
+                chosen: chosen_by_operator || self.own,
+                own: self.own,
+            }),
         }
     }
+}
+
+/// The range that closes `address`; `own`: not to those of the operator's own network.
+fn closed(address: IpAddr, own: bool) -> Option<Special> {
+    special(address).filter(|range| !(own && range.is_own()))
 }
 
 /// A URL that nothing speaks against. Where its host is a name, what that resolves to is still to be judged.
@@ -232,6 +259,10 @@ pub struct Aim {
     /// The host, where it is an address.
     address: Option<IpAddr>,
     listed: bool,
+    /// Whether its name may be one of the operator's own network.
+    own: bool,
+    /// See [`Aim::is_chosen`].
+    chosen: bool,
 }
 
 impl Aim {
@@ -250,6 +281,11 @@ impl Aim {
         self.listed
     }
 
+    /// Whether the operator has listed this very host, or the administrator has named it: there is no secret in whether its name is one.
+    pub fn is_chosen(&self) -> bool {
+        self.chosen
+    }
+
     /// The target, of all that a lookup of [`name`](Aim::name) answered: one address that is closed to strangers closes the
     /// name. Where there is no name, `answers` are not looked at.
     ///
@@ -259,7 +295,7 @@ impl Aim {
         let addresses: Arc<[IpAddr]> = match self.address {
             Some(address) => Arc::new([address]),
             None => {
-                let closed = answers.iter().find_map(|&address| Some((address, special(address)?)));
+                let closed = answers.iter().find_map(|&address| Some((address, closed(address, self.own)?)));
                 if let Some((address, range)) = closed {
                     return Err(Blocked::Resolved { address, range });
                 }
@@ -295,6 +331,14 @@ impl Target {
     pub fn addresses(&self) -> &Arc<[IpAddr]> {
         &self.addresses
     }
+}
+
+/// Reads a `Location`, which may be relative to `base`, as strictly as a caller's URL. Where it leads is not judged.
+///
+/// # Errors
+/// [`Blocked::Url`].
+pub fn follow(base: &Url, location: &str) -> Result<Url, Blocked> {
+    url::follow(base, location).map_err(Blocked::Url)
 }
 
 /// The way of a request from one place to the next, each of which is judged as if the caller had named it.
@@ -346,7 +390,7 @@ impl<'p> Redirects<'p> {
         if usize::from(self.followed) >= REDIRECTS_MAX {
             return Err(Blocked::TooManyRedirects);
         }
-        let aim = self.policy.judge_url(url::follow(&self.at, location).map_err(Blocked::Url)?)?;
+        let aim = self.policy.judge_url(follow(&self.at, location)?)?;
         if self.at.scheme() == "https" && aim.url.scheme() == "http" {
             return Err(Blocked::Downgrade);
         }

@@ -55,6 +55,10 @@ const METADATA: &[&str] = &[
     "metadata.platformequinix.com",
 ];
 
+/// Metadata services by names that resolve within their own networks only.
+const METADATA_INTERNAL: &[&str] =
+    &["metadata.google.internal", "metadata.azure.internal", "instance-data.ec2.internal", "instance-data", "metadata"];
+
 /// Services whose names resolve to the address they spell, to loopback, or to two addresses by turns. Their answers would be
 /// judged like any other; who asks for one is up to something.
 const CHOSEN: &[&str] = &[
@@ -104,6 +108,15 @@ pub(super) fn check_public(name: &str) -> Result<(), NameFault> {
     under(CHOSEN).map_or(Ok(()), |service| Err(NameFault::Chosen(service)))
 }
 
+/// Whether `name`, whose shape is right, is one that an administrator may have polled: one of the operator's own network is.
+///
+/// # Errors
+/// [`NameFault::Metadata`].
+pub(super) fn check_administered(name: &str) -> Result<(), NameFault> {
+    let is_metadata = |domain: &&&str| is_under(name, domain);
+    METADATA.iter().chain(METADATA_INTERNAL).find(is_metadata).map_or(Ok(()), |domain| Err(NameFault::Metadata(domain)))
+}
+
 /// Whether `name` is `domain` or below it.
 pub(super) fn is_under(name: &str, domain: &str) -> bool {
     name.strip_suffix(domain).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
@@ -128,6 +141,20 @@ mod tests {
             assert_eq!(check_shape(bad), Err(NameFault::Character), "{bad}");
         }
         assert_eq!(check_shape("_a-b.xn--bcher-kva.com"), Ok(()));
+    }
+
+    #[test]
+    fn names_of_the_operators_network_are_an_administrators_to_use_and_metadata_services_are_nobodys() {
+        for name in
+            ["localhost", "db.internal", "backend", "api.lan", "10.0.0.1.nip.io", "mymetadata", "metadata.example.com"]
+        {
+            assert_eq!(check_administered(name), Ok(()), "{name}");
+        }
+        for name in
+            ["metadata.goog", "metadata.google.internal", "a.metadata.google.internal", "metadata", "instance-data"]
+        {
+            assert!(matches!(check_administered(name), Err(NameFault::Metadata(_))), "{name}");
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use serde::de::DeserializeOwned;
 
 use crate::codec::http::Response;
+use crate::codec::json::{Document, JsonError};
 use crate::codec::message::ErrorCode;
 
 use super::log;
@@ -41,6 +42,11 @@ impl Call<'_> {
     /// # Errors
     /// 400. The answer names a place in the body, never what stands there.
     pub fn body<T: DeserializeOwned>(&self) -> Result<T, Response> {
+        // Of a member that stands twice a parser takes one, and the caller may have meant the other.
+        if let Err(JsonError { at, fault }) = Document::parse(self.body) {
+            let detail = format!("the body is no JSON that this resource takes, at byte {at}: {fault}");
+            return Err(problem(ErrorCode::BadRequest, &detail));
+        }
         serde_json::from_slice(self.body).map_err(|error| {
             let (line, column) = (error.line(), error.column());
             let detail = format!("the body is not what this resource takes, at line {line}, column {column}");

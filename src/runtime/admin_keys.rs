@@ -46,7 +46,7 @@ fn list(keys: &KeyStore) -> Response {
 
 fn make(keys: &KeyStore, call: &Call<'_>) -> Result<Response, Response> {
     let now = clock::now().wall;
-    let wanted = wanted(call.body, now).map_err(|detail| problem(ErrorCode::BadRequest, detail))?;
+    let wanted = wanted(&call.body()?, now).map_err(|detail| problem(ErrorCode::BadRequest, detail))?;
     let (key, text) = keys.make(wanted, now, random).map_err(|error| refused(&error, "An API key was not made."))?;
     call.audit(&[("api_key", Some(key.id.as_str()))], "An administrator has made an API key.");
     let mut answer = shown(&key);
@@ -63,8 +63,7 @@ fn delete(keys: &KeyStore, call: &Call<'_>, id: &str) -> Result<Response, Respon
 }
 
 /// What a request's body asks for. Errors: what is wrong with it.
-fn wanted(body: &[u8], now: WallTime) -> Result<Wanted, &'static str> {
-    let body: Value = serde_json::from_slice(body).map_err(|_| "the body is no JSON")?;
+fn wanted(body: &Value, now: WallTime) -> Result<Wanted, &'static str> {
     let body = body.as_object().ok_or("the body is no JSON object")?;
     // A member that is null is not there.
     let member = |name: &str| body.get(name).filter(|value| !value.is_null());
@@ -158,7 +157,7 @@ mod tests {
     const NOW: WallTime = WallTime::from_secs(1_795_350_000);
 
     fn read(body: &str) -> Result<Wanted, &'static str> {
-        wanted(body.as_bytes(), NOW)
+        wanted(&serde_json::from_str(body).map_err(|_| "the body is no JSON")?, NOW)
     }
 
     #[test]

@@ -208,18 +208,12 @@ fn refused(error: &StreamsError) -> Response {
         StreamsError::Taken | StreamsError::Configured | StreamsError::TooMany | StreamsError::Stopped => {
             Response::problem(409, ErrorCode::BadRequest.as_str(), &detail)
         }
-        StreamsError::OtherId => problem(ErrorCode::BadRequest, &detail),
-        StreamsError::Invalid(invalid) => {
-            let document = json!({
-                "type": "about:blank",
-                "title": "Bad Request",
-                "status": 400,
-                "code": ErrorCode::BadRequest.as_str(),
-                "detail": detail,
-                "errors": invalid.0,
-            });
-            Response::new(400).body("application/problem+json", document.to_string().into_bytes())
+        StreamsError::Contended => {
+            Response::problem(503, ErrorCode::Overloaded.as_str(), &detail).header("Retry-After", "1")
         }
+        StreamsError::OtherId => problem(ErrorCode::BadRequest, &detail),
+        StreamsError::Invalid(invalid) => with_errors(400, "Bad Request", ErrorCode::BadRequest, &detail, &invalid.0),
+        StreamsError::Blocked(errors) => with_errors(403, "Forbidden", ErrorCode::TargetBlocked, &detail, errors),
         StreamsError::Redis(_) => {
             log::write(LogLevel::Error, &[("error", error)], "A stream was not changed.");
             problem(ErrorCode::SessionStoreUnavailable, &detail).header("Retry-After", "2")
@@ -229,6 +223,18 @@ fn refused(error: &StreamsError) -> Response {
             Response::problem(503, ErrorCode::Overloaded.as_str(), &detail).header("Retry-After", "10")
         }
     }
+}
+
+fn with_errors(status: u16, title: &str, code: ErrorCode, detail: &str, errors: &[String]) -> Response {
+    let document = json!({
+        "type": "about:blank",
+        "title": title,
+        "status": status,
+        "code": code.as_str(),
+        "detail": detail,
+        "errors": errors,
+    });
+    Response::new(status).body("application/problem+json", document.to_string().into_bytes())
 }
 
 fn json_answer(status: u16, value: &Value) -> Response {

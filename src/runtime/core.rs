@@ -190,6 +190,7 @@ pub async fn run(parts: CoreParts, resolver: &Resolver) -> std::io::Result<()> {
     let always = as_stream(eventfd(1, EventfdFlags::CLOEXEC)?)?;
     let fetcher = Fetcher::new(FetcherOptions::default(), resolver.handle()?);
     let fetcher = fetcher.with_tokens(Arc::clone(&process.tokens), Arc::clone(&metrics));
+    let fetcher = fetcher.with_budgets(Arc::clone(shard.budgets()));
     let mut this = Core {
         core,
         process,
@@ -376,6 +377,7 @@ impl Core {
                 Message::PeerRenewal { connection, sealed, ask } => {
                     self.guarded(now, None, Input::PeerRenewal { connection, sealed, ask });
                 }
+                Message::PeerHook { id, sealed } => self.guarded(now, None, Input::PeerHook { id, sealed }),
                 Message::StoreState { up } => self.guarded(now, None, Input::StoreState { up }),
                 Message::Acted { ask, result } => self.guarded(now, None, Input::Acted { ask, result }),
                 Message::Compared(compared) => self.guarded(now, None, Input::Compared(compared)),

@@ -46,6 +46,13 @@ pub enum Message {
         /// Who asks.
         ask: PeerAsk,
     },
+    /// By another process: it was sent a hook.
+    PeerHook {
+        /// Of which stream.
+        id: StreamId,
+        /// Which hook, sealed.
+        sealed: Vec<u8>,
+    },
     /// By a worker: a comparison has ended.
     Compared(Box<Compared>),
     /// By a worker: an action's answer has been looked at.

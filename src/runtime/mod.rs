@@ -253,7 +253,7 @@ fn run(
     };
     let (cores_told, watched) = (Arc::clone(&process), Arc::clone(&secrets));
     let tell_streams = move |options: &Arc<Options>, changed: &Arc<[StreamId]>| {
-        watched.watch(options.catalog.credentials());
+        watched.watch(&options.catalog);
         for mailbox in &cores_told.mailboxes {
             let changed = || Message::Catalog { options: Arc::clone(options), changed: Arc::clone(changed) };
             tell(mailbox, changed);
@@ -265,11 +265,12 @@ fn run(
     let streams =
         Arc::new(StreamStore::new(&config, Arc::clone(&state), process.store.clone(), &build, Box::new(tell_streams))?);
     let options = streams.options();
-    secrets.watch(options.catalog.credentials());
+    secrets.watch(&options.catalog);
     let keys = Arc::new(KeyStore::new(&config.api_keys, state, process.store.clone(), Box::new(tell_keys))?);
     let metrics: Vec<Arc<CoreMetrics>> = (0..cores).map(|_| Arc::default()).collect();
     ledger.marks().configure(&options.auth);
-    ledger.budgets().configure(&config.upstreams);
+    ledger.budgets().configure(clock::now().at, &config.upstreams);
+    ledger.bound(&options.limits);
     let control = Arc::new(Control::new(Arc::clone(&ledger), process.mailboxes.clone()));
     if let Some(store) = process.store.clone() {
         control.publish_by(Box::new(move |entry| store.order(Order::Publish(entry))));
@@ -537,7 +538,7 @@ fn reload(reread: &Option<Reread>, serving: &Serving<'_>) {
         return;
     };
     let replaced = |(config, warnings): (Config, Vec<String>)| {
-        let streams = admin.streams.reload()?;
+        let streams = admin.streams.reload(&config);
         // The listener goes on speaking what it speaks, and says so below.
         if let (Some(tls), false) = (tls, config.tls.is_empty()) {
             tls.replace(&config.tls)?;
@@ -566,10 +567,11 @@ fn reload(reread: &Option<Reread>, serving: &Serving<'_>) {
             };
             *admin.options.write().unwrap_or_else(PoisonError::into_inner) = config.admin.clone();
             ledger.marks().configure(&config.auth);
-            ledger.budgets().configure(&config.upstreams);
+            ledger.budgets().configure(clock::now().at, &config.upstreams);
             let answered = process.issuers.reload(&config, clock::now());
             streams.finish(&config, &build, |options| {
-                secrets.watch(options.catalog.credentials());
+                ledger.bound(&options.limits);
+                secrets.watch(&options.catalog);
                 process.tokens.hurry();
                 for mailbox in &process.mailboxes {
                     tell(mailbox, || Message::Reload(Arc::clone(options)));

@@ -1,4 +1,4 @@
-//! Files of upstreams' secrets, read again when they change: the value in force is another one, nothing else happens.
+//! Files of upstreams' secrets, those of their hooks too, read again when they change: the value in force is another one, nothing else happens.
 //!
 //! One thread looks at the files every few seconds, by their status: a replaced file, a link that leads elsewhere, and one
 //! that was written over are all noticed. A value that does not fit, or a certificate whose key is another's (the second file
@@ -17,6 +17,7 @@ use crate::commands::check::ProcessSources;
 use crate::config::{self, LogLevel, Sources as _};
 use crate::limits::SECRETS_INTERVAL;
 use crate::secret::Secret;
+use crate::shard::Catalog;
 use crate::stream::credential::Credential;
 use crate::stream::live::{ClientIdentity, IdentityPem, Live, Replaced, Source};
 
@@ -62,13 +63,13 @@ impl Secrets {
         Ok(this)
     }
 
-    /// From now on the files of these credentials are looked at, and no others.
-    pub fn watch<'c>(&self, credentials: impl Iterator<Item = &'c Credential>) {
+    /// From now on the files of the credentials and hooks in `catalog` are looked at, and no others.
+    pub fn watch(&self, catalog: &Catalog) {
         let mut next = Watched::default();
-        for credential in credentials {
-            next.values.extend(credential.values().filter(|value| value.file().is_some()).cloned());
-            next.identities.extend(credential.identities().cloned());
-        }
+        let of_credentials = catalog.credentials().flat_map(Credential::values);
+        let values = of_credentials.chain(catalog.hook_values()).filter(|value| value.file().is_some());
+        next.values.extend(values.cloned());
+        next.identities.extend(catalog.credentials().flat_map(Credential::identities).cloned());
         // They are read once more first thing: one may have changed since the configuration was.
         next.stamps = next.paths().map(|path| (path.to_owned(), None)).collect();
         *self.watched.lock().unwrap_or_else(PoisonError::into_inner) = next;

@@ -54,6 +54,17 @@ pub struct Reading {
     pub stopped: BTreeSet<StreamId>,
 }
 
+/// What stands in Redis of one stream.
+#[derive(Debug)]
+pub struct One {
+    /// The epoch of the hash; empty: it has none.
+    pub epoch: String,
+    /// Its record, if it is there.
+    pub record: Option<String>,
+    /// Whether it is stopped.
+    pub stopped: bool,
+}
+
 /// The streams in Redis.
 pub struct SharedStreams {
     store: Store,
@@ -105,17 +116,24 @@ impl SharedStreams {
         Ok(reading)
     }
 
-    /// One of them, if it is there, and whether it is stopped.
+    /// One of them.
     ///
     /// # Errors
     /// [`CallError`].
-    pub fn read_one(&self, id: &StreamId) -> Result<(Option<String>, bool), CallError> {
-        let commands = vec![command("HGET", &[STREAMS, id.as_str()]), command("SISMEMBER", &[STOPPED, id.as_str()])];
+    pub fn read_one(&self, id: &StreamId) -> Result<One, CallError> {
+        let commands = vec![
+            command("HGET", &[STREAMS, EPOCH]),
+            command("HGET", &[STREAMS, id.as_str()]),
+            command("SISMEMBER", &[STOPPED, id.as_str()]),
+        ];
+        let field = |reply: Reply| match reply {
+            Reply::Nil => Ok(None),
+            reply => text_of(reply).map(Some).ok_or_else(|| nonsense("HGET")),
+        };
         let mut replies = self.store.call(commands)?.into_iter();
-        match (replies.next(), replies.next()) {
-            (Some(Reply::Nil), Some(Reply::Integer(stopped))) => Ok((None, stopped == 1)),
-            (Some(record), Some(Reply::Integer(stopped))) => {
-                Ok((Some(text_of(record).ok_or_else(|| nonsense("HGET"))?), stopped == 1))
+        match (replies.next(), replies.next(), replies.next()) {
+            (Some(epoch), Some(record), Some(Reply::Integer(stopped))) => {
+                Ok(One { epoch: field(epoch)?.unwrap_or_default(), record: field(record)?, stopped: stopped == 1 })
             }
             _ => Err(nonsense("HGET")),
         }

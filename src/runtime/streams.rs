@@ -5,13 +5,14 @@
 //! a stream that was made can be watched, one whose deletion was confirmed cannot. The cores get a catalog that shares all
 //! that stays the same, and the ids of what does not, in the order of the changes, because the lock is held meanwhile.
 //!
-//! **With Redis** the streams that were made are those of all processes that share it, and so is which are stopped: a change
-//! is made there first, where it says what it changes, and nowhere while Redis is away. A thread reads what others have
-//! changed: what the control stream names, and all of it when the connection was made anew and from time to time. The state
+//! **With Redis** the streams that were made are those of all processes that share it, and so is which are stopped: who is
+//! asked for one, or to change it, looks there first, for another may have changed it just now. A change says what it is a
+//! change of, is tried anew where that has been changed meanwhile, and is made nowhere while Redis is away. A thread reads
+//! what others have changed: what the control stream names, and all of it when the connection was made anew and from time to time. The state
 //! file has a copy, for a start without Redis, which is carried over once to a Redis that has another epoch.
 //!
 //! A stream is kept as the JSON it was made of, secrets included (`env:` and `file:` stay what they are, and are read anew at
-//! each start and reload). What is kept and is no configuration any more ends the start, or refuses the reload, by name.
+//! each start and reload). What is kept and is no configuration any more ends the start, by name; a reload leaves it what it was.
 //!
 //! Where the configuration and the admin API have a stream of the same id, the configuration's counts.
 //!
@@ -27,7 +28,8 @@ use serde_json::{Map, Value, json};
 
 use crate::auth::control::ControlEntry;
 use crate::commands::check::ProcessSources;
-use crate::config::{Config, LogLevel, Managed, ManagedError, Members, masked, members_of, unmasked};
+use crate::config::{Config, LogLevel, Managed, ManagedError, Members, judge, masked, members_of, unmasked};
+use crate::guard::Policy;
 use crate::ids::StreamId;
 use crate::limits;
 use crate::shard::{Catalog, Options, Order};
@@ -35,7 +37,7 @@ use crate::stream;
 use crate::time::{Instant, WallTime};
 
 use super::redis::{CallError, Store};
-use super::shared_streams::{Put, Reading, SharedStreams};
+use super::shared_streams::{One, Put, Reading, SharedStreams};
 use super::state::{StateError, StateFile};
 use super::{clock, log};
 
@@ -73,12 +75,18 @@ pub enum StreamsError {
         limits::MANAGED_BYTES_MAX >> 20
     )]
     TooMany,
+    /// Others change it all the time.
+    #[error("the stream is being changed elsewhere all the time, and was not changed here: try again")]
+    Contended,
     /// It is stopped, and not polled.
     #[error("the stream is stopped: start it first")]
     Stopped,
     /// It is none.
     #[error(transparent)]
     Invalid(#[from] ManagedError),
+    /// It may not be polled from where it says, or not with those headers.
+    #[error("the stream may not be polled: {}", .0.join("; "))]
+    Blocked(Vec<String>),
     /// What is kept is no stream any more.
     #[error(
         "the stream \"{id}\", which the admin API has made, cannot be taken from {place}: {error}. Put right what it names, or \
@@ -125,6 +133,8 @@ struct Made {
     tag: String,
     created: WallTime,
     changed: WallTime,
+    /// Why it is not polled, where what is kept is not what may be.
+    blocked: Vec<String>,
 }
 
 /// A stream, as an administrator sees it.
@@ -196,6 +206,8 @@ struct Inner {
     file: BTreeMap<StreamId, Arc<stream::Options>>,
     made: BTreeMap<StreamId, Arc<Made>>,
     stopped: BTreeSet<StreamId>,
+    /// `admin.stream_urls`.
+    policy: Arc<Policy>,
     /// The epoch of the Redis that has them; empty: they have been in none.
     epoch: String,
     /// Changes of this process to what Redis has: what was read before one of them is not believed after it.
@@ -210,47 +222,79 @@ impl Inner {
     }
 
     fn listed(&self, id: &StreamId) -> Option<Listed> {
-        let stopped = self.stopped.contains(id);
-        let (id, warnings) = (id.clone(), Vec::new());
-        if let Some(options) = self.file.get(&id) {
-            return Some(Listed { id, members: members_of(options), tag: None, stopped, times: None, warnings });
-        }
-        let made = self.made.get(&id)?;
-        let (members, tag, times) = (masked(&made.members), Some(made.tag.clone()), Some((made.created, made.changed)));
-        Some(Listed { id, members, tag, stopped, times, warnings })
+        self.listed_as(id, self.made.get(id).map(|made| &**made), self.stopped.contains(id))
     }
 
-    /// The one to be changed.
-    fn changeable(&self, id: &StreamId, known: &Known) -> Result<&Arc<Made>, StreamsError> {
-        if self.file.contains_key(id) {
-            return Err(StreamsError::Configured);
+    /// The stream of that id, where it was made so and is stopped or not.
+    fn listed_as(&self, id: &StreamId, made: Option<&Made>, stopped: bool) -> Option<Listed> {
+        let id = id.clone();
+        if let Some(options) = self.file.get(&id) {
+            let warnings = Vec::new();
+            return Some(Listed { id, members: members_of(options), tag: None, stopped, times: None, warnings });
         }
-        let made = self.made.get(id).ok_or(StreamsError::Missing)?;
-        if known.allows(&made.tag) { Ok(made) } else { Err(StreamsError::Changed) }
+        let made = made?;
+        let (members, tag, times) = (masked(&made.members), Some(made.tag.clone()), Some((made.created, made.changed)));
+        let warnings = made.blocked.clone();
+        Some(Listed { id, members, tag, stopped, times, warnings })
     }
+}
+
+/// A stream as it is kept, which is to be changed. What it means is not asked: it may be no stream any more.
+struct Standing {
+    /// What it was made of.
+    members: Members,
+    tag: String,
+    created: WallTime,
+    /// The same as Redis has it.
+    record: String,
+}
+
+impl Standing {
+    fn read(record: String) -> Result<Standing, String> {
+        let value: Value = serde_json::from_str(&record).map_err(|_| "it is no JSON".to_owned())?;
+        let (members, tag, [created, _]) = parts_of(&value)?;
+        Ok(Standing { members: members.clone(), tag: tag.to_owned(), created, record })
+    }
+}
+
+/// What a record says: the stream's keys, its tag, when it was made and when it was changed.
+fn parts_of(record: &Value) -> Result<(&Members, &str, [WallTime; 2]), String> {
+    let member = |name: &str| record.get(name).ok_or_else(|| format!("it has no {name}"));
+    let time = |name: &str| {
+        let time = member(name)?.as_u64().ok_or_else(|| format!("its {name} is no time"))?;
+        Ok::<_, String>(WallTime::from_micros(time))
+    };
+    let members = member("stream")?.as_object().ok_or("it is no object")?;
+    let tag = member("tag")?.as_str().ok_or("its tag is no string")?;
+    Ok((members, tag, [time("created_at")?, time("changed_at")?]))
 }
 
 impl Made {
     /// The stream that is kept as `record`.
     fn read(id: &StreamId, record: &Value) -> Result<Made, String> {
-        let member = |name: &str| record.get(name).ok_or_else(|| format!("it has no {name}"));
-        let time = |name: &str| {
-            let time = member(name)?.as_u64().ok_or_else(|| format!("its {name} is no time"))?;
-            Ok::<_, String>(WallTime::from_micros(time))
-        };
-        let members = member("stream")?.as_object().ok_or("it is no object")?;
+        let (members, tag, [created, changed]) = parts_of(record)?;
         let options = Managed::parse(members, &ProcessSources).map_err(|error| error.to_string())?.options;
         if options.id != *id {
             return Err("it has another id".to_owned());
         }
-        Ok(Made {
-            members: members.clone(),
-            record: record.clone(),
-            options,
-            tag: member("tag")?.as_str().ok_or("its tag is no string")?.to_owned(),
-            created: time("created_at")?,
-            changed: time("changed_at")?,
-        })
+        let (members, record) = (members.clone(), record.clone());
+        Ok(Made { members, record, options, tag: tag.to_owned(), created, changed, blocked: Vec::new() })
+    }
+
+    /// The same, polled from where `policy` lets it be: each poll is judged. What was kept before it was judged so, or by another
+    /// process, stays what it is, and its watchers are told that it is blocked.
+    fn guarded(mut self, policy: &Arc<Policy>) -> Made {
+        self.blocked = judge(&self.members, &self.options, policy);
+        if !self.blocked.is_empty() {
+            let fields: [(&str, &dyn std::fmt::Display); 2] =
+                [("stream", &self.options.id), ("error", &self.blocked.join("; "))];
+            let sentence = "A stream that the admin API has made is not polled: it is blocked. Change or delete it, or list what it names in admin.stream_urls.";
+            log::write(LogLevel::Error, &fields, sentence);
+        }
+        // A URL is blocked by what it is, with each poll; what a header says would be sent.
+        let policy = if self.blocked.is_empty() { Arc::clone(policy) } else { Arc::default() };
+        self.options = Arc::new(stream::Options { guard: Some(policy), ..(*self.options).clone() });
+        self
     }
 
     fn new(members: Members, options: Arc<stream::Options>, tag: String, created: WallTime, changed: WallTime) -> Made {
@@ -260,7 +304,13 @@ impl Made {
             "changed_at": changed.as_micros(),
             "stream": members,
         });
-        Made { members, record, options, tag, created, changed }
+        Made { members, record, options, tag, created, changed, blocked: Vec::new() }
+    }
+
+    /// The same where `policy` lets it be polled.
+    fn admitted(self, policy: &Arc<Policy>) -> Result<Made, StreamsError> {
+        let said = judge(&self.members, &self.options, policy);
+        if said.is_empty() { Ok(self.guarded(policy)) } else { Err(StreamsError::Blocked(said)) }
     }
 
     fn bytes(&self) -> usize {
@@ -283,11 +333,11 @@ fn bytes_of(value: &Value) -> usize {
 /// What a section says.
 type Kept = (BTreeMap<StreamId, Arc<Made>>, BTreeSet<StreamId>);
 
-/// What `section` says. What of it is as `known` is not made again, where `anew` is not set.
+/// What `section` says, polled from where `policy` lets it be. What of it is as `known` is not made again.
 fn read(
     section: Option<&Value>,
     known: &BTreeMap<StreamId, Arc<Made>>,
-    anew: bool,
+    policy: &Arc<Policy>,
     place: &str,
 ) -> Result<Kept, StreamsError> {
     let wrong = |id: &str, error: String| StreamsError::Kept { id: id.to_owned(), place: place.to_owned(), error };
@@ -300,10 +350,10 @@ fn read(
     };
     for (text, record) in all {
         let id = StreamId::new(text).ok_or_else(|| wrong(&printable(text), "its id is none".to_owned()))?;
-        let same = known.get(&id).filter(|known| !anew && known.record == *record);
+        let same = known.get(&id).filter(|known| known.record == *record);
         let stream = match same {
             Some(known) => Arc::clone(known),
-            None => Arc::new(Made::read(&id, record).map_err(|error| wrong(text, error))?),
+            None => Arc::new(Made::read(&id, record).map_err(|error| wrong(text, error))?.guarded(policy)),
         };
         made.insert(id, stream);
     }
@@ -329,13 +379,14 @@ impl StreamStore {
         tell: Tell,
     ) -> Result<StreamStore, StreamsError> {
         let (place, section) = (state.shown_path(), state.section(SECTION));
-        let (made, stopped) = read(section.as_ref(), &BTreeMap::new(), true, &place)?;
+        let policy = Arc::clone(&config.admin.stream_urls);
+        let (made, stopped) = read(section.as_ref(), &BTreeMap::new(), &policy, &place)?;
         let epoch = section.as_ref().and_then(|section| section.get(EPOCH)?.as_str()).unwrap_or_default().to_owned();
         let read = state.readings();
         let file = by_id(config);
         warn_of_shadowed(&file, &made);
         let options = Arc::new(build(&in_force(config, &made), &stopped, None));
-        let inner = Mutex::new(Inner { options, file, made, stopped, epoch, turn: 0, read });
+        let inner = Mutex::new(Inner { options, file, made, stopped, policy, epoch, turn: 0, read });
         let redis = store.map(|store| Redis {
             shared: SharedStreams::new(store.clone()),
             store,
@@ -355,15 +406,20 @@ impl StreamStore {
         Arc::clone(&self.lock().options)
     }
 
-    /// The configuration is to be read again: nothing is changed by others until that is done or given up.
-    ///
-    /// # Errors
-    /// [`StreamsError::Kept`]: a stream that was made is none by what its secrets' places hold now.
-    pub fn reload(&self) -> Result<Reloading<'_>, StreamsError> {
-        let inner = self.lock();
-        let section = section_of(&inner);
-        let (made, _) = read(Some(&section), &BTreeMap::new(), true, &self.state.shown_path())?;
-        Ok(Reloading { inner, made })
+    /// The configuration is to be read again: nothing is changed by others until that is done or given up. A stream that was
+    /// made and is none by what its secrets' places hold now stays what it was, and that is said.
+    pub fn reload(&self, config: &Config) -> Reloading<'_> {
+        let (inner, policy) = (self.lock(), &config.admin.stream_urls);
+        let anew = inner.made.iter().map(|(id, known)| {
+            let made = Made::read(id, &known.record).unwrap_or_else(|error| {
+                let sentence = "A stream that the admin API has made cannot be read again, and stays what it was. Put right what is named: a start would not know it.";
+                log::write(LogLevel::Error, &[("stream", id), ("error", &error)], sentence);
+                (**known).clone()
+            });
+            (id.clone(), Arc::new(made.guarded(policy)))
+        });
+        let made = anew.collect();
+        Reloading { inner, made }
     }
 
     /// Every stream: the configuration's and those that were made, by their ids.
@@ -373,9 +429,13 @@ impl StreamStore {
         ids.into_iter().filter_map(|id| inner.listed(id)).collect()
     }
 
-    /// One of them.
+    /// One of them: as Redis has it, where that is there.
     pub fn find(&self, id: &StreamId) -> Option<Listed> {
-        self.lock().listed(id)
+        let seen = self.redis.as_ref().and_then(|redis| Some((redis, self.look_at(redis, id).ok()?)));
+        let inner = self.lock();
+        let Some((redis, (record, stopped))) = seen else { return inner.listed(id) };
+        let made = record.and_then(|record| redis.made_of(id, &record, inner.made.get(id), &inner.policy));
+        inner.listed_as(id, made.as_deref(), stopped)
     }
 
     /// Makes a stream. `tag`: what is to tell it from what it may become.
@@ -383,16 +443,18 @@ impl StreamStore {
     /// # Errors
     /// [`StreamsError`].
     pub fn make(&self, members: &Members, tag: String, now: WallTime) -> Result<Listed, StreamsError> {
-        let mut inner = self.lock();
-        self.settle(&mut inner)?;
         let members = unmasked(members, None)?;
         let Managed { options, warnings } = Managed::parse(&members, &ProcessSources)?;
-        let id = options.id.clone();
-        if inner.file.contains_key(&id) || inner.made.contains_key(&id) {
-            return Err(StreamsError::Taken);
-        }
-        let inner = self.put(inner, Made::new(members, options, tag, now, now), StreamsError::Taken)?;
-        let listed = inner.listed(&id).ok_or(StreamsError::Missing)?;
+        let policy = {
+            let mut inner = self.lock();
+            self.settle(&mut inner)?;
+            if inner.file.contains_key(&options.id) {
+                return Err(StreamsError::Taken);
+            }
+            Arc::clone(&inner.policy)
+        };
+        let made = Made::new(members, options, tag, now, now).admitted(&policy)?;
+        let listed = self.put(made, None)?.ok_or(StreamsError::Taken)?;
         Ok(Listed { warnings, ..listed })
     }
 
@@ -408,19 +470,21 @@ impl StreamStore {
         tag: String,
         now: WallTime,
     ) -> Result<Listed, StreamsError> {
-        let mut inner = self.lock();
-        self.settle(&mut inner)?;
-        let before = inner.changeable(id, known)?;
-        let mut members = unmasked(members, Some(&before.members))?;
-        members.entry("id").or_insert_with(|| id.as_str().into());
-        let Managed { options, warnings } = Managed::parse(&members, &ProcessSources)?;
-        if options.id != *id {
-            return Err(StreamsError::OtherId);
+        for _ in 0..limits::MANAGED_CHANGES_MAX {
+            let before = self.changeable(id, known)?;
+            let mut members = unmasked(members, Some(&before.members))?;
+            members.entry("id").or_insert_with(|| id.as_str().into());
+            let Managed { options, warnings } = Managed::parse(&members, &ProcessSources)?;
+            if options.id != *id {
+                return Err(StreamsError::OtherId);
+            }
+            let policy = Arc::clone(&self.lock().policy);
+            let made = Made::new(members, options, tag.clone(), before.created, now).admitted(&policy)?;
+            if let Some(listed) = self.put(made, Some(&before))? {
+                return Ok(Listed { warnings, ..listed });
+            }
         }
-        let created = before.created;
-        let inner = self.put(inner, Made::new(members, options, tag, created, now), StreamsError::Changed)?;
-        let listed = inner.listed(id).ok_or(StreamsError::Missing)?;
-        Ok(Listed { warnings, ..listed })
+        Err(StreamsError::Contended)
     }
 
     /// Deletes a stream.
@@ -428,17 +492,47 @@ impl StreamStore {
     /// # Errors
     /// [`StreamsError`].
     pub fn delete(&self, id: &StreamId, known: &Known) -> Result<(), StreamsError> {
+        for _ in 0..limits::MANAGED_CHANGES_MAX {
+            let before = self.changeable(id, known)?;
+            if self.take_out(id, &before)? {
+                return Ok(());
+            }
+        }
+        Err(StreamsError::Contended)
+    }
+
+    /// The one to be changed, as it stands where the streams are kept.
+    fn changeable(&self, id: &StreamId, known: &Known) -> Result<Standing, StreamsError> {
+        let record = {
+            let mut inner = self.lock();
+            self.settle(&mut inner)?;
+            if inner.file.contains_key(id) {
+                return Err(StreamsError::Configured);
+            }
+            inner.made.get(id).map(|made| made.record.to_string())
+        };
+        let (record, place) = match &self.redis {
+            Some(redis) => (self.look_at(redis, id)?.0, "Redis".to_owned()),
+            None => (record, self.state.shown_path()),
+        };
+        let wrong = |error| StreamsError::Kept { id: id.as_str().to_owned(), place, error };
+        let standing = Standing::read(record.ok_or(StreamsError::Missing)?).map_err(wrong)?;
+        if known.allows(&standing.tag) { Ok(standing) } else { Err(StreamsError::Changed) }
+    }
+
+    /// Deletes that stream; whether it was still that one.
+    fn take_out(&self, id: &StreamId, before: &Standing) -> Result<bool, StreamsError> {
         let mut inner = self.lock();
-        self.settle(&mut inner)?;
-        let before = inner.changeable(id, known)?.record.to_string();
         if let Some(redis) = &self.redis {
             drop(inner);
-            let taken = redis.ask(id, || redis.shared.take_out(id, &before))?;
+            let taken = redis.ask(id, || redis.shared.take_out(id, &before.record))?;
             inner = self.lock();
-            redis.changed(&mut inner, id);
             if !taken {
-                return Err(StreamsError::Changed);
+                return Ok(false);
             }
+            redis.changed(&mut inner, id);
+        } else if inner.made.get(id).is_none_or(|made| made.tag != before.tag) {
+            return Ok(false);
         }
         let mut stopped = inner.stopped.clone();
         stopped.remove(id);
@@ -449,7 +543,18 @@ impl StreamStore {
         if !inner.file.contains_key(id) {
             self.apply(&mut inner, id, |catalog| catalog.without_stream(id));
         }
-        Ok(())
+        Ok(true)
+    }
+
+    /// Whether there is that stream, and whether it is stopped: as Redis has it, where there is one.
+    fn standing(&self, id: &StreamId) -> Result<(bool, bool), StreamsError> {
+        let seen = self.redis.as_ref().map(|redis| self.look_at(redis, id)).transpose()?;
+        let mut inner = self.lock();
+        self.settle(&mut inner)?;
+        Ok(match seen {
+            Some((record, stopped)) => (record.is_some() || inner.file.contains_key(id), stopped),
+            None => (inner.options.catalog.contains(id), inner.stopped.contains(id)),
+        })
     }
 
     /// Stops or starts a stream, the configuration's too; whether that is news.
@@ -457,18 +562,16 @@ impl StreamStore {
     /// # Errors
     /// [`StreamsError`].
     pub fn stop(&self, id: &StreamId, stop: bool) -> Result<bool, StreamsError> {
-        let mut inner = self.lock();
-        self.settle(&mut inner)?;
-        if !inner.options.catalog.contains(id) {
-            return Err(StreamsError::Missing);
-        }
-        if inner.stopped.contains(id) == stop {
-            return Ok(false);
+        match self.standing(id)? {
+            (false, _) => return Err(StreamsError::Missing),
+            (true, stopped) if stopped == stop => return Ok(false),
+            (true, _) => {}
         }
         if let Some(redis) = &self.redis {
-            drop(inner);
             redis.ask(id, || redis.shared.stop(id, stop))?;
-            inner = self.lock();
+        }
+        let mut inner = self.lock();
+        if let Some(redis) = &self.redis {
             redis.changed(&mut inner, id);
         }
         // What is of no stream any more is not kept.
@@ -490,37 +593,37 @@ impl StreamStore {
     /// # Errors
     /// [`StreamsError`].
     pub fn may_refresh(&self, id: &StreamId) -> Result<(), StreamsError> {
-        let inner = self.lock();
-        match (inner.options.catalog.contains(id), inner.stopped.contains(id)) {
+        match self.standing(id)? {
             (false, _) => Err(StreamsError::Missing),
             (true, true) => Err(StreamsError::Stopped),
             (true, false) => Ok(()),
         }
     }
 
-    /// Keeps a stream and tells the cores of it. `other`: what is said where another has changed it meanwhile.
-    fn put<'s>(
-        &'s self,
-        mut inner: MutexGuard<'s, Inner>,
-        made: Made,
-        other: StreamsError,
-    ) -> Result<MutexGuard<'s, Inner>, StreamsError> {
+    /// Keeps a stream in the place of `before` and tells the cores of it; `None`: something else stands there.
+    fn put(&self, made: Made, before: Option<&Standing>) -> Result<Option<Listed>, StreamsError> {
         let id = made.options.id.clone();
-        let before = inner.made.get(&id);
-        let more = before.is_none() && inner.made.len() >= limits::MANAGED_STREAMS_MAX;
-        let bytes = inner.bytes() - before.map_or(0, |before| before.bytes()) + made.bytes();
+        let mut inner = self.lock();
+        let mine = inner.made.get(&id);
+        let more = mine.is_none() && inner.made.len() >= limits::MANAGED_STREAMS_MAX;
+        let bytes = inner.bytes() - mine.map_or(0, |mine| mine.bytes()) + made.bytes();
+        if self.redis.is_none() && mine.map(|mine| &mine.tag) != before.map(|before| &before.tag) {
+            return Ok(None);
+        }
         if more || bytes > limits::MANAGED_BYTES_MAX {
             return Err(StreamsError::TooMany);
         }
         if let Some(redis) = &self.redis {
-            let before = before.map(|before| before.record.to_string());
             drop(inner);
-            let put = redis.ask(&id, || redis.shared.put(&id, before.as_deref(), &made.record.to_string()))?;
+            let (before, record) = (before.map(|before| &*before.record), made.record.to_string());
+            let put = redis.ask(&id, || redis.shared.put(&id, before, &record))?;
             inner = self.lock();
-            redis.changed(&mut inner, &id);
             match put {
-                Put::Done => {}
-                Put::Other => return Err(other),
+                Put::Done => redis.changed(&mut inner, &id),
+                Put::Other => {
+                    redis.look_soon(&id);
+                    return Ok(None);
+                }
                 Put::Full => return Err(StreamsError::TooMany),
             }
         }
@@ -530,7 +633,7 @@ impl StreamStore {
         if !inner.file.contains_key(&id) {
             self.apply(&mut inner, &id, |catalog| catalog.with_stream(&options));
         }
-        Ok(inner)
+        Ok(inner.listed(&id))
     }
 
     /// Writes what is kept of one stream to the state file. Where Redis has it that is a copy, on which nothing hangs but a
@@ -561,7 +664,7 @@ impl StreamStore {
             return Ok(());
         }
         let place = self.state.shown_path();
-        let (made, stopped) = read(self.state.section(SECTION).as_ref(), &inner.made, false, &place)?;
+        let (made, stopped) = read(self.state.section(SECTION).as_ref(), &inner.made, &inner.policy, &place)?;
         inner.read = readings;
         self.adopt(inner, made, stopped);
         Ok(())
@@ -760,37 +863,52 @@ impl StreamStore {
 
     /// Reads these streams in Redis and puts them in force.
     fn read_some(&self, redis: &Redis, ids: &BTreeSet<StreamId>) -> Result<(), CallError> {
-        for id in ids {
-            let turn = self.lock().turn;
-            let (record, stopped) = redis.shared.read_one(id)?;
-            let mut inner = self.lock();
-            if inner.turn != turn {
-                redis.look_soon(id);
-                continue;
-            }
-            let mut made = inner.made.clone();
-            match record.and_then(|record| redis.made_of(id, &record, made.get(id))) {
-                Some(stream) => drop(made.insert(id.clone(), stream)),
-                None => drop(made.remove(id)),
-            }
-            let mut all = inner.stopped.clone();
-            if stopped {
-                all.insert(id.clone());
-            } else {
-                all.remove(id);
-            }
-            self.adopt(&mut inner, made, all);
-            // Its error has been said.
-            let _ = self.keep(id, inner.made.get(id).map(|made| &**made), &inner.stopped, &inner.epoch);
+        ids.iter().try_for_each(|id| self.look_at(redis, id).map(drop))
+    }
+
+    /// Reads one stream in Redis and puts it in force, unless this process has changed streams meanwhile: then it is looked at
+    /// again soon. What stands there, and whether it is stopped; what is known here where all of them are to be read first.
+    fn look_at(&self, redis: &Redis, id: &StreamId) -> Result<(Option<String>, bool), CallError> {
+        let turn = self.lock().turn;
+        let One { epoch, record, stopped } = redis.shared.read_one(id)?;
+        let mut inner = self.lock();
+        if epoch != inner.epoch {
+            // It was emptied, or has never been read: nothing follows from what is not there.
+            redis.read_soon();
+            return Ok((inner.made.get(id).map(|made| made.record.to_string()), inner.stopped.contains(id)));
         }
-        Ok(())
+        if inner.turn != turn {
+            redis.look_soon(id);
+            return Ok((record, stopped));
+        }
+        let stands = record.as_deref().and_then(|record| redis.made_of(id, record, inner.made.get(id), &inner.policy));
+        let same = match (&stands, inner.made.get(id)) {
+            (Some(stands), Some(known)) => Arc::ptr_eq(stands, known),
+            (stands, known) => stands.is_none() && known.is_none(),
+        };
+        if same && inner.stopped.contains(id) == stopped {
+            return Ok((record, stopped));
+        }
+        let (mut made, mut all) = (inner.made.clone(), inner.stopped.clone());
+        match stands {
+            Some(stream) => drop(made.insert(id.clone(), stream)),
+            None => drop(made.remove(id)),
+        }
+        if stopped {
+            all.insert(id.clone());
+        } else {
+            all.remove(id);
+        }
+        self.adopt(&mut inner, made, all);
+        // Its error has been said.
+        let _ = self.keep(id, inner.made.get(id).map(|made| &**made), &inner.stopped, &inner.epoch);
+        Ok((record, stopped))
     }
 
     fn take_reading(&self, redis: &Redis, inner: &mut Inner, reading: Reading) {
-        let made = reading
-            .streams
-            .iter()
-            .filter_map(|(id, record)| Some((id.clone(), redis.made_of(id, record, inner.made.get(id))?)));
+        let made = reading.streams.iter().filter_map(|(id, record)| {
+            Some((id.clone(), redis.made_of(id, record, inner.made.get(id), &inner.policy)?))
+        });
         let made = made.collect();
         self.adopt(inner, made, reading.stopped);
     }
@@ -828,11 +946,17 @@ impl Redis {
     }
 
     /// The stream of a record. One that cannot be read is told of, once, and stays what it was.
-    fn made_of(&self, id: &StreamId, record: &str, known: Option<&Arc<Made>>) -> Option<Arc<Made>> {
+    fn made_of(
+        &self,
+        id: &StreamId,
+        record: &str,
+        known: Option<&Arc<Made>>,
+        policy: &Arc<Policy>,
+    ) -> Option<Arc<Made>> {
         let read = serde_json::from_str::<Value>(record).map_err(|_| "it is no JSON".to_owned());
         let made = read.and_then(|record| match known {
             Some(known) if known.record == record => Ok(Arc::clone(known)),
-            _ => Made::read(id, &record).map(Arc::new),
+            _ => Made::read(id, &record).map(|made| Arc::new(made.guarded(policy))),
         });
         match made {
             Ok(made) => Some(made),
@@ -897,6 +1021,7 @@ impl Reloading<'_> {
         let streams = in_force(config, &self.made);
         let options = build(&streams, &self.inner.stopped, Some(&self.inner.options.catalog));
         self.inner.file = file;
+        self.inner.policy = Arc::clone(&config.admin.stream_urls);
         self.inner.made = std::mem::take(&mut self.made);
         self.inner.options = Arc::new(options);
         tell(&self.inner.options);

@@ -17,6 +17,7 @@ use crate::guard::DirectOptions;
 use crate::ids::{CoreId, StreamId};
 use crate::secret::Secret;
 use crate::stream::credential::Credential;
+use crate::stream::live::Live;
 use crate::stream::poll::Target;
 use crate::stream::select::{Facet, Select};
 use crate::stream::template::{self, FillError};
@@ -36,6 +37,8 @@ pub struct StreamKey {
     pub revision: u64,
     /// What of the value is shown.
     pub facet: Facet,
+    /// Whether a caller has described it.
+    direct: bool,
     /// Of what is polled: all facets have the same.
     hash: u64,
 }
@@ -52,14 +55,14 @@ impl StreamKey {
 
     /// Whether a caller has described it.
     pub fn is_direct(&self) -> bool {
-        self.target.guard.is_some()
+        self.direct
     }
 
     /// The same stream, another part of its value.
     fn with_facet(&self, facet: Facet) -> StreamKey {
-        let StreamKey { name, params, target, revision, hash, .. } = self;
+        let StreamKey { name, params, target, revision, direct, hash, .. } = self;
         let (name, params, target) = (Arc::clone(name), params.clone(), Arc::clone(target));
-        StreamKey { name, params, target, revision: *revision, facet, hash: *hash }
+        StreamKey { name, params, target, revision: *revision, facet, direct: *direct, hash: *hash }
     }
 
     /// What `select` leaves of what is shown.
@@ -192,7 +195,7 @@ impl Catalog {
             let (options, revision) = match kept.filter(|kept| *kept.options == **options) {
                 Some(kept) => {
                     // Secrets that stand elsewhere may be others: the next poll carries them, and nothing else changes.
-                    kept.options.credential.take_over(&options.credential);
+                    kept.options.take_over(options);
                     (Arc::clone(&kept.options), kept.revision)
                 }
                 None => (Arc::clone(options), catalog.revision),
@@ -223,7 +226,7 @@ impl Catalog {
         let before = self.entries.get(&options.id);
         if let Some(same) = before.filter(|before| *before.options == **options) {
             // Secrets that stand elsewhere may be others.
-            same.options.credential.take_over(&options.credential);
+            same.options.take_over(options);
             return self;
         }
         let stopped = before.is_some_and(|before| before.stopped);
@@ -266,8 +269,13 @@ impl Catalog {
     }
 
     /// The secrets that the hooks of that stream are signed with; none: it has no hook.
-    pub fn hook_secrets(&self, id: &StreamId) -> &[Secret] {
-        self.entries.get(id).map_or(&[], |entry| &entry.options.hook_secrets)
+    pub fn hook_secrets(&self, id: &StreamId) -> Vec<Secret> {
+        self.entries.get(id).map_or(Vec::new(), |entry| entry.options.hook_secrets.iter().map(Live::value).collect())
+    }
+
+    /// What the hooks of all its streams are signed with.
+    pub fn hook_values(&self) -> impl Iterator<Item = &Live> {
+        self.entries.values().flat_map(|entry| &entry.options.hook_secrets)
     }
 
     /// The same with these actions.
@@ -319,6 +327,7 @@ impl Catalog {
             target: Arc::new(Target { options: Arc::new(options), url, body, guard }),
             revision: *revision,
             facet: Facet::WHOLE,
+            direct: true,
             hash: hasher.finish(),
         })
     }
@@ -486,9 +495,10 @@ impl Catalog {
         Ok(StreamKey {
             name: Arc::from(name),
             params,
-            target: Arc::new(Target { options: Arc::clone(options), url, body, guard: None }),
+            target: Arc::new(Target { options: Arc::clone(options), url, body, guard: options.guard.clone() }),
             revision,
             facet: Facet::WHOLE,
+            direct: false,
             hash: hasher.finish(),
         })
     }
@@ -509,7 +519,7 @@ mod tests {
     use super::*;
     use crate::secret::Secret;
     use crate::stream::credential::Scheme;
-    use crate::stream::live::{Live, Rule, Source};
+    use crate::stream::live::{Rule, Source};
     use crate::stream::template::UrlTemplate;
 
     fn stream(source: Source, token: &str) -> Arc<stream::Options> {

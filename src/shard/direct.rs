@@ -322,13 +322,21 @@ impl Shard {
             // It may be said once more, as long as there is time.
             Err(reason) => return self.tell_error(index, ErrorCode::BadMessage, reason, id, None),
         };
-        let Some(open) = self.connections.at_mut(index).and_then(|connection| connection.open_mut()) else { return };
-        let Some(opening) = open.opening.take() else { return };
-        let mut request = opening.request;
-        describe(&mut request, said);
         let Some(open) = self.connections.at(index).and_then(|connection| connection.open()) else { return };
-        match self.resolve_request(&open.grant, &request) {
-            Ok(Some(key)) => self.open_single(index, &key, &request),
+        let Some(opening) = &open.opening else { return };
+        let mut request = opening.request.clone();
+        describe(&mut request, said);
+        let resolved = self.resolve_request(&open.grant, &request);
+        if let Err(refusal) = &resolved
+            && refusal.code == ErrorCode::BadRequest
+        {
+            return self.tell_error(index, ErrorCode::BadMessage, &refusal.detail, id, None);
+        }
+        if let Some(open) = self.connections.at_mut(index).and_then(|connection| connection.open_mut()) {
+            open.opening = None;
+        }
+        match resolved {
+            Ok(Some(key)) => self.open_single(index, &key, &request, id),
             Ok(None) => {}
             Err(refusal) => {
                 self.tell_error(index, refusal.code, &refusal.detail, id, None);

@@ -55,6 +55,14 @@ pub(super) struct Told<'s> {
     pub(super) ends_at: WallTime,
 }
 
+/// A connection that lives by a session.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Living {
+    index: u32,
+    /// Whether it is counted as a watcher: it has the stream.
+    pub(super) watches: bool,
+}
+
 impl Shard {
     /// `POST /v1/sessions`: its body is whole.
     pub(super) fn session_body_read(
@@ -76,8 +84,9 @@ impl Shard {
             }
             let ttl_max = self.may_describe(&grant)?.session_ttl_max;
             let ttl = said.ttl_s.map_or(ttl_max, |seconds| Duration::from_secs(seconds).min(ttl_max));
-            // Those without a subject count together.
-            let holder = self.subject(&grant).unwrap_or_else(|| self.ledger.holder("no subject", grant.issuer()));
+            // Whoever has no subject is known by the credential.
+            let of_token = || self.ledger.holder("token", (grant.issuer(), grant.token()));
+            let holder = self.subject(&grant).unwrap_or_else(of_token);
             let token = self.new_session_token();
             Ok(Ephemeral {
                 id: ephemeral::id_of(token.expose_secret()).expect("a token of ours is one"),
@@ -269,8 +278,8 @@ impl Shard {
 
     /// What a maker's grant is worth as its session's.
     pub(super) fn limited(&mut self, grant: Grant, session: &Ephemeral) -> Grant {
-        let only = Only { session: session.id, stream: Box::from(&*session.key.name) };
-        grant.limited(only, session.ends_at, &mut self.rights)
+        let only = Only { session: session.id, stream: Box::from(&*session.key.name), ends: session.ends_at };
+        grant.limited(only, &mut self.rights)
     }
 
     /// Why a session is good no longer by what has been said of its maker.
@@ -302,13 +311,46 @@ impl Shard {
     }
 
     /// A connection lives by the session that its grant is good for, if that is one. Where it has just ended, the connection
-    /// ends.
+    /// ends. It does not watch yet.
     pub(super) fn join_ephemeral(&mut self, id: Option<EphemeralId>, index: u32) {
         let Some(id) = id else { return };
-        let joined = self.ledger.ephemerals().join(id);
-        self.ephemeral_connections.entry(id).or_default().push(index);
-        match joined {
+        let is_there = self.ledger.ephemerals().enter(id);
+        self.ephemeral_connections.entry(id).or_default().push(Living { index, watches: false });
+        if !is_there {
             // At the end of the input: whoever opens it is not done yet.
+            self.send(self.core, Mail::SessionEnded { id });
+        }
+    }
+
+    /// Counts a connection that lives by a session as its watcher for as long as it has the stream: whoever was refused it,
+    /// or has not asked for it, leaves nothing when they go.
+    pub(super) fn count_watching(&mut self, index: u32) {
+        // Whether it has asked for it, and whether it has it.
+        let (only, asks, has) = match self.connections.at(index).map(|connection| &connection.state) {
+            Some(State::Open(open)) => {
+                let has = open.subscriptions.iter().any(|(_, slot)| !slot.pending);
+                (open.grant.only(), !open.subscriptions.is_empty(), has)
+            }
+            Some(State::Http(http)) => match &http.phase {
+                Phase::Waiting { grant, topic, .. } => {
+                    (grant.only(), true, self.topics.at(*topic).is_some_and(|topic| topic.history.is_some()))
+                }
+                _ => return,
+            },
+            _ => return,
+        };
+        let Some(id) = only.map(|only| only.session) else { return };
+        let mut living = self.ephemeral_connections.get_mut(&id).into_iter().flatten();
+        let Some(living) = living.find(|living| living.index == index) else { return };
+        // One that is moved to the stream under another configuration watches all the while.
+        let watches = has || asks && living.watches;
+        if std::mem::replace(&mut living.watches, watches) == watches {
+            return;
+        }
+        if !watches {
+            return self.stopped_watching(id);
+        }
+        match self.ledger.ephemerals().join(id) {
             Joined::Gone => self.send(self.core, Mail::SessionEnded { id }),
             Joined::First => self.hold_session(id),
             Joined::Another => {}
@@ -316,21 +358,30 @@ impl Shard {
         self.plan_to_keep_ephemerals();
     }
 
-    /// It does no more.
-    pub(super) fn leave_ephemeral(&mut self, id: Option<EphemeralId>, index: u32) {
-        let Some(id) = id else { return };
-        let Some(connections) = self.ephemeral_connections.get_mut(&id) else { return };
-        let Some(at) = connections.iter().position(|connection| *connection == index) else { return };
-        connections.swap_remove(at);
-        if connections.is_empty() {
-            self.ephemeral_connections.remove(&id);
-        }
+    fn stopped_watching(&mut self, id: EphemeralId) {
         let Left { last, set_timer } = self.ledger.ephemerals().leave(id, self.now.at);
         if set_timer {
             self.set_timer(self.now.at + self.direct_linger(), Timer::Ephemeral { id });
         }
         if last {
             self.let_go_of_session(id);
+        }
+    }
+
+    /// It does no more.
+    pub(super) fn leave_ephemeral(&mut self, id: Option<EphemeralId>, index: u32) {
+        let Some(id) = id else { return };
+        let Some(connections) = self.ephemeral_connections.get_mut(&id) else { return };
+        let Some(at) = connections.iter().position(|living| living.index == index) else { return };
+        let Living { watches, .. } = connections.swap_remove(at);
+        if connections.is_empty() {
+            self.ephemeral_connections.remove(&id);
+        }
+        if watches {
+            self.stopped_watching(id);
+        }
+        if self.ledger.ephemerals().exit(id, self.now.at) {
+            self.set_timer(self.now.at + self.direct_linger(), Timer::Ephemeral { id });
         }
     }
 
@@ -366,7 +417,7 @@ impl Shard {
 
     /// A session has ended, and with it all that live by it.
     pub(super) fn session_ended(&mut self, id: EphemeralId) {
-        for index in self.ephemeral_connections.get(&id).cloned().unwrap_or_default() {
+        for Living { index, .. } in self.ephemeral_connections.get(&id).cloned().unwrap_or_default() {
             self.end_watcher(index);
         }
     }

@@ -17,7 +17,7 @@ use ring::digest;
 use crate::auth::control::ControlEntry;
 use crate::auth::ephemeral::{DirectKey, Place};
 use crate::auth::ephemeral_record::{SessionFace, SessionRequest, SharedSession};
-use crate::auth::grant::GrantRecord;
+use crate::auth::grant::{GrantRecord, TokenMark};
 use crate::auth::keys::Key;
 use crate::codec::message::ErrorCode;
 use crate::connection::handshake::{Refusal, SeenAs};
@@ -86,6 +86,7 @@ impl Shard {
         add(Some(b"restcast: sessions of one maker, 1"));
         add(maker.rights.issuer.as_deref().map(str::as_bytes));
         add(maker.sub.as_deref().map(str::as_bytes));
+        add(token_of(maker).map(|token| token.bits().to_le_bytes()).as_ref().map(<[u8; 8]>::as_slice));
         add(key.map(|(id, _)| id.as_bytes()));
         add(key.map(|(_, bits)| bits.to_le_bytes()).as_ref().map(<[u8; 8]>::as_slice));
         add(out.map(|at| at.as_micros().to_le_bytes()).as_ref().map(<[u8; 8]>::as_slice));
@@ -101,6 +102,7 @@ impl Shard {
                 sub: maker.sub.as_deref().map(str::to_owned),
                 issuer: maker.rights.issuer.as_deref().map(str::to_owned),
                 api_key: maker.api_key.as_ref().map(|mark| mark.id.clone()),
+                token: token_of(maker),
                 stream: session.key.name.to_string(),
                 counted: counted.to_owned(),
                 made: session.made,
@@ -236,7 +238,7 @@ impl Shard {
                     SharedSession::open(record.expose_secret(), &token, id).map(|shared| (token, id, shared))
                 });
                 if let Some((token, id, SharedSession { face, request })) = same {
-                    let good = is_of(&face, &session.maker) && face.ends > self.now.wall;
+                    let good = face.is_of(&session.maker) && face.ends > self.now.wall;
                     if good && self.maker_gone(&request.maker, face.made).is_none() {
                         let told = Told { id, stream: &face.stream, ends_at: face.ends };
                         return self.hand_out_session(index, told, &token, false, &seen_as, &reply);
@@ -317,7 +319,10 @@ impl Shard {
             // Somebody has opened it meanwhile: what is missing is given back.
             Found::Ephemeral(_) if self.ledger.ephemerals().is_watched(id) => here.ok_or_else(unknown),
             Found::Ephemeral(_) => {
-                self.ledger.ephemerals().remove(id);
+                // Connections may live by it that do not watch.
+                if here.is_some() {
+                    self.end_session_here(id);
+                }
                 Err(unknown())
             }
             // Who lost a connection a moment ago gets it back also while the store is away.
@@ -349,7 +354,7 @@ impl Shard {
         let face = match found {
             Found::Ephemeral(EphemeralFound::Record(Some(record))) => {
                 let face = SessionFace::open(record.expose_secret(), *id);
-                face.filter(|face| is_of(face, asker) && face.ends > self.now.wall)
+                face.filter(|face| face.is_of(asker) && face.ends > self.now.wall)
             }
             // One that has been lost there, and goes on here.
             Found::Ephemeral(_) => here.filter(|_| self.ledger.ephemerals().is_watched(*id)).map(|here| face_of(&here)),
@@ -478,6 +483,8 @@ impl Shard {
                 EphemeralStanding::There if !self.ledger.ephemerals().is_watched(id) => self.let_go_of_session(id),
                 EphemeralStanding::There => {}
                 EphemeralStanding::Lost if held.given_back => {}
+                // It ended while a connection lived by it here without watching: whoever asks for it now comes too late.
+                EphemeralStanding::Lost if !held.of_pass => self.end_session_here(id),
                 EphemeralStanding::Lost => self.shared_sessions.lost.push_back(id),
                 EphemeralStanding::Ended => self.end_session_here(id),
             }
@@ -507,7 +514,9 @@ impl Shard {
 
     /// Tells the store of all sessions with connections here.
     pub(super) fn keep_ephemerals(&mut self) {
-        self.shared_sessions.todo = self.ephemeral_connections.keys().copied().collect();
+        let living = self.ephemeral_connections.iter();
+        let watched = living.filter(|(_, living)| living.iter().any(|one| one.watches));
+        self.shared_sessions.todo = watched.map(|(id, _)| *id).collect();
         self.go_on_keeping();
     }
 
@@ -529,12 +538,9 @@ impl Shard {
     }
 }
 
-/// Whether whoever has `asker` has made it: somebody, not nobody in particular.
-fn is_of(face: &SessionFace, asker: &GrantRecord) -> bool {
-    face.sub.is_some()
-        && face.sub.as_deref() == asker.sub.as_deref()
-        && face.issuer.as_deref() == asker.rights.issuer.as_deref()
-        && face.api_key.as_ref() == asker.api_key.as_ref().map(|mark| &mark.id)
+/// What tells a caller without a user id from others.
+fn token_of(maker: &GrantRecord) -> Option<TokenMark> {
+    maker.token.filter(|_| maker.sub.is_none())
 }
 
 fn face_of(session: &Ephemeral) -> SessionFace {
@@ -542,6 +548,7 @@ fn face_of(session: &Ephemeral) -> SessionFace {
         sub: session.maker.sub.as_deref().map(str::to_owned),
         issuer: session.maker.rights.issuer.as_deref().map(str::to_owned),
         api_key: session.maker.api_key.as_ref().map(|mark| mark.id.clone()),
+        token: token_of(&session.maker),
         stream: session.key.name.to_string(),
         counted: session.counted.as_deref().unwrap_or_default().to_owned(),
         made: session.made,

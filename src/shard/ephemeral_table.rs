@@ -54,24 +54,23 @@ impl Ephemeral {
         self.counted.is_some()
     }
 
-    /// Whether it is the same user's as `other`.
-    fn is_of_same_user(&self, other: &Ephemeral) -> bool {
+    /// Whether it is the same caller's as `other`.
+    fn is_of_same_caller(&self, other: &Ephemeral) -> bool {
         self.is_of(&other.maker)
     }
 
-    /// Whether whoever has `record` has made it: somebody, not nobody in particular.
+    /// Whether whoever has `record` has made it.
     pub(super) fn is_of(&self, record: &GrantRecord) -> bool {
-        let key = |record: &GrantRecord| record.api_key.as_ref().map(|mark| mark.id.clone());
-        self.maker.sub.is_some()
-            && self.maker.sub == record.sub
-            && self.maker.rights.issuer == record.rights.issuer
-            && key(&self.maker) == key(record)
+        self.maker.is_same_caller(record)
     }
 }
 
 #[derive(Debug)]
 struct Entry {
     session: Ephemeral,
+    /// The connections that live by it,
+    living: u32,
+    /// and those of them that have their stream: they watch.
     watchers: u32,
     /// When the last of them left.
     left: Option<Instant>,
@@ -84,7 +83,9 @@ impl Entry {
         if self.session.ends <= now.at || self.session.ends_at <= now.wall {
             return Due::Over;
         }
-        match self.left.filter(|_| self.watchers == 0).map(|left| left + linger) {
+        // What processes share goes on for as long as it is watched elsewhere: where connections live by it here, it is known.
+        let known = self.watchers > 0 || self.living > 0 && self.session.is_shared();
+        match self.left.filter(|_| !known).map(|left| left + linger) {
             Some(at) if at <= now.at => Due::Over,
             Some(at) => Due::At(at),
             None => Due::Watched,
@@ -181,7 +182,7 @@ impl Ephemerals {
         let mut table = self.table();
         if new.dedupe_key.is_some()
             && let Some(same) =
-                table.of(new.holder).find(|old| old.dedupe_key == new.dedupe_key && old.is_of_same_user(new))
+                table.of(new.holder).find(|old| old.dedupe_key == new.dedupe_key && old.is_of_same_caller(new))
         {
             return Ok(Made::Same(Box::new(same.clone())));
         }
@@ -193,7 +194,7 @@ impl Ephemerals {
             return Err(Over::Subject);
         }
         table.of.entry(new.holder).or_default().push(new.id);
-        table.sessions.insert(new.id, Entry { session: new.clone(), watchers: 0, left: None, timed: false });
+        table.sessions.insert(new.id, Entry { session: new.clone(), living: 0, watchers: 0, left: None, timed: false });
         Ok(Made::New)
     }
 
@@ -215,7 +216,8 @@ impl Ephemerals {
         }
         table.by_place.insert(Place::of(session.id), session.id);
         // Whoever opens it may have to be looked at by others first.
-        let entry = Entry { session: session.clone(), watchers: 0, left: Some(now + LOOKUP_TIMEOUT), timed: true };
+        let left = Some(now + LOOKUP_TIMEOUT);
+        let entry = Entry { session: session.clone(), living: 0, watchers: 0, left, timed: true };
         table.sessions.insert(session.id, entry);
         Ok((session, true))
     }
@@ -230,7 +232,7 @@ impl Ephemerals {
         self.table().by_place.get(&place).copied()
     }
 
-    /// Whether connections of this process live by it.
+    /// Whether connections of this process watch it.
     pub(super) fn is_watched(&self, id: EphemeralId) -> bool {
         self.table().sessions.get(&id).is_some_and(|entry| entry.watchers > 0)
     }
@@ -243,6 +245,23 @@ impl Ephemerals {
     /// The stream of a session.
     pub(super) fn key(&self, id: EphemeralId) -> Option<Arc<StreamKey>> {
         self.table().sessions.get(&id).map(|entry| Arc::clone(&entry.session.key))
+    }
+
+    /// One connection more that lives by it; whether it is there.
+    pub(super) fn enter(&self, id: EphemeralId) -> bool {
+        self.table().sessions.get_mut(&id).map(|entry| entry.living += 1).is_some()
+    }
+
+    /// One fewer; whether a timer is to be set that looks, in a while, whether anything here needs it still.
+    pub(super) fn exit(&self, id: EphemeralId, now: Instant) -> bool {
+        let mut table = self.table();
+        let Some(entry) = table.sessions.get_mut(&id) else { return false };
+        entry.living = entry.living.saturating_sub(1);
+        let last = entry.living == 0 && entry.watchers == 0 && entry.session.is_shared();
+        if last && entry.left.is_none() {
+            entry.left = Some(now);
+        }
+        last && !std::mem::replace(&mut entry.timed, true)
     }
 
     /// One watcher more.
@@ -300,7 +319,7 @@ mod tests {
 
     use super::*;
     use crate::auth::ephemeral::{id_of, token_of_random};
-    use crate::auth::grant::Rights;
+    use crate::auth::grant::{Rights, TokenMark};
     use crate::guard::{DirectOptions, Policy};
     use crate::ids::StreamId;
     use crate::shard::Catalog;
@@ -397,6 +416,28 @@ mod tests {
     }
 
     #[test]
+    fn a_session_that_processes_share_is_known_while_a_connection_lives_by_it() {
+        let table = Ephemerals::default();
+        let new = Ephemeral { counted: Some("of".into()), ..session(1, None) };
+        assert!(table.take_up(new.clone(), at(0).at).is_ok_and(|(_, new)| new));
+        assert!(table.enter(new.id));
+        let over = at(0).at + LOOKUP_TIMEOUT + LINGER;
+        let over = u64::try_from(over.since(at(0).at).as_millis()).expect("it is short");
+        assert_eq!(table.timed(new.id, at(over), LINGER), Due::Watched, "others may watch it elsewhere");
+        assert!(table.exit(new.id, at(over + 1).at), "then nobody here needs it");
+        assert_eq!(table.timed(new.id, at(over + 2), LINGER), Due::Over);
+        assert_eq!(table.len(), 0);
+        // One that is this process's own ends by its watchers alone, or by its time.
+        let own = session(2, None);
+        assert!(table.make(&own, 0, 0).is_ok() && table.enter(own.id));
+        assert!(!table.exit(own.id, at(1).at));
+        assert!(!table.is_over(own.id, at(99_999), LINGER));
+        assert!(table.enter(own.id) && table.join(own.id) == Joined::First && table.leave(own.id, at(2).at).set_timer);
+        assert_eq!(table.timed(own.id, at(5_002), LINGER), Due::Over, "also where one lives by it that does not watch");
+        assert!(!table.enter(own.id));
+    }
+
+    #[test]
     fn bounds_hold_at_their_value() {
         let table = Ephemerals::default();
         let make = |no, dedupe, in_all, each| {
@@ -413,12 +454,17 @@ mod tests {
     }
 
     #[test]
-    fn nobody_in_particular_has_made_nothing() {
+    fn a_session_is_its_makers_by_subject_or_else_by_token() {
         let one = session(1, None);
         assert!(one.is_of(&one.maker));
         let other =
             GrantRecord { rights: Rights { issuer: Some("b".into()), ..Rights::default() }, ..one.maker.clone() };
         assert!(!one.is_of(&other));
+        let by = |token: &str| GrantRecord { sub: None, token: Some(TokenMark::of(token)), ..one.maker.clone() };
+        let of_token = Ephemeral { maker: by("a"), ..one.clone() };
+        assert!(of_token.is_of(&by("a")) && !of_token.is_of(&by("b")) && !of_token.is_of(&one.maker));
+        assert!(!of_token.is_of(&GrantRecord { sub: Some("u1".into()), ..by("a") }));
+        // Nobody in particular has made nothing.
         let nobody = GrantRecord { sub: None, ..one.maker.clone() };
         let of_nobody = Ephemeral { maker: nobody.clone(), ..one };
         assert!(!of_nobody.is_of(&nobody));

@@ -4,14 +4,18 @@
 //! [`limits::HOOKS_SEEN_MAX`] in the process. Errors: [`Refusal`]. Not here: what proves a hook (`auth::hook`), how often
 //! it may have a poll begun (`stream::poll`).
 //!
+//! Who sends one proves it before anything else is said: of a stream that is not there, or has no hook, the answer is that of
+//! a signature by nobody's secret.
+//!
 //! A hook says nothing but «look»: its body is signed and otherwise not read. However many come, a filled-in URL has one
-//! poll under way and one after it, [`limits::REFRESH_INTERVAL`] apart.
+//! poll under way and one after it, [`limits::REFRESH_INTERVAL`] apart. With Redis all processes hear of one that came to any.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 
 use crate::auth::hook::{self, HookError, HookMark};
+use crate::auth::sealed;
 use crate::codec::http::{self, Head, Response};
 use crate::codec::message::ErrorCode;
 use crate::connection::handshake::Refusal;
@@ -21,7 +25,8 @@ use crate::limits::{self, HOOK_REPEAT, HOOK_WINDOW, HOOKS_SEEN_MAX};
 use crate::metrics::HookResult;
 use crate::time::Instant;
 
-use super::{Mail, Shard};
+use super::lookup::Order;
+use super::{Mail, Output, Shard};
 
 /// The header that proves a hook.
 const SIGNATURE: &str = "x-restcast-signature";
@@ -55,14 +60,9 @@ impl HooksSeen {
 }
 
 impl Shard {
-    /// A hook's head has come: its body is awaited, where there is such a hook.
+    /// A hook's head has come: its body is awaited, whether or not there is such a hook.
     pub(super) fn read_hook(&mut self, index: u32, head: &Head<'_>, id: &str, client: IpAddr, reply: Reply) {
         let id = http::percent_decode(id).and_then(|id| StreamId::new(&id));
-        let Some(id) = id.filter(|id| !self.options.catalog.hook_secrets(id).is_empty()) else {
-            self.metrics.hooks.of(HookResult::Unknown).count();
-            let detail = "there is no such stream, or it has no hook";
-            return self.refuse(index, &Refusal::new(ErrorCode::StreamNotFound, detail), &reply);
-        };
         if let Err(refusal) = self.standing_allows(client) {
             return self.refuse_credential(index, &refusal, &reply, client);
         }
@@ -90,19 +90,23 @@ impl Shard {
     pub(super) fn hook(
         &mut self,
         index: u32,
-        id: &StreamId,
+        id: Option<&StreamId>,
         signature: &str,
         body: &[u8],
         client: IpAddr,
         reply: &Reply,
     ) {
         let options = std::sync::Arc::clone(&self.options);
-        let mark = match hook::verify(signature, body, options.catalog.hook_secrets(id), self.now.wall) {
-            Ok(mark) => mark,
-            Err(error) => {
+        let secrets = id.map(|id| options.catalog.hook_secrets(id)).unwrap_or_default();
+        let verified = hook::verify(signature, body, &secrets, self.now.wall);
+        let (hook, id) = match (verified, id) {
+            (Ok(hook), Some(id)) => (hook, id),
+            (verified, _) => {
+                let error = verified.err().unwrap_or(HookError::Unsigned);
                 let result = match error {
                     HookError::Malformed => HookResult::Malformed,
                     HookError::OutOfTime => HookResult::OutOfTime,
+                    HookError::Unsigned if secrets.is_empty() => HookResult::Unknown,
                     HookError::Unsigned => HookResult::Unsigned,
                 };
                 self.metrics.hooks.of(result).count();
@@ -110,23 +114,41 @@ impl Shard {
                 return self.refuse_credential(index, &refusal, reply, client);
             }
         };
-        let (first, stopped) = (self.ledger.is_news(id, mark, self.now.at), options.catalog.is_stopped(id));
-        let news = first && !stopped;
-        self.metrics
-            .hooks
-            .of(match (first, stopped) {
-                (false, _) => HookResult::Replayed,
-                (true, true) => HookResult::Stopped,
-                (true, false) => HookResult::Poll,
-            })
-            .count();
-        if news {
-            for core in 0..self.cores {
-                self.send(CoreId(core), Mail::RefreshAll { id: id.clone() });
-            }
+        let result = self.hooked(id, hook.mark);
+        self.metrics.hooks.of(result).count();
+        let news = result == HookResult::Poll;
+        if news && options.auth.store {
+            let sealed = hook.seal(self.now.wall, self.rng.u128().to_le_bytes());
+            self.outputs.push_back(Output::Order(Order::Hook { id: id.clone(), sealed }));
         }
         let status = if news { 202 } else { 204 };
         self.respond(index, Response::new(status).header("Cache-Control", "no-store"), reply);
+    }
+
+    /// Has a stream polled on all cores, where its hook is no replay; what has become of the hook.
+    fn hooked(&mut self, id: &StreamId, mark: HookMark) -> HookResult {
+        if !self.ledger.is_news(id, mark, self.now.at) {
+            return HookResult::Replayed;
+        }
+        if self.options.catalog.is_stopped(id) {
+            return HookResult::Stopped;
+        }
+        for core in 0..self.cores {
+            self.send(CoreId(core), Mail::RefreshAll { id: id.clone() });
+        }
+        HookResult::Poll
+    }
+
+    /// Another process says that it was sent a hook: this one polls too, and takes it for a replay where it comes here later.
+    pub(super) fn peer_was_hooked(&mut self, id: &StreamId, sealed: &[u8]) {
+        let mark = hook::open(sealed, &self.options.catalog.hook_secrets(id), self.now.wall);
+        // What was said once has its effect once, however often somebody repeats it.
+        let salt = sealed::salt(sealed);
+        if let (Some(mark), Some(salt)) = (mark, salt)
+            && self.heard.is_first(salt, self.now.at)
+        {
+            self.hooked(id, mark);
+        }
     }
 }
 

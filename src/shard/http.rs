@@ -149,7 +149,8 @@ impl Shard {
         }
     }
 
-    fn answer_waiter(&mut self, waiter: ConnectionKey) {
+    /// Gives one who waits what it waits for, if it is there.
+    pub(super) fn answer_waiter(&mut self, waiter: ConnectionKey) {
         let (wall, leeway) = (self.now.wall, self.options.auth.jwt.leeway);
         let Some(index) = self.still(waiter) else { return };
         let Some(http) = self.http_mut(index) else { return };
@@ -158,6 +159,7 @@ impl Shard {
             return self.waited(index);
         }
         let (topic, known, preferred_s) = (*topic, known.clone(), *preferred_s);
+        self.count_watching(index);
         let Some(found) = self.topics.at(topic) else { return };
         let failing = found.status.is_some_and(|status| status.state == StreamState::Failing);
         // A value from before polling began anew may be old: the first poll is waited for, unless the upstream has failed
@@ -304,9 +306,9 @@ impl Shard {
         self.refuse(index, &refusal, &reply);
     }
 
-    /// After a reload, or when key sets were fetched: whoever waits for a stream that was removed or changed is told to ask again, to be judged anew; so
-    /// is, where that closes connections, one whose key was removed.
-    pub(super) fn refuse_stale_waiters(&mut self) {
+    /// After a reload, or when key sets were fetched: whoever waits for a stream that was changed waits for what it is now, and
+    /// is told where it was removed; where that closes connections, one whose key was removed is refused.
+    pub(super) fn rejudge_waiters(&mut self) {
         let options = Arc::clone(&self.options);
         let close_on_key_removal = options.auth.jwt.close_on_key_removal;
         let waiters: Vec<(ConnectionKey, Arc<StreamKey>)> = self
@@ -319,18 +321,12 @@ impl Shard {
                 Some(Phase::Waiting { grant, .. }) => grant.key(),
                 _ => None,
             };
-            let refusal = if close_on_key_removal && key.is_some_and(|key| !self.verifier.has_key(key)) {
-                Refusal::new(ErrorCode::InvalidToken, "the key that signed the token was removed")
-            } else if options.catalog.is_current(&stream) {
-                continue;
-            } else if options.catalog.contains(&stream.target.options.id)
-                || (stream.is_direct() && options.catalog.direct().is_some())
-            {
-                Refusal::new(ErrorCode::StreamUnavailable, "the stream was configured anew: ask again").retry_after(1)
-            } else {
-                Refusal::new(ErrorCode::StreamEnded, ErrorCode::StreamEnded.meaning())
-            };
-            self.refuse_waiter(waiter, refusal);
+            if close_on_key_removal && key.is_some_and(|key| !self.verifier.has_key(key)) {
+                let refusal = Refusal::new(ErrorCode::InvalidToken, "the key that signed the token was removed");
+                self.refuse_waiter(waiter, refusal);
+            } else if !options.catalog.is_current(&stream) {
+                self.move_waiter(waiter, &stream);
+            }
         }
     }
 

@@ -16,6 +16,7 @@ use crate::auth::ephemeral::{DirectKey, Place};
 use crate::auth::hook::HookMark;
 use crate::auth::marks::Marks;
 use crate::ids::{EphemeralId, Holder, ProcessId, StreamId};
+use crate::limits::Limits;
 use crate::stream::budget::Budgets;
 use crate::time::Instant;
 
@@ -31,6 +32,22 @@ const MINUTE_US: u64 = 60_000_000;
 /// A bound that would be passed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Over;
+
+/// Bounds of what one core does for all of them. A reload reaches the cores one after another: whoever of them is the first
+/// to ask by it must not be refused by one that has not heard of it, so these are the process's and hold before it is told.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(super) struct Bounds {
+    /// `limits.streams`.
+    pub(super) streams: u32,
+    /// `limits.selects_per_stream`.
+    pub(super) selects_per_stream: u32,
+}
+
+impl Bounds {
+    fn of(limits: &Limits) -> Bounds {
+        Bounds { streams: limits.streams, selects_per_stream: limits.selects_per_stream }
+    }
+}
 
 /// How an address stands by its failed credentials.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -95,6 +112,8 @@ pub struct Ledger {
     hasher: RandomState,
     connections: AtomicU64,
     streams: AtomicU64,
+    /// `None`: no core has begun.
+    bounds: Mutex<Option<Bounds>>,
     parts: Vec<Mutex<HashMap<Holder, Entry>>>,
     marks: Marks,
     hooks: Mutex<HooksSeen>,
@@ -113,6 +132,7 @@ impl Default for Ledger {
             hasher,
             connections: AtomicU64::new(0),
             streams: AtomicU64::new(0),
+            bounds: Mutex::default(),
             parts: (0..PARTS).map(|_| Mutex::default()).collect(),
             marks: Marks::default(),
             tickets: Tickets::default(),
@@ -197,6 +217,17 @@ impl Ledger {
     /// The key of direct mode.
     pub(super) fn direct_key(&self) -> &DirectKey {
         self.direct_key.get().expect("each core begins by making it")
+    }
+
+    /// From now on these hold, for every core: to be said before any of them is told.
+    pub fn bound(&self, limits: &Limits) {
+        *self.bounds.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(Bounds::of(limits));
+    }
+
+    /// The bounds that hold; those of `limits` from now on, where none were said before.
+    pub(super) fn bounds(&self, limits: &Limits) -> Bounds {
+        let mut bounds = self.bounds.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        *bounds.get_or_insert(Bounds::of(limits))
     }
 
     /// One more connection in all, if that is at most `limit` (0: unlimited).

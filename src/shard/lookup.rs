@@ -15,7 +15,7 @@ use crate::auth::session::SessionMark;
 use crate::auth::ticket::TicketRecord;
 use crate::codec::message::ClientId;
 use crate::connection::handshake::{Presented, Refusal, SeenAs};
-use crate::ids::{ConnectionId, ConnectionKey, CoreId, EphemeralId, ProcessId};
+use crate::ids::{ConnectionId, ConnectionKey, CoreId, EphemeralId, ProcessId, StreamId};
 use crate::secret::Secret;
 use crate::time::{Instant, Now};
 
@@ -144,6 +144,14 @@ pub enum Order {
         to: PeerAsk,
         /// The answer, sealed; `None`: what was asked about is not here.
         sealed: Option<Vec<u8>>,
+    },
+    /// To tell all other processes that a hook of that stream has come. Where the store is away it is left undone: they poll
+    /// by their interval.
+    Hook {
+        /// Whose hook it is.
+        id: StreamId,
+        /// Which, sealed.
+        sealed: Vec<u8>,
     },
 }
 

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::connection::handshake::Refusal;
-use crate::ids::{ConnectionId, CoreId, EphemeralId, StreamId};
+use crate::ids::{ConnectionId, CoreId, EphemeralId, ResumePoint, StreamId};
 use crate::secret::Secret;
 use crate::stream::log::{Event, History};
 use crate::stream::poll::Status;
@@ -83,6 +83,8 @@ pub enum Mail {
         changed: bool,
         /// Whether the history is no older than that poll.
         fresh: bool,
+        /// Where the history ends: a copy that ends elsewhere has missed something.
+        head: Option<ResumePoint>,
     },
     /// From the owner: its history was cut to make room for others, and so is to be the copy.
     Trimmed {
@@ -158,7 +160,7 @@ impl Shard {
             Mail::Attached { key, history, status, fresh } => self.attached(&key, *history, status, fresh),
             Mail::Refused { key } => self.refused(&key),
             Mail::Published { key, event } => self.published(&key, &event),
-            Mail::Polled { key, status, changed, fresh } => self.polled(&key, status, changed, fresh),
+            Mail::Polled { key, status, changed, fresh, head } => self.polled(&key, status, (changed, fresh), head),
             Mail::Trimmed { key, bytes } => self.trimmed(&key, bytes),
             Mail::Evicted { key } => self.evicted(&key),
             Mail::Renew { connection, token, addr, from, ask } => {

@@ -12,9 +12,10 @@ use std::sync::Arc;
 
 use crate::codec::message::ErrorCode;
 use crate::connection::handshake::Refusal;
+use crate::connection::{Phase, State};
 use crate::ids::{ConnectionKey, StreamId};
 
-use super::{Options, Shard};
+use super::{Options, Shard, StreamKey};
 
 impl Shard {
     /// Other streams hold from now on; all other options are as they were.
@@ -48,22 +49,62 @@ impl Shard {
         }
     }
 
-    /// Whoever waits for a value of a stream that was changed or deleted is told to ask again.
+    /// Whoever waits for a value of a stream that was changed waits for what it is now; of one that was deleted, is told so.
     fn move_waiters(&mut self, changed: &[StreamId]) {
         let options = Arc::clone(&self.options);
         let concerned = self.topics.iter().filter(|(_, topic)| changed.contains(&topic.key.target.options.id));
         let stale = concerned.filter(|(_, topic)| !options.catalog.is_current(&topic.key));
-        let waiters: Vec<(ConnectionKey, StreamId)> = stale
-            .flat_map(|(_, topic)| topic.waiters.iter().map(|waiter| (*waiter, topic.key.target.options.id.clone())))
-            .collect();
-        for (waiter, id) in waiters {
-            let refusal = if options.catalog.contains(&id) {
-                Refusal::new(ErrorCode::StreamUnavailable, "the stream was configured anew: ask again").retry_after(1)
-            } else {
-                Refusal::new(ErrorCode::StreamEnded, ErrorCode::StreamEnded.meaning())
-            };
-            self.refuse_waiter(waiter, refusal);
+        let waiters: Vec<(ConnectionKey, Arc<StreamKey>)> =
+            stale.flat_map(|(_, topic)| topic.waiters.iter().map(|waiter| (*waiter, Arc::clone(&topic.key)))).collect();
+        for (waiter, from) in waiters {
+            self.move_waiter(waiter, &from);
         }
+    }
+
+    /// Has one who waits for a value of `from`, which is not what it was, wait for what its stream is now, until then as before.
+    pub(super) fn move_waiter(&mut self, waiter: ConnectionKey, from: &Arc<StreamKey>) {
+        let Some(index) = self.still(waiter) else { return };
+        let Some(State::Http(http)) = self.connections.at(index).map(|connection| &connection.state) else { return };
+        let Phase::Waiting { grant, topic: before, held, .. } = &http.phase else { return };
+        let (before, held, holder) = (*before, *held, self.subject(grant));
+        let to = match self.resolve_again(grant, from) {
+            Ok(to) => to,
+            Err(_) if self.has_ended(grant, from) => {
+                let refusal = Refusal::new(ErrorCode::StreamEnded, ErrorCode::StreamEnded.meaning());
+                return self.refuse_waiter(waiter, refusal);
+            }
+            // A grant has the claims that templates named when it was made: the next one has those that they name now.
+            Err(refusal) if refusal.code == ErrorCode::ClaimMissing => {
+                let detail = "the stream was configured anew: ask again";
+                return self.refuse_waiter(waiter, Refusal::new(ErrorCode::StreamUnavailable, detail).retry_after(1));
+            }
+            Err(refusal) => return self.refuse_waiter(waiter, refusal),
+        };
+        self.release_stream(held, from);
+        let counted = self.hold_stream(holder, &to);
+        let topic = counted.is_ok().then(|| self.watch(&to));
+        let now = self.now.at;
+        if let Some(Phase::Waiting { topic: at, held, cold_until, .. }) =
+            self.http_mut(index).map(|http| &mut http.phase)
+        {
+            *held = holder.filter(|_| matches!(counted, Ok(true)));
+            *at = topic.unwrap_or(before);
+            // Who had a value waits for the first one of this stream as long as anybody who asks for it now.
+            if *cold_until <= now {
+                *cold_until = now + to.target.options.timeout;
+            }
+        }
+        if let Err(refusal) = counted {
+            return self.refuse_waiter(waiter, refusal.with_status(429).retry_after(5));
+        }
+        if let Some(before) = self.topics.at_mut(before) {
+            before.waiters.retain(|other| *other != waiter);
+        }
+        self.unwatch(before);
+        if let Some(topic) = topic.and_then(|topic| self.topics.at_mut(topic)) {
+            topic.waiters.push(waiter);
+        }
+        self.answer_waiter(waiter);
     }
 
     /// Moves a connection's subscriptions to what its streams are now, or ends them.

@@ -60,7 +60,7 @@ use crate::ids::{ConnectionKey, CoreId, EphemeralId, StreamId};
 use crate::limits::Limits;
 use crate::metrics::CoreMetrics;
 use crate::stream::action::{ActResult, Call};
-use crate::stream::budget::{Lane, Permit};
+use crate::stream::budget::{Budgets, Lane, Permit};
 use crate::stream::poll::{FetchRequest, FetchResult, PollNo, Status, UpstreamCode};
 use crate::time::{Instant, Now};
 use crate::{auth, connection, stream};
@@ -164,6 +164,13 @@ pub enum Input<'a> {
         sealed: Vec<u8>,
         /// Who asks.
         ask: PeerAsk,
+    },
+    /// Another process was sent a hook of that stream.
+    PeerHook {
+        /// Whose hook it is.
+        id: StreamId,
+        /// Which, sealed.
+        sealed: Vec<u8>,
     },
     /// Marks were set: the connections of those whom they concern are to be looked at.
     Control(Arc<[Concerned]>),
@@ -420,7 +427,7 @@ pub struct Shard {
     action_told: HashMap<String, Instant>,
     sessions: Sessions,
     /// The places of the connections that live by each ephemeral session.
-    ephemeral_connections: HashMap<EphemeralId, Vec<u32>>,
+    ephemeral_connections: HashMap<EphemeralId, Vec<ephemeral::Living>>,
     /// What is asked about those that processes share.
     shared_sessions: SharedSessions,
     /// The number of the last question, of any kind.
@@ -521,6 +528,7 @@ impl Shard {
             Input::Acted { ask, result } => self.acted(ask, result),
             Input::Found { ask, found } => self.found(ask, found),
             Input::PeerRenewal { connection, sealed, ask } => self.peer_asks_to_renew(connection, &sealed, ask),
+            Input::PeerHook { id, sealed } => self.peer_was_hooked(&id, &sealed),
             Input::Control(concerned) => self.control(&concerned),
             Input::StoreState { up } => {
                 self.store_state(up);
@@ -560,6 +568,11 @@ impl Shard {
             .into_iter()
             .flatten()
             .min()
+    }
+
+    /// How often upstreams may be asked, by all cores together.
+    pub fn budgets(&self) -> &Arc<Budgets> {
+        self.ledger.budgets()
     }
 
     /// How long a socket may take nothing.

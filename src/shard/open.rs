@@ -479,7 +479,7 @@ impl Shard {
             open.decoder = decoder;
         }
         match (key, request) {
-            (Some(key), Some(request)) => self.open_single(index, &key, &request),
+            (Some(key), Some(request)) => self.open_single(index, &key, &request, None),
             (None, Some(request)) => self.await_opening(index, request),
             (_, None) => {}
         }

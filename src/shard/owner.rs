@@ -13,7 +13,7 @@ use std::time::Duration;
 use crate::ids::{CoreId, Epoch, StreamId};
 use crate::metrics::PollResult;
 use crate::stream::budget::{Ask, Lane, Slot, Wait, Why};
-use crate::stream::log::Event;
+use crate::stream::log::{Event, History};
 use crate::stream::poll::{Failure, FetchResult, PollNo, StreamState, UpstreamCode};
 use crate::stream::{CaughtUp, Compared, SequenceNo, Step, Stream};
 use crate::time::Instant;
@@ -29,8 +29,12 @@ pub(super) struct Owned {
     stream: Stream,
     /// Whom it asks, together with others.
     lane: Arc<Lane>,
+    /// What tells whether it has got other secrets since, and with them another lane.
+    credential_version: u64,
     /// Its place in a queue there.
     slot: Slot,
+    /// Since when the poll that is due has waited for leave, while it does.
+    held_since: Option<Instant>,
     /// Tells it from others that have stood at its place.
     generation: u32,
     /// Who hears of each of its sequences; never none, once there was one.
@@ -93,6 +97,12 @@ impl Owned {
         self.audiences.iter().find(|audience| audience.no == no)
     }
 
+    /// Waits for no leave any more: who waits behind it need not.
+    fn ask_no_more(&mut self) {
+        self.slot.leave();
+        self.held_since = None;
+    }
+
     /// Polls look at those sequences that are watched or were a moment ago; where there is only one, the whole stream lingers.
     fn choose_wanted(&mut self, now: Instant) {
         if let [_, _, ..] = &*self.audiences {
@@ -152,8 +162,10 @@ impl Shard {
         let owned = Owned {
             key: Arc::clone(key),
             stream,
+            credential_version: key.target.options.credential.version(),
             lane: self.ledger.budgets().lane(&key.target),
             slot: Slot::default(),
+            held_since: None,
             generation: self.generation,
             audiences: Vec::new(),
             warm: false,
@@ -194,7 +206,7 @@ impl Shard {
     /// Whether the stream may have that facet: there is one `select` more at most than there may be, of which the one that
     /// has gone unwatched for longest makes place.
     fn take_select(&mut self, index: u32, key: &StreamKey) -> bool {
-        let most = self.options.limits.selects_per_stream as usize;
+        let most = self.ledger.bounds(&self.options.limits).selects_per_stream as usize;
         let Some(owned) = self.streams.at_mut(index) else { return false };
         if key.facet.select.is_none() || owned.audience(key).is_some() {
             return true;
@@ -213,7 +225,8 @@ impl Shard {
 
     /// Counts one stream more, if there may be; one that lingers makes place for it.
     fn take_place(&mut self, for_one: Option<u32>) -> Option<()> {
-        if self.ledger.open_stream(self.options.limits.streams).is_ok() {
+        let most = self.ledger.bounds(&self.options.limits).streams;
+        if self.ledger.open_stream(most).is_ok() {
             return Some(());
         }
         let lingering = self
@@ -222,7 +235,7 @@ impl Shard {
             .filter(|(index, owned)| !owned.parked && !owned.is_watched() && Some(*index) != for_one);
         let (index, _) = lingering.min_by_key(|(_, owned)| owned.used)?;
         self.evict(index);
-        self.ledger.open_stream(self.options.limits.streams).ok()
+        self.ledger.open_stream(most).ok()
     }
 
     /// Polling has ended and nobody watches: the stream counts no more, and is kept for those who return as long as there
@@ -232,7 +245,7 @@ impl Shard {
         if !std::mem::replace(&mut owned.parked, true) {
             self.ledger.close_stream();
         }
-        let most = self.options.limits.streams as usize;
+        let most = self.ledger.bounds(&self.options.limits).streams as usize;
         let parked = || self.streams.iter().filter(|(_, owned)| owned.parked);
         if most == 0 || parked().count() <= most {
             return;
@@ -327,7 +340,8 @@ impl Shard {
             let history = Box::new(history.clone());
             self.send(from, Mail::Attached { key, history, status, fresh });
         } else if fresh {
-            self.send(from, Mail::Polled { key, status, changed: false, fresh });
+            let head = owned.stream.history(no).and_then(History::point);
+            self.send(from, Mail::Polled { key, status, changed: false, fresh, head });
         }
     }
 
@@ -375,6 +389,7 @@ impl Shard {
         }
         if stopped {
             owned.stream.pause();
+            owned.ask_no_more();
             if let Some(poll) = owned.stream.give_up() {
                 self.outputs.push_back(Output::Unfollow { stream: index, poll });
             }
@@ -455,6 +470,7 @@ impl Shard {
         }
         owned.linger_until = None;
         owned.stream.stop();
+        owned.ask_no_more();
         owned.fresh = false;
         if let Some(poll) = owned.stream.give_up() {
             self.outputs.push_back(Output::Unfollow { stream: index, poll });
@@ -478,8 +494,14 @@ impl Shard {
             return self.plan_poll(index);
         }
         if let Some(until) = owned.stream.closed_until(self.now) {
-            owned.stream.hold(until, None);
+            owned.ask_no_more();
+            owned.stream.hold(until, until, None);
             return self.plan_poll(index);
+        }
+        let version = owned.key.target.options.credential.version();
+        if std::mem::replace(&mut owned.credential_version, version) != version {
+            owned.slot.reset();
+            owned.lane = self.ledger.budgets().lane(&owned.key.target);
         }
         if owned.stream.follows() {
             let (held, lane) = (owned.stream.holds_value(), Arc::clone(&owned.lane));
@@ -492,6 +514,7 @@ impl Shard {
         match owned.lane.ask(now, &mut owned.slot, owned.key.target.options.backoff_max) {
             Ask::Wait(wait) => self.held_back(index, wait),
             Ask::Go(permit) => {
+                owned.held_since = None;
                 if let Some((poll, request)) = owned.stream.begin(now) {
                     owned.begun = now;
                     self.outputs.push_back(Output::Fetch { stream: index, poll, request, permit });
@@ -503,26 +526,40 @@ impl Shard {
     /// A poll that is due may not begin: who watches is told where that matters.
     fn held_back(&mut self, index: u32, wait: Wait) {
         let now = self.now.at;
-        let spread_us = u64::try_from(wait.spread.as_micros()).unwrap_or(u64::MAX).saturating_add(1);
-        let until = wait.until + Duration::from_micros(self.rng.u64() % spread_us);
+        let until = wait.until + self.part_of(wait.spread);
+        // Those who came together do not look together.
+        let look = until.min(now + (wait.look / 2 + self.part_of(wait.look / 2)));
         let Some(owned) = self.streams.at_mut(index) else { return };
+        let since = *owned.held_since.get_or_insert(now);
         // A wait for which a poll would have been given up is as bad as one that was.
-        let long = until.since(now) > owned.key.target.options.timeout || !owned.stream.holds_value();
+        let long = until.since(since) > owned.key.target.options.timeout;
+        let limited = |detail: &str| {
+            let detail = detail.to_owned();
+            Some(Failure { code: UpstreamCode::RateLimited, status: None, detail })
+        };
         let failure = match wait.why {
             Why::Down(code, status) => {
                 Some(Failure { code, status, detail: "the upstream fails whoever asks, and is left alone".to_owned() })
             }
-            Why::Spent if long => {
-                let detail = "the upstream takes no more requests until then".to_owned();
-                Some(Failure { code: UpstreamCode::RateLimited, status: None, detail })
+            Why::Spent if long || !owned.stream.holds_value() => {
+                limited("the upstream takes no more requests until then")
             }
+            Why::Turn if long => limited("others wait for the upstream too, which takes no more requests in time"),
             Why::Spent | Why::Turn => None,
         };
-        owned.stream.hold(until, failure.as_ref());
+        // It is told once, however often it looks.
+        let told = owned.stream.status(now).code.filter(|_| owned.fresh);
+        owned.stream.hold(look, until, failure.as_ref());
         match failure {
-            Some(failure) => self.stepped(index, Step::Failed(failure)),
-            None => self.plan_poll(index),
+            Some(failure) if told != Some(failure.code) => self.stepped(index, Step::Failed(failure)),
+            _ => self.plan_poll(index),
         }
+    }
+
+    /// A random part of a time.
+    fn part_of(&mut self, time: Duration) -> Duration {
+        let us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX - 1);
+        Duration::from_micros(self.rng.u64() % us.saturating_add(1))
     }
 
     pub(super) fn fetched(&mut self, index: u32, poll: PollNo, result: FetchResult) {
@@ -584,12 +621,13 @@ impl Shard {
         let Some(owned) = self.streams.at_mut(index) else { return };
         let status = owned.stream.status_of(no, now);
         let faulted = owned.stream.fault_of(no).is_some();
+        let head = owned.stream.history(no).and_then(History::point);
         let Some(audience) = owned.audiences.iter_mut().find(|audience| audience.no == no) else { return };
         let changed = std::mem::replace(&mut audience.told, status.state) != status.state;
         let news = std::mem::replace(&mut audience.faulted, faulted) != faulted;
         let (key, cores) = (Arc::clone(&audience.key), audience.cores());
         for core in cores {
-            self.send(core, Mail::Polled { key: Arc::clone(&key), status, changed, fresh });
+            self.send(core, Mail::Polled { key: Arc::clone(&key), status, changed, fresh, head });
         }
         // What callers select is no operator's business: they would fill the log.
         if news
@@ -850,6 +888,42 @@ mod tests {
             }
         }
         panic!("the bound was not kept");
+    }
+
+    /// A shard of core 0 of two, whose catalog is the same as that of core 1, with `limits`.
+    fn shard_of(ledger: &Arc<crate::shard::Ledger>, limits: &Limits, ids: &[&str]) -> (Shard, Arc<Options>) {
+        let streams: Vec<_> = ids.iter().map(|id| stream(id, Duration::from_secs(1))).collect();
+        let catalog = Catalog::new(&streams, None, 7);
+        let (connection, auth) = (connection::Options::default(), auth::Options::default());
+        let options = Arc::new(Options { connection, auth, limits: limits.clone(), catalog });
+        let (metrics, ledger) = (Arc::new(CoreMetrics::default()), Arc::clone(ledger));
+        (Shard::new(CoreId(0), 2, Arc::clone(&options), ledger, metrics, [7; 32], at(0)), options)
+    }
+
+    #[test]
+    fn a_core_that_has_not_heard_of_a_greater_limit_yet_refuses_nobody_who_has() {
+        let ids: Vec<String> = (0..16).map(|n| format!("s{n}")).collect();
+        let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+        let ledger = Arc::default();
+        let limits = Limits { streams: 1, selects_per_stream: 0, ..Limits::default() };
+        let (mut shard, options) = shard_of(&ledger, &limits, &ids);
+        let anonymous = crate::auth::grant::Grant::anonymous(&mut Default::default());
+        let mut keys = ids.iter().map(|id| options.catalog.resolve(&anonymous, id, &[]).expect("anyone may watch it"));
+        let mut own = keys.by_ref().filter(|key| key.owner(2) == CoreId(0));
+        let (first, second) = (own.next().expect("a stream of core 0"), own.next().expect("and another"));
+        let mut ask = |key: &Arc<StreamKey>| {
+            let watch = Mail::Watch { key: Arc::clone(key), from: CoreId(1), attach: true };
+            shard.handle(at(0), Input::Mail(watch));
+            std::iter::from_fn(|| shard.poll_output())
+                .any(|output| matches!(output, Output::Mail { to: CoreId(1), mail: Mail::Refused { .. } }))
+        };
+        assert!(!ask(&first) && ask(&second), "there may be one");
+        // Core 1 has been told, and asks by it; this core has the mail of that before it.
+        ledger.bound(&Limits { streams: 2, selects_per_stream: 1, ..limits });
+        assert!(!ask(&second));
+        let select = crate::stream::select::Select::parse("$.a").expect("a path");
+        let selecting = second.selecting(select);
+        assert!(!ask(&selecting));
     }
 
     #[test]

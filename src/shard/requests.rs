@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::auth::grant::Grant;
 use crate::codec::forwarded::{self, ProxyError};
 use crate::codec::http::{self, BodyDecoder, BodyError, BodyLength, Framing, Head, Response, Upgrade};
-use crate::codec::message::{CloseReason, ErrorCode, Format};
+use crate::codec::message::{ClientId, CloseReason, ErrorCode, Format};
 use crate::codec::ws;
 use crate::connection::handshake::{self, Carrier, Demand, How, Page, Refusal, SeenAs};
 use crate::connection::{
@@ -628,7 +628,7 @@ impl Shard {
         let encoding = self.switch_protocols(index, upgrade, handshake::subprotocol(upgrade));
         self.open(index, Transport::WebSocket(encoding), grant, counted, request.is_some());
         match (key, request) {
-            (Some(key), Some(request)) => self.open_single(index, &key, &request),
+            (Some(key), Some(request)) => self.open_single(index, &key, &request, None),
             (None, Some(request)) => self.await_opening(index, request),
             (_, None) => {}
         }
@@ -677,7 +677,7 @@ impl Shard {
             connection.outbox().write(|out| out.extend_from_slice(&head));
         }
         self.open(index, Transport::Sse, grant, counted, true);
-        self.open_single(index, &key, request);
+        self.open_single(index, &key, request, None);
     }
 
     fn get_value(
@@ -831,7 +831,9 @@ impl Shard {
                 Ok(token) => self.ask_to_renew(index, connection, token, client, reply),
                 Err(reason) => self.refuse(index, &Refusal::new(ErrorCode::BadRequest, reason), &reply),
             },
-            BodyPurpose::Hook { id, signature, client } => self.hook(index, &id, &signature, &body, client, &reply),
+            BodyPurpose::Hook { id, signature, client } => {
+                self.hook(index, id.as_ref(), &signature, &body, client, &reply)
+            }
             BodyPurpose::Direct { caller, request, sse } => {
                 let reply = Reply { keep_alive: reply.keep_alive && !sse, ..reply };
                 self.direct_body_read(index, &body, caller, request, sse, reply);
@@ -854,11 +856,17 @@ impl Shard {
         self.refuse(index, &refusal, &Reply::default());
     }
 
-    /// Subscribes a connection that was opened on one stream.
-    pub(super) fn open_single(&mut self, index: u32, key: &Arc<super::StreamKey>, request: &StreamRequest) {
+    /// Subscribes a connection that was opened on one stream, by a message with that id, if it has one.
+    pub(super) fn open_single(
+        &mut self,
+        index: u32,
+        key: &Arc<super::StreamKey>,
+        request: &StreamRequest,
+        id: Option<&ClientId>,
+    ) {
         let outcome = self.subscribe(index, key, request.format, request.since, request.max_rate_ms, None);
         if let Err(refusal) = outcome {
-            self.tell_error(index, refusal.code, &refusal.detail, None, Some(&key.name));
+            self.tell_error(index, refusal.code, &refusal.detail, id, Some(&key.name));
             self.close(index, CloseReason::Overloaded);
         }
     }

@@ -665,7 +665,7 @@ fn refused_as(purpose: &Purpose, refusal: &Refusal) -> Refusal {
 /// What a connection's credential was when it ends by its time.
 pub(super) fn expiry_of(grant: &Grant) -> CloseReason {
     match grant.kind() {
-        _ if grant.only().is_some() && grant.is_of_token() => CloseReason::StreamEnded,
+        _ if grant.only().is_some_and(|only| grant.expires() == Some(only.ends)) => CloseReason::StreamEnded,
         CredentialKind::Session | CredentialKind::Ticket if grant.session().is_some() => CloseReason::SessionExpired,
         _ if grant.api_key().is_some() => CloseReason::ApiKeyExpired,
         _ => CloseReason::TokenExpired,

@@ -242,6 +242,7 @@ impl Shard {
             own.pending = false;
             own.position = position;
         }
+        self.count_watching(index);
         if let Some(status) = status {
             let wall = self.now.wall;
             self.tell(index, "stream_status", |out| write_status(out, &name, &status, wall));
@@ -256,6 +257,7 @@ impl Shard {
     /// Gives up one subscription: of its frames only one that has begun to leave is still sent. Nothing is told.
     pub(super) fn unsubscribe_slot(&mut self, index: u32, slot: u16) {
         let Some(connection) = self.connections.at_mut(index) else { return };
+        let told = (ConnectionKey { index, generation: connection.generation }, slot);
         let Some(entry) = connection.open_mut().and_then(|open| open.subscriptions.remove(slot)) else { return };
         if let Some(outbox) = &mut connection.outbox {
             outbox.drop_unsent_frames_of(slot);
@@ -263,6 +265,7 @@ impl Shard {
         self.metrics.subscriptions.fall();
         let Some(topic) = self.topics.at_mut(entry.topic) else { return };
         let key = Arc::clone(&topic.key);
+        topic.untold.remove(&told);
         if entry.pending {
             topic.pending.retain(|pending| !(pending.connection.index == index && pending.slot == slot));
         } else if let Some(rendition) = &mut topic.renditions[usize::from(entry.kind)] {
@@ -349,6 +352,7 @@ impl Shard {
         match held {
             Some((slot, normal)) => {
                 self.unsubscribe_slot(index, slot);
+                self.count_watching(index);
                 self.tell(index, "unsubscribed", |out| {
                     message::write_unsubscribed(out, &normal, UnsubscribedReason::Requested, id)
                 });
@@ -379,19 +383,18 @@ impl Shard {
                         topic.renditions[usize::from(entry.kind)].as_ref().filter(|_| !entry.rated && !entry.pending);
                     let reader = log.and_then(|log| Some((log, log.subscribers.get(entry.position as usize)?)));
                     let untold = reader.is_some_and(|(log, reader)| reader.cursor < log.status_end);
-                    let was_live = !untold && topic.status.is_none_or(|status| status.state == StreamState::Live);
+                    let holder = self.key_of(index).map(|connection| (connection, slot));
+                    let was_live = !untold
+                        && topic.status.is_none_or(|status| status.state == StreamState::Live)
+                        && !holder.is_some_and(|holder| topic.untold.contains(&holder));
                     self.unsubscribe_slot(index, slot);
-                    if !was_live {
-                        // What was told of the old stream is not true of the other; if that fails too, it is told next.
-                        let wall = self.now.wall;
-                        let status = Status { state: StreamState::Live, code: None, status: None, retry_in: None };
-                        self.tell(index, "stream_status", |out| write_status(out, &key.name, &status, wall));
-                    }
                     if let Err(refusal) = self.subscribe(index, &other, format, None, entry.max_rate_ms, None) {
                         forbidden = true;
                         self.tell_unsubscribed(index, &key.name, UnsubscribedReason::Forbidden);
                         let name = Arc::clone(&key.name);
                         self.tell_error(index, refusal.code, &refusal.detail, None, Some(&name));
+                    } else if !was_live {
+                        self.tell_when_known(index, &other);
                     }
                 }
                 Err(_) => {
@@ -415,10 +418,41 @@ impl Shard {
                 }
             }
         }
+        self.count_watching(index);
         let left = self.connections.at(index).and_then(|c| c.open()).map_or(0, |open| open.subscriptions.len());
         // A stream that has ended is no right lost: the connection may subscribe to others.
         if forbidden && left == 0 {
             self.close(index, CloseReason::Forbidden);
+        }
+    }
+
+    /// What was told of the stream that a subscription has been moved from may not be true of `key`, to which it was moved: its
+    /// state is told when there is one.
+    fn tell_when_known(&mut self, index: u32, key: &StreamKey) {
+        let (Some(connection), Some(slot)) = (self.key_of(index), self.holds(index, &key.name)) else { return };
+        let slots = self.connections.at(index).and_then(|connection| connection.open()).map(|open| &open.subscriptions);
+        let Some(topic) = slots.and_then(|slots| slots.at(slot)).map(|slot| slot.topic) else { return };
+        if let Some(topic) = self.topics.at_mut(topic) {
+            topic.untold.insert((connection, slot));
+        }
+        self.tell_known(topic);
+    }
+
+    /// Tells those who believe otherwise that a stream is live, once a poll has shown it. That it is not is told to all.
+    fn tell_known(&mut self, index: u32) {
+        let Some(topic) = self.topics.at_mut(index).filter(|topic| !topic.untold.is_empty()) else { return };
+        let Some(status) = topic.status.filter(|status| status.state != StreamState::Live || topic.fresh) else {
+            return;
+        };
+        let (name, wall) = (Arc::clone(&topic.key.name), self.now.wall);
+        let untold = std::mem::take(&mut topic.untold);
+        if status.state != StreamState::Live {
+            return;
+        }
+        for (connection, _) in untold {
+            if let Some(connection) = self.still(connection) {
+                self.tell(connection, "stream_status", |out| write_status(out, &name, &status, wall));
+            }
         }
     }
 
@@ -456,6 +490,7 @@ impl Shard {
         for pending in std::mem::take(&mut topic.pending) {
             self.start(pending);
         }
+        self.tell_known(index);
         self.answer_waiters(index);
     }
 
@@ -482,6 +517,7 @@ impl Shard {
             let name = Arc::clone(&key.name);
             self.tell_error(connection, ErrorCode::TooManyStreams, detail, None, Some(&name));
             self.unsubscribe_slot(connection, slot);
+            self.count_watching(connection);
             if self.connections.at(connection).and_then(|c| c.open()).is_some_and(|open| open.single) {
                 self.close(connection, CloseReason::Overloaded);
             }
@@ -520,14 +556,7 @@ impl Shard {
         let next = history.head().unwrap_or(Seq(0)).next();
         if event.seq() != next {
             if event.seq() > next {
-                // One was lost on its way: the copy is fetched anew, and readers get the newest.
-                let owner = key.owner(self.cores);
-                if topic.watchers == 0 {
-                    self.forget_topic(index);
-                    self.send(owner, Mail::Detach { key: Arc::clone(key), from: self.core });
-                    return;
-                }
-                self.send(owner, Mail::Watch { key: Arc::clone(key), from: self.core, attach: true });
+                self.copy_anew(index, key);
             }
             return;
         }
@@ -540,15 +569,39 @@ impl Shard {
         self.answer_waiters(index);
     }
 
-    /// The owner has ended a poll. `fresh`: what it has brought was taken in.
-    pub(super) fn polled(&mut self, key: &Arc<StreamKey>, status: Status, changed: bool, fresh: bool) {
+    /// An event was lost on its way: the copy is fetched anew, and readers get the newest.
+    fn copy_anew(&mut self, index: u32, key: &Arc<StreamKey>) {
+        let owner = key.owner(self.cores);
+        let Some(topic) = self.topics.at(index) else { return };
+        if topic.watchers == 0 {
+            self.forget_topic(index);
+            self.send(owner, Mail::Detach { key: Arc::clone(key), from: self.core });
+            return;
+        }
+        self.send(owner, Mail::Watch { key: Arc::clone(key), from: self.core, attach: true });
+    }
+
+    /// The owner has ended a poll. `fresh`: what it has brought was taken in. `head`: where its history ends.
+    pub(super) fn polled(
+        &mut self,
+        key: &Arc<StreamKey>,
+        status: Status,
+        (changed, fresh): (bool, bool),
+        head: Option<ResumePoint>,
+    ) {
         let Some(&index) = self.topic_of.get(key) else { return };
         let Some(topic) = self.topics.at_mut(index) else { return };
         topic.status = Some(status);
-        topic.fresh |= fresh;
+        // Another event, by which it would be noticed, may not come for long.
+        let is_behind = topic.history.as_ref().is_some_and(|copy| copy.point() != head);
+        topic.fresh |= fresh && !is_behind;
         if changed {
             self.tell_status(index, &status);
         }
+        if is_behind {
+            self.copy_anew(index, key);
+        }
+        self.tell_known(index);
         self.answer_waiters(index);
     }
 

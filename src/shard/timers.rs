@@ -225,7 +225,7 @@ impl Shard {
         self.share_bounds();
         self.reload_streams();
         self.sessions_reloaded();
-        self.refuse_stale_waiters();
+        self.rejudge_waiters();
         self.recheck = Some(0);
         self.rejudge = true;
     }
@@ -240,7 +240,7 @@ impl Shard {
             // What was verified by a key that is gone is not remembered.
             self.forget_tokens();
             if close_on_key_removal {
-                self.refuse_stale_waiters();
+                self.rejudge_waiters();
                 self.recheck = Some(0);
                 self.rejudge = true;
             }

@@ -3,6 +3,7 @@
 //! Source: the fan-out design in ARCHITECTURE.md. Memory: the history's events are shared with the owner core and all
 //! others; logs as `shard::rendition` says. Errors: none. Not here: polling (`shard::owner`), sockets.
 
+use std::collections::HashSet;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -42,6 +43,8 @@ pub struct Topic {
     pub renditions: [Option<Box<Rendition>>; RenditionKind::COUNT],
     /// Those who wait for `history`.
     pub pending: Vec<Pending>,
+    /// Subscriptions that were told of another stream that it is not live, and of this one nothing yet.
+    pub untold: HashSet<(ConnectionKey, u16)>,
     /// HTTP requests that wait for a value.
     pub waiters: Vec<ConnectionKey>,
     /// Subscriptions and waiting requests: while there are some, the owner counts this core as watching.
@@ -62,6 +65,7 @@ impl Topic {
             fresh: false,
             renditions: Default::default(),
             pending: Vec::new(),
+            untold: HashSet::new(),
             waiters: Vec::new(),
             watchers: 0,
             idle_since: now,

@@ -181,6 +181,30 @@ pub enum Claim<'c> {
 }
 
 impl Options {
+    /// An action of which only this much is known; all else is as where the configuration leaves it out.
+    pub fn new(kind: String, url: UrlTemplate) -> Options {
+        Options {
+            kind,
+            roles: Vec::new(),
+            permissions: Vec::new(),
+            method: "POST".to_owned(),
+            url,
+            headers: Vec::new(),
+            credential: Credential::default(),
+            body: None,
+            schema: None,
+            rate: None,
+            refresh: Vec::new(),
+            reply_body: true,
+            error_body: false,
+            ca: None,
+            connect_timeout: Duration::from_secs(3),
+            first_byte_timeout: Duration::from_secs(10),
+            timeout: Duration::from_secs(15),
+            response_bytes_max: 1 << 20,
+        }
+    }
+
     /// The names of the claims that its templates need.
     pub fn claims_used(&self) -> impl Iterator<Item = &str> {
         self.url.claims_used().into_iter().chain(self.body.iter().flat_map(|body| body.claims_used()))

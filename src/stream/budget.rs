@@ -15,13 +15,20 @@ use std::time::Duration;
 
 use url::Url;
 
-use crate::codec::rate_limit::Quota;
-use crate::limits::{BREAKER_FAILURES, BREAKER_REST_MAX, BREAKER_REST_MIN, LANES_MAX, QUOTAS_MAX};
+use crate::codec::rate_limit::{Quota, Resource};
+use crate::limits::{
+    BREAKER_FAILURES, BREAKER_REST_MAX, BREAKER_REST_MIN, LANES_MAX, QUEUE_MAX, QUOTAS_MAX, RESET_UNKNOWN,
+    RETRY_AFTER_MAX,
+};
 use crate::secret::Secret;
 use crate::time::Instant;
 
-use super::action;
-use super::poll::{FetchError, Target, UpstreamCode};
+use super::action::Call;
+pub use super::bucket::Rate;
+use super::bucket::{Bucket, Place, Taken};
+use super::credential::Credential;
+use super::oauth;
+use super::poll::{FetchError, FetchResponse, Target, UpstreamCode};
 
 /// One `[[upstream]]` of the configuration.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -34,21 +41,6 @@ pub struct Upstream {
     pub breaker: u32,
 }
 
-/// A rate of requests.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Rate {
-    /// So many requests in that time.
-    pub every: action::Rate,
-    /// So many of them may come at once, 1 at least.
-    pub burst: u32,
-}
-
-impl Rate {
-    fn gap(self) -> Duration {
-        self.every.period / self.every.count.max(1)
-    }
-}
-
 /// Headers by which nobody is told from another: all others of a request may be its credential.
 const NO_CREDENTIALS: [&str; 8] =
     ["accept", "accept-language", "cache-control", "content-type", "if-none-match", "pragma", "prefer", "user-agent"];
@@ -58,8 +50,9 @@ const NO_CREDENTIAL: u64 = 0;
 const LITTLE_PART: u64 = 5;
 /// The same for a budget whose size is not known.
 const LITTLE: u64 = 20;
-/// How long a budget whose window is not known counts after its reset.
-const WINDOW_UNKNOWN: Duration = Duration::from_secs(60);
+/// How soon a budget is looked at again that all who were under way at its reset may have used up at once, where nobody knows
+/// when there is more.
+const RENEWED_AGAIN: Duration = Duration::from_secs(5);
 /// A reset that is so much later is of another window: less may be rounding.
 const NEXT_WINDOW: Duration = Duration::from_secs(2);
 /// Those who waited for the same moment come back within this time behind it.
@@ -70,8 +63,14 @@ const TURN_MIN: Duration = Duration::from_millis(50);
 const GRACE: Duration = Duration::from_secs(1);
 /// Those who may wait for one budget in turn; more wait without a place.
 const QUEUE_PLACES_MAX: usize = 16_384;
-/// Farthest place in the queue of a rate.
-const QUEUE_MAX: Duration = Duration::from_secs(3600);
+/// Whoever waits for its turn in a budget looks at least so often whether it has come sooner,
+const LOOK: Duration = Duration::from_secs(5);
+/// and where many wait, all of them together once in this time.
+const LOOK_APART: Duration = Duration::from_millis(4);
+/// Budgets of one lane: each resource may have several of its own. Past it the one that is reset soonest is forgotten.
+const LANE_QUOTAS_MAX: usize = 32;
+/// Leave that is not used within this time is asked for again.
+const PERMIT_AGE_MAX: Duration = Duration::from_millis(50);
 /// Permanent redirects of one lane that are told.
 const MOVED_MAX: usize = 64;
 
@@ -92,20 +91,44 @@ struct Table {
 impl Budgets {
     /// The lane of a request: its origin, and whatever in it may be a credential.
     pub fn lane(self: &Arc<Budgets>, target: &Target) -> Arc<Lane> {
+        self.lane_with(&target.url, &target.options.headers, &target.options.credential)
+    }
+
+    /// The lane of an action's request: that of the polls with its origin and credential.
+    pub fn lane_of_call(self: &Arc<Budgets>, call: &Call) -> Arc<Lane> {
+        self.lane_with(&call.url, &call.options.headers, &call.options.credential)
+    }
+
+    /// The lane of requests for a token: whoever asks for it.
+    pub fn lane_of_tokens(self: &Arc<Budgets>, options: &oauth::Options) -> Arc<Lane> {
         let mut hasher = self.hasher.build_hasher();
-        (target.url.username(), target.url.password()).hash(&mut hasher);
-        let credential = &target.options.credential;
+        "token".hash(&mut hasher);
+        Budgets::hash_client(options, &mut hasher);
+        self.lane_of(&options.token_url, hasher.finish())
+    }
+
+    /// Whose tokens are asked for, and with what rights: all that the endpoint is sent for one.
+    fn hash_client(options: &oauth::Options, hasher: &mut impl Hasher) {
+        let request = options.request(options.refresh_token().as_ref());
+        options.token_url.as_str().hash(hasher);
+        request.authorization.as_ref().map(Secret::expose_secret).hash(hasher);
+        request.body.expose_secret().hash(hasher);
+        options.identity.as_ref().map(|identity| identity.pem().cert.clone()).hash(hasher);
+    }
+
+    fn lane_with(self: &Arc<Budgets>, url: &Url, headers: &[(String, Secret)], credential: &Credential) -> Arc<Lane> {
+        let mut hasher = self.hasher.build_hasher();
+        (url.username(), url.password()).hash(&mut hasher);
         let presented = credential.presented(None);
-        let written = target.options.headers.iter().chain(&presented.headers);
+        let written = headers.iter().chain(&presented.headers);
         let mut headers: Vec<(String, &[u8])> = written.map(named).collect();
         headers.retain(|(name, _)| !NO_CREDENTIALS.contains(&name.as_str()));
         headers.sort_unstable();
         headers.hash(&mut hasher);
         presented.query.as_ref().map(Secret::expose_secret).hash(&mut hasher);
         presented.identity.as_ref().map(|identity| &identity.cert).hash(&mut hasher);
-        // Whose tokens are presented; what is printed tells all but the secrets.
-        credential.oauth().map(|options| format!("{options:?}")).hash(&mut hasher);
-        self.lane_of(&target.url, hasher.finish())
+        credential.oauth().map(|options| Budgets::hash_client(options, &mut hasher));
+        self.lane_of(url, hasher.finish())
     }
 
     fn lane_of(self: &Arc<Budgets>, url: &Url, credential: u64) -> Arc<Lane> {
@@ -124,11 +147,11 @@ impl Budgets {
     }
 
     /// What the operator has said of upstreams, in place of what was said before.
-    pub fn configure(&self, upstreams: &[Upstream]) {
+    pub fn configure(&self, now: Instant, upstreams: &[Upstream]) {
         let mut table = lock(&self.table);
         table.rules = upstreams.iter().map(|upstream| (upstream.origin.clone(), upstream.clone())).collect();
         for (name, origin) in &table.origins {
-            lock(&origin.state).configure(table.rules.get(name));
+            lock(&origin.state).configure(now, table.rules.get(name));
         }
     }
 }
@@ -177,10 +200,12 @@ pub enum Ask {
 /// Why no request may be sent now.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Wait {
-    /// When to ask again,
+    /// When there is leave, as far as is known,
     pub until: Instant,
-    /// or, so that not all do at once, up to so much later.
+    /// or, so that not all come at once, up to so much later.
     pub spread: Duration,
+    /// It may be sooner: ask again after this time.
+    pub look: Duration,
     /// Why.
     pub why: Why,
 }
@@ -196,29 +221,92 @@ pub enum Why {
     Down(UpstreamCode, Option<u16>),
 }
 
-/// Places in the queues of a lane; kept by who asks from one time to the next.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+/// What one asker has of a lane from one time to the next: its places in the queues, and which budgets are its. Dropped, it
+/// gives the places back.
+#[derive(Debug, Default)]
 pub struct Slot {
+    /// Where it has a place.
+    lane: Option<Arc<Lane>>,
     /// For the operator's rate.
-    place: Option<Instant>,
+    place: Option<Place>,
     /// For the upstream's budget: 0 is none.
     ticket: u64,
+    named: Named,
+}
+
+/// The budgets that the upstream has named in its last answer to an asker, if it did: the others are no matter of its.
+type Named = Arc<Mutex<Vec<Resource>>>;
+
+impl Slot {
+    /// Waits no more.
+    pub fn leave(&mut self) {
+        let Some(lane) = self.lane.take() else { return };
+        lock(&lane.origin.state).bucket.leave(&mut self.place);
+        lock(&lane.spending).leave(&mut self.ticket);
+    }
+
+    /// It asks for something else from now on.
+    pub fn reset(&mut self) {
+        self.leave();
+        self.named = Named::default();
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.leave();
+    }
 }
 
 impl Lane {
     /// Asks for leave to send one request. `patience` is the longest that the asker wants to leave an origin alone that is
     /// down.
     pub fn ask(self: &Arc<Lane>, now: Instant, slot: &mut Slot, patience: Duration) -> Ask {
+        if slot.lane.as_ref().is_some_and(|lane| !Arc::ptr_eq(lane, self)) {
+            slot.reset();
+        }
         let mut origin = lock(&self.origin.state);
         let mut spending = lock(&self.spending);
-        let waits = origin.breaker.wait(now, patience).or_else(|| spending.wait(now, &mut slot.ticket));
-        if let Some(wait) = waits.or_else(|| origin.bucket.wait(now, &mut slot.place)) {
+        let wait = origin.breaker.wait(now, patience);
+        let wait = wait.or_else(|| spending.wait(now, &mut slot.ticket, &lock(&slot.named)));
+        let wait = wait.or_else(|| {
+            let turn = origin.bucket.wait(now, &mut slot.place)?;
+            Some(Wait { until: turn.until, spread: Duration::ZERO, look: turn.look, why: Why::Turn })
+        });
+        if let Some(wait) = wait {
+            // Whatever is waited for, what was gained in the queue before is kept.
+            spending.stay(slot.ticket, now, &wait);
+            slot.lane = (slot.place.is_some() || slot.ticket != 0).then(|| Arc::clone(self));
             return Ask::Wait(wait);
         }
-        origin.bucket.take(now);
+        spending.leave(&mut slot.ticket);
+        slot.lane = None;
         let is_probe = origin.breaker.take();
-        let no = spending.take(now);
-        Ask::Go(Permit { lane: Arc::clone(self), no, sent: now, is_probe, done: false })
+        let taken = origin.bucket.take(now);
+        let spent = spending.take(now, &lock(&slot.named));
+        let named = Some(Arc::clone(&slot.named));
+        Ask::Go(Permit { lane: Arc::clone(self), spent, taken, named, is_probe, is_call: false, state: State::Given })
+    }
+
+    /// Asks for leave to send a request that is no poll: an action's, which somebody waits for, or one for a token, without
+    /// which nobody is let in. It counts in the budget and in the rate like any other and goes before the polls that wait for
+    /// these: at [`Permit::starts`], which is no later than `patience` allows.
+    ///
+    /// The breaker is the polls' alone. Such a request is sent, once, though the origin may be down, and that it fails is
+    /// nothing to the polls: what one caller asks for may be wrong for that caller only.
+    pub fn ask_for_call(self: &Arc<Lane>, now: Instant, patience: Duration) -> Ask {
+        let mut origin = lock(&self.origin.state);
+        let mut spending = lock(&self.spending);
+        if let Some(wait) = spending.wait_for_call(now) {
+            return Ask::Wait(wait);
+        }
+        let starts = origin.bucket.free_at(now);
+        if starts > now + patience {
+            return Ask::Wait(Wait { until: starts, spread: Duration::ZERO, look: Duration::MAX, why: Why::Turn });
+        }
+        let (taken, spent) = (origin.bucket.take(now), spending.take(starts, &[]));
+        let (lane, named) = (Arc::clone(self), None);
+        Ask::Go(Permit { lane, spent, taken, named, is_probe: false, is_call: true, state: State::Given })
     }
 
     /// The lane of a request to `url` that carries no credential.
@@ -238,14 +326,25 @@ impl Lane {
     }
 }
 
-/// Leave to send one request. What came of it is to be told; where it is not, the request counts as sent and lost.
+/// Leave to send one request, which begins with [`Permit::begin`]. What came of it is to be told; where it is not, the request
+/// counts as sent and lost. Leave that was not used is given back.
 #[derive(Debug)]
 pub struct Permit {
     lane: Arc<Lane>,
-    no: u64,
-    sent: Instant,
+    spent: Spent,
+    taken: Taken,
+    named: Option<Named>,
     is_probe: bool,
-    done: bool,
+    is_call: bool,
+    state: State,
+}
+
+/// How far the request of a permit has come.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum State {
+    Given,
+    Begun,
+    Told,
 }
 
 impl Permit {
@@ -254,32 +353,75 @@ impl Permit {
         &self.lane
     }
 
-    /// The upstream has answered.
-    pub fn answered(mut self, now: Instant, status: u16, quotas: &[Quota]) {
-        self.done = true;
-        let code = if status >= 500 { Some(UpstreamCode::Status) } else { None };
-        lock(&self.lane.origin.state).breaker.outcome(now, self.is_probe, code.map(|code| (code, Some(status))));
-        lock(&self.lane.spending).answered(now, self.no, self.sent, quotas);
+    /// When the request may be sent: the moment it was asked for, but for [`Lane::ask_for_call`].
+    pub fn starts(&self) -> Instant {
+        self.spent.at
+    }
+
+    /// Whether it has been held for so long, while a token was got say, that others may have been sent meanwhile: used now, both
+    /// would come together. It is worth asking again.
+    pub fn is_late(&self, now: Instant) -> bool {
+        now > self.spent.at + PERMIT_AGE_MAX
+    }
+
+    /// From now on something of the request may reach the upstream.
+    pub fn begin(&mut self) {
+        self.state = State::Begun;
+    }
+
+    /// For leave of a further request of the same asker.
+    pub fn slot(&self) -> Slot {
+        Slot { lane: None, place: None, ticket: 0, named: self.named.clone().unwrap_or_default() }
+    }
+
+    /// The upstream has answered, with that and `quotas`.
+    pub fn answered(mut self, now: Instant, response: &FetchResponse, quotas: &[Quota]) {
+        self.state = State::Told;
+        let status = response.status;
+        if !self.is_call {
+            let code = if status >= 500 { Some(UpstreamCode::Status) } else { None };
+            lock(&self.lane.origin.state).breaker.outcome(now, self.is_probe, code.map(|code| (code, Some(status))));
+        }
+        let mut spending = lock(&self.lane.spending);
+        // RFC 6585 section 4: too many requests are all of whoever is meant, and not of one resource. A 503 is.
+        if let (429, Some(wait)) = (status, response.retry_after) {
+            spending.held = spending.held.max(now + wait.min(RETRY_AFTER_MAX));
+        }
+        spending.answered(now, self.spent, quotas);
+        let named: Vec<Resource> = quotas.iter().take(QUOTAS_MAX).filter_map(|quota| quota.resource).collect();
+        if let (Some(known), false) = (&self.named, named.is_empty()) {
+            *lock(known) = named;
+        }
     }
 
     /// There was no answer.
     pub fn failed(mut self, now: Instant, error: &FetchError) {
         use UpstreamCode::{Dns, Protocol, Timeout, Tls, Unreachable};
-        self.done = true;
-        let down = matches!(error.code, Timeout | Unreachable | Dns | Tls | Protocol).then_some((error.code, None));
-        lock(&self.lane.origin.state).breaker.outcome(now, self.is_probe, down);
+        self.state = State::Told;
+        if !self.is_call {
+            let down = matches!(error.code, Timeout | Unreachable | Dns | Tls | Protocol).then_some((error.code, None));
+            lock(&self.lane.origin.state).breaker.outcome(now, self.is_probe, down);
+        }
         lock(&self.lane.spending).lost();
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        if !self.done {
-            if self.is_probe {
-                lock(&self.lane.origin.state).breaker.probing = false;
-            }
-            lock(&self.lane.spending).lost();
+        if self.state == State::Told {
+            return;
         }
+        let mut origin = lock(&self.lane.origin.state);
+        let mut spending = lock(&self.lane.spending);
+        if self.is_probe {
+            origin.breaker.probing = false;
+        }
+        if self.state == State::Begun {
+            return spending.lost();
+        }
+        origin.bucket.give_back(self.taken);
+        let named = self.named.as_ref().map(|named| lock(named));
+        spending.give_back(self.spent, named.as_deref().map_or(&[], Vec::as_slice));
     }
 }
 
@@ -297,63 +439,17 @@ struct OriginState {
 impl Origin {
     fn new(rule: Option<Upstream>) -> Origin {
         let mut state = OriginState { bucket: Bucket::default(), breaker: Breaker::new() };
-        state.configure(rule.as_ref());
+        state.configure(Instant::default(), rule.as_ref());
         Origin { state: Mutex::new(state) }
     }
 }
 
 impl OriginState {
-    fn configure(&mut self, rule: Option<&Upstream>) {
-        self.bucket.rate = rule.and_then(|rule| rule.rate);
+    fn configure(&mut self, now: Instant, rule: Option<&Upstream>) {
+        self.bucket.set(now, rule.and_then(|rule| rule.rate));
         self.breaker.failures_max = rule.map_or(BREAKER_FAILURES, |rule| rule.breaker);
         if self.breaker.failures_max == 0 {
             self.breaker.down = None;
-        }
-    }
-}
-
-/// The operator's rate: a request goes when `free` has come, and those who wait do so in a queue of places one gap apart.
-#[derive(Debug, Default)]
-struct Bucket {
-    rate: Option<Rate>,
-    /// GCRA's theoretical arrival time.
-    arrival: Instant,
-    /// The first place in the queue that nobody has.
-    queue: Instant,
-}
-
-impl Bucket {
-    fn free(&self, rate: Rate) -> Instant {
-        self.arrival - rate.gap() * rate.burst.saturating_sub(1)
-    }
-
-    fn wait(&mut self, now: Instant, slot: &mut Option<Instant>) -> Option<Wait> {
-        let Some(rate) = self.rate else {
-            *slot = None;
-            return None;
-        };
-        let free = self.free(rate);
-        let place = match *slot {
-            Some(place) => place,
-            None if self.queue <= now && free <= now => return None,
-            None => {
-                let place = self.queue.max(free).min(now + QUEUE_MAX);
-                self.queue = place + rate.gap();
-                *slot = Some(place);
-                place
-            }
-        };
-        let until = place.max(free);
-        if until <= now {
-            *slot = None;
-            return None;
-        }
-        Some(Wait { until, spread: Duration::ZERO, why: Why::Turn })
-    }
-
-    fn take(&mut self, now: Instant) {
-        if let Some(rate) = self.rate {
-            self.arrival = self.arrival.max(now) + rate.gap();
         }
     }
 }
@@ -378,7 +474,7 @@ impl Breaker {
         let (since, code, status) = self.down?;
         let rest = self.rest.min(patience);
         let until = if self.probing { now + rest } else { since + rest };
-        (until > now).then_some(Wait { until, spread: rest, why: Why::Down(code, status) })
+        (until > now).then_some(Wait { until, spread: rest, look: Duration::MAX, why: Why::Down(code, status) })
     }
 
     /// Whether the request that is sent now is the one that tries the origin.
@@ -410,11 +506,12 @@ struct Spending {
     /// Number of the last permit.
     no: u64,
     in_flight: u64,
-    /// At most `QUOTAS_MAX`.
+    /// At most `LANE_QUOTAS_MAX`.
     known: Vec<Known>,
+    /// Until when the upstream wants to be asked for nothing at all: `Retry-After` of a 429.
+    held: Instant,
     /// Number of the last permit when the upstream last told of a budget: an answer to a later one is news of its own.
     settled: u64,
-    last_sent: Instant,
     /// Those who wait, in the order they came: at most `QUEUE_PLACES_MAX`.
     queue: VecDeque<Ticket>,
     /// The last of all tickets.
@@ -429,6 +526,18 @@ struct Ticket {
     no: u64,
     /// Who has not come back by then does not wait any more.
     until: Instant,
+    /// The budget that it waits for.
+    budget: Budget,
+}
+
+/// Which budget of a lane: the one of that name, or where it has none, of that limit and window.
+type Budget = (Option<Resource>, Option<u64>, Option<Duration>);
+
+/// What one request has taken of the budgets.
+#[derive(Clone, Copy, Debug)]
+struct Spent {
+    no: u64,
+    at: Instant,
 }
 
 /// What a lane has for those who ask now.
@@ -437,8 +546,8 @@ enum Room {
     Unlimited,
     /// So many may go, and the others ask again a gap apart.
     For(u64, Duration),
-    /// None may.
-    Nobody(Wait, Duration),
+    /// None may before that.
+    Nobody(Instant, Why, Duration),
 }
 
 /// A budget as the upstream last told of it. What is on its way and not answered is still to be taken off.
@@ -453,14 +562,31 @@ struct Known {
     ahead: u64,
     limit: Option<u64>,
     window: Option<Duration>,
+    /// Which one it is, where the upstream names it.
+    resource: Option<Resource>,
+    /// When a request was last sent that may count in it.
+    last_sent: Instant,
     /// Whether its reset has passed, and the upstream has not told of it since.
     renewed: bool,
 }
 
 impl Known {
-    fn of(quota: &Quota, now: Instant, sent: Instant, later: u64) -> Known {
-        let Quota { remaining: left, reset, limit, window } = *quota;
-        Known { left, reset: now + reset, reset_early: sent + reset, ahead: later, limit, window, renewed: false }
+    fn of(quota: &Quota, now: Instant, sent: Instant, ahead: u64) -> Known {
+        let Quota { remaining: left, reset, limit, window, resource } = *quota;
+        let (reset, reset_early) = (now + reset, sent + reset);
+        Known { left, reset, reset_early, ahead, limit, window, resource, last_sent: sent, renewed: false }
+    }
+
+    fn budget(&self) -> Budget {
+        match self.resource {
+            Some(_) => (self.resource, None, None),
+            None => (None, self.limit, self.window),
+        }
+    }
+
+    /// Whether the requests of whoever has had its own budgets `named` count in this one.
+    fn concerns(&self, named: &[Resource]) -> bool {
+        named.is_empty() || self.resource.is_none_or(|resource| named.contains(&resource))
     }
 
     /// Whether nobody knows how much there is: one request at a time asks.
@@ -472,9 +598,36 @@ impl Known {
     fn renew(&mut self, now: Instant) {
         if self.reset <= now {
             self.left = self.limit.map_or(1, |limit| limit.saturating_sub(self.ahead));
-            self.reset = now + self.window.unwrap_or(WINDOW_UNKNOWN);
+            let unknown = if self.left == 0 { RENEWED_AGAIN } else { RESET_UNKNOWN };
+            self.reset = now + self.window.unwrap_or(unknown);
             (self.reset_early, self.ahead, self.renewed) = (self.reset, 0, true);
         }
+    }
+
+    /// How long nothing is left, where nothing is.
+    fn spent(&self, now: Instant, in_flight: u64) -> Option<(Instant, Why)> {
+        if self.left > in_flight {
+            return None;
+        }
+        // The answer to what is on its way may say that there is more.
+        let spent = self.left == 0;
+        let until = if spent { self.reset } else { self.reset.min(now + TURN_MIN) };
+        Some((until, if spent { Why::Spent } else { Why::Turn }))
+    }
+
+    /// What there is of it for those who ask now.
+    fn room(&self, now: Instant, in_flight: u64) -> Room {
+        if let Some((until, why)) = self.spent(now, in_flight) {
+            return Room::Nobody(until, why, Duration::ZERO);
+        }
+        let left = self.left.saturating_sub(in_flight);
+        if !self.is_little() {
+            return Room::For(left, Duration::ZERO);
+        }
+        let parts = u32::try_from(left.saturating_add(1)).unwrap_or(u32::MAX);
+        let gap = self.reset.since(self.last_sent) / parts;
+        let next = self.last_sent + gap;
+        if next > now { Room::Nobody(next, Why::Turn, gap) } else { Room::For(1, gap) }
     }
 
     fn is_little(&self) -> bool {
@@ -483,88 +636,128 @@ impl Known {
 }
 
 impl Room {
-    fn least(self, other: Room) -> Room {
-        match (self, other) {
-            (Room::Unlimited, room) | (room, Room::Unlimited) => room,
-            (Room::Nobody(a, _), Room::Nobody(b, gap)) if a.until < b.until => Room::Nobody(b, gap),
-            (Room::Nobody(wait, gap), _) | (_, Room::Nobody(wait, gap)) => Room::Nobody(wait, gap),
-            (Room::For(a, one), Room::For(b, two)) => Room::For(a.min(b), one.max(two)),
+    /// Which of two has less.
+    fn is_less(&self, than: &Room) -> bool {
+        match (self, than) {
+            (Room::Nobody(one, ..), Room::Nobody(other, ..)) => one > other,
+            (Room::Nobody(..), _) => true,
+            (Room::For(one, _), Room::For(other, _)) => one < other,
+            (Room::For(..), Room::Unlimited) => true,
+            _ => false,
         }
     }
 }
 
 impl Spending {
     fn is_limited(&self) -> bool {
-        !self.known.is_empty()
+        !self.known.is_empty() || self.held > Instant::default()
     }
 
-    fn wait(&mut self, now: Instant, ticket: &mut u64) -> Option<Wait> {
+    /// Why no request may be sent now, however it is asked for.
+    fn wait_for_call(&mut self, now: Instant) -> Option<Wait> {
+        let in_flight = self.in_flight;
+        let held = self.held(now);
+        let spent = self.known.iter_mut().filter_map(|known| {
+            known.renew(now);
+            known.spent(now, in_flight)
+        });
+        let (until, why) = spent.chain(held).max_by_key(|(until, _)| *until)?;
+        Some(Wait { until, spread: SPREAD, look: Duration::MAX, why })
+    }
+
+    fn held(&self, now: Instant) -> Option<(Instant, Why)> {
+        (self.held > now).then_some((self.held, Why::Spent))
+    }
+
+    /// `None`: as far as the budgets go, a request may be sent now. Else whoever asks has a place in the queue from now on.
+    fn wait(&mut self, now: Instant, ticket: &mut u64, named: &[Resource]) -> Option<Wait> {
         while self.queue.front().is_some_and(|first| first.until <= now) {
             self.queue.pop_front();
         }
+        let (room, budget) = self.room(now, named);
         let place = self.queue.iter().position(|waiting| waiting.no == *ticket);
-        let ahead = place.unwrap_or(self.queue.len());
-        let (wait, gap) = match self.room(now) {
-            Room::Unlimited => (None, Duration::ZERO),
+        // Whoever waits for another budget takes nothing of this one.
+        let before = self.queue.iter().take(place.unwrap_or(self.queue.len()));
+        let ahead = before.filter(|waiting| waiting.budget == budget).count();
+        let (until, spread, gap, why) = match room {
+            Room::Unlimited => return None,
             // Whoever has waited longest goes first.
-            Room::For(room, _) if (ahead as u64) < room => (None, Duration::ZERO),
-            Room::For(_, gap) => (Some(Wait { until: now + gap.max(TURN_MIN), spread: TURN_MIN, why: Why::Turn }), gap),
-            Room::Nobody(wait, gap) => (Some(wait), gap),
-        };
-        let Some(mut wait) = wait else {
-            place.map(|place| self.queue.remove(place));
-            *ticket = 0;
-            return None;
+            Room::For(room, _) if (ahead as u64) < room => return None,
+            Room::For(_, gap) => (now + gap.max(TURN_MIN), TURN_MIN, gap, Why::Turn),
+            Room::Nobody(until, Why::Turn, gap) if !gap.is_zero() => (until, Duration::ZERO, gap, Why::Turn),
+            Room::Nobody(until, Why::Turn, gap) => (until, TURN_MIN, gap, Why::Turn),
+            Room::Nobody(until, why, gap) => (until, SPREAD, gap, why),
         };
         let behind = u32::try_from(ahead).unwrap_or(u32::MAX);
-        wait.until = wait.until + gap.saturating_mul(behind).min(QUEUE_MAX);
-        let until = wait.until + wait.spread + GRACE;
+        let until = until + gap.saturating_mul(behind).min(QUEUE_MAX);
         if let Some(waiting) = place.and_then(|place| self.queue.get_mut(place)) {
-            waiting.until = until;
+            waiting.budget = budget;
         } else if self.queue.len() < QUEUE_PLACES_MAX {
             self.tickets += 1;
             *ticket = self.tickets;
-            self.queue.push_back(Ticket { no: self.tickets, until });
+            self.queue.push_back(Ticket { no: self.tickets, until, budget });
         }
-        Some(wait)
+        let waiting = u32::try_from(self.queue.len()).unwrap_or(u32::MAX);
+        let look = if why == Why::Turn { LOOK.max(LOOK_APART * waiting) } else { Duration::MAX };
+        Some(Wait { until, spread, look, why })
     }
 
-    fn room(&mut self, now: Instant) -> Room {
-        let (in_flight, last_sent) = (self.in_flight, self.last_sent);
-        let rooms = self.known.iter_mut().map(|known| {
+    /// Whoever has that ticket is to come back when `wait` says so.
+    fn stay(&mut self, ticket: u64, now: Instant, wait: &Wait) {
+        if ticket == 0 {
+            return;
+        }
+        let back = (wait.until + wait.spread).min(now + wait.look);
+        if let Some(waiting) = self.queue.iter_mut().find(|waiting| waiting.no == ticket) {
+            waiting.until = back + GRACE;
+        }
+    }
+
+    fn leave(&mut self, ticket: &mut u64) {
+        let no = std::mem::take(ticket);
+        if no != 0 {
+            self.queue.retain(|waiting| waiting.no != no);
+        }
+    }
+
+    /// What there is for whoever has had these budgets named, and the one of which there is least.
+    fn room(&mut self, now: Instant, named: &[Resource]) -> (Room, Budget) {
+        let in_flight = self.in_flight;
+        let held = self.held(now).map_or(Room::Unlimited, |(until, why)| Room::Nobody(until, why, Duration::ZERO));
+        let mut least = (held, (None, None, None));
+        for known in self.known.iter_mut().filter(|known| known.concerns(named)) {
             known.renew(now);
-            let left = known.left.saturating_sub(in_flight);
-            if left == 0 {
-                // The answer to what is on its way may say that there is more.
-                let spent = known.left == 0;
-                let until = if spent { known.reset } else { known.reset.min(now + TURN_MIN) };
-                let (spread, why) = if spent { (SPREAD, Why::Spent) } else { (TURN_MIN, Why::Turn) };
-                return Room::Nobody(Wait { until, spread, why }, Duration::ZERO);
+            let room = known.room(now, in_flight);
+            if room.is_less(&least.0) {
+                least = (room, known.budget());
             }
-            let parts = u32::try_from(left.saturating_add(1)).unwrap_or(u32::MAX);
-            let gap = known.reset.since(last_sent) / parts;
-            let next = last_sent + gap;
-            match known.is_little() {
-                false => Room::For(left, Duration::ZERO),
-                true if next > now => Room::Nobody(Wait { until: next, spread: Duration::ZERO, why: Why::Turn }, gap),
-                true => Room::For(1, gap),
-            }
-        });
-        rooms.fold(Room::Unlimited, Room::least)
+        }
+        least
     }
 
-    fn take(&mut self, now: Instant) -> u64 {
+    /// A request is sent at `at`, by whoever has had these budgets named.
+    fn take(&mut self, at: Instant, named: &[Resource]) -> Spent {
         self.no += 1;
         self.in_flight += 1;
-        self.last_sent = now;
-        for known in self.known.iter_mut().filter(|known| known.reset_early <= now) {
-            known.ahead += 1;
+        for known in self.known.iter_mut().filter(|known| known.concerns(named)) {
+            known.last_sent = at;
+            if known.reset_early <= at {
+                known.ahead += 1;
+            }
         }
-        self.no
+        Spent { no: self.no, at }
     }
 
-    /// The request `no`, sent at `sent`, has been answered; `quotas` is what that said.
-    fn answered(&mut self, now: Instant, no: u64, sent: Instant, quotas: &[Quota]) {
+    /// That request was not sent after all.
+    fn give_back(&mut self, spent: Spent, named: &[Resource]) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+        for known in self.known.iter_mut().filter(|known| known.concerns(named) && known.reset_early <= spent.at) {
+            known.ahead = known.ahead.saturating_sub(1);
+        }
+    }
+
+    /// That request has been answered; `quotas` is what that said.
+    fn answered(&mut self, now: Instant, Spent { no, at: sent }: Spent, quotas: &[Quota]) {
         if quotas.is_empty() {
             // The upstream tells of its budgets no more.
             self.known.retain(|known| !known.renewed);
@@ -573,10 +766,11 @@ impl Spending {
         self.in_flight = self.in_flight.saturating_sub(1);
         let is_later = no > self.settled;
         for quota in quotas.iter().take(QUOTAS_MAX) {
-            let mut new = Known::of(quota, now, sent, self.no - no);
+            // What was sent after this one and has been answered told of itself where it counts.
+            let mut new = Known::of(quota, now, sent, (self.no - no).min(self.in_flight));
             // An answer that took longer than its window had left says nothing of the one that is now.
             let is_stale = new.reset_early <= now;
-            if let Some(known) = self.known.iter_mut().find(|k| (k.limit, k.window) == (new.limit, new.window)) {
+            if let Some(known) = self.known.iter_mut().find(|known| known.budget() == new.budget()) {
                 if is_stale {
                     continue;
                 }
@@ -584,10 +778,10 @@ impl Spending {
                     known.is_unknown() || known.reset <= now || new.reset_early > known.reset + NEXT_WINDOW;
                 // Where others were under way with it, a lower word was perhaps said later.
                 let left = if is_later || of_another_window { new.left } else { known.left.min(new.left) };
-                *known = Known { left, ..new };
+                *known = Known { left, last_sent: known.last_sent.max(sent), ..new };
                 continue;
             }
-            if self.known.len() >= QUOTAS_MAX {
+            if self.known.len() >= LANE_QUOTAS_MAX {
                 let soonest = self.known.iter().enumerate().min_by_key(|(_, known)| known.reset).map(|(at, _)| at);
                 soonest.map(|at| self.known.swap_remove(at));
             }
@@ -614,8 +808,12 @@ mod tests {
 
     use super::*;
     use crate::ids::StreamId;
-    use crate::stream::Options;
+    use crate::stream::credential::Scheme;
+    use crate::stream::live::{Live, Rule as Shape, Source};
+    use crate::stream::poll::Validators;
     use crate::stream::template::UrlTemplate;
+    use crate::stream::{Options, action};
+    use crate::time::WallTime;
 
     const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -641,7 +839,7 @@ mod tests {
     fn rated(count: u32, per: Duration, burst: u32) -> Arc<Lane> {
         let budgets = Arc::new(Budgets::default());
         let rate = Some(Rate { every: action::Rate { count, period: per }, burst });
-        budgets.configure(&[Upstream { origin: "https://up.example".into(), rate, breaker: 10 }]);
+        budgets.configure(at(0), &[Upstream { origin: "https://up.example".into(), rate, breaker: 10 }]);
         budgets.lane(&target("https://up.example/a", &[]))
     }
 
@@ -656,10 +854,7 @@ mod tests {
     fn wait(lane: &Arc<Lane>, now: Instant) -> Wait {
         match lane.ask(now, &mut Slot::default(), PATIENCE) {
             Ask::Go(_) => panic!("it may be asked"),
-            Ask::Wait(wait) => {
-                lock(&lane.spending).queue.clear();
-                wait
-            }
+            Ask::Wait(wait) => wait,
         }
     }
 
@@ -672,8 +867,19 @@ mod tests {
         }
     }
 
+    impl Permit {
+        fn answered_by(self, now: Instant, status: u16, quotas: &[Quota]) {
+            self.answered(now, &response(status, None), quotas);
+        }
+    }
+
+    fn response(status: u16, retry_after: Option<Duration>) -> FetchResponse {
+        let (validators, received) = (Validators::default(), WallTime::from_secs(1));
+        FetchResponse { status, validators, retry_after, fresh_for: None, body: Vec::new(), received }
+    }
+
     fn quota(remaining: u64, reset: Duration, limit: Option<u64>) -> Quota {
-        Quota { remaining, reset, limit, window: None }
+        Quota { remaining, reset, limit, window: None, resource: None }
     }
 
     fn refused() -> FetchError {
@@ -698,54 +904,338 @@ mod tests {
     #[test]
     fn a_budget_that_is_used_up_is_waited_for() {
         let lane = lane();
-        go(&lane, at(0)).answered(at(10), 200, &[quota(0, ms(30_000), Some(1000))]);
+        go(&lane, at(0)).answered_by(at(10), 200, &[quota(0, ms(30_000), Some(1000))]);
         let held = wait(&lane, at(20));
         assert_eq!((held.until, held.why), (at(30_010), Why::Spent));
         assert_eq!(wait(&lane, at(30_009)).until, at(30_010));
         let permits: Vec<Permit> = (0..1000).map(|_| go(&lane, at(30_010))).collect();
         assert_eq!(wait(&lane, at(30_010)).why, Why::Turn, "no more than its limit before anything is answered");
-        drop(permits);
+        permits.into_iter().for_each(drop_begun);
         assert_eq!(wait(&lane, at(30_011)).why, Why::Spent, "lost ones count");
+    }
+
+    #[test]
+    fn too_many_requests_of_one_stream_are_too_many_of_all_that_share_its_credential() {
+        let budgets = Arc::new(Budgets::default());
+        let of =
+            |path: &str, key: &str| budgets.lane(&target(&format!("https://up.example/{path}"), &[("X-Api-Key", key)]));
+        let (one, other, stranger) = (of("a", "k1"), of("b", "k1"), of("a", "k2"));
+        let under_way = go(&other, at(0));
+        go(&one, at(0)).answered(at(10), &response(429, Some(ms(30_000))), &[]);
+        // What was sent before says nothing of it, nor does a shorter word.
+        under_way.answered_by(at(20), 200, &[]);
+        let held = wait(&other, at(20));
+        assert_eq!((held.until, held.why), (at(30_010), Why::Spent));
+        assert!(matches!(other.ask_for_call(at(20), PATIENCE), Ask::Wait(wait) if wait.until == at(30_010)));
+        go(&stranger, at(20)).answered(at(30), &response(503, Some(ms(60_000))), &[]);
+        go(&stranger, at(40)).answered(at(50), &response(429, None), &[]);
+        drop(go(&stranger, at(60)));
+        drop(go(&other, at(30_010)));
+        // Nobody is held for longer than a stream would be.
+        go(&one, at(40_000)).answered(at(40_000), &response(429, Some(RETRY_AFTER_MAX * 2)), &[]);
+        assert_eq!(wait(&one, at(40_000)).until, at(40_000) + RETRY_AFTER_MAX);
+    }
+
+    #[test]
+    fn what_somebody_waits_for_goes_before_polls_within_the_same_rate() {
+        let lane = rated(10, ms(1_000), 1);
+        drop_begun(go(&lane, at(0)));
+        let mut slots: [Slot; 3] = Default::default();
+        for slot in &mut slots {
+            assert!(matches!(lane.ask(at(0), slot, PATIENCE), Ask::Wait(_)));
+        }
+        let starts = |now, patience| match lane.ask_for_call(now, patience) {
+            Ask::Go(mut permit) => {
+                permit.begin();
+                Ok(permit.starts())
+            }
+            Ask::Wait(wait) => Err(wait.until),
+        };
+        assert_eq!(starts(at(0), ms(150)), Ok(at(100)));
+        assert_eq!(starts(at(0), ms(199)), Err(at(200)), "it would come too late, and takes nothing");
+        assert_eq!(starts(at(0), ms(200)), Ok(at(200)));
+        let Ask::Wait(wait) = lane.ask(at(100), &mut slots[0], PATIENCE) else { panic!("that was the action's") };
+        assert_eq!(wait.until, at(300));
+        assert!(matches!(lane.ask(at(300), &mut slots[0], PATIENCE), Ask::Go(_)));
+        assert_eq!(starts(at(10_000), ms(0)), Ok(at(10_000)));
+    }
+
+    #[test]
+    fn what_somebody_waits_for_is_taken_from_the_budget_and_sent_while_there_is_any() {
+        let lane = lane();
+        go(&lane, at(0)).answered_by(at(0), 200, &[quota(2, ms(60_000), Some(1000))]);
+        // Polls would spread these two over the minute.
+        assert_eq!(wait(&lane, at(0)).why, Why::Turn);
+        let Ask::Go(first) = lane.ask_for_call(at(0), PATIENCE) else { panic!("two are left") };
+        let Ask::Go(second) = lane.ask_for_call(at(0), PATIENCE) else { panic!("one is left") };
+        let none = |now| match lane.ask_for_call(now, PATIENCE) {
+            Ask::Go(_) => panic!("there is none left"),
+            Ask::Wait(wait) => (wait.until, wait.why),
+        };
+        assert_eq!(none(at(0)), (at(50), Why::Turn), "an answer may say that there is more");
+        first.answered_by(at(10), 200, &[quota(1, ms(59_990), Some(1000))]);
+        second.answered_by(at(20), 200, &[quota(0, ms(59_980), Some(1000))]);
+        assert_eq!(none(at(30)), (at(60_000), Why::Spent));
+    }
+
+    #[test]
+    fn the_breaker_is_the_polls_alone() {
+        let lane = lane();
+        let call = |now| match lane.ask_for_call(now, PATIENCE) {
+            Ask::Go(permit) => permit,
+            Ask::Wait(wait) => panic!("{wait:?}"),
+        };
+        for _ in 0..2 * BREAKER_FAILURES {
+            call(at(0)).failed(at(0), &refused());
+            call(at(0)).answered_by(at(0), 500, &[]);
+        }
+        for _ in 0..BREAKER_FAILURES {
+            go(&lane, at(0)).failed(at(0), &refused());
+        }
+        assert_eq!(wait(&lane, at(0)).until, at(1_000));
+        call(at(0)).answered_by(at(0), 200, &[]);
+        drop(call(at(0)));
+        assert_eq!(wait(&lane, at(0)).until, at(1_000), "what one caller gets is no proof for the others");
+    }
+
+    #[test]
+    fn actions_share_the_lane_of_polls_with_their_credential() {
+        let budgets = Arc::new(Budgets::default());
+        let poll = budgets.lane(&target("https://up.example/a", &[("X-Api-Key", "k1")]));
+        let call = |key: &str| {
+            let url = UrlTemplate::parse_for_action("https://up.example/act").expect("a URL");
+            let headers = vec![("x-api-key".to_owned(), Secret::new(key.as_bytes()))];
+            let options = Arc::new(action::Options { headers, ..action::Options::new("act".into(), url) });
+            budgets.lane_of_call(&options.call("{}", &|_| None).expect("a call"))
+        };
+        assert!(Arc::ptr_eq(&poll, &call("k1")) && !Arc::ptr_eq(&poll, &call("k2")));
+    }
+
+    fn spent_of(name: &str, remaining: u64, reset_s: u64) -> Vec<Quota> {
+        let field = format!("\"{name}\";r={remaining};t={reset_s}");
+        let of = |header: &'static str| if header == "ratelimit" { vec![field.as_bytes()] } else { Vec::new() };
+        crate::codec::rate_limit::quotas(of, WallTime::from_secs(1))
+    }
+
+    #[test]
+    fn the_spent_budget_of_one_resource_holds_nobody_who_has_another() {
+        let lane = lane();
+        let ask = |slot: &mut Slot, now| match lane.ask(now, slot, PATIENCE) {
+            Ask::Go(permit) => Ok(permit),
+            Ask::Wait(wait) => Err((wait.until, wait.why)),
+        };
+        let (mut core, mut search) = (Slot::default(), Slot::default());
+        ask(&mut core, at(0)).expect("nothing is known").answered_by(at(0), 200, &spent_of("core", 4_990, 3_600));
+        ask(&mut search, at(0)).expect("there is enough").answered_by(at(0), 200, &spent_of("search", 0, 20));
+        let until = at(21_000);
+        assert_eq!(ask(&mut search, at(10)).expect_err("it is spent"), (until, Why::Spent));
+        for now in 10..1_000 {
+            let permit = ask(&mut core, at(now)).expect("core has some left");
+            // The pages of the same value are of the same resource.
+            assert!(now > 10 || ask(&mut permit.slot(), at(now)).is_ok());
+            permit.answered_by(at(now), 200, &spent_of("core", 4_990, 3_600));
+        }
+        assert_eq!(ask(&mut Slot::default(), at(1_000)).expect_err("it may be of search"), (until, Why::Spent));
+        drop(ask(&mut search, until).expect("there is more again"));
+    }
+
+    #[test]
+    fn what_one_resource_spends_does_not_postpone_another_that_has_little_left() {
+        let lane = lane();
+        let (mut core, mut search) = (Slot::default(), Slot::default());
+        let ask = |slot: &mut Slot, now| match lane.ask(now, slot, PATIENCE) {
+            Ask::Go(permit) => Some(permit),
+            Ask::Wait(_) => None,
+        };
+        let mut searched = 0;
+        for now in (0..60_000).step_by(100) {
+            for (slot, name, left) in [(&mut core, "core", 4_990), (&mut search, "search", 3)] {
+                if let Some(permit) = ask(slot, at(now)) {
+                    searched += u32::from(name == "search");
+                    permit.answered_by(at(now), 200, &spent_of(name, left, 40));
+                }
+            }
+        }
+        assert!((4..=8).contains(&searched), "every ten seconds or so: {searched}");
+    }
+
+    #[test]
+    fn leave_that_is_not_used_costs_nothing() {
+        let lane = rated(1, ms(1_000), 1);
+        drop(go(&lane, at(0)));
+        drop_begun(go(&lane, at(0)));
+        assert_eq!(wait(&lane, at(0)).until, at(1_000), "what was begun may have been sent");
+        let held = go(&lane, at(1_000));
+        assert!(!held.is_late(at(1_050)) && held.is_late(at(1_051)), "so long it may be held");
+        let lane = self::lane();
+        go(&lane, at(0)).answered_by(at(0), 200, &[quota(1, ms(60_000), None)]);
+        let spread = wait(&lane, at(0)).until;
+        drop(go(&lane, spread));
+        drop(go(&lane, at(59_000)));
+        drop_begun(go(&lane, at(59_600)));
+        assert_eq!(wait(&lane, at(59_600)).why, Why::Spent);
+    }
+
+    #[test]
+    fn whoever_waits_for_a_rate_is_served_by_whoever_sends_nothing() {
+        let lane = rated(1, ms(1_000), 1);
+        let mut slots: [Slot; 3] = Default::default();
+        let [first, second, third] = &mut slots;
+        drop_begun(go(&lane, at(0)));
+        for slot in [&mut *first, &mut *second, &mut *third] {
+            assert!(matches!(lane.ask(at(0), slot, PATIENCE), Ask::Wait(_)));
+        }
+        let Ask::Go(unsent) = lane.ask(at(1_000), first, PATIENCE) else { panic!("it is its turn") };
+        drop(unsent);
+        let Ask::Go(permit) = lane.ask(at(1_050), third, PATIENCE) else { panic!("whoever looks first") };
+        drop_begun(permit);
+        let Ask::Wait(wait) = lane.ask(at(2_000), second, PATIENCE) else { panic!("the rate is kept") };
+        assert_eq!(wait.until, at(2_050));
+    }
+
+    fn drop_begun(mut permit: Permit) {
+        permit.begin();
+    }
+
+    #[test]
+    fn those_who_leave_a_queue_are_waited_for_by_nobody() {
+        let rated = rated(1, ms(1_000), 1);
+        drop_begun(go(&rated, at(0)));
+        let spread = lane();
+        go(&spread, at(0)).answered_by(at(0), 200, &[quota(9, ms(100_000), Some(1_000))]);
+        for (lane, until) in [(rated, at(1_000)), (spread, at(10_000))] {
+            let mut gone: [Slot; 8] = Default::default();
+            for slot in &mut gone {
+                assert!(matches!(lane.ask(at(0), slot, PATIENCE), Ask::Wait(_)));
+            }
+            let mut last = Slot::default();
+            let asked = lane.ask(at(0), &mut last, PATIENCE);
+            assert!(matches!(asked, Ask::Wait(wait) if wait.until >= until + until.since(at(0)) * 7), "{asked:?}");
+            drop(gone);
+            let asked = lane.ask(at(10), &mut last, PATIENCE);
+            assert!(matches!(asked, Ask::Wait(wait) if wait.until == until), "{asked:?}");
+            assert_eq!(wait(&lane, at(10)).until, until + until.since(at(0)), "behind the one who stays");
+        }
+    }
+
+    #[test]
+    fn answers_that_come_in_another_order_hold_nobody_for_long() {
+        let lane = lane();
+        let mut permits: VecDeque<Permit> = (0..6).map(|_| go(&lane, at(0))).collect();
+        let first = permits.pop_front().expect("six");
+        for (left, permit) in [2, 1, 0, 0, 0].into_iter().zip(permits) {
+            permit.answered_by(at(100), 200, &[quota(left, ms(2_000), Some(3))]);
+        }
+        first.answered_by(at(600), 429, &[quota(0, ms(2_000), Some(3))]);
+        assert_eq!(wait(&lane, at(700)).until, at(2_600));
+        drop(go(&lane, at(2_600)));
+    }
+
+    #[test]
+    fn a_budget_that_may_be_used_up_by_those_under_way_is_looked_at_again_soon() {
+        let lane = lane();
+        go(&lane, at(0)).answered_by(at(0), 200, &[quota(2, ms(500), Some(2))]);
+        let slow = [go(&lane, at(500)), go(&lane, at(500))];
+        assert_eq!(wait(&lane, at(600)).why, Why::Turn);
+        slow.into_iter().for_each(|permit| permit.failed(at(60_000), &refused()));
+        let until = wait(&lane, at(60_000)).until;
+        assert!(until <= at(60_000) + RENEWED_AGAIN, "{until:?}");
+    }
+
+    #[test]
+    fn a_rate_that_is_raised_is_used_at_once() {
+        let budgets = Arc::new(Budgets::default());
+        let set = |now, count, period| {
+            let rate = Some(Rate { every: action::Rate { count, period }, burst: 1 });
+            budgets.configure(now, &[Upstream { origin: "https://up.example".into(), rate, breaker: 10 }]);
+        };
+        set(at(0), 1, ms(60_000));
+        let lane = budgets.lane(&target("https://up.example/a", &[]));
+        drop_begun(go(&lane, at(0)));
+        let mut slot = Slot::default();
+        assert!(matches!(lane.ask(at(0), &mut slot, PATIENCE), Ask::Wait(wait) if wait.until == at(60_000)));
+        set(at(2_000), 10, ms(1_000));
+        assert!(matches!(lane.ask(at(2_000), &mut slot, PATIENCE), Ask::Wait(wait) if wait.until == at(2_100)));
+    }
+
+    #[test]
+    fn clients_of_an_endpoint_have_each_a_lane_of_their_own() {
+        let budgets = Arc::new(Budgets::default());
+        let written = |text: &str| Live::new(Source::Written, Shape::Text, Secret::new(text));
+        let lane = |id: &str, secret: &str, refresh: Option<&str>, param: &str| {
+            let options = oauth::Options {
+                grant: refresh.map_or(oauth::Grant::ClientCredentials, |it| oauth::Grant::RefreshToken(written(it))),
+                token_url: "https://id.example/token".parse().expect("a URL"),
+                client_id: written(id),
+                client_secret: Some(written(secret)),
+                client_auth: oauth::ClientAuth::Basic,
+                scope: None,
+                audience: None,
+                params: vec![("tenant".into(), Secret::new(param))],
+                ca: None,
+                identity: None,
+            };
+            let tokens = budgets.lane_of_tokens(&options);
+            let mut target = target("https://up.example/a", &[]);
+            let changed = Arc::get_mut(&mut target.options).expect("nobody else's");
+            changed.credential = Credential { scheme: Some(Scheme::OAuth(Arc::new(options))), ..Credential::default() };
+            [budgets.lane(&target), tokens]
+        };
+        let one = lane("id", "secret", None, "p");
+        let same = lane("id", "secret", None, "p");
+        for at in 0..2 {
+            assert!(Arc::ptr_eq(&one[at], &same[at]));
+        }
+        for other in [
+            lane("other", "secret", None, "p"),
+            lane("id", "other", None, "p"),
+            lane("id", "secret", Some("r"), "p"),
+            lane("id", "secret", None, "other"),
+        ] {
+            assert!((0..2).all(|at| !Arc::ptr_eq(&one[at], &other[at])));
+        }
+        let (mine, theirs) = (lane("id", "secret", Some("r1"), "p"), lane("id", "secret", Some("r2"), "p"));
+        assert!((0..2).all(|at| !Arc::ptr_eq(&mine[at], &theirs[at])), "each user has a budget");
     }
 
     #[test]
     fn where_the_limit_is_not_known_one_request_asks_after_the_reset() {
         let lane = lane();
-        go(&lane, at(0)).answered(at(0), 200, &[quota(0, ms(1_000), None)]);
+        go(&lane, at(0)).answered_by(at(0), 200, &[quota(0, ms(1_000), None)]);
         let first = go(&lane, at(1_000));
         assert_eq!(wait(&lane, at(1_001)).why, Why::Turn);
         first.failed(at(1_100), &refused());
         let second = go(&lane, at(1_200));
-        second.answered(at(1_300), 200, &[quota(40, ms(1_000), None)]);
+        second.answered_by(at(1_300), 200, &[quota(40, ms(1_000), None)]);
         let _both = [go(&lane, at(1_300)), go(&lane, at(1_300))];
     }
 
     #[test]
     fn what_is_left_of_a_budget_is_spread_where_it_is_little() {
         let lane = lane();
-        go(&lane, at(0)).answered(at(0), 200, &[quota(199, ms(60_000), Some(1000))]);
+        go(&lane, at(0)).answered_by(at(0), 200, &[quota(199, ms(60_000), Some(1000))]);
         // Where it was last sent, and 60 s for 199 requests: about 300 ms each.
         let next = wait(&lane, at(0));
         assert_eq!((next.until, next.why), (at(300), Why::Turn));
         let lane = self::lane();
-        go(&lane, at(0)).answered(at(0), 200, &[quota(200, ms(60_000), Some(1000))]);
-        go(&lane, at(0)).answered(at(0), 200, &[]);
+        go(&lane, at(0)).answered_by(at(0), 200, &[quota(200, ms(60_000), Some(1000))]);
+        go(&lane, at(0)).answered_by(at(0), 200, &[]);
     }
 
     #[test]
     fn answers_that_overtake_each_other_raise_no_budget() {
         let lane = lane();
         let (first, second) = (go(&lane, at(0)), go(&lane, at(0)));
-        second.answered(at(5), 200, &[quota(1, ms(60_000), None)]);
+        second.answered_by(at(5), 200, &[quota(1, ms(60_000), None)]);
         // `first` is under way and not answered: that may be the one.
         assert_eq!(wait(&lane, at(6)).why, Why::Turn);
-        first.answered(at(10), 200, &[quota(2, ms(60_000), None)]);
+        first.answered_by(at(10), 200, &[quota(2, ms(60_000), None)]);
         let held = wait(&lane, at(11));
         assert_eq!((held.why, held.until > at(11)), (Why::Turn, true), "one is left, and spread");
         let third = go(&lane, held.until);
         assert_eq!(wait(&lane, held.until).why, Why::Turn, "that was it");
         // What costs nothing (a 304 of some) is given back by the answer to a request that was alone.
-        third.answered(held.until + ms(5), 304, &[quota(1, ms(20_000), None)]);
+        third.answered_by(held.until + ms(5), 304, &[quota(1, ms(20_000), None)]);
         let again = wait(&lane, held.until + ms(6));
         assert_eq!(again.why, Why::Turn);
         drop(go(&lane, again.until));
@@ -755,8 +1245,8 @@ mod tests {
     fn a_window_that_begins_earlier_than_thought_holds_nobody_to_its_end() {
         let lane = lane();
         let (first, second) = (go(&lane, at(0)), go(&lane, at(0)));
-        first.answered(at(5), 200, &[quota(0, ms(1_500), Some(10))]);
-        second.answered(at(1_000), 200, &[quota(9, ms(10_500), Some(10))]);
+        first.answered_by(at(5), 200, &[quota(0, ms(1_500), Some(10))]);
+        second.answered_by(at(1_000), 200, &[quota(9, ms(10_500), Some(10))]);
         drop(go(&lane, at(1_001)));
     }
 
@@ -766,7 +1256,7 @@ mod tests {
             let lane = lane();
             let (mut now, mut served) = (at(0), [0_u32; 5]);
             let mut due: Vec<(Instant, usize)> = (0..5).map(|asker| (now, asker)).collect();
-            let mut slots = [Slot::default(); 5];
+            let mut slots: [Slot; 5] = Default::default();
             let (mut window, mut used) = (0, 0);
             while now < at(60_000) {
                 due.sort_unstable();
@@ -785,7 +1275,7 @@ mod tests {
                 assert!(used <= 4);
                 served[asker] += 1;
                 let reset = ms((window + 1) * 2_000 - at_ms);
-                permit.answered(now, 200, &[quota(4 - used, reset, limit)]);
+                permit.answered_by(now, 200, &[quota(4 - used, reset, limit)]);
                 // Whoever was served would like to be again at once.
                 due.push((now + ms(1), asker));
             }
@@ -797,9 +1287,10 @@ mod tests {
     #[test]
     fn whoever_does_not_come_back_is_not_waited_for() {
         let lane = lane();
-        go(&lane, at(0)).answered(at(0), 200, &[quota(0, ms(1_000), None)]);
-        for _ in 0..10 {
-            assert!(matches!(lane.ask(at(0), &mut Slot::default(), PATIENCE), Ask::Wait(_)));
+        go(&lane, at(0)).answered_by(at(0), 200, &[quota(0, ms(1_000), None)]);
+        let mut silent: [Slot; 10] = Default::default();
+        for slot in &mut silent {
+            assert!(matches!(lane.ask(at(0), slot, PATIENCE), Ask::Wait(_)));
         }
         let mut slot = Slot::default();
         let mut now = at(500);
@@ -814,12 +1305,13 @@ mod tests {
     #[test]
     fn a_rate_is_kept_and_shared_in_turn() {
         let lane = rated(10, ms(1_000), 1);
-        let mut slots = [Slot::default(); 5];
+        let mut slots: [Slot; 5] = Default::default();
         let mut due: VecDeque<(Instant, usize)> = (0..5).map(|asker| (at(0), asker)).collect();
         let mut sent: Vec<(Instant, usize)> = Vec::new();
         while let Some((now, asker)) = due.pop_front() {
             match lane.ask(now, &mut slots[asker], PATIENCE) {
-                Ask::Go(_) => {
+                Ask::Go(permit) => {
+                    drop_begun(permit);
                     sent.push((now, asker));
                     if sent.len() == 50 {
                         break;
@@ -839,7 +1331,7 @@ mod tests {
     fn a_burst_may_come_at_once_and_no_more() {
         let lane = rated(10, ms(1_000), 3);
         for _ in 0..3 {
-            go(&lane, at(0));
+            drop_begun(go(&lane, at(0)));
         }
         assert_eq!(wait(&lane, at(0)).until, at(100));
     }
@@ -847,13 +1339,14 @@ mod tests {
     #[test]
     fn late_askers_do_not_come_together() {
         let lane = rated(10, ms(1_000), 1);
-        go(&lane, at(0));
-        let mut slots = [Slot::default(); 3];
+        drop_begun(go(&lane, at(0)));
+        let mut slots: [Slot; 3] = Default::default();
         for slot in &mut slots {
             assert!(matches!(lane.ask(at(0), slot, PATIENCE), Ask::Wait(_)));
         }
         // All three are late, as on a core that was held up.
-        assert!(matches!(lane.ask(at(900), &mut slots[0], PATIENCE), Ask::Go(_)));
+        let Ask::Go(first) = lane.ask(at(900), &mut slots[0], PATIENCE) else { panic!("it is its turn") };
+        drop_begun(first);
         let Ask::Wait(wait) = lane.ask(at(900), &mut slots[1], PATIENCE) else { panic!("one at a time") };
         assert_eq!(wait.until, at(1_000));
     }
@@ -873,11 +1366,11 @@ mod tests {
         }
         let probe = go(&lanes[7], at(1_000));
         assert!(lanes.iter().all(|lane| wait(lane, at(1_000)).until == at(2_000)));
-        probe.answered(at(1_100), 502, &[]);
+        probe.answered_by(at(1_100), 502, &[]);
         assert_eq!(wait(&lanes[0], at(1_100)).why, Why::Down(UpstreamCode::Status, Some(502)));
         assert_eq!(wait(&lanes[0], at(1_100)).until, at(3_100), "longer");
         drop(go(&lanes[0], at(3_100)));
-        go(&lanes[1], at(3_100)).answered(at(3_200), 404, &[]);
+        go(&lanes[1], at(3_100)).answered_by(at(3_200), 404, &[]);
         let _all: Vec<_> = lanes.iter().map(|lane| go(lane, at(3_200))).collect();
     }
 
@@ -895,7 +1388,7 @@ mod tests {
     #[test]
     fn a_breaker_of_zero_never_opens() {
         let budgets = Arc::new(Budgets::default());
-        budgets.configure(&[Upstream { origin: "https://up.example".into(), rate: None, breaker: 0 }]);
+        budgets.configure(at(0), &[Upstream { origin: "https://up.example".into(), rate: None, breaker: 0 }]);
         let lane = budgets.lane(&target("https://up.example/a", &[]));
         for _ in 0..100 {
             go(&lane, at(0)).failed(at(0), &refused());
@@ -913,7 +1406,7 @@ mod tests {
     fn lanes_have_a_bound_and_those_that_hold_stay_longest() {
         let budgets = Arc::new(Budgets::default());
         let of = |n: usize| target("http://up.example/", &[("Authorization", &n.to_string())]);
-        go(&budgets.lane(&of(0)), at(0)).answered(at(0), 200, &[quota(0, ms(1_000), None)]);
+        go(&budgets.lane(&of(0)), at(0)).answered_by(at(0), 200, &[quota(0, ms(1_000), None)]);
         for n in 1..=LANES_MAX {
             budgets.lane(&of(n));
         }
@@ -951,6 +1444,7 @@ mod tests {
                             reset: ms(left_ms),
                             limit: tell_limit.then_some(limit),
                             window: None,
+                            resource: None,
                         };
                         under_way.push((permit, said));
                     }
@@ -959,7 +1453,7 @@ mod tests {
                     // An answer is late: its reset counts from when it was heard, which errs on the safe side.
                     said.reset += ms(u64::from(deed));
                     heard = true;
-                    permit.answered(at(now_ms), 200, &[said]);
+                    permit.answered_by(at(now_ms), 200, &[said]);
                 }
             }
         }

@@ -123,6 +123,11 @@ impl Credential {
         self.identity.iter()
     }
 
+    /// Grows whenever one of its secrets is replaced: whom an upstream takes restcast for may be somebody else since.
+    pub fn version(&self) -> u64 {
+        self.values().map(Live::version).chain(self.identities().map(ClientIdentity::version)).sum()
+    }
+
     /// Takes over the values of `newer`, which is equal: from now on requests carry these.
     pub fn take_over(&self, newer: &Credential) {
         for (held, new) in self.values().zip(newer.values()) {
@@ -197,7 +202,11 @@ mod tests {
         };
         let (held, newer) = (of("old"), of("new"));
         assert_eq!(held, newer);
+        assert_eq!(held.version(), 0);
         held.take_over(&newer);
+        assert_eq!(held.version(), 3, "each of its secrets");
+        held.take_over(&newer);
+        assert_eq!(held.version(), 3);
         let presented = held.presented(None);
         let values: Vec<&[u8]> = presented.headers.iter().map(|(_, value)| value.expose_secret()).collect();
         assert_eq!(values, [&b"new"[..], b"Bearer new"]);

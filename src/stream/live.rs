@@ -3,7 +3,7 @@
 //! Secrets that stand elsewhere (`env:`, `file:`) may change while streams are watched. Who an upstream takes restcast for is
 //! then the same as before, and so are the streams: such a value is known by where it stands, not by what it is
 //! ([`Live`]), and what it is now is read for each request. A value written into the configuration itself is known by itself:
-//! another one is another stream.
+//! another one is another stream. What hooks are signed with is such a value, too.
 //!
 //! Source: RFC 9110 section 5.5 and RFC 7617 section 2 for what may stand where.
 //! Memory: each value once, shared by all who hold it. Errors: none; what does not fit is not taken over.
@@ -11,7 +11,7 @@
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -41,6 +41,8 @@ pub enum Rule {
     Text,
     /// The same without a colon, which would end it (RFC 7617 section 2).
     User,
+    /// Whatever bytes: the key of a signature.
+    Bytes,
 }
 
 impl Rule {
@@ -55,6 +57,7 @@ impl Rule {
             Rule::Visible => bytes.iter().all(u8::is_ascii_graphic),
             Rule::Text => bytes.iter().all(|b| !b.is_ascii_control()),
             Rule::User => bytes.iter().all(|b| !b.is_ascii_control() && *b != b':'),
+            Rule::Bytes => true,
         };
         fits && !bytes.is_empty() && bytes.len() <= UPSTREAM_SECRET_BYTES_MAX
     }
@@ -65,18 +68,33 @@ impl Rule {
 pub struct Live {
     source: Source,
     rule: Rule,
-    value: Arc<Mutex<Secret>>,
+    value: Arc<Mutex<Held>>,
+}
+
+struct Held {
+    secret: Secret,
+    /// How often it has been replaced.
+    replaced: u64,
 }
 
 impl Live {
     /// The value `secret` that stands at `source`.
     pub fn new(source: Source, rule: Rule, secret: Secret) -> Live {
-        Live { source, rule, value: Arc::new(Mutex::new(secret)) }
+        Live { source, rule, value: Arc::new(Mutex::new(Held { secret, replaced: 0 })) }
     }
 
     /// What it is now.
     pub fn value(&self) -> Secret {
-        self.value.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.held().secret.clone()
+    }
+
+    /// Grows whenever it becomes another one.
+    pub fn version(&self) -> u64 {
+        self.held().replaced
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.value.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Replaces it; whether `secret` is another value, and one that may stand here.
@@ -84,11 +102,11 @@ impl Live {
         if !self.rule.allows(secret.expose_secret()) {
             return Replaced::Unfit;
         }
-        let mut value = self.value.lock().unwrap_or_else(PoisonError::into_inner);
-        if *value == *secret {
+        let mut held = self.held();
+        if held.secret == *secret {
             return Replaced::Same;
         }
-        *value = secret.clone();
+        *held = Held { secret: secret.clone(), replaced: held.replaced + 1 };
         Replaced::Changed
     }
 
@@ -160,26 +178,41 @@ pub struct ClientIdentity {
     pub cert: String,
     /// Path of its key.
     pub key: String,
-    pem: Arc<Mutex<Arc<IdentityPem>>>,
+    pem: Arc<Mutex<HeldPem>>,
+}
+
+struct HeldPem {
+    pem: Arc<IdentityPem>,
+    /// How often it has been replaced.
+    replaced: u64,
 }
 
 impl ClientIdentity {
     /// The identity of those files, which hold `pem`.
     pub fn new(cert: String, key: String, pem: IdentityPem) -> ClientIdentity {
-        ClientIdentity { cert, key, pem: Arc::new(Mutex::new(Arc::new(pem))) }
+        ClientIdentity { cert, key, pem: Arc::new(Mutex::new(HeldPem { pem: Arc::new(pem), replaced: 0 })) }
     }
 
     /// What the files held when they were last read whole.
     pub fn pem(&self) -> Arc<IdentityPem> {
-        Arc::clone(&self.pem.lock().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.held().pem)
+    }
+
+    /// Grows whenever they are replaced by others.
+    pub fn version(&self) -> u64 {
+        self.held().replaced
+    }
+
+    fn held(&self) -> MutexGuard<'_, HeldPem> {
+        self.pem.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Replaces certificate and key, which must fit each other; whether they are others than before.
     pub fn replace(&self, pem: Arc<IdentityPem>) -> bool {
-        let mut held = self.pem.lock().unwrap_or_else(PoisonError::into_inner);
-        let changed = **held != *pem;
+        let mut held = self.held();
+        let changed = *held.pem != *pem;
         if changed {
-            *held = pem;
+            *held = HeldPem { pem, replaced: held.replaced + 1 };
         }
         changed
     }
@@ -243,10 +276,11 @@ mod tests {
         let shared = value.clone();
         assert_eq!(value.replace(&Secret::new(*b"a")), Replaced::Same);
         assert_eq!(value.replace(&Secret::new(*b"b")), Replaced::Changed);
-        assert_eq!(shared.value(), Secret::new(*b"b"));
+        assert_eq!((shared.value(), shared.version()), (Secret::new(*b"b"), 1));
         for unfit in [&b""[..], b"a\nb", b" a", b"a\x7f"] {
             assert_eq!(value.replace(&Secret::new(unfit)), Replaced::Unfit, "{unfit:?}");
         }
+        assert_eq!(shared.version(), 1);
         let longest = vec![b'a'; UPSTREAM_SECRET_BYTES_MAX];
         assert_eq!(value.replace(&Secret::new(longest.clone())), Replaced::Changed);
         assert_eq!(value.replace(&Secret::new([&longest[..], b"a"].concat())), Replaced::Unfit);

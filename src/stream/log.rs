@@ -199,6 +199,11 @@ impl History {
         self.newest().map(Event::seq)
     }
 
+    /// The same, in its epoch.
+    pub fn point(&self) -> Option<ResumePoint> {
+        self.head().map(|seq| ResumePoint { epoch: self.epoch, seq })
+    }
+
     /// The newest event.
     pub fn newest(&self) -> Option<&Event> {
         self.events.back()

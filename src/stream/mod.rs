@@ -7,6 +7,7 @@
 
 pub mod action;
 pub mod apply;
+mod bucket;
 pub mod budget;
 pub mod credential;
 pub mod diff;
@@ -27,6 +28,7 @@ use std::time::Duration;
 
 use crate::codec::json::{self, Document, Fingerprint};
 use crate::codec::proof::{Proof, ValueHash};
+use crate::guard::Policy;
 use crate::ids::{Epoch, StreamId};
 use crate::limits;
 use crate::secret::Secret;
@@ -101,11 +103,13 @@ pub struct Options {
     /// Pages (`Link: rel=next`) that are gathered into one value.
     pub pages_max: u32,
     /// What its hooks may be signed with: any one of these; none: it has no hook.
-    pub hook_secrets: Vec<Secret>,
+    pub hook_secrets: Vec<live::Live>,
     /// What its events prove.
     pub proof: Proof,
     /// What makes the value of what the upstream sends.
     pub filter: Option<Filter>,
+    /// Who says where it may be polled from, where its URL does not stand in the operator's file.
+    pub guard: Option<Arc<Policy>>,
 }
 
 impl Options {
@@ -144,6 +148,16 @@ impl Options {
             hook_secrets: Vec::new(),
             proof: Proof::default(),
             filter: None,
+            guard: None,
+        }
+    }
+
+    /// Takes over the secrets of `newer`, which is equal: from now on its requests carry these, and its hooks are signed with
+    /// them.
+    pub fn take_over(&self, newer: &Options) {
+        self.credential.take_over(&newer.credential);
+        for (held, new) in self.hook_secrets.iter().zip(&newer.hook_secrets) {
+            held.replace(&new.value());
         }
     }
 }
@@ -702,9 +716,10 @@ impl Stream {
         self.poller.closed_until(now)
     }
 
-    /// The poll that is due may not begin before `until`; with a `failure` that is as if it had been made.
-    pub fn hold(&mut self, until: Instant, failure: Option<&Failure>) {
-        self.poller.hold(until, failure);
+    /// The poll that is due may perhaps begin at `until`, and is to be asked for again at `look`; with a `failure` that is as if it
+    /// had been made.
+    pub fn hold(&mut self, look: Instant, until: Instant, failure: Option<&Failure>) {
+        self.poller.hold(look, until, failure);
     }
 
     /// Whether its polls are answered by what its upstream sends, whenever that is.

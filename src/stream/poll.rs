@@ -27,7 +27,8 @@ pub struct Target {
     pub url: Url,
     /// The body, placeholders filled.
     pub body: Option<Arc<[u8]>>,
-    /// Who says whether it may be connected to, where a caller has named it; `None`: the operator has.
+    /// Who says whether it may be connected to, where a caller or an administrator has named it; `None`: it stands in the
+    /// operator's file.
     pub guard: Option<Arc<Policy>>,
 }
 
@@ -81,6 +82,15 @@ pub struct Validators {
     pub etag: Option<Box<[u8]>>,
     /// `Last-Modified`, sent back as `If-Modified-Since`.
     pub last_modified: Option<Box<[u8]>>,
+    /// Which request they are of: 0 is the first of a poll, any other the hash of one that a redirect has led to.
+    pub place: u64,
+}
+
+impl Validators {
+    /// Whether there are any.
+    pub fn is_some(&self) -> bool {
+        self.etag.is_some() || self.last_modified.is_some()
+    }
 }
 
 /// One poll, to be carried out by the shell.
@@ -226,8 +236,8 @@ pub struct Status {
 /// once by one poll, not by those it missed.
 ///
 /// **Backoff.** After the n-th failure in a row the wait, from the answer on, is uniform in 0..=min(`backoff_max`,
-/// base * 2^n), but at least the interval; base is the interval, at least [`BACKOFF_BASE_MIN`]. `Retry-After` of a 429 or
-/// 503 is a minimum that nothing shortens, at most [`RETRY_AFTER_MAX`]. The first success ends it.
+/// base * 2^n), but at least the interval; base is the interval, at least [`BACKOFF_BASE_MIN`]. `Retry-After` of a 403, 429
+/// or 503 is a minimum that nothing shortens, at most [`RETRY_AFTER_MAX`]. The first success ends it.
 #[derive(Debug)]
 pub struct Poller {
     interval: Duration,
@@ -253,6 +263,8 @@ pub struct Poller {
     backoff_until: Option<Instant>,
     /// No poll starts before this, not even one asked for: the upstream's `Retry-After`.
     retry_after_until: Option<Instant>,
+    /// When leave is hoped for that the poll which is due waits for.
+    hoped: Option<Instant>,
     /// Failures in a row.
     failures: u32,
     /// Of the value held; sent with the next poll.
@@ -298,6 +310,7 @@ impl Poller {
             last_start: None,
             backoff_until: None,
             retry_after_until: None,
+            hoped: None,
             failures: 0,
             validators: Validators::default(),
             value_held: false,
@@ -351,6 +364,7 @@ impl Poller {
     /// Nobody watches: plans no further poll. The answer of one under way is judged as ever.
     pub fn stop(&mut self) {
         self.running = false;
+        self.hoped = None;
         match &mut self.turn {
             Turn::Waiting { .. } => self.turn = Turn::Idle,
             Turn::Fetching { again, .. } | Turn::Judging { again, .. } => *again = false,
@@ -362,6 +376,7 @@ impl Poller {
     /// so that what is held stays as it was told. It goes on counting whether someone watches.
     pub fn pause(&mut self) {
         self.paused = true;
+        self.hoped = None;
         self.turn = Turn::Idle;
     }
 
@@ -441,10 +456,12 @@ impl Poller {
         self.pace.as_ref().and_then(|pace| pace.closed_until(now))
     }
 
-    /// The poll that is due may not begin before `until`. With a `failure` that is as if it had been made, but for the back-off.
-    pub fn hold(&mut self, until: Instant, failure: Option<&Failure>) {
+    /// The poll that is due may not begin yet, and is to be asked for again at `look`; that it may at `until` is what can be hoped
+    /// for. With a `failure` that is as if it had been made, but for the back-off.
+    pub fn hold(&mut self, look: Instant, until: Instant, failure: Option<&Failure>) {
         if let Turn::Waiting { due, .. } = &mut self.turn {
-            *due = until.max(*due);
+            *due = look.max(*due);
+            self.hoped = Some(until);
             if let Some(failure) = failure {
                 self.failure = Some((failure.code, failure.status));
             }
@@ -490,9 +507,10 @@ impl Poller {
         self.next_due().filter(|&due| due <= now)?;
         self.last_no = PollNo(self.last_no.0 + 1);
         self.last_start = Some(now);
+        self.hoped = None;
         let validators = self.validators.clone();
         // One that is followed is confirmed by being reached.
-        let conditional = validators != Validators::default() || (self.gap.is_some() && self.value_held);
+        let conditional = validators.is_some() || (self.gap.is_some() && self.value_held);
         self.turn = Turn::Fetching { started: now, conditional, again: false };
         Some((self.last_no, validators))
     }
@@ -527,7 +545,7 @@ impl Poller {
                     // It answers a condition that was not put: the next poll puts none either.
                     self.validators = Validators::default();
                 }
-                let retry_after = matches!(response.status, 429 | 503).then_some(response.retry_after).flatten();
+                let retry_after = matches!(response.status, 403 | 429 | 503).then_some(response.retry_after).flatten();
                 Judged::Failed(self.fail(now, again, retry_after, failure))
             }
         }
@@ -584,7 +602,7 @@ impl Poller {
             state,
             code: failure.map(|(code, _)| code),
             status: failure.and_then(|(_, status)| status),
-            retry_in: failure.and_then(|_| self.next_due()).map(|due| due.since(now)),
+            retry_in: failure.and_then(|_| self.next_due()).map(|due| self.hoped.unwrap_or(due).max(due).since(now)),
         }
     }
 
@@ -660,6 +678,10 @@ fn verdict(response: &FetchResponse, conditional: bool) -> Verdict {
         300..=399 => {
             failure(UpstreamCode::Redirect, format!("answered {}: redirects are not followed", response.status))
         }
+        // Some say so what others say by 429: GitHub, of its secondary limits.
+        403 if response.retry_after.is_some() => {
+            failure(UpstreamCode::RateLimited, "answered 403 with a time to come back".into())
+        }
         401 | 403 => failure(UpstreamCode::Auth, format!("answered {}", response.status)),
         429 => failure(UpstreamCode::RateLimited, "answered 429".into()),
         503 if response.retry_after.is_some() => {
@@ -677,6 +699,7 @@ fn bounded(validators: Validators) -> Validators {
     Validators {
         etag: validators.etag.filter(|etag| fits(etag)),
         last_modified: validators.last_modified.filter(|date| fits(date)),
+        place: validators.place,
     }
 }
 
@@ -729,7 +752,7 @@ pub enum UpstreamCode {
     TooLarge,
     /// 401 or 403, or no token to ask with.
     Auth,
-    /// 429, or 503 with `Retry-After`.
+    /// 429, or 403 or 503 with `Retry-After`.
     RateLimited,
     /// A redirect, which is not followed.
     Redirect,
@@ -812,7 +835,7 @@ mod tests {
     }
 
     fn tagged(etag: &[u8]) -> FetchResponse {
-        let validators = Validators { etag: Some(etag.into()), last_modified: None };
+        let validators = Validators { etag: Some(etag.into()), ..Validators::default() };
         FetchResponse { validators, ..answer(200) }
     }
 
@@ -968,10 +991,21 @@ mod tests {
         assert_eq!(script(options(1_000)).failure(Ok(empty)), (Body, None));
         let unavailable = FetchResponse { retry_after: Some(Duration::ZERO), ..answer(503) };
         assert_eq!(script(options(1_000)).failure(Ok(unavailable)), (RateLimited, None));
+        let unauthorized = FetchResponse { retry_after: Some(Duration::ZERO), ..answer(401) };
+        assert_eq!(script(options(1_000)).failure(Ok(unauthorized)), (Auth, None));
         for code in UpstreamCode::ALL {
             let error = FetchError { code, detail: "what happened".into() };
             assert_eq!(script(options(1_000)).failure(Err(error)), (code, None));
         }
+    }
+
+    #[test]
+    fn a_403_that_says_when_to_come_back_was_once_taken_for_a_refused_credential_and_asked_again_sooner() {
+        let mut script = script(options(1_000));
+        let limited = FetchResponse { retry_after: Some(Duration::from_secs(90)), ..answer(403) };
+        assert_eq!(script.failure(Ok(limited)), (UpstreamCode::RateLimited, None));
+        let due = script.poller.next_due().expect("it goes on");
+        assert!(due.since(script.now) >= Duration::from_secs(90), "{due:?}");
     }
 
     #[test]
@@ -1064,6 +1098,7 @@ mod tests {
         for (status, asked_s, least_s, most_s) in [
             (429, 120, 120, 120),
             (503, 120, 120, 120),
+            (403, 120, 120, 120),
             (429, 86_400, 86_400, 86_400),
             (429, 86_401, 86_400, 86_400),
             (500, 120, 1, 2),
@@ -1336,10 +1371,10 @@ mod tests {
         script.now = due;
         let closed = until(&script).expect("it is 01:24");
         assert_eq!(closed.as_micros() % 60_000_000, 0);
-        script.poller.hold(closed, None);
+        script.poller.hold(closed, closed, None);
         script.poll_now();
         assert_eq!(until(&script), Some(closed), "whoever asks");
-        script.poller.hold(closed, None);
+        script.poller.hold(closed, closed, None);
         script.paced(answer(200), true);
         assert_eq!((script.now, until(&script)), (closed, None));
         let first = script.paced(answer(200), true);
@@ -1376,14 +1411,15 @@ mod tests {
         let mut script = script(options(1_000));
         script.poll(Ok(tagged(b"\"one\"")));
         let held = script.now + Duration::from_secs(90);
-        script.poller.hold(held, None);
+        script.poller.hold(script.now + Duration::from_secs(60), held, None);
         assert_eq!(script.poller.status(script.now).state, StreamState::Live);
         let failure = Failure { code: UpstreamCode::RateLimited, status: None, detail: String::new() };
-        script.poller.hold(held, Some(&failure));
+        let look = script.now + Duration::from_secs(70);
+        script.poller.hold(look, held, Some(&failure));
         let status = script.poller.status(script.now);
         let expected = (StreamState::Stale, Some(UpstreamCode::RateLimited), Some(Duration::from_secs(90)));
         assert_eq!((status.state, status.code, status.retry_in), expected);
-        assert_eq!(script.poll(Ok(answer(304))), Duration::from_secs(90));
+        assert_eq!(script.poll(Ok(answer(304))), Duration::from_secs(70), "it may be sooner");
         assert_eq!(script.poller.status(script.now).state, StreamState::Live);
         assert!(script.poll(refused()) < Duration::from_millis(1_500), "the back-off did not grow by it");
         assert!(script.poll(refused()) <= Duration::from_secs(2));

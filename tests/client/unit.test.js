@@ -325,10 +325,20 @@ for (const [status, code, after] of [[429, 'RATE_LIMITED', '7'], [503, 'STREAM_U
   assert.equal(world.requests[1].headers.Accept, 'text/event-stream', 'that it spoke means that it gets through');
 });
 
-test('a date in Retry-After is understood, and no server makes a page wait for more than five minutes', async () => {
+test('a date in Retry-After is understood, and an hour is waited', async () => {
   open({ transports: ['sse'] });
   world.answer = () => problem(503, 'OVERLOADED', { 'Retry-After': new Date(Date.now() + 3600000).toUTCString() });
-  await world.pass(299999);
+  // A date has no fractions of a second.
+  await world.pass(3598000);
+  assert.equal(world.requests.length, 1);
+  await world.pass(2000);
+  assert.equal(world.requests.length, 2);
+});
+
+for (const after of ['86401', '99999999999999999999']) test(`no server makes a page wait for more than a day, nor tries come at once: ${after}`, async () => {
+  open({ transports: ['sse'] });
+  world.answer = () => problem(503, 'OVERLOADED', { 'Retry-After': after });
+  await world.pass(86399999);
   assert.equal(world.requests.length, 1);
   await world.pass(1);
   assert.equal(world.requests.length, 2);
@@ -413,8 +423,10 @@ test('a silent WebSocket is asked whether it lives, and is given up where it say
   await world.pass(49999);
   assert.equal(world.socket.sent.length, 0);
   await world.pass(1);
-  assert.deepEqual(world.socket.sent, [{ type: 'restcast.probe', id: 'probe' }]);
-  world.socket.says({ type: 'error', code: 'UNKNOWN_TYPE', error: 'There is no message of this type', id: 'probe' });
+  const [{ type, id }] = world.socket.sent;
+  assert.equal(type, 'restcast.probe');
+  world.socket.says({ type: 'error', code: 'UNKNOWN_TYPE', error: 'There is no message of this type', id });
+  assert.deepEqual(seen.errors, [], 'the answer is no fault');
   await world.pass(40000);
   assert.equal(world.socket.sent.length, 1);
   assert.equal(live.state, 'live');
@@ -454,8 +466,8 @@ test('a token is renewed in band when the server asks', async () => {
   world.socket.says({ type: 'reauthenticate', expires_at: 1, expires_in_ms: 60000 });
   await world.settle();
   assert.deepEqual(seen.asked, ['connect', 'reauthenticate']);
-  assert.deepEqual(world.socket.sent, [{ type: 'auth_update', token: 't2.a.b', id: 1 }]);
-  world.socket.says({ type: 'auth_ok', id: 1, expires_at: 5000000, permissions: ['read'] });
+  assert.deepEqual(world.socket.sent, [{ type: 'auth_update', token: 't2.a.b', id: world.socket.sent[0].id }]);
+  world.socket.says({ type: 'auth_ok', id: world.socket.sent[0].id, expires_at: 5000000, permissions: ['read'] });
   assert.equal(live.status.expiresAt, 5000);
   assert.deepEqual(seen.permissions[0].permissions, ['read']);
   assert.equal(world.sockets.length, 1);
@@ -553,14 +565,40 @@ test('actions are answered by their id, refused, or fail with the connection', a
   world.socket.welcomes();
   const [first, second, third] = [{ type: 'a', id: 'mine' }, { type: 'b' }, { type: 'c' }].map(it => live.send(it));
   const late = live.send({ type: 'd' });
-  world.socket.says({ type: 'action_result', id: 2, status: 200, body: { ok: 2 } });
-  world.socket.says({ type: 'error', code: 'ACTION_FAILED', error: 'no', id: 1, status: 409 });
+  world.socket.says({ type: 'action_result', id: world.socket.sent[1].id, status: 200, body: { ok: 2 } });
+  world.socket.says({ type: 'error', code: 'ACTION_FAILED', error: 'no', id: 'mine', status: 409 });
   assert.deepEqual(await second, { status: 200, body: { ok: 2 } });
   await assert.rejects(first, { code: 'ACTION_FAILED', status: 409 });
   const unanswered = [assert.rejects(third, { code: 'DISCONNECTED' }), assert.rejects(late, { code: 'DISCONNECTED' })];
   world.socket.ends(1006);
   await Promise.all(unanswered);
   assert.deepEqual(seen.errors, []);
+});
+
+test('the id of an action is sent as it is: it may be the id of what is written', async () => {
+  await opened();
+  const [number, text] = [7, '7'].map(id => live.send({ type: 'property_update', id, property: {} }));
+  const [none, other] = [null, undefined].map(id => live.send({ type: 'a', id }));
+  const zero = live.send({ type: 'a', id: 0 });
+  const ids = world.socket.sent.map(it => it.id);
+  assert.deepEqual([ids[0], ids[1], ids[4]], [7, '7', 0]);
+  assert.ok([ids[2], ids[3]].every(it => typeof it === 'string' && it.length <= 64) && ids[2] !== ids[3]);
+  // An answer belongs to the id as it was spelled, and to none that is made here.
+  await assert.rejects(live.send({ type: 'a', id: 7 }), { code: 'ID_IN_USE' });
+  for (const id of [1, 2, 3, '1', '2', '3', 'probe']) live.send({ type: 'a', id }).catch(() => {});
+  assert.equal(world.socket.sent.length, 12, 'one with an id that waits is not sent');
+  ids.forEach((id, place) => world.socket.says({ type: 'action_result', id, status: 200 + place }));
+  assert.deepEqual((await Promise.all([number, text, none, other, zero])).map(it => it.status), [200, 201, 202, 203, 204]);
+  const again = live.send({ type: 'a', id: 7 });
+  world.socket.says({ type: 'action_result', id: 7, status: 200 });
+  assert.equal((await again).status, 200, 'what was answered is free again');
+});
+
+test('the error of an action called probe is not taken for that of a probe', async () => {
+  await opened();
+  const refused = assert.rejects(live.send({ type: 'a', id: 'probe' }), { code: 'ACTION_FAILED' });
+  world.socket.says({ type: 'error', code: 'ACTION_FAILED', error: 'no', id: 'probe' });
+  await refused;
 });
 
 test('an action without an answer ends by itself', async () => {
@@ -668,11 +706,10 @@ test('many streams on one connection', async () => {
   const heard = { a: [], b: [], status: [] };
   const a = live.subscribe('a', { onValue: value => heard.a.push(value), maxRateMs: 100, format: 'merge' });
   world.socket.welcomes();
-  assert.deepEqual(world.socket.sent, [{ type: 'subscribe', stream: 'a', format: 'merge', max_rate_ms: 100, id: 1 }]);
+  assert.deepEqual(world.socket.sent, [{ type: 'subscribe', stream: 'a', format: 'merge', max_rate_ms: 100, id: world.socket.sent[0].id }]);
   const b = live.subscribe('b', { onValue: value => heard.b.push(value), onStatus: it => heard.status.push(it) });
   assert.throws(() => live.subscribe('a'), { code: 'ALREADY_SUBSCRIBED' });
-  world.socket.says({ type: 'subscribed', stream: 'a', id: 1 });
-  world.socket.says({ type: 'subscribed', stream: 'b', id: 2 });
+  for (const { stream, id } of world.socket.sent) world.socket.says({ type: 'subscribed', stream, id });
   world.socket.says({ ...snapshot(1, { n: 1 }), stream: 'a' });
   world.socket.says({ ...snapshot(5, { n: 2 }, 'x'), stream: 'b' });
   world.socket.says({ type: 'stream_status', stream: 'b', state: 'stale', code: 'UPSTREAM_TIMEOUT' });
@@ -680,9 +717,9 @@ test('many streams on one connection', async () => {
   // A gap in one is no matter of the other's, nor of the connection's.
   world.socket.says({ ...patch(9, 9), stream: 'a' });
   world.socket.says({ ...patch(10, 9), stream: 'a' });
-  assert.deepEqual(world.socket.sent.slice(2), [{ type: 'unsubscribe', stream: 'a' }, { type: 'subscribe', stream: 'a', format: 'merge', max_rate_ms: 100, id: 3 }]);
+  assert.deepEqual(world.socket.sent.slice(2), [{ type: 'unsubscribe', stream: 'a' }, { type: 'subscribe', stream: 'a', format: 'merge', max_rate_ms: 100, id: world.socket.sent[3].id }]);
   world.socket.says({ type: 'unsubscribed', stream: 'a', reason: 'requested' });
-  world.socket.says({ type: 'subscribed', stream: 'a', id: 3 });
+  world.socket.says({ type: 'subscribed', stream: 'a', id: world.socket.sent[3].id });
   world.socket.says({ ...snapshot(10, { n: 10 }), stream: 'a' });
   assert.deepEqual(a.value, { n: 10 });
   // After a break each resumes where it was.
@@ -774,9 +811,10 @@ test('tabs: an action, its refusal and a renewal go by way of the leader', async
   await tab();
   world.socket.welcomes();
   const second = await tab();
-  const sent = [second.live.send({ type: 'a' }), second.live.send({ type: 'b' })];
+  const sent = [second.live.send({ type: 'a', id: 7 }), second.live.send({ type: 'b' })];
   await world.settle();
   const [a, b] = world.socket.sent;
+  assert.equal(a.id, 7);
   world.socket.says({ type: 'action_result', id: a.id, status: 200, body: 1 });
   world.socket.says({ type: 'error', id: b.id, code: 'ACTION_FAILED', error: 'no', status: 409 });
   assert.deepEqual(await sent[0], { status: 200, body: 1 });

@@ -234,7 +234,12 @@ impl Hall {
     pub fn token(&self, claims: Value) -> String {
         let mut all = json!({ "sub": "u1", "exp": WALL_S + 3_600, "iat": WALL_S });
         all.as_object_mut().expect("an object").extend(claims.as_object().expect("an object").clone());
-        jwt::mint(&self.key, &all.to_string())
+        self.token_of(all)
+    }
+
+    /// A token that claims this and nothing else.
+    pub fn token_of(&self, claims: Value) -> String {
+        jwt::mint(&self.key, &claims.to_string())
     }
 
     /// Puts a session into the store, whose key lives for `ttl`.
@@ -344,6 +349,7 @@ impl Hall {
     pub fn reload(&mut self, setup: &Setup) {
         let options = Arc::new(setup.options(Some(&self.options.catalog)));
         self.options = Arc::clone(&options);
+        self.ledger.bound(&options.limits);
         self.tell_all(|| Input::Reload(Arc::clone(&options)));
     }
 

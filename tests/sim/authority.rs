@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use restcast::auth::control::{ControlEntry, Event, PERMISSION_UPDATE, TOKEN_REVOKED, USER_LOGGED_OUT};
 use restcast::auth::marks::Concerned;
-use restcast::shard::{Input, Order};
+use restcast::ids::StreamId;
+use restcast::shard::{Input, Options, Order};
 use serde_json::json;
 
 use super::deeds::{ISSUERS, USERS};
 use super::law::{Saying, User, What};
+use super::managed::Done;
 use super::store::{GRACE_S, TIMEOUT_US};
 use super::world::{Asking, COMPANIES, SECOND_US, World};
 
@@ -25,6 +27,10 @@ pub enum News {
     Key(usize),
     /// Whether the store is there.
     Store(bool),
+    /// What was done to a stream.
+    Catalog(Arc<Options>, &'static str, Done),
+    /// The configuration was read again.
+    Reload(Arc<Options>),
 }
 
 impl World {
@@ -96,6 +102,11 @@ impl World {
     /// The same, and every core hears of it now.
     pub fn decree_at_once(&mut self, what: What) {
         self.decree_that(what);
+        self.hear_all();
+    }
+
+    /// Every core hears now of all there is to hear.
+    pub fn hear_all(&mut self) {
         for core in 0..self.cores.len() {
             self.news[core].iter_mut().for_each(|(due, _)| *due = self.book.mono_us);
             self.hear(core);
@@ -147,7 +158,7 @@ impl World {
     }
 
     /// Each core is told, sooner or later.
-    fn tell_cores(&mut self, news: &News) {
+    pub fn tell_cores(&mut self, news: &News) {
         for core in 0..self.cores.len() {
             let delay_us = if self.dice.percent(30) { 0 } else { self.dice.below(HEARING_US) };
             let queue = &mut self.news[core];
@@ -172,6 +183,12 @@ impl World {
                     self.handle(core, Input::ApiKeys(table));
                 }
                 News::Store(up) => self.handle(core, Input::StoreState { up }),
+                News::Catalog(options, name, done) => {
+                    self.book.managed.hear(core, self.book.mono_us, name, &done);
+                    let changed = Arc::from([StreamId::new(name).expect("an id")]);
+                    self.handle(core, Input::Catalog { options, changed });
+                }
+                News::Reload(options) => self.handle(core, Input::Reload(options)),
             }
             heard = true;
         }

@@ -15,6 +15,7 @@ use restcast::stream::apply;
 use serde_json::Value;
 
 use super::law::{ACTION_PERMISSION, LATE_US, Law, Party, Rights, Token};
+use super::managed::Managed;
 use super::store::{Store, Whose};
 use super::upstream::Upstream;
 
@@ -34,6 +35,8 @@ pub struct Book {
     pub law: Law,
     /// The store of sessions.
     pub store: Store,
+    /// The streams that the administrator makes.
+    pub managed: Managed,
     pub tickets: Vec<Ticket>,
     /// The API keys that there ever were.
     pub keys: Vec<Arc<ApiKey>>,
@@ -41,6 +44,8 @@ pub struct Book {
     pub tally: BTreeMap<String, u64>,
     /// The value at each place of each epoch.
     values: HashMap<(String, u64), u64>,
+    /// Of which stream each epoch is, and what was selected of it.
+    sequences: HashMap<String, (String, Option<usize>)>,
     /// The bytes of each event in each transport and form.
     frames: HashMap<(String, u64, bool, String), u64>,
     /// What was sent for each event to those who get it deflated within so many bits.
@@ -65,7 +70,9 @@ impl Book {
             tickets: Vec::new(),
             keys: Vec::new(),
             tally: BTreeMap::new(),
+            managed: Managed::default(),
             values: HashMap::new(),
+            sequences: HashMap::new(),
             frames: HashMap::new(),
             payloads: HashMap::new(),
             trace: 0,
@@ -123,7 +130,12 @@ const RELOADED: [&str; 2] = ["keyed", "fast"];
 impl Book {
     /// Whether a reload may have taken a subscription to that stream away, for whatever reason.
     fn may_lose(&self, name: &str) -> bool {
-        self.reloaded && RELOADED.contains(&name)
+        (self.reloaded && RELOADED.contains(&name)) || self.managed.may_lose(name)
+    }
+
+    /// Whether a reload may have taken that stream away.
+    fn may_be_reloaded(&self, name: &str) -> bool {
+        self.reloaded && name == RELOADED[0]
     }
 
     /// Whether a ticket may be refused now: it may be too old, or another's.
@@ -192,6 +204,8 @@ pub enum Kind {
 #[derive(Clone, Debug, Default)]
 pub struct Held {
     pub format: String,
+    /// What of it was selected, of [`CHOICES`]; `None`: all.
+    pub choice: Option<usize>,
     pub epoch: String,
     pub seq: u64,
     pub value: Option<Vec<u8>>,
@@ -199,6 +213,9 @@ pub struct Held {
     pub state: String,
     /// Whether it asked to go on from there and has got nothing yet.
     pub resumes: bool,
+    /// Whether its epoch is one of which it has got an event, and the epochs before of which it had.
+    pub received: bool,
+    pub past: BTreeSet<String>,
 }
 
 /// What a numbered message of a client asked for.
@@ -284,7 +301,7 @@ pub struct Client {
     pub gone: bool,
     /// HTTP answers awaited, oldest first: the stream asked for, `None` where it is a renewal for that client.
     pub requests: Vec<Request>,
-    pub etag: Option<(String, String)>,
+    pub etag: Option<Known>,
     pub answers: u64,
     /// Renewals over HTTP that were answered: for which client, which of its tokens, how.
     pub confirmed: Vec<(usize, u64, u16)>,
@@ -296,10 +313,18 @@ pub struct Client {
     started: (u64, u64, u64),
 }
 
+/// A value that was answered.
+#[derive(Clone, Debug)]
+pub struct Known {
+    pub name: String,
+    pub choice: Option<usize>,
+    pub etag: String,
+}
+
 /// An HTTP request that has been sent.
 #[derive(Clone, Debug)]
 pub enum Request {
-    Value { name: String, known: Option<String>, token: Token },
+    Value { name: String, choice: Option<usize>, known: Option<String>, token: Token, sent_us: u64 },
     Renewal { of: usize, id: u64 },
     Ticket { token: Token, asked_us: u64 },
 }
@@ -548,11 +573,15 @@ impl Client {
         };
         let Some(rights) = rights else { return };
         let knows = match &self.told {
-            Some(told) => *told == rights,
+            // An event stream may read late what was written under the token before.
+            Some(told) => {
+                *told == rights
+                    || self.past.iter().any(|token| book.rights(self.party_now(book), token, true).contains(told))
+            }
             None => self.granted.contains(&rights),
         };
-        let Client { number, told, granted, .. } = self;
-        assert!(knows, "client {number} has {rights:?} and was told {told:?}, granted {granted:?} at {}", book.mono_us);
+        let Client { number, granted, .. } = self;
+        assert!(knows, "{} has {rights:?}, granted {granted:?}", self.shown(book));
         if self.past.is_empty() {
             for name in self.held.keys() {
                 assert!(rights.reach(name), "client {number} still holds {name} with {rights:?} at {}", book.mono_us);
@@ -609,6 +638,8 @@ impl Client {
             let first_message = self.carrier == Carrier::FirstMessage;
             for name in self.held.keys().filter(|_| !first_message) {
                 assert!(self.may_have_reached(name, book), "client {} was let in to {name}", self.number);
+                let exists = book.managed.may_be_there(name, self.core, self.sent_us);
+                assert!(exists, "client {} was let in to {name}, which there is not", self.number);
             }
             let agreed = self.deflate.map(|bits| {
                 let bits = if bits == 15 { String::new() } else { format!("; server_max_window_bits={bits}") };
@@ -645,7 +676,8 @@ impl Client {
             (401, "INVALID_TOKEN") => self.ticket_may_be_refused(book) || self.key_may_be_gone(book),
             (403, "INSUFFICIENT_PERMISSIONS") => self.may_not_reach(name, book),
             (403, "CLAIM_MISSING") => self.carrier == Carrier::Key && name == "own",
-            (410, "STREAM_ENDED") | (404, _) => book.reloaded,
+            (404, "STREAM_ENDED") => book.managed.may_have_ended(name, self.core) || book.may_be_reloaded(name),
+            (404, "STREAM_NOT_FOUND") => book.managed.may_be_missing(name, self.core) || book.may_be_reloaded(name),
             (503 | 429 | 408, _) => true,
             _ => false,
         };
@@ -678,7 +710,7 @@ impl Client {
             return Some(end + length);
         }
         match self.requests.remove(0) {
-            Request::Value { name, known, token } => {
+            Request::Value { name, choice, known, token, sent_us } => {
                 book.trace = hash((book.trace, status, body));
                 let etag = header(&head, "ETag").unwrap_or_default();
                 if matches!(status, 200 | 304) {
@@ -688,16 +720,18 @@ impl Client {
                     assert!(!late, "client {number} was answered after its credential's end");
                     let reaches = self.may_reach(&name, book) || self.ever_stalled;
                     assert!(reaches, "client {number} was answered {name}");
+                    let exists = book.managed.may_be_there(&name, self.core, sent_us);
+                    assert!(exists, "client {number} was answered {name}, which there is not");
                 }
                 match status {
                     200 => {
                         // What was answered in time may be read late.
                         let late = self.late && !self.ever_stalled;
                         assert!(!late, "client {} got a value after its credential's end", self.number);
-                        self.check_value(&name, body, book);
+                        self.check_value(&name, choice, sent_us, body, book);
                         let (epoch, seq) = etag.trim_matches('"').split_once('-').expect("an ETag is epoch-seq");
-                        check_place(book, epoch, seq.parse().expect("a number"), body);
-                        self.etag = Some((name, etag));
+                        check_place(book, epoch, seq.parse().expect("a number"), (&name, choice), body);
+                        self.etag = Some(Known { name, choice, etag });
                     }
                     304 => assert_eq!(Some(etag), known, "client {} was told its value is the newest", self.number),
                     _ => self.refused(status, &text_of(body), &name, book),
@@ -808,7 +842,15 @@ impl Client {
                 book.law.may_end(self.party(), &self.tokens, reason)
             }
             (4003, "forbidden") => self.may_lose_all(book),
-            (4004, "stream_ended" | "not_found") => book.reloaded && self.held.keys().all(|name| name == RELOADED[0]),
+            (4004, "stream_ended" | "not_found") => {
+                // Who watches is told first; who is about to be let in has nothing to be told of.
+                let told = self.held.values().all(|own| own.state == "ended" || reason == "not_found");
+                (told || !self.welcomed)
+                    && self
+                        .held
+                        .keys()
+                        .all(|name| book.may_be_reloaded(name) || book.managed.may_be_missing(name, self.core))
+            }
             (1012, "draining") => book.draining && (!self.welcomed || self.told_to_reconnect),
             (1013, "write_stall" | "overloaded") => true,
             (1001, "heartbeat_timeout") => self.mute || self.ever_stalled,
@@ -938,7 +980,14 @@ impl Client {
                         let by_told =
                             told.map_or_else(|| self.may_not_reach(&stream, book), |told| !told.reach(&stream));
                         let by_rights = reason == "forbidden" && by_told;
-                        let may = book.may_lose(&stream) || by_rights;
+                        let may = match reason {
+                            "stream_ended" => {
+                                let told = self.held.get(&stream).is_some_and(|own| own.state == "ended");
+                                let gone = book.managed.may_have_ended(&stream, self.core);
+                                told && (gone || book.may_be_reloaded(&stream))
+                            }
+                            _ => book.may_lose(&stream) || by_rights,
+                        };
                         assert!(may, "client {} lost {stream}, told {told:?}: {}", self.number, shown());
                         self.lost_rights |= reason == "forbidden";
                     }
@@ -1058,7 +1107,11 @@ impl Client {
             (Some(Asked::Subscribe { .. }), "ALREADY_SUBSCRIBED" | "TOO_MANY_STREAMS" | "TOO_MANY_SUBSCRIPTIONS") => {
                 true
             }
-            (Some(Asked::Subscribe { .. } | Asked::Unsubscribe { .. }), "STREAM_NOT_FOUND") => true,
+            (Some(Asked::Subscribe { name, .. }), "STREAM_NOT_FOUND") => {
+                book.managed.may_be_missing(name, self.core) || book.may_be_reloaded(name)
+            }
+            // It was taken away meanwhile.
+            (Some(Asked::Unsubscribe { .. }), "STREAM_NOT_FOUND") => true,
             (Some(Asked::Subscribe { name, .. }), "CLAIM_MISSING") => self.carrier == Carrier::Key && name == "own",
             (Some(Asked::Subscribe { name, .. }), "INSUFFICIENT_PERMISSIONS") => self.may_not_reach(name, book),
             (Some(Asked::RenewBadly), "AUTH_UPDATE_REJECTED" | "AUTH_SUBJECT_MISMATCH") => true,
@@ -1106,6 +1159,11 @@ impl Client {
         if held.epoch == epoch && !resumes {
             assert!(seq > held.seq, "client {number}: seq rises, {} was held: {}", held.seq, shown());
         }
+        if held.epoch != epoch && held.received && !is_shaped(stream) {
+            held.past.insert(held.epoch.clone());
+            assert!(!held.past.contains(&epoch), "client {number} has left that epoch: {}", shown());
+        }
+        held.received = true;
         let value = match kind {
             "snapshot" => body.to_vec(),
             _ => {
@@ -1119,8 +1177,9 @@ impl Client {
             }
         };
         (held.epoch, held.seq, held.value) = (epoch.clone(), seq, Some(value.clone()));
-        self.check_value(stream, &value, book);
-        check_place(book, &epoch, seq, &value);
+        let choice = held.choice;
+        self.check_value(stream, choice, self.started.0 - LATE_US, &value, book);
+        check_place(book, &epoch, seq, (stream, choice), &value);
         let frame = (epoch, seq, self.kind == Kind::Events, kind.to_owned());
         if let Some(bits) = self.deflate {
             let (epoch, seq, _, kind) = &frame;
@@ -1132,31 +1191,51 @@ impl Client {
         assert_eq!(bytes, hash(text), "client {number}: an event's bytes are the same for all: {}", shown());
     }
 
-    /// A value must be one that this client's upstream has served.
-    pub fn check_value(&self, stream: &str, value: &[u8], book: &Book) {
+    /// A value must be one that this client's upstream, whichever it has been since then, has served, or what it has chosen of
+    /// one.
+    pub fn check_value(&self, stream: &str, choice: Option<usize>, since_us: u64, value: &[u8], book: &Book) {
         // Of `roled` agents get a part, and whoever is none gets all.
-        let is_part = !super::upstream::is_whole(value);
-        let is_theirs = match stream {
+        let parts: BTreeSet<bool> = match stream {
             "roled" => {
                 let rights = self.rights(book, false);
-                rights.iter().any(|rights| rights.reach(stream) && rights.sees_part() == is_part)
+                rights.iter().filter(|rights| rights.reach(stream)).map(Rights::sees_part).collect()
             }
-            _ => !is_part,
+            _ => BTreeSet::from([false]),
         };
-        let served = is_theirs && self.urls(stream, book).iter().any(|url| book.upstream.has_served(url, value));
+        let urls = self.urls(stream, since_us, book);
+        let served = match choice {
+            None => {
+                let is_part = !super::upstream::is_whole(value);
+                parts.contains(&is_part) && urls.iter().any(|url| book.upstream.has_served(url, value))
+            }
+            Some(choice) => urls
+                .iter()
+                .any(|url| parts.iter().any(|part| book.upstream.has_served_choice(url, choice, *part, value))),
+        };
         let shown = text_of(&value[..value.len().min(120)]);
-        assert!(served, "{} got as {stream} a value that is not its own: {shown}", self.shown(book));
+        let of = self.shown(book);
+        assert!(served, "{of} got as {stream} ({choice:?}) of {urls:?} a value that is not its own: {shown}");
     }
 
-    /// The URLs whose values this client may see under that name.
-    pub fn urls(&self, stream: &str, book: &Book) -> Vec<String> {
+    /// The URLs whose values this client may see under that name, or might since then.
+    pub fn urls(&self, stream: &str, since_us: u64, book: &Book) -> Vec<String> {
         match stream.split_once('?') {
             Some((id, query)) => vec![format!("http://up/{id}?{query}")],
             None if stream == "own" => {
                 self.companies(book).iter().map(|company| format!("http://up/own/{company}")).collect()
             }
+            None if Managed::is_one(stream) => book.managed.urls(stream, self.core, since_us),
             None => vec![format!("http://up/{stream}")],
         }
+    }
+
+    /// What of it this client is certain to be shown: who has the same shares the sequence.
+    pub fn sequence(&self, name: &str, book: &Book) -> Option<(String, Option<usize>, Vec<String>, bool)> {
+        let held = self.held.get(name)?;
+        let rights = self.rights(book, false);
+        let parts: BTreeSet<bool> = rights.iter().map(|rights| name == "roled" && rights.sees_part()).collect();
+        let urls = self.urls(name, book.mono_us, book);
+        (urls.len() == 1 && parts.len() == 1).then(|| (name.to_owned(), held.choice, urls, parts.contains(&true)))
     }
 }
 
@@ -1172,11 +1251,13 @@ fn is_shaped(stream: &str) -> bool {
 
 /// The value at one place of an epoch is the same for everybody, and another than at the place before it: what a sequence
 /// does not show makes no event in it.
-fn check_place(book: &mut Book, epoch: &str, seq: u64, value: &[u8]) {
-    let version = match super::upstream::is_whole(value) {
+fn check_place(book: &mut Book, epoch: &str, seq: u64, of: (&str, Option<usize>), value: &[u8]) {
+    let version = match of.1.is_none() && super::upstream::is_whole(value) {
         true => hash((super::upstream::place(value), value.len())),
         false => hash(super::upstream::sorted(value)),
     };
+    let (name, choice) = book.sequences.entry(epoch.to_owned()).or_insert_with(|| (of.0.to_owned(), of.1));
+    assert_eq!((&**name, *choice), of, "what differs has its own sequence, not {epoch}");
     for other in [seq.checked_sub(1), seq.checked_add(1)].into_iter().flatten() {
         let beside = book.values.get(&(epoch.to_owned(), other));
         assert_ne!(beside, Some(&version), "the same value stands at {epoch}-{seq} and {epoch}-{other}");

@@ -13,9 +13,11 @@ use restcast::shard::Input;
 use restcast::time::WallTime;
 use serde_json::json;
 
-use super::client::{Asked, Carrier, Client, Held, Kind, Login, Request, Ticket};
+use super::client::{Asked, Carrier, Client, Held, Kind, Known, Login, Request, Ticket};
 use super::law::{Rights, Token};
+use super::managed::MANAGED;
 use super::store::{Store, Whose};
+use super::upstream::CHOICES;
 use super::world::{ACTION, COMPANIES, SECOND_US, SESSION_SECRET, Socket, World};
 
 const REGIONS: [&str; 2] = ["eu", "us"];
@@ -26,6 +28,11 @@ pub const USERS: u64 = 5;
 /// What users may be.
 pub const ROLES: [&[&str]; 4] = [&[], &["viewer"], &["agent"], &["viewer", "admin"]];
 pub const PERMISSIONS: [&[&str]; 4] = [&[], &["read"], &["read", "list"], &["list", "write", "read"]];
+
+/// Percent-encoded, as much as can be.
+fn encoded(text: &str) -> String {
+    text.bytes().map(|byte| format!("%{byte:02X}")).collect()
+}
 
 impl World {
     // Credentials.
@@ -272,7 +279,7 @@ impl World {
     // Connecting.
 
     fn stream_name(&mut self) -> String {
-        match self.dice.below(10) {
+        match self.dice.below(12) {
             9 => "roled".to_owned(),
             0 | 1 => "fast".to_owned(),
             2 => "slow".to_owned(),
@@ -280,19 +287,34 @@ impl World {
             4 => "own".to_owned(),
             5 => "team".to_owned(),
             6 => "vault".to_owned(),
+            7 | 10 => (*self.dice.pick(&MANAGED)).to_owned(),
             _ => format!("par?region={}", self.dice.pick(&REGIONS)),
         }
+    }
+
+    fn choice(&mut self) -> Option<usize> {
+        self.dice.percent(30).then(|| self.dice.below(CHOICES.len() as u64) as usize)
+    }
+
+    /// One of the spellings of a choice.
+    fn spelled(&mut self, choice: usize) -> &'static str {
+        let spellings = CHOICES[choice].spellings;
+        spellings[self.dice.below(2) as usize]
     }
 
     /// Options of a subscription: format, perhaps a rate, perhaps where to go on as somebody else got to.
     fn terms(&mut self, name: &str, companies: &BTreeSet<u64>) -> (Held, u64) {
         let format = (*self.dice.pick(&["patch", "merge", "full"])).to_owned();
         let rate_ms = if self.dice.percent(25) { 1 + self.dice.below(3_000) } else { 0 };
-        let mut held = Held { format, state: "live".to_owned(), ..Held::default() };
+        let choice = self.choice();
+        let mut held = Held { format, choice, state: "live".to_owned(), ..Held::default() };
         if self.dice.percent(40) {
+            // A point of another choice's sequence is of no use, and known not to be.
+            let of_any = self.dice.percent(10);
             let others =
                 self.clients.iter().filter(|other| companies.len() == 1 && other.companies(&self.book) == *companies);
-            let known: Vec<Held> = others.filter_map(|other| other.held.get(name)).cloned().collect();
+            let known = others.filter_map(|other| other.held.get(name));
+            let known: Vec<Held> = known.filter(|from| of_any || from.choice == choice).cloned().collect();
             if let Some(from) =
                 known.get(self.dice.below(known.len() as u64) as usize).filter(|from| from.value.is_some())
             {
@@ -385,6 +407,9 @@ impl World {
             }
             if held.value.is_some() {
                 let _ = write!(target, "since={}-{}&", held.epoch, held.seq);
+            }
+            if let Some(choice) = held.choice {
+                let _ = write!(target, "select={}&", encoded(self.spelled(choice)));
             }
             client.held.insert(name.to_owned(), held);
         }
@@ -481,6 +506,7 @@ impl World {
 
     /// Subscribes a `/v1/ws` client to a stream, or, where it holds it already, the opposite.
     pub fn subscribe(&mut self, number: usize, name: &str, held: Held, rate_ms: u64) {
+        let spelled = held.choice.map(|choice| self.spelled(choice));
         let client = &mut self.clients[number];
         let pending = client.asked.values().any(|asked| match asked {
             Asked::Subscribe { name: other, .. } | Asked::Unsubscribe { name: other } => other == name,
@@ -500,6 +526,9 @@ impl World {
         }
         if rate_ms > 0 {
             let _ = write!(message, ",\"max_rate_ms\":{rate_ms}");
+        }
+        if let Some(path) = spelled {
+            let _ = write!(message, ",\"select\":{}", json!(path));
         }
         message.push('}');
         client.ask(&message, Asked::Subscribe { name: name.to_owned(), held });
@@ -613,22 +642,36 @@ impl World {
         let mut name = self.stream_name();
         let wait_s = self.dice.percent(40).then(|| self.dice.below(20));
         let known = self.clients[number].etag.clone().filter(|_| self.dice.percent(70));
-        if let Some((same, _)) = &known {
-            name = same.clone();
+        let mut choice = self.choice();
+        if let Some(same) = &known {
+            (name, choice) = (same.name.clone(), same.choice);
         }
-        self.ask_for_value(number, &name, known, wait_s);
+        self.ask_for_choice(number, &name, choice, known, wait_s);
     }
 
     /// Asks for a value; `known`: unless it is that.
-    pub fn ask_for_value(&mut self, number: usize, name: &str, known: Option<(String, String)>, wait_s: Option<u64>) {
+    pub fn ask_for_value(&mut self, number: usize, name: &str, known: Option<Known>, wait_s: Option<u64>) {
+        self.ask_for_choice(number, name, None, known, wait_s);
+    }
+
+    /// The same for what a choice leaves of it.
+    pub fn ask_for_choice(
+        &mut self,
+        number: usize,
+        name: &str,
+        choice: Option<usize>,
+        known: Option<Known>,
+        wait_s: Option<u64>,
+    ) {
         if self.clients[number].closed.is_some() || self.clients[number].requests.len() > 2 {
             return;
         }
         let token = self.presented_again(&self.clients[number].tokens[0]);
         let (query, fields) = self.carried(&self.clients[number], &token);
         let and = if name.contains('?') { "&" } else { "?" };
-        let mut head = format!("GET /v1/streams/{name}{and}{query} HTTP/1.1\r\nHost: h\r\n{fields}");
-        if let Some((_, etag)) = &known {
+        let select = choice.map(|choice| format!("select={}&", encoded(self.spelled(choice)))).unwrap_or_default();
+        let mut head = format!("GET /v1/streams/{name}{and}{select}{query} HTTP/1.1\r\nHost: h\r\n{fields}");
+        if let Some(Known { etag, .. }) = &known {
             let _ = write!(head, "If-None-Match: {etag}\r\n");
         }
         if let Some(wait_s) = wait_s {
@@ -636,7 +679,8 @@ impl World {
         }
         let client = &mut self.clients[number];
         client.outgoing.extend(head.bytes().chain(*b"\r\n"));
-        client.requests.push(Request::Value { name: name.to_owned(), known: known.map(|(_, etag)| etag), token });
+        let (name, known, sent_us) = (name.to_owned(), known.map(|known| known.etag), self.book.mono_us);
+        client.requests.push(Request::Value { name, choice, known, token, sent_us });
     }
 
     /// Asks for a ticket.

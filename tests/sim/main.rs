@@ -9,6 +9,7 @@ mod client;
 mod deeds;
 mod dice;
 mod law;
+mod managed;
 mod scripts;
 mod store;
 mod upstream;
@@ -24,7 +25,7 @@ use world::World;
 const SEEDS: u64 = 100;
 
 /// What happens in these worlds, once in ten of them at the least.
-const HAPPENS: [&str; 30] = [
+const HAPPENS: [&str; 37] = [
     "welcome jwt",
     "welcome api_key",
     "welcome session",
@@ -55,6 +56,13 @@ const HAPPENS: [&str; 30] = [
     "touch",
     "touch lost",
     "action_result",
+    "stream put",
+    "stream deleted",
+    "stream stopped",
+    "stream started",
+    "unsubscribed stream_ended",
+    "close 4004 stream_ended",
+    "answer 404 STREAM_NOT_FOUND",
 ];
 
 /// What the clients of that world have seen, in a number and counted.

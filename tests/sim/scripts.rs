@@ -197,6 +197,166 @@ fn what_changes_together_on_several_streams_is_one_send_to_whoever_reads_them_al
     }
 }
 
+#[test]
+fn an_event_that_is_lost_between_cores_is_made_up_for_although_no_other_comes() {
+    let mut world = world(Setup { cores: 2, ..Setup::plain() });
+    let watchers = [0, 1].map(|core| {
+        let [whole, items] = [None, Some(3)].map(|choice| selects(&mut world, Kind::Single, core, "slow", choice));
+        let many = selects(&mut world, Kind::Events, core, "slow", None);
+        [whole, items, many]
+    });
+    world.idle(3 * SECOND_US);
+    for round in 0..5 {
+        world.loses_events = true;
+        let mut dice = Dice::seeded(round);
+        world.book.upstream.renew_all(&mut dice);
+        let polls = world.fetches;
+        while world.fetches < polls + 2 {
+            world.idle(SECOND_US / 100);
+        }
+        world.loses_events = false;
+        world.idle(2 * SECOND_US);
+        for client in watchers.as_flattened() {
+            let held = &world.clients[*client].held["slow"];
+            let value = held.value.as_deref().expect("a value");
+            let newest = match held.choice {
+                None => world.book.upstream.is_newest("http://up/slow", value),
+                Some(choice) => world.book.upstream.is_newest_choice("http://up/slow", choice, value),
+            };
+            assert!(newest, "client {client} holds the newest in round {round}");
+        }
+    }
+    world.rest();
+    world.leave();
+}
+
+// What clients select, and what the administrator does to streams.
+
+/// Somebody on that stream, of which they select so.
+fn selects(world: &mut World, kind: Kind, core: usize, name: &str, choice: Option<usize>) -> usize {
+    let held = Held { choice, ..held("patch") };
+    world.open(kind, core, 0, HOUR_US, name, held, 0).expect("there is room")
+}
+
+fn place(world: &World, client: usize, name: &str) -> (String, u64) {
+    let held = &world.clients[client].held[name];
+    (held.epoch.clone(), held.seq)
+}
+
+#[test]
+fn whoever_selects_the_same_shares_a_sequence_and_what_is_not_selected_moves_nobody() {
+    let mut world = world(Setup { cores: 2, clients: 40, ..Setup::plain() });
+    let kinds = [Kind::Single, Kind::Events];
+    // Some of each choice, on both cores; the same dice spell one path in both ways.
+    let mut chosen = Vec::new();
+    for n in 0..24 {
+        let choice = n / 4;
+        chosen.push((choice, selects(&mut world, kinds[n % 2], n / 2 % 2, "slow", Some(choice))));
+    }
+    let whole = selects(&mut world, Kind::Single, 0, "slow", None);
+    world.idle(3 * SECOND_US);
+    let before: Vec<(String, u64)> = chosen.iter().map(|(_, client)| place(&world, *client, "slow")).collect();
+    let mut epochs: Vec<&str> = before.iter().map(|(epoch, _)| &**epoch).collect();
+    for (same, four) in chosen.chunks(4).zip(before.chunks(4)) {
+        assert!(four.iter().all(|one| *one == four[0]), "choice {} is one sequence: {four:?}", same[0].0);
+    }
+    epochs.sort_unstable();
+    epochs.dedup();
+    assert_eq!(epochs.len(), 6, "each choice is a sequence of its own");
+    let whole_before = place(&world, whole, "slow");
+    for _ in 0..3 {
+        world.book.upstream.renew_hidden("http://up/slow");
+        world.idle(2 * SECOND_US);
+    }
+    assert_eq!(place(&world, whole, "slow"), (whole_before.0, whole_before.1 + 3));
+    for ((choice, client), before) in chosen.iter().zip(&before) {
+        // The version alone is another.
+        let moved = if *choice == 2 { 3 } else { 0 };
+        assert_eq!(place(&world, *client, "slow"), (before.0.clone(), before.1 + moved), "choice {choice}");
+    }
+    world.rest();
+    world.leave();
+}
+
+#[test]
+fn a_changed_stream_goes_on_in_another_epoch_and_a_deleted_one_ends_for_whoever_watches() {
+    let mut world = world(Setup { cores: 2, clients: 40, ..Setup::plain() });
+    world.put_stream("made", true);
+    world.hear_all();
+    let mut watchers = Vec::new();
+    for core in 0..2 {
+        for choice in [None, Some(1)] {
+            watchers.push(selects(&mut world, Kind::Single, core, "made", choice));
+            watchers.push(selects(&mut world, Kind::Events, core, "made", choice));
+        }
+    }
+    let many = selects(&mut world, Kind::Many, 1, "", None);
+    world.idle(SECOND_US);
+    world.subscribe(many, "made", Held { choice: Some(1), ..held("full") }, 0);
+    world.subscribe(many, "slow", held("patch"), 0);
+    let asker = comes(&mut world, Kind::Json, 0, "u1", "t1", "");
+    world.idle(2 * SECOND_US);
+    for moves in [true, false] {
+        let before: Vec<String> = watchers.iter().map(|client| place(&world, *client, "made").0).collect();
+        world.put_stream("made", moves);
+        // The cores hear of it one after the other; an old epoch after the new one fails the client that gets it.
+        world.idle(3 * SECOND_US);
+        for (client, before) in watchers.iter().zip(before) {
+            let (epoch, seq) = place(&world, *client, "made");
+            assert!(epoch != before && seq == 1, "client {client} holds {epoch}-{seq}, {before} before");
+        }
+        assert_eq!(place(&world, many, "made"), place(&world, watchers[2], "made"));
+        assert_eq!(closed(&world, &watchers), [None; 8], "nobody was dropped");
+    }
+    world.ask_for_choice(asker, "made", Some(0), None, None);
+    world.idle(SECOND_US);
+    let known = world.clients[asker].etag.clone();
+    world.ask_for_choice(asker, "made", Some(0), known, Some(60));
+    world.idle(SECOND_US);
+    world.delete_stream("made");
+    world.idle(SECOND_US);
+    assert_eq!(closed(&world, &watchers), [Some(4004); 8]);
+    assert_eq!(world.clients[many].closed, None);
+    assert_eq!(world.clients[many].held.keys().collect::<Vec<_>>(), ["slow"]);
+    assert_eq!(world.book.tally["unsubscribed stream_ended"], 1);
+    assert_eq!(world.book.tally.get("answer 404 STREAM_ENDED"), Some(&1), "{:?}", world.book.tally);
+    let later = selects(&mut world, Kind::Single, 0, "made", None);
+    world.idle(SECOND_US);
+    assert_eq!(closed(&world, &[later]), [Some(404)]);
+    world.rest();
+    world.leave();
+}
+
+#[test]
+fn a_stopped_stream_is_not_polled_and_its_watchers_know_until_it_is_started() {
+    let mut world = world(Setup { cores: 2, clients: 40, ..Setup::plain() });
+    world.put_stream("made", true);
+    world.hear_all();
+    let kinds = [Kind::Single, Kind::Events];
+    let watchers: Vec<usize> = (0..4).map(|n| selects(&mut world, kinds[n % 2], n / 2, "made", None)).collect();
+    world.idle(2 * SECOND_US);
+    let before = place(&world, watchers[0], "made");
+    let states = |world: &World| -> Vec<String> {
+        watchers.iter().map(|client| world.clients[*client].held["made"].state.clone()).collect()
+    };
+    world.stop_stream("made");
+    world.idle(SECOND_US / 4);
+    assert_eq!(states(&world), ["stale"; 4]);
+    let polls = world.fetches;
+    change(&mut world);
+    world.idle(20 * SECOND_US);
+    assert_eq!(world.fetches, polls, "nobody polls it");
+    let joins = selects(&mut world, Kind::Single, 1, "made", None);
+    world.idle(SECOND_US);
+    assert_eq!((place(&world, joins, "made"), &*world.clients[joins].held["made"].state), (before.clone(), "stale"));
+    world.start_stream("made");
+    world.idle(2 * SECOND_US);
+    assert_eq!(states(&world), ["live"; 4]);
+    assert_eq!(place(&world, watchers[0], "made"), (before.0, before.1 + 1), "it goes on where it was");
+    world.rest();
+    world.leave();
+}
+
 // What is said from outside.
 
 fn logged_out(sub: &str) -> What {
@@ -722,6 +882,87 @@ fn whoever_has_lost_the_right_acts_no_more() {
     world.idle(2 * SECOND_US);
     assert_eq!(world.clients[actor].closed, None);
     assert_eq!(world.book.tally.get("action_result"), Some(&1), "the second was not carried out");
+}
+
+/// It is said and its mark stands, and no core hears of it for a while.
+fn unheard(world: &mut World, what: What) {
+    world.decree_that(what);
+    let due_us = world.book.mono_us + SECOND_US / 5;
+    world.news.iter_mut().flatten().for_each(|(due, _)| *due = due_us);
+}
+
+fn revoked(jti: &str) -> What {
+    What::Revoked { issuer: None, jti: jti.to_owned(), exp_s: None }
+}
+
+#[test]
+fn whoever_is_revoked_acts_no_more_before_their_core_has_heard() {
+    let mut world = world(Setup::plain());
+    let (actor, _) = actor_and_asker(&mut world);
+    unheard(&mut world, revoked("t1"));
+    world.ask_to_act(actor);
+    world.settle();
+    assert_eq!(world.clients[actor].closed, Some(4010), "what it asks is judged by what stands");
+    world.idle(2 * SECOND_US);
+    assert_eq!(world.book.tally.get("action_result"), Some(&1), "the second was not carried out");
+}
+
+#[test]
+fn whoever_has_lost_the_right_acts_no_more_before_their_core_has_heard() {
+    let mut world = world(Setup::plain());
+    let (actor, _) = actor_and_asker(&mut world);
+    let user = User { issuer: None, sub: "u1".to_owned() };
+    unheard(&mut world, What::Rights { user, roles: None, permissions: Some(Vec::new()) });
+    world.ask_to_act(actor);
+    world.idle(2 * SECOND_US);
+    assert_eq!(world.clients[actor].closed, None);
+    assert_eq!(world.book.tally.get("error INSUFFICIENT_PERMISSIONS"), Some(&1));
+    assert_eq!(world.book.tally.get("action_result"), Some(&1), "the second was not carried out");
+}
+
+#[test]
+fn whoever_is_revoked_while_they_act_is_not_told_of_it_before_their_core_has_heard() {
+    let mut world = world(Setup::plain());
+    let (actor, _) = actor_and_asker(&mut world);
+    world.ask_to_act(actor);
+    world.settle();
+    world.end_acts_at_once();
+    unheard(&mut world, revoked("t1"));
+    world.settle();
+    assert_eq!(world.clients[actor].closed, Some(4010));
+    assert_eq!(world.book.tally.get("action_result"), Some(&1), "the second was carried out, and nobody was told");
+}
+
+#[test]
+fn a_logout_ends_an_event_stream_that_is_renewed_before_its_core_has_heard() {
+    let mut world = world(Setup { cores: 2, clients: 40, ..Setup::plain() });
+    for core in [0, 1] {
+        let events = comes(&mut world, Kind::Events, core, "u1", "t1", "slow");
+        let over = comes(&mut world, Kind::Json, 0, "u2", "t2", "");
+        world.idle(2 * SECOND_US);
+        unheard(&mut world, logged_out("u1"));
+        // A token that the logout does not concern: it is of a later second.
+        let late = Token { iat_s: Some(world.book.wall_us / SECOND_US + 2), ..token(&world, "t3") };
+        world.renew_over(events, over, late);
+        world.idle(3 * SECOND_US);
+        assert_eq!(closed(&world, &[events]), [Some(4010)], "what was there when it was said has ended");
+    }
+}
+
+#[test]
+fn a_value_that_comes_before_its_core_has_heard_of_a_revocation_is_not_given() {
+    let mut world = world(Setup::plain());
+    let (_, asker) = actor_and_asker(&mut world);
+    world.fetch_us_max = SECOND_US;
+    world.ask_for_value(asker, "fast", None, None);
+    world.settle();
+    unheard(&mut world, revoked("t1"));
+    // The value comes first.
+    world.end_fetches_at_once();
+    world.settle();
+    assert_eq!(world.book.tally.get("answer 401 TOKEN_REVOKED"), Some(&1));
+    assert!(world.clients[asker].requests.is_empty());
+    world.rest();
 }
 
 #[test]

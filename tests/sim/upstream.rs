@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use restcast::stream::poll::{FetchError, FetchRequest, FetchResponse, FetchResult, UpstreamCode, Validators};
 use restcast::time::WallTime;
+use serde_json::{Value, json};
 
 use super::dice::Dice;
 
@@ -30,6 +31,8 @@ struct Resource {
     /// What agents see of it now, and all that they ever saw: members sorted.
     shown: String,
     ever_shown: HashSet<String>,
+    /// What each choice leaves of it now, and all that it ever left, by the choice and whether it is made of what agents see.
+    chosen: HashMap<(usize, bool), (String, HashSet<String>)>,
     /// Every value served, by version and volatile part, minified.
     served: HashMap<(u64, u64), Vec<u8>>,
 }
@@ -40,6 +43,42 @@ pub struct Upstream {
     resources: BTreeMap<String, Resource>,
     pub mood: Mood,
     pub huge: bool,
+}
+
+/// What clients may select of a value.
+pub struct Choice {
+    /// Two spellings of one path.
+    pub spellings: [&'static str; 2],
+    /// What it leaves, found by another reader of JSON.
+    find: fn(&Value) -> Value,
+}
+
+/// The choices that there are.
+pub const CHOICES: [Choice; 6] = [
+    Choice { spellings: ["$.items", "$ [\"items\"]"], find: |value| member(value, "items") },
+    Choice { spellings: ["$.public", "$['public']"], find: |value| member(value, "public") },
+    // Agents do not see it: it is null, always.
+    Choice { spellings: ["$.version", "$['version']"], find: |value| member(value, "version") },
+    Choice {
+        spellings: ["$.items[*].id", "$['items'] [*] [\"id\"]"],
+        find: |value| items(value).into_iter().map(|item| member(item, "id")).collect(),
+    },
+    Choice {
+        spellings: ["$.items[?@.id<4].value", "$['items'][? @['id'] < 4 ]['value']"],
+        find: |value| {
+            let low = |item: &&&Value| item["id"].as_u64().is_some_and(|id| id < 4);
+            items(value).iter().filter(low).filter_map(|item| item.get("value")).cloned().collect()
+        },
+    },
+    Choice { spellings: ["$.nothing", "$['nothing']"], find: |_| Value::Null },
+];
+
+fn member(value: &Value, name: &str) -> Value {
+    value.get(name).cloned().unwrap_or_default()
+}
+
+fn items(value: &Value) -> Vec<&Value> {
+    value["items"].as_array().into_iter().flatten().collect()
 }
 
 /// The number behind `"name":` in a value this upstream made.
@@ -78,6 +117,19 @@ impl Upstream {
     /// The version that `url` served last.
     pub fn newest(&self, url: &str) -> u64 {
         self.resources.get(url).map_or(0, |resource| resource.version)
+    }
+
+    /// Whether this is what a choice leaves of the newest of what `url` has served, or of what agents see of that.
+    pub fn is_newest_choice(&self, url: &str, choice: usize, value: &[u8]) -> bool {
+        let Some(resource) = self.resources.get(url) else { return false };
+        let value = sorted(value);
+        [false, true].iter().any(|part| resource.chosen.get(&(choice, *part)).is_some_and(|(now, _)| *now == value))
+    }
+
+    /// Whether a choice has left exactly this of something that `url` has served; `part`: of what agents see.
+    pub fn has_served_choice(&self, url: &str, choice: usize, part: bool, value: &[u8]) -> bool {
+        let chosen = self.resources.get(url).and_then(|resource| resource.chosen.get(&(choice, part)));
+        chosen.is_some_and(|(_, ever)| ever.contains(&sorted(value)))
     }
 
     /// Whether this is the newest of what `url` has served: of the part that agents see, where it is such a part.
@@ -223,5 +275,16 @@ impl Resource {
         let source = url.trim_start_matches("http://");
         self.shown = format!("{{\"items\":[{}],\"public\":{},\"source\":{source:?}}}", ids.join(","), self.public);
         self.ever_shown.insert(self.shown.clone());
+        let items: Vec<Value> = self.items.iter().map(|(id, value)| json!({ "id": id, "value": value })).collect();
+        let whole = json!({ "version": self.version, "public": self.public, "items": items });
+        let part: Value = serde_json::from_str(&self.shown).expect("it is JSON");
+        for (place, choice) in CHOICES.iter().enumerate() {
+            for (is_part, value) in [(false, &whole), (true, &part)] {
+                let found = (choice.find)(value).to_string();
+                let (now, ever) = self.chosen.entry((place, is_part)).or_default();
+                ever.insert(found.clone());
+                *now = found;
+            }
+        }
     }
 }

@@ -20,6 +20,7 @@ use super::authority::News;
 use super::client::{Book, Client, Kind};
 use super::dice::Dice;
 use super::law::{ACTION_PERMISSION, LATE_US, TEAM_ROLES, VAULT_PERMISSIONS};
+use super::managed::Managed;
 use super::store::{GRACE_S, REREAD_S};
 use super::upstream::Mood;
 
@@ -181,7 +182,8 @@ impl Setup {
     }
 }
 
-struct NoSources;
+/// Neither files nor variables.
+pub struct NoSources;
 
 impl Sources for NoSources {
     fn env(&self, _name: &str) -> Option<Vec<u8>> {
@@ -193,13 +195,15 @@ impl Sources for NoSources {
     }
 }
 
-fn options(text: &str, previous: Option<&Catalog>) -> Arc<Options> {
+fn options(text: &str, managed: &Managed, previous: Option<&Catalog>) -> Arc<Options> {
     let (config, _) = Config::parse(text, &NoSources).unwrap_or_else(|errors| panic!("{errors:?} in\n{text}"));
+    let (made, stopped) = managed.all();
+    let streams = [config.streams.clone(), made].concat();
     Arc::new(Options {
         connection: config.connection.clone(),
         auth: config.auth.clone(),
         limits: config.limits.clone(),
-        catalog: Catalog::new(&config.streams, previous, 7).with_actions(&config.actions),
+        catalog: Catalog::new(&streams, previous, 7).with_actions(&config.actions).with_all_stopped(&stopped),
     })
 }
 
@@ -262,7 +266,7 @@ pub struct World {
     pub news: Vec<VecDeque<(u64, News)>>,
     /// When the store comes back.
     pub store_returns_us: Option<u64>,
-    options: Arc<Options>,
+    pub options: Arc<Options>,
     pub ledger: Arc<Ledger>,
     pub key: Key,
     /// How many tokens with a name, and sessions, there have been.
@@ -275,6 +279,8 @@ pub struct World {
     pub sends: usize,
     /// How long each poll takes at most.
     pub fetch_us_max: u64,
+    /// Whether no core hears of another's events.
+    pub loses_events: bool,
     draining_until_us: Option<u64>,
 }
 
@@ -322,7 +328,7 @@ impl World {
     }
 
     pub fn with(dice: Dice, setup: Setup) -> World {
-        let options = options(&setup.text(0), None);
+        let options = options(&setup.text(0), &Managed::default(), None);
         let ledger = Arc::new(Ledger::of(restcast::ids::ProcessId(1)));
         ledger.marks().configure(&options.auth);
         let mut book = Book::new(1_000 * SECOND_US, 1_800_000_000 * SECOND_US, setup.leeway_s * SECOND_US);
@@ -361,6 +367,7 @@ impl World {
             questions: 0,
             sends: 0,
             fetch_us_max: 300_000,
+            loses_events: false,
             draining_until_us: None,
         }
     }
@@ -399,6 +406,7 @@ impl World {
             900..904 => self.step_clock(),
             904..906 => self.suspend(),
             906..909 => self.reload(),
+            953..961 => self.administer(),
             909..930 => self.hang_up(),
             930..941 => {
                 self.decree();
@@ -434,6 +442,7 @@ impl World {
             self.ask_where(|client, _| client.expired.is_some_and(|expired| expired.at_us >= now_us));
         }
         self.check_deadlines();
+        self.check_ended_streams();
     }
 
     /// Time goes on, and no core has its turn.
@@ -539,12 +548,15 @@ impl World {
             match output {
                 Output::Fetch { stream, poll, request, .. } => {
                     self.fetches += 1;
+                    let id = request.target.options.id.as_str();
+                    let stopped = self.book.managed.is_stopped(id, index);
+                    assert!(!stopped, "{id} is polled although it was stopped");
                     let core = &mut self.cores[index];
                     let twice = core
                         .fetches
                         .iter()
                         .any(|fetch| fetch.stream == stream || Arc::ptr_eq(&fetch.request.target, &request.target));
-                    let may = self.setup.evicts || self.book.reloaded;
+                    let may = self.setup.evicts || self.book.reloaded || self.book.managed.has_changed();
                     assert!(!twice || may, "{} is polled twice at a time", request.target.url);
                     let due_us =
                         now_us + self.dice.below(self.fetch_us_max.min(4 * SECOND_US)) / (1 + self.dice.below(50));
@@ -579,7 +591,7 @@ impl World {
                 Output::Mail { to, mail } => {
                     assert!(usize::from(to.0) != index, "mail to oneself stays inside");
                     let lossy = self.setup.loses_mail && self.book.upstream.mood == Mood::Wild;
-                    if lossy && mail.may_be_lost() && self.dice.percent(10) {
+                    if mail.may_be_lost() && (self.loses_events || (lossy && self.dice.percent(10))) {
                         continue;
                     }
                     // Drawn from no dice: the order in which a core writes to others is no order.
@@ -664,6 +676,18 @@ impl World {
         acted || more
     }
 
+    /// What upstreams are still asked is answered at once.
+    pub fn end_fetches_at_once(&mut self) {
+        let now_us = self.book.mono_us;
+        self.cores.iter_mut().flat_map(|core| &mut core.fetches).for_each(|fetch| fetch.due_us = now_us);
+    }
+
+    /// What is being carried out ends at once.
+    pub fn end_acts_at_once(&mut self) {
+        let now_us = self.book.mono_us;
+        self.cores.iter_mut().flat_map(|core| &mut core.acts).for_each(|(due_us, ..)| *due_us = now_us);
+    }
+
     fn turn_sockets(&mut self, index: usize) -> bool {
         let mut acted = false;
         let places: Vec<u32> = self.cores[index].sockets.keys().copied().collect();
@@ -745,16 +769,13 @@ impl World {
 
     fn reload(&mut self) {
         let variant = self.dice.below(3);
-        self.reload_as(variant);
+        self.publish_reload(variant);
     }
 
-    pub fn reload_as(&mut self, variant: u64) {
+    pub fn publish_reload(&mut self, variant: u64) {
         self.book.reloaded = true;
-        self.options = options(&self.setup.text(variant), Some(&self.options.catalog));
-        for core in 0..self.cores.len() {
-            let options = Arc::clone(&self.options);
-            self.handle(core, Input::Reload(options));
-        }
+        self.options = options(&self.setup.text(variant), &self.book.managed, Some(&self.options.catalog));
+        self.tell_cores(&News::Reload(Arc::clone(&self.options)));
     }
 
     /// How often a reader got one snapshot for several events.
@@ -785,7 +806,7 @@ impl World {
             assert_eq!(core.metrics.panics.value(), 0);
         }
         let watchers: u64 = self.cores.iter().map(|core| core.shard.stats().watchers).sum();
-        assert!(watchers <= (self.clients.len() * 8) as u64);
+        assert!(watchers <= (self.clients.len() * 11) as u64);
     }
 
     /// Whoever's credential has ended has been told so, and ends.
@@ -826,6 +847,7 @@ impl World {
         if self.book.store.is_away() {
             self.store_returns();
         }
+        self.start_all_streams();
         for number in self.live_clients() {
             self.set_room(number, u64::MAX);
         }
@@ -835,17 +857,27 @@ impl World {
         self.book.upstream.renew_all(&mut dice);
         self.dice = dice;
         self.idle(8 * SECOND_US);
+        let mut shared = BTreeMap::new();
         for client in self.clients.iter().filter(|client| client.is_open() && client.welcomed) {
             assert!(!client.is_torn(), "client {} waits for the rest of a frame", client.number);
             for (name, held) in &client.held {
                 let shown = format!("client {} ({:?}) on {name}", client.number, client.kind);
                 let value = held.value.as_deref().unwrap_or_else(|| panic!("{shown} has no value"));
-                let urls = client.urls(name, &self.book);
-                let newest = urls.iter().any(|url| self.book.upstream.is_newest(url, value));
+                let urls = client.urls(name, self.book.mono_us, &self.book);
+                let upstream = &self.book.upstream;
+                let newest = urls.iter().any(|url| match held.choice {
+                    None => upstream.is_newest(url, value),
+                    Some(choice) => upstream.is_newest_choice(url, choice, value),
+                });
                 let start = String::from_utf8_lossy(&value[..value.len().min(200)]);
                 assert!(newest, "{shown} holds {start} of {}-{} at rest, not the newest", held.epoch, held.seq);
                 // And that part of it that is theirs.
-                client.check_value(name, value, &self.book);
+                client.check_value(name, held.choice, self.book.mono_us, value, &self.book);
+                if let Some(sequence) = client.sequence(name, &self.book) {
+                    let place = (held.epoch.clone(), held.seq);
+                    let first = shared.entry(sequence).or_insert_with(|| place.clone());
+                    assert_eq!(*first, place, "{shown}: whoever is shown the same shares a sequence");
+                }
                 assert_eq!(held.state, "live", "{shown} was told the stream is live again");
             }
         }

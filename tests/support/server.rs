@@ -57,6 +57,7 @@ pub struct Setup {
     keys: String,
     redis: String,
     streams: String,
+    file: Option<String>,
     environment: Vec<(String, String)>,
 }
 
@@ -81,8 +82,14 @@ impl Setup {
             keys: key("k1", "HS256", SECRET),
             redis: String::new(),
             streams: String::new(),
+            file: None,
             environment: Vec::new(),
         }
+    }
+
+    /// This text and nothing else; only [`env`](Setup::env) adds to it.
+    pub fn of_file(text: &str) -> Setup {
+        Setup { file: Some(text.to_owned()), ..Setup::new() }
     }
 
     /// `server.driver`: `io_uring`, `epoll` or `auto`.
@@ -208,7 +215,10 @@ impl Setup {
 
     /// The file's text.
     pub fn text(&self) -> String {
-        let Setup { driver, cores, server, admin, log, limits, auth, jwt, keys, redis, streams, environment: _ } = self;
+        if let Some(text) = &self.file {
+            return text.clone();
+        }
+        let Setup { driver, cores, server, admin, log, limits, auth, jwt, keys, redis, streams, .. } = self;
         let listen = if server.contains("listen =") { "" } else { "listen = \"127.0.0.1:0\"\n" };
         format!(
             "[server]\n{listen}driver = {driver:?}\ncores = {cores}\n{server}[admin]\nlisten = \"127.0.0.1:0\"\n{admin}\

@@ -201,6 +201,14 @@ impl Reply {
         Reply::steps(vec![Step::Send(sent), Step::Pause(Duration::from_millis(20)), Step::Reset])
     }
 
+    /// Its status; 0 where it is no response.
+    pub fn code(&self) -> u16 {
+        match &self.form {
+            Form::Proper(proper) => proper.status,
+            Form::Steps(_) => 0,
+        }
+    }
+
     /// The same with another status.
     pub fn with_status(self, status: u16) -> Reply {
         self.with(|proper| proper.status = status)
@@ -333,6 +341,11 @@ impl Upstream {
         self.shared.state().routes.entry(path.to_owned()).or_default().judge = Some(Arc::new(judge));
     }
 
+    /// The same for each request whose path nothing else is said of.
+    pub fn judge_all(&self, judge: impl Fn(&RequestSeen) -> Reply + Send + Sync + 'static) {
+        self.judge(ANY_PATH, judge);
+    }
+
     /// Every request so far, in order of arrival.
     pub fn requests(&self) -> Vec<RequestSeen> {
         self.shared.state().requests.clone()
@@ -428,6 +441,9 @@ struct Route {
     judge: Option<Judge>,
 }
 
+/// Stands for each path that nothing is said of.
+const ANY_PATH: &str = "*";
+
 /// What answers a request that has been read whole.
 type Judge = Arc<dyn Fn(&RequestSeen) -> Reply + Send + Sync>;
 
@@ -458,10 +474,20 @@ impl Shared {
 
     fn reply_to(&self, path: &str) -> Reply {
         let mut state = self.state();
-        let Some(route) = state.routes.get_mut(path) else { return Reply::status(404) };
-        let judged = route.judge.is_some();
+        let any_is_judged = state.routes.contains_key(ANY_PATH);
+        let Some(route) = state.routes.get_mut(path) else {
+            return Reply { judged: any_is_judged, ..Reply::status(404) };
+        };
+        let judged = route.judge.is_some() || (route.always.is_none() && any_is_judged);
         let reply = route.once.pop_front().or_else(|| route.always.clone().filter(|_| !judged));
         reply.unwrap_or_else(|| Reply { judged, ..Reply::status(404) })
+    }
+
+    /// What judges requests for `path`.
+    fn judge_of(&self, path: &str) -> Option<Judge> {
+        let state = self.state();
+        let own = state.routes.get(path).and_then(|route| route.judge.clone());
+        own.or_else(|| state.routes.get(ANY_PATH).and_then(|route| route.judge.clone()))
     }
 }
 
@@ -534,8 +560,7 @@ impl Connection<'_> {
                 }
                 seen.body = received.drain(..length).collect();
             }
-            let judge = self.shared.state().routes.get(&path).and_then(|route| route.judge.clone());
-            if let Some(judge) = judge.filter(|_| reply.judged) {
+            if let Some(judge) = self.shared.judge_of(&path).filter(|_| reply.judged) {
                 reply = judge(&seen);
             }
             if let Wire::Tls(tls) = &self.wire

@@ -77,6 +77,33 @@ pub struct Held {
     pub value: String,
 }
 
+impl Held {
+    /// What is held after an event: panics unless that has the contract's form and follows on what was held before.
+    pub fn after(before: Option<&Held>, frame: &Frame) -> Held {
+        check_form(frame);
+        let (seq, epoch) = (frame.seq(), frame.epoch());
+        let value = match &*frame.kind() {
+            "snapshot" => {
+                if let Some(before) = before {
+                    assert!(before.epoch != epoch || before.seq < seq, "{seq} after {}", before.seq);
+                }
+                frame.member("data")
+            }
+            kind => {
+                let before = before.unwrap_or_else(|| panic!("a delta before any value: {}", frame.text));
+                assert_eq!((&*before.epoch, before.seq + 1), (&*epoch, seq), "a delta follows on what is held");
+                let delta = frame.member(kind);
+                let apply = if kind == "patch" { apply_patch } else { apply_merge };
+                let after = apply(before.value.as_bytes(), delta.as_bytes());
+                let after = after.unwrap_or_else(|error| panic!("{error}: {delta}"));
+                assert!(delta.len() < after.len(), "a delta that is not smaller than the value");
+                String::from_utf8(after).expect("UTF-8")
+            }
+        };
+        Held { epoch, seq, value }
+    }
+}
+
 /// A client that follows streams.
 pub struct Watcher {
     raw: Raw,
@@ -219,7 +246,9 @@ impl Watcher {
 
     fn next_sse(&mut self) -> Frame {
         let mut frame = Frame { text: String::new(), event: None, id: None };
+        let until = Instant::now() + PATIENCE;
         loop {
+            assert!(Instant::now() < until, "nothing came but heartbeats");
             let line = self.line();
             match line.split_once(": ") {
                 _ if line.is_empty() && !frame.text.is_empty() => {
@@ -300,31 +329,12 @@ impl Watcher {
 
     /// Takes in an event: panics unless it has the contract's form and follows on what is held.
     pub fn follow(&mut self, frame: &Frame) {
-        check_form(frame);
         if self.is_sse {
             assert_eq!(frame.id.as_deref(), Some(&*frame.point()), "an event's id is where it stands");
         }
-        let (stream, seq, epoch) = (frame.stream(), frame.seq(), frame.epoch());
-        let before = self.held.get(&stream);
-        let value = match &*frame.kind() {
-            "snapshot" => {
-                if let Some(before) = before {
-                    assert!(before.epoch != epoch || before.seq < seq, "{seq} after {}", before.seq);
-                }
-                frame.member("data")
-            }
-            kind => {
-                let before = before.unwrap_or_else(|| panic!("a delta before any value: {}", frame.text));
-                assert_eq!((&*before.epoch, before.seq + 1), (&*epoch, seq), "a delta follows on what is held");
-                let delta = frame.member(kind);
-                let apply = if kind == "patch" { apply_patch } else { apply_merge };
-                let after = apply(before.value.as_bytes(), delta.as_bytes());
-                let after = after.unwrap_or_else(|error| panic!("{error}: {delta}"));
-                assert!(delta.len() < after.len(), "a delta that is not smaller than the value");
-                String::from_utf8(after).expect("UTF-8")
-            }
-        };
-        self.held.insert(stream, Held { epoch, seq, value });
+        let stream = frame.stream();
+        let after = Held::after(self.held.get(&stream), frame);
+        self.held.insert(stream, after);
     }
 
     /// Forgets what is held of `stream`: it is subscribed to anew, and may begin anywhere.

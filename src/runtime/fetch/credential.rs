@@ -3,9 +3,12 @@
 //! Source: RFC 6750 section 3.1 for what a 401 means, and what a 403 does not. Memory: one [`Presented`] a request.
 //! Errors: `Auth` where there is no token. Not here: when a token is got (`stream::oauth`), and how (`token`).
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Answer, Asked, Fetcher};
+use super::token::Source;
+use super::{Answer, Asked, Fetcher, blocked_by_guard};
+use crate::guard::Policy;
 use crate::stream::credential::{Credential, Presented};
 use crate::stream::oauth::Why;
 use crate::stream::poll::{FetchError, FetchResult, UpstreamCode};
@@ -15,11 +18,11 @@ use crate::time::WallTime;
 const UNAUTHORIZED: u16 = 401;
 
 impl Fetcher {
-    /// Carries out what is asked with what `credential` puts on it now.
+    /// Carries out what is asked with what `credential` puts on it now; beside it who says where a token may be asked for.
     pub(super) async fn let_in(
         &self,
         asked: Asked<'_>,
-        credential: &Credential,
+        credential: (&Credential, Option<&Arc<Policy>>),
         wall: &dyn Fn() -> WallTime,
         reuse: bool,
     ) -> FetchResult {
@@ -33,18 +36,23 @@ impl Fetcher {
     /// once more, with another one: the one there is by now, or a new one, which is waited for no longer than `limit`.
     pub(super) async fn present(
         &self,
-        credential: &Credential,
+        (credential, guard): (&Credential, Option<&Arc<Policy>>),
         limit: Duration,
         mut send: impl AsyncFnMut(Presented) -> Result<Answer, FetchError>,
     ) -> Result<Answer, FetchError> {
         let Some(options) = credential.oauth() else { return send(credential.presented(None)).await };
+        if let Some(policy) = guard {
+            // Before others that share the token could be held up.
+            policy.judge(options.token_url.as_str()).map_err(|reason| blocked_by_guard(&reason))?;
+        }
         let tokens = self.tokens.as_ref().ok_or_else(|| without_token(&Why::Fault))?;
-        let token = self.token(tokens, options, limit).await.map_err(|why| without_token(&why))?;
+        let source = Source { tokens, options, guard, limit };
+        let token = self.token(source).await.map_err(|why| without_token(&why))?;
         let answer = send(credential.presented(Some(&token.text))).await?;
         if answer.response.status != UNAUTHORIZED {
             return Ok(answer);
         }
-        match self.another_token(tokens, options, limit, &token).await {
+        match self.another_token(source, &token).await {
             Some(token) => send(credential.presented(Some(&token.text))).await,
             None => Ok(answer),
         }

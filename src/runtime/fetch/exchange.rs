@@ -416,10 +416,12 @@ impl<'a> Reception<'a> {
         let status = self.decoder.status().expect("a response ends after its head only");
         let received = self.received.expect("noted with the status");
         let field = |name: &str| self.decoder.header(name).map(Box::from);
-        let validators = Validators { etag: field("etag"), last_modified: field("last-modified") };
-        let retry_after = self.decoder.header("retry-after").and_then(|value| retry_after(value, received));
+        let validators = Validators { etag: field("etag"), last_modified: field("last-modified"), place: 0 };
         let fresh_for = fresh_for(self.decoder.headers("cache-control"), self.decoder.header("age"));
         let quotas = rate_limit::quotas(|name| self.decoder.headers(name).collect(), received);
+        // A 403 may mean that a budget is used up, as GitHub has it: it says when to come back by that budget's reset.
+        let spent = quotas.iter().filter(|quota| status == 403 && quota.remaining == 0).map(|quota| quota.reset).max();
+        let retry_after = self.decoder.header("retry-after").and_then(|value| retry_after(value, received)).or(spent);
         let location = self.decoder.header("location").and_then(|value| str::from_utf8(value).ok()).map(str::to_owned);
         let next = link_header::next(self.decoder.headers("link")).map(str::to_owned);
         let response = FetchResponse { status, validators, retry_after, fresh_for, body: Vec::new(), received };

@@ -8,13 +8,12 @@
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
-use std::time::Duration;
 
 use monoio::time::{Instant, sleep};
 
 use super::pages::{NoArray, Pages, Scan};
 use super::redirect::{Place, refused};
-use super::{Answer, Asked, Fetcher, deadline_after};
+use super::{Answer, Asked, Fetcher, TURN, deadline_after};
 use crate::config::LogLevel;
 use crate::runtime::log;
 use crate::stream::action::is_success;
@@ -25,8 +24,6 @@ use crate::time::Now;
 
 /// Bytes of a page that are looked through before the core's other tasks get their turn.
 const SCANNED_PER_TURN: usize = 256 << 10;
-/// The shortest wait that goes through the driver.
-const TURN: Duration = Duration::from_millis(1);
 
 /// A poll on its way.
 pub(super) struct Journey<'a> {
@@ -38,6 +35,8 @@ pub(super) struct Journey<'a> {
     lane: Arc<Lane>,
     /// For the first request.
     permit: Option<Permit>,
+    /// For leave of the others.
+    slot: Slot,
 }
 
 impl<'a> Journey<'a> {
@@ -48,15 +47,15 @@ impl<'a> Journey<'a> {
         now: &'a dyn Fn() -> Now,
     ) -> Journey<'a> {
         let deadline = deadline_after(request.target.options.timeout);
-        Journey { fetcher, request, now, deadline, lane: Arc::clone(permit.lane()), permit: Some(permit) }
+        let (lane, slot) = (Arc::clone(permit.lane()), permit.slot());
+        Journey { fetcher, request, now, deadline, lane, permit: Some(permit), slot }
     }
 
     pub(super) async fn run(mut self) -> FetchResult {
         let target = &self.request.target;
         let options = &target.options;
         let mut place = Place::start(target)?;
-        let bytes_max = options.response_bytes_max;
-        let mut answer = self.ask(&place, Some(&self.request.validators), bytes_max).await?;
+        let mut answer = self.ask_if_changed(&place, 0).await?;
         let mut seen = HashSet::from([hash_of(place.url.as_str())]);
         while options.redirects_max > 0
             && let Some(location) = &answer.location
@@ -72,14 +71,26 @@ impl<'a> Journey<'a> {
                 self.tell_moved(&place, &next);
             }
             place = next;
-            answer = self.ask(&place, None, bytes_max).await?;
-            // They are of another place than the next poll begins at.
-            answer.response.validators = Validators::default();
+            answer = self.ask_if_changed(&place, place.mark()).await?;
         }
         if options.pages_max > 1 && is_success(answer.response.status) {
             return self.gather(place, answer).await;
         }
         Ok(answer.response)
+    }
+
+    /// A request that is conditional where the value that is held came from that very place.
+    async fn ask_if_changed(&mut self, place: &Place, mark: u64) -> Result<Answer, FetchError> {
+        let held = &self.request.validators;
+        let own = Some(held).filter(|held| held.place == mark);
+        let mut answer = self.ask(place, own, self.request.target.options.response_bytes_max).await?;
+        if answer.response.status == 304 && own.is_none() && held.is_some() {
+            // It is conditional as a whole, but nothing was asked of this place that could be answered so.
+            let detail = "answered 304 to a request without a condition".to_owned();
+            return Err(FetchError { code: UpstreamCode::Protocol, detail });
+        }
+        answer.response.validators.place = mark;
+        Ok(answer)
     }
 
     /// The pages from this first one on, as one array.
@@ -148,46 +159,47 @@ impl<'a> Journey<'a> {
         }
         let (fetcher, limit) = (self.fetcher, self.deadline.saturating_duration_since(Instant::now()));
         fetcher
-            .present(&target.options.credential, limit, async |presented| self.send(place, &asked, presented).await)
+            .present((&target.options.credential, target.guard.as_ref()), limit, async |presented| {
+                self.send(place, &asked, presented).await
+            })
             .await
     }
 
-    /// One request, once.
+    /// One request, with leave for each time that it is sent.
     async fn send(&mut self, place: &Place, asked: &Asked<'_>, presented: Presented) -> Result<Answer, FetchError> {
-        let permit = match self.permit.take() {
+        let at = (self.now)().at;
+        let permit = match self.permit.take().filter(|permit| !permit.is_late(at)) {
             Some(permit) => permit,
             None => self.leave(place).await?,
         };
-        let now = self.now;
-        let wall = || now().wall;
+        let (fetcher, now, deadline) = (self.fetcher, self.now, self.deadline);
         let asked = Asked { presented: Some(&presented), ..*asked };
-        let outcome = self.fetcher.until(self.deadline, &asked, &wall, true).await;
-        match &outcome {
-            Ok(Answer { response, quotas, .. }) => permit.answered(now().at, response.status, quotas),
-            Err(error) => permit.failed(now().at, error),
-        }
-        outcome
+        fetcher.send_permitted(permit, async || self.leave(place).await, deadline, &asked, now, true).await
     }
 
     /// Leave for a further request, waited for as long as the poll has time.
-    async fn leave(&self, place: &Place) -> Result<Permit, FetchError> {
+    async fn leave(&mut self, place: &Place) -> Result<Permit, FetchError> {
         let options = &self.request.target.options;
-        let lane = if place.own { Arc::clone(&self.lane) } else { self.lane.elsewhere(&place.url) };
-        let mut slot = Slot::default();
+        let mut elsewhere = Slot::default();
+        let (lane, slot) = match place.own {
+            true => (Arc::clone(&self.lane), &mut self.slot),
+            false => (self.lane.elsewhere(&place.url), &mut elsewhere),
+        };
         loop {
             let now = (self.now)().at;
-            let wait = match lane.ask(now, &mut slot, options.backoff_max) {
+            let wait = match lane.ask(now, slot, options.backoff_max) {
                 Ask::Go(permit) => return Ok(permit),
                 Ask::Wait(wait) => wait,
             };
             let span = wait.until.since(now);
             let left = self.deadline.saturating_duration_since(Instant::now());
             if span >= left {
+                slot.leave();
                 let code = if let Why::Down(code, _) = wait.why { code } else { UpstreamCode::RateLimited };
                 let detail = "the value takes more requests than the upstream takes in time".to_owned();
                 return Err(FetchError { code, detail });
             }
-            sleep(span.max(TURN)).await;
+            sleep(span.min(wait.look).max(TURN)).await;
         }
     }
 

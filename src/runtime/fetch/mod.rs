@@ -26,7 +26,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use monoio::time::{Instant, timeout, timeout_at};
+use monoio::time::{Instant, sleep, timeout, timeout_at};
 use url::{Host, Url};
 
 use self::exchange::Failure;
@@ -36,21 +36,24 @@ use self::pool::{Connection, Leave, Origin, Place, Pool, PoolFull};
 pub use self::stream::Followers;
 use self::tls::{TlsError, TrustSets};
 use crate::codec::rate_limit::Quota;
-use crate::guard::{Aim, Blocked};
+use crate::guard::{Aim, Blocked, Policy};
 use crate::limits;
 use crate::metrics::CoreMetrics;
+use crate::runtime::clock;
 use crate::runtime::oauth::Tokens;
-use crate::runtime::resolver::ResolverHandle;
+use crate::runtime::resolver::{ResolveError, ResolverHandle};
 use crate::secret::Secret;
 use crate::stream::CaFile;
 use crate::stream::action::{self, Call};
-use crate::stream::budget::Permit;
+use crate::stream::budget::{Ask, Budgets, Lane, Permit};
 use crate::stream::credential::Presented;
 use crate::stream::live::{ClientIdentity, IdentityPem};
 use crate::stream::oauth::{self, TokenRequest};
 use crate::stream::poll::{Endpoint, FetchError, FetchRequest, FetchResponse, FetchResult, UpstreamCode, Validators};
 use crate::time::{Now, WallTime};
 
+/// The shortest wait that goes through the driver.
+const TURN: Duration = Duration::from_millis(1);
 /// What stands for a time-out that no clock reaches.
 const TIMEOUT_MAX: Duration = Duration::from_secs(365 * 86_400);
 
@@ -91,6 +94,8 @@ pub struct Fetcher {
     /// Where tokens for upstreams come from, and what counts them.
     tokens: Option<Arc<Tokens>>,
     metrics: Option<Arc<CoreMetrics>>,
+    /// Where leave is asked for requests that come without.
+    budgets: Option<Arc<Budgets>>,
 }
 
 /// An upstream's answer, and what it says to others than the stream.
@@ -184,8 +189,23 @@ impl<'a> Asked<'a> {
 struct TokenAsked<'a> {
     /// The endpoint.
     options: &'a oauth::Options,
+    /// Who says whether it may be connected to, where it does not stand in the operator's file.
+    guard: Option<&'a Policy>,
     /// What it is sent.
     request: &'a TokenRequest,
+}
+
+/// A request without an answer.
+struct Lost {
+    error: FetchError,
+    /// Its connection had been used before and may just have idled for too long: it is worth a fresh one.
+    again: bool,
+}
+
+impl From<FetchError> for Lost {
+    fn from(error: FetchError) -> Lost {
+        Lost { error, again: false }
+    }
 }
 
 /// A request on its way.
@@ -211,7 +231,7 @@ impl Fetcher {
     /// A client that has no connections yet.
     pub fn new(options: FetcherOptions, resolver: ResolverHandle) -> Fetcher {
         let (pool, trust) = (Pool::new(options), Rc::new(TrustSets::new()));
-        Fetcher { pool, trust, resolver, tokens: None, metrics: None }
+        Fetcher { pool, trust, resolver, tokens: None, metrics: None, budgets: None }
     }
 
     /// The same with a place where tokens come from: without one, requests that need a token fail as `Auth`.
@@ -219,17 +239,24 @@ impl Fetcher {
         Fetcher { tokens: Some(tokens), metrics: Some(metrics), ..self }
     }
 
+    /// The same where actions and requests for tokens count as polls do. Without, they are sent as they come.
+    pub fn with_budgets(self, budgets: Arc<Budgets>) -> Fetcher {
+        Fetcher { budgets: Some(budgets), ..self }
+    }
+
     /// Asks a token endpoint, once: what it is asked may be good for one time only, so that it goes over a connection of its
     /// own. The answer has its body, whatever its status.
     async fn ask_token(&self, asked: TokenAsked<'_>, wall: impl Fn() -> WallTime) -> FetchResult {
-        let TokenAsked { options, request } = asked;
+        let TokenAsked { options, guard, request } = asked;
+        let aim = guard.map(|policy| policy.judge(options.token_url.as_str())).transpose();
+        let aim = aim.map_err(|reason| blocked_by_guard(&reason))?;
         let mut headers = vec![("Content-Type".to_owned(), Secret::new(*b"application/x-www-form-urlencoded"))];
         headers.extend(request.authorization.iter().map(|value| ("Authorization".to_owned(), value.clone())));
         let identity = options.identity.as_ref().map(ClientIdentity::pem);
         let asked = Asked {
             method: "POST",
-            url: &options.token_url,
-            aim: None,
+            url: aim.as_ref().map_or(&options.token_url, Aim::url),
+            aim: aim.as_ref(),
             headers: &headers,
             presented: Some(&Presented { identity, ..Presented::default() }),
             body: Some(request.body.expose_secret()),
@@ -241,7 +268,59 @@ impl Fetcher {
             response_bytes_max: limits::OAUTH_RESPONSE_BYTES_MAX as u64,
             wants_body: &|_| true,
         };
-        self.within_time(&asked, &wall, false).await.map(|answer| answer.response)
+        let deadline = deadline_after(asked.timeout);
+        let lane = self.budgets.as_ref().map(|budgets| budgets.lane_of_tokens(options));
+        self.send_counted(lane.as_ref(), deadline, &asked, &wall, false).await.map(|answer| answer.response)
+    }
+
+    /// Sends a request that is no poll once it may be sent, and tells what came of it.
+    async fn send_counted(
+        &self,
+        lane: Option<&Arc<Lane>>,
+        deadline: Instant,
+        asked: &Asked<'_>,
+        wall: &dyn Fn() -> WallTime,
+        reuse: bool,
+    ) -> Result<Answer, FetchError> {
+        let Some(lane) = lane else { return self.until(deadline, asked, wall, reuse).await };
+        let permit = leave_for_call(lane, deadline).await?;
+        let leave = async || leave_for_call(lane, deadline).await;
+        self.send_permitted(permit, leave, deadline, asked, &clock::now, reuse).await
+    }
+
+    /// Sends a request with leave, and tells what came of it. Where the connection that was used again has ended without an
+    /// answer, the request may have been read: it counts, and is sent once more over a fresh one with leave of its own, which
+    /// `leave` asks for.
+    async fn send_permitted(
+        &self,
+        mut permit: Permit,
+        mut leave: impl AsyncFnMut() -> Result<Permit, FetchError>,
+        deadline: Instant,
+        asked: &Asked<'_>,
+        now: &dyn Fn() -> Now,
+        mut reuse: bool,
+    ) -> Result<Answer, FetchError> {
+        let wall = || now().wall;
+        loop {
+            permit.begin();
+            let outcome = self.once(deadline, asked, &wall, reuse).await;
+            let error = match outcome {
+                Ok(answer) => {
+                    permit.answered(now().at, &answer.response, &answer.quotas);
+                    return Ok(answer);
+                }
+                Err(Lost { error, again: false }) => error,
+                Err(Lost { error, again: true }) => match leave().await {
+                    Ok(another) => {
+                        (permit, reuse) = (another, false);
+                        continue;
+                    }
+                    Err(_) => error,
+                },
+            };
+            permit.failed(now().at, &error);
+            return Err(error);
+        }
     }
 
     /// Carries out a poll: asks once and reads the whole answer, within the stream's time-outs and size. Where a connection
@@ -258,7 +337,8 @@ impl Fetcher {
         let target = &request.target;
         let aim = target.guard.as_ref().map(|policy| policy.judge(target.url.as_str()));
         let aim = aim.transpose().map_err(|reason| blocked_by_guard(&reason))?;
-        self.let_in(Asked::of_poll(&request, aim.as_ref()), &target.options.credential, &wall, true).await
+        let asked = Asked::of_poll(&request, aim.as_ref());
+        self.let_in(asked, (&target.options.credential, target.guard.as_ref()), &wall, true).await
     }
 
     /// Carries out a poll as [`fetch`](Fetcher::fetch) does, with `permit` for its first request: redirects are followed as
@@ -271,16 +351,23 @@ impl Fetcher {
         Journey::new(self, &request, permit, &now).run().await
     }
 
-    /// Carries out an action, within its time-outs and size. One that may not be sent twice ([`Call::is_idempotent`]) goes
+    /// Carries out an action, within its time-outs and size; what it waits for leave is part of its time. One that may not be sent twice ([`Call::is_idempotent`]) goes
     /// over a connection of its own from the start; any other is carried out as a poll is. The answer has a body where the
     /// action [wants](action::Options::wants_body) it.
     ///
     /// # Errors
-    /// As for [`fetch`](Fetcher::fetch).
+    /// As for [`fetch`](Fetcher::fetch); `RateLimited` where leave would come too late.
     pub async fn act(&self, call: Call, wall: impl Fn() -> WallTime) -> FetchResult {
         let wants_body = |status| call.options.wants_body(status);
         let asked = Asked::of_action(&call, &wants_body);
-        self.let_in(asked, &call.options.credential, &wall, call.is_idempotent()).await
+        let deadline = deadline_after(asked.timeout);
+        let lane = self.budgets.as_ref().map(|budgets| budgets.lane_of_call(&call));
+        let send = async |presented: Presented| {
+            let asked = Asked { presented: Some(&presented), ..asked };
+            self.send_counted(lane.as_ref(), deadline, &asked, &wall, call.is_idempotent()).await
+        };
+        let credential = (&call.options.credential, None);
+        self.present(credential, asked.timeout, send).await.map(|answer| answer.response)
     }
 
     /// How many connections there are.
@@ -306,27 +393,36 @@ impl Fetcher {
         wall: &dyn Fn() -> WallTime,
         reuse: bool,
     ) -> Result<Answer, FetchError> {
+        match self.once(deadline, asked, wall, reuse).await {
+            Err(Lost { again: true, .. }) => self.once(deadline, asked, wall, false).await,
+            outcome => outcome,
+        }
+        .map_err(|lost| lost.error)
+    }
+
+    /// The same, sent once.
+    async fn once(
+        &self,
+        deadline: Instant,
+        asked: &Asked<'_>,
+        wall: &dyn Fn() -> WallTime,
+        reuse: bool,
+    ) -> Result<Answer, Lost> {
         let phase = Cell::new(Phase::Waiting);
         let limit = asked.timeout;
         let course = Course { asked, wall, phase: &phase, deadline };
         // Where time is up the future is dropped, and with it the connection: what it was doing cannot be taken up again.
         match timeout_at(deadline, self.carry_out(&course, reuse)).await {
             Ok(result) => result,
-            Err(_) => Err(timed_out(limit, phase.get())),
+            Err(_) => Err(timed_out(limit, phase.get()).into()),
         }
     }
 
-    async fn carry_out(&self, course: &Course<'_>, reuse: bool) -> Result<Answer, FetchError> {
+    async fn carry_out(&self, course: &Course<'_>, reuse: bool) -> Result<Answer, Lost> {
         let origin = self.origin(course.asked)?;
-        let mut reuse = reuse;
-        loop {
-            course.phase.set(Phase::Waiting);
-            let (connection, used_before) = self.connection(course, &origin, reuse).await?;
-            match self.exchange(connection, course).await {
-                Err(Failure { unanswered: true, .. }) if used_before => reuse = false,
-                outcome => return outcome.map_err(|failure| failure.error),
-            }
-        }
+        let (connection, used_before) = self.connection(course, &origin, reuse).await?;
+        let outcome = self.exchange(connection, course).await;
+        outcome.map_err(|failure| Lost { again: failure.unanswered && used_before, error: failure.error })
     }
 
     /// A connection to `origin`, and whether it has been used before.
@@ -408,13 +504,44 @@ impl Fetcher {
             Host::Ipv6(ip) => Arc::from([IpAddr::V6(*ip)]),
             Host::Domain(name) => {
                 let answer = self.resolver.resolve(name).await;
-                answer.map_err(|e| FetchError { code: UpstreamCode::Dns, detail: e.to_string() })?
+                answer.map_err(|error| unresolved(&error, asked.aim))?
             }
         };
         let Some(aim) = asked.aim else { return Ok(found) };
         let target = aim.clone().pin(&found).map_err(|reason| blocked_by_guard(&reason))?;
         Ok(Arc::clone(target.addresses()))
     }
+}
+
+/// Leave for a request that is no poll, waited for until `deadline`.
+async fn leave_for_call(lane: &Arc<Lane>, deadline: Instant) -> Result<Permit, FetchError> {
+    loop {
+        let (now, left) = (clock::now().at, deadline.saturating_duration_since(Instant::now()));
+        let until = match lane.ask_for_call(now, left) {
+            Ask::Go(permit) => {
+                let span = permit.starts().since(now);
+                if !span.is_zero() {
+                    sleep(span).await;
+                }
+                return Ok(permit);
+            }
+            Ask::Wait(wait) => wait.until,
+        };
+        let span = until.since(now);
+        if span >= left {
+            let detail = "the upstream takes no more requests in time".to_owned();
+            return Err(FetchError { code: UpstreamCode::RateLimited, detail });
+        }
+        sleep(span.max(TURN)).await;
+    }
+}
+
+/// A name has no addresses. Whoever may name any host is told the same of one that leads inside: else names could be tried
+/// until one proves to be there. The detail, which the operator sees, tells them apart.
+fn unresolved(error: &ResolveError, aim: Option<&Aim>) -> FetchError {
+    let is_told = *error == ResolveError::Busy || aim.is_none_or(Aim::is_chosen);
+    let code = if is_told { UpstreamCode::Dns } else { UpstreamCode::Blocked };
+    FetchError { code, detail: error.to_string() }
 }
 
 fn endpoint<'a>(asked: &Asked<'a>) -> Result<Endpoint<'a>, FetchError> {

@@ -127,7 +127,7 @@ fn key_of(stream: u32, poll: PollNo) -> Key {
 
 fn answer(status: u16, newest: Newest, received: WallTime) -> FetchResponse {
     let etag = newest.id.map(|id| id.into_bytes().into_boxed_slice());
-    let validators = Validators { etag, last_modified: None };
+    let validators = Validators { etag, ..Validators::default() };
     FetchResponse { status, validators, retry_after: None, fresh_for: None, body: newest.data, received }
 }
 
@@ -179,7 +179,7 @@ async fn leave(request: &FetchRequest, lane: &Arc<Lane>, now: fn() -> Now) -> Re
             let detail = "the upstream takes no more requests until then".to_owned();
             return Err(FetchError { code: UpstreamCode::RateLimited, detail });
         }
-        sleep(span.max(Duration::from_millis(1))).await;
+        sleep(span.min(wait.look).max(Duration::from_millis(1))).await;
     }
 }
 
@@ -211,8 +211,9 @@ impl Reading<'_> {
         let mut asked = Asked::of_poll(request, place.aim.as_ref());
         (asked.url, asked.headers, asked.validators) = (&place.url, &headers, None);
         let outcome = fetcher
-            .present(&options.credential, options.timeout, async |presented| {
+            .present((&options.credential, target.guard.as_ref()), options.timeout, async |presented| {
                 self.permit = Some(leave(request, self.lane, self.now).await?);
+                self.permit.iter_mut().for_each(Permit::begin);
                 self.exchange(fetcher, &Asked { presented: Some(&presented), ..asked }).await
             })
             .await
@@ -254,7 +255,7 @@ impl exchange::Sink for Reading<'_> {
     fn head(&mut self, answer: &Answer, content_type: Option<&[u8]>) -> bool {
         let response = &answer.response;
         if let Some(permit) = self.permit.take() {
-            permit.answered((self.now)().at, response.status, &answer.quotas);
+            permit.answered((self.now)().at, response, &answer.quotas);
         }
         self.kind_is_right = self.following.kind.is_spoken(content_type);
         // RFC 9110 section 15.3.5: nothing follows a 204.

@@ -10,6 +10,7 @@ use monoio::time::timeout;
 
 use super::{Fetcher, TokenAsked};
 use crate::config::LogLevel;
+use crate::guard::Policy;
 use crate::limits;
 use crate::metrics::TokenFetch;
 use crate::runtime::guarded::Guarded;
@@ -19,43 +20,45 @@ use crate::runtime::{clock, log};
 use crate::stream::oauth::{self, Ask, Granted, Options, Renewal, Token, Why};
 use crate::time::Instant;
 
+/// Where a token comes from.
+#[derive(Clone, Copy)]
+pub(super) struct Source<'a> {
+    /// Who keeps them all.
+    pub(super) tokens: &'a Arc<Tokens>,
+    /// Its endpoint, and what that is asked.
+    pub(super) options: &'a Arc<Options>,
+    /// Who says whether the endpoint may be connected to, where it does not stand in the operator's file.
+    pub(super) guard: Option<&'a Arc<Policy>>,
+    /// The longest that a token is waited for.
+    pub(super) limit: Duration,
+}
+
 impl Fetcher {
-    /// The token to ask an upstream with: the one there is, or one that is got now, which is waited for, at most `limit`.
+    /// The token to ask an upstream with: the one there is, or one that is got now, which is waited for.
     ///
     /// # Errors
     /// [`Why`] there is none.
-    pub(super) async fn token(&self, tokens: &Arc<Tokens>, options: &Arc<Options>, limit: Duration) -> Outcome {
-        self.asked(tokens, options, limit, |renewal, now| renewal.ask(now)).await
+    pub(super) async fn token(&self, source: Source<'_>) -> Outcome {
+        self.asked(source, |renewal, now| renewal.ask(now)).await
     }
 
     /// Another token than `used`, which an upstream has refused; `None`: there is none, and the refusal stands.
-    pub(super) async fn another_token(
-        &self,
-        tokens: &Arc<Tokens>,
-        options: &Arc<Options>,
-        limit: Duration,
-        used: &Token,
-    ) -> Option<Token> {
+    pub(super) async fn another_token(&self, source: Source<'_>, used: &Token) -> Option<Token> {
         let refused = |renewal: &mut Renewal, now| renewal.refused(now, used.generation);
-        self.asked(tokens, options, limit, refused).await.ok().filter(|token| token != used)
+        self.asked(source, refused).await.ok().filter(|token| token != used)
     }
 
-    async fn asked(
-        &self,
-        tokens: &Arc<Tokens>,
-        options: &Arc<Options>,
-        limit: Duration,
-        ask: impl FnOnce(&mut Renewal, Instant) -> Ask,
-    ) -> Outcome {
+    async fn asked(&self, source: Source<'_>, ask: impl FnOnce(&mut Renewal, Instant) -> Ask) -> Outcome {
+        let Source { tokens, options, guard, limit } = source;
         let (flight, begun) = match Tokens::ask(tokens, options, ask) {
             Asked::Answered(outcome) => return outcome,
             Asked::AnsweredAndBegun(token, begun) => {
-                self.take_off(begun);
+                self.take_off(begun, guard);
                 return Ok(token);
             }
             Asked::Waits(flight, begun) => (flight, begun),
         };
-        begun.into_iter().for_each(|begun| self.take_off(begun));
+        begun.into_iter().for_each(|begun| self.take_off(begun, guard));
         match timeout(limit.min(limits::OAUTH_WAIT), self.resolver.landing(flight)).await {
             Ok(outcome) => outcome,
             Err(_) => Err(Why::Slow),
@@ -63,10 +66,10 @@ impl Fetcher {
     }
 
     /// Carries a renewal out in a task of its own: who has begun it need not be there to its end.
-    fn take_off(&self, begun: Underway) {
-        let (fetcher, metrics) = (self.clone(), self.metrics.clone());
+    fn take_off(&self, begun: Underway, guard: Option<&Arc<Policy>>) {
+        let (fetcher, metrics, guard) = (self.clone(), self.metrics.clone(), guard.cloned());
         monoio::spawn(async move {
-            if Guarded(Box::pin(fetcher.fly(begun))).await.is_none()
+            if Guarded(Box::pin(fetcher.fly(begun, guard))).await.is_none()
                 && let Some(metrics) = metrics
             {
                 metrics.panics.count();
@@ -74,8 +77,8 @@ impl Fetcher {
         });
     }
 
-    async fn fly(self, begun: Underway) {
-        let result = self.renewed(begun.tokens(), begun.options()).await;
+    async fn fly(self, begun: Underway, guard: Option<Arc<Policy>>) {
+        let result = self.renewed(begun.tokens(), begun.options(), guard.as_deref()).await;
         if let Some(metrics) = &self.metrics {
             let ended = match &result {
                 Ok(_) => TokenFetch::Ok,
@@ -88,7 +91,12 @@ impl Fetcher {
     }
 
     /// Asks the endpoint, with one refresh token after the other where there are several, and keeps what it gives.
-    async fn renewed(&self, tokens: &Arc<Tokens>, options: &Options) -> Result<Granted, (Why, Option<Duration>)> {
+    async fn renewed(
+        &self,
+        tokens: &Arc<Tokens>,
+        options: &Options,
+        guard: Option<&Policy>,
+    ) -> Result<Granted, (Why, Option<Duration>)> {
         let mut tries = tokens.refresh_tokens(options);
         // What could not be written when it was given is to be on the disk before it is used up.
         if tries.iter().any(Option::is_some) && tokens.is_unwritten() {
@@ -98,7 +106,7 @@ impl Fetcher {
         loop {
             let Some(refresh_token) = tries.pop() else { return Err((Why::Fault, None)) };
             let request = options.request(refresh_token.as_ref());
-            let asked = TokenAsked { options, request: &request };
+            let asked = TokenAsked { options, guard, request: &request };
             let response = self.ask_token(asked, || clock::now().wall).await;
             let response =
                 response.map_err(|error| (Why::Unanswered { code: error.code, detail: error.detail }, None))?;

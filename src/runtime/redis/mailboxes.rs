@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::Sink;
 use crate::auth::control::ControlEntry;
-use crate::ids::CoreId;
+use crate::ids::{CoreId, StreamId};
 use crate::runtime::mailbox::{Full, Mailbox, Message};
 use crate::shard::{Found, PeerAsk};
 
@@ -65,6 +65,13 @@ impl Sink for Mailboxes {
 
     fn list(&mut self, ask: PeerAsk, sealed: Vec<u8>) {
         (self.list)(ask, sealed);
+    }
+
+    fn hook(&mut self, id: StreamId, sealed: Vec<u8>) {
+        // One core judges it, and has the others poll.
+        if let Some(mailbox) = self.mailboxes.first() {
+            drop(mailbox.post(Message::PeerHook { id, sealed }));
+        }
     }
 
     fn state(&mut self, up: bool) {

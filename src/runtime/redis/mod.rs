@@ -18,7 +18,7 @@ mod link;
 mod mailboxes;
 mod peers;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -32,7 +32,7 @@ use crate::auth::control::ControlEntry;
 use crate::auth::identity::Identity;
 use crate::codec::resp::Reply;
 use crate::config::{LogLevel, RedisOptions};
-use crate::ids::CoreId;
+use crate::ids::{CoreId, StreamId};
 use crate::limits;
 use crate::metrics::{RedisLink, RedisResult, StoreMetrics};
 use crate::secret::Secret;
@@ -84,6 +84,10 @@ pub trait Sink: Send {
     fn renewal(&mut self, core: CoreId, index: u32, sealed: Vec<u8>, ask: PeerAsk) -> bool;
     /// Another process asks for a list of connections.
     fn list(&mut self, ask: PeerAsk, sealed: Vec<u8>);
+    /// Another process was sent a hook of that stream. Where there is no room for it, it is lost.
+    fn hook(&mut self, id: StreamId, sealed: Vec<u8>) {
+        drop((id, sealed));
+    }
     /// Questions are answered, or not any more. «Answered» is said again where something may have been missed.
     fn state(&mut self, up: bool);
     /// Calls are answered from now on. What was read by earlier ones may be out of date.
@@ -151,6 +155,8 @@ struct Inbox {
     answers: VecDeque<(PeerAsk, Option<Vec<u8>>)>,
     answer_bytes: usize,
     lists: VecDeque<(Vec<u8>, SyncSender<PeerLists>)>,
+    /// The last of each stream.
+    hooks: BTreeMap<StreamId, Vec<u8>>,
     resolved: VecDeque<(RedisLink, u64, Answer)>,
     settings: Option<Settings>,
     finish: bool,
@@ -281,6 +287,11 @@ impl Store {
                 inbox.answer_bytes += bytes;
                 inbox.answers.push_back((to, sealed));
             }
+            Order::Hook { id, .. } if inbox.hooks.len() >= limits::HOOKS_TOLD_MAX && !inbox.hooks.contains_key(&id) => {
+                return;
+            }
+            // The others poll once they hear of it: for those before it, too.
+            Order::Hook { id, sealed } => drop(inbox.hooks.insert(id, sealed)),
         }
         self.ring(inbox);
     }
@@ -446,7 +457,7 @@ impl Hub {
     fn take_inbox(&mut self, now: Now) -> bool {
         let under_way = self.commands.questions() + self.peers.questions();
         let calls_waiting = self.calls.waiting();
-        let (questions, refused, touches, calls, entries, lost, answers, lists, resolved, settings, finish) = {
+        let (questions, refused, touches, calls, entries, lost, answers, lists, hooks, resolved, settings, finish) = {
             let mut inbox = lock(&self.shared.inbox);
             inbox.under_way = under_way + inbox.questions.len();
             inbox.calls_waiting = calls_waiting + inbox.calls.len();
@@ -460,6 +471,7 @@ impl Hub {
                 std::mem::take(&mut inbox.entries_lost),
                 std::mem::take(&mut inbox.answers),
                 std::mem::take(&mut inbox.lists),
+                std::mem::take(&mut inbox.hooks),
                 std::mem::take(&mut inbox.resolved),
                 inbox.settings.take(),
                 inbox.finish,
@@ -487,6 +499,7 @@ impl Hub {
         for (sealed, reply) in lists {
             self.peers.list(&sealed, reply, now.at, &mut self.commands);
         }
+        hooks.iter().for_each(|(id, sealed)| self.peers.hooked(id, sealed, &mut self.commands));
         touches.into_iter().for_each(|(sid, life)| self.commands.touch(sid, life));
         calls.into_iter().for_each(|call| self.calls.take(call));
         entries.into_iter().for_each(|entry| self.commands.append(entry));

@@ -1,4 +1,5 @@
-//! What processes ask each other by way of Pub/Sub: to renew a connection of theirs, and for the list of their connections.
+//! What processes ask each other by way of Pub/Sub: to renew a connection of theirs, and for the list of their connections; and
+//! what they tell each other: that a hook has come.
 //!
 //! Each process listens to a channel of its own, which its connections' names lead to, and to one of all. A question has a
 //! number, the hash of what is asked; its answer comes on the asker's own channel. How many have heard a question is what
@@ -24,7 +25,7 @@ use serde_json::json;
 use super::Sink;
 use super::commands::{Commands, Question};
 use crate::auth::identity::{Identity, Statement, has_said, number_of};
-use crate::ids::{CoreId, ProcessId};
+use crate::ids::{CoreId, ProcessId, StreamId};
 use crate::limits;
 use crate::metrics::{RedisResult, StoreMetrics};
 use crate::shard::{Found, Lookup, PeerAsk};
@@ -59,6 +60,8 @@ struct Message {
     renew: Option<Renew>,
     /// or this one, sealed.
     list: Option<String>,
+    /// A hook has come.
+    hook: Option<Hooked>,
     /// The number of the question that is answered,
     answer: Option<u64>,
     /// with this, sealed.
@@ -74,6 +77,14 @@ struct Message {
 struct Renew {
     core: u16,
     index: u32,
+    sealed: String,
+}
+
+#[derive(Deserialize)]
+struct Hooked {
+    /// To a stream of that id,
+    id: String,
+    /// this one.
     sealed: String,
 }
 
@@ -216,6 +227,13 @@ impl Peers {
             }
         };
         commands.publish(channel_of(to.process), message.to_string().into_bytes(), None);
+    }
+
+    /// Tells all other processes that a hook has come.
+    pub(super) fn hooked(&self, id: &StreamId, sealed: &[u8], commands: &mut Commands) {
+        let hook = json!({ "id": id.as_str(), "sealed": BASE64.encode(sealed) });
+        let message = json!({ "from": self.process.to_string(), "hook": hook });
+        commands.publish(EVERYBODY.to_owned(), message.to_string().into_bytes(), None);
     }
 
     /// A question was heard by so many; `None`: by nobody, for it could not be published.
@@ -403,6 +421,13 @@ impl Peers {
                     return false;
                 }
                 sink.list(PeerAsk { process: from, ask }, sealed);
+            }
+            Message { hook: Some(Hooked { id, sealed }), .. } => {
+                let (Some(id), Ok(sealed)) = (StreamId::new(&id), BASE64.decode(sealed)) else { return false };
+                if sealed.len() > limits::HOOK_TOLD_BYTES_MAX {
+                    return false;
+                }
+                sink.hook(id, sealed);
             }
             // It is there, and says no more that this version knows of.
             _ => {}

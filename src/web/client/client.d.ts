@@ -88,7 +88,7 @@ export interface Options<T> extends StreamOptions<T> {
   upgradeMs?: number;
 }
 
-/** `code` is one of the protocol's (`ACTION_FAILED`, …), or `DISCONNECTED`, `TIMEOUT`, `CLOSED`, `NO_WEBSOCKET`. */
+/** `code` is one of the protocol's (`ACTION_FAILED`, …), or `DISCONNECTED`, `TIMEOUT`, `CLOSED`, `NO_WEBSOCKET`, `ID_IN_USE`. */
 export interface RestcastError extends Error {
   code?: string | number;
   status?: number;
@@ -113,8 +113,8 @@ export interface Connection<T> extends Subscription<T> {
   readonly status: Status;
   readonly state: Status['state'];
   readonly transport: Transport | undefined;
-  /** Sends an action, over a WebSocket (this tab's or, shared, the leading one's), and gives its result; rejects with a `RestcastError`. */
-  send(action: { type: string; [member: string]: unknown }): Promise<{ status: number; body?: unknown }>;
+  /** Sends an action, over a WebSocket (this tab's or, shared, the leading one's), and gives its result; rejects with a `RestcastError`. An `id` is sent as it is and finds the answer; it may be used again when that has come. */
+  send(action: { type: string; id?: number | string; [member: string]: unknown }): Promise<{ status: number; body?: unknown }>;
   /** Asks `getToken` (the leading tab's) now and renews in band, for instance after rights have changed. */
   renew(): Promise<unknown>;
   /** On `/v1/ws` alone: one more stream on this connection, each name once. */

@@ -3,7 +3,7 @@
 
 const LADDER = ['websocket', 'sse', 'polling'];
 const TOKEN_MS = 30000, ANSWER_MS = 30000, HANDSHAKE_MS = 10000, FIRST_POLL_MS = 40000, POLL_S = 30, PROBE_MS = 5000;
-const POLL_GAP_MS = 250, DIRECTED_MAX_MS = 300000, EVENT_CHARS_MAX = 1 << 26, LEADER_MS = 10000;
+const POLL_GAP_MS = 250, DIRECTED_MAX_MS = 86400000, EVENT_CHARS_MAX = 1 << 26, LEADER_MS = 10000;
 
 // Refusals of one subscription that may be other the next time.
 const PASSING = /^(TIMEOUT|RATE_LIMITED|OVERLOADED|INTERNAL|TOO_MANY_STREAMS|\w+_UNAVAILABLE)$/;
@@ -92,6 +92,7 @@ export function connect(url, options = {}) {
   let link, candidate, timer, upgradeTimer;
   let status = { state: 'connecting' };
   let rung = 0, attempt = 0, hurried = 0, upgrades = 0, floorAt = 0, lastId = 0;
+  const own = Math.random() + '/';      // before the ids made here: an action may have one of its own, which is also data
   let channel, me, queue, release, heardAt, isFollower = false;
   const proven = new Set();             // transports that got through
 
@@ -124,7 +125,8 @@ export function connect(url, options = {}) {
     return one;
   };
   const request = (frame, send = link.send) => new Promise((resolve, reject) => {
-    const id = ++lastId;
+    const id = frame.id ?? own + ++lastId;
+    if (waiting.has(id)) throw failure('this id waits for its answer', { code: 'ID_IN_USE' });
     waiting.set(id, { resolve, reject, timer: setTimeout(() => settle(id, failure('no answer', { code: 'TIMEOUT' })), ANSWER_MS) });
     try { send({ ...frame, id }); } catch (error) { settle(id, error); }
   });
@@ -209,7 +211,7 @@ export function connect(url, options = {}) {
       case 'action_result': settle(frame.id, undefined, frame); break;
       case 'error': {
         const error = failure(frame.error, frame);
-        if (frame.id !== 'probe' && !settle(frame.id, error)) fail(error);
+        if (frame.id !== own && !settle(frame.id, error)) fail(error);
         break;
       }
       case 'reconnect': from.afterMs = frame.after_ms; break;
@@ -363,7 +365,7 @@ export function connect(url, options = {}) {
     const asked = now();
     clearTimeout(mine.timer);
     if (!mine.send) return mine.end({ code: 1006, reason: 'heartbeat_timeout' });
-    try { mine.send({ type: 'restcast.probe', id: 'probe' }); } catch { /* what is closed says so itself */ }
+    try { mine.send({ type: 'restcast.probe', id: own }); } catch { /* what is closed says so itself */ }
     mine.timer = setTimeout(() => mine.heardAt >= asked ? watch(mine) : mine.end({ code: 1006, reason: 'heartbeat_timeout' }), PROBE_MS);
   };
   const ended = (mine, { code, reason, status: http, isWord, isHasty, floorMs = mine.floorMs ?? 0 }) => {
