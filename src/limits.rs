@@ -425,6 +425,8 @@ pub const UPSTREAM_IDLE_MAX: usize = 1024;
 pub const UPSTREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Fetches of one core that may wait for a free upstream connection.
 pub const UPSTREAM_WAITING_MAX: usize = 65_536;
+/// Upstreams' streams (`kind = "sse"`, `"ndjson"`) that one core follows at once, each over a connection of its own.
+pub const UPSTREAM_FOLLOWED_MAX: usize = 4096;
 /// Bytes of an upstream's status line and headers.
 pub const UPSTREAM_HEAD_BYTES_MAX: usize = 32 << 10;
 /// Bytes of a response without a value (an error page) that are read only so that the connection can be used again.

@@ -305,6 +305,29 @@ fn no_poll_is_made_in_a_window_without_one() {
 }
 
 #[test]
+fn who_waits_while_a_window_is_closed_is_told_so_and_until_when() {
+    let (upstream, ca) = secure();
+    upstream.set_json("/closed", "1");
+    // Closed now and for an hour at least, whatever time it is.
+    let minute = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs() / 60 % 1440;
+    let clock = |minute: u64| format!("{:02}:{:02}", minute % 1440 / 60, minute % 60);
+    let (from, to) = (clock(minute + 1440 - 60), clock(minute + 70));
+    let lines = format!("{ca}\nwindows = [{{ from = \"{from}\", to = \"{to}\" }}]");
+    let server = Setup::new().stream("closed", &upstream.url("/closed"), &lines).start();
+    let status = open(&server, "closed").next_of("stream_status").json();
+    assert_eq!((&status["state"], &status["code"]), (&json!("failing"), &json!("STOPPED")));
+    let opens_in = 60_000 * 60..=60_000 * 70;
+    assert!(status["retry_in_ms"].as_u64().is_some_and(|wait| opens_in.contains(&wait)), "{status}");
+    let asked = Instant::now();
+    let answer = server.get("/v1/streams/closed", &[support::server::bearer(&support::server::token_of("u1"))]);
+    let retry_after: Option<u64> = answer.header("retry-after").and_then(|seconds| seconds.parse().ok());
+    assert_eq!(answer.status, 503);
+    assert!(retry_after.is_some_and(|seconds| (3_600..=4_200).contains(&seconds)), "{retry_after:?}");
+    assert!(asked.elapsed() < Duration::from_secs(10), "not only when its `timeout` is over");
+    assert_eq!(upstream.request_count(), 0);
+}
+
+#[test]
 fn a_moving_interval_slows_down_while_nothing_changes() {
     let (upstream, ca) = secure();
     upstream.set_json("/leads", "0");
@@ -582,6 +605,39 @@ fn an_event_stream_is_followed_gone_on_with_and_let_go() {
     watcher.event_with("ticks", "3");
     upstream.wait_for_requests(3, PATIENCE);
     assert_eq!(upstream.requests()[2].header("last-event-id"), Some("3"));
+}
+
+#[test]
+fn ids_that_cannot_be_sent_ids_without_values_and_retries_are_as_a_browser_has_them() {
+    let (upstream, ca) = secure();
+    let pause = || Step::Pause(Duration::from_millis(300));
+    let end = || [Step::Send(b"0\r\n\r\n".to_vec()), Step::Close];
+    let connection = |chunks: Vec<Step>| Reply::steps([vec![head(SSE)], chunks, end().to_vec()].concat());
+    upstream.once("/ticks", connection(vec![chunk("id: a\u{1}b\ndata: 1\n\n"), pause()]));
+    let moved = vec![chunk("id: 1\ndata: 2\n\n"), pause(), chunk("retry: 1500\nid: 2\n\n"), pause()];
+    upstream.once("/ticks", connection(moved));
+    upstream.set("/ticks", Reply::steps(vec![head(SSE), chunk("data: 3\n\n"), Step::Stall]));
+    let lines = format!("{ca}\nkind = \"sse\"\nbackoff_max = \"100ms\"");
+    let server = Setup::new().stream("ticks", &upstream.url("/ticks"), &lines).start();
+    let mut watcher = open(&server, "ticks");
+    // The value may come with the head of the answer, or behind it.
+    let next = |watcher: &mut Watcher, member: &str, of: &Value| loop {
+        let frame = watcher.next().json();
+        if frame[member] == *of {
+            break frame;
+        }
+    };
+    assert_eq!(next(&mut watcher, "data", &json!(1))["seq"], 1);
+    next(&mut watcher, "state", &json!("stale"));
+    assert_eq!(next(&mut watcher, "data", &json!(2))["seq"], 2);
+    let stale = next(&mut watcher, "state", &json!("stale"));
+    let retry_in = stale["retry_in_ms"].as_u64().expect("it is tried again");
+    assert!((1_000..=1_500).contains(&retry_in), "{stale}");
+    assert_eq!(next(&mut watcher, "data", &json!(3))["seq"], 3);
+    let seen = upstream.requests();
+    let ids: Vec<_> = seen.iter().map(|request| request.header("last-event-id")).collect();
+    assert_eq!(ids, [None, None, Some("2")]);
+    assert!(seen[2].at - seen[1].at >= Duration::from_millis(1_500 + 500), "{:?}", seen[2].at - seen[1].at);
 }
 
 #[test]

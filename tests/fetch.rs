@@ -10,10 +10,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use restcast::limits;
-use restcast::runtime::fetch::{FetcherCounts, FetcherOptions};
+use restcast::runtime::fetch::{FetcherCounts, FetcherOptions, Followers};
 use restcast::runtime::resolver::Resolver;
-use restcast::stream::poll::{FetchRequest, FetchResponse, Target, UpstreamCode};
+use restcast::stream::budget::{Ask, Budgets, Slot};
+use restcast::stream::follow::{Following, Kind};
+use restcast::stream::poll::{FetchRequest, FetchResponse, PollNo, Target, UpstreamCode};
 use restcast::stream::{CaFile, Options, action};
+use restcast::time::Now;
 use support::client::{Client, NOW, SECOND, call, connections_become, request, short, target};
 use support::{Authority, Coding, Framing, Reply, Step, Upstream, on_each_driver, self_signed};
 
@@ -22,6 +25,28 @@ fn body(response: &FetchResponse) -> &str {
 }
 
 // What an upstream should do.
+
+#[test]
+fn a_date_to_come_back_at_is_read_by_the_clock_that_wrote_it() {
+    on_each_driver(async || {
+        let (client, upstream) = (Client::new(), Upstream::start());
+        // Ours says January 2027. Theirs is years behind, or years ahead.
+        for (date, back) in [
+            ("Sun, 06 Nov 1994 08:49:37 GMT", "Sun, 06 Nov 1994 08:49:44 GMT"),
+            ("Sun, 06 Nov 2044 08:49:37 GMT", "Sun, 06 Nov 2044 08:49:44 GMT"),
+        ] {
+            upstream.set("/leads", Reply::status(429).header("Date", date).header("Retry-After", back));
+            let response = client.get(&upstream.url("/leads")).await.expect("a response");
+            assert_eq!(response.retry_after, Some(7 * SECOND), "{date}");
+        }
+        upstream.set(
+            "/leads",
+            Reply::status(503).header("Date", "yesterday").header("Retry-After", "Fri, 15 Jan 2027 08:00:07 GMT"),
+        );
+        let response = client.get(&upstream.url("/leads")).await.expect("a response");
+        assert_eq!(response.retry_after, Some(7 * SECOND), "without a date that can be read it is by ours");
+    });
+}
 
 #[test]
 fn a_value_comes_through_every_framing_and_coding() {
@@ -373,6 +398,80 @@ fn at_the_cap_a_connection_goes_from_hand_to_hand() {
         client.fetcher.act(call("POST", &url, |_| {}), || NOW).await.expect("a response");
         poll.await.expect("a response");
         assert_eq!(upstream.connection_count(), 3);
+    });
+}
+
+fn now() -> Now {
+    Now { at: restcast::time::Instant::from_micros(1_000_000), wall: NOW }
+}
+
+#[test]
+fn polls_that_find_no_connection_are_not_held_against_the_upstream() {
+    on_each_driver(async || {
+        let options = FetcherOptions { connections_max: 1, waiting_max: 1, ..FetcherOptions::default() };
+        let (client, upstream) = (Client::with(options, Resolver::system()), Upstream::start());
+        upstream.set("/held", Reply::steps(vec![Step::Stall]));
+        upstream.set_json("/leads", "1");
+        let held = client.spawn(target(&upstream.url("/held"), |_| {}));
+        connections_become(&upstream, 1).await;
+        let target = Arc::new(target(&upstream.url("/leads"), |options| options.timeout = Duration::from_millis(50)));
+        let budgets = Arc::new(Budgets::default());
+        let lane = budgets.lane(&target);
+        let leave = || lane.ask(now().at, &mut Slot::default(), 60 * SECOND);
+        let mut waited = Vec::new();
+        for _ in 0..2 * limits::BREAKER_FAILURES {
+            let Ask::Go(permit) = leave() else { panic!("the origin has done nothing wrong") };
+            let request = FetchRequest { target: Arc::clone(&target), validators: Default::default() };
+            let fetcher = client.fetcher.clone();
+            waited.push(monoio::spawn(async move { fetcher.poll(request, permit, now).await }));
+        }
+        let mut details = Vec::new();
+        for poll in waited {
+            details.push(poll.await.expect_err("no connection is free").detail);
+        }
+        let of = |words: &str| details.iter().filter(|detail| detail.contains(words)).count();
+        assert_eq!((of("waiting for a free connection"), of("too many requests wait")), (1, details.len() - 1));
+        assert!(matches!(leave(), Ask::Go(_)));
+        drop(held);
+    });
+}
+
+#[test]
+fn what_is_followed_takes_no_connection_from_polls_and_has_a_bound_of_its_own() {
+    on_each_driver(async || {
+        let options = FetcherOptions { connections_max: 1, followed_max: 2, ..FetcherOptions::default() };
+        let (client, upstream) = (Client::with(options, Resolver::system()), Upstream::start());
+        let head = "HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\n\r\n7\n";
+        upstream.set("/lines", Reply::steps(vec![Step::Send(head.into()), Step::Stall]));
+        upstream.set_json("/leads", "1");
+        let follow = Following {
+            kind: Kind::Ndjson,
+            events: Vec::new(),
+            gap: Duration::from_millis(1),
+            idle_timeout: 60 * SECOND,
+        };
+        let followed = Arc::new(target(&upstream.url("/lines"), |options| options.follow = Some(follow)));
+        let (budgets, followers) = (Arc::new(Budgets::default()), Followers::default());
+        let lane = budgets.lane(&followed);
+        let next = |stream| {
+            let request = FetchRequest { target: Arc::clone(&followed), validators: Default::default() };
+            followers.next((stream, PollNo(1)), (request, Arc::clone(&lane), false), &client.fetcher, now)
+        };
+        for stream in 0..2 {
+            assert_eq!(body(&next(stream).await.expect("a line")), "7");
+        }
+        client.get(&upstream.url("/leads")).await.expect("a connection is left for it");
+        for _ in 0..2 * limits::BREAKER_FAILURES {
+            let error = next(2).await.expect_err("there is no place");
+            assert_eq!((error.code, error.detail.contains("followed")), (UpstreamCode::Unreachable, true), "{error:?}");
+        }
+        assert_eq!((client.fetcher.counts().open, upstream.request_count()), (3, 3));
+        // The place of one that has ended is another's, and nothing was held against the upstream.
+        followers.forget(0, PollNo(1));
+        connections_become(&upstream, 2).await;
+        assert_eq!(body(&next(2).await.expect("a line")), "7");
+        (1..3).for_each(|stream| followers.forget(stream, PollNo(1)));
+        connections_become(&upstream, 1).await;
     });
 }
 

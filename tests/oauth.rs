@@ -72,6 +72,10 @@ struct Book {
     denies: Option<u16>,
     /// What the token endpoint answers to everybody.
     down: Option<u16>,
+    /// How long it takes to answer what it has done at once.
+    takes: Duration,
+    /// Refresh tokens that it has refused.
+    refused: usize,
     /// When tokens were asked for.
     asked: Vec<Instant>,
     /// Answers of the API by their status.
@@ -139,6 +143,7 @@ impl World {
                 Some("client_credentials") => {}
                 Some("refresh_token") => {
                     if !book.refresh.remove(&form["refresh_token"]) {
+                        book.refused += 1;
                         return refuse("invalid_grant");
                     }
                     let next = format!("{MARK}-rt-{}", book.given);
@@ -154,7 +159,7 @@ impl World {
             }
             let token = answer["access_token"].as_str().expect("a string").to_owned();
             book.good.insert(token, end);
-            Reply::json(answer.to_string())
+            Reply::json(answer.to_string()).delay(book.takes)
         });
     }
 
@@ -468,6 +473,38 @@ fn a_rotated_refresh_token_survives_the_process() {
     let server = setup.start();
     assert_eq!(polled(&server), 200);
     assert!(!world.book().refresh.contains(&format!("{MARK}-rt-second")), "it was used");
+    is_silent(&server, &setup);
+}
+
+#[test]
+fn a_refresh_token_is_used_once_by_streams_that_share_it_and_differ_in_the_rest() {
+    let world = World::new();
+    {
+        let mut book = world.book();
+        (book.life_s, book.takes) = (Some(3), 300 * MS);
+        book.refresh.insert(format!("{MARK}-rt-of-file"));
+    }
+    let url = world.resource("/r");
+    let configured = world.folder.put("refresh", &format!("{MARK}-rt-of-file\n"));
+    let grant = format!("grant = \"refresh_token\"\nrefresh_token = \"file:{configured}\"\n");
+    let (cert, key) = Authority::new().identity(&["a"]).pem();
+    let (cert, key) = (world.folder.put("a.pem", &cert), world.folder.put("a.key", &key));
+    let shown = format!("keep_warm = true\nclient_cert = {cert:?}\nclient_key = {key:?}\n");
+    let plain = world.lines("keep_warm = true\n");
+    let setup = Setup::new()
+        .cores(2)
+        .stream("plain", &url, &format!("{plain}{grant}"))
+        .stream("scoped", &url, &format!("{plain}{grant}scope = \"leads\"\n"))
+        .stream("shows", &url, &format!("{}{grant}", world.lines(&shown)));
+    let server = setup.start();
+    // Three tokens, each got three times; of the refresh tokens each is good for one.
+    eventually("all are renewed twice", || (world.book().given >= 9).then_some(()));
+    let refused = world.book().refused;
+    assert_eq!((refused, world.answers(401)), (0, 0));
+    for stream in ["plain", "scoped", "shows"] {
+        let answer = server.get(&format!("/v1/streams/{stream}"), &[bearer(&token_of("u1"))]);
+        assert_eq!((answer.status, answer.header("x-restcast-state")), (200, None), "{stream}");
+    }
     is_silent(&server, &setup);
 }
 

@@ -824,7 +824,6 @@ fn peers(world: &mut World, server: &Server, said: &mut Said) {
             assert_eq!(said.answer("renewed at its own process", &answer), 200, "{answer:?}");
         }
     }
-    said.add("an event stream renewed", sse.next_of("auth_ok").data.to_string());
     for (what, server) in [("its own process", server), ("another process", &other)] {
         for query in ["?sub=watched-elsewhere", "", "?sub=nobody"] {
             let path = format!("/admin/v1/connections{query}");
@@ -942,7 +941,7 @@ fn nothing_is_seen(format: &str) {
         ("nobody by SSE", "UPSTREAM_UNREACHABLE"),
         ("the store is away", "SESSION_STORE_UNAVAILABLE"),
         ("a deleted API key", "api_key_revoked"),
-        ("renewed at another process with a foreign signature", "AUTH_UPDATE_REJECTED"),
+        ("renewed at another process with a foreign signature", "INVALID_TOKEN"),
         ("heard through Redis", "restcast:"),
         ("a list at another process", "watched-elsewhere"),
         ("the drain", "reconnect"),

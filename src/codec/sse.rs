@@ -84,6 +84,8 @@ pub struct Decoder {
     event: String,
     data: String,
     last_id: String,
+    /// The `id` of the event that is arriving, where it has one.
+    arriving_id: Option<String>,
     retry_ms: Option<u64>,
     /// Whether the first line, before which a byte order mark may stand, is over.
     past_first_line: bool,
@@ -102,6 +104,7 @@ impl Decoder {
             event: String::new(),
             data: String::new(),
             last_id: String::new(),
+            arriving_id: None,
             retry_ms: None,
             past_first_line: false,
             after_cr: false,
@@ -149,8 +152,14 @@ impl Decoder {
         self.retry_ms
     }
 
+    /// The last `id` the stream gave, also by an event without data; empty before the first.
+    pub fn last_id(&self) -> &str {
+        &self.last_id
+    }
+
     fn held(&self) -> usize {
-        self.event.len() + self.data.len() + self.last_id.len()
+        let ids = self.last_id.len() + self.arriving_id.as_ref().map_or(0, String::len);
+        self.event.len() + self.data.len() + ids
     }
 
     /// Takes the line that is whole; says whether it ended an event that has data.
@@ -161,6 +170,8 @@ impl Decoder {
             bytes_read = bytes_read.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes_read);
         }
         if bytes_read.is_empty() {
+            // Whether there is data or not; of an event that is cut off the id is not taken.
+            self.last_id = self.arriving_id.take().unwrap_or(std::mem::take(&mut self.last_id));
             let dispatched = !self.data.is_empty();
             if !dispatched {
                 self.event.clear();
@@ -179,9 +190,10 @@ impl Decoder {
                 self.data.push_str(value);
                 self.data.push('\n');
             }
-            "id" if !value.contains('\0') => value.clone_into(&mut self.last_id),
+            "id" if !value.contains('\0') => self.arriving_id = Some(value.to_owned()),
             "retry" if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) => {
-                self.retry_ms = value.parse().ok().or(self.retry_ms);
+                // More than fits is as good as for ever.
+                self.retry_ms = Some(value.parse().unwrap_or(u64::MAX));
             }
             // A comment (its field is empty), or a field no one defined.
             _ => {}
@@ -275,8 +287,30 @@ mod tests {
         let mut decoder = Decoder::new(100);
         hear(&mut decoder, b"retry: 5s\nretry:\n", &mut Vec::new()).expect("it is small");
         assert_eq!(decoder.retry_ms(), None);
-        hear(&mut decoder, b"retry: 1700\nretry: 99999999999999999999999\n", &mut Vec::new()).expect("it is small");
+        hear(&mut decoder, b"retry: 1700\nretry: x\n", &mut Vec::new()).expect("it is small");
         assert_eq!(decoder.retry_ms(), Some(1700));
+    }
+
+    #[test]
+    fn a_retry_that_is_too_large_is_the_largest() {
+        let mut decoder = Decoder::new(100);
+        hear(&mut decoder, b"retry: 1700\nretry: 99999999999999999999999\n", &mut Vec::new()).expect("it is small");
+        assert_eq!(decoder.retry_ms(), Some(u64::MAX));
+    }
+
+    #[test]
+    fn an_id_counts_when_its_event_is_whole_whether_that_has_data_or_not() {
+        let mut decoder = Decoder::new(100);
+        let mut id_after = |piece: &[u8]| {
+            hear(&mut decoder, piece, &mut Vec::new()).expect("it is small");
+            decoder.last_id().to_owned()
+        };
+        assert_eq!(id_after(b"id: 1\ndata: a\n"), "");
+        assert_eq!(id_after(b"\n"), "1");
+        assert_eq!(id_after(b"id: 2\n"), "1", "what is cut off here is not gone on from");
+        assert_eq!(id_after(b"\n"), "2");
+        assert_eq!(id_after(b": a comment\n\ndata: b\n\n"), "2");
+        assert_eq!(id_after(b"id\n\n"), "", "taken back");
     }
 
     #[test]

@@ -405,6 +405,21 @@ mod tests {
     }
 
     #[test]
+    fn parameters_of_a_request_for_a_token_are_shown_to_nobody() {
+        let auth = json!({
+            "kind": "oauth2", "token_url": "https://idp/token", "client_id": "hidden-c", "client_secret": "hidden-s",
+            "params": { "assertion": "hidden-p", "tenant": "hidden-t" },
+        });
+        let kept = members(json!({ "id": "a", "url": "https://h/", "auth": auth }));
+        let shown = masked(&kept);
+        assert_eq!(shown["auth"]["params"], json!({ "assertion": "***", "tenant": "***" }));
+        assert!(!Value::Object(shown.clone()).to_string().contains("hidden"), "{shown:?}");
+        assert_eq!(unmasked(&shown, Some(&kept)).expect("they are kept"), kept);
+        let of_file = members_of(&Managed::parse(&kept, &World).expect("a stream").options);
+        assert!(!Value::Object(of_file).to_string().contains("hidden"));
+    }
+
+    #[test]
     fn what_an_administrator_may_not_have_polled_is_named_with_its_key() {
         let judged = |json: Value, allow: &[&str]| {
             let members = members(json);

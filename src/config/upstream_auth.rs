@@ -373,19 +373,23 @@ impl Check<'_> {
         })
     }
 
-    fn token_params(&mut self, section: &Section, paths: &'static Paths) -> Vec<(String, Secret)> {
-        let mut params: Vec<(String, Secret)> = Vec::new();
-        let members = section.text_table(paths.params);
+    fn token_params(&mut self, section: &Section, paths: &'static Paths) -> Vec<(String, Live)> {
+        let mut params: Vec<(String, Live)> = Vec::new();
+        let members = section.secret_table(paths.params);
         if members.len() > UPSTREAM_AUTH_PARAMS_MAX {
             let error = FormError::TooMany { limit: UPSTREAM_AUTH_PARAMS_MAX };
             self.error(section.line_of(paths.params), Problem::Form { key: paths.params.to_owned(), error });
         }
-        for Lined { line, value: (name, value) } in members.into_iter().take(UPSTREAM_AUTH_PARAMS_MAX) {
+        for Lined { line, value: (name, Sourced { secret, source }) } in
+            members.into_iter().take(UPSTREAM_AUTH_PARAMS_MAX)
+        {
             if OWN_PARAMS.contains(&name.as_str()) {
                 let error = UpstreamAuthError::ParamTaken { name };
                 self.error(line, Problem::UpstreamAuth { key: paths.params, error });
+            } else if !Rule::Text.allows(secret.expose_secret()) {
+                self.error(line, Problem::UpstreamAuth { key: paths.params, error: UpstreamAuthError::Value });
             } else {
-                params.push((name, Secret::new(value)));
+                params.push((name, Live::new(source, Rule::Text, secret)));
             }
         }
         params
@@ -506,7 +510,8 @@ mod tests {
         let Scheme::OAuth(options) = scheme(&format!("{OAUTH}{more}")) else { panic!("it is OAuth") };
         assert_eq!(options.client_auth, ClientAuth::Post);
         assert!(matches!(options.grant, Grant::RefreshToken(_)) && options.ca.is_some());
-        assert_eq!(options.params, [("resource".to_owned(), Secret::new(*b"x"))]);
+        let params: Vec<_> = options.params.iter().map(|(name, value)| (name.as_str(), value.value())).collect();
+        assert_eq!(params, [("resource", Secret::new(*b"x"))]);
         assert_eq!((options.scope.as_deref(), options.audience.as_deref()), (Some("a b"), Some("api")));
         let public = "kind = \"oauth2\"\ngrant = \"refresh_token\"\ntoken_url = \"http://127.0.0.1:9/t\"\nclient_id = \"c\"\nrefresh_token = \"r\"\n";
         let Scheme::OAuth(options) = scheme(public) else { panic!("it is OAuth") };
@@ -642,6 +647,32 @@ mod tests {
             expect![[r#"
             line 5: `stream.client_cert`: the file "nope" does not exist
             line 6: `stream.client_key`: is empty
+        "#]],
+        );
+    }
+
+    #[test]
+    fn parameters_may_be_secrets_that_stand_elsewhere() {
+        let oauth = |params: &str| {
+            let config = accepted(&stream("https://h/", "", &format!("{OAUTH}params = {{ {params} }}")));
+            config.streams[0].credential.oauth().expect("it is OAuth").clone()
+        };
+        let options = oauth("assertion = \"env:SECRET\", resource = \"r\"");
+        let [(name, assertion), (_, resource)] = &options.params[..] else { panic!("{options:?}") };
+        assert_eq!((name.as_str(), assertion.source()), ("assertion", &Source::Variable("SECRET".into())));
+        let body =
+            |options: &Options| String::from_utf8(options.request(None).body.expose_secret().to_vec()).expect("text");
+        let secret = String::from_utf8(assertion.value().expose_secret().to_vec()).expect("text");
+        assert!(body(&options).ends_with(&format!("&assertion={secret}&resource=r")), "{}", body(&options));
+        assert!(options.values().contains(&resource), "it is read again as others are");
+        assertion.replace(&Secret::new(*b"another"));
+        assert!(body(&options).contains("assertion=another&"), "and what it is then is sent");
+        assert_eq!(oauth("assertion = \"env:SECRET\", resource = \"r\""), options, "it is the same credential");
+        assert_ne!(oauth("assertion = \"env:SECRET\", resource = \"s\""), options);
+        check(
+            &stream("https://h/", "", &format!("{OAUTH}params = {{ a = \"b\\n\" }}")),
+            expect![[r#"
+            line 11: `stream.auth.params` has a control character, white space at an end, or another character that cannot stand in it; or is over 8192 bytes
         "#]],
         );
     }

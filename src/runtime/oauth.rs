@@ -9,7 +9,7 @@
 //! old one, which some endpoints still take, and then with the configured one.
 //!
 //! Source: RFC 6749 section 6; when a token is got stands in `stream::oauth`. Memory: at most
-//! `limits::OAUTH_CREDENTIALS_MAX` tokens, and `OAUTH_STORED_MAX` refresh tokens. Errors: [`Why`], told in the log.
+//! `limits::OAUTH_CREDENTIALS_MAX` tokens, and `OAUTH_STORED_MAX` refresh tokens, of each of which there is one use at a time. Errors: [`Why`], told in the log.
 //! Not here: who asks the endpoint and waits (`fetch::token`), the file (`state`).
 
 use std::collections::{BTreeMap, HashMap};
@@ -47,6 +47,8 @@ pub struct Tokens {
 struct Inner {
     entries: HashMap<Arc<Options>, Entry>,
     rng: Rng,
+    /// Refresh tokens that somebody uses just now, by the mark of their credential.
+    turns: HashMap<String, Arc<Flight<()>>>,
     /// The refresh tokens that endpoints have given, by the mark of their credential.
     stored: BTreeMap<String, Stored>,
     /// Whether the state file lacks some of them.
@@ -88,7 +90,8 @@ impl Tokens {
                 read(&section).ok_or_else(|| state.corrupt(SECTION, "is none of restcast's".to_owned()))?
             }
         };
-        let inner = Inner { entries: HashMap::new(), rng: Rng::new(seed), stored, unwritten: false };
+        let inner =
+            Inner { entries: HashMap::new(), rng: Rng::new(seed), turns: HashMap::new(), stored, unwritten: false };
         Ok(Tokens { inner: Mutex::new(inner), state })
     }
 
@@ -160,6 +163,28 @@ impl Tokens {
     /// Secrets have changed: what failed with the old ones may be tried with the new ones at once.
     pub fn hurry(&self) {
         self.inner().entries.values_mut().for_each(|entry| entry.renewal.hurry());
+    }
+
+    /// The turn to use a refresh token. An endpoint that gives another one with each answer takes each but once: of credentials
+    /// that begin with the same one and yet are not the same (another certificate, another scope) one renewal at a time reads
+    /// which it is by now, uses it, and keeps what came.
+    pub(super) fn turn(this: &Arc<Tokens>, options: &Options) -> Turn {
+        if options.refresh_token().is_none() {
+            return Turn::Unneeded;
+        }
+        let name = name_of(options);
+        let mut inner = this.inner();
+        if let Some(flight) = inner.turns.get(&name) {
+            return Turn::After(Arc::clone(flight));
+        }
+        // It may have waited for others: its spacing, and the life of what it brings, are from now on.
+        if let Some(entry) = inner.entries.get_mut(options) {
+            entry.renewal.sent(clock::now().at);
+        }
+        let flight = Flight::departing();
+        let pilot = Some(Pilot::of(&flight, ()));
+        inner.turns.insert(name.clone(), flight);
+        Turn::Taken(Taken { tokens: Arc::clone(this), name, pilot })
     }
 
     /// The refresh tokens to be tried, in their order; none where the grant needs none.
@@ -237,6 +262,31 @@ pub(super) enum Asked {
     Waits(Arc<Flight<Outcome>>, Option<Underway>),
 }
 
+/// Whose turn it is to use a refresh token.
+pub(super) enum Turn {
+    /// The grant has none.
+    Unneeded,
+    /// The asker's, until this is dropped.
+    Taken(Taken),
+    /// Another's; when that has landed it may be the asker's.
+    After(Arc<Flight<()>>),
+}
+
+/// A turn that was taken.
+pub(super) struct Taken {
+    tokens: Arc<Tokens>,
+    name: String,
+    pilot: Option<Pilot<()>>,
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.tokens.inner().turns.remove(&self.name);
+        // Only now: whoever is woken by it asks again.
+        drop(self.pilot.take());
+    }
+}
+
 /// A renewal that has begun. Dropped undone (its core ends, or panicked), it has failed.
 pub(super) struct Underway {
     tokens: Arc<Tokens>,
@@ -272,7 +322,8 @@ impl Drop for Underway {
     }
 }
 
-/// What a credential's refresh tokens are kept under: of everything that says whose they are, and nothing secret.
+/// What a credential's refresh tokens are kept under: of whose they are, and nothing secret. What else is asked with them does
+/// not tell them apart (RFC 6749 section 6: the one that is given in place of another is good for the same).
 fn name_of(options: &Options) -> String {
     let mut context = digest::Context::new(&digest::SHA256);
     let mut add = |part: &[u8]| {
@@ -281,12 +332,6 @@ fn name_of(options: &Options) -> String {
     };
     add(options.token_url.as_str().as_bytes());
     add(options.client_id.value().expose_secret());
-    add(options.scope.as_deref().unwrap_or_default().as_bytes());
-    add(options.audience.as_deref().unwrap_or_default().as_bytes());
-    for (name, value) in &options.params {
-        add(name.as_bytes());
-        add(value.expose_secret());
-    }
     if let oauth::Grant::RefreshToken(token) = &options.grant {
         add(&place_of(token));
     }
@@ -334,7 +379,7 @@ fn read(section: &Value) -> Option<BTreeMap<String, Stored>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stream::live::Rule;
+    use crate::stream::live::{ClientIdentity, IdentityPem, Rule};
     use crate::stream::oauth::{ClientAuth, Grant};
 
     fn options(token: Live) -> Options {
@@ -392,6 +437,40 @@ mod tests {
         drop(tokens);
         assert_eq!(texts(&open(), &changed), ["c9"]);
         std::fs::remove_dir_all(&folder).expect("it was made here");
+    }
+
+    #[test]
+    fn a_refresh_token_is_used_by_one_at_a_time_whatever_else_is_asked_with_it() {
+        let state = Arc::new(StateFile::unread(std::path::Path::new("nowhere/at/all")));
+        let tokens = Arc::new(Tokens::new(state, [7; 32]).expect("nothing is read"));
+        let one = in_file("one", "c1");
+        let pem = IdentityPem { cert: b"cert".to_vec(), key: Secret::new(*b"key") };
+        let identity = Some(ClientIdentity::new("cert.pem".into(), "key.pem".into(), pem));
+        let others = [
+            Options { identity, ..one.clone() },
+            Options { scope: Some("leads".into()), ..one.clone() },
+            Options { client_auth: ClientAuth::Post, client_secret: None, ..one.clone() },
+        ];
+        let Turn::Taken(taken) = Tokens::turn(&tokens, &one) else { panic!("nobody has it") };
+        let waits = |options: &Options| match Tokens::turn(&tokens, options) {
+            Turn::After(flight) => flight,
+            Turn::Taken(_) | Turn::Unneeded => panic!("it is another's"),
+        };
+        let flights = others.each_ref().map(waits);
+        let Turn::Taken(elsewhere) = Tokens::turn(&tokens, &in_file("other", "c2")) else {
+            panic!("a token of its own")
+        };
+        tokens.keep(&one, &Secret::new(*b"r1"));
+        assert!(flights.iter().all(|flight| flight.landed(|(), _| ()).is_none()));
+        drop((taken, elsewhere));
+        assert!(flights.iter().all(|flight| flight.landed(|(), _| ()).is_some()), "they are woken");
+        for other in &others {
+            let Turn::Taken(_taken) = Tokens::turn(&tokens, other) else { panic!("it is free again") };
+            assert_eq!(texts(&tokens, other), ["r1", "c1"], "the one that has come meanwhile is tried");
+        }
+        let none = Options { grant: Grant::ClientCredentials, ..one };
+        assert!(matches!(Tokens::turn(&tokens, &none), Turn::Unneeded));
+        assert!(tokens.inner().turns.is_empty());
     }
 
     #[test]

@@ -18,6 +18,8 @@ use crate::stream::poll::{Status, StreamState, UpstreamCode};
 
 use super::{Shard, StreamKey, direct};
 
+/// Seconds after which whoever was told that there is no value may ask again, at least.
+const UNAVAILABLE_S: u64 = 5;
 /// What each answer about a stream or a credential says of itself (protocol section 1).
 const VARY: &str = "Accept, Authorization, Cookie, Origin";
 const EXPOSED: &str = "ETag, Retry-After, X-Restcast-State, X-Restcast-Hash, X-Restcast-Signature";
@@ -250,19 +252,21 @@ impl Shard {
     }
 
     fn unavailable(&mut self, index: u32) {
-        let blocked = match self.http_mut(index).map(|http| &http.phase) {
-            Some(Phase::Waiting { topic, .. }) => {
-                let topic = *topic;
-                self.is_blocked(topic)
-            }
-            _ => false,
+        let topic = match self.http_mut(index).map(|http| &http.phase) {
+            Some(Phase::Waiting { topic, .. }) => Some(*topic),
+            _ => None,
         };
+        let blocked = topic.is_some_and(|topic| self.is_blocked(topic));
+        let status = topic.and_then(|topic| self.topics.at(topic)).and_then(|topic| topic.status);
+        // Before the next poll there is nothing to be had.
+        let wait = status.and_then(|status| status.retry_in).map_or(0, |wait| wait.as_millis().div_ceil(1_000));
+        let wait_s = u64::try_from(wait).unwrap_or(u64::MAX).max(UNAVAILABLE_S);
         let reply = self.forget_exchange(index);
         if blocked {
             return self.refuse(index, &direct::blocked(), &reply);
         }
         let detail = "the upstream has given no value yet";
-        self.refuse(index, &Refusal::new(ErrorCode::StreamUnavailable, detail).retry_after(5), &reply);
+        self.refuse(index, &Refusal::new(ErrorCode::StreamUnavailable, detail).retry_after(wait_s), &reply);
     }
 
     /// The time of one who waits is over.

@@ -495,8 +495,10 @@ impl Shard {
         }
         if let Some(until) = owned.stream.closed_until(self.now) {
             owned.ask_no_more();
-            owned.stream.hold(until, until, None);
-            return self.plan_poll(index);
+            return match owned.stream.hold_closed(self.now, until) {
+                Some(failure) => self.stepped(index, Step::Failed(failure)),
+                None => self.plan_poll(index),
+            };
         }
         let version = owned.key.target.options.credential.version();
         if std::mem::replace(&mut owned.credential_version, version) != version {

@@ -369,6 +369,11 @@ impl Permit {
         self.state = State::Begun;
     }
 
+    /// Nothing of the request has reached the upstream, nor will it: it does not count.
+    pub fn unsent(mut self) {
+        self.state = State::Given;
+    }
+
     /// For leave of a further request of the same asker.
     pub fn slot(&self) -> Slot {
         Slot { lane: None, place: None, ticket: 0, named: self.named.clone().unwrap_or_default() }
@@ -1171,7 +1176,7 @@ mod tests {
                 client_auth: oauth::ClientAuth::Basic,
                 scope: None,
                 audience: None,
-                params: vec![("tenant".into(), Secret::new(param))],
+                params: vec![("tenant".into(), written(param))],
                 ca: None,
                 identity: None,
             };

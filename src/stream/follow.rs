@@ -94,9 +94,13 @@ impl Events {
                 while let Some(event) = decoder.next(&mut input)? {
                     let wanted = self.wanted.is_empty() || self.wanted.iter().any(|name| name == event.event);
                     if wanted && !event.data.is_empty() {
-                        let id = Some(event.last_id).filter(|id| !id.is_empty()).map(str::to_owned);
-                        newest = Some(Newest { data: event.data.as_bytes().to_vec(), id });
+                        newest = Some(Newest { data: event.data.as_bytes().to_vec(), id: None });
                     }
+                }
+                // What came behind the value may have moved it on.
+                let id = Some(decoder.last_id()).filter(|id| !id.is_empty());
+                if let Some(newest) = &mut newest {
+                    newest.id = id.map(str::to_owned);
                 }
             }
             Reader::Lines(line) => {
@@ -114,6 +118,14 @@ impl Events {
             }
         }
         Ok(newest)
+    }
+
+    /// The id to go on from by now, be it of an event that is no value; empty where there is none.
+    pub fn last_id(&self) -> &str {
+        match &self.reader {
+            Reader::Sse(decoder) => decoder.last_id(),
+            Reader::Lines(_) => "",
+        }
     }
 
     /// How long the upstream wants to be left alone before it is asked again.
@@ -167,6 +179,15 @@ mod tests {
         let pieces = ["event: ping\ndata: {}\n\n", "event: update\ndata: 1\n\n", "data: 2\n\n"];
         assert_eq!(heard(Kind::Sse, &["update"], &pieces), [None, some("1", None), None]);
         assert_eq!(heard(Kind::Sse, &["message"], &pieces), [None, None, some("2", None)]);
+    }
+
+    #[test]
+    fn ids_move_on_by_events_that_are_no_values() {
+        let pieces = ["id: 1\nevent: a\ndata: 1\n\nid: 2\n\n", "event: b\nid: 3\ndata: x\n\n", "event: a\ndata: 2\n\n"];
+        assert_eq!(heard(Kind::Sse, &["a"], &pieces), [some("1", Some("2")), None, some("2", Some("3"))]);
+        let mut reader = Events::new(&following(Kind::Sse, &[]), 40);
+        assert_eq!(reader.feed(b"id: 7\n\n"), Ok(None));
+        assert_eq!(reader.last_id(), "7");
     }
 
     #[test]

@@ -716,6 +716,12 @@ impl Stream {
         self.poller.closed_until(now)
     }
 
+    /// The poll that is due may not begin before `until`, for a window of the day that has none: what is to be told, if
+    /// anything.
+    pub fn hold_closed(&mut self, now: Now, until: Instant) -> Option<Failure> {
+        self.poller.hold_closed(now, until)
+    }
+
     /// The poll that is due may perhaps begin at `until`, and is to be asked for again at `look`; with a `failure` that is as if it
     /// had been made.
     pub fn hold(&mut self, look: Instant, until: Instant, failure: Option<&Failure>) {

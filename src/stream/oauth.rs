@@ -12,14 +12,13 @@
 use std::hash::{Hash, Hasher};
 use std::time::Duration;
 
-use serde_json::Value;
 use url::Url;
 use url::form_urlencoded::byte_serialize;
 
 use super::CaFile;
 use super::live::{self, ClientIdentity, Live};
 use super::poll::UpstreamCode;
-use crate::codec::json::Document;
+use crate::codec::json::{Document, Kind, Node};
 use crate::limits::{
     OAUTH_LIFE_MAX, OAUTH_LIFE_MIN, OAUTH_RETRY_MAX, OAUTH_RETRY_MIN, OAUTH_SPACING, OAUTH_TOKEN_BYTES_MAX,
     RETRY_AFTER_MAX,
@@ -45,7 +44,7 @@ pub struct Options {
     /// Whom the token is to be shown to, where the endpoint wants that.
     pub audience: Option<String>,
     /// Further parameters, in their order; each may be a secret of the endpoint's.
-    pub params: Vec<(String, Secret)>,
+    pub params: Vec<(String, Live)>,
     /// Roots to trust instead of the system's.
     pub ca: Option<CaFile>,
     /// What is shown to an endpoint that asks for a client certificate.
@@ -77,7 +76,8 @@ impl Options {
             Grant::RefreshToken(token) => Some(token),
             Grant::ClientCredentials => None,
         };
-        [Some(&self.client_id), self.client_secret.as_ref(), refresh].into_iter().flatten().collect()
+        let own = [Some(&self.client_id), self.client_secret.as_ref(), refresh];
+        own.into_iter().flatten().chain(self.params.iter().map(|(_, value)| value)).collect()
     }
 
     /// The configured refresh token as it is now.
@@ -105,7 +105,7 @@ impl Options {
             form.pair("audience", audience.as_bytes());
         }
         for (name, value) in &self.params {
-            form.pair(name, value.expose_secret());
+            form.pair(name, value.value().expose_secret());
         }
         let mut authorization = None;
         let id = self.client_id.value();
@@ -242,63 +242,61 @@ const ERRORS: [&str; 8] = [
 /// [`Why`].
 pub fn read(status: u16, body: &[u8]) -> Result<Granted, Why> {
     if status != 200 {
-        let error = || {
-            let answer: Value = serde_json::from_slice(body).ok()?;
-            let error = answer.get("error")?.as_str()?;
-            ERRORS.into_iter().find(|known| *known == error)
-        };
-        return Err(match (status, error()) {
+        let answer = Document::parse(body).ok();
+        let error = answer.as_ref().and_then(|answer| {
+            let error = answer.root().member("error")?.unescaped();
+            ERRORS.into_iter().find(|known| known.as_bytes() == &*error)
+        });
+        return Err(match (status, error) {
             (400..=499, Some(error)) => Why::Refused { status, error },
             _ => Why::Status { status },
         });
     }
     let malformed = |what| Why::Malformed { what };
-    // The stricter reader first: of a member that stands there twice, who knows which is meant.
-    Document::parse(body).map_err(|_| malformed("is no JSON"))?;
-    let answer: Value = serde_json::from_slice(body).map_err(|_| malformed("is no JSON"))?;
-    let answer = answer.as_object().ok_or(malformed("is no JSON object"))?;
+    // A member that stands there twice is refused: who knows which is meant.
+    let answer = Document::parse(body).map_err(|_| malformed("is no JSON"))?;
+    let answer = answer.root();
+    if answer.kind() != Kind::Object {
+        return Err(malformed("is no JSON object"));
+    }
+    let text_of = |name| answer.member(name).filter(|value| value.kind() == Kind::String).map(Node::unescaped);
     // RFC 6749 section 7.1: a client must not use a token of a type that it does not understand.
-    match answer.get("token_type").and_then(Value::as_str) {
-        Some(kind) if kind.eq_ignore_ascii_case("bearer") => {}
+    match text_of("token_type") {
+        Some(kind) if kind.eq_ignore_ascii_case(b"bearer") => {}
         Some(_) => return Err(malformed("has a token_type other than bearer")),
         None => return Err(malformed("has no token_type")),
     }
-    let fits = |token: &str| !token.is_empty() && token.len() <= OAUTH_TOKEN_BYTES_MAX;
-    let access_token = match answer.get("access_token").and_then(Value::as_str) {
+    let fits = |token: &[u8]| !token.is_empty() && token.len() <= OAUTH_TOKEN_BYTES_MAX;
+    let access_token = match text_of("access_token") {
         // RFC 6750 section 2.1 has fewer characters; what matters is that it is one word of a header.
-        Some(token) if fits(token) && token.bytes().all(|b| b.is_ascii_graphic()) => Secret::new(token),
+        Some(token) if fits(&token) && token.iter().all(u8::is_ascii_graphic) => Secret::new(&*token),
         Some(_) => return Err(malformed("has an access_token that no header can carry")),
         None => return Err(malformed("has no access_token")),
     };
-    let life = match answer.get("expires_in") {
-        None | Some(Value::Null) => None,
-        // Some write it as a string.
-        Some(value) => Some(seconds(value).ok_or(malformed("has an expires_in that is no number of seconds"))?),
-    };
-    let refresh_token = match answer.get("refresh_token") {
-        None | Some(Value::Null) => None,
-        Some(Value::String(token)) if token.is_empty() => None,
+    let refresh_token = match answer.member("refresh_token").map(|value| (value.kind(), value.unescaped())) {
+        None | Some((Kind::Null, _)) => None,
+        Some((Kind::String, token)) if token.is_empty() => None,
         // RFC 6749 appendix A.17.
-        Some(Value::String(token)) if fits(token) && token.bytes().all(|b| (0x20..=0x7e).contains(&b)) => {
-            Some(Secret::new(token.as_str()))
+        Some((Kind::String, token)) if fits(&token) && token.iter().all(|b| (0x20..=0x7e).contains(b)) => {
+            Some(Secret::new(&*token))
         }
         Some(_) => return Err(malformed("has a refresh_token that is none")),
     };
-    Ok(Granted { access_token, life: life.map(Duration::from_secs), refresh_token })
+    // What is no time from now says nothing: the token is good all the same.
+    let life = answer.member("expires_in").and_then(seconds).map(Duration::from_secs);
+    Ok(Granted { access_token, life, refresh_token })
 }
 
-fn seconds(value: &Value) -> Option<u64> {
-    match value {
-        Value::Number(number) => number.as_u64().or_else(|| {
-            let seconds = number.as_f64().filter(|seconds| *seconds >= 0.0 && seconds.is_finite())?;
-            // A cast ends at the greatest; past a year nobody looks at it.
-            Some(seconds as u64)
-        }),
-        Value::String(digits) if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) => {
-            Some(digits.parse().unwrap_or(u64::MAX))
-        }
-        _ => None,
-    }
+/// A number of seconds, or the text of one, as some write it; fractions are cut.
+fn seconds(value: Node<'_>) -> Option<u64> {
+    let text = match value.kind() {
+        Kind::Number | Kind::String => value.unescaped(),
+        _ => return None,
+    };
+    let text = str::from_utf8(&text).ok().filter(|text| text.starts_with(|first: char| first.is_ascii_digit()))?;
+    let seconds: f64 = text.parse().ok().filter(|seconds: &f64| seconds.is_finite())?;
+    // A cast ends at the greatest; past a year nobody looks at it.
+    Some(seconds as u64)
 }
 
 /// The refresh tokens that are worth a try, in their order. `stored` is the one that an endpoint gave last, with the mark of
@@ -404,6 +402,13 @@ impl Renewal {
         Ok(())
     }
 
+    /// What the renewal under way asks is sent only now, for it had to wait for another's.
+    pub fn sent(&mut self, now: Instant) {
+        if self.renewing {
+            self.began = Some(now);
+        }
+    }
+
     /// The renewal under way has brought a token. `chance` is uniform in 0..=1000.
     pub fn brought(&mut self, now: Instant, granted: &Granted, chance: u32) -> Token {
         self.generation += 1;
@@ -490,7 +495,7 @@ mod tests {
             client_auth,
             scope: Some("leads read".into()),
             audience: Some("https://api/".into()),
-            params: vec![("resource".into(), Secret::new(*b"r&s"))],
+            params: vec![("resource".into(), live("r&s"))],
             ca: None,
             identity: None,
         }
@@ -546,16 +551,6 @@ mod tests {
         answer(200, &good(",\"expires_in\":1.5,\"refresh_token\":\"\""), expect!["a.b-c for Some(1s), refresh None"]);
         answer(
             200,
-            &good(",\"expires_in\":-1"),
-            expect!["the token endpoint's answer has an expires_in that is no number of seconds"],
-        );
-        answer(
-            200,
-            &good(",\"expires_in\":\"soon\""),
-            expect!["the token endpoint's answer has an expires_in that is no number of seconds"],
-        );
-        answer(
-            200,
             &good(",\"refresh_token\":\"r\\n\""),
             expect!["the token endpoint's answer has a refresh_token that is none"],
         );
@@ -585,6 +580,25 @@ mod tests {
         answer(503, "{\"error\":\"invalid_grant\"}", expect!["the token endpoint answers 503"]);
         assert!(Why::Refused { status: 400, error: "invalid_grant" }.is_of_refresh_token());
         assert!(!Why::Refused { status: 400, error: "invalid_client" }.is_of_refresh_token());
+    }
+
+    #[test]
+    fn a_life_that_is_no_time_does_not_spoil_the_token() {
+        let life = |expires_in: &str| {
+            let body = format!("{{\"access_token\":\"a\",\"token_type\":\"bearer\",\"expires_in\":{expires_in}}}");
+            read(200, body.as_bytes()).expect("the token is good").life.map(|life| life.as_secs())
+        };
+        for nothing in
+            ["-1", "\"-1\"", "1e400", "\"1e400\"", "\"soon\"", "\"\"", "\"inf\"", "null", "true", "[3]", "{}"]
+        {
+            assert_eq!(life(nothing), None, "{nothing}");
+        }
+        for (some, seconds) in
+            [("0", 0), ("3600", 3600), ("\"3600\"", 3600), ("\"3600.0\"", 3600), ("3.6e3", 3600), ("1.9", 1)]
+        {
+            assert_eq!(life(some), Some(seconds), "{some}");
+        }
+        assert_eq!(life("99999999999999999999999999"), Some(u64::MAX));
     }
 
     #[test]
@@ -620,6 +634,17 @@ mod tests {
         assert_eq!(renewal.ask(at(170_000)), Ask::None(down()), "its life counts from when it was asked for");
         assert_eq!(renewal.ask(at(212_999)), Ask::None(down()), "the endpoint's wish is obeyed");
         assert_eq!(renewal.ask(at(213_000)), Ask::Renew);
+    }
+
+    #[test]
+    fn a_token_lives_from_when_it_was_asked_for_however_long_that_had_to_wait() {
+        let mut renewal = Renewal::default();
+        renewal.sent(at(0));
+        assert_eq!(renewal.ask(at(0)), Ask::Renew, "nothing was under way");
+        renewal.sent(at(5_000));
+        renewal.brought(at(5_100), &granted("a", Some(3)), 0);
+        assert_eq!(renewal.ask(at(7_000)), Ask::Use(token("a", 1)));
+        assert_eq!(renewal.ask(at(8_000)), Ask::Renew);
     }
 
     #[test]

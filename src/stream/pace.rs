@@ -139,10 +139,19 @@ pub struct Pace {
     usual: Duration,
     /// What the moving interval is now.
     moving: Duration,
-    /// Until when the last answer is fresh by the upstream's word.
-    heard: Option<Instant>,
+    /// How fresh the last answer is by the upstream's word.
+    heard: Option<Fresh>,
     /// The same of the value held.
-    fresh_until: Option<Instant>,
+    fresh: Option<Fresh>,
+}
+
+/// How fresh an answer is.
+#[derive(Clone, Copy, Debug)]
+struct Fresh {
+    /// For so long, counted from when it came:
+    life: Duration,
+    /// until then.
+    until: Instant,
 }
 
 impl Pace {
@@ -152,7 +161,7 @@ impl Pace {
             return None;
         }
         let moving = pacing.adaptive.map_or(interval, |Adaptive { min, max }| interval.clamp(min, max.max(min)));
-        Some(Pace { pacing: pacing.clone(), usual: interval, moving, heard: None, fresh_until: None })
+        Some(Pace { pacing: pacing.clone(), usual: interval, moving, heard: None, fresh: None })
     }
 
     /// Whether, and until when, nothing is polled now: what holds then is to be asked again.
@@ -165,14 +174,22 @@ impl Pace {
         Some(now.at + wait.min(LOOK_AGAIN))
     }
 
-    /// There was an answer that is fresh for so long.
-    pub fn heard(&mut self, now: Instant, fresh_for: Option<Duration>) {
-        self.heard = fresh_for.filter(|_| self.pacing.respect_max_age).map(|it| now + it.min(RETRY_AFTER_MAX));
+    /// When something else holds than now; `None`: not within a week.
+    pub fn opens_at(&self, now: Now) -> Option<Instant> {
+        self.pacing.until_next(now.wall).map(|wait| now.at + wait)
+    }
+
+    /// There was an answer that is fresh for so long. `confirms`: it is a 304, and what it does not say is as it was
+    /// (RFC 9111 sections 3.2 and 4.3.4).
+    pub fn heard(&mut self, now: Instant, fresh_for: Option<Duration>, confirms: bool) {
+        let held = self.fresh.filter(|_| confirms).map(|fresh| fresh.life);
+        let life = fresh_for.or(held).filter(|_| self.pacing.respect_max_age).map(|life| life.min(RETRY_AFTER_MAX));
+        self.heard = life.map(|life| Fresh { life, until: now + life });
     }
 
     /// That answer is, or confirms, the value, which has changed or not.
     pub fn succeeded(&mut self, changed: bool) {
-        self.fresh_until = self.heard;
+        self.fresh = self.heard;
         if let Some(Adaptive { min, max }) = self.pacing.adaptive {
             self.moving =
                 if changed { self.moving / 2 } else { self.moving + self.moving / 2 }.clamp(min, max.max(min));
@@ -181,12 +198,12 @@ impl Pace {
 
     /// The value is not held any more: how fresh it was counts for nothing.
     pub fn forget(&mut self) {
-        self.fresh_until = None;
+        self.fresh = None;
     }
 
     /// When the value held ceases to be fresh.
     pub fn fresh_until(&self) -> Option<Instant> {
-        self.fresh_until
+        self.fresh.map(|fresh| fresh.until)
     }
 
     /// The interval that holds now, and whether it is one that stays: the polls of those keep a phase of their own.
@@ -313,15 +330,39 @@ mod tests {
             let pacing =
                 Pacing { respect_max_age, adaptive: Some(Adaptive { min: s(1), max: s(2) }), ..Pacing::default() };
             let mut pace = Pace::new(&pacing, s(1)).expect("it is not plain");
-            pace.heard(at, Some(s(30)));
+            pace.heard(at, Some(s(30)), false);
             pace.succeeded(true);
             assert_eq!(pace.fresh_until(), respect_max_age.then_some(at + s(30)));
-            pace.heard(at, Some(s(1 << 40)));
+            pace.heard(at, Some(s(1 << 40)), false);
             pace.succeeded(true);
             assert_eq!(pace.fresh_until(), respect_max_age.then_some(at + s(86_400)), "a day at most");
             pace.forget();
             assert_eq!(pace.fresh_until(), None);
         }
+    }
+
+    #[test]
+    fn an_answer_that_confirms_the_value_and_says_no_more_is_as_fresh_as_that_was() {
+        let s = Duration::from_secs;
+        let mut pace =
+            Pace::new(&Pacing { respect_max_age: true, ..Pacing::default() }, s(1)).expect("it is not plain");
+        let mut fresh_until = |at_s: u64, fresh_for: Option<u64>, confirms, is_value| {
+            pace.heard(Instant::from_micros(at_s * 1_000_000), fresh_for.map(s), confirms);
+            if is_value {
+                pace.succeeded(false);
+            }
+            pace.fresh_until().map(|until| until.as_micros() / 1_000_000)
+        };
+        assert_eq!(fresh_until(1, None, true, true), None, "nothing was said yet");
+        assert_eq!(fresh_until(100, Some(30), false, true), Some(130));
+        assert_eq!(fresh_until(200, None, true, true), Some(230));
+        assert_eq!(fresh_until(300, None, true, true), Some(330), "however often");
+        assert_eq!(fresh_until(310, Some(5), false, false), Some(330), "a failure is no value");
+        assert_eq!(fresh_until(400, None, true, true), Some(430));
+        assert_eq!(fresh_until(500, Some(7), true, true), Some(507));
+        assert_eq!(fresh_until(600, None, true, true), Some(607));
+        assert_eq!(fresh_until(700, None, false, true), None, "another value, of which nothing is said");
+        assert_eq!(fresh_until(800, None, true, true), None);
     }
 
     proptest! {

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use url::{Host, Position, Url};
 
+use crate::codec::http::is_value_byte;
 use crate::guard::Policy;
 use crate::limits::{REFRESH_INTERVAL, RETRY_AFTER_MAX, VALIDATOR_BYTES_MAX};
 use crate::time::{Instant, Now, WallTime};
@@ -112,7 +113,7 @@ pub struct FetchResponse {
     pub status: u16,
     /// Its validators.
     pub validators: Validators,
-    /// `Retry-After`, both forms, as a time to wait.
+    /// `Retry-After`, both forms, as a time to wait; of an upstream that is followed its `retry`.
     pub retry_after: Option<Duration>,
     /// How long it may be used by its own `Cache-Control`, less its `Age`; `None`: it does not say.
     pub fresh_for: Option<Duration>,
@@ -155,7 +156,6 @@ impl PollOptions {
         PollOptions {
             interval: options.interval,
             backoff_max: options.backoff_max,
-            // What is followed is gone on with by its last id, whatever the method.
             // What is followed is gone on with by its last id, whatever the method. That the first page is as it was says
             // nothing of the others, nor whether there are others now.
             conditional: options.follow.is_some()
@@ -249,6 +249,8 @@ pub struct Poller {
     pace: Option<Box<Pace>>,
     /// Where polls are answered by what the upstream sends whenever it does: the least time from one to the next.
     gap: Option<Duration>,
+    /// There, too: the least time from the end of a connection to the next one, by the upstream's own word.
+    reconnect: Option<Duration>,
     jitter: SplitMix64,
     turn: Turn,
     /// Whether polls go on: someone watches.
@@ -301,6 +303,7 @@ impl Poller {
             phase: jitter.next(),
             pace: None,
             gap: None,
+            reconnect: None,
             jitter,
             turn: Turn::Idle,
             running: false,
@@ -468,6 +471,18 @@ impl Poller {
         }
     }
 
+    /// The poll that is due may not begin before `until`, for a window of the day that has none. Where no value is held, whoever
+    /// waits for one is to be told so.
+    pub fn hold_closed(&mut self, now: Now, until: Instant) -> Option<Failure> {
+        let opens_at = self.pace.as_ref().and_then(|pace| pace.opens_at(now)).unwrap_or(until);
+        let failure = (!self.value_held).then(|| {
+            let detail = "no poll is made at this time of the day".to_owned();
+            Failure { code: UpstreamCode::Stopped, status: None, detail }
+        });
+        self.hold(until, opens_at, failure.as_ref());
+        failure
+    }
+
     /// Whether the last value is held.
     pub fn holds_value(&self) -> bool {
         self.value_held
@@ -524,11 +539,14 @@ impl Poller {
         let response = match result {
             Ok(response) => response,
             Err(FetchError { code, detail }) => {
-                return Judged::Failed(self.fail(now, again, None, Failure { code, status: None, detail }));
+                return Judged::Failed(self.fail(now, again, self.reconnect, Failure { code, status: None, detail }));
             }
         };
+        if self.gap.is_some() && matches!(response.status, 200 | 304) {
+            self.reconnect = response.retry_after;
+        }
         if let Some(pace) = &mut self.pace {
-            pace.heard(now, response.fresh_for);
+            pace.heard(now, response.fresh_for, response.status == 304);
         }
         match verdict(&response, conditional) {
             Verdict::Value => {
@@ -536,6 +554,10 @@ impl Poller {
                 Judged::Body { bytes: response.body, received: response.received }
             }
             Verdict::NotModified => {
+                // What is followed moves on by events that are no values, too.
+                if self.gap.is_some() && self.value_held && response.validators.etag.is_some() {
+                    self.validators = bounded(response.validators);
+                }
                 // Where the value was evicted meanwhile, what was not modified is fetched again, without a condition.
                 self.succeed(now, started, again || !self.value_held);
                 Judged::NotModified
@@ -546,7 +568,7 @@ impl Poller {
                     self.validators = Validators::default();
                 }
                 let retry_after = matches!(response.status, 403 | 429 | 503).then_some(response.retry_after).flatten();
-                Judged::Failed(self.fail(now, again, retry_after, failure))
+                Judged::Failed(self.fail(now, again, retry_after.max(self.reconnect), failure))
             }
         }
     }
@@ -693,9 +715,12 @@ fn verdict(response: &FetchResponse, conditional: bool) -> Verdict {
     }
 }
 
-/// `validators` without those too long to be sent back with each request.
+/// `validators` without those that cannot be sent back with each request: too long, or of bytes that no header carries (an
+/// event's id may hold any).
 fn bounded(validators: Validators) -> Validators {
-    let fits = |value: &[u8]| (1..=VALIDATOR_BYTES_MAX).contains(&value.len());
+    let fits = |value: &[u8]| {
+        (1..=VALIDATOR_BYTES_MAX).contains(&value.len()) && value.iter().all(|&byte| is_value_byte(byte))
+    };
     Validators {
         etag: validators.etag.filter(|etag| fits(etag)),
         last_modified: validators.last_modified.filter(|date| fits(date)),
@@ -758,7 +783,7 @@ pub enum UpstreamCode {
     Redirect,
     /// The target is not allowed.
     Blocked,
-    /// No fault of the upstream's: an administrator has stopped the stream.
+    /// No fault of the upstream's: an administrator has stopped the stream, or a window of the day has no polls.
     Stopped,
 }
 
@@ -1383,6 +1408,38 @@ mod tests {
     }
 
     #[test]
+    fn who_waits_for_a_first_value_is_told_of_a_window_without_polls_and_when_it_ends() {
+        use super::super::pace::{EVERY_DAY, Pacing, Window};
+        // START_MS is 01:23:20 and a bit of the clock here.
+        let windows = vec![Window { from: 60, to: 120, days: EVERY_DAY, interval: None }];
+        let mut script = at_pace(30_000, Pacing { windows, ..Default::default() });
+        let hold = |script: &mut Script| {
+            let until = script.poller.closed_until(script.both()).expect("it is closed");
+            script.poller.hold_closed(script.both(), until)
+        };
+        let told = hold(&mut script).expect("there is no value");
+        assert_eq!(told.code, UpstreamCode::Stopped);
+        let status = script.poller.status_change(script.now).expect("it was live");
+        let opens_in = status.retry_in.expect("it opens at two").as_secs();
+        assert_eq!((status.state, status.code, opens_in), (StreamState::Failing, Some(UpstreamCode::Stopped), 2_199));
+        assert_eq!(
+            script.poller.next_due().map(|due| due.since(script.now).as_secs()),
+            Some(60),
+            "it is looked at again"
+        );
+        script.after_ms(60_000);
+        hold(&mut script);
+        let status = script.poller.status(script.now);
+        assert_eq!(status.retry_in.map(|wait| wait.as_secs()), Some(2_139));
+        // A value that is held is as good as it was.
+        script.after_ms(3_600_000).poll(Ok(answer(200)));
+        assert_eq!(script.poller.status(script.now).state, StreamState::Live);
+        script.after_ms(23 * 3_600_000);
+        assert_eq!(hold(&mut script), None);
+        assert_eq!(script.poller.status_change(script.now).map(|status| status.state), Some(StreamState::Live));
+    }
+
+    #[test]
     fn what_is_followed_is_asked_again_after_its_gap_and_confirmed_by_being_reached() {
         let gap = Some(Duration::from_millis(50));
         let poller = Poller::new(options(1_000)).following(gap);
@@ -1404,6 +1461,75 @@ mod tests {
         assert_eq!(script.poller.status(script.now).state, StreamState::Live);
         script.after_ms(5_000).start();
         assert_eq!(script.poll(Ok(answer(200))), Duration::ZERO, "the next watcher's is at once");
+    }
+
+    fn followed(id: &[u8], retry_ms: Option<u64>, status: u16) -> FetchResponse {
+        let validators = Validators { etag: Some(id.into()), ..Validators::default() };
+        FetchResponse { validators, retry_after: retry_ms.map(Duration::from_millis), ..answer(status) }
+    }
+
+    fn following() -> Script {
+        let poller = Poller::new(options(100)).following(Some(Duration::from_millis(50)));
+        let mut script = Script { poller, now: Instant::from_micros(START_MS * 1_000) };
+        script.start();
+        script
+    }
+
+    #[test]
+    fn an_id_that_no_header_carries_is_not_gone_on_from() {
+        let mut script = following();
+        for (id, sent) in [
+            (&b"7"[..], true),
+            (b"\xc3\xbc, and \t more", true),
+            (b"a\x01b", false),
+            (b"a\x7fb", false),
+            (b"a\x1b[0m", false),
+            (&[b'7'; VALIDATOR_BYTES_MAX], true),
+            (&[b'7'; VALIDATOR_BYTES_MAX + 1], false),
+        ] {
+            script.poll(Ok(followed(id, None, 200)));
+            let (_, no, validators) = script.begin();
+            assert_eq!(validators.etag.as_deref(), Some(id).filter(|_| sent));
+            script.answer(no, refused());
+        }
+    }
+
+    #[test]
+    fn what_is_followed_moves_on_by_what_is_no_value_while_one_is_held() {
+        let mut script = following();
+        let id_after = |script: &mut Script, response| {
+            script.poll(Ok(response));
+            script.poller.validators.etag.clone()
+        };
+        assert_eq!(id_after(&mut script, followed(b"1", None, 200)).as_deref(), Some(&b"1"[..]));
+        assert_eq!(id_after(&mut script, followed(b"2", None, 304)).as_deref(), Some(&b"2"[..]));
+        assert_eq!(id_after(&mut script, answer(304)).as_deref(), Some(&b"2"[..]), "it was reached again");
+        assert_eq!(id_after(&mut script, followed(b"", None, 304)), None, "it was taken back");
+        script.poll(Ok(followed(b"3", None, 200)));
+        let (_, no, _) = script.begin();
+        script.poller.forget_value();
+        script.answer(no, Ok(followed(b"4", None, 304)));
+        assert_eq!(script.poller.validators.etag, None, "without the value there is nothing to go on from");
+    }
+
+    #[test]
+    fn what_is_followed_says_when_it_wants_to_be_reached_again() {
+        let mut script = following();
+        script.poll(Ok(followed(b"1", Some(90_000), 200)));
+        script.poll(refused());
+        let status = script.poller.status(script.now);
+        assert_eq!((status.state, status.retry_in), (StreamState::Stale, Some(Duration::from_secs(90))));
+        assert_eq!(script.poll(Ok(FetchResponse { retry_after: None, ..answer(500) })), Duration::from_secs(90));
+        assert_eq!(script.poll(Ok(followed(b"1", Some(10), 304))), Duration::from_secs(90), "whatever came between");
+        script.poll(refused());
+        let wait = script.poll(Ok(followed(b"2", Some(90_000), 200)));
+        assert!((100..=200).contains(&wait.as_millis()), "its interval is longer: {wait:?}");
+        // A value that is none says nothing of the connection, which goes on.
+        let (_, no, _) = script.begin();
+        script.poller.fetched(script.now, no, Ok(followed(b"3", Some(90_000), 200)));
+        script.poller.refuse(script.now, no, UpstreamCode::Body, String::new()).expect("it was judged");
+        let status = script.poller.status(script.now);
+        assert!(status.retry_in.is_some_and(|wait| wait < Duration::from_secs(1)), "{status:?}");
     }
 
     #[test]

@@ -15,13 +15,14 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use monoio::time::{Instant, sleep, timeout, timeout_at};
 use monoio::utils::is_legacy;
+use url::form_urlencoded;
 
 use super::link::{Fault, Inbound, Link, Seal};
 use super::{Answer, Asked, Course, Phase, endpoint, in_words, timed_out, tls_failed};
 use crate::codec::http::percent_decode;
 use crate::codec::http_response::{
-    Progress, Request, ResponseDecoder, ResponseError, ResponseFault, ResponseLimits, fresh_for, retry_after,
-    write_request,
+    Progress, Request, ResponseDecoder, ResponseError, ResponseFault, ResponseLimits, fresh_for, http_date,
+    retry_after, write_request,
 };
 use crate::codec::{link_header, rate_limit};
 use crate::limits::{UPSTREAM_DRAIN_BYTES_MAX, UPSTREAM_DRAIN_TIMEOUT, UPSTREAM_HEAD_BYTES_MAX};
@@ -213,11 +214,17 @@ impl Course<'_> {
     }
 }
 
-/// A request's target with a further parameter, encoded already.
+/// A request's target with a further parameter, encoded already, in the place of those of its name: a redirect or the next
+/// page may lead to a URL that has the one that it was asked with.
 fn with_key<'t>(target: &'t str, pair: Option<&Secret>) -> Cow<'t, str> {
     let Some(pair) = pair else { return Cow::Borrowed(target) };
-    let join = if target.contains('?') { '&' } else { '?' };
-    Cow::Owned(format!("{target}{join}{}", String::from_utf8_lossy(pair.expose_secret())))
+    let pair = String::from_utf8_lossy(pair.expose_secret());
+    let name_of = |pair: &str| form_urlencoded::parse(pair.as_bytes()).next().map(|(name, _)| name.into_owned());
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let name = name_of(&pair);
+    let others = query.split('&').filter(|other| !other.is_empty() && name_of(other) != name);
+    let query: Vec<&str> = others.chain([&*pair]).collect();
+    Cow::Owned(format!("{path}?{}", query.join("&")))
 }
 
 /// RFC 7617: user and password of the URL as `Authorization`, unless the stream's headers have one of their own.
@@ -417,11 +424,13 @@ impl<'a> Reception<'a> {
         let received = self.received.expect("noted with the status");
         let field = |name: &str| self.decoder.header(name).map(Box::from);
         let validators = Validators { etag: field("etag"), last_modified: field("last-modified"), place: 0 };
+        // A date is meant by the clock of whoever wrote it.
+        let date = self.decoder.header("date").and_then(|value| http_date(value, received)).unwrap_or(received);
         let fresh_for = fresh_for(self.decoder.headers("cache-control"), self.decoder.header("age"));
         let quotas = rate_limit::quotas(|name| self.decoder.headers(name).collect(), received);
         // A 403 may mean that a budget is used up, as GitHub has it: it says when to come back by that budget's reset.
         let spent = quotas.iter().filter(|quota| status == 403 && quota.remaining == 0).map(|quota| quota.reset).max();
-        let retry_after = self.decoder.header("retry-after").and_then(|value| retry_after(value, received)).or(spent);
+        let retry_after = self.decoder.header("retry-after").and_then(|value| retry_after(value, date)).or(spent);
         let location = self.decoder.header("location").and_then(|value| str::from_utf8(value).ok()).map(str::to_owned);
         let next = link_header::next(self.decoder.headers("link")).map(str::to_owned);
         let response = FetchResponse { status, validators, retry_after, fresh_for, body: Vec::new(), received };
@@ -436,4 +445,26 @@ fn refused(error: ResponseError) -> Failure {
         ResponseFault::TooLarge => UpstreamCode::TooLarge,
     };
     Failure::of(FetchError { code, detail: error.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_stands_once_in_a_query_whatever_stood_there() {
+        let key = Secret::new(*b"api%20key=a%26b");
+        for (target, asked) in [
+            ("/a", "/a?api%20key=a%26b"),
+            ("/a?", "/a?api%20key=a%26b"),
+            ("/a?b=1&c", "/a?b=1&c&api%20key=a%26b"),
+            ("/a?page=2&api%20key=a%26b", "/a?page=2&api%20key=a%26b"),
+            ("/a?api+key=old&page=2&%61pi%20key", "/a?page=2&api%20key=a%26b"),
+            ("/a?api%20key2=x&x=api%20key=y", "/a?api%20key2=x&x=api%20key=y&api%20key=a%26b"),
+            ("/a?b=%2F?c&d=%26", "/a?b=%2F?c&d=%26&api%20key=a%26b"),
+        ] {
+            assert_eq!(with_key(target, Some(&key)), asked);
+            assert_eq!(with_key(target, None), target);
+        }
+    }
 }

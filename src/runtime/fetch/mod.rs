@@ -71,6 +71,8 @@ pub struct FetcherOptions {
     pub idle_timeout: Duration,
     /// Requests that may wait for a connection.
     pub waiting_max: usize,
+    /// Upstreams' streams that are followed at once, each over a connection of its own besides the others.
+    pub followed_max: usize,
 }
 
 impl Default for FetcherOptions {
@@ -81,6 +83,7 @@ impl Default for FetcherOptions {
             idle_max: limits::UPSTREAM_IDLE_MAX,
             idle_timeout: limits::UPSTREAM_IDLE_TIMEOUT,
             waiting_max: limits::UPSTREAM_WAITING_MAX,
+            followed_max: limits::UPSTREAM_FOLLOWED_MAX,
         }
     }
 }
@@ -89,6 +92,8 @@ impl Default for FetcherOptions {
 #[derive(Clone)]
 pub struct Fetcher {
     pool: Rc<Pool>,
+    /// The connections of upstreams' streams, which may last for ever: polls do not wait for their end.
+    followed: Rc<Pool>,
     trust: Rc<TrustSets>,
     resolver: ResolverHandle,
     /// Where tokens for upstreams come from, and what counts them.
@@ -200,11 +205,13 @@ struct Lost {
     error: FetchError,
     /// Its connection had been used before and may just have idled for too long: it is worth a fresh one.
     again: bool,
+    /// It found no connection of ours: the upstream knows nothing of it, and is not to blame.
+    unsent: bool,
 }
 
 impl From<FetchError> for Lost {
     fn from(error: FetchError) -> Lost {
-        Lost { error, again: false }
+        Lost { error, again: false, unsent: false }
     }
 }
 
@@ -218,8 +225,9 @@ struct Course<'a> {
 }
 
 /// How far a request has come, so that a time-out can say so.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Eq, PartialEq)]
 enum Phase {
+    /// For a connection: nothing has been asked of the upstream yet.
     Waiting,
     Connecting,
     Sending,
@@ -230,8 +238,10 @@ enum Phase {
 impl Fetcher {
     /// A client that has no connections yet.
     pub fn new(options: FetcherOptions, resolver: ResolverHandle) -> Fetcher {
-        let (pool, trust) = (Pool::new(options), Rc::new(TrustSets::new()));
-        Fetcher { pool, trust, resolver, tokens: None, metrics: None, budgets: None }
+        // Nobody waits for such a place: whoever has one keeps it.
+        let followed = FetcherOptions { connections_max: options.followed_max, waiting_max: 0, ..options.clone() };
+        let (pool, followed, trust) = (Pool::new(options), Pool::new(followed), Rc::new(TrustSets::new()));
+        Fetcher { pool, followed, trust, resolver, tokens: None, metrics: None, budgets: None }
     }
 
     /// The same with a place where tokens come from: without one, requests that need a token fail as `Auth`.
@@ -309,8 +319,12 @@ impl Fetcher {
                     permit.answered(now().at, &answer.response, &answer.quotas);
                     return Ok(answer);
                 }
-                Err(Lost { error, again: false }) => error,
-                Err(Lost { error, again: true }) => match leave().await {
+                Err(Lost { error, unsent: true, .. }) => {
+                    permit.unsent();
+                    return Err(error);
+                }
+                Err(Lost { error, again: false, .. }) => error,
+                Err(Lost { error, again: true, .. }) => match leave().await {
                     Ok(another) => {
                         (permit, reuse) = (another, false);
                         continue;
@@ -373,7 +387,7 @@ impl Fetcher {
     /// How many connections there are.
     pub fn counts(&self) -> FetcherCounts {
         let (open, idle) = self.pool.counts();
-        FetcherCounts { open, idle }
+        FetcherCounts { open: open + self.followed.counts().0, idle }
     }
 
     async fn within_time(
@@ -412,17 +426,22 @@ impl Fetcher {
         let limit = asked.timeout;
         let course = Course { asked, wall, phase: &phase, deadline };
         // Where time is up the future is dropped, and with it the connection: what it was doing cannot be taken up again.
-        match timeout_at(deadline, self.carry_out(&course, reuse)).await {
+        let outcome = match timeout_at(deadline, self.carry_out(&course, reuse)).await {
             Ok(result) => result,
             Err(_) => Err(timed_out(limit, phase.get()).into()),
-        }
+        };
+        outcome.map_err(|lost| Lost { unsent: phase.get() == Phase::Waiting, ..lost })
     }
 
     async fn carry_out(&self, course: &Course<'_>, reuse: bool) -> Result<Answer, Lost> {
         let origin = self.origin(course.asked)?;
         let (connection, used_before) = self.connection(course, &origin, reuse).await?;
         let outcome = self.exchange(connection, course).await;
-        outcome.map_err(|failure| Lost { again: failure.unanswered && used_before, error: failure.error })
+        outcome.map_err(|failure| Lost {
+            again: failure.unanswered && used_before,
+            error: failure.error,
+            unsent: false,
+        })
     }
 
     /// A connection to `origin`, and whether it has been used before.
@@ -447,10 +466,31 @@ impl Fetcher {
                 }
             }
         };
+        Ok((self.open_in_time(course, origin, place).await?, false))
+    }
+
+    /// Leave to open a connection for an upstream's stream.
+    async fn place_to_follow(&self) -> Result<Place, FetchError> {
+        match self.followed.leave(None).await {
+            Ok(Leave::Open(place)) => Ok(place),
+            Ok(Leave::Reuse(_)) | Err(PoolFull) => {
+                let detail = "as many upstreams' streams are followed as may be at once".to_owned();
+                Err(FetchError { code: UpstreamCode::Unreachable, detail })
+            }
+        }
+    }
+
+    /// A new connection, within the time for that.
+    async fn open_in_time(
+        &self,
+        course: &Course<'_>,
+        origin: &Rc<Origin>,
+        place: Place,
+    ) -> Result<Connection, FetchError> {
         course.phase.set(Phase::Connecting);
         let limit = course.asked.connect_timeout;
         match timeout(limit, self.open(course.asked, Rc::clone(origin), place)).await {
-            Ok(opened) => Ok((opened?, false)),
+            Ok(opened) => opened,
             Err(_) => Err(timed_out(limit, Phase::Connecting)),
         }
     }

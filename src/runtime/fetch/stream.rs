@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use monoio::time::{Instant, sleep, sleep_until, timeout_at};
 
+use super::pool::Place as PoolPlace;
 use super::redirect::Place;
 use super::{Answer, Asked, Course, Fetcher, Phase, deadline_after, exchange, timed_out};
 use crate::limits::RETRY_AFTER_MAX;
@@ -47,8 +48,8 @@ struct Follow {
 #[derive(Default)]
 struct State {
     newest: Option<FetchResponse>,
-    /// The upstream has been reached again since anything was told: what is held is as it was.
-    reached: bool,
+    /// What is held is as it was: the upstream has been reached again since anything was told, or has moved on without a value.
+    confirmed: Option<FetchResponse>,
     /// Why it ended.
     ended: Option<FetchResult>,
     /// No new connection before this: the upstream's `retry`.
@@ -92,12 +93,9 @@ impl Followers {
             if follow.forgotten.get() {
                 return Poll::Ready(Err(FetchError { code: UpstreamCode::Unreachable, detail: "given up".to_owned() }));
             }
-            let reached = std::mem::take(&mut state.reached);
-            if let Some(newest) = state.newest.take() {
-                return Poll::Ready(Ok(newest));
-            }
-            if reached && held {
-                return Poll::Ready(Ok(answer(304, Newest::default(), now().wall)));
+            let confirmed = state.confirmed.take().filter(|_| held);
+            if let Some(answer) = state.newest.take().or(confirmed) {
+                return Poll::Ready(Ok(answer));
             }
             if let Some(ended) = state.ended.take() {
                 state.reading = false;
@@ -125,10 +123,10 @@ fn key_of(stream: u32, poll: PollNo) -> Key {
     (stream, poll.0 >> 32)
 }
 
-fn answer(status: u16, newest: Newest, received: WallTime) -> FetchResponse {
+fn answer_to(status: u16, newest: Newest, retry_after: Option<Duration>, received: WallTime) -> FetchResponse {
     let etag = newest.id.map(|id| id.into_bytes().into_boxed_slice());
     let validators = Validators { etag, ..Validators::default() };
-    FetchResponse { status, validators, retry_after: None, fresh_for: None, body: newest.data, received }
+    FetchResponse { status, validators, retry_after, fresh_for: None, body: newest.data, received }
 }
 
 /// Reads until the upstream's stream ends or is forgotten.
@@ -142,7 +140,8 @@ async fn read(fetcher: &Fetcher, request: &FetchRequest, lane: &Arc<Lane>, follo
             let options = &request.target.options;
             let following = options.follow.as_ref().expect("only such a stream is followed");
             let events = Events::new(following, options.response_bytes_max);
-            Reading { follow, lane, now, permit: None, following, events, kind_is_right: false }
+            let told = (String::new(), None);
+            Reading { follow, lane, now, permit: None, following, events, told, kind_is_right: false }
                 .run(fetcher, request)
                 .await
         });
@@ -191,6 +190,8 @@ struct Reading<'a> {
     permit: Option<Permit>,
     following: &'a Following,
     events: Events,
+    /// The id and the `retry` that went with what was told last.
+    told: (String, Option<Duration>),
     /// Whether the answer is such a stream.
     kind_is_right: bool,
 }
@@ -212,9 +213,11 @@ impl Reading<'_> {
         (asked.url, asked.headers, asked.validators) = (&place.url, &headers, None);
         let outcome = fetcher
             .present((&options.credential, target.guard.as_ref()), options.timeout, async |presented| {
+                // First, so that nothing is held against an upstream that there is no place for.
+                let place = fetcher.place_to_follow().await?;
                 self.permit = Some(leave(request, self.lane, self.now).await?);
                 self.permit.iter_mut().for_each(Permit::begin);
-                self.exchange(fetcher, &Asked { presented: Some(&presented), ..asked }).await
+                self.exchange(fetcher, &Asked { presented: Some(&presented), ..asked }, place).await
             })
             .await
             .map(|answer| answer.response);
@@ -222,21 +225,25 @@ impl Reading<'_> {
         if let (Err(error), Some(permit)) = (&outcome, self.permit.take()) {
             permit.failed(now().at, error);
         }
-        if let Some(retry) = self.events.retry() {
-            self.follow.state.borrow_mut().not_before = Some(deadline_after(retry.min(RETRY_AFTER_MAX)));
+        if let Some(retry) = self.retry() {
+            self.follow.state.borrow_mut().not_before = Some(deadline_after(retry));
         }
         outcome
     }
 
-    async fn exchange(&mut self, fetcher: &Fetcher, asked: &Asked<'_>) -> Result<Answer, FetchError> {
+    fn retry(&self) -> Option<Duration> {
+        self.events.retry().map(|retry| retry.min(RETRY_AFTER_MAX))
+    }
+
+    async fn exchange(&mut self, fetcher: &Fetcher, asked: &Asked<'_>, place: PoolPlace) -> Result<Answer, FetchError> {
         let (now, following) = (self.now, self.following);
         let (phase, wall) = (Cell::new(Phase::Waiting), || now().wall);
         let deadline = deadline_after(asked.timeout);
         let course = Course { asked, wall: &wall, phase: &phase, deadline };
         let origin = fetcher.origin(asked)?;
         // For itself: it is not given back.
-        let connecting = timeout_at(deadline, fetcher.connection(&course, &origin, false)).await;
-        let (connection, _) = connecting.map_err(|_| timed_out(asked.timeout, phase.get()))??;
+        let connecting = timeout_at(deadline, fetcher.open_in_time(&course, &origin, place)).await;
+        let connection = connecting.map_err(|_| timed_out(asked.timeout, phase.get()))??;
         let (link, _place) = (connection.link, connection.place);
         let answer = exchange::follow(&course, link, following.idle_timeout, self).await;
         let answer = answer.map_err(|failure| failure.error)?;
@@ -261,7 +268,8 @@ impl exchange::Sink for Reading<'_> {
         // RFC 9110 section 15.3.5: nothing follows a 204.
         let goes_on = is_success(response.status) && response.status != 204 && self.kind_is_right;
         if goes_on {
-            self.follow.tell(|state| state.reached = true);
+            let confirmed = answer_to(304, Newest::default(), None, response.received);
+            self.follow.tell(|state| state.confirmed = Some(confirmed));
         }
         goes_on
     }
@@ -271,10 +279,24 @@ impl exchange::Sink for Reading<'_> {
             .events
             .feed(bytes)
             .map_err(|error| FetchError { code: UpstreamCode::TooLarge, detail: error.to_string() })?;
-        if let Some(newest) = newest {
-            let value = answer(200, newest, (self.now)().wall);
-            self.follow.tell(|state| state.newest = Some(value));
+        let told = (self.events.last_id().to_owned(), self.retry());
+        if newest.is_none() && told == self.told {
+            return Ok(());
         }
+        let (id, retry, received) = (told.0.clone(), told.1, (self.now)().wall);
+        self.told = told;
+        self.follow.tell(|state| match (newest, &mut state.newest) {
+            (Some(newest), held) => *held = Some(answer_to(200, newest, retry, received)),
+            // Nobody has had the value before it.
+            (None, Some(held)) => {
+                held.validators.etag = Some(id.into_bytes().into_boxed_slice());
+                held.retry_after = retry;
+            }
+            (None, None) => {
+                let newest = Newest { data: Vec::new(), id: Some(id) };
+                state.confirmed = Some(answer_to(304, newest, retry, received));
+            }
+        });
         Ok(())
     }
 }

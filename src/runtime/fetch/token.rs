@@ -14,7 +14,7 @@ use crate::guard::Policy;
 use crate::limits;
 use crate::metrics::TokenFetch;
 use crate::runtime::guarded::Guarded;
-use crate::runtime::oauth::{Asked, Outcome, Tokens, Underway};
+use crate::runtime::oauth::{Asked, Outcome, Taken, Tokens, Turn, Underway};
 use crate::runtime::resolver::{Flight, Pilot};
 use crate::runtime::{clock, log};
 use crate::stream::oauth::{self, Ask, Granted, Options, Renewal, Token, Why};
@@ -97,6 +97,8 @@ impl Fetcher {
         options: &Options,
         guard: Option<&Policy>,
     ) -> Result<Granted, (Why, Option<Duration>)> {
+        // To the end: what is given has to be kept before the next one looks.
+        let _taken = self.turn(tokens, options).await;
         let mut tries = tokens.refresh_tokens(options);
         // What could not be written when it was given is to be on the disk before it is used up.
         if tries.iter().any(Option::is_some) && tokens.is_unwritten() {
@@ -125,6 +127,17 @@ impl Fetcher {
                     log::write(LogLevel::Warn, &[("endpoint", &endpoint)], sentence);
                 }
                 Err(why) => return Err((why, response.retry_after)),
+            }
+        }
+    }
+
+    /// Waits for the turn to use the credential's refresh token, where it has one.
+    async fn turn(&self, tokens: &Arc<Tokens>, options: &Options) -> Option<Taken> {
+        loop {
+            match Tokens::turn(tokens, options) {
+                Turn::Unneeded => return None,
+                Turn::Taken(taken) => return Some(taken),
+                Turn::After(flight) => self.resolver.landing(flight).await,
             }
         }
     }
