@@ -686,6 +686,14 @@ fn a_logout_ends_the_sessions_that_its_user_made_at_whichever_process() {
     }
     assert_eq!(halls[1].kinds(conn), ["4010 token_revoked"]);
     assert_eq!(halls.each_mut().map(|hall| status(hall, &session)), [401, 401]);
+    // Also where nobody has found out that what stands under it is good for nothing.
+    let of_four = |hall: &Hall, jti: &str| format!("Bearer {}", hall.token(json!({"sub": "u4", "jti": jti})));
+    let (revoked, next) = (of_four(&halls[0], "t4"), of_four(&halls[0], "t5"));
+    let (_, unopened) = make(&mut halls[0], ("Authorization", &revoked), said.clone());
+    halls.iter_mut().for_each(|hall| hall.hear("token-revoked", json!({"jti": "t4", "exp": hall::WALL_S + 3_600})));
+    let (_, renewed) = make(&mut halls[1], ("Authorization", &next), said.clone());
+    assert!(renewed["created"] == true && renewed["token"] != unopened["token"]);
+    assert_eq!(status(&mut halls[0], &unopened), 401);
     // However many find it out, it is said once of each process.
     let said_of_it = |hall: &Hall| {
         let ends = |order: &&Order| matches!(order, Order::Publish(entry) if entry.is_of_ephemerals());

@@ -79,7 +79,37 @@ fn a_hook_that_proves_nothing_polls_nothing_and_counts_as_a_failed_credential() 
     assert_eq!((none.status, none.code()), (401, "MISSING_CREDENTIAL".to_owned()));
     let twice = [("X-Restcast-Signature", good.clone()), ("X-Restcast-Signature", good.clone())];
     assert_eq!(server.request("POST", "/v1/hooks/slow", &twice, "x").status, 400);
-    // Nobody is told which streams there are: the answers are those of one that has a hook, whatever is sent.
+    for id in ["plain", "nowhere", "a%20b", "%ff"] {
+        let answer = hook(&server, id, &good, "x");
+        assert_eq!((answer.status, answer.code()), (401, "INVALID_TOKEN".to_owned()), "{id}");
+    }
+    let answer = server.get("/v1/hooks/slow", &[]);
+    assert_eq!((answer.status, answer.header("allow")), (405, Some("POST, OPTIONS")));
+    assert_eq!(hook(&server, "slow", &good, &"x".repeat(100_000)).status, 413);
+    assert!(ws.is_quiet_for(Duration::from_millis(200)));
+    assert_eq!(upstream.request_count(), polls, "nothing was polled");
+    for (result, count) in [("unsigned", 3), ("malformed", 4), ("out_of_time", 2), ("unknown", 4), ("ok", 0)] {
+        let label = format!("result=\"{result}\"");
+        assert_eq!(server.metric(&["restcast_hooks_total", &label]) as u64, count, "{result}");
+    }
+    assert_eq!(hook(&server, "slow", &good, "x").status, 202);
+
+    let server = setup(&upstream, "").limits("auth_failures_per_minute = 3").start();
+    let wrong = signature("another secret", now_s(), "x");
+    let statuses: Vec<u16> = (0..8).map(|_| hook(&server, "slow", &wrong, "x").status).collect();
+    assert_eq!((&statuses[..3], statuses[7]), (&[401; 3][..], 429), "{statuses:?}");
+    assert_eq!(hook(&server, "slow", &signature(SECRET, now_s(), "x"), "x").status, 429, "nor is a good one looked at");
+    let server = setup(&upstream, "").limits("auth_failures_per_minute = 3").start();
+    let statuses: Vec<u16> = (0..8).map(|_| hook(&server, "nowhere", &wrong, "x").status).collect();
+    assert_eq!((&statuses[..3], statuses[7]), (&[401; 3][..], 429), "who asks around counts as well: {statuses:?}");
+}
+
+#[test]
+fn nobody_is_told_which_streams_there_are() {
+    let upstream = Upstream::start();
+    let server = setup(&upstream, "").stream("plain", &upstream.url("/b"), "").start();
+    let good = signature(SECRET, now_s(), "x");
+    // The answers are those of one that has a hook, whatever is sent.
     let asked = |id: &str, headers: &[(&str, String)], body: &str| {
         let answer = server.request("POST", &format!("/v1/hooks/{id}"), headers, body);
         let mut headers = answer.headers.clone();
@@ -104,29 +134,6 @@ fn a_hook_that_proves_nothing_polls_nothing_and_counts_as_a_failed_credential() 
             assert_eq!(asked(id, &headers, body), known, "{id} {headers:?}");
         }
     }
-    for id in ["plain", "nowhere", "a%20b", "%ff"] {
-        let answer = hook(&server, id, &good, "x");
-        assert_eq!((answer.status, answer.code()), (401, "INVALID_TOKEN".to_owned()), "{id}");
-    }
-    let answer = server.get("/v1/hooks/slow", &[]);
-    assert_eq!((answer.status, answer.header("allow")), (405, Some("POST, OPTIONS")));
-    assert_eq!(hook(&server, "slow", &good, &"x".repeat(100_000)).status, 413);
-    assert!(ws.is_quiet_for(Duration::from_millis(200)));
-    assert_eq!(upstream.request_count(), polls, "nothing was polled");
-    for (result, count) in [("unsigned", 3), ("malformed", 4), ("out_of_time", 2), ("unknown", 4), ("ok", 0)] {
-        let label = format!("result=\"{result}\"");
-        assert_eq!(server.metric(&["restcast_hooks_total", &label]) as u64, count, "{result}");
-    }
-    assert_eq!(hook(&server, "slow", &good, "x").status, 202);
-
-    let server = setup(&upstream, "").limits("auth_failures_per_minute = 3").start();
-    let wrong = signature("another secret", now_s(), "x");
-    let statuses: Vec<u16> = (0..8).map(|_| hook(&server, "slow", &wrong, "x").status).collect();
-    assert_eq!((&statuses[..3], statuses[7]), (&[401; 3][..], 429), "{statuses:?}");
-    assert_eq!(hook(&server, "slow", &signature(SECRET, now_s(), "x"), "x").status, 429, "nor is a good one looked at");
-    let server = setup(&upstream, "").limits("auth_failures_per_minute = 3").start();
-    let statuses: Vec<u16> = (0..8).map(|_| hook(&server, "nowhere", &wrong, "x").status).collect();
-    assert_eq!((&statuses[..3], statuses[7]), (&[401; 3][..], 429), "who asks around counts as well: {statuses:?}");
 }
 
 #[test]

@@ -33,7 +33,12 @@ fuzz_target!(|data: &[u8]| {
 });
 
 /// The last value and how long the upstream wants to be left alone; `None`: it was refused.
-fn heard(following: &Following, bytes_max: usize, wire: &[u8], sizes: &[usize]) -> Option<(Option<Newest>, Option<Duration>)> {
+fn heard(
+    following: &Following,
+    bytes_max: usize,
+    wire: &[u8],
+    sizes: &[usize],
+) -> Option<(Option<Newest>, Option<Duration>)> {
     let mut events = Events::new(following, bytes_max as u64);
     let (mut rest, mut newest) = (wire, None);
     for size in sizes.iter().cycle() {

@@ -47,7 +47,8 @@ fuzz_target!(|data: &[u8]| {
     for same in [format!("t={at_s},v1={other},v1={signature}"), format!("v1={upper}, t={at_s},v0=x")] {
         assert_eq!(verify(&same, rest, &secrets, now), Ok(mark), "{same}");
     }
-    let others: Vec<Secret> = secrets.iter().enumerate().filter(|(no, _)| *no != which).map(|(_, s)| s.clone()).collect();
+    let others: Vec<Secret> =
+        secrets.iter().enumerate().filter(|(no, _)| *no != which).map(|(_, s)| s.clone()).collect();
     assert_eq!(verify(&header, rest, &others, now), Err(HookError::Unsigned));
     // One bit of the body, the time or the signature is another.
     let bit = 1 << (plan[3] & 7);

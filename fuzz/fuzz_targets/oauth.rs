@@ -62,7 +62,10 @@ fn times(deeds: &[u8]) {
                 let asked = if refused { renewal.refused(at(now_ms), generation) } else { renewal.ask(at(now_ms)) };
                 match asked {
                     Ask::Use(token) => {
-                        assert!(!refused && is_good(now_ms) && token.generation == generation, "the one that is refused");
+                        assert!(
+                            !refused && is_good(now_ms) && token.generation == generation,
+                            "the one that is refused"
+                        );
                     }
                     begins @ (Ask::UseAndRenew(_) | Ask::Renew) => {
                         assert!(!under_way, "one renewal at a time");

@@ -11,7 +11,12 @@ fuzz_target!(|input: &str| {
     let Some((path, value)) = input.split_once('\n') else { return };
     let Ok(select) = Select::parse(path) else { return };
     let again = Select::parse(select.as_str()).expect("its one spelling is a path");
-    assert!(again == select && again.as_str() == select.as_str(), "{path:?} is {} and {}", select.as_str(), again.as_str());
+    assert!(
+        again == select && again.as_str() == select.as_str(),
+        "{path:?} is {} and {}",
+        select.as_str(),
+        again.as_str()
+    );
     let Ok(value) = Document::parse(value.as_bytes()) else { return };
 
     let given = 1 << 20;
@@ -21,7 +26,8 @@ fuzz_target!(|input: &str| {
     let Ok(shown) = selected else { return };
     let used = given - left;
 
-    let found = JsonPath::parse(path).expect("a path").query(value.root(), given, given).expect("there was work for it");
+    let found =
+        JsonPath::parse(path).expect("a path").query(value.root(), given, given).expect("there was work for it");
     let nodes: Vec<&[u8]> = found.iter().map(|node| node.raw()).collect();
     let expected = match (JsonPath::parse(path).expect("a path").is_singular(), &*nodes) {
         (true, [node]) => node.to_vec(),
