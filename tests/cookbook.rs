@@ -513,6 +513,8 @@ fn market_data_comes_as_fast_as_the_provider_allows_and_no_faster() {
     let asked = eventually("it is polled", || Some(count(&format!("/v1/{polled}"))).filter(|count| *count >= 2));
     if trading() == before {
         assert_eq!(count(&format!("/v1/{quiet}")), 0, "{polled} was asked for {asked} times");
+        let failure = waiting.failure();
+        assert_eq!((&failure["state"], &failure["code"]), (&json!("failing"), &json!("STOPPED")));
         assert!(waiting.watcher.is_quiet_for(SECOND / 10));
     }
     api.is_content();

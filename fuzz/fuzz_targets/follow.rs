@@ -28,17 +28,15 @@ fuzz_target!(|data: &[u8]| {
             Kind::Sse => events(wire, &following.events),
             Kind::Ndjson => lines(wire),
         };
-        assert_eq!(heard.0, plain, "a plain reader finds another");
+        assert_eq!((&heard.0, &heard.1), (&plain.0, &plain.1), "a plain reader finds another");
     }
 });
 
-/// The last value and how long the upstream wants to be left alone; `None`: it was refused.
-fn heard(
-    following: &Following,
-    bytes_max: usize,
-    wire: &[u8],
-    sizes: &[usize],
-) -> Option<(Option<Newest>, Option<Duration>)> {
+/// The last value, the id to go on from, and how long the upstream wants to be left alone.
+type Heard = (Option<Vec<u8>>, String, Option<Duration>);
+
+/// What is known in the end; `None`: it was refused.
+fn heard(following: &Following, bytes_max: usize, wire: &[u8], sizes: &[usize]) -> Option<Heard> {
     let mut events = Events::new(following, bytes_max as u64);
     let (mut rest, mut newest) = (wire, None);
     for size in sizes.iter().cycle() {
@@ -47,20 +45,23 @@ fn heard(
         }
         let (piece, after) = rest.split_at_checked(*size).unwrap_or((rest, &[]));
         let came = events.feed(piece).ok()?;
-        if let Some(came) = &came {
-            assert!(!came.data.is_empty() && came.data.len() <= bytes_max);
+        if let Some(Newest { data, id }) = came {
+            assert!(!data.is_empty() && data.len() <= bytes_max);
+            assert_eq!(id.as_deref().unwrap_or_default(), events.last_id());
+            newest = Some(data);
         }
-        newest = came.or(newest);
         rest = after;
     }
-    Some((newest, events.retry()))
+    Some((newest, events.last_id().to_owned(), events.retry()))
 }
 
 /// WHATWG HTML section 9.2.6, read at once: lines, then fields.
-fn events(wire: &[u8], wanted: &[String]) -> Option<Newest> {
+fn events(wire: &[u8], wanted: &[String]) -> (Option<Vec<u8>>, String) {
     let wire = wire.strip_prefix(b"\xef\xbb\xbf").unwrap_or(wire);
     let text = String::from_utf8_lossy(wire).replace("\r\n", "\n").replace('\r', "\n");
-    let (mut name, mut data, mut last_id, mut newest) = (String::new(), Vec::new(), String::new(), None);
+    let (mut name, mut data, mut newest) = (String::new(), Vec::new(), None);
+    // An id is taken with the end of its event, with data or without.
+    let (mut arriving, mut last_id) = (String::new(), String::new());
     let mut lines: Vec<&str> = text.split('\n').collect();
     // What has no end yet is no line.
     lines.pop();
@@ -69,9 +70,9 @@ fn events(wire: &[u8], wanted: &[String]) -> Option<Newest> {
             let kind = if name.is_empty() { "message" } else { &name };
             let joined = data.join("\n");
             if !joined.is_empty() && (wanted.is_empty() || wanted.iter().any(|wanted| wanted == kind)) {
-                let id = Some(last_id.clone()).filter(|id| !id.is_empty());
-                newest = Some(Newest { data: joined.into_bytes(), id });
+                newest = Some(joined.into_bytes());
             }
+            last_id.clone_from(&arriving);
             data.clear();
             name.clear();
             continue;
@@ -81,16 +82,17 @@ fn events(wire: &[u8], wanted: &[String]) -> Option<Newest> {
         match field {
             "event" => name = value.to_owned(),
             "data" => data.push(value),
-            "id" if !value.contains('\0') => last_id = value.to_owned(),
+            // What could not be sent back is none.
+            "id" if !value.contains('\0') => arriving = value.to_owned(),
             _ => {}
         }
     }
-    newest
+    (newest, last_id)
 }
 
-fn lines(wire: &[u8]) -> Option<Newest> {
+fn lines(wire: &[u8]) -> (Option<Vec<u8>>, String) {
     let mut lines: Vec<&[u8]> = wire.split(|byte| *byte == b'\n').collect();
     lines.pop();
-    let last = lines.into_iter().rev().find(|line| !line.trim_ascii().is_empty())?;
-    Some(Newest { data: last.to_vec(), id: None })
+    let last = lines.into_iter().rev().find(|line| !line.trim_ascii().is_empty());
+    (last.map(<[u8]>::to_vec), String::new())
 }

@@ -4,10 +4,11 @@
 //! that they come one after the other and in their turn. A place that is given back, and what a request leaves that was not
 //! sent after all, is taken by whoever looks next: those who wait look every now and then, so that none waits for somebody who
 //! has gone.
-//! Source: GCRA (ITU-T I.371). Memory: an entry for each place that was given back and not taken yet, at most
-//! `PLACES_FREE_MAX`. Errors: none. Not here: who asks for what (`budget`).
+//! Source: GCRA (ITU-T I.371). Memory: an entry for each who waits, of which there are no more than streams, and for each place
+//! that was given back and not taken yet, at most `PLACES_FREE_MAX`. Errors: none. Not here: who asks for what (`budget`).
 
-use std::collections::BTreeSet;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::action;
@@ -33,6 +34,9 @@ impl Rate {
 const LOOK: Duration = Duration::from_secs(1);
 /// and where many wait, all of them together once in this time.
 const LOOK_APART: Duration = Duration::from_millis(4);
+
+/// Places ahead of one's own that are counted: whoever has more before it looks again when these have gone.
+const AHEAD_COUNTED: usize = 64;
 
 /// A place in the queue.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -71,6 +75,9 @@ pub(super) struct Bucket {
     tail: Instant,
     /// Places before that which nobody has any more.
     holes: BTreeSet<Instant>,
+    /// The places of those who wait, and how many have each: by these they go one after the other, however far a request
+    /// that did not wait, or one that came late, has put all of them off.
+    places: BTreeMap<Instant, u32>,
     /// Those who have a place.
     waiting: u32,
 }
@@ -113,7 +120,7 @@ impl Bucket {
         let hole = self.holes.first().copied().filter(|&hole| hole < slot.map_or(tail, |place| place.at));
         // Free for a whole gap: no place that is due has a use for it.
         let is_idle = free + gap <= now;
-        if is_idle || (slot.is_none() && free <= now && hole.unwrap_or(tail) <= now) {
+        if is_idle || (slot.is_none() && free <= now && self.places.is_empty()) {
             if let Some(hole) = hole.filter(|&hole| hole <= now) {
                 self.holes.remove(&hole);
             }
@@ -133,15 +140,17 @@ impl Bucket {
             }
         };
         if hole.is_some() || slot.is_none() {
+            *self.places.entry(at).or_default() += 1;
             self.waiting += 1;
             self.leave(slot);
         }
         *slot = Some(Place { at, round: self.round });
-        let until = at.max(free);
+        let ahead = self.places.range(..at).take(AHEAD_COUNTED).map(|(_, held)| held).sum();
+        let until = at.max(free + gap * ahead);
         if until <= now {
             // It is used now, not given back.
             *slot = None;
-            self.has_left();
+            self.has_left(at);
             return None;
         }
         Some(Turn { until, look: gap.min(LOOK).max(LOOK_APART * self.waiting) })
@@ -173,7 +182,7 @@ impl Bucket {
         let place = slot.take().filter(|place| place.round == self.round);
         if let (Some(place), Some(rate)) = (place, self.rate) {
             self.offer(place.at, rate.gap());
-            self.has_left();
+            self.has_left(place.at);
         }
     }
 
@@ -193,7 +202,13 @@ impl Bucket {
         }
     }
 
-    fn has_left(&mut self) {
+    fn has_left(&mut self, place: Instant) {
+        if let Entry::Occupied(mut held) = self.places.entry(place) {
+            *held.get_mut() -= 1;
+            if *held.get() == 0 {
+                held.remove();
+            }
+        }
         self.waiting = self.waiting.saturating_sub(1);
         if self.waiting == 0 {
             self.forget_places();
@@ -202,6 +217,7 @@ impl Bucket {
 
     fn forget_places(&mut self) {
         self.holes.clear();
+        self.places.clear();
         self.tail = Instant::default();
     }
 }
@@ -240,6 +256,27 @@ mod tests {
                 None
             }
         }
+    }
+
+    #[test]
+    fn who_waits_goes_in_turn_though_requests_that_do_not_wait_put_all_off() {
+        let mut bucket = bucket();
+        assert_eq!(ask(&mut bucket, 0, &mut None), None);
+        let mut slots = [None; 3];
+        slots.iter_mut().for_each(|slot| assert!(ask(&mut bucket, 0, slot).is_some()));
+        for _ in 0..5 {
+            bucket.take(at(0));
+        }
+        // All look as often as they can, the last of them first, and whoever has gone comes back at once.
+        let mut went = [0; 3];
+        for now in (0..16_000).step_by(10) {
+            for asker in (0..3).rev() {
+                if ask(&mut bucket, now, &mut slots[asker]).is_none() {
+                    went[asker] += 1;
+                }
+            }
+        }
+        assert!(went.iter().all(|&times| (3..=4).contains(&times)), "{went:?}");
     }
 
     #[test]

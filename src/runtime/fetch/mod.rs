@@ -553,10 +553,12 @@ impl Fetcher {
     }
 }
 
-/// Leave for a request that is no poll, waited for until `deadline`.
+/// Leave for a request that is no poll, waited for through three quarters of the time until `deadline`: one that is sent at the
+/// last moment would be carried out, and its answer not be waited for.
 async fn leave_for_call(lane: &Arc<Lane>, deadline: Instant) -> Result<Permit, FetchError> {
+    let latest = deadline - deadline.saturating_duration_since(Instant::now()) / 4;
     loop {
-        let (now, left) = (clock::now().at, deadline.saturating_duration_since(Instant::now()));
+        let (now, left) = (clock::now().at, latest.saturating_duration_since(Instant::now()));
         let until = match lane.ask_for_call(now, left) {
             Ask::Go(permit) => {
                 let span = permit.starts().since(now);
