@@ -82,7 +82,6 @@ fn events(wire: &[u8], wanted: &[String]) -> (Option<Vec<u8>>, String) {
         match field {
             "event" => name = value.to_owned(),
             "data" => data.push(value),
-            // What could not be sent back is none.
             "id" if !value.contains('\0') => arriving = value.to_owned(),
             _ => {}
         }
