@@ -271,12 +271,16 @@ impl Lane {
         let mut spending = lock(&self.spending);
         let wait = origin.breaker.wait(now, patience);
         let wait = wait.or_else(|| spending.wait(now, &mut slot.ticket, &lock(&slot.named)));
+        if wait.is_some() {
+            // Those who wait for the rate go one after the other: whoever would not go if its turn came holds none of them up.
+            origin.bucket.leave(&mut slot.place);
+        }
         let wait = wait.or_else(|| {
             let turn = origin.bucket.wait(now, &mut slot.place)?;
             Some(Wait { until: turn.until, spread: Duration::ZERO, look: turn.look, why: Why::Turn })
         });
         if let Some(wait) = wait {
-            // Whatever is waited for, what was gained in the queue before is kept.
+            // Its place in the budget's queue is kept, whatever is waited for.
             spending.stay(slot.ticket, now, &wait);
             slot.lane = (slot.place.is_some() || slot.ticket != 0).then(|| Arc::clone(self));
             return Ask::Wait(wait);
@@ -1148,6 +1152,30 @@ mod tests {
         assert_eq!((held.until, held.why), (at(1_000) + RENEWED_AGAIN, Why::Spent));
         slow.into_iter().for_each(drop_begun);
         drop(go(&lane, held.until));
+    }
+
+    #[test]
+    fn who_is_held_by_a_budget_of_its_own_holds_nobody_in_the_rate() {
+        let budgets = Arc::new(Budgets::default());
+        let rate = Some(Rate { every: action::Rate { count: 1, period: ms(1_000) }, burst: 1 });
+        budgets.configure(at(0), &[Upstream { origin: "https://up.example".into(), rate, breaker: 10 }]);
+        let of = |key| budgets.lane(&target("https://up.example/a", &[("X-Api-Key", key)]));
+        let (held, open) = (of("k1"), of("k2"));
+        let mut under_way = Some(go(&held, at(0)));
+        let (mut first, mut second, mut went) = (Slot::default(), Slot::default(), 0);
+        for now in (0..20_000).step_by(50).map(at) {
+            // Both wait for the rate; then one's credential has asked too often.
+            if now == at(500) {
+                let told = response(429, Some(Duration::from_secs(60)));
+                under_way.take().expect("the first").answered(now, &told, &[]);
+            }
+            assert!(matches!(held.ask(now, &mut first, PATIENCE), Ask::Wait(_)));
+            if let Ask::Go(permit) = open.ask(now, &mut second, PATIENCE) {
+                drop_begun(permit);
+                went += 1;
+            }
+        }
+        assert_eq!(went, 19, "one in each second but the first");
     }
 
     #[test]
