@@ -3,6 +3,7 @@
 //! Source: protocol version 1, section 6. Memory: at most `CONNECTIONS_MAX` threads, one a connection, each with one
 //! request. Errors: problem documents. Blocking threads of its own, so that a scrape never takes a turn of a core.
 
+use std::cell::Cell;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -132,11 +133,12 @@ fn serve(socket: TcpStream, admin: &Admin) {
         // It has been read a moment ago.
         let Ok(Some((head, _))) = http::parse_head(&head_bytes, limits::ADMIN_HEAD_BYTES_MAX) else { return };
         let options = admin.options.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let drains = Cell::new(false);
         // A body is read for those alone who may have it read.
         let (response, whole) = match admit(&options, admin.listen, &head) {
             Err(refusal) => (refusal, head.body == BodyLength::None),
             Ok(()) => match link.body(&head) {
-                Ok(body) => (answer(admin, &head, &body, peer), true),
+                Ok(body) => (answer(admin, &head, &body, peer, &drains), true),
                 Err(Unread::Refused(error)) => {
                     let too_large = matches!(error, BodyError::TooLarge { .. });
                     let code = if too_large { ErrorCode::TooLarge } else { ErrorCode::BadRequest };
@@ -146,7 +148,12 @@ fn serve(socket: TcpStream, admin: &Admin) {
             },
         };
         let keep_alive = head.keep_alive && whole;
-        if !link.send(response.head_only(head.method == "HEAD"), keep_alive) || !keep_alive {
+        let sent = link.send(response.head_only(head.method == "HEAD"), keep_alive);
+        if drains.get() {
+            // Behind its answer: a process without connections ends at once.
+            (admin.drain)();
+        }
+        if !sent || !keep_alive {
             return link.end();
         }
         link.deadline = clock::now().at + EXCHANGE_TIMEOUT;
@@ -238,7 +245,8 @@ fn admit(options: &AdminOptions, listen: SocketAddr, head: &Head<'_>) -> Result<
     if head.path.starts_with(API) { authorised(options, head) } else { Ok(()) }
 }
 
-fn answer(admin: &Admin, head: &Head<'_>, body: &[u8], peer: SocketAddr) -> Response {
+/// `drains` is set where a drain is to begin when the answer has been sent.
+fn answer(admin: &Admin, head: &Head<'_>, body: &[u8], peer: SocketAddr, drains: &Cell<bool>) -> Response {
     match head.path {
         "/metrics" => reading(head, || {
             let key_sets = admin.process.issuers.figures(admin.started_at, clock::now());
@@ -272,7 +280,7 @@ fn answer(admin: &Admin, head: &Head<'_>, body: &[u8], peer: SocketAddr) -> Resp
                 let matched: Vec<_> = head.all("if-match").map(String::from_utf8_lossy).collect();
                 let if_match = (!matched.is_empty()).then(|| matched.join(","));
                 let call = Call { method: head.method, path: segments, query: head.query, if_match, body, by: peer };
-                carry_out(admin, &call)
+                carry_out(admin, &call, drains)
             }
             Some(None) => problem(ErrorCode::BadRequest, "the path is not percent-encoded UTF-8"),
             None => problem(ErrorCode::NotFound, "there is no such resource"),
@@ -280,12 +288,12 @@ fn answer(admin: &Admin, head: &Head<'_>, body: &[u8], peer: SocketAddr) -> Resp
     }
 }
 
-fn carry_out(admin: &Admin, call: &Call<'_>) -> Response {
+fn carry_out(admin: &Admin, call: &Call<'_>, drains: &Cell<bool>) -> Response {
     let path: Vec<&str> = call.path.iter().map(|segment| &**segment).collect();
     match path.as_slice() {
         ["drain"] if call.method == "POST" => {
             call.audit(&[], "An administrator has asked for a drain.");
-            (admin.drain)();
+            drains.set(true);
             Response::new(202).body("application/json", &b"{\"status\":\"draining\"}\n"[..])
         }
         ["drain"] => not_allowed("POST"),

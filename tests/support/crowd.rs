@@ -4,7 +4,7 @@
 //! A frame is applied once for all who held the same before and got the same bytes: what that makes is the same, too.
 
 // Each test crate uses its own part of this.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, reason = "each test crate uses its own part of this")]
 
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};

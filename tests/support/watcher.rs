@@ -4,7 +4,7 @@
 //! Deltas are applied by `restcast::stream::apply`, which is checked against other code where it stands.
 
 // Each test crate uses its own part of this.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, reason = "each test crate uses its own part of this")]
 
 use std::collections::HashMap;
 use std::io::Read;
