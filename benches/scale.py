@@ -15,12 +15,14 @@
            all of them (`restcast_fanout_seconds`): the load testers share a core, and hold up each other. Once those who
            come watch another stream, so that what they cost is their coming; once the same, whose events then have up to
            twice as many readers
+  flood    the same 9,700 while 64 connections send `auth_update` as fast as they can, half of them with forged tokens, of
+           which five end a connection, that is made again at once; the bounds that would stop them are off
   requests what a poll costs, plain and over TLS, unchanged and changed; 10,000 streams without watchers
 
 Each prints the load tester's figures as one line of JSON. Needs Python 3.11 and nothing else; loopback only; every process
 it starts ends with it, within five minutes.
 """
-import json, os, pathlib, signal, subprocess, sys, tempfile, time, urllib.request
+import base64, hashlib, hmac, json, os, pathlib, signal, socket, struct, subprocess, sys, tempfile, threading, time, urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESTCAST, LOADTEST = ROOT / "target/release/restcast", ROOT / "target/release/loadtest"
@@ -203,6 +205,61 @@ def storm(folder):
         stop(process)
 
 
+def token(sub, key, n):
+    part = lambda raw: base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+    claims = {"sub": sub, "exp": int(time.time()) + 600, "jti": f"{sub}-{n}"}
+    text = part(b'{"alg":"HS256"}') + "." + part(json.dumps(claims).encode())
+    return text + "." + part(hmac.new(key, text.encode(), hashlib.sha256).digest())
+
+
+def updates(sub, key):
+    """Eight masked WebSocket messages, each an `auth_update` with a token of its own."""
+    frames = []
+    for n in range(8):
+        text = json.dumps({"type": "auth_update", "token": token(sub, key, n)}).encode()
+        frames.append(b"\x81" + struct.pack(">BH", 0x80 | 126, len(text)) + bytes(4) + text)
+    return b"".join(frames)
+
+
+def flooding(address, key, sub, forged, over, sent):
+    head = f"GET /v1/ws HTTP/1.1\r\nHost: {address}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    head += "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+    head += f"Authorization: Bearer {token(sub, key, 99)}\r\n\r\n"
+    text, (host, port) = updates(sub, bytes(32) if forged else key), address.split(":")
+    while not over.is_set():
+        try:
+            with socket.create_connection((host, int(port)), 2) as link:
+                link.sendall(head.encode())
+                while not over.is_set() and link.recv(65536):
+                    link.sendall(text)
+                    sent.append(8)
+        except OSError:
+            pass  # It was ended: again.
+
+
+def flood(folder):
+    upstream, ready = start(folder, LOADTEST, "upstream", "--interval", "250ms")
+    stream = f'[[stream]]\nid = "s"\nurl = "http://{ready["listen"]}/0"\ninterval = "250ms"\n'
+    bounds = "[limits]\nmessages_per_second = 0\nauth_failures_per_minute = 0\n"
+    server, ready = serve(folder, stream + bounds, cores=1)
+    key, over, sent = pathlib.Path(f"{folder}/key").read_bytes().strip(), threading.Event(), []
+    url = f"ws://{ready['listen']}/v1/streams/s?format=full"
+    served = ["--connections", 9_700, "--rate", 4000, "--warm-up", "2s", "--duration", "8s", "--read-every", "2ms"]
+    names = (*ALWAYS, "deliveries.per_s", "latency_us.p50", "latency_us.p99", "server.cpu_share")
+    told("flood: in peace", load(folder, url, [server.pid], *served), *names)
+    for n in range(64):
+        asked = (ready["listen"], key, f"flood-{n}", n % 2 == 1, over, sent)
+        threading.Thread(target=flooding, args=asked, daemon=True).start()
+    time.sleep(1)
+    before, begun = len(sent), time.monotonic()
+    told("flood: in the flood", load(folder, url, [server.pid], *served), *names)
+    figure = round(8 * (len(sent) - before) / (time.monotonic() - begun))
+    print(json.dumps({"what": "flood: auth_updates sent", "per_s": figure}), flush=True)
+    over.set()
+    for process in (server, upstream):
+        stop(process)
+
+
 def cpu_s(pid):
     """User and system time of a process so far."""
     fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
@@ -264,12 +321,12 @@ def requests(folder):
 
 
 def main():
-    wanted = sys.argv[1:] or ["expiry", "polls", "shared", "storm", "requests"]
+    wanted = sys.argv[1:] or ["expiry", "polls", "shared", "storm", "flood", "requests"]
     with tempfile.TemporaryDirectory() as folder:
         (pathlib.Path(folder) / "key").write_text(os.urandom(32).hex())
         try:
             for name in wanted:
-                {"expiry": expiry, "polls": polls, "shared": shared, "storm": storm, "requests": requests}[name](folder)
+                {"expiry": expiry, "polls": polls, "shared": shared, "storm": storm, "flood": flood, "requests": requests}[name](folder)
         finally:
             for process in started:
                 if process.poll() is None:
