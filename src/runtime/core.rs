@@ -541,11 +541,11 @@ impl Core {
     fn outputs(&mut self) {
         while let Some(output) = self.shard.poll_output() {
             match output {
-                Output::Fetch { stream, poll, request, permit } => {
+                Output::Fetch { stream, poll, request, leave } => {
                     let (fetcher, fetched) = (self.fetcher.clone(), Rc::clone(&self.fetched));
                     let metrics = Arc::clone(&self.metrics);
                     monoio::spawn(async move {
-                        let result = Guarded(Box::pin(fetcher.poll(request, permit, clock::now))).await;
+                        let result = Guarded(Box::pin(fetcher.poll(request, leave, clock::now))).await;
                         let result = result.unwrap_or_else(|| faulty(&metrics, "poll"));
                         fetched.borrow_mut().push(Ended::Poll(stream, poll, result));
                     });

@@ -743,6 +743,11 @@ impl Stream {
         self.poller.holds_value()
     }
 
+    /// Whether the last poll was not sent because there was no token for it.
+    pub fn lacks_token(&self) -> bool {
+        self.poller.lacks_token()
+    }
+
     /// The poll that is due: what to ask.
     pub fn begin(&mut self, now: Instant) -> Option<(PollNo, FetchRequest)> {
         let (poll, validators) = self.poller.begin(now)?;

@@ -45,7 +45,7 @@ use crate::runtime::resolver::{ResolveError, ResolverHandle};
 use crate::secret::Secret;
 use crate::stream::CaFile;
 use crate::stream::action::{self, Call};
-use crate::stream::budget::{Ask, Budgets, Lane, Permit};
+use crate::stream::budget::{Ask, Budgets, Lane, Permit, PollLeave};
 use crate::stream::credential::Presented;
 use crate::stream::live::{ClientIdentity, IdentityPem};
 use crate::stream::oauth::{self, TokenRequest};
@@ -355,14 +355,14 @@ impl Fetcher {
         self.let_in(asked, (&target.options.credential, target.guard.as_ref()), &wall, true).await
     }
 
-    /// Carries out a poll as [`fetch`](Fetcher::fetch) does, with `permit` for its first request: redirects are followed as
+    /// Carries out a poll as [`fetch`](Fetcher::fetch) does, with `leave` for its first request: redirects are followed as
     /// far as the stream allows it, and pages gathered, with leave of the lane for each further request.
     ///
     /// # Errors
     /// As for [`fetch`](Fetcher::fetch); `Redirect` where an answer leads where it may not, `RateLimited` where leave for a
     /// further request would come too late.
-    pub async fn poll(&self, request: FetchRequest, permit: Permit, now: impl Fn() -> Now) -> FetchResult {
-        Journey::new(self, &request, permit, &now).run().await
+    pub async fn poll(&self, request: FetchRequest, leave: PollLeave, now: impl Fn() -> Now) -> FetchResult {
+        Journey::new(self, &request, leave, &now).run().await
     }
 
     /// Carries out an action, within its time-outs and size; what it waits for leave is part of its time. One that may not be sent twice ([`Call::is_idempotent`]) goes
