@@ -18,6 +18,7 @@ pub mod log;
 pub mod oauth;
 pub mod pace;
 pub mod poll;
+pub mod proxy;
 pub mod schema;
 pub mod select;
 pub mod template;
