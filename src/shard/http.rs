@@ -124,7 +124,7 @@ impl Shard {
                 return self.refuse(index, &refusal.with_status(429).retry_after(5), &reply);
             }
         };
-        let topic = self.watch(key);
+        let topic = self.watch(key, index, holder);
         let Some(connection) = self.key_of(index) else { return };
         let (grant, since) = (Box::new(grant), self.now);
         let preferred_s = preferred_s.filter(|_| known.is_some());
@@ -265,7 +265,15 @@ impl Shard {
         if blocked {
             return self.refuse(index, &direct::blocked(), &reply);
         }
-        let detail = "the upstream has given no value yet";
+        let selects =
+            topic.and_then(|topic| self.topics.at(topic)).is_some_and(|topic| topic.key.facet.select.is_some());
+        let detail = match status.and_then(|status| status.code) {
+            // What the upstream has given may be known to others, of whom this caller may be none.
+            Some(UpstreamCode::TooLarge) if selects => {
+                "UPSTREAM_TOO_LARGE: the select takes more work than there is for it, or the value is too large"
+            }
+            _ => "the upstream has given no value yet",
+        };
         self.refuse(index, &Refusal::new(ErrorCode::StreamUnavailable, detail).retry_after(wait_s), &reply);
     }
 
@@ -350,7 +358,7 @@ impl Shard {
                 if let Some(topic) = self.topics.at_mut(topic) {
                     topic.waiters.retain(|waiter| *waiter != key);
                 }
-                self.unwatch(topic);
+                self.unwatch(topic, index);
                 reply
             }
             Phase::Asking { ask, reply } => {
