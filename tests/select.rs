@@ -288,18 +288,34 @@ fn a_path_that_takes_too_much_is_its_callers_trouble_alone() {
     assert!(!well.is_quiet_for(Duration::from_secs(2)), "the last change");
 }
 
-/// Rows of which `$..*..*..*[i]` takes about an eighth of all the work that there is for selects of a value.
+/// Rows of which a [`dear`] path takes a good part of all the work that there is for selects of a value.
 fn deep(first: u32) -> String {
     let row = |id: u32| json!({"id":id,"a":{"b":[1,2,3,{"c":id}]},"s":"a".repeat(50)});
     json!({"items":(first..first + 300).map(row).collect::<Vec<_>>(),"n":first}).to_string()
 }
 
+/// Each takes as much as the others.
 fn dear(at: u32) -> String {
-    selecting(&format!("$..*..*..*[{at}]"))
+    selecting(&format!("$..*..*..*['c','n{at:03}']"))
 }
 
 fn as_user(user: &str) -> [(&'static str, String); 1] {
     [bearer(&token_of(user))]
+}
+
+/// Whether it gets a value, or is told that there is none.
+fn is_served(watcher: &mut Watcher) -> bool {
+    let first = watcher.next();
+    let is_value = first.kind() == "snapshot";
+    if is_value {
+        watcher.follow(&first);
+    }
+    is_value
+}
+
+fn served(server: &Server, at: u32, user: &str) -> Option<Watcher> {
+    let mut watcher = Watcher::open(server, Over::Ws, &dear(at), &as_user(user));
+    is_served(&mut watcher).then_some(watcher)
 }
 
 #[test]
@@ -342,42 +358,46 @@ fn one_callers_dear_selects_are_refused_him_and_nobody_else() {
 fn who_was_refused_is_served_when_those_who_took_it_all_have_left() {
     let upstream = Upstream::start();
     upstream.set_json("/leads", &deep(1));
-    let server = Setup::new().stream("leads", &upstream.url("/leads"), "").start();
-    let mut first = Watcher::open(&server, Over::Ws, &dear(0), &as_user("a"));
-    first.event();
-    let mut all: Vec<Watcher> = (1..10).map(|at| Watcher::open(&server, Over::Ws, &dear(at), &as_user("a"))).collect();
-    // What is refused is said so, and those who were there go on.
-    let mut last = all.pop().expect("a watcher");
-    let status = last.next_of("stream_status").json();
-    assert_eq!((&status["state"], &status["code"]), (&json!("failing"), &json!("UPSTREAM_TOO_LARGE")));
+    let server = Setup::new().stream("leads", &upstream.url("/leads"), "linger = \"1s\"").start();
+    // As many as there may be, by several: each takes as much as the others.
+    let mut all: Vec<Watcher> = Vec::new();
+    for user in ["a", "b", "c"] {
+        let from = 10 + 20 * all.len() as u32;
+        all.extend((from..from + 20).map_while(|at| served(&server, at, user)));
+    }
+    let open = |at: u32, user: &str| Watcher::open(&server, Over::Ws, &dear(at), &as_user(user));
+    let refused = |watcher: &mut Watcher| {
+        let status = watcher.next_of("stream_status").json();
+        assert_eq!((&status["state"], &status["code"]), (&json!("failing"), &json!("UPSTREAM_TOO_LARGE")));
+    };
+    let mut last = open(500, "last");
+    refused(&mut last);
+    // One more of those who take half of it: it is refused them whoever else leaves, until they leave something themselves.
+    let mut more = open(501, "a");
+    refused(&mut more);
     upstream.set_json("/leads", &deep(2));
-    assert_eq!(first.event().seq(), 2);
+    assert!(all.iter_mut().all(|watcher| watcher.event().seq() == 2), "those who were there go on");
     // Nothing changes but that they leave.
     drop(all);
-    drop(first);
     assert_eq!(last.event().kind(), "snapshot");
     assert_eq!(last.next_of("stream_status").json()["state"], "live");
+    // What they took is forgotten with what lingers of it.
+    assert_eq!(more.event().kind(), "snapshot");
 }
 
 #[test]
 fn whoever_still_watches_pays_and_nobody_who_has_left() {
     let upstream = Upstream::start();
     upstream.set_json("/leads", &deep(1));
-    let server = Setup::new().stream("leads", &upstream.url("/leads"), "linger = \"60s\"").start();
     for core in 0..2 {
+        let server = Setup::new().stream("leads", &upstream.url("/leads"), "linger = \"60s\"").start();
         let open = |at: u32, user: &str| {
             let mut watcher =
                 on_core(&server, core, |server| Watcher::open(server, Over::Ws, &dear(at), &as_user(user)));
-            let frame = loop {
-                let frame = watcher.next();
-                if ["snapshot", "stream_status"].contains(&&*frame.kind()) {
-                    break frame;
-                }
-            };
-            (frame.kind() == "snapshot").then_some(watcher)
+            is_served(&mut watcher).then_some(watcher)
         };
         let (leaves, stays) = (format!("leaves{core}"), format!("stays{core}"));
-        let from = core as u32 * 40;
+        let from = 10 + u32::from(core) * 40;
         let theirs: Vec<Watcher> = (from..from + 20).map_while(|at| open(at, &leaves)).collect();
         assert!(!theirs.is_empty() && theirs.len() < 20, "{}", theirs.len());
         let again: Vec<Watcher> =

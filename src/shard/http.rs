@@ -12,6 +12,7 @@ use crate::codec::message::{CloseReason, ErrorCode};
 use crate::codec::proof::Proof;
 use crate::connection::handshake::Refusal;
 use crate::connection::{BodyPurpose, Http, Phase, Reply, State};
+use crate::frame::Signed;
 use crate::ids::ConnectionKey;
 use crate::metrics::{ConnectionKind, HandshakeResult};
 use crate::stream::poll::{Status, StreamState, UpstreamCode};
@@ -204,11 +205,11 @@ impl Shard {
         if let Some(hash) = &newest.delta().hash {
             fields.push(("X-Restcast-Hash", hash.to_string()));
         }
-        if let Some(signer) = &proof.signer {
+        if let Some(Signed { signer, scope }) = topic.key.signed() {
             let (ts, kid) = (newest.delta().ts, signer.key_id());
-            let before = format!("{ts}.{}.{}-{}.", topic.key.name, history.epoch(), newest.seq());
+            let before = format!("{ts}.{scope}.{}.{}-{}.", topic.key.name, history.epoch(), newest.seq());
             let signature = signer.sign(&[before.as_bytes(), &held.value]);
-            fields.push(("X-Restcast-Signature", format!("ts={ts},kid={kid},v1={signature}")));
+            fields.push(("X-Restcast-Signature", format!("ts={ts},scope={scope},kid={kid},v1={signature}")));
         }
         fields
     }

@@ -192,6 +192,6 @@ fn frame<'a>(key: &'a StreamKey, history: &History, event: &'a Event, body: Body
         ts: event.delta().ts,
         body,
         hash: event.delta().hash.as_deref(),
-        signer: key.target.options.proof.signer.as_ref(),
+        signed: key.signed(),
     }
 }

@@ -640,6 +640,7 @@ impl Stream {
     /// [`Stream::catch_up`] brings it up to date when somebody does.
     pub fn set_wanted(&mut self, no: SequenceNo, wanted: bool) {
         if let Some(sequence) = self.sequences.iter_mut().find(|sequence| sequence.no == no) {
+            self.room_freed |= sequence.facet.select.is_some() && !wanted && !sequence.resting;
             sequence.resting = !wanted;
         }
     }
