@@ -8,6 +8,10 @@ mod authority;
 mod client;
 mod deeds;
 mod dice;
+mod direct;
+#[path = "../hall/ephemerals.rs"]
+#[allow(dead_code, reason = "halls ask more of it")]
+mod ephemerals;
 mod law;
 mod managed;
 mod scripts;
