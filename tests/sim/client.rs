@@ -580,10 +580,9 @@ impl Client {
 
     /// Whether it waits for an answer that should have come, for its credential has ended.
     pub fn waits_too_long(&self, book: &Book) -> bool {
-        let Some(Request::Value { token, .. }) = self.requests.first().filter(|_| self.tokens[0].session.is_none())
-        else {
-            return false;
-        };
+        // Whoever holds a session may have to be asked first.
+        let by_store = self.tokens[0].session.is_some() || self.ephemeral().is_some() && book.direct.shared;
+        let Some(Request::Value { token, .. }) = self.requests.first().filter(|_| !by_store) else { return false };
         let ended = book.law.ended_at(self.party_now(book), std::slice::from_ref(token));
         ended.is_some_and(|at| book.mono_us > at + LATE_US)
     }

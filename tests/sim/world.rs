@@ -583,7 +583,8 @@ impl World {
                 Output::Fetch { stream, poll, request, .. } => {
                     self.fetches += 1;
                     let id = request.target.options.id.as_str();
-                    let stopped = self.book.managed.is_stopped(id, index);
+                    // A core that has not heard of it may still have what the stream was before polled by another.
+                    let stopped = (0..self.cores.len()).all(|core| self.book.managed.is_stopped(id, core));
                     assert!(!stopped, "{id} is polled although it was stopped");
                     if request.target.guard.is_some() {
                         self.check_described(index, &request);
