@@ -282,7 +282,7 @@ impl World {
             1..5 => 300_000,
             _ => 5_000,
         };
-        self.book.mono_us + self.dice.below(most_us)
+        self.book.mono_us + self.dice.below(most_us).min(self.store_us_max)
     }
 
     /// The store answers a core what is due; whether there was anything.

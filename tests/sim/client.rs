@@ -135,7 +135,10 @@ impl Book {
     /// Whether a reload may have taken a subscription to that stream away, for whatever reason.
     fn may_lose(&self, name: &str) -> bool {
         let described = self.reloaded && target_of(name).is_some();
-        (self.reloaded && RELOADED.contains(&name)) || described || self.may_be_blocked(name) || self.managed.may_lose(name)
+        (self.reloaded && RELOADED.contains(&name))
+            || described
+            || self.may_be_blocked(name)
+            || self.managed.may_lose(name)
     }
 
     /// Whether what a caller has described may be blocked.
@@ -374,13 +377,30 @@ pub struct Known {
 /// An HTTP request that has been sent.
 #[derive(Clone, Debug)]
 pub enum Request {
-    Value { name: String, choice: Option<usize>, known: Option<String>, token: Token, sent_us: u64 },
-    Renewal { of: usize, id: u64 },
-    Ticket { token: Token, asked_us: u64 },
+    Value {
+        name: String,
+        choice: Option<usize>,
+        known: Option<String>,
+        token: Token,
+        sent_us: u64,
+    },
+    Renewal {
+        of: usize,
+        id: u64,
+    },
+    Ticket {
+        token: Token,
+        asked_us: u64,
+    },
     /// An ephemeral session.
     Session(Box<Wish>),
     /// To be told of an ephemeral session, or to end it, by its maker or by somebody else.
-    Face { place: usize, is_maker: bool, end: bool, sent_us: u64 },
+    Face {
+        place: usize,
+        is_maker: bool,
+        end: bool,
+        sent_us: u64,
+    },
     /// What nobody may who has no more than the token of an ephemeral session.
     Forbidden,
 }
@@ -840,7 +860,10 @@ impl Client {
                     assert!(reaches, "client {number} was answered {name}");
                     let exists = book.managed.may_be_there(&name, self.core, sent_us);
                     assert!(exists, "client {number} was answered {name}, which there is not");
-                    assert!(!self.is_for_another(&name, book), "client {number} was answered {name}, which is another's");
+                    assert!(
+                        !self.is_for_another(&name, book),
+                        "client {number} was answered {name}, which is another's"
+                    );
                     self.check_session(sent_us, sent_wall_us, sent_after, book);
                 }
                 match status {
@@ -965,6 +988,11 @@ impl Client {
     fn check_close(&mut self, code: u16, reason: &str, book: &mut Book) {
         book.trace = hash((book.trace, code, reason));
         book.count(format!("close {code} {reason}"));
+        if self.ephemeral().is_some() {
+            book.count(format!("session closed {code} {reason}"));
+        } else if self.held.keys().any(|name| target_of(name).is_some()) {
+            book.count(format!("described closed {code} {reason}"));
+        }
         let fine = match (code, reason) {
             (4001, "token_expired") => {
                 self.carrier != Carrier::Key && self.ephemeral().is_none() && self.may_have_expired()
@@ -1308,7 +1336,7 @@ impl Client {
     }
 
     fn changed(&mut self, kind: &str, stream: &str, head: &Value, body: &[u8], text: &[u8], book: &mut Book) {
-        let number = self.number;
+        let (number, ephemeral) = (self.number, self.ephemeral().is_some());
         let epoch = head["epoch"].as_str().expect("an event has its epoch").to_owned();
         let seq = head["seq"].as_u64().expect("an event has its place");
         let shown = || text_of(&text[..text.len().min(120)]);
@@ -1318,7 +1346,8 @@ impl Client {
         // One that resumes may be ahead of the core it comes to (protocol section 3, «Resume»): it gets what there is.
         let many = self.tokens.len() + self.past.len() > 1 || self.tokens[0].session.is_some();
         let moves = self.kind == Kind::Events && is_shaped(stream) && many;
-        let resumes = (std::mem::take(&mut held.resumes) || moves) && kind == "snapshot";
+        let goes_on = std::mem::take(&mut held.resumes);
+        let resumes = (goes_on || moves) && kind == "snapshot";
         if held.epoch == epoch && !resumes {
             assert!(seq > held.seq, "client {number}: seq rises, {} was held: {}", held.seq, shown());
         }
@@ -1327,6 +1356,13 @@ impl Client {
             assert!(!held.past.contains(&epoch), "client {number} has left that epoch: {}", shown());
         }
         held.received = true;
+        if target_of(stream).is_some() {
+            let by = if ephemeral { "by session" } else { "described" };
+            book.count(format!("{by} {kind}"));
+            if goes_on && kind != "snapshot" {
+                book.count("described resumed");
+            }
+        }
         let value = match kind {
             "snapshot" => body.to_vec(),
             _ => {

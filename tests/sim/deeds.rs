@@ -335,14 +335,11 @@ impl World {
     }
 
     pub fn connect(&mut self) {
-        let live = self.clients.iter().filter(|client| !client.gone).count();
-        if live >= self.setup.clients {
+        if self.live_clients().len() >= self.setup.clients {
             return;
         }
-        match self.dice.below(100) {
-            0..15 => return self.connect_to_described(),
-            15..35 => return self.connect_by_session(),
-            _ => {}
+        if self.dice.percent(30) {
+            return self.connect_to_described_or_session();
         }
         let kind = *self.dice.pick(&[Kind::Single, Kind::Single, Kind::Many, Kind::Many, Kind::Events, Kind::Json]);
         let core = self.dice.below(self.cores.len() as u64) as usize;
@@ -667,7 +664,7 @@ impl World {
     }
 
     /// Somebody who speaks HTTP now.
-    fn some_requester(&mut self) -> Option<usize> {
+    pub fn some_requester(&mut self) -> Option<usize> {
         let speaks = |client: &Client| client.kind == Kind::Json && client.closed.is_none();
         let all: Vec<usize> = self.live_clients().into_iter().filter(|&other| speaks(&self.clients[other])).collect();
         (!all.is_empty()).then(|| *self.dice.pick(&all))

@@ -206,6 +206,16 @@ pub struct Wish {
     pub asked_wall_us: u64,
 }
 
+/// A session that may be there all the same: whose, by which name, and until when.
+#[derive(Clone, Debug)]
+struct Lost {
+    issuer: Option<&'static str>,
+    sub: String,
+    by_login: bool,
+    dedupe: Option<u64>,
+    until_us: u64,
+}
+
 /// All that was described.
 #[derive(Debug, Default)]
 pub struct Described {
@@ -213,8 +223,8 @@ pub struct Described {
     names: BTreeMap<usize, String>,
     targets: BTreeMap<String, usize>,
     pub sessions: Vec<Session>,
-    /// Those that were asked for and perhaps made, but not handed out: by whom, and until when they may be there.
-    pub lost: Vec<(Option<&'static str>, String, u64)>,
+    /// Those that were asked for and perhaps made, but not handed out.
+    lost: Vec<Lost>,
     /// The targets that have proved to be blocked when they were polled.
     pub proved_blocked: [bool; TARGETS.len()],
     /// Whether processes could share the sessions, and how many there may be in all.
@@ -303,9 +313,10 @@ impl Book {
     fn sessions_of(&self, issuer: Option<&str>, sub: &str) -> (usize, usize) {
         let Described { sessions, lost, shared, .. } = &self.direct;
         // Who a record of a login session names may have changed.
-        let own = |session: &&Session| session.issuer == issuer && session.sub == sub || session.maker.session.is_some();
+        let own =
+            |session: &&Session| session.issuer == issuer && session.sub == sub || session.maker.session.is_some();
         let perhaps = |session: &&Session| !session.is_over(self.mono_us, self.wall_us, *shared);
-        let lost = lost.iter().filter(|(.., until_us)| *until_us > self.mono_us).count();
+        let lost = lost.iter().filter(|lost| lost.until_us > self.mono_us).count();
         let certain = self.certain_sessions(|session| own(&session) && session.maker.session.is_none());
         (certain, sessions.iter().filter(own).filter(perhaps).count() + lost)
     }
@@ -332,12 +343,17 @@ impl Client {
         if !matches!(status, 200 | 201) {
             if (status, code) == (429, "TOO_MANY_STREAMS") {
                 let (_, perhaps) = book.sessions_of(self.issuer, &self.sub);
-                assert!(perhaps >= SESSIONS_EACH || by_login, "client {} has {perhaps} sessions: {answer}", self.number);
+                assert!(
+                    perhaps >= SESSIONS_EACH || by_login,
+                    "client {} has {perhaps} sessions: {answer}",
+                    self.number
+                );
             }
             if status == 503 {
                 // It may be there all the same.
                 let until_us = book.mono_us + wish.ttl_us + 5 * SECOND_US;
-                book.direct.lost.push((self.issuer, self.sub.clone(), until_us));
+                let (issuer, sub, dedupe) = (self.issuer, self.sub.clone(), wish.dedupe);
+                book.direct.lost.push(Lost { issuer, sub, by_login, dedupe, until_us });
             }
             return self.refused(status, &String::from_utf8_lossy(body), &name, book);
         }
@@ -349,24 +365,37 @@ impl Client {
         assert_ne!(wish.target, BLOCKED, "client {number} got a session of a blocked target");
         let text = |name: &str| answer[name].as_str().unwrap_or_else(|| panic!("{name} is missing")).to_owned();
         let (id, token, stream) = (text("id"), text("token"), text("stream"));
-        book.direct.learn(if status == 201 || wish.dedupe.is_none() { wish.target } else { self.same(&token, book) }, &stream);
+        let same = book.direct.by_token(&token);
+        if status == 200 && same.is_none() {
+            // It was made, and nobody was told of it then.
+            let is_it = |lost: &Lost| {
+                let own = lost.issuer == self.issuer && lost.sub == self.sub || lost.by_login || by_login;
+                own && lost.dedupe == wish.dedupe && wish.dedupe.is_some()
+            };
+            assert!(book.direct.lost.iter().any(is_it), "client {number} got what was never made: {wish:?}");
+            return;
+        }
+        book.direct.learn(same.map_or(wish.target, |place| book.direct.sessions[place].target), &stream);
         for (url, scheme) in [("ws_url", "ws"), ("sse_url", "http")] {
             assert_eq!(text(url), format!("{scheme}://h/v1/streams/{stream}"));
         }
         assert_eq!(answer["created"].as_bool(), Some(status == 201));
         let ends_us = answer["expires_at"].as_u64().expect("it has an end");
         if status == 200 {
-            let place = book.direct.by_token(&token).expect("it was handed out");
+            let place = same.expect("it was handed out");
             let same = &book.direct.sessions[place];
             assert!(same.dedupe.is_some() && same.dedupe == wish.dedupe, "client {number}: another name: {same:?}");
             let own = self.is_maker(same) || by_login || same.maker.session.is_some();
             assert!(own, "client {number} got what is {same:?}");
             assert_eq!((&same.id, same.ends_us), (&id, ends_us), "it is the same");
             let wall_us = wish.asked_wall_us.min(book.wall_us);
-            assert!(!same.is_over(wish.asked_us, wall_us, book.direct.shared), "client {number} got what is over: {same:?}");
+            assert!(
+                !same.is_over(wish.asked_us, wall_us, book.direct.shared),
+                "client {number} got what is over: {same:?}"
+            );
             return;
         }
-        assert_eq!(book.direct.by_token(&token), None, "no session is made twice");
+        assert_eq!(same, None, "no session is made twice");
         if !book.store.was_set {
             let ends = wish.asked_wall_us + wish.ttl_us..=book.wall_us + wish.ttl_us;
             assert!(ends.contains(&ends_us), "client {number}: {ends_us} is not in {ends:?}");
@@ -404,12 +433,6 @@ impl Client {
         assert!(certain <= SESSIONS_EACH, "client {number} has {certain} sessions");
         let in_all = book.certain_sessions(|_| true);
         assert!(in_all <= book.direct.in_all, "there are {in_all} sessions");
-    }
-
-    /// The target of the session of that token.
-    fn same(&self, token: &str, book: &Book) -> usize {
-        let place = book.direct.by_token(token);
-        book.direct.sessions[place.unwrap_or_else(|| panic!("client {} got what was never made", self.number))].target
     }
 
     /// The answer to who asks for a session by its id; `asked`: for which, whether its maker, whether to end it.
@@ -478,7 +501,8 @@ impl World {
     }
 
     fn some_target(&mut self) -> usize {
-        self.dice.below(TARGETS.len() as u64) as usize
+        // A few in each world, so that some ask the same.
+        (self.setup.target + self.dice.below(4) as usize) % TARGETS.len()
     }
 
     /// Options of a subscription to what a caller has described.
@@ -500,8 +524,16 @@ impl World {
         self.dice.percent(20).then(|| self.dice.below(CHOICES.len() as u64) as usize)
     }
 
+    /// Somebody watches what they have described, or what somebody else has.
+    pub fn connect_to_described_or_session(&mut self) {
+        if self.live_clients().len() >= self.setup.clients + 8 {
+            return;
+        }
+        if self.dice.percent(45) { self.connect_to_described() } else { self.connect_by_session() }
+    }
+
     /// Somebody describes a stream and watches it.
-    pub fn connect_to_described(&mut self) {
+    fn connect_to_described(&mut self) {
         let kind = *self.dice.pick(&[Kind::Single, Kind::Single, Kind::Events]);
         let core = self.dice.below(self.cores.len() as u64) as usize;
         let login = self.some_login(kind);
@@ -590,12 +622,15 @@ impl World {
         match self.dice.below(10) {
             _ if self.clients[number].ephemeral().is_some() => self.overreach(number),
             0..4 => {
-                let (target, choice, dedupe) = (self.some_target(), self.some_choice(), self.dice.below(5));
+                let (target, choice, dedupe) = (self.some_target(), self.some_choice(), self.dice.below(4));
                 let ttl_s = self.dice.percent(60).then(|| 1 + self.dice.below(2 * TTL_MAX_S));
                 self.make_session(number, target, choice, Some(dedupe).filter(|name| *name < 2), ttl_s);
             }
             4..6 => {
-                let Some(place) = self.some_session_made() else { return };
+                let Some(any) = self.some_session_made() else { return };
+                let client = &self.clients[number];
+                let own = self.book.direct.sessions.iter().rposition(|session| client.is_maker(session));
+                let place = own.filter(|_| self.dice.percent(70)).unwrap_or(any);
                 let end = self.dice.percent(40);
                 self.ask_for_session(number, place, end);
             }
@@ -731,7 +766,7 @@ impl World {
     }
 
     /// Somebody comes with the token of a session.
-    pub fn connect_by_session(&mut self) {
+    fn connect_by_session(&mut self) {
         let Some(place) = self.some_session_made() else { return };
         let kind = *self.dice.pick(&[Kind::Single, Kind::Single, Kind::Many, Kind::Events, Kind::Json]);
         let core = self.dice.below(self.cores.len() as u64) as usize;

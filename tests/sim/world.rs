@@ -19,7 +19,7 @@ use restcast::time::{Instant, Now, WallTime};
 use super::authority::News;
 use super::client::{Book, Client, Kind};
 use super::dice::Dice;
-use super::direct::{self, ALLOW, ALLOW_LESS, SECRET_MARK, SESSIONS_EACH, TTL_MAX_S};
+use super::direct::{self, ALLOW, ALLOW_LESS, SECRET_MARK, SESSIONS_EACH, TARGETS, TTL_MAX_S};
 use super::ephemerals::Ephemerals;
 use super::law::{ACTION_PERMISSION, DIRECT_ROLES, LATE_US, TEAM_ROLES, VAULT_PERMISSIONS};
 use super::managed::Managed;
@@ -62,6 +62,8 @@ pub struct Setup {
     pub shares: bool,
     /// `direct.linger`.
     pub direct_linger_ms: u64,
+    /// The first of those targets that are described.
+    pub target: usize,
     pub write_stall_s: u64,
     pub drain_s: u64,
 }
@@ -86,6 +88,7 @@ impl Setup {
             loses_touches: 0,
             shares: true,
             direct_linger_ms: 3_000,
+            target: 0,
             write_stall_s: 30,
             drain_s: 5,
         }
@@ -127,6 +130,7 @@ impl Setup {
             loses_touches: *dice.pick(&[0, 0, 50, 100]),
             shares: dice.percent(50),
             direct_linger_ms: 100 + dice.below(4_000),
+            target: dice.below(TARGETS.len() as u64) as usize,
             write_stall_s: 2 + dice.below(20),
             drain_s: 2 + dice.below(6),
         }
@@ -304,6 +308,8 @@ pub struct World {
     pub sends: usize,
     /// How long each poll takes at most.
     pub fetch_us_max: u64,
+    /// The same of an answer of the store.
+    pub store_us_max: u64,
     /// Whether no core hears of another's events.
     pub loses_events: bool,
     draining_until_us: Option<u64>,
@@ -399,6 +405,7 @@ impl World {
             questions: 0,
             sends: 0,
             fetch_us_max: 300_000,
+            store_us_max: u64::MAX,
             loses_events: false,
             draining_until_us: None,
         }
@@ -418,6 +425,10 @@ impl World {
             self.drain();
         } else {
             self.leave();
+        }
+        for session in &self.book.direct.sessions {
+            let what = format!("session {}", if session.lapsed_us.is_some() { "lapsed" } else { "not lapsed" });
+            *self.book.tally.entry(what).or_default() += 1;
         }
         (self.book.trace, self.book.tally)
     }
@@ -445,6 +456,12 @@ impl World {
                 self.ask_where(|client, book| book.law.is_about(client.party_now(book), &client.tokens[0]));
             }
             941..953 => self.disturb_sessions(),
+            986..996 => self.connect_to_described_or_session(),
+            961..986 => {
+                if let Some(number) = self.some_requester() {
+                    self.describe(number);
+                }
+            }
             _ => self.settle(),
         }
     }
@@ -865,7 +882,8 @@ impl World {
             assert!(stats.lookups <= lookups_max.min(core.asking.len()), "questions are bounded: {stats:?}");
             let sessions_max = core.sockets.len() + stats.lookups;
             assert!(stats.sessions <= sessions_max, "a session has a connection: {stats:?}");
-            let timers_max = 64 + 16 * (stats.streams + stats.topics + stats.connections) + self.book.direct.sessions.len() * 3;
+            let timers_max =
+                64 + 16 * (stats.streams + stats.topics + stats.connections) + self.book.direct.sessions.len() * 3;
             assert!(stats.timers <= timers_max, "{stats:?}");
             let limit = self.options.limits.streams;
             assert!(self.ledger.streams() <= u64::from(limit), "streams are bounded");
