@@ -1376,6 +1376,9 @@ impl Client {
             }
         };
         (held.epoch, held.seq, held.value) = (epoch.clone(), seq, Some(value.clone()));
+        if target_of(stream).is_some() {
+            book.direct.note_point(stream, held);
+        }
         let choice = held.choice;
         self.check_value(stream, choice, self.started.0 - LATE_US, &value, book);
         check_place(book, &epoch, seq, (stream, choice), &value);

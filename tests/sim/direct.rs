@@ -21,11 +21,14 @@ use super::world::{SECOND_US, World};
 pub const SECRET_MARK: &str = "sEcReT";
 /// `direct.session_ttl_max` and `direct.sessions_per_subject` of every world.
 pub const TTL_MAX_S: u64 = 25;
-pub const SESSIONS_EACH: usize = 3;
+pub const SESSIONS_EACH: usize = 2;
 /// How much longer than `direct.linger` a session may be there after its last watcher: a core may come late.
 const LAPSE_US: u64 = 1_000_000;
 /// The same where a store may have missed that nobody watches any more: what it was told last holds for a minute.
 const SHARED_LAPSE_US: u64 = 66_000_000;
+
+/// How many points of a stream may be gone on from.
+const POINTS_KEPT: usize = 3;
 
 /// A target.
 pub struct Target {
@@ -231,6 +234,8 @@ pub struct Described {
     pub shared: bool,
     pub in_all: usize,
     pub linger_us: u64,
+    /// The last few points of each stream, and of each choice of it, that anybody got to.
+    points: BTreeMap<(String, Option<usize>), Vec<Held>>,
     /// Of each target: since when perhaps nobody has watched it, and when it may have lingered for the last time.
     alone: [(Option<u64>, u64); TARGETS.len()],
 }
@@ -261,6 +266,15 @@ impl Described {
         assert_ne!(target, BLOCKED, "a blocked target is polled");
         self.learn(target, polled.options.id.as_str());
         target
+    }
+
+    /// Somebody has got to there.
+    pub fn note_point(&mut self, name: &str, held: &Held) {
+        let points = self.points.entry((name.to_owned(), held.choice)).or_default();
+        points.push(held.clone());
+        if points.len() > POINTS_KEPT {
+            points.remove(0);
+        }
     }
 
     /// When the stream of that target may have been forgotten last, for nobody watched it.
@@ -315,7 +329,14 @@ impl Book {
         // Who a record of a login session names may have changed.
         let own =
             |session: &&Session| session.issuer == issuer && session.sub == sub || session.maker.session.is_some();
-        let perhaps = |session: &&Session| !session.is_over(self.mono_us, self.wall_us, *shared);
+        // A store has a clock of its own, and may have been told late.
+        let perhaps = |session: &&Session| match shared {
+            false => !session.is_over(self.mono_us, self.wall_us, false),
+            true => {
+                let in_store = self.store.was_set || self.mono_us <= session.made_us + session.ttl_us;
+                in_store && !session.is_over(self.mono_us, 0, true)
+            }
+        };
         let lost = lost.iter().filter(|lost| lost.until_us > self.mono_us).count();
         let certain = self.certain_sessions(|session| own(&session) && session.maker.session.is_none());
         (certain, sessions.iter().filter(own).filter(perhaps).count() + lost)
@@ -510,10 +531,10 @@ impl World {
         let format = (*self.dice.pick(&["patch", "merge", "full"])).to_owned();
         let rate_ms = if self.dice.percent(25) { 1 + self.dice.below(3_000) } else { 0 };
         let mut held = Held { format, choice, state: "live".to_owned(), ..Held::default() };
-        let known = self.clients.iter().filter_map(|other| other.held.get(name));
-        let known: Vec<Held> = known.filter(|from| from.choice == choice && from.value.is_some()).cloned().collect();
-        if !known.is_empty() && self.dice.percent(40) {
-            let from = self.dice.pick(&known);
+        // Where somebody got to, who may be gone.
+        let known = self.book.direct.points.get(&(name.to_owned(), choice)).cloned().unwrap_or_default();
+        if !known.is_empty() && self.dice.percent(60) {
+            let from: &Held = self.dice.pick(&known);
             (held.epoch, held.seq, held.value) = (from.epoch.clone(), from.seq, from.value.clone());
             held.resumes = true;
         }
@@ -526,7 +547,7 @@ impl World {
 
     /// Somebody watches what they have described, or what somebody else has.
     pub fn connect_to_described_or_session(&mut self) {
-        if self.live_clients().len() >= self.setup.clients + 8 {
+        if self.live_clients().len() >= self.setup.clients + 12 {
             return;
         }
         if self.dice.percent(45) { self.connect_to_described() } else { self.connect_by_session() }
@@ -641,9 +662,14 @@ impl World {
         }
     }
 
-    /// A session that was handed out: mostly one of the last.
+    /// A session that was handed out: mostly one that lives, or one of the last.
     fn some_session_made(&mut self) -> Option<usize> {
         let count = self.book.direct.sessions.len();
+        let last = count.saturating_sub(20)..count;
+        let living: Vec<usize> = last.filter(|&place| !self.book.session_may_be_over(place)).collect();
+        if !living.is_empty() && self.dice.percent(70) {
+            return Some(*self.dice.pick(&living));
+        }
         let from = if self.dice.percent(80) { count.saturating_sub(4) } else { count.saturating_sub(30) };
         (count > 0).then(|| from + self.dice.below((count - from) as u64) as usize)
     }

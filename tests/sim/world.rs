@@ -456,8 +456,8 @@ impl World {
                 self.ask_where(|client, book| book.law.is_about(client.party_now(book), &client.tokens[0]));
             }
             941..953 => self.disturb_sessions(),
-            986..996 => self.connect_to_described_or_session(),
-            961..986 => {
+            980..998 => self.connect_to_described_or_session(),
+            961..980 => {
                 if let Some(number) = self.some_requester() {
                     self.describe(number);
                 }
