@@ -31,7 +31,7 @@ pub enum News {
     /// What was done to a stream.
     Catalog(Arc<Options>, &'static str, Done),
     /// The configuration was read again.
-    Reload(Arc<Options>),
+    Reload(Arc<Options>, u64),
 }
 
 impl World {
@@ -189,7 +189,10 @@ impl World {
                     let changed = Arc::from([StreamId::new(name).expect("an id")]);
                     self.handle(core, Input::Catalog { options, changed });
                 }
-                News::Reload(options) => self.handle(core, Input::Reload(options)),
+                News::Reload(options, variant) => {
+                    self.book.direct.hear_reload(core, self.book.mono_us, variant);
+                    self.handle(core, Input::Reload(options));
+                }
             }
             heard = true;
         }

@@ -1118,6 +1118,9 @@ impl Client {
                 self.check_welcome(&head, book);
             }
             "snapshot" | "patch" | "merge" => {
+                let closed =
+                    target_of(&stream).is_some_and(|target| book.direct.is_closed(target, self.core, self.started.0));
+                assert!(!closed || self.ever_stalled, "client {} got what nobody may name: {}", self.number, shown());
                 assert!(!self.late, "{} got a frame started after its credential's end: {}", self.shown(book), shown());
                 assert!(
                     self.may_reach(&stream, book),

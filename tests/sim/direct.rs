@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::client::{Book, Carrier, Client, Held, Kind, Known, Login, Request};
 use super::deeds::encoded;
 use super::dice::Dice;
-use super::law::Token;
+use super::law::{LATE_US, Token};
 use super::upstream::CHOICES;
 use super::world::{SECOND_US, World};
 
@@ -234,6 +234,8 @@ pub struct Described {
     pub shared: bool,
     pub in_all: usize,
     pub linger_us: u64,
+    /// Since when each core knows that the narrow target is off the list.
+    closed: BTreeMap<usize, u64>,
     /// The last few points of each stream, and of each choice of it, that anybody got to.
     points: BTreeMap<(String, Option<usize>), Vec<Held>>,
     /// Of each target: since when perhaps nobody has watched it, and when it may have lingered for the last time.
@@ -266,6 +268,23 @@ impl Described {
         assert_ne!(target, BLOCKED, "a blocked target is polled");
         self.learn(target, polled.options.id.as_str());
         target
+    }
+
+    /// A core has read another configuration.
+    pub fn hear_reload(&mut self, core: usize, at_us: u64, variant: u64) {
+        match variant {
+            2 => {
+                self.closed.entry(core).or_insert(at_us);
+            }
+            _ => {
+                self.closed.remove(&core);
+            }
+        }
+    }
+
+    /// Whether a core has known for a while that nobody may name that target.
+    pub fn is_closed(&self, target: usize, core: usize, now_us: u64) -> bool {
+        target == NARROW && self.closed.get(&core).is_some_and(|since| now_us > since + LATE_US)
     }
 
     /// Somebody has got to there.

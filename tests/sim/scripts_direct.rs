@@ -274,3 +274,33 @@ fn a_drain_sends_away_who_watches_what_was_described() {
         assert_eq!(closed(&world, &clients), [Some(1012); 3]);
     }
 }
+
+#[test]
+fn a_reload_that_takes_a_target_off_the_list_ends_its_streams_and_moves_the_others() {
+    for shares in [false, true] {
+        let mut world = world(shares);
+        let asker = asker(&mut world, "u1", "t1", HOUR_US);
+        // The third target is the one that is taken off.
+        let places = [3, 5].map(|target| made(&mut world, asker, target, None, None));
+        let mut clients = Vec::new();
+        for (target, place) in [3, 5].into_iter().zip(places) {
+            let login = login(&world, "u2", "t2", HOUR_US);
+            let own = world.open_described(Kind::Single, 1, login, target, held(None), 0).expect("there is room");
+            clients.extend([own, watches(&mut world, Kind::Events, 0, place)]);
+        }
+        world.idle(2 * SECOND_US);
+        let epoch = |world: &World, client: usize| world.clients[client].held[&name_of(5)].epoch.clone();
+        let before = epoch(&world, clients[2]);
+        world.publish_reload(2);
+        world.idle(3 * SECOND_US);
+        let [gone, kept] = [&clients[..2], &clients[2..]].map(|some| closed(&world, some));
+        assert!(gone.iter().all(|code| matches!(code, Some(4003))), "{gone:?}");
+        assert_eq!(kept, [None; 2]);
+        assert_ne!(epoch(&world, clients[2]), before);
+        assert_eq!(epoch(&world, clients[3]), epoch(&world, clients[2]), "they share a stream still");
+        change(&mut world);
+        assert!(!opens(&mut world, places[0]) && opens(&mut world, places[1]));
+        world.rest();
+        world.leave();
+    }
+}

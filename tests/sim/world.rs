@@ -747,6 +747,8 @@ impl World {
     /// A stream that was described is polled: by one who may, for a request as it was described, once at a time.
     fn check_described(&mut self, index: usize, request: &FetchRequest) {
         let described = self.book.direct.is_polled(&request.target);
+        let closed = (0..self.cores.len()).all(|core| self.book.direct.is_closed(described, core, self.book.mono_us));
+        assert!(!closed, "target {described} is polled, which nobody may name any more");
         let may = self.setup.evicts || self.book.reloaded;
         let lingered_us = self.book.direct.lingered_us(described);
         for core in self.cores.iter().filter(|_| !may) {
@@ -857,7 +859,7 @@ impl World {
         self.book.reloaded = true;
         let text = self.setup.text(variant);
         self.options = options(&text, &self.book.managed, self.setup.shares, Some(&self.options.catalog));
-        self.tell_cores(&News::Reload(Arc::clone(&self.options)));
+        self.tell_cores(&News::Reload(Arc::clone(&self.options), variant));
     }
 
     /// How often a reader got one snapshot for several events.
