@@ -304,3 +304,21 @@ fn a_reload_that_takes_a_target_off_the_list_ends_its_streams_and_moves_the_othe
         world.leave();
     }
 }
+
+#[test]
+fn a_session_whose_time_the_clock_was_set_over_is_over() {
+    for shares in [false, true] {
+        let mut world = world(shares);
+        let asker = asker(&mut world, "u1", "t1", HOUR_US);
+        let place = made(&mut world, asker, 6, None, Some(20));
+        let clients = [0, 1].map(|core| watches(&mut world, Kind::Single, core, place));
+        world.idle(SECOND_US);
+        world.book.wall_us += 25 * SECOND_US;
+        world.book.store.was_set = true;
+        world.clock_moved();
+        world.idle(SECOND_US);
+        assert_eq!(closed(&world, &clients), [Some(4004); 2]);
+        assert!(!opens(&mut world, place));
+        world.leave();
+    }
+}
