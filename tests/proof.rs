@@ -198,7 +198,7 @@ fn a_signature_says_whose_value_it_is() {
         let mut of_server = Vec::new();
         for (at, (credential, select, _)) in cases.iter().enumerate() {
             let path = format!("{STREAM}{select}");
-            let mut open = |core, over, format: &str| {
+            let open = |core, over, format: &str| {
                 let mark = if select.is_empty() { "?" } else { "&" };
                 let path = format!("{path}{mark}format={format}");
                 on_core(&server, core, |server| Watcher::open(server, over, &path, credential)).event()

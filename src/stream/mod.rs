@@ -629,10 +629,18 @@ impl Stream {
 
     /// Whether somebody watches a sequence, and who answers for the work that its `select` takes.
     pub fn set_claim(&mut self, no: SequenceNo, watched: bool, payers: Vec<Holder>) {
-        if let Some(sequence) = self.sequences.iter_mut().find(|sequence| sequence.no == no) {
-            self.room_freed |= sequence.claim.watched && !watched || *sequence.claim.payers != *payers;
-            sequence.claim.watched = watched;
-            sequence.claim.payers = Arc::from(payers);
+        let Some(at) = self.sequences.iter().position(|sequence| sequence.no == no) else { return };
+        let claim = &mut self.sequences[at].claim;
+        let had = std::mem::replace(&mut claim.watched, watched);
+        self.room_freed |= had && !watched || *claim.payers != *payers;
+        claim.payers = Arc::from(payers);
+        // What lingered may have been left nothing of a value that there is enough for now.
+        if watched
+            && !had
+            && let Cost::Refused(before) = claim.cost
+            && self.room_for(at).is_some_and(|room| room > before)
+        {
+            self.sequences[at].behind = true;
         }
     }
 
@@ -927,14 +935,20 @@ impl Stream {
         selecting.map(|sequence| sequence.claim.clone()).collect()
     }
 
+    /// How much the `select` of the sequence at that place may take of the value that is held, where there is one.
+    fn room_for(&self, at: usize) -> Option<u64> {
+        let sequence = self.sequences.get(at)?;
+        let watched = self.sequences.iter().filter(|sequence| sequence.claim.watched).count();
+        let shares = Shares::of(self.base.as_ref()?.document.text().len(), watched);
+        Some(shares.room(&self.selecting(Some(sequence.no)), &sequence.claim))
+    }
+
     /// With a new value, and where somebody has left, those `select`s that found too little room before are tried once more, if
     /// there is more now.
     fn find_room(&mut self) {
-        let Some(base) = self.base.as_ref().filter(|_| self.room_freed) else { return };
-        let bytes = base.document.text().len();
-        self.room_freed = false;
-        let watched = self.sequences.iter().filter(|sequence| sequence.claim.watched).count();
-        let shares = Shares::of(bytes, watched);
+        if !std::mem::take(&mut self.room_freed) {
+            return;
+        }
         let mut refused: Vec<(u64, usize)> = Vec::new();
         for (at, sequence) in self.sequences.iter().enumerate().filter(|(_, sequence)| sequence.is_selecting()) {
             if let Claim { watched: true, cost: Cost::Refused(before), .. } = sequence.claim {
@@ -944,7 +958,7 @@ impl Stream {
         // Those that may be cheap come first.
         refused.sort_unstable();
         for (before, at) in refused {
-            let room = shares.room(&self.selecting(Some(self.sequences[at].no)), &self.sequences[at].claim);
+            let Some(room) = self.room_for(at) else { return };
             if room > before && room <= self.retries_left {
                 self.retries_left -= room;
                 self.sequences[at].behind = true;

@@ -360,7 +360,27 @@ mod tests {
         assert_eq!(fits, [false, false, false, false, true, true, true, true]);
         // Nor from one who comes.
         let newcomer = claim(9, Cost::Unknown);
-        assert_eq!(shares(&claims).room(&claims[..4], &newcomer), 65_536);
+        let full: Vec<Claim> = (0..4).map(|payer| lingering(payer, 65_536)).collect();
+        assert_eq!(shares(&full).room(&full, &newcomer), 65_536);
+        assert_eq!(shares(&full).room(&full, &Claim { watched: false, ..newcomer }), 65_535);
+    }
+
+    #[test]
+    fn of_those_nothing_is_known_of_who_takes_less_is_found_before_all_is_spent() {
+        let claims: Vec<Claim> = (0..13).map(|payer| claim(payer, Cost::Unknown)).collect();
+        let mut needs = vec![60_000; 12];
+        needs.push(6_000);
+        let (fits, work, _) = among(&claims, &needs);
+        assert!(fits[12] && work <= 262_144);
+    }
+
+    #[test]
+    fn what_was_too_little_once_is_remembered_until_it_fits() {
+        let outcome = tried(50, 20);
+        assert_eq!(Cost::Refused(30).then(outcome, 20), Cost::Refused(30));
+        assert_eq!(Cost::Refused(10).then(outcome, 20), Cost::Refused(20));
+        assert_eq!(Cost::Taken(10).then(outcome, 20), Cost::Refused(20));
+        assert_eq!(Cost::Refused(30).then(tried(20, 20), 20), Cost::Taken(20));
     }
 
     #[test]
