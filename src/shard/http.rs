@@ -121,7 +121,7 @@ impl Shard {
             Ok(counted) => holder.filter(|_| counted),
             Err(refusal) => {
                 self.rights.release(grant);
-                return self.refuse(index, &refusal.with_status(429).retry_after(5), &reply);
+                return self.refuse(index, &refusal, &reply);
             }
         };
         let topic = self.watch(key);

@@ -81,6 +81,7 @@ impl Shard {
             Err(refusal) => return self.refuse_waiter(waiter, refusal),
         };
         self.release_stream(held, from);
+        self.yield_place(held, from);
         let counted = self.hold_stream(holder, &to);
         let topic = counted.is_ok().then(|| self.watch(&to));
         let now = self.now.at;
@@ -95,7 +96,7 @@ impl Shard {
             }
         }
         if let Err(refusal) = counted {
-            return self.refuse_waiter(waiter, refusal.with_status(429).retry_after(5));
+            return self.refuse_waiter(waiter, refusal);
         }
         if let Some(before) = self.topics.at_mut(before) {
             before.waiters.retain(|other| *other != waiter);
