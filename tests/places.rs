@@ -109,6 +109,32 @@ fn gets_of_one_stream_after_the_other_ask_no_more_than_watching_as_many_as_one_m
 }
 
 #[test]
+fn callers_without_a_subject_have_the_places_of_one() {
+    let text = format!("[limits]\nstreams_per_subject = {PLACES}\n{DIRECT}");
+    let mut hall = Hall::new(&setup(2, &text));
+    for no in 0..200_u64 {
+        let claims = json!({"jti": no.to_string(), "exp": hall::WALL_S + 3_600});
+        let token = hall.token_of(claims);
+        let (status, text) = get(&mut hall, 0, &direct(&format!("d?{no}")), &token);
+        assert!(matches!(status, 200 | 429), "{text}");
+        hall.pass(10 * MS);
+    }
+    let most = most_in_a_second(&hall);
+    assert!((PLACES..=POLLS_IN_A_SECOND).contains(&most), "{most} polls in a second");
+    // A subscription is given up under the credential that has come since.
+    let token = |hall: &Hall, jti: &str| hall.token_of(json!({"jti": jti, "exp": hall::WALL_S + 3_600}));
+    hall.pass(20 * SECOND);
+    let first = token(&hall, "first");
+    let conn = open(&mut hall, 0, &direct("watched"), &first);
+    assert_eq!(hall.kinds(conn), ["welcome", "snapshot"]);
+    let second = token(&hall, "second");
+    hall.message(conn, json!({"type": "auth_update", "token": second, "id": 1}));
+    assert_eq!(hall.kinds(conn), ["auth_ok"]);
+    hall.lose(conn);
+    assert_all_is_given_back(&mut hall);
+}
+
+#[test]
 fn a_place_is_held_for_the_intervals_that_an_operator_has_set() {
     // `interval_min` is all that a caller's own targets are asked, and so it is when the caller goes from one to the next.
     let text = format!("[limits]\nstreams_per_subject = 4\n{DIRECT}interval_min = \"5s\"\n");

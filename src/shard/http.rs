@@ -115,7 +115,7 @@ impl Shard {
         reply: Reply,
     ) {
         let now = self.now.at;
-        let (holder, session) = (self.subject(&grant), grant.session());
+        let (holder, session) = (self.holder(&grant, key), grant.session());
         let only = grant.only().map(|only| only.session);
         let held = match self.hold_stream(holder, key) {
             Ok(counted) => holder.filter(|_| counted),

@@ -66,7 +66,7 @@ impl Shard {
         let Some(index) = self.still(waiter) else { return };
         let Some(State::Http(http)) = self.connections.at(index).map(|connection| &connection.state) else { return };
         let Phase::Waiting { grant, topic: before, held, .. } = &http.phase else { return };
-        let (before, held, holder) = (*before, *held, self.subject(grant));
+        let (before, held, holder) = (*before, *held, self.holder(grant, from));
         let to = match self.resolve_again(grant, from) {
             Ok(to) => to,
             Err(_) if self.has_ended(grant, from) => {

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::auth::grant::Grant;
 use crate::codec::message::{self, ClientId, CloseReason, ErrorCode, Format, UnsubscribedReason};
 use crate::connection::handshake::Refusal;
 use crate::connection::subscriptions::Slot;
@@ -130,7 +131,7 @@ impl Shard {
         if limit != 0 && open.subscriptions.len() >= limit {
             return Err(too_many());
         }
-        let holder = self.subject_of(index);
+        let holder = self.holder_of(index, key);
         let counted = self.hold_stream(holder, key)?;
         let topic = self.watch(key);
         let Some(connection) = self.connections.at_mut(index) else { return Ok(()) };
@@ -179,6 +180,17 @@ impl Shard {
             Ok(select) => Ok(key.selecting(select)),
             Err(error) => Err(Refusal::new(code, format!("select: {error}"))),
         }
+    }
+
+    /// Whom a watch of the stream is counted for: the subject; those without one count together as their issuer's, where they
+    /// describe streams themselves, so that there is a bound for them too.
+    pub(super) fn holder(&self, grant: &Grant, key: &StreamKey) -> Option<Holder> {
+        let nobody = || key.is_direct().then(|| self.ledger.holder("no subject", grant.issuer()));
+        self.subject(grant).or_else(nobody)
+    }
+
+    fn holder_of(&self, index: u32, key: &StreamKey) -> Option<Holder> {
+        self.holder(&self.connections.at(index)?.open()?.grant, key)
     }
 
     /// Counts a watch of the stream for a subject, where that has a limit; whether it was counted. A stream that the subject
@@ -327,7 +339,7 @@ impl Shard {
             }
         }
         // Limits may have been set or lifted since, and an anonymous caller may have become somebody.
-        let holder = self.subject_of(index).filter(|_| entry.counted);
+        let holder = self.holder_of(index, &key).filter(|_| entry.counted);
         self.release_stream(holder, &key);
         self.unwatch(entry.topic);
     }
@@ -418,7 +430,7 @@ impl Shard {
                         && topic.status.is_none_or(|status| status.state == StreamState::Live)
                         && !holder.is_some_and(|holder| topic.untold.contains(&holder));
                     self.unsubscribe_slot(index, slot);
-                    self.yield_place(self.subject_of(index).filter(|_| entry.counted), &key);
+                    self.yield_place(self.holder_of(index, &key).filter(|_| entry.counted), &key);
                     if let Err(refusal) = self.subscribe(index, &other, format, None, entry.max_rate_ms, None) {
                         forbidden = true;
                         self.tell_unsubscribed(index, &key.name, UnsubscribedReason::Forbidden);
