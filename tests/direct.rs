@@ -6,7 +6,7 @@ mod support;
 
 use serde_json::{Value, json};
 
-use support::server::{Answer, Server, Setup, bearer, eventually, mint, now_s, token_of};
+use support::server::{ADMIN_KEY, Answer, PATIENCE, Raw, Server, Setup, bearer, eventually, mint, now_s, token_of};
 use support::{Reply, Upstream};
 
 const HEADER: &str = "a-header-value-that-is-secret-7f7f";
@@ -220,6 +220,51 @@ fn a_name_that_proves_to_lead_inside_is_blocked_then() {
     let answer = server.get(&path, &[bearer(&token)]);
     assert_eq!((answer.status, answer.code().as_str()), (403, "TARGET_BLOCKED"));
     assert_eq!(upstream.request_count(), 0);
+}
+
+#[test]
+fn what_administrators_poll_inside_is_no_way_in_for_callers() {
+    let upstream = Upstream::start();
+    upstream.set_json("/inner", "1");
+    upstream.set_json("/secret", "2");
+    let inward = |path: &str| upstream.url(path).replace("127.0.0.1", "localhost");
+    // The name is listed, and must lead to public addresses all the same.
+    let setup = Setup::new().direct(upstream.address(), "interval_min = \"10ms\"");
+    let server = Setup::of_file(&setup.text().replace("http://127.0.0.1:", "http://localhost:")).start();
+    let is_blocked = |n: u32| {
+        let answer = server.get(&direct(&inward(&format!("/secret?{n}")), "&interval_ms=10"), &[bearer(&token_of("u1"))]);
+        assert_eq!((answer.status, answer.code()), (403, "TARGET_BLOCKED".into()), "{answer:?}");
+    };
+    is_blocked(0);
+    let made = json!({"id": "inner", "url": inward("/inner"), "interval": "20ms", "keep_warm": true}).to_string();
+    let made = Raw::connect(server.admin).request("POST", "/admin/v1/streams", &[bearer(ADMIN_KEY)], &made);
+    assert_eq!(made.status, 201, "{made:?}");
+    for n in 1..20 {
+        // Between two polls its connection idles.
+        upstream.wait_for_requests(upstream.request_count() + 2, PATIENCE);
+        is_blocked(n);
+    }
+    assert!(upstream.requests().iter().all(|seen| seen.target == "/inner"));
+}
+
+#[test]
+fn what_a_reload_lists_no_more_is_asked_no_more_over_connections_that_are_open() {
+    let upstream = Upstream::start();
+    upstream.set_json("/a", "1");
+    upstream.set_json("/b", "2");
+    let first = setup(&upstream).text();
+    let server = Setup::of_file(&first).start();
+    let token = token_of("u1");
+    let get = |path: &str| server.get(&direct(&upstream.url(path), "&interval_ms=10"), &[bearer(&token)]);
+    let count = |path: &str| upstream.requests().iter().filter(|seen| seen.target == path).count();
+    assert_eq!((get("/a").status, get("/b").status), (200, 200));
+    upstream.wait_for_requests(6, PATIENCE);
+    server.reload_text(&first.replace("/*\"]", "/b*\"]"));
+    assert_eq!((get("/a").status, get("/a").code(), get("/b").status), (403, "TARGET_BLOCKED".into(), 200));
+    // One may have been on its way.
+    let (asked, others) = (count("/a"), count("/b"));
+    eventually("the other is polled on", || (count("/b") >= others + 20).then_some(()));
+    assert!(count("/a") <= asked + 1, "{} of {asked}", count("/a"));
 }
 
 #[test]

@@ -14,9 +14,11 @@ use restcast::codec::http_response::{Request, write_request};
 use restcast::guard::{Blocked, Hop, Pattern, Policy, Redirects, Target, special};
 use restcast::runtime::fetch::FetcherOptions;
 use restcast::runtime::resolver::Resolver;
-use restcast::stream::poll::{Endpoint, UpstreamCode};
-use support::client::{Client, target};
-use support::{Upstream, on_each_driver};
+use restcast::stream::budget::{Ask, Budgets, PollLeave, Slot};
+use restcast::stream::poll::{Endpoint, FetchRequest, UpstreamCode, Validators};
+use restcast::time::Now;
+use support::client::{Client, NOW, target};
+use support::{Reply, Tunnels, Upstream, on_each_driver};
 use url::Host;
 
 /// What every name resolves to where a test says nothing else.
@@ -578,3 +580,125 @@ fn an_administrators_name_may_be_of_this_network_and_never_a_metadata_service() 
         assert!(by_address.judge("http://169.254.169.254/x").is_ok());
     });
 }
+
+// Connections that idle.
+
+/// Who names a URL, and how the addresses of the name in it are judged then: those who are judged alike may lend each other
+/// connections, and nobody else.
+fn judges(url: &str) -> Vec<(&'static str, &'static str, Option<Policy>)> {
+    let listed = listing(&[url]);
+    let below = listing(&["http://*.corp.test:*/*"]);
+    let administrators = Policy::of_administrators(Vec::new());
+    vec![
+        ("the operator's file", "not at all", None),
+        ("administrators", "own", Some(administrators.clone())),
+        ("administrators, of a list", "own", Some(Policy::of_administrators(listed.allow.clone()))),
+        ("callers, where all that is public is allowed", "public", Some(Policy::public())),
+        ("callers, by a list", "public", Some(listed)),
+        ("callers, by a list of a domain", "public", Some(below)),
+        ("redirects of the operator's streams", "public", Some(Policy::public())),
+        ("redirects of administrators' streams", "public", Some(administrators.elsewhere())),
+    ]
+}
+
+fn judged_by(url: &str, policy: Option<&Policy>) -> restcast::stream::poll::Target {
+    let mut target = target(url, |_| {});
+    target.guard = policy.cloned().map(Arc::new);
+    target
+}
+
+#[test]
+fn no_connection_inward_is_lent_to_those_who_may_not_go_there() {
+    on_each_driver(async || {
+        let upstream = Upstream::start();
+        upstream.set_json("/leads", "1");
+        let url = format!("http://db.corp.test:{}/leads", upstream.address().port());
+        let judges = judges(&url);
+        for (lender, alike, opens) in &judges {
+            for (borrower, judged, policy) in &judges {
+                let (resolver, _) = rebinding(vec![vec![LOOPBACK]]);
+                let client = Client::with(FetcherOptions::default(), resolver);
+                let (before, pair) = (upstream.request_count(), format!("{lender} -> {borrower}"));
+                let may = |judged: &str| judged != "public";
+                let opened = client.poll(judged_by(&url, opens.as_ref())).await;
+                assert_eq!(opened.is_ok(), may(alike), "{pair}: {opened:?}");
+                let found = client.poll(judged_by(&url, policy.as_ref())).await;
+                match may(judged) {
+                    true => assert_eq!(found.expect(&pair).status, 200),
+                    false => assert_eq!(found.expect_err(&pair).code, UpstreamCode::Blocked, "{pair}"),
+                }
+                let sent = usize::from(may(alike)) + usize::from(may(judged));
+                assert_eq!(upstream.request_count() - before, sent, "{pair}");
+            }
+        }
+    });
+}
+
+#[test]
+fn connections_are_lent_where_the_same_judges_their_address_and_nowhere_else() {
+    on_each_driver(async || {
+        let api = Upstream::start();
+        api.set_json("/leads", "1");
+        // Anybody may reach it, and each connection is counted where it goes through.
+        for host in ["api.corp.test", "93.184.216.34"] {
+            let url = format!("http://{host}/leads");
+            let judges = judges(&url);
+            let may = |policy: &Policy| policy.judge(&url).is_ok();
+            let judges: Vec<_> = judges.iter().filter(|(_, _, policy)| policy.as_ref().is_none_or(may)).collect();
+            for (lender, alike, opens) in &judges {
+                for (borrower, judged, policy) in &judges {
+                    let tunnels = Tunnels::start();
+                    tunnels.knows("93.184.216.34:80", api.address());
+                    tunnels.knows("api.corp.test:80", api.address());
+                    let (resolver, _) = rebinding(vec![vec!["93.184.216.34".parse().expect("an address")]]);
+                    let client = Client::with(FetcherOptions::default(), resolver);
+                    let client = client.through(&format!("http://{}", tunnels.address()));
+                    for policy in [opens, policy] {
+                        let answer = client.poll(judged_by(&url, policy.as_ref())).await;
+                        assert_eq!(answer.expect(borrower).status, 200);
+                    }
+                    // An address in the URL was judged with the URL, each time, by whoever has named it.
+                    let is_address = host.parse::<IpAddr>().is_ok();
+                    let lent = alike == judged || (is_address && opens.is_some() && policy.is_some());
+                    let expected = if lent { 1 } else { 2 };
+                    assert_eq!(tunnels.asked().len(), expected, "{host}: {lender} -> {borrower}");
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn a_redirect_borrows_no_connection_inward() {
+    on_each_driver(async || {
+        let (inner, partner) = (Upstream::start(), Upstream::start());
+        inner.set_json("/ok", "1");
+        inner.set_json("/secret", "2");
+        let inward = |path: &str| format!("http://db.corp.test:{}{path}", inner.address().port());
+        partner.set("/leads", Reply::status(302).header("Location", &inward("/secret")));
+        let (resolver, _) = rebinding(vec![vec![LOOPBACK]]);
+        let client = Client::with(FetcherOptions::default(), resolver);
+        let own = Policy::of_administrators(Vec::new());
+        for lender in [None, Some(&own)] {
+            for redirected in [None, Some(&own)] {
+                let before = inner.request_count();
+                client.poll(judged_by(&inward("/ok"), lender)).await.expect("it is the operator's own");
+                let mut target = target(&partner.url("/leads"), |options| options.redirects_max = 2);
+                target.guard = redirected.cloned().map(Arc::new);
+                let target = Arc::new(target);
+                let now = || Now { at: restcast::time::Instant::from_micros(1_000_000), wall: NOW };
+                let budgets = Arc::new(Budgets::default());
+                let asked = budgets.lane(&target).ask(now().at, &mut Slot::default(), NEVER);
+                let Ask::Go(permit) = asked else { panic!("the origin has done nothing wrong") };
+                let request = FetchRequest { target, validators: Validators::default() };
+                let outcome = client.fetcher.poll(request, PollLeave::Given(permit), now).await;
+                let error = outcome.expect_err("it leads inside");
+                assert_eq!(error.code, UpstreamCode::Blocked, "{lender:?} -> {redirected:?}: {error:?}");
+                assert_eq!(inner.request_count() - before, 1, "{lender:?} -> {redirected:?}");
+            }
+        }
+        assert!(inner.requests().iter().all(|seen| seen.target.starts_with("/ok")));
+    });
+}
+
+const NEVER: Duration = Duration::from_secs(60);

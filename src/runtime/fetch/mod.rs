@@ -351,7 +351,8 @@ impl Fetcher {
     /// is repeated anyway, whatever its method. Dropping the future closes the connection.
     ///
     /// Where the target has a guard, that judges the URL now, and each new connection by all that the name resolves to then;
-    /// only those addresses are connected to. Such connections serve no request that is not guarded, and the other way round.
+    /// only those addresses are connected to. A connection serves those requests alone whose addresses are judged alike
+    /// ([`Judgement`](crate::guard::Judgement)), and one of the operator's none that are judged.
     ///
     /// # Errors
     /// `Timeout`, `Unreachable`, `Dns`, `Tls`, `Protocol`, `Body`, `TooLarge` as [`UpstreamCode`] says; `Blocked` for a URL
@@ -529,7 +530,7 @@ impl Fetcher {
         let via = self.egress.way_to(&host);
         let host = asked.url.host_str().unwrap_or_default().into();
         let trust = if https { self.trust.id_of(asked.ca, asked.identity()) } else { tls::TrustId::SYSTEM };
-        Ok(Rc::new(Origin { https, host, port, trust, guarded: asked.aim.is_some(), via }))
+        Ok(Rc::new(Origin { https, host, port, trust, judged: asked.aim.map(Aim::judgement), via }))
     }
 
     async fn open(&self, asked: &Asked<'_>, origin: Rc<Origin>, place: Place) -> Result<Connection, FetchError> {
