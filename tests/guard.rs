@@ -179,6 +179,47 @@ fn what_is_public_is_allowed() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
+/// What administrators may not have polled either, unless it is listed by its address.
+#[rustfmt::skip]
+const METADATA: &[&str] = &[
+    "http://169.254.169.254/latest/", "http://2852039166/", "http://0xa9fea9fe/", "http://0251.0376.0251.0376/", "http://[::ffff:169.254.169.254]/",
+    "http://[64:ff9b::a9fe:a9fe]/", "http://169.254.170.2/v2/credentials", "http://169.254.42.42/", "http://100.100.100.200/", "http://[::ffff:100.100.100.200]/",
+    "http://168.63.129.16/", "http://192.0.0.192/", "http://[fd00:ec2::254]/", "http://[fd00:ec2::23]/", "http://[fd00:0ec2:0000::0254]/", "http://[fd00:ec2:0:1::1]/",
+    "http://[fd00:c1::a9fe:a9fe]/opc/v2/instance/", "http://[fd00:c1::169.254.169.254]/", "http://[fd00:42::42]/conf", "http://[fd00:a9fe:a9fe::1]/v1/instance",
+    "http://[fd00:100::100:200]/latest/", "http://[fd00:100:0:0:0:0:0100:0200]:8080/", "http://[fd20:ce::254]/computeMetadata/v1/", "http://[fd12:3456:789a::a9fe:a9fe]/",
+    "http://[fd64:ff9b::100.100.100.200]/", "http://[fe80::a9fe:a9fe]/", "http://[2002:a9fe:a9fe::1]/", "http://[64:ff9b:1::a9fe:a9fe]/",
+];
+
+#[test]
+fn a_metadata_service_is_nobodys_to_poll_unless_its_address_is_listed() {
+    let administrators = Policy::of_administrators(Vec::new());
+    for url in METADATA {
+        for policy in [&administrators, &administrators.elsewhere(), &Policy::public()] {
+            assert_eq!(verdict(policy, url), "special_address", "{url}");
+        }
+        // A name that leads there is as good.
+        let host = url::Url::parse(url).expect("a URL").host().map(|host| host.to_owned());
+        let address = match host {
+            Some(Host::Ipv4(ip)) => IpAddr::V4(ip),
+            Some(Host::Ipv6(ip)) => IpAddr::V6(ip),
+            other => panic!("{url}: {other:?}"),
+        };
+        for policy in [&administrators, &Policy::of_administrators(listing(&["http://db.corp.test/*"]).allow)] {
+            let aim = policy.judge("http://db.corp.test/").expect("a name of one's own");
+            let pinned = aim.pin(&["10.0.0.1".parse().expect("an address"), address]);
+            assert_eq!(pinned.expect_err(url).reason(), "resolves_to_special_address", "{url}");
+        }
+        let listed = listing(&[&format!("{}*", url::Url::parse(url).expect("a URL"))]);
+        assert_eq!(verdict(&Policy::of_administrators(listed.allow), url), "allow", "{url}");
+    }
+    // What stands beside them is a machine like any other.
+    for url in ["http://[fd00:c1::1]/", "http://[fd00:42::43]/", "http://[fd00:100::100:201]/", "http://[fd12::a00:1]/"]
+    {
+        assert_eq!(verdict(&administrators, url), "allow", "{url}");
+        assert_eq!(verdict(&Policy::public(), url), "special_address", "{url}");
+    }
+}
+
 #[test]
 fn without_a_word_of_the_operator_nothing_is_allowed() {
     for url in ALLOWED {
