@@ -232,7 +232,8 @@ fn what_administrators_poll_inside_is_no_way_in_for_callers() {
     let setup = Setup::new().direct(upstream.address(), "interval_min = \"10ms\"");
     let server = Setup::of_file(&setup.text().replace("http://127.0.0.1:", "http://localhost:")).start();
     let is_blocked = |n: u32| {
-        let answer = server.get(&direct(&inward(&format!("/secret?{n}")), "&interval_ms=10"), &[bearer(&token_of("u1"))]);
+        let answer =
+            server.get(&direct(&inward(&format!("/secret?{n}")), "&interval_ms=10"), &[bearer(&token_of("u1"))]);
         assert_eq!((answer.status, answer.code()), (403, "TARGET_BLOCKED".into()), "{answer:?}");
     };
     is_blocked(0);
