@@ -399,3 +399,50 @@ fn a_right_that_is_lost_ends_what_it_was_for() {
     assert_eq!(ws.next_of("auth_ok")["id"], 2);
     assert_eq!(ws.closed(), (4003, "forbidden".into()));
 }
+
+#[test]
+fn a_body_that_is_compressed_is_refused_and_not_misread() {
+    let upstream = Upstream::start();
+    upstream.set_json("/a", "1");
+    let server = setup(&upstream).start();
+    let (token, said) = (token_of("u1"), json!({"url": upstream.url("/a")}).to_string());
+    let made = json!({"id": "made", "url": upstream.url("/a")}).to_string();
+    let hook = ("X-Restcast-Signature", "t=1,v1=00".to_owned());
+    let coded = |coding: &str| ("Content-Encoding", coding.to_owned());
+    let places = [
+        ("/v1/direct", &said, bearer(&token)),
+        ("/v1/sessions", &said, bearer(&token)),
+        ("/v1/connections/c_0/auth", &said, bearer(&token)),
+        ("/v1/hooks/made", &said, hook),
+        ("/admin/v1/streams", &made, bearer(ADMIN_KEY)),
+    ];
+    for (path, body, credential) in &places {
+        let connect = || Raw::connect(if path.starts_with("/admin") { server.admin } else { server.listen });
+        for coding in ["gzip", "identity, br", "x-unknown", "GZIP"] {
+            let mut raw = connect();
+            let answer = raw.request("POST", path, &[credential.clone(), coded(coding)], body);
+            assert_eq!((answer.status, answer.code().as_str()), (415, "BAD_REQUEST"), "{path} {coding}: {answer:?}");
+            // RFC 9110 section 15.5.16.
+            assert_eq!(answer.header("accept-encoding"), Some("identity"), "{path}");
+            assert!(answer.json()["detail"].as_str().is_some_and(|detail| detail.contains("Content-Encoding")));
+            assert!(raw.ends_in_order(), "what is left of the body is no request");
+        }
+        let plain = connect().request("POST", path, &[credential.clone(), coded("identity")], body);
+        assert_ne!(plain.status, 415, "{path}: {plain:?}");
+        // There is nothing to be decoded.
+        let nothing = connect().request("POST", path, &[credential.clone(), coded("gzip")], "");
+        assert_ne!(nothing.status, 415, "{path}: {nothing:?}");
+    }
+    let chunked = format!(
+        "POST /v1/sessions HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {token}\r\nContent-Encoding: gzip\r\n\
+         Transfer-Encoding: chunked\r\n\r\n",
+        server.listen
+    );
+    let mut raw = server.connect();
+    raw.send(chunked.as_bytes());
+    assert_eq!(raw.answer().status, 415, "before any of it has come");
+    // Who may not say anything is told that first.
+    let stranger = server.request("POST", "/v1/sessions", &[coded("gzip")], &said);
+    assert_eq!((stranger.status, stranger.code().as_str()), (401, "MISSING_CREDENTIAL"));
+    assert_eq!(upstream.requests().iter().filter(|seen| seen.target != "/a").count(), 0);
+}
