@@ -14,6 +14,7 @@ use restcast::codec::http_response::{Request, write_request};
 use restcast::guard::{Blocked, Hop, Pattern, Policy, Redirects, Target, special};
 use restcast::runtime::fetch::FetcherOptions;
 use restcast::runtime::resolver::Resolver;
+use restcast::secret::Secret;
 use restcast::stream::budget::{Ask, Budgets, PollLeave, Slot};
 use restcast::stream::poll::{Endpoint, FetchRequest, UpstreamCode, Validators};
 use restcast::time::Now;
@@ -739,6 +740,31 @@ fn a_redirect_borrows_no_connection_inward() {
             }
         }
         assert!(inner.requests().iter().all(|seen| seen.target.starts_with("/ok")));
+    });
+}
+
+#[test]
+fn a_connection_that_one_is_signed_in_on_is_not_used_by_another() {
+    on_each_driver(async || {
+        let upstream = Upstream::start();
+        upstream.set_json("/leads", "1");
+        for (authorization, lent) in [
+            ("Basic YTpi", true),
+            ("Bearer negotiate", true),
+            ("Negotiate YIIJvwYGKwYBBQUCoIIJszCCCa+", false),
+            ("NTLM TlRMTVNTUAABAAAA", false),
+            (" \tnEGOTIATE\tx", false),
+        ] {
+            let client = Client::new();
+            let before = upstream.connection_count();
+            let signed_in = target(&upstream.url("/leads"), |options| {
+                options.headers.push(("AUTHORIZATION".to_owned(), Secret::new(authorization.as_bytes())));
+            });
+            assert_eq!(client.poll(signed_in).await.expect("an answer").status, 200);
+            assert_eq!(client.get(&upstream.url("/leads")).await.expect("an answer").status, 200);
+            let opened = upstream.connection_count() - before;
+            assert_eq!(opened, if lent { 1 } else { 2 }, "{authorization:?}");
+        }
     });
 }
 

@@ -189,6 +189,17 @@ impl<'a> Asked<'a> {
         }
     }
 
+    /// Whether who asks is signed in for as long as the connection lasts (RFC 4559 section 6, NTLM): whoever used it next would
+    /// be taken for the same.
+    fn signs_connection_in(&self) -> bool {
+        let presented = self.presented.map(|presented| presented.headers.as_slice()).unwrap_or_default();
+        self.headers.iter().chain(presented).any(|(name, value)| {
+            let scheme = value.expose_secret().split(|b| b" ,\t".contains(b)).find(|word| !word.is_empty());
+            let is = |one: &[u8]| scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case(one));
+            name.eq_ignore_ascii_case("authorization") && (is(b"negotiate") || is(b"ntlm"))
+        })
+    }
+
     fn identity(&self) -> Option<&Arc<IdentityPem>> {
         self.presented.and_then(|presented| presented.identity.as_ref())
     }
@@ -509,7 +520,7 @@ impl Fetcher {
         course.phase.set(Phase::Sending);
         let Connection { link, origin, place } = connection;
         let (answer, link) = exchange::run(course, link).await?;
-        if let Some(link) = link {
+        if let Some(link) = link.filter(|_| !course.asked.signs_connection_in()) {
             self.pool.keep(Connection { link, origin, place });
         }
         Ok(answer)
