@@ -227,5 +227,5 @@ fn what_is_not_listed_is_not_followed_to_and_sees_nobody() {
     let told = watcher.next_of("stream_status").json();
     assert_eq!((&told["state"], &told["code"]), (&json!("failing"), &json!("UPSTREAM_BLOCKED")), "{told}");
     assert_eq!(stranger.connection_count(), 0);
-    assert!(server.log_text().contains("not_listed"), "{}", server.log_text());
+    server.wait_for_log("not_listed", 1);
 }
