@@ -28,6 +28,7 @@ use restcast::shard::{
     Catalog, ConnectionQuery, Found, Input, Ledger, Listed, Lookup, Mail, Options, Order, Output, Sent, SessionRecord,
     Shard, Wire,
 };
+use restcast::stream::budget::PollLeave;
 use restcast::stream::poll::{FetchResponse, PollNo, Validators};
 use restcast::time::{Instant, Now, WallTime};
 use serde_json::{Value, json};
@@ -167,7 +168,7 @@ pub struct Hall {
     pub questions: VecDeque<Question>,
     pub orders: Vec<Order>,
     pub closed: Vec<Conn>,
-    polls: VecDeque<(usize, u32, PollNo)>,
+    polls: VecDeque<(usize, u32, PollNo, PollLeave)>,
     /// When each poll began, and of which URL.
     pub polled: Vec<(Instant, String)>,
     /// What upstreams answer, by path; a small value otherwise.
@@ -388,12 +389,13 @@ impl Hall {
                 self.answer_all();
                 more = true;
             }
-            while let Some((core, stream, poll)) = self.polls.pop_front() {
+            while let Some((core, stream, poll, leave)) = self.polls.pop_front() {
                 let (validators, received) = (Validators::default(), self.now.wall);
                 let path = self.begun.pop_front().expect("each poll has its path");
                 let body = self.bodies.get(&path).map_or("[{\"id\":1}]", String::as_str).as_bytes().to_vec();
                 let response =
                     FetchResponse { status: 200, validators, retry_after: None, fresh_for: None, body, received };
+                leave.answered(self.now.at, &response);
                 self.input(core, Input::Fetched { stream, poll, result: Ok(response) });
                 more = true;
             }
@@ -405,8 +407,8 @@ impl Hall {
 
     fn output(&mut self, core: usize, output: Output) {
         match output {
-            Output::Fetch { stream, poll, request, .. } => {
-                self.polls.push_back((core, stream, poll));
+            Output::Fetch { stream, poll, request, leave } => {
+                self.polls.push_back((core, stream, poll, leave));
                 self.polled.push((self.now.at, request.target.url.to_string()));
                 self.begun.push_back(request.target.url.path().to_owned());
             }
