@@ -75,7 +75,8 @@ fn gets_of_one_stream_after_the_other_ask_no_more_than_watching_as_many_as_one_m
     let shaped = "url = \"http://up/q?r={query.r}\"\nparams = [\"r\"]\ninterval = \"500ms\"\nlinger = \"10s\"";
     let mut with_params = setup(2, &limits);
     with_params.streams.push(("q".to_owned(), shaped.to_owned()));
-    let kinds: [(hall::Setup, fn(usize) -> String); 4] = [
+    type Asks = fn(usize) -> String;
+    let kinds: [(hall::Setup, Asks); 4] = [
         (setup(2, &format!("{limits}{DIRECT}")), |no| direct(&format!("d?{no}"))),
         (setup(1, &format!("{limits}{DIRECT}linger = \"0s\"\n")), |no| direct(&format!("d?{no}"))),
         (setup(1, &format!("{limits}{DIRECT}linger = \"100ms\"\n")), |no| direct(&format!("d?{}", no % 100))),
