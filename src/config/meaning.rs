@@ -428,6 +428,7 @@ impl Check<'_> {
             proof,
             filter,
             guard: None,
+            described_by: None,
         })
     }
 
