@@ -164,7 +164,7 @@ impl Shard {
             stream,
             credential_version: key.target.options.credential.version(),
             lane: self.ledger.budgets().lane(&key.target),
-            slot: Slot::default(),
+            slot: Slot::of(&key.target),
             held_since: None,
             generation: self.generation,
             audiences: Vec::new(),

@@ -13,6 +13,7 @@ use restcast::secret::Secret;
 use restcast::shard::{Catalog, Input, Ledger, Lookup, Mail, Options, Output, Sent, Shard, Wire};
 use restcast::stream::Comparison;
 use restcast::stream::action::{ActResult, Answer};
+use restcast::stream::budget::PollLeave;
 use restcast::stream::poll::{FetchError, FetchRequest, PollNo, UpstreamCode};
 use restcast::time::{Instant, Now, WallTime};
 
@@ -231,6 +232,7 @@ struct Fetching {
     stream: u32,
     poll: PollNo,
     request: FetchRequest,
+    leave: PollLeave,
 }
 
 /// A question to the store that has not been answered.
@@ -546,7 +548,7 @@ impl World {
         while let Some(output) = self.cores[index].shard.poll_output() {
             let now_us = self.book.mono_us;
             match output {
-                Output::Fetch { stream, poll, request, .. } => {
+                Output::Fetch { stream, poll, request, leave } => {
                     self.fetches += 1;
                     let id = request.target.options.id.as_str();
                     let stopped = self.book.managed.is_stopped(id, index);
@@ -560,7 +562,7 @@ impl World {
                     assert!(!twice || may, "{} is polled twice at a time", request.target.url);
                     let due_us =
                         now_us + self.dice.below(self.fetch_us_max.min(4 * SECOND_US)) / (1 + self.dice.below(50));
-                    core.fetches.push(Fetching { due_us, stream, poll, request });
+                    core.fetches.push(Fetching { due_us, stream, poll, request, leave });
                 }
                 Output::Compare(comparison) => {
                     let due = now_us + self.dice.below(50_000);
@@ -644,9 +646,15 @@ impl World {
         acted |= self.answer_lookups(index);
         acted |= self.turn_sockets(index);
         while let Some(at) = self.cores[index].fetches.iter().position(|fetch| fetch.due_us <= now_us) {
-            let Fetching { stream, poll, request, .. } = self.cores[index].fetches.remove(at);
+            let Fetching { stream, poll, request, leave, .. } = self.cores[index].fetches.remove(at);
             let received = WallTime::from_micros(self.book.wall_us);
             let result = self.book.upstream.answer(&mut self.dice, &request, received);
+            // Of failures the budgets are not told here: what they make of these has tests of its own.
+            if let Ok(response) = &result
+                && response.status < 400
+            {
+                leave.answered(self.now().at, response);
+            }
             self.handle(index, Input::Fetched { stream, poll, result });
             acted = true;
         }
