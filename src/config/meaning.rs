@@ -430,6 +430,7 @@ impl Check<'_> {
             proof,
             filter,
             guard: None,
+            described_by: None,
         })
     }
 

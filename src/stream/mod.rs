@@ -30,7 +30,7 @@ use std::time::Duration;
 use crate::codec::json::{self, Document, Fingerprint};
 use crate::codec::proof::{Proof, ValueHash};
 use crate::guard::Policy;
-use crate::ids::{Epoch, StreamId};
+use crate::ids::{Epoch, Holder, StreamId};
 use crate::limits;
 use crate::secret::Secret;
 use crate::time::{Instant, Now, WallTime};
@@ -113,6 +113,8 @@ pub struct Options {
     pub filter: Option<Filter>,
     /// Who says where it may be polled from, where its URL does not stand in the operator's file.
     pub guard: Option<Arc<Policy>>,
+    /// Whoever has described it first, where a caller has.
+    pub described_by: Option<Holder>,
 }
 
 impl Options {
@@ -153,6 +155,7 @@ impl Options {
             proof: Proof::default(),
             filter: None,
             guard: None,
+            described_by: None,
         }
     }
 
