@@ -608,27 +608,28 @@ mod tests {
             };
             let bound = RESOLVER_SUBJECT_THREADS_MAX + RESOLVER_SUBJECT_QUEUE_MAX;
             let mut slow: Vec<_> = (0..bound).map(|n| ask(format!("{n}.slow.test"), caller(1))).collect();
-            while lock(&asked).len() < RESOLVER_SUBJECT_THREADS_MAX {
-                sleep(Duration::from_millis(1)).await;
-            }
+            let comes = async |what: &dyn Fn(&[String]) -> bool| {
+                let begun = clock::now().at;
+                while !what(&lock(&asked)) {
+                    assert!(clock::now().at.since(begun) < Duration::from_secs(20), "{:?}", lock(&asked));
+                    sleep(Duration::from_millis(1)).await;
+                }
+            };
+            let slow_names = |asked: &[String]| asked.iter().filter(|name| name.ends_with(".slow.test")).count();
+            comes(&|asked| asked.len() >= RESOLVER_SUBJECT_THREADS_MAX).await;
             // One who has asked for too much is told so. Others are served, also where they want what that one waits for.
             at_once("quick.test", caller(2)).await;
             let same = ask(format!("{}.slow.test", bound - 1), caller(2));
-            while !lock(&asked).contains(&format!("{}.slow.test", bound - 1)) {
-                sleep(Duration::from_millis(1)).await;
-            }
+            comes(&|asked| asked.contains(&format!("{}.slow.test", bound - 1))).await;
             assert_eq!(handle.resolve("more.test", caller(1)).await, Err(ResolveError::Busy));
             at_once("more.test", caller(2)).await;
             let one_subjects = RESOLVER_SUBJECT_THREADS_MAX + 1;
-            assert_eq!(lock(&asked).iter().filter(|name| name.ends_with(".slow.test")).count(), one_subjects);
+            assert_eq!(slow_names(&lock(&asked)), one_subjects);
             // Many of them fill all that is for callers, and nothing of what is the operator's.
             let subjects = 3..3 + RESOLVER_CALLERS_QUEUE_MAX as u64 / 16;
             let names = subjects.flat_map(|of| (0..bound).map(move |n| (format!("{of}-{n}.slow.test"), caller(of))));
             slow.extend(names.map(|(name, asker)| ask(name, asker)));
-            while lock(&asked).iter().filter(|name| name.ends_with(".slow.test")).count() < RESOLVER_CALLERS_THREADS_MAX
-            {
-                sleep(Duration::from_millis(1)).await;
-            }
+            comes(&|asked| slow_names(asked) >= RESOLVER_CALLERS_THREADS_MAX).await;
             let (waiting, threads) = resolver.process.callers.helpers.counts();
             assert_eq!((waiting, threads), (RESOLVER_CALLERS_QUEUE_MAX, RESOLVER_CALLERS_THREADS_MAX));
             at_once("operators.test", Asker::Operator).await;
