@@ -350,6 +350,9 @@ pub const HOOKS_SEEN_MAX: usize = 16_384;
 pub const HOOKS_TOLD_MAX: usize = 1024;
 /// Bytes of what is told of a hook, sealed.
 pub const HOOK_TOLD_BYTES_MAX: usize = 128;
+/// Filled-in streams that actions have changed and that wait to be told to other processes, each once; more are not told, and
+/// are seen there with the next regular poll. A process tells of all that wait at once, [`REFRESH_INTERVAL`] apart.
+pub const REFRESHES_TOLD_MAX: usize = 1024;
 /// `[[action]]`s of a configuration.
 pub const ACTIONS_MAX: usize = 256;
 /// Bytes of an action's `type`, and of the `type` of a message that may be one.
@@ -548,6 +551,8 @@ const _: () = {
     assert!(PEER_LIST_BYTES_MAX * 4 / 3 + 4096 <= PEER_MESSAGE_BYTES_MAX);
     assert!(TOKEN_BYTES_MAX * 6 * 4 / 3 + 4096 <= PEER_MESSAGE_BYTES_MAX);
     assert!(PEER_LISTED_BYTES_MAX * 2 <= PEER_LIST_BYTES_MAX);
+    // An id of 128 bytes, a mark in base 64, and what JSON puts around them.
+    assert!(REFRESHES_TOLD_MAX * (128 + 22 + 8) + 4096 <= PEER_MESSAGE_BYTES_MAX);
     assert!(PEER_RENEWAL_TIME.as_secs() > JWKS_TIMEOUT.as_secs());
     assert!(PEER_RENEWAL_PATIENCE.as_secs() > PEER_RENEWAL_TIME.as_secs());
     // `redis.timeout`, 20 s at most, passes before.

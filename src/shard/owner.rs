@@ -370,10 +370,16 @@ impl Shard {
 
     /// The same for all that is polled of one stream, for those outside, who may say so as often as they like.
     pub(super) fn refresh_stream(&mut self, id: &StreamId) {
+        self.refresh_those(id, |_| true);
+    }
+
+    /// The same for what of it is `meant`.
+    pub(super) fn refresh_those(&mut self, id: &StreamId, meant: impl Fn(&StreamKey) -> bool) {
         let now = self.now.at;
         let places: Vec<u32> = self.streams_of.get(id).into_iter().flatten().copied().collect();
         for index in places {
-            if self.streams.at_mut(index).is_some_and(|owned| owned.stream.poll_soon(now)) {
+            let owned = self.streams.at_mut(index).filter(|owned| meant(&owned.key));
+            if owned.is_some_and(|owned| owned.stream.poll_soon(now)) {
                 self.plan_poll(index);
             }
         }
