@@ -328,6 +328,8 @@ pub const MANAGED_ROUNDS_MAX: usize = 8;
 pub const MANAGED_CHANGES_MAX: usize = 64;
 /// How old a refresh of another process may be: what is read back after an absence is no news.
 pub const REFRESH_HEARD_MAX: Duration = Duration::from_secs(10);
+/// Such streams that are looked at, every [`SECRETS_INTERVAL`], for whether the secrets that they name are there again.
+pub const MANAGED_LOOKS_MAX: usize = 256;
 /// Tables and arrays within each other in such a stream's JSON.
 pub const MANAGED_DEPTH_MAX: usize = 8;
 /// Least time between the starts of two polls of one filled-in URL that hooks or administrators ask for, however often

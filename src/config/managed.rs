@@ -21,6 +21,7 @@ use super::{ConfigError, ERRORS_MAX, Oddity, Problem, Sources, WARNINGS_MAX, for
 use crate::guard::{Blocked, Policy};
 use crate::limits::{HOOK_SECRETS_MAX, MANAGED_DEPTH_MAX};
 use crate::stream::Options;
+use crate::stream::credential::Credential;
 use crate::stream::live::{Live, Rule};
 use crate::stream::template::UrlTemplate;
 
@@ -31,6 +32,8 @@ pub type Members = Map<String, Value>;
 const MASK: &str = "***";
 /// A hook's secret shorter than this is warned of.
 const HOOK_SECRET_BYTES: usize = 16;
+/// Keys that may name what stands elsewhere, in a variable or a file, and without which a stream can be read.
+const ELSEWHERE: [&str; 7] = ["headers", "auth", "client_cert", "client_key", "ca", "hook_secret", "sign"];
 /// The array of tables that a stream is an element of.
 const STREAM: &str = "stream";
 
@@ -65,6 +68,24 @@ impl Managed {
             Some(options) if errors.is_empty() => Ok(Managed { options, warnings }),
             _ => Err(told(errors)),
         }
+    }
+
+    /// Reads the JSON of a stream that was right when it was made. Where it is but for what it names elsewhere, a variable
+    /// that is not set or a file that is gone, it is the stream that nothing is asked for until that is there
+    /// ([`Credential::lacks`]).
+    ///
+    /// # Errors
+    /// [`ManagedError`]: all that is wrong with it.
+    pub fn parse_kept(members: &Members, sources: &dyn Sources) -> Result<Managed, ManagedError> {
+        let wrong = match Managed::parse(members, sources) {
+            Err(wrong) => wrong,
+            whole => return whole,
+        };
+        let mut rest = members.clone();
+        rest.retain(|name, _| !ELSEWHERE.contains(&name.as_str()));
+        let Ok(Managed { options, warnings }) = Managed::parse(&rest, sources) else { return Err(wrong) };
+        let credential = Credential { lacks: Some(wrong.to_string().into()), ..options.credential.clone() };
+        Ok(Managed { options: Arc::new(Options { credential, ..(*options).clone() }), warnings })
     }
 }
 
@@ -402,6 +423,46 @@ mod tests {
             assert_eq!(of_file[key], shown[key], "{key}");
         }
         assert!(!text(&of_file).contains("secret"), "{of_file:?}");
+    }
+
+    #[test]
+    fn a_kept_stream_without_what_it_names_is_the_same_stream_that_asks_nothing() {
+        let gone = || {
+            [
+                json!({ "headers": { "X": "env:GONE" } }),
+                json!({ "auth": { "kind": "bearer", "token": "file:gone" } }),
+                json!({ "auth": { "kind": "oauth2", "token_url": "https://idp/token", "client_id": "c", "client_secret": "s", "ca": "gone.pem" } }),
+                json!({ "client_cert": "gone.pem", "client_key": "key.pem" }),
+                json!({ "ca": "gone.pem" }),
+                json!({ "hook_secret": ["a secret of sixteen bytes", "env:GONE"] }),
+                json!({ "sign": { "key_id": "k", "secret": "env:GONE" } }),
+            ]
+        };
+        let with = |more: Value| {
+            let mut all = whole();
+            all.remove("headers");
+            all.remove("hook_secret");
+            let plain = all.clone();
+            all.extend(members(more));
+            (all, plain)
+        };
+        for more in gone() {
+            let (all, plain) = with(more.clone());
+            let said = Managed::parse(&all, &World).expect_err("it is not there").to_string();
+            let kept = Managed::parse_kept(&all, &World).expect("a stream").options;
+            assert_eq!(kept.credential.lacks.as_deref(), Some(said.as_str()), "{more}");
+            let whole = Managed::parse(&plain, &World).expect("a stream").options;
+            let without = Options { credential: Credential::default(), ..(*kept).clone() };
+            assert_eq!(without, *whole, "nothing else is another: {more}");
+            // What is wrong besides is no matter of what is there.
+            let (mut wrong, _) = with(more);
+            wrong.insert("interval".into(), "soon".into());
+            let said = Managed::parse_kept(&wrong, &World).expect_err("it is no stream").to_string();
+            assert!(said.contains("`stream.interval`"), "{said}");
+        }
+        let there = Managed::parse_kept(&whole(), &World).expect("a stream").options;
+        assert_eq!(there.credential.lacks, None);
+        assert_eq!(there, Managed::parse(&whole(), &World).expect("a stream").options);
     }
 
     #[test]
