@@ -18,7 +18,7 @@ use super::keys::{self, Form};
 use super::meaning::Check;
 use super::walk::{Lined, Section, walk};
 use super::{ConfigError, ERRORS_MAX, Oddity, Problem, Sources, WARNINGS_MAX, form, show};
-use crate::guard::{Blocked, Policy};
+use crate::guard::{Aim, Blocked, Policy};
 use crate::limits::{HOOK_SECRETS_MAX, MANAGED_DEPTH_MAX};
 use crate::stream::Options;
 use crate::stream::credential::Credential;
@@ -119,6 +119,16 @@ pub fn judge(members: &Members, options: &Options, policy: &Policy) -> Vec<Strin
     said
 }
 
+/// Where a stream of that URL, which an administrator describes, would be polled from by `policy`.
+///
+/// # Errors
+/// Why it would not be: a sentence, and where it is the guard's, its reason in one word behind it.
+pub fn judge_url(text: &str, policy: &Policy) -> Result<Aim, String> {
+    let aim = policy.judge(&filled(text)).map_err(|blocked| format!("{blocked} ({})", blocked.reason()))?;
+    UrlTemplate::parse(text, &query_names(text)).map_err(|error| error.to_string())?;
+    Ok(aim)
+}
+
 /// A URL with something in the place of each placeholder.
 fn filled(template: &str) -> String {
     let mut url = String::with_capacity(template.len());
@@ -207,9 +217,12 @@ fn kind_of(path: &str) -> Kind {
 
 /// A URL without its password and query values.
 fn masked_url(text: &str) -> String {
-    let names: Vec<&str> =
-        text.split("{query.").skip(1).filter_map(|rest| rest.split_once('}')).map(|(n, _)| n).collect();
-    UrlTemplate::parse(text, &names).map_or_else(|_| MASK.to_owned(), |url| url.to_string())
+    UrlTemplate::parse(text, &query_names(text)).map_or_else(|_| MASK.to_owned(), |url| url.to_string())
+}
+
+/// The parameters that a URL's template names.
+fn query_names(text: &str) -> Vec<&str> {
+    text.split("{query.").skip(1).filter_map(|rest| rest.split_once('}')).map(|(name, _)| name).collect()
 }
 
 /// A stream's JSON with the secrets of `kept` wherever it has `***` in the place of one. A member that is null is not there.

@@ -33,7 +33,7 @@ use std::sync::Arc;
 pub use form::FormError;
 pub use jwt::{JwtKey, KeyMaterial, KeySetPlace, KeySetSource};
 pub use keys::{ARRAYS, Form, KEYS, KeyDoc, Preset, keys_table, nearest_name};
-pub use managed::{Managed, ManagedError, Members, judge, masked, members_of, unmasked};
+pub use managed::{Managed, ManagedError, Members, judge, judge_url, masked, members_of, unmasked};
 pub use redis::{RedisOptions, RedisServer, RedisUrlError};
 pub use upstream_auth::UpstreamAuthError;
 
