@@ -434,6 +434,10 @@ pub const UPSTREAM_WAITING_MAX: usize = 65_536;
 pub const UPSTREAM_FOLLOWED_MAX: usize = 4096;
 /// Bytes of an upstream's status line and headers.
 pub const UPSTREAM_HEAD_BYTES_MAX: usize = 32 << 10;
+/// Bytes of what an HTTP proxy answers to `CONNECT`.
+pub const PROXY_HEAD_BYTES_MAX: usize = 16 << 10;
+/// Header fields of one head of that.
+pub const PROXY_HEADERS_MAX: usize = 64;
 /// Bytes of a response without a value (an error page) that are read only so that the connection can be used again.
 pub const UPSTREAM_DRAIN_BYTES_MAX: u64 = 64 << 10;
 /// How long that may take.

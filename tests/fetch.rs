@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use restcast::limits;
 use restcast::runtime::fetch::{FetcherCounts, FetcherOptions, Followers};
 use restcast::runtime::resolver::Resolver;
-use restcast::stream::budget::{Ask, Budgets, Slot};
+use restcast::stream::budget::{Ask, Budgets, PollLeave, Slot};
 use restcast::stream::follow::{Following, Kind};
 use restcast::stream::poll::{FetchRequest, FetchResponse, PollNo, Target, UpstreamCode};
 use restcast::stream::{CaFile, Options, action};
@@ -423,7 +423,7 @@ fn polls_that_find_no_connection_are_not_held_against_the_upstream() {
             let Ask::Go(permit) = leave() else { panic!("the origin has done nothing wrong") };
             let request = FetchRequest { target: Arc::clone(&target), validators: Default::default() };
             let fetcher = client.fetcher.clone();
-            waited.push(monoio::spawn(async move { fetcher.poll(request, permit, now).await }));
+            waited.push(monoio::spawn(async move { fetcher.poll(request, PollLeave::Given(permit), now).await }));
         }
         let mut details = Vec::new();
         for poll in waited {

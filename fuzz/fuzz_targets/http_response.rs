@@ -3,6 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use restcast::codec::http_response::{ResponseDecoder, ResponseError, ResponseLimits, http_date, retry_after};
+use restcast::codec::tunnel::{Answer, TunnelError, read_answer};
 use restcast::time::WallTime;
 
 const LIMITS: ResponseLimits = ResponseLimits { head_bytes_max: 512, body_bytes_max: 4096 };
@@ -19,6 +20,15 @@ fuzz_target!(|data: &[u8]| {
     assert_eq!(outcome(wire, to_head, &[1]), whole, "byte by byte");
     let now = WallTime::from_secs(1_795_350_000);
     let _ = (retry_after(wire, now), http_date(wire, now));
+    // A proxy's answer to CONNECT: what is judged by its beginning is so whatever follows, but that something does.
+    let judged = read_answer(wire);
+    for end in (0..wire.len()).rev().take(64) {
+        match read_answer(&wire[..end]) {
+            Ok(Answer::Partial) => {}
+            Ok(Answer::Open) => assert_eq!(judged, Err(TunnelError::Early)),
+            sooner => assert_eq!(sooner, judged),
+        }
+    }
 });
 
 type Outcome = Result<(u16, Vec<u8>, bool, Vec<Vec<u8>>), ResponseError>;

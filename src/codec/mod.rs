@@ -20,4 +20,5 @@ pub mod proof;
 pub mod rate_limit;
 pub mod resp;
 pub mod sse;
+pub mod tunnel;
 pub mod ws;

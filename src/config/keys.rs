@@ -307,6 +307,8 @@ pub const KEYS: &[KeyDoc] = &[
     key("upstream.rate", Text, Unset, "Requests it is sent at most, as in `5/s`, `100/m` or `1000/h`, evenly and by turns: redirects, pages and repeats after a 401 count, and so do actions and requests for tokens, which go before polls; key sets do not"),
     key("upstream.burst", Form::Integer { min: 1, max: 10_000 }, Is("1"), "So many of them may come at once"),
     key("upstream.breaker", Form::Integer { min: 0, max: 10_000 }, Is("10"), "Failures in a row, of whatever streams, after which it is left alone for a second, up to 30 (but no stream's `backoff_max`), and then tried by one request; 0: never. It is 10 for origins that are not listed"),
+    key("proxy.url", Secret, Unset, "`http://user:password@host:port` of an HTTP proxy through which upstreams are asked: polls, actions, token endpoints and key sets, by a tunnel (`CONNECT`) each, plain ones too; unset: directly, whatever the environment's variables say. What callers may name in direct mode is asked for by the address that was judged, never by its name"),
+    key("proxy.except", TextList, Is("[]"), "Hosts that are asked directly: names, `*.NAME` for those under one, addresses and networks in CIDR form, as they stand in the URL; this machine always is"),
     key("action.type", Text, Required, "The `type` of the messages that ask for it: 1 to 64 of `A-Z a-z 0-9 . _ : ~ / -`; at most 256 actions"),
     key("action.roles", TextList, Is("[]"), "Any one of them is needed, by the grant of the moment; an anonymous caller or an API key never acts"),
     key("action.permissions", TextList, Is("[]"), "All of them are needed"),

@@ -85,6 +85,7 @@ pub(super) fn config(root: &Section, sources: &dyn Sources, errors: &mut Vec<Con
     let streams = check.streams(root, has_keys || auth.session.is_some());
     let actions = check.actions(root, &streams);
     let upstreams = check.upstreams(root);
+    let proxy = check.proxy(root);
     let Keys { written: jwt_keys, key_sets, .. } = keys;
     let config = Config {
         server,
@@ -102,6 +103,7 @@ pub(super) fn config(root: &Section, sources: &dyn Sources, errors: &mut Vec<Con
         streams,
         actions,
         upstreams,
+        proxy,
     };
     (config, check.warnings)
 }

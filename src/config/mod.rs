@@ -18,6 +18,7 @@ mod meaning;
 mod moment;
 mod pace;
 mod proof;
+mod proxy;
 mod redis;
 mod session;
 mod shape;
@@ -94,6 +95,8 @@ pub struct Config {
     pub actions: Vec<Arc<stream::action::Options>>,
     /// `[[upstream]]`: how often they may be asked.
     pub upstreams: Vec<crate::stream::budget::Upstream>,
+    /// `[proxy]`; `None`: upstreams are asked directly.
+    pub proxy: Option<Arc<stream::proxy::Proxy>>,
 }
 
 impl Config {
@@ -467,6 +470,15 @@ pub enum Problem {
         id: String,
         /// Where the first stands.
         first_line: u32,
+    },
+    /// A proxy's URL that is none.
+    #[error("`proxy.url` {0}")]
+    ProxyUrl(crate::stream::proxy::ProxyUrlError),
+    /// What is no host.
+    #[error("`proxy.except`: {found} is no address, network, name or `*.NAME`")]
+    ProxyException {
+        /// What was found.
+        found: String,
     },
     /// A URL of Redis that is none.
     #[error("`redis.url` {0}")]

@@ -20,6 +20,7 @@ use crate::stream::credential::{Credential, Scheme};
 use crate::stream::follow::{Following, Kind};
 use crate::stream::oauth;
 use crate::stream::pace::{EVERY_DAY, Window};
+use crate::stream::proxy::Proxy;
 use crate::stream::view::{Projection, View};
 
 /// What stands for a secret.
@@ -41,6 +42,7 @@ pub(super) fn masked_toml(config: &Config) -> String {
     config.direct.iter().for_each(|options| direct(&mut page, options));
     config.streams.iter().for_each(|options| stream(&mut page, options));
     config.upstreams.iter().for_each(|options| upstream(&mut page, options));
+    config.proxy.iter().for_each(|options| proxy(&mut page, options));
     config.actions.iter().for_each(|options| action(&mut page, options));
     page.0
 }
@@ -295,6 +297,12 @@ fn window(page: &mut Page, window: &Window) {
     let days = if window.days == EVERY_DAY { 0 } else { window.days };
     page.line("days", list(stream::pace::days_of(days)));
     page.line_unless_unset("interval", window.interval.map(quoted_duration));
+}
+
+fn proxy(page: &mut Page, proxy: &Proxy) {
+    page.header("[proxy]");
+    page.line("url", quoted(&proxy.masked()));
+    page.line("except", list(proxy.except.iter().map(ToString::to_string)));
 }
 
 fn upstream(page: &mut Page, upstream: &Upstream) {

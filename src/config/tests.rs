@@ -145,6 +145,10 @@ rate = 600
 roles = ["agent"]
 [auth.session]
 secrets = ["env:SECRET", "hunter2"]
+[proxy]
+url = "http://ada:hunter2@proxy.example.com:3128"
+except = ["*.corp.example", "10.0.0.0/8"]
+
 [redis]
 url = "rediss://ada:hunter2@redis.example/1"
 ca = "ca.pem"
@@ -507,6 +511,10 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         burst = 2
         breaker = 10
 
+        [proxy]
+        url = "http://ada:***@proxy.example.com:3128"
+        except = ["*.corp.example", "10.0.0.0/8"]
+
         [[action]]
         type = "property_update"
         roles = ["agent"]
@@ -693,7 +701,7 @@ fn a_stream_has_the_defaults_of_the_example_file() {
 #[test]
 fn every_default_is_of_its_keys_form_and_shown_as_written() {
     let api_key = format!("[[auth.api_key]]\nid = \"k\"\nhash = {HASH:?}\nstreams = [\"s\"]\n");
-    let tables = "[redis]\nurl = \"redis://h\"\n[auth.session]\nsecrets = [\"a\"]\n[direct]\nallow_public = false\n";
+    let tables = "[redis]\nurl = \"redis://h\"\n[auth.session]\nsecrets = [\"a\"]\n[direct]\nallow_public = false\n[proxy]\nurl = \"http://h\"\n";
     let set = "[[auth.jwt.jwks]]\nissuer = \"i\"\nfile = \"jwks.json\"\n";
     let windows = "windows = [{ from = \"01:00\", to = \"02:00\" }]";
     let sse = "[[stream]]\nid = \"t\"\nurl = \"https://h\"\nkind = \"sse\"\n[[upstream]]\norigin = \"https://h\"\n";

@@ -30,7 +30,7 @@ use crate::stream::poll::{FetchError, FetchResult, PollNo, UpstreamCode};
 use crate::time::{Instant, Now};
 
 use super::clock::{self, StepWatch};
-use super::fetch::{Fetcher, FetcherOptions, Followers};
+use super::fetch::{Egress, Fetcher, FetcherOptions, Followers};
 use super::guarded::Guarded;
 use super::jwks::{Asked, FETCHING_CORE, Issuers, Job, Question};
 use super::log;
@@ -88,6 +88,8 @@ pub struct Process {
     pub issuers: Issuers,
     /// Tokens for upstreams.
     pub tokens: Arc<Tokens>,
+    /// Which way requests to upstreams leave.
+    pub egress: Arc<Egress>,
     /// Redis, where it is configured.
     pub store: Option<Store>,
 }
@@ -190,7 +192,7 @@ pub async fn run(parts: CoreParts, resolver: &Resolver) -> std::io::Result<()> {
     let always = as_stream(eventfd(1, EventfdFlags::CLOEXEC)?)?;
     let fetcher = Fetcher::new(FetcherOptions::default(), resolver.handle()?);
     let fetcher = fetcher.with_tokens(Arc::clone(&process.tokens), Arc::clone(&metrics));
-    let fetcher = fetcher.with_budgets(Arc::clone(shard.budgets()));
+    let fetcher = fetcher.with_budgets(Arc::clone(shard.budgets())).with_egress(Arc::clone(&process.egress));
     let mut this = Core {
         core,
         process,
@@ -542,11 +544,11 @@ impl Core {
     fn outputs(&mut self) {
         while let Some(output) = self.shard.poll_output() {
             match output {
-                Output::Fetch { stream, poll, request, permit } => {
+                Output::Fetch { stream, poll, request, leave } => {
                     let (fetcher, fetched) = (self.fetcher.clone(), Rc::clone(&self.fetched));
                     let metrics = Arc::clone(&self.metrics);
                     monoio::spawn(async move {
-                        let result = Guarded(Box::pin(fetcher.poll(request, permit, clock::now))).await;
+                        let result = Guarded(Box::pin(fetcher.poll(request, leave, clock::now))).await;
                         let result = result.unwrap_or_else(|| faulty(&metrics, "poll"));
                         fetched.borrow_mut().push(Ended::Poll(stream, poll, result));
                     });

@@ -13,7 +13,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::clock;
-use super::fetch::Fetcher;
+use super::fetch::{Egress, Fetcher};
 use super::log;
 use crate::auth::jwks::{self, IssuerOptions, KeySets, KeySource};
 use crate::auth::keys::Algorithm;
@@ -343,6 +343,7 @@ pub fn fetch_once(config: &Config) -> std::io::Result<(Arc<KeySets>, Vec<String>
     let mut runtime = monoio::RuntimeBuilder::<monoio::LegacyDriver>::new().enable_timer().build()?;
     runtime.block_on(async {
         let fetcher = Fetcher::new(super::fetch::FetcherOptions::default(), resolver.handle()?);
+        let fetcher = fetcher.with_egress(Arc::new(Egress::through(config.proxy.clone())));
         for (IssuerOptions { issuer, source, .. }, target) in wanted {
             let request = FetchRequest { target, validators: Validators::default() };
             match read(issuer, fetcher.fetch(request, || clock::now().wall).await) {

@@ -63,6 +63,7 @@ use self::api_keys::KeyStore;
 use self::connections::PeerListings;
 use self::control::Control;
 use self::core::{CoreParts, Process};
+use self::fetch::Egress;
 use self::jwks::Issuers;
 use self::mailbox::{Mailbox, Message};
 use self::oauth::Tokens;
@@ -244,6 +245,7 @@ fn run(
         store: config.redis.as_ref().map(|redis| Store::new(redis.timeout)).transpose()?,
         issuers: Issuers::new(&config, another(seed, 0x5a), started),
         tokens,
+        egress: Arc::new(Egress::through(config.proxy.clone())),
     });
     let cores_told = Arc::clone(&process);
     let tell_keys = move |keys: &Arc<ApiKeys>| {
@@ -570,6 +572,7 @@ fn reload(reread: &Option<Reread>, serving: &Serving<'_>) {
             *admin.options.write().unwrap_or_else(PoisonError::into_inner) = config.admin.clone();
             ledger.marks().configure(&config.auth);
             ledger.budgets().configure(clock::now().at, &config.upstreams);
+            process.egress.configure(config.proxy.clone());
             let answered = process.issuers.reload(&config, clock::now());
             streams.finish(&config, &build, |options| {
                 ledger.bound(&options.limits);

@@ -62,7 +62,7 @@ use crate::ids::{ConnectionKey, CoreId, EphemeralId, StreamId};
 use crate::limits::Limits;
 use crate::metrics::CoreMetrics;
 use crate::stream::action::{ActResult, Call};
-use crate::stream::budget::{Budgets, Lane, Permit};
+use crate::stream::budget::{Budgets, Lane, PollLeave};
 use crate::stream::poll::{FetchRequest, FetchResult, PollNo, Status, UpstreamCode};
 use crate::time::{Instant, Now};
 use crate::{auth, connection, stream};
@@ -220,7 +220,7 @@ pub enum Output {
         /// What to ask.
         request: FetchRequest,
         /// Leave to send it: what came of it is to be told.
-        permit: Permit,
+        leave: PollLeave,
     },
     /// Wait for the next value of an upstream that speaks a stream, and connect to it where there is no connection; bring back
     /// [`Input::Fetched`].

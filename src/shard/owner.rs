@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use crate::ids::{CoreId, Epoch, StreamId};
 use crate::metrics::PollResult;
-use crate::stream::budget::{Ask, Lane, Slot, Wait, Why};
+use crate::stream::budget::{Ask, Lane, PollLeave, Slot, Wait, Why};
 use crate::stream::log::{Event, History};
 use crate::stream::poll::{Failure, FetchResult, PollNo, StreamState, UpstreamCode};
 use crate::stream::{CaughtUp, Compared, SequenceNo, Step, Stream};
@@ -519,15 +519,20 @@ impl Shard {
             }
             return;
         }
-        match owned.lane.ask(now, &mut owned.slot, owned.key.target.options.backoff_max) {
-            Ask::Wait(wait) => self.held_back(index, wait),
-            Ask::Go(permit) => {
-                owned.held_since = None;
-                if let Some((poll, request)) = owned.stream.begin(now) {
-                    owned.begun = now;
-                    self.outputs.push_back(Output::Fetch { stream: index, poll, request, permit });
-                }
+        let leave = if owned.stream.lacks_token() {
+            // It would hold up those who have theirs for nothing.
+            owned.slot.leave();
+            PollLeave::Later(Arc::clone(&owned.lane))
+        } else {
+            match owned.lane.ask(now, &mut owned.slot, owned.key.target.options.backoff_max) {
+                Ask::Wait(wait) => return self.held_back(index, wait),
+                Ask::Go(permit) => PollLeave::Given(permit),
             }
+        };
+        owned.held_since = None;
+        if let Some((poll, request)) = owned.stream.begin(now) {
+            owned.begun = now;
+            self.outputs.push_back(Output::Fetch { stream: index, poll, request, leave });
         }
     }
 
@@ -785,7 +790,7 @@ mod tests {
     use crate::metrics::CoreMetrics;
     use crate::shard::{Catalog, Input, Options};
     use crate::stream;
-    use crate::stream::poll::{FetchResponse, Validators};
+    use crate::stream::poll::{FetchError, FetchResponse, UpstreamCode, Validators};
     use crate::stream::template::UrlTemplate;
     use crate::stream::view::{Places, Projection, View};
     use crate::time::{Now, WallTime};
@@ -932,6 +937,38 @@ mod tests {
         let select = crate::stream::select::Select::parse("$.a").expect("a path");
         let selecting = second.selecting(select);
         assert!(!ask(&selecting));
+    }
+
+    #[test]
+    fn a_poll_whose_stream_had_no_token_takes_no_leave_before_it_has_one() {
+        let (mut shard, [a, _]) = shard(Duration::from_secs(1));
+        shard.handle(at(0), Input::Mail(Mail::Watch { key: a, from: CoreId(0), attach: true }));
+        let without_token = || Err(FetchError { code: UpstreamCode::Auth, detail: "there is no token".to_owned() });
+        let unauthorized = || answer("1").map(|response| FetchResponse { status: 401, ..response });
+        let mut now_ms = 0;
+        for (result, had_leave) in [
+            (without_token(), true),
+            (without_token(), false),
+            (unauthorized(), false),
+            (answer("1"), true),
+            (without_token(), true),
+            (answer("2"), false),
+        ] {
+            let (stream, poll, leave) = loop {
+                shard.handle(at(now_ms), Input::Timeout);
+                let fetch = std::iter::from_fn(|| shard.poll_output()).find_map(|output| match output {
+                    Output::Fetch { stream, poll, leave, .. } => Some((stream, poll, leave)),
+                    _ => None,
+                });
+                if let Some(fetch) = fetch {
+                    break fetch;
+                }
+                now_ms += 100;
+                assert!(now_ms < 600_000, "it polls");
+            };
+            assert_eq!(matches!(leave, PollLeave::Given(_)), had_leave, "before {result:?}");
+            shard.handle(at(now_ms), Input::Fetched { stream, poll, result });
+        }
     }
 
     #[test]

@@ -345,6 +345,25 @@ pub struct Permit {
     state: State,
 }
 
+/// The leave of a poll's first request.
+#[derive(Debug)]
+pub enum PollLeave {
+    /// There it is.
+    Given(Permit),
+    /// It is asked of this lane once the request could be sent: what it lacks, a token say, may not come at all.
+    Later(Arc<Lane>),
+}
+
+impl PollLeave {
+    /// Of whom it is had.
+    pub fn lane(&self) -> &Arc<Lane> {
+        match self {
+            PollLeave::Given(permit) => permit.lane(),
+            PollLeave::Later(lane) => lane,
+        }
+    }
+}
+
 /// How far the request of a permit has come.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum State {

@@ -18,6 +18,7 @@ pub mod log;
 pub mod oauth;
 pub mod pace;
 pub mod poll;
+pub mod proxy;
 pub mod schema;
 pub mod select;
 pub mod template;
@@ -741,6 +742,11 @@ impl Stream {
     /// Whether a value is held.
     pub fn holds_value(&self) -> bool {
         self.poller.holds_value()
+    }
+
+    /// Whether the last poll was not sent because there was no token for it.
+    pub fn lacks_token(&self) -> bool {
+        self.poller.lacks_token()
     }
 
     /// The poll that is due: what to ask.

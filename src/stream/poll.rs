@@ -126,7 +126,7 @@ pub struct FetchResponse {
 /// Why there is no answer.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct FetchError {
-    /// The stable code.
+    /// The stable code: `Auth` where nothing was sent for want of a token.
     pub code: UpstreamCode,
     /// What happened, for the operator's log. Never holds a URL's query, a header's value or a body.
     pub detail: String,
@@ -275,6 +275,8 @@ pub struct Poller {
     ended: bool,
     /// Why the last poll failed, where it did.
     failure: Option<(UpstreamCode, Option<u16>)>,
+    /// Whether it was for want of a token.
+    lacks_token: bool,
     /// The state subscribers were last told.
     told: StreamState,
 }
@@ -319,6 +321,7 @@ impl Poller {
             value_held: false,
             ended: false,
             failure: None,
+            lacks_token: false,
             told: StreamState::Live,
         }
     }
@@ -512,6 +515,11 @@ impl Poller {
         matches!(self.turn, Turn::Fetching { .. } | Turn::Judging { .. })
     }
 
+    /// Whether the last poll was not sent because there was no token for it: an upstream's own 401 or 403 is an answer.
+    pub fn lacks_token(&self) -> bool {
+        self.lacks_token
+    }
+
     /// Whether polls go on.
     pub fn is_running(&self) -> bool {
         self.running
@@ -536,6 +544,7 @@ impl Poller {
         if no != self.last_no {
             return Judged::Unexpected;
         }
+        self.lacks_token = matches!(&result, Err(error) if error.code == UpstreamCode::Auth);
         let response = match result {
             Ok(response) => response,
             Err(FetchError { code, detail }) => {

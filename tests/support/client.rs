@@ -36,6 +36,13 @@ impl Client {
         Client { fetcher, _resolver: resolver }
     }
 
+    /// The same, by that proxy.
+    pub fn through(self, proxy: &str) -> Client {
+        let proxy = restcast::stream::proxy::Proxy::parse(proxy).expect("a proxy");
+        let egress = restcast::runtime::fetch::Egress::through(Some(Arc::new(proxy)));
+        Client { fetcher: self.fetcher.with_egress(Arc::new(egress)), ..self }
+    }
+
     pub async fn get(&self, url: &str) -> FetchResult {
         self.poll(target(url, |_| {})).await
     }

@@ -13,10 +13,12 @@ mod drivers;
 mod proxy;
 pub mod redis;
 pub mod server;
+mod tunnels;
 mod upstream;
 
 pub use certificates::{Authority, Identity, self_signed};
 pub use drivers::on_each_driver;
 pub use proxy::Proxy;
 pub use redis::{Redis, RedisSetup};
+pub use tunnels::Tunnels;
 pub use upstream::{Coding, Framing, Reply, RequestSeen, Step, Upstream};

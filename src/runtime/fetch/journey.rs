@@ -17,7 +17,7 @@ use super::{Answer, Asked, Fetcher, TURN, deadline_after};
 use crate::config::LogLevel;
 use crate::runtime::log;
 use crate::stream::action::is_success;
-use crate::stream::budget::{Ask, Lane, Permit, Slot, Why};
+use crate::stream::budget::{Ask, Lane, Permit, PollLeave, Slot, Why};
 use crate::stream::credential::Presented;
 use crate::stream::poll::{FetchError, FetchRequest, FetchResponse, FetchResult, UpstreamCode, Validators};
 use crate::time::Now;
@@ -43,12 +43,16 @@ impl<'a> Journey<'a> {
     pub(super) fn new(
         fetcher: &'a Fetcher,
         request: &'a FetchRequest,
-        permit: Permit,
+        leave: PollLeave,
         now: &'a dyn Fn() -> Now,
     ) -> Journey<'a> {
         let deadline = deadline_after(request.target.options.timeout);
-        let (lane, slot) = (Arc::clone(permit.lane()), permit.slot());
-        Journey { fetcher, request, now, deadline, lane, permit: Some(permit), slot }
+        let lane = Arc::clone(leave.lane());
+        let (slot, permit) = match leave {
+            PollLeave::Given(permit) => (permit.slot(), Some(permit)),
+            PollLeave::Later(_) => (Slot::default(), None),
+        };
+        Journey { fetcher, request, now, deadline, lane, permit, slot }
     }
 
     pub(super) async fn run(mut self) -> FetchResult {

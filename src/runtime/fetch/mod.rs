@@ -5,7 +5,7 @@
 //! Memory: the connections of `pool` (bounded by [`FetcherOptions`]); per request under way the request, two buffers of
 //! 16 KiB and what the response decoder holds (at most the stream's `response_bytes_max`).
 //! Errors: [`FetchError`], whose detail holds no URL, header value or body.
-//! Not here: cookies and proxies, which are not kept or used; retries of a poll (`stream::poll`).
+//! Not here: cookies, which are not kept; retries of a poll (`stream::poll`).
 
 mod connect;
 mod credential;
@@ -18,6 +18,7 @@ mod redirect;
 mod stream;
 pub(super) mod tls;
 mod token;
+mod tunnel;
 
 use std::cell::Cell;
 use std::io;
@@ -35,6 +36,7 @@ use self::link::Link;
 use self::pool::{Connection, Leave, Origin, Place, Pool, PoolFull};
 pub use self::stream::Followers;
 use self::tls::{TlsError, TrustSets};
+pub use self::tunnel::Egress;
 use crate::codec::rate_limit::Quota;
 use crate::guard::{Aim, Blocked, Policy};
 use crate::limits;
@@ -45,7 +47,7 @@ use crate::runtime::resolver::{ResolveError, ResolverHandle};
 use crate::secret::Secret;
 use crate::stream::CaFile;
 use crate::stream::action::{self, Call};
-use crate::stream::budget::{Ask, Budgets, Lane, Permit};
+use crate::stream::budget::{Ask, Budgets, Lane, Permit, PollLeave};
 use crate::stream::credential::Presented;
 use crate::stream::live::{ClientIdentity, IdentityPem};
 use crate::stream::oauth::{self, TokenRequest};
@@ -101,6 +103,8 @@ pub struct Fetcher {
     metrics: Option<Arc<CoreMetrics>>,
     /// Where leave is asked for requests that come without.
     budgets: Option<Arc<Budgets>>,
+    /// Which way requests leave.
+    egress: Arc<Egress>,
 }
 
 /// An upstream's answer, and what it says to others than the stream.
@@ -241,7 +245,7 @@ impl Fetcher {
         // Nobody waits for such a place: whoever has one keeps it.
         let followed = FetcherOptions { connections_max: options.followed_max, waiting_max: 0, ..options.clone() };
         let (pool, followed, trust) = (Pool::new(options), Pool::new(followed), Rc::new(TrustSets::new()));
-        Fetcher { pool, followed, trust, resolver, tokens: None, metrics: None, budgets: None }
+        Fetcher { pool, followed, trust, resolver, tokens: None, metrics: None, budgets: None, egress: Arc::default() }
     }
 
     /// The same with a place where tokens come from: without one, requests that need a token fail as `Auth`.
@@ -252,6 +256,11 @@ impl Fetcher {
     /// The same where actions and requests for tokens count as polls do. Without, they are sent as they come.
     pub fn with_budgets(self, budgets: Arc<Budgets>) -> Fetcher {
         Fetcher { budgets: Some(budgets), ..self }
+    }
+
+    /// The same where requests leave by the proxy of `egress`, if it has one.
+    pub fn with_egress(self, egress: Arc<Egress>) -> Fetcher {
+        Fetcher { egress, ..self }
     }
 
     /// Asks a token endpoint, once: what it is asked may be good for one time only, so that it goes over a connection of its
@@ -355,14 +364,14 @@ impl Fetcher {
         self.let_in(asked, (&target.options.credential, target.guard.as_ref()), &wall, true).await
     }
 
-    /// Carries out a poll as [`fetch`](Fetcher::fetch) does, with `permit` for its first request: redirects are followed as
+    /// Carries out a poll as [`fetch`](Fetcher::fetch) does, with `leave` for its first request: redirects are followed as
     /// far as the stream allows it, and pages gathered, with leave of the lane for each further request.
     ///
     /// # Errors
     /// As for [`fetch`](Fetcher::fetch); `Redirect` where an answer leads where it may not, `RateLimited` where leave for a
     /// further request would come too late.
-    pub async fn poll(&self, request: FetchRequest, permit: Permit, now: impl Fn() -> Now) -> FetchResult {
-        Journey::new(self, &request, permit, &now).run().await
+    pub async fn poll(&self, request: FetchRequest, leave: PollLeave, now: impl Fn() -> Now) -> FetchResult {
+        Journey::new(self, &request, leave, &now).run().await
     }
 
     /// Carries out an action, within its time-outs and size; what it waits for leave is part of its time. One that may not be sent twice ([`Call::is_idempotent`]) goes
@@ -516,16 +525,22 @@ impl Fetcher {
     }
 
     fn origin(&self, asked: &Asked<'_>) -> Result<Rc<Origin>, FetchError> {
-        let Endpoint { https, port, .. } = endpoint(asked)?;
+        let Endpoint { https, port, host, .. } = endpoint(asked)?;
+        let via = self.egress.way_to(&host);
         let host = asked.url.host_str().unwrap_or_default().into();
         let trust = if https { self.trust.id_of(asked.ca, asked.identity()) } else { tls::TrustId::SYSTEM };
-        Ok(Rc::new(Origin { https, host, port, trust, guarded: asked.aim.is_some() }))
+        Ok(Rc::new(Origin { https, host, port, trust, guarded: asked.aim.is_some(), via }))
     }
 
     async fn open(&self, asked: &Asked<'_>, origin: Rc<Origin>, place: Place) -> Result<Connection, FetchError> {
         let host = endpoint(asked)?.host;
-        let addresses = self.addresses(asked, &host).await?;
-        let mut stream = connect::connect(&addresses, origin.port).await.map_err(|e| unreachable(&e))?;
+        let mut stream = match &origin.via {
+            Some(via) => self.tunnel(asked, via, &host, origin.port).await?,
+            None => {
+                let addresses = self.addresses(asked, &host).await?;
+                connect::connect(&addresses, origin.port).await.map_err(|e| unreachable(&e))?
+            }
+        };
         let link = if origin.https {
             let config = self.trust.config(asked.ca, asked.identity(), &self.resolver).await.map_err(tls_failed)?;
             let name = tls::server_name(&host).map_err(tls_failed)?;

@@ -16,6 +16,7 @@ use monoio::time::{Instant, sleep_until};
 use super::FetcherOptions;
 use super::link::Link;
 use super::tls::TrustId;
+use super::tunnel::Way;
 
 /// What connections must have in common to be used for each other's requests.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
@@ -26,6 +27,8 @@ pub(super) struct Origin {
     pub(super) trust: TrustId,
     /// Whether the guard has judged the address: what the operator's requests reach is not a caller's to reach.
     pub(super) guarded: bool,
+    /// The proxy that they go through.
+    pub(super) via: Option<Way>,
 }
 
 /// More callers wait for a connection than may.
