@@ -223,6 +223,9 @@ pub const QUOTAS_MAX: usize = 8;
 pub const RESET_UNKNOWN: Duration = Duration::from_secs(60);
 /// Links in the `Link` fields of one response that are looked at.
 pub const LINKS_MAX: usize = 64;
+/// URLs of one origin and credential that their upstream wants left alone for a while (`Retry-After` of a 503); past it those
+/// that come back soonest are forgotten.
+pub const RESTS_MAX: usize = 1024;
 /// Budgets of upstreams (origin and credential) that are kept in mind. Past it those without a hold are forgotten first.
 pub const LANES_MAX: usize = 65_536;
 /// Farthest place in the queue of those who wait for an upstream's rate.
