@@ -164,7 +164,7 @@ impl Shard {
             stream,
             credential_version: key.target.options.credential.version(),
             lane: self.ledger.budgets().lane(&key.target),
-            slot: Slot::default(),
+            slot: Slot::of(&key.target),
             held_since: None,
             generation: self.generation,
             audiences: Vec::new(),
@@ -977,10 +977,19 @@ mod tests {
             let (options, [a, b]) = of_one_url(Duration::from_secs(1), None);
             let (metrics, ledger) = (Arc::new(CoreMetrics::default()), Arc::default());
             let mut shard = Shard::new(CoreId(0), 1, Arc::clone(&options), ledger, metrics, [7; 32], at(0));
-            shard.handle(at(0), Input::Mail(watch(&a)));
-            shard.handle(at(0), Input::Mail(watch(&b)));
-            shard.handle(at(0), Input::Timeout);
-            let [of_a, of_b] = fetches(&mut shard)[..] else { panic!("a poll of each") };
+            // An origin that has never answered is asked by one alone.
+            for key in [&a, &b] {
+                shard.handle(at(0), Input::Mail(watch(key)));
+                shard.handle(at(0), Input::Timeout);
+                let [(stream, poll)] = fetches(&mut shard)[..] else { panic!("a poll of each") };
+                shard.handle(at(0), Input::Fetched { stream, poll, result: answer("0") });
+            }
+            let [of_a, of_b] = [&a, &b].map(|key| {
+                shard.handle(at(5), Input::Mail(Mail::Refresh { key: Arc::clone(key) }));
+                shard.handle(at(5), Input::Timeout);
+                let [fetch] = fetches(&mut shard)[..] else { panic!("another of each") };
+                fetch
+            });
             shard.handle(at(10), Input::Fetched { stream: of_a.0, poll: of_a.1, result: unavailable() });
             if is_back {
                 shard.handle(at(20), Input::Fetched { stream: of_b.0, poll: of_b.1, result: answer("1") });
