@@ -141,6 +141,8 @@ pub struct PollNo(pub u64);
 pub struct PollOptions {
     /// From the start of one poll to the start of the next; less than [`INTERVAL_MIN`] is raised to it.
     pub interval: Duration,
+    /// Where polling ended and begins again, polls are so far apart at least, or `interval` where that is less.
+    pub restart_min: Duration,
     /// Longest wait after a failure; less than `interval` is raised to it.
     pub backoff_max: Duration,
     /// Whether polls may be conditional: for methods other than GET and HEAD, `If-None-Match` has another meaning
@@ -155,6 +157,7 @@ impl PollOptions {
     pub fn of(options: &super::Options, seed: u64) -> PollOptions {
         PollOptions {
             interval: options.interval,
+            restart_min: options.restart_min,
             backoff_max: options.backoff_max,
             // What is followed is gone on with by its last id, whatever the method. That the first page is as it was says
             // nothing of the others, nor whether there are others now.
@@ -241,6 +244,8 @@ pub struct Status {
 #[derive(Debug)]
 pub struct Poller {
     interval: Duration,
+    /// From the last poll to the first after polling has begun again.
+    restart: Duration,
     backoff_max: Duration,
     conditional: bool,
     /// The stream's place in its interval: a part of it, of 2^64.
@@ -300,6 +305,7 @@ impl Poller {
         let mut jitter = SplitMix64(options.seed);
         Poller {
             interval,
+            restart: interval.min(options.restart_min),
             backoff_max: options.backoff_max.max(interval),
             conditional: options.conditional,
             phase: jitter.next(),
@@ -352,7 +358,22 @@ impl Poller {
         Some(self.last_no)
     }
 
-    /// Someone watches: polls at once, except that the wait after a failure and [`RESTART_MIN`] go on. Where it runs
+    /// When the next poll may begin where polling has ended and begins again; `None`: at once.
+    pub fn rests_until(&self) -> Option<Instant> {
+        self.last_start.map(|last| last + self.restart)
+    }
+
+    /// When the last poll began; `None`: none has.
+    pub fn last_start(&self) -> Option<Instant> {
+        self.last_start
+    }
+
+    /// Goes on from a loop of the same stream that was forgotten: its last poll began then.
+    pub fn started_before(&mut self, at: Instant) {
+        self.last_start = Some(at);
+    }
+
+    /// Someone watches: polls at once, except that the wait after a failure and `restart_min` go on. Where it runs
     /// already, nothing changes; a poll still under way since before a `stop` is taken as the first.
     pub fn start(&mut self, now: Instant) {
         if self.running || self.ended {
@@ -360,7 +381,7 @@ impl Poller {
         }
         self.running = true;
         if matches!(self.turn, Turn::Idle) && !self.paused {
-            let spaced = self.last_start.map_or(now, |last| last + self.interval.min(RESTART_MIN));
+            let spaced = self.rests_until().unwrap_or(now);
             let fresh_until = self.pace.as_ref().and_then(|pace| pace.fresh_until()).filter(|_| self.value_held);
             let waits = [Some(now), Some(spaced), fresh_until, self.backoff_until, self.retry_after_until];
             self.turn = Turn::Waiting { due: waits.into_iter().flatten().max().unwrap_or(now), asked: true };
@@ -850,6 +871,7 @@ mod tests {
     fn options(interval_ms: u64) -> PollOptions {
         PollOptions {
             interval: Duration::from_millis(interval_ms),
+            restart_min: RESTART_MIN,
             backoff_max: Duration::from_secs(60),
             conditional: true,
             seed: 7,
