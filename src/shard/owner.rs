@@ -13,7 +13,7 @@ use crate::ids::{CoreId, Epoch, StreamId};
 use crate::metrics::PollResult;
 use crate::stream::budget::{Ask, Lane, PollLeave, Slot, Wait, Why};
 use crate::stream::log::{Event, History};
-use crate::stream::poll::{Failure, FetchResult, PollNo, StreamState, UpstreamCode};
+use crate::stream::poll::{Failure, FetchResponse, FetchResult, PollNo, StreamState, UpstreamCode};
 use crate::stream::{CaughtUp, Compared, SequenceNo, Step, Stream};
 use crate::time::Instant;
 
@@ -371,10 +371,16 @@ impl Shard {
 
     /// The same for all that is polled of one stream, for those outside, who may say so as often as they like.
     pub(super) fn refresh_stream(&mut self, id: &StreamId) {
+        self.refresh_those(id, |_| true);
+    }
+
+    /// The same for what of it is `meant`.
+    pub(super) fn refresh_those(&mut self, id: &StreamId, meant: impl Fn(&StreamKey) -> bool) {
         let now = self.now.at;
         let places: Vec<u32> = self.streams_of.get(id).into_iter().flatten().copied().collect();
         for index in places {
-            if self.streams.at_mut(index).is_some_and(|owned| owned.stream.poll_soon(now)) {
+            let owned = self.streams.at_mut(index).filter(|owned| meant(&owned.key));
+            if owned.is_some_and(|owned| owned.stream.poll_soon(now)) {
                 self.plan_poll(index);
             }
         }
@@ -531,8 +537,13 @@ impl Shard {
             owned.slot.reset();
             owned.lane = self.ledger.budgets().lane(&owned.key.target);
         }
+        if let Some(until) = owned.lane.rests.until(&owned.key.target.url, now) {
+            // Another stream of that URL was told so, which this one may have been before it was changed.
+            return self.held_back(index, Wait { until, spread: Duration::ZERO, look: Duration::MAX, why: Why::Spent });
+        }
         if owned.stream.follows() {
             let (held, lane) = (owned.stream.holds_value(), Arc::clone(&owned.lane));
+            owned.held_since = None;
             if let Some((poll, request)) = owned.stream.begin(now) {
                 owned.begun = now;
                 self.outputs.push_back(Output::Next { stream: index, poll, request, lane, held });
@@ -601,6 +612,13 @@ impl Shard {
         let (not_modified, took) =
             (matches!(&result, Ok(response) if response.status == 304), now.at.since(owned.begun));
         owned.choose_wanted(now.at);
+        match &result {
+            Ok(FetchResponse { status: 403 | 503, retry_after: Some(wait), .. }) => {
+                owned.lane.rests.leave(&owned.key.target.url, *wait, now.at);
+            }
+            Ok(FetchResponse { status: 200..=299 | 304, .. }) => owned.lane.rests.is_back(&owned.key.target.url),
+            _ => {}
+        }
         let step = owned.stream.fetched(now, index, poll, result);
         if !matches!(step, Step::Unexpected) {
             self.metrics.poll_duration.observe(took);
@@ -914,6 +932,75 @@ mod tests {
         let select = crate::stream::select::Select::parse("$.a").expect("a path");
         let selecting = second.selecting(select);
         assert!(!ask(&selecting));
+    }
+
+    /// Two streams of one URL, polled so often, and what they are in `previous`' place.
+    fn of_one_url(interval: Duration, previous: Option<&Options>) -> (Arc<Options>, [Arc<StreamKey>; 2]) {
+        let url = UrlTemplate::parse::<&str>("http://upstream.example/one", &[]).expect("a URL");
+        let streams = ["a", "b"].map(|id| {
+            let options = stream(id, interval);
+            Arc::new(stream::Options { url: url.clone(), ..(*options).clone() })
+        });
+        let catalog = Catalog::new(&streams, previous.map(|previous| &previous.catalog), 7);
+        let (connection, auth) = (connection::Options::default(), auth::Options::default());
+        let anonymous = crate::auth::grant::Grant::anonymous(&mut Default::default());
+        let keys = ["a", "b"].map(|id| catalog.resolve(&anonymous, id, &[]).expect("anyone may watch it"));
+        (Arc::new(Options { connection, auth, limits: Limits::default(), catalog }), keys)
+    }
+
+    #[test]
+    fn a_stream_that_is_changed_leaves_its_url_alone_for_as_long_as_the_upstream_has_asked_before() {
+        let watch = |key: &Arc<StreamKey>| Mail::Watch { key: Arc::clone(key), from: CoreId(0), attach: true };
+        let unavailable = || {
+            let retry_after = Some(Duration::from_secs(60));
+            answer("").map(|response| FetchResponse { status: 503, retry_after, ..response })
+        };
+        // Whether the other stream of the URL is given a value after all.
+        for is_back in [false, true] {
+            let (options, [a, b]) = of_one_url(Duration::from_secs(1), None);
+            let (metrics, ledger) = (Arc::new(CoreMetrics::default()), Arc::default());
+            let mut shard = Shard::new(CoreId(0), 1, Arc::clone(&options), ledger, metrics, [7; 32], at(0));
+            // An origin that has never answered is asked by one alone.
+            for key in [&a, &b] {
+                shard.handle(at(0), Input::Mail(watch(key)));
+                shard.handle(at(0), Input::Timeout);
+                let [(stream, poll)] = fetches(&mut shard)[..] else { panic!("a poll of each") };
+                shard.handle(at(0), Input::Fetched { stream, poll, result: answer("0") });
+            }
+            let [of_a, of_b] = [&a, &b].map(|key| {
+                shard.handle(at(5), Input::Mail(Mail::Refresh { key: Arc::clone(key) }));
+                shard.handle(at(5), Input::Timeout);
+                let [fetch] = fetches(&mut shard)[..] else { panic!("another of each") };
+                fetch
+            });
+            shard.handle(at(10), Input::Fetched { stream: of_a.0, poll: of_a.1, result: unavailable() });
+            if is_back {
+                shard.handle(at(20), Input::Fetched { stream: of_b.0, poll: of_b.1, result: answer("1") });
+            }
+            let (options, [changed, _]) = of_one_url(Duration::from_secs(2), Some(&options));
+            assert!(changed != a, "it is another stream");
+            shard.handle(at(30), Input::Reload(options));
+            shard.handle(at(30), Input::Mail(watch(&changed)));
+            shard.handle(at(30), Input::Timeout);
+            assert_eq!(fetches(&mut shard).len(), usize::from(is_back));
+            if is_back {
+                continue;
+            }
+            let index = shard.owned(&changed).expect("it is polled");
+            let status =
+                |shard: &Shard, ms: u64| shard.streams.at(index).expect("it is there").stream.status(at(ms).at);
+            let told = status(&shard, 30);
+            assert_eq!((told.state, told.code), (StreamState::Failing, Some(UpstreamCode::RateLimited)));
+            assert_eq!(told.retry_in, Some(Duration::from_millis(60_010 - 30)));
+            // Whoever asks for it does not make it sooner.
+            for ms in (1_000..60_010).step_by(500) {
+                shard.handle(at(ms), Input::Mail(Mail::Refresh { key: Arc::clone(&changed) }));
+                shard.handle(at(ms), Input::Timeout);
+                assert!(fetches(&mut shard).is_empty(), "after {ms} ms");
+            }
+            shard.handle(at(60_010), Input::Timeout);
+            assert!(fetches(&mut shard).iter().any(|(stream, _)| *stream == index));
+        }
     }
 
     #[test]
