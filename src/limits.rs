@@ -223,6 +223,9 @@ pub const QUOTAS_MAX: usize = 8;
 pub const RESET_UNKNOWN: Duration = Duration::from_secs(60);
 /// Links in the `Link` fields of one response that are looked at.
 pub const LINKS_MAX: usize = 64;
+/// How many times `response_bytes_max` the compressed bytes of a followed upstream may grow by without an event: room for what
+/// stands around an event's data, and not for bombs.
+pub const FOLLOWED_PADDING_FACTOR: u64 = 2;
 /// Budgets of upstreams (origin and credential) that are kept in mind. Past it those without a hold are forgotten first.
 pub const LANES_MAX: usize = 65_536;
 /// Farthest place in the queue of those who wait for an upstream's rate.
