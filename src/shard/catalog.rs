@@ -80,6 +80,14 @@ impl StreamKey {
         self.hash
     }
 
+    /// What tells its upstream request from all others, whatever else of the stream may be changed. Of those that callers describe
+    /// the headers count too: it is by them that these callers are told apart.
+    pub(super) fn course(&self) -> impl Hash {
+        let headers = if self.direct { &*self.target.options.headers } else { &[] };
+        let headers: Vec<_> = headers.iter().map(|(name, value)| (name, value.expose_secret())).collect();
+        (&self.name, &self.target.options.method, self.target.url.as_str(), &self.target.body, headers)
+    }
+
     /// The hash of what is shown, by which a subject's different streams are counted.
     pub fn shown_hash(&self) -> u64 {
         let Some(select) = &self.facet.select else { return self.hash };

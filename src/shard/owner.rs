@@ -14,12 +14,17 @@ use crate::ids::{CoreId, Epoch, StreamId};
 use crate::metrics::PollResult;
 use crate::stream::budget::{Ask, Lane, PollLeave, Slot, Wait, Why};
 use crate::stream::log::{Event, History};
-use crate::stream::poll::{Failure, FetchResult, PollNo, StreamState, UpstreamCode};
+use crate::stream::poll::{Failure, FetchResult, PollNo, Record, StreamState, UpstreamCode};
+use crate::stream::succession::{Course, UnderWay};
 use crate::stream::{CaughtUp, Compared, SequenceNo, Step, Stream};
 use crate::time::Instant;
 
 use super::catalog::PolledKey;
 use super::{Mail, Notice, Output, Shard, StreamKey, Timer};
+
+/// Least and longest time between two looks whether the poll of the stream before has ended; in between it is a quarter of what
+/// has been waited.
+const PREDECESSOR_LOOKS: [Duration; 2] = [Duration::from_millis(10), Duration::from_secs(1)];
 
 /// A stream and those who want to hear of it.
 #[derive(Debug)]
@@ -27,6 +32,12 @@ pub(super) struct Owned {
     /// Of the first who asked for it; what else it has in common with the keys of `audiences` is what is polled.
     key: Arc<StreamKey>,
     stream: Stream,
+    /// What it has in common with those before and after it at the same request.
+    course: Arc<Course>,
+    /// Where it follows its upstream: that it does, or tries to.
+    under_way: Option<UnderWay>,
+    /// Whether it waits for the poll of the one before it to end.
+    waits: bool,
     /// Whom it asks, together with others.
     lane: Arc<Lane>,
     /// What tells whether it has got other secrets since, and with them another lane.
@@ -97,6 +108,26 @@ impl Owned {
         self.audiences.iter().find(|audience| audience.no == no)
     }
 
+    /// Tells those who come after it how it stands with its upstream.
+    fn leave_record(&self) {
+        self.course.leave(&self.lane, self.key.revision, self.stream.record());
+    }
+
+    /// Goes on where another has left off; whether that is to leave the upstream alone for now.
+    fn take_up(&mut self, now: Instant) -> bool {
+        if let Some(left) = self.course.left_to(&self.lane, self.key.revision) {
+            self.stream.take_up(now, left);
+        }
+        self.stream.next_due().is_none_or(|due| due > now)
+    }
+
+    /// Tells them that it polls just now. How that ends nobody knows, so that they wait for no failure before it.
+    fn leave_start(&self) {
+        let record = self.stream.record();
+        let record = Record { last_start: record.last_start, failures: record.failures, ..Record::default() };
+        self.course.leave(&self.lane, self.key.revision, record);
+    }
+
     /// Waits for no leave any more: who waits behind it need not.
     fn ask_no_more(&mut self) {
         self.slot.leave();
@@ -156,14 +187,22 @@ impl Shard {
         let last = PollNo(u64::from(self.generation) << 32);
         let id = &key.target.options.id;
         let mut stream = Stream::new(Arc::clone(&key.target), self.rng.u64(), last);
+        let lane = self.ledger.budgets().lane(&key.target);
+        let course = self.ledger.successions().course(self.now.at, key.course());
+        if let Some(left) = course.left_to(&lane, key.revision) {
+            stream.take_up(self.now.at, left);
+        }
         if self.options.catalog.is_stopped(id) {
             stream.pause();
         }
         let owned = Owned {
             key: Arc::clone(key),
             stream,
+            course,
+            under_way: None,
+            waits: false,
             credential_version: key.target.options.credential.version(),
-            lane: self.ledger.budgets().lane(&key.target),
+            lane,
             slot: Slot::default(),
             held_since: None,
             generation: self.generation,
@@ -223,7 +262,8 @@ impl Shard {
         true
     }
 
-    /// Counts one stream more, if there may be; one that lingers makes place for it.
+    /// Counts one stream more, if there may be; one that lingers makes place for it, if need be one whose upstream wants to be
+    /// left alone.
     fn take_place(&mut self, for_one: Option<u32>) -> Option<()> {
         let most = self.ledger.bounds(&self.options.limits).streams;
         if self.ledger.open_stream(most).is_ok() {
@@ -233,7 +273,8 @@ impl Shard {
             .streams
             .iter()
             .filter(|(index, owned)| !owned.parked && !owned.is_watched() && Some(*index) != for_one);
-        let (index, _) = lingering.min_by_key(|(_, owned)| owned.used)?;
+        let now = self.now.at;
+        let (index, _) = lingering.min_by_key(|(_, owned)| (owned.stream.is_put_off(now), owned.used))?;
         self.evict(index);
         self.ledger.open_stream(most).ok()
     }
@@ -250,7 +291,8 @@ impl Shard {
         if most == 0 || parked().count() <= most {
             return;
         }
-        if let Some((oldest, _)) = parked().min_by_key(|(_, owned)| owned.used) {
+        let now = self.now.at;
+        if let Some((oldest, _)) = parked().min_by_key(|(_, owned)| (owned.stream.is_put_off(now), owned.used)) {
             self.evict(oldest);
         }
     }
@@ -289,6 +331,7 @@ impl Shard {
 
     fn evict(&mut self, index: u32) {
         let Some(mut owned) = self.streams.remove(index) else { return };
+        owned.leave_record();
         if let Some(poll) = owned.stream.give_up() {
             self.outputs.push_back(Output::Unfollow { stream: index, poll });
         }
@@ -390,6 +433,7 @@ impl Shard {
         if stopped {
             owned.stream.pause();
             owned.ask_no_more();
+            owned.under_way = None;
             if let Some(poll) = owned.stream.give_up() {
                 self.outputs.push_back(Output::Unfollow { stream: index, poll });
             }
@@ -472,6 +516,7 @@ impl Shard {
         owned.stream.stop();
         owned.ask_no_more();
         owned.fresh = false;
+        owned.under_way = None;
         if let Some(poll) = owned.stream.give_up() {
             self.outputs.push_back(Output::Unfollow { stream: index, poll });
         }
@@ -505,10 +550,25 @@ impl Shard {
             owned.slot.reset();
             owned.lane = self.ledger.budgets().lane(&owned.key.target);
         }
+        let Some(under_way) = owned.under_way.take().or_else(|| owned.course.begin()) else {
+            return self.wait_for_predecessor(index);
+        };
+        if std::mem::take(&mut owned.waits) && owned.take_up(now) {
+            // What was waited for has brought a word of the upstream's that it wants to be left alone.
+            owned.fresh = true;
+            drop(under_way);
+            for no in owned.audiences.iter().map(|audience| audience.no).collect::<Vec<_>>() {
+                self.tell_polled(index, no, true);
+            }
+            return self.plan_poll(index);
+        }
         if owned.stream.follows() {
             let (held, lane) = (owned.stream.holds_value(), Arc::clone(&owned.lane));
+            owned.held_since = None;
             if let Some((poll, request)) = owned.stream.begin(now) {
                 owned.begun = now;
+                owned.under_way = Some(under_way);
+                owned.leave_start();
                 self.outputs.push_back(Output::Next { stream: index, poll, request, lane, held });
             }
             return;
@@ -526,8 +586,24 @@ impl Shard {
         owned.held_since = None;
         if let Some((poll, request)) = owned.stream.begin(now) {
             owned.begun = now;
-            self.outputs.push_back(Output::Fetch { stream: index, poll, request, leave });
+            owned.leave_start();
+            self.outputs.push_back(Output::Fetch { stream: index, poll, request, leave, under_way });
         }
+    }
+
+    /// A poll of the stream that was here before is under way still, or one that was begun before it was stopped: it is looked
+    /// whether it has ended, the less often the longer it takes.
+    fn wait_for_predecessor(&mut self, index: u32) {
+        let now = self.now.at;
+        let Some(owned) = self.streams.at_mut(index) else { return };
+        let [least, longest] = PREDECESSOR_LOOKS;
+        let look = (now.since(*owned.held_since.get_or_insert(now)) / 4).clamp(least, longest);
+        let until = now + look + self.part_of(look / 4);
+        if let Some(owned) = self.streams.at_mut(index) {
+            owned.waits = true;
+            owned.stream.hold(until, until, None);
+        }
+        self.plan_poll(index);
     }
 
     /// A poll that is due may not begin: who watches is told where that matters.
@@ -576,6 +652,10 @@ impl Shard {
             (matches!(&result, Ok(response) if response.status == 304), now.at.since(owned.begun));
         owned.choose_wanted(now.at);
         let step = owned.stream.fetched(now, index, poll, result);
+        if matches!(step, Step::Failed(_)) {
+            owned.under_way = None;
+            owned.leave_record();
+        }
         if !matches!(step, Step::Unexpected) {
             self.metrics.poll_duration.observe(took);
         }
@@ -593,6 +673,9 @@ impl Shard {
             return self.catch_up_sequences(index);
         }
         let step = owned.stream.compared(now, compared);
+        if matches!(step, Step::Failed(_)) {
+            owned.leave_record();
+        }
         self.count_poll(&step, false);
         self.stepped(index, step);
     }
@@ -931,6 +1014,109 @@ mod tests {
         let select = crate::stream::select::Select::parse("$.a").expect("a path");
         let selecting = second.selecting(select);
         assert!(!ask(&selecting));
+    }
+
+    fn watch(key: &Arc<StreamKey>) -> Input<'static> {
+        Input::Mail(Mail::Watch { key: Arc::clone(key), from: CoreId(0), attach: true })
+    }
+
+    fn unwatch(key: &Arc<StreamKey>) -> Input<'static> {
+        Input::Mail(Mail::Unwatch { key: Arc::clone(key), from: CoreId(0) })
+    }
+
+    fn status_of(shard: &Shard, key: &Arc<StreamKey>, ms: u64) -> (StreamState, Option<Duration>) {
+        let index = shard.owned(key).expect("it is polled");
+        let status = shard.streams.at(index).expect("it is there").stream.status(at(ms).at);
+        (status.state, status.retry_in)
+    }
+
+    #[test]
+    fn an_evicted_stream_waits_as_long_as_it_would_have() {
+        let (mut shard, [a, b]) = shard(Duration::from_secs(10));
+        shard.handle(at(0), watch(&a));
+        shard.handle(at(0), Input::Timeout);
+        let [(stream, poll)] = fetches(&mut shard)[..] else { panic!("one poll of a") };
+        let retry_after = Some(Duration::from_secs(120));
+        let away = answer("").map(|response| FetchResponse { status: 502, retry_after, ..response });
+        shard.handle(at(10), Input::Fetched { stream, poll, result: away });
+        shard.handle(at(20), unwatch(&a));
+        shard.handle(at(20), watch(&b));
+        shard.handle(at(20), Input::Timeout);
+        let [(stream, poll)] = fetches(&mut shard)[..] else { panic!("one poll of b, in the place of a") };
+        shard.handle(at(30), Input::Fetched { stream, poll, result: answer("1") });
+        shard.handle(at(40), unwatch(&b));
+        shard.handle(at(40), watch(&a));
+        assert_eq!(status_of(&shard, &a, 40), (StreamState::Failing, Some(Duration::from_millis(120_010 - 40))));
+        for ms in (40..120_010).step_by(970) {
+            shard.handle(at(ms), Input::Mail(Mail::Refresh { key: Arc::clone(&a) }));
+            shard.handle(at(ms), Input::Timeout);
+            assert!(fetches(&mut shard).is_empty(), "after {ms} ms");
+        }
+        shard.handle(at(120_010), Input::Timeout);
+        assert_eq!(fetches(&mut shard).len(), 1);
+    }
+
+    #[test]
+    fn what_an_evicted_streams_poll_brings_at_last_holds_the_next_one() {
+        for is_put_off in [true, false] {
+            let (mut shard, [a, b]) = shard(Duration::from_millis(100));
+            shard.handle(at(0), watch(&a));
+            shard.handle(at(0), Input::Timeout);
+            let under_way = std::iter::from_fn(|| shard.poll_output()).find_map(|output| match output {
+                Output::Fetch { under_way, .. } => Some(under_way),
+                _ => None,
+            });
+            shard.handle(at(1), unwatch(&a));
+            shard.handle(at(1), watch(&b));
+            shard.handle(at(2), unwatch(&b));
+            shard.handle(at(2), watch(&a));
+            for ms in (3..5_000).step_by(10) {
+                shard.handle(at(ms), Input::Timeout);
+                assert!(fetches(&mut shard).is_empty(), "its poll is under way after {ms} ms");
+            }
+            let mut result = answer("1");
+            if let (Ok(response), true) = (&mut result, is_put_off) {
+                (response.status, response.retry_after) = (503, Some(Duration::from_secs(60)));
+            }
+            under_way.expect("a poll of a").end(at(5_000).at, &result);
+            // It looks often enough.
+            let mut polled = 0;
+            for ms in (5_000..7_000).step_by(10) {
+                shard.handle(at(ms), Input::Timeout);
+                polled += fetches(&mut shard).len();
+            }
+            assert_eq!(polled, usize::from(!is_put_off));
+            if is_put_off {
+                let told = (StreamState::Failing, Some(Duration::from_secs(65 - 7)));
+                assert_eq!(status_of(&shard, &a, 7_000), told);
+                shard.handle(at(65_000), Input::Timeout);
+                assert_eq!(fetches(&mut shard).len(), 1);
+            }
+        }
+    }
+
+    #[test]
+    fn those_go_first_whose_upstreams_want_nothing() {
+        let streams = ["a", "b", "c"].map(|id| stream(id, Duration::from_secs(10)));
+        let catalog = Catalog::new(&streams, None, 7);
+        let anonymous = crate::auth::grant::Grant::anonymous(&mut Default::default());
+        let [a, b, c] = ["a", "b", "c"].map(|id| catalog.resolve(&anonymous, id, &[]).expect("anyone may watch it"));
+        let limits = Limits { streams: 2, ..Limits::default() };
+        let (connection, auth) = (connection::Options::default(), auth::Options::default());
+        let options = Arc::new(Options { connection, auth, limits, catalog });
+        let mut shard = Shard::new(CoreId(0), 1, options, Arc::default(), Arc::default(), [7; 32], at(0));
+        for (key, result) in
+            [(&a, Err(FetchError { code: UpstreamCode::Timeout, detail: String::new() })), (&b, answer("1"))]
+        {
+            shard.handle(at(0), watch(key));
+            shard.handle(at(0), Input::Timeout);
+            let [(stream, poll)] = fetches(&mut shard)[..] else { panic!("a poll of each") };
+            shard.handle(at(0), Input::Fetched { stream, poll, result });
+        }
+        shard.handle(at(1), unwatch(&a));
+        shard.handle(at(2), unwatch(&b));
+        shard.handle(at(3), watch(&c));
+        assert!(shard.owned(&a).is_some() && shard.owned(&b).is_none(), "a is older, and waits after a failure");
     }
 
     #[test]

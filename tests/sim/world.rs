@@ -14,6 +14,7 @@ use restcast::shard::{Catalog, Input, Ledger, Lookup, Mail, Options, Output, Sen
 use restcast::stream::Comparison;
 use restcast::stream::action::{ActResult, Answer};
 use restcast::stream::poll::{FetchError, FetchRequest, PollNo, UpstreamCode};
+use restcast::stream::succession::UnderWay;
 use restcast::time::{Instant, Now, WallTime};
 
 use super::authority::News;
@@ -231,6 +232,7 @@ struct Fetching {
     stream: u32,
     poll: PollNo,
     request: FetchRequest,
+    under_way: UnderWay,
 }
 
 /// A question to the store that has not been answered.
@@ -546,21 +548,22 @@ impl World {
         while let Some(output) = self.cores[index].shard.poll_output() {
             let now_us = self.book.mono_us;
             match output {
-                Output::Fetch { stream, poll, request, .. } => {
+                Output::Fetch { stream, poll, request, under_way, .. } => {
                     self.fetches += 1;
                     let id = request.target.options.id.as_str();
                     let stopped = self.book.managed.is_stopped(id, index);
                     assert!(!stopped, "{id} is polled although it was stopped");
+                    // Whatever was reloaded, changed, stopped or evicted meanwhile, and on whatever core it was polled before.
+                    let same = |fetch: &Fetching| {
+                        let (one, other) = (&fetch.request.target, &request.target);
+                        one.options.id == other.options.id && one.url == other.url && one.body == other.body
+                    };
+                    let twice = self.cores.iter().flat_map(|core| &core.fetches).any(same);
+                    assert!(!twice, "{} is polled twice at a time", request.target.url);
                     let core = &mut self.cores[index];
-                    let twice = core
-                        .fetches
-                        .iter()
-                        .any(|fetch| fetch.stream == stream || Arc::ptr_eq(&fetch.request.target, &request.target));
-                    let may = self.setup.evicts || self.book.reloaded || self.book.managed.has_changed();
-                    assert!(!twice || may, "{} is polled twice at a time", request.target.url);
                     let due_us =
                         now_us + self.dice.below(self.fetch_us_max.min(4 * SECOND_US)) / (1 + self.dice.below(50));
-                    core.fetches.push(Fetching { due_us, stream, poll, request });
+                    core.fetches.push(Fetching { due_us, stream, poll, request, under_way });
                 }
                 Output::Compare(comparison) => {
                     let due = now_us + self.dice.below(50_000);
@@ -644,9 +647,10 @@ impl World {
         acted |= self.answer_lookups(index);
         acted |= self.turn_sockets(index);
         while let Some(at) = self.cores[index].fetches.iter().position(|fetch| fetch.due_us <= now_us) {
-            let Fetching { stream, poll, request, .. } = self.cores[index].fetches.remove(at);
+            let Fetching { stream, poll, request, under_way, .. } = self.cores[index].fetches.remove(at);
             let received = WallTime::from_micros(self.book.wall_us);
             let result = self.book.upstream.answer(&mut self.dice, &request, received);
+            under_way.end(Instant::from_micros(now_us), &result);
             self.handle(index, Input::Fetched { stream, poll, result });
             acted = true;
         }
