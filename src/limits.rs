@@ -229,6 +229,9 @@ pub const FOLLOWED_PADDING_FACTOR: u64 = 2;
 /// Requests of streams that are not polled any more which are kept in mind, because their upstreams are to be left alone for a
 /// while. Past it those that come back soonest are forgotten.
 pub const SUCCESSIONS_MAX: usize = 16_384;
+/// URLs of one origin and credential that their upstream wants left alone for a while (`Retry-After` of a 4xx or 5xx); past it those
+/// that come back soonest are forgotten.
+pub const RESTS_MAX: usize = 4096;
 /// Budgets of upstreams (origin and credential) that are kept in mind. Past it those without a hold are forgotten first.
 pub const LANES_MAX: usize = 65_536;
 /// Farthest place in the queue of those who wait for an upstream's rate.
@@ -334,6 +337,8 @@ pub const MANAGED_ROUNDS_MAX: usize = 8;
 pub const MANAGED_CHANGES_MAX: usize = 64;
 /// How old a refresh of another process may be: what is read back after an absence is no news.
 pub const REFRESH_HEARD_MAX: Duration = Duration::from_secs(10);
+/// Such streams that are looked at, every [`SECRETS_INTERVAL`], for whether the secrets that they name are there again.
+pub const MANAGED_LOOKS_MAX: usize = 256;
 /// Tables and arrays within each other in such a stream's JSON.
 pub const MANAGED_DEPTH_MAX: usize = 8;
 /// Least time between the starts of two polls of one filled-in URL that hooks or administrators ask for, however often
@@ -356,6 +361,9 @@ pub const HOOKS_SEEN_MAX: usize = 16_384;
 pub const HOOKS_TOLD_MAX: usize = 1024;
 /// Bytes of what is told of a hook, sealed.
 pub const HOOK_TOLD_BYTES_MAX: usize = 128;
+/// Filled-in streams that actions have changed and that wait to be told to other processes, each once; more are not told, and
+/// are seen there with the next regular poll. A process tells of all that wait at once, [`REFRESH_INTERVAL`] apart.
+pub const REFRESHES_TOLD_MAX: usize = 1024;
 /// `[[action]]`s of a configuration.
 pub const ACTIONS_MAX: usize = 256;
 /// Bytes of an action's `type`, and of the `type` of a message that may be one.
@@ -558,6 +566,8 @@ const _: () = {
     assert!(PEER_LIST_BYTES_MAX * 4 / 3 + 4096 <= PEER_MESSAGE_BYTES_MAX);
     assert!(TOKEN_BYTES_MAX * 6 * 4 / 3 + 4096 <= PEER_MESSAGE_BYTES_MAX);
     assert!(PEER_LISTED_BYTES_MAX * 2 <= PEER_LIST_BYTES_MAX);
+    // An id of 128 bytes, a mark in base 64, and what JSON puts around them.
+    assert!(REFRESHES_TOLD_MAX * (128 + 22 + 8) + 4096 <= PEER_MESSAGE_BYTES_MAX);
     assert!(PEER_RENEWAL_TIME.as_secs() > JWKS_TIMEOUT.as_secs());
     assert!(PEER_RENEWAL_PATIENCE.as_secs() > PEER_RENEWAL_TIME.as_secs());
     // `redis.timeout`, 20 s at most, passes before.

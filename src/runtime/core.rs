@@ -380,6 +380,7 @@ impl Core {
                     self.guarded(now, None, Input::PeerRenewal { connection, sealed, ask });
                 }
                 Message::PeerHook { id, sealed } => self.guarded(now, None, Input::PeerHook { id, sealed }),
+                Message::PeerRefresh(refreshed) => self.guarded(now, None, Input::PeerRefresh(refreshed)),
                 Message::StoreState { up } => self.guarded(now, None, Input::StoreState { up }),
                 Message::Acted { ask, result } => self.guarded(now, None, Input::Acted { ask, result }),
                 Message::Compared(compared) => self.guarded(now, None, Input::Compared(compared)),

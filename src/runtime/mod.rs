@@ -267,6 +267,8 @@ fn run(
     let streams =
         Arc::new(StreamStore::new(&config, Arc::clone(&state), process.store.clone(), &build, Box::new(tell_streams))?);
     let options = streams.options();
+    let keeper = Arc::clone(&streams);
+    secrets.seek_by(move || keeper.look_again());
     secrets.watch(&options.catalog);
     let keys = Arc::new(KeyStore::new(&config.api_keys, state, process.store.clone(), Box::new(tell_keys))?);
     let metrics: Vec<Arc<CoreMetrics>> = (0..cores).map(|_| Arc::default()).collect();

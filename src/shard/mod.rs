@@ -27,6 +27,8 @@ mod mail;
 mod managed;
 mod open;
 mod owner;
+mod refresh;
+mod refresh_mark;
 mod rendition;
 mod renewal;
 mod requests;
@@ -75,6 +77,7 @@ pub use self::lookup::{
     SessionRecord,
 };
 pub use self::mail::Mail;
+pub use self::refresh_mark::{MARK_BYTES, RefreshMark, Refreshed};
 pub use self::rng::Rng;
 pub use self::stats::Stats;
 
@@ -173,6 +176,8 @@ pub enum Input<'a> {
         /// Which, sealed.
         sealed: Vec<u8>,
     },
+    /// Another process has carried out an action that has changed what these show.
+    PeerRefresh(Arc<[Refreshed]>),
     /// Marks were set: the connections of those whom they concern are to be looked at.
     Control(Arc<[Concerned]>),
     /// The store of sessions and tickets answers, or does not any more. «Answers» is said again where something may have been
@@ -532,6 +537,7 @@ impl Shard {
             Input::Found { ask, found } => self.found(ask, found),
             Input::PeerRenewal { connection, sealed, ask } => self.peer_asks_to_renew(connection, &sealed, ask),
             Input::PeerHook { id, sealed } => self.peer_was_hooked(&id, &sealed),
+            Input::PeerRefresh(refreshed) => self.peer_has_refreshed(&refreshed),
             Input::Control(concerned) => self.control(&concerned),
             Input::StoreState { up } => {
                 self.store_state(up);

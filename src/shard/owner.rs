@@ -15,6 +15,7 @@ use crate::metrics::PollResult;
 use crate::stream::budget::{Ask, Lane, PollLeave, Slot, Wait, Why};
 use crate::stream::log::{Event, History};
 use crate::stream::poll::{Failure, FetchResult, PollNo, Record, StreamState, UpstreamCode};
+use crate::stream::rest::Rest;
 use crate::stream::succession::{Course, UnderWay};
 use crate::stream::{CaughtUp, Compared, SequenceNo, Step, Stream};
 use crate::time::Instant;
@@ -36,8 +37,6 @@ pub(super) struct Owned {
     course: Arc<Course>,
     /// Where it follows its upstream: that it does, or tries to.
     under_way: Option<UnderWay>,
-    /// Whether it waits for the poll of the one before it to end.
-    waits: bool,
     /// Whom it asks, together with others.
     lane: Arc<Lane>,
     /// What tells whether it has got other secrets since, and with them another lane.
@@ -111,14 +110,6 @@ impl Owned {
     /// Tells those who come after it how it stands with its upstream.
     fn leave_record(&self) {
         self.course.leave(&self.lane, self.key.revision, self.stream.record());
-    }
-
-    /// Goes on where another has left off; whether that is to leave the upstream alone for now.
-    fn take_up(&mut self, now: Instant) -> bool {
-        if let Some(left) = self.course.left_to(&self.lane, self.key.revision) {
-            self.stream.take_up(now, left);
-        }
-        self.stream.next_due().is_none_or(|due| due > now)
     }
 
     /// Tells them that it polls just now. How that ends nobody knows, so that they wait for no failure before it.
@@ -200,7 +191,6 @@ impl Shard {
             stream,
             course,
             under_way: None,
-            waits: false,
             credential_version: key.target.options.credential.version(),
             lane,
             slot: Slot::default(),
@@ -413,10 +403,16 @@ impl Shard {
 
     /// The same for all that is polled of one stream, for those outside, who may say so as often as they like.
     pub(super) fn refresh_stream(&mut self, id: &StreamId) {
+        self.refresh_those(id, |_| true);
+    }
+
+    /// The same for what of it is `meant`.
+    pub(super) fn refresh_those(&mut self, id: &StreamId, meant: impl Fn(&StreamKey) -> bool) {
         let now = self.now.at;
         let places: Vec<u32> = self.streams_of.get(id).into_iter().flatten().copied().collect();
         for index in places {
-            if self.streams.at_mut(index).is_some_and(|owned| owned.stream.poll_soon(now)) {
+            let owned = self.streams.at_mut(index).filter(|owned| meant(&owned.key));
+            if owned.is_some_and(|owned| owned.stream.poll_soon(now)) {
                 self.plan_poll(index);
             }
         }
@@ -550,18 +546,14 @@ impl Shard {
             owned.slot.reset();
             owned.lane = self.ledger.budgets().lane(&owned.key.target);
         }
-        let Some(under_way) = owned.under_way.take().or_else(|| owned.course.begin()) else {
+        if let Some(until) = owned.lane.rests.until(&owned.key.target.url, now) {
+            // Another stream of that URL was told so, which this one may have been before it was changed or evicted.
+            return self.held_back(index, Wait { until, spread: Duration::ZERO, look: Duration::MAX, why: Why::Spent });
+        }
+        let begins = || owned.course.begin(&owned.lane, &owned.key.target);
+        let Some(under_way) = owned.under_way.take().or_else(begins) else {
             return self.wait_for_predecessor(index);
         };
-        if std::mem::take(&mut owned.waits) && owned.take_up(now) {
-            // What was waited for has brought a word of the upstream's that it wants to be left alone.
-            owned.fresh = true;
-            drop(under_way);
-            for no in owned.audiences.iter().map(|audience| audience.no).collect::<Vec<_>>() {
-                self.tell_polled(index, no, true);
-            }
-            return self.plan_poll(index);
-        }
         if owned.stream.follows() {
             let (held, lane) = (owned.stream.holds_value(), Arc::clone(&owned.lane));
             owned.held_since = None;
@@ -597,10 +589,11 @@ impl Shard {
         let now = self.now.at;
         let Some(owned) = self.streams.at_mut(index) else { return };
         let [least, longest] = PREDECESSOR_LOOKS;
+        // Whoever would not go if its turn came holds none of those up who would.
+        owned.slot.leave();
         let look = (now.since(*owned.held_since.get_or_insert(now)) / 4).clamp(least, longest);
         let until = now + look + self.part_of(look / 4);
         if let Some(owned) = self.streams.at_mut(index) {
-            owned.waits = true;
             owned.stream.hold(until, until, None);
         }
         self.plan_poll(index);
@@ -651,7 +644,11 @@ impl Shard {
         let (not_modified, took) =
             (matches!(&result, Ok(response) if response.status == 304), now.at.since(owned.begun));
         owned.choose_wanted(now.at);
+        let rest = Rest::of(&result);
         let step = owned.stream.fetched(now, index, poll, result);
+        if !matches!(step, Step::Unexpected) {
+            rest.tell(&owned.lane, &owned.key.target.url, now.at);
+        }
         if matches!(step, Step::Failed(_)) {
             owned.under_way = None;
             owned.leave_record();
@@ -1046,6 +1043,7 @@ mod tests {
         shard.handle(at(30), Input::Fetched { stream, poll, result: answer("1") });
         shard.handle(at(40), unwatch(&b));
         shard.handle(at(40), watch(&a));
+        shard.handle(at(40), Input::Timeout);
         assert_eq!(status_of(&shard, &a, 40), (StreamState::Failing, Some(Duration::from_millis(120_010 - 40))));
         for ms in (40..120_010).step_by(970) {
             shard.handle(at(ms), Input::Mail(Mail::Refresh { key: Arc::clone(&a) }));
@@ -1117,6 +1115,66 @@ mod tests {
         shard.handle(at(2), unwatch(&b));
         shard.handle(at(3), watch(&c));
         assert!(shard.owned(&a).is_some() && shard.owned(&b).is_none(), "a is older, and waits after a failure");
+    }
+
+    /// Two streams of one URL, polled so often, and what they are in `previous`' place.
+    fn of_one_url(interval: Duration, previous: Option<&Options>) -> (Arc<Options>, [Arc<StreamKey>; 2]) {
+        let url = UrlTemplate::parse::<&str>("http://upstream.example/one", &[]).expect("a URL");
+        let streams = ["a", "b"].map(|id| {
+            let options = stream(id, interval);
+            Arc::new(stream::Options { url: url.clone(), ..(*options).clone() })
+        });
+        let catalog = Catalog::new(&streams, previous.map(|previous| &previous.catalog), 7);
+        let (connection, auth) = (connection::Options::default(), auth::Options::default());
+        let anonymous = crate::auth::grant::Grant::anonymous(&mut Default::default());
+        let keys = ["a", "b"].map(|id| catalog.resolve(&anonymous, id, &[]).expect("anyone may watch it"));
+        (Arc::new(Options { connection, auth, limits: Limits::default(), catalog }), keys)
+    }
+
+    #[test]
+    fn a_stream_that_is_changed_leaves_its_url_alone_for_as_long_as_the_upstream_has_asked_before() {
+        let watch = |key: &Arc<StreamKey>| Mail::Watch { key: Arc::clone(key), from: CoreId(0), attach: true };
+        let unavailable = || {
+            let retry_after = Some(Duration::from_secs(60));
+            answer("").map(|response| FetchResponse { status: 503, retry_after, ..response })
+        };
+        // Whether the other stream of the URL is given a value after all.
+        for is_back in [false, true] {
+            let (options, [a, b]) = of_one_url(Duration::from_secs(1), None);
+            let (metrics, ledger) = (Arc::new(CoreMetrics::default()), Arc::default());
+            let mut shard = Shard::new(CoreId(0), 1, Arc::clone(&options), ledger, metrics, [7; 32], at(0));
+            shard.handle(at(0), Input::Mail(watch(&a)));
+            shard.handle(at(0), Input::Mail(watch(&b)));
+            shard.handle(at(0), Input::Timeout);
+            let [of_a, of_b] = fetches(&mut shard)[..] else { panic!("a poll of each") };
+            shard.handle(at(10), Input::Fetched { stream: of_a.0, poll: of_a.1, result: unavailable() });
+            if is_back {
+                shard.handle(at(20), Input::Fetched { stream: of_b.0, poll: of_b.1, result: answer("1") });
+            }
+            let (options, [changed, _]) = of_one_url(Duration::from_secs(2), Some(&options));
+            assert!(changed != a, "it is another stream");
+            shard.handle(at(30), Input::Reload(options));
+            shard.handle(at(30), Input::Mail(watch(&changed)));
+            shard.handle(at(30), Input::Timeout);
+            assert_eq!(fetches(&mut shard).len(), usize::from(is_back));
+            if is_back {
+                continue;
+            }
+            let index = shard.owned(&changed).expect("it is polled");
+            let status =
+                |shard: &Shard, ms: u64| shard.streams.at(index).expect("it is there").stream.status(at(ms).at);
+            let told = status(&shard, 30);
+            assert_eq!((told.state, told.code), (StreamState::Failing, Some(UpstreamCode::RateLimited)));
+            assert_eq!(told.retry_in, Some(Duration::from_millis(60_010 - 30)));
+            // Whoever asks for it does not make it sooner.
+            for ms in (1_000..60_010).step_by(500) {
+                shard.handle(at(ms), Input::Mail(Mail::Refresh { key: Arc::clone(&changed) }));
+                shard.handle(at(ms), Input::Timeout);
+                assert!(fetches(&mut shard).is_empty(), "after {ms} ms");
+            }
+            shard.handle(at(60_010), Input::Timeout);
+            assert!(fetches(&mut shard).iter().any(|(stream, _)| *stream == index));
+        }
     }
 
     #[test]

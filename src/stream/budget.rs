@@ -29,6 +29,7 @@ use super::bucket::{Bucket, Place, Taken};
 use super::credential::Credential;
 use super::oauth;
 use super::poll::{FetchError, FetchResponse, Target, UpstreamCode};
+use super::rest::Rests;
 
 /// One `[[upstream]]` of the configuration.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -142,8 +143,9 @@ impl Budgets {
         table.make_room();
         let rule = table.rules.get(&origin).cloned();
         let shared = table.origins.entry(origin.clone()).or_insert_with(|| Arc::new(Origin::new(rule)));
-        let lane =
-            Arc::new(Lane { budgets: Arc::downgrade(self), origin: Arc::clone(shared), spending: Mutex::default() });
+        let (budgets, origin_of) = (Arc::downgrade(self), Arc::clone(shared));
+        let (spending, rests) = (Mutex::default(), Rests::default());
+        let lane = Arc::new(Lane { budgets, origin: origin_of, spending, rests });
         table.lanes.insert((origin, credential), Arc::clone(&lane));
         lane
     }
@@ -166,7 +168,9 @@ impl Table {
     /// Lets go of what nobody uses, where there is too much of it: what holds nothing back first.
     fn make_room(&mut self) {
         if self.lanes.len() >= LANES_MAX {
-            self.lanes.retain(|_, lane| Arc::strong_count(lane) > 1 || lock(&lane.spending).is_limited());
+            self.lanes.retain(|_, lane| {
+                Arc::strong_count(lane) > 1 || lock(&lane.spending).is_limited() || lane.rests.is_any()
+            });
         }
         if self.lanes.len() >= LANES_MAX {
             self.lanes.retain(|_, lane| Arc::strong_count(lane) > 1);
@@ -188,6 +192,8 @@ pub struct Lane {
     budgets: Weak<Budgets>,
     origin: Arc<Origin>,
     spending: Mutex<Spending>,
+    /// What of it is to be left alone.
+    pub rests: Rests,
 }
 
 /// An answer to who wants to send a request.

@@ -19,6 +19,7 @@ pub mod oauth;
 pub mod pace;
 pub mod poll;
 pub mod proxy;
+pub mod rest;
 pub mod schema;
 pub mod select;
 pub mod succession;

@@ -131,7 +131,7 @@ impl FetchResponse {
     }
 
     /// What an answer of 400 to 599 is.
-    pub fn failure_code(&self) -> UpstreamCode {
+    fn failure_code(&self) -> UpstreamCode {
         match self.status {
             // Some say so what others say by 429: GitHub, of its secondary limits.
             403 | 503 if self.retry_after.is_some() => UpstreamCode::RateLimited,
@@ -247,8 +247,6 @@ pub struct Record {
     pub last_start: Option<Instant>,
     /// Until when it waits after a failure.
     pub backoff_until: Option<Instant>,
-    /// Until when the upstream has asked to be left alone.
-    pub retry_after_until: Option<Instant>,
     /// Its failures in a row.
     pub failures: u32,
     /// How its last poll failed, where it did: the code, and the status.
@@ -261,16 +259,10 @@ impl Record {
         use UpstreamCode::{Blocked, Body, Redirect, Tls, TooLarge};
         match self.failure {
             Some((Blocked | Body | Redirect | Tls | TooLarge, _)) => {
-                let Record { last_start, retry_after_until, .. } = self;
-                Record { last_start, retry_after_until, ..Record::default() }
+                Record { last_start: self.last_start, ..Record::default() }
             }
             _ => self,
         }
-    }
-
-    /// No poll by it before this, but for those that are asked for, some of which may be sooner.
-    pub fn put_off_until(&self) -> Option<Instant> {
-        self.backoff_until.max(self.retry_after_until)
     }
 }
 
@@ -399,35 +391,27 @@ impl Poller {
 
     /// How it stands with its upstream.
     pub fn record(&self) -> Record {
-        let Poller { last_start, backoff_until, retry_after_until, failures, failure, .. } = *self;
+        let Poller { last_start, backoff_until, failures, failure, .. } = *self;
         // What an administrator or the day's windows have stopped is no failure.
         let failure = failure.filter(|(code, _)| *code != UpstreamCode::Stopped);
-        Record { last_start, backoff_until, retry_after_until, failures, failure }
+        Record { last_start, backoff_until, failures, failure }
     }
 
-    /// Goes on where the stream before it has left off: it keeps to that one's wait after a failure and to its upstream's
-    /// `Retry-After`, and [`RESTART_MIN`] from its last poll.
+    /// Goes on, before it is started, where the stream before it has left off: it keeps to that one's wait after a failure, and
+    /// [`RESTART_MIN`] from its last poll.
     pub fn take_up(&mut self, now: Instant, left: Record) {
-        self.last_start = self.last_start.max(left.last_start);
-        if left.put_off_until().is_none_or(|until| until <= now) {
-            return;
-        }
-        self.backoff_until = left.backoff_until.map(|until| until.min(now + self.backoff_max));
-        self.retry_after_until = left.retry_after_until;
-        (self.failures, self.failure) = (left.failures, left.failure);
-        if !self.value_held && left.failure.is_some() {
+        self.last_start = left.last_start;
+        if let Some(until) = left.backoff_until.filter(|until| *until > now) {
+            self.backoff_until = Some(until.min(now + self.backoff_max));
+            (self.failures, self.failure) = (left.failures, left.failure);
             // Its watchers were told.
-            self.told = StreamState::Failing;
-        }
-        let until = self.backoff_until.max(self.retry_after_until);
-        if let (Turn::Waiting { due, .. }, Some(until)) = (&mut self.turn, until) {
-            *due = until.max(*due);
+            self.told = left.failure.map_or(self.told, |_| StreamState::Failing);
         }
     }
 
     /// Whether its upstream is to be left alone for a while.
     pub fn is_put_off(&self, now: Instant) -> bool {
-        self.record().put_off_until().is_some_and(|until| until > now)
+        self.backoff_until.max(self.retry_after_until).is_some_and(|until| until > now)
     }
 
     /// Nobody waits for the poll under way any more, which may have no end: its number, to be given up.

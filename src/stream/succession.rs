@@ -6,18 +6,19 @@
 //! streams follow each other in it: one poll at a time ([`UnderWay`]), and what the last one knew ([`Record`]).
 //! Memory: an entry for each stream that is polled, and at most `SUCCESSIONS_MAX` of those that are not and hold something
 //! back; twice that before they are looked through.
-//! Errors: none. Not here: what a poll makes of it (`poll`), a URL's `Retry-After` and budgets (`budget`).
+//! Errors: none. Not here: what a poll makes of it (`poll`), a URL's `Retry-After` (`rest`), budgets (`budget`).
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use crate::limits::{RETRY_AFTER_MAX, SUCCESSIONS_MAX};
+use crate::limits::SUCCESSIONS_MAX;
 use crate::time::Instant;
 
 use super::budget::Lane;
-use super::poll::{FetchResult, RESTART_MIN, Record, UpstreamCode};
+use super::poll::{FetchResult, RESTART_MIN, Record, Target};
+use super::rest::Rest;
 
 /// Entries before they are looked through for the first time.
 const FEW: usize = 1024;
@@ -55,24 +56,22 @@ struct Left {
 
 /// A poll of a [`Course`]: while there is this, no other begins.
 #[derive(Debug)]
-pub struct UnderWay(Arc<Course>);
+pub struct UnderWay {
+    course: Arc<Course>,
+    lane: Arc<Lane>,
+    target: Arc<Target>,
+}
 
 impl UnderWay {
-    /// It has ended, so: what the upstream has said of when to come back is kept, whatever has become of its stream.
+    /// It has ended, so: what the upstream has said of when to come back is known, whatever has become of its stream.
     pub fn end(self, now: Instant, result: &FetchResult) {
-        let Ok(response) = result else { return };
-        let Some(wait) = response.asks_to_be_left_alone() else { return };
-        let code = response.failure_code();
-        let status = (code == UpstreamCode::Status).then_some(response.status);
-        let record = &mut lock(&self.0.left).record;
-        record.retry_after_until = record.retry_after_until.max(Some(now + wait.min(RETRY_AFTER_MAX)));
-        record.failure = Some((code, status));
+        Rest::of(result).tell(&self.lane, &self.target.url, now);
     }
 }
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        self.0.under_way.store(false, Ordering::Release);
+        self.course.under_way.store(false, Ordering::Release);
     }
 }
 
@@ -111,10 +110,11 @@ impl Table {
 }
 
 impl Course {
-    /// A poll begins, unless another is under way.
-    pub fn begin(self: &Arc<Course>) -> Option<UnderWay> {
+    /// A poll of `target` begins, unless another is under way.
+    pub fn begin(self: &Arc<Course>, lane: &Arc<Lane>, target: &Arc<Target>) -> Option<UnderWay> {
         let taken = self.under_way.swap(true, Ordering::Acquire);
-        (!taken).then(|| UnderWay(Arc::clone(self)))
+        let begun = || UnderWay { course: Arc::clone(self), lane: Arc::clone(lane), target: Arc::clone(target) };
+        (!taken).then(begun)
     }
 
     /// The stream of that lane and revision knows this now.
@@ -147,7 +147,7 @@ impl Course {
     fn held_until(&self) -> Instant {
         let record = lock(&self.left).record;
         let spaced = record.last_start.map(|last| last + RESTART_MIN);
-        spaced.max(record.put_off_until()).unwrap_or_default()
+        spaced.max(record.backoff_until).unwrap_or_default()
     }
 }
 
@@ -159,22 +159,27 @@ mod tests {
 
     use super::*;
     use crate::stream::budget::Budgets;
-    use crate::stream::poll::Target;
+    use crate::stream::poll::UpstreamCode;
     use crate::stream::template::UrlTemplate;
     use crate::{ids, stream};
 
     const NOW: Instant = Instant::from_micros(1_000_000_000);
     const MINUTE: Duration = Duration::from_secs(60);
 
-    fn lanes() -> [Arc<Lane>; 2] {
+    fn asked() -> [(Arc<Lane>, Arc<Target>); 2] {
         let budgets = Arc::<Budgets>::default();
         ["one", "two"].map(|key| {
             let template = UrlTemplate::parse::<&str>("http://up.example/a", &[]).expect("a URL");
             let mut options = stream::Options::new(ids::StreamId::new("a").expect("an id"), template);
             options.headers = vec![("X-Key".to_owned(), crate::secret::Secret::new(key.as_bytes().to_vec()))];
             let url: Url = "http://up.example/a".parse().expect("a URL");
-            budgets.lane(&Target { options: Arc::new(options), url, body: None, guard: None })
+            let target = Arc::new(Target { options: Arc::new(options), url, body: None, guard: None });
+            (budgets.lane(&target), target)
         })
+    }
+
+    fn lanes() -> [Arc<Lane>; 2] {
+        asked().map(|(lane, _)| lane)
     }
 
     fn failed(code: UpstreamCode, backoff: Duration) -> Record {
@@ -186,14 +191,16 @@ mod tests {
     #[test]
     fn one_poll_of_a_request_is_under_way_at_a_time_whoever_begins_it() {
         let successions = Successions::default();
+        let [(lane, target), _] = asked();
+        let begin = |course: &Arc<Course>| course.begin(&lane, &target);
         let (first, second) = (successions.course(NOW, "a"), successions.course(NOW, "a"));
-        let poll = first.begin().expect("the first");
-        assert!(first.begin().is_none() && second.begin().is_none());
-        assert!(successions.course(NOW, "b").begin().is_some(), "another request is another matter");
+        let poll = begin(&first).expect("the first");
+        assert!(begin(&first).is_none() && begin(&second).is_none());
+        assert!(begin(&successions.course(NOW, "b")).is_some(), "another request is another matter");
         drop(first);
-        assert!(second.begin().is_none(), "that its stream has gone ends no poll");
+        assert!(begin(&second).is_none(), "that its stream has gone ends no poll");
         drop(poll);
-        assert!(second.begin().is_some());
+        assert!(begin(&second).is_some());
     }
 
     #[test]

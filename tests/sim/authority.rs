@@ -276,8 +276,11 @@ impl World {
 
     /// The store is told something that needs no answer.
     pub fn order(&mut self, order: Order) {
-        let Order::Touch { sid, life } = order else {
-            unreachable!("events come from elsewhere, and nobody else asks")
+        let (sid, life) = match order {
+            Order::Touch { sid, life } => (sid, life),
+            // The other processes have no watcher here.
+            Order::Refresh(_) => return self.book.count("refresh told"),
+            _ => unreachable!("events come from elsewhere, and nobody else asks"),
         };
         if self.book.store.is_away() {
             return;
