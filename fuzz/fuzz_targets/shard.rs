@@ -12,6 +12,12 @@ mod client;
 mod deeds;
 #[path = "../../tests/sim/dice.rs"]
 mod dice;
+#[path = "../../tests/sim/direct.rs"]
+#[allow(dead_code, reason = "scripts of the simulator use more of a world than chance does")]
+mod direct;
+#[path = "../../tests/hall/ephemerals.rs"]
+#[allow(dead_code, reason = "halls ask more of it")]
+mod ephemerals;
 #[path = "../../tests/sim/law.rs"]
 mod law;
 #[path = "../../tests/sim/managed.rs"]

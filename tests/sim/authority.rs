@@ -6,10 +6,11 @@ use std::sync::Arc;
 use restcast::auth::control::{ControlEntry, Event, PERMISSION_UPDATE, TOKEN_REVOKED, USER_LOGGED_OUT};
 use restcast::auth::marks::Concerned;
 use restcast::ids::StreamId;
-use restcast::shard::{Input, Options, Order};
+use restcast::shard::{EphemeralAsk, Found, Input, Lookup, Options, Order};
 use serde_json::json;
 
 use super::deeds::{ISSUERS, USERS};
+use super::direct::SECRET_MARK;
 use super::law::{Saying, User, What};
 use super::managed::Done;
 use super::store::{GRACE_S, TIMEOUT_US};
@@ -30,7 +31,7 @@ pub enum News {
     /// What was done to a stream.
     Catalog(Arc<Options>, &'static str, Done),
     /// The configuration was read again.
-    Reload(Arc<Options>),
+    Reload(Arc<Options>, u64),
 }
 
 impl World {
@@ -188,7 +189,10 @@ impl World {
                     let changed = Arc::from([StreamId::new(name).expect("an id")]);
                     self.handle(core, Input::Catalog { options, changed });
                 }
-                News::Reload(options) => self.handle(core, Input::Reload(options)),
+                News::Reload(options, variant) => {
+                    self.book.direct.hear_reload(core, self.book.mono_us, variant);
+                    self.handle(core, Input::Reload(options));
+                }
             }
             heard = true;
         }
@@ -244,8 +248,34 @@ impl World {
     }
 
     /// The store is asked something.
-    pub fn put_to_store(&mut self, core: usize, asking: Asking) {
-        self.cores[core].asking.push(asking);
+    pub fn put_to_store(&mut self, core: usize, mut asking: Asking) {
+        let asked = &mut self.cores[core].asking;
+        if let Lookup::Ephemeral(_) = asking.lookup {
+            // What one core asks of them is answered in its order.
+            let before = asked.iter().filter(|other| matches!(other.lookup, Lookup::Ephemeral(_)));
+            asking.due_us = before.map(|other| other.due_us).chain([asking.due_us]).max().expect("its own");
+        }
+        asked.push(asking);
+    }
+
+    /// The answer to a question about ephemeral sessions.
+    fn answer_of_ephemerals(&mut self, ask: EphemeralAsk, asked_us: u64) -> Found {
+        let sealed = match &ask {
+            EphemeralAsk::Make(make) => [Some(&make.record), make.named.as_ref().map(|(_, named)| named)],
+            _ => [None; 2],
+        };
+        for text in sealed.into_iter().flatten().map(|sealed| String::from_utf8_lossy(sealed.expose_secret())) {
+            let tells = self.book.direct.sessions.iter().any(|session| text.contains(&session.token));
+            assert!(!tells && !text.contains(SECRET_MARK), "what stands in the store is sealed");
+        }
+        let fails = self.book.store.fails(&mut self.dice, asked_us, self.book.mono_us);
+        // Whether what was not answered was done is not known.
+        if fails && self.dice.percent(50) {
+            return Found::Unavailable;
+        }
+        let now = self.now();
+        let found = self.ephemerals.answer(ask, now);
+        if fails { Found::Unavailable } else { Found::Ephemeral(found) }
     }
 
     /// When a question that is put now is answered.
@@ -255,7 +285,7 @@ impl World {
             1..5 => 300_000,
             _ => 5_000,
         };
-        self.book.mono_us + self.dice.below(most_us)
+        self.book.mono_us + self.dice.below(most_us).min(self.store_us_max)
     }
 
     /// The store answers a core what is due; whether there was anything.
@@ -267,7 +297,10 @@ impl World {
         let mut answered = false;
         while let Some(at) = self.cores[core].asking.iter().position(|asking| asking.due_us <= now_us) {
             let Asking { ask, lookup, asked_us, .. } = self.cores[core].asking.remove(at);
-            let found = self.book.store.answer(&mut self.dice, &lookup, asked_us, now_us);
+            let found = match lookup {
+                Lookup::Ephemeral(ask) => self.answer_of_ephemerals(ask, asked_us),
+                lookup => self.book.store.answer(&mut self.dice, &lookup, asked_us, now_us),
+            };
             self.handle(core, Input::Found { ask, found });
             answered = true;
         }
@@ -280,6 +313,8 @@ impl World {
             Order::Touch { sid, life } => (sid, life),
             // The other processes have no watcher here.
             Order::Refresh(_) => return self.book.count("refresh told"),
+            // Other processes are told.
+            Order::Publish(entry) if entry.ended_ephemeral().is_some() => return,
             _ => unreachable!("events come from elsewhere, and nobody else asks"),
         };
         if self.book.store.is_away() {

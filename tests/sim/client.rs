@@ -14,7 +14,8 @@ use restcast::auth::api_key::ApiKey;
 use restcast::stream::apply;
 use serde_json::Value;
 
-use super::law::{ACTION_PERMISSION, LATE_US, Law, Party, Rights, Token};
+use super::direct::{self, Described, SECRET_MARK, Session, Wish, target_of};
+use super::law::{ACTION_PERMISSION, LATE_US, Law, Party, Rights, Token, What};
 use super::managed::Managed;
 use super::store::{Store, Whose};
 use super::upstream::Upstream;
@@ -37,6 +38,8 @@ pub struct Book {
     pub store: Store,
     /// The streams that the administrator makes.
     pub managed: Managed,
+    /// What callers have described themselves.
+    pub direct: Described,
     pub tickets: Vec<Ticket>,
     /// The API keys that there ever were.
     pub keys: Vec<Arc<ApiKey>>,
@@ -71,6 +74,7 @@ impl Book {
             keys: Vec::new(),
             tally: BTreeMap::new(),
             managed: Managed::default(),
+            direct: Described::default(),
             values: HashMap::new(),
             sequences: HashMap::new(),
             frames: HashMap::new(),
@@ -130,7 +134,50 @@ const RELOADED: [&str; 2] = ["keyed", "fast"];
 impl Book {
     /// Whether a reload may have taken a subscription to that stream away, for whatever reason.
     fn may_lose(&self, name: &str) -> bool {
-        (self.reloaded && RELOADED.contains(&name)) || self.managed.may_lose(name)
+        let described = self.reloaded && target_of(name).is_some();
+        (self.reloaded && RELOADED.contains(&name))
+            || described
+            || self.may_be_blocked(name)
+            || self.managed.may_lose(name)
+    }
+
+    /// Whether what a caller has described may be blocked.
+    fn may_be_blocked(&self, name: &str) -> bool {
+        direct::may_be_blocked(name, self.reloaded)
+    }
+
+    /// Whether that ephemeral session may have ended.
+    pub fn session_may_be_over(&self, place: usize) -> bool {
+        let session = &self.direct.sessions[place];
+        let Session { issuer, sub, maker, asked_us, .. } = session;
+        let party = Party {
+            issuer: *issuer,
+            sub,
+            only_asks: false,
+            core: 0,
+            welcomed_after: None,
+            at_us: self.mono_us,
+            offset_us: self.offset_us(),
+            heard: u64::MAX,
+        };
+        let by_time = self.wall_us >= session.ends_us || self.mono_us >= asked_us + session.ttl_us;
+        let by_maker = self.law.may_refuse(party, std::slice::from_ref(maker)) || self.may_be_over(maker, sub);
+        let by_key = maker.key.is_some() && (maker.has_ended || self.wall_us >= maker.exp_us + self.leeway_us);
+        session.end_asked || session.may_have_lapsed || self.store.was_set || by_time || by_maker || by_key
+    }
+
+    /// What the model calls the stream that the server calls so, which the client holds who is told of it.
+    fn model_name(&mut self, stream: &str, held: &BTreeMap<String, Held>) -> String {
+        if !stream.starts_with("direct:") {
+            return stream.to_owned();
+        }
+        if let Some(name) = self.direct.model_name(stream) {
+            return name;
+        }
+        let described: Vec<usize> = held.keys().filter_map(|name| target_of(name)).collect();
+        let [target] = *described else { panic!("{stream} is told of to one who has described {described:?}") };
+        self.direct.learn(target, stream);
+        direct::name_of(target)
     }
 
     /// Whether a reload may have taken that stream away.
@@ -170,6 +217,8 @@ pub enum Carrier {
     Ticket(usize),
     /// An API key.
     Key,
+    /// The token of an ephemeral session, by its place in the book.
+    Ephemeral(usize),
 }
 
 /// Who a client is.
@@ -272,8 +321,10 @@ pub struct Client {
     welcomed_after: Option<usize>,
     /// Whether it has lost a stream to its rights.
     lost_rights: bool,
-    /// When its request was sent.
+    /// When its request was sent, on both clocks, and how many things had been said then.
     pub sent_us: u64,
+    pub sent_wall_us: u64,
+    pub sent_after: usize,
     /// Since when none of them is good.
     pub expired: Option<Expired>,
     pub ever_stalled: bool,
@@ -284,6 +335,8 @@ pub struct Client {
     /// Whether a renewal over HTTP has not been answered.
     pub renewing: bool,
     pub outgoing: Vec<u8>,
+    /// What it says when it has been let in.
+    pub behind: Vec<u8>,
     /// The window, in bits, that it offers permessage-deflate with.
     pub deflate: Option<u8>,
     /// What the last message's payload was, deflated or not.
@@ -324,9 +377,32 @@ pub struct Known {
 /// An HTTP request that has been sent.
 #[derive(Clone, Debug)]
 pub enum Request {
-    Value { name: String, choice: Option<usize>, known: Option<String>, token: Token, sent_us: u64 },
-    Renewal { of: usize, id: u64 },
-    Ticket { token: Token, asked_us: u64 },
+    Value {
+        name: String,
+        choice: Option<usize>,
+        known: Option<String>,
+        token: Token,
+        sent_us: u64,
+    },
+    Renewal {
+        of: usize,
+        id: u64,
+    },
+    Ticket {
+        token: Token,
+        asked_us: u64,
+    },
+    /// An ephemeral session.
+    Session(Box<Wish>),
+    /// To be told of an ephemeral session, or to end it, by its maker or by somebody else.
+    Face {
+        place: usize,
+        is_maker: bool,
+        end: bool,
+        sent_us: u64,
+    },
+    /// What nobody may who has no more than the token of an ephemeral session.
+    Forbidden,
 }
 
 impl Client {
@@ -348,6 +424,8 @@ impl Client {
             welcomed_after: None,
             lost_rights: false,
             sent_us: 0,
+            sent_wall_us: 0,
+            sent_after: 0,
             expired: None,
             ever_stalled: false,
             mute: false,
@@ -355,6 +433,7 @@ impl Client {
             renewals_accepted: 0,
             renewing: false,
             outgoing: Vec::new(),
+            behind: Vec::new(),
             deflate: None,
             payload: 0,
             held: BTreeMap::new(),
@@ -403,7 +482,7 @@ impl Client {
     }
 
     /// As the law knows it.
-    fn party(&self) -> Party<'_> {
+    pub fn party(&self) -> Party<'_> {
         let Client { issuer, sub, core, welcomed_after, started: (at_us, heard, offset_us), .. } = self;
         let only_asks = self.kind == Kind::Json;
         let (at_us, offset_us, heard) = (*at_us, *offset_us, *heard);
@@ -429,7 +508,7 @@ impl Client {
     }
 
     /// Each of the rights that it may have. `ever`: or may have had.
-    fn rights(&self, book: &Book, ever: bool) -> BTreeSet<Rights> {
+    pub fn rights(&self, book: &Book, ever: bool) -> BTreeSet<Rights> {
         let tokens = self.tokens.iter().chain(&self.past);
         tokens.flat_map(|token| book.rights(self.party(), token, ever)).collect()
     }
@@ -439,8 +518,53 @@ impl Client {
         Rights::default().reach(name) || self.rights(book, false).iter().any(|rights| rights.reach(name))
     }
 
+    /// The ephemeral session that its token is of.
+    pub fn ephemeral(&self) -> Option<usize> {
+        match self.carrier {
+            Carrier::Ephemeral(place) => Some(place),
+            _ => None,
+        }
+    }
+
+    /// Whether what it presents is not for that stream.
+    fn is_for_another(&self, name: &str, book: &Book) -> bool {
+        self.ephemeral().is_some_and(|place| direct::name_of(book.direct.sessions[place].target) != name)
+    }
+
+    /// Whether the ephemeral session that it has a token of may have ended.
+    pub fn session_may_be_over(&self, book: &Book) -> bool {
+        self.ephemeral().is_some_and(|place| book.session_may_be_over(place))
+    }
+
+    /// Since when the ephemeral session that it has a token of was ended by its maker.
+    fn session_ended_at(&self, book: &Book) -> Option<u64> {
+        self.ephemeral().and_then(|place| book.direct.sessions[place].ended_us)
+    }
+
+    /// It is let in, or given a value, by the token of an ephemeral session that it presented then: that it could be.
+    fn check_session(&self, sent_us: u64, sent_wall_us: u64, sent_after: usize, book: &Book) {
+        let Some(place) = self.ephemeral() else { return };
+        let session = &book.direct.sessions[place];
+        let wall_us = sent_wall_us.min(book.wall_us);
+        let over = session.is_over(sent_us, wall_us, book.direct.shared);
+        assert!(!over, "client {} was let in by what is over: {session:?} at {}", self.number, book.mono_us);
+        let now = Token { sent_after, ..self.tokens[0].clone() };
+        let refused = book.law.refuses(self.party(), &now);
+        assert!(!refused, "client {} was let in in spite of a mark: {session:?}", self.number);
+        // A session does not outlive the logout of its maker, also where that signs in again.
+        let from = session.made_after.min(sent_after);
+        let out = book.law.said[from..sent_after].iter().any(|saying| {
+            matches!(&saying.what, What::LoggedOut(user) if self.party().is(user) && saying.first_said >= from)
+        });
+        let out = out && session.maker.session.is_some() && book.law.set_back_us == 0;
+        assert!(!out, "client {} was let in in spite of its maker's logout: {session:?}", self.number);
+    }
+
     /// Whether it may have been let in to that stream.
-    fn may_have_reached(&self, name: &str, book: &Book) -> bool {
+    pub fn may_have_reached(&self, name: &str, book: &Book) -> bool {
+        if self.is_for_another(name, book) {
+            return false;
+        }
         Rights::default().reach(name) || self.rights(book, true).iter().any(|rights| rights.reach(name))
     }
 
@@ -470,15 +594,15 @@ impl Client {
 
     /// The same, by all that was heard until now.
     pub fn ended_by_now(&self, book: &Book) -> Option<u64> {
-        self.ended_at(self.party_now(book), book)
+        let by_session = self.session_ended_at(book);
+        self.ended_at(self.party_now(book), book).into_iter().chain(by_session).min()
     }
 
     /// Whether it waits for an answer that should have come, for its credential has ended.
     pub fn waits_too_long(&self, book: &Book) -> bool {
-        let Some(Request::Value { token, .. }) = self.requests.first().filter(|_| self.tokens[0].session.is_none())
-        else {
-            return false;
-        };
+        // Whoever holds a session may have to be asked first.
+        let by_store = self.tokens[0].session.is_some() || self.ephemeral().is_some() && book.direct.shared;
+        let Some(Request::Value { token, .. }) = self.requests.first().filter(|_| !by_store) else { return false };
         let ended = book.law.ended_at(self.party_now(book), std::slice::from_ref(token));
         ended.is_some_and(|at| book.mono_us > at + LATE_US)
     }
@@ -548,6 +672,7 @@ impl Client {
     fn is_late(&self, book: &Book) -> bool {
         self.expired.is_some_and(|expired| expired.stepped || book.mono_us > expired.at_us + LATE_US)
             || (self.kind != Kind::Json && self.ended_at(self.party(), book).is_some())
+            || self.session_ended_at(book).is_some_and(|at| book.mono_us > at + LATE_US)
     }
 
     /// Whether a waiting answer that starts now is later than it may be.
@@ -633,8 +758,10 @@ impl Client {
         let end = find(bytes, b"\r\n\r\n")? + 4;
         let head = text_of(&bytes[..end]);
         let status = status_of(&head);
+        check_no_secret(bytes);
         if status == 101 || status == 200 {
             self.upgraded = true;
+            self.outgoing.append(&mut self.behind);
             let first_message = self.carrier == Carrier::FirstMessage;
             for name in self.held.keys().filter(|_| !first_message) {
                 assert!(self.may_have_reached(name, book), "client {} was let in to {name}", self.number);
@@ -659,7 +786,7 @@ impl Client {
         Some(end + length)
     }
 
-    fn refused(&self, status: u16, body: &str, name: &str, book: &mut Book) {
+    pub fn refused(&self, status: u16, body: &str, name: &str, book: &mut Book) {
         if book.traced == Some(self.number) {
             eprintln!("{} client {} <- {status} {body}", book.mono_us, self.number);
         }
@@ -673,8 +800,17 @@ impl Client {
                 book.law.may_end(party, &self.tokens, "token_revoked") || self.key_may_be_gone(book)
             }
             (401, "SESSION_EXPIRED") => self.tokens.iter().any(|token| book.may_be_over(token, &self.sub)),
-            (401, "INVALID_TOKEN") => self.ticket_may_be_refused(book) || self.key_may_be_gone(book),
+            (401, "INVALID_TOKEN") => {
+                self.ticket_may_be_refused(book) || self.key_may_be_gone(book) || self.session_may_be_over(book)
+            }
             (403, "INSUFFICIENT_PERMISSIONS") => self.may_not_reach(name, book),
+            (403, "FORBIDDEN") => self.is_for_another(name, book),
+            (403, "TARGET_BLOCKED") => {
+                let proved = target_of(name).is_some_and(|target| book.direct.proved_blocked[target]);
+                let own = self.ephemeral().map(|place| direct::name_of(book.direct.sessions[place].target));
+                proved || book.may_be_blocked(name) || own.is_some_and(|name| book.may_be_blocked(&name))
+            }
+            (404, "STREAM_ENDED" | "STREAM_NOT_FOUND") if self.session_may_be_over(book) => true,
             (403, "CLAIM_MISSING") => self.carrier == Carrier::Key && name == "own",
             (404, "STREAM_ENDED") => book.managed.may_have_ended(name, self.core) || book.may_be_reloaded(name),
             (404, "STREAM_NOT_FOUND") => book.managed.may_be_missing(name, self.core) || book.may_be_reloaded(name),
@@ -703,6 +839,7 @@ impl Client {
             return None;
         }
         let body = &bytes[end..end + length];
+        check_no_secret(&bytes[..end + length]);
         self.answers += 1;
         assert!(!self.requests.is_empty() || status == 408, "client {} got an answer to nothing: {head}", self.number);
         if self.requests.is_empty() {
@@ -711,6 +848,7 @@ impl Client {
         }
         match self.requests.remove(0) {
             Request::Value { name, choice, known, token, sent_us } => {
+                let (sent_wall_us, sent_after) = (token.sent_wall_us, token.sent_after);
                 book.trace = hash((book.trace, status, body));
                 let etag = header(&head, "ETag").unwrap_or_default();
                 if matches!(status, 200 | 304) {
@@ -722,6 +860,11 @@ impl Client {
                     assert!(reaches, "client {number} was answered {name}");
                     let exists = book.managed.may_be_there(&name, self.core, sent_us);
                     assert!(exists, "client {number} was answered {name}, which there is not");
+                    assert!(
+                        !self.is_for_another(&name, book),
+                        "client {number} was answered {name}, which is another's"
+                    );
+                    self.check_session(sent_us, sent_wall_us, sent_after, book);
                 }
                 match status {
                     200 => {
@@ -755,6 +898,22 @@ impl Client {
                 book.tickets.push(Ticket { text, token, issuer, sub, asked_us, made_us, presented, used_by });
             }
             Request::Ticket { .. } => self.refused(status, &text_of(body), "", book),
+            Request::Session(wish) => self.session_answered(status, body, *wish, book),
+            Request::Face { place, is_maker, end, sent_us } => {
+                self.face_answered(status, body, (place, is_maker, end), sent_us, book);
+            }
+            Request::Forbidden => {
+                let code = serde_json::from_slice::<Value>(body).expect("a problem")["code"].clone();
+                book.count(format!("session token {status} {}", code.as_str().unwrap_or_default()));
+                let fine = match (status, code.as_str().unwrap_or_default()) {
+                    (403, "FORBIDDEN") => true,
+                    (403 | 404 | 503, "ORIGIN_NOT_ALLOWED" | "NOT_FOUND" | "SESSION_STORE_UNAVAILABLE") => true,
+                    (401, _) => self.session_may_be_over(book) || self.may_be_refused(book),
+                    (429 | 408, _) => true,
+                    _ => false,
+                };
+                assert!(fine, "client {} was answered {status} {}", self.number, text_of(body));
+            }
         }
         if header(&head, "Connection").is_some_and(|value| value.eq_ignore_ascii_case("close")) {
             self.closed = Some(status);
@@ -829,19 +988,32 @@ impl Client {
     fn check_close(&mut self, code: u16, reason: &str, book: &mut Book) {
         book.trace = hash((book.trace, code, reason));
         book.count(format!("close {code} {reason}"));
+        if self.ephemeral().is_some() {
+            book.count(format!("session closed {code} {reason}"));
+        } else if self.held.keys().any(|name| target_of(name).is_some()) {
+            book.count(format!("described closed {code} {reason}"));
+        }
         let fine = match (code, reason) {
-            (4001, "token_expired") => self.carrier != Carrier::Key && self.may_have_expired(),
+            (4001, "token_expired") => {
+                self.carrier != Carrier::Key && self.ephemeral().is_none() && self.may_have_expired()
+            }
             (4001, "session_expired") => self.tokens.iter().any(|token| book.may_be_over(token, &self.sub)),
             (4001, "invalid_token") => {
                 self.carrier == Carrier::FirstMessage && !self.welcomed && self.may_be_refused(book)
             }
             // Of an event stream's renewals the last may not have been answered yet.
             (4001, "auth_update_rejected") => self.renewals_refused + u32::from(self.renewing) >= 5,
-            (4001, "api_key_expired") => self.carrier == Carrier::Key && self.may_have_expired(),
+            (4001, "api_key_expired") => {
+                let of_key = self.carrier == Carrier::Key || self.ephemeral().is_some();
+                of_key && self.tokens[0].key.is_some() && self.may_have_expired()
+            }
             (4010, "logged_out" | "token_revoked" | "api_key_revoked") => {
                 book.law.may_end(self.party(), &self.tokens, reason)
             }
             (4003, "forbidden") => self.may_lose_all(book),
+            (4004, "stream_ended") if self.session_may_be_over(book) => {
+                self.held.values().all(|own| own.state == "ended") || !self.welcomed
+            }
             (4004, "stream_ended" | "not_found") => {
                 // Who watches is told first; who is about to be let in has nothing to be told of.
                 let told = self.held.values().all(|own| own.state == "ended" || reason == "not_found");
@@ -930,7 +1102,8 @@ impl Client {
             shown()
         );
         let id = head["id"].as_u64();
-        let stream = head["stream"].as_str().unwrap_or_default().to_owned();
+        let stream = book.model_name(head["stream"].as_str().unwrap_or_default(), &self.held);
+        check_no_secret(text);
         let about = match own_kind {
             "unsubscribed" => head["reason"].as_str(),
             "error" => head["code"].as_str(),
@@ -945,6 +1118,9 @@ impl Client {
                 self.check_welcome(&head, book);
             }
             "snapshot" | "patch" | "merge" => {
+                let closed =
+                    target_of(&stream).is_some_and(|target| book.direct.is_closed(target, self.core, self.started.0));
+                assert!(!closed || self.ever_stalled, "client {} got what nobody may name: {}", self.number, shown());
                 assert!(!self.late, "{} got a frame started after its credential's end: {}", self.shown(book), shown());
                 assert!(
                     self.may_reach(&stream, book),
@@ -1033,7 +1209,7 @@ impl Client {
                 }
             }
             "reauthenticate" => assert!(head["expires_at"].is_u64() && head["expires_in_ms"].is_u64(), "{}", shown()),
-            "error" => self.told_error(&head, id, book),
+            "error" => self.told_error(&head, id, &stream, book),
             "action_result" => {
                 let asked = id.and_then(|id| self.asked.remove(&id));
                 assert!(matches!(asked, Some(Asked::Act { begun: 1 })), "{asked:?} was answered {}", shown());
@@ -1059,6 +1235,7 @@ impl Client {
             Carrier::Ticket(_) => "ticket",
             Carrier::Session | Carrier::Hybrid => "session",
             Carrier::Key => "api_key",
+            Carrier::Ephemeral(_) => "ticket",
             _ => "jwt",
         };
         assert_eq!(head["auth"]["type"].as_str(), Some(kind), "client {}", self.number);
@@ -1080,6 +1257,12 @@ impl Client {
             let in_time = self.sent_us <= ticket.made_us + TICKET_US;
             assert!(in_time, "client {} was let in by a ticket that was too old", self.number);
         }
+        self.check_session(self.sent_us, self.sent_wall_us, self.sent_after, book);
+        if let Some(place) = self.ephemeral() {
+            let expires_us = head["auth"]["expires_at"].as_u64();
+            let ends_us = book.direct.sessions[place].ends_us;
+            assert!(expires_us.is_some_and(|at| at <= ends_us), "client {} is told {expires_us:?}", self.number);
+        }
         self.welcomed_after = Some(book.law.said.len());
         self.is_granted(book);
     }
@@ -1087,7 +1270,8 @@ impl Client {
     /// An action that it asked for is carried out: it must have the right to it now, and a credential.
     pub fn check_act(&mut self, id: u64, book: &Book) {
         let shown = self.shown(book);
-        assert!(self.is_open() && self.welcomed && self.carrier != Carrier::Key, "{shown} acts");
+        let may_act_at_all = self.carrier != Carrier::Key && self.ephemeral().is_none();
+        assert!(self.is_open() && self.welcomed && may_act_at_all, "{shown} acts");
         let party = self.party_now(book);
         let ended = self.ended_at(party, book);
         assert!(ended.is_none() && self.expired.is_none(), "{shown} acts after its credential's end");
@@ -1100,7 +1284,7 @@ impl Client {
         }
     }
 
-    fn told_error(&mut self, head: &Value, id: Option<u64>, book: &Book) {
+    fn told_error(&mut self, head: &Value, id: Option<u64>, stream: &str, book: &Book) {
         let code = head["code"].as_str().unwrap_or_default();
         let asked = id.and_then(|id| self.asked.remove(&id));
         let fine = match (&asked, code) {
@@ -1108,7 +1292,17 @@ impl Client {
                 true
             }
             (Some(Asked::Subscribe { name, .. }), "STREAM_NOT_FOUND") => {
-                book.managed.may_be_missing(name, self.core) || book.may_be_reloaded(name)
+                book.managed.may_be_missing(name, self.core)
+                    || book.may_be_reloaded(name)
+                    || self.session_may_be_over(book)
+            }
+            // The token of an ephemeral session is for its stream alone, and for nothing else.
+            (Some(Asked::Subscribe { name, .. }), "FORBIDDEN") => self.is_for_another(name, book),
+            (Some(Asked::Act { begun: 0 }), "FORBIDDEN") => self.ephemeral().is_some(),
+            (Some(Asked::Subscribe { name, .. }), "TARGET_BLOCKED") => book.may_be_blocked(name),
+            (None, "TARGET_BLOCKED") => self.held.keys().any(|name| book.may_be_blocked(name)),
+            (None, "INSUFFICIENT_PERMISSIONS") => {
+                self.held.keys().any(|name| target_of(name).is_some() && self.may_not_reach(name, book))
             }
             // It was taken away meanwhile.
             (Some(Asked::Unsubscribe { .. }), "STREAM_NOT_FOUND") => true,
@@ -1140,12 +1334,12 @@ impl Client {
             self.not_renewed(id.expect("an answer that was asked for has an id"));
         }
         if code == "TOO_MANY_STREAMS" && asked.is_none() {
-            self.held.remove(head["stream"].as_str().unwrap_or_default());
+            self.held.remove(stream);
         }
     }
 
     fn changed(&mut self, kind: &str, stream: &str, head: &Value, body: &[u8], text: &[u8], book: &mut Book) {
-        let number = self.number;
+        let (number, ephemeral) = (self.number, self.ephemeral().is_some());
         let epoch = head["epoch"].as_str().expect("an event has its epoch").to_owned();
         let seq = head["seq"].as_u64().expect("an event has its place");
         let shown = || text_of(&text[..text.len().min(120)]);
@@ -1155,7 +1349,8 @@ impl Client {
         // One that resumes may be ahead of the core it comes to (protocol section 3, «Resume»): it gets what there is.
         let many = self.tokens.len() + self.past.len() > 1 || self.tokens[0].session.is_some();
         let moves = self.kind == Kind::Events && is_shaped(stream) && many;
-        let resumes = (std::mem::take(&mut held.resumes) || moves) && kind == "snapshot";
+        let goes_on = std::mem::take(&mut held.resumes);
+        let resumes = (goes_on || moves) && kind == "snapshot";
         if held.epoch == epoch && !resumes {
             assert!(seq > held.seq, "client {number}: seq rises, {} was held: {}", held.seq, shown());
         }
@@ -1164,6 +1359,13 @@ impl Client {
             assert!(!held.past.contains(&epoch), "client {number} has left that epoch: {}", shown());
         }
         held.received = true;
+        if target_of(stream).is_some() {
+            let by = if ephemeral { "by session" } else { "described" };
+            book.count(format!("{by} {kind}"));
+            if goes_on && kind != "snapshot" {
+                book.count("described resumed");
+            }
+        }
         let value = match kind {
             "snapshot" => body.to_vec(),
             _ => {
@@ -1177,6 +1379,9 @@ impl Client {
             }
         };
         (held.epoch, held.seq, held.value) = (epoch.clone(), seq, Some(value.clone()));
+        if target_of(stream).is_some() {
+            book.direct.note_point(stream, held);
+        }
         let choice = held.choice;
         self.check_value(stream, choice, self.started.0 - LATE_US, &value, book);
         check_place(book, &epoch, seq, (stream, choice), &value);
@@ -1220,6 +1425,7 @@ impl Client {
     /// The URLs whose values this client may see under that name, or might since then.
     pub fn urls(&self, stream: &str, since_us: u64, book: &Book) -> Vec<String> {
         match stream.split_once('?') {
+            _ if target_of(stream).is_some() => target_of(stream).map(direct::url_of).into_iter().collect(),
             Some((id, query)) => vec![format!("http://up/{id}?{query}")],
             None if stream == "own" => {
                 self.companies(book).iter().map(|company| format!("http://up/own/{company}")).collect()
@@ -1237,6 +1443,12 @@ impl Client {
         let urls = self.urls(name, book.mono_us, book);
         (urls.len() == 1 && parts.len() == 1).then(|| (name.to_owned(), held.choice, urls, parts.contains(&true)))
     }
+}
+
+/// What callers mean to be secret stands in nothing that is sent to anybody.
+fn check_no_secret(sent: &[u8]) {
+    let found = find(sent, SECRET_MARK.as_bytes());
+    assert!(found.is_none(), "a secret is told: {}", text_of(&sent[found.unwrap_or(0)..]));
 }
 
 /// Whether somebody may ask for the action.

@@ -14,6 +14,7 @@ use restcast::time::WallTime;
 use serde_json::json;
 
 use super::client::{Asked, Carrier, Client, Held, Kind, Known, Login, Request, Ticket};
+use super::direct::target_of;
 use super::law::{Rights, Token};
 use super::managed::MANAGED;
 use super::store::{Store, Whose};
@@ -30,7 +31,7 @@ pub const ROLES: [&[&str]; 4] = [&[], &["viewer"], &["agent"], &["viewer", "admi
 pub const PERMISSIONS: [&[&str]; 4] = [&[], &["read"], &["read", "list"], &["list", "write", "read"]];
 
 /// Percent-encoded, as much as can be.
-fn encoded(text: &str) -> String {
+pub fn encoded(text: &str) -> String {
     text.bytes().map(|byte| format!("%{byte:02X}")).collect()
 }
 
@@ -203,7 +204,7 @@ impl World {
     }
 
     /// Somebody, and how they say who they are.
-    fn some_login(&mut self, kind: Kind) -> Login {
+    pub fn some_login(&mut self, kind: Kind) -> Login {
         let sub = format!("u{}", self.dice.below(USERS));
         let fresh = |ticket: &Ticket| ticket.made_us + 40 * SECOND_US > self.book.mono_us;
         let tickets: Vec<usize> = (0..self.book.tickets.len()).filter(|&no| fresh(&self.book.tickets[no])).collect();
@@ -247,7 +248,7 @@ impl World {
     }
 
     /// The same token, presented now.
-    fn presented_again(&self, token: &Token) -> Token {
+    pub fn presented_again(&self, token: &Token) -> Token {
         Token { sent_after: self.book.law.said.len(), sent_wall_us: self.book.wall_us, ..token.clone() }
     }
 
@@ -256,7 +257,7 @@ impl World {
     }
 
     /// How a request presents what a client has: the end of its target, and its fields.
-    fn carried(&self, client: &Client, token: &Token) -> (String, String) {
+    pub fn carried(&self, client: &Client, token: &Token) -> (String, String) {
         let text = || self.token_text(client.issuer, &client.sub, token);
         let cookie = || World::cookie(token.session.as_deref().expect("a session has its id"));
         match client.carrier {
@@ -273,12 +274,20 @@ impl World {
                 (String::new(), format!("X-Api-Key: {}\r\n", String::from_utf8_lossy(key.expose_secret())))
             }
             Carrier::Ticket(place) => (format!("ticket={}", self.book.tickets[place].text), String::new()),
+            Carrier::Ephemeral(place) => {
+                let token = &self.book.direct.sessions[place].token;
+                match place % 3 {
+                    0 => (String::new(), format!("Authorization: Bearer {token}\r\n")),
+                    1 => (format!("token={token}"), String::new()),
+                    _ => (String::new(), format!("Cookie: restcast_token={token}\r\n")),
+                }
+            }
         }
     }
 
     // Connecting.
 
-    fn stream_name(&mut self) -> String {
+    pub fn stream_name(&mut self) -> String {
         match self.dice.below(12) {
             9 => "roled".to_owned(),
             0 | 1 => "fast".to_owned(),
@@ -297,7 +306,7 @@ impl World {
     }
 
     /// One of the spellings of a choice.
-    fn spelled(&mut self, choice: usize) -> &'static str {
+    pub fn spelled(&mut self, choice: usize) -> &'static str {
         let spellings = CHOICES[choice].spellings;
         spellings[self.dice.below(2) as usize]
     }
@@ -326,9 +335,11 @@ impl World {
     }
 
     pub fn connect(&mut self) {
-        let live = self.clients.iter().filter(|client| !client.gone).count();
-        if live >= self.setup.clients {
+        if self.live_clients().len() >= self.setup.clients {
             return;
+        }
+        if self.dice.percent(30) {
+            return self.connect_to_described_or_session();
         }
         let kind = *self.dice.pick(&[Kind::Single, Kind::Single, Kind::Many, Kind::Many, Kind::Events, Kind::Json]);
         let core = self.dice.below(self.cores.len() as u64) as usize;
@@ -378,26 +389,12 @@ impl World {
         held: Held,
         rate_ms: u64,
     ) -> Option<usize> {
-        let number = self.clients.len();
-        let now = self.now();
-        let peer: SocketAddr = "192.0.2.1:4711".parse().expect("an address");
-        let accepted = self.cores[core].shard.accept(now, peer);
-        self.outputs(core);
-        let Ok(key) = accepted else {
-            assert!(self.book.draining, "nobody is sent away but by a drain");
-            return None;
-        };
-        let mut client = Client::new(number, kind, core, key.index, login);
-        client.sent_us = self.book.mono_us;
-        client.notice_time(&self.book, self.book.wall_us, false);
-        if let Carrier::Ticket(place) = client.carrier {
-            self.book.tickets[place].presented += 1;
-        }
+        let mut client = self.arrive(kind, core, login)?;
         let mut target = match kind {
             Kind::Many => "/v1/ws?".to_owned(),
             _ => match name.split_once('?') {
                 Some((id, query)) => format!("/v1/streams/{id}?{query}&"),
-                None => format!("/v1/streams/{name}?"),
+                None => format!("/v1/streams/{}?", self.wire_name(name)),
             },
         };
         if matches!(kind, Kind::Single | Kind::Events) {
@@ -408,32 +405,78 @@ impl World {
             if held.value.is_some() {
                 let _ = write!(target, "since={}-{}&", held.epoch, held.seq);
             }
-            if let Some(choice) = held.choice {
+            if let Some(choice) = held.choice.filter(|_| self.may_select(client.carrier)) {
                 let _ = write!(target, "select={}&", encoded(self.spelled(choice)));
             }
             client.held.insert(name.to_owned(), held);
         }
-        let mut upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
-                           Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
-            .to_owned();
-        if matches!(kind, Kind::Single | Kind::Many) {
-            client.deflate = [None, Some(15), Some(15), Some(9)][number % 4];
-            if let Some(bits) = client.deflate {
-                let window = if bits == 15 { String::new() } else { format!("; server_max_window_bits={bits}") };
-                let _ = write!(upgrade, "Sec-WebSocket-Extensions: permessage-deflate{window}\r\n");
-            }
-        }
         let (query, fields) = self.carried(&client, &client.tokens[0]);
         let head = |more: &str| format!("GET {target}{query} HTTP/1.1\r\nHost: h\r\n{fields}{more}\r\n");
         match kind {
-            Kind::Single | Kind::Many => client.outgoing.extend(head(&upgrade).bytes()),
+            Kind::Single | Kind::Many => {
+                let upgrade = World::upgrade(&mut client);
+                client.outgoing.extend(head(&upgrade).bytes());
+            }
             Kind::Events => client.outgoing.extend(head("Accept: text/event-stream\r\n").bytes()),
             Kind::Json => {}
         }
+        self.say_who(&mut client);
+        Some(self.plug_in(client))
+    }
+
+    /// Somebody connects to `core`.
+    pub fn arrive(&mut self, kind: Kind, core: usize, login: Login) -> Option<Client> {
+        let now = self.now();
+        let peer: SocketAddr = "192.0.2.1:4711".parse().expect("an address");
+        let accepted = self.cores[core].shard.accept(now, peer);
+        self.outputs(core);
+        let Ok(key) = accepted else {
+            assert!(self.book.draining, "nobody is sent away but by a drain");
+            return None;
+        };
+        let mut client = Client::new(self.clients.len(), kind, core, key.index, login);
+        client.sent_us = self.book.mono_us;
+        client.sent_wall_us = self.book.wall_us;
+        client.sent_after = self.book.law.said.len();
+        client.notice_time(&self.book, self.book.wall_us, false);
+        if let Carrier::Ticket(place) = client.carrier {
+            self.book.tickets[place].presented += 1;
+        }
+        Some(client)
+    }
+
+    /// The fields of a request for a WebSocket.
+    pub fn upgrade(client: &mut Client) -> String {
+        let mut upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+                           Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+            .to_owned();
+        client.deflate = [None, Some(15), Some(15), Some(9)][client.number % 4];
+        if let Some(bits) = client.deflate {
+            let window = if bits == 15 { String::new() } else { format!("; server_max_window_bits={bits}") };
+            let _ = write!(upgrade, "Sec-WebSocket-Extensions: permessage-deflate{window}\r\n");
+        }
+        upgrade
+    }
+
+    /// Whoever says so in the first message does.
+    pub fn say_who(&self, client: &mut Client) {
         if client.carrier == Carrier::FirstMessage {
             let token = self.token_text(client.issuer, &client.sub, &client.tokens[0]);
             client.send_frame(1, format!("{{\"type\":\"auth\",\"token\":\"{token}\"}}").as_bytes());
         }
+    }
+
+    /// Whether somebody may select: what an ephemeral session was made with, nobody else chooses.
+    fn may_select(&self, carrier: Carrier) -> bool {
+        match carrier {
+            Carrier::Ephemeral(place) => self.book.direct.sessions[place].choice.is_none(),
+            _ => true,
+        }
+    }
+
+    /// The socket of a client who has arrived; its number.
+    pub fn plug_in(&mut self, client: Client) -> usize {
+        let Client { number, core, socket: place, .. } = client;
         let socket = Socket {
             client: number,
             room: u64::MAX,
@@ -444,9 +487,9 @@ impl World {
             blocked_since_us: None,
             finished: false,
         };
-        assert!(self.cores[core].sockets.insert(key.index, socket).is_none(), "a place is taken once");
+        assert!(self.cores[core].sockets.insert(place, socket).is_none(), "a place is taken once");
         self.clients.push(client);
-        Some(number)
+        number
     }
 
     pub fn live_clients(&self) -> Vec<usize> {
@@ -466,7 +509,10 @@ impl World {
         }
         let client = &self.clients[number];
         match client.kind {
-            Kind::Json if client.carrier != Carrier::Key && self.dice.percent(25) => self.ask_for_ticket(number),
+            Kind::Json if self.dice.percent(40) => self.describe(number),
+            Kind::Json if client.carrier != Carrier::Key && client.ephemeral().is_none() && self.dice.percent(25) => {
+                self.ask_for_ticket(number);
+            }
             Kind::Json => self.request(number),
             _ if client.closed.is_some() || !client.welcomed => {}
             Kind::Single | Kind::Many if self.dice.percent(15) => self.ask_to_act(number),
@@ -498,15 +544,22 @@ impl World {
     }
 
     fn change_subscription(&mut self, number: usize) {
-        let name = self.stream_name();
+        let name = self.own_stream(number).unwrap_or_else(|| self.stream_name());
         let companies = self.clients[number].companies(&self.book);
-        let (held, rate_ms) = self.terms(&name, &companies);
+        let (mut held, rate_ms) = self.terms(&name, &companies);
+        if let Some(place) = self.clients[number].ephemeral() {
+            held = Held { format: held.format, state: held.state, ..Held::default() };
+            held.choice = self.book.direct.sessions[place].choice;
+        }
         self.subscribe(number, &name, held, rate_ms);
     }
 
     /// Subscribes a `/v1/ws` client to a stream, or, where it holds it already, the opposite.
     pub fn subscribe(&mut self, number: usize, name: &str, held: Held, rate_ms: u64) {
         let spelled = held.choice.map(|choice| self.spelled(choice));
+        let wire = self.wire_name(name);
+        let may_select = self.may_select(self.clients[number].carrier);
+        let spelled = spelled.filter(|_| may_select);
         let client = &mut self.clients[number];
         let pending = client.asked.values().any(|asked| match asked {
             Asked::Subscribe { name: other, .. } | Asked::Unsubscribe { name: other } => other == name,
@@ -516,11 +569,11 @@ impl World {
             return;
         }
         if client.held.contains_key(name) {
-            let message = format!("{{\"type\":\"unsubscribe\",\"stream\":\"{name}\"}}");
+            let message = format!("{{\"type\":\"unsubscribe\",\"stream\":\"{wire}\"}}");
             client.ask(&message, Asked::Unsubscribe { name: name.to_owned() });
             return;
         }
-        let mut message = format!("{{\"type\":\"subscribe\",\"stream\":\"{name}\",\"format\":\"{}\"", held.format);
+        let mut message = format!("{{\"type\":\"subscribe\",\"stream\":\"{wire}\",\"format\":\"{}\"", held.format);
         if held.value.is_some() {
             let _ = write!(message, ",\"since\":\"{}-{}\"", held.epoch, held.seq);
         }
@@ -543,6 +596,14 @@ impl World {
 
     fn say(&mut self, number: usize) {
         match self.dice.below(10) {
+            // What is good for one session alone is renewed by nothing else.
+            0..5 if self.clients[number].ephemeral().is_some() => {
+                let token = self.plain_token(0, 60 * SECOND_US);
+                let client = &self.clients[number];
+                let text = self.token_text(client.issuer, &client.sub, &token);
+                let message = format!("{{\"type\":\"auth_update\",\"token\":\"{text}\"}}");
+                self.clients[number].ask(&message, Asked::RenewBadly);
+            }
             // An API key cannot be renewed.
             0..5 if self.clients[number].carrier == Carrier::Key => {}
             0..5 if self.clients[number].tokens[0].session.is_some() => {
@@ -564,8 +625,10 @@ impl World {
                 }
             }
             5 => {
-                let token = match self.dice.below(2) {
+                let session = self.book.direct.sessions.last().filter(|_| self.clients[number].ephemeral().is_none());
+                let token = match self.dice.below(3) {
                     0 => self.token_text(None, "somebody-else", &self.plain_token(0, 60 * SECOND_US)),
+                    1 if session.is_some() => session.map(|session| session.token.clone()).expect("there is one"),
                     _ => "not.a.token".to_owned(),
                 };
                 let message = format!("{{\"type\":\"auth_update\",\"token\":\"{token}\"}}");
@@ -601,7 +664,7 @@ impl World {
     }
 
     /// Somebody who speaks HTTP now.
-    fn some_requester(&mut self) -> Option<usize> {
+    pub fn some_requester(&mut self) -> Option<usize> {
         let speaks = |client: &Client| client.kind == Kind::Json && client.closed.is_none();
         let all: Vec<usize> = self.live_clients().into_iter().filter(|&other| speaks(&self.clients[other])).collect();
         (!all.is_empty()).then(|| *self.dice.pick(&all))
@@ -610,7 +673,8 @@ impl World {
     /// Brings a new token for an SSE connection, over some HTTP connection.
     fn renew_events(&mut self, number: usize) {
         let client = &self.clients[number];
-        let is_token = client.tokens[0].session.is_none() && client.tokens[0].key.is_none();
+        let own = &client.tokens[0];
+        let is_token = own.session.is_none() && own.key.is_none() && client.ephemeral().is_none();
         if !is_token || client.renewing || client.connection.is_none() {
             return;
         }
@@ -639,7 +703,7 @@ impl World {
     }
 
     fn request(&mut self, number: usize) {
-        let mut name = self.stream_name();
+        let mut name = self.own_stream(number).unwrap_or_else(|| self.stream_name());
         let wait_s = self.dice.percent(40).then(|| self.dice.below(20));
         let known = self.clients[number].etag.clone().filter(|_| self.dice.percent(70));
         let mut choice = self.choice();
@@ -663,14 +727,25 @@ impl World {
         known: Option<Known>,
         wait_s: Option<u64>,
     ) {
+        let carrier = self.clients[number].carrier;
+        if let Some(target) = target_of(name).filter(|_| !matches!(carrier, Carrier::Ephemeral(_))) {
+            return self.ask_for_described(number, target, choice, known, wait_s);
+        }
+        let mut choice = choice;
+        if let Carrier::Ephemeral(place) = carrier {
+            self.book.direct.sessions[place].presented = true;
+            choice = self.book.direct.sessions[place].choice.or(choice);
+        }
         if self.clients[number].closed.is_some() || self.clients[number].requests.len() > 2 {
             return;
         }
         let token = self.presented_again(&self.clients[number].tokens[0]);
         let (query, fields) = self.carried(&self.clients[number], &token);
         let and = if name.contains('?') { "&" } else { "?" };
-        let select = choice.map(|choice| format!("select={}&", encoded(self.spelled(choice)))).unwrap_or_default();
-        let mut head = format!("GET /v1/streams/{name}{and}{select}{query} HTTP/1.1\r\nHost: h\r\n{fields}");
+        let wire = self.wire_name(name);
+        let selected = choice.filter(|_| self.may_select(carrier));
+        let select = selected.map(|choice| format!("select={}&", encoded(self.spelled(choice)))).unwrap_or_default();
+        let mut head = format!("GET /v1/streams/{wire}{and}{select}{query} HTTP/1.1\r\nHost: h\r\n{fields}");
         if let Some(Known { etag, .. }) = &known {
             let _ = write!(head, "If-None-Match: {etag}\r\n");
         }

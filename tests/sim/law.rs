@@ -10,6 +10,8 @@ const SECOND_US: u64 = 1_000_000;
 /// Streams that demand something: any one of the roles, all of the permissions.
 pub const TEAM_ROLES: [&str; 2] = ["agent", "admin"];
 pub const VAULT_PERMISSIONS: [&str; 2] = ["read", "list"];
+/// Who may describe streams: any one of them.
+pub const DIRECT_ROLES: [&str; 2] = ["viewer", "agent"];
 /// What the action demands.
 pub const ACTION_PERMISSION: &str = "write";
 
@@ -36,6 +38,9 @@ impl Rights {
         match name {
             "team" => TEAM_ROLES.iter().any(|role| self.roles.iter().any(|own| own == role)),
             "roled" => self.sees_part() || self.roles.iter().any(|own| own == "admin"),
+            described if described.starts_with("direct#") => {
+                DIRECT_ROLES.iter().any(|role| self.roles.iter().any(|own| own == role))
+            }
             "vault" => VAULT_PERMISSIONS.iter().all(|wanted| self.permissions.iter().any(|own| own == wanted)),
             _ => true,
         }
@@ -147,7 +152,7 @@ pub struct Party<'a> {
 }
 
 impl Party<'_> {
-    fn is(&self, user: &User) -> bool {
+    pub fn is(&self, user: &User) -> bool {
         user.sub == self.sub && (user.issuer.is_none() || user.issuer == self.issuer)
     }
 }

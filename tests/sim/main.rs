@@ -8,9 +8,14 @@ mod authority;
 mod client;
 mod deeds;
 mod dice;
+mod direct;
+#[path = "../hall/ephemerals.rs"]
+#[allow(dead_code, reason = "halls ask more of it")]
+mod ephemerals;
 mod law;
 mod managed;
 mod scripts;
+mod scripts_direct;
 mod store;
 mod upstream;
 mod world;
@@ -25,7 +30,7 @@ use world::World;
 const SEEDS: u64 = 100;
 
 /// What happens in these worlds, once in ten of them at the least.
-const HAPPENS: [&str; 37] = [
+const HAPPENS: [&str; 55] = [
     "welcome jwt",
     "welcome api_key",
     "welcome session",
@@ -63,6 +68,24 @@ const HAPPENS: [&str; 37] = [
     "unsubscribed stream_ended",
     "close 4004 stream_ended",
     "answer 404 STREAM_NOT_FOUND",
+    "described snapshot",
+    "described patch",
+    "described resumed",
+    "described closed 4001 token_expired",
+    "described closed 4003 forbidden",
+    "described closed 4010 logged_out",
+    "described closed 1012 draining",
+    "answer 403 TARGET_BLOCKED",
+    "error TARGET_BLOCKED",
+    "session 201",
+    "session 200",
+    "session told 200",
+    "session told 204",
+    "session lapsed",
+    "session token 403 FORBIDDEN",
+    "session closed 4004 stream_ended",
+    "by session patch",
+    "answer 429 TOO_MANY_STREAMS",
 ];
 
 /// What the clients of that world have seen, in a number and counted.

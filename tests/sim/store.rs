@@ -287,11 +287,16 @@ impl Store {
 
     // How it answers.
 
-    /// The answer to a question that came at `asked_us`, at `now_us`.
-    pub fn answer(&mut self, dice: &mut Dice, lookup: &Lookup, asked_us: u64, now_us: u64) -> Found {
+    /// Whether a question that came at `asked_us` has no answer at `now_us`.
+    pub fn fails(&self, dice: &mut Dice, asked_us: u64, now_us: u64) -> bool {
         let away = self.aways.iter().any(|(from, to)| *from <= now_us && to.is_none_or(|to| to > asked_us));
         // Whoever asks does not wait for ever, and the machine may have slept meanwhile.
-        let fails = away || now_us > asked_us + TIMEOUT_US || (!self.is_reliable && dice.percent(2));
+        away || now_us > asked_us + TIMEOUT_US || (!self.is_reliable && dice.percent(2))
+    }
+
+    /// The answer to a question that came at `asked_us`, at `now_us`.
+    pub fn answer(&mut self, dice: &mut Dice, lookup: &Lookup, asked_us: u64, now_us: u64) -> Found {
+        let fails = self.fails(dice, asked_us, now_us);
         match lookup {
             Lookup::Sessions(_) if fails => Found::Unavailable,
             Lookup::Sessions(sids) => {

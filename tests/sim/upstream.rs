@@ -28,6 +28,8 @@ struct Resource {
     /// What agents see of it besides the ids of its items; it changes less often than the rest.
     public: u64,
     text: Vec<u8>,
+    /// How many of the last answers were no values.
+    polled_badly: u32,
     /// What agents see of it now, and all that they ever saw: members sorted.
     shown: String,
     ever_shown: HashSet<String>,
@@ -150,9 +152,9 @@ impl Upstream {
         served == value || parse(served) == parse(value)
     }
 
-    /// The answer to a poll.
-    pub fn answer(&mut self, dice: &mut Dice, request: &FetchRequest, received: WallTime) -> FetchResult {
-        let url = request.target.url.as_str().to_owned();
+    /// The answer to a poll of what is kept under that URL.
+    pub fn answer(&mut self, dice: &mut Dice, request: &FetchRequest, url: &str, received: WallTime) -> FetchResult {
+        let url = url.to_owned();
         let resource = self.resources.entry(url.clone()).or_default();
         if resource.version == 0 {
             resource.change(dice, &url, false);
@@ -167,8 +169,13 @@ impl Upstream {
             received,
         };
         let etag = |resource: &Resource| format!("\"{}.{}\"", resource.version, resource.volatile).into_bytes();
-        if self.mood == Mood::Wild {
-            match dice.below(100) {
+        let described = url.starts_with("http://direct/");
+        if self.mood == Mood::Wild && (!described || resource.polled_badly < 2) {
+            let fate = dice.below(100);
+            // Who fails again and again is left alone for longer than a world rests.
+            resource.polled_badly = if fate < 80 { 0 } else { resource.polled_badly + 1 };
+            match fate {
+                80..83 if described => return error(UpstreamCode::Blocked),
                 0..45 => resource.change(dice, &url, self.huge),
                 45..55 => resource.change_volatile(&url),
                 55..80 => {}
@@ -198,6 +205,7 @@ impl Upstream {
                 }
             }
         }
+        resource.polled_badly = 0;
         if request.validators.etag.as_deref() == Some(&*etag(resource)) {
             response.status = 304;
             return Ok(response);

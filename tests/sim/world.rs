@@ -20,7 +20,9 @@ use restcast::time::{Instant, Now, WallTime};
 use super::authority::News;
 use super::client::{Book, Client, Kind};
 use super::dice::Dice;
-use super::law::{ACTION_PERMISSION, LATE_US, TEAM_ROLES, VAULT_PERMISSIONS};
+use super::direct::{self, ALLOW, ALLOW_LESS, SECRET_MARK, SESSIONS_EACH, TARGETS, TTL_MAX_S};
+use super::ephemerals::Ephemerals;
+use super::law::{ACTION_PERMISSION, DIRECT_ROLES, LATE_US, TEAM_ROLES, VAULT_PERMISSIONS};
 use super::managed::Managed;
 use super::store::{GRACE_S, REREAD_S};
 use super::upstream::Mood;
@@ -57,6 +59,12 @@ pub struct Setup {
     pub touches: bool,
     /// How many of a hundred touches are lost on their way.
     pub loses_touches: u64,
+    /// Whether tickets and ephemeral sessions stand in a store, where other processes find them.
+    pub shares: bool,
+    /// `direct.linger`.
+    pub direct_linger_ms: u64,
+    /// The first of those targets that are described.
+    pub target: usize,
     pub write_stall_s: u64,
     pub drain_s: u64,
 }
@@ -79,6 +87,9 @@ impl Setup {
             huge: false,
             touches: false,
             loses_touches: 0,
+            shares: true,
+            direct_linger_ms: 3_000,
+            target: 0,
             write_stall_s: 30,
             drain_s: 5,
         }
@@ -118,6 +129,9 @@ impl Setup {
             huge: dice.percent(15),
             touches: dice.percent(40),
             loses_touches: *dice.pick(&[0, 0, 50, 100]),
+            shares: dice.percent(50),
+            direct_linger_ms: 100 + dice.below(4_000),
+            target: dice.below(TARGETS.len() as u64) as usize,
             write_stall_s: 2 + dice.below(20),
             drain_s: 2 + dice.below(6),
         }
@@ -136,6 +150,15 @@ impl Setup {
              reread = \"{REREAD_S}s\"\ngrace = \"{GRACE_S}s\"\ntouch = {touches}\n\
              [auth.jwt]\nleeway = \"{leeway_s}s\"\n\
              [[auth.jwt.key]]\nalg = \"HS256\"\nsecret = \"{SECRET}\"\n"
+        );
+        let (allow, linger_ms_described) = (if variant == 2 { ALLOW_LESS } else { ALLOW }, self.direct_linger_ms);
+        // Another `[direct]` each time.
+        let cookies = variant == 1;
+        let _ = write!(
+            text,
+            "[direct]\nallow = {allow}\nroles = {DIRECT_ROLES:?}\ninterval_min = \"500ms\"\n\
+             cookies = {cookies}\nsessions_per_subject = {SESSIONS_EACH}\nsession_ttl_max = \"{TTL_MAX_S}s\"\n\
+             linger = \"{linger_ms_described}ms\"\n"
         );
         let common = format!("linger = \"{linger_ms}ms\"\nbackoff_max = \"1s\"\ntimeout = \"4s\"\n{stream}");
         let slower = (interval_ms * 7).min(2_000);
@@ -196,15 +219,18 @@ impl Sources for NoSources {
     }
 }
 
-fn options(text: &str, managed: &Managed, previous: Option<&Catalog>) -> Arc<Options> {
+fn options(text: &str, managed: &Managed, shares: bool, previous: Option<&Catalog>) -> Arc<Options> {
     let (config, _) = Config::parse(text, &NoSources).unwrap_or_else(|errors| panic!("{errors:?} in\n{text}"));
     let (made, stopped) = managed.all();
     let streams = [config.streams.clone(), made].concat();
+    let catalog = Catalog::new(&streams, previous, 7).with_actions(&config.actions).with_all_stopped(&stopped);
+    let mut auth = config.auth.clone();
+    auth.store = shares;
     Arc::new(Options {
         connection: config.connection.clone(),
-        auth: config.auth.clone(),
+        auth,
         limits: config.limits.clone(),
-        catalog: Catalog::new(&streams, previous, 7).with_actions(&config.actions).with_all_stopped(&stopped),
+        catalog: catalog.with_direct(config.direct.as_ref(), previous),
     })
 }
 
@@ -228,6 +254,7 @@ pub struct Socket {
 
 /// A poll under way.
 struct Fetching {
+    begun_us: u64,
     due_us: u64,
     stream: u32,
     poll: PollNo,
@@ -266,6 +293,8 @@ pub struct World {
     pub clients: Vec<Client>,
     /// What each core is still to hear of.
     pub news: Vec<VecDeque<(u64, News)>>,
+    /// The ephemeral sessions that the store holds.
+    pub ephemerals: Ephemerals,
     /// When the store comes back.
     pub store_returns_us: Option<u64>,
     pub options: Arc<Options>,
@@ -281,6 +310,8 @@ pub struct World {
     pub sends: usize,
     /// How long each poll takes at most.
     pub fetch_us_max: u64,
+    /// The same of an answer of the store.
+    pub store_us_max: u64,
     /// Whether no core hears of another's events.
     pub loses_events: bool,
     draining_until_us: Option<u64>,
@@ -330,12 +361,18 @@ impl World {
     }
 
     pub fn with(dice: Dice, setup: Setup) -> World {
-        let options = options(&setup.text(0), &Managed::default(), None);
+        let options = options(&setup.text(0), &Managed::default(), setup.shares, None);
         let ledger = Arc::new(Ledger::of(restcast::ids::ProcessId(1)));
         ledger.marks().configure(&options.auth);
         let mut book = Book::new(1_000 * SECOND_US, 1_800_000_000 * SECOND_US, setup.leeway_s * SECOND_US);
         book.upstream.huge = setup.huge;
         book.store.touches = setup.touches;
+        book.direct.shared = setup.shares;
+        book.direct.linger_us = setup.direct_linger_ms * 1_000;
+        book.direct.in_all = match options.limits.streams {
+            0 => usize::MAX,
+            streams => streams as usize,
+        };
         let now = now(&book);
         let cores = (0..setup.cores)
             .map(|core| {
@@ -355,6 +392,7 @@ impl World {
             dice,
             mail: (0..setup.cores).map(queues).collect(),
             news: (0..setup.cores).map(|_| VecDeque::new()).collect(),
+            ephemerals: Ephemerals::default(),
             store_returns_us: None,
             tokens_made: 0,
             sessions_made: 0,
@@ -369,6 +407,7 @@ impl World {
             questions: 0,
             sends: 0,
             fetch_us_max: 300_000,
+            store_us_max: u64::MAX,
             loses_events: false,
             draining_until_us: None,
         }
@@ -388,6 +427,10 @@ impl World {
             self.drain();
         } else {
             self.leave();
+        }
+        for session in &self.book.direct.sessions {
+            let what = format!("session {}", if session.lapsed_us.is_some() { "lapsed" } else { "not lapsed" });
+            *self.book.tally.entry(what).or_default() += 1;
         }
         (self.book.trace, self.book.tally)
     }
@@ -415,6 +458,12 @@ impl World {
                 self.ask_where(|client, book| book.law.is_about(client.party_now(book), &client.tokens[0]));
             }
             941..953 => self.disturb_sessions(),
+            980..998 => self.connect_to_described_or_session(),
+            961..980 => {
+                if let Some(number) = self.some_requester() {
+                    self.describe(number);
+                }
+            }
             _ => self.settle(),
         }
     }
@@ -450,6 +499,7 @@ impl World {
     /// Time goes on, and no core has its turn.
     pub fn move_clocks(&mut self, by_us: u64) {
         let before_us = self.book.wall_us;
+        self.note_watchers(self.book.mono_us, self.book.mono_us + by_us);
         self.book.mono_us += by_us;
         self.book.wall_us += by_us;
         for client in &mut self.clients {
@@ -510,6 +560,7 @@ impl World {
         self.settle();
         let by_us = self.dice.below(120 * SECOND_US);
         self.book.store.sleep(self.book.mono_us, self.book.mono_us + by_us);
+        self.note_watchers(self.book.mono_us, self.book.mono_us + by_us);
         self.book.mono_us += by_us;
         self.book.wall_us += by_us;
         for client in &mut self.clients {
@@ -551,19 +602,26 @@ impl World {
                 Output::Fetch { stream, poll, request, under_way, .. } => {
                     self.fetches += 1;
                     let id = request.target.options.id.as_str();
-                    let stopped = self.book.managed.is_stopped(id, index);
+                    // A core that has not heard of it may still have what the stream was before polled by another.
+                    let stopped = (0..self.cores.len()).all(|core| self.book.managed.is_stopped(id, core));
                     assert!(!stopped, "{id} is polled although it was stopped");
-                    // Whatever was reloaded, changed, stopped or evicted meanwhile, and on whatever core it was polled before.
+                    if request.target.guard.is_some() {
+                        self.check_described(index, &request);
+                    }
+                    // Whatever was reloaded, changed, stopped or evicted meanwhile, and on whatever core it was polled before. Those
+                    // who describe streams may ask for the same URL with headers of their own.
                     let same = |fetch: &Fetching| {
                         let (one, other) = (&fetch.request.target, &request.target);
-                        one.options.id == other.options.id && one.url == other.url && one.body == other.body
+                        let is_same =
+                            one.options.id == other.options.id && one.url == other.url && one.body == other.body;
+                        is_same && one.guard.is_none()
                     };
                     let twice = self.cores.iter().flat_map(|core| &core.fetches).any(same);
                     assert!(!twice, "{} is polled twice at a time", request.target.url);
                     let core = &mut self.cores[index];
                     let due_us =
                         now_us + self.dice.below(self.fetch_us_max.min(4 * SECOND_US)) / (1 + self.dice.below(50));
-                    core.fetches.push(Fetching { due_us, stream, poll, request, under_way });
+                    core.fetches.push(Fetching { begun_us: now_us, due_us, stream, poll, request, under_way });
                 }
                 Output::Compare(comparison) => {
                     let due = now_us + self.dice.below(50_000);
@@ -614,7 +672,12 @@ impl World {
                     client.gone = true;
                     client.held.clear();
                 }
-                Output::Resume { .. } | Output::Notice(_) => {}
+                Output::Resume { .. } => {}
+                Output::Notice(notice) => {
+                    let notice = format!("{notice:?}");
+                    let tells = self.book.direct.sessions.iter().any(|session| notice.contains(&session.token));
+                    assert!(!tells && !notice.contains(SECRET_MARK), "a secret is logged: {notice}");
+                }
                 Output::Drained => {
                     assert!(self.book.draining && !self.cores[index].drained, "a core drains once");
                     self.cores[index].drained = true;
@@ -649,7 +712,13 @@ impl World {
         while let Some(at) = self.cores[index].fetches.iter().position(|fetch| fetch.due_us <= now_us) {
             let Fetching { stream, poll, request, under_way, .. } = self.cores[index].fetches.remove(at);
             let received = WallTime::from_micros(self.book.wall_us);
-            let result = self.book.upstream.answer(&mut self.dice, &request, received);
+            let target = request.target.guard.is_some().then(|| self.book.direct.is_polled(&request.target));
+            let url = target.map_or_else(|| request.target.url.as_str().to_owned(), direct::url_of);
+            let result = self.book.upstream.answer(&mut self.dice, &request, &url, received);
+            if let Some(target) = target {
+                let blocked = matches!(&result, Err(error) if error.code == UpstreamCode::Blocked);
+                self.book.direct.proved_blocked[target] |= blocked;
+            }
             under_way.end(Instant::from_micros(now_us), &result);
             self.handle(index, Input::Fetched { stream, poll, result });
             acted = true;
@@ -678,6 +747,21 @@ impl World {
         self.sends += net.sends;
         self.outputs(index);
         acted || more
+    }
+
+    /// A stream that was described is polled: by one who may, for a request as it was described, once at a time.
+    fn check_described(&mut self, index: usize, request: &FetchRequest) {
+        let described = self.book.direct.is_polled(&request.target);
+        let closed = (0..self.cores.len()).all(|core| self.book.direct.is_closed(described, core, self.book.mono_us));
+        assert!(!closed, "target {described} is polled, which nobody may name any more");
+        let may = self.setup.evicts || self.book.reloaded;
+        let lingered_us = self.book.direct.lingered_us(described);
+        for core in self.cores.iter().filter(|_| !may) {
+            let same = |fetch: &Fetching| {
+                fetch.request.target.options.id == request.target.options.id && fetch.begun_us > lingered_us
+            };
+            assert!(!core.fetches.iter().any(same), "target {described} is polled twice at a time by {index}");
+        }
     }
 
     /// What upstreams are still asked is answered at once.
@@ -778,8 +862,9 @@ impl World {
 
     pub fn publish_reload(&mut self, variant: u64) {
         self.book.reloaded = true;
-        self.options = options(&self.setup.text(variant), &self.book.managed, Some(&self.options.catalog));
-        self.tell_cores(&News::Reload(Arc::clone(&self.options)));
+        let text = self.setup.text(variant);
+        self.options = options(&text, &self.book.managed, self.setup.shares, Some(&self.options.catalog));
+        self.tell_cores(&News::Reload(Arc::clone(&self.options), variant));
     }
 
     /// How often a reader got one snapshot for several events.
@@ -800,15 +885,19 @@ impl World {
             let stalled = core.sockets.values().any(|socket| socket.blocked);
             assert!(stats.pinned_bytes <= pinned_max || !stalled, "pinned bytes are bounded: {stats:?}");
             // One of each kind: a client's own, and rereads of what its core holds.
-            let lookups_max = 2 * self.clients.len() + 2;
+            let lookups_max = 2 * self.clients.len() + 2 + 4 * self.book.direct.sessions.len();
             assert!(stats.lookups <= lookups_max.min(core.asking.len()), "questions are bounded: {stats:?}");
             let sessions_max = core.sockets.len() + stats.lookups;
             assert!(stats.sessions <= sessions_max, "a session has a connection: {stats:?}");
-            assert!(stats.timers <= 64 + 16 * (stats.streams + stats.topics + stats.connections), "{stats:?}");
+            let timers_max =
+                64 + 16 * (stats.streams + stats.topics + stats.connections) + self.book.direct.sessions.len() * 3;
+            assert!(stats.timers <= timers_max, "{stats:?}");
             let limit = self.options.limits.streams;
             assert!(self.ledger.streams() <= u64::from(limit), "streams are bounded");
             assert_eq!(core.metrics.panics.value(), 0);
         }
+        let sessions = self.ledger.ephemeral_sessions();
+        assert!(sessions <= self.book.direct.in_all, "there are {sessions} ephemeral sessions");
         let watchers: u64 = self.cores.iter().map(|core| core.shard.stats().watchers).sum();
         assert!(watchers <= (self.clients.len() * 11) as u64);
     }
@@ -924,13 +1013,16 @@ impl World {
         for number in self.live_clients() {
             self.end(number, false);
         }
-        // Linger, then the copies on other cores, then a reset of whoever was told to go.
-        self.idle(self.setup.linger_ms * 1_000 + 20 * SECOND_US);
+        // Linger, then the copies on other cores, then a reset of whoever was told to go; the time of all ephemeral sessions,
+        // and for as long as one that was asked for may wait for whoever asked.
+        self.idle(self.setup.linger_ms.max(self.setup.direct_linger_ms) * 1_000 + 32 * SECOND_US);
+        self.check_dead_tokens();
         let (polls, questions) = (self.fetches, self.questions);
         self.idle(30 * SECOND_US);
         assert_eq!(self.fetches, polls, "nobody watches, nobody is polled for");
         assert_eq!(self.questions, questions, "nobody has a session, no record is read");
         assert_eq!(self.ledger.tickets_made(self.now().at), 0, "tickets that are too old are forgotten");
+        assert_eq!(self.ledger.ephemeral_sessions(), 0, "no session outlives its time");
         assert_eq!(self.ledger.connections(), 0);
         for core in &self.cores {
             let stats = core.shard.stats();
