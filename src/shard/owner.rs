@@ -481,7 +481,12 @@ impl Shard {
 
     fn start_stream(&mut self, index: u32) {
         let Some(owned) = self.streams.at_mut(index) else { return };
-        owned.stream.start(self.now.at);
+        let now = self.now.at;
+        owned.stream.start(now);
+        if let Some(until) = owned.lane.rests.until(&owned.key.target.url, now) {
+            // When it looks nobody minds; what it may hope for is told to whoever comes meanwhile.
+            owned.stream.hold(now, until, None);
+        }
         self.plan_poll(index);
     }
 
@@ -1156,11 +1161,13 @@ mod tests {
             shard.handle(at(30), Input::Reload(options));
             shard.handle(at(30), Input::Mail(watch(&changed)));
             shard.handle(at(30), Input::Timeout);
-            assert_eq!(fetches(&mut shard).len(), usize::from(is_back));
+            assert!(fetches(&mut shard).is_empty(), "it waits as it would have after a failure");
+            let index = shard.owned(&changed).expect("it is polled");
             if is_back {
+                shard.handle(at(2_010), Input::Timeout);
+                assert!(fetches(&mut shard).iter().any(|(stream, _)| *stream == index), "and no longer than that");
                 continue;
             }
-            let index = shard.owned(&changed).expect("it is polled");
             let status =
                 |shard: &Shard, ms: u64| shard.streams.at(index).expect("it is there").stream.status(at(ms).at);
             let told = status(&shard, 30);

@@ -1206,7 +1206,8 @@ mod tests {
             (403, 120, 120, 120),
             (429, 86_400, 86_400, 86_400),
             (429, 86_401, 86_400, 86_400),
-            (500, 120, 1, 2),
+            (500, 120, 120, 120),
+            (302, 120, 1, 2),
         ] {
             let mut script = script(options(1_000));
             script.poll(Ok(FetchResponse { retry_after: Some(Duration::from_secs(asked_s)), ..answer(status) }));
