@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use support::server::{ADMIN_KEY, PATIENCE, Server, Setup, eventually};
+use support::server::{ADMIN_KEY, PATIENCE, Server, Setup, bearer, eventually, token_of};
 use support::{Reply, RequestSeen, Step, Upstream};
-use watcher::{Watcher, polled, requests_for};
+use watcher::{Over, Watcher, polled, requests_for};
 
 fn open(server: &Server, stream: &str) -> Watcher {
     Watcher::ws(server, &format!("/v1/streams/{stream}"))
@@ -257,4 +257,69 @@ fn whoever_gets_another_key_leaves_the_budget_of_the_old_one() {
     assert_eq!(server.admin("POST", "/admin/v1/streams/a/refresh", Some(ADMIN_KEY)).status, 202);
     watcher.event_with("a", "2");
     fs::remove_dir_all(&folder).expect("it is ours");
+}
+
+/// An upstream with so many requests in a window that never ends, and how many have come.
+fn with_budget(upstream: &Upstream, of: u32) {
+    let left = Mutex::new(of);
+    upstream.judge_all(move |_| {
+        let mut left = left.lock().expect("no panic");
+        let reply = match left.checked_sub(1) {
+            Some(rest) => {
+                *left = rest;
+                Reply::json("1")
+            }
+            None => Reply::status(429),
+        };
+        reply.header("X-RateLimit-Remaining", &left.to_string()).header("X-RateLimit-Reset", "3600")
+    });
+}
+
+#[test]
+fn streams_that_begin_together_ask_no_more_often_than_they_may() {
+    let upstream = Upstream::start();
+    with_budget(&upstream, 60);
+    let lines = "keep_warm = true\ninterval = \"1h\"";
+    let setup = (0..100).fold(Setup::new().cores(2), |setup, n| {
+        setup.stream(&format!("s{n}"), &upstream.url(&format!("/s{n}")), lines)
+    });
+    let server = setup.start();
+    upstream.wait_for_requests(40, PATIENCE);
+    let mut count = 0;
+    eventually("the others wait", || {
+        std::thread::sleep(Duration::from_secs(1));
+        let before = std::mem::replace(&mut count, upstream.request_count());
+        (before == count).then_some(())
+    });
+    assert!(count <= 60, "{count} requests where 60 may be");
+    drop(server);
+}
+
+#[test]
+fn a_caller_whose_targets_fail_stops_no_stream_of_the_operator() {
+    let upstream = Upstream::start();
+    upstream.set_json("/good", "1");
+    let setup = Setup::new().stream("good", &upstream.url("/good"), "interval = \"100ms\"");
+    let server = setup.direct(upstream.address(), "interval_min = \"50ms\"").start();
+    let mut good = open(&server, "good");
+    good.event();
+    let mallory = [bearer(&token_of("mallory"))];
+    let _failing: Vec<Watcher> = (0..40)
+        .map(|n| {
+            let path = format!("/bad{n}");
+            upstream.set(&path, Reply::status(500));
+            let path = format!("/v1/direct?url={}&interval_ms=50", upstream.url(&path));
+            Watcher::open(&server, Over::Sse, &path, &mallory)
+        })
+        .collect();
+    let bad = || upstream.requests().iter().filter(|seen| seen.target.starts_with("/bad")).count();
+    eventually("they have failed", || (bad() >= 80).then_some(()));
+    upstream.set("/no-more", Reply::status(429).header("Retry-After", "3600"));
+    let path = format!("/v1/direct?url={}", upstream.url("/no-more"));
+    let mut held = Watcher::open(&server, Over::Sse, &path, &mallory);
+    assert_eq!(held.next_of("stream_status").json()["code"], "UPSTREAM_RATE_LIMITED");
+    let before = requests_for(&upstream, "/good").len();
+    eventually("it is polled on", || (requests_for(&upstream, "/good").len() >= before + 20).then_some(()));
+    upstream.set_json("/good", "2");
+    assert_eq!(good.event().json()["data"], 2, "and no status came before");
 }

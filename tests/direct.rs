@@ -6,7 +6,7 @@ mod support;
 
 use serde_json::{Value, json};
 
-use support::server::{Answer, Server, Setup, bearer, eventually, mint, now_s, token_of};
+use support::server::{ADMIN_KEY, Answer, PATIENCE, Raw, Server, Setup, bearer, eventually, mint, now_s, token_of};
 use support::{Reply, Upstream};
 
 const HEADER: &str = "a-header-value-that-is-secret-7f7f";
@@ -223,6 +223,52 @@ fn a_name_that_proves_to_lead_inside_is_blocked_then() {
 }
 
 #[test]
+fn what_administrators_poll_inside_is_no_way_in_for_callers() {
+    let upstream = Upstream::start();
+    upstream.set_json("/inner", "1");
+    upstream.set_json("/secret", "2");
+    let inward = |path: &str| upstream.url(path).replace("127.0.0.1", "localhost");
+    // The name is listed, and must lead to public addresses all the same.
+    let setup = Setup::new().direct(upstream.address(), "interval_min = \"10ms\"");
+    let server = Setup::of_file(&setup.text().replace("http://127.0.0.1:", "http://localhost:")).start();
+    let is_blocked = |n: u32| {
+        let answer =
+            server.get(&direct(&inward(&format!("/secret?{n}")), "&interval_ms=10"), &[bearer(&token_of("u1"))]);
+        assert_eq!((answer.status, answer.code()), (403, "TARGET_BLOCKED".into()), "{answer:?}");
+    };
+    is_blocked(0);
+    let made = json!({"id": "inner", "url": inward("/inner"), "interval": "20ms", "keep_warm": true}).to_string();
+    let made = Raw::connect(server.admin).request("POST", "/admin/v1/streams", &[bearer(ADMIN_KEY)], &made);
+    assert_eq!(made.status, 201, "{made:?}");
+    for n in 1..20 {
+        // Between two polls its connection idles.
+        upstream.wait_for_requests(upstream.request_count() + 2, PATIENCE);
+        is_blocked(n);
+    }
+    assert!(upstream.requests().iter().all(|seen| seen.target == "/inner"));
+}
+
+#[test]
+fn what_a_reload_lists_no_more_is_asked_no_more_over_connections_that_are_open() {
+    let upstream = Upstream::start();
+    upstream.set_json("/a", "1");
+    upstream.set_json("/b", "2");
+    let first = setup(&upstream).text();
+    let server = Setup::of_file(&first).start();
+    let token = token_of("u1");
+    let get = |path: &str| server.get(&direct(&upstream.url(path), "&interval_ms=10"), &[bearer(&token)]);
+    let count = |path: &str| upstream.requests().iter().filter(|seen| seen.target == path).count();
+    assert_eq!((get("/a").status, get("/b").status), (200, 200));
+    upstream.wait_for_requests(6, PATIENCE);
+    server.reload_text(&first.replace("/*\"]", "/b*\"]"));
+    assert_eq!((get("/a").status, get("/a").code(), get("/b").status), (403, "TARGET_BLOCKED".into(), 200));
+    // One may have been on its way.
+    let (asked, others) = (count("/a"), count("/b"));
+    eventually("the other is polled on", || (count("/b") >= others + 20).then_some(()));
+    assert!(count("/a") <= asked + 1, "{} of {asked}", count("/a"));
+}
+
+#[test]
 fn direct_mode_is_for_those_who_may() {
     let upstream = Upstream::start();
     upstream.set_json("/a", "1");
@@ -352,4 +398,51 @@ fn a_right_that_is_lost_ends_what_it_was_for() {
     ws.send(json!({"type": "auth_update", "token": token("viewer"), "id": 2}));
     assert_eq!(ws.next_of("auth_ok")["id"], 2);
     assert_eq!(ws.closed(), (4003, "forbidden".into()));
+}
+
+#[test]
+fn a_body_that_is_compressed_is_refused_and_not_misread() {
+    let upstream = Upstream::start();
+    upstream.set_json("/a", "1");
+    let server = setup(&upstream).start();
+    let (token, said) = (token_of("u1"), json!({"url": upstream.url("/a")}).to_string());
+    let made = json!({"id": "made", "url": upstream.url("/a")}).to_string();
+    let hook = ("X-Restcast-Signature", "t=1,v1=00".to_owned());
+    let coded = |coding: &str| ("Content-Encoding", coding.to_owned());
+    let places = [
+        ("/v1/direct", &said, bearer(&token)),
+        ("/v1/sessions", &said, bearer(&token)),
+        ("/v1/connections/c_0/auth", &said, bearer(&token)),
+        ("/v1/hooks/made", &said, hook),
+        ("/admin/v1/streams", &made, bearer(ADMIN_KEY)),
+    ];
+    for (path, body, credential) in &places {
+        let connect = || Raw::connect(if path.starts_with("/admin") { server.admin } else { server.listen });
+        for coding in ["gzip", "identity, br", "x-unknown", "GZIP"] {
+            let mut raw = connect();
+            let answer = raw.request("POST", path, &[credential.clone(), coded(coding)], body);
+            assert_eq!((answer.status, answer.code().as_str()), (415, "BAD_REQUEST"), "{path} {coding}: {answer:?}");
+            // RFC 9110 section 15.5.16.
+            assert_eq!(answer.header("accept-encoding"), Some("identity"), "{path}");
+            assert!(answer.json()["detail"].as_str().is_some_and(|detail| detail.contains("Content-Encoding")));
+            assert!(raw.ends_in_order(), "what is left of the body is no request");
+        }
+        let plain = connect().request("POST", path, &[credential.clone(), coded("identity")], body);
+        assert_ne!(plain.status, 415, "{path}: {plain:?}");
+        // There is nothing to be decoded.
+        let nothing = connect().request("POST", path, &[credential.clone(), coded("gzip")], "");
+        assert_ne!(nothing.status, 415, "{path}: {nothing:?}");
+    }
+    let chunked = format!(
+        "POST /v1/sessions HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {token}\r\nContent-Encoding: gzip\r\n\
+         Transfer-Encoding: chunked\r\n\r\n",
+        server.listen
+    );
+    let mut raw = server.connect();
+    raw.send(chunked.as_bytes());
+    assert_eq!(raw.answer().status, 415, "before any of it has come");
+    // Who may not say anything is told that first.
+    let stranger = server.request("POST", "/v1/sessions", &[coded("gzip")], &said);
+    assert_eq!((stranger.status, stranger.code().as_str()), (401, "MISSING_CREDENTIAL"));
+    assert_eq!(upstream.requests().iter().filter(|seen| seen.target != "/a").count(), 0);
 }

@@ -14,9 +14,12 @@ use restcast::codec::http_response::{Request, write_request};
 use restcast::guard::{Blocked, Hop, Pattern, Policy, Redirects, Target, special};
 use restcast::runtime::fetch::FetcherOptions;
 use restcast::runtime::resolver::Resolver;
-use restcast::stream::poll::{Endpoint, UpstreamCode};
-use support::client::{Client, target};
-use support::{Upstream, on_each_driver};
+use restcast::secret::Secret;
+use restcast::stream::budget::{Ask, Budgets, PollLeave, Slot};
+use restcast::stream::poll::{Endpoint, FetchRequest, UpstreamCode, Validators};
+use restcast::time::Now;
+use support::client::{Client, NOW, target};
+use support::{Reply, Tunnels, Upstream, on_each_driver};
 use url::Host;
 
 /// What every name resolves to where a test says nothing else.
@@ -175,6 +178,47 @@ fn what_is_public_is_allowed() {
         .filter_map(|url| judged(&Policy::public(), url).err().map(|blocked| format!("{url:?}: {blocked}")))
         .collect();
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// What administrators may not have polled either, unless it is listed by its address.
+#[rustfmt::skip]
+const METADATA: &[&str] = &[
+    "http://169.254.169.254/latest/", "http://2852039166/", "http://0xa9fea9fe/", "http://0251.0376.0251.0376/", "http://[::ffff:169.254.169.254]/",
+    "http://[64:ff9b::a9fe:a9fe]/", "http://169.254.170.2/v2/credentials", "http://169.254.42.42/", "http://100.100.100.200/", "http://[::ffff:100.100.100.200]/",
+    "http://168.63.129.16/", "http://192.0.0.192/", "http://[fd00:ec2::254]/", "http://[fd00:ec2::23]/", "http://[fd00:0ec2:0000::0254]/", "http://[fd00:ec2:0:1::1]/",
+    "http://[fd00:c1::a9fe:a9fe]/opc/v2/instance/", "http://[fd00:c1::169.254.169.254]/", "http://[fd00:42::42]/conf", "http://[fd00:a9fe:a9fe::1]/v1/instance",
+    "http://[fd00:100::100:200]/latest/", "http://[fd00:100:0:0:0:0:0100:0200]:8080/", "http://[fd20:ce::254]/computeMetadata/v1/", "http://[fd12:3456:789a::a9fe:a9fe]/",
+    "http://[fd64:ff9b::100.100.100.200]/", "http://[fe80::a9fe:a9fe]/", "http://[2002:a9fe:a9fe::1]/", "http://[64:ff9b:1::a9fe:a9fe]/",
+];
+
+#[test]
+fn a_metadata_service_is_nobodys_to_poll_unless_its_address_is_listed() {
+    let administrators = Policy::of_administrators(Vec::new());
+    for url in METADATA {
+        for policy in [&administrators, &administrators.elsewhere(), &Policy::public()] {
+            assert_eq!(verdict(policy, url), "special_address", "{url}");
+        }
+        // A name that leads there is as good.
+        let host = url::Url::parse(url).expect("a URL").host().map(|host| host.to_owned());
+        let address = match host {
+            Some(Host::Ipv4(ip)) => IpAddr::V4(ip),
+            Some(Host::Ipv6(ip)) => IpAddr::V6(ip),
+            other => panic!("{url}: {other:?}"),
+        };
+        for policy in [&administrators, &Policy::of_administrators(listing(&["http://db.corp.test/*"]).allow)] {
+            let aim = policy.judge("http://db.corp.test/").expect("a name of one's own");
+            let pinned = aim.pin(&["10.0.0.1".parse().expect("an address"), address]);
+            assert_eq!(pinned.expect_err(url).reason(), "resolves_to_special_address", "{url}");
+        }
+        let listed = listing(&[&format!("{}*", url::Url::parse(url).expect("a URL"))]);
+        assert_eq!(verdict(&Policy::of_administrators(listed.allow), url), "allow", "{url}");
+    }
+    // What stands beside them is a machine like any other.
+    for url in ["http://[fd00:c1::1]/", "http://[fd00:42::43]/", "http://[fd00:100::100:201]/", "http://[fd12::a00:1]/"]
+    {
+        assert_eq!(verdict(&administrators, url), "allow", "{url}");
+        assert_eq!(verdict(&Policy::public(), url), "special_address", "{url}");
+    }
 }
 
 #[test]
@@ -578,3 +622,150 @@ fn an_administrators_name_may_be_of_this_network_and_never_a_metadata_service() 
         assert!(by_address.judge("http://169.254.169.254/x").is_ok());
     });
 }
+
+// Connections that idle.
+
+/// Who names a URL, and how the addresses of the name in it are judged then: those who are judged alike may lend each other
+/// connections, and nobody else.
+fn judges(url: &str) -> Vec<(&'static str, &'static str, Option<Policy>)> {
+    let listed = listing(&[url]);
+    let below = listing(&["http://*.corp.test:*/*"]);
+    let administrators = Policy::of_administrators(Vec::new());
+    vec![
+        ("the operator's file", "not at all", None),
+        ("administrators", "own", Some(administrators.clone())),
+        ("administrators, of a list", "own", Some(Policy::of_administrators(listed.allow.clone()))),
+        ("callers, where all that is public is allowed", "public", Some(Policy::public())),
+        ("callers, by a list", "public", Some(listed)),
+        ("callers, by a list of a domain", "public", Some(below)),
+        ("redirects of the operator's streams", "public", Some(Policy::public())),
+        ("redirects of administrators' streams", "public", Some(administrators.elsewhere())),
+    ]
+}
+
+fn judged_by(url: &str, policy: Option<&Policy>) -> restcast::stream::poll::Target {
+    let mut target = target(url, |_| {});
+    target.guard = policy.cloned().map(Arc::new);
+    target
+}
+
+#[test]
+fn no_connection_inward_is_lent_to_those_who_may_not_go_there() {
+    on_each_driver(async || {
+        let upstream = Upstream::start();
+        upstream.set_json("/leads", "1");
+        let url = format!("http://db.corp.test:{}/leads", upstream.address().port());
+        let judges = judges(&url);
+        for (lender, alike, opens) in &judges {
+            for (borrower, judged, policy) in &judges {
+                let (resolver, _) = rebinding(vec![vec![LOOPBACK]]);
+                let client = Client::with(FetcherOptions::default(), resolver);
+                let (before, pair) = (upstream.request_count(), format!("{lender} -> {borrower}"));
+                let may = |judged: &str| judged != "public";
+                let opened = client.poll(judged_by(&url, opens.as_ref())).await;
+                assert_eq!(opened.is_ok(), may(alike), "{pair}: {opened:?}");
+                let found = client.poll(judged_by(&url, policy.as_ref())).await;
+                match may(judged) {
+                    true => assert_eq!(found.expect(&pair).status, 200),
+                    false => assert_eq!(found.expect_err(&pair).code, UpstreamCode::Blocked, "{pair}"),
+                }
+                let sent = usize::from(may(alike)) + usize::from(may(judged));
+                assert_eq!(upstream.request_count() - before, sent, "{pair}");
+            }
+        }
+    });
+}
+
+#[test]
+fn connections_are_lent_where_the_same_judges_their_address_and_nowhere_else() {
+    on_each_driver(async || {
+        let api = Upstream::start();
+        api.set_json("/leads", "1");
+        // Anybody may reach it, and each connection is counted where it goes through.
+        for host in ["api.corp.test", "93.184.216.34"] {
+            let url = format!("http://{host}/leads");
+            let judges = judges(&url);
+            let may = |policy: &Policy| policy.judge(&url).is_ok();
+            let judges: Vec<_> = judges.iter().filter(|(_, _, policy)| policy.as_ref().is_none_or(may)).collect();
+            for (lender, alike, opens) in &judges {
+                for (borrower, judged, policy) in &judges {
+                    let tunnels = Tunnels::start();
+                    tunnels.knows("93.184.216.34:80", api.address());
+                    tunnels.knows("api.corp.test:80", api.address());
+                    let (resolver, _) = rebinding(vec![vec!["93.184.216.34".parse().expect("an address")]]);
+                    let client = Client::with(FetcherOptions::default(), resolver);
+                    let client = client.through(&format!("http://{}", tunnels.address()));
+                    for policy in [opens, policy] {
+                        let answer = client.poll(judged_by(&url, policy.as_ref())).await;
+                        assert_eq!(answer.expect(borrower).status, 200);
+                    }
+                    // An address in the URL was judged with the URL, each time, by whoever has named it.
+                    let is_address = host.parse::<IpAddr>().is_ok();
+                    let lent = alike == judged || (is_address && opens.is_some() && policy.is_some());
+                    let expected = if lent { 1 } else { 2 };
+                    assert_eq!(tunnels.asked().len(), expected, "{host}: {lender} -> {borrower}");
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn a_redirect_borrows_no_connection_inward() {
+    on_each_driver(async || {
+        let (inner, partner) = (Upstream::start(), Upstream::start());
+        inner.set_json("/ok", "1");
+        inner.set_json("/secret", "2");
+        let inward = |path: &str| format!("http://db.corp.test:{}{path}", inner.address().port());
+        partner.set("/leads", Reply::status(302).header("Location", &inward("/secret")));
+        let (resolver, _) = rebinding(vec![vec![LOOPBACK]]);
+        let client = Client::with(FetcherOptions::default(), resolver);
+        let own = Policy::of_administrators(Vec::new());
+        for lender in [None, Some(&own)] {
+            for redirected in [None, Some(&own)] {
+                let before = inner.request_count();
+                client.poll(judged_by(&inward("/ok"), lender)).await.expect("it is the operator's own");
+                let mut target = target(&partner.url("/leads"), |options| options.redirects_max = 2);
+                target.guard = redirected.cloned().map(Arc::new);
+                let target = Arc::new(target);
+                let now = || Now { at: restcast::time::Instant::from_micros(1_000_000), wall: NOW };
+                let budgets = Arc::new(Budgets::default());
+                let asked = budgets.lane(&target).ask(now().at, &mut Slot::default(), NEVER);
+                let Ask::Go(permit) = asked else { panic!("the origin has done nothing wrong") };
+                let request = FetchRequest { target, validators: Validators::default() };
+                let outcome = client.fetcher.poll(request, PollLeave::Given(permit), now).await;
+                let error = outcome.expect_err("it leads inside");
+                assert_eq!(error.code, UpstreamCode::Blocked, "{lender:?} -> {redirected:?}: {error:?}");
+                assert_eq!(inner.request_count() - before, 1, "{lender:?} -> {redirected:?}");
+            }
+        }
+        assert!(inner.requests().iter().all(|seen| seen.target.starts_with("/ok")));
+    });
+}
+
+#[test]
+fn a_connection_that_one_is_signed_in_on_is_not_used_by_another() {
+    on_each_driver(async || {
+        let upstream = Upstream::start();
+        upstream.set_json("/leads", "1");
+        for (authorization, lent) in [
+            ("Basic YTpi", true),
+            ("Bearer negotiate", true),
+            ("Negotiate YIIJvwYGKwYBBQUCoIIJszCCCa+", false),
+            ("NTLM TlRMTVNTUAABAAAA", false),
+            (" \tnEGOTIATE\tx", false),
+        ] {
+            let client = Client::new();
+            let before = upstream.connection_count();
+            let signed_in = target(&upstream.url("/leads"), |options| {
+                options.headers.push(("AUTHORIZATION".to_owned(), Secret::new(authorization.as_bytes())));
+            });
+            assert_eq!(client.poll(signed_in).await.expect("an answer").status, 200);
+            assert_eq!(client.get(&upstream.url("/leads")).await.expect("an answer").status, 200);
+            let opened = upstream.connection_count() - before;
+            assert_eq!(opened, if lent { 1 } else { 2 }, "{authorization:?}");
+        }
+    });
+}
+
+const NEVER: Duration = Duration::from_secs(60);

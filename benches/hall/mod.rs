@@ -17,6 +17,7 @@ use restcast::ids::CoreId;
 use restcast::metrics::CoreMetrics;
 use restcast::secret::Secret;
 use restcast::shard::{Catalog, Input, Ledger, Options, Output, Sent, Shard, Wire};
+use restcast::stream::budget::PollLeave;
 use restcast::stream::poll::{FetchResponse, PollNo, Validators};
 use restcast::time::{Instant, Now, WallTime};
 
@@ -60,7 +61,7 @@ pub struct Hall {
     now: Now,
     key: Key,
     /// The polls that wait for their answers, each of another stream.
-    asked: VecDeque<(u32, PollNo)>,
+    asked: VecDeque<(u32, PollNo, PollLeave)>,
     /// What was sent so far.
     pub sent: Counted,
 }
@@ -215,10 +216,11 @@ impl Hall {
         }
         let received = self.now.wall;
         for body in bodies {
-            let (stream, poll) = self.asked.pop_front().expect("as many as there are bodies");
+            let (stream, poll, leave) = self.asked.pop_front().expect("as many as there are bodies");
             let validators = Validators::default();
             let response =
                 FetchResponse { status: 200, validators, retry_after: None, fresh_for: None, body, received };
+            leave.answered(self.now.at, &response);
             self.handle(Input::Fetched { stream, poll, result: Ok(response) });
         }
     }
@@ -259,8 +261,8 @@ impl Hall {
 
     fn outputs(&mut self) {
         while let Some(output) = self.shard.poll_output() {
-            if let Output::Fetch { stream, poll, .. } = output {
-                self.asked.push_back((stream, poll));
+            if let Output::Fetch { stream, poll, leave, .. } = output {
+                self.asked.push_back((stream, poll, leave));
             }
         }
     }

@@ -82,14 +82,15 @@ pub enum ResponseError {
     /// 101, which nobody asked for.
     #[error("the upstream switched protocols unasked")]
     SwitchingProtocols,
-    /// `Content-Length` is not one number, once.
+    /// `Content-Length` is not one number, or more than one and not the same.
     #[error("the upstream's Content-Length is not one decimal number")]
     ContentLength,
     /// `Content-Length` beside `Transfer-Encoding`.
     #[error("the upstream's Content-Length and Transfer-Encoding stand together")]
     LengthAndCoding,
-    /// `Transfer-Encoding` is not `chunked`, or the version is HTTP/1.0, which has none.
-    #[error("the upstream's Transfer-Encoding is not chunked alone, in HTTP/1.1")]
+    /// `Transfer-Encoding` is not `chunked` behind at most one of gzip and deflate, the content is compressed as well, or the
+    /// version is HTTP/1.0, which has none.
+    #[error("the upstream's Transfer-Encoding is not chunked, nor gzip or deflate and chunked, in HTTP/1.1")]
     TransferCoding,
     /// The chunked coding is malformed, or its extensions or trailers too many.
     #[error("the upstream's chunked body is malformed: {0}")]
@@ -332,12 +333,17 @@ impl ResponseDecoder {
     fn open_body(&mut self, status: u16, minor_version: u8) -> Result<(), ResponseError> {
         let closes = self.tokens("connection").any(|token| token.eq_ignore_ascii_case(b"close"));
         self.keep_alive = minor_version == 1 && !closes;
-        let framing = self.framing(minor_version)?;
+        let (framing, transfer) = self.framing(minor_version)?;
         if self.method_is_head || matches!(status, 204 | 304) || matches!(framing, Framing::Counted { left: 0 }) {
             self.state = State::Done;
             return Ok(());
         }
-        let coding = self.coding(status)?;
+        let coding = match (transfer, self.coding(status)?) {
+            (Coding::Identity, content) => content,
+            (transfer, Coding::Identity) => transfer,
+            (_, Coding::Dropped) => Coding::Dropped,
+            _ => return Err(ResponseError::TransferCoding),
+        };
         let wire_bytes_max = coding.wire_bytes_max(self.limits.body_bytes_max);
         self.content = Content::new(coding, self.limits.body_bytes_max);
         self.state = State::Body(match framing {
@@ -351,31 +357,38 @@ impl ResponseDecoder {
         Ok(())
     }
 
-    /// How the end of the body is told, by the fields alone.
-    fn framing(&self, minor_version: u8) -> Result<Framing, ResponseError> {
-        let mut lengths = self.headers("content-length");
-        let length = lengths.next();
-        if lengths.next().is_some() {
-            return Err(ResponseError::ContentLength);
-        }
+    /// How the end of the body is told, by the fields alone, and how it is compressed for its way.
+    fn framing(&self, minor_version: u8) -> Result<(Framing, Coding), ResponseError> {
         let coded = self.headers("transfer-encoding").next().is_some();
-        match length {
+        match self.content_length()? {
             Some(_) if coded => Err(ResponseError::LengthAndCoding),
-            Some(value) => {
-                let left = parse_content_length(value).ok_or(ResponseError::ContentLength)?;
-                Ok(Framing::Counted { left })
-            }
+            Some(left) => Ok((Framing::Counted { left }, Coding::Identity)),
             None if coded => {
                 let mut codings = self.tokens("transfer-encoding");
-                let chunked = codings.next().is_some_and(|coding| coding.eq_ignore_ascii_case(b"chunked"));
+                let is_chunked = |coding: &[u8]| coding.eq_ignore_ascii_case(b"chunked");
+                let transfer = match (codings.next(), codings.next(), codings.next()) {
+                    (Some(chunked), None, None) if is_chunked(chunked) => Some(Coding::Identity),
+                    (Some(coding), Some(chunked), None) if is_chunked(chunked) => Coding::named(coding),
+                    _ => None,
+                };
                 // RFC 9112 6.1: with HTTP/1.0 a transfer coding means that the framing is faulty.
-                if !chunked || codings.next().is_some() || minor_version == 0 {
-                    return Err(ResponseError::TransferCoding);
-                }
-                Ok(Framing::Chunked(ChunkedDecoder::new(0)))
+                let transfer = transfer.filter(|_| minor_version > 0).ok_or(ResponseError::TransferCoding)?;
+                Ok((Framing::Chunked(ChunkedDecoder::new(0)), transfer))
             }
-            None => Ok(Framing::UntilClose),
+            None => Ok((Framing::UntilClose, Coding::Identity)),
         }
+    }
+
+    /// The one number that all `Content-Length` say: an intermediary may have doubled it (RFC 9112 section 6.3, fifth).
+    fn content_length(&self) -> Result<Option<u64>, ResponseError> {
+        let mut length = None;
+        for value in self.headers("content-length").flat_map(|value| value.split(|b| *b == b',')) {
+            let this = parse_content_length(value.trim_ascii()).ok_or(ResponseError::ContentLength)?;
+            if length.replace(this).is_some_and(|other| other != this) {
+                return Err(ResponseError::ContentLength);
+            }
+        }
+        Ok(length)
     }
 
     fn coding(&self, status: u16) -> Result<Coding, ResponseError> {
@@ -383,17 +396,12 @@ impl ResponseDecoder {
         let Some(coding) = codings.next() else {
             return Ok(Coding::Identity);
         };
-        let is = |names: &[&str]| names.iter().any(|name| coding.eq_ignore_ascii_case(name.as_bytes()));
-        let single = codings.next().is_none();
-        if single && is(&["gzip", "x-gzip"]) {
-            Ok(Coding::gzip())
-        } else if single && is(&["deflate"]) {
-            Ok(Coding::deflate())
-        } else if (200..=299).contains(&status) {
-            Err(ResponseError::ContentCoding)
-        } else {
+        let known = Coding::named(coding).filter(|_| codings.next().is_none());
+        match known {
+            Some(coding) => Ok(coding),
+            None if (200..=299).contains(&status) => Err(ResponseError::ContentCoding),
             // What an error page is coded in matters to nobody: its status is the news.
-            Ok(Coding::Dropped)
+            None => Ok(Coding::Dropped),
         }
     }
 
@@ -577,10 +585,22 @@ mod tests {
     fn framing_that_is_in_doubt_is_refused() {
         for (lines, error) in [
             ("Content-Length: 1\r\nTransfer-Encoding: chunked\r\n", ResponseError::LengthAndCoding),
-            ("Content-Length: 1\r\nContent-Length: 1\r\n", ResponseError::ContentLength),
-            ("Content-Length: 1, 1\r\n", ResponseError::ContentLength),
+            (
+                "Content-Length: 1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n",
+                ResponseError::LengthAndCoding,
+            ),
+            ("Content-Length: 1\r\nContent-Length: 2\r\n", ResponseError::ContentLength),
+            ("Content-Length: 1, 2\r\n", ResponseError::ContentLength),
+            ("Content-Length: 1,\r\n", ResponseError::ContentLength),
+            ("Content-Length: 1\r\nContent-Length:\r\n", ResponseError::ContentLength),
+            ("Content-Length: 1 1\r\n", ResponseError::ContentLength),
             ("Content-Length: x\r\n", ResponseError::ContentLength),
-            ("Transfer-Encoding: gzip, chunked\r\n", ResponseError::TransferCoding),
+            ("Transfer-Encoding: br, chunked\r\n", ResponseError::TransferCoding),
+            ("Transfer-Encoding: identity, chunked\r\n", ResponseError::TransferCoding),
+            ("Transfer-Encoding: gzip\r\n", ResponseError::TransferCoding),
+            ("Transfer-Encoding: chunked, gzip\r\n", ResponseError::TransferCoding),
+            ("Transfer-Encoding: gzip, deflate, chunked\r\n", ResponseError::TransferCoding),
+            ("Transfer-Encoding: gzip, chunked\r\nContent-Encoding: gzip\r\n", ResponseError::TransferCoding),
             ("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", ResponseError::TransferCoding),
             ("Transfer-Encoding: identity\r\n", ResponseError::TransferCoding),
             ("Transfer-Encoding:\r\n", ResponseError::TransferCoding),
@@ -604,6 +624,34 @@ mod tests {
         assert_eq!(text(coded_1_0), Err(ResponseError::TransferCoding));
         let bad_chunk = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n";
         assert_eq!(text(bad_chunk), Err(ResponseError::Chunked(BodyError::ChunkSize)));
+    }
+
+    #[test]
+    fn a_length_that_an_intermediary_has_doubled_is_the_length() {
+        for lines in
+            ["Content-Length: 2\r\nContent-Length: 2\r\n", "Content-Length: 2, 2\r\n", "Content-Length: 2 ,02\r\n"]
+        {
+            assert_eq!(text(&format!("HTTP/1.1 200 OK\r\n{lines}\r\n{{}}")), ok("{}", true), "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn a_body_that_was_compressed_for_its_way_is_inflated_within_the_same_bounds() {
+        let value = "[1,2,3]".repeat(20);
+        let sent = |lines: &str, limit: u64| {
+            let body = gzip(value.as_bytes());
+            let head = format!("HTTP/1.1 200 OK\r\n{lines}\r\n{:x}\r\n", body.len());
+            let wire = [head.as_bytes(), &body, b"\r\n0\r\n\r\n"].concat();
+            let mut decoder = ResponseDecoder::new(ResponseLimits { body_bytes_max: limit, ..LIMITS }, false);
+            decoder.feed(&wire).map(|progress| (progress, decoder.take_body()))
+        };
+        let whole = value.len() as u64;
+        for coding in ["gzip, chunked", "X-GZIP ,chunked", "gzip\r\nTransfer-Encoding: chunked"] {
+            let lines = format!("Transfer-Encoding: {coding}\r\n");
+            assert_eq!(sent(&lines, whole), Ok((Progress::Done, value.clone().into_bytes())), "{coding}");
+            assert_eq!(sent(&lines, whole - 1), Err(ResponseError::TooLarge { limit: whole - 1 }), "{coding}");
+        }
+        assert_eq!(sent("Transfer-Encoding: deflate, chunked\r\n", whole), Err(ResponseError::Corrupt));
     }
 
     #[test]

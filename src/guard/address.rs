@@ -47,16 +47,18 @@ const fn v6(base: [u16; 8], bits: u8, what: &'static str, source: &'static str) 
     Special { base: IpAddr::V6(Ipv6Addr::from_segments(base)), bits, what, source, own: false }
 }
 
+const METADATA: &str = "a cloud's metadata service";
+
 /// The first that fits is the one that is named, so that the narrower stand first.
 #[rustfmt::skip]
 const SPECIAL_V4: &[Special] = &[
     v4([0, 0, 0, 0], 8, "this network", "RFC 791"),
     v4([10, 0, 0, 0], 8, "private", "RFC 1918").own(),
-    v4([100, 100, 100, 200], 32, "a cloud's metadata service", "RFC 6598"),
+    v4([100, 100, 100, 200], 32, METADATA, "RFC 6598"),
     v4([100, 64, 0, 0], 10, "shared by a carrier", "RFC 6598").own(),
     v4([127, 0, 0, 0], 8, "loopback", "RFC 1122").own(),
-    v4([168, 63, 129, 16], 32, "a cloud's metadata service", "Azure WireServer"),
-    v4([169, 254, 169, 254], 32, "a cloud's metadata service", "RFC 3927"),
+    v4([168, 63, 129, 16], 32, METADATA, "Azure WireServer"),
+    v4([169, 254, 169, 254], 32, METADATA, "RFC 3927"),
     v4([169, 254, 0, 0], 16, "link-local", "RFC 3927"),
     v4([172, 16, 0, 0], 12, "private", "RFC 1918").own(),
     v4([192, 0, 0, 0], 29, "IPv4 service continuity", "RFC 7335"),
@@ -64,7 +66,7 @@ const SPECIAL_V4: &[Special] = &[
     v4([192, 0, 0, 9], 32, "Port Control Protocol anycast", "RFC 7723"),
     v4([192, 0, 0, 10], 32, "TURN anycast", "RFC 8155"),
     v4([192, 0, 0, 170], 31, "NAT64 discovery", "RFC 8880"),
-    v4([192, 0, 0, 192], 32, "a cloud's metadata service", "RFC 6890"),
+    v4([192, 0, 0, 192], 32, METADATA, "RFC 6890"),
     v4([192, 0, 0, 0], 24, "protocol assignments", "RFC 6890"),
     v4([192, 0, 2, 0], 24, "documentation", "RFC 5737").own(),
     v4([192, 31, 196, 0], 24, "AS112", "RFC 7535"),
@@ -107,9 +109,12 @@ const SPECIAL_V6: &[Special] = &[
     v6([0x2620, 0x4f, 0x8000, 0, 0, 0, 0, 0], 48, "AS112", "RFC 7534"),
     v6([0x3fff, 0, 0, 0, 0, 0, 0, 0], 20, "documentation", "RFC 9637").own(),
     v6([0x5f00, 0, 0, 0, 0, 0, 0, 0], 16, "segment routing", "RFC 9602"),
-    v6([0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254], 128, "a cloud's metadata service", "RFC 4193"),
-    v6([0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23], 128, "a cloud's metadata service", "RFC 4193"),
-    v6([0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254], 128, "a cloud's metadata service", "RFC 4193"),
+    v6([0xfd00, 0xec2, 0, 0, 0, 0, 0, 0], 32, METADATA, "AWS"),
+    v6([0xfd00, 0xc1, 0, 0, 0, 0, 0xa9fe, 0xa9fe], 128, METADATA, "Oracle"),
+    v6([0xfd00, 0x42, 0, 0, 0, 0, 0, 0x42], 128, METADATA, "Scaleway"),
+    v6([0xfd00, 0xa9fe, 0xa9fe, 0, 0, 0, 0, 0], 48, METADATA, "Linode"),
+    v6([0xfd00, 0x100, 0, 0, 0, 0, 0x100, 0x200], 128, METADATA, "Alibaba"),
+    v6([0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254], 128, METADATA, "Google"),
     v6([0xfc00, 0, 0, 0, 0, 0, 0, 0], 7, "unique local", "RFC 4193").own(),
     v6([0xfe80, 0, 0, 0, 0, 0, 0, 0], 10, "link-local", "RFC 4291"),
     v6([0xfec0, 0, 0, 0, 0, 0, 0, 0], 10, "site-local", "RFC 3879"),
@@ -148,10 +153,18 @@ pub fn special(address: IpAddr) -> Option<Special> {
     match canonical(address) {
         IpAddr::V4(_) => find(SPECIAL_V4, canonical(address)),
         IpAddr::V6(v6) if NAT64.holds(address) => special(IpAddr::V4(last_32_bits(v6))),
-        IpAddr::V6(v6) => find(SPECIAL_V6, address)
+        IpAddr::V6(v6) => translated_metadata(v6)
+            .or_else(|| find(SPECIAL_V6, address))
             .or_else(|| (!GLOBAL_UNICAST.holds(address)).then_some(UNASSIGNED))
             .or_else(|| isatap(v6).and_then(|inner| special(IpAddr::V4(inner)))),
     }
+}
+
+/// RFC 6052 section 2.2: a network may translate by a prefix of its own. Where that is unique local, and so its machines' own,
+/// what it makes of a metadata service's address is none.
+fn translated_metadata(address: Ipv6Addr) -> Option<Special> {
+    let inner = special(IpAddr::V4(last_32_bits(address))).filter(|_| address.is_unique_local())?;
+    (inner.bits == 32 && !inner.own && inner.what == METADATA).then_some(inner)
 }
 
 /// RFC 5214 section 6.1: the IPv4 address of a tunnel's end, in the lower half of an IPv6 address.
@@ -281,6 +294,17 @@ mod tests {
         let is_own = |text: &str| special(text.parse().expect("an address")).expect("it is special").is_own();
         for text in
             ["127.0.0.1", "10.0.0.1", "100.64.0.1", "172.31.0.1", "192.168.1.1", "::1", "fd12::1", "::ffff:10.0.0.1"]
+                .into_iter()
+                // Beside the metadata services.
+                .chain([
+                    "fd00:ec1::254",
+                    "fd00:ec3::254",
+                    "fd00:c1::1",
+                    "fd00:42::43",
+                    "fd00:a9fe:a9ff::1",
+                    "fd20:ce::253",
+                ])
+                .chain(["fd00:100::100:201", "fd12::a9fe:a9ff", "fd12::a00:1", "fd12::c000:c1"])
         {
             assert!(is_own(text), "{text}");
         }
@@ -298,7 +322,15 @@ mod tests {
             "fe80::1",
             "fd00:ec2::254",
             "fd00:ec2::23",
+            "fd00:ec2:1::",
             "fd20:ce::254",
+            "fd00:c1::a9fe:a9fe",
+            "fd00:42::42",
+            "fd00:a9fe:a9fe::1",
+            "fd00:a9fe:a9fe:1::",
+            "fd00:100::100:200",
+            "fd12:3456:789a::a9fe:a9fe",
+            "fd64:ff9b::6464:64c8",
             "ff02::1",
             "::ffff:169.254.169.254",
             "64:ff9b::a9fe:a9fe",
@@ -313,7 +345,8 @@ mod tests {
     fn the_operator_is_told_the_range() {
         let told = |text: &str| special(text.parse().expect("an address")).expect("it is closed").to_string();
         assert_eq!(told("::ffff:127.1.2.3"), "127.0.0.0/8, loopback (RFC 1122)");
-        assert_eq!(told("fd00:ec2::254"), "fd00:ec2::254/128, a cloud's metadata service (RFC 4193)");
+        assert_eq!(told("fd00:ec2::254"), "fd00:ec2::/32, a cloud's metadata service (AWS)");
+        assert_eq!(told("fd64::a9fe:a9fe"), "169.254.169.254/32, a cloud's metadata service (RFC 3927)");
         assert_eq!(told("9000::"), "::/0, not global unicast (RFC 4291)");
     }
 }

@@ -77,39 +77,100 @@ const ROUTING: &[&str] = &[
 ];
 const ROUTING_PREFIXES: &[&str] = &["proxy-", "x-envoy-", "x-middleware-", "x-original-"];
 const IMPERSONATION: &[&str] = &[
+    // Who asks, and from where.
+    "akamai-client-ip",
+    "ali-cdn-real-ip",
+    "cdn-src-ip",
     "cf-connecting-ip",
     "cf-connecting-ipv6",
+    "cf-ipcountry",
+    "cf-pseudo-ipv4",
+    "cf-visitor",
+    "cf-worker",
     "client-ip",
+    "do-connecting-ip",
+    "early-data", // RFC 8470 section 5.1
     "fastly-client-ip",
     "fly-client-ip",
     "forwarded",
+    "incap-client-ip",
     "origin",
     "referer",
-    "remote-addr",
-    "remote-user",
     "set-cookie",
     "set-cookie2",
     "true-client-ip",
     "via",
+    "x-akamai-edgescape",
     "x-client-ip",
     "x-cluster-client-ip",
+    "x-forwarded",
+    "x-originating-ip",
+    "x-proxyuser-ip",
     "x-real-ip",
+    "x-sucuri-clientip",
+    // Whom a proxy has signed in.
+    "iv-creds",
+    "iv-groups",
+    "iv-user",
+    "oam-remote-user",
+    "sm-user",
+    "teleport-jwt-assertion",
+    "x-anonymous-consumer",
+    "x-client-dn",
+    "x-client-verify",
+    "x-credential-identifier",
+    "x-credential-username",
+    "x-jwt-assertion",
+    "x-ssl-cert",
 ];
-/// The last ones are how proxies that sign users in tell the application who it is.
 const IMPERSONATION_PREFIXES: &[&str] = &[
     "access-control-",
+    "cloudfront-",
+    "fly-forwarded-",
     "sec-",
+    "wl-proxy-",
+    "x-arr-",
+    "x-azure-",
+    "x-forward-",
     "x-forwarded-",
-    "x-ssl-client-",
-    "x-amzn-oidc-",
+    "x-nf-",
+    "x-vercel-",
+    // How proxies that sign users in tell the application who it is.
+    "cf-access-",
+    "client-cert", // RFC 9440
+    "mellon-",
+    "oidc-",
+    "remote-",
+    "shib-",
+    "ssl-client-",
+    "tailscale-",
+    "x-amzn-",
+    "x-apigateway-",
     "x-appengine-",
     "x-auth-request-",
     "x-authenticated-",
+    "x-authentik-",
+    "x-client-cert",
+    "x-consumer-",
+    "x-endpoint-api-",
     "x-goog-authenticated-",
     "x-goog-iap-",
     "x-ms-client-principal",
+    "x-ms-token-",
+    "x-pomerium-",
     "x-remote-",
+    "x-ssl-client-",
+    "x-vouch-",
     "x-webauth-",
+];
+/// What begins like those, and is what a client itself has to show to such a proxy, or to be followed by.
+const CLIENTS_OWN: &[&str] = &[
+    "cf-access-client-id",
+    "cf-access-client-secret",
+    "cf-access-token",
+    "x-amzn-trace-id",
+    "x-pomerium-authorization",
+    "x-vercel-protection-bypass",
 ];
 const METADATA: &[&str] = &[
     "metadata",
@@ -119,7 +180,7 @@ const METADATA: &[&str] = &[
     "x-google-metadata-request",
     "x-metadata-token",
 ];
-const METADATA_PREFIXES: &[&str] = &["x-aws-ec2-metadata-"];
+const METADATA_PREFIXES: &[&str] = &["x-aliyun-ecs-metadata-", "x-aws-ec2-metadata-"];
 
 /// Whether a caller may set this header; `Cookie` where `cookies` are allowed.
 ///
@@ -139,7 +200,7 @@ pub(super) fn check(name: &str, value: &[u8], cookies: bool) -> Result<(), Heade
     if is(ROUTING) || begins(ROUTING_PREFIXES) {
         return Err(HeaderFault::Routing);
     }
-    if is(IMPERSONATION) || begins(IMPERSONATION_PREFIXES) || folded == "x-forwarded" {
+    if is(IMPERSONATION) || (begins(IMPERSONATION_PREFIXES) && !is(CLIENTS_OWN)) {
         return Err(HeaderFault::Impersonation);
     }
     if is(METADATA) || begins(METADATA_PREFIXES) {
@@ -201,13 +262,48 @@ mod tests {
                 &["x-forwarded-for", "x-forwarded", "sec-fetch-site", "x-remote-user", "x-ms-client-principal-id"],
                 HeaderFault::Impersonation,
             ),
-            (&["x-aws-ec2-metadata-token", "x-aws-ec2-metadata-token-ttl-seconds"], HeaderFault::Metadata),
+            (
+                &["x-aws-ec2-metadata-token", "x-aws-ec2-metadata-token-ttl-seconds", "x-aliyun-ecs-metadata-token"],
+                HeaderFault::Metadata,
+            ),
             (&["cookie", "cookie2"], HeaderFault::Cookie),
         ] {
             for name in names {
                 for name in [(*name).to_owned(), name.to_uppercase(), name.replace('-', "_")] {
                     assert_eq!(check(&name, b"a", false), Err(fault), "{name}");
                 }
+            }
+        }
+    }
+
+    /// What proxies in front of an application tell it of who asks, each by its name as they document it.
+    #[rustfmt::skip]
+    const TOLD_BY_PROXIES: &[&str] = &[
+        // Who has signed in.
+        "Cf-Access-Jwt-Assertion", "Cf-Access-Authenticated-User-Email", "Tailscale-User-Login", "Tailscale-User-Name",
+        "Tailscale-App-Capabilities", "X-Pomerium-Jwt-Assertion", "X-Pomerium-Claim-Email", "X-Consumer-ID", "X-Consumer-Custom-ID",
+        "X-Consumer-Username", "X-Consumer-Groups", "X-Credential-Identifier", "X-Anonymous-Consumer", "X-authentik-username",
+        "X-authentik-groups", "X-authentik-jwt", "Remote-User", "Remote-Name", "Remote-Groups", "Remote-Email", "X-Apigateway-Api-Userinfo",
+        "X-Endpoint-API-UserInfo", "X-Ms-Token-Aad-Id-Token", "X-Ms-Token-Aad-Access-Token", "X-Ms-Client-Principal", "X-Ms-Client-Principal-Id",
+        "X-Amzn-Oidc-Identity", "X-Amzn-Oidc-Data", "X-Goog-IAP-JWT-Assertion", "X-Goog-Authenticated-User-Email", "X-Auth-Request-User",
+        "X-Auth-Request-Email", "X-WebAuth-User", "X-Vouch-User", "OIDC_CLAIM_email", "Shib-Session-ID", "MELLON_name_id", "iv-user", "SM_USER",
+        "Teleport-Jwt-Assertion", "X-Jwt-Assertion", "OAM_REMOTE_USER", "X-Remote-User", "X-Remote-Group", "X-Authenticated-Userid",
+        // Which certificate was shown.
+        "Client-Cert", "Client-Cert-Chain", "X-Client-Cert", "X-Client-Certificate", "X-Arr-ClientCert", "SSL_CLIENT_CERT", "Ssl-Client-Verify",
+        "Ssl-Client-Subject-Dn", "X-Ssl-Client-Cn", "X-Amzn-Mtls-Clientcert", "X-Amzn-Mtls-Clientcert-Subject", "X-Forwarded-Client-Cert",
+        "WL-Proxy-Client-Cert", "X-Client-DN", "X-Client-Verify",
+        // From where.
+        "X-Forwarded-For", "X-Forwarded-Proto", "X-Forward-For", "Forwarded", "X-Real-IP", "X-Azure-ClientIP", "X-Azure-SocketIP", "Akamai-Client-IP",
+        "WL-Proxy-Client-IP", "DO-Connecting-IP", "X-Vercel-Forwarded-For", "X-Vercel-IP-Country", "X-Nf-Client-Connection-Ip", "Early-Data",
+        "CF-Connecting-IP", "CF-IPCountry", "True-Client-IP", "Fastly-Client-IP", "Fly-Client-IP", "Fly-Forwarded-Port", "X-Cluster-Client-IP",
+        "CloudFront-Viewer-Address", "X-AppEngine-User-IP", "Incap-Client-IP", "X-Originating-IP", "X-ProxyUser-Ip", "Remote-Addr", "Remote_Addr",
+    ];
+
+    #[test]
+    fn what_a_proxy_would_tell_of_who_asks_is_not_a_callers_to_say() {
+        for name in TOLD_BY_PROXIES {
+            for name in [(*name).to_owned(), name.to_uppercase(), name.replace('-', "_")] {
+                assert_eq!(check(&name, b"a", true), Err(HeaderFault::Impersonation), "{name}");
             }
         }
     }
@@ -230,6 +326,42 @@ mod tests {
             "Viaduct",
             "X-Metadata",
             "Hosting",
+            "X-Tenant",
+            "X-Tenant-Id",
+            "X-User-Id",
+            "X-Correlation-Id",
+            "Traceparent",
+            "X-B3-TraceId",
+            "X-Amzn-Trace-Id",
+            "X-Auth-Token",
+            "X-Auth-Key",
+            "X-Auth-Email",
+            "X-Access-Token",
+            "X-Csrf-Token",
+            "X-Client-Id",
+            "X-Client-Secret",
+            "Client-Id",
+            "X-Consumer",
+            "Remote",
+            "X-GitHub-Api-Version",
+            "X-Amz-Date",
+            "X-Amz-Security-Token",
+            "X-Goog-Api-Key",
+            "X-Goog-User-Project",
+            "X-Ms-Version",
+            "X-Ms-Date",
+            "Ocp-Apim-Subscription-Key",
+            "DD-API-KEY",
+            "Stripe-Version",
+            "Notion-Version",
+            "X-Shopify-Access-Token",
+            "X-Hasura-Admin-Secret",
+            "CF-Access-Client-Id",
+            "CF-Access-Client-Secret",
+            "X-Pomerium-Authorization",
+            "X-Vercel-Protection-Bypass",
+            "OIDC",
+            "Secret",
         ] {
             assert_eq!(check(name, b"a value, with \"quotes\"; \xc3\xa9", false), Ok(()), "{name}");
         }

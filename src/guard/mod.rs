@@ -252,6 +252,19 @@ fn closed(address: IpAddr, own: bool) -> Option<Special> {
     special(address).filter(|range| !(own && range.is_own()))
 }
 
+/// How the addresses of a target are judged. It is all that [`Aim::pin`] goes by: a connection that was opened under one is
+/// to one of the addresses that any other target of the same host would have been let through to under the same, and under no
+/// other.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Judgement {
+    /// The URL has the address itself: whoever may name that URL may connect to it.
+    Spelled,
+    /// All that the name resolves to must be public.
+    Public,
+    /// It may be of the operator's own network.
+    Own,
+}
+
 /// A URL that nothing speaks against. Where its host is a name, what that resolves to is still to be judged.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Aim {
@@ -284,6 +297,15 @@ impl Aim {
     /// Whether the operator has listed this very host, or the administrator has named it: there is no secret in whether its name is one.
     pub fn is_chosen(&self) -> bool {
         self.chosen
+    }
+
+    /// How its addresses are judged.
+    pub fn judgement(&self) -> Judgement {
+        match (self.address, self.own) {
+            (Some(_), _) => Judgement::Spelled,
+            (None, true) => Judgement::Own,
+            (None, false) => Judgement::Public,
+        }
     }
 
     /// The target, of all that a lookup of [`name`](Aim::name) answered: one address that is closed to strangers closes the

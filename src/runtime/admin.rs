@@ -142,7 +142,9 @@ fn serve(socket: TcpStream, admin: &Admin) {
                 Err(Unread::Refused(error)) => {
                     let too_large = matches!(error, BodyError::TooLarge { .. });
                     let code = if too_large { ErrorCode::TooLarge } else { ErrorCode::BadRequest };
-                    (Response::problem(error.status(), code.as_str(), &error.to_string()), false)
+                    let refusal = Response::problem(error.status(), code.as_str(), &error.to_string());
+                    let is_coded = error == BodyError::Coded;
+                    (if is_coded { refusal.header("Accept-Encoding", "identity") } else { refusal }, false)
                 }
                 Err(Unread::Gone) => return,
             },
@@ -199,7 +201,7 @@ impl Link {
         if head.body == BodyLength::None {
             return Ok(body);
         }
-        let mut decoder = BodyDecoder::new(head.body).map_err(Unread::Refused)?;
+        let mut decoder = BodyDecoder::of(head).map_err(Unread::Refused)?;
         if head.expects_continue() && self.buffer.is_empty() {
             self.socket.write_all(http::CONTINUE).map_err(|_| Unread::Gone)?;
         }

@@ -395,6 +395,9 @@ fn problem(refusal: &Refusal) -> Response {
     if let Some(allow) = refusal.allow {
         response = response.header("Allow", allow);
     }
+    if refusal.status == 415 {
+        response = response.header("Accept-Encoding", "identity");
+    }
     if refusal.status == 426 {
         response = response.header("Sec-WebSocket-Version", "13").header("Upgrade", "websocket");
     }

@@ -193,7 +193,7 @@ impl Shard {
             under_way: None,
             credential_version: key.target.options.credential.version(),
             lane,
-            slot: Slot::default(),
+            slot: Slot::of(&key.target),
             held_since: None,
             generation: self.generation,
             audiences: Vec::new(),

@@ -773,7 +773,7 @@ impl Shard {
     pub(super) fn read_body_for(&mut self, index: u32, head: &Head<'_>, purpose: BodyPurpose, mut reply: Reply) {
         reply.keep_alive = head.keep_alive;
         let deadline: Instant = self.now.at + self.options.limits.handshake_timeout;
-        let decoder = match BodyDecoder::new(head.body) {
+        let decoder = match BodyDecoder::of(head) {
             Ok(decoder) => decoder,
             Err(error) => {
                 self.forget_purpose(index, purpose);
@@ -798,7 +798,7 @@ impl Shard {
         let code =
             if matches!(error, BodyError::TooLarge { .. }) { ErrorCode::TooLarge } else { ErrorCode::BadRequest };
         let reply = Reply { keep_alive: false, ..reply.clone() };
-        self.refuse(index, &Refusal::new(code, error.to_string()), &reply);
+        self.refuse(index, &Refusal::new(code, error.to_string()).with_status(error.status()), &reply);
     }
 
     /// More of a body. How many bytes were its; `None`: it was refused, and the connection ends.

@@ -60,6 +60,12 @@ const NEXT_WINDOW: Duration = Duration::from_secs(2);
 const SPREAD: Duration = Duration::from_secs(1);
 /// Least time until whoever has to let others go first asks again.
 const TURN_MIN: Duration = Duration::from_millis(50);
+/// For the first answer of all, which may tell of a budget, the others wait at most so long,
+const FIRST_PATIENCE: Duration = Duration::from_secs(5);
+/// and look whether it is there, all of them together no more often than once in this time,
+const FIRST_LOOK_APART: Duration = Duration::from_millis(1);
+/// each at least this often.
+const FIRST_LOOK_MAX: Duration = Duration::from_secs(1);
 /// How much later than said whoever waits may come back without losing its place.
 const GRACE: Duration = Duration::from_secs(1);
 /// Those who may wait for one budget in turn; more wait without a place.
@@ -82,22 +88,27 @@ pub struct Budgets {
     table: Mutex<Table>,
 }
 
+/// Whether it is a caller's, and the hash of the credential.
+type Whose = (bool, u64);
+
 #[derive(Debug, Default)]
 struct Table {
     rules: HashMap<String, Upstream>,
     origins: HashMap<String, Arc<Origin>>,
-    lanes: HashMap<(String, u64), Arc<Lane>>,
+    lanes: HashMap<(String, Whose), Arc<Lane>>,
 }
 
 impl Budgets {
-    /// The lane of a request: its origin, and whatever in it may be a credential.
+    /// The lane of a request: its origin, and whatever in it may be a credential. What callers have described has lanes of its
+    /// own: an upstream that they make say «no more» says so to them.
     pub fn lane(self: &Arc<Budgets>, target: &Target) -> Arc<Lane> {
-        self.lane_with(&target.url, &target.options.headers, &target.options.credential)
+        let voice = Voice::of(target);
+        self.lane_with(&target.url, &target.options.headers, &target.options.credential, voice)
     }
 
     /// The lane of an action's request: that of the polls with its origin and credential.
     pub fn lane_of_call(self: &Arc<Budgets>, call: &Call) -> Arc<Lane> {
-        self.lane_with(&call.url, &call.options.headers, &call.options.credential)
+        self.lane_with(&call.url, &call.options.headers, &call.options.credential, Voice::Operator)
     }
 
     /// The lane of requests for a token: whoever asks for it.
@@ -105,7 +116,7 @@ impl Budgets {
         let mut hasher = self.hasher.build_hasher();
         "token".hash(&mut hasher);
         Budgets::hash_client(options, &mut hasher);
-        self.lane_of(&options.token_url, hasher.finish())
+        self.lane_of(&options.token_url, (Voice::Operator.is_caller(), hasher.finish()))
     }
 
     /// Whose tokens are asked for, and with what rights: all that the endpoint is sent for one.
@@ -117,7 +128,13 @@ impl Budgets {
         options.identity.as_ref().map(|identity| identity.pem().cert.clone()).hash(hasher);
     }
 
-    fn lane_with(self: &Arc<Budgets>, url: &Url, headers: &[(String, Secret)], credential: &Credential) -> Arc<Lane> {
+    fn lane_with(
+        self: &Arc<Budgets>,
+        url: &Url,
+        headers: &[(String, Secret)],
+        credential: &Credential,
+        voice: Voice,
+    ) -> Arc<Lane> {
         let mut hasher = self.hasher.build_hasher();
         (url.username(), url.password()).hash(&mut hasher);
         let presented = credential.presented(None);
@@ -131,22 +148,26 @@ impl Budgets {
         if let Some(options) = credential.oauth() {
             Budgets::hash_client(options, &mut hasher);
         }
-        self.lane_of(url, hasher.finish())
+        self.lane_of(url, (voice.is_caller(), hasher.finish()))
     }
 
-    fn lane_of(self: &Arc<Budgets>, url: &Url, credential: u64) -> Arc<Lane> {
+    fn lane_of(self: &Arc<Budgets>, url: &Url, whose: Whose) -> Arc<Lane> {
         let origin = url.origin().ascii_serialization();
         let mut table = lock(&self.table);
-        if let Some(lane) = table.lanes.get(&(origin.clone(), credential)) {
+        if let Some(lane) = table.lanes.get(&(origin.clone(), whose)) {
             return Arc::clone(lane);
         }
         table.make_room();
         let rule = table.rules.get(&origin).cloned();
         let shared = table.origins.entry(origin.clone()).or_insert_with(|| Arc::new(Origin::new(rule)));
-        let (budgets, origin_of) = (Arc::downgrade(self), Arc::clone(shared));
-        let (spending, rests) = (Mutex::default(), Rests::default());
-        let lane = Arc::new(Lane { budgets, origin: origin_of, spending, rests });
-        table.lanes.insert((origin, credential), Arc::clone(&lane));
+        let lane = Arc::new(Lane {
+            budgets: Arc::downgrade(self),
+            origin: Arc::clone(shared),
+            whose,
+            spending: Mutex::default(),
+            rests: Rests::default(),
+        });
+        table.lanes.insert((origin, whose), Arc::clone(&lane));
         lane
     }
 
@@ -191,6 +212,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub struct Lane {
     budgets: Weak<Budgets>,
     origin: Arc<Origin>,
+    whose: Whose,
     spending: Mutex<Spending>,
     /// What of it is to be left alone.
     pub rests: Rests,
@@ -229,6 +251,51 @@ pub enum Why {
     Down(UpstreamCode, Option<u16>),
 }
 
+/// What the outcome of a poll says of its origin to others who ask there: whoever chooses what is asked for can have it fail.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+enum Voice {
+    /// All that stands in the file, or was made by an administrator, down to the path and query.
+    #[default]
+    Operator,
+    /// A caller has filled something in (`params`): no more than whether the origin can be reached.
+    Chosen,
+    /// A caller has described it: nothing.
+    Caller,
+}
+
+impl Voice {
+    fn of(target: &Target) -> Voice {
+        match &target.guard {
+            Some(policy) if !policy.own => Voice::Caller,
+            _ if !target.options.params.is_empty() => Voice::Chosen,
+            _ => Voice::Operator,
+        }
+    }
+
+    fn is_caller(self) -> bool {
+        self == Voice::Caller
+    }
+
+    /// What the breaker makes of an outcome.
+    fn says(self, failure: Option<(UpstreamCode, Option<u16>)>) -> Verdict {
+        use UpstreamCode::{Dns, Tls, Unreachable};
+        match (self, failure) {
+            (Voice::Caller, _) => Verdict::Nothing,
+            (_, None) => Verdict::Works,
+            (Voice::Chosen, Some((code, _))) if !matches!(code, Unreachable | Dns | Tls) => Verdict::Nothing,
+            (_, Some((code, status))) => Verdict::Fails(code, status),
+        }
+    }
+}
+
+/// What an outcome says of an origin.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Verdict {
+    Works,
+    Nothing,
+    Fails(UpstreamCode, Option<u16>),
+}
+
 /// What one asker has of a lane from one time to the next: its places in the queues, and which budgets are its. Dropped, it
 /// gives the places back.
 #[derive(Debug, Default)]
@@ -240,12 +307,20 @@ pub struct Slot {
     /// For the upstream's budget: 0 is none.
     ticket: u64,
     named: Named,
+    voice: Voice,
 }
 
 /// The budgets that the upstream has named in its last answer to an asker, if it did: the others are no matter of its.
 type Named = Arc<Mutex<Vec<Resource>>>;
 
 impl Slot {
+    /// For the polls of `target`.
+    pub fn of(target: &Target) -> Slot {
+        let mut slot = Slot::default();
+        slot.voice = Voice::of(target);
+        slot
+    }
+
     /// Waits no more.
     pub fn leave(&mut self) {
         let Some(lane) = self.lane.take() else { return };
@@ -293,11 +368,12 @@ impl Lane {
         }
         spending.leave(&mut slot.ticket);
         slot.lane = None;
-        let is_probe = origin.breaker.take();
+        let is_probe = !slot.voice.is_caller() && origin.breaker.take();
         let taken = origin.bucket.take(now);
         let spent = spending.take(now, &lock(&slot.named));
         let named = Some(Arc::clone(&slot.named));
-        Ask::Go(Permit { lane: Arc::clone(self), spent, taken, named, is_probe, is_call: false, state: State::Given })
+        let voice = Some(slot.voice);
+        Ask::Go(Permit { lane: Arc::clone(self), spent, taken, named, is_probe, voice, state: State::Given })
     }
 
     /// Asks for leave to send a request that is no poll: an action's, which somebody waits for, or one for a token, without
@@ -318,13 +394,15 @@ impl Lane {
         }
         let (taken, spent) = (origin.bucket.take(now), spending.take(starts, &[]));
         let (lane, named) = (Arc::clone(self), None);
-        Ask::Go(Permit { lane, spent, taken, named, is_probe: false, is_call: true, state: State::Given })
+        Ask::Go(Permit { lane, spent, taken, named, is_probe: false, voice: None, state: State::Given })
     }
 
     /// The lane of a request to `url` that carries no credential.
     pub fn elsewhere(self: &Arc<Lane>, url: &Url) -> Arc<Lane> {
         // Without a table there is nobody left to share anything with.
-        self.budgets.upgrade().map_or_else(|| Arc::clone(self), |budgets| budgets.lane_of(url, NO_CREDENTIAL))
+        self.budgets
+            .upgrade()
+            .map_or_else(|| Arc::clone(self), |budgets| budgets.lane_of(url, (self.whose.0, NO_CREDENTIAL)))
     }
 
     /// Whether that permanent redirect is told of for the first time. `hash` is of where from and where to.
@@ -347,7 +425,8 @@ pub struct Permit {
     taken: Taken,
     named: Option<Named>,
     is_probe: bool,
-    is_call: bool,
+    /// `None`: no poll's.
+    voice: Option<Voice>,
     state: State,
 }
 
@@ -366,6 +445,14 @@ impl PollLeave {
         match self {
             PollLeave::Given(permit) => permit.lane(),
             PollLeave::Later(lane) => lane,
+        }
+    }
+
+    /// The poll was one request, which has been answered with that: for who carries polls out without connections.
+    pub fn answered(self, now: Instant, response: &FetchResponse) {
+        if let PollLeave::Given(mut permit) = self {
+            permit.begin();
+            permit.answered(now, response, &[]);
         }
     }
 }
@@ -407,16 +494,19 @@ impl Permit {
 
     /// For leave of a further request of the same asker.
     pub fn slot(&self) -> Slot {
-        Slot { lane: None, place: None, ticket: 0, named: self.named.clone().unwrap_or_default() }
+        let (named, voice) = (self.named.clone().unwrap_or_default(), self.voice.unwrap_or_default());
+        let mut slot = Slot::default();
+        (slot.named, slot.voice) = (named, voice);
+        slot
     }
 
     /// The upstream has answered, with that and `quotas`.
     pub fn answered(mut self, now: Instant, response: &FetchResponse, quotas: &[Quota]) {
         self.state = State::Told;
         let status = response.status;
-        if !self.is_call {
-            let code = if status >= 500 { Some(UpstreamCode::Status) } else { None };
-            lock(&self.lane.origin.state).breaker.outcome(now, self.is_probe, code.map(|code| (code, Some(status))));
+        if let Some(voice) = self.voice {
+            let failure = (status >= 500).then_some((UpstreamCode::Status, Some(status)));
+            lock(&self.lane.origin.state).breaker.outcome(now, self.is_probe, voice.says(failure));
         }
         let mut spending = lock(&self.lane.spending);
         // RFC 6585 section 4: too many requests are all of whoever is meant, and not of one resource. A 503 is.
@@ -434,9 +524,9 @@ impl Permit {
     pub fn failed(mut self, now: Instant, error: &FetchError) {
         use UpstreamCode::{Dns, Protocol, Timeout, Tls, Unreachable};
         self.state = State::Told;
-        if !self.is_call {
+        if let Some(voice) = self.voice {
             let down = matches!(error.code, Timeout | Unreachable | Dns | Tls | Protocol).then_some((error.code, None));
-            lock(&self.lane.origin.state).breaker.outcome(now, self.is_probe, down);
+            lock(&self.lane.origin.state).breaker.outcome(now, self.is_probe, voice.says(down));
         }
         lock(&self.lane.spending).lost();
     }
@@ -519,11 +609,21 @@ impl Breaker {
         self.down.is_some()
     }
 
-    fn outcome(&mut self, now: Instant, is_probe: bool, failure: Option<(UpstreamCode, Option<u16>)>) {
+    fn outcome(&mut self, now: Instant, is_probe: bool, verdict: Verdict) {
         self.probing &= !is_probe;
-        let Some((code, status)) = failure else {
-            (self.failures, self.rest, self.down, self.probing) = (0, BREAKER_REST_MIN, None, false);
-            return;
+        let (code, status) = match verdict {
+            Verdict::Fails(code, status) => (code, status),
+            Verdict::Works => {
+                (self.failures, self.rest, self.down, self.probing) = (0, BREAKER_REST_MIN, None, false);
+                return;
+            }
+            // Another one tries it, after as long a rest.
+            Verdict::Nothing => {
+                if let (true, Some((since, ..))) = (is_probe, &mut self.down) {
+                    *since = now;
+                }
+                return;
+            }
         };
         self.failures = self.failures.saturating_add(1);
         if self.failures_max == 0 || self.failures < self.failures_max {
@@ -542,6 +642,10 @@ struct Spending {
     /// Number of the last permit.
     no: u64,
     in_flight: u64,
+    /// Until when the others wait for the answer to the first request, or for its end.
+    first_until: Option<Instant>,
+    /// Whether there has been an answer: what the upstream allows is known, or is not limited.
+    heard: bool,
     /// At most `LANE_QUOTAS_MAX`.
     known: Vec<Known>,
     /// Until when the upstream wants to be asked for nothing at all: `Retry-After` of a 429.
@@ -759,6 +863,11 @@ impl Spending {
     /// What there is for whoever has had these budgets named, and the one of which there is least.
     fn room(&mut self, now: Instant, named: &[Resource]) -> (Room, Budget) {
         let in_flight = self.in_flight;
+        if !self.heard && in_flight > 0 && self.first_until.is_some_and(|until| until > now) {
+            let waiting = u32::try_from(self.queue.len()).unwrap_or(u32::MAX);
+            let look = FIRST_LOOK_APART.saturating_mul(waiting).clamp(TURN_MIN, FIRST_LOOK_MAX);
+            return (Room::Nobody(now + look, Why::Turn, Duration::ZERO), Budget::default());
+        }
         let held = self.held(now).map_or(Room::Unlimited, |(until, why)| Room::Nobody(until, why, Duration::ZERO));
         let mut least = (held, (None, None, None));
         for known in self.known.iter_mut().filter(|known| known.concerns(named)) {
@@ -775,6 +884,7 @@ impl Spending {
     fn take(&mut self, at: Instant, named: &[Resource]) -> Spent {
         self.no += 1;
         self.in_flight += 1;
+        self.first_until.get_or_insert(at + FIRST_PATIENCE);
         for known in self.known.iter_mut().filter(|known| known.concerns(named)) {
             known.last_sent = at;
             if known.reset_early <= at {
@@ -794,6 +904,7 @@ impl Spending {
 
     /// That request has been answered; `quotas` is what that said.
     fn answered(&mut self, now: Instant, Spent { no, at: sent }: Spent, quotas: &[Quota]) {
+        self.heard = true;
         if quotas.is_empty() {
             // The upstream tells of its budgets no more.
             self.known.retain(|known| !known.renewed);
@@ -843,12 +954,13 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::guard::Policy;
     use crate::ids::StreamId;
     use crate::stream::credential::Scheme;
     use crate::stream::live::{Live, Rule as Shape, Source};
     use crate::stream::poll::Validators;
     use crate::stream::template::UrlTemplate;
-    use crate::stream::{Options, action};
+    use crate::stream::{Options, Param, action};
     use crate::time::WallTime;
 
     const PATIENCE: Duration = Duration::from_secs(60);
@@ -868,8 +980,11 @@ mod tests {
         Target { options: Arc::new(options), url: url.parse().expect("a URL"), body: None, guard: None }
     }
 
+    /// One whose upstream has answered before.
     fn lane() -> Arc<Lane> {
-        Arc::new(Budgets::default()).lane(&target("https://up.example/a", &[]))
+        let lane = Arc::new(Budgets::default()).lane(&target("https://up.example/a", &[]));
+        lock(&lane.spending).heard = true;
+        lane
     }
 
     fn rated(count: u32, per: Duration, burst: u32) -> Arc<Lane> {
@@ -956,6 +1071,7 @@ mod tests {
         let of =
             |path: &str, key: &str| budgets.lane(&target(&format!("https://up.example/{path}"), &[("X-Api-Key", key)]));
         let (one, other, stranger) = (of("a", "k1"), of("b", "k1"), of("a", "k2"));
+        go(&other, at(0)).answered_by(at(0), 200, &[]);
         let under_way = go(&other, at(0));
         go(&one, at(0)).answered(at(10), &response(429, Some(ms(30_000))), &[]);
         // What was sent before says nothing of it, nor does a shorter word.
@@ -970,6 +1086,86 @@ mod tests {
         // Nobody is held for longer than a stream would be.
         go(&one, at(40_000)).answered(at(40_000), &response(429, Some(RETRY_AFTER_MAX * 2)), &[]);
         assert_eq!(wait(&one, at(40_000)).until, at(40_000) + RETRY_AFTER_MAX);
+    }
+
+    /// A lane of what a caller has described, or filled in, beside that of the operator's.
+    fn of_callers(budgets: &Arc<Budgets>) -> (Target, Target, [Arc<Lane>; 3]) {
+        let own = target("https://up.example/a", &[]);
+        let described = Target { guard: Some(Arc::new(Policy::public())), ..target("https://up.example/b", &[]) };
+        let param = Param { name: "q".into(), pattern: None };
+        let options = Options { params: vec![param], ..(*own.options).clone() };
+        let filled_in = Target { options: Arc::new(options), ..target("https://up.example/a?q=1", &[]) };
+        let lanes = [&own, &described, &filled_in].map(|target| budgets.lane(target));
+        lanes.iter().for_each(|lane| lock(&lane.spending).heard = true);
+        (described, filled_in, lanes)
+    }
+
+    #[test]
+    fn what_callers_ask_for_may_fail_as_often_as_they_like() {
+        let (described, filled_in, [own, theirs, filled]) = of_callers(&Arc::new(Budgets::default()));
+        let ask = |lane: &Arc<Lane>, target: &Target, now| match lane.ask(now, &mut Slot::of(target), PATIENCE) {
+            Ask::Go(permit) => permit,
+            Ask::Wait(wait) => panic!("{wait:?}"),
+        };
+        for n in 0..u64::from(4 * BREAKER_FAILURES) {
+            ask(&theirs, &described, at(n)).answered_by(at(n), 500, &[]);
+            ask(&theirs, &described, at(n)).failed(at(n), &refused());
+            ask(&filled, &filled_in, at(n)).answered_by(at(n), 500, &[]);
+        }
+        drop(go(&own, at(1_000)));
+        // That nobody is there is true of whatever is asked for.
+        for n in 0..u64::from(BREAKER_FAILURES) {
+            ask(&filled, &filled_in, at(2_000 + n)).failed(at(2_000 + n), &refused());
+        }
+        assert!(matches!(wait(&own, at(2_020)).why, Why::Down(..)));
+        assert!(matches!(theirs.ask(at(2_020), &mut Slot::of(&described), PATIENCE), Ask::Wait(_)), "they obey it");
+        // When it may be tried again, theirs does not, and one that proves nothing puts the next try off.
+        ask(&theirs, &described, at(3_500)).answered_by(at(3_500), 200, &[]);
+        ask(&filled, &filled_in, at(3_500)).answered_by(at(3_510), 500, &[]);
+        assert_eq!(wait(&own, at(3_520)).until, at(4_510));
+        go(&own, at(4_600)).answered_by(at(4_600), 200, &[]);
+        drop(go(&own, at(4_600)));
+    }
+
+    #[test]
+    fn an_upstream_that_callers_make_say_no_more_says_so_to_them() {
+        let (described, _, [own, theirs, _]) = of_callers(&Arc::new(Budgets::default()));
+        let Ask::Go(permit) = theirs.ask(at(0), &mut Slot::of(&described), PATIENCE) else { panic!("it may be asked") };
+        permit.answered(at(0), &response(429, Some(Duration::from_secs(3_600))), &[quota(0, ms(60_000), Some(10))]);
+        assert!(matches!(theirs.ask(at(1), &mut Slot::of(&described), PATIENCE), Ask::Wait(_)));
+        drop(go(&own, at(1)));
+        let elsewhere = |lane: &Arc<Lane>| lane.elsewhere(&"https://other.example/".parse().expect("a URL"));
+        assert!(!Arc::ptr_eq(&elsewhere(&own), &elsewhere(&theirs)), "nor where they are redirected to");
+    }
+
+    #[test]
+    fn before_the_first_answer_one_asks_for_all() {
+        let lane = Arc::new(Budgets::default()).lane(&target("https://up.example/a", &[]));
+        let first = go(&lane, at(0));
+        let mut slots: [Slot; 20] = std::array::from_fn(|_| Slot::default());
+        for slot in &mut slots {
+            let Ask::Wait(wait) = lane.ask(at(1), slot, PATIENCE) else { panic!("nothing is known yet") };
+            assert!(wait.why == Why::Turn && wait.until <= at(1) + FIRST_LOOK_MAX);
+        }
+        first.answered_by(at(100), 200, &[quota(10, ms(60_000), Some(11))]);
+        let now = at(100) + FIRST_LOOK_MAX;
+        let went: Vec<Permit> = slots
+            .iter_mut()
+            .filter_map(|slot| match lane.ask(now, slot, PATIENCE) {
+                Ask::Go(permit) => Some(permit),
+                Ask::Wait(_) => None,
+            })
+            .collect();
+        assert_eq!(went.len(), 10);
+        // An answer that tells of no budget frees all, and so does one that is too long in coming.
+        let lane = Arc::new(Budgets::default()).lane(&target("https://up.example/a", &[]));
+        let lost = go(&lane, at(0));
+        lost.failed(at(10), &refused());
+        let slow = go(&lane, at(20));
+        wait(&lane, at(30));
+        let _both = (go(&lane, at(0) + FIRST_PATIENCE), go(&lane, at(0) + FIRST_PATIENCE));
+        slow.answered_by(at(6_000), 200, &[]);
+        let _all = [0; 50].map(|_| go(&lane, at(6_000)));
     }
 
     #[test]

@@ -270,6 +270,58 @@ test('a drain is waited for as long as the server said, and no longer', async ()
   assert.equal(world.sockets.length, 2);
 });
 
+for (const after_ms of [0, 3, null, 'soon', -5]) test(`servers that send it on one after the other are not asked in a loop: after_ms ${after_ms}`, async () => {
+  world.chance = 0.999999;
+  await opened(only);
+  // The first is obeyed to the letter, from the second on it is no less than a back-off.
+  for (const wait of [Math.max(0, Number(after_ms) || 0), 1000, 2000, 4000, 8000, 16000, 30000, 30000]) {
+    const count = world.sockets.length;
+    world.socket.says({ type: 'reconnect', after_ms });
+    world.socket.ends(1012, 'draining');
+    if (wait > 0) {
+      await world.pass(wait - 1);
+      assert.equal(world.sockets.length, count, `${wait}`);
+    }
+    await world.pass(wait > 0 ? 1 : 0);
+    assert.equal(world.sockets.length, count + 1, `${wait}`);
+    world.socket.welcomes();
+  }
+  assert.equal(seen.asked.length, 9);
+  // What held is sent on as the server says again.
+  await world.pass(10000);
+  world.socket.says({ type: 'reconnect', after_ms: 40 });
+  world.socket.ends(1012, 'draining');
+  await world.pass(40);
+  assert.equal(world.sockets.length, 10);
+});
+
+test('a drain right after a credential was refused is one of a row too', async () => {
+  world.chance = 0.999999;
+  await opened(only);
+  world.socket.ends(4001, 'token_expired');
+  await world.pass(0);
+  world.socket.welcomes();
+  world.socket.says({ type: 'reconnect', after_ms: 0 });
+  world.socket.ends(1012, 'draining');
+  await world.pass(499);
+  assert.equal(world.sockets.length, 2);
+  await world.pass(1);
+  assert.equal(world.sockets.length, 3);
+});
+
+test('a server that says to wait for longer than the back-off is obeyed, however often', async () => {
+  await opened(only);
+  for (let count = 1; count < 4; count++) {
+    world.socket.says({ type: 'reconnect', after_ms: 9000 });
+    world.socket.ends(1012, 'draining');
+    await world.pass(8999);
+    assert.equal(world.sockets.length, count);
+    await world.pass(1);
+    assert.equal(world.sockets.length, count + 1);
+    world.socket.welcomes();
+  }
+});
+
 test('an overloaded server is given four times as long', async () => {
   world.chance = 0.999999;
   await opened(only);
@@ -326,13 +378,36 @@ for (const [status, code, after] of [[429, 'RATE_LIMITED', '7'], [503, 'STREAM_U
 });
 
 test('a date in Retry-After is understood, and an hour is waited', async () => {
+  const wall = Date.parse('Wed, 21 Oct 2015 07:28:00 GMT');
+  world.replace({ Date: class extends Date { static now() { return wall; } } });
   open({ transports: ['sse'] });
-  world.answer = () => problem(503, 'OVERLOADED', { 'Retry-After': new Date(Date.now() + 3600000).toUTCString() });
-  // A date has no fractions of a second.
-  await world.pass(3598000);
+  world.answer = () => problem(503, 'OVERLOADED', { 'Retry-After': new Date(wall + 3600000).toUTCString() });
+  await world.pass(3599999);
   assert.equal(world.requests.length, 1);
-  await world.pass(2000);
+  await world.pass(1);
   assert.equal(world.requests.length, 2);
+});
+
+test('a date in Retry-After is measured by the clock that wrote it, where that is told', async () => {
+  open({ transports: ['sse'] });
+  const there = Date.parse('Wed, 21 Oct 2015 07:28:00 GMT');
+  world.answer = () => problem(503, 'OVERLOADED', { Date: new Date(there).toUTCString(), 'Retry-After': new Date(there + 120000).toUTCString() });
+  await world.pass(119999);
+  assert.equal(world.requests.length, 1);
+  await world.pass(1);
+  assert.equal(world.requests.length, 2);
+});
+
+for (const after of ['', '0', '-7', '1.5', 'soon', '3, 4', 'Wed, 21 Oct 2015 07:28:00 GMT']) test(`Retry-After "${after}" is no leave to ask in a loop`, async () => {
+  world.chance = 0.999999;
+  open({ transports: ['sse'] });
+  world.answer = () => problem(503, 'OVERLOADED', { 'Retry-After': after });
+  await world.pass(499);
+  assert.equal(world.requests.length, 1);
+  await world.pass(1);
+  assert.equal(world.requests.length, 2);
+  await world.pass(60000);
+  assert.ok(world.requests.length < 9, `${world.requests.length}`);
 });
 
 for (const after of ['86401', '99999999999999999999']) test(`no server makes a page wait for more than a day, nor tries come at once: ${after}`, async () => {
@@ -389,6 +464,38 @@ test('a proxy without WebSockets, then without event streams: step by step down 
   world.socket.welcomes();
   assert.equal(live.transport, 'websocket');
   assert.match(world.socket.url, /since=e-5$/);
+});
+
+test('what kind of answer it is may be spelled in capitals', async () => {
+  const stream = events();
+  world.answer = () => new Response(stream.response.body, { headers: { 'Content-Type': 'Text/Event-Stream; charset=utf-8' } });
+  open({ transports: ['sse'] });
+  await world.settle();
+  stream.says({ type: 'welcome', connection: 'c_1', heartbeat_ms: 20000 });
+  await world.settle();
+  assert.equal(live.state, 'live');
+});
+
+test('a better transport that is throttled is tried again when the server said', async () => {
+  let isThrottled = false;
+  world.answer = async ({ headers }) => {
+    if (headers.Accept === 'text/event-stream') return isThrottled ? problem(429, 'RATE_LIMITED', { 'Retry-After': '7200' }) : problem(502, '');
+    return headers.Prefer ? new Promise(done => { setTimeout(() => done(new Response(null, { status: 304 })), 30000); })
+      : new Response('1', { headers: { ETag: '"e-1"' } });
+  };
+  open();
+  await world.settle();
+  world.socket.ends(1006);
+  await world.pass(1000);
+  assert.equal(live.transport, 'polling');
+  isThrottled = true;
+  while (world.sockets.length < 2 && world.now < 1000000) await world.pass(1000);
+  world.socket.ends(1006);
+  await world.settle();
+  await world.pass(7199999);
+  assert.deepEqual([world.sockets.length, live.state], [2, 'live']);
+  await world.pass(1);
+  assert.equal(world.sockets.length, 3);
 });
 
 test('a stream that a proxy holds back is given up', async () => {
@@ -516,6 +623,48 @@ test('over an event stream a renewal is a request with the token in its body', a
   assert.equal(live.status.expiresAt, 9000);
 });
 
+for (const [path, renewals] of [
+  ['/api/v1/restcast/v1/streams/x', '/api/v1/restcast/v1/connections/c_9/auth'], ['/v1/v1/streams/v1', '/v1/v1/connections/c_9/auth'],
+  ['/v1/direct?url=https://x.example/v1/y/v1/z', '/v1/connections/c_9/auth'],
+]) test(`a renewal goes to the server that is watched, whatever stands before its paths: ${path}`, async () => {
+  const stream = events();
+  world.answer = ({ method }) => method === 'POST' ? new Response('{"expires_at":9000000}') : stream.response;
+  open({ transports: ['sse'] }, `https://gate.example${path}`);
+  await world.settle();
+  stream.says({ type: 'welcome', connection: 'c_9', heartbeat_ms: 20000 });
+  stream.says({ type: 'reauthenticate', expires_at: 1, expires_in_ms: 1 });
+  await world.settle();
+  assert.equal(world.requests.at(-1).url, `https://gate.example${renewals}`);
+});
+
+for (const [what, answer] of [
+  ['a login page', () => new Response('<p>Sign in</p>', { headers: { 'Content-Type': 'text/html' } })],
+  ['nothing', () => new Response(null, { status: 204 })],
+]) test(`a renewal that is answered by ${what} has failed, and is tried again`, async () => {
+  const stream = events();
+  world.answer = ({ method }) => method === 'POST' ? answer() : stream.response;
+  open({ transports: ['sse'] });
+  await world.settle();
+  stream.says({ type: 'welcome', connection: 'c_9', heartbeat_ms: 20000, auth: { expires_at: 7000000 } });
+  stream.says({ type: 'reauthenticate', expires_at: 1, expires_in_ms: 1 });
+  await world.pass(3000);
+  assert.equal(world.requests.filter(it => it.method === 'POST').length, 3);
+  assert.deepEqual([live.state, live.status.expiresAt, seen.errors.length], ['live', 7000, 3]);
+});
+
+test('a renewal that is throttled is tried again when the server said', async () => {
+  const stream = events();
+  world.answer = ({ method }) => method === 'POST' ? problem(429, 'RATE_LIMITED', { 'Retry-After': '8' }) : stream.response;
+  open({ transports: ['sse'] });
+  await world.settle();
+  stream.says({ type: 'welcome', connection: 'c_9', heartbeat_ms: 20000 });
+  stream.says({ type: 'reauthenticate', expires_at: 1, expires_in_ms: 1 });
+  await world.pass(7999);
+  assert.equal(world.requests.filter(it => it.method === 'POST').length, 1);
+  await world.pass(1);
+  assert.equal(world.requests.filter(it => it.method === 'POST').length, 2);
+});
+
 test('getToken may fail and may hang: told, and tried again', async () => {
   let calls = 0;
   open({ ...only, getToken: () => { calls += 1; if (calls === 1) throw new Error('offline'); return calls === 2 ? new Promise(() => {}) : 'a.b.c'; } });
@@ -529,6 +678,60 @@ test('getToken may fail and may hang: told, and tried again', async () => {
   await world.pass(500);
   assert.equal(calls, 3);
   assert.equal(world.sockets.length, 1);
+});
+
+test('why a token is asked for is remembered until there is one', async () => {
+  let isOffline = false;
+  await opened({ ...only, getToken: ({ reason }) => { seen.asked.push(reason); if (isOffline) throw new Error('offline'); return 'a.b.c'; } });
+  isOffline = true;
+  world.socket.ends(4001, 'token_expired');
+  await world.pass(0);
+  await world.pass(250);
+  isOffline = false;
+  // Neither a try that failed nor a page that is shown again makes the old one good.
+  world.document.dispatchEvent(new Event('visibilitychange'));
+  await world.pass(0);
+  assert.deepEqual(seen.asked, ['connect', 'expired', 'expired', 'expired']);
+  world.socket.ends(1006);
+  await world.pass(30000);
+  assert.equal(seen.asked.at(-1), 'connect');
+});
+
+test('polling: a token that cannot be had is told, and tried again', async () => {
+  let isOffline = false;
+  world.answer = async ({ headers }) => headers.Prefer ? problem(401, 'TOKEN_EXPIRED') : new Response('1', { headers: { ETag: '"e-1"' } });
+  open({ transports: ['polling'], getToken: ({ reason }) => { seen.asked.push(reason); if (isOffline) throw new Error('offline'); return 'a.b.c'; } });
+  await world.settle();
+  isOffline = true;
+  await world.pass(250);
+  assert.deepEqual(seen.errors.map(it => it.message), ['offline']);
+  assert.deepEqual([live.state, live.status.reason], ['waiting', 'getToken']);
+  isOffline = false;
+  await world.pass(250);
+  assert.deepEqual([seen.asked, live.state], [['connect', 'expired', 'expired'], 'live']);
+});
+
+test('polling: a ticket is good once, and so is asked for at every request', async () => {
+  let number = 0, refused = 0;
+  const spent = new Set();
+  world.answer = async ({ url }) => {
+    const ticket = new URL(url).searchParams.get('ticket');
+    if (!ticket || spent.has(ticket)) { refused++; return problem(401, 'INVALID_TOKEN'); }
+    spent.add(ticket);
+    return new Response(`${spent.size}`, { headers: { ETag: `"e-${spent.size}"` } });
+  };
+  open({ transports: ['polling'], getToken: () => ({ ticket: `once${++number}` }) });
+  await world.pass(2600);
+  assert.deepEqual([live.value, number, refused], [11, 11, 0]);
+});
+
+test('closing while it says that it connects asks for no token', async () => {
+  open({ onStatus: ({ state }) => { if (state !== 'waiting' && seen.states.push(state) === 2) live.close(); } });
+  await world.settle();
+  world.socket.ends(1006);
+  await world.pass(1000);
+  assert.deepEqual([seen.states, seen.asked], [['connecting', 'connecting', 'closed'], ['connect']]);
+  assert.equal(world.timers.length, 0);
 });
 
 test('callbacks that throw break nothing', async () => {
@@ -697,6 +900,74 @@ test('polling never asks in a tight loop, whatever the server does', async () =>
   open({ transports: ['polling'], maxRateMs: 1000 });
   await world.pass(10000);
   assert.ok(world.requests.length >= 9 && world.requests.length <= 11, `${world.requests.length}`);
+});
+
+test('polling at a rate of its own is not taken for silence', async () => {
+  let n = 0;
+  world.answer = async () => new Response(`${++n}`, { headers: { ETag: `"f-${n}"` } });
+  open({ transports: ['polling'], maxRateMs: 300000 });
+  await world.pass(600000);
+  assert.equal(world.requests.length, 3);
+  assert.deepEqual(seen.states.filter(it => it === 'waiting'), []);
+});
+
+test('polling in a page whose timers a browser holds back is not taken for silence', async () => {
+  let answer;
+  world.answer = ({ headers }) => headers.Prefer ? new Promise(done => { answer = done; }) : new Response('1', { headers: { ETag: '"f-1"' } });
+  open({ transports: ['polling'] });
+  await world.settle();
+  // A hidden page's timers run once a minute, in their order.
+  for (const timer of world.timers) timer.at = Math.max(timer.at, world.now + 59999);
+  await world.pass(60000);
+  assert.equal(world.requests.length, 2);
+  await world.pass(30000);
+  answer(new Response(null, { status: 304 }));
+  await world.settle();
+  assert.deepEqual(seen.states, ['connecting', 'live']);
+  // A request that is answered by nobody is given up all the same.
+  await world.pass(60250);
+  assert.ok(seen.statuses.some(it => it.reason === 'heartbeat_timeout'));
+});
+
+for (const [what, answer] of [
+  ['a login page', () => new Response('<!doctype html><p>Sign in', { headers: { 'Content-Type': 'text/html' } })],
+  ['nothing', () => new Response(null, { status: 204 })],
+  ['a refusal in HTML', () => new Response('<p>blocked', { status: 401, headers: { 'Content-Type': 'text/html' } })],
+]) test(`a network that answers everything with ${what} is asked ever more seldom, and what was shown stays`, async () => {
+  let isThere = true;
+  world.answer = async ({ headers }) => !isThere ? answer() : headers.Accept === 'text/event-stream' ? problem(502, '')
+    : new Response('5', { headers: { ETag: '"e-5"' } });
+  open({ transports: ['sse', 'polling'] });
+  await world.pass(1000);
+  assert.deepEqual([live.transport, live.value], ['polling', 5]);
+  isThere = false;
+  const count = world.requests.length;
+  await world.pass(600000);
+  assert.ok(world.requests.length - count < 60, `${world.requests.length - count}`);
+  assert.deepEqual([live.value, live.state === 'closed'], [5, false]);
+  isThere = true;
+  await world.pass(40000);
+  assert.equal(live.state, 'live');
+});
+
+test('a back-off of long ago is forgotten by what held since, though over a lesser transport', async () => {
+  world.chance = 0.999999;
+  let isAway = true;
+  world.answer = async ({ headers }) => isAway ? problem(503, 'OVERLOADED') : headers.Accept === 'text/event-stream' ? problem(502, '')
+    : headers.Prefer ? new Promise(done => { setTimeout(() => done(new Response(null, { status: 304 })), 30000); }) : new Response('1', { headers: { ETag: '"e-1"' } });
+  open({ transports: ['websocket', 'polling'] });
+  await world.settle();
+  world.socket.ends(1006);
+  await world.pass(20000);
+  isAway = false;
+  while (world.sockets.length < 2 && world.now < 1000000) await world.pass(1000);
+  assert.deepEqual([live.transport, live.state, world.sockets.length], ['polling', 'live', 2]);
+  world.socket.welcomes();
+  assert.equal(live.transport, 'websocket');
+  await world.pass(5000);
+  world.socket.ends(1006);
+  await world.pass(500);
+  assert.equal(world.sockets.length, 3);
 });
 
 test('many streams on one connection', async () => {
@@ -918,6 +1189,76 @@ test('tabs: a leader that closes while an action of another is under way fails n
   await world.pass(30000);
   await sent;
   assert.equal(second.live.state, 'live');
+});
+
+test('tabs: one that was hidden asks for its leader before it takes over', async () => {
+  world.tabs();
+  await tab();
+  world.socket.welcomes();
+  world.socket.says(snapshot(1, { n: 1 }));
+  const second = await tab();
+  const pass = async times => { for (let i = 0; i < times; i++) { await world.pass(10000); world.sockets[0].says({ type: 'nothing' }); } };
+  world.document.hidden = true;
+  await pass(60);
+  world.document.hidden = false;
+  await pass(10);
+  assert.deepEqual([second.seen.asked, world.sockets.length], [0, 1]);
+});
+
+test('tabs: several that ask for a leader that sleeps do not take each other for it', async () => {
+  world.tabs();
+  const first = await tab();
+  world.socket.welcomes();
+  const second = await tab();
+  await world.pass(3000);
+  const third = await tab();
+  world.isDeaf = 0;
+  for (let i = 0; i < 40 && world.sockets.length < 2; i++) await world.pass(1000);
+  assert.deepEqual([second.seen.asked, third.seen.asked], [1, 0]);
+  assert.equal(world.sockets[0].isClosed, true);
+  world.isDeaf = undefined;
+  world.sockets[1].welcomes();
+  await world.settle();
+  assert.deepEqual([first.live.state, second.live.state, third.live.state], ['live', 'live', 'live']);
+});
+
+test('tabs: after a sleep of the whole machine nobody takes over from a leader that answers', async () => {
+  world.tabs();
+  await tab();
+  world.socket.welcomes();
+  const second = await tab();
+  world.now += 8 * 3600000;
+  await world.pass(10000);
+  assert.equal(second.seen.asked, 0);
+});
+
+for (const [what, change] of [
+  ['locks are refused', () => {
+    let asked = 0;
+    const request = async () => { if (++asked > 20) await new Promise(() => {}); throw new DOMException('no', 'SecurityError'); };
+    world.replace({ navigator: { locks: { request } } });
+  }],
+  ['channels are refused', () => world.replace({ BroadcastChannel: class { constructor() { throw new DOMException('no', 'SecurityError'); } } })],
+]) test(`tabs: where ${what}, as where cookies are, each has a connection of its own`, async () => {
+  world.tabs();
+  change();
+  const first = await tab();
+  await tab();
+  assert.equal(world.sockets.length, 2);
+  world.sockets[0].welcomes();
+  world.sockets[0].says(snapshot(1, { n: 1 }));
+  assert.deepEqual([first.live.value, first.live.state], [{ n: 1 }, 'live']);
+  world.sockets[0].ends(1006);
+  await world.pass(250);
+  assert.equal(world.sockets.length, 3);
+});
+
+test('tabs: an action after the end is refused at once, not after half a minute', async () => {
+  world.tabs();
+  await tab();
+  const second = await tab();
+  second.live.close();
+  await assert.rejects(second.live.send({ type: 'a' }), { code: 'DISCONNECTED' });
 });
 
 test('tabs: where the browser cannot, each has a connection of its own', async () => {

@@ -28,6 +28,7 @@ use restcast::shard::{
     Catalog, ConnectionQuery, Found, Input, Ledger, Listed, Lookup, Mail, Options, Order, Output, Sent, SessionRecord,
     Shard, Wire,
 };
+use restcast::stream::budget::PollLeave;
 use restcast::stream::poll::{FetchResponse, PollNo, Validators};
 use restcast::time::{Instant, Now, WallTime};
 use serde_json::{Value, json};
@@ -167,7 +168,7 @@ pub struct Hall {
     pub questions: VecDeque<Question>,
     pub orders: Vec<Order>,
     pub closed: Vec<Conn>,
-    polls: VecDeque<(usize, u32, PollNo)>,
+    polls: VecDeque<(usize, u32, PollNo, PollLeave)>,
     /// The sessions that the store holds: text, and when the key ends.
     pub store: BTreeMap<String, (String, Option<WallTime>)>,
     pub tickets: BTreeMap<String, Secret>,
@@ -379,11 +380,12 @@ impl Hall {
                 self.answer_all();
                 more = true;
             }
-            while let Some((core, stream, poll)) = self.polls.pop_front() {
+            while let Some((core, stream, poll, leave)) = self.polls.pop_front() {
                 let (validators, received) = (Validators::default(), self.now.wall);
                 let body = b"[{\"id\":1}]".to_vec();
                 let response =
                     FetchResponse { status: 200, validators, retry_after: None, fresh_for: None, body, received };
+                leave.answered(self.now.at, &response);
                 self.input(core, Input::Fetched { stream, poll, result: Ok(response) });
                 more = true;
             }
@@ -395,7 +397,7 @@ impl Hall {
 
     fn output(&mut self, core: usize, output: Output) {
         match output {
-            Output::Fetch { stream, poll, .. } => self.polls.push_back((core, stream, poll)),
+            Output::Fetch { stream, poll, leave, .. } => self.polls.push_back((core, stream, poll, leave)),
             Output::LookUp { ask, lookup } => {
                 if let Lookup::Sessions(sids) = &lookup {
                     self.asked.push(sids.len());

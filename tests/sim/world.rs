@@ -13,6 +13,7 @@ use restcast::secret::Secret;
 use restcast::shard::{Catalog, Input, Ledger, Lookup, Mail, Options, Output, Sent, Shard, Wire};
 use restcast::stream::Comparison;
 use restcast::stream::action::{ActResult, Answer};
+use restcast::stream::budget::PollLeave;
 use restcast::stream::poll::{FetchError, FetchRequest, PollNo, UpstreamCode};
 use restcast::stream::succession::UnderWay;
 use restcast::time::{Instant, Now, WallTime};
@@ -260,6 +261,7 @@ struct Fetching {
     poll: PollNo,
     request: FetchRequest,
     under_way: UnderWay,
+    leave: PollLeave,
 }
 
 /// A question to the store that has not been answered.
@@ -599,7 +601,7 @@ impl World {
         while let Some(output) = self.cores[index].shard.poll_output() {
             let now_us = self.book.mono_us;
             match output {
-                Output::Fetch { stream, poll, request, under_way, .. } => {
+                Output::Fetch { stream, poll, request, leave, under_way } => {
                     self.fetches += 1;
                     let id = request.target.options.id.as_str();
                     // A core that has not heard of it may still have what the stream was before polled by another.
@@ -621,7 +623,7 @@ impl World {
                     let core = &mut self.cores[index];
                     let due_us =
                         now_us + self.dice.below(self.fetch_us_max.min(4 * SECOND_US)) / (1 + self.dice.below(50));
-                    core.fetches.push(Fetching { begun_us: now_us, due_us, stream, poll, request, under_way });
+                    core.fetches.push(Fetching { begun_us: now_us, due_us, stream, poll, request, leave, under_way });
                 }
                 Output::Compare(comparison) => {
                     let due = now_us + self.dice.below(50_000);
@@ -710,7 +712,7 @@ impl World {
         acted |= self.answer_lookups(index);
         acted |= self.turn_sockets(index);
         while let Some(at) = self.cores[index].fetches.iter().position(|fetch| fetch.due_us <= now_us) {
-            let Fetching { stream, poll, request, under_way, .. } = self.cores[index].fetches.remove(at);
+            let Fetching { stream, poll, request, leave, under_way, .. } = self.cores[index].fetches.remove(at);
             let received = WallTime::from_micros(self.book.wall_us);
             let target = request.target.guard.is_some().then(|| self.book.direct.is_polled(&request.target));
             let url = target.map_or_else(|| request.target.url.as_str().to_owned(), direct::url_of);
@@ -720,6 +722,12 @@ impl World {
                 self.book.direct.proved_blocked[target] |= blocked;
             }
             under_way.end(Instant::from_micros(now_us), &result);
+            // Of failures the budgets are not told here: what they make of these has tests of its own.
+            if let Ok(response) = &result
+                && response.status < 400
+            {
+                leave.answered(self.now().at, response);
+            }
             self.handle(index, Input::Fetched { stream, poll, result });
             acted = true;
         }

@@ -44,10 +44,20 @@ impl Authority {
 
     /// A TLS server's configuration that presents `identity`, and asks for a client certificate that this has signed.
     pub fn server_config_asking(&self, identity: &Identity) -> Arc<ServerConfig> {
+        self.server_config_of(identity, false)
+    }
+
+    /// The same where who has none is let in too.
+    pub fn server_config_curious(&self, identity: &Identity) -> Arc<ServerConfig> {
+        self.server_config_of(identity, true)
+    }
+
+    fn server_config_of(&self, identity: &Identity, lets_all_in: bool) -> Arc<ServerConfig> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut roots = RootCertStore::empty();
         roots.add(self.issuer.der().clone()).expect("an authority");
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
+        let verifier = if lets_all_in { verifier.allow_unauthenticated() } else { verifier };
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .expect("default versions")

@@ -290,6 +290,12 @@ impl Upstream {
         Upstream::listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), Some(tls))
     }
 
+    /// The same where who has none is served too.
+    pub fn start_tls_asking(identity: &Identity, authority: &Authority) -> Upstream {
+        let tls = authority.server_config_curious(identity);
+        Upstream::listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), Some(tls))
+    }
+
     fn listen(address: SocketAddr, tls: Option<Arc<ServerConfig>>) -> Upstream {
         let listener = TcpListener::bind(address).expect("the port is free");
         let address = listener.local_addr().expect("a bound listener has an address");

@@ -5,7 +5,7 @@
 //! over, and both are bounded, so that an endless one ends.
 //! Errors: [`BodyError`].  Not here: content codings (`codec::http_response`).
 
-use super::{BodyLength, is_token_byte, is_value_byte};
+use super::{BodyLength, Head, is_token_byte, is_value_byte};
 use crate::limits::{CHUNK_EXTENSION_BYTES_MAX, REQUEST_BODY_BYTES_MAX, TRAILER_BYTES_MAX};
 
 /// Digits of a chunk's size.
@@ -38,6 +38,9 @@ pub enum BodyError {
     /// 431: trailers of more than 8 KiB.
     #[error("the trailers have more than {TRAILER_BYTES_MAX} bytes")]
     TrailersTooLarge,
+    /// 415: the body is compressed, or coded otherwise.
+    #[error("Content-Encoding: a body is read as it is, without a content coding")]
+    Coded,
 }
 
 impl BodyError {
@@ -46,6 +49,7 @@ impl BodyError {
         match self {
             BodyError::TooLarge { .. } => 413,
             BodyError::TrailersTooLarge => 431,
+            BodyError::Coded => 415,
             _ => 400,
         }
     }
@@ -85,6 +89,16 @@ impl BodyDecoder {
             BodyLength::Chunked => Kind::Chunked(ChunkedDecoder::new(limit)),
         };
         Ok(BodyDecoder(kind))
+    }
+
+    /// A decoder for the body of the request with this head.
+    ///
+    /// # Errors
+    /// As [`BodyDecoder::new`]; [`BodyError::Coded`] where the body is not what its sender means (RFC 9110 section 15.5.16).
+    pub fn of(head: &Head<'_>) -> Result<BodyDecoder, BodyError> {
+        let has_body = !matches!(head.body, BodyLength::None | BodyLength::Length(0));
+        let is_coded = head.list("content-encoding").any(|coding| !coding.eq_ignore_ascii_case("identity"));
+        if has_body && is_coded { Err(BodyError::Coded) } else { BodyDecoder::new(head.body) }
     }
 
     /// Reads on: the body's bytes are appended to `out`. Tells how many bytes of `input` belonged to the body, and

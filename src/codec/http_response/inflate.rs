@@ -35,12 +35,16 @@ pub(super) struct Inflater {
 }
 
 impl Coding {
-    pub(super) fn gzip() -> Coding {
-        Coding::Gzip(Inflater::new(Decompress::new_gzip(WINDOW_BITS)))
-    }
-
-    pub(super) fn deflate() -> Coding {
-        Coding::DeflateUnseen { first: None }
+    /// The coding of that name, where it is one that is undone.
+    pub(super) fn named(name: &[u8]) -> Option<Coding> {
+        let is = |names: &[&str]| names.iter().any(|own| name.eq_ignore_ascii_case(own.as_bytes()));
+        if is(&["gzip", "x-gzip"]) {
+            Some(Coding::Gzip(Inflater::new(Decompress::new_gzip(WINDOW_BITS))))
+        } else if is(&["deflate"]) {
+            Some(Coding::DeflateUnseen { first: None })
+        } else {
+            None
+        }
     }
 
     /// How many bytes may come for a body of at most `body_bytes_max`.

@@ -50,7 +50,7 @@ impl<'a> Journey<'a> {
         let lane = Arc::clone(leave.lane());
         let (slot, permit) = match leave {
             PollLeave::Given(permit) => (permit.slot(), Some(permit)),
-            PollLeave::Later(_) => (Slot::default(), None),
+            PollLeave::Later(_) => (Slot::of(&request.target), None),
         };
         Journey { fetcher, request, now, deadline, lane, permit, slot }
     }
@@ -188,7 +188,7 @@ impl<'a> Journey<'a> {
     /// Leave for a further request, waited for as long as the poll has time.
     async fn leave(&mut self, place: &Place) -> Result<Permit, FetchError> {
         let options = &self.request.target.options;
-        let mut elsewhere = Slot::default();
+        let mut elsewhere = Slot::of(&self.request.target);
         let (lane, slot) = match place.own {
             true => (Arc::clone(&self.lane), &mut self.slot),
             false => (self.lane.elsewhere(&place.url), &mut elsewhere),

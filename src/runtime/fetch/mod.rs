@@ -189,6 +189,17 @@ impl<'a> Asked<'a> {
         }
     }
 
+    /// Whether who asks is signed in for as long as the connection lasts (RFC 4559 section 6, NTLM): whoever used it next would
+    /// be taken for the same.
+    fn signs_connection_in(&self) -> bool {
+        let presented = self.presented.map(|presented| presented.headers.as_slice()).unwrap_or_default();
+        self.headers.iter().chain(presented).any(|(name, value)| {
+            let scheme = value.expose_secret().split(|b| b" ,\t".contains(b)).find(|word| !word.is_empty());
+            let is = |one: &[u8]| scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case(one));
+            name.eq_ignore_ascii_case("authorization") && (is(b"negotiate") || is(b"ntlm"))
+        })
+    }
+
     fn identity(&self) -> Option<&Arc<IdentityPem>> {
         self.presented.and_then(|presented| presented.identity.as_ref())
     }
@@ -351,7 +362,8 @@ impl Fetcher {
     /// is repeated anyway, whatever its method. Dropping the future closes the connection.
     ///
     /// Where the target has a guard, that judges the URL now, and each new connection by all that the name resolves to then;
-    /// only those addresses are connected to. Such connections serve no request that is not guarded, and the other way round.
+    /// only those addresses are connected to. A connection serves those requests alone whose addresses are judged alike
+    /// ([`Judgement`](crate::guard::Judgement)), and one of the operator's none that are judged.
     ///
     /// # Errors
     /// `Timeout`, `Unreachable`, `Dns`, `Tls`, `Protocol`, `Body`, `TooLarge` as [`UpstreamCode`] says; `Blocked` for a URL
@@ -508,7 +520,7 @@ impl Fetcher {
         course.phase.set(Phase::Sending);
         let Connection { link, origin, place } = connection;
         let (answer, link) = exchange::run(course, link).await?;
-        if let Some(link) = link {
+        if let Some(link) = link.filter(|_| !course.asked.signs_connection_in()) {
             self.pool.keep(Connection { link, origin, place });
         }
         Ok(answer)
@@ -529,7 +541,7 @@ impl Fetcher {
         let via = self.egress.way_to(&host);
         let host = asked.url.host_str().unwrap_or_default().into();
         let trust = if https { self.trust.id_of(asked.ca, asked.identity()) } else { tls::TrustId::SYSTEM };
-        Ok(Rc::new(Origin { https, host, port, trust, guarded: asked.aim.is_some(), via }))
+        Ok(Rc::new(Origin { https, host, port, trust, judged: asked.aim.map(Aim::judgement), via }))
     }
 
     async fn open(&self, asked: &Asked<'_>, origin: Rc<Origin>, place: Place) -> Result<Connection, FetchError> {

@@ -17,6 +17,7 @@ use super::FetcherOptions;
 use super::link::Link;
 use super::tls::TrustId;
 use super::tunnel::Way;
+use crate::guard::Judgement;
 
 /// What connections must have in common to be used for each other's requests.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
@@ -25,8 +26,9 @@ pub(super) struct Origin {
     pub(super) host: Box<str>,
     pub(super) port: u16,
     pub(super) trust: TrustId,
-    /// Whether the guard has judged the address: what the operator's requests reach is not a caller's to reach.
-    pub(super) guarded: bool,
+    /// How the guard has judged the address; `None`: the operator has named it. What others may reach whose addresses are
+    /// judged otherwise need not be this request's to reach.
+    pub(super) judged: Option<Judgement>,
     /// The proxy that they go through.
     pub(super) via: Option<Way>,
 }

@@ -162,7 +162,7 @@ async fn read(fetcher: &Fetcher, request: &FetchRequest, lane: &Arc<Lane>, follo
 /// Leave to connect, waited for as long as a poll would be.
 async fn leave(request: &FetchRequest, lane: &Arc<Lane>, now: fn() -> Now) -> Result<Permit, FetchError> {
     let options = &request.target.options;
-    let mut slot = Slot::default();
+    let mut slot = Slot::of(&request.target);
     let deadline = deadline_after(options.timeout);
     loop {
         let at = now().at;

@@ -3,7 +3,7 @@
 
 const LADDER = ['websocket', 'sse', 'polling'];
 const TOKEN_MS = 30000, ANSWER_MS = 30000, HANDSHAKE_MS = 10000, FIRST_POLL_MS = 40000, POLL_S = 30, PROBE_MS = 5000;
-const POLL_GAP_MS = 250, DIRECTED_MAX_MS = 86400000, EVENT_CHARS_MAX = 1 << 26, LEADER_MS = 10000;
+const POLL_GAP_MS = 250, DIRECTED_MAX_MS = 86400000, EVENT_CHARS_MAX = 1 << 26, LEADER_MS = 10000, LEADER_ASKED_MAX = 2;
 
 // Refusals of one subscription that may be other the next time.
 const PASSING = /^(TIMEOUT|RATE_LIMITED|OVERLOADED|INTERNAL|TOO_MANY_STREAMS|\w+_UNAVAILABLE)$/;
@@ -17,6 +17,8 @@ const get = (from, key) => {
     throw new Error(`nothing at ${key}`);
   return from[key];
 };
+// A wait that a server asks for, as far as it is one.
+const directed = ms => Math.min(DIRECTED_MAX_MS, ms) || 0;
 const same = (a, b) =>
   a === b || (isObject(a) ? isObject(b) : Array.isArray(a) && Array.isArray(b))
     && Object.keys(a).length === Object.keys(b).length
@@ -91,9 +93,9 @@ export function connect(url, options = {}) {
   const over = new AbortController();   // close() was called, or the server's word was final
   let link, candidate, timer, upgradeTimer;
   let status = { state: 'connecting' };
-  let rung = 0, attempt = 0, hurried = 0, upgrades = 0, floorAt = 0, lastId = 0;
+  let rung = 0, attempt = 0, hurried = 0, upgrades = 0, floorAt = 0, lastId = 0, need = 'connect';
   const own = Math.random() + '/';      // before the ids made here: an action may have one of its own, which is also data
-  let channel, me, queue, release, heardAt, isFollower = false;
+  let channel, me, queue, release, unheard = 0, isFollower = false;
   const proven = new Set();             // transports that got through
 
   const now = () => performance.now();
@@ -137,6 +139,16 @@ export function connect(url, options = {}) {
       const token = await Promise.race([getToken?.({ reason }), late]);
       return isObject(token) ? token : { token };
     } finally { clearTimeout(timer); }
+  };
+  // What it is needed for is remembered until there is one: the old one does not become good because a try failed.
+  const arm = async (mine, reason) => {
+    try {
+      mine.credential = await credential(reason);
+      need = 'connect';
+    } catch (error) {
+      if (!mine.isOver) fail(error);
+      mine.end({ reason: 'getToken', isWord: true });
+    }
   };
 
   // ---- what the server says ----
@@ -214,7 +226,7 @@ export function connect(url, options = {}) {
         if (frame.id !== own && !settle(frame.id, error)) fail(error);
         break;
       }
-      case 'reconnect': from.afterMs = frame.after_ms; break;
+      case 'reconnect': from.afterMs = directed(frame.after_ms); break;
       case 'close': from.end(frame); break;
     }
   };
@@ -231,6 +243,7 @@ export function connect(url, options = {}) {
   };
   const ask = async (mine, accept, headers) => {
     const { token } = mine.credential;
+    mine.heardAt = now();
     const response = await fetch(address('http', mine), {
       headers: { Accept: accept, ...(token && { Authorization: `Bearer ${token}` }), ...headers },
       signal: mine.abort.signal, cache: 'no-store', credentials: 'include',
@@ -239,11 +252,11 @@ export function connect(url, options = {}) {
     return response;
   };
   const problem = async response => {
-    const after = response.headers.get('Retry-After') ?? '';
+    const after = response.headers.get('Retry-After');
     const body = await response.json().catch(() => ({}));
     return {
       status: response.status, code: body?.code, reason: body?.detail, isWord: Boolean(body?.code) && response.status !== 426,
-      floorMs: (/^\d+$/.test(after) ? after * 1000 : Date.parse(after) - Date.now()) || 0,
+      floorMs: directed(/^\d+$/.test(after) ? after * 1000 : Date.parse(after) - (Date.parse(response.headers.get('Date')) || Date.now())),
     };
   };
   const isLogout = ({ code }) => /^(LOGGED_OUT|TOKEN_REVOKED)$/.test(code);
@@ -259,7 +272,7 @@ export function connect(url, options = {}) {
     async sse(mine) {
       const response = await ask(mine, 'text/event-stream');
       if (!response.ok) return mine.end(await problem(response));
-      if (!/^text\/event-stream/.test(response.headers.get('Content-Type'))) return mine.end({ reason: 'not an event stream' });
+      if (!/^text\/event-stream/i.test(response.headers.get('Content-Type'))) return mine.end({ reason: 'not an event stream' });
       const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
       for (let tail = '', data = ''; ;) {
         const { done, value } = await reader.read();
@@ -271,14 +284,17 @@ export function connect(url, options = {}) {
         tail = lines.pop();
         for (const line of lines) {
           if (line.startsWith('data:')) data += line.slice(5);
-          else if (line.startsWith('retry:')) mine.floorMs = Number(line.slice(6)) || 0;
+          else if (line.startsWith('retry:')) mine.floorMs = directed(line.slice(6));
           else if (line.length < 2 && data) { mine.hear(data); data = ''; }
         }
       }
     },
     async polling(mine) {
       const sub = subs.get('');
-      for (let isWaiting = false; !mine.isOver;) {
+      for (let isWaiting = false; ;) {
+        // A ticket is good once.
+        if (mine.worked && mine.credential.ticket) await arm(mine, need);
+        if (mine.isOver) return;
         const asked = now(), tag = place(sub);
         const response = await ask(mine, 'application/json',
           tag && { 'If-None-Match': `"${tag}"`, ...(isWaiting && { Prefer: `wait=${POLL_S}` }) });
@@ -286,13 +302,13 @@ export function connect(url, options = {}) {
         if (why.status === 401 && mine.worked && !isLogout(why)) {
           // The token ended while it was in use: a fresh one, once.
           mine.worked = isWaiting = false;
-          mine.credential = await credential('expired');
+          await arm(mine, need = 'expired');
           continue;
         }
         if (why) return mine.end(why);
         const data = response.ok ? await response.json() : undefined;
         if (mine.isOver) return;
-        if (!mine.upAt) receive({ type: 'welcome', heartbeat_ms: POLL_S * 1000 }, mine);
+        if (!mine.upAt) receive({ type: 'welcome', heartbeat_ms: POLL_S * 1000 + (options.maxRateMs ?? 0) }, mine);
         mine.worked = true;
         const state = response.headers.get('X-Restcast-State') ?? 'live';
         if (state !== sub.upstream.state) receive({ type: 'stream_status', state }, mine);
@@ -307,7 +323,7 @@ export function connect(url, options = {}) {
   };
 
   // ---- a link's life ----
-  const start = async (transport, isUpgrade, reason) => {
+  const start = async (transport = ladder[rung], isUpgrade) => {
     const mine = { transport, abort: new AbortController(), heardAt: now() };
     isUpgrade ? candidate = mine : link = mine;
     mine.drop = () => {
@@ -322,7 +338,7 @@ export function connect(url, options = {}) {
       candidate = undefined;
       // A better one did not come: the next better, if any, or another time.
       const next = ladder.indexOf(transport) + 1;
-      next < rung ? start(ladder[next], true, 'connect') : climbLater();
+      next < rung ? start(ladder[next], true) : climbLater(cause.floorMs);
     };
     mine.hear = text => {
       if (mine.isOver) return;
@@ -332,26 +348,26 @@ export function connect(url, options = {}) {
       receive(frame, mine);
     };
     if (!isUpgrade) show('connecting');
-    try { mine.credential = await credential(reason); } catch (error) {
-      if (!mine.isOver) fail(error);
-      return mine.end({ reason: 'getToken', isWord: true });
-    }
+    if (!mine.isOver) await arm(mine, need);
     if (mine.isOver) return;
     mine.timer = setTimeout(() => mine.end({ reason: 'silent' }), transport === 'polling' ? FIRST_POLL_MS : HANDSHAKE_MS);
     try { await open[transport](mine); } catch (error) { mine.end({ code: 1006, reason: error.message }); }
   };
+  // Time heals: what held is tried again as if it were the first time.
+  const heal = () => { if (link.upAt && now() - link.upAt >= stableMs) attempt = hurried = 0; };
   const promote = () => {
+    heal();
     link.drop();
     link = candidate;
     candidate = undefined;
     rung = ladder.indexOf(link.transport);
     upgrades = 0;
   };
-  const climbLater = () => {
+  const climbLater = (floorMs = 0) => {
     clearTimeout(upgradeTimer);
     if (rung > 0 && link?.upAt && !candidate)
-      upgradeTimer = setTimeout(() => start(ladder[0], true, 'connect'),
-        upgradeMs * (0.5 + Math.random()) * 2 ** Math.min(upgrades++, 4) / (proven.has(ladder[0]) ? 12 : 1));
+      upgradeTimer = setTimeout(() => start(ladder[0], true), Math.max(floorMs,
+        upgradeMs * (0.5 + Math.random()) * 2 ** Math.min(upgrades++, 4) / (proven.has(ladder[0]) ? 12 : 1)));
   };
   // A WebSocket's pings are hidden from scripts: one that was silent for two of them is asked something.
   const watch = mine => {
@@ -373,7 +389,7 @@ export function connect(url, options = {}) {
     candidate?.drop();
     candidate = undefined;
     for (const id of [...waiting.keys()]) settle(id, failure('the connection ended first', { code: 'DISCONNECTED' }));
-    if (mine.upAt && now() - mine.upAt >= stableMs) attempt = hurried = 0;
+    heal();
     const why = { code: http ?? code, reason: (http && code) || reason };
     const isBottom = rung === ladder.length - 1;
     if ([4003, 4004, 4010].includes(code) || (http >= 400 && http < 500 && ![401, 408, 425, 426, 429].includes(http) && (isWord || isBottom)))
@@ -384,21 +400,23 @@ export function connect(url, options = {}) {
     // Full jitter; what can be put right at once is tried at once, once.
     const bound = Math.min(backoffMaxMs, (code === 1013 ? 4 : 1) * backoffMs * 2 ** attempt);
     let delay = 0;
-    floorMs = Math.min(DIRECTED_MAX_MS, mine.afterMs ?? floorMs);
+    floorMs = mine.afterMs ?? floorMs;
     if (!(isAuth || isHasty) || hurried++) {
-      if (mine.afterMs === undefined) delay = Math.random() * bound;
+      // A server that sends its watchers on spreads them itself; where the next one does too, the back-off holds as well.
+      if (mine.afterMs === undefined || attempt || hurried) delay = Math.random() * bound;
       attempt = Math.min(attempt + 1, 20);
     }
     delay = Math.max(delay, floorMs);
     // What does not get through hands over to the next transport: at once where it never did, else after two tries.
     if (!mine.upAt && !isWord && !isAuth && (attempt > 2 || !proven.has(mine.transport))) rung = (rung + 1) % ladder.length;
     floorAt = now() + floorMs;
+    if (isAuth) need = 'expired';
     show('waiting', { ...why, retryInMs: delay });
-    if (!over.signal.aborted) later(delay, isAuth ? 'expired' : 'connect');
+    if (!over.signal.aborted) later(delay);
   };
-  const later = (ms, reason) => {
+  const later = ms => {
     clearTimeout(timer);
-    timer = setTimeout(() => start(ladder[rung], false, reason), ms);
+    timer = setTimeout(start, ms);
   };
   const wake = isOnline => {
     if (isFollower) return;
@@ -407,7 +425,7 @@ export function connect(url, options = {}) {
         attempt = rung = 0;
         proven.clear();
       }
-      later(Math.max(0, floorAt - now()), 'connect');
+      later(Math.max(0, floorAt - now()));
     } else if (link?.upAt && !link.isOver && (link.send || now() - link.heardAt > 2 * link.heartbeatMs)) probe(link);
   };
   const rest = () => {
@@ -424,7 +442,7 @@ export function connect(url, options = {}) {
     over.abort();
     queue?.abort();
     release?.();
-    channel?.close();
+    channel = channel?.close();
   };
   const forget = () => subs.forEach(sub => { sub.value = sub.at = undefined; });
   const renew = async tries => {
@@ -437,7 +455,7 @@ export function connect(url, options = {}) {
       // Polling has it with the next request.
       if (!mine.id) return mine.credential = fresh;
       if (!token) return;
-      const to = new URL(base.pathname.replace(/\/v1\/.*/, `/v1/connections/${mine.id}/auth`), base);
+      const to = new URL(base.pathname.replace(/(.*\/v1\/).*/, `$1connections/${mine.id}/auth`), base);
       const response = await fetch(to, {
         method: 'POST', headers: { 'Content-Type': 'application/json' }, body: JSON.stringify({ token }), signal: mine.abort.signal,
       });
@@ -452,7 +470,7 @@ export function connect(url, options = {}) {
         say({ gone: true });
         return mine.end({ code: 4001, reason: 'another_subject' });
       }
-      if (tries < 2) setTimeout(() => { if (mine === link && !mine.isOver) renew(tries + 1); }, Math.random() * 1000 * 2 ** tries);
+      if (tries < 2) setTimeout(() => { if (!mine.isOver) renew(tries + 1); }, Math.max(error.floorMs || 0, Math.random() * 1000 * 2 ** tries));
     }
   };
   const subscribe = sub => {
@@ -460,7 +478,7 @@ export function connect(url, options = {}) {
     request({ type: 'subscribe', stream: sub.name, format, select, since: place(sub), max_rate_ms: maxRateMs }).catch(error => {
       if (/^(DISCONNECTED|CLOSED|ALREADY_SUBSCRIBED)$/.test(error.code) || subs.get(sub.name) !== sub) return;
       if (PASSING.test(error.code)) {
-        setTimeout(() => { if (mine === link && !mine.isOver && subs.get(sub.name) === sub) subscribe(sub); }, backoffMaxMs * Math.random());
+        setTimeout(() => { if (!mine.isOver && subs.get(sub.name) === sub) subscribe(sub); }, backoffMaxMs * Math.random());
         return fail(error);
       }
       subs.delete(sub.name);
@@ -482,17 +500,18 @@ export function connect(url, options = {}) {
     me = crypto.randomUUID();
     const stand = steal => {
       queue?.abort();
+      unheard = 0;
       const mine = queue = new AbortController();
       isFollower = true;
       navigator.locks.request(name, steal ? { steal } : { signal: mine.signal }, () => {
         isFollower = false;
-        start(ladder[rung], false, 'connect');
+        start();
         return new Promise(done => { release = done; });
-      }).catch(() => {
-        // Another tab took over, for this one slept.
+      }).catch(({ name }) => {
         if (mine !== queue || over.signal.aborted) return;
         rest();
-        stand();
+        // Another tab took over, for this one slept; or there are no locks here.
+        name === 'AbortError' ? stand() : alone();
       });
     };
     channel.onmessage = ({ data: { hello, at, renews, send: action, from, id, to, answer, frame, status: told, state, gone, stop: end } }) => {
@@ -504,8 +523,9 @@ export function connect(url, options = {}) {
           .then(answer => say({ to: from, id, answer }));
         return;
       }
-      if (to && to !== me) return;
-      heardAt = now();
+      // What others ask of the leader, or are answered, says nothing of whether it lives.
+      if (hello || renews || action || (to && to !== me)) return;
+      unheard = 0;
       if (end) return stop(...end, true);
       if (gone) forget();
       if (answer) settle(id, answer.error && failure(...answer.error), answer);
@@ -517,24 +537,26 @@ export function connect(url, options = {}) {
       }
     };
     const hello = () => say({ hello: me, at: place(subs.get('')) });
-    // A leader that sleeps answers nobody: a tab that is looked at takes over.
-    const every = setInterval(() => {
-      if (!isFollower || globalThis.document?.hidden) return;
-      if (now() - heardAt < 3 * LEADER_MS) return hello();
-      heardAt = now();
-      stand(true);
-    }, LEADER_MS);
-    over.signal.addEventListener('abort', () => clearInterval(every));
-    heardAt = now();
     stand();
     hello();
+    // A leader that sleeps answers nobody: a tab that is looked at takes over.
+    const every = setInterval(() => {
+      if (!isFollower || globalThis.document?.hidden) unheard = 0;
+      else unheard++ < LEADER_ASKED_MAX ? hello() : stand(true);
+    }, LEADER_MS);
+    over.signal.addEventListener('abort', () => clearInterval(every));
+  };
+  const alone = () => {
+    channel = channel?.close();
+    isFollower = false;
+    start();
   };
 
   globalThis.addEventListener?.('online', () => wake(true), { signal: over.signal });
   globalThis.document?.addEventListener('visibilitychange', () => document.hidden || wake(false), { signal: over.signal });
   if (!isMany) subs.set('', subscription('', options));
-  if (options.shared && !isMany && globalThis.navigator?.locks && globalThis.BroadcastChannel) share();
-  else start(ladder[0], false, 'connect');
+  // Where there are no locks or channels, or no leave to use them: by itself.
+  try { options.shared && !isMany ? share() : alone(); } catch { alone(); }
 
   return {
     get value() { return subs.get('')?.value; },
