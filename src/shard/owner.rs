@@ -1138,6 +1138,8 @@ mod tests {
 
     #[test]
     fn a_stream_that_is_changed_leaves_its_url_alone_for_as_long_as_the_upstream_has_asked_before() {
+        /// When both are polled.
+        const BEGUN_MS: u64 = 500;
         let watch = |key: &Arc<StreamKey>| Mail::Watch { key: Arc::clone(key), from: CoreId(0), attach: true };
         let unavailable = || {
             let retry_after = Some(Duration::from_secs(60));
@@ -1150,36 +1152,43 @@ mod tests {
             let mut shard = Shard::new(CoreId(0), 1, Arc::clone(&options), ledger, metrics, [7; 32], at(0));
             shard.handle(at(0), Input::Mail(watch(&a)));
             shard.handle(at(0), Input::Mail(watch(&b)));
-            shard.handle(at(0), Input::Timeout);
-            let [of_a, of_b] = fetches(&mut shard)[..] else { panic!("a poll of each") };
-            shard.handle(at(10), Input::Fetched { stream: of_a.0, poll: of_a.1, result: unavailable() });
+            // Before an origin's first answer one asks for all, and the other one then.
+            let polls: Vec<_> = (0..BEGUN_MS)
+                .flat_map(|ms| {
+                    shard.handle(at(ms), Input::Timeout);
+                    fetches(&mut shard)
+                })
+                .collect();
+            let of = |key| polls.iter().copied().find(|(stream, _)| shard.owned(key) == Some(*stream));
+            let [of_a, of_b] = [of(&a), of(&b)].map(|poll| poll.expect("a poll of each"));
+            shard.handle(at(BEGUN_MS + 10), Input::Fetched { stream: of_a.0, poll: of_a.1, result: unavailable() });
             if is_back {
-                shard.handle(at(20), Input::Fetched { stream: of_b.0, poll: of_b.1, result: answer("1") });
+                shard.handle(at(BEGUN_MS + 20), Input::Fetched { stream: of_b.0, poll: of_b.1, result: answer("1") });
             }
             let (options, [changed, _]) = of_one_url(Duration::from_secs(2), Some(&options));
             assert!(changed != a, "it is another stream");
-            shard.handle(at(30), Input::Reload(options));
-            shard.handle(at(30), Input::Mail(watch(&changed)));
-            shard.handle(at(30), Input::Timeout);
+            shard.handle(at(BEGUN_MS + 30), Input::Reload(options));
+            shard.handle(at(BEGUN_MS + 30), Input::Mail(watch(&changed)));
+            shard.handle(at(BEGUN_MS + 30), Input::Timeout);
             assert!(fetches(&mut shard).is_empty(), "it waits as it would have after a failure");
             let index = shard.owned(&changed).expect("it is polled");
             if is_back {
-                shard.handle(at(2_010), Input::Timeout);
+                shard.handle(at(BEGUN_MS + 2_010), Input::Timeout);
                 assert!(fetches(&mut shard).iter().any(|(stream, _)| *stream == index), "and no longer than that");
                 continue;
             }
             let status =
                 |shard: &Shard, ms: u64| shard.streams.at(index).expect("it is there").stream.status(at(ms).at);
-            let told = status(&shard, 30);
+            let told = status(&shard, BEGUN_MS + 30);
             assert_eq!((told.state, told.code), (StreamState::Failing, Some(UpstreamCode::RateLimited)));
             assert_eq!(told.retry_in, Some(Duration::from_millis(60_010 - 30)));
             // Whoever asks for it does not make it sooner.
             for ms in (1_000..60_010).step_by(500) {
-                shard.handle(at(ms), Input::Mail(Mail::Refresh { key: Arc::clone(&changed) }));
-                shard.handle(at(ms), Input::Timeout);
+                shard.handle(at(BEGUN_MS + ms), Input::Mail(Mail::Refresh { key: Arc::clone(&changed) }));
+                shard.handle(at(BEGUN_MS + ms), Input::Timeout);
                 assert!(fetches(&mut shard).is_empty(), "after {ms} ms");
             }
-            shard.handle(at(60_010), Input::Timeout);
+            shard.handle(at(BEGUN_MS + 60_010), Input::Timeout);
             assert!(fetches(&mut shard).iter().any(|(stream, _)| *stream == index));
         }
     }
