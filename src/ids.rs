@@ -205,7 +205,7 @@ pub struct ConnectionKey {
 }
 
 /// Whom something is counted for, an address or a subject: a hash, so that neither is kept.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Holder(NonZeroU64);
 
 impl Holder {

@@ -183,6 +183,15 @@ pub const DIRECT_HEADERS_BYTES_MAX: usize = 16 << 10;
 pub const DIRECT_BODY_BYTES_MAX: usize = 32 << 10;
 /// Bytes of the secret that names in direct mode are made under, at least: clients see the names.
 pub const DIRECT_SECRET_BYTES_MIN: usize = 32;
+/// Of what histories and values may take in all (`limits.history_bytes_total`), one part in so many is for streams that callers
+/// describe, and theirs alone: past it the largest of them ends.
+pub const DIRECT_BYTES_PART: u64 = 4;
+/// A subject's place among its streams (`limits.streams_per_subject`) is given to another configured stream once in the interval
+/// of the one that had it, or in this where that is less.
+pub const PLACE_SPACING_MAX: Duration = Duration::from_secs(10);
+/// Filled-in streams that a core has forgotten, but not when they were polled last, so that one that is asked for again is polled
+/// no sooner for it.
+pub const STARTS_MAX: usize = 16_384;
 /// The longest interval that a caller may ask for, in milliseconds: a day.
 pub const DIRECT_INTERVAL_MS_MAX: u64 = 86_400_000;
 /// Ephemeral sessions of the process, where `limits.streams` sets no lower bound.

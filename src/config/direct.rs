@@ -29,6 +29,8 @@ impl Check<'_> {
             sessions_per_subject: root.number_u32("direct.sessions_per_subject"),
             session_ttl_max: root.duration("direct.session_ttl_max"),
             linger: root.duration("direct.linger"),
+            response_bytes_max: root.number("direct.response_bytes_max"),
+            timeout: root.duration("direct.timeout"),
             secret: self.direct_secret(root),
         })
     }

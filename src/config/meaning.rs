@@ -28,6 +28,7 @@ use crate::limits::{
 use crate::secret::Secret;
 use crate::stream::diff::Pointer;
 use crate::stream::live::Live;
+use crate::stream::poll::RESTART_MIN;
 use crate::stream::template::{BodyTemplate, UrlTemplate};
 use crate::stream::{CaFile, Options, Param};
 use crate::{auth, connection};
@@ -427,6 +428,7 @@ impl Check<'_> {
             timeout: section.duration("stream.timeout"),
             response_bytes_max: section.number("stream.response_bytes_max"),
             backoff_max: section.duration("stream.backoff_max"),
+            restart_min: RESTART_MIN,
             linger: section.duration("stream.linger"),
             keep_warm,
             history: section.number_u32("stream.history"),

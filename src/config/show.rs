@@ -222,6 +222,8 @@ fn direct(page: &mut Page, direct: &DirectOptions) {
     page.line("sessions_per_subject", direct.sessions_per_subject);
     page.line("session_ttl_max", quoted_duration(direct.session_ttl_max));
     page.line("linger", quoted_duration(direct.linger));
+    page.line("response_bytes_max", size(direct.response_bytes_max));
+    page.line("timeout", quoted_duration(direct.timeout));
     page.line_unless_unset("secret", direct.secret.as_ref().map(|_| MASK));
 }
 

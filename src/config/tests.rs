@@ -391,6 +391,8 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         sessions_per_subject = 16
         session_ttl_max = "1h"
         linger = "10s"
+        response_bytes_max = "1MiB"
+        timeout = "15s"
 
         [[stream]]
         id = "leads"
@@ -811,6 +813,8 @@ linger = "5s"
         sessions_per_subject = 2
         session_ttl_max = "10m"
         linger = "5s"
+        response_bytes_max = "1MiB"
+        timeout = "15s"
     "#]]
     .assert_eq(shown.get(shown.find("[direct]").expect("it is shown")..).unwrap_or_default());
     assert_eq!(accepted(&shown).direct, accepted(text).direct);

@@ -49,6 +49,10 @@ pub struct DirectOptions {
     pub session_ttl_max: Duration,
     /// How long polling goes on after the last watcher, and a session too.
     pub linger: Duration,
+    /// Bytes of one response, inflated.
+    pub response_bytes_max: u64,
+    /// For one whole exchange.
+    pub timeout: Duration,
     /// What processes that share a store share besides, so that they call the same by the same name.
     pub secret: Option<Secret>,
 }

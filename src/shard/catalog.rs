@@ -15,6 +15,7 @@ use crate::codec::message::ErrorCode;
 use crate::connection::handshake::Refusal;
 use crate::guard::DirectOptions;
 use crate::ids::{CoreId, StreamId};
+use crate::limits::PLACE_SPACING_MAX;
 use crate::secret::Secret;
 use crate::stream::credential::Credential;
 use crate::stream::live::Live;
@@ -23,6 +24,7 @@ use crate::stream::select::{Facet, Select};
 use crate::stream::template::{self, FillError};
 use crate::stream::{self, action};
 
+use super::places::Wanted;
 use super::refresh_mark::RefreshMark;
 
 /// What one caller watches: a stream, filled in, and what of it they are shown. Equal for two callers exactly if they get the
@@ -76,7 +78,7 @@ impl StreamKey {
 
     /// The core that polls it.
     pub fn owner(&self, cores: u16) -> CoreId {
-        CoreId(u16::try_from(self.hash % u64::from(cores.max(1))).expect("a remainder is below its divisor"))
+        owner_of(self.hash, cores)
     }
 
     /// The hash of what is polled, the same on every core of the process.
@@ -108,11 +110,28 @@ impl StreamKey {
 
     /// Whether the caller's claims, parameters or `select` shape it.
     pub fn is_filled(&self) -> bool {
+        self.is_polled_for_callers() || self.facet.select.is_some()
+    }
+
+    /// Whether what is polled is shaped by the caller: there are as many of it as callers make.
+    pub fn is_polled_for_callers(&self) -> bool {
         let options = &self.target.options;
         let in_body = options.body.as_ref().is_some_and(|body| !body.claims_used().is_empty());
-        let shaped = self.is_direct() || !self.params.is_empty() || self.facet.select.is_some();
-        shaped || !options.url.claims_used().is_empty() || in_body
+        self.is_direct() || !self.params.is_empty() || !options.url.claims_used().is_empty() || in_body
     }
+
+    /// The place that a subject needs for it.
+    pub(super) fn wanted_place(&self) -> Wanted {
+        let stream::Options { interval, restart_min, .. } = *self.target.options;
+        let spacing = if self.is_direct() { restart_min } else { PLACE_SPACING_MAX };
+        let polled = self.is_polled_for_callers().then_some(self.hash);
+        Wanted { shown: self.shown_hash(), polled, spacing: interval.min(spacing) }
+    }
+}
+
+/// The core that polls what has that hash.
+pub(super) fn owner_of(polled: u64, cores: u16) -> CoreId {
+    CoreId(u16::try_from(polled % u64::from(cores.max(1))).expect("a remainder is below its divisor"))
 }
 
 impl PartialEq for StreamKey {

@@ -21,7 +21,7 @@ use crate::connection::{BodyPurpose, Caller, DirectAsk, Opening, Reply, StreamRe
 use crate::guard::{Blocked, DirectOptions, HeaderFault};
 use crate::ids::{ResumePoint, StreamId};
 use crate::stream;
-use crate::stream::poll::UpstreamCode;
+use crate::stream::poll::{RESTART_MIN, UpstreamCode};
 use crate::stream::select::Select;
 use crate::stream::template::UrlTemplate;
 
@@ -108,8 +108,7 @@ impl Shard {
             interval,
             method: method.to_owned(),
             headers,
-            linger: options.linger,
-            ..stream::Options::new(id, NO_TEMPLATE.clone())
+            ..bounded(stream::Options::new(id, NO_TEMPLATE.clone()), options)
         };
         let body = body.map(Arc::from);
         let key = self.options.catalog.direct_key(name, stream, aim.url().clone(), body).ok_or_else(off)?;
@@ -133,8 +132,7 @@ impl Shard {
             interval: Duration::from_millis(request.interval_ms).max(options.interval_min),
             method: if request.post { "POST" } else { "GET" }.to_owned(),
             headers: request.headers,
-            linger: options.linger,
-            ..stream::Options::new(id, NO_TEMPLATE.clone())
+            ..bounded(stream::Options::new(id, NO_TEMPLATE.clone()), options)
         };
         let body = request.body.map(|body| Arc::from(body.expose_secret()));
         let key = self.options.catalog.direct_key(face.stream, stream, aim.url().clone(), body).ok_or_else(off)?;
@@ -153,8 +151,7 @@ impl Shard {
         options.policy.judge_headers(headers).map_err(|_| blocked())?;
         let stream = stream::Options {
             interval: target.options.interval.max(options.interval_min),
-            linger: options.linger,
-            ..(*target.options).clone()
+            ..bounded((*target.options).clone(), options)
         };
         let again =
             self.options.catalog.direct_key(key.name.to_string(), stream, target.url.clone(), target.body.clone());
@@ -354,6 +351,17 @@ impl Shard {
     pub(super) fn is_blocked(&self, topic: u32) -> bool {
         let status = self.topics.at(topic).and_then(|topic| topic.status);
         status.is_some_and(|status| status.state == StreamState::Failing && status.code == Some(UpstreamCode::Blocked))
+    }
+}
+
+/// A stream within what `[direct]` sets for all.
+fn bounded(stream: stream::Options, options: &DirectOptions) -> stream::Options {
+    stream::Options {
+        linger: options.linger,
+        restart_min: RESTART_MIN.max(options.interval_min),
+        timeout: options.timeout,
+        response_bytes_max: options.response_bytes_max,
+        ..stream
     }
 }
 

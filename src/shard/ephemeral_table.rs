@@ -340,6 +340,8 @@ mod tests {
             sessions_per_subject: 0,
             session_ttl_max: Duration::ZERO,
             linger: LINGER,
+            response_bytes_max: 1 << 20,
+            timeout: Duration::from_secs(15),
             secret: None,
         };
         let catalog = Catalog::new(&[], None, 7).with_direct(Some(&direct), None);

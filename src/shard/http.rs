@@ -115,13 +115,13 @@ impl Shard {
         reply: Reply,
     ) {
         let now = self.now.at;
-        let (holder, session) = (self.subject(&grant), grant.session());
+        let (holder, session) = (self.holder(&grant, key), grant.session());
         let only = grant.only().map(|only| only.session);
         let held = match self.hold_stream(holder, key) {
             Ok(counted) => holder.filter(|_| counted),
             Err(refusal) => {
                 self.rights.release(grant);
-                return self.refuse(index, &refusal.with_status(429).retry_after(5), &reply);
+                return self.refuse(index, &refusal, &reply);
             }
         };
         let topic = self.watch(key);

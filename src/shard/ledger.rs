@@ -23,6 +23,7 @@ use crate::time::Instant;
 
 use super::ephemeral_table::Ephemerals;
 use super::hooks::HooksSeen;
+use super::places::{Change, Full, Places, Wanted};
 use super::ticket_table::Tickets;
 
 /// Entries in one of the [`PARTS`] of the ledger.
@@ -64,7 +65,7 @@ pub enum Standing {
 #[derive(Debug, Default)]
 struct Entry {
     connections: u32,
-    streams: HashMap<u64, u32>,
+    places: Places,
     handshakes: Bucket,
     failures: Bucket,
     actions: Bucket,
@@ -73,7 +74,7 @@ struct Entry {
 impl Entry {
     fn is_idle(&self, now: Instant) -> bool {
         self.connections == 0
-            && self.streams.is_empty()
+            && self.places.is_empty()
             && [&self.handshakes, &self.failures, &self.actions].iter().all(|bucket| bucket.is_empty(now))
     }
 }
@@ -115,7 +116,12 @@ pub struct Ledger {
     streams: AtomicU64,
     /// `None`: no core has begun.
     bounds: Mutex<Option<Bounds>>,
+    /// Bytes of values and histories of streams that callers have described.
+    direct_bytes: AtomicU64,
     parts: Vec<Mutex<HashMap<Holder, Entry>>>,
+    /// How many subjects have each stream polled, by the hash of what is polled. Locked within a lock of `parts`, never
+    /// the other way round.
+    keepers: Vec<Mutex<HashMap<u64, u32>>>,
     marks: Marks,
     hooks: Mutex<HooksSeen>,
     tickets: Tickets,
@@ -135,7 +141,9 @@ impl Default for Ledger {
             connections: AtomicU64::new(0),
             streams: AtomicU64::new(0),
             bounds: Mutex::default(),
+            direct_bytes: AtomicU64::new(0),
             parts: (0..PARTS).map(|_| Mutex::default()).collect(),
+            keepers: (0..PARTS).map(|_| Mutex::default()).collect(),
             marks: Marks::default(),
             tickets: Tickets::default(),
             budgets: Arc::default(),
@@ -287,28 +295,102 @@ impl Ledger {
         });
     }
 
-    /// One more watch of `holder` on the stream of that hash, if they are at most `limit` different streams.
-    pub fn hold_stream(&self, holder: Holder, stream: u64, limit: u32, now: Instant) -> Result<(), Over> {
-        self.with(holder, now, |entry| {
-            if !entry.streams.contains_key(&stream) && entry.streams.len() >= limit as usize {
-                return Err(Over);
-            }
-            *entry.streams.entry(stream).or_default() += 1;
+    /// One more watch of `holder`, if they take at most `limit` places: the streams that nobody has polled any more because
+    /// of that, by the hash of what is polled.
+    ///
+    /// # Errors
+    /// There is no place.
+    pub fn hold_stream(&self, holder: Holder, wanted: Wanted, limit: u32, now: Instant) -> Result<Vec<u64>, Full> {
+        let mut held = Err(Full { wait: None });
+        let _ = self.with(holder, now, |entry| {
+            held = entry.places.hold(wanted, limit, now).map(|change| self.keep(change));
             Ok(())
+        });
+        held
+    }
+
+    /// One watch of `holder` on that stream fewer; what is polled is so for `linger`, or no more. When to call
+    /// [`Ledger::pass_places`], where that is not known yet.
+    pub fn release_stream(
+        &self,
+        holder: Holder,
+        shown: u64,
+        linger: Option<Duration>,
+        now: Instant,
+    ) -> Option<Instant> {
+        let mut at = None;
+        let _ = self.with(holder, now, |entry| {
+            let (ended, look) = entry.places.release(shown, linger, now);
+            self.keep(Change { begun: None, ended: ended.into_iter().collect() });
+            at = look;
+            Ok(())
+        });
+        at
+    }
+
+    /// `holder` was moved from what is polled so to something else, by no doing of its own: its place is free.
+    pub fn yield_place(&self, holder: Holder, polled: u64, now: Instant) {
+        let _ = self.with(holder, now, |entry| {
+            entry.places.yield_place(polled);
+            Ok(())
+        });
+    }
+
+    /// Time has passed: gives the places of `holder` back whose streams are polled no more. When to look again.
+    pub fn pass_places(&self, holder: Holder, now: Instant) -> Option<Instant> {
+        let mut next = None;
+        let _ = self.with(holder, now, |entry| {
+            let (ended, at) = entry.places.pass(now);
+            self.keep(Change { begun: None, ended });
+            next = at;
+            Ok(())
+        });
+        next
+    }
+
+    /// Counts who has what polled; what nobody has any more.
+    fn keep(&self, change: Change) -> Vec<u64> {
+        let part = |polled: u64| {
+            let part = usize::try_from(polled % PARTS as u64).expect("there are few parts");
+            self.keepers[part].lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        };
+        if let Some(begun) = change.begun {
+            *part(begun).entry(begun).or_default() += 1;
+        }
+        let mut ended = change.ended;
+        ended.retain(|&polled| {
+            let mut part = part(polled);
+            let Some(count) = part.get_mut(&polled) else { return true };
+            *count -= 1;
+            let nobody = *count == 0;
+            if nobody {
+                part.remove(&polled);
+            }
+            nobody
+        });
+        ended
+    }
+
+    /// How many streams callers have polled, and how many places of subjects are taken by them, be it that they linger.
+    pub fn kept_streams(&self) -> (usize, usize) {
+        let parts = self.keepers.iter().map(|part| part.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
+        parts.fold((0, 0), |(streams, places), part| {
+            (streams + part.len(), places + part.values().map(|&count| count as usize).sum::<usize>())
         })
     }
 
-    /// One watch of `holder` on that stream fewer.
-    pub fn release_stream(&self, holder: Holder, stream: u64, now: Instant) {
-        let _ = self.with(holder, now, |entry| {
-            if let Some(count) = entry.streams.get_mut(&stream) {
-                *count -= 1;
-                if *count == 0 {
-                    entry.streams.remove(&stream);
-                }
-            }
-            Ok(())
-        });
+    /// Values and histories of streams that callers have described take `after` bytes where they took `before`.
+    pub(super) fn recount_direct(&self, before: u64, after: u64) {
+        if after >= before {
+            self.direct_bytes.fetch_add(after - before, Ordering::Relaxed);
+        } else {
+            self.direct_bytes.fetch_sub(before - after, Ordering::Relaxed);
+        }
+    }
+
+    /// How many they are, of all cores.
+    pub fn direct_bytes(&self) -> u64 {
+        self.direct_bytes.load(Ordering::Relaxed)
     }
 
     /// One more handshake from `holder`, of at most `per_second` (0: not counted).
@@ -395,6 +477,7 @@ mod tests {
     use super::*;
 
     const NOW: Instant = Instant::from_micros(1_000_000_000);
+    const MINUTE: Duration = Duration::from_secs(60);
 
     #[test]
     fn connections_are_counted_to_their_limit() {
@@ -430,13 +513,38 @@ mod tests {
     fn a_stream_watched_twice_counts_once() {
         let ledger = Ledger::default();
         let a = ledger.holder("subject", "a");
-        assert_eq!(ledger.hold_stream(a, 7, 1, NOW), Ok(()));
-        assert_eq!(ledger.hold_stream(a, 7, 1, NOW), Ok(()));
-        assert_eq!(ledger.hold_stream(a, 8, 1, NOW), Err(Over));
-        ledger.release_stream(a, 7, NOW);
-        assert_eq!(ledger.hold_stream(a, 8, 1, NOW), Err(Over));
-        ledger.release_stream(a, 7, NOW);
-        assert_eq!(ledger.hold_stream(a, 8, 1, NOW), Ok(()));
+        let part = |shown| Wanted { shown, polled: None, spacing: Duration::ZERO };
+        let hold = |shown| ledger.hold_stream(a, part(shown), 1, NOW);
+        assert_eq!((hold(7), hold(7)), (Ok(vec![]), Ok(vec![])));
+        assert_eq!(hold(8), Err(Full { wait: None }));
+        assert_eq!(ledger.release_stream(a, 7, Some(MINUTE), NOW), None);
+        assert_eq!(hold(8), Err(Full { wait: None }));
+        assert_eq!(ledger.release_stream(a, 7, Some(MINUTE), NOW), None);
+        assert_eq!(hold(8), Ok(vec![]));
+    }
+
+    #[test]
+    fn a_stream_that_one_has_left_ends_when_nobody_else_has_it_polled() {
+        let ledger = Ledger::default();
+        let [a, b] = ["a", "b"].map(|name| ledger.holder("subject", name));
+        let place = |polled| Wanted { shown: polled, polled: Some(polled), spacing: Duration::ZERO };
+        assert_eq!(
+            (ledger.hold_stream(a, place(7), 1, NOW), ledger.hold_stream(b, place(7), 1, NOW)),
+            (Ok(vec![]), Ok(vec![]))
+        );
+        assert_eq!(ledger.kept_streams(), (1, 2));
+        let look = ledger.release_stream(a, 7, Some(MINUTE), NOW);
+        assert_eq!((look, ledger.release_stream(b, 7, Some(MINUTE), NOW)), (Some(NOW + MINUTE), Some(NOW + MINUTE)));
+        assert_eq!(ledger.hold_stream(a, place(8), 1, NOW), Ok(vec![]), "b has left it too, and has it polled still");
+        assert_eq!(ledger.hold_stream(b, place(9), 1, NOW), Ok(vec![7]));
+        assert_eq!(ledger.kept_streams(), (2, 2));
+        ledger.release_stream(a, 8, None, NOW);
+        ledger.release_stream(b, 9, Some(MINUTE), NOW);
+        assert_eq!(ledger.pass_places(b, NOW + MINUTE), None);
+        assert_eq!(ledger.pass_places(a, NOW + MINUTE), None);
+        assert_eq!(ledger.kept_streams(), (0, 0));
+        let held: usize = ledger.parts.iter().map(|part| part.lock().unwrap().len()).sum();
+        assert_eq!(held, 0, "nobody is remembered");
     }
 
     #[test]

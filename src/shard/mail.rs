@@ -50,6 +50,13 @@ pub enum Mail {
         /// The stream.
         id: StreamId,
     },
+    /// To the owner, by the hash of what is polled: of those who have left it nobody needs it polled on.
+    LetGo {
+        /// The hash.
+        polled: u64,
+    },
+    /// To every core: streams that callers have described hold more than they may together.
+    Crowded,
     /// From the owner: the state of the stream.
     Attached {
         /// The stream.
@@ -61,7 +68,7 @@ pub enum Mail {
         /// Whether a poll has ended since it was last started, and the history is no older.
         fresh: bool,
     },
-    /// From the owner: there are too many streams.
+    /// From the owner: there are too many streams, or they hold too much.
     Refused {
         /// The stream.
         key: Arc<StreamKey>,
@@ -157,6 +164,8 @@ impl Shard {
             Mail::Detach { key, from } => self.detached(&key, from),
             Mail::Refresh { key } => self.refreshed(&key),
             Mail::RefreshAll { id } => self.refresh_stream(&id),
+            Mail::LetGo { polled } => self.let_go(polled),
+            Mail::Crowded => self.crowded(),
             Mail::Attached { key, history, status, fresh } => self.attached(&key, *history, status, fresh),
             Mail::Refused { key } => self.refused(&key),
             Mail::Published { key, event } => self.published(&key, &event),

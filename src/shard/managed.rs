@@ -66,7 +66,7 @@ impl Shard {
         let Some(index) = self.still(waiter) else { return };
         let Some(State::Http(http)) = self.connections.at(index).map(|connection| &connection.state) else { return };
         let Phase::Waiting { grant, topic: before, held, .. } = &http.phase else { return };
-        let (before, held, holder) = (*before, *held, self.subject(grant));
+        let (before, held, holder) = (*before, *held, self.holder(grant, from));
         let to = match self.resolve_again(grant, from) {
             Ok(to) => to,
             Err(_) if self.has_ended(grant, from) => {
@@ -81,6 +81,7 @@ impl Shard {
             Err(refusal) => return self.refuse_waiter(waiter, refusal),
         };
         self.release_stream(held, from);
+        self.yield_place(held, from);
         let counted = self.hold_stream(holder, &to);
         let topic = counted.is_ok().then(|| self.watch(&to));
         let now = self.now.at;
@@ -95,7 +96,7 @@ impl Shard {
             }
         }
         if let Err(refusal) = counted {
-            return self.refuse_waiter(waiter, refusal.with_status(429).retry_after(5));
+            return self.refuse_waiter(waiter, refusal);
         }
         if let Some(before) = self.topics.at_mut(before) {
             before.waiters.retain(|other| *other != waiter);

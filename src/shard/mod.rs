@@ -27,14 +27,17 @@ mod mail;
 mod managed;
 mod open;
 mod owner;
+mod places;
 mod refresh;
 mod refresh_mark;
 mod rendition;
 mod renewal;
 mod requests;
 mod rng;
+mod room;
 mod sessions;
 mod slab;
+mod starts;
 mod stats;
 mod subscribe;
 mod ticket_table;
@@ -58,7 +61,7 @@ use crate::auth::marks::Concerned;
 use crate::auth::sealed::Heard;
 use crate::codec::deflate::Inflater;
 use crate::connection::Connection;
-use crate::ids::{ConnectionKey, CoreId, EphemeralId, StreamId};
+use crate::ids::{ConnectionKey, CoreId, EphemeralId, Holder, StreamId};
 use crate::limits::Limits;
 use crate::metrics::CoreMetrics;
 use crate::stream::action::{ActResult, Call};
@@ -77,6 +80,7 @@ pub use self::lookup::{
     SessionRecord,
 };
 pub use self::mail::Mail;
+pub use self::places::{Full, Wanted};
 pub use self::refresh_mark::{MARK_BYTES, RefreshMark, Refreshed};
 pub use self::rng::Rng;
 pub use self::stats::Stats;
@@ -92,6 +96,7 @@ use self::owner::Owned;
 use self::rendition::Meter;
 use self::sessions::Sessions;
 use self::slab::Slab;
+use self::starts::Starts;
 use self::topics::Topic;
 use self::wheel::Wheel;
 
@@ -360,6 +365,8 @@ enum Timer {
     Rated { connection: u32, generation: u32, slot: u16 },
     /// A topic that nobody watches may be let go of.
     Topic { index: u32 },
+    /// What a subject has left may be polled no more.
+    Places { holder: Holder },
     /// An ephemeral session may have outlived its time, or its watchers.
     Ephemeral { id: EphemeralId },
     /// The ephemeral sessions with connections here are kept where processes share them.
@@ -393,8 +400,14 @@ pub struct Shard {
     stream_of: HashMap<PolledKey, u32>,
     /// The places of all that is polled of one stream: one for each filled-in URL.
     streams_of: HashMap<StreamId, BTreeSet<u32>>,
-    /// Bytes of values and histories of the streams owned here.
+    /// The same by the hash of what is polled, for those who know no more of it.
+    stream_at: HashMap<u64, u32>,
+    /// When those were polled that are forgotten.
+    starts: Starts,
+    /// Bytes of values and histories of the streams owned here,
     history_bytes: u64,
+    /// and how many of them are of streams that callers have described.
+    direct_bytes: u64,
 
     outputs: VecDeque<Output>,
     /// Connections that have something to send besides what sweeps give them.
@@ -483,7 +496,10 @@ impl Shard {
             streams: Slab::default(),
             stream_of: HashMap::new(),
             streams_of: HashMap::new(),
+            stream_at: HashMap::new(),
+            starts: Starts::default(),
             history_bytes: 0,
+            direct_bytes: 0,
             outputs: VecDeque::new(),
             ready: VecDeque::new(),
             dirty: VecDeque::new(),

@@ -3,8 +3,7 @@
 //! A stream is polled once for all of its sequences, each of which has its own audience: a core hears of an event only if
 //! someone there watches what shows it.
 //! Source: protocol version 1, section 3; `stream` does the work of each. Memory: `limits.streams` streams of the
-//! process, their histories and values within `history_bytes_total` of it: sequences that nobody watches go first, the
-//! longest unwatched before others. Errors: [`Mail::Refused`] where there are too many.
+//! process; what they hold: `room`. Errors: [`Mail::Refused`] where there are too many.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -31,8 +30,8 @@ const PREDECESSOR_LOOKS: [Duration; 2] = [Duration::from_millis(10), Duration::f
 #[derive(Debug)]
 pub(super) struct Owned {
     /// Of the first who asked for it; what else it has in common with the keys of `audiences` is what is polled.
-    key: Arc<StreamKey>,
-    stream: Stream,
+    pub(super) key: Arc<StreamKey>,
+    pub(super) stream: Stream,
     /// What it has in common with those before and after it at the same request.
     course: Arc<Course>,
     /// Where it follows its upstream: that it does, or tries to.
@@ -46,15 +45,15 @@ pub(super) struct Owned {
     /// Since when the poll that is due has waited for leave, while it does.
     held_since: Option<Instant>,
     /// Tells it from others that have stood at its place.
-    generation: u32,
+    pub(super) generation: u32,
     /// Who hears of each of its sequences; never none, once there was one.
-    audiences: Vec<Audience>,
+    pub(super) audiences: Vec<Audience>,
     /// Whether it is polled without watchers.
-    warm: bool,
+    pub(super) warm: bool,
     /// When polling ends, where nobody watches.
     linger_until: Option<Instant>,
     /// When it was last watched.
-    used: Instant,
+    pub(super) used: Instant,
     /// Whether a poll has ended since polling last began.
     fresh: bool,
     /// Whether it is neither polled nor watched, and so does not count for `limits.streams`.
@@ -62,7 +61,7 @@ pub(super) struct Owned {
     /// When the poll under way, or the last one, began.
     begun: Instant,
     /// What it counts for in `Shard::history_bytes`.
-    counted: u64,
+    pub(super) counted: u64,
     /// When the latest timer for a poll fires, while one is set: a later poll is planned then, without another timer.
     poll_timer: Option<Instant>,
     /// The same for the end of its lingering.
@@ -71,13 +70,13 @@ pub(super) struct Owned {
 
 /// Those who want to hear of one sequence.
 #[derive(Debug)]
-struct Audience {
-    no: SequenceNo,
-    key: Arc<StreamKey>,
+pub(super) struct Audience {
+    pub(super) no: SequenceNo,
+    pub(super) key: Arc<StreamKey>,
     /// For each core that hears of it, whether someone there watches.
-    cores: BTreeMap<CoreId, bool>,
+    pub(super) cores: BTreeMap<CoreId, bool>,
     /// When it was last watched.
-    used: Instant,
+    pub(super) used: Instant,
     /// The state that its cores go by.
     told: StreamState,
     /// Whether the log was told that it cannot be made of the value.
@@ -85,17 +84,17 @@ struct Audience {
 }
 
 impl Audience {
-    fn is_watched(&self) -> bool {
+    pub(super) fn is_watched(&self) -> bool {
         self.cores.values().any(|&watches| watches)
     }
 
-    fn cores(&self) -> Vec<CoreId> {
+    pub(super) fn cores(&self) -> Vec<CoreId> {
         self.cores.keys().copied().collect()
     }
 }
 
 impl Owned {
-    fn is_watched(&self) -> bool {
+    pub(super) fn is_watched(&self) -> bool {
         self.warm || self.audiences.iter().any(Audience::is_watched)
     }
 
@@ -183,6 +182,9 @@ impl Shard {
         if let Some(left) = course.left_to(&lane, key.revision) {
             stream.take_up(self.now.at, left);
         }
+        if let Some(start) = self.starts.take(key.hash_value(), self.now.at) {
+            stream.started_before(start);
+        }
         if self.options.catalog.is_stopped(id) {
             stream.pause();
         }
@@ -209,6 +211,7 @@ impl Shard {
         };
         let index = self.streams.insert(owned);
         self.stream_of.insert(PolledKey(Arc::clone(key)), index);
+        self.stream_at.insert(key.hash_value(), index);
         self.streams_of.entry(id.clone()).or_default().insert(index);
         self.metrics.streams.rise();
         Some(index)
@@ -287,19 +290,8 @@ impl Shard {
         }
     }
 
-    /// The sequence that has gone unwatched for longest, with its stream's place; of `newest` only beside a watched one.
-    fn oldest_unwatched(&self, newest: u32) -> Option<(u32, SequenceNo)> {
-        let streams =
-            self.streams.iter().filter(|(index, owned)| !owned.warm && (*index != newest || owned.is_watched()));
-        let unwatched = streams.flat_map(|(index, owned)| {
-            let audiences = owned.audiences.iter().filter(|audience| !audience.is_watched());
-            audiences.map(move |audience| (audience.used, index, audience.no))
-        });
-        unwatched.min().map(|(_, index, no)| (index, no))
-    }
-
     /// Forgets a sequence, and with the last its stream.
-    fn evict_sequence(&mut self, index: u32, no: SequenceNo) {
+    pub(super) fn evict_sequence(&mut self, index: u32, no: SequenceNo) {
         let Some(owned) = self.streams.at_mut(index) else { return };
         if let [_] | [] = &*owned.audiences {
             return self.evict(index);
@@ -319,13 +311,22 @@ impl Shard {
         self.recount(index);
     }
 
-    fn evict(&mut self, index: u32) {
+    pub(super) fn evict(&mut self, index: u32) {
         let Some(mut owned) = self.streams.remove(index) else { return };
         owned.leave_record();
         if let Some(poll) = owned.stream.give_up() {
             self.outputs.push_back(Output::Unfollow { stream: index, poll });
         }
         self.stream_of.remove(&PolledKey(Arc::clone(&owned.key)));
+        let polled = owned.key.hash_value();
+        if self.stream_at.get(&polled) == Some(&index) {
+            self.stream_at.remove(&polled);
+        }
+        if owned.key.is_polled_for_callers()
+            && let (Some(start), Some(until)) = (owned.stream.last_start(), owned.stream.rests_until())
+        {
+            self.starts.remember(polled, start, until, self.now.at);
+        }
         let id = &owned.key.target.options.id;
         if let Some(places) = self.streams_of.get_mut(id) {
             places.remove(&index);
@@ -337,8 +338,7 @@ impl Shard {
             self.ledger.close_stream();
         }
         self.metrics.streams.fall();
-        self.history_bytes -= owned.counted;
-        self.metrics.history_bytes.set(self.history_bytes);
+        self.count_bytes(owned.counted, 0, owned.key.is_direct());
         for audience in &owned.audiences {
             for core in audience.cores() {
                 self.send(core, Mail::Evicted { key: Arc::clone(&audience.key) });
@@ -359,7 +359,8 @@ impl Shard {
         let Some(owned) = self.streams.at_mut(index) else { return };
         owned.linger_until = None;
         owned.used = now;
-        if !owned.stream.is_running() {
+        // What would not be polled again yet if it had been polled on is as good as then.
+        if !owned.stream.is_running() && owned.stream.rests_until().is_none_or(|until| until <= now) {
             owned.fresh = false;
         }
         owned.stream.set_wanted(no, true);
@@ -513,19 +514,44 @@ impl Shard {
             // It was watched again meanwhile, and perhaps given up again.
             return self.plan_linger_end(index);
         }
+        self.end_linger(index);
+    }
+
+    /// Those who have left a stream, by the hash of what is polled, need it polled no more.
+    pub(super) fn let_go(&mut self, polled: u64) {
+        let Some(&index) = self.stream_at.get(&polled) else { return };
+        let Some(owned) = self.streams.at(index) else { return };
+        if !owned.is_watched() && owned.stream.is_running() {
+            self.end_linger(index);
+        }
+    }
+
+    /// Nobody watches, and polling ends.
+    fn end_linger(&mut self, index: u32) {
+        let now = self.now.at;
+        let Some(owned) = self.streams.at_mut(index) else { return };
         owned.linger_until = None;
         owned.stream.stop();
         owned.ask_no_more();
-        owned.fresh = false;
         owned.under_way = None;
         if let Some(poll) = owned.stream.give_up() {
             self.outputs.push_back(Output::Unfollow { stream: index, poll });
         }
-        // What a caller has described may hold secrets: it is kept no longer than it is polled.
-        if self.options.catalog.is_current(&owned.key) && !owned.key.is_direct() {
-            self.park(index);
-        } else {
-            self.evict(index);
+        if !self.options.catalog.is_current(&owned.key) {
+            return self.evict(index);
+        }
+        if !owned.key.is_direct() {
+            owned.fresh = false;
+            return self.park(index);
+        }
+        // What a caller has described may hold secrets: it is kept no longer than it would not be polled again if it was
+        // asked for again.
+        match owned.stream.rests_until().filter(|&until| until > now) {
+            Some(until) => {
+                owned.linger_until = Some(until);
+                self.plan_linger_end(index);
+            }
+            None => self.evict(index),
         }
     }
 
@@ -786,49 +812,6 @@ impl Shard {
         }
         self.plan_poll(index);
         self.catch_up_sequences(index);
-    }
-
-    /// Keeps this core's part of `history_bytes_total`: unwatched streams go first, then the histories of watched ones
-    /// are cut, those of the longest unused before others, that of `newest` last.
-    fn bound_histories(&mut self, newest: u32) {
-        let share = self.options.limits.history_bytes_total / u64::from(self.cores.max(1));
-        self.recount(newest);
-        while self.history_bytes > share {
-            let Some((index, no)) = self.oldest_unwatched(newest) else { break };
-            self.evict_sequence(index, no);
-        }
-        if self.history_bytes <= share {
-            return;
-        }
-        let mut order: Vec<(bool, Instant, u32)> =
-            self.streams.iter().map(|(index, owned)| (index == newest, owned.used, index)).collect();
-        order.sort_unstable();
-        for (_, _, index) in order {
-            let Some(owned) = self.streams.at_mut(index) else { continue };
-            let before = owned.stream.bytes();
-            owned.stream.trim_to(before.saturating_sub(self.history_bytes - share));
-            // The copies of other cores hold the same texts: only when all have let go of them are they gone.
-            let mails = owned.audiences.iter().filter_map(|audience| {
-                let bytes = owned.stream.history(audience.no)?.bytes();
-                Some(audience.cores.keys().map(move |&core| (core, Arc::clone(&audience.key), bytes)))
-            });
-            for (core, key, bytes) in mails.flatten().collect::<Vec<_>>() {
-                self.send(core, Mail::Trimmed { key, bytes });
-            }
-            self.recount(index);
-            if self.history_bytes <= share {
-                return;
-            }
-        }
-    }
-
-    /// Brings the total up to date with one stream.
-    fn recount(&mut self, index: u32) {
-        let Some(owned) = self.streams.at_mut(index) else { return };
-        let bytes = owned.stream.bytes();
-        self.history_bytes = self.history_bytes - owned.counted + bytes;
-        owned.counted = bytes;
-        self.metrics.history_bytes.set(self.history_bytes);
     }
 
     /// Lets go of owned streams that a reload removed or changed, and keeps those warm that are to be.

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::auth::grant::Grant;
 use crate::codec::message::{self, ClientId, CloseReason, ErrorCode, Format, UnsubscribedReason};
 use crate::connection::handshake::Refusal;
 use crate::connection::subscriptions::Slot;
@@ -18,12 +19,14 @@ use crate::time::WallTime;
 
 use super::rendition::{Rated, Subscriber};
 use super::topics::{Pending, Topic};
-use super::{Mail, Shard, StreamKey, Timer};
+use super::{Full, Mail, Shard, StreamKey, Timer};
 
 /// How long a copy of a history is kept up to date after its last local watcher, for those who come back.
 const TOPIC_LINGER: Duration = Duration::from_secs(5);
 /// How long events that were put in front of a log for one who resumes are kept for others.
 const BACKLOG_KEPT: Duration = Duration::from_secs(2);
+/// Seconds after which a subject may ask again that watches as many streams as it may.
+const FULL_S: u64 = 5;
 
 impl Shard {
     /// The topic of `key`, made if there is none, with one more watcher.
@@ -128,7 +131,7 @@ impl Shard {
         if limit != 0 && open.subscriptions.len() >= limit {
             return Err(too_many());
         }
-        let holder = self.subject_of(index);
+        let holder = self.holder_of(index, key);
         let counted = self.hold_stream(holder, key)?;
         let topic = self.watch(key);
         let Some(connection) = self.connections.at_mut(index) else { return Ok(()) };
@@ -179,19 +182,58 @@ impl Shard {
         }
     }
 
-    /// Counts a watch of the stream for a subject, where that has a limit; whether it was counted.
+    /// Whom a watch of the stream is counted for: the subject; those without one count together as their issuer's, where they
+    /// describe streams themselves, so that there is a bound for them too.
+    pub(super) fn holder(&self, grant: &Grant, key: &StreamKey) -> Option<Holder> {
+        let nobody = || key.is_direct().then(|| self.ledger.holder("no subject", grant.issuer()));
+        self.subject(grant).or_else(nobody)
+    }
+
+    fn holder_of(&self, index: u32, key: &StreamKey) -> Option<Holder> {
+        self.holder(&self.connections.at(index)?.open()?.grant, key)
+    }
+
+    /// Counts a watch of the stream for a subject, where that has a limit; whether it was counted. A stream that the subject
+    /// has left may have to make place: it is polled no more, unless others need it.
     pub(super) fn hold_stream(&mut self, holder: Option<Holder>, key: &StreamKey) -> Result<bool, Refusal> {
         let limit = self.options.limits.streams_per_subject;
         let Some(holder) = holder.filter(|_| limit != 0 && key.is_filled()) else { return Ok(false) };
-        self.ledger.hold_stream(holder, key.shown_hash(), limit, self.now.at).map(|()| true).map_err(|_| {
-            Refusal::new(ErrorCode::TooManyStreams, "the subject watches as many different streams as it may")
-        })
+        let ended =
+            self.ledger.hold_stream(holder, key.wanted_place(), limit, self.now.at).map_err(|Full { wait }| {
+                let detail = match wait {
+                    Some(_) => "the subject has watched as many different streams as it may within this time",
+                    None => "the subject watches as many different streams as it may",
+                };
+                let wait_s =
+                    wait.map_or(FULL_S, |wait| u64::try_from(wait.as_millis().div_ceil(1_000)).unwrap_or(FULL_S));
+                Refusal::new(ErrorCode::TooManyStreams, detail).with_status(429).retry_after(wait_s.max(1))
+            })?;
+        for polled in ended {
+            self.send(super::catalog::owner_of(polled, self.cores), Mail::LetGo { polled });
+        }
+        Ok(true)
     }
 
-    /// Counts it no more; only what was counted.
+    /// Counts it no more; only what was counted. Its place stays taken until it is polled no more.
     pub(super) fn release_stream(&mut self, holder: Option<Holder>, key: &StreamKey) {
+        let Some(holder) = holder else { return };
+        let linger = self.options.catalog.is_current(key).then_some(key.target.options.linger);
+        if let Some(at) = self.ledger.release_stream(holder, key.shown_hash(), linger, self.now.at) {
+            self.set_timer(at, Timer::Places { holder });
+        }
+    }
+
+    /// What was released was so because its holder is moved to something else: that has its place.
+    pub(super) fn yield_place(&mut self, holder: Option<Holder>, key: &StreamKey) {
         if let Some(holder) = holder {
-            self.ledger.release_stream(holder, key.shown_hash(), self.now.at);
+            self.ledger.yield_place(holder, key.hash_value(), self.now.at);
+        }
+    }
+
+    /// Streams that a subject has left may be polled no more.
+    pub(super) fn places_due(&mut self, holder: Holder) {
+        if let Some(at) = self.ledger.pass_places(holder, self.now.at) {
+            self.set_timer(at, Timer::Places { holder });
         }
     }
 
@@ -297,7 +339,7 @@ impl Shard {
             }
         }
         // Limits may have been set or lifted since, and an anonymous caller may have become somebody.
-        let holder = self.subject_of(index).filter(|_| entry.counted);
+        let holder = self.holder_of(index, &key).filter(|_| entry.counted);
         self.release_stream(holder, &key);
         self.unwatch(entry.topic);
     }
@@ -388,6 +430,7 @@ impl Shard {
                         && topic.status.is_none_or(|status| status.state == StreamState::Live)
                         && !holder.is_some_and(|holder| topic.untold.contains(&holder));
                     self.unsubscribe_slot(index, slot);
+                    self.yield_place(self.holder_of(index, &key).filter(|_| entry.counted), &key);
                     if let Err(refusal) = self.subscribe(index, &other, format, None, entry.max_rate_ms, None) {
                         forbidden = true;
                         self.tell_unsubscribed(index, &key.name, UnsubscribedReason::Forbidden);
@@ -506,7 +549,7 @@ impl Shard {
         let mut held: Vec<(u32, u16)> = readers.collect();
         let pending = std::mem::take(&mut topic.pending);
         let waiters = std::mem::take(&mut topic.waiters);
-        let detail = "the server holds as many streams as it may";
+        let detail = "the server holds as many streams as it may, or as much of them";
         for waiter in waiters {
             // The server's bound, not the caller's: 503, where that of a subject is 429.
             let refusal = Refusal::new(ErrorCode::TooManyStreams, detail).with_status(503).retry_after(10);

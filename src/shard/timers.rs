@@ -36,6 +36,7 @@ impl Shard {
                 Timer::Linger { index, generation } => self.linger_due(index, generation, at),
                 Timer::Rated { connection, generation, slot } => self.rated_due(connection, generation, slot),
                 Timer::Topic { index } => self.topic_due(index),
+                Timer::Places { holder } => self.places_due(holder),
                 Timer::Ephemeral { id } => self.ephemeral_due(id),
                 Timer::KeepEphemerals => self.keep_ephemerals_due(),
             }

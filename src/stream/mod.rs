@@ -77,6 +77,8 @@ pub struct Options {
     pub response_bytes_max: u64,
     /// Longest wait between polls that fail.
     pub backoff_max: Duration,
+    /// Where polling ended and begins again, polls are so far apart at least, or `interval` where that is less.
+    pub restart_min: Duration,
     /// How long polling goes on after the last watcher.
     pub linger: Duration,
     /// Whether polling goes on without watchers.
@@ -134,6 +136,7 @@ impl Options {
             timeout: Duration::from_secs(15),
             response_bytes_max: 16 << 20,
             backoff_max: Duration::from_secs(60),
+            restart_min: poll::RESTART_MIN,
             linger: Duration::from_secs(10),
             keep_warm: false,
             history: 1024,
@@ -717,6 +720,21 @@ impl Stream {
     /// Polls no more until it is started again.
     pub fn stop(&mut self) {
         self.poller.stop();
+    }
+
+    /// When the next poll may begin where polling has ended and begins again; `None`: at once.
+    pub fn rests_until(&self) -> Option<Instant> {
+        self.poller.rests_until()
+    }
+
+    /// When the last poll began; `None`: none has.
+    pub fn last_start(&self) -> Option<Instant> {
+        self.poller.last_start()
+    }
+
+    /// It was forgotten, and is made anew: its last poll began then.
+    pub fn started_before(&mut self, at: Instant) {
+        self.poller.started_before(at);
     }
 
     /// Whether it is polled.

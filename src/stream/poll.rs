@@ -160,6 +160,8 @@ pub struct PollNo(pub u64);
 pub struct PollOptions {
     /// From the start of one poll to the start of the next; less than [`INTERVAL_MIN`] is raised to it.
     pub interval: Duration,
+    /// Where polling ended and begins again, polls are so far apart at least, or `interval` where that is less.
+    pub restart_min: Duration,
     /// Longest wait after a failure; less than `interval` is raised to it.
     pub backoff_max: Duration,
     /// Whether polls may be conditional: for methods other than GET and HEAD, `If-None-Match` has another meaning
@@ -174,6 +176,7 @@ impl PollOptions {
     pub fn of(options: &super::Options, seed: u64) -> PollOptions {
         PollOptions {
             interval: options.interval,
+            restart_min: options.restart_min,
             backoff_max: options.backoff_max,
             // What is followed is gone on with by its last id, whatever the method. That the first page is as it was says
             // nothing of the others, nor whether there are others now.
@@ -286,6 +289,8 @@ impl Record {
 #[derive(Debug)]
 pub struct Poller {
     interval: Duration,
+    /// From the last poll to the first after polling has begun again.
+    restart: Duration,
     backoff_max: Duration,
     conditional: bool,
     /// The stream's place in its interval: a part of it, of 2^64.
@@ -345,6 +350,7 @@ impl Poller {
         let mut jitter = SplitMix64(options.seed);
         Poller {
             interval,
+            restart: interval.min(options.restart_min),
             backoff_max: options.backoff_max.max(interval),
             conditional: options.conditional,
             phase: jitter.next(),
@@ -398,7 +404,7 @@ impl Poller {
     }
 
     /// Goes on, before it is started, where the stream before it has left off: it keeps to that one's wait after a failure, and
-    /// [`RESTART_MIN`] from its last poll.
+    /// `restart_min` from its last poll.
     pub fn take_up(&mut self, now: Instant, left: Record) {
         self.last_start = left.last_start;
         if let Some(until) = left.backoff_until.filter(|until| *until > now) {
@@ -422,7 +428,22 @@ impl Poller {
         Some(self.last_no)
     }
 
-    /// Someone watches: polls at once, except that the wait after a failure and [`RESTART_MIN`] go on. Where it runs
+    /// When the next poll may begin where polling has ended and begins again; `None`: at once.
+    pub fn rests_until(&self) -> Option<Instant> {
+        self.last_start.map(|last| last + self.restart)
+    }
+
+    /// When the last poll began; `None`: none has.
+    pub fn last_start(&self) -> Option<Instant> {
+        self.last_start
+    }
+
+    /// Goes on from a loop of the same stream that was forgotten: its last poll began then.
+    pub fn started_before(&mut self, at: Instant) {
+        self.last_start = self.last_start.max(Some(at));
+    }
+
+    /// Someone watches: polls at once, except that the wait after a failure and `restart_min` go on. Where it runs
     /// already, nothing changes; a poll still under way since before a `stop` is taken as the first.
     pub fn start(&mut self, now: Instant) {
         if self.running || self.ended {
@@ -457,7 +478,7 @@ impl Poller {
     }
 
     /// An administrator starts it again: polls at once where someone watches, whatever the backoff says, but not before the
-    /// upstream's `Retry-After`, nor sooner after the last poll than [`RESTART_MIN`] allows. Until that poll has ended its
+    /// upstream's `Retry-After`, nor sooner after the last poll than `restart_min` allows. Until that poll has ended its
     /// watchers are told what they were.
     pub fn resume(&mut self, now: Instant) {
         if !std::mem::take(&mut self.paused) || self.ended {
@@ -474,7 +495,7 @@ impl Poller {
 
     /// When a poll may start that no interval has planned: not at once where one has just started.
     fn spaced_from(&self, now: Instant) -> Instant {
-        self.last_start.map_or(now, |last| (last + self.interval.min(RESTART_MIN)).max(now))
+        self.rests_until().map_or(now, |until| until.max(now))
     }
 
     /// Whether an administrator has stopped it.
@@ -921,6 +942,7 @@ mod tests {
     fn options(interval_ms: u64) -> PollOptions {
         PollOptions {
             interval: Duration::from_millis(interval_ms),
+            restart_min: RESTART_MIN,
             backoff_max: Duration::from_secs(60),
             conditional: true,
             seed: 7,

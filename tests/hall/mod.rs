@@ -169,6 +169,12 @@ pub struct Hall {
     pub orders: Vec<Order>,
     pub closed: Vec<Conn>,
     polls: VecDeque<(usize, u32, PollNo, PollLeave)>,
+    /// When each poll began, and of which URL.
+    pub polled: Vec<(Instant, String)>,
+    /// What upstreams answer, by path; a small value otherwise.
+    pub bodies: BTreeMap<String, String>,
+    /// What is polled, of those that wait.
+    begun: VecDeque<String>,
     /// The sessions that the store holds: text, and when the key ends.
     pub store: BTreeMap<String, (String, Option<WallTime>)>,
     pub tickets: BTreeMap<String, Secret>,
@@ -213,6 +219,9 @@ impl Hall {
             orders: Vec::new(),
             closed: Vec::new(),
             polls: VecDeque::new(),
+            polled: Vec::new(),
+            bodies: BTreeMap::new(),
+            begun: VecDeque::new(),
             store: BTreeMap::new(),
             tickets: BTreeMap::new(),
             ephemerals: Rc::default(),
@@ -382,7 +391,8 @@ impl Hall {
             }
             while let Some((core, stream, poll, leave)) = self.polls.pop_front() {
                 let (validators, received) = (Validators::default(), self.now.wall);
-                let body = b"[{\"id\":1}]".to_vec();
+                let path = self.begun.pop_front().expect("each poll has its path");
+                let body = self.bodies.get(&path).map_or("[{\"id\":1}]", String::as_str).as_bytes().to_vec();
                 let response =
                     FetchResponse { status: 200, validators, retry_after: None, fresh_for: None, body, received };
                 leave.answered(self.now.at, &response);
@@ -397,7 +407,11 @@ impl Hall {
 
     fn output(&mut self, core: usize, output: Output) {
         match output {
-            Output::Fetch { stream, poll, leave, .. } => self.polls.push_back((core, stream, poll, leave)),
+            Output::Fetch { stream, poll, request, leave } => {
+                self.polls.push_back((core, stream, poll, leave));
+                self.polled.push((self.now.at, request.target.url.to_string()));
+                self.begun.push_back(request.target.url.path().to_owned());
+            }
             Output::LookUp { ask, lookup } => {
                 if let Lookup::Sessions(sids) = &lookup {
                     self.asked.push(sids.len());
@@ -510,7 +524,10 @@ impl Hall {
         while let [first, second, more @ ..] = rest {
             let (length, more) = match second {
                 126 => (usize::from(u16::from_be_bytes([more[0], more[1]])), &more[2..]),
-                127 => panic!("no frame is that long"),
+                127 => {
+                    let length = u64::from_be_bytes(more[..8].try_into().expect("eight bytes"));
+                    (usize::try_from(length).expect("it was sent"), &more[8..])
+                }
                 short => (usize::from(*short), more),
             };
             let payload = &more[..length];
