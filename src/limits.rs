@@ -232,9 +232,15 @@ pub const QUOTAS_MAX: usize = 8;
 pub const RESET_UNKNOWN: Duration = Duration::from_secs(60);
 /// Links in the `Link` fields of one response that are looked at.
 pub const LINKS_MAX: usize = 64;
-/// URLs of one origin and credential that their upstream wants left alone for a while (`Retry-After` of a 503); past it those
+/// How many times `response_bytes_max` the compressed bytes of a followed upstream may grow by without an event: room for what
+/// stands around an event's data, and not for bombs.
+pub const FOLLOWED_PADDING_FACTOR: u64 = 2;
+/// Requests of streams that are not polled any more which are kept in mind, because their upstreams are to be left alone for a
+/// while. Past it those that come back soonest are forgotten.
+pub const SUCCESSIONS_MAX: usize = 16_384;
+/// URLs of one origin and credential that their upstream wants left alone for a while (`Retry-After` of a 4xx or 5xx); past it those
 /// that come back soonest are forgotten.
-pub const RESTS_MAX: usize = 1024;
+pub const RESTS_MAX: usize = 4096;
 /// Budgets of upstreams (origin and credential) that are kept in mind. Past it those without a hold are forgotten first.
 pub const LANES_MAX: usize = 65_536;
 /// Farthest place in the queue of those who wait for an upstream's rate.

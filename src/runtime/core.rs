@@ -546,12 +546,13 @@ impl Core {
     fn outputs(&mut self) {
         while let Some(output) = self.shard.poll_output() {
             match output {
-                Output::Fetch { stream, poll, request, leave } => {
+                Output::Fetch { stream, poll, request, leave, under_way } => {
                     let (fetcher, fetched) = (self.fetcher.clone(), Rc::clone(&self.fetched));
                     let metrics = Arc::clone(&self.metrics);
                     monoio::spawn(async move {
                         let result = Guarded(Box::pin(fetcher.poll(request, leave, clock::now))).await;
                         let result = result.unwrap_or_else(|| faulty(&metrics, "poll"));
+                        under_way.end(clock::now().at, &result);
                         fetched.borrow_mut().push(Ended::Poll(stream, poll, result));
                     });
                 }

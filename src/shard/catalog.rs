@@ -86,6 +86,14 @@ impl StreamKey {
         self.hash
     }
 
+    /// What tells its upstream request from all others, whatever else of the stream may be changed. Of those that callers describe
+    /// the headers count too: it is by them that these callers are told apart.
+    pub(super) fn course(&self) -> impl Hash {
+        let headers = if self.direct { &*self.target.options.headers } else { &[] };
+        let headers: Vec<_> = headers.iter().map(|(name, value)| (name, value.expose_secret())).collect();
+        (&self.name, &self.target.options.method, self.target.url.as_str(), &self.target.body, headers)
+    }
+
     /// What other processes tell it by: the same in each that would send the same request.
     pub fn mark(&self) -> RefreshMark {
         let Target { options, url, body, .. } = &*self.target;

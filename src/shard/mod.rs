@@ -67,6 +67,7 @@ use crate::metrics::CoreMetrics;
 use crate::stream::action::{ActResult, Call};
 use crate::stream::budget::{Budgets, Lane, PollLeave};
 use crate::stream::poll::{FetchRequest, FetchResult, PollNo, Status, UpstreamCode};
+use crate::stream::succession::UnderWay;
 use crate::time::{Instant, Now};
 use crate::{auth, connection, stream};
 
@@ -226,6 +227,8 @@ pub enum Output {
         request: FetchRequest,
         /// Leave to send it: what came of it is to be told.
         leave: PollLeave,
+        /// To be dropped when the upstream has been asked and has answered, or will not any more.
+        under_way: UnderWay,
     },
     /// Wait for the next value of an upstream that speaks a stream, and connect to it where there is no connection; bring back
     /// [`Input::Fetched`].

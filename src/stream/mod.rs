@@ -22,6 +22,7 @@ pub mod proxy;
 pub mod rest;
 pub mod schema;
 pub mod select;
+pub mod succession;
 pub mod template;
 pub mod view;
 
@@ -671,6 +672,21 @@ impl Stream {
     /// The status, once after each change of its state.
     pub fn status_change(&mut self, now: Instant) -> Option<Status> {
         self.poller.status_change(now)
+    }
+
+    /// How it stands with its upstream, for the stream that takes its place.
+    pub fn record(&self) -> poll::Record {
+        self.poller.record()
+    }
+
+    /// Goes on where the stream before it has left off.
+    pub fn take_up(&mut self, now: Instant, left: poll::Record) {
+        self.poller.take_up(now, left);
+    }
+
+    /// Whether its upstream is to be left alone for a while.
+    pub fn is_put_off(&self, now: Instant) -> bool {
+        self.poller.is_put_off(now)
     }
 
     /// Polls from now on, at once where the upstream's wishes allow it.

@@ -1,6 +1,6 @@
-//! Resources that their upstream wants left alone for a while: `Retry-After` of a 503, and of a 403.
+//! Resources that their upstream wants left alone for a while: `Retry-After` of a 4xx or 5xx.
 //!
-//! A 429 is of whoever asks, and its lane keeps it (`budget`); these are of what was asked for. A stream that is changed is
+//! A 429 is of whoever asks, and its lane keeps it (`budget`); these are of what was asked for. A stream that is changed or evicted is
 //! another stream, whose polls begin anew: what the upstream has said of the URL is kept for it here, and for whatever else
 //! asks for that URL with the same credential.
 //! Source: RFC 9110 section 10.2.3. Memory: at most [`RESTS_MAX`] hashes of URLs a lane, those that are over first to go.
@@ -16,6 +16,9 @@ use url::{Position, Url};
 
 use crate::limits::{RESTS_MAX, RETRY_AFTER_MAX};
 use crate::time::Instant;
+
+use super::budget::Lane;
+use super::poll::{FetchResponse, FetchResult};
 
 /// The resources of one lane that are left alone.
 #[derive(Debug, Default)]
@@ -84,6 +87,38 @@ impl Rests {
     /// Whether there are any.
     pub fn is_any(&self) -> bool {
         self.any.load(Ordering::Relaxed)
+    }
+}
+
+/// What an answer says of whether its resource is to be left alone.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Rest {
+    /// For so long.
+    For(Duration),
+    /// Not any more.
+    Over,
+    /// Nothing.
+    Unsaid,
+}
+
+impl Rest {
+    /// What that answer says.
+    pub fn of(result: &FetchResult) -> Rest {
+        match result {
+            // It is of whoever asks, and its lane keeps it.
+            Ok(FetchResponse { status: 429, .. }) | Err(_) => Rest::Unsaid,
+            Ok(FetchResponse { status: 200..=299 | 304, .. }) => Rest::Over,
+            Ok(response) => response.asks_to_be_left_alone().map_or(Rest::Unsaid, Rest::For),
+        }
+    }
+
+    /// Tells it to all who ask `url` by that lane.
+    pub fn tell(self, lane: &Lane, url: &Url, now: Instant) {
+        match self {
+            Rest::For(wait) => lane.rests.leave(url, wait, now),
+            Rest::Over => lane.rests.is_back(url),
+            Rest::Unsaid => {}
+        }
     }
 }
 
