@@ -28,6 +28,7 @@ use crate::stream::template::{self, FillError};
 use crate::stream::{self, action};
 
 use super::places::Wanted;
+use super::refresh_mark::RefreshMark;
 
 /// What one caller watches: a stream, filled in, and what of it they are shown. Equal for two callers exactly if they get the
 /// same sequence; [`StreamKey::is_polled_with`] if they may share each other's responses.
@@ -51,6 +52,8 @@ pub struct StreamKey {
     claims: Arc<[(Box<str>, Box<str>)]>,
     /// What it is called in what is signed, once that was asked for.
     scope: OnceLock<Box<str>>,
+    /// What other processes tell it by, once that was asked for.
+    mark: OnceLock<RefreshMark>,
 }
 
 impl StreamKey {
@@ -70,10 +73,11 @@ impl StreamKey {
 
     /// The same stream, another part of its value.
     fn with_facet(&self, facet: Facet) -> StreamKey {
-        let StreamKey { name, params, target, revision, direct, hash, claims, .. } = self;
+        let StreamKey { name, params, target, revision, direct, hash, claims, mark, .. } = self;
         let (name, params, target) = (Arc::clone(name), params.clone(), Arc::clone(target));
-        let (claims, scope) = (Arc::clone(claims), OnceLock::new());
-        StreamKey { name, params, target, revision: *revision, facet, direct: *direct, hash: *hash, claims, scope }
+        let (revision, direct, hash) = (*revision, *direct, *hash);
+        let (claims, scope, mark) = (Arc::clone(claims), OnceLock::new(), mark.clone());
+        StreamKey { name, params, target, revision, facet, direct, hash, claims, scope, mark }
     }
 
     /// What signs its events, where they are signed.
@@ -99,6 +103,20 @@ impl StreamKey {
     /// The hash of what is polled, the same on every core of the process.
     pub fn hash_value(&self) -> u64 {
         self.hash
+    }
+
+    /// What tells its upstream request from all others, whatever else of the stream may be changed. Of those that callers describe
+    /// the headers count too: it is by them that these callers are told apart.
+    pub(super) fn course(&self) -> impl Hash {
+        let headers = if self.direct { &*self.target.options.headers } else { &[] };
+        let headers: Vec<_> = headers.iter().map(|(name, value)| (name, value.expose_secret())).collect();
+        (&self.name, &self.target.options.method, self.target.url.as_str(), &self.target.body, headers)
+    }
+
+    /// What other processes tell it by: the same in each that would send the same request.
+    pub fn mark(&self) -> RefreshMark {
+        let Target { options, url, body, .. } = &*self.target;
+        *self.mark.get_or_init(|| RefreshMark::of(&self.name, &options.method, url.as_str(), body.as_deref()))
     }
 
     /// The hash of what is shown, by which a subject's different streams are counted.
@@ -369,6 +387,7 @@ impl Catalog {
             hash: hasher.finish(),
             claims: Arc::default(),
             scope: OnceLock::new(),
+            mark: OnceLock::new(),
         })
     }
 
@@ -542,6 +561,7 @@ impl Catalog {
             hash: hasher.finish(),
             claims: if options.proof.signer.is_some() { claims_of(options, claim) } else { Arc::default() },
             scope: OnceLock::new(),
+            mark: OnceLock::new(),
         })
     }
 }
