@@ -411,12 +411,19 @@ pub const PATH_PATTERN_BYTES_MAX: usize = 1 << 16;
 pub const SELECT_WORK_PER_BYTE: u64 = 4;
 /// and how much it may take with any value, however small.
 pub const SELECT_WORK_MIN: u64 = 1 << 14;
-/// The same for all `select`s of a stream together; what those who came first need is not there for those who come later.
+/// The same for all `select`s of a stream together:
 pub const SELECTS_WORK_PER_BYTE: u64 = 16;
 /// As above,
 pub const SELECTS_WORK_MIN: u64 = 1 << 18;
 /// and at most so much, however large the value: it takes about a quarter of a second.
 pub const SELECTS_WORK_MAX: u64 = 1 << 25;
+/// Of which each that is watched has one of so many parts for itself, whatever others take; where more than half as many are
+/// watched, half of it is shared out so.
+pub const SELECTS_CHEAP_PARTS: u64 = 128;
+/// One subject, or one address of callers without a credential, takes at most one of so many parts of it beside that.
+pub const SELECTS_SUBJECT_PARTS: u64 = 2;
+/// One of so many parts of `limits.selects_per_stream` is left to others by whoever watches many.
+pub const SELECTS_OTHERS_PARTS: u32 = 4;
 /// Bytes of an operator's `filter`.
 pub const FILTER_BYTES_MAX: usize = 4 << 10;
 /// Bytes of stack that reading or running one may take: a nested text takes some for each byte of it.

@@ -763,6 +763,17 @@ impl Shard {
         self.subject(&self.connections.at(index)?.open()?.grant)
     }
 
+    /// The subject of whoever waits for a value over HTTP.
+    pub(super) fn waiting_subject(&self, index: u32) -> Option<Holder> {
+        match &self.connections.at(index)?.state {
+            State::Http(http) => match &http.phase {
+                Phase::Waiting { grant, .. } => self.subject(grant),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
     pub(super) fn release_subject(&mut self, index: u32) {
         let Some(open) = self.connections.at_mut(index).and_then(|connection| connection.open_mut()) else { return };
         if std::mem::take(&mut open.counted)
