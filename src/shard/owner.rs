@@ -36,6 +36,8 @@ pub(super) struct Owned {
     course: Arc<Course>,
     /// Where it follows its upstream: that it does, or tries to.
     under_way: Option<UnderWay>,
+    /// Since when it waits for the poll of the one before it to end, while it does.
+    waits_since: Option<Instant>,
     /// Whom it asks, together with others.
     lane: Arc<Lane>,
     /// What tells whether it has got other secrets since, and with them another lane.
@@ -193,6 +195,7 @@ impl Shard {
             stream,
             course,
             under_way: None,
+            waits_since: None,
             credential_version: key.target.options.credential.version(),
             lane,
             slot: Slot::of(&key.target),
@@ -585,6 +588,7 @@ impl Shard {
         let Some(under_way) = owned.under_way.take().or_else(begins) else {
             return self.wait_for_predecessor(index);
         };
+        owned.waits_since = None;
         if owned.stream.follows() {
             let (held, lane) = (owned.stream.holds_value(), Arc::clone(&owned.lane));
             owned.held_since = None;
@@ -622,7 +626,7 @@ impl Shard {
         let [least, longest] = PREDECESSOR_LOOKS;
         // Whoever would not go if its turn came holds none of those up who would.
         owned.slot.leave();
-        let look = (now.since(*owned.held_since.get_or_insert(now)) / 4).clamp(least, longest);
+        let look = (now.since(*owned.waits_since.get_or_insert(now)) / 4).clamp(least, longest);
         let until = now + look + self.part_of(look / 4);
         if let Some(owned) = self.streams.at_mut(index) {
             owned.stream.hold(until, until, None);
