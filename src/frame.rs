@@ -119,8 +119,17 @@ pub struct EventFrame<'a> {
     pub body: Body<'a>,
     /// The hash of the value as of it, where it is told.
     pub hash: Option<&'a ValueHash>,
-    /// Who signs it.
-    pub signer: Option<&'a Signer>,
+    /// Who signs it, and as which sequence's.
+    pub signed: Option<Signed<'a>>,
+}
+
+/// What signs an event.
+#[derive(Clone, Copy, Debug)]
+pub struct Signed<'a> {
+    /// The key.
+    pub signer: &'a Signer,
+    /// [`Signer::scope`] of the sequence.
+    pub scope: &'a str,
 }
 
 impl EventFrame<'_> {
@@ -143,7 +152,7 @@ impl EventFrame<'_> {
         }
         let member = if kind == "snapshot" { "data" } else { kind };
         let _ = write!(head, ",\"ts\":{},\"{member}\":", self.ts);
-        let proved = (self.hash.is_some() || self.signer.is_some()).then(|| self.proof(&head, body));
+        let proved = (self.hash.is_some() || self.signed.is_some()).then(|| self.proof(&head, body));
         let end = proved.as_ref().map_or(&b"}"[..], |proved| proved.as_bytes());
         match transport {
             Transport::WebSocket(encoding) => {
@@ -163,15 +172,15 @@ impl EventFrame<'_> {
         None
     }
 
-    /// What stands behind the body of a frame that proves something: the value's hash, the key's name, and, as the last
-    /// member, the signature of all the text before it.
+    /// What stands behind the body of a frame that proves something: the value's hash, whose it is, the key's name, and, as the
+    /// last member, the signature of all the text before it.
     fn proof(&self, head: &str, body: &[u8]) -> String {
-        let mut end = String::with_capacity(256);
+        let mut end = String::with_capacity(320);
         if let Some(hash) = self.hash {
             let _ = write!(end, ",\"hash\":\"{hash}\"");
         }
-        if let Some(signer) = self.signer {
-            let _ = write!(end, ",\"kid\":\"{}\"", signer.key_id());
+        if let Some(Signed { signer, scope }) = self.signed {
+            let _ = write!(end, ",\"scope\":\"{scope}\",\"kid\":\"{}\"", signer.key_id());
             let signature = signer.sign(&[head.as_bytes(), body, end.as_bytes()]);
             let _ = write!(end, ",\"sig\":\"{signature}\"");
         }
@@ -248,8 +257,8 @@ mod tests {
             let signer = Signer::new("k1", Secret::new(SECRET)).expect("a key");
             let body = [Body::Snapshot(text.as_bytes()), Body::Patch(text.as_bytes()), Body::Merge(text.as_bytes())][kind];
             let (name, epoch, ts) = ("leads?region=eu", Epoch::from_random(seq), WallTime::from_secs(1_800_000_000));
-            let (hash, signer) = (hash.as_ref(), Some(&signer));
-            let frame = EventFrame { name, epoch, seq: Seq(seq), ts, body, hash, signer };
+            let (hash, signed) = (hash.as_ref(), Some(Signed { signer: &signer, scope: "5c09e" }));
+            let frame = EventFrame { name, epoch, seq: Seq(seq), ts, body, hash, signed };
             let (mut event, mut message) = (Vec::new(), Vec::new());
             frame.write(Transport::Sse, &mut Deflater::default(), &mut event);
             frame.write(Transport::WebSocket(Encoding::Plain), &mut Deflater::default(), &mut message);

@@ -411,12 +411,19 @@ pub const PATH_PATTERN_BYTES_MAX: usize = 1 << 16;
 pub const SELECT_WORK_PER_BYTE: u64 = 4;
 /// and how much it may take with any value, however small.
 pub const SELECT_WORK_MIN: u64 = 1 << 14;
-/// The same for all `select`s of a stream together; what those who came first need is not there for those who come later.
+/// The same for all `select`s of a stream together:
 pub const SELECTS_WORK_PER_BYTE: u64 = 16;
 /// As above,
 pub const SELECTS_WORK_MIN: u64 = 1 << 18;
 /// and at most so much, however large the value: it takes about a quarter of a second.
 pub const SELECTS_WORK_MAX: u64 = 1 << 25;
+/// Of which each that is watched has one of so many parts for itself, whatever others take; where more than half as many are
+/// watched, half of it is shared out so.
+pub const SELECTS_CHEAP_PARTS: u64 = 128;
+/// One subject, or one address of callers without a credential, takes at most one of so many parts of it beside that.
+pub const SELECTS_SUBJECT_PARTS: u64 = 2;
+/// One of so many parts of `limits.selects_per_stream` is left to others by whoever watches many.
+pub const SELECTS_OTHERS_PARTS: u32 = 4;
 /// Bytes of an operator's `filter`.
 pub const FILTER_BYTES_MAX: usize = 4 << 10;
 /// Bytes of stack that reading or running one may take: a nested text takes some for each byte of it.
@@ -440,6 +447,8 @@ pub const STREAM_NAME_BYTES_MAX: usize = 8 << 10;
 
 /// Upstream connections of one core at once: connecting, in use and idle.
 pub const UPSTREAM_CONNECTIONS_MAX: usize = 1024;
+/// Those of them that are the operator's alone: what callers have described may take no more than the others.
+pub const UPSTREAM_CONNECTIONS_OWN: usize = 256;
 /// Idle upstream connections of one core, to one origin.
 pub const UPSTREAM_IDLE_PER_ORIGIN_MAX: usize = 128;
 /// Idle upstream connections of one core in all.
@@ -448,6 +457,8 @@ pub const UPSTREAM_IDLE_MAX: usize = 1024;
 pub const UPSTREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Fetches of one core that may wait for a free upstream connection.
 pub const UPSTREAM_WAITING_MAX: usize = 65_536;
+/// Of what callers have described; it waits behind the operator's.
+pub const UPSTREAM_CALLERS_WAITING_MAX: usize = 16_384;
 /// Upstreams' streams (`kind = "sse"`, `"ndjson"`) that one core follows at once, each over a connection of its own.
 pub const UPSTREAM_FOLLOWED_MAX: usize = 4096;
 /// Bytes of an upstream's status line and headers.
@@ -464,11 +475,19 @@ pub const UPSTREAM_DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
 pub const CONNECT_STAGGER: Duration = Duration::from_millis(250);
 /// Sets of trusted certificates one core keeps ready; the one used longest ago goes first.
 pub const TRUST_SETS_MAX: usize = 64;
-/// Threads that look up host names.
+/// Threads that look up the operator's host names: of the configuration and the admin API, of token endpoints and key sets.
 pub const RESOLVER_THREADS_MAX: usize = 4;
 /// Lookups that may wait for such a thread.
 pub const RESOLVER_QUEUE_MAX: usize = 256;
-/// Host names whose addresses are remembered.
+/// Threads that look up the host names of targets that callers have described,
+pub const RESOLVER_CALLERS_THREADS_MAX: usize = 16;
+/// of which those of one subject take this many at once.
+pub const RESOLVER_SUBJECT_THREADS_MAX: usize = 2;
+/// Lookups that may wait for such a thread; past it whoever has most of them loses the newest to whoever has fewer,
+pub const RESOLVER_CALLERS_QUEUE_MAX: usize = 512;
+/// and of one subject.
+pub const RESOLVER_SUBJECT_QUEUE_MAX: usize = 64;
+/// Host names whose addresses are remembered, of the operator's and of callers' each.
 pub const RESOLVER_NAMES_MAX: usize = 1024;
 /// Addresses of one host name that are tried.
 pub const RESOLVER_ADDRESSES_MAX: usize = 16;
@@ -476,6 +495,11 @@ pub const RESOLVER_ADDRESSES_MAX: usize = 16;
 pub const RESOLVER_TTL: Duration = Duration::from_secs(30);
 /// How long it is remembered that a host name does not resolve.
 pub const RESOLVER_FAILURE_TTL: Duration = Duration::from_secs(2);
+/// Threads that read and write files for the upstream client: refresh tokens on their way to the state file, the system's
+/// certificates.
+pub const FILE_THREADS_MAX: usize = 2;
+/// What may wait for such a thread. Of each kind there is one at most: those who want it wait for that one.
+pub const FILE_QUEUE_MAX: usize = 16;
 /// Questions to Redis of all cores that wait or are under way; past it who asks is told at once that there is no answer.
 pub const STORE_QUESTIONS_MAX: usize = 16_384;
 /// Commands to Redis that are under way at once: sent, not yet answered.
@@ -626,6 +650,12 @@ pub const OAUTH_LIFE_MAX: Duration = Duration::from_secs(365 * 86_400);
 pub const OAUTH_CREDENTIALS_MAX: usize = 16_384;
 /// Refresh tokens that the state file keeps; past it the one that was got longest ago goes.
 pub const OAUTH_STORED_MAX: usize = 1024;
+/// After a write of them that fails the next one waits so long, and twice as long after each,
+pub const OAUTH_WRITE_RETRY_MIN: Duration = Duration::from_secs(1);
+/// at most this.
+pub const OAUTH_WRITE_RETRY_MAX: Duration = Duration::from_secs(60);
+/// How long the end of the process waits for them to be written.
+pub const OAUTH_WRITE_AT_END: Duration = Duration::from_secs(10);
 /// How often the files of upstreams' secrets are looked at.
 pub const SECRETS_INTERVAL: Duration = Duration::from_secs(2);
 /// `[[server.tls]]`: each handshake that is not resumed looks through the certificates for the name it asks for.

@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use serde_json::{Value, json};
 
 use support::Upstream;
-use support::server::{DRIVERS, Server, Setup, bearer, token_of};
+use support::server::{DRIVERS, Server, Setup, bearer, mint, now_s, token_of};
 use watcher::{Frame, Over, Watcher, canonical, on_core};
 
 const STREAM: &str = "/v1/streams/leads";
@@ -31,22 +31,22 @@ fn proving(key_id: &str, secret: &str) -> String {
     format!("hash = true\n[stream.sign]\nkey_id = \"{key_id}\"\nsecret = \"{secret}\"\n")
 }
 
-/// What the two references say of `asked`: a list of `["frame", text]`, `["response", header, etag, body]` and
-/// `["hash", text]`.
+/// What the two references say of `asked`: a list of `["frame", text]`, `["response", header, etag, body]`, both with what is
+/// expected behind it or without, and `["hash", text]`.
 fn references(asked: &[Value]) -> [Vec<Value>; 2] {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/verify");
     let keys = json!({ "old": OLD, "new": NEW }).to_string();
     let js = format!(
         "import * as v from '{folder}/verify.mjs'; import {{ readFileSync }} from 'node:fs'; const keys = {keys};\
-         const say = (a) => a[0] === 'frame' ? v.verifyFrame(a[1], keys)\
-           : a[0] === 'response' ? v.verifyResponse(a[1], 'leads', a[2], Buffer.from(a[3]), keys) : v.hashOf(v.parse(a[1]));\
+         const say = (a) => a[0] === 'frame' ? v.verifyFrame(a[1], keys, a[2])\
+           : a[0] === 'response' ? v.verifyResponse(a[1], 'leads', a[2], Buffer.from(a[3]), keys, a[4]) : v.hashOf(v.parse(a[1]));\
          console.log(JSON.stringify(JSON.parse(readFileSync(0)).map(say)));"
     );
     let py = format!(
         "import json, sys; sys.path.insert(0, '{folder}'); import verify as v\n\
          keys = {{k: s.encode() for k, s in {keys}.items()}}\n\
-         say = lambda a: v.verify_frame(a[1], keys) if a[0] == 'frame' else \\\n\
-           v.verify_response(a[1], 'leads', a[2], a[3].encode(), keys) if a[0] == 'response' else v.hash_of(v.parse(a[1]))\n\
+         say = lambda a: v.verify_frame(a[1], keys, *a[2:]) if a[0] == 'frame' else \\\n\
+           v.verify_response(a[1], 'leads', a[2], a[3].encode(), keys, *a[4:]) if a[0] == 'response' else v.hash_of(v.parse(a[1]))\n\
          print(json.dumps([say(a) for a in json.load(sys.stdin)]))"
     );
     let run = |program: &str, arguments: &[&str]| {
@@ -152,11 +152,95 @@ fn what_was_changed_on_the_way_is_not_what_was_signed() {
     asked.push(json!(["response", signature, etag, answer.text().replace("1.00", "1.0")]));
     asked.push(json!(["response", signature.replace("ts=", "ts=1"), etag, answer.text()]));
     asked.push(json!(["response", signature, etag.replace('1', "2"), answer.text()]));
+    let scope = signature.split(',').find(|part| part.starts_with("scope=")).expect("one");
+    asked.push(json!([
+        "response",
+        signature.replace(scope, &format!("scope={}", "0".repeat(64))),
+        etag,
+        answer.text()
+    ]));
     asked.push(json!(["response", "", etag, answer.text()]));
     for said in references(&asked) {
         assert_eq!(said, vec![json!(false); asked.len()]);
     }
     assert!(references(&[json!(["frame", text])]).iter().all(|said| *said == [json!(true)]), "the original is");
+}
+
+#[test]
+fn a_signature_says_whose_value_it_is() {
+    let upstream = Upstream::start();
+    for tenant in [1, 2] {
+        upstream.set_json(&format!("/c/{tenant}"), &json!({"tenant":tenant,"pub":7}).to_string());
+    }
+    let views = "[[stream.view]]\nroles = [\"m\"]\npointers = [\"\"]\n[[stream.view]]\nroles = [\"a\"]\npointers = [\"/pub\"]\n";
+    let url = upstream.url("/c/{claims.companyId}");
+    let setup = Setup::new().stream("leads", &url, &format!("{}{views}", proving("old", OLD)));
+    let of = |company: Value, role: &str| {
+        let claims = json!({"sub":"u1","companyId":company,"roles":[role],"exp":now_s() + 600});
+        [bearer(&mint(claims))]
+    };
+    // A number and a text fill the same URL: one sequence.
+    let cases = [
+        (of(json!("1"), "m"), "", json!({"stream":"leads","claims":{"companyId":"1"},"view":1})),
+        (of(json!(2), "m"), "", json!({"stream":"leads","claims":{"companyId":"2"},"view":1})),
+        (of(json!(1), "a"), "", json!({"stream":"leads","claims":{"companyId":"1"},"view":2})),
+        (
+            of(json!(1), "m"),
+            "?select=$.pub",
+            json!({"stream":"leads","claims":{"companyId":"1"},"view":1,"select":"$['pub']"}),
+        ),
+    ];
+    let mut scopes: Vec<Vec<String>> = Vec::new();
+    let (mut asked, mut expected) = (Vec::new(), Vec::new());
+    for driver in DRIVERS {
+        // Another server is the same as one that was started anew.
+        let server = setup.clone().driver(driver).start();
+        let mut of_server = Vec::new();
+        for (at, (credential, select, _)) in cases.iter().enumerate() {
+            let path = format!("{STREAM}{select}");
+            let open = |core, over, format: &str| {
+                let mark = if select.is_empty() { "?" } else { "&" };
+                let path = format!("{path}{mark}format={format}");
+                on_core(&server, core, |server| Watcher::open(server, over, &path, credential)).event()
+            };
+            let frames = [open(0, Over::Ws, "patch"), open(1, Over::Sse, "full"), open(1, Over::Ws, "merge")];
+            let answer = server.get(&path, credential);
+            let header = answer.header("x-restcast-signature").expect("it is signed").to_owned();
+            let etag = answer.header("etag").expect("it has one").to_owned();
+            let scope = frames[0].json()["scope"].as_str().expect("a scope").to_owned();
+            assert!(frames.iter().all(|frame| frame.json()["scope"] == scope) && header.contains(&scope));
+            for (other, (.., meant)) in cases.iter().enumerate() {
+                asked.extend(frames.iter().map(|frame| json!(["frame", frame.text, meant])));
+                asked.push(json!(["response", header, etag, answer.text(), meant]));
+                expected.extend(vec![json!(at == other); frames.len() + 1]);
+            }
+            of_server.push(scope);
+        }
+        scopes.push(of_server);
+    }
+    for said in references(&asked) {
+        assert_eq!(said, expected);
+    }
+    assert!(scopes.iter().all(|of_server| *of_server == scopes[0]), "{scopes:?}");
+}
+
+#[test]
+fn a_body_tells_a_number_from_a_text_and_so_does_its_scope() {
+    let upstream = Upstream::start();
+    upstream.set_json("/leads", "{}");
+    let keys = format!("method = \"POST\"\nbody = '{{\"id\":{{claims.companyId}}}}'\n{}", proving("old", OLD));
+    let server = Setup::new().stream("leads", &upstream.url("/leads"), &keys).start();
+    let mut asked = Vec::new();
+    for company in [json!(1), json!("1")] {
+        let token = mint(json!({"sub":"u1","companyId":company,"exp":now_s() + 600}));
+        let frame = Watcher::open(&server, Over::Ws, STREAM, &[bearer(&token)]).event();
+        for meant in [json!(1), json!("1")] {
+            asked.push(json!(["frame", frame.text, {"stream":"leads","claims":{"companyId":meant}}]));
+        }
+    }
+    for said in references(&asked) {
+        assert_eq!(said, [json!(true), json!(false), json!(false), json!(true)]);
+    }
 }
 
 #[test]
@@ -178,7 +262,7 @@ fn a_reload_with_another_key_signs_with_it_in_a_new_epoch_and_one_without_proves
     }
     server.reload(&with(""));
     let bare = watcher.event().json();
-    assert!(bare["sig"].is_null() && bare["hash"].is_null() && bare["kid"].is_null());
+    assert!(["sig", "hash", "kid", "scope"].iter().all(|name| bare[name].is_null()));
     let answer = get(&server);
     assert!(answer.header("x-restcast-signature").is_none() && answer.header("x-restcast-hash").is_none());
 }

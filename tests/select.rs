@@ -288,6 +288,149 @@ fn a_path_that_takes_too_much_is_its_callers_trouble_alone() {
     assert!(!well.is_quiet_for(Duration::from_secs(2)), "the last change");
 }
 
+/// Rows of which a [`dear`] path takes a good part of all the work that there is for selects of a value.
+fn deep(first: u32) -> String {
+    let row = |id: u32| json!({"id":id,"a":{"b":[1,2,3,{"c":id}]},"s":"a".repeat(50)});
+    json!({"items":(first..first + 300).map(row).collect::<Vec<_>>(),"n":first}).to_string()
+}
+
+/// Each takes as much as the others.
+fn dear(at: u32) -> String {
+    selecting(&format!("$..*..*..*['c','n{at:03}']"))
+}
+
+fn as_user(user: &str) -> [(&'static str, String); 1] {
+    [bearer(&token_of(user))]
+}
+
+/// Whether it gets a value, or is told that there is none.
+fn is_served(watcher: &mut Watcher) -> bool {
+    let first = watcher.next();
+    let is_value = first.kind() == "snapshot";
+    if is_value {
+        watcher.follow(&first);
+    }
+    is_value
+}
+
+fn served(server: &Server, at: u32, user: &str) -> Option<Watcher> {
+    let mut watcher = Watcher::open(server, Over::Ws, &dear(at), &as_user(user));
+    is_served(&mut watcher).then_some(watcher)
+}
+
+#[test]
+fn one_callers_dear_selects_are_refused_him_and_nobody_else() {
+    let upstream = Upstream::start();
+    upstream.set_json("/leads", &deep(1));
+    let open = "allow_anonymous = true";
+    let server = Setup::new().stream("leads", &upstream.url("/leads"), open).start();
+    let mut early = Watcher::open(&server, Over::Ws, &selecting("$.n"), &as_user("early"));
+    assert_eq!(early.event().member("data"), "1");
+    // One-shot requests and watchers that stay, of a subject and of somebody without a credential.
+    let by: [&[(&str, String)]; 2] = [&as_user("greedy"), &[]];
+    let mut stay = Vec::new();
+    for credential in by {
+        let asked: Vec<Answer> = (0..10).map(|at| server.get(&dear(at), credential)).collect();
+        let refused: Vec<&Answer> = asked.iter().filter(|answer| answer.status != 200).collect();
+        assert!((1..10).contains(&refused.len()), "{} of ten are refused", refused.len());
+        for answer in refused {
+            assert_eq!((answer.status, &*answer.code()), (503, "STREAM_UNAVAILABLE"));
+            assert!(answer.text().contains("UPSTREAM_TOO_LARGE: the select takes more work"), "{}", answer.text());
+        }
+        stay.extend((10..20).map(|at| Watcher::open(&server, Over::Ws, &dear(at), credential)));
+    }
+    // Whoever asks for little is served at once, and whoever asks for as much as the greedy do too, while they stay.
+    let cheap = |path: &str| server.get(&selecting(path), &as_user("late")).text();
+    assert_eq!((cheap("$.items[2].id").as_str(), cheap("$.n").as_str()), ("3", "1"));
+    assert_eq!(serde_json::from_str::<Vec<u32>>(&cheap("$.items[*].id")).expect("numbers").len(), 300);
+    let mut late = Watcher::open(&server, Over::Sse, &selecting("$.items[0].id"), &as_user("late"));
+    assert_eq!(late.event().member("data"), "1");
+    for first in 2..6 {
+        upstream.set_json("/leads", &deep(first));
+        assert_eq!(early.event().member("data"), first.to_string());
+        assert_eq!(late.event().member("data"), first.to_string());
+        assert_eq!(cheap("$.items[7].id"), (first + 7).to_string());
+    }
+    drop(stay);
+}
+
+#[test]
+fn who_was_refused_is_served_when_those_who_took_it_all_have_left() {
+    let upstream = Upstream::start();
+    upstream.set_json("/leads", &deep(1));
+    let server = Setup::new().stream("leads", &upstream.url("/leads"), "linger = \"1s\"").start();
+    // As many as there may be, by several: each takes as much as the others.
+    let mut all: Vec<Watcher> = Vec::new();
+    for user in ["a", "b", "c"] {
+        let from = 10 + 20 * all.len() as u32;
+        all.extend((from..from + 20).map_while(|at| served(&server, at, user)));
+    }
+    let open = |at: u32, user: &str| Watcher::open(&server, Over::Ws, &dear(at), &as_user(user));
+    let refused = |watcher: &mut Watcher| {
+        let status = watcher.next_of("stream_status").json();
+        assert_eq!((&status["state"], &status["code"]), (&json!("failing"), &json!("UPSTREAM_TOO_LARGE")));
+    };
+    let mut last = open(500, "last");
+    refused(&mut last);
+    // One more of those who take half of it: it is refused them whoever else leaves, until they leave something themselves.
+    let mut more = open(501, "a");
+    refused(&mut more);
+    upstream.set_json("/leads", &deep(2));
+    assert!(all.iter_mut().all(|watcher| watcher.event().seq() == 2), "those who were there go on");
+    // Nothing changes but that they leave.
+    drop(all);
+    assert_eq!(last.event().kind(), "snapshot");
+    assert_eq!(last.next_of("stream_status").json()["state"], "live");
+    // What they took is forgotten with what lingers of it.
+    assert_eq!(more.event().kind(), "snapshot");
+}
+
+#[test]
+fn whoever_still_watches_pays_and_nobody_who_has_left() {
+    let upstream = Upstream::start();
+    upstream.set_json("/leads", &deep(1));
+    for core in 0..2 {
+        let server = Setup::new().stream("leads", &upstream.url("/leads"), "linger = \"60s\"").start();
+        let open = |at: u32, user: &str| {
+            let mut watcher =
+                on_core(&server, core, |server| Watcher::open(server, Over::Ws, &dear(at), &as_user(user)));
+            is_served(&mut watcher).then_some(watcher)
+        };
+        let (leaves, stays) = (format!("leaves{core}"), format!("stays{core}"));
+        let from = 10 + u32::from(core) * 40;
+        let theirs: Vec<Watcher> = (from..from + 20).map_while(|at| open(at, &leaves)).collect();
+        assert!(!theirs.is_empty() && theirs.len() < 20, "{}", theirs.len());
+        let again: Vec<Watcher> =
+            (from..).take(theirs.len()).map(|at| open(at, &stays).expect("it is there already")).collect();
+        drop(theirs);
+        eventually("whoever has left may select again", || {
+            (server.get(&dear(from + 30), &as_user(&leaves)).status == 200).then_some(())
+        });
+        assert_eq!(server.get(&dear(from + 31), &as_user(&stays)).status, 503, "who stays pays for what he watches");
+        drop(again);
+    }
+}
+
+#[test]
+fn one_caller_leaves_some_selects_to_others() {
+    let upstream = Upstream::start();
+    let server = setup(&upstream).limits("selects_per_stream = 8").start();
+    let path = |at: usize| selecting(&format!("$.rows[{at}]"));
+    let held: Vec<Watcher> = (0..6)
+        .map(|at| {
+            let mut watcher = Watcher::open(&server, Over::Ws, &path(at), &as_user("many"));
+            watcher.event();
+            watcher
+        })
+        .collect();
+    let refused = server.get(&path(7), &as_user("many"));
+    assert_eq!((refused.status, &*refused.code()), (503, "TOO_MANY_STREAMS"));
+    assert_eq!(server.get(&path(0), &as_user("many")).status, 200, "what they have is no other");
+    let _other = Watcher::open(&server, Over::Ws, &path(8), &as_user("other"));
+    assert_eq!(server.get(&path(9), &as_user("other")).status, 200);
+    drop(held);
+}
+
 #[test]
 fn a_select_is_rated_like_any_other_sequence() {
     let upstream = Upstream::start();

@@ -1,11 +1,14 @@
 // Verifies what restcast proves of its events. Node 18 or newer, no dependency.
 //
-//   verifyFrame(text, keys)                   the text of a frame, byte for byte as it came (over SSE: its `data`)
-//   verifyResponse(header, stream, etag, body, keys)    a JSON answer and its X-Restcast-Signature
+//   verifyFrame(text, keys, expected)         the text of a frame, byte for byte as it came (over SSE: its `data`)
+//   verifyResponse(header, stream, etag, body, keys, expected)    a JSON answer and its X-Restcast-Signature
+//   scopeOf(expected, secret)                 what `scope` of an event must be
 //   parse(text) / canonical(value)            JSON with numbers that keep their spelling / its canonical form
 //   hashOf(value)                             what `hash` of an event must be of the value that you hold
 //
-// `keys` maps a `kid` to its secret, a Buffer or string.
+// `keys` maps a `kid` to its secret, a Buffer or string. `expected` says whose value it has to be: `{ stream, claims, view,
+// select }`: the stream's name in frames, the claims that fill its templates, the number of the view, what is selected in its
+// normal spelling; what is left out is none. Without `expected` a frame of another tenant, view or `select` is as good.
 import { createHash, createHmac, timingSafeEqual } from "node:crypto";
 
 function same(a, b) {
@@ -13,22 +16,32 @@ function same(a, b) {
   return left.length === right.length && timingSafeEqual(left, right);
 }
 
+/** What `scope` is where the sequence is the one `expected`. */
+export function scopeOf({ stream, claims = {}, view = null, select = null }, secret) {
+  const form = canonical(new Map(Object.entries({ claims: new Map(Object.entries(claims)), select, stream, view })));
+  return createHmac("sha256", secret).update(`scope.${form}`, "utf8").digest("hex");
+}
+
 /** Whether `text` was signed with one of `keys`. What is signed is all of it before `,"sig":`, its last member. */
-export function verifyFrame(text, keys) {
+export function verifyFrame(text, keys, expected) {
   const end = /,"sig":"([0-9a-f]{64})"\}$/.exec(text);
   if (!end) return false;
   const signed = text.slice(0, end.index);
-  const named = /,"kid":"([A-Za-z0-9._:~-]{1,64})"$/.exec(signed);
-  const secret = named && Object.hasOwn(keys, named[1]) ? keys[named[1]] : undefined;
-  return secret !== undefined && same(createHmac("sha256", secret).update(signed, "utf8").digest("hex"), end[1]);
+  const named = /,"scope":"([0-9a-f]{64})","kid":"([A-Za-z0-9._:~-]{1,64})"$/.exec(signed);
+  if (!named || !Object.hasOwn(keys, named[2])) return false;
+  const secret = keys[named[2]];
+  const isMeant = expected === undefined || same(scopeOf(expected, secret), named[1]);
+  return isMeant && same(createHmac("sha256", secret).update(signed, "utf8").digest("hex"), end[1]);
 }
 
 /** The same of a JSON answer: `header` is its X-Restcast-Signature, `etag` its ETag, `body` its bytes. */
-export function verifyResponse(header, stream, etag, body, keys) {
-  const parts = /^ts=(\d+),kid=([A-Za-z0-9._:~-]{1,64}),v1=([0-9a-f]{64})$/.exec(header ?? "");
-  if (!parts || !Object.hasOwn(keys, parts[2])) return false;
-  const before = `${parts[1]}.${stream}.${etag.replaceAll('"', "")}.`;
-  return same(createHmac("sha256", keys[parts[2]]).update(before, "utf8").update(body).digest("hex"), parts[3]);
+export function verifyResponse(header, stream, etag, body, keys, expected) {
+  const parts = /^ts=(\d+),scope=([0-9a-f]{64}),kid=([A-Za-z0-9._:~-]{1,64}),v1=([0-9a-f]{64})$/.exec(header ?? "");
+  if (!parts || !Object.hasOwn(keys, parts[3])) return false;
+  const [, ts, scope, kid, signature] = parts;
+  const isMeant = expected === undefined || same(scopeOf({ stream, ...expected }, keys[kid]), scope);
+  const before = `${ts}.${scope}.${stream}.${etag.replaceAll('"', "")}.`;
+  return isMeant && same(createHmac("sha256", keys[kid]).update(before, "utf8").update(body).digest("hex"), signature);
 }
 
 /** A number as it was spelled. */

@@ -1,7 +1,7 @@
 //! JSONPath: a query for places of a value, read once and evaluated over the value's own tokens.
 //!
 //! Source: RFC 9535; RFC 9485 for the patterns of `match` and `search`, which must be literals, so that they are compiled
-//! once. Memory: the parsed path, at most a few times its text; the places found, 16 bytes each.
+//! once, and have no `\p{…}`, whose tables would be larger than all the rest. Memory: the parsed path, at most a few times its text; the places found, 16 bytes each.
 //! Errors: [`PathError`], the fault of whoever wrote the path; [`Over`], a bound that was passed with a value.
 //! Not here: what becomes of the places (`stream::view`).
 //!
@@ -88,8 +88,19 @@ pub enum PathFault {
     /// An argument of another kind than the function takes.
     #[error("not what this function takes here")]
     Argument,
-    /// A pattern that is computed, or none.
-    #[error("the pattern of match and search must be a string literal that is a regular expression")]
+    /// A pattern that is computed: it would have to be compiled for each value.
+    #[error("the pattern of match and search must be a string literal, as in 'a.*'")]
+    ComputedPattern,
+    /// `\p{…}` or `\P{…}`, which RFC 9485 has.
+    #[error(
+        "the patterns of match and search know no \\p{{…}} and \\P{{…}}: write the characters as a class, as in [A-Za-z]"
+    )]
+    CharacterProperty,
+    /// A pattern that is none, or one that is compiled to too much.
+    #[error(
+        "the pattern of match and search must be a regular expression, compiled to at most {PATH_PATTERN_BYTES_MAX} bytes with \
+         the others of the path"
+    )]
     Pattern,
 }
 
@@ -1030,9 +1041,12 @@ impl<'t> Parser<'t> {
     fn pattern(&mut self, whole: bool) -> Result<Pattern, PathError> {
         let bad = PathError { at: self.at, fault: PathFault::Pattern };
         if !matches!(self.peek(), Some(b'\'' | b'"')) {
-            return Err(bad);
+            return Err(PathError { fault: PathFault::ComputedPattern, ..bad });
         }
         let text = self.string()?;
+        if names_property(&text) {
+            return Err(PathError { fault: PathFault::CharacterProperty, ..bad });
+        }
         let compiled =
             |pattern: &str, bytes: usize| RegexBuilder::new(pattern).crlf(true).size_limit(bytes).build().ok();
         // By itself first: `)(` is none, whatever is put around it.
@@ -1052,6 +1066,17 @@ impl<'t> Parser<'t> {
         self.pattern_bytes_left -= bytes;
         Ok(Pattern { text, whole, regex, steps_per_byte: 1 + bytes / PATTERN_BYTES_PER_STEP })
     }
+}
+
+/// Whether a pattern has `\p` or `\P`, which a backslash before it does not make plain.
+fn names_property(pattern: &str) -> bool {
+    let mut bytes = pattern.bytes();
+    while let Some(byte) = bytes.next() {
+        if byte == b'\\' && matches!(bytes.next(), Some(b'p' | b'P')) {
+            return true;
+        }
+    }
+    false
 }
 
 /// One test as itself, several as `many` of them.
@@ -1375,7 +1400,10 @@ mod tests {
             ("$[?nope(@.a)]", 3, Function),
             ("$[?count(1) == 1]", 9, Argument),
             ("$[?length(@.*) == 1]", 10, Argument),
-            ("$[?match(@.a, @.b)]", 14, Pattern),
+            ("$[?match(@.a, @.b)]", 14, ComputedPattern),
+            ("$[?match(@.a, '\\\\p{L}+')]", 14, CharacterProperty),
+            ("$[?search(@.a, \"[^\\\\P{Lu}]\")]", 15, CharacterProperty),
+            ("$[?search(@.a, '\\\\\\\\p{L')]", 15, Pattern),
             ("$[?match(@.a, '(')]", 14, Pattern),
             ("$[?match(@.a, ')(')]", 14, Pattern),
             ("$[?@.a == 1.]", 10, Number),

@@ -34,6 +34,48 @@ pub struct Signer {
     key: hmac::Key,
 }
 
+/// Which sequence of a stream it is: what tells its events from those of another tenant, view or `select`.
+#[derive(Clone, Copy, Debug)]
+pub struct Scope<'a> {
+    /// The stream's name in frames, its parameters included.
+    pub stream: &'a str,
+    /// The claims that fill its templates, by name; the values as JSON.
+    pub claims: &'a [(Box<str>, Box<str>)],
+    /// The place of its view, 0 is the first; `None`: there are none.
+    pub view: Option<u16>,
+    /// The one spelling of what a caller has selected.
+    pub select: Option<&'a str>,
+}
+
+impl Scope<'_> {
+    /// In canonical form. Nothing else that is signed begins so: frames begin with a brace, answers with a digit.
+    fn text(&self) -> Vec<u8> {
+        let mut out = b"scope.{\"claims\":{".to_vec();
+        for (index, (name, value)) in self.claims.iter().enumerate() {
+            if index > 0 {
+                out.push(b',');
+            }
+            write_string(&mut out, name);
+            out.push(b':');
+            out.extend_from_slice(value.as_bytes());
+        }
+        out.extend_from_slice(b"},\"select\":");
+        match self.select {
+            Some(select) => write_string(&mut out, select),
+            None => out.extend_from_slice(b"null"),
+        }
+        out.extend_from_slice(b",\"stream\":");
+        write_string(&mut out, self.stream);
+        out.extend_from_slice(b",\"view\":");
+        match self.view {
+            Some(view) => out.extend_from_slice((u32::from(view) + 1).to_string().as_bytes()),
+            None => out.extend_from_slice(b"null"),
+        }
+        out.push(b'}');
+        out
+    }
+}
+
 /// Why a key cannot sign.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum SignerError {
@@ -71,6 +113,12 @@ impl Signer {
     /// What consumers know the key by: it holds nothing that JSON or a header escapes.
     pub fn key_id(&self) -> &str {
         &self.key_id
+    }
+
+    /// What a sequence is called in what is signed: nobody without the key can tell whose it is, and it is the same wherever
+    /// and whenever the sequence is served.
+    pub fn scope(&self, scope: &Scope<'_>) -> String {
+        self.sign(&[&scope.text()])
     }
 
     /// The signature of `pieces`, one behind the other, in lower-case hexadecimal digits.
@@ -201,6 +249,33 @@ mod tests {
         let tag = "60e431591ee0b67f0d8a26aacbf5b77f8e0bc6213728c5140546040f0ee37f54";
         assert_eq!(signer.sign(&[b"Test Using Larger Than Block-Size Key", b" - Hash Key First"]), tag);
         assert_eq!(format!("{signer:?}"), "Signer(k1)");
+    }
+
+    #[test]
+    fn a_scope_is_its_canonical_form_and_differs_with_each_part_of_it() {
+        let text = |value: &str| Box::<str>::from(value);
+        let claims = [(text("a\"b"), text("7")), (text("companyId"), text("\"7\""))];
+        let scope = Scope { stream: "leads?region=eu", claims: &claims, view: Some(0), select: Some("$['a']") };
+        let form = r#"{"claims":{"a\"b":7,"companyId":"7"},"select":"$['a']","stream":"leads?region=eu","view":1}"#;
+        assert_eq!(scope.text(), format!("scope.{form}").as_bytes());
+        assert_eq!(canonical(&document(form)), form.as_bytes());
+        let none = Scope { stream: "leads", claims: &[], view: None, select: None };
+        assert_eq!(none.text(), br#"scope.{"claims":{},"select":null,"stream":"leads","view":null}"#);
+        let of = |key: u8, scope: Scope<'_>| Signer::new("k", Secret::new([key; 32])).expect("a key").scope(&scope);
+        let all = [
+            of(1, scope),
+            of(2, scope),
+            of(1, Scope { stream: "leads", ..scope }),
+            of(1, Scope { claims: &claims[1..], ..scope }),
+            of(1, Scope { view: Some(1), ..scope }),
+            of(1, Scope { view: None, ..scope }),
+            of(1, Scope { select: None, ..scope }),
+            of(1, Scope { select: Some("$['b']"), ..scope }),
+        ];
+        for (at, one) in all.iter().enumerate() {
+            assert!(one.len() == 64 && !all[..at].contains(one), "{at}");
+        }
+        assert_eq!(of(1, scope), all[0]);
     }
 
     #[test]

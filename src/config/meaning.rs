@@ -447,6 +447,7 @@ impl Check<'_> {
             proof,
             filter,
             guard: None,
+            described_by: None,
         })
     }
 

@@ -22,7 +22,7 @@ use crate::auth::marks::Concerned;
 use crate::auth::sealed::Heard;
 use crate::config::LogLevel;
 use crate::ids::{ConnectionKey, CoreId, ProcessId};
-use crate::limits::INLINE_DIFF_BYTES_MAX;
+use crate::limits::{self, INLINE_DIFF_BYTES_MAX};
 use crate::metrics::{CoreMetrics, KeySetFetch};
 use crate::shard::{Found, Input, Lookup, Notice, Output, Shard};
 use crate::stream::action::ActResult;
@@ -262,6 +262,8 @@ pub async fn run(parts: CoreParts, resolver: &Resolver) -> std::io::Result<()> {
         .await;
     }
     this.process.drained.fetch_add(1, Ordering::SeqCst);
+    // An endpoint that was asked may have taken the old refresh token back: its answer has the only one that is good.
+    this.fetcher.exchanges_end(limits::OAUTH_TIMEOUT).await;
     Ok(())
 }
 

@@ -16,6 +16,7 @@ pub mod demo;
 pub mod fetch;
 pub mod filters;
 mod guarded;
+mod helpers;
 pub mod jwks;
 pub mod kept_keys;
 pub mod listener;
@@ -449,6 +450,7 @@ fn run(
     if let Some(store) = &process.store {
         store.finish();
     }
+    process.tokens.finish(limits::OAUTH_WRITE_AT_END);
     log::flush();
     ended
 }

@@ -11,8 +11,11 @@ use std::sync::{Arc, OnceLock};
 use url::Url;
 
 use crate::auth::grant::{self, ClaimValue, CredentialKind, Grant};
+use crate::codec::json::write_string;
 use crate::codec::message::ErrorCode;
+use crate::codec::proof::Scope;
 use crate::connection::handshake::Refusal;
+use crate::frame::Signed;
 use crate::guard::DirectOptions;
 use crate::ids::{CoreId, StreamId};
 use crate::limits::PLACE_SPACING_MAX;
@@ -47,6 +50,10 @@ pub struct StreamKey {
     hash: u64,
     /// What other processes tell it by, once that was asked for.
     mark: OnceLock<RefreshMark>,
+    /// Of a stream that is signed: the claims that fill its templates, sorted by name, and their values as JSON.
+    claims: Arc<[(Box<str>, Box<str>)]>,
+    /// What it is called in what is signed, once that was asked for.
+    scope: OnceLock<Box<str>>,
 }
 
 impl StreamKey {
@@ -66,9 +73,21 @@ impl StreamKey {
 
     /// The same stream, another part of its value.
     fn with_facet(&self, facet: Facet) -> StreamKey {
-        let StreamKey { name, params, target, revision, direct, hash, mark, .. } = self;
+        let StreamKey { name, params, target, revision, direct, hash, mark, claims, .. } = self;
         let (name, params, target, mark) = (Arc::clone(name), params.clone(), Arc::clone(target), mark.clone());
-        StreamKey { name, params, target, revision: *revision, facet, direct: *direct, hash: *hash, mark }
+        let (claims, scope) = (Arc::clone(claims), OnceLock::new());
+        let (revision, direct, hash) = (*revision, *direct, *hash);
+        StreamKey { name, params, target, revision, facet, direct, hash, mark, claims, scope }
+    }
+
+    /// What signs its events, where they are signed.
+    pub fn signed(&self) -> Option<Signed<'_>> {
+        let signer = self.target.options.proof.signer.as_ref()?;
+        let scope = self.scope.get_or_init(|| {
+            let select = self.facet.select.as_ref().map(Select::as_str);
+            signer.scope(&Scope { stream: &self.name, claims: &self.claims, view: self.facet.view, select }).into()
+        });
+        Some(Signed { signer, scope })
     }
 
     /// What `select` leaves of what is shown.
@@ -367,6 +386,8 @@ impl Catalog {
             direct: true,
             hash: hasher.finish(),
             mark: OnceLock::new(),
+            claims: Arc::default(),
+            scope: OnceLock::new(),
         })
     }
 
@@ -539,8 +560,32 @@ impl Catalog {
             direct: false,
             hash: hasher.finish(),
             mark: OnceLock::new(),
+            claims: if options.proof.signer.is_some() { claims_of(options, claim) } else { Arc::default() },
+            scope: OnceLock::new(),
         })
     }
+}
+
+/// The claims that fill a stream's templates, by name, and their values as JSON. A URL has texts only; a body tells a number
+/// from a text, and so do the values that it polls.
+fn claims_of<'g>(
+    options: &stream::Options,
+    claim: &dyn Fn(&str) -> Option<&'g ClaimValue>,
+) -> Arc<[(Box<str>, Box<str>)]> {
+    let in_body = options.body.as_ref().map(|body| body.claims_used()).unwrap_or_default();
+    let mut names: Vec<&str> = options.url.claims_used().into_iter().chain(in_body.iter().copied()).collect();
+    names.sort_unstable();
+    names.dedup();
+    let value = |name: &str| match claim(name)? {
+        ClaimValue::Integer(number) if in_body.contains(&name) => Some(Box::from(&**number)),
+        ClaimValue::Integer(text) | ClaimValue::Text(text) => {
+            let mut out = Vec::new();
+            write_string(&mut out, text);
+            String::from_utf8(out).ok().map(String::into_boxed_str)
+        }
+        ClaimValue::Other => None,
+    };
+    names.into_iter().filter_map(|name| Some((Box::from(name), value(name)?))).collect()
 }
 
 /// The code of a template that could not be filled.

@@ -77,7 +77,7 @@ mod tests {
     fn snapshot(epoch: u64, seq: u64, value: &[u8]) -> EventFrame<'_> {
         let (epoch, seq) = (Epoch::from_random(epoch), Seq(seq));
         let (body, ts) = (Body::Snapshot(value), WallTime::from_secs(1));
-        EventFrame { name: "leads", epoch, seq, ts, body, hash: None, signer: None }
+        EventFrame { name: "leads", epoch, seq, ts, body, hash: None, signed: None }
     }
 
     #[test]

@@ -12,6 +12,7 @@ use crate::codec::message::{CloseReason, ErrorCode};
 use crate::codec::proof::Proof;
 use crate::connection::handshake::Refusal;
 use crate::connection::{BodyPurpose, Http, Phase, Reply, State};
+use crate::frame::Signed;
 use crate::ids::ConnectionKey;
 use crate::metrics::{ConnectionKind, HandshakeResult};
 use crate::stream::poll::{Status, StreamState, UpstreamCode};
@@ -124,7 +125,7 @@ impl Shard {
                 return self.refuse(index, &refusal, &reply);
             }
         };
-        let topic = self.watch(key);
+        let topic = self.watch(key, index, holder);
         let Some(connection) = self.key_of(index) else { return };
         let (grant, since) = (Box::new(grant), self.now);
         let preferred_s = preferred_s.filter(|_| known.is_some());
@@ -204,11 +205,11 @@ impl Shard {
         if let Some(hash) = &newest.delta().hash {
             fields.push(("X-Restcast-Hash", hash.to_string()));
         }
-        if let Some(signer) = &proof.signer {
+        if let Some(Signed { signer, scope }) = topic.key.signed() {
             let (ts, kid) = (newest.delta().ts, signer.key_id());
-            let before = format!("{ts}.{}.{}-{}.", topic.key.name, history.epoch(), newest.seq());
+            let before = format!("{ts}.{scope}.{}.{}-{}.", topic.key.name, history.epoch(), newest.seq());
             let signature = signer.sign(&[before.as_bytes(), &held.value]);
-            fields.push(("X-Restcast-Signature", format!("ts={ts},kid={kid},v1={signature}")));
+            fields.push(("X-Restcast-Signature", format!("ts={ts},scope={scope},kid={kid},v1={signature}")));
         }
         fields
     }
@@ -265,7 +266,15 @@ impl Shard {
         if blocked {
             return self.refuse(index, &direct::blocked(), &reply);
         }
-        let detail = "the upstream has given no value yet";
+        let selects =
+            topic.and_then(|topic| self.topics.at(topic)).is_some_and(|topic| topic.key.facet.select.is_some());
+        let detail = match status.and_then(|status| status.code) {
+            // What the upstream has given may be known to others, of whom this caller may be none.
+            Some(UpstreamCode::TooLarge) if selects => {
+                "UPSTREAM_TOO_LARGE: the select takes more work than there is for it, or the value is too large"
+            }
+            _ => "the upstream has given no value yet",
+        };
         self.refuse(index, &Refusal::new(ErrorCode::StreamUnavailable, detail).retry_after(wait_s), &reply);
     }
 
@@ -350,7 +359,7 @@ impl Shard {
                 if let Some(topic) = self.topics.at_mut(topic) {
                     topic.waiters.retain(|waiter| *waiter != key);
                 }
-                self.unwatch(topic);
+                self.unwatch(topic, index);
                 reply
             }
             Phase::Asking { ask, reply } => {

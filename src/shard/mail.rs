@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::connection::handshake::Refusal;
-use crate::ids::{ConnectionId, CoreId, EphemeralId, ResumePoint, StreamId};
+use crate::ids::{ConnectionId, CoreId, EphemeralId, Holder, ResumePoint, StreamId};
 use crate::secret::Secret;
 use crate::stream::log::{Event, History};
 use crate::stream::poll::Status;
@@ -25,6 +25,17 @@ pub enum Mail {
         from: CoreId,
         /// Whether a copy of the history is wanted; where not, there is one and it has been kept up to date.
         attach: bool,
+        /// Who answers for the work of what is selected.
+        payer: Option<Holder>,
+    },
+    /// To the owner: whoever answered on `from` for the work of what is selected does so no more, but somebody else.
+    Charge {
+        /// The stream.
+        key: Arc<StreamKey>,
+        /// Who tells.
+        from: CoreId,
+        /// Who.
+        payer: Holder,
     },
     /// To the owner: nobody on `from` watches any more; it still wants to hear of events.
     Unwatch {
@@ -159,7 +170,8 @@ impl Shard {
 
     pub(super) fn mail(&mut self, mail: Mail) {
         match mail {
-            Mail::Watch { key, from, attach } => self.watched(key, from, attach),
+            Mail::Watch { key, from, attach, payer } => self.watched(key, from, attach, payer),
+            Mail::Charge { key, from, payer } => self.charged(&key, from, payer),
             Mail::Unwatch { key, from } => self.unwatched(&key, from),
             Mail::Detach { key, from } => self.detached(&key, from),
             Mail::Refresh { key } => self.refreshed(&key),

@@ -83,7 +83,7 @@ impl Shard {
         self.release_stream(held, from);
         self.yield_place(held, from);
         let counted = self.hold_stream(holder, &to);
-        let topic = counted.is_ok().then(|| self.watch(&to));
+        let topic = counted.is_ok().then(|| self.watch(&to, index, holder));
         let now = self.now.at;
         if let Some(Phase::Waiting { topic: at, held, cold_until, .. }) =
             self.http_mut(index).map(|http| &mut http.phase)
@@ -101,7 +101,7 @@ impl Shard {
         if let Some(before) = self.topics.at_mut(before) {
             before.waiters.retain(|other| *other != waiter);
         }
-        self.unwatch(before);
+        self.unwatch(before, index);
         if let Some(topic) = topic.and_then(|topic| self.topics.at_mut(topic)) {
             topic.waiters.push(waiter);
         }

@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::ids::{CoreId, Epoch, StreamId};
+use crate::ids::{CoreId, Epoch, Holder, StreamId};
+use crate::limits::SELECTS_OTHERS_PARTS;
 use crate::metrics::PollResult;
 use crate::stream::budget::{Ask, Lane, PollLeave, Slot, Wait, Why};
 use crate::stream::log::{Event, History};
@@ -83,6 +84,8 @@ pub(super) struct Audience {
     told: StreamState,
     /// Whether the log was told that it cannot be made of the value.
     faulted: bool,
+    /// Who answers for the work of what is selected, of each core where it is known.
+    payers: BTreeMap<CoreId, Holder>,
 }
 
 impl Audience {
@@ -92,6 +95,19 @@ impl Audience {
 
     pub(super) fn cores(&self) -> Vec<CoreId> {
         self.cores.keys().copied().collect()
+    }
+
+    /// Those who answer for its work: who watches, or, where nobody does, who has.
+    fn payers(&self) -> Vec<Holder> {
+        let watching = self.payers.iter().filter(|(core, _)| self.cores.get(core).is_some_and(|&watches| watches));
+        let mut payers: Vec<Holder> = if self.is_watched() {
+            watching.map(|(_, payer)| *payer).collect()
+        } else {
+            self.payers.values().copied().collect()
+        };
+        payers.sort_unstable();
+        payers.dedup();
+        payers
     }
 }
 
@@ -118,6 +134,15 @@ impl Owned {
         let record = self.stream.record();
         let record = Record { last_start: record.last_start, failures: record.failures, ..Record::default() };
         self.course.leave(&self.lane, self.key.revision, record);
+    }
+
+    /// Tells the stream who watches what is selected, where that is one, and who answers for it.
+    fn claim(&mut self, no: SequenceNo) {
+        let Some(audience) = self.audience_of(no).filter(|audience| audience.key.facet.select.is_some()) else {
+            return;
+        };
+        let (watched, payers) = (audience.is_watched(), audience.payers());
+        self.stream.set_claim(no, watched, payers);
     }
 
     /// Waits for no leave any more: who waits behind it need not.
@@ -233,20 +258,26 @@ impl Shard {
             let no = owned.stream.add_sequence(key.facet.clone(), Epoch::from_random(self.rng.u64()));
             let told = owned.stream.status_of(no, now).state;
             let (key, cores) = (Arc::clone(key), BTreeMap::new());
-            owned.audiences.push(Audience { no, key, cores, used: now, told, faulted: false });
+            let payers = BTreeMap::new();
+            owned.audiences.push(Audience { no, key, cores, used: now, told, faulted: false, payers });
         }
         owned.audience(key)
     }
 
     /// Whether the stream may have that facet: there is one `select` more at most than there may be, of which the one that
-    /// has gone unwatched for longest makes place.
-    fn take_select(&mut self, index: u32, key: &StreamKey) -> bool {
+    /// has gone unwatched for longest makes place. A payer of many leaves some to others.
+    fn take_select(&mut self, index: u32, key: &StreamKey, payer: Option<Holder>) -> bool {
         let most = self.ledger.bounds(&self.options.limits).selects_per_stream as usize;
         let Some(owned) = self.streams.at_mut(index) else { return false };
         if key.facet.select.is_none() || owned.audience(key).is_some() {
             return true;
         }
         let selects = || owned.audiences.iter().filter(|audience| audience.key.facet.select.is_some());
+        let theirs = |audience: &&Audience| payer.is_some_and(|payer| audience.payers().contains(&payer));
+        let of_payer_max = most - most / SELECTS_OTHERS_PARTS as usize;
+        if selects().filter(|audience| audience.is_watched()).filter(theirs).count() >= of_payer_max {
+            return false;
+        }
         if selects().count() < most {
             return true;
         }
@@ -349,17 +380,19 @@ impl Shard {
         }
     }
 
-    pub(super) fn watched(&mut self, key: Arc<StreamKey>, from: CoreId, attach: bool) {
+    pub(super) fn watched(&mut self, key: Arc<StreamKey>, from: CoreId, attach: bool, payer: Option<Holder>) {
         let now = self.now.at;
-        let Some(index) = self.own(&key).filter(|&index| self.take_select(index, &key)) else {
+        let Some(index) = self.own(&key).filter(|&index| self.take_select(index, &key, payer)) else {
             self.send(from, Mail::Refused { key });
             return;
         };
         let Some(audience) = self.hear(index, &key) else { return };
         let known = audience.cores.insert(from, true).is_some();
         audience.used = now;
+        audience.payers.extend(payer.map(|payer| (from, payer)));
         let no = audience.no;
         let Some(owned) = self.streams.at_mut(index) else { return };
+        owned.claim(no);
         owned.linger_until = None;
         owned.used = now;
         // What would not be polled again yet if it had been polled on is as good as then.
@@ -391,8 +424,23 @@ impl Shard {
             *watches = false;
         }
         audience.used = now;
+        let no = audience.no;
         owned.used = now;
+        owned.claim(no);
         self.linger(index);
+        // What it took may be what others wait for.
+        self.catch_up_sequences(index);
+    }
+
+    /// Somebody else answers on `from` for the work of what is selected.
+    pub(super) fn charged(&mut self, key: &Arc<StreamKey>, from: CoreId, payer: Holder) {
+        let Some(index) = self.owned(key) else { return };
+        let Some(owned) = self.streams.at_mut(index) else { return };
+        let Some(audience) = owned.audience(key).filter(|audience| audience.cores.contains_key(&from)) else { return };
+        audience.payers.insert(from, payer);
+        let no = audience.no;
+        owned.claim(no);
+        self.catch_up_sequences(index);
     }
 
     /// What the stream shows may have changed: it is polled at once, and where a poll is under way, which may have missed
@@ -453,6 +501,13 @@ impl Shard {
         let Some(index) = self.owned(key) else { return };
         let Some(audience) = self.streams.at_mut(index).and_then(|owned| owned.audience(key)) else { return };
         audience.cores.remove(&from);
+        if audience.payers.len() > 1 {
+            audience.payers.remove(&from);
+        }
+        let no = audience.no;
+        if let Some(owned) = self.streams.at_mut(index) {
+            owned.claim(no);
+        }
         self.linger(index);
     }
 
@@ -908,7 +963,7 @@ mod tests {
     #[test]
     fn the_late_answer_of_an_evicted_stream_is_not_taken_for_the_next_ones_at_its_place() {
         let (mut shard, [a, b]) = shard(Duration::from_secs(1));
-        let watch = |key| Input::Mail(Mail::Watch { key, from: CoreId(0), attach: true });
+        let watch = |key| Input::Mail(Mail::Watch { key, from: CoreId(0), attach: true, payer: None });
         shard.handle(at(0), watch(Arc::clone(&a)));
         shard.handle(at(0), Input::Timeout);
         let [(place, of_a)] = fetches(&mut shard)[..] else { panic!("one poll of a") };
@@ -945,7 +1000,10 @@ mod tests {
         let metrics = Arc::new(CoreMetrics::default());
         let mut shard = Shard::new(CoreId(0), 1, Arc::new(options), Arc::default(), metrics, [7; 32], at(0));
         for key in [&small, &big] {
-            shard.handle(at(0), Input::Mail(Mail::Watch { key: Arc::clone(key), from: CoreId(0), attach: true }));
+            shard.handle(
+                at(0),
+                Input::Mail(Mail::Watch { key: Arc::clone(key), from: CoreId(0), attach: true, payer: None }),
+            );
         }
         shard.handle(at(0), Input::Mail(Mail::Unwatch { key: big, from: CoreId(0) }));
         let audiences = |shard: &Shard| {
@@ -991,7 +1049,7 @@ mod tests {
         let mut own = keys.by_ref().filter(|key| key.owner(2) == CoreId(0));
         let (first, second) = (own.next().expect("a stream of core 0"), own.next().expect("and another"));
         let mut ask = |key: &Arc<StreamKey>| {
-            let watch = Mail::Watch { key: Arc::clone(key), from: CoreId(1), attach: true };
+            let watch = Mail::Watch { key: Arc::clone(key), from: CoreId(1), attach: true, payer: None };
             shard.handle(at(0), Input::Mail(watch));
             std::iter::from_fn(|| shard.poll_output())
                 .any(|output| matches!(output, Output::Mail { to: CoreId(1), mail: Mail::Refused { .. } }))
@@ -1006,7 +1064,7 @@ mod tests {
     }
 
     fn watch(key: &Arc<StreamKey>) -> Input<'static> {
-        Input::Mail(Mail::Watch { key: Arc::clone(key), from: CoreId(0), attach: true })
+        Input::Mail(Mail::Watch { key: Arc::clone(key), from: CoreId(0), attach: true, payer: None })
     }
 
     fn unwatch(key: &Arc<StreamKey>) -> Input<'static> {
@@ -1127,7 +1185,8 @@ mod tests {
     fn a_stream_that_is_changed_leaves_its_url_alone_for_as_long_as_the_upstream_has_asked_before() {
         /// When both are polled.
         const BEGUN_MS: u64 = 500;
-        let watch = |key: &Arc<StreamKey>| Mail::Watch { key: Arc::clone(key), from: CoreId(0), attach: true };
+        let watch =
+            |key: &Arc<StreamKey>| Mail::Watch { key: Arc::clone(key), from: CoreId(0), attach: true, payer: None };
         let unavailable = || {
             let retry_after = Some(Duration::from_secs(60));
             answer("").map(|response| FetchResponse { status: 503, retry_after, ..response })
@@ -1186,7 +1245,7 @@ mod tests {
     #[test]
     fn a_poll_whose_stream_had_no_token_takes_no_leave_before_it_has_one() {
         let (mut shard, [a, _]) = shard(Duration::from_secs(1));
-        shard.handle(at(0), Input::Mail(Mail::Watch { key: a, from: CoreId(0), attach: true }));
+        shard.handle(at(0), Input::Mail(Mail::Watch { key: a, from: CoreId(0), attach: true, payer: None }));
         let without_token = || Err(FetchError { code: UpstreamCode::Auth, detail: "there is no token".to_owned() });
         let unauthorized = || answer("1").map(|response| FetchResponse { status: 401, ..response });
         let mut now_ms = 0;
@@ -1219,7 +1278,7 @@ mod tests {
     fn watchers_that_come_and_go_do_not_pile_up_timers() {
         let (mut shard, [a, _]) = shard(Duration::from_secs(3_600));
         for round in 0..10_000 {
-            let watch = Mail::Watch { key: Arc::clone(&a), from: CoreId(0), attach: true };
+            let watch = Mail::Watch { key: Arc::clone(&a), from: CoreId(0), attach: true, payer: None };
             shard.handle(at(round), Input::Mail(watch));
             shard.handle(at(round), Input::Timeout);
             if let [(stream, poll)] = fetches(&mut shard)[..] {

@@ -29,9 +29,10 @@ const BACKLOG_KEPT: Duration = Duration::from_secs(2);
 const FULL_S: u64 = 5;
 
 impl Shard {
-    /// The topic of `key`, made if there is none, with one more watcher.
-    pub(super) fn watch(&mut self, key: &Arc<StreamKey>) -> u32 {
+    /// The topic of `key`, made if there is none, with one more watcher: that connection, of that subject.
+    pub(super) fn watch(&mut self, key: &Arc<StreamKey>, connection: u32, subject: Option<Holder>) -> u32 {
         let now = self.now.at;
+        let payer = self.payer(key, connection, subject);
         let (index, new) = match self.topic_of.get(key) {
             Some(&index) => (index, false),
             None => {
@@ -44,18 +45,29 @@ impl Shard {
         topic.watchers += 1;
         if topic.watchers == 1 {
             topic.fresh = false;
+            topic.payer = payer;
             let owner = key.owner(self.cores);
-            self.send(owner, Mail::Watch { key: Arc::clone(key), from: self.core, attach: new });
+            let payer = payer.map(|(_, payer)| payer);
+            self.send(owner, Mail::Watch { key: Arc::clone(key), from: self.core, attach: new, payer });
         }
         index
     }
 
-    /// One watcher of the topic fewer.
-    pub(super) fn unwatch(&mut self, index: u32) {
+    /// Who answers for the work that `key` takes, where something is selected: the subject, or without one the address.
+    fn payer(&self, key: &StreamKey, connection: u32, subject: Option<Holder>) -> Option<(u32, Holder)> {
+        key.facet.select.as_ref()?;
+        Some((connection, subject.or_else(|| Some(self.connections.at(connection)?.client))?))
+    }
+
+    /// One watcher of the topic fewer: that connection, which does not stand among its readers any more.
+    pub(super) fn unwatch(&mut self, index: u32, connection: u32) {
         let now = self.now.at;
         let Some(topic) = self.topics.at_mut(index) else { return };
         topic.watchers -= 1;
         if topic.watchers > 0 {
+            if topic.payer.is_some_and(|(payer, _)| payer == connection) {
+                self.choose_payer(index);
+            }
             return;
         }
         topic.idle_since = now;
@@ -66,6 +78,19 @@ impl Shard {
         let owner = key.owner(self.cores);
         self.send(owner, Mail::Unwatch { key, from: self.core });
         self.time_topic(index);
+    }
+
+    /// Whoever answered for the work of a topic has left it: another of those who watch it does.
+    fn choose_payer(&mut self, index: u32) {
+        let Some(topic) = self.topics.at(index) else { return };
+        let Some(next) = topic.watching().next() else { return };
+        let key = Arc::clone(&topic.key);
+        let subject = self.subject_of(next).or_else(|| self.waiting_subject(next));
+        let Some((next, payer)) = self.payer(&key, next, subject) else { return };
+        if let Some(topic) = self.topics.at_mut(index) {
+            topic.payer = Some((next, payer));
+        }
+        self.send(key.owner(self.cores), Mail::Charge { key, from: self.core, payer });
     }
 
     /// Sets the timer that lets go of a topic that was given up, if none is set.
@@ -133,7 +158,7 @@ impl Shard {
         }
         let holder = self.holder_of(index, key);
         let counted = self.hold_stream(holder, key)?;
-        let topic = self.watch(key);
+        let topic = self.watch(key, index, holder);
         let Some(connection) = self.connections.at_mut(index) else { return Ok(()) };
         let generation = connection.generation;
         let Some(open) = connection.open_mut() else { return Ok(()) };
@@ -142,7 +167,7 @@ impl Shard {
         let slot = Slot { topic, position: 0, kind: kind.number(), rated, pending: true, counted, max_rate_ms };
         let Some(slot) = open.subscriptions.insert(slot) else {
             self.release_stream(holder.filter(|_| counted), key);
-            self.unwatch(topic);
+            self.unwatch(topic, index);
             return Err(too_many());
         };
         self.metrics.subscriptions.rise();
@@ -341,7 +366,7 @@ impl Shard {
         // Limits may have been set or lifted since, and an anonymous caller may have become somebody.
         let holder = self.holder_of(index, &key).filter(|_| entry.counted);
         self.release_stream(holder, &key);
-        self.unwatch(entry.topic);
+        self.unwatch(entry.topic, index);
     }
 
     /// Gives up everything a connection is subscribed to.
@@ -587,8 +612,8 @@ impl Shard {
             return;
         }
         // A watcher came while it was on its way: ask again.
-        let owner = key.owner(self.cores);
-        self.send(owner, Mail::Watch { key: Arc::clone(key), from: self.core, attach: true });
+        let (owner, payer) = (key.owner(self.cores), topic.payer.map(|(_, payer)| payer));
+        self.send(owner, Mail::Watch { key: Arc::clone(key), from: self.core, attach: true, payer });
     }
 
     /// The owner has published an event.
@@ -621,7 +646,8 @@ impl Shard {
             self.send(owner, Mail::Detach { key: Arc::clone(key), from: self.core });
             return;
         }
-        self.send(owner, Mail::Watch { key: Arc::clone(key), from: self.core, attach: true });
+        let payer = topic.payer.map(|(_, payer)| payer);
+        self.send(owner, Mail::Watch { key: Arc::clone(key), from: self.core, attach: true, payer });
     }
 
     /// The owner has ended a poll. `fresh`: what it has brought was taken in. `head`: where its history ends.

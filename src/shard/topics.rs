@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::frame::{Body, EventFrame, RenditionKind};
-use crate::ids::{ConnectionKey, ResumePoint, Seq};
+use crate::ids::{ConnectionKey, Holder, ResumePoint, Seq};
 use crate::stream::log::{Content, Event, History, Resume};
 use crate::stream::poll::Status;
 use crate::time::Instant;
@@ -53,6 +53,8 @@ pub struct Topic {
     pub idle_since: Instant,
     /// Whether a timer is set to let go of it: however often it is given up, it has one.
     pub timed: bool,
+    /// Of those who watch what is selected: the one who answers for the work of it, by the place of its connection.
+    pub payer: Option<(u32, Holder)>,
 }
 
 impl Topic {
@@ -70,7 +72,18 @@ impl Topic {
             watchers: 0,
             idle_since: now,
             timed: false,
+            payer: None,
         }
+    }
+
+    /// The connections of those who watch it.
+    pub fn watching(&self) -> impl Iterator<Item = u32> {
+        let waiting = self.pending.iter().map(|pending| &pending.connection).chain(&self.waiters).map(|key| key.index);
+        let readers = self.renditions.iter().flatten().flat_map(|rendition| {
+            let rated = rendition.rated.iter().map(|rated| rated.connection);
+            rendition.subscribers.iter().map(|subscriber| subscriber.connection).chain(rated)
+        });
+        readers.chain(waiting)
     }
 
     /// The log of that kind, made if there is none.
@@ -179,6 +192,6 @@ fn frame<'a>(key: &'a StreamKey, history: &History, event: &'a Event, body: Body
         ts: event.delta().ts,
         body,
         hash: event.delta().hash.as_deref(),
-        signer: key.target.options.proof.signer.as_ref(),
+        signed: key.signed(),
     }
 }

@@ -22,6 +22,7 @@ pub mod proxy;
 pub mod rest;
 pub mod schema;
 pub mod select;
+pub mod shares;
 pub mod succession;
 pub mod template;
 pub mod view;
@@ -32,7 +33,7 @@ use std::time::Duration;
 use crate::codec::json::{self, Document, Fingerprint};
 use crate::codec::proof::{Proof, ValueHash};
 use crate::guard::Policy;
-use crate::ids::{Epoch, StreamId};
+use crate::ids::{Epoch, Holder, StreamId};
 use crate::limits;
 use crate::secret::Secret;
 use crate::time::{Instant, Now, WallTime};
@@ -44,6 +45,7 @@ use self::poll::{
     Failure, FetchRequest, FetchResult, Judged, PollNo, PollOptions, Poller, Status, StreamState, Target, UpstreamCode,
 };
 use self::select::Facet;
+use self::shares::{Claim, Cost, Shares, Tried};
 use self::view::{Projection, Shown, View};
 
 /// One `[[stream]]` of the configuration, parsed and checked.
@@ -115,6 +117,8 @@ pub struct Options {
     pub filter: Option<Filter>,
     /// Who says where it may be polled from, where its URL does not stand in the operator's file.
     pub guard: Option<Arc<Policy>>,
+    /// Whoever has described it first, where a caller has.
+    pub described_by: Option<Holder>,
 }
 
 impl Options {
@@ -155,6 +159,7 @@ impl Options {
             proof: Proof::default(),
             filter: None,
             guard: None,
+            described_by: None,
         }
     }
 
@@ -209,8 +214,8 @@ pub struct Comparison {
     task: Task,
     base: Option<Base>,
     sequences: Vec<Compares>,
-    /// What the `select`s of other sequences take of the work that there may be.
-    select_work_taken: u64,
+    /// The `select`s that show the value already, beside which others are to be made of it.
+    selecting: Vec<Claim>,
     options: Arc<Options>,
 }
 
@@ -243,14 +248,15 @@ struct Compares {
     no: SequenceNo,
     facet: Facet,
     shown: Option<Arc<Shown>>,
+    /// What it claims of the work that `select`s may take.
+    claim: Claim,
 }
 
-/// What views leave of one value, and what is left of the work that selects may take with it.
+/// What views leave of one value.
 struct Made<'c> {
     document: &'c Arc<Document>,
     options: &'c Options,
     views: Vec<(u16, Result<Shown, Fault>)>,
-    select_work_left: u64,
 }
 
 /// What a comparison came to.
@@ -286,7 +292,7 @@ struct NowShows {
     /// `None`: the same.
     new: Result<Option<NewValue>, Fault>,
     /// What its `select` took.
-    select_work: u64,
+    cost: Cost,
 }
 
 /// Why a sequence cannot be made of a value that others are made of: its own trouble, not the upstream's.
@@ -367,7 +373,7 @@ impl Comparison {
     }
 
     fn found(self) -> Result<Found, (UpstreamCode, String)> {
-        let Comparison { task, base, sequences, options, select_work_taken, .. } = self;
+        let Comparison { task, base, sequences, options, selecting, .. } = self;
         let nothing = |fingerprint| Found { document: None, fingerprint, shown: Vec::new() };
         let (document, fingerprint) = match (&task, &base) {
             (Task::Poll { body, fingerprint, filtered, .. }, _) => {
@@ -395,15 +401,30 @@ impl Comparison {
         {
             return Ok(nothing(fingerprint));
         }
-        let mut is_whole = false;
+        let is_whole = sequences.iter().any(|sequence| sequence.facet.is_whole());
         let mut shown = Vec::with_capacity(sequences.len());
-        let mut made = Made::of(&document, &options, select_work_taken);
-        for sequence in sequences {
-            let before = made.select_work_left;
-            let new = sequence.compared_with(&mut made);
-            is_whole |= sequence.facet.is_whole();
-            let select_work = before - made.select_work_left;
-            shown.push(NowShows { no: sequence.no, before: sequence.shown, new, select_work });
+        let mut made = Made { document: &document, options: &options, views: Vec::new() };
+        let (selects, others): (Vec<_>, Vec<_>) =
+            sequences.into_iter().partition(|sequence| sequence.facet.select.is_some());
+        for sequence in others {
+            let (new, _) = sequence.compared_with(&mut made, 0);
+            shown.push(NowShows { no: sequence.no, before: sequence.shown, new, cost: Cost::Unknown });
+        }
+        let claims: Vec<Claim> = selects.iter().map(|sequence| sequence.claim.clone()).collect();
+        let watched = claims.iter().chain(&selecting).filter(|claim| claim.watched).count();
+        let shares = Shares::of(document.text().len(), watched);
+        let mut outcomes: Vec<Result<Option<NewValue>, Fault>> = selects.iter().map(|_| Ok(None)).collect();
+        let evaluate = |at: usize, work_max| {
+            let (new, tried) = selects[at].compared_with(&mut made, work_max);
+            outcomes[at] = new;
+            tried
+        };
+        let costs = match task {
+            Task::Poll { .. } => shares.among(&claims, evaluate),
+            Task::CatchUp { .. } => shares.admit(&selecting, &claims, evaluate),
+        };
+        for ((sequence, new), cost) in selects.into_iter().zip(outcomes).zip(costs) {
+            shown.push(NowShows { no: sequence.no, before: sequence.shown, new, cost });
         }
         // Where only ignored members differ, the value stays as of the last event: they travel with the next one.
         let moved = held.is_none_or(|held| {
@@ -415,27 +436,38 @@ impl Comparison {
 }
 
 impl Compares {
-    /// What the sequence shows of a value; `None`: what it shows already.
-    fn compared_with(&self, made: &mut Made<'_>) -> Result<Option<NewValue>, Fault> {
+    /// What the sequence shows of a value; `None`: what it shows already. And what its `select`, if it has one, took of
+    /// `work_max`.
+    fn compared_with(&self, made: &mut Made<'_>, work_max: u64) -> (Result<Option<NewValue>, Fault>, Tried) {
+        if self.facet.is_whole() {
+            return (Ok(self.whole(made)), Tried { work: 0, fits: true });
+        }
+        let (shown, tried) = made.shown(&self.facet, work_max);
+        (shown.map(|shown| self.part(shown, made.options)), tried)
+    }
+
+    /// The same where it shows the value itself.
+    fn whole(&self, made: &Made<'_>) -> Option<NewValue> {
         let (document, options) = (made.document, made.options);
         let diff_options =
             DiffOptions { ignore: &options.ignore, array_key: options.array_key.as_deref(), work_max: DIFF_WORK_MAX };
-        if self.facet.is_whole() {
-            let hash = || options.proof.hash.then(|| Box::new(ValueHash::of(document)));
-            let new = |patch, merge| NewValue { shown: Arc::new(Shown::whole(document)), patch, merge, hash: hash() };
-            return Ok(match &self.shown {
-                None => Some(new(None, None)),
-                Some(held) => match diff::diff(&held.value, document, &diff_options) {
-                    Change::Unchanged => None,
-                    Change::Changed { patch, merge } => Some(new(patch, merge)),
-                },
-            });
+        let hash = || options.proof.hash.then(|| Box::new(ValueHash::of(document)));
+        let new = |patch, merge| NewValue { shown: Arc::new(Shown::whole(document)), patch, merge, hash: hash() };
+        match &self.shown {
+            None => Some(new(None, None)),
+            Some(held) => match diff::diff(&held.value, document, &diff_options) {
+                Change::Unchanged => None,
+                Change::Changed { patch, merge } => Some(new(patch, merge)),
+            },
         }
-        let shown = made.shown(&self.facet)?;
+    }
+
+    /// The same where it shows a part of it.
+    fn part(&self, shown: Shown, options: &Options) -> Option<NewValue> {
         let (mut patch, mut merge) = (None, None);
         if let Some(held) = &self.shown {
             if held.compared == shown.compared {
-                return Ok(None);
+                return None;
             }
             let work_max = match self.facet.select {
                 // Comparing what callers select is bounded by what it is, which they pay for.
@@ -443,48 +475,51 @@ impl Compares {
                 None => DIFF_WORK_MAX,
             };
             // What is ignored is a place of the whole value, and has been left out of the comparison above.
-            if let Change::Changed { patch: by, merge: or } =
-                diff::diff(&held.value, &shown.value, &DiffOptions { ignore: &[], work_max, ..diff_options })
-            {
+            let diff_options = DiffOptions { ignore: &[], array_key: options.array_key.as_deref(), work_max };
+            if let Change::Changed { patch: by, merge: or } = diff::diff(&held.value, &shown.value, &diff_options) {
                 (patch, merge) = (by, or);
             }
         }
         let hash = options.proof.hash.then(|| Box::new(ValueHash::of(&shown.value)));
-        Ok(Some(NewValue { shown: Arc::new(shown), patch, merge, hash }))
+        Some(NewValue { shown: Arc::new(shown), patch, merge, hash })
     }
 }
 
-impl<'c> Made<'c> {
-    fn of(document: &'c Arc<Document>, options: &'c Options, select_work_taken: u64) -> Made<'c> {
-        let bytes = document.text().len() as u64;
-        let work = limits::SELECTS_WORK_MIN.max(bytes.saturating_mul(limits::SELECTS_WORK_PER_BYTE));
-        let select_work_left = work.min(limits::SELECTS_WORK_MAX).saturating_sub(select_work_taken);
-        Made { document, options, views: Vec::new(), select_work_left }
-    }
-
-    /// What a facet shows; what its view does is worked out once.
-    fn shown(&mut self, facet: &Facet) -> Result<Shown, Fault> {
-        let fault = |error: &dyn std::fmt::Display| Fault { code: UpstreamCode::TooLarge, detail: error.to_string() };
-        let (document, options, select_work_left) = (self.document, self.options, &mut self.select_work_left);
+impl Made<'_> {
+    /// What a facet shows; what its view does is worked out once. And what its `select` took of `work_max`.
+    fn shown(&mut self, facet: &Facet, work_max: u64) -> (Result<Shown, Fault>, Tried) {
+        let fits = Tried { work: 0, fits: true };
+        let selected = |select: &select::Select, whole: &Document, ignored: &[std::ops::Range<u32>]| {
+            let (shown, work) = select.of(whole, ignored, work_max);
+            let fits = shown.is_ok();
+            (shown.map_err(|error| Fault::too_large(&error)), Tried { work, fits })
+        };
+        let (document, options) = (self.document, self.options);
         let select = facet.select.as_ref();
         let Some((view, projection)) = facet.view.zip(facet.projection(options)) else {
-            let ignored = Projection::ignored(document, &options.ignore);
-            let shown = select.map(|select| select.of(document, &ignored, select_work_left));
-            return shown.unwrap_or_else(|| Ok(Shown::whole(document))).map_err(|error| fault(&error));
+            return match select {
+                None => (Ok(Shown::whole(document)), fits),
+                Some(select) => selected(select, document, &Projection::ignored(document, &options.ignore)),
+            };
         };
         let of_view = match self.views.iter().position(|(made, _)| *made == view) {
             Some(at) => at,
             None => {
                 let made = projection.of(document, &options.ignore, view.saturating_add(1), options.response_bytes_max);
-                self.views.push((view, made.map_err(|error| fault(&error))));
+                self.views.push((view, made.map_err(|error| Fault::too_large(&error))));
                 self.views.len() - 1
             }
         };
-        let shown = self.views.get(of_view).map(|(_, made)| made.clone()).expect("it was made or found above")?;
-        match select {
-            None => Ok(shown),
-            Some(select) => select.of(&shown.value, &shown.ignored(), select_work_left).map_err(|error| fault(&error)),
+        match (self.views.get(of_view).map(|(_, made)| made.clone()).expect("it was made or found above"), select) {
+            (Ok(shown), Some(select)) => selected(select, &shown.value, &shown.ignored()),
+            (made, _) => (made, fits),
         }
+    }
+}
+
+impl Fault {
+    fn too_large(error: &dyn std::fmt::Display) -> Fault {
+        Fault { code: UpstreamCode::TooLarge, detail: error.to_string() }
     }
 }
 
@@ -501,6 +536,10 @@ pub struct Stream {
     catching_up: Option<u64>,
     /// Number of the last of them.
     catch_ups: u64,
+    /// Whether a `select` takes less than before, or none, so that others may find room that have found none.
+    room_freed: bool,
+    /// The work that those may take with this value that have found no room for it before.
+    retries_left: u64,
 }
 
 #[derive(Debug)]
@@ -515,13 +554,23 @@ struct Sequence {
     behind: bool,
     /// Whether it is left behind, as nobody wants it.
     resting: bool,
-    /// What its `select` took of the work that those of the stream may take together, when it was last looked at.
-    select_work: u64,
+    /// What its `select` claims of the work that those of the stream may take together.
+    claim: Claim,
 }
 
 impl Sequence {
     fn compares(&self) -> Compares {
-        Compares { no: self.no, facet: self.facet.clone(), shown: self.shown.clone() }
+        Compares { no: self.no, facet: self.facet.clone(), shown: self.shown.clone(), claim: self.claim.clone() }
+    }
+
+    /// Whether it is to be brought up to date.
+    fn waits(&self) -> bool {
+        self.behind && !self.resting
+    }
+
+    /// Whether its `select` takes part of the work while others are made of the value.
+    fn is_selecting(&self) -> bool {
+        self.facet.select.is_some() && !self.resting && !self.behind
     }
 
     /// Takes in what a comparison found that began with what is shown now: its event, if it made one.
@@ -564,6 +613,8 @@ impl Stream {
             sequences_made: 0,
             catching_up: None,
             catch_ups: polled.0,
+            room_freed: false,
+            retries_left: 0,
         }
     }
 
@@ -573,28 +624,39 @@ impl Stream {
         let no = SequenceNo(self.sequences_made);
         let history = History::new(epoch, Bounds::of(&self.target.options));
         let (shown, fault) = (None, None);
-        self.sequences.push(Sequence {
-            no,
-            facet,
-            history,
-            shown,
-            fault,
-            behind: true,
-            resting: false,
-            select_work: 0,
-        });
+        let (behind, resting, claim) = (true, false, Claim::default());
+        self.sequences.push(Sequence { no, facet, history, shown, fault, behind, resting, claim });
         no
     }
 
     /// Forgets a sequence.
     pub fn remove_sequence(&mut self, no: SequenceNo) {
         self.sequences.retain(|sequence| sequence.no != no);
+        self.room_freed = true;
+    }
+
+    /// Whether somebody watches a sequence, and who answers for the work that its `select` takes.
+    pub fn set_claim(&mut self, no: SequenceNo, watched: bool, payers: Vec<Holder>) {
+        let Some(at) = self.sequences.iter().position(|sequence| sequence.no == no) else { return };
+        let claim = &mut self.sequences[at].claim;
+        let had = std::mem::replace(&mut claim.watched, watched);
+        self.room_freed |= had && !watched || *claim.payers != *payers;
+        claim.payers = Arc::from(payers);
+        // What lingered may have been left nothing of a value that there is enough for now.
+        if watched
+            && !had
+            && let Cost::Refused(before) = claim.cost
+            && self.room_for(at).is_some_and(|room| room > before)
+        {
+            self.sequences[at].behind = true;
+        }
     }
 
     /// Whether polls look at a sequence. One that nobody wants is left behind, so that it costs nothing;
     /// [`Stream::catch_up`] brings it up to date when somebody does.
     pub fn set_wanted(&mut self, no: SequenceNo, wanted: bool) {
         if let Some(sequence) = self.sequences.iter_mut().find(|sequence| sequence.no == no) {
+            self.room_freed |= sequence.facet.select.is_some() && !wanted && !sequence.resting;
             sequence.resting = !wanted;
         }
     }
@@ -822,7 +884,7 @@ impl Stream {
                     task: Task::Poll { poll, body: bytes, fingerprint, received, filtered: None },
                     base: self.base.clone(),
                     sequences: sequences.collect(),
-                    select_work_taken: 0,
+                    selecting: Vec::new(),
                     options: Arc::clone(&self.target.options),
                 };
                 let large = comparison.work() > limits::INLINE_DIFF_BYTES_MAX || comparison.is_filtered();
@@ -850,6 +912,8 @@ impl Stream {
             base.seen = received;
         }
         let Some(document) = document else { return Step::Unchanged };
+        self.retries_left = Shares::of(document.text().len(), 0).total;
+        self.room_freed = true;
         self.base = Some(Base { document, fingerprint, seen: received });
         self.sequences.iter_mut().for_each(|sequence| sequence.behind = true);
         // What is being made of the value before is of no use any more.
@@ -859,7 +923,7 @@ impl Stream {
 
     fn take(&mut self, shown: Vec<NowShows>, ts: WallTime) -> Vec<(SequenceNo, Option<Event>)> {
         let mut taken = Vec::with_capacity(shown.len());
-        for NowShows { no, before, new, select_work } in shown {
+        for NowShows { no, before, new, cost } in shown {
             // It may have been forgotten meanwhile.
             let Some(sequence) = self.sequences.iter_mut().find(|sequence| sequence.no == no) else { continue };
             let same = match (&before, &sequence.shown) {
@@ -868,7 +932,7 @@ impl Stream {
             };
             // Where it was brought up to date while the comparison was made, it stays behind and is compared anew.
             if same {
-                sequence.select_work = select_work;
+                sequence.claim.cost = cost;
                 taken.push((no, sequence.take(new, ts)));
             }
         }
@@ -879,20 +943,21 @@ impl Stream {
     /// elsewhere: then call this again afterwards.
     pub fn catch_up(&mut self, stream: u32) -> CaughtUp {
         let none = CaughtUp::Now(Vec::new());
-        let waits = |sequence: &&Sequence| sequence.behind && !sequence.resting;
-        if self.catching_up.is_some() || !self.sequences.iter().any(|sequence| waits(&sequence)) {
+        if self.catching_up.is_some() {
+            return none;
+        }
+        self.find_room();
+        if !self.sequences.iter().any(Sequence::waits) {
             return none;
         }
         let Some(base) = &self.base else { return none };
         self.catch_ups += 1;
-        let others = self.sequences.iter().filter(|sequence| !sequence.resting && !sequence.behind);
         let comparison = Comparison {
             stream,
             task: Task::CatchUp { number: self.catch_ups },
             base: Some(base.clone()),
-            sequences: self.sequences.iter().filter(waits).map(Sequence::compares).collect(),
-            // Those who come later get what those who are there have left, so that these go on with the next value.
-            select_work_taken: others.map(|sequence| sequence.select_work).sum(),
+            sequences: self.sequences.iter().filter(|sequence| sequence.waits()).map(Sequence::compares).collect(),
+            selecting: self.selecting(None),
             options: Arc::clone(&self.target.options),
         };
         self.catching_up = Some(self.catch_ups);
@@ -900,6 +965,43 @@ impl Stream {
             return CaughtUp::Compare(comparison);
         }
         CaughtUp::Now(self.caught_up(comparison.run()))
+    }
+
+    /// What those `select`s claim that show the value that is held, or have tried to, but for that of `apart`.
+    fn selecting(&self, apart: Option<SequenceNo>) -> Vec<Claim> {
+        let selecting = self.sequences.iter().filter(|sequence| sequence.is_selecting() && Some(sequence.no) != apart);
+        selecting.map(|sequence| sequence.claim.clone()).collect()
+    }
+
+    /// How much the `select` of the sequence at that place may take of the value that is held, where there is one.
+    fn room_for(&self, at: usize) -> Option<u64> {
+        let sequence = self.sequences.get(at)?;
+        let watched = self.sequences.iter().filter(|sequence| sequence.claim.watched).count();
+        let shares = Shares::of(self.base.as_ref()?.document.text().len(), watched);
+        Some(shares.room(&self.selecting(Some(sequence.no)), &sequence.claim))
+    }
+
+    /// With a new value, and where somebody has left, those `select`s that found too little room before are tried once more, if
+    /// there is more now.
+    fn find_room(&mut self) {
+        if !std::mem::take(&mut self.room_freed) {
+            return;
+        }
+        let mut refused: Vec<(u64, usize)> = Vec::new();
+        for (at, sequence) in self.sequences.iter().enumerate().filter(|(_, sequence)| sequence.is_selecting()) {
+            if let Claim { watched: true, cost: Cost::Refused(before), .. } = sequence.claim {
+                refused.push((before, at));
+            }
+        }
+        // Those that may be cheap come first.
+        refused.sort_unstable();
+        for (before, at) in refused {
+            let Some(room) = self.room_for(at) else { return };
+            if room > before && room <= self.retries_left {
+                self.retries_left -= room;
+                self.sequences[at].behind = true;
+            }
+        }
     }
 
     /// Takes in the result of a comparison that [`Stream::catch_up`] asked for. Where another was begun meanwhile, nothing.

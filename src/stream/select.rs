@@ -7,8 +7,8 @@
 //! (`shard::owner`).
 //!
 //! A caller's path is evaluated with each change of the value, so the work of one is bounded, and that of all `select`s of a
-//! stream together: those who came first are served first, and one that there is no work left for shows nothing of that
-//! value, which its own callers are told. What is written counts as work, as it is read and compared afterwards.
+//! stream together (`stream::shares`): one that there is too little work for shows nothing of that value, which its own
+//! callers are told. What is written counts as work, as it is read and compared afterwards.
 
 use std::hash::{Hash, Hasher};
 use std::ops::Range;
@@ -17,7 +17,6 @@ use std::sync::Arc;
 use super::view::{self, Projection, Shown};
 use crate::codec::json::Document;
 use crate::codec::jsonpath::{JsonPath, PathError};
-use crate::limits::{SELECT_WORK_MIN, SELECT_WORK_PER_BYTE};
 
 /// What of a stream's value a sequence shows. Two sequences of one filled-in URL differ by it.
 #[derive(Clone, Debug, Default, Eq, Hash, PartialEq)]
@@ -76,21 +75,17 @@ impl Select {
         &self.normal
     }
 
-    /// What it leaves of `whole`, of which the spans `ignored` make no event. `work_left`: steps that it may take and bytes
-    /// that it may write; what it takes is taken away, even where it comes to nothing.
-    ///
-    /// # Errors
-    /// [`SelectError`].
-    pub fn of(&self, whole: &Document, ignored: &[Range<u32>], work_left: &mut u64) -> Result<Shown, SelectError> {
-        let bytes = whole.text().len() as u64;
-        let work_max = SELECT_WORK_MIN.max(bytes.saturating_mul(SELECT_WORK_PER_BYTE)).min(*work_left);
+    /// What it leaves of `whole`, of which the spans `ignored` make no event; and what that took of `work_max`, the steps that it
+    /// may take and bytes that it may write together. Where it comes to nothing that is all of it.
+    pub fn of(&self, whole: &Document, ignored: &[Range<u32>], work_max: u64) -> (Result<Shown, SelectError>, u64) {
         let mut left = work_max;
         let selected = view::selected(&self.path, whole, ignored, &mut left, work_max);
         // What is written is read and compared afterwards.
         let written = selected.as_ref().map_or(0, |selected| selected.value.text().len() as u64);
-        let over = selected.is_err() || written > left;
-        *work_left -= if over { work_max } else { work_max - left + written };
-        selected.ok().filter(|_| !over).ok_or(SelectError { work_max })
+        match selected {
+            Ok(shown) if written <= left => (Ok(shown), work_max - left + written),
+            _ => (Err(SelectError { work_max }), work_max),
+        }
     }
 }
 
@@ -108,8 +103,7 @@ impl Hash for Select {
     }
 }
 
-/// Why there is nothing of a value that a caller has selected: it takes more than there may be, or than those who came
-/// before have left of it.
+/// Why there is nothing of a value that a caller has selected: it takes more than there may be, or than others have left.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("what is selected takes over {work_max} steps and bytes of this value, which is all that is left for it")]
 pub struct SelectError {
@@ -152,8 +146,7 @@ mod tests {
         let shown = view.of(&whole, &ignore, 1, u64::MAX).expect("within its bounds");
         assert_eq!(text(&shown.value), r#"[[{"id":1,"seen":2,"pay":3},{"id":2,"seen":4,"pay":5}],1]"#);
         let of = |path: &str| {
-            let shown =
-                select(path).of(&shown.value, &shown.ignored(), &mut u64::MAX.clone()).expect("within its bounds");
+            let shown = select(path).of(&shown.value, &shown.ignored(), u64::MAX).0.expect("within its bounds");
             (text(&shown.value), text(&shown.compared))
         };
         assert_eq!(of("$[0][*].seen"), ("[2,4]".into(), "[2]".into()));
@@ -163,24 +156,24 @@ mod tests {
     }
 
     #[test]
-    fn what_it_takes_is_taken_from_what_there_is() {
+    fn what_it_takes_is_told_and_all_of_it_where_it_comes_to_nothing() {
         let whole = document(&format!("[{}1]", "1,".repeat(5_000)));
-        let mut left = 100_000;
-        let of = |path: &str, left: &mut u64| select(path).of(&whole, &[], left).map(|shown| shown.value.text().len());
-        assert_eq!(of("$[*]", &mut left), Ok(10_003));
-        let taken = 100_000 - left;
+        let of = |path: &str, work_max| {
+            let (shown, taken) = select(path).of(&whole, &[], work_max);
+            (shown.map(|shown| shown.value.text().len()), taken)
+        };
+        let (shown, taken) = of("$[*]", 100_000);
+        assert_eq!(shown, Ok(10_003));
         assert!((20_000..25_000).contains(&taken), "a step for each element, and a byte: {taken}");
-        left = taken;
-        assert!(of("$[*]", &mut left).is_ok() && left == 0);
-        left = taken - 1;
-        assert_eq!(of("$[*]", &mut left), Err(SelectError { work_max: taken - 1 }));
-        assert_eq!(left, 0, "what was tried is paid for");
-        // One is bounded by the value, whatever there is.
-        left = 1 << 30;
-        let own = SELECT_WORK_PER_BYTE * whole.text().len() as u64;
-        assert_eq!(of("$[?count($[*]) == @]", &mut left), Err(SelectError { work_max: own }));
-        assert_eq!(left, (1 << 30) - own);
-        assert_eq!(of("$[*,*,*,*]", &mut left), Err(SelectError { work_max: own }));
+        assert_eq!(of("$[*]", taken), (Ok(10_003), taken));
+        assert_eq!(
+            of("$[*]", taken - 1),
+            (Err(SelectError { work_max: taken - 1 }), taken - 1),
+            "what was tried is paid for"
+        );
+        assert_eq!(of("$[?count($[*]) == @]", 40_000), (Err(SelectError { work_max: 40_000 }), 40_000));
+        assert_eq!(of("$[*,*,*,*]", 40_000), (Err(SelectError { work_max: 40_000 }), 40_000));
+        assert_eq!(of("$[0]", 0).1, 0);
     }
 
     proptest! {
@@ -196,7 +189,7 @@ mod tests {
                 Some(first) => (*first).clone(),
                 None => serde_json::Value::Null,
             };
-            let shown = select(&path).of(&whole, &[], &mut u64::MAX.clone());
+            let (shown, _) = select(&path).of(&whole, &[], u64::MAX);
             prop_assert_eq!(text(&shown.expect("it is small").value).parse::<serde_json::Value>().expect("JSON"), expected);
         }
     }

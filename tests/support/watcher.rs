@@ -374,7 +374,7 @@ pub fn check_form(frame: &Frame) {
     let value = frame.member(member);
     let ts = json["ts"].as_u64().expect("ts is an integer");
     // What proves a frame, where its stream is configured to: always in this order, the signature last.
-    let proof: String = ["hash", "kid", "sig"]
+    let proof: String = ["hash", "scope", "kid", "sig"]
         .iter()
         .filter(|name| !json[name].is_null())
         .map(|name| format!(",\"{name}\":{}", json[name]))
