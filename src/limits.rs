@@ -232,6 +232,15 @@ pub const QUOTAS_MAX: usize = 8;
 pub const RESET_UNKNOWN: Duration = Duration::from_secs(60);
 /// Links in the `Link` fields of one response that are looked at.
 pub const LINKS_MAX: usize = 64;
+/// How many times `response_bytes_max` the compressed bytes of a followed upstream may grow by without an event: room for what
+/// stands around an event's data, and not for bombs.
+pub const FOLLOWED_PADDING_FACTOR: u64 = 2;
+/// Requests of streams that are not polled any more which are kept in mind, because their upstreams are to be left alone for a
+/// while. Past it those that come back soonest are forgotten.
+pub const SUCCESSIONS_MAX: usize = 16_384;
+/// URLs of one origin and credential that their upstream wants left alone for a while (`Retry-After` of a 4xx or 5xx); past it those
+/// that come back soonest are forgotten.
+pub const RESTS_MAX: usize = 4096;
 /// Budgets of upstreams (origin and credential) that are kept in mind. Past it those without a hold are forgotten first.
 pub const LANES_MAX: usize = 65_536;
 /// Farthest place in the queue of those who wait for an upstream's rate.
@@ -337,6 +346,8 @@ pub const MANAGED_ROUNDS_MAX: usize = 8;
 pub const MANAGED_CHANGES_MAX: usize = 64;
 /// How old a refresh of another process may be: what is read back after an absence is no news.
 pub const REFRESH_HEARD_MAX: Duration = Duration::from_secs(10);
+/// Such streams that are looked at, every [`SECRETS_INTERVAL`], for whether the secrets that they name are there again.
+pub const MANAGED_LOOKS_MAX: usize = 256;
 /// Tables and arrays within each other in such a stream's JSON.
 pub const MANAGED_DEPTH_MAX: usize = 8;
 /// Least time between the starts of two polls of one filled-in URL that hooks or administrators ask for, however often
@@ -359,6 +370,9 @@ pub const HOOKS_SEEN_MAX: usize = 16_384;
 pub const HOOKS_TOLD_MAX: usize = 1024;
 /// Bytes of what is told of a hook, sealed.
 pub const HOOK_TOLD_BYTES_MAX: usize = 128;
+/// Filled-in streams that actions have changed and that wait to be told to other processes, each once; more are not told, and
+/// are seen there with the next regular poll. A process tells of all that wait at once, [`REFRESH_INTERVAL`] apart.
+pub const REFRESHES_TOLD_MAX: usize = 1024;
 /// `[[action]]`s of a configuration.
 pub const ACTIONS_MAX: usize = 256;
 /// Bytes of an action's `type`, and of the `type` of a message that may be one.
@@ -426,6 +440,8 @@ pub const STREAM_NAME_BYTES_MAX: usize = 8 << 10;
 
 /// Upstream connections of one core at once: connecting, in use and idle.
 pub const UPSTREAM_CONNECTIONS_MAX: usize = 1024;
+/// Those of them that are the operator's alone: what callers have described may take no more than the others.
+pub const UPSTREAM_CONNECTIONS_OWN: usize = 256;
 /// Idle upstream connections of one core, to one origin.
 pub const UPSTREAM_IDLE_PER_ORIGIN_MAX: usize = 128;
 /// Idle upstream connections of one core in all.
@@ -434,6 +450,8 @@ pub const UPSTREAM_IDLE_MAX: usize = 1024;
 pub const UPSTREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Fetches of one core that may wait for a free upstream connection.
 pub const UPSTREAM_WAITING_MAX: usize = 65_536;
+/// Of what callers have described; it waits behind the operator's.
+pub const UPSTREAM_CALLERS_WAITING_MAX: usize = 16_384;
 /// Upstreams' streams (`kind = "sse"`, `"ndjson"`) that one core follows at once, each over a connection of its own.
 pub const UPSTREAM_FOLLOWED_MAX: usize = 4096;
 /// Bytes of an upstream's status line and headers.
@@ -450,11 +468,19 @@ pub const UPSTREAM_DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
 pub const CONNECT_STAGGER: Duration = Duration::from_millis(250);
 /// Sets of trusted certificates one core keeps ready; the one used longest ago goes first.
 pub const TRUST_SETS_MAX: usize = 64;
-/// Threads that look up host names.
+/// Threads that look up the operator's host names: of the configuration and the admin API, of token endpoints and key sets.
 pub const RESOLVER_THREADS_MAX: usize = 4;
 /// Lookups that may wait for such a thread.
 pub const RESOLVER_QUEUE_MAX: usize = 256;
-/// Host names whose addresses are remembered.
+/// Threads that look up the host names of targets that callers have described,
+pub const RESOLVER_CALLERS_THREADS_MAX: usize = 16;
+/// of which those of one subject take this many at once.
+pub const RESOLVER_SUBJECT_THREADS_MAX: usize = 2;
+/// Lookups that may wait for such a thread; past it whoever has most of them loses the newest to whoever has fewer,
+pub const RESOLVER_CALLERS_QUEUE_MAX: usize = 512;
+/// and of one subject.
+pub const RESOLVER_SUBJECT_QUEUE_MAX: usize = 64;
+/// Host names whose addresses are remembered, of the operator's and of callers' each.
 pub const RESOLVER_NAMES_MAX: usize = 1024;
 /// Addresses of one host name that are tried.
 pub const RESOLVER_ADDRESSES_MAX: usize = 16;
@@ -462,6 +488,11 @@ pub const RESOLVER_ADDRESSES_MAX: usize = 16;
 pub const RESOLVER_TTL: Duration = Duration::from_secs(30);
 /// How long it is remembered that a host name does not resolve.
 pub const RESOLVER_FAILURE_TTL: Duration = Duration::from_secs(2);
+/// Threads that read and write files for the upstream client: refresh tokens on their way to the state file, the system's
+/// certificates.
+pub const FILE_THREADS_MAX: usize = 2;
+/// What may wait for such a thread. Of each kind there is one at most: those who want it wait for that one.
+pub const FILE_QUEUE_MAX: usize = 16;
 /// Questions to Redis of all cores that wait or are under way; past it who asks is told at once that there is no answer.
 pub const STORE_QUESTIONS_MAX: usize = 16_384;
 /// Commands to Redis that are under way at once: sent, not yet answered.
@@ -561,6 +592,8 @@ const _: () = {
     assert!(PEER_LIST_BYTES_MAX * 4 / 3 + 4096 <= PEER_MESSAGE_BYTES_MAX);
     assert!(TOKEN_BYTES_MAX * 6 * 4 / 3 + 4096 <= PEER_MESSAGE_BYTES_MAX);
     assert!(PEER_LISTED_BYTES_MAX * 2 <= PEER_LIST_BYTES_MAX);
+    // An id of 128 bytes, a mark in base 64, and what JSON puts around them.
+    assert!(REFRESHES_TOLD_MAX * (128 + 22 + 8) + 4096 <= PEER_MESSAGE_BYTES_MAX);
     assert!(PEER_RENEWAL_TIME.as_secs() > JWKS_TIMEOUT.as_secs());
     assert!(PEER_RENEWAL_PATIENCE.as_secs() > PEER_RENEWAL_TIME.as_secs());
     // `redis.timeout`, 20 s at most, passes before.
@@ -610,6 +643,12 @@ pub const OAUTH_LIFE_MAX: Duration = Duration::from_secs(365 * 86_400);
 pub const OAUTH_CREDENTIALS_MAX: usize = 16_384;
 /// Refresh tokens that the state file keeps; past it the one that was got longest ago goes.
 pub const OAUTH_STORED_MAX: usize = 1024;
+/// After a write of them that fails the next one waits so long, and twice as long after each,
+pub const OAUTH_WRITE_RETRY_MIN: Duration = Duration::from_secs(1);
+/// at most this.
+pub const OAUTH_WRITE_RETRY_MAX: Duration = Duration::from_secs(60);
+/// How long the end of the process waits for them to be written.
+pub const OAUTH_WRITE_AT_END: Duration = Duration::from_secs(10);
 /// How often the files of upstreams' secrets are looked at.
 pub const SECRETS_INTERVAL: Duration = Duration::from_secs(2);
 /// `[[server.tls]]`: each handshake that is not resumed looks through the certificates for the name it asks for.

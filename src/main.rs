@@ -15,7 +15,7 @@ use std::time::Duration;
 use lexopt::{Arg, Parser, ValueExt};
 use restcast::auth::jwt::Verifier;
 use restcast::auth::keys::Algorithm;
-use restcast::commands::explain_url;
+use restcast::commands::explain_url::{self, Policies};
 use restcast::commands::token::TokenOptions;
 use restcast::config::{nearest_name, parse_duration};
 use restcast::{commands, runtime};
@@ -102,14 +102,15 @@ Options:
 
 const HELP_EXPLAIN: &str = "\
 Reads a token from standard input and says why it is accepted or refused: its claims are shown, its signature is not.
-Or reads a URL, and says why direct mode would allow or block it, without touching the network.
+Or reads a URL, and says why direct mode would allow or block it, and whether the admin API would take it as a stream's,
+without touching the network.
 
 Usage: restcast explain token [--config FILE] [--lines]
        restcast explain url [--config FILE] [--lines]
 
 Options:
   --config FILE    the configuration whose keys verify the token (key sets of issuers are fetched), or whose [direct]
-                   judges the URL; without it, whatever is public is allowed
+                   and admin.stream_urls judge the URL; without it, whatever is public is allowed
   --lines          one JSON object a line in, one verdict a line out
 ";
 
@@ -266,15 +267,15 @@ fn explain_token(config: Option<&Path>) -> ExitCode {
 }
 
 fn explain_url(config: Option<&Path>, lines: bool) -> ExitCode {
-    let policy = match config.map(|path| (path, commands::check::load(path))) {
-        None => explain_url::policy(None),
-        Some((_, Ok((config, _)))) => explain_url::policy(Some(&config)),
+    let policies = match config.map(|path| (path, commands::check::load(path))) {
+        None => Policies::of(None),
+        Some((_, Ok((config, _)))) => Policies::of(Some(&config)),
         Some((path, Err(error))) => return failed(&error.lines(path).join("\n")),
     };
     if lines {
-        return done(explain_url::run_lines(io::stdin().lock(), io::stdout().lock(), policy.as_deref()));
+        return done(explain_url::run_lines(io::stdin().lock(), io::stdout().lock(), policies.direct.as_deref()));
     }
-    match explain_url::run(io::stdin().lock(), policy.as_deref()) {
+    match explain_url::run(io::stdin().lock(), &policies) {
         Ok(explanation) => match (print(&explanation.text), explanation.accepted) {
             (ExitCode::SUCCESS, true) => ExitCode::SUCCESS,
             _ => ExitCode::FAILURE,

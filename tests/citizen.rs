@@ -504,7 +504,14 @@ fn pages_become_one_value_or_none() {
         assert_eq!(open(&server, id).next_of("stream_status").json()["code"], code, "{id}");
     }
     open(&server, "one").event_with("one", "[1,2]");
-    open(&server, "two").event_with("two", "[1,2]");
+    let mut two = open(&server, "two");
+    two.event_with("two", "[1,2]");
+    // That there is more is no secret, and is said once.
+    for _ in 0..3 {
+        polled(&upstream, "/p1");
+    }
+    let cut = "more pages than stream.pages_max";
+    assert_eq!(server.log_count(cut), 1, "{}", server.log_text());
     let mut all = open(&server, "all");
     all.event_with("all", "[1,2,3]");
     // A change of a later page is seen though the first is as it was.
@@ -520,6 +527,9 @@ fn pages_become_one_value_or_none() {
     assert_eq!(all.value("all"), "[1,2,3,4]");
     upstream.set("/p2", page("[9]", "/p3"));
     all.event_with("all", "[1,2,9,3,4]");
+    let log = server.log_text();
+    let line = log.lines().find(|line| line.contains(cut)).expect("it was said");
+    assert!(line.contains("two") && server.log_count(cut) == 1, "{line}");
 }
 
 // The breaker.

@@ -288,6 +288,16 @@ fn explain_url_answers_each_line_without_the_network() {
     assert!(code == 0 && out.starts_with("allowed: public") && !out.contains("hunter2"), "{out}");
     let (code, out, _) = restcast(&["explain", "url", "--config", path(&off)], "https://api.example.com/\n");
     assert!(code == 1 && out.starts_with("blocked: the configuration has no [direct]"), "{out}");
+    // What the admin API would take is told besides, and is no part of the verdict.
+    let lists =
+        file("stream-urls.toml", "[admin]\nkey = \"0123456789abcdef\"\nstream_urls = [\"http://10.0.0.5/*\"]\n");
+    for (url, said) in [
+        ("http://10.0.0.5/{claims.companyId}", "allowed: listed in admin.stream_urls\n"),
+        ("https://api.example.com/", "blocked: not listed (not_listed)\n"),
+    ] {
+        let (code, out, _) = restcast(&["explain", "url", "--config", path(&lists)], url);
+        assert!(code == 1 && out.ends_with(&format!("\nas a stream of the admin API: {said}")), "{out}");
+    }
 }
 
 #[test]

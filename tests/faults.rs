@@ -425,6 +425,104 @@ fn a_bomb_and_a_giant_on_other_streams_do_not_hold_up_a_fast_one() {
     }
 }
 
+/// A followed upstream's answer that is gzip without an end: `first`, and then `padding` again and again, a thousandth as long.
+fn endless_gzip(content_type: &str, first: &str, padding: &[u8]) -> Reply {
+    let deflated = |bytes: &[u8]| {
+        let mut out = Vec::with_capacity(bytes.len() / 100 + 4096);
+        let mut deflate = flate2::Compress::new(flate2::Compression::best(), false);
+        // What follows a full flush needs nothing of what stands before it, so that it can be sent any number of times.
+        deflate.compress_vec(bytes, &mut out, flate2::FlushCompress::Full).expect("there is room");
+        assert_eq!(deflate.total_in(), bytes.len() as u64);
+        out
+    };
+    let piece = deflated(&padding.repeat((4 << 20) / padding.len()));
+    assert!(piece.len() < 32 << 10, "{}", piece.len());
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Type: {content_type}\r\nContent-Encoding: gzip\r\n\r\n");
+    // RFC 1952 section 2.3: no name, no time, an unknown system.
+    let gzip = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
+    let begun = [head.as_bytes(), &gzip, &deflated(first.as_bytes())].concat();
+    Reply::steps(vec![Step::Send(begun), Step::SendForever(piece)])
+}
+
+#[test]
+fn a_followed_upstream_that_sends_bombs_does_not_hold_up_a_polled_one_and_is_given_up() {
+    for driver in DRIVERS {
+        let upstream = Upstream::start();
+        upstream.set_json("/fast", "0");
+        upstream.set("/comments", endless_gzip("text/event-stream", "data: 1\n\n", b":\n"));
+        upstream.set("/lines", endless_gzip("application/x-ndjson", "1\n", b"\n"));
+        // Each is a value, so that there is no end to it.
+        upstream.set("/events", endless_gzip("text/event-stream", "data: 1\n\n", b"data: 1\n\n"));
+        let lines = |kind: &str| {
+            format!("kind = {kind:?}\ninterval = \"100ms\"\nbackoff_max = \"100ms\"\nresponse_bytes_max = \"1MiB\"")
+        };
+        let server = Setup::new()
+            .driver(driver)
+            .cores(1)
+            .stream("fast", &upstream.url("/fast"), "interval = \"20ms\"")
+            .stream("comments", &upstream.url("/comments"), &lines("sse"))
+            .stream("lines", &upstream.url("/lines"), &lines("ndjson"))
+            .stream("events", &upstream.url("/events"), &lines("sse"))
+            .start();
+        let mut fast = Watcher::of(&server, "fast");
+        fast.until("a value", |watcher| watcher.value.is_some());
+        let mut events = Watcher::of(&server, "events");
+        events.until("the value", |watcher| watcher.value == Some(json!(1)));
+        for name in ["comments", "lines"] {
+            let mut bomb = Watcher::of(&server, name);
+            bomb.until("the value before the bomb", |watcher| watcher.value == Some(json!(1)));
+            bomb.until("it is given up", |watcher| watcher.is("stale"));
+            assert_eq!(bomb.status["code"], "UPSTREAM_TOO_LARGE", "{driver}: {name}");
+        }
+        let mut bombs = ["comments", "lines"].map(|name| Watcher::of(&server, name));
+        let mut gaps = Vec::new();
+        for round in 1..=40 {
+            let begun = Instant::now();
+            upstream.set_json("/fast", &round.to_string());
+            fast.until("the change", |watcher| watcher.value == Some(json!(round)));
+            gaps.push(begun.elapsed());
+        }
+        gaps.sort();
+        // Several bombs at once, on a machine that may be busy; a core that inflates one in a go takes seconds.
+        let p90 = gaps[gaps.len() * 9 / 10];
+        assert!(p90 < Duration::from_secs(1), "{driver}: p90 {p90:?}, most {:?}", gaps.last());
+        for bomb in &mut bombs {
+            bomb.until("it goes on", |watcher| watcher.is("stale"));
+        }
+        let asked = |path: &str| upstream.requests().iter().filter(|seen| seen.target == path).count();
+        assert!(asked("/comments") >= 2 && asked("/lines") >= 2, "they are tried again");
+        assert_eq!(asked("/events"), 1, "what sends values is no bomb");
+        assert_unharmed(&server);
+    }
+}
+
+#[test]
+fn a_followed_upstream_with_little_to_say_may_send_comments_for_as_long_as_it_likes() {
+    // What it sends to stay connected is more in all than a value may have, one by one as such an upstream sends them.
+    let said: Vec<&[u8]> = std::iter::repeat_n(b":\n\n".as_slice(), 2_000).chain([b"data: 2\n\n".as_slice()]).collect();
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    for piece in &said {
+        encoder.write_all(piece).and_then(|()| encoder.flush()).expect("memory takes all");
+    }
+    let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n";
+    let upstream = Upstream::start();
+    let plain = [format!("{head}\r\n").as_bytes(), &said.concat()].concat();
+    let gzip = [format!("{head}Content-Encoding: gzip\r\n\r\n").as_bytes(), encoder.get_ref()].concat();
+    let mut setup = Setup::new();
+    for (name, bytes) in [("plain", plain), ("gzip", gzip)] {
+        upstream.set(&format!("/{name}"), Reply::steps(vec![Step::Send(bytes), Step::Stall]));
+        let lines = "kind = \"sse\"\nresponse_bytes_max = \"1KiB\"";
+        setup = setup.stream(name, &upstream.url(&format!("/{name}")), lines);
+    }
+    let server = setup.start();
+    for name in ["plain", "gzip"] {
+        let mut watcher = Watcher::of(&server, name);
+        watcher.until("the event behind them", |watcher| watcher.value == Some(json!(2)));
+        assert!(watcher.is("live"), "{name}: {}", watcher.status);
+    }
+    assert_eq!(upstream.request_count(), 2);
+}
+
 /// A directory of this test's own, and a file in it.
 fn file(name: &str, text: &str) -> PathBuf {
     let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("faults-{}", std::process::id()));

@@ -368,6 +368,128 @@ fn a_stream_whose_secret_is_gone_stays_what_it_was_at_a_reload_and_the_rest_is_t
     assert_eq!(streams(&server, "DELETE", "/leads", &Value::Null).status, 204);
 }
 
+#[test]
+fn a_stream_whose_secret_is_gone_ends_no_start_and_is_polled_when_it_is_there_again() {
+    let (upstream, scratch) = (Upstream::start(), Scratch::new("lacking"));
+    upstream.set_json("/good", "1");
+    upstream.set_json("/a", "2");
+    let file = scratch.0.join("key");
+    fs::write(&file, "secret-of-the-file").expect("written");
+    let setup = Setup::new().server(&scratch.line());
+    let server = setup.clone().env("LEADS_KEY", "secret-of-the-variable").start();
+    make(&server, "good", &upstream.url("/good"));
+    let source = format!("file:{}", file.display());
+    for (id, more) in [
+        ("filed", json!({ "auth": { "kind": "bearer", "token": source }, "roles": ["agent"] })),
+        ("spoken", json!({ "headers": { "X-Key": source }, "kind": "ndjson" })),
+        ("varied", json!({ "headers": { "X-Key": "env:LEADS_KEY" } })),
+        ("hooked", json!({ "hook_secret": "env:LEADS_KEY" })),
+    ] {
+        let mut body = json!({ "id": id, "url": upstream.url("/a"), "interval": "20ms" });
+        body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        let answer = streams(&server, "POST", "", &body);
+        assert_eq!(answer.status, 201, "{answer:?}");
+    }
+    drop(server);
+    fs::remove_file(&file).expect("removed");
+    let asked = || upstream.requests().iter().filter(|request| request.target == "/a").count();
+    let before = asked();
+
+    let server = setup.start();
+    assert_eq!(value(&server, "good"), (200, json!(1)));
+    let agent = mint(json!({ "sub": "u1", "exp": now_s() + 600, "role": "agent" }));
+    let mut watchers = ["filed", "spoken", "varied", "hooked"].map(|id| {
+        let mut ws = server.ws(&format!("/v1/streams/{id}"), &[bearer(&agent)]);
+        let status = ws.next_of("stream_status");
+        assert_eq!((&status["state"], &status["code"]), (&json!("failing"), &json!("UPSTREAM_AUTH")), "{status}");
+        ws
+    });
+    assert_eq!(value(&server, "filed").0, 403, "it is for whom it was for");
+    assert_eq!(order(&server, "filed", "refresh").status, 202);
+    for (id, named) in [("filed", "`stream.auth.token`"), ("varied", "`stream.headers.X-Key`")] {
+        let log = server.log_text();
+        let said = log.lines().find(|line| line.contains("what it names is not there") && line.contains(id));
+        assert!(said.is_some_and(|said| said.contains(named)), "{log}");
+        let shown = streams(&server, "GET", &format!("/{id}"), &Value::Null).json();
+        assert_eq!((&shown["state"], &shown["code"]), (&json!("failing"), &json!("UPSTREAM_AUTH")), "{shown}");
+        assert!(shown["warnings"][0].as_str().is_some_and(|said| said.contains(named)), "{shown}");
+        // One of many, and the others are as they are.
+        let list = streams(&server, "GET", "", &Value::Null).json();
+        let of = |id: &str| list["streams"].as_array().expect("a list").iter().find(|one| one["id"] == id).cloned();
+        assert_eq!((of(id).expect("it is there"), &of("good").expect("it too")["state"]), (shown, &json!("running")));
+    }
+    // A reload that changes nothing of it, and a stop, leave it at that.
+    server.reload(&setup);
+    server.wait_for_log("what it names is not there", 8);
+    assert_eq!(order(&server, "filed", "stop").status, 200);
+    assert_eq!(streams(&server, "GET", "/filed", &Value::Null).json()["state"], "stopped");
+    assert_eq!(order(&server, "filed", "start").status, 200);
+    assert_eq!(asked(), before, "nothing was asked without what it needs");
+
+    // The file is there again.
+    fs::write(&file, "another-secret").expect("written");
+    upstream.set("/a", Reply::body("application/x-ndjson", "3\n"));
+    assert_eq!(watchers[0].next_of("snapshot")["data"], json!(3));
+    assert_eq!(watchers[1].next_of("snapshot")["data"], json!(3));
+    let bearer = Some("Bearer another-secret");
+    assert!(upstream.requests().iter().any(|request| request.header("authorization") == bearer));
+    let shown = streams(&server, "GET", "/filed", &Value::Null).json();
+    assert_eq!((&shown["state"], shown.get("code"), shown.get("warnings")), (&json!("running"), None, None));
+    // What GET gives may be PUT, but not without the variable; with something else in its place it is polled.
+    let mut body = streams(&server, "GET", "/varied", &Value::Null).json();
+    let lacking = streams(&server, "PUT", "/varied", &body);
+    assert!(lacking.status == 400 && lacking.text().contains("LEADS_KEY"), "{lacking:?}");
+    body["headers"] = json!({ "X-Key": "written" });
+    assert_eq!(streams(&server, "PUT", "/varied", &body).status, 200);
+    assert_eq!(watchers[2].next_of("snapshot")["data"], json!(3));
+    assert_eq!(streams(&server, "DELETE", "/hooked", &Value::Null).status, 204);
+    assert_eq!(watchers[3].closed(), (4004, "stream_ended".to_owned()));
+    assert!(!server.log_text().contains("secret-of") && !server.log_text().contains("another-secret"));
+    drop(server);
+    assert_eq!(value(&setup.start(), "varied"), (200, json!(3)));
+}
+
+#[test]
+fn however_many_streams_lack_something_each_is_polled_when_it_is_there() {
+    let (upstream, scratch) = (Upstream::start(), Scratch::new("many-lacking"));
+    upstream.set_json("/a", "1");
+    let file = scratch.0.join("key");
+    fs::write(&file, "a secret").expect("written");
+    let setup = Setup::new().server(&scratch.line());
+    let server = setup.start();
+    let headers = json!({ "X-Key": format!("file:{}", file.display()) });
+    let body = json!({ "id": "leads", "url": upstream.url("/a"), "interval": "20ms", "headers": headers });
+    assert_eq!(streams(&server, "POST", "", &body).status, 201);
+    drop(server);
+    fs::remove_file(&file).expect("removed");
+    let mut state: Value = serde_json::from_slice(&fs::read(scratch.state()).expect("the state")).expect("JSON");
+    let made = state["sections"]["streams"]["made"].as_object_mut().expect("an object");
+    for n in 0..300 {
+        let mut another = made["leads"].clone();
+        another["stream"]["id"] = json!(format!("a{n:03}"));
+        // These come before it, and what they name never comes.
+        another["stream"]["headers"] = json!({ "X-Key": "file:/nowhere/at/all" });
+        made.insert(format!("a{n:03}"), another);
+    }
+    fs::write(scratch.state(), state.to_string()).expect("written");
+    let server = setup.start();
+    assert_eq!(server.log_count("what it names is not there"), 301);
+    let mut ws = watching_nothing(&server, "leads");
+    assert_eq!(ws.next()["code"], "UPSTREAM_AUTH");
+    fs::write(&file, "a secret").expect("written");
+    assert_eq!(ws.next_of("snapshot")["data"], json!(1));
+    let state = |id: &str| streams(&server, "GET", &format!("/{id}"), &Value::Null).json()["state"].clone();
+    assert_eq!((state("leads"), state("a299")), (json!("running"), json!("failing")));
+}
+
+#[test]
+fn a_secret_that_the_file_names_and_is_gone_ends_the_start_as_ever() {
+    let scratch = Scratch::new("operators");
+    let setup = Setup::new().stream("leads", "http://127.0.0.1:1/", "headers = { \"X-Key\" = \"env:LEADS_KEY\" }");
+    let said = fails_to_start(&setup, &scratch);
+    assert!(said.contains("`stream.headers.X-Key`") && said.contains("\"LEADS_KEY\" is not set"), "{said}");
+}
+
 /// What a server says that does not start.
 fn fails_to_start(setup: &Setup, scratch: &Scratch) -> String {
     let path = scratch.0.join("restcast.toml");

@@ -412,6 +412,45 @@ fn a_stream_that_was_deleted_while_its_maker_was_down_does_not_come_back_with_th
 }
 
 #[test]
+fn a_process_without_the_secret_of_a_stream_in_redis_starts_and_says_so_and_one_that_knew_it_goes_on() {
+    let (redis, upstream, scratch) = (Redis::start(), upstream(), Scratch::new("lacking"));
+    let setup = Setup::new().redis(&redis.url(), "");
+    let one = setup.clone().env("LEADS_KEY", "secret-of-the-variable").start();
+    let with_key = |of: &str| {
+        let mut body = wanted("leads", &upstream.url(&format!("/{of}")));
+        body["headers"] = json!({ "X-Key": "env:LEADS_KEY" });
+        body
+    };
+    assert_eq!(streams(&one, "POST", "", &with_key("a")).status, 201);
+    let two = setup.clone().server(&scratch.line()).start();
+    let mut ws = two.ws("/v1/streams/leads", &[bearer(&token_of("u1"))]);
+    let lacking = |ws: &mut support::server::Ws| {
+        let status = ws.next_of("stream_status");
+        assert_eq!((&status["state"], &status["code"]), (&json!("failing"), &json!("UPSTREAM_AUTH")), "{status}");
+    };
+    lacking(&mut ws);
+    assert_eq!(two.log_count("what it names is not there"), 1, "{}", two.log_text());
+    let state = |server: &Server| streams(server, "GET", "/leads", &Value::Null).json()["state"].clone();
+    assert_eq!((state(&one), state(&two)), (json!("running"), json!("failing")));
+    // Its copy is as good as the record, for a start without Redis.
+    drop((ws, two));
+    let two = Setup::new().server(&scratch.line()).start();
+    lacking(&mut two.ws("/v1/streams/leads", &[bearer(&token_of("u1"))]));
+    drop(two);
+
+    // Changed at the one that has it, to what the other can poll; and back.
+    let two = setup.start();
+    assert_eq!(streams(&one, "PUT", "/leads", &wanted("leads", &upstream.url("/a"))).status, 200);
+    eventually("it is polled", || (status(&two, "leads") == 200).then_some(()));
+    let mut ws = watching(&two, &token_of("u1"), "/v1/streams/leads");
+    assert_eq!(streams(&one, "PUT", "/leads", &with_key("b")).status, 200);
+    let said = two.wait_for_log("A stream in Redis cannot be taken here: it stays what it was before", 1);
+    assert!(said.contains("stream=leads"), "{said}");
+    upstream.set_json("/a", r#"{"of":"a2"}"#);
+    assert_eq!(ws.next()["seq"], json!(2), "it goes on with what it was");
+}
+
+#[test]
 fn a_record_that_cannot_be_read_is_told_of_and_changes_nothing() {
     let (redis, upstream) = (Redis::start(), upstream());
     let server = Setup::new().redis(&redis.url(), "").start();

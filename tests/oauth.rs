@@ -476,6 +476,117 @@ fn a_rotated_refresh_token_survives_the_process() {
     is_silent(&server, &setup);
 }
 
+/// A stream whose credential begins with a refresh token; where it stands, and the state file.
+fn rotating(world: &World) -> (Setup, PathBuf) {
+    let url = world.resource("/r");
+    world.book().refresh.insert(format!("{MARK}-rt-of-file"));
+    let configured = world.folder.put("refresh", &format!("{MARK}-rt-of-file\n"));
+    let state = world.folder.0.join("state");
+    let grant = format!("{}grant = \"refresh_token\"\nrefresh_token = \"file:{configured}\"\n", world.lines(""));
+    (Setup::new().server(&format!("state = {:?}", state.display().to_string())).stream("s", &url, &grant), state)
+}
+
+fn polled(server: &Server) -> u16 {
+    server.get("/v1/streams/s", &[bearer(&token_of("u1"))]).status
+}
+
+/// Whether the state file has that refresh token.
+fn is_kept(state: &Path, no: u32) -> bool {
+    fs::read_to_string(state).is_ok_and(|text| text.contains(&format!("\"{MARK}-rt-{no}\"")))
+}
+
+const UNWRITTEN: &str = "A refresh token that was given anew is in memory alone";
+
+#[test]
+fn the_configured_refresh_token_is_asked_with_a_second_after_the_kept_one_was_refused() {
+    let world = World::new();
+    let (setup, state) = rotating(&world);
+    let server = setup.start();
+    assert_eq!(polled(&server), 200);
+    assert!(is_kept(&state, 1));
+    drop(server);
+    {
+        let mut book = world.book();
+        book.refresh = BTreeSet::from([format!("{MARK}-rt-of-file")]);
+        book.asked.clear();
+        // What comes is refused as well: whoever is refused would have another one at once.
+        book.denies = Some(401);
+    }
+    let server = setup.start();
+    assert_ne!(polled(&server), 200);
+    eventually("four tokens were asked for", || (world.book().asked.len() >= 4).then_some(()));
+    let book = world.book();
+    assert_eq!(book.refused, 1, "the kept one");
+    let gaps: Vec<Duration> = book.asked.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!(gaps[0] >= SECOND, "{gaps:?}");
+    // The others began a second apart, and may have come a little closer.
+    assert!(gaps.iter().all(|gap| *gap >= 700 * MS), "{gaps:?}");
+    drop(book);
+    is_silent(&server, &setup);
+}
+
+#[test]
+fn a_refresh_token_that_cannot_be_written_is_said_and_tried_again_until_it_is() {
+    let world = World::new();
+    let (setup, state) = rotating(&world);
+    // What stands where the file is written before it is put in its place.
+    let obstacle = state.with_extension("new");
+    fs::create_dir(&obstacle).expect("a folder");
+    let server = setup.start();
+    assert_eq!(polled(&server), 200, "what came with it is used all the same");
+    let line = server.wait_for_log(UNWRITTEN, 2);
+    assert!(line.contains(" error "), "{line}");
+    assert!(!is_kept(&state, 1));
+    fs::remove_dir(&obstacle).expect("it is empty");
+    eventually("it is written", || is_kept(&state, 1).then_some(()));
+    server.wait_for_log("are in the state file now", 1);
+    assert_eq!((polled(&server), world.book().given), (200, 1), "nothing was asked for meanwhile");
+    is_silent(&server, &setup);
+}
+
+#[test]
+fn what_could_not_be_written_is_written_when_the_process_ends() {
+    let world = World::new();
+    let (setup, state) = rotating(&world);
+    let obstacle = state.with_extension("new");
+    fs::create_dir(&obstacle).expect("a folder");
+    let mut server = setup.start();
+    assert_eq!(polled(&server), 200);
+    // The next try is four seconds away.
+    server.wait_for_log(UNWRITTEN, 3);
+    fs::remove_dir(&obstacle).expect("it is empty");
+    server.signal(Signal::TERM);
+    assert!(server.wait().success());
+    assert!(is_kept(&state, 1));
+    // And where that cannot be done it is said.
+    let server = setup.start();
+    assert_eq!((polled(&server), world.book().refused), (200, 0), "the one that was kept is good");
+    drop(server);
+    fs::create_dir(&obstacle).expect("a folder");
+    let mut server = setup.start();
+    assert_eq!(polled(&server), 200);
+    server.wait_for_log(UNWRITTEN, 1);
+    server.signal(Signal::TERM);
+    assert!(server.wait().success());
+    server.wait_for_log("it is lost", 1);
+    assert!(!server.log_text().contains(MARK));
+}
+
+#[test]
+fn an_answer_that_is_under_way_when_the_process_is_told_to_end_is_kept() {
+    let world = World::new();
+    let (setup, state) = rotating(&world);
+    world.book().takes = 1500 * MS;
+    let mut server = setup.start();
+    std::thread::scope(|scope| {
+        scope.spawn(|| polled(&server));
+        eventually("a token is asked for", || (world.book().given == 1).then_some(()));
+        server.signal(Signal::TERM);
+    });
+    assert!(server.wait().success());
+    assert!(is_kept(&state, 1), "the endpoint has taken the old one back");
+}
+
 #[test]
 fn a_refresh_token_is_used_once_by_streams_that_share_it_and_differ_in_the_rest() {
     let world = World::new();

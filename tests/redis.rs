@@ -13,13 +13,13 @@ use restcast::auth::control::ControlEntry;
 use restcast::auth::identity::Identity;
 use restcast::codec::resp::Reply;
 use restcast::config::{CA_FILE_BYTES_MAX, Config, FileError, RedisOptions, Sources};
-use restcast::ids::{CoreId, ProcessId};
+use restcast::ids::{CoreId, ProcessId, StreamId};
 use restcast::limits;
 use restcast::metrics::{RedisEntry, RedisLink, RedisResult};
 use restcast::runtime::redis::{CONTROL_STREAM, CallError, Command, Settings, Sink, Store, StoreParts};
 use restcast::runtime::resolver::Resolver;
 use restcast::secret::Secret;
-use restcast::shard::{Found, Lookup, Order, PeerAsk, SessionRecord};
+use restcast::shard::{Found, Lookup, MARK_BYTES, Order, PeerAsk, RefreshMark, Refreshed, SessionRecord};
 use serde_json::json;
 use support::redis::{Redis, RedisSetup, Said, free_port};
 use support::server::{ADMIN_KEY, PATIENCE, Raw, Server, Setup, Ws, bearer, eventually, mint, now_s};
@@ -41,6 +41,7 @@ enum Told {
     TakesCalls,
     Renewal(CoreId, u32, Vec<u8>, PeerAsk),
     List(PeerAsk, Vec<u8>),
+    Refresh(Vec<Refreshed>),
 }
 
 struct Ear {
@@ -69,6 +70,10 @@ impl Sink for Ear {
 
     fn list(&mut self, ask: PeerAsk, sealed: Vec<u8>) {
         let _ = self.tell.send(Told::List(ask, sealed));
+    }
+
+    fn refresh(&mut self, refreshed: Vec<Refreshed>) {
+        let _ = self.tell.send(Told::Refresh(refreshed));
     }
 
     fn state(&mut self, up: bool) {
@@ -990,6 +995,87 @@ fn processes_ask_the_one_that_is_named_or_all_and_believe_no_other_answer() {
         lists.recv_timeout(PATIENCE).ok().filter(|lists| lists.complete)
     });
     assert_eq!((lists.unanswered, lists.answers.len()), (vec![], 1));
+}
+
+/// A filled-in stream of that id, another for each number.
+fn refreshed(id: &str, number: u64) -> Refreshed {
+    let mark = RefreshMark::from(u128::from(number).to_le_bytes());
+    Refreshed { id: StreamId::new(id).expect("an id"), mark }
+}
+
+#[test]
+fn what_actions_have_changed_is_told_together_and_seldom_however_many_there_are() {
+    let redis = Redis::start();
+    let [tells, mut hears] = [(); 2].map(|()| Desk::at(&redis.url()));
+    [&tells, &hears].into_iter().for_each(Desk::wait_until_up);
+    redis.wait_for_subscribers("restcast:processes", 2);
+    let mut heard = |what: &str| {
+        hears.told(what, |told| match told {
+            Told::Refresh(refreshed) => Some(refreshed.clone()),
+            _ => None,
+        })
+    };
+    tells.store.order(Order::Refresh(refreshed("a", 0)));
+    assert_eq!(heard("the first"), [refreshed("a", 0)]);
+    // The same again and again, for a while, and another at the end.
+    let (begun, mut orders) = (Instant::now(), 0);
+    while begun.elapsed() < Duration::from_millis(500) {
+        tells.store.order(Order::Refresh(refreshed("b", orders % 3)));
+        orders += 1;
+    }
+    tells.store.order(Order::Refresh(refreshed("last", 0)));
+    let (mut messages, mut all) = (0, Vec::new());
+    while !all.contains(&refreshed("last", 0)) {
+        let told = heard("the last");
+        assert!(told.len() <= 4, "each once: {told:?}");
+        all.extend(told);
+        messages += 1;
+    }
+    let most = begun.elapsed().as_millis() / limits::REFRESH_INTERVAL.as_millis() + 2;
+    assert!(orders > 100 && u128::from(messages as u64) <= most, "{messages} messages of {orders} orders");
+    assert!((0..3).all(|number| all.contains(&refreshed("b", number))));
+
+    // More than there may be at once: as many as that are told, in one message that another process reads.
+    let long = "x".repeat(128);
+    tells.store.order(Order::Refresh(refreshed("before", 0)));
+    heard("what they wait for");
+    let most = limits::REFRESHES_TOLD_MAX as u64;
+    (0..2 * most).for_each(|number| tells.store.order(Order::Refresh(refreshed(&long, number))));
+    let told = heard("as many as there may be");
+    assert!((1..=limits::REFRESHES_TOLD_MAX).contains(&told.len()), "{}", told.len());
+}
+
+#[test]
+fn what_is_no_refresh_is_none() {
+    let redis = Redis::start();
+    let mut hears = Desk::at(&redis.url());
+    hears.wait_until_up();
+    redis.wait_for_subscribers("restcast:processes", 1);
+    let mark = "AAAAAAAAAAAAAAAAAAAAAA";
+    assert_eq!(mark.len(), (MARK_BYTES * 8).div_ceil(6));
+    let many: Vec<[&str; 2]> = vec![["a", mark]; limits::REFRESHES_TOLD_MAX + 1];
+    for refresh in [
+        json!([["", mark]]),
+        json!([["a b", mark]]),
+        json!([["a", "AAAA"]]),
+        json!([["a", &mark[1..]]]),
+        json!([["a", format!("{mark}AAAA")]]),
+        json!([["a", "?"]]),
+        json!([["a", mark], ["a"]]),
+        json!(["a"]),
+        json!({ "a": mark }),
+        json!(many),
+    ] {
+        let message = json!({ "from": "0123456789abcdef", "refresh": refresh });
+        redis.publish("restcast:processes", &message.to_string());
+    }
+    let good = json!({ "from": "0123456789abcdef", "refresh": [["a", mark], ["b", mark]] });
+    redis.publish("restcast:processes", &good.to_string());
+    let told = hears.told("the one that is", |told| match told {
+        Told::Refresh(refreshed) => Some(refreshed.clone()),
+        _ => None,
+    });
+    assert_eq!(told, [refreshed("a", 0), refreshed("b", 0)]);
 }
 
 #[test]

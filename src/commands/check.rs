@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::num::NonZeroU16;
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 use std::process::ExitCode;
@@ -26,6 +27,11 @@ impl Sources for ProcessSources {
 
     fn file(&self, path: &str, bytes_max: usize) -> Result<Vec<u8>, FileError> {
         read_file(Path::new(path), bytes_max)
+    }
+
+    fn cores(&self) -> Option<NonZeroU16> {
+        let cores = std::thread::available_parallelism().ok()?;
+        Some(NonZeroU16::try_from(cores).unwrap_or(NonZeroU16::MAX))
     }
 
     fn identity(&self, cert: &[u8], key: &[u8]) -> Result<(), IdentityError> {

@@ -1,4 +1,5 @@
-//! `restcast explain url`: why direct mode would allow or block a target, told to a person or, line by line, to a program.
+//! `restcast explain url`: why direct mode would allow or block a target, told to a person or, line by line, to a program; a
+//! person is told besides whether the admin API would take it as a stream's.
 //!
 //! Source: protocol version 1, section 7. The verdicts come from `guard`, the functions that serve requests.
 //! Memory: one line of at most [`LINE_BYTES_MAX`](super::explain::LINE_BYTES_MAX). Errors: those of reading and writing; a bad
@@ -11,7 +12,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use super::explain::{Explanation, Line, read_line};
-use crate::config::Config;
+use crate::config::{Config, judge_url};
 use crate::guard::{Aim, Blocked, Hop, Policy, Redirects};
 use crate::limits::DIRECT_URL_BYTES_MAX;
 
@@ -20,27 +21,67 @@ const PUBLIC: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2606, 0x4700, 0, 0, 0, 0, 0, 1
 /// Where a chain of redirects comes from that does not say: a place that no rule speaks against.
 const START: &str = "http://start.example/";
 
-/// The policy of a configuration; `None`: direct mode is off. Without a configuration, whatever is public is allowed.
-pub fn policy(config: Option<&Config>) -> Option<Arc<Policy>> {
-    match config {
-        None => Some(Arc::new(Policy::public())),
-        Some(config) => config.direct.as_ref().map(|direct| Arc::clone(&direct.policy)),
+/// Who judges.
+#[derive(Clone, Debug)]
+pub struct Policies {
+    /// The policy of `[direct]`; `None`: direct mode is off.
+    pub direct: Option<Arc<Policy>>,
+    /// The policy of `admin.stream_urls`,
+    pub streams: Arc<Policy>,
+    /// and whether there is anybody who may ask for a stream.
+    pub admin: bool,
+}
+
+impl Policies {
+    /// Those of a configuration. Without one, direct mode allows whatever is public, and an administrator may ask.
+    pub fn of(config: Option<&Config>) -> Policies {
+        match config {
+            None => Policies {
+                direct: Some(Arc::new(Policy::public())),
+                streams: Arc::new(Policy::of_administrators(Vec::new())),
+                admin: true,
+            },
+            Some(config) => Policies {
+                direct: config.direct.as_ref().map(|direct| Arc::clone(&direct.policy)),
+                streams: Arc::clone(&config.admin.stream_urls),
+                admin: config.admin.key.is_some(),
+            },
+        }
     }
 }
 
 /// Explains the URL that `input` holds, as [`explain`].
 ///
 /// Errors: those of `input`.
-pub fn run(input: impl Read, policy: Option<&Policy>) -> io::Result<Explanation> {
+pub fn run(input: impl Read, policies: &Policies) -> io::Result<Explanation> {
     let mut url = Vec::new();
     // Twice the limit leaves room for white space, and for a URL that is seen to be too long.
     input.take(2 * DIRECT_URL_BYTES_MAX as u64).read_to_end(&mut url)?;
-    Ok(explain(&String::from_utf8_lossy(&url), policy))
+    Ok(explain(&String::from_utf8_lossy(&url), policies))
 }
 
-/// Explains the URL `text`, white space around it aside, by `policy`; without one direct mode is off.
-pub fn explain(text: &str, policy: Option<&Policy>) -> Explanation {
-    match judged(policy, |policy| Ok(policy.judge(text.trim())?)) {
+/// Explains the URL `text`, white space around it aside. Whether it is accepted is what direct mode says.
+pub fn explain(text: &str, policies: &Policies) -> Explanation {
+    let text = text.trim();
+    let Explanation { accepted, text: direct } = explain_direct(text, policies.direct.as_deref());
+    Explanation { accepted, text: format!("{direct}{}", explain_stream(text, policies)) }
+}
+
+/// What the admin API would say to a stream of that URL.
+fn explain_stream(text: &str, policies: &Policies) -> String {
+    let Policies { streams, admin, .. } = policies;
+    let nobody = if *admin { "" } else { ", but there is no admin.key, and nobody may ask" };
+    match judge_url(text, streams) {
+        Err(why) => format!("as a stream of the admin API: blocked: {why}\n"),
+        Ok(aim) if aim.is_listed() => {
+            format!("as a stream of the admin API: allowed: listed in admin.stream_urls{nobody}\n")
+        }
+        Ok(_) => format!("as a stream of the admin API: allowed: public, or in a network of your own{nobody}\n"),
+    }
+}
+
+fn explain_direct(text: &str, policy: Option<&Policy>) -> Explanation {
+    match judged(policy, |policy| Ok(policy.judge(text)?)) {
         Err(refusal) => {
             Explanation { accepted: false, text: format!("blocked: {} ({})\n", refusal.words(), refusal.reason()) }
         }
@@ -202,6 +243,7 @@ fn redirects(policy: &Policy, start: Option<&str>, hops: &[(u16, Option<String>)
 mod tests {
     use serde_json::json;
 
+    use super::super::check::ProcessSources;
     use super::super::explain::LINE_BYTES_MAX;
     use super::*;
     use crate::guard::Pattern;
@@ -278,12 +320,44 @@ mod tests {
     #[test]
     fn a_person_is_told_what_would_be_sent_and_no_query() {
         let policy = Policy { allow: vec![Pattern::parse("http://10.0.0.5/*").unwrap()], ..Policy::public() };
+        let by = |direct: Option<&Policy>| Policies { direct: direct.cloned().map(Arc::new), ..Policies::of(None) };
+        let explain = |text: &str, direct: Option<&Policy>| explain(text, &by(direct));
         let Explanation { accepted, text } = explain(" https://API.example.com/x?key=hunter2#y\n", Some(&policy));
         assert!(accepted && text.starts_with("allowed: public\nrequest: https://api.example.com/x?***\n"), "{text}");
         assert!(!text.contains("hunter2"));
         assert!(explain("http://10.0.0.5/x", Some(&policy)).text.starts_with("allowed: listed\n"));
         let blocked = explain("http://10.0.0.6/x", Some(&policy));
-        assert_eq!(blocked.text, "blocked: 10.0.0.6 is in 10.0.0.0/8, private (RFC 1918) (special_address)\n");
+        let (first, _) = blocked.text.split_once('\n').expect("a line");
+        assert_eq!(first, "blocked: 10.0.0.6 is in 10.0.0.0/8, private (RFC 1918) (special_address)");
         assert!(!blocked.accepted && !explain("http://a.bc/", None).accepted);
+    }
+
+    #[test]
+    fn a_person_is_told_what_the_admin_api_would_say_whatever_direct_mode_says() {
+        let listing =
+            "[admin]\nkey = \"0123456789abcdef0123456789abcdef\"\nstream_urls = [\"http://10.0.0.5:8080/*\"]\n";
+        let said = |config: Option<&str>, url: &str| {
+            let config = config.map(|text| Config::parse(text, &ProcessSources).expect("a configuration").0);
+            let Explanation { accepted, text } = explain(url, &Policies::of(config.as_ref()));
+            let last = text.lines().last().expect("a line").to_owned();
+            (accepted, last.strip_prefix("as a stream of the admin API: ").expect("it is told").to_owned())
+        };
+        let own = "allowed: public, or in a network of your own";
+        for (config, url, accepted, wanted) in [
+            (None, "https://api.example.com/x?key=hunter2", true, own),
+            (None, "http://localhost:8081/{claims.companyId}/leads?r={query.region}", false, own),
+            (None, "http://169.254.169.254/", false, "(special_address)"),
+            (None, "http://u:hunter2@h.example/", false, "(user_in_url)"),
+            (None, "http://{claims.host}/", false, "blocked: "),
+            (None, "nonsense", false, "blocked: "),
+            (Some(listing), "http://10.0.0.5:8080/x\n", false, "allowed: listed in admin.stream_urls"),
+            (Some(listing), "https://api.example.com/", false, "blocked: not listed (not_listed)"),
+            (Some("[direct]\nallow_public = true\n"), "https://api.example.com/", true, "nobody may ask"),
+        ] {
+            let (direct, told) = said(config, url);
+            assert_eq!(direct, accepted, "{url}");
+            assert!(told.contains(wanted) && !told.contains("hunter2"), "{url}: {told}");
+            assert_eq!(told.starts_with("allowed: "), wanted.starts_with("allowed") || wanted == "nobody may ask");
+        }
     }
 }

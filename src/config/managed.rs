@@ -18,9 +18,10 @@ use super::keys::{self, Form};
 use super::meaning::Check;
 use super::walk::{Lined, Section, walk};
 use super::{ConfigError, ERRORS_MAX, Oddity, Problem, Sources, WARNINGS_MAX, form, show};
-use crate::guard::{Blocked, Policy};
+use crate::guard::{Aim, Blocked, Policy};
 use crate::limits::{HOOK_SECRETS_MAX, MANAGED_DEPTH_MAX};
 use crate::stream::Options;
+use crate::stream::credential::Credential;
 use crate::stream::live::{Live, Rule};
 use crate::stream::template::UrlTemplate;
 
@@ -31,6 +32,8 @@ pub type Members = Map<String, Value>;
 const MASK: &str = "***";
 /// A hook's secret shorter than this is warned of.
 const HOOK_SECRET_BYTES: usize = 16;
+/// Keys that may name what stands elsewhere, in a variable or a file, and without which a stream can be read.
+const ELSEWHERE: [&str; 7] = ["headers", "auth", "client_cert", "client_key", "ca", "hook_secret", "sign"];
 /// The array of tables that a stream is an element of.
 const STREAM: &str = "stream";
 
@@ -66,6 +69,24 @@ impl Managed {
             _ => Err(told(errors)),
         }
     }
+
+    /// Reads the JSON of a stream that was right when it was made. Where it is but for what it names elsewhere, a variable
+    /// that is not set or a file that is gone, it is the stream that nothing is asked for until that is there
+    /// ([`Credential::lacks`]).
+    ///
+    /// # Errors
+    /// [`ManagedError`]: all that is wrong with it.
+    pub fn parse_kept(members: &Members, sources: &dyn Sources) -> Result<Managed, ManagedError> {
+        let wrong = match Managed::parse(members, sources) {
+            Err(wrong) => wrong,
+            whole => return whole,
+        };
+        let mut rest = members.clone();
+        rest.retain(|name, _| !ELSEWHERE.contains(&name.as_str()));
+        let Ok(Managed { options, warnings }) = Managed::parse(&rest, sources) else { return Err(wrong) };
+        let credential = Credential { lacks: Some(wrong.to_string().into()), ..options.credential.clone() };
+        Ok(Managed { options: Arc::new(Options { credential, ..(*options).clone() }), warnings })
+    }
 }
 
 /// What speaks against a stream that an administrator describes, by what they may have polled; nothing: it may be. Each is a
@@ -96,6 +117,16 @@ pub fn judge(members: &Members, options: &Options, policy: &Policy) -> Vec<Strin
         said.push(format!("`stream.headers`: {blocked} ({})", blocked.reason()));
     }
     said
+}
+
+/// Where a stream of that URL, which an administrator describes, would be polled from by `policy`.
+///
+/// # Errors
+/// Why it would not be: a sentence, and where it is the guard's, its reason in one word behind it.
+pub fn judge_url(text: &str, policy: &Policy) -> Result<Aim, String> {
+    let aim = policy.judge(&filled(text)).map_err(|blocked| format!("{blocked} ({})", blocked.reason()))?;
+    UrlTemplate::parse(text, &query_names(text)).map_err(|error| error.to_string())?;
+    Ok(aim)
 }
 
 /// A URL with something in the place of each placeholder.
@@ -186,9 +217,12 @@ fn kind_of(path: &str) -> Kind {
 
 /// A URL without its password and query values.
 fn masked_url(text: &str) -> String {
-    let names: Vec<&str> =
-        text.split("{query.").skip(1).filter_map(|rest| rest.split_once('}')).map(|(n, _)| n).collect();
-    UrlTemplate::parse(text, &names).map_or_else(|_| MASK.to_owned(), |url| url.to_string())
+    UrlTemplate::parse(text, &query_names(text)).map_or_else(|_| MASK.to_owned(), |url| url.to_string())
+}
+
+/// The parameters that a URL's template names.
+fn query_names(text: &str) -> Vec<&str> {
+    text.split("{query.").skip(1).filter_map(|rest| rest.split_once('}')).map(|(name, _)| name).collect()
 }
 
 /// A stream's JSON with the secrets of `kept` wherever it has `***` in the place of one. A member that is null is not there.
@@ -402,6 +436,46 @@ mod tests {
             assert_eq!(of_file[key], shown[key], "{key}");
         }
         assert!(!text(&of_file).contains("secret"), "{of_file:?}");
+    }
+
+    #[test]
+    fn a_kept_stream_without_what_it_names_is_the_same_stream_that_asks_nothing() {
+        let gone = || {
+            [
+                json!({ "headers": { "X": "env:GONE" } }),
+                json!({ "auth": { "kind": "bearer", "token": "file:gone" } }),
+                json!({ "auth": { "kind": "oauth2", "token_url": "https://idp/token", "client_id": "c", "client_secret": "s", "ca": "gone.pem" } }),
+                json!({ "client_cert": "gone.pem", "client_key": "key.pem" }),
+                json!({ "ca": "gone.pem" }),
+                json!({ "hook_secret": ["a secret of sixteen bytes", "env:GONE"] }),
+                json!({ "sign": { "key_id": "k", "secret": "env:GONE" } }),
+            ]
+        };
+        let with = |more: Value| {
+            let mut all = whole();
+            all.remove("headers");
+            all.remove("hook_secret");
+            let plain = all.clone();
+            all.extend(members(more));
+            (all, plain)
+        };
+        for more in gone() {
+            let (all, plain) = with(more.clone());
+            let said = Managed::parse(&all, &World).expect_err("it is not there").to_string();
+            let kept = Managed::parse_kept(&all, &World).expect("a stream").options;
+            assert_eq!(kept.credential.lacks.as_deref(), Some(said.as_str()), "{more}");
+            let whole = Managed::parse(&plain, &World).expect("a stream").options;
+            let without = Options { credential: Credential::default(), ..(*kept).clone() };
+            assert_eq!(without, *whole, "nothing else is another: {more}");
+            // What is wrong besides is no matter of what is there.
+            let (mut wrong, _) = with(more);
+            wrong.insert("interval".into(), "soon".into());
+            let said = Managed::parse_kept(&wrong, &World).expect_err("it is no stream").to_string();
+            assert!(said.contains("`stream.interval`"), "{said}");
+        }
+        let there = Managed::parse_kept(&whole(), &World).expect("a stream").options;
+        assert_eq!(there.credential.lacks, None);
+        assert_eq!(there, Managed::parse(&whole(), &World).expect("a stream").options);
     }
 
     #[test]

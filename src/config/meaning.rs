@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ use crate::guard::Policy;
 use crate::ids::StreamId;
 use crate::limits::{
     CLAIM_NAME_BYTES_MAX, HEADERS_MAX, Limits, PARAMS_MAX, PEER_KEY_BYTES_MIN, TLS_CERTIFICATES_MAX,
-    UPSTREAM_SECRET_BYTES_MAX,
+    UPSTREAM_FOLLOWED_MAX, UPSTREAM_SECRET_BYTES_MAX,
 };
 use crate::secret::Secret;
 use crate::stream::diff::Pointer;
@@ -84,6 +85,7 @@ pub(super) fn config(root: &Section, sources: &dyn Sources, errors: &mut Vec<Con
     let has_keys = ["auth.jwt.key", "auth.jwt.jwks", "auth.api_key"].iter().any(|keys| !root.array(keys).is_empty());
     let direct = check.direct(root);
     let streams = check.streams(root, has_keys || auth.session.is_some());
+    check.warn_of_followed(root, server.cores);
     let actions = check.actions(root, &streams);
     let upstreams = check.upstreams(root);
     let proxy = check.proxy(root);
@@ -378,6 +380,21 @@ impl Check<'_> {
         streams
     }
 
+    /// Warns where the file has more upstreams' streams than the cores follow, at the first that is one too many. `cores` as
+    /// configured: 0 is one for each that there is, if anybody knows.
+    fn warn_of_followed(&mut self, root: &Section, cores: u16) {
+        let Some(cores) = NonZeroU16::new(cores).or_else(|| self.sources.cores()) else { return };
+        let most = usize::from(cores.get()) * UPSTREAM_FOLLOWED_MAX;
+        let followed = || {
+            let sections = root.array("stream").iter();
+            sections.filter(|section| matches!(section.text("stream.kind").as_deref(), Some("sse" | "ndjson")))
+        };
+        if let Some(section) = followed().nth(most) {
+            let line = section.line_of("stream.kind");
+            self.warn(line, Oddity::TooManyFollowed { count: followed().count(), cores: cores.get() });
+        }
+    }
+
     fn stream(&mut self, section: &Section) -> Option<Options> {
         let id = self.stream_id(section);
         let params = self.params(section);
@@ -430,6 +447,7 @@ impl Check<'_> {
             proof,
             filter,
             guard: None,
+            described_by: None,
         })
     }
 

@@ -29,12 +29,13 @@ mod walk;
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
 use std::sync::Arc;
 
 pub use form::FormError;
 pub use jwt::{JwtKey, KeyMaterial, KeySetPlace, KeySetSource};
 pub use keys::{ARRAYS, Form, KEYS, KeyDoc, Preset, keys_table, nearest_name};
-pub use managed::{Managed, ManagedError, Members, judge, masked, members_of, unmasked};
+pub use managed::{Managed, ManagedError, Members, judge, judge_url, masked, members_of, unmasked};
 pub use redis::{RedisOptions, RedisServer, RedisUrlError};
 pub use upstream_auth::UpstreamAuthError;
 
@@ -161,6 +162,11 @@ pub trait Sources {
 
     /// Contents of the file at `path`, of at most `bytes_max` bytes.
     fn file(&self, path: &str, bytes_max: usize) -> Result<Vec<u8>, FileError>;
+
+    /// How many cores `server.cores = 0` means; `None`: nobody here knows.
+    fn cores(&self) -> Option<NonZeroU16> {
+        None
+    }
 
     /// Whether a server can present the certificate of the PEM text `cert` with the key of the PEM text `key`. Who has no
     /// TLS at hand takes them as they are.
@@ -759,6 +765,18 @@ pub enum Oddity {
     ActionRefreshUnknown {
         /// The name, shortened.
         id: String,
+    },
+    /// More streams of upstreams that speak one than the cores follow.
+    #[error(
+        "{count} streams have `kind = \"sse\"` or \"ndjson\", and a core follows at most {max}: with {cores} \
+         `server.cores` some that are watched will be UPSTREAM_UNREACHABLE",
+        max = limits::UPSTREAM_FOLLOWED_MAX
+    )]
+    TooManyFollowed {
+        /// How many there are.
+        count: usize,
+        /// How many cores.
+        cores: u16,
     },
     /// A secret of session cookies that could be guessed.
     #[error("`auth.session.secrets` has one of {bytes} bytes: use at least 16 random ones")]

@@ -1709,3 +1709,34 @@ fn what_is_wrong_with_a_view_is_told_beside_what_is_wrong_with_its_stream() {
         "#]],
     );
 }
+
+#[test]
+fn more_streams_of_upstreams_that_speak_one_than_the_cores_follow_are_warned_of() {
+    let warned = |cores: &str, followed: usize| {
+        let mut text = format!(
+            "[server]\ncores = {cores}\n[[auth.jwt.key]]\nalg = \"HS256\"\nsecret = \"env:SECRET\"\n\
+             [[stream]]\nid = \"polled\"\nurl = \"http://h/\"\n"
+        );
+        for n in 0..followed {
+            let kind = if n % 2 == 0 { "sse" } else { "ndjson" };
+            text.push_str(&format!(
+                "[[stream]]\nid = \"f{n}\"\nurl = \"http://h/\"\nroles = [\"r\"]\nkind = {kind:?}\n"
+            ));
+        }
+        let (_, warnings) = parse(&text).expect("a configuration");
+        let said = warnings.iter().filter(|warning| matches!(warning.oddity, super::Oddity::TooManyFollowed { .. }));
+        said.map(|warning| (warning.line, warning.oddity.to_string())).collect::<Vec<_>>()
+    };
+    let most = crate::limits::UPSTREAM_FOLLOWED_MAX;
+    assert_eq!(warned("1", most), []);
+    assert_eq!(warned("2", most + 2), []);
+    // Eight lines before them, five of each, and its last one.
+    let line = u32::try_from(8 + most * 5 + 5).expect("small");
+    let said = format!(
+        "{} streams have `kind = \"sse\"` or \"ndjson\", and a core follows at most {most}: with 1 `server.cores` some that \
+         are watched will be UPSTREAM_UNREACHABLE",
+        most + 2
+    );
+    assert_eq!(warned("1", most + 2), [(line, said)]);
+    assert_eq!(warned("0", most + 2), [], "nobody here knows how many there are");
+}

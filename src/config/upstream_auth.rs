@@ -204,7 +204,7 @@ impl Check<'_> {
                 self.auth_error(section, path, twice("the user in `url`"));
             }
         }
-        Credential { scheme, headers: elsewhere, identity }
+        Credential { scheme, headers: elsewhere, identity, lacks: None }
     }
 
     /// Splits the headers at `key`: those that are written there, and those whose values stand elsewhere.

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! What GET gives may be PUT: `***` keeps the secret that is kept, and the members that are no keys (`source`, `state`,
-//! `created_at`, `changed_at`, `warnings`) are passed over.
+//! `code`, `created_at`, `changed_at`, `warnings`) are passed over.
 //!
 //! Source: protocol version 1, section 6; RFC 9110 section 13. Memory: one answer. Errors: problem documents, with all that
 //! is wrong with a stream in `errors`. What is done leaves a line in the log. Not here: who may ask (`admin`), what is kept
@@ -34,7 +34,7 @@ use super::streams::{Known, Listed, StreamStore, StreamsError};
 use super::{admin_keys, clock, log};
 
 /// Members of an answer that are no keys of `[[stream]]`.
-const READ_ONLY: [&str; 5] = ["source", "state", "created_at", "changed_at", "warnings"];
+const READ_ONLY: [&str; 6] = ["source", "state", "code", "created_at", "changed_at", "warnings"];
 
 /// Whom such orders are given to.
 #[derive(Clone, Copy)]
@@ -182,7 +182,14 @@ fn shown(listed: &Listed) -> Members {
     let mut shown = listed.members.clone();
     let mut put = |name: &str, value: Value| drop(shown.insert(name.to_owned(), value));
     put("source", if listed.tag.is_some() { "admin" } else { "file" }.into());
-    put("state", if listed.stopped { "stopped" } else { "running" }.into());
+    match listed.failing {
+        _ if listed.stopped => put("state", "stopped".into()),
+        Some(code) => {
+            put("state", "failing".into());
+            put("code", code.as_str().into());
+        }
+        None => put("state", "running".into()),
+    }
     if let Some((created, changed)) = listed.times {
         put("created_at", WallTime::as_micros(created).into());
         put("changed_at", WallTime::as_micros(changed).into());

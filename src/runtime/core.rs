@@ -22,7 +22,7 @@ use crate::auth::marks::Concerned;
 use crate::auth::sealed::Heard;
 use crate::config::LogLevel;
 use crate::ids::{ConnectionKey, CoreId, ProcessId};
-use crate::limits::INLINE_DIFF_BYTES_MAX;
+use crate::limits::{self, INLINE_DIFF_BYTES_MAX};
 use crate::metrics::{CoreMetrics, KeySetFetch};
 use crate::shard::{Found, Input, Lookup, Notice, Output, Shard};
 use crate::stream::action::ActResult;
@@ -262,6 +262,8 @@ pub async fn run(parts: CoreParts, resolver: &Resolver) -> std::io::Result<()> {
         .await;
     }
     this.process.drained.fetch_add(1, Ordering::SeqCst);
+    // An endpoint that was asked may have taken the old refresh token back: its answer has the only one that is good.
+    this.fetcher.exchanges_end(limits::OAUTH_TIMEOUT).await;
     Ok(())
 }
 
@@ -380,6 +382,7 @@ impl Core {
                     self.guarded(now, None, Input::PeerRenewal { connection, sealed, ask });
                 }
                 Message::PeerHook { id, sealed } => self.guarded(now, None, Input::PeerHook { id, sealed }),
+                Message::PeerRefresh(refreshed) => self.guarded(now, None, Input::PeerRefresh(refreshed)),
                 Message::StoreState { up } => self.guarded(now, None, Input::StoreState { up }),
                 Message::Acted { ask, result } => self.guarded(now, None, Input::Acted { ask, result }),
                 Message::Compared(compared) => self.guarded(now, None, Input::Compared(compared)),
@@ -543,12 +546,13 @@ impl Core {
     fn outputs(&mut self) {
         while let Some(output) = self.shard.poll_output() {
             match output {
-                Output::Fetch { stream, poll, request, leave } => {
+                Output::Fetch { stream, poll, request, leave, under_way } => {
                     let (fetcher, fetched) = (self.fetcher.clone(), Rc::clone(&self.fetched));
                     let metrics = Arc::clone(&self.metrics);
                     monoio::spawn(async move {
                         let result = Guarded(Box::pin(fetcher.poll(request, leave, clock::now))).await;
                         let result = result.unwrap_or_else(|| faulty(&metrics, "poll"));
+                        under_way.end(clock::now().at, &result);
                         fetched.borrow_mut().push(Ended::Poll(stream, poll, result));
                     });
                 }

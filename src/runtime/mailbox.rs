@@ -16,7 +16,7 @@ use crate::auth::jwks::KeySets;
 use crate::auth::marks::Concerned;
 use crate::ids::StreamId;
 use crate::limits;
-use crate::shard::{ConnectionQuery, Found, Listed, Mail, Options, PeerAsk};
+use crate::shard::{ConnectionQuery, Found, Listed, Mail, Options, PeerAsk, Refreshed};
 use crate::stream::Compared;
 use crate::stream::action::ActResult;
 
@@ -53,6 +53,8 @@ pub enum Message {
         /// Which hook, sealed.
         sealed: Vec<u8>,
     },
+    /// By another process: an action there has changed what these show.
+    PeerRefresh(Arc<[Refreshed]>),
     /// By a worker: a comparison has ended.
     Compared(Box<Compared>),
     /// By a worker: an action's answer has been looked at.

@@ -16,6 +16,7 @@ pub mod demo;
 pub mod fetch;
 pub mod filters;
 mod guarded;
+mod helpers;
 pub mod jwks;
 pub mod kept_keys;
 pub mod listener;
@@ -267,6 +268,8 @@ fn run(
     let streams =
         Arc::new(StreamStore::new(&config, Arc::clone(&state), process.store.clone(), &build, Box::new(tell_streams))?);
     let options = streams.options();
+    let keeper = Arc::clone(&streams);
+    secrets.seek_by(move || keeper.look_again());
     secrets.watch(&options.catalog);
     let keys = Arc::new(KeyStore::new(&config.api_keys, state, process.store.clone(), Box::new(tell_keys))?);
     let metrics: Vec<Arc<CoreMetrics>> = (0..cores).map(|_| Arc::default()).collect();
@@ -447,6 +450,7 @@ fn run(
     if let Some(store) = &process.store {
         store.finish();
     }
+    process.tokens.finish(limits::OAUTH_WRITE_AT_END);
     log::flush();
     ended
 }

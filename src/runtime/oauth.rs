@@ -5,8 +5,9 @@
 //! anything is waited for.
 //!
 //! Refresh tokens that an endpoint gives in place of the one that was used are in the state file before anybody uses what came
-//! with them. A process that dies between the endpoint's answer and the write has lost the new one: it begins again with the
-//! old one, which some endpoints still take, and then with the configured one.
+//! with them. Where that cannot be written what came is used all the same, and writing is tried again until it is done, at the
+//! latest when the process ends. A process that dies between the endpoint's answer and the write has lost the new one: it
+//! begins again with the old one, which some endpoints still take, and then with the configured one.
 //!
 //! Source: RFC 6749 section 6; when a token is got stands in `stream::oauth`. Memory: at most
 //! `limits::OAUTH_CREDENTIALS_MAX` tokens, and `OAUTH_STORED_MAX` refresh tokens, of each of which there is one use at a time. Errors: [`Why`], told in the log.
@@ -14,6 +15,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -51,8 +53,34 @@ struct Inner {
     turns: HashMap<String, Arc<Flight<()>>>,
     /// The refresh tokens that endpoints have given, by the mark of their credential.
     stored: BTreeMap<String, Stored>,
-    /// Whether the state file lacks some of them.
-    unwritten: bool,
+    /// How often they have changed.
+    changes: u64,
+    /// The changes that the state file has.
+    written: u64,
+    /// Writes that were begun, of which the last may be under way, or about to be.
+    writes: u64,
+    writing: Option<Arc<Flight<()>>>,
+    /// Writes that failed in a row.
+    write_failures: u32,
+    /// Whether somebody sees to it that what could not be written is tried again.
+    retrying: bool,
+}
+
+impl Inner {
+    fn of(stored: BTreeMap<String, Stored>, seed: [u8; 32]) -> Inner {
+        Inner {
+            entries: HashMap::new(),
+            rng: Rng::new(seed),
+            turns: HashMap::new(),
+            stored,
+            changes: 0,
+            written: 0,
+            writes: 0,
+            writing: None,
+            write_failures: 0,
+            retrying: false,
+        }
+    }
 }
 
 #[derive(Default)]
@@ -90,9 +118,7 @@ impl Tokens {
                 read(&section).ok_or_else(|| state.corrupt(SECTION, "is none of restcast's".to_owned()))?
             }
         };
-        let inner =
-            Inner { entries: HashMap::new(), rng: Rng::new(seed), turns: HashMap::new(), stored, unwritten: false };
-        Ok(Tokens { inner: Mutex::new(inner), state })
+        Ok(Tokens { inner: Mutex::new(Inner::of(stored, seed)), state })
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -195,45 +221,110 @@ impl Tokens {
         oauth::candidates(stored, (configured, mark)).into_iter().map(Some).collect()
     }
 
-    /// `token` is the refresh token from now on; whether the state file is to hear of it.
-    pub(super) fn keep(&self, options: &Options, token: &Secret) -> bool {
-        let Some(configured) = options.refresh_token() else { return false };
+    /// A refresh token is asked with again, in the turn that was taken: its spacing, and the life of what it brings, are from now
+    /// on.
+    pub(super) fn asked_again(&self, options: &Options) {
+        if let Some(entry) = self.inner().entries.get_mut(options) {
+            entry.renewal.sent(clock::now().at);
+        }
+    }
+
+    /// `token` is the refresh token from now on.
+    pub(super) fn keep(&self, options: &Options, token: &Secret) {
+        let Some(configured) = options.refresh_token() else { return };
         let name = name_of(options);
         let mut inner = self.inner();
         if *token == configured {
-            inner.unwritten |= inner.stored.remove(&name).is_some();
-            return inner.unwritten;
+            inner.changes += u64::from(inner.stored.remove(&name).is_some());
+            return;
         }
         let of = mark_of(&configured);
         if inner.stored.get(&name).is_some_and(|held| held.token == *token && held.of == of) {
-            return inner.unwritten;
+            return;
         }
         if !inner.stored.contains_key(&name) && inner.stored.len() >= limits::OAUTH_STORED_MAX {
             let oldest = inner.stored.iter().min_by_key(|(_, held)| held.at).map(|(name, _)| name.clone());
             oldest.and_then(|oldest| inner.stored.remove(&oldest));
         }
         inner.stored.insert(name, Stored { token: token.clone(), of, at: clock::now().wall.as_micros() });
-        inner.unwritten = true;
-        true
+        inner.changes += 1;
     }
 
-    /// Whether the state file lacks a refresh token.
-    pub(super) fn is_unwritten(&self) -> bool {
-        self.inner().unwritten
+    /// What the state file lacks; `None`: nothing.
+    pub(super) fn unwritten(&self) -> Option<Unwritten> {
+        let inner = self.inner();
+        (inner.written < inner.changes).then_some(Unwritten { changes: inner.changes, after: inner.writes })
+    }
+
+    /// What somebody does who does not go on before that was written, or could not be.
+    pub(super) fn write(this: &Arc<Tokens>, lacks: Unwritten) -> Write {
+        let mut inner = this.inner();
+        let ended = inner.writes - u64::from(inner.writing.is_some());
+        if inner.written >= lacks.changes || ended > lacks.after {
+            return Write::Done;
+        }
+        // The one under way may have begun before: whoever waits for it asks again.
+        if let Some(flight) = &inner.writing {
+            return Write::After(Arc::clone(flight));
+        }
+        let flight = Flight::departing();
+        let pilot = Some(Pilot::of(&flight, ()));
+        inner.writing = Some(flight);
+        inner.writes += 1;
+        Write::Begun(Writing { tokens: Arc::clone(this), pilot })
     }
 
     /// Puts the refresh tokens into the state file. Blocks: for a helper thread.
-    pub(super) fn write_now(&self) {
+    fn write_now(&self) {
         let written = self.state.update(SECTION, |_| {
             // Under the file's lock, so that whoever writes last writes the newest.
-            let mut inner = self.inner();
-            inner.unwritten = false;
-            Ok::<_, StateError>((section(&inner.stored), ()))
+            let inner = self.inner();
+            Ok::<_, StateError>((section(&inner.stored), inner.changes))
         });
-        if let Err(error) = written {
-            self.inner().unwritten = true;
-            let sentence = "A refresh token that was given anew is in memory alone, and is lost if the process ends before it can be written.";
-            log::write(LogLevel::Error, &[("error", &error)], sentence);
+        match written {
+            Ok(changes) => self.inner().has_written(changes),
+            Err(error) => self.inner().has_not_written(&error),
+        }
+    }
+
+    /// Whether whoever asks is to see to it that what could not be written is tried again, until it is.
+    pub(super) fn is_to_retry(&self) -> bool {
+        let mut inner = self.inner();
+        let fails = inner.written < inner.changes && inner.write_failures > 0;
+        fails && !std::mem::replace(&mut inner.retrying, true)
+    }
+
+    /// How long to wait before it is tried again; `None`: it is written, and there is nothing left to see to.
+    pub(super) fn retries_in(&self) -> Option<Duration> {
+        let mut inner = self.inner();
+        inner.retrying = inner.written < inner.changes;
+        let doublings = inner.write_failures.saturating_sub(1).min(16);
+        let wait = limits::OAUTH_WRITE_RETRY_MIN.saturating_mul(1 << doublings);
+        inner.retrying.then_some(wait.min(limits::OAUTH_WRITE_RETRY_MAX))
+    }
+
+    /// The process ends: what the state file lacks is written now, if that can be done in `limit`.
+    pub fn finish(self: &Arc<Tokens>, limit: Duration) {
+        if self.unwritten().is_none() {
+            return;
+        }
+        let (tokens, (done, ended)) = (Arc::clone(self), channel());
+        let write = move || {
+            tokens.write_now();
+            let _ = done.send(());
+        };
+        // A disk that hangs does not keep the process alive.
+        let is_over = match std::thread::Builder::new().name("restcast-files".into()).spawn(write) {
+            Ok(_) => ended.recv_timeout(limit).is_ok(),
+            Err(_) => {
+                self.write_now();
+                true
+            }
+        };
+        if !is_over || self.unwritten().is_some() {
+            let sentence =
+                "The process ends, and a refresh token that was given anew is not in the state file: it is lost.";
+            log::write(LogLevel::Error, &[("file", &self.state.shown_path())], sentence);
         }
     }
 }
@@ -249,6 +340,68 @@ impl Inner {
         let entry = self.entries.entry(Arc::clone(options)).or_default();
         entry.used = now;
         entry
+    }
+
+    fn has_written(&mut self, changes: u64) {
+        self.written = self.written.max(changes);
+        if std::mem::take(&mut self.write_failures) > 0 {
+            log::write(LogLevel::Info, &[], "The refresh tokens that could not be written are in the state file now.");
+        }
+    }
+
+    fn has_not_written(&mut self, error: &dyn fmt::Display) {
+        self.write_failures = self.write_failures.saturating_add(1);
+        // One that goes on failing is told of ever more rarely.
+        let level = if self.write_failures.is_power_of_two() { LogLevel::Error } else { LogLevel::Debug };
+        let sentence = "A refresh token that was given anew is in memory alone, and is lost if the process ends before it can be written.";
+        log::write(level, &[("error", error), ("failures", &self.write_failures)], sentence);
+    }
+}
+
+/// What the state file lacked at a time.
+#[derive(Clone, Copy)]
+pub(super) struct Unwritten {
+    changes: u64,
+    /// The writes that had begun by then, and may not have it.
+    after: u64,
+}
+
+/// What became of the wish to have something written.
+pub(super) enum Write {
+    /// It is written, or could not be.
+    Done,
+    /// When this has landed, ask again.
+    After(Arc<Flight<()>>),
+    /// This is to be carried out.
+    Begun(Writing),
+}
+
+/// A write that has begun. Dropped undone, it has failed.
+pub(super) struct Writing {
+    tokens: Arc<Tokens>,
+    pilot: Option<Pilot<()>>,
+}
+
+impl Writing {
+    /// Carries it out. Blocks: for a helper thread.
+    pub(super) fn run(mut self) {
+        self.tokens.write_now();
+        self.land();
+    }
+
+    fn land(&mut self) {
+        self.tokens.inner().writing = None;
+        // Only now: whoever is woken by it asks again.
+        drop(self.pilot.take());
+    }
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        if self.pilot.is_some() {
+            self.tokens.inner().has_not_written(&"no thread is there to write it");
+            self.land();
+        }
     }
 }
 
@@ -421,9 +574,11 @@ mod tests {
         let (one, other) = (in_file("one", "c1"), in_file("other", "c2"));
         let tokens = open();
         assert_eq!(texts(&tokens, &one), ["c1"]);
-        assert!(tokens.keep(&one, &Secret::new(*b"r1")));
+        tokens.keep(&one, &Secret::new(*b"r1"));
+        assert!(tokens.unwritten().is_some());
         tokens.write_now();
-        assert!(!tokens.keep(&one, &Secret::new(*b"r1")), "the same again is no news");
+        tokens.keep(&one, &Secret::new(*b"r1"));
+        assert!(tokens.unwritten().is_none(), "the same again is no news");
         assert_eq!((texts(&tokens, &one), texts(&tokens, &other)), (vec!["r1".into(), "c1".into()], vec!["c2".into()]));
         drop(tokens);
         let file = std::fs::read_to_string(&path).expect("a file");
@@ -432,7 +587,8 @@ mod tests {
         assert_eq!(texts(&tokens, &one), ["r1", "c1"]);
         let changed = in_file("one", "c9");
         assert_eq!(texts(&tokens, &changed), ["c9", "r1"], "another one was put into the file");
-        assert!(tokens.keep(&changed, &Secret::new(*b"c9")), "the endpoint takes it and gives no other");
+        tokens.keep(&changed, &Secret::new(*b"c9"));
+        assert!(tokens.unwritten().is_some(), "the endpoint takes it and gives no other");
         tokens.write_now();
         drop(tokens);
         assert_eq!(texts(&open(), &changed), ["c9"]);

@@ -2,15 +2,18 @@
 //!
 //! A [`Resolver`] belongs to the process, a [`ResolverHandle`] to one core. Callers on any core that ask for the same name
 //! share one lookup (a `Flight`); the core is woken through a socket pair that a task of its own listens to.
-//! The helper threads also do the process's other blocking chore, reading the system's certificates (`fetch::tls`).
+//! Names that callers have given are looked up apart from the operator's: by threads, a queue and a cache of their own, of
+//! which each subject has its share. The process's other blocking chores, the system's certificates (`fetch::tls`) and
+//! refresh tokens on their way to the disk (`fetch::token`), have threads of their own too: no name holds them up.
 //!
 //! Source: RFC 6761 section 6.3 for `localhost`; the order of addresses is `getaddrinfo`'s (RFC 6724).
-//! Memory: at most `limits::RESOLVER_NAMES_MAX` names in the cache, `RESOLVER_QUEUE_MAX` lookups waiting,
-//! `RESOLVER_THREADS_MAX` threads, `RESOLVER_ADDRESSES_MAX` addresses a name; one waker per waiting caller.
-//! Errors: [`ResolveError`].  Not here: which address is connected to (`fetch::connect`), time-outs (the caller's).
+//! Memory: two caches of at most `limits::RESOLVER_NAMES_MAX` names, `RESOLVER_ADDRESSES_MAX` addresses a name; what waits is
+//! bounded by `helpers`; one waker per waiting caller.
+//! Errors: [`ResolveError`].  Not here: which address is connected to (`fetch::connect`), time-outs (the caller's), threads
+//! (`helpers`).
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::future::Future;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, ToSocketAddrs};
@@ -18,15 +21,18 @@ use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
-use std::thread;
+use std::time::Duration;
 
 use monoio::time::Instant;
 
+use super::helpers::{Bounds, Busy, Helpers, Job, Share};
+use crate::ids::Holder;
 use crate::limits::{
-    RESOLVER_ADDRESSES_MAX, RESOLVER_FAILURE_TTL, RESOLVER_NAMES_MAX, RESOLVER_QUEUE_MAX, RESOLVER_THREADS_MAX,
-    RESOLVER_TTL,
+    FILE_QUEUE_MAX, FILE_THREADS_MAX, RESOLVER_ADDRESSES_MAX, RESOLVER_CALLERS_QUEUE_MAX, RESOLVER_CALLERS_THREADS_MAX,
+    RESOLVER_FAILURE_TTL, RESOLVER_NAMES_MAX, RESOLVER_QUEUE_MAX, RESOLVER_SUBJECT_QUEUE_MAX,
+    RESOLVER_SUBJECT_THREADS_MAX, RESOLVER_THREADS_MAX, RESOLVER_TTL,
 };
 
 /// What a name resolves to: one address or more, in the order they are to be tried.
@@ -41,9 +47,24 @@ pub enum ResolveError {
     /// The resolver answered without an address.
     #[error("the name has no address")]
     Empty,
-    /// This server's fault: too many lookups wait.
-    #[error("{RESOLVER_QUEUE_MAX} lookups are waiting already")]
+    /// As many lookups wait as may, of all or of this caller.
+    #[error("as many lookups wait already as may")]
     Busy,
+}
+
+impl From<Busy> for ResolveError {
+    fn from(Busy: Busy) -> ResolveError {
+        ResolveError::Busy
+    }
+}
+
+/// For whom a name is looked up.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Asker {
+    /// For the operator: the configuration, the admin API.
+    Operator,
+    /// For whoever has named a target of their own.
+    Caller(Option<Holder>),
 }
 
 /// How a name is looked up, on a helper thread: blocks as long as it likes.
@@ -63,19 +84,53 @@ pub struct ResolverHandle {
 
 struct Process {
     lookup: Box<Lookup>,
-    work: Mutex<Work>,
-    has_work: Condvar,
-    names: Mutex<HashMap<Arc<str>, Arc<Flight<Answer>>>>,
+    /// The operator's names.
+    own: Directory,
+    /// Those that callers have given.
+    callers: Directory,
+    /// For what is done to files.
+    files: Arc<Helpers>,
 }
 
-struct Work {
-    jobs: VecDeque<Job>,
-    threads: usize,
-    idle: usize,
-    closed: bool,
+/// Names, and those who look them up.
+struct Directory {
+    helpers: Arc<Helpers>,
+    names: Mutex<HashMap<Arc<str>, Entry>>,
 }
 
-type Job = Box<dyn FnOnce() + Send>;
+/// A name that was looked up, is, or is to be.
+struct Entry {
+    flight: Arc<Flight<Answer>>,
+    /// Whoever takes this looks it up. Gone once that has begun.
+    order: Weak<Order>,
+    /// In whose turn it may be.
+    shares: Vec<Share>,
+}
+
+/// A lookup that nobody has begun. Dropped with the last that could have.
+type Order = Mutex<Option<Pilot<Answer>>>;
+
+const OWN: Bounds = Bounds {
+    name: "restcast-resolve",
+    threads_max: RESOLVER_THREADS_MAX,
+    queue_max: RESOLVER_QUEUE_MAX,
+    share_threads_max: RESOLVER_THREADS_MAX,
+    share_queue_max: RESOLVER_QUEUE_MAX,
+};
+const CALLERS: Bounds = Bounds {
+    name: "restcast-callers",
+    threads_max: RESOLVER_CALLERS_THREADS_MAX,
+    queue_max: RESOLVER_CALLERS_QUEUE_MAX,
+    share_threads_max: RESOLVER_SUBJECT_THREADS_MAX,
+    share_queue_max: RESOLVER_SUBJECT_QUEUE_MAX,
+};
+const FILES: Bounds = Bounds {
+    name: "restcast-files",
+    threads_max: FILE_THREADS_MAX,
+    queue_max: FILE_QUEUE_MAX,
+    share_threads_max: FILE_THREADS_MAX,
+    share_queue_max: FILE_QUEUE_MAX,
+};
 
 impl Resolver {
     /// A resolver that asks the system.
@@ -85,10 +140,8 @@ impl Resolver {
 
     /// A resolver that asks `lookup` instead.
     pub fn with_lookup(lookup: Box<Lookup>) -> Resolver {
-        let work = Work { jobs: VecDeque::new(), threads: 0, idle: 0, closed: false };
-        let process =
-            Process { lookup, work: Mutex::new(work), has_work: Condvar::new(), names: Mutex::new(HashMap::new()) };
-        Resolver { process: Arc::new(process) }
+        let (own, callers, files) = (Directory::new(OWN), Directory::new(CALLERS), Helpers::new(FILES));
+        Resolver { process: Arc::new(Process { lookup, own, callers, files }) }
     }
 
     /// This core's handle. Must be called inside the core's runtime; one per core is enough.
@@ -99,8 +152,8 @@ impl Resolver {
         Ok(ResolverHandle { process: Arc::clone(&self.process), bell: Bell::hang()? })
     }
 
-    /// Has `name` looked up anew, whatever the cache holds; `then` is given the answer, on a helper thread. For threads that
-    /// are no core.
+    /// Has one of the operator's names looked up anew, whatever the cache holds; `then` is given the answer, on a helper
+    /// thread. For threads that are no core.
     ///
     /// # Errors
     /// [`ResolveError::Busy`]; `then` is not called.
@@ -110,33 +163,29 @@ impl Resolver {
             return Ok(());
         }
         let (name, process) = (name.to_owned(), Arc::clone(&self.process));
-        Process::run(&self.process, Box::new(move || then(process.look_up(&name))))
+        Ok(self.process.own.helpers.run(None, Box::new(move || then(process.look_up(&name))))?)
     }
 }
 
 impl Drop for Resolver {
     fn drop(&mut self) {
-        let unstarted = {
-            let mut work = lock(&self.process.work);
-            work.closed = true;
-            std::mem::take(&mut work.jobs)
-        };
-        self.process.has_work.notify_all();
-        drop(unstarted); // Which tells those who wait for them.
+        for helpers in [&self.process.own.helpers, &self.process.callers.helpers, &self.process.files] {
+            helpers.close();
+        }
     }
 }
 
 impl ResolverHandle {
-    /// The addresses of `name`, which is a host name and no IP literal. Waits as long as the system's resolver does: put a
-    /// time-out around it; dropping the future is safe, and the lookup's answer is kept for the next caller.
+    /// The addresses of `name`, which is a host name and no IP literal, for `asker`. Waits as long as the system's resolver
+    /// does: put a time-out around it; dropping the future is safe, and the lookup's answer is kept for the next caller.
     ///
     /// # Errors
     /// See [`ResolveError`]. A failure is remembered for [`RESOLVER_FAILURE_TTL`].
-    pub async fn resolve(&self, name: &str) -> Answer {
+    pub async fn resolve(&self, name: &str, asker: Asker) -> Answer {
         if is_localhost(name) {
             return Ok(localhost());
         }
-        let flight = self.flight_for(name)?;
+        let flight = self.flight_for(name, asker)?;
         self.landing(flight).await
     }
 
@@ -145,72 +194,60 @@ impl ResolverHandle {
         Landing { flight, bell: Rc::clone(&self.bell), ticket: None }.await
     }
 
-    /// Has `job` done on a helper thread.
+    /// Has `job`, which reads or writes files, done on a thread for that.
     ///
     /// # Errors
-    /// [`ResolveError::Busy`] when the queue is full, the resolver has ended, or no thread can be started.
-    pub(super) fn run(&self, job: impl FnOnce() + Send + 'static) -> Result<(), ResolveError> {
-        Process::run(&self.process, Box::new(job))
+    /// When the queue is full, the resolver has ended, or no thread can be started.
+    pub(super) fn run(&self, job: impl FnOnce() + Send + 'static) -> Result<(), Busy> {
+        self.process.files.run(None, Box::new(job))
     }
 
-    fn flight_for(&self, name: &str) -> Result<Arc<Flight<Answer>>, ResolveError> {
-        let mut names = lock(&self.process.names);
+    fn flight_for(&self, name: &str, asker: Asker) -> Result<Arc<Flight<Answer>>, ResolveError> {
+        let (directory, share) = match asker {
+            Asker::Operator => (&self.process.own, None),
+            Asker::Caller(holder) => (&self.process.callers, holder),
+        };
+        let mut names = lock(&directory.names);
         let now = Instant::now();
-        if let Some(flight) = names.get(name)
-            && is_fresh(flight, now)
+        if let Some(entry) = names.get_mut(name)
+            && is_fresh(&entry.flight, now)
         {
-            return Ok(Arc::clone(flight));
+            // Somebody else's turn may be far away: it is looked up in the turn of whoever comes first.
+            if !entry.shares.contains(&share)
+                && let Some(order) = entry.order.upgrade()
+                && directory.helpers.run(share, self.process.job(name, order)).is_ok()
+            {
+                entry.shares.push(share);
+            }
+            return Ok(Arc::clone(&entry.flight));
         }
         make_room(&mut names, now);
         let flight = Flight::departing();
-        let (name, process) = (Arc::<str>::from(name), Arc::clone(&self.process));
-        let job = {
-            let (name, pilot) = (Arc::clone(&name), Pilot::of(&flight, Err(ResolveError::Busy)));
-            move || pilot.land(process.look_up(&name))
-        };
-        self.run(job)?;
-        names.insert(name, Arc::clone(&flight));
+        let order = Arc::new(Mutex::new(Some(Pilot::of(&flight, Err(ResolveError::Busy)))));
+        let entry = Entry { flight: Arc::clone(&flight), order: Arc::downgrade(&order), shares: Vec::from([share]) };
+        directory.helpers.run(share, self.process.job(name, order))?;
+        names.insert(Arc::from(name), entry);
         Ok(flight)
     }
 }
 
-impl Process {
-    fn run(process: &Arc<Process>, job: Job) -> Result<(), ResolveError> {
-        let mut work = lock(&process.work);
-        if work.closed || work.jobs.len() >= RESOLVER_QUEUE_MAX {
-            return Err(ResolveError::Busy);
-        }
-        work.jobs.push_back(job);
-        if work.jobs.len() > work.idle && work.threads < RESOLVER_THREADS_MAX {
-            let body = Arc::clone(process);
-            match thread::Builder::new().name("restcast-resolve".into()).spawn(move || body.serve()) {
-                Ok(_) => work.threads += 1,
-                Err(_) if work.threads == 0 => {
-                    work.jobs.pop_back();
-                    return Err(ResolveError::Busy);
-                }
-                // Fewer threads than wanted is slower, not wrong.
-                Err(_) => {}
-            }
-        }
-        process.has_work.notify_one();
-        Ok(())
+impl Directory {
+    fn new(bounds: Bounds) -> Directory {
+        Directory { helpers: Helpers::new(bounds), names: Mutex::default() }
     }
+}
 
-    fn serve(&self) {
-        let mut work = lock(&self.work);
-        while !work.closed {
-            if let Some(job) = work.jobs.pop_front() {
-                drop(work);
-                // A job that panics tells its waiters as it unwinds; the thread goes on.
-                let _ = catch_unwind(AssertUnwindSafe(job));
-                work = lock(&self.work);
-            } else {
-                work.idle += 1;
-                work = self.has_work.wait(work).unwrap_or_else(PoisonError::into_inner);
-                work.idle -= 1;
+impl Process {
+    /// What looks `name` up, unless that has been begun by then.
+    fn job(self: &Arc<Process>, name: &str, order: Arc<Order>) -> Job {
+        let (name, process) = (name.to_owned(), Arc::clone(self));
+        Box::new(move || {
+            let pilot = lock(&order).take();
+            drop(order);
+            if let Some(pilot) = pilot {
+                pilot.land(process.look_up(&name));
             }
-        }
+        })
     }
 
     fn look_up(&self, name: &str) -> Answer {
@@ -238,20 +275,26 @@ fn localhost() -> Arc<[IpAddr]> {
 }
 
 fn is_fresh(flight: &Flight<Answer>, now: Instant) -> bool {
-    let ttl = |answer: &Answer| if answer.is_ok() { RESOLVER_TTL } else { RESOLVER_FAILURE_TTL };
+    let ttl = |answer: &Answer| match answer {
+        Ok(_) => RESOLVER_TTL,
+        // That there was no room for it says nothing of the name.
+        Err(ResolveError::Busy) => Duration::ZERO,
+        Err(_) => RESOLVER_FAILURE_TTL,
+    };
     flight.landed(|answer, at| now < at + ttl(answer)).unwrap_or(true)
 }
 
 /// Makes room for one more name: what has expired goes first, then the answer that is oldest. Lookups under way stay, and
 /// cannot fill the cache: they are bounded by the queue and the threads.
-fn make_room(names: &mut HashMap<Arc<str>, Arc<Flight<Answer>>>, now: Instant) {
+fn make_room(names: &mut HashMap<Arc<str>, Entry>, now: Instant) {
     const { assert!(RESOLVER_NAMES_MAX > RESOLVER_QUEUE_MAX + RESOLVER_THREADS_MAX) };
+    const { assert!(RESOLVER_NAMES_MAX > RESOLVER_CALLERS_QUEUE_MAX + RESOLVER_CALLERS_THREADS_MAX) };
     if names.len() < RESOLVER_NAMES_MAX {
         return;
     }
-    names.retain(|_, flight| is_fresh(flight, now));
+    names.retain(|_, entry| is_fresh(&entry.flight, now));
     while names.len() >= RESOLVER_NAMES_MAX {
-        let landed = names.iter().filter_map(|(name, flight)| Some((flight.landed(|_, at| at)?, name)));
+        let landed = names.iter().filter_map(|(name, entry)| Some((entry.flight.landed(|_, at| at)?, name)));
         let Some((_, oldest)) = landed.min_by_key(|(at, _)| *at) else { return };
         let oldest = Arc::clone(oldest);
         names.remove(&oldest);
@@ -453,8 +496,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Condvar;
     use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::time::Duration;
+    use std::thread;
 
     use monoio::time::{sleep, timeout};
 
@@ -498,8 +542,8 @@ mod tests {
                     on_a_core(async || {
                         let handle = resolver.handle().expect("descriptors");
                         let (one, two) = (handle.clone(), handle.clone());
-                        let one = monoio::spawn(async move { one.resolve("a.test").await });
-                        let two = monoio::spawn(async move { two.resolve("a.test").await });
+                        let one = monoio::spawn(async move { one.resolve("a.test", Asker::Operator).await });
+                        let two = monoio::spawn(async move { two.resolve("a.test", Asker::Operator).await });
                         assert_eq!((one.await, two.await), (Ok([LOOPBACK].into()), Ok([LOOPBACK].into())));
                     });
                 });
@@ -517,7 +561,7 @@ mod tests {
             let handle = resolver.handle().expect("descriptors");
             let ask = |n: usize| {
                 let handle = handle.clone();
-                monoio::spawn(async move { handle.resolve(&format!("{n}.test")).await })
+                monoio::spawn(async move { handle.resolve(&format!("{n}.test"), Asker::Operator).await })
             };
             let under_way: Vec<_> = (0..RESOLVER_THREADS_MAX).map(ask).collect();
             while count.load(Ordering::SeqCst) < RESOLVER_THREADS_MAX {
@@ -535,17 +579,104 @@ mod tests {
         });
     }
 
+    fn caller(of: u64) -> Asker {
+        Asker::Caller(Some(Holder::from_hash(of)))
+    }
+
+    #[test]
+    fn what_callers_have_named_holds_up_neither_the_operator_nor_each_other() {
+        let gate = Gate::new((Mutex::new(false), Condvar::new()));
+        let (their_gate, asked) = (Arc::clone(&gate), Arc::new(Mutex::new(Vec::new())));
+        let told = Arc::clone(&asked);
+        let resolver = Resolver::with_lookup(Box::new(move |name| {
+            lock(&told).push(name.to_owned());
+            if name.ends_with(".slow.test") {
+                let (open, changed) = &*their_gate;
+                let _open = changed.wait_while(lock(open), |open| !*open);
+            }
+            Ok(vec![LOOPBACK])
+        }));
+        on_a_core(async || {
+            let handle = resolver.handle().expect("descriptors");
+            let ask = |name: String, asker| {
+                let handle = handle.clone();
+                monoio::spawn(async move { handle.resolve(&name, asker).await })
+            };
+            let at_once = async |name: &str, asker| {
+                let answer = timeout(Duration::from_secs(20), handle.resolve(name, asker)).await;
+                assert_eq!(answer.expect("it does not wait for others"), Ok([LOOPBACK].into()), "{name}");
+            };
+            let bound = RESOLVER_SUBJECT_THREADS_MAX + RESOLVER_SUBJECT_QUEUE_MAX;
+            let mut slow: Vec<_> = (0..bound).map(|n| ask(format!("{n}.slow.test"), caller(1))).collect();
+            let comes = async |what: &dyn Fn(&[String]) -> bool| {
+                let begun = clock::now().at;
+                while !what(&lock(&asked)) {
+                    assert!(clock::now().at.since(begun) < Duration::from_secs(20), "{:?}", lock(&asked));
+                    sleep(Duration::from_millis(1)).await;
+                }
+            };
+            let slow_names = |asked: &[String]| asked.iter().filter(|name| name.ends_with(".slow.test")).count();
+            comes(&|asked| asked.len() >= RESOLVER_SUBJECT_THREADS_MAX).await;
+            // One who has asked for too much is told so. Others are served, also where they want what that one waits for.
+            at_once("quick.test", caller(2)).await;
+            let same = ask(format!("{}.slow.test", bound - 1), caller(2));
+            comes(&|asked| asked.contains(&format!("{}.slow.test", bound - 1))).await;
+            assert_eq!(handle.resolve("more.test", caller(1)).await, Err(ResolveError::Busy));
+            at_once("more.test", caller(2)).await;
+            let one_subjects = RESOLVER_SUBJECT_THREADS_MAX + 1;
+            assert_eq!(slow_names(&lock(&asked)), one_subjects);
+            // Many of them fill all that is for callers, and nothing of what is the operator's.
+            let subjects = 3..3 + RESOLVER_CALLERS_QUEUE_MAX as u64 / 16;
+            let names = subjects.flat_map(|of| (0..bound).map(move |n| (format!("{of}-{n}.slow.test"), caller(of))));
+            slow.extend(names.map(|(name, asker)| ask(name, asker)));
+            comes(&|asked| slow_names(asked) >= RESOLVER_CALLERS_THREADS_MAX).await;
+            let (waiting, threads) = resolver.process.callers.helpers.counts();
+            assert_eq!((waiting, threads), (RESOLVER_CALLERS_QUEUE_MAX, RESOLVER_CALLERS_THREADS_MAX));
+            at_once("operators.test", Asker::Operator).await;
+            at_once("quick.test", Asker::Operator).await;
+            let done = Flight::departing();
+            let pilot = Pilot::of(&done, false);
+            handle.run(move || pilot.land(true)).expect("there is room for what is done to files");
+            assert!(timeout(Duration::from_secs(20), handle.landing(done)).await.expect("nobody holds it up"));
+            open(&gate);
+            let mut outcomes = Vec::new();
+            for lookup in slow {
+                outcomes.push(lookup.await);
+            }
+            assert_eq!(same.await, Ok([LOOPBACK].into()));
+            // Whoever had most waiting has given way to the others; all are told, and nobody waits for ever.
+            let refused = outcomes.iter().filter(|outcome| **outcome == Err(ResolveError::Busy)).count();
+            let served = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
+            assert_eq!(refused + served, outcomes.len());
+            assert!(served >= RESOLVER_CALLERS_QUEUE_MAX && refused > 0, "{served} and {refused}");
+            for of in 3..3 + RESOLVER_CALLERS_QUEUE_MAX as u64 / 16 {
+                assert!(is_known(&resolver, &format!("{of}-0.slow.test")), "each has had something looked up: {of}");
+            }
+            at_once("more.test", caller(1)).await;
+        });
+    }
+
+    fn is_known(resolver: &Resolver, name: &str) -> bool {
+        let names = lock(&resolver.process.callers.names);
+        names.get(name).is_some_and(|entry| entry.flight.landed(|answer, _| answer.is_ok()) == Some(true))
+    }
+
     #[test]
     fn a_caller_that_gives_up_leaves_nothing_behind() {
         let (resolver, gate, _) = gated();
         on_a_core(async || {
             let handle = resolver.handle().expect("descriptors");
-            timeout(Duration::from_millis(5), handle.resolve("a.test")).await.expect_err("the gate is shut");
+            timeout(Duration::from_millis(5), handle.resolve("a.test", Asker::Operator))
+                .await
+                .expect_err("the gate is shut");
             assert!(handle.bell.waiting.borrow().is_empty());
-            let flight = lock(&resolver.process.names).get("a.test").cloned().expect("it is under way");
+            let flight = lock(&resolver.process.own.names)
+                .get("a.test")
+                .map(|entry| Arc::clone(&entry.flight))
+                .expect("it is under way");
             assert!(matches!(&*lock(&flight.state), FlightState::Under(rings) if rings.is_empty()));
             open(&gate);
-            assert_eq!(handle.resolve("a.test").await, Ok([LOOPBACK].into()));
+            assert_eq!(handle.resolve("a.test", Asker::Operator).await, Ok([LOOPBACK].into()));
         });
     }
 
@@ -554,14 +685,14 @@ mod tests {
         let resolver = Resolver::with_lookup(Box::new(|_| Ok(vec![LOOPBACK])));
         on_a_core(async || {
             let handle = resolver.handle().expect("descriptors");
-            let held = || lock(&resolver.process.names).len();
+            let held = || lock(&resolver.process.own.names).len();
             for n in 0..RESOLVER_NAMES_MAX {
-                handle.resolve(&format!("{n}.test")).await.expect("an address");
+                handle.resolve(&format!("{n}.test"), Asker::Operator).await.expect("an address");
             }
             assert_eq!(held(), RESOLVER_NAMES_MAX);
-            handle.resolve("one-more.test").await.expect("an address");
+            handle.resolve("one-more.test", Asker::Operator).await.expect("an address");
             assert_eq!(held(), RESOLVER_NAMES_MAX);
-            let names = lock(&resolver.process.names);
+            let names = lock(&resolver.process.own.names);
             assert!(names.contains_key("one-more.test") && !names.contains_key("0.test"), "the oldest goes first");
         });
     }
@@ -581,13 +712,19 @@ mod tests {
         on_a_core(async || {
             let handle = resolver.handle().expect("descriptors");
             for _ in 0..2 {
-                assert_eq!(handle.resolve("none.test").await, Err(ResolveError::Empty));
-                assert_eq!(handle.resolve("gone.test").await, Err(ResolveError::Failed("no such host".into())));
-                assert!(matches!(handle.resolve("panic.test").await, Err(ResolveError::Failed(_))));
+                assert_eq!(handle.resolve("none.test", Asker::Operator).await, Err(ResolveError::Empty));
+                assert_eq!(
+                    handle.resolve("gone.test", Asker::Operator).await,
+                    Err(ResolveError::Failed("no such host".into()))
+                );
+                assert!(matches!(handle.resolve("panic.test", Asker::Operator).await, Err(ResolveError::Failed(_))));
             }
             assert_eq!(count.load(Ordering::SeqCst), 3);
             sleep(RESOLVER_FAILURE_TTL).await;
-            assert_eq!(handle.resolve("gone.test").await, Err(ResolveError::Failed("no such host".into())));
+            assert_eq!(
+                handle.resolve("gone.test", Asker::Operator).await,
+                Err(ResolveError::Failed("no such host".into()))
+            );
             assert_eq!(count.load(Ordering::SeqCst), 4);
         });
     }
@@ -598,7 +735,7 @@ mod tests {
         let resolver = Resolver::with_lookup(Box::new(move |_| Ok(many.clone())));
         on_a_core(async || {
             let handle = resolver.handle().expect("descriptors");
-            let addresses = handle.resolve("many.test").await.expect("addresses");
+            let addresses = handle.resolve("many.test", Asker::Operator).await.expect("addresses");
             assert_eq!(addresses.len(), RESOLVER_ADDRESSES_MAX);
             assert_eq!(addresses[..2], [IpAddr::from([10, 0, 0, 0]), IpAddr::from([10, 0, 0, 1])]);
         });
@@ -610,7 +747,10 @@ mod tests {
         on_a_core(async || {
             let handle = resolver.handle().expect("descriptors");
             for name in ["localhost", "LocalHost.", "a.b.localhost"] {
-                assert!(handle.resolve(name).await.expect("loopback").iter().all(IpAddr::is_loopback), "{name}");
+                assert!(
+                    handle.resolve(name, Asker::Operator).await.expect("loopback").iter().all(IpAddr::is_loopback),
+                    "{name}"
+                );
             }
         });
         assert!(!is_localhost("localhost.example.com") && !is_localhost("notlocalhost"));
@@ -624,14 +764,14 @@ mod tests {
             handle.run(|| {}).expect("a thread");
             let process = Arc::downgrade(&resolver.process);
             drop(resolver);
-            assert_eq!(handle.resolve("a.test").await, Err(ResolveError::Busy));
+            assert_eq!(handle.resolve("a.test", Asker::Operator).await, Err(ResolveError::Busy));
             drop(handle);
             let (resolver, gate, _) = gated();
             let handle = resolver.handle().expect("descriptors");
             let asked: Vec<_> = (0..=RESOLVER_THREADS_MAX)
                 .map(|n| {
                     let handle = handle.clone();
-                    monoio::spawn(async move { handle.resolve(&format!("{n}.test")).await })
+                    monoio::spawn(async move { handle.resolve(&format!("{n}.test"), Asker::Operator).await })
                 })
                 .collect();
             sleep(Duration::from_millis(5)).await;

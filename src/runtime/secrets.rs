@@ -2,14 +2,15 @@
 //!
 //! One thread looks at the files every few seconds, by their status: a replaced file, a link that leads elsewhere, and one
 //! that was written over are all noticed. A value that does not fit, or a certificate whose key is another's (the second file
-//! is not there yet), is not taken; the old one stays and that is said.
+//! is not there yet), is not taken; the old one stays and that is said. Streams that lack a secret altogether are looked after
+//! by whoever keeps them, as often.
 //!
 //! Source: stat(2). Memory: an entry a file. Errors: told in the log, without a value. Not here: SIGHUP, which has the whole
 //! configuration read again.
 
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt as _;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 
 use super::log;
 use super::oauth::Tokens;
@@ -26,6 +27,8 @@ pub struct Secrets {
     watched: Mutex<Watched>,
     changed: Condvar,
     tokens: Arc<Tokens>,
+    /// Looks for what streams lack. It may have other files looked at.
+    seek: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 #[derive(Default)]
@@ -34,6 +37,8 @@ struct Watched {
     identities: Vec<ClientIdentity>,
     /// What each file was when it was last read.
     stamps: HashMap<String, Option<Stamp>>,
+    /// Whether some stream lacks what it names.
+    lacking: bool,
 }
 
 /// What tells that a file is not the one it was: device, inode, size, time of change.
@@ -57,10 +62,17 @@ impl Secrets {
     /// # Errors
     /// The system's.
     pub fn start(tokens: Arc<Tokens>) -> std::io::Result<Arc<Secrets>> {
-        let this = Arc::new(Secrets { watched: Mutex::default(), changed: Condvar::new(), tokens });
+        let this =
+            Arc::new(Secrets { watched: Mutex::default(), changed: Condvar::new(), tokens, seek: OnceLock::new() });
         let thread = Arc::clone(&this);
         std::thread::Builder::new().name("secrets".into()).spawn(move || thread.run())?;
         Ok(this)
+    }
+
+    /// From now on `seek` is called now and then, while some stream lacks what it names.
+    pub fn seek_by(&self, seek: impl Fn() + Send + Sync + 'static) {
+        // There is one keeper of streams.
+        drop(self.seek.set(Box::new(seek)));
     }
 
     /// From now on the files of the credentials and hooks in `catalog` are looked at, and no others.
@@ -70,6 +82,7 @@ impl Secrets {
         let values = of_credentials.chain(catalog.hook_values()).filter(|value| value.file().is_some());
         next.values.extend(values.cloned());
         next.identities.extend(catalog.credentials().flat_map(Credential::identities).cloned());
+        next.lacking = catalog.credentials().any(|credential| credential.lacks.is_some());
         // They are read once more first thing: one may have changed since the configuration was.
         next.stamps = next.paths().map(|path| (path.to_owned(), None)).collect();
         *self.watched.lock().unwrap_or_else(PoisonError::into_inner) = next;
@@ -80,13 +93,20 @@ impl Secrets {
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             // Without a file it sleeps until there is one.
-            watched = if watched.stamps.is_empty() {
+            watched = if watched.stamps.is_empty() && !watched.lacking {
                 self.changed.wait(watched).unwrap_or_else(PoisonError::into_inner)
             } else {
                 self.changed.wait_timeout(watched, SECRETS_INTERVAL).unwrap_or_else(PoisonError::into_inner).0
             };
             if look(&mut watched) {
                 self.tokens.hurry();
+            }
+            if watched.lacking
+                && let Some(seek) = self.seek.get()
+            {
+                drop(watched);
+                seek();
+                watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
             }
         }
     }

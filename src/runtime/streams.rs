@@ -12,7 +12,8 @@
 //! file has a copy, for a start without Redis, which is carried over once to a Redis that has another epoch.
 //!
 //! A stream is kept as the JSON it was made of, secrets included (`env:` and `file:` stay what they are, and are read anew at
-//! each start and reload). What is kept and is no configuration any more ends the start, by name; a reload leaves it what it was.
+//! each start and reload). One whose variable or file is not there at a start is not polled, and is when it is there again; a
+//! reload leaves it what it was. What is kept and is no configuration any more for another reason ends the start, by name.
 //!
 //! Where the configuration and the admin API have a stream of the same id, the configuration's counts.
 //!
@@ -28,12 +29,13 @@ use serde_json::{Map, Value, json};
 
 use crate::auth::control::ControlEntry;
 use crate::commands::check::ProcessSources;
-use crate::config::{Config, LogLevel, Managed, ManagedError, Members, judge, masked, members_of, unmasked};
+use crate::config::{Config, LogLevel, Managed, ManagedError, Members, Sources, judge, masked, members_of, unmasked};
 use crate::guard::Policy;
 use crate::ids::StreamId;
 use crate::limits;
 use crate::shard::{Catalog, Options, Order};
 use crate::stream;
+use crate::stream::poll::UpstreamCode;
 use crate::time::{Instant, WallTime};
 
 use super::redis::{CallError, Store};
@@ -150,8 +152,10 @@ pub struct Listed {
     pub stopped: bool,
     /// When it was made, and when last changed.
     pub times: Option<(WallTime, WallTime)>,
-    /// What is odd about it, where it was just made or changed.
+    /// What is odd about it, where it was just made or changed; why it is not polled, where it is not.
     pub warnings: Vec<String>,
+    /// What its watchers are told of why it is not polled, where that is known without asking anybody.
+    pub failing: Option<UpstreamCode>,
 }
 
 /// What a caller knows of the stream to be changed: `If-Match`.
@@ -214,6 +218,8 @@ struct Inner {
     turn: u64,
     /// Which reading of the state file this is of.
     read: u64,
+    /// The last stream that was looked at for what it names.
+    looked: Option<StreamId>,
 }
 
 impl Inner {
@@ -229,13 +235,13 @@ impl Inner {
     fn listed_as(&self, id: &StreamId, made: Option<&Made>, stopped: bool) -> Option<Listed> {
         let id = id.clone();
         if let Some(options) = self.file.get(&id) {
-            let warnings = Vec::new();
-            return Some(Listed { id, members: members_of(options), tag: None, stopped, times: None, warnings });
+            let (members, warnings) = (members_of(options), Vec::new());
+            return Some(Listed { id, members, tag: None, stopped, times: None, warnings, failing: None });
         }
         let made = made?;
         let (members, tag, times) = (masked(&made.members), Some(made.tag.clone()), Some((made.created, made.changed)));
-        let warnings = made.blocked.clone();
-        Some(Listed { id, members, tag, stopped, times, warnings })
+        let warnings = made.lacks().into_iter().map(str::to_owned).chain(made.blocked.clone()).collect();
+        Some(Listed { id, members, tag, stopped, times, warnings, failing: made.failing() })
     }
 }
 
@@ -270,15 +276,46 @@ fn parts_of(record: &Value) -> Result<(&Members, &str, [WallTime; 2]), String> {
 }
 
 impl Made {
-    /// The stream that is kept as `record`.
+    /// The stream that is kept as `record`, all of whose secrets are there.
     fn read(id: &StreamId, record: &Value) -> Result<Made, String> {
+        Made::read_by(id, record, Managed::parse)
+    }
+
+    /// The stream that is kept as `record`. Where only its secrets are not there, that is told, and nothing is asked for it.
+    fn read_kept(id: &StreamId, record: &Value) -> Result<Made, String> {
+        let made = Made::read_by(id, record, Managed::parse_kept)?;
+        if let Some(lacks) = made.lacks() {
+            let sentence = "A stream that the admin API has made is not polled: what it names is not there. Files are looked for every few seconds, and all of it at each reload; or change or delete the stream.";
+            log::write(LogLevel::Error, &[("stream", id), ("error", &lacks)], sentence);
+        }
+        Ok(made)
+    }
+
+    fn read_by(
+        id: &StreamId,
+        record: &Value,
+        parse: impl Fn(&Members, &dyn Sources) -> Result<Managed, ManagedError>,
+    ) -> Result<Made, String> {
         let (members, tag, [created, changed]) = parts_of(record)?;
-        let options = Managed::parse(members, &ProcessSources).map_err(|error| error.to_string())?.options;
+        let options = parse(members, &ProcessSources).map_err(|error| error.to_string())?.options;
         if options.id != *id {
             return Err("it has another id".to_owned());
         }
         let (members, record) = (members.clone(), record.clone());
         Ok(Made { members, record, options, tag: tag.to_owned(), created, changed, blocked: Vec::new() })
+    }
+
+    /// What it names and is not there, where nothing is asked for it until it is.
+    fn lacks(&self) -> Option<&str> {
+        self.options.credential.lacks.as_deref()
+    }
+
+    fn failing(&self) -> Option<UpstreamCode> {
+        match (self.lacks(), &*self.blocked) {
+            (Some(_), _) => Some(UpstreamCode::Auth),
+            (None, [_, ..]) => Some(UpstreamCode::Blocked),
+            (None, []) => None,
+        }
     }
 
     /// The same, polled from where `policy` lets it be: each poll is judged. What was kept before it was judged so, or by another
@@ -353,7 +390,7 @@ fn read(
         let same = known.get(&id).filter(|known| known.record == *record);
         let stream = match same {
             Some(known) => Arc::clone(known),
-            None => Arc::new(Made::read(&id, record).map_err(|error| wrong(text, error))?.guarded(policy)),
+            None => Arc::new(Made::read_kept(&id, record).map_err(|error| wrong(text, error))?.guarded(policy)),
         };
         made.insert(id, stream);
     }
@@ -386,7 +423,7 @@ impl StreamStore {
         let file = by_id(config);
         warn_of_shadowed(&file, &made);
         let options = Arc::new(build(&in_force(config, &made), &stopped, None));
-        let inner = Mutex::new(Inner { options, file, made, stopped, policy, epoch, turn: 0, read });
+        let inner = Mutex::new(Inner { options, file, made, stopped, policy, epoch, turn: 0, read, looked: None });
         let redis = store.map(|store| Redis {
             shared: SharedStreams::new(store.clone()),
             store,
@@ -411,8 +448,9 @@ impl StreamStore {
     pub fn reload(&self, config: &Config) -> Reloading<'_> {
         let (inner, policy) = (self.lock(), &config.admin.stream_urls);
         let anew = inner.made.iter().map(|(id, known)| {
-            let made = Made::read(id, &known.record).unwrap_or_else(|error| {
-                let sentence = "A stream that the admin API has made cannot be read again, and stays what it was. Put right what is named: a start would not know it.";
+            let read = if known.lacks().is_some() { Made::read_kept } else { Made::read };
+            let made = read(id, &known.record).unwrap_or_else(|error| {
+                let sentence = "A stream that the admin API has made cannot be read again, and stays what it was. Put right what is named: after a start it would not be polled.";
                 log::write(LogLevel::Error, &[("stream", id), ("error", &error)], sentence);
                 (**known).clone()
             });
@@ -420,6 +458,31 @@ impl StreamStore {
         });
         let made = anew.collect();
         Reloading { inner, made }
+    }
+
+    /// Streams that were not polled because what they name was not there, and now is, are. Of many some are looked at, the next
+    /// ones when this is called again.
+    pub fn look_again(&self) {
+        let mut inner = self.lock();
+        let mut ids: Vec<StreamId> =
+            inner.made.iter().filter(|(_, made)| made.lacks().is_some()).map(|(id, _)| id.clone()).collect();
+        let from = ids.partition_point(|id| inner.looked.as_ref().is_some_and(|looked| id <= looked));
+        ids.rotate_left(from);
+        ids.truncate(limits::MANAGED_LOOKS_MAX);
+        inner.looked = ids.last().cloned();
+        let (mut made, policy) = (inner.made.clone(), Arc::clone(&inner.policy));
+        let mut found = false;
+        for id in &ids {
+            let Some(known) = inner.made.get(id) else { continue };
+            let Ok(whole) = Made::read(id, &known.record) else { continue };
+            log::write(LogLevel::Info, &[("stream", id)], "What the stream names is there again: it is polled.");
+            made.insert(id.clone(), Arc::new(whole.guarded(&policy)));
+            found = true;
+        }
+        if found {
+            let stopped = inner.stopped.clone();
+            self.adopt(&mut inner, made, stopped);
+        }
     }
 
     /// Every stream: the configuration's and those that were made, by their ids.
@@ -675,8 +738,11 @@ impl StreamStore {
         let ids: BTreeSet<&StreamId> =
             inner.made.keys().chain(made.keys()).chain(&inner.stopped).chain(&stopped).collect();
         let is_other = |id: &StreamId| {
-            let record = |made: &BTreeMap<StreamId, Arc<Made>>| made.get(id).map(|made| made.record.clone());
-            record(&inner.made) != record(&made) || inner.stopped.contains(id) != stopped.contains(id)
+            let same = match (inner.made.get(id), made.get(id)) {
+                (Some(known), Some(made)) => known.record == made.record && known.lacks() == made.lacks(),
+                (known, made) => known.is_none() && made.is_none(),
+            };
+            !same || inner.stopped.contains(id) != stopped.contains(id)
         };
         let changed: Vec<StreamId> = ids.into_iter().filter(|id| is_other(id)).cloned().collect();
         if changed.is_empty() {
@@ -954,9 +1020,14 @@ impl Redis {
         policy: &Arc<Policy>,
     ) -> Option<Arc<Made>> {
         let read = serde_json::from_str::<Value>(record).map_err(|_| "it is no JSON".to_owned());
+        let guarded = |made: Made| Arc::new(made.guarded(policy));
         let made = read.and_then(|record| match known {
-            Some(known) if known.record == record => Ok(Arc::clone(known)),
-            _ => Made::read(id, &record).map(|made| Arc::new(made.guarded(policy))),
+            Some(known) if known.record == record && known.lacks().is_none() => Ok(Arc::clone(known)),
+            Some(known) if known.record == record => {
+                Ok(Made::read(id, &record).map_or_else(|_| Arc::clone(known), guarded))
+            }
+            Some(known) if known.lacks().is_none() => Made::read(id, &record).map(guarded),
+            _ => Made::read_kept(id, &record).map(guarded),
         });
         match made {
             Ok(made) => Some(made),

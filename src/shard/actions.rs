@@ -5,7 +5,7 @@
 //! [`ACTIONS_PER_CORE_MAX`] of a core; a rate's count of a caller stands in the ledger.
 //! Errors: an `error` frame with the `id`: what the caller may not, what is wrong with its message, or `ACTION_FAILED` with
 //! what became of the call. Whoever is gone when the answer comes is told nothing.
-//! Not here: what a message makes of an action (`stream::action`), the call itself (`runtime::fetch`), polling (`owner`).
+//! Not here: what a message makes of an action (`stream::action`), the call itself (`runtime::fetch`), polls after it (`refresh`).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use crate::stream::action::{ActResult, Answer, Claim, Options, Unfit};
 use crate::stream::poll::{FetchError, UpstreamCode};
 use crate::time::Instant;
 
-use super::{Mail, Notice, Output, Shard, StreamKey, catalog};
+use super::{Notice, Output, Shard, StreamKey, catalog};
 
 /// An action that is under way.
 #[derive(Debug)]
@@ -167,7 +167,7 @@ impl Shard {
                 None => refresh,
             };
             for key in keys {
-                self.refresh(key);
+                self.refresh_everywhere(key);
             }
         }
         if let Err(FetchError { code, detail }) = result {
@@ -176,12 +176,6 @@ impl Shard {
         if self.draining.is_some() {
             self.tell_drained();
         }
-    }
-
-    /// Polls a stream at once, on the core that it belongs to.
-    pub(super) fn refresh(&mut self, key: Arc<StreamKey>) {
-        let owner = key.owner(self.cores);
-        self.send(owner, Mail::Refresh { key });
     }
 
     /// Tells who has asked, if its grant still stands.
@@ -889,9 +883,12 @@ mod tests {
         for q in ["a", "b"] {
             hall.say(writer, json!({"type": "subscribe", "stream": format!("search?q={q}")}));
         }
-        hall.after(Duration::from_millis(20));
-        while !hall.fetches.is_empty() {
-            hall.polled("[1]");
+        // Before an origin's first answer one asks for all.
+        for _ in 0..200 {
+            hall.after(Duration::from_millis(20));
+            while !hall.fetches.is_empty() {
+                hall.polled("[1]");
+            }
         }
         hall.after(Duration::from_secs(60));
         assert!(hall.fetches.is_empty(), "the next poll is an hour off");

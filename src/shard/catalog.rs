@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use url::Url;
 
@@ -25,6 +25,7 @@ use crate::stream::template::{self, FillError};
 use crate::stream::{self, action};
 
 use super::places::Wanted;
+use super::refresh_mark::RefreshMark;
 
 /// What one caller watches: a stream, filled in, and what of it they are shown. Equal for two callers exactly if they get the
 /// same sequence; [`StreamKey::is_polled_with`] if they may share each other's responses.
@@ -44,6 +45,8 @@ pub struct StreamKey {
     direct: bool,
     /// Of what is polled: all facets have the same.
     hash: u64,
+    /// What other processes tell it by, once that was asked for.
+    mark: OnceLock<RefreshMark>,
 }
 
 impl StreamKey {
@@ -63,9 +66,9 @@ impl StreamKey {
 
     /// The same stream, another part of its value.
     fn with_facet(&self, facet: Facet) -> StreamKey {
-        let StreamKey { name, params, target, revision, direct, hash, .. } = self;
-        let (name, params, target) = (Arc::clone(name), params.clone(), Arc::clone(target));
-        StreamKey { name, params, target, revision: *revision, facet, direct: *direct, hash: *hash }
+        let StreamKey { name, params, target, revision, direct, hash, mark, .. } = self;
+        let (name, params, target, mark) = (Arc::clone(name), params.clone(), Arc::clone(target), mark.clone());
+        StreamKey { name, params, target, revision: *revision, facet, direct: *direct, hash: *hash, mark }
     }
 
     /// What `select` leaves of what is shown.
@@ -81,6 +84,20 @@ impl StreamKey {
     /// The hash of what is polled, the same on every core of the process.
     pub fn hash_value(&self) -> u64 {
         self.hash
+    }
+
+    /// What tells its upstream request from all others, whatever else of the stream may be changed. Of those that callers describe
+    /// the headers count too: it is by them that these callers are told apart.
+    pub(super) fn course(&self) -> impl Hash {
+        let headers = if self.direct { &*self.target.options.headers } else { &[] };
+        let headers: Vec<_> = headers.iter().map(|(name, value)| (name, value.expose_secret())).collect();
+        (&self.name, &self.target.options.method, self.target.url.as_str(), &self.target.body, headers)
+    }
+
+    /// What other processes tell it by: the same in each that would send the same request.
+    pub fn mark(&self) -> RefreshMark {
+        let Target { options, url, body, .. } = &*self.target;
+        *self.mark.get_or_init(|| RefreshMark::of(&self.name, &options.method, url.as_str(), body.as_deref()))
     }
 
     /// The hash of what is shown, by which a subject's different streams are counted.
@@ -349,6 +366,7 @@ impl Catalog {
             facet: Facet::WHOLE,
             direct: true,
             hash: hasher.finish(),
+            mark: OnceLock::new(),
         })
     }
 
@@ -520,6 +538,7 @@ impl Catalog {
             facet: Facet::WHOLE,
             direct: false,
             hash: hasher.finish(),
+            mark: OnceLock::new(),
         })
     }
 }

@@ -12,20 +12,20 @@ use std::time::Duration;
 
 use crate::auth::ephemeral::{STREAM_PREFIX, is_stream_name};
 use crate::auth::ephemeral_record::SharedSession;
-use crate::auth::grant::{CredentialKind, Grant};
+use crate::auth::grant::{CredentialKind, Grant, GrantRecord};
 use crate::codec::direct::{self, DirectBody, DirectRequest};
 use crate::codec::http::Head;
 use crate::codec::message::{ClientId, CloseReason, ErrorCode, StreamState};
 use crate::connection::handshake::{Page, Refusal};
 use crate::connection::{BodyPurpose, Caller, DirectAsk, Opening, Reply, StreamRequest};
 use crate::guard::{Blocked, DirectOptions, HeaderFault};
-use crate::ids::{ResumePoint, StreamId};
+use crate::ids::{Holder, ResumePoint, StreamId};
 use crate::stream;
 use crate::stream::poll::{RESTART_MIN, UpstreamCode};
 use crate::stream::select::Select;
 use crate::stream::template::UrlTemplate;
 
-use super::requests::Judged;
+use super::requests::{BY_API_KEY, Judged, SUBJECT};
 use super::{Shard, StreamKey};
 
 /// What stands where a configured stream has its template: the URL itself is the target's.
@@ -108,11 +108,28 @@ impl Shard {
             interval,
             method: method.to_owned(),
             headers,
+            described_by: Some(self.asker(grant)),
             ..bounded(stream::Options::new(id, NO_TEMPLATE.clone()), options)
         };
         let body = body.map(Arc::from);
         let key = self.options.catalog.direct_key(name, stream, aim.url().clone(), body).ok_or_else(off)?;
         Ok(Arc::new(key))
+    }
+
+    /// Whom a stream that `grant` describes is polled for: its subject, or whoever has that credential.
+    pub(super) fn asker(&self, grant: &Grant) -> Holder {
+        let of_token = || self.ledger.holder("token", (grant.issuer(), grant.token()));
+        self.subject(grant).unwrap_or_else(of_token)
+    }
+
+    /// The same of the maker of a session.
+    fn asker_of(&self, maker: &GrantRecord) -> Holder {
+        let kind = if maker.api_key.is_some() { BY_API_KEY } else { SUBJECT };
+        let (issuer, sub) = (maker.rights.issuer.as_deref(), maker.sub.as_deref());
+        sub.map_or_else(
+            || self.ledger.holder("token", (issuer, maker.token)),
+            |sub| self.ledger.holder(kind, (issuer, sub)),
+        )
     }
 
     /// A stream that was described to another process, under the configuration of this one. It goes by the name that it has
@@ -132,6 +149,7 @@ impl Shard {
             interval: Duration::from_millis(request.interval_ms).max(options.interval_min),
             method: if request.post { "POST" } else { "GET" }.to_owned(),
             headers: request.headers,
+            described_by: Some(self.asker_of(&request.maker)),
             ..bounded(stream::Options::new(id, NO_TEMPLATE.clone()), options)
         };
         let body = request.body.map(|body| Arc::from(body.expose_secret()));

@@ -85,8 +85,7 @@ impl Shard {
             let ttl_max = self.may_describe(&grant)?.session_ttl_max;
             let ttl = said.ttl_s.map_or(ttl_max, |seconds| Duration::from_secs(seconds).min(ttl_max));
             // Whoever has no subject is known by the credential.
-            let of_token = || self.ledger.holder("token", (grant.issuer(), grant.token()));
-            let holder = self.subject(&grant).unwrap_or_else(of_token);
+            let holder = self.asker(&grant);
             let token = self.new_session_token();
             Ok(Ephemeral {
                 id: ephemeral::id_of(token.expose_secret()).expect("a token of ours is one"),

@@ -18,6 +18,7 @@ use crate::auth::marks::Marks;
 use crate::ids::{EphemeralId, Holder, ProcessId, StreamId};
 use crate::limits::Limits;
 use crate::stream::budget::Budgets;
+use crate::stream::succession::Successions;
 use crate::time::Instant;
 
 use super::ephemeral_table::Ephemerals;
@@ -125,6 +126,7 @@ pub struct Ledger {
     hooks: Mutex<HooksSeen>,
     tickets: Tickets,
     budgets: Arc<Budgets>,
+    successions: Successions,
     ephemerals: Ephemerals,
     direct_key: OnceLock<DirectKey>,
     process: ProcessId,
@@ -145,6 +147,7 @@ impl Default for Ledger {
             marks: Marks::default(),
             tickets: Tickets::default(),
             budgets: Arc::default(),
+            successions: Successions::default(),
             hooks: Mutex::default(),
             ephemerals: Ephemerals::default(),
             direct_key: OnceLock::new(),
@@ -156,6 +159,11 @@ impl Ledger {
     /// What was said of users, sessions and tokens.
     pub fn marks(&self) -> &Marks {
         &self.marks
+    }
+
+    /// What streams leave to those that take their places.
+    pub fn successions(&self) -> &Successions {
+        &self.successions
     }
 
     /// How often upstreams may be asked.

@@ -20,6 +20,7 @@ use crate::secret::Secret;
 use crate::time::{Instant, Now};
 
 use super::ephemeral_table::Ephemeral;
+use super::refresh_mark::Refreshed;
 
 /// A question to somebody outside of the cores: Redis, or whoever fetches key sets. Each is answered by
 /// [`super::Input::Found`], within [`crate::limits::LOOKUP_TIMEOUT`] of the shell's own.
@@ -153,6 +154,9 @@ pub enum Order {
         /// Which, sealed.
         sealed: Vec<u8>,
     },
+    /// To tell all other processes that an action has changed what this shows. Where the store is away it is left undone, as
+    /// above.
+    Refresh(Refreshed),
 }
 
 /// A session's record, as Redis holds it.

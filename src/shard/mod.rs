@@ -28,6 +28,8 @@ mod managed;
 mod open;
 mod owner;
 mod places;
+mod refresh;
+mod refresh_mark;
 mod rendition;
 mod renewal;
 mod requests;
@@ -65,6 +67,7 @@ use crate::metrics::CoreMetrics;
 use crate::stream::action::{ActResult, Call};
 use crate::stream::budget::{Budgets, Lane, PollLeave};
 use crate::stream::poll::{FetchRequest, FetchResult, PollNo, Status, UpstreamCode};
+use crate::stream::succession::UnderWay;
 use crate::time::{Instant, Now};
 use crate::{auth, connection, stream};
 
@@ -78,6 +81,7 @@ pub use self::lookup::{
 };
 pub use self::mail::Mail;
 pub use self::places::{Full, Wanted};
+pub use self::refresh_mark::{MARK_BYTES, RefreshMark, Refreshed};
 pub use self::rng::Rng;
 pub use self::stats::Stats;
 
@@ -177,6 +181,8 @@ pub enum Input<'a> {
         /// Which, sealed.
         sealed: Vec<u8>,
     },
+    /// Another process has carried out an action that has changed what these show.
+    PeerRefresh(Arc<[Refreshed]>),
     /// Marks were set: the connections of those whom they concern are to be looked at.
     Control(Arc<[Concerned]>),
     /// The store of sessions and tickets answers, or does not any more. «Answers» is said again where something may have been
@@ -221,6 +227,8 @@ pub enum Output {
         request: FetchRequest,
         /// Leave to send it: what came of it is to be told.
         leave: PollLeave,
+        /// To be dropped when the upstream has been asked and has answered, or will not any more.
+        under_way: UnderWay,
     },
     /// Wait for the next value of an upstream that speaks a stream, and connect to it where there is no connection; bring back
     /// [`Input::Fetched`].
@@ -545,6 +553,7 @@ impl Shard {
             Input::Found { ask, found } => self.found(ask, found),
             Input::PeerRenewal { connection, sealed, ask } => self.peer_asks_to_renew(connection, &sealed, ask),
             Input::PeerHook { id, sealed } => self.peer_was_hooked(&id, &sealed),
+            Input::PeerRefresh(refreshed) => self.peer_has_refreshed(&refreshed),
             Input::Control(concerned) => self.control(&concerned),
             Input::StoreState { up } => {
                 self.store_state(up);

@@ -13,12 +13,18 @@ use crate::ids::{CoreId, Epoch, StreamId};
 use crate::metrics::PollResult;
 use crate::stream::budget::{Ask, Lane, PollLeave, Slot, Wait, Why};
 use crate::stream::log::{Event, History};
-use crate::stream::poll::{Failure, FetchResult, PollNo, StreamState, UpstreamCode};
+use crate::stream::poll::{Failure, FetchResult, PollNo, Record, StreamState, UpstreamCode};
+use crate::stream::rest::Rest;
+use crate::stream::succession::{Course, UnderWay};
 use crate::stream::{CaughtUp, Compared, SequenceNo, Step, Stream};
 use crate::time::Instant;
 
 use super::catalog::PolledKey;
 use super::{Mail, Notice, Output, Shard, StreamKey, Timer};
+
+/// Least and longest time between two looks whether the poll of the stream before has ended; in between it is a quarter of what
+/// has been waited.
+const PREDECESSOR_LOOKS: [Duration; 2] = [Duration::from_millis(10), Duration::from_secs(1)];
 
 /// A stream and those who want to hear of it.
 #[derive(Debug)]
@@ -26,6 +32,10 @@ pub(super) struct Owned {
     /// Of the first who asked for it; what else it has in common with the keys of `audiences` is what is polled.
     pub(super) key: Arc<StreamKey>,
     pub(super) stream: Stream,
+    /// What it has in common with those before and after it at the same request.
+    course: Arc<Course>,
+    /// Where it follows its upstream: that it does, or tries to.
+    under_way: Option<UnderWay>,
     /// Whom it asks, together with others.
     lane: Arc<Lane>,
     /// What tells whether it has got other secrets since, and with them another lane.
@@ -96,6 +106,18 @@ impl Owned {
         self.audiences.iter().find(|audience| audience.no == no)
     }
 
+    /// Tells those who come after it how it stands with its upstream.
+    fn leave_record(&self) {
+        self.course.leave(&self.lane, self.key.revision, self.stream.record());
+    }
+
+    /// Tells them that it polls just now. How that ends nobody knows, so that they wait for no failure before it.
+    fn leave_start(&self) {
+        let record = self.stream.record();
+        let record = Record { last_start: record.last_start, failures: record.failures, ..Record::default() };
+        self.course.leave(&self.lane, self.key.revision, record);
+    }
+
     /// Waits for no leave any more: who waits behind it need not.
     fn ask_no_more(&mut self) {
         self.slot.leave();
@@ -155,6 +177,11 @@ impl Shard {
         let last = PollNo(u64::from(self.generation) << 32);
         let id = &key.target.options.id;
         let mut stream = Stream::new(Arc::clone(&key.target), self.rng.u64(), last);
+        let lane = self.ledger.budgets().lane(&key.target);
+        let course = self.ledger.successions().course(self.now.at, key.course());
+        if let Some(left) = course.left_to(&lane, key.revision) {
+            stream.take_up(self.now.at, left);
+        }
         if let Some(start) = self.starts.take(key.hash_value(), self.now.at) {
             stream.started_before(start);
         }
@@ -164,8 +191,10 @@ impl Shard {
         let owned = Owned {
             key: Arc::clone(key),
             stream,
+            course,
+            under_way: None,
             credential_version: key.target.options.credential.version(),
-            lane: self.ledger.budgets().lane(&key.target),
+            lane,
             slot: Slot::of(&key.target),
             held_since: None,
             generation: self.generation,
@@ -226,7 +255,8 @@ impl Shard {
         true
     }
 
-    /// Counts one stream more, if there may be; one that lingers makes place for it.
+    /// Counts one stream more, if there may be; one that lingers makes place for it, if need be one whose upstream wants to be
+    /// left alone.
     fn take_place(&mut self, for_one: Option<u32>) -> Option<()> {
         let most = self.ledger.bounds(&self.options.limits).streams;
         if self.ledger.open_stream(most).is_ok() {
@@ -236,7 +266,8 @@ impl Shard {
             .streams
             .iter()
             .filter(|(index, owned)| !owned.parked && !owned.is_watched() && Some(*index) != for_one);
-        let (index, _) = lingering.min_by_key(|(_, owned)| owned.used)?;
+        let now = self.now.at;
+        let (index, _) = lingering.min_by_key(|(_, owned)| (owned.stream.is_put_off(now), owned.used))?;
         self.evict(index);
         self.ledger.open_stream(most).ok()
     }
@@ -253,7 +284,8 @@ impl Shard {
         if most == 0 || parked().count() <= most {
             return;
         }
-        if let Some((oldest, _)) = parked().min_by_key(|(_, owned)| owned.used) {
+        let now = self.now.at;
+        if let Some((oldest, _)) = parked().min_by_key(|(_, owned)| (owned.stream.is_put_off(now), owned.used)) {
             self.evict(oldest);
         }
     }
@@ -281,6 +313,7 @@ impl Shard {
 
     pub(super) fn evict(&mut self, index: u32) {
         let Some(mut owned) = self.streams.remove(index) else { return };
+        owned.leave_record();
         if let Some(poll) = owned.stream.give_up() {
             self.outputs.push_back(Output::Unfollow { stream: index, poll });
         }
@@ -371,10 +404,16 @@ impl Shard {
 
     /// The same for all that is polled of one stream, for those outside, who may say so as often as they like.
     pub(super) fn refresh_stream(&mut self, id: &StreamId) {
+        self.refresh_those(id, |_| true);
+    }
+
+    /// The same for what of it is `meant`.
+    pub(super) fn refresh_those(&mut self, id: &StreamId, meant: impl Fn(&StreamKey) -> bool) {
         let now = self.now.at;
         let places: Vec<u32> = self.streams_of.get(id).into_iter().flatten().copied().collect();
         for index in places {
-            if self.streams.at_mut(index).is_some_and(|owned| owned.stream.poll_soon(now)) {
+            let owned = self.streams.at_mut(index).filter(|owned| meant(&owned.key));
+            if owned.is_some_and(|owned| owned.stream.poll_soon(now)) {
                 self.plan_poll(index);
             }
         }
@@ -391,6 +430,7 @@ impl Shard {
         if stopped {
             owned.stream.pause();
             owned.ask_no_more();
+            owned.under_way = None;
             if let Some(poll) = owned.stream.give_up() {
                 self.outputs.push_back(Output::Unfollow { stream: index, poll });
             }
@@ -442,7 +482,12 @@ impl Shard {
 
     fn start_stream(&mut self, index: u32) {
         let Some(owned) = self.streams.at_mut(index) else { return };
-        owned.stream.start(self.now.at);
+        let now = self.now.at;
+        owned.stream.start(now);
+        if let Some(until) = owned.lane.rests.until(&owned.key.target.url, now) {
+            // When it looks nobody minds; what it may hope for is told to whoever comes meanwhile.
+            owned.stream.hold(now, until, None);
+        }
         self.plan_poll(index);
     }
 
@@ -488,6 +533,7 @@ impl Shard {
         owned.linger_until = None;
         owned.stream.stop();
         owned.ask_no_more();
+        owned.under_way = None;
         if let Some(poll) = owned.stream.give_up() {
             self.outputs.push_back(Output::Unfollow { stream: index, poll });
         }
@@ -531,10 +577,21 @@ impl Shard {
             owned.slot.reset();
             owned.lane = self.ledger.budgets().lane(&owned.key.target);
         }
+        if let Some(until) = owned.lane.rests.until(&owned.key.target.url, now) {
+            // Another stream of that URL was told so, which this one may have been before it was changed or evicted.
+            return self.held_back(index, Wait { until, spread: Duration::ZERO, look: Duration::MAX, why: Why::Spent });
+        }
+        let begins = || owned.course.begin(&owned.lane, &owned.key.target);
+        let Some(under_way) = owned.under_way.take().or_else(begins) else {
+            return self.wait_for_predecessor(index);
+        };
         if owned.stream.follows() {
             let (held, lane) = (owned.stream.holds_value(), Arc::clone(&owned.lane));
+            owned.held_since = None;
             if let Some((poll, request)) = owned.stream.begin(now) {
                 owned.begun = now;
+                owned.under_way = Some(under_way);
+                owned.leave_start();
                 self.outputs.push_back(Output::Next { stream: index, poll, request, lane, held });
             }
             return;
@@ -552,8 +609,25 @@ impl Shard {
         owned.held_since = None;
         if let Some((poll, request)) = owned.stream.begin(now) {
             owned.begun = now;
-            self.outputs.push_back(Output::Fetch { stream: index, poll, request, leave });
+            owned.leave_start();
+            self.outputs.push_back(Output::Fetch { stream: index, poll, request, leave, under_way });
         }
+    }
+
+    /// A poll of the stream that was here before is under way still, or one that was begun before it was stopped: it is looked
+    /// whether it has ended, the less often the longer it takes.
+    fn wait_for_predecessor(&mut self, index: u32) {
+        let now = self.now.at;
+        let Some(owned) = self.streams.at_mut(index) else { return };
+        let [least, longest] = PREDECESSOR_LOOKS;
+        // Whoever would not go if its turn came holds none of those up who would.
+        owned.slot.leave();
+        let look = (now.since(*owned.held_since.get_or_insert(now)) / 4).clamp(least, longest);
+        let until = now + look + self.part_of(look / 4);
+        if let Some(owned) = self.streams.at_mut(index) {
+            owned.stream.hold(until, until, None);
+        }
+        self.plan_poll(index);
     }
 
     /// A poll that is due may not begin: who watches is told where that matters.
@@ -601,7 +675,15 @@ impl Shard {
         let (not_modified, took) =
             (matches!(&result, Ok(response) if response.status == 304), now.at.since(owned.begun));
         owned.choose_wanted(now.at);
+        let rest = Rest::of(&result);
         let step = owned.stream.fetched(now, index, poll, result);
+        if !matches!(step, Step::Unexpected) {
+            rest.tell(&owned.lane, &owned.key.target.url, now.at);
+        }
+        if matches!(step, Step::Failed(_)) {
+            owned.under_way = None;
+            owned.leave_record();
+        }
         if !matches!(step, Step::Unexpected) {
             self.metrics.poll_duration.observe(took);
         }
@@ -619,6 +701,9 @@ impl Shard {
             return self.catch_up_sequences(index);
         }
         let step = owned.stream.compared(now, compared);
+        if matches!(step, Step::Failed(_)) {
+            owned.leave_record();
+        }
         self.count_poll(&step, false);
         self.stepped(index, step);
     }
@@ -914,6 +999,181 @@ mod tests {
         let select = crate::stream::select::Select::parse("$.a").expect("a path");
         let selecting = second.selecting(select);
         assert!(!ask(&selecting));
+    }
+
+    fn watch(key: &Arc<StreamKey>) -> Input<'static> {
+        Input::Mail(Mail::Watch { key: Arc::clone(key), from: CoreId(0), attach: true })
+    }
+
+    fn unwatch(key: &Arc<StreamKey>) -> Input<'static> {
+        Input::Mail(Mail::Unwatch { key: Arc::clone(key), from: CoreId(0) })
+    }
+
+    fn status_of(shard: &Shard, key: &Arc<StreamKey>, ms: u64) -> (StreamState, Option<Duration>) {
+        let index = shard.owned(key).expect("it is polled");
+        let status = shard.streams.at(index).expect("it is there").stream.status(at(ms).at);
+        (status.state, status.retry_in)
+    }
+
+    #[test]
+    fn an_evicted_stream_waits_as_long_as_it_would_have() {
+        let (mut shard, [a, b]) = shard(Duration::from_secs(10));
+        shard.handle(at(0), watch(&a));
+        shard.handle(at(0), Input::Timeout);
+        let [(stream, poll)] = fetches(&mut shard)[..] else { panic!("one poll of a") };
+        let retry_after = Some(Duration::from_secs(120));
+        let away = answer("").map(|response| FetchResponse { status: 502, retry_after, ..response });
+        shard.handle(at(10), Input::Fetched { stream, poll, result: away });
+        shard.handle(at(20), unwatch(&a));
+        shard.handle(at(20), watch(&b));
+        shard.handle(at(20), Input::Timeout);
+        let [(stream, poll)] = fetches(&mut shard)[..] else { panic!("one poll of b, in the place of a") };
+        shard.handle(at(30), Input::Fetched { stream, poll, result: answer("1") });
+        shard.handle(at(40), unwatch(&b));
+        shard.handle(at(40), watch(&a));
+        shard.handle(at(40), Input::Timeout);
+        assert_eq!(status_of(&shard, &a, 40), (StreamState::Failing, Some(Duration::from_millis(120_010 - 40))));
+        for ms in (40..120_010).step_by(970) {
+            shard.handle(at(ms), Input::Mail(Mail::Refresh { key: Arc::clone(&a) }));
+            shard.handle(at(ms), Input::Timeout);
+            assert!(fetches(&mut shard).is_empty(), "after {ms} ms");
+        }
+        shard.handle(at(120_010), Input::Timeout);
+        assert_eq!(fetches(&mut shard).len(), 1);
+    }
+
+    #[test]
+    fn what_an_evicted_streams_poll_brings_at_last_holds_the_next_one() {
+        for is_put_off in [true, false] {
+            let (mut shard, [a, b]) = shard(Duration::from_millis(100));
+            shard.handle(at(0), watch(&a));
+            shard.handle(at(0), Input::Timeout);
+            let under_way = std::iter::from_fn(|| shard.poll_output()).find_map(|output| match output {
+                Output::Fetch { under_way, .. } => Some(under_way),
+                _ => None,
+            });
+            shard.handle(at(1), unwatch(&a));
+            shard.handle(at(1), watch(&b));
+            shard.handle(at(2), unwatch(&b));
+            shard.handle(at(2), watch(&a));
+            for ms in (3..5_000).step_by(10) {
+                shard.handle(at(ms), Input::Timeout);
+                assert!(fetches(&mut shard).is_empty(), "its poll is under way after {ms} ms");
+            }
+            let mut result = answer("1");
+            if let (Ok(response), true) = (&mut result, is_put_off) {
+                (response.status, response.retry_after) = (503, Some(Duration::from_secs(60)));
+            }
+            under_way.expect("a poll of a").end(at(5_000).at, &result);
+            // It looks often enough.
+            let mut polled = 0;
+            for ms in (5_000..7_000).step_by(10) {
+                shard.handle(at(ms), Input::Timeout);
+                polled += fetches(&mut shard).len();
+            }
+            assert_eq!(polled, usize::from(!is_put_off));
+            if is_put_off {
+                let told = (StreamState::Failing, Some(Duration::from_secs(65 - 7)));
+                assert_eq!(status_of(&shard, &a, 7_000), told);
+                shard.handle(at(65_000), Input::Timeout);
+                assert_eq!(fetches(&mut shard).len(), 1);
+            }
+        }
+    }
+
+    #[test]
+    fn those_go_first_whose_upstreams_want_nothing() {
+        let streams = ["a", "b", "c"].map(|id| stream(id, Duration::from_secs(10)));
+        let catalog = Catalog::new(&streams, None, 7);
+        let anonymous = crate::auth::grant::Grant::anonymous(&mut Default::default());
+        let [a, b, c] = ["a", "b", "c"].map(|id| catalog.resolve(&anonymous, id, &[]).expect("anyone may watch it"));
+        let limits = Limits { streams: 2, ..Limits::default() };
+        let (connection, auth) = (connection::Options::default(), auth::Options::default());
+        let options = Arc::new(Options { connection, auth, limits, catalog });
+        let mut shard = Shard::new(CoreId(0), 1, options, Arc::default(), Arc::default(), [7; 32], at(0));
+        for (key, result) in
+            [(&a, Err(FetchError { code: UpstreamCode::Timeout, detail: String::new() })), (&b, answer("1"))]
+        {
+            shard.handle(at(0), watch(key));
+            shard.handle(at(0), Input::Timeout);
+            let [(stream, poll)] = fetches(&mut shard)[..] else { panic!("a poll of each") };
+            shard.handle(at(0), Input::Fetched { stream, poll, result });
+        }
+        shard.handle(at(1), unwatch(&a));
+        shard.handle(at(2), unwatch(&b));
+        shard.handle(at(3), watch(&c));
+        assert!(shard.owned(&a).is_some() && shard.owned(&b).is_none(), "a is older, and waits after a failure");
+    }
+
+    /// Two streams of one URL, polled so often, and what they are in `previous`' place.
+    fn of_one_url(interval: Duration, previous: Option<&Options>) -> (Arc<Options>, [Arc<StreamKey>; 2]) {
+        let url = UrlTemplate::parse::<&str>("http://upstream.example/one", &[]).expect("a URL");
+        let streams = ["a", "b"].map(|id| {
+            let options = stream(id, interval);
+            Arc::new(stream::Options { url: url.clone(), ..(*options).clone() })
+        });
+        let catalog = Catalog::new(&streams, previous.map(|previous| &previous.catalog), 7);
+        let (connection, auth) = (connection::Options::default(), auth::Options::default());
+        let anonymous = crate::auth::grant::Grant::anonymous(&mut Default::default());
+        let keys = ["a", "b"].map(|id| catalog.resolve(&anonymous, id, &[]).expect("anyone may watch it"));
+        (Arc::new(Options { connection, auth, limits: Limits::default(), catalog }), keys)
+    }
+
+    #[test]
+    fn a_stream_that_is_changed_leaves_its_url_alone_for_as_long_as_the_upstream_has_asked_before() {
+        /// When both are polled.
+        const BEGUN_MS: u64 = 500;
+        let watch = |key: &Arc<StreamKey>| Mail::Watch { key: Arc::clone(key), from: CoreId(0), attach: true };
+        let unavailable = || {
+            let retry_after = Some(Duration::from_secs(60));
+            answer("").map(|response| FetchResponse { status: 503, retry_after, ..response })
+        };
+        // Whether the other stream of the URL is given a value after all.
+        for is_back in [false, true] {
+            let (options, [a, b]) = of_one_url(Duration::from_secs(1), None);
+            let (metrics, ledger) = (Arc::new(CoreMetrics::default()), Arc::default());
+            let mut shard = Shard::new(CoreId(0), 1, Arc::clone(&options), ledger, metrics, [7; 32], at(0));
+            shard.handle(at(0), Input::Mail(watch(&a)));
+            shard.handle(at(0), Input::Mail(watch(&b)));
+            // Before an origin's first answer one asks for all, and the other one then.
+            let polls: Vec<_> = (0..BEGUN_MS)
+                .flat_map(|ms| {
+                    shard.handle(at(ms), Input::Timeout);
+                    fetches(&mut shard)
+                })
+                .collect();
+            let of = |key| polls.iter().copied().find(|(stream, _)| shard.owned(key) == Some(*stream));
+            let [of_a, of_b] = [of(&a), of(&b)].map(|poll| poll.expect("a poll of each"));
+            shard.handle(at(BEGUN_MS + 10), Input::Fetched { stream: of_a.0, poll: of_a.1, result: unavailable() });
+            if is_back {
+                shard.handle(at(BEGUN_MS + 20), Input::Fetched { stream: of_b.0, poll: of_b.1, result: answer("1") });
+            }
+            let (options, [changed, _]) = of_one_url(Duration::from_secs(2), Some(&options));
+            assert!(changed != a, "it is another stream");
+            shard.handle(at(BEGUN_MS + 30), Input::Reload(options));
+            shard.handle(at(BEGUN_MS + 30), Input::Mail(watch(&changed)));
+            shard.handle(at(BEGUN_MS + 30), Input::Timeout);
+            assert!(fetches(&mut shard).is_empty(), "it waits as it would have after a failure");
+            let index = shard.owned(&changed).expect("it is polled");
+            if is_back {
+                shard.handle(at(BEGUN_MS + 2_010), Input::Timeout);
+                assert!(fetches(&mut shard).iter().any(|(stream, _)| *stream == index), "and no longer than that");
+                continue;
+            }
+            let status =
+                |shard: &Shard, ms: u64| shard.streams.at(index).expect("it is there").stream.status(at(ms).at);
+            let told = status(&shard, BEGUN_MS + 30);
+            assert_eq!((told.state, told.code), (StreamState::Failing, Some(UpstreamCode::RateLimited)));
+            assert_eq!(told.retry_in, Some(Duration::from_millis(60_010 - 30)));
+            // Whoever asks for it does not make it sooner.
+            for ms in (1_000..60_010).step_by(500) {
+                shard.handle(at(BEGUN_MS + ms), Input::Mail(Mail::Refresh { key: Arc::clone(&changed) }));
+                shard.handle(at(BEGUN_MS + ms), Input::Timeout);
+                assert!(fetches(&mut shard).is_empty(), "after {ms} ms");
+            }
+            shard.handle(at(BEGUN_MS + 60_010), Input::Timeout);
+            assert!(fetches(&mut shard).iter().any(|(stream, _)| *stream == index));
+        }
     }
 
     #[test]

@@ -53,6 +53,10 @@ pub(super) enum Judged {
     Later,
 }
 
+/// What the holder of a subject's limits is made of: a user whose id is spelled like an API key's is not that key.
+pub(super) const SUBJECT: &str = "subject";
+pub(super) const BY_API_KEY: &str = "subject by API key";
+
 impl Shard {
     /// A connection was accepted from `peer`.
     ///
@@ -751,8 +755,7 @@ impl Shard {
 
     /// Whom the subject's limits count `grant` for.
     pub(super) fn subject(&self, grant: &Grant) -> Option<Holder> {
-        // A user whose id is spelled like an API key's is not that key.
-        let kind = if grant.api_key().is_some() { "subject by API key" } else { "subject" };
+        let kind = if grant.api_key().is_some() { BY_API_KEY } else { SUBJECT };
         grant.sub().map(|sub| self.ledger.holder(kind, (grant.issuer(), sub)))
     }
 

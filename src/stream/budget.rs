@@ -29,6 +29,7 @@ use super::bucket::{Bucket, Place, Taken};
 use super::credential::Credential;
 use super::oauth;
 use super::poll::{FetchError, FetchResponse, Target, UpstreamCode};
+use super::rest::Rests;
 
 /// One `[[upstream]]` of the configuration.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -164,6 +165,7 @@ impl Budgets {
             origin: Arc::clone(shared),
             whose,
             spending: Mutex::default(),
+            rests: Rests::default(),
         });
         table.lanes.insert((origin, whose), Arc::clone(&lane));
         lane
@@ -187,7 +189,9 @@ impl Table {
     /// Lets go of what nobody uses, where there is too much of it: what holds nothing back first.
     fn make_room(&mut self) {
         if self.lanes.len() >= LANES_MAX {
-            self.lanes.retain(|_, lane| Arc::strong_count(lane) > 1 || lock(&lane.spending).is_limited());
+            self.lanes.retain(|_, lane| {
+                Arc::strong_count(lane) > 1 || lock(&lane.spending).is_limited() || lane.rests.is_any()
+            });
         }
         if self.lanes.len() >= LANES_MAX {
             self.lanes.retain(|_, lane| Arc::strong_count(lane) > 1);
@@ -210,6 +214,8 @@ pub struct Lane {
     origin: Arc<Origin>,
     whose: Whose,
     spending: Mutex<Spending>,
+    /// What of it is to be left alone.
+    pub rests: Rests,
 }
 
 /// An answer to who wants to send a request.

@@ -60,6 +60,8 @@ pub struct Credential {
     pub headers: Vec<(String, Live)>,
     /// `client_cert` and `client_key`.
     pub identity: Option<ClientIdentity>,
+    /// What of it is not there, a sentence without a secret: until it is, nothing is asked. `None`: all of it is.
+    pub lacks: Option<Arc<str>>,
 }
 
 /// What one request carries. Nothing of it is shown anywhere.
@@ -199,6 +201,7 @@ mod tests {
                 "key.pem".into(),
                 IdentityPem { cert: text.into(), key: Secret::new(text) },
             )),
+            lacks: None,
         };
         let (held, newer) = (of("old"), of("new"));
         assert_eq!(held, newer);

@@ -62,6 +62,8 @@ pub struct Newest {
 pub struct Events {
     wanted: Vec<String>,
     bytes_max: usize,
+    /// Events that have ended, wanted or not.
+    ended: u64,
     reader: Reader,
 }
 
@@ -80,7 +82,7 @@ impl Events {
             Kind::Sse => Reader::Sse(Decoder::new(bytes_max)),
             Kind::Ndjson => Reader::Lines(Vec::new()),
         };
-        Events { wanted: following.events.clone(), bytes_max, reader }
+        Events { wanted: following.events.clone(), bytes_max, ended: 0, reader }
     }
 
     /// Reads on: the last value in `input`, if one ended there.
@@ -92,6 +94,7 @@ impl Events {
         match &mut self.reader {
             Reader::Sse(decoder) => {
                 while let Some(event) = decoder.next(&mut input)? {
+                    self.ended += 1;
                     let wanted = self.wanted.is_empty() || self.wanted.iter().any(|name| name == event.event);
                     if wanted && !event.data.is_empty() {
                         newest = Some(Newest { data: event.data.as_bytes().to_vec(), id: None });
@@ -111,6 +114,7 @@ impl Events {
                     // An empty line keeps the connection in use.
                     let whole = std::mem::take(line);
                     if !whole.trim_ascii().is_empty() {
+                        self.ended += 1;
                         newest = Some(Newest { data: whole, id: None });
                     }
                 }
@@ -118,6 +122,11 @@ impl Events {
             }
         }
         Ok(newest)
+    }
+
+    /// How many events have ended, wanted or not. Comments and empty lines are none.
+    pub fn ended(&self) -> u64 {
+        self.ended
     }
 
     /// The id to go on from by now, be it of an event that is no value; empty where there is none.

@@ -19,8 +19,10 @@ pub mod oauth;
 pub mod pace;
 pub mod poll;
 pub mod proxy;
+pub mod rest;
 pub mod schema;
 pub mod select;
+pub mod succession;
 pub mod template;
 pub mod view;
 
@@ -30,7 +32,7 @@ use std::time::Duration;
 use crate::codec::json::{self, Document, Fingerprint};
 use crate::codec::proof::{Proof, ValueHash};
 use crate::guard::Policy;
-use crate::ids::{Epoch, StreamId};
+use crate::ids::{Epoch, Holder, StreamId};
 use crate::limits;
 use crate::secret::Secret;
 use crate::time::{Instant, Now, WallTime};
@@ -113,6 +115,8 @@ pub struct Options {
     pub filter: Option<Filter>,
     /// Who says where it may be polled from, where its URL does not stand in the operator's file.
     pub guard: Option<Arc<Policy>>,
+    /// Whoever has described it first, where a caller has.
+    pub described_by: Option<Holder>,
 }
 
 impl Options {
@@ -153,6 +157,7 @@ impl Options {
             proof: Proof::default(),
             filter: None,
             guard: None,
+            described_by: None,
         }
     }
 
@@ -667,6 +672,21 @@ impl Stream {
     /// The status, once after each change of its state.
     pub fn status_change(&mut self, now: Instant) -> Option<Status> {
         self.poller.status_change(now)
+    }
+
+    /// How it stands with its upstream, for the stream that takes its place.
+    pub fn record(&self) -> poll::Record {
+        self.poller.record()
+    }
+
+    /// Goes on where the stream before it has left off.
+    pub fn take_up(&mut self, now: Instant, left: poll::Record) {
+        self.poller.take_up(now, left);
+    }
+
+    /// Whether its upstream is to be left alone for a while.
+    pub fn is_put_off(&self, now: Instant) -> bool {
+        self.poller.is_put_off(now)
     }
 
     /// Polls from now on, at once where the upstream's wishes allow it.

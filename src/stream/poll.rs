@@ -123,6 +123,25 @@ pub struct FetchResponse {
     pub received: WallTime,
 }
 
+impl FetchResponse {
+    /// For how long the upstream wants to be asked no more, where it says so. RFC 9110 section 10.2.3: any answer may; gateways
+    /// do with every 5xx. Of a value it is nothing that matters.
+    pub fn asks_to_be_left_alone(&self) -> Option<Duration> {
+        self.retry_after.filter(|_| (400..=599).contains(&self.status))
+    }
+
+    /// What an answer of 400 to 599 is.
+    fn failure_code(&self) -> UpstreamCode {
+        match self.status {
+            // Some say so what others say by 429: GitHub, of its secondary limits.
+            403 | 503 if self.retry_after.is_some() => UpstreamCode::RateLimited,
+            401 | 403 => UpstreamCode::Auth,
+            429 => UpstreamCode::RateLimited,
+            _ => UpstreamCode::Status,
+        }
+    }
+}
+
 /// Why there is no answer.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct FetchError {
@@ -224,6 +243,32 @@ pub struct Status {
     pub retry_in: Option<Duration>,
 }
 
+/// How a stream stands with its upstream, for the one that takes its place.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Record {
+    /// When its last poll began.
+    pub last_start: Option<Instant>,
+    /// Until when it waits after a failure.
+    pub backoff_until: Option<Instant>,
+    /// Its failures in a row.
+    pub failures: u32,
+    /// How its last poll failed, where it did: the code, and the status.
+    pub failure: Option<(UpstreamCode, Option<u16>)>,
+}
+
+impl Record {
+    /// What of it holds where the stream has been configured anew: a failure that may have come of the configuration does not.
+    pub fn after_a_change(self) -> Record {
+        use UpstreamCode::{Blocked, Body, Redirect, Tls, TooLarge};
+        match self.failure {
+            Some((Blocked | Body | Redirect | Tls | TooLarge, _)) => {
+                Record { last_start: self.last_start, ..Record::default() }
+            }
+            _ => self,
+        }
+    }
+}
+
 /// The poll loop of one stream.
 ///
 /// - [`start`](Poller::start) with the first watcher, [`stop`](Poller::stop) after the last;
@@ -239,8 +284,8 @@ pub struct Status {
 /// once by one poll, not by those it missed.
 ///
 /// **Backoff.** After the n-th failure in a row the wait, from the answer on, is uniform in 0..=min(`backoff_max`,
-/// base * 2^n), but at least the interval; base is the interval, at least [`BACKOFF_BASE_MIN`]. `Retry-After` of a 403, 429
-/// or 503 is a minimum that nothing shortens, at most [`RETRY_AFTER_MAX`]. The first success ends it.
+/// base * 2^n), but at least the interval; base is the interval, at least [`BACKOFF_BASE_MIN`]. `Retry-After` of any 4xx
+/// or 5xx is a minimum that nothing shortens, at most [`RETRY_AFTER_MAX`]. The first success ends it.
 #[derive(Debug)]
 pub struct Poller {
     interval: Duration,
@@ -350,6 +395,31 @@ impl Poller {
         self
     }
 
+    /// How it stands with its upstream.
+    pub fn record(&self) -> Record {
+        let Poller { last_start, backoff_until, failures, failure, .. } = *self;
+        // What an administrator or the day's windows have stopped is no failure.
+        let failure = failure.filter(|(code, _)| *code != UpstreamCode::Stopped);
+        Record { last_start, backoff_until, failures, failure }
+    }
+
+    /// Goes on, before it is started, where the stream before it has left off: it keeps to that one's wait after a failure, and
+    /// `restart_min` from its last poll.
+    pub fn take_up(&mut self, now: Instant, left: Record) {
+        self.last_start = left.last_start;
+        if let Some(until) = left.backoff_until.filter(|until| *until > now) {
+            self.backoff_until = Some(until.min(now + self.backoff_max));
+            (self.failures, self.failure) = (left.failures, left.failure);
+            // Its watchers were told.
+            self.told = left.failure.map_or(self.told, |_| StreamState::Failing);
+        }
+    }
+
+    /// Whether its upstream is to be left alone for a while.
+    pub fn is_put_off(&self, now: Instant) -> bool {
+        self.backoff_until.max(self.retry_after_until).is_some_and(|until| until > now)
+    }
+
     /// Nobody waits for the poll under way any more, which may have no end: its number, to be given up.
     pub fn give_up(&mut self) -> Option<PollNo> {
         if matches!(self.turn, Turn::Fetching { .. }) {
@@ -370,7 +440,7 @@ impl Poller {
 
     /// Goes on from a loop of the same stream that was forgotten: its last poll began then.
     pub fn started_before(&mut self, at: Instant) {
-        self.last_start = Some(at);
+        self.last_start = self.last_start.max(Some(at));
     }
 
     /// Someone watches: polls at once, except that the wait after a failure and `restart_min` go on. Where it runs
@@ -381,7 +451,7 @@ impl Poller {
         }
         self.running = true;
         if matches!(self.turn, Turn::Idle) && !self.paused {
-            let spaced = self.rests_until().unwrap_or(now);
+            let spaced = self.spaced_from(now);
             let fresh_until = self.pace.as_ref().and_then(|pace| pace.fresh_until()).filter(|_| self.value_held);
             let waits = [Some(now), Some(spaced), fresh_until, self.backoff_until, self.retry_after_until];
             self.turn = Turn::Waiting { due: waits.into_iter().flatten().max().unwrap_or(now), asked: true };
@@ -407,8 +477,9 @@ impl Poller {
         self.turn = Turn::Idle;
     }
 
-    /// An administrator starts it again: polls at once where someone watches, whatever the interval and the backoff say, but
-    /// not before the upstream's `Retry-After`. Until that poll has ended its watchers are told what they were.
+    /// An administrator starts it again: polls at once where someone watches, whatever the backoff says, but not before the
+    /// upstream's `Retry-After`, nor sooner after the last poll than `restart_min` allows. Until that poll has ended its
+    /// watchers are told what they were.
     pub fn resume(&mut self, now: Instant) {
         if !std::mem::take(&mut self.paused) || self.ended {
             return;
@@ -417,8 +488,14 @@ impl Poller {
         self.failure = None;
         if self.running {
             self.failure = Some((UpstreamCode::Stopped, None));
-            self.turn = Turn::Waiting { due: self.retry_after_until.map_or(now, |at| at.max(now)), asked: true };
+            let due = self.spaced_from(now).max(self.retry_after_until.unwrap_or(now));
+            self.turn = Turn::Waiting { due, asked: true };
         }
+    }
+
+    /// When a poll may start that no interval has planned: not at once where one has just started.
+    fn spaced_from(&self, now: Instant) -> Instant {
+        self.rests_until().map_or(now, |until| until.max(now))
     }
 
     /// Whether an administrator has stopped it.
@@ -597,7 +674,7 @@ impl Poller {
                     // It answers a condition that was not put: the next poll puts none either.
                     self.validators = Validators::default();
                 }
-                let retry_after = matches!(response.status, 403 | 429 | 503).then_some(response.retry_after).flatten();
+                let retry_after = response.asks_to_be_left_alone();
                 Judged::Failed(self.fail(now, again, retry_after.max(self.reconnect), failure))
             }
         }
@@ -730,16 +807,10 @@ fn verdict(response: &FetchResponse, conditional: bool) -> Verdict {
         300..=399 => {
             failure(UpstreamCode::Redirect, format!("answered {}: redirects are not followed", response.status))
         }
-        // Some say so what others say by 429: GitHub, of its secondary limits.
-        403 if response.retry_after.is_some() => {
-            failure(UpstreamCode::RateLimited, "answered 403 with a time to come back".into())
+        400..=599 => {
+            let until = if response.retry_after.is_some() { " with a time to come back" } else { "" };
+            failure(response.failure_code(), format!("answered {}{until}", response.status))
         }
-        401 | 403 => failure(UpstreamCode::Auth, format!("answered {}", response.status)),
-        429 => failure(UpstreamCode::RateLimited, "answered 429".into()),
-        503 if response.retry_after.is_some() => {
-            failure(UpstreamCode::RateLimited, "answered 503 with Retry-After".into())
-        }
-        400..=599 => failure(UpstreamCode::Status, format!("answered {}", response.status)),
         // RFC 9110 section 15: outside 100..=599 a status is invalid, and a 1xx is never the last answer.
         _ => failure(UpstreamCode::Protocol, format!("answered {}, which is no final status", response.status)),
     }
@@ -1157,7 +1228,8 @@ mod tests {
             (403, 120, 120, 120),
             (429, 86_400, 86_400, 86_400),
             (429, 86_401, 86_400, 86_400),
-            (500, 120, 1, 2),
+            (500, 120, 120, 120),
+            (302, 120, 1, 2),
         ] {
             let mut script = script(options(1_000));
             script.poll(Ok(FetchResponse { retry_after: Some(Duration::from_secs(asked_s)), ..answer(status) }));
@@ -1273,6 +1345,71 @@ mod tests {
         assert_eq!(cold.status(script.now), stopped(StreamState::Failing));
         cold.resume(script.now);
         assert_eq!(cold.next_due(), Some(script.now));
+    }
+
+    #[test]
+    fn stopped_and_started_again_and_again_it_polls_once_a_second() {
+        for (interval_ms, spaced_ms) in [(200, 200), (3_600_000, 1_000)] {
+            let mut script = script(options(interval_ms));
+            script.poll(Ok(answer(200)));
+            for _ in 0..5 {
+                let started = script.now;
+                for _ in 0..20 {
+                    script.after_ms(1);
+                    script.poller.pause();
+                    script.poller.resume(script.now);
+                }
+                script.begin();
+                assert_eq!(script.now.since(started), Duration::from_millis(spaced_ms), "{interval_ms}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_next_of_a_stream_goes_on_from_its_wait() {
+        let mut script = script(options(10_000));
+        script.poll(Ok(answer(500)));
+        let left = script.poller.record();
+        let until = left.backoff_until.expect("it waits");
+        assert_eq!((left.failures, left.failure), (1, Some((UpstreamCode::Status, Some(500)))));
+        let mut next = Poller::new(options(10_000));
+        next.take_up(script.now, left);
+        next.start(script.now);
+        assert_eq!(next.next_due(), Some(until));
+        let status = next.status(script.now);
+        let told = (status.state, status.code, status.status, status.retry_in);
+        let waits = Some(until.since(script.now));
+        assert_eq!(told, (StreamState::Failing, Some(UpstreamCode::Status), Some(500), waits));
+        assert!(next.poll_now(script.now), "whoever asks for it is not kept waiting");
+        assert_eq!(next.next_due(), Some(script.now));
+        // The longest wait is its own.
+        let mut hasty = Poller::new(PollOptions { backoff_max: Duration::from_secs(1), ..options(100) });
+        hasty.take_up(script.now, left);
+        hasty.start(script.now);
+        assert_eq!(hasty.next_due(), Some(script.now + Duration::from_secs(1)));
+        // What is over is over, but for the time between two polls.
+        let mut late = Poller::new(options(10_000));
+        late.take_up(until, left);
+        late.start(until);
+        assert_eq!((late.next_due(), late.status(until).state), (Some(until), StreamState::Live));
+    }
+
+    #[test]
+    fn retry_after_of_any_failure_is_kept_to() {
+        for status in [400, 401, 403, 404, 408, 429, 500, 502, 503, 504, 599] {
+            let mut script = script(options(1_000));
+            let asked = FetchResponse { retry_after: Some(Duration::from_secs(90)), ..answer(status) };
+            script.poll(Ok(asked));
+            script.poll_now();
+            assert_eq!(script.begin().0, Duration::from_secs(90), "{status}");
+        }
+        for status in [200, 206, 302] {
+            let mut script = script(options(1_000));
+            let asked = FetchResponse { retry_after: Some(Duration::from_secs(90)), ..answer(status) };
+            script.poll(Ok(asked));
+            script.poll_now();
+            assert_eq!(script.begin().0, Duration::ZERO, "{status}");
+        }
     }
 
     #[test]

@@ -311,6 +311,8 @@ impl World {
     pub fn order(&mut self, order: Order) {
         let (sid, life) = match order {
             Order::Touch { sid, life } => (sid, life),
+            // The other processes have no watcher here.
+            Order::Refresh(_) => return self.book.count("refresh told"),
             // Other processes are told.
             Order::Publish(entry) if entry.ended_ephemeral().is_some() => return,
             _ => unreachable!("events come from elsewhere, and nobody else asks"),

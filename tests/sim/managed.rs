@@ -92,11 +92,6 @@ impl Managed {
         self.known.iter().any(|((own, _), known)| *own == name && known.urls.len() > 1)
     }
 
-    /// Whether any stream has become another.
-    pub fn has_changed(&self) -> bool {
-        self.known.values().any(|known| known.urls.len() > 1)
-    }
-
     /// Whether that core knows that it is not to be polled.
     pub fn is_stopped(&self, name: &str, core: usize) -> bool {
         self.known(name, core).is_some_and(|known| known.stopped)

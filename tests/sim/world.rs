@@ -15,6 +15,7 @@ use restcast::stream::Comparison;
 use restcast::stream::action::{ActResult, Answer};
 use restcast::stream::budget::PollLeave;
 use restcast::stream::poll::{FetchError, FetchRequest, PollNo, UpstreamCode};
+use restcast::stream::succession::UnderWay;
 use restcast::time::{Instant, Now, WallTime};
 
 use super::authority::News;
@@ -259,6 +260,7 @@ struct Fetching {
     stream: u32,
     poll: PollNo,
     request: FetchRequest,
+    under_way: UnderWay,
     leave: PollLeave,
 }
 
@@ -599,7 +601,7 @@ impl World {
         while let Some(output) = self.cores[index].shard.poll_output() {
             let now_us = self.book.mono_us;
             match output {
-                Output::Fetch { stream, poll, request, leave } => {
+                Output::Fetch { stream, poll, request, leave, under_way } => {
                     self.fetches += 1;
                     let id = request.target.options.id.as_str();
                     // A core that has not heard of it may still have what the stream was before polled by another.
@@ -608,18 +610,20 @@ impl World {
                     if request.target.guard.is_some() {
                         self.check_described(index, &request);
                     }
+                    // Whatever was reloaded, changed, stopped or evicted meanwhile, and on whatever core it was polled before. Those
+                    // who describe streams may ask for the same URL with headers of their own.
+                    let same = |fetch: &Fetching| {
+                        let (one, other) = (&fetch.request.target, &request.target);
+                        let is_same =
+                            one.options.id == other.options.id && one.url == other.url && one.body == other.body;
+                        is_same && one.guard.is_none()
+                    };
+                    let twice = self.cores.iter().flat_map(|core| &core.fetches).any(same);
+                    assert!(!twice, "{} is polled twice at a time", request.target.url);
                     let core = &mut self.cores[index];
-                    let twice = core
-                        .fetches
-                        .iter()
-                        // What was described is forgotten when it has lingered, whether or not it is being polled.
-                        .filter(|fetch| fetch.request.target.guard.is_none())
-                        .any(|fetch| fetch.stream == stream || Arc::ptr_eq(&fetch.request.target, &request.target));
-                    let may = self.setup.evicts || self.book.reloaded || self.book.managed.has_changed();
-                    assert!(!twice || may, "{} is polled twice at a time", request.target.url);
                     let due_us =
                         now_us + self.dice.below(self.fetch_us_max.min(4 * SECOND_US)) / (1 + self.dice.below(50));
-                    core.fetches.push(Fetching { begun_us: now_us, due_us, stream, poll, request, leave });
+                    core.fetches.push(Fetching { begun_us: now_us, due_us, stream, poll, request, leave, under_way });
                 }
                 Output::Compare(comparison) => {
                     let due = now_us + self.dice.below(50_000);
@@ -708,7 +712,7 @@ impl World {
         acted |= self.answer_lookups(index);
         acted |= self.turn_sockets(index);
         while let Some(at) = self.cores[index].fetches.iter().position(|fetch| fetch.due_us <= now_us) {
-            let Fetching { stream, poll, request, leave, .. } = self.cores[index].fetches.remove(at);
+            let Fetching { stream, poll, request, leave, under_way, .. } = self.cores[index].fetches.remove(at);
             let received = WallTime::from_micros(self.book.wall_us);
             let target = request.target.guard.is_some().then(|| self.book.direct.is_polled(&request.target));
             let url = target.map_or_else(|| request.target.url.as_str().to_owned(), direct::url_of);
@@ -717,6 +721,7 @@ impl World {
                 let blocked = matches!(&result, Err(error) if error.code == UpstreamCode::Blocked);
                 self.book.direct.proved_blocked[target] |= blocked;
             }
+            under_way.end(Instant::from_micros(now_us), &result);
             // Of failures the budgets are not told here: what they make of these has tests of its own.
             if let Ok(response) = &result
                 && response.status < 400

@@ -1,7 +1,7 @@
 //! Requests that are let in: what a stream's or action's credential puts on them, and once more where a token was refused.
 //!
 //! Source: RFC 6750 section 3.1 for what a 401 means, and what a 403 does not. Memory: one [`Presented`] a request.
-//! Errors: `Auth` where there is no token. Not here: when a token is got (`stream::oauth`), and how (`token`).
+//! Errors: `Auth` where there is no token, or a secret is not there. Not here: when a token is got (`stream::oauth`), and how (`token`).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,6 +40,9 @@ impl Fetcher {
         limit: Duration,
         mut send: impl AsyncFnMut(Presented) -> Result<Answer, FetchError>,
     ) -> Result<Answer, FetchError> {
+        if let Some(lacks) = &credential.lacks {
+            return Err(FetchError { code: UpstreamCode::Auth, detail: lacks.to_string() });
+        }
         let Some(options) = credential.oauth() else { return send(credential.presented(None)).await };
         if let Some(policy) = guard {
             // Before others that share the token could be held up.

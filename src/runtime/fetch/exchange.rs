@@ -25,7 +25,9 @@ use crate::codec::http_response::{
     retry_after, write_request,
 };
 use crate::codec::{link_header, rate_limit};
-use crate::limits::{UPSTREAM_DRAIN_BYTES_MAX, UPSTREAM_DRAIN_TIMEOUT, UPSTREAM_HEAD_BYTES_MAX};
+use crate::limits::{
+    FOLLOWED_PADDING_FACTOR, UPSTREAM_DRAIN_BYTES_MAX, UPSTREAM_DRAIN_TIMEOUT, UPSTREAM_HEAD_BYTES_MAX,
+};
 use crate::secret::Secret;
 use crate::stream::action::is_success;
 use crate::stream::poll::{FetchError, FetchResponse, UpstreamCode, Validators};
@@ -37,6 +39,8 @@ const READS_PER_TURN: u32 = 64;
 const PIECE_BYTES: usize = 512;
 /// Bytes of body decoded before the core's other tasks get their turn.
 const DECODED_PER_TURN: u64 = 256 << 10;
+/// The same of a body that is read as it comes: the reader looks at each line of it.
+const HANDED_ON_PER_TURN: usize = 64 << 10;
 /// The shortest wait that goes through the driver.
 const TURN: Duration = Duration::from_millis(1);
 
@@ -67,12 +71,13 @@ pub(super) trait Sink {
     /// There is an answer, its body aside; whether that is wanted.
     fn head(&mut self, answer: &Answer, content_type: Option<&[u8]>) -> bool;
 
-    /// More of the body has come, codings undone.
-    fn body(&mut self, bytes: &[u8]) -> Result<(), FetchError>;
+    /// More of the body has come, codings undone; whether something ended in it that it was sent for.
+    fn body(&mut self, bytes: &[u8]) -> Result<bool, FetchError>;
 }
 
 /// Sends the request and hands the body on as it comes, whatever time it takes and however long it becomes, but that something
-/// comes within each `idle`. Returns at its end, in good order, or at once where it is not wanted.
+/// comes within each `idle`, and that what compressed bytes become is more than padding: between two things that it is sent
+/// for they grow by [`FOLLOWED_PADDING_FACTOR`] times `response_bytes_max` at most. Returns at its end, in good order, or at once where it is not wanted.
 pub(super) async fn follow(
     course: &Course<'_>,
     link: Link,
@@ -89,7 +94,7 @@ pub(super) async fn follow(
     let bytes = timeout_at(course.deadline, course.first_bytes(&mut sending, &mut inbound, &seal)).await;
     let bytes = bytes.map_err(|_| Failure::of(timed_out(course.asked.timeout, course.phase.get())))??;
     course.phase.set(Phase::Receiving);
-    let mut ended = reception.hand_on(bytes, &mut answer, sink)?;
+    let mut ended = reception.hand_on(bytes, &mut sending, &mut answer, sink).await?;
     let mut reads = 0u32;
     while !ended {
         reads = reads.wrapping_add(1);
@@ -108,7 +113,7 @@ pub(super) async fn follow(
                 reception.decoder.eof().map_err(refused)?;
                 true
             }
-            Ok(bytes) => reception.hand_on(bytes, &mut answer, sink)?,
+            Ok(bytes) => reception.hand_on(bytes, &mut sending, &mut answer, sink).await?,
             Err(fault) => {
                 reception.fail(&fault)?;
                 true
@@ -281,8 +286,10 @@ impl<S: Future<Output = io::Result<()>>> Sending<'_, S> {
 struct Reception<'a> {
     course: &'a Course<'a>,
     decoder: ResponseDecoder,
-    /// How much of the body had been decoded at the last turn of the core's other tasks.
+    /// How much of the body had been decoded at the last turn of the core's other tasks; where it is handed on, how much since.
     decoded: u64,
+    /// Where it is handed on: what it has grown by in being decoded, since the last that it was sent for.
+    padding: u64,
     /// When the head was whole.
     received: Option<WallTime>,
     /// Set where the status says that the body does not matter: it is read to its end only if that is near.
@@ -308,7 +315,7 @@ impl<'a> Reception<'a> {
         let limits =
             ResponseLimits { head_bytes_max: UPSTREAM_HEAD_BYTES_MAX, body_bytes_max: course.asked.response_bytes_max };
         let decoder = ResponseDecoder::new(limits, course.asked.method == "HEAD");
-        Reception { course, decoder, decoded: 0, received: None, drain: None, spoilt: false }
+        Reception { course, decoder, decoded: 0, padding: 0, received: None, drain: None, spoilt: false }
     }
 
     /// Takes what has come, in pieces, between which others get their turn: little may inflate to much.
@@ -333,8 +340,15 @@ impl<'a> Reception<'a> {
         Ok(end)
     }
 
-    /// Hands on what has come; whether it is all that there is, or that is wanted.
-    fn hand_on(&mut self, bytes: &[u8], answer: &mut Option<Answer>, sink: &mut impl Sink) -> Result<bool, Failure> {
+    /// Hands on what has come, in parts, between which others get their turn; whether it is all that there is, or that is
+    /// wanted.
+    async fn hand_on<S: Future<Output = io::Result<()>>>(
+        &mut self,
+        bytes: &[u8],
+        sending: &mut Sending<'_, S>,
+        answer: &mut Option<Answer>,
+        sink: &mut impl Sink,
+    ) -> Result<bool, Failure> {
         for piece in bytes.chunks(PIECE_BYTES) {
             let progress = self.decoder.feed(piece);
             if answer.is_none() && self.decoder.status().is_some() {
@@ -345,8 +359,21 @@ impl<'a> Reception<'a> {
                 }
             }
             let body = self.decoder.take_body();
-            if !body.is_empty() {
-                sink.body(&body).map_err(Failure::of)?;
+            for part in body.chunks(HANDED_ON_PER_TURN) {
+                let is_news = sink.body(part).map_err(Failure::of)?;
+                self.padding = if is_news { 0 } else { self.padding + part.len() as u64 };
+                self.decoded += part.len() as u64;
+                if self.decoded >= HANDED_ON_PER_TURN as u64 {
+                    self.decoded = 0;
+                    sending.alongside(sleep(TURN)).await;
+                }
+            }
+            // What is not compressed grows by nothing, however long it waits for something to say.
+            self.padding = self.padding.saturating_sub(piece.len() as u64);
+            let most = self.course.asked.response_bytes_max.saturating_mul(FOLLOWED_PADDING_FACTOR);
+            if self.padding > most {
+                let detail = format!("compressed bytes have grown to more than {most} bytes without an event");
+                return Err(Failure::of(FetchError { code: UpstreamCode::TooLarge, detail }));
             }
             if progress.map_err(refused)? == Progress::Done {
                 return Ok(true);

@@ -2,7 +2,7 @@
 //!
 //! Source: RFC 9110 section 15.4, RFC 8288; `stream::budget` for leave. Memory: the value so far, within the stream's
 //! `response_bytes_max`, and a hash for each place that was asked.
-//! Errors: [`FetchError`]; a value is whole or there is none.
+//! Errors: [`FetchError`]; a value is whole, as far as its pages are gathered, or there is none.
 //! Not here: one exchange (`exchange`), where an answer leads (`redirect`), what the value is (`stream`).
 
 use std::collections::HashSet;
@@ -116,7 +116,11 @@ impl<'a> Journey<'a> {
                 code: UpstreamCode::Body,
                 detail: format!("page {} is no JSON array", seen.len()),
             })?;
-            let Some(link) = answer.next.filter(|_| (seen.len() as u64) < u64::from(options.pages_max)) else { break };
+            let Some(link) = answer.next else { break };
+            if seen.len() as u64 >= u64::from(options.pages_max) {
+                self.tell_cut();
+                break;
+            }
             place = place.next_page(target, &link)?;
             if !seen.insert(hash_of(place.url.as_str())) {
                 return Err(refused("the pages lead round in a circle"));
@@ -205,6 +209,18 @@ impl<'a> Journey<'a> {
             }
             sleep(span.min(wait.look).max(TURN)).await;
         }
+    }
+
+    /// Says, once, that a list has more pages than are gathered.
+    fn tell_cut(&self) {
+        let options = &self.request.target.options;
+        if !self.lane.is_news(hash_of(&("pages", options.id.as_str(), options.pages_max))) {
+            return;
+        }
+        let fields: [(&str, &dyn std::fmt::Display); 2] = [("stream", &options.id), ("pages_max", &options.pages_max)];
+        let sentence =
+            "The upstream's list has more pages than stream.pages_max: its value is the first of them alone.";
+        log::write(LogLevel::Warn, &fields, sentence);
     }
 
     /// Says, once, that a URL of the configuration is out of date.

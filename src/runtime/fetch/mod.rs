@@ -33,7 +33,7 @@ use url::{Host, Url};
 use self::exchange::Failure;
 use self::journey::Journey;
 use self::link::Link;
-use self::pool::{Connection, Leave, Origin, Place, Pool, PoolFull};
+use self::pool::{Connection, Leave, Origin, Place, Pool, PoolFull, Whose};
 pub use self::stream::Followers;
 use self::tls::{TlsError, TrustSets};
 pub use self::tunnel::Egress;
@@ -43,7 +43,7 @@ use crate::limits;
 use crate::metrics::CoreMetrics;
 use crate::runtime::clock;
 use crate::runtime::oauth::Tokens;
-use crate::runtime::resolver::{ResolveError, ResolverHandle};
+use crate::runtime::resolver::{Asker, ResolveError, ResolverHandle};
 use crate::secret::Secret;
 use crate::stream::CaFile;
 use crate::stream::action::{self, Call};
@@ -51,8 +51,12 @@ use crate::stream::budget::{Ask, Budgets, Lane, Permit, PollLeave};
 use crate::stream::credential::Presented;
 use crate::stream::live::{ClientIdentity, IdentityPem};
 use crate::stream::oauth::{self, TokenRequest};
-use crate::stream::poll::{Endpoint, FetchError, FetchRequest, FetchResponse, FetchResult, UpstreamCode, Validators};
+use crate::stream::poll::{
+    Endpoint, FetchError, FetchRequest, FetchResponse, FetchResult, Target, UpstreamCode, Validators,
+};
 use crate::time::{Now, WallTime};
+
+use self::token::Exchanges;
 
 /// The shortest wait that goes through the driver.
 const TURN: Duration = Duration::from_millis(1);
@@ -65,14 +69,18 @@ pub struct FetcherOptions {
     /// Connections at once, 1 at least: connecting, in use and idle. While a name's addresses are tried, one connection may for a
     /// moment have several sockets, at most [`limits::RESOLVER_ADDRESSES_MAX`].
     pub connections_max: usize,
+    /// Those of them that requests of callers leave to the operator's; one at least is for callers.
+    pub own_connections: usize,
     /// Idle connections to one origin.
     pub idle_per_origin_max: usize,
     /// Idle connections in all.
     pub idle_max: usize,
     /// How long a connection may idle.
     pub idle_timeout: Duration,
-    /// Requests that may wait for a connection.
+    /// Requests of the operator's that may wait for a connection,
     pub waiting_max: usize,
+    /// and of callers'.
+    pub callers_waiting_max: usize,
     /// Upstreams' streams that are followed at once, each over a connection of its own besides the others.
     pub followed_max: usize,
 }
@@ -81,10 +89,12 @@ impl Default for FetcherOptions {
     fn default() -> FetcherOptions {
         FetcherOptions {
             connections_max: limits::UPSTREAM_CONNECTIONS_MAX,
+            own_connections: limits::UPSTREAM_CONNECTIONS_OWN,
             idle_per_origin_max: limits::UPSTREAM_IDLE_PER_ORIGIN_MAX,
             idle_max: limits::UPSTREAM_IDLE_MAX,
             idle_timeout: limits::UPSTREAM_IDLE_TIMEOUT,
             waiting_max: limits::UPSTREAM_WAITING_MAX,
+            callers_waiting_max: limits::UPSTREAM_CALLERS_WAITING_MAX,
             followed_max: limits::UPSTREAM_FOLLOWED_MAX,
         }
     }
@@ -105,6 +115,8 @@ pub struct Fetcher {
     budgets: Option<Arc<Budgets>>,
     /// Which way requests leave.
     egress: Arc<Egress>,
+    /// Refresh tokens that are exchanged just now.
+    exchanges: Rc<Exchanges>,
 }
 
 /// An upstream's answer, and what it says to others than the stream.
@@ -135,6 +147,8 @@ struct Asked<'a> {
     url: &'a Url,
     /// What the guard has made of a URL that a caller has named, `url` being its; `None`: it is the operator's.
     aim: Option<&'a Aim>,
+    /// Who wants it: what callers have named neither waits with what is the operator's nor is in its way.
+    asker: Asker,
     headers: &'a [(String, Secret)],
     /// What lets it in besides.
     presented: Option<&'a Presented>,
@@ -157,6 +171,7 @@ impl<'a> Asked<'a> {
             method: &options.method,
             url: aim.map_or(&request.target.url, Aim::url),
             aim,
+            asker: asker_of(&request.target),
             headers: &options.headers,
             presented: None,
             body: request.target.body.as_deref(),
@@ -176,6 +191,7 @@ impl<'a> Asked<'a> {
             method: &options.method,
             url: &call.url,
             aim: None,
+            asker: Asker::Operator,
             headers: &options.headers,
             presented: None,
             body: call.body.as_deref(),
@@ -256,7 +272,17 @@ impl Fetcher {
         // Nobody waits for such a place: whoever has one keeps it.
         let followed = FetcherOptions { connections_max: options.followed_max, waiting_max: 0, ..options.clone() };
         let (pool, followed, trust) = (Pool::new(options), Pool::new(followed), Rc::new(TrustSets::new()));
-        Fetcher { pool, followed, trust, resolver, tokens: None, metrics: None, budgets: None, egress: Arc::default() }
+        Fetcher {
+            pool,
+            followed,
+            trust,
+            resolver,
+            tokens: None,
+            metrics: None,
+            budgets: None,
+            egress: Arc::default(),
+            exchanges: Rc::default(),
+        }
     }
 
     /// The same with a place where tokens come from: without one, requests that need a token fail as `Auth`.
@@ -287,6 +313,7 @@ impl Fetcher {
             method: "POST",
             url: aim.as_ref().map_or(&options.token_url, Aim::url),
             aim: aim.as_ref(),
+            asker: Asker::Operator,
             headers: &headers,
             presented: Some(&Presented { identity, ..Presented::default() }),
             body: Some(request.body.expose_secret()),
@@ -477,7 +504,7 @@ impl Fetcher {
             return Ok((connection, true));
         }
         let place = loop {
-            match self.pool.leave(wants).await.map_err(too_many)? {
+            match self.pool.leave(origin.whose, wants).await.map_err(too_many)? {
                 Leave::Open(place) => break place,
                 Leave::Reuse(mut connection) => {
                     if connection.link.is_open().await {
@@ -492,7 +519,7 @@ impl Fetcher {
 
     /// Leave to open a connection for an upstream's stream.
     async fn place_to_follow(&self) -> Result<Place, FetchError> {
-        match self.followed.leave(None).await {
+        match self.followed.leave(Whose::Operator, None).await {
             Ok(Leave::Open(place)) => Ok(place),
             Ok(Leave::Reuse(_)) | Err(PoolFull) => {
                 let detail = "as many upstreams' streams are followed as may be at once".to_owned();
@@ -541,7 +568,11 @@ impl Fetcher {
         let via = self.egress.way_to(&host);
         let host = asked.url.host_str().unwrap_or_default().into();
         let trust = if https { self.trust.id_of(asked.ca, asked.identity()) } else { tls::TrustId::SYSTEM };
-        Ok(Rc::new(Origin { https, host, port, trust, judged: asked.aim.map(Aim::judgement), via }))
+        let whose = match asked.asker {
+            Asker::Operator => Whose::Operator,
+            Asker::Caller(_) => Whose::Caller,
+        };
+        Ok(Rc::new(Origin { https, host, port, trust, judged: asked.aim.map(Aim::judgement), whose, via }))
     }
 
     async fn open(&self, asked: &Asked<'_>, origin: Rc<Origin>, place: Place) -> Result<Connection, FetchError> {
@@ -570,13 +601,21 @@ impl Fetcher {
             Host::Ipv4(ip) => Arc::from([IpAddr::V4(*ip)]),
             Host::Ipv6(ip) => Arc::from([IpAddr::V6(*ip)]),
             Host::Domain(name) => {
-                let answer = self.resolver.resolve(name).await;
+                let answer = self.resolver.resolve(name, asked.asker).await;
                 answer.map_err(|error| unresolved(&error, asked.aim))?
             }
         };
         let Some(aim) = asked.aim else { return Ok(found) };
         let target = aim.clone().pin(&found).map_err(|reason| blocked_by_guard(&reason))?;
         Ok(Arc::clone(target.addresses()))
+    }
+}
+
+/// Who wants a poll: whoever has described its target, or the operator, who has it in the file or made by the admin API.
+fn asker_of(target: &Target) -> Asker {
+    match &target.guard {
+        Some(policy) if !policy.own => Asker::Caller(target.options.described_by),
+        _ => Asker::Operator,
     }
 }
 

@@ -1,8 +1,12 @@
 //! One core's upstream connections: those that idle, and leave to open more.
 //!
+//! Some of the places are the operator's alone, and whoever waits for the operator goes first: however many targets of callers
+//! hang, what the operator has configured is polled.
+//!
 //! Source: RFC 9112 section 9.3 for keep-alive.
 //! Memory: at most [`FetcherOptions::connections_max`] connections, of which `idle_max` idle, `idle_per_origin_max` to one
-//! origin; `waiting_max` callers wait in order for a place. One task while anything idles.
+//! origin; `waiting_max` requests of the operator's and `callers_waiting_max` of callers' wait in order for a place. One task
+//! while anything idles.
 //! Errors: [`PoolFull`].  Not here: connecting, talking, time-outs of a caller.
 
 use std::cell::RefCell;
@@ -29,8 +33,19 @@ pub(super) struct Origin {
     /// How the guard has judged the address; `None`: the operator has named it. What others may reach whose addresses are
     /// judged otherwise need not be this request's to reach.
     pub(super) judged: Option<Judgement>,
+    /// Whose requests they serve.
+    pub(super) whose: Whose,
     /// The proxy that they go through.
     pub(super) via: Option<Way>,
+}
+
+/// Who wants a connection.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub(super) enum Whose {
+    /// The configuration, the admin API.
+    Operator,
+    /// Whoever has described a target.
+    Caller,
 }
 
 /// More callers wait for a connection than may.
@@ -47,6 +62,7 @@ pub(super) struct Connection {
 /// Leave to have one connection open.
 pub(super) struct Place {
     pool: Weak<Pool>,
+    whose: Whose,
 }
 
 /// What a caller gets.
@@ -65,13 +81,17 @@ pub(super) struct Pool {
 
 #[derive(Default)]
 struct State {
-    /// Places taken: connecting, in use and idle.
+    /// Places taken: connecting, in use and idle,
     open: usize,
+    /// and those of them that are callers'.
+    of_callers: usize,
     /// The longest idle first, in each origin. No empty queues.
     idle: HashMap<Rc<Origin>, VecDeque<Idle>>,
     idle_count: usize,
-    /// Who waits, in order of arrival; those who gave up are passed over.
+    /// Who waits, in order of arrival; those who gave up are passed over. The operator's requests, and
     waiting: VecDeque<Rc<Waiter>>,
+    /// callers'.
+    callers_waiting: VecDeque<Rc<Waiter>>,
     sweeping: bool,
 }
 
@@ -119,26 +139,34 @@ impl Pool {
     /// the order they came, and may be given a connection to the origin they want instead.
     ///
     /// # Errors
-    /// When `waiting_max` wait already.
-    pub(super) async fn leave(self: &Rc<Pool>, wants: Option<&Rc<Origin>>) -> Result<Leave, PoolFull> {
+    /// When as many wait already as may.
+    pub(super) async fn leave(self: &Rc<Pool>, whose: Whose, wants: Option<&Rc<Origin>>) -> Result<Leave, PoolFull> {
         {
             let mut state = self.state.borrow_mut();
             // Whoever waits is served before a place becomes free, so that a free one passes nobody over.
-            if state.open < self.options.connections_max.max(1) {
-                state.open += 1;
-                return Ok(Leave::Open(Place { pool: Rc::downgrade(self) }));
+            if self.has_room(&state, whose) {
+                return Ok(Leave::Open(self.place(&mut state, whose)));
             }
-            if state.waiting.len() >= self.options.waiting_max {
-                state.waiting.retain(|waiter| waiter.is_waiting());
+            let waiting_max = match whose {
+                Whose::Operator => self.options.waiting_max,
+                Whose::Caller => self.options.callers_waiting_max,
+            };
+            let waiting = state.waiting(whose);
+            if waiting.len() >= waiting_max {
+                waiting.retain(|waiter| waiter.is_waiting());
             }
-            if state.waiting.len() >= self.options.waiting_max {
+            if waiting.len() >= waiting_max {
                 return Err(PoolFull);
             }
         }
         let waiter = Rc::new(Waiter { wants: wants.cloned(), state: RefCell::new(WaiterState::Waiting(None)) });
-        self.state.borrow_mut().waiting.push_back(Rc::clone(&waiter));
+        self.state.borrow_mut().waiting(whose).push_back(Rc::clone(&waiter));
         let _leaving = Leaving { waiter: &waiter };
-        let evicted = self.take_longest_idle();
+        // What of callers' idles goes first: that of the operator's is for polls that come again.
+        let evicted = self.take_longest_idle(Some(Whose::Caller)).or_else(|| match self.callers_are_full() {
+            true if whose == Whose::Caller => None,
+            _ => self.take_longest_idle(None),
+        });
         drop(evicted); // Its place goes to whoever waits longest.
         let granted = poll_fn(|cx| match waiter.state.replace(WaiterState::Waiting(Some(cx.waker().clone()))) {
             WaiterState::Granted(leave) => {
@@ -150,12 +178,11 @@ impl Pool {
         Ok(granted.await)
     }
 
-    /// Keeps a connection that can be used again. Where somebody waits, whoever waits longest gets it, or at least its place.
+    /// Keeps a connection that can be used again. Where somebody waits, whoever's turn it is gets it, or at least its place.
     pub(super) fn keep(self: &Rc<Pool>, connection: Connection) {
-        let longest = self.longest_waiting();
-        if let Some(waiter) = longest {
+        if let Some((whose, waiter)) = self.next_waiting(connection.place.whose) {
             if waiter.wants.as_ref() == Some(&connection.origin) {
-                self.state.borrow_mut().waiting.pop_front();
+                self.state.borrow_mut().waiting(whose).pop_front();
                 waiter.grant(Leave::Reuse(connection));
             }
             return; // Or closed, which frees its place.
@@ -175,24 +202,57 @@ impl Pool {
             }
         }
         if self.state.borrow().idle_count > self.options.idle_max {
-            surplus = self.take_longest_idle();
+            surplus = self.take_longest_idle(None);
         }
         drop(surplus); // Not under the borrow: a place that is freed looks for its next holder.
         self.sweep_while_idle();
     }
 
-    /// Who waits longest, after taking those who gave up out of its way.
-    fn longest_waiting(&self) -> Option<Rc<Waiter>> {
+    /// Whose turn it is if a place of `freed`'s becomes free: of those who may have it then the operator's first, and of these
+    /// who waits longest, after taking those who gave up out of the way.
+    fn next_waiting(&self, freed: Whose) -> Option<(Whose, Rc<Waiter>)> {
         let mut state = self.state.borrow_mut();
-        while state.waiting.front().is_some_and(|waiter| !waiter.is_waiting()) {
-            state.waiting.pop_front();
+        let callers_too = freed == Whose::Caller || state.of_callers < self.callers_max();
+        let order =
+            [Whose::Operator, Whose::Caller].into_iter().filter(|&whose| whose == Whose::Operator || callers_too);
+        for whose in order {
+            let waiting = state.waiting(whose);
+            while waiting.front().is_some_and(|waiter| !waiter.is_waiting()) {
+                waiting.pop_front();
+            }
+            if let Some(waiter) = waiting.front() {
+                return Some((whose, Rc::clone(waiter)));
+            }
         }
-        state.waiting.front().cloned()
+        None
     }
 
-    fn take_longest_idle(&self) -> Option<Connection> {
+    /// Places that callers may have.
+    fn callers_max(&self) -> usize {
+        self.options.connections_max.saturating_sub(self.options.own_connections).max(1)
+    }
+
+    fn callers_are_full(&self) -> bool {
+        self.state.borrow().of_callers >= self.callers_max()
+    }
+
+    fn has_room(&self, state: &State, whose: Whose) -> bool {
+        let callers_too = whose == Whose::Operator || state.of_callers < self.callers_max();
+        state.open < self.options.connections_max.max(1) && callers_too
+    }
+
+    /// Takes a place.
+    fn place(self: &Rc<Pool>, state: &mut State, whose: Whose) -> Place {
+        state.open += 1;
+        state.of_callers += usize::from(whose == Whose::Caller);
+        Place { pool: Rc::downgrade(self), whose }
+    }
+
+    /// The connection that idles longest, of all or of these.
+    fn take_longest_idle(&self, whose: Option<Whose>) -> Option<Connection> {
         let mut state = self.state.borrow_mut();
-        let heads = state.idle.iter().filter_map(|(origin, queue)| Some((queue.front()?.since, origin)));
+        let meant = state.idle.iter().filter(|(origin, _)| whose.is_none_or(|whose| origin.whose == whose));
+        let heads = meant.filter_map(|(origin, queue)| Some((queue.front()?.since, origin)));
         let origin = Rc::clone(heads.min_by_key(|(since, _)| *since)?.1);
         let queue = state.idle.get_mut(&origin)?;
         let idle = queue.pop_front()?;
@@ -239,14 +299,30 @@ impl Pool {
         });
     }
 
-    /// A place is free: the caller that waits longest gets it.
-    fn release(self: &Rc<Pool>) {
-        let Some(waiter) = self.longest_waiting() else {
-            self.state.borrow_mut().open -= 1;
-            return;
+    /// A place is free: whoever's turn it is gets it.
+    fn release(self: &Rc<Pool>, freed: Whose) {
+        {
+            let mut state = self.state.borrow_mut();
+            state.open -= 1;
+            state.of_callers -= usize::from(freed == Whose::Caller);
+        }
+        // The count of callers' is less by this one already.
+        let Some((whose, waiter)) = self.next_waiting(Whose::Operator) else { return };
+        let place = {
+            let mut state = self.state.borrow_mut();
+            state.waiting(whose).pop_front();
+            self.place(&mut state, whose)
         };
-        self.state.borrow_mut().waiting.pop_front();
-        waiter.grant(Leave::Open(Place { pool: Rc::downgrade(self) }));
+        waiter.grant(Leave::Open(place));
+    }
+}
+
+impl State {
+    fn waiting(&mut self, whose: Whose) -> &mut VecDeque<Rc<Waiter>> {
+        match whose {
+            Whose::Operator => &mut self.waiting,
+            Whose::Caller => &mut self.callers_waiting,
+        }
     }
 }
 
@@ -265,7 +341,7 @@ impl Waiter {
 impl Drop for Place {
     fn drop(&mut self) {
         if let Some(pool) = self.pool.upgrade() {
-            pool.release();
+            pool.release(self.whose);
         }
     }
 }

@@ -274,14 +274,16 @@ impl exchange::Sink for Reading<'_> {
         goes_on
     }
 
-    fn body(&mut self, bytes: &[u8]) -> Result<(), FetchError> {
+    fn body(&mut self, bytes: &[u8]) -> Result<bool, FetchError> {
+        let before = self.events.ended();
         let newest = self
             .events
             .feed(bytes)
             .map_err(|error| FetchError { code: UpstreamCode::TooLarge, detail: error.to_string() })?;
+        let is_news = self.events.ended() != before;
         let told = (self.events.last_id().to_owned(), self.retry());
         if newest.is_none() && told == self.told {
-            return Ok(());
+            return Ok(is_news);
         }
         let (id, retry, received) = (told.0.clone(), told.1, (self.now)().wall);
         self.told = told;
@@ -297,6 +299,6 @@ impl exchange::Sink for Reading<'_> {
                 state.confirmed = Some(answer_to(304, newest, retry, received));
             }
         });
-        Ok(())
+        Ok(is_news)
     }
 }

@@ -3,10 +3,14 @@
 //! Source: RFC 6749 sections 4.4 and 6. Memory: one task a credential whose token is being got.
 //! Errors: [`Why`]. Not here: when a token is got (`stream::oauth`), what is kept (`runtime::oauth`).
 
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
-use monoio::time::timeout;
+use monoio::time::{sleep, timeout};
 
 use super::{Fetcher, TokenAsked};
 use crate::config::LogLevel;
@@ -14,8 +18,7 @@ use crate::guard::Policy;
 use crate::limits;
 use crate::metrics::TokenFetch;
 use crate::runtime::guarded::Guarded;
-use crate::runtime::oauth::{Asked, Outcome, Taken, Tokens, Turn, Underway};
-use crate::runtime::resolver::{Flight, Pilot};
+use crate::runtime::oauth::{Asked, Outcome, Taken, Tokens, Turn, Underway, Write};
 use crate::runtime::{clock, log};
 use crate::stream::oauth::{self, Ask, Granted, Options, Renewal, Token, Why};
 use crate::time::Instant;
@@ -33,7 +36,47 @@ pub(super) struct Source<'a> {
     pub(super) limit: Duration,
 }
 
+/// Refresh tokens that a core exchanges just now, and who waits until there are none.
+#[derive(Default)]
+pub(super) struct Exchanges {
+    count: Cell<usize>,
+    waiting: RefCell<Option<Waker>>,
+}
+
+/// One of them, while it goes on.
+struct Exchange(Rc<Exchanges>);
+
+impl Exchange {
+    fn begun(exchanges: &Rc<Exchanges>) -> Exchange {
+        exchanges.count.update(|count| count + 1);
+        Exchange(Rc::clone(exchanges))
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.0.count.update(|count| count - 1);
+        if self.0.count.get() == 0
+            && let Some(waker) = self.0.waiting.take()
+        {
+            waker.wake();
+        }
+    }
+}
+
 impl Fetcher {
+    /// Waits until no refresh token is being exchanged, at most `limit`.
+    pub async fn exchanges_end(&self, limit: Duration) {
+        let ended = poll_fn(|cx| {
+            if self.exchanges.count.get() == 0 {
+                return Poll::Ready(());
+            }
+            self.exchanges.waiting.replace(Some(cx.waker().clone()));
+            Poll::Pending
+        });
+        let _ = timeout(limit, ended).await;
+    }
+
     /// The token to ask an upstream with: the one there is, or one that is got now, which is waited for.
     ///
     /// # Errors
@@ -98,10 +141,11 @@ impl Fetcher {
         guard: Option<&Policy>,
     ) -> Result<Granted, (Why, Option<Duration>)> {
         // To the end: what is given has to be kept before the next one looks.
-        let _taken = self.turn(tokens, options).await;
+        let taken = self.turn(tokens, options).await;
+        let _exchange = taken.is_some().then(|| Exchange::begun(&self.exchanges));
         let mut tries = tokens.refresh_tokens(options);
-        // What could not be written when it was given is to be on the disk before it is used up.
-        if tries.iter().any(Option::is_some) && tokens.is_unwritten() {
+        if tries.iter().any(Option::is_some) {
+            // What could not be written when it was given is to be on the disk before it is used up.
             self.write(tokens).await;
         }
         tries.reverse();
@@ -114,9 +158,8 @@ impl Fetcher {
                 response.map_err(|error| (Why::Unanswered { code: error.code, detail: error.detail }, None))?;
             match oauth::read(response.status, &response.body) {
                 Ok(granted) => {
-                    if let Some(used) = refresh_token
-                        && tokens.keep(options, granted.refresh_token.as_ref().unwrap_or(&used))
-                    {
+                    if let Some(used) = refresh_token {
+                        tokens.keep(options, granted.refresh_token.as_ref().unwrap_or(&used));
                         self.write(tokens).await;
                     }
                     return Ok(granted);
@@ -125,6 +168,9 @@ impl Fetcher {
                     let endpoint = options.token_url.origin().ascii_serialization();
                     let sentence = "The token endpoint refuses a refresh token; the other one is tried.";
                     log::write(LogLevel::Warn, &[("endpoint", &endpoint)], sentence);
+                    // It is another request for a token: as far apart from the one before as any two.
+                    sleep(limits::OAUTH_SPACING).await;
+                    tokens.asked_again(options);
                 }
                 Err(why) => return Err((why, response.retry_after)),
             }
@@ -142,16 +188,31 @@ impl Fetcher {
         }
     }
 
-    /// Has the refresh tokens put into the state file, on a helper thread, and waits for it.
+    /// Has the refresh tokens put into the state file, on a thread for files, and waits for it. Where they cannot be written,
+    /// that is tried again from now on, and not waited for.
     async fn write(&self, tokens: &Arc<Tokens>) {
-        let flight = Flight::departing();
-        let (tokens, pilot) = (Arc::clone(tokens), Pilot::of(&flight, ()));
-        let write = move || {
-            tokens.write_now();
-            pilot.land(());
-        };
-        if self.resolver.run(write).is_ok() {
-            self.resolver.landing(flight).await;
+        self.written(tokens).await;
+        if tokens.is_to_retry() {
+            let (fetcher, tokens) = (self.clone(), Arc::clone(tokens));
+            monoio::spawn(async move {
+                while let Some(wait) = tokens.retries_in() {
+                    sleep(wait).await;
+                    fetcher.written(&tokens).await;
+                }
+            });
+        }
+    }
+
+    /// Waits until all that the state file lacks now is written, or could not be.
+    async fn written(&self, tokens: &Arc<Tokens>) {
+        let Some(lacks) = tokens.unwritten() else { return };
+        loop {
+            match Tokens::write(tokens, lacks) {
+                Write::Done => return,
+                Write::After(flight) => self.resolver.landing(flight).await,
+                // Where there is no thread it is dropped, which says so.
+                Write::Begun(writing) => drop(self.resolver.run(move || writing.run())),
+            }
         }
     }
 }

@@ -15,6 +15,7 @@ use url::Host;
 use super::{Asked, Fetcher, connect, in_words};
 use crate::codec::tunnel::{Answer, TunnelError, read_answer, write_connect};
 use crate::limits::PROXY_HEAD_BYTES_MAX;
+use crate::runtime::resolver::Asker;
 use crate::stream::poll::{FetchError, UpstreamCode};
 use crate::stream::proxy::Proxy;
 
@@ -100,7 +101,7 @@ impl Fetcher {
         let found: Arc<[IpAddr]> = match &proxy.host {
             Host::Ipv4(ip) => Arc::from([IpAddr::V4(*ip)]),
             Host::Ipv6(ip) => Arc::from([IpAddr::V6(*ip)]),
-            Host::Domain(name) => self.resolver.resolve(name).await.map_err(|error| {
+            Host::Domain(name) => self.resolver.resolve(name, Asker::Operator).await.map_err(|error| {
                 let detail = format!("the name of `proxy.url`: {error}");
                 FetchError { code: UpstreamCode::Dns, detail }
             })?,

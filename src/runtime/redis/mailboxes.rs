@@ -10,7 +10,7 @@ use super::Sink;
 use crate::auth::control::ControlEntry;
 use crate::ids::{CoreId, StreamId};
 use crate::runtime::mailbox::{Full, Mailbox, Message};
-use crate::shard::{Found, PeerAsk};
+use crate::shard::{Found, PeerAsk, Refreshed};
 
 /// Whoever hears control events.
 type Hear = Box<dyn Fn(&[ControlEntry]) + Send>;
@@ -71,6 +71,14 @@ impl Sink for Mailboxes {
         // One core judges it, and has the others poll.
         if let Some(mailbox) = self.mailboxes.first() {
             drop(mailbox.post(Message::PeerHook { id, sealed }));
+        }
+    }
+
+    fn refresh(&mut self, refreshed: Vec<Refreshed>) {
+        let refreshed: Arc<[Refreshed]> = refreshed.into();
+        for mailbox in &self.mailboxes {
+            // Where a core has no room it has other things to do than to poll early.
+            drop(mailbox.post(Message::PeerRefresh(Arc::clone(&refreshed))));
         }
     }
 

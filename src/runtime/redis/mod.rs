@@ -36,7 +36,7 @@ use crate::ids::{CoreId, StreamId};
 use crate::limits;
 use crate::metrics::{RedisLink, RedisResult, StoreMetrics};
 use crate::secret::Secret;
-use crate::shard::{Found, Lookup, Order, PeerAsk, Rng};
+use crate::shard::{Found, Lookup, Order, PeerAsk, Refreshed, Rng};
 use crate::time::{Instant, Now};
 
 use super::fetch::tls::{TlsError, read_system_roots, roots_of, server_name};
@@ -87,6 +87,10 @@ pub trait Sink: Send {
     /// Another process was sent a hook of that stream. Where there is no room for it, it is lost.
     fn hook(&mut self, id: StreamId, sealed: Vec<u8>) {
         drop((id, sealed));
+    }
+    /// Actions of another process have changed what these show. Where there is no room for it, it is lost.
+    fn refresh(&mut self, refreshed: Vec<Refreshed>) {
+        drop(refreshed);
     }
     /// Questions are answered, or not any more. «Answered» is said again where something may have been missed.
     fn state(&mut self, up: bool);
@@ -157,6 +161,8 @@ struct Inbox {
     lists: VecDeque<(Vec<u8>, SyncSender<PeerLists>)>,
     /// The last of each stream.
     hooks: BTreeMap<StreamId, Vec<u8>>,
+    /// What actions have changed.
+    refreshed: BTreeSet<Refreshed>,
     resolved: VecDeque<(RedisLink, u64, Answer)>,
     settings: Option<Settings>,
     finish: bool,
@@ -292,6 +298,8 @@ impl Store {
             }
             // The others poll once they hear of it: for those before it, too.
             Order::Hook { id, sealed } => drop(inbox.hooks.insert(id, sealed)),
+            Order::Refresh(_) if inbox.refreshed.len() >= limits::REFRESHES_TOLD_MAX => return,
+            Order::Refresh(refreshed) => drop(inbox.refreshed.insert(refreshed)),
         }
         self.ring(inbox);
     }
@@ -457,7 +465,21 @@ impl Hub {
     fn take_inbox(&mut self, now: Now) -> bool {
         let under_way = self.commands.questions() + self.peers.questions();
         let calls_waiting = self.calls.waiting();
-        let (questions, refused, touches, calls, entries, lost, answers, lists, hooks, resolved, settings, finish) = {
+        let (
+            questions,
+            refused,
+            touches,
+            calls,
+            entries,
+            lost,
+            answers,
+            lists,
+            hooks,
+            refreshed,
+            resolved,
+            settings,
+            finish,
+        ) = {
             let mut inbox = lock(&self.shared.inbox);
             inbox.under_way = under_way + inbox.questions.len();
             inbox.calls_waiting = calls_waiting + inbox.calls.len();
@@ -472,6 +494,7 @@ impl Hub {
                 std::mem::take(&mut inbox.answers),
                 std::mem::take(&mut inbox.lists),
                 std::mem::take(&mut inbox.hooks),
+                std::mem::take(&mut inbox.refreshed),
                 std::mem::take(&mut inbox.resolved),
                 inbox.settings.take(),
                 inbox.finish,
@@ -500,6 +523,7 @@ impl Hub {
             self.peers.list(&sealed, reply, now.at, &mut self.commands);
         }
         hooks.iter().for_each(|(id, sealed)| self.peers.hooked(id, sealed, &mut self.commands));
+        self.peers.refreshed(refreshed);
         touches.into_iter().for_each(|(sid, life)| self.commands.touch(sid, life));
         calls.into_iter().for_each(|call| self.calls.take(call));
         entries.into_iter().for_each(|entry| self.commands.append(entry));

@@ -1,5 +1,5 @@
 //! What processes ask each other by way of Pub/Sub: to renew a connection of theirs, and for the list of their connections; and
-//! what they tell each other: that a hook has come.
+//! what they tell each other: that a hook has come, and what actions have changed.
 //!
 //! Each process listens to a channel of its own, which its connections' names lead to, and to one of all. A question has a
 //! number, the hash of what is asked; its answer comes on the asker's own channel. How many have heard a question is what
@@ -28,7 +28,7 @@ use crate::auth::identity::{Identity, Statement, has_said, number_of};
 use crate::ids::{CoreId, ProcessId, StreamId};
 use crate::limits;
 use crate::metrics::{RedisResult, StoreMetrics};
-use crate::shard::{Found, Lookup, PeerAsk};
+use crate::shard::{Found, Lookup, MARK_BYTES, PeerAsk, RefreshMark, Refreshed};
 use crate::time::Instant;
 
 /// The channel that all processes listen to.
@@ -62,6 +62,8 @@ struct Message {
     list: Option<String>,
     /// A hook has come.
     hook: Option<Hooked>,
+    /// Actions have changed what these show: streams' ids, each with the mark of what was filled in.
+    refresh: Option<Vec<(String, String)>>,
     /// The number of the question that is answered,
     answer: Option<u64>,
     /// with this, sealed.
@@ -132,6 +134,10 @@ pub(super) struct Peers {
     /// Other processes, and when they last said something.
     known: HashMap<ProcessId, Instant>,
     hello_at: Instant,
+    /// What others are to poll, told of together,
+    refreshed: BTreeSet<Refreshed>,
+    /// and not before then.
+    refresh_at: Instant,
     /// Since when what others say is heard; `None`: it is not.
     hears: Option<Instant>,
     /// When it was last said in the log that something made no sense.
@@ -148,6 +154,8 @@ impl Peers {
             due: BTreeSet::new(),
             known: HashMap::new(),
             hello_at: now,
+            refreshed: BTreeSet::new(),
+            refresh_at: now,
             hears: None,
             nonsense_said: None,
         }
@@ -233,6 +241,25 @@ impl Peers {
     pub(super) fn hooked(&self, id: &StreamId, sealed: &[u8], commands: &mut Commands) {
         let hook = json!({ "id": id.as_str(), "sealed": BASE64.encode(sealed) });
         let message = json!({ "from": self.process.to_string(), "hook": hook });
+        commands.publish(EVERYBODY.to_owned(), message.to_string().into_bytes(), None);
+    }
+
+    /// Actions of this process have changed what these show: the others are told so in its next turn, or, where they were told
+    /// of others a moment ago, at most [`limits::REFRESH_INTERVAL`] later: they poll no sooner again.
+    pub(super) fn refreshed(&mut self, more: BTreeSet<Refreshed>) {
+        let room = limits::REFRESHES_TOLD_MAX.saturating_sub(self.refreshed.len());
+        self.refreshed.extend(more.into_iter().take(room));
+    }
+
+    fn tell_refreshed(&mut self, now: Instant, commands: &mut Commands) {
+        if self.refreshed.is_empty() || now < self.refresh_at {
+            return;
+        }
+        self.refresh_at = now + limits::REFRESH_INTERVAL;
+        let told = std::mem::take(&mut self.refreshed);
+        let told: Vec<(&str, String)> =
+            told.iter().map(|Refreshed { id, mark }| (id.as_str(), BASE64.encode(mark))).collect();
+        let message = json!({ "from": self.process.to_string(), "refresh": told });
         commands.publish(EVERYBODY.to_owned(), message.to_string().into_bytes(), None);
     }
 
@@ -325,6 +352,7 @@ impl Peers {
         {
             self.is_due(now, no, sink, metrics);
         }
+        self.tell_refreshed(now, commands);
         if hears && now >= self.hello_at {
             self.known.retain(|_, heard| now.since(*heard) < limits::PEER_HELLO_LIFE);
             self.hello_at = now + limits::PEER_HELLO_INTERVAL;
@@ -357,7 +385,8 @@ impl Peers {
 
     pub(super) fn next_timeout(&self) -> Option<Instant> {
         let due = self.due.first().map(|(due, _)| *due);
-        [due, self.hears.map(|_| self.hello_at)].into_iter().flatten().min()
+        let refresh = (!self.refreshed.is_empty()).then_some(self.refresh_at);
+        [due, refresh, self.hears.map(|_| self.hello_at)].into_iter().flatten().min()
     }
 
     /// A message made no sense; whether the log is to say so.
@@ -429,6 +458,10 @@ impl Peers {
                 }
                 sink.hook(id, sealed);
             }
+            Message { refresh: Some(told), .. } => {
+                let Some(refreshed) = read_refreshed(&told) else { return false };
+                sink.refresh(refreshed);
+            }
             // It is there, and says no more that this version knows of.
             _ => {}
         }
@@ -472,4 +505,16 @@ impl Peers {
 
 fn number_of_renewal(core: u16, index: u32, sealed: &[u8]) -> u64 {
     number_of(&[&core.to_be_bytes(), &index.to_be_bytes(), sealed])
+}
+
+/// What another process says was changed; `None`: it makes no sense.
+fn read_refreshed(told: &[(String, String)]) -> Option<Vec<Refreshed>> {
+    if told.len() > limits::REFRESHES_TOLD_MAX {
+        return None;
+    }
+    let read = |(id, mark): &(String, String)| {
+        let mark: [u8; MARK_BYTES] = BASE64.decode(mark).ok()?.try_into().ok()?;
+        Some(Refreshed { id: StreamId::new(id)?, mark: RefreshMark::from(mark) })
+    };
+    told.iter().map(read).collect()
 }
