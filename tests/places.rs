@@ -67,9 +67,10 @@ fn assert_all_is_given_back(hall: &mut Hall) {
 /// With eight places and an interval of 500 ms nobody has more than eight streams polled, each from 250 to 500 ms apart; and a
 /// place that is given on is polled once more.
 const PLACES: usize = 8;
+const POLLS_IN_A_SECOND: usize = PLACES * 4;
+
 /// What is asked for the how manieth time.
 type Path = fn(usize) -> String;
-const POLLS_IN_A_SECOND: usize = PLACES * 4;
 
 #[test]
 fn gets_of_one_stream_after_the_other_ask_no_more_than_watching_as_many_as_one_may() {
