@@ -701,7 +701,10 @@ fn connections_are_lent_where_the_same_judges_their_address_and_nowhere_else() {
                     }
                     // An address in the URL was judged with the URL, each time, by whoever has named it.
                     let is_address = host.parse::<IpAddr>().is_ok();
-                    let lent = alike == judged || (is_address && opens.is_some() && policy.is_some());
+                    let alike = alike == judged || (is_address && opens.is_some() && policy.is_some());
+                    // And each has its part of the connections: what callers have opened is not the operator's.
+                    let of_caller = |policy: &Option<Policy>| policy.as_ref().is_some_and(|policy| !policy.own);
+                    let lent = alike && of_caller(opens) == of_caller(policy);
                     let expected = if lent { 1 } else { 2 };
                     assert_eq!(tunnels.asked().len(), expected, "{host}: {lender} -> {borrower}");
                 }

@@ -69,14 +69,16 @@ fn assert_all_is_given_back(hall: &mut Hall) {
 const PLACES: usize = 8;
 const POLLS_IN_A_SECOND: usize = PLACES * 4;
 
+/// What is asked for the how manieth time.
+type Path = fn(usize) -> String;
+
 #[test]
 fn gets_of_one_stream_after_the_other_ask_no_more_than_watching_as_many_as_one_may() {
     let limits = format!("[limits]\nstreams_per_subject = {PLACES}\n");
     let shaped = "url = \"http://up/q?r={query.r}\"\nparams = [\"r\"]\ninterval = \"500ms\"\nlinger = \"10s\"";
     let mut with_params = setup(2, &limits);
     with_params.streams.push(("q".to_owned(), shaped.to_owned()));
-    type Asks = fn(usize) -> String;
-    let kinds: [(hall::Setup, Asks); 4] = [
+    let kinds: [(hall::Setup, Path); 4] = [
         (setup(2, &format!("{limits}{DIRECT}")), |no| direct(&format!("d?{no}"))),
         (setup(1, &format!("{limits}{DIRECT}linger = \"0s\"\n")), |no| direct(&format!("d?{no}"))),
         (setup(1, &format!("{limits}{DIRECT}linger = \"100ms\"\n")), |no| direct(&format!("d?{}", no % 100))),

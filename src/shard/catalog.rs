@@ -48,12 +48,12 @@ pub struct StreamKey {
     direct: bool,
     /// Of what is polled: all facets have the same.
     hash: u64,
+    /// What other processes tell it by, once that was asked for.
+    mark: OnceLock<RefreshMark>,
     /// Of a stream that is signed: the claims that fill its templates, sorted by name, and their values as JSON.
     claims: Arc<[(Box<str>, Box<str>)]>,
     /// What it is called in what is signed, once that was asked for.
     scope: OnceLock<Box<str>>,
-    /// What other processes tell it by, once that was asked for.
-    mark: OnceLock<RefreshMark>,
 }
 
 impl StreamKey {
@@ -73,11 +73,11 @@ impl StreamKey {
 
     /// The same stream, another part of its value.
     fn with_facet(&self, facet: Facet) -> StreamKey {
-        let StreamKey { name, params, target, revision, direct, hash, claims, mark, .. } = self;
-        let (name, params, target) = (Arc::clone(name), params.clone(), Arc::clone(target));
+        let StreamKey { name, params, target, revision, direct, hash, mark, claims, .. } = self;
+        let (name, params, target, mark) = (Arc::clone(name), params.clone(), Arc::clone(target), mark.clone());
+        let (claims, scope) = (Arc::clone(claims), OnceLock::new());
         let (revision, direct, hash) = (*revision, *direct, *hash);
-        let (claims, scope, mark) = (Arc::clone(claims), OnceLock::new(), mark.clone());
-        StreamKey { name, params, target, revision, facet, direct, hash, claims, scope, mark }
+        StreamKey { name, params, target, revision, facet, direct, hash, mark, claims, scope }
     }
 
     /// What signs its events, where they are signed.
@@ -385,9 +385,9 @@ impl Catalog {
             facet: Facet::WHOLE,
             direct: true,
             hash: hasher.finish(),
+            mark: OnceLock::new(),
             claims: Arc::default(),
             scope: OnceLock::new(),
-            mark: OnceLock::new(),
         })
     }
 
@@ -559,9 +559,9 @@ impl Catalog {
             facet: Facet::WHOLE,
             direct: false,
             hash: hasher.finish(),
+            mark: OnceLock::new(),
             claims: if options.proof.signer.is_some() { claims_of(options, claim) } else { Arc::default() },
             scope: OnceLock::new(),
-            mark: OnceLock::new(),
         })
     }
 }

@@ -185,7 +185,7 @@ mod tests {
     fn failed(code: UpstreamCode, backoff: Duration) -> Record {
         let (last_start, backoff_until) = (Some(NOW), Some(NOW + backoff));
         let failure = Some((code, None));
-        Record { last_start, backoff_until, failures: 3, failure, ..Record::default() }
+        Record { last_start, backoff_until, failures: 3, failure }
     }
 
     #[test]
