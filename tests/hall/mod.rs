@@ -30,6 +30,7 @@ use restcast::shard::{
 };
 use restcast::stream::budget::PollLeave;
 use restcast::stream::poll::{FetchResponse, PollNo, Validators};
+use restcast::stream::succession::UnderWay;
 use restcast::time::{Instant, Now, WallTime};
 use serde_json::{Value, json};
 
@@ -168,7 +169,7 @@ pub struct Hall {
     pub questions: VecDeque<Question>,
     pub orders: Vec<Order>,
     pub closed: Vec<Conn>,
-    polls: VecDeque<(usize, u32, PollNo, PollLeave)>,
+    polls: VecDeque<(usize, u32, PollNo, PollLeave, UnderWay)>,
     /// When each poll began, and of which URL.
     pub polled: Vec<(Instant, String)>,
     /// What upstreams answer, by path; a small value otherwise.
@@ -389,14 +390,16 @@ impl Hall {
                 self.answer_all();
                 more = true;
             }
-            while let Some((core, stream, poll, leave)) = self.polls.pop_front() {
+            while let Some((core, stream, poll, leave, under_way)) = self.polls.pop_front() {
                 let (validators, received) = (Validators::default(), self.now.wall);
                 let path = self.begun.pop_front().expect("each poll has its path");
                 let body = self.bodies.get(&path).map_or("[{\"id\":1}]", String::as_str).as_bytes().to_vec();
                 let response =
                     FetchResponse { status: 200, validators, retry_after: None, fresh_for: None, body, received };
                 leave.answered(self.now.at, &response);
-                self.input(core, Input::Fetched { stream, poll, result: Ok(response) });
+                let result = Ok(response);
+                under_way.end(self.now.at, &result);
+                self.input(core, Input::Fetched { stream, poll, result });
                 more = true;
             }
             if !more {
@@ -407,8 +410,8 @@ impl Hall {
 
     fn output(&mut self, core: usize, output: Output) {
         match output {
-            Output::Fetch { stream, poll, request, leave } => {
-                self.polls.push_back((core, stream, poll, leave));
+            Output::Fetch { stream, poll, request, leave, under_way } => {
+                self.polls.push_back((core, stream, poll, leave, under_way));
                 self.polled.push((self.now.at, request.target.url.to_string()));
                 self.begun.push_back(request.target.url.path().to_owned());
             }
