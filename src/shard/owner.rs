@@ -737,7 +737,7 @@ impl Shard {
         let rest = Rest::of(&result);
         let step = owned.stream.fetched(now, index, poll, result);
         if !matches!(step, Step::Unexpected) {
-            rest.tell(&owned.lane, &owned.key.target.url, now.at);
+            rest.tell(&owned.lane.rests, &owned.key.target.url, now.at);
         }
         if matches!(step, Step::Failed(_)) {
             owned.under_way = None;

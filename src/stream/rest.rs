@@ -17,7 +17,6 @@ use url::{Position, Url};
 use crate::limits::{RESTS_MAX, RETRY_AFTER_MAX};
 use crate::time::Instant;
 
-use super::budget::Lane;
 use super::poll::{FetchResponse, FetchResult};
 
 /// The resources of one lane that are left alone.
@@ -112,11 +111,11 @@ impl Rest {
         }
     }
 
-    /// Tells it to all who ask `url` by that lane.
-    pub fn tell(self, lane: &Lane, url: &Url, now: Instant) {
+    /// Tells it to all who ask `url` by the lane of `rests`.
+    pub fn tell(self, rests: &Rests, url: &Url, now: Instant) {
         match self {
-            Rest::For(wait) => lane.rests.leave(url, wait, now),
-            Rest::Over => lane.rests.is_back(url),
+            Rest::For(wait) => rests.leave(url, wait, now),
+            Rest::Over => rests.is_back(url),
             Rest::Unsaid => {}
         }
     }

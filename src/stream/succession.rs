@@ -65,7 +65,7 @@ pub struct UnderWay {
 impl UnderWay {
     /// It has ended, so: what the upstream has said of when to come back is known, whatever has become of its stream.
     pub fn end(self, now: Instant, result: &FetchResult) {
-        Rest::of(result).tell(&self.lane, &self.target.url, now);
+        Rest::of(result).tell(&self.lane.rests, &self.target.url, now);
     }
 }
 
