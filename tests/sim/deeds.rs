@@ -338,7 +338,7 @@ impl World {
         if self.live_clients().len() >= self.setup.clients {
             return;
         }
-        if self.dice.percent(30) {
+        if self.dice.percent(36) {
             return self.connect_to_described_or_session();
         }
         let kind = *self.dice.pick(&[Kind::Single, Kind::Single, Kind::Many, Kind::Many, Kind::Events, Kind::Json]);

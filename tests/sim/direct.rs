@@ -661,16 +661,16 @@ impl World {
     pub fn describe(&mut self, number: usize) {
         match self.dice.below(10) {
             _ if self.clients[number].ephemeral().is_some() => self.overreach(number),
-            0..4 => {
+            0..5 => {
                 let (target, choice, dedupe) = (self.some_target(), self.some_choice(), self.dice.below(4));
                 let ttl_s = self.dice.percent(60).then(|| 1 + self.dice.below(2 * TTL_MAX_S));
-                self.make_session(number, target, choice, Some(dedupe).filter(|name| *name < 2), ttl_s);
+                self.make_session(number, target, choice, Some(dedupe).filter(|name| *name < 3), ttl_s);
             }
-            4..6 => {
+            5..8 => {
                 let Some(any) = self.some_session_made() else { return };
                 let client = &self.clients[number];
                 let own = self.book.direct.sessions.iter().rposition(|session| client.is_maker(session));
-                let place = own.filter(|_| self.dice.percent(70)).unwrap_or(any);
+                let place = own.filter(|_| self.dice.percent(80)).unwrap_or(any);
                 let end = self.dice.percent(40);
                 self.ask_for_session(number, place, end);
             }
