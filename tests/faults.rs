@@ -341,7 +341,9 @@ fn retry_after_is_obeyed_in_both_forms_whoever_comes() {
     let lines = "interval = \"50ms\"\nbackoff_max = \"100ms\"\nlinger = \"1ms\"";
     let mut setup = Setup::new();
     for name in ["seconds", "date"] {
-        setup = setup.stream(name, &upstream.url(&format!("/{name}")), lines);
+        // A 429 holds all who ask with the same key.
+        let lines = format!("{lines}\nheaders = {{ \"X-Api-Key\" = {name:?} }}");
+        setup = setup.stream(name, &upstream.url(&format!("/{name}")), &lines);
         upstream.set_json(&format!("/{name}"), "[1]");
     }
     let server = setup.start();

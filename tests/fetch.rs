@@ -401,6 +401,11 @@ fn at_the_cap_a_connection_goes_from_hand_to_hand() {
     });
 }
 
+fn answered(status: u16) -> FetchResponse {
+    let validators = Default::default();
+    FetchResponse { status, validators, retry_after: None, fresh_for: None, body: Vec::new(), received: NOW }
+}
+
 fn now() -> Now {
     Now { at: restcast::time::Instant::from_micros(1_000_000), wall: NOW }
 }
@@ -418,6 +423,9 @@ fn polls_that_find_no_connection_are_not_held_against_the_upstream() {
         let budgets = Arc::new(Budgets::default());
         let lane = budgets.lane(&target);
         let leave = || lane.ask(now().at, &mut Slot::default(), 60 * SECOND);
+        // Before an origin's first answer one request asks for all.
+        let Ask::Go(permit) = leave() else { panic!("nobody has asked yet") };
+        PollLeave::Given(permit).answered(now().at, &answered(200));
         let mut waited = Vec::new();
         for _ in 0..2 * limits::BREAKER_FAILURES {
             let Ask::Go(permit) = leave() else { panic!("the origin has done nothing wrong") };
