@@ -349,7 +349,8 @@ fn one_callers_dear_selects_are_refused_him_and_nobody_else() {
         upstream.set_json("/leads", &deep(first));
         assert_eq!(early.event().member("data"), first.to_string());
         assert_eq!(late.event().member("data"), first.to_string());
-        assert_eq!(cheap("$.items[7].id"), (first + 7).to_string());
+        // Nobody watches this one: the core that is asked may hear of the change a moment later than the others.
+        eventually("it is served", || (cheap("$.items[7].id") == (first + 7).to_string()).then_some(()));
     }
     drop(stay);
 }

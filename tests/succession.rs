@@ -137,14 +137,21 @@ fn a_stream_that_was_evicted_keeps_to_what_its_upstream_has_asked_for() {
         setup = setup.stream(&format!("q{n}"), &upstream.url(&format!("/q{n}")), &lines);
     }
     let server = setup.start();
+    // Those before may be lingering yet, all of them on another core.
+    let get = |path: &str| {
+        eventually("there is place", || {
+            let answer = server.get(path, &[bearer(&token_of("u1"))]);
+            (answer.status == 200 || answer.code() != "TOO_MANY_STREAMS").then_some(answer)
+        })
+    };
     for _ in 0..3 {
         for n in 0..count {
-            let answer = server.get(&format!("/v1/streams/q{n}"), &[bearer(&token_of("u1"))]);
+            let answer = get(&format!("/v1/streams/q{n}"));
             assert_eq!(answer.status, 503, "{n}: {answer:?}");
             let wait: u64 = answer.header("retry-after").expect("when").parse().expect("seconds");
-            assert!((60..=121).contains(&wait), "{n}: {wait}");
+            assert!((60..=121).contains(&wait), "{n}: {wait}, {answer:?}");
         }
-        assert_eq!(server.get("/v1/streams/well", &[bearer(&token_of("u1"))]).status, 200);
+        assert_eq!(get("/v1/streams/well").status, 200);
     }
     for n in 0..count {
         assert_eq!(asked(&upstream, &format!("/q{n}")).len(), 1, "/q{n}");

@@ -207,7 +207,7 @@ impl Shard {
         let lane = self.ledger.budgets().lane(&key.target);
         let course = self.ledger.successions().course(self.now.at, key.course());
         if let Some(left) = course.left_to(&lane, key.revision) {
-            stream.take_up(self.now.at, left);
+            stream.take_up(self.now.at, left, lane.left_alone_until(&key.target.url, self.now.at));
         }
         if let Some(start) = self.starts.take(key.hash_value(), self.now.at) {
             stream.started_before(start);

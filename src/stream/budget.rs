@@ -405,6 +405,12 @@ impl Lane {
             .map_or_else(|| Arc::clone(self), |budgets| budgets.lane_of(url, (self.whose.0, NO_CREDENTIAL)))
     }
 
+    /// Until when the upstream wants `url` left alone, by what it has said of that or of whoever asks.
+    pub fn left_alone_until(&self, url: &Url, now: Instant) -> Option<Instant> {
+        let held = lock(&self.spending).held(now).map(|(until, _)| until);
+        held.max(self.rests.until(url, now))
+    }
+
     /// Whether that permanent redirect is told of for the first time. `hash` is of where from and where to.
     pub fn is_news(&self, hash: u64) -> bool {
         let mut spending = lock(&self.spending);

@@ -739,8 +739,8 @@ impl Stream {
     }
 
     /// Goes on where the stream before it has left off.
-    pub fn take_up(&mut self, now: Instant, left: poll::Record) {
-        self.poller.take_up(now, left);
+    pub fn take_up(&mut self, now: Instant, left: poll::Record, alone_until: Option<Instant>) {
+        self.poller.take_up(now, left, alone_until);
     }
 
     /// Whether its upstream is to be left alone for a while.

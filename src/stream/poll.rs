@@ -404,12 +404,14 @@ impl Poller {
     }
 
     /// Goes on, before it is started, where the stream before it has left off: it keeps to that one's wait after a failure, and
-    /// `restart_min` from its last poll.
-    pub fn take_up(&mut self, now: Instant, left: Record) {
+    /// `restart_min` from its last poll. `alone_until`: until when the upstream wants to be left alone, which that failure may have
+    /// said.
+    pub fn take_up(&mut self, now: Instant, left: Record, alone_until: Option<Instant>) {
         self.last_start = left.last_start;
         if let Some(until) = left.backoff_until.filter(|until| *until > now) {
             self.backoff_until = Some(until.min(now + self.backoff_max));
             (self.failures, self.failure) = (left.failures, left.failure);
+            self.retry_after_until = alone_until;
             // Its watchers were told.
             self.told = left.failure.map_or(self.told, |_| StreamState::Failing);
         }
@@ -1373,7 +1375,7 @@ mod tests {
         let until = left.backoff_until.expect("it waits");
         assert_eq!((left.failures, left.failure), (1, Some((UpstreamCode::Status, Some(500)))));
         let mut next = Poller::new(options(10_000));
-        next.take_up(script.now, left);
+        next.take_up(script.now, left, None);
         next.start(script.now);
         assert_eq!(next.next_due(), Some(until));
         let status = next.status(script.now);
@@ -1384,12 +1386,18 @@ mod tests {
         assert_eq!(next.next_due(), Some(script.now));
         // The longest wait is its own.
         let mut hasty = Poller::new(PollOptions { backoff_max: Duration::from_secs(1), ..options(100) });
-        hasty.take_up(script.now, left);
+        hasty.take_up(script.now, left, None);
         hasty.start(script.now);
         assert_eq!(hasty.next_due(), Some(script.now + Duration::from_secs(1)));
+        // What the upstream has asked for counts where it is longer, and is what watchers are told.
+        let (mut told, alone) = (Poller::new(options(10_000)), script.now + Duration::from_secs(600));
+        told.take_up(script.now, left, Some(alone));
+        told.start(script.now);
+        assert_eq!((told.next_due(), told.poll_now(script.now)), (Some(alone), false));
+        assert_eq!(told.status(script.now).retry_in, Some(Duration::from_secs(600)));
         // What is over is over, but for the time between two polls.
         let mut late = Poller::new(options(10_000));
-        late.take_up(until, left);
+        late.take_up(until, left, None);
         late.start(until);
         assert_eq!((late.next_due(), late.status(until).state), (Some(until), StreamState::Live));
     }
