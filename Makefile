@@ -34,9 +34,11 @@ fuzz-smoke: setup
 	.ci/fuzz 30
 
 # Everything: unit, property, integration, browser and simulator tests. Most of them mostly wait: RUST_TEST_THREADS=4 makes
-# it quicker on few processors.
+# it quicker on few processors. A test that hangs ends its own file after a while, by name, and not the whole run.
+TEST_LIMIT := --config 'target."cfg(all())".runner = ["timeout", "--kill-after=10", "1200"]'
 test: setup
-	RESTCAST_BUILT="$(abspath $(or $(CARGO_TARGET_DIR),target))/debug/restcast" cargo test --workspace --no-fail-fast
+	RESTCAST_BUILT="$(abspath $(or $(CARGO_TARGET_DIR),target))/debug/restcast" \
+		cargo test $(TEST_LIMIT) --workspace --no-fail-fast
 
 # The Autobahn test suite against `/echo`. `AUTOBAHN=--quick` leaves out the slow cases, as .ci/run does.
 autobahn: setup
