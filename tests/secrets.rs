@@ -10,7 +10,7 @@ mod support;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io::Write as _;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -26,7 +26,7 @@ use rustls::ClientConfig;
 use rustls::version::{TLS12, TLS13};
 use serde_json::json;
 
-use support::redis::{Redis, RedisSetup};
+use support::redis::{Redis, RedisSetup, free_port};
 use support::server::{
     ADMIN_KEY, Answer, Heard, Raw, SECRET, Server, Setup, Ws, bearer, eventually, mint, mint_by, now_s,
 };
@@ -252,10 +252,9 @@ impl Drop for Scratch {
     }
 }
 
-/// A port that nobody listens on.
+/// An address that nobody listens at.
 fn closed_port() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("an address")
+    ([127, 0, 0, 1], free_port()).into()
 }
 
 /// One world with its secrets.

@@ -21,4 +21,4 @@ pub use drivers::on_each_driver;
 pub use proxy::Proxy;
 pub use redis::{Redis, RedisSetup};
 pub use tunnels::Tunnels;
-pub use upstream::{Coding, Framing, Reply, RequestSeen, Step, Upstream};
+pub use upstream::{Coding, Framing, Gate, Reply, RequestSeen, Step, Upstream};
