@@ -2,15 +2,13 @@
 
 mod support;
 
-use std::fs;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ring::hmac;
 use serde_json::{Value, json};
 
 use support::server::{ADMIN_KEY, Answer, DRIVERS, Raw, Server, Setup, bearer, eventually, now_s, token_of, watching};
-use support::{Reply, Upstream};
+use support::{Folder, Reply, Upstream};
 
 const SECRET: &str = "a secret that the upstream shares with us";
 
@@ -138,15 +136,11 @@ fn nobody_is_told_which_streams_there_are() {
 
 #[test]
 fn a_secret_in_a_file_that_is_replaced_verifies_the_next_hook() {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("hooks-{}", std::process::id()));
-    let _ = fs::remove_dir_all(&folder);
-    fs::create_dir_all(&folder).expect("a folder");
+    let folder = Folder::new("hooks");
     let (old, new) = ("the old secret, in a file", "the new secret, in a file");
-    let file = folder.join("secret");
-    fs::write(&file, old).expect("written");
     let upstream = Upstream::start();
     upstream.set_json("/a", "1");
-    let source = format!("file:{}", file.display());
+    let source = format!("file:{}", folder.put("secret", old));
     let server = Setup::new()
         .stream("slow", &upstream.url("/a"), &format!("interval = \"1h\"\nhook_secret = {source:?}"))
         .start();
@@ -158,9 +152,7 @@ fn a_secret_in_a_file_that_is_replaced_verifies_the_next_hook() {
     for id in ["slow", "made"] {
         assert_eq!((by(id, old, "1"), by(id, new, "1")), (202, 401), "{id}");
     }
-    let beside = folder.join("secret.new");
-    fs::write(&beside, new).expect("written");
-    fs::rename(&beside, &file).expect("renamed");
+    folder.put("secret", new);
     for id in ["slow", "made"] {
         eventually("the new one is in force", || (by(id, new, "2") == 202).then_some(()));
         assert_eq!(by(id, old, "3"), 401, "{id}");
@@ -169,7 +161,6 @@ fn a_secret_in_a_file_that_is_replaced_verifies_the_next_hook() {
     // Who watches has noticed nothing.
     assert!(ws.is_quiet_for(Duration::from_millis(200)));
     assert!(!server.log_text().contains(new) && !server.log_text().contains(old));
-    fs::remove_dir_all(&folder).expect("it was made here");
 }
 
 #[test]

@@ -14,13 +14,12 @@
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use std::{fs, process, thread};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
@@ -31,6 +30,8 @@ use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use serde_json::{Value, json};
 use tungstenite::protocol::{Role, WebSocketConfig};
 use tungstenite::{Message, WebSocket};
+
+use super::Folder;
 
 /// How long anything that is waited for may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -292,7 +293,7 @@ pub fn bearer(token: &str) -> (&'static str, String) {
 /// A server at work.
 pub struct Server {
     child: Child,
-    directory: PathBuf,
+    directory: Folder,
     log: Arc<Log>,
     /// Where it listens.
     pub listen: SocketAddr,
@@ -314,20 +315,10 @@ impl Log {
     }
 }
 
-/// A directory of the test's own, which it removes.
-fn directory() -> PathBuf {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let name = format!("server-{}-{}", process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    fs::create_dir_all(&path).expect("a directory for the configuration");
-    path
-}
-
 /// Runs `restcast` with `arguments` and the configuration `setup` to its end: its status, output and errors.
 pub fn run(arguments: &[&str], setup: &Setup) -> (ExitStatus, String, String) {
-    let directory = directory();
-    let path = directory.join("restcast.toml");
-    fs::write(&path, setup.text()).expect("the configuration is written");
+    let directory = Folder::new("server");
+    let path = directory.put("restcast.toml", &setup.text());
     let output = Command::new(env!("CARGO_BIN_EXE_restcast"))
         .args(arguments)
         .arg("--config")
@@ -336,16 +327,14 @@ pub fn run(arguments: &[&str], setup: &Setup) -> (ExitStatus, String, String) {
         .stdin(Stdio::null())
         .output()
         .expect("the binary runs");
-    let _ = fs::remove_dir_all(&directory);
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
     (output.status, text(output.stdout), text(output.stderr))
 }
 
 impl Server {
     fn start(setup: &Setup, working_directory: Option<&Path>) -> Server {
-        let directory = directory();
-        let path = directory.join("restcast.toml");
-        fs::write(&path, setup.text()).expect("the configuration is written");
+        let directory = Folder::new("server");
+        let path = directory.put("restcast.toml", &setup.text());
         let mut child = Command::new(env!("CARGO_BIN_EXE_restcast"))
             .args(["serve", "--config"])
             .arg(&path)
@@ -441,7 +430,7 @@ impl Server {
         let said = ["The configuration was read again.", "The configuration is not taken"];
         let count = |server: &Server| said.iter().map(|line| server.log_count(line)).sum::<usize>();
         let before = count(self);
-        fs::write(self.directory.join("restcast.toml"), text).expect("the configuration is written");
+        self.directory.put("restcast.toml", text);
         self.signal(Signal::HUP);
         eventually("the configuration is read again", || (count(self) > before).then_some(()));
     }
@@ -515,7 +504,6 @@ impl Drop for Server {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        let _ = fs::remove_dir_all(&self.directory);
         if thread::panicking() {
             eprintln!("the server's log:\n{}", self.log_text());
         }
