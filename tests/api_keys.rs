@@ -13,14 +13,9 @@ use ring::digest;
 use serde_json::{Value, json};
 
 use support::server::{
-    ADMIN_KEY, Answer, DRIVERS, PATIENCE, Raw, Server, Setup, bearer, eventually, mint, now_s, now_us, run, token_of,
+    ADMIN_KEY, DRIVERS, PATIENCE, Server, Setup, bearer, eventually, keys, mint, now_s, now_us, run, token_of,
 };
 use support::{Folder, Upstream};
-
-fn keys(server: &Server, method: &str, path: &str, body: &str) -> Answer {
-    let headers = [bearer(ADMIN_KEY), ("Content-Type", "application/json".to_owned())];
-    Raw::connect(server.admin).request(method, &format!("/admin/v1/keys{path}"), &headers, body)
-}
 
 /// Makes a key: its id and its text.
 fn make(server: &Server, wanted: &Value) -> (String, String) {
@@ -229,9 +224,7 @@ fn a_deleted_key_closes_its_connections_on_every_core_within_250_ms() {
 
         // Everybody else goes on, also when a user of that name is logged out or loses every right.
         let order = |method: &str, path: &str, body: &Value| {
-            let headers = [bearer(ADMIN_KEY)];
-            let path = format!("/admin/v1/users/{}/{path}", others_id);
-            Raw::connect(server.admin).request(method, &path, &headers, &body.to_string()).status
+            server.order(method, &format!("users/{others_id}/{path}"), body).status
         };
         assert!(order("PUT", "permissions", &json!({ "permissions": [], "roles": [] })) < 300);
         assert!(order("POST", "logout", &json!({})) < 300);
@@ -340,8 +333,7 @@ fn a_ticket_made_with_a_key_lives_and_dies_with_it() {
     user.send(json!({ "type": "auth_update", "token": ticket(), "id": 2 }));
     assert_eq!(user.next_of("error")["code"], "AUTH_SUBJECT_MISMATCH");
     // A user whose id is spelled like the key's logs out: that is not the key.
-    let path_of_user = format!("/admin/v1/users/{id}/logout");
-    let answer = Raw::connect(server.admin).request("POST", &path_of_user, &[bearer(ADMIN_KEY)], "");
+    let answer = server.order("POST", &format!("users/{id}/logout"), &Value::Null);
     assert!((200..300).contains(&answer.status), "{answer:?}");
     assert_eq!(user.closed(), (4010, "logged_out".to_owned()));
     for socket in [&mut ws, &mut direct] {

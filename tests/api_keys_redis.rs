@@ -11,7 +11,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use support::redis::{RedisSetup, Said};
 use support::server::{
-    ADMIN_KEY, Answer, PATIENCE, Raw, Server, Setup, Ws, bearer, eventually, now_us, refused, token_of,
+    Answer, PATIENCE, Server, Setup, Ws, away, bearer, connected, eventually, keys, now_us, refused, token_of,
 };
 use support::{Folder, Proxy, Redis, Upstream};
 
@@ -35,19 +35,6 @@ fn alone(upstream: &Upstream) -> Setup {
 /// With a Redis that may be slow, as the machine may be: what is away is noticed all the same.
 fn setup(url: &str, upstream: &Upstream) -> Setup {
     alone(upstream).redis(url, "timeout = \"5s\"")
-}
-
-fn connected(server: &Server) {
-    eventually("Redis is spoken to", || (server.admin("GET", "/readyz", None).json()["redis"] == "up").then_some(()));
-}
-
-fn away(server: &Server) {
-    eventually("Redis is away", || (server.admin("GET", "/readyz", None).json()["redis"] == "away").then_some(()));
-}
-
-fn keys(server: &Server, method: &str, path: &str, body: &str) -> Answer {
-    let headers = [bearer(ADMIN_KEY), ("Content-Type", "application/json".to_owned())];
-    Raw::connect(server.admin).request(method, &format!("/admin/v1/keys{path}"), &headers, body)
 }
 
 /// Makes a key of that id: its text.

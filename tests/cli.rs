@@ -3,7 +3,7 @@
 mod support;
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
@@ -12,27 +12,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 
-use support::server::{DRIVERS, PATIENCE, SECRET, Setup, mint, now_s, run, token_of};
+use support::server::{DRIVERS, PATIENCE, SECRET, Setup, mint, now_s, restcast, run, token_of, told};
 use support::{Folder, Upstream};
-
-fn restcast(arguments: &[&str], input: &str) -> (i32, String, String) {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_restcast"))
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .env_remove("RESTCAST_TOKEN")
-        .spawn()
-        .expect("the binary starts");
-    // A command that takes no input may have ended before it comes.
-    let _ = child.stdin.take().expect("a pipe").write_all(input.as_bytes());
-    told(child.wait_with_output().expect("it ends"))
-}
-
-fn told(output: Output) -> (i32, String, String) {
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
-    (output.status.code().expect("it exits"), text(output.stdout), text(output.stderr))
-}
 
 #[test]
 fn a_command_line_that_is_wrong_is_exit_code_2_and_says_what_is_meant() {

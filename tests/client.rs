@@ -18,7 +18,7 @@ use browser::Browser;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use support::redis::free_port;
-use support::server::{ADMIN_KEY, PATIENCE, Raw, SECRET, Server, Setup, bearer, client_frame, eventually, token_of};
+use support::server::{PATIENCE, SECRET, Server, Setup, bearer, client_frame, eventually, token_of};
 use support::{Folder, Proxy, Upstream};
 
 const TRANSPORTS: [&str; 3] = ["websocket", "sse", "polling"];
@@ -153,8 +153,7 @@ fn started() -> (Upstream, Server) {
 
 /// An admin call that must succeed.
 fn order(server: &Server, method: &str, path: &str, body: &Value) {
-    let headers = [bearer(ADMIN_KEY), ("Content-Type", "application/json".to_owned())];
-    let answer = Raw::connect(server.admin).request(method, &format!("/admin/v1/{path}"), &headers, &body.to_string());
+    let answer = server.order(method, path, body);
     assert!((200..300).contains(&answer.status), "{answer:?}");
 }
 

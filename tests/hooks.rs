@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use ring::hmac;
 use serde_json::{Value, json};
 
-use support::server::{ADMIN_KEY, Answer, DRIVERS, Raw, Server, Setup, bearer, eventually, now_s, token_of, watching};
+use support::server::{Answer, DRIVERS, Server, Setup, eventually, now_s, streams, token_of, watching};
 use support::{Folder, Reply, Upstream};
 
 const SECRET: &str = "a secret that the upstream shares with us";
@@ -145,7 +145,7 @@ fn a_secret_in_a_file_that_is_replaced_verifies_the_next_hook() {
         .stream("slow", &upstream.url("/a"), &format!("interval = \"1h\"\nhook_secret = {source:?}"))
         .start();
     let body = json!({ "id": "made", "url": upstream.url("/a"), "interval": "1h", "hook_secret": [source, SECRET] });
-    let made = Raw::connect(server.admin).request("POST", "/admin/v1/streams", &[bearer(ADMIN_KEY)], &body.to_string());
+    let made = streams(&server, "POST", "", &body);
     assert_eq!(made.status, 201, "{made:?}");
     let mut ws = watching(&server, &token_of("u1"), "/v1/streams/slow");
     let by = |id: &str, secret: &str, body: &str| hook(&server, id, &signature(secret, now_s(), body), body).status;
@@ -229,8 +229,7 @@ fn a_stopped_stream_is_not_polled_by_a_hook() {
     let server = setup(&upstream, "").start();
     let mut ws = watching(&server, &token_of("u1"), "/v1/streams/slow");
     let order = |what: &str| {
-        let path = format!("/admin/v1/streams/slow/{what}");
-        assert_eq!(Raw::connect(server.admin).request("POST", &path, &[bearer(ADMIN_KEY)], "").status, 200);
+        assert_eq!(streams(&server, "POST", &format!("/slow/{what}"), &Value::Null).status, 200);
     };
     order("stop");
     assert_eq!(ws.next_of("stream_status")["code"], "STOPPED");
@@ -249,19 +248,13 @@ fn a_stream_that_is_made_has_its_hook_at_once() {
     upstream.set_json("/a", "1");
     let server = Setup::new().start();
     let body = json!({ "id": "made", "url": upstream.url("/a"), "interval": "1h", "hook_secret": SECRET });
-    let headers = [bearer(ADMIN_KEY)];
     assert_eq!(hook(&server, "made", &signature(SECRET, now_s(), ""), "").status, 401);
-    let admin = |method: &str, path: &str, body: &Value| {
-        Raw::connect(server.admin)
-            .request(method, &format!("/admin/v1/streams{path}"), &headers, &body.to_string())
-            .status
-    };
-    assert_eq!(admin("POST", "", &body), 201);
+    assert_eq!(streams(&server, "POST", "", &body).status, 201);
     let mut ws = watching(&server, &token_of("u1"), "/v1/streams/made");
     upstream.set_json("/a", "2");
     assert_eq!(hook(&server, "made", &signature(SECRET, now_s(), ""), "").status, 202);
     assert_eq!(ws.next_of("snapshot")["data"], json!(2));
-    assert_eq!(admin("DELETE", "/made", &Value::Null), 204);
+    assert_eq!(streams(&server, "DELETE", "/made", &Value::Null).status, 204);
     eventually("the hook is gone", || {
         (hook(&server, "made", &signature(SECRET, now_s(), ""), "").status == 401).then_some(())
     });

@@ -3,9 +3,7 @@
 
 mod support;
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,7 +12,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _};
 use serde_json::{Value, json};
-use support::server::{Answer, PATIENCE, Server, Setup, bearer, eventually, now_s, token_of};
+use support::server::{Answer, PATIENCE, Server, Setup, bearer, eventually, now_s, outcome, restcast, token_of};
 use support::{Authority, Folder, Reply, Upstream};
 
 const MS: Duration = Duration::from_millis(1);
@@ -105,9 +103,7 @@ impl World {
 }
 
 fn get(server: &Server, token: &str) -> (u16, String) {
-    let answer = server.get("/v1/streams/leads", &[bearer(token)]);
-    let code = if answer.status >= 400 { answer.code() } else { String::new() };
-    (answer.status, code)
+    outcome(&server.get("/v1/streams/leads", &[bearer(token)]))
 }
 
 fn good() -> (u16, String) {
@@ -121,20 +117,6 @@ fn refused() -> (u16, String) {
 /// Claims of the issuer `iss` for this server.
 fn of(iss: &str) -> Value {
     json!({ "iss": iss, "aud": "restcast" })
-}
-
-fn restcast(arguments: &[&str], input: &str) -> (i32, String, String) {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_restcast"))
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the binary starts");
-    let _ = child.stdin.take().expect("a pipe").write_all(input.as_bytes());
-    let output = child.wait_with_output().expect("it ends");
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
-    (output.status.code().expect("it exits"), text(output.stdout), text(output.stderr))
 }
 
 #[test]

@@ -10,20 +10,10 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use support::server::{
-    ADMIN_KEY, Answer, DRIVERS, PATIENCE, Raw, Server, Setup, bearer, eventually, mint, now_s, token_of, watching,
+    ADMIN_KEY, Answer, DRIVERS, PATIENCE, Raw, Server, Setup, bearer, eventually, mint, now_s, streams, streams_with,
+    token_of, watching,
 };
 use support::{Folder, Reply, RequestSeen, Upstream};
-
-fn streams_with(server: &Server, method: &str, path: &str, more: &[(&'static str, String)], body: &Value) -> Answer {
-    let mut headers = vec![bearer(ADMIN_KEY)];
-    headers.extend_from_slice(more);
-    let body = if body.is_null() { String::new() } else { body.to_string() };
-    Raw::connect(server.admin).request(method, &format!("/admin/v1/streams{path}"), &headers, &body)
-}
-
-fn streams(server: &Server, method: &str, path: &str, body: &Value) -> Answer {
-    streams_with(server, method, path, &[], body)
-}
 
 /// Makes a stream that is polled every 20 ms; its tag.
 fn make(server: &Server, id: &str, url: &str) -> String {

@@ -9,22 +9,13 @@ use std::time::Duration;
 use ring::hmac;
 use serde_json::{Value, json};
 
-use support::server::{ADMIN_KEY, Answer, Raw, Server, Setup, bearer, eventually, now_s, token_of, watching};
+use support::server::{
+    Answer, Server, Setup, away, bearer, eventually, now_s, streams, streams_with, token_of, watching,
+};
 use support::{Folder, Proxy, Redis, Upstream};
 
 /// The hash that the streams stand in.
 const HASH: &str = "restcast:streams";
-
-fn streams_with(server: &Server, method: &str, path: &str, more: &[(&'static str, String)], body: &Value) -> Answer {
-    let mut headers = vec![bearer(ADMIN_KEY)];
-    headers.extend_from_slice(more);
-    let body = if body.is_null() { String::new() } else { body.to_string() };
-    Raw::connect(server.admin).request(method, &format!("/admin/v1/streams{path}"), &headers, &body)
-}
-
-fn streams(server: &Server, method: &str, path: &str, body: &Value) -> Answer {
-    streams_with(server, method, path, &[], body)
-}
 
 fn wanted(id: &str, url: &str) -> Value {
     json!({ "id": id, "url": url, "interval": "20ms" })
@@ -323,7 +314,7 @@ fn while_redis_is_away_nothing_is_changed_and_a_start_knows_the_copy() {
     proxy.down();
     let known = streams(&server, "GET", "/leads", &Value::Null);
     assert_eq!((known.status, &known.json()["state"]), (200, &json!("running")), "by what is known here");
-    eventually("Redis is away", || server.admin("GET", "/readyz", None).text().contains("away").then_some(()));
+    away(&server);
     let refused = [
         streams(&server, "POST", "", &wanted("more", &upstream.url("/a"))),
         streams(&server, "PUT", "/leads", &wanted("leads", &upstream.url("/b"))),

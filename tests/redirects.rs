@@ -7,7 +7,7 @@ mod support;
 mod watcher;
 
 use serde_json::{Value, json};
-use support::server::{ADMIN_KEY, PATIENCE, Raw, Server, Setup, bearer};
+use support::server::{PATIENCE, Server, Setup, streams};
 use support::{Authority, Folder, Identity, Reply, RequestSeen, Upstream};
 use watcher::{Watcher, requests_for};
 
@@ -48,8 +48,7 @@ impl World {
         let members = stream.as_object_mut().expect("an object");
         members.extend([("id".to_owned(), json!(id)), ("url".to_owned(), json!(self.home.url(path)))]);
         members.extend(more.as_object().expect("an object").clone());
-        let body = stream.to_string();
-        let made = Raw::connect(server.admin).request("POST", "/admin/v1/streams", &[bearer(ADMIN_KEY)], &body);
+        let made = streams(server, "POST", "", &stream);
         assert_eq!(made.status, 201, "{made:?}");
         Watcher::ws(server, &format!("/v1/streams/{id}"))
     }

@@ -22,7 +22,7 @@ use restcast::secret::Secret;
 use restcast::shard::{Found, Lookup, MARK_BYTES, Order, PeerAsk, RefreshMark, Refreshed, SessionRecord};
 use serde_json::json;
 use support::redis::{Redis, RedisSetup, Said, free_port};
-use support::server::{ADMIN_KEY, PATIENCE, Raw, Server, Setup, Ws, bearer, eventually, mint, now_s};
+use support::server::{PATIENCE, Server, Setup, Ws, bearer, eventually, mint, now_s, refused};
 use support::{Authority, Folder, Proxy, Upstream};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -1311,13 +1311,8 @@ fn watching(server: &Server, token: &str) -> Ws {
     ws
 }
 
-fn refused(server: &Server, token: &str) -> (u16, String) {
-    let answer = server.get("/v1/streams/leads", &[bearer(token)]);
-    (answer.status, if answer.status >= 400 { answer.code() } else { String::new() })
-}
-
 fn ordered(server: &Server, path: &str) {
-    let answer = Raw::connect(server.admin).request("POST", &format!("/admin/v1/{path}"), &[bearer(ADMIN_KEY)], "");
+    let answer = server.order("POST", path, &json!(null));
     assert_eq!(answer.status, 200, "{answer:?}");
 }
 

@@ -27,7 +27,7 @@ use serde_json::json;
 
 use support::redis::{Redis, RedisSetup};
 use support::server::{
-    ADMIN_KEY, Answer, Heard, Raw, SECRET, Server, Setup, Ws, bearer, eventually, mint, mint_by, now_s,
+    ADMIN_KEY, Answer, Heard, Raw, SECRET, Server, Setup, Ws, bearer, connected, eventually, mint, mint_by, now_s,
 };
 use support::{Authority, Folder, Reply, Step, Upstream};
 
@@ -783,7 +783,7 @@ fn admin(world: &mut World, server: &Server, said: &mut Said) {
 /// each other goes through Redis, where others may hear it: that is searched as well.
 fn peers(world: &mut World, server: &Server, said: &mut Said) {
     let other = world.setup.start();
-    eventually("it speaks to Redis", || (other.admin("GET", "/readyz", None).json()["redis"] == "up").then_some(()));
+    connected(&other);
     let mut listener = world.redis.client();
     listener.command(&["AUTH", REDIS]).expect("an answer");
     listener.command(&["PSUBSCRIBE", "*"]).expect("an answer");
@@ -816,8 +816,7 @@ fn peers(world: &mut World, server: &Server, said: &mut Said) {
     }
     for (what, server) in [("its own process", server), ("another process", &other)] {
         for query in ["?sub=watched-elsewhere", "", "?sub=nobody"] {
-            let path = format!("/admin/v1/connections{query}");
-            let answer = Raw::connect(server.admin).request("GET", &path, &[bearer(ADMIN_KEY)], "");
+            let answer = server.order("GET", &format!("connections{query}"), &json!(null));
             assert_eq!(said.answer(format!("a list at {what}"), &answer), 200);
         }
     }
