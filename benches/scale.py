@@ -4,6 +4,7 @@
     cargo build --release -p restcast -p restcast-loadtest
     python3 benches/scale.py                # all of it, about four minutes
     python3 benches/scale.py expiry polls   # some of it
+    python3 benches/scale.py beside FILE    # `requests` of this build and of another one (FILE), in turn, three rounds
 
   expiry   5,000 and 19,000 WebSockets whose tokens end in the same second: when each was closed with 4001, and when the
            last stream frame came, counted from `exp` and leeway
@@ -18,11 +19,12 @@
   flood    the same 9,700 while 64 connections send `auth_update` as fast as they can, half of them with forged tokens, of
            which five end a connection, that is made again at once; the bounds that would stop them are off
   requests what a poll costs, plain and over TLS, unchanged and changed; 10,000 streams without watchers
+  beside   the same of two builds, each with a core to itself and its upstream on the other: the medians and their ratio
 
 Each prints the load tester's figures as one line of JSON. Needs Python 3.11 and nothing else; loopback only; every process
-it starts ends with it, within five minutes.
+it starts ends with it, within five minutes; `beside` takes twelve.
 """
-import base64, hashlib, hmac, json, os, pathlib, signal, socket, struct, subprocess, sys, tempfile, threading, time, urllib.request
+import base64, hashlib, hmac, json, os, pathlib, signal, socket, statistics, struct, subprocess, sys, tempfile, threading, time, urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESTCAST, LOADTEST = ROOT / "target/release/restcast", ROOT / "target/release/loadtest"
@@ -49,13 +51,13 @@ def stop(process):
         process.wait()
 
 
-def serve(folder, streams, listen="127.0.0.1:0", cores=2, server=""):
+def serve(folder, streams, listen="127.0.0.1:0", cores=2, server="", binary=RESTCAST):
     path = pathlib.Path(folder) / f"{len(started)}.toml"
     path.write_text(
         f'[server]\nlisten = "{listen}"\ncores = {cores}\ndrain = "1s"\n{server}\n[admin]\nlisten = "127.0.0.1:0"\n'
         f'[[auth.jwt.key]]\nalg = "HS256"\nsecret = "file:{folder}/key"\n{streams}'
     )
-    return start(folder, RESTCAST, "serve", "--config", path)
+    return start(folder, binary, "serve", "--config", path)
 
 
 def load(folder, url, pids, *flags, patience=120):
@@ -282,7 +284,7 @@ def polled(admin):
     return counts
 
 
-def polling(folder, what, count, interval, changes, seconds, *flags):
+def polling(folder, what, count, interval, changes, seconds, *flags, binary=RESTCAST, pinned=False):
     """`count` streams without watchers, polled every `interval` of an upstream whose values change every `changes`."""
     tls = "--tls" in flags
     upstream, ready = start(folder, LOADTEST, "upstream", "--streams", count, "--interval", changes, *flags)
@@ -292,10 +294,13 @@ def polling(folder, what, count, interval, changes, seconds, *flags):
     streams = "".join(
         f'[[stream]]\nid = "s{n}"\nurl = "{base}/{n}"\ninterval = "{interval}"\nkeep_warm = true\n{trust}' for n in range(count)
     )
-    bare, bare_ready = serve(folder, "", cores=1)
+    bare, bare_ready = serve(folder, "", cores=1, binary=binary)
     empty = pss(bare.pid)
     stop(bare)
-    server, ready = serve(folder, streams, cores=1)
+    server, ready = serve(folder, streams, cores=1, binary=binary)
+    if pinned:
+        pin(server.pid, 0)
+        pin(upstream.pid, 1)
     time.sleep(5)
     before, spent, begun = polled(ready["admin"]), cpu_s(server.pid), time.monotonic()
     time.sleep(seconds)
@@ -309,24 +314,60 @@ def polling(folder, what, count, interval, changes, seconds, *flags):
     print(json.dumps(figures), flush=True)
     stop(server)
     stop(upstream)
+    return figures
+
+
+def pin(pid, cpu):
+    """All threads of a process on one processor."""
+    for task in os.listdir(f"/proc/{pid}/task"):
+        os.sched_setaffinity(int(task), {cpu})
+
+
+def of_requests(folder):
+    """What `polling` is given for each row of `requests`."""
+    ca = ("--tls", "--write-ca", f"{folder}/ca.pem")
+    for name, tls in (("plain", ()), ("TLS", ca)):
+        yield f"{name}, unchanged (200)", 200, "20ms", "0s", 10, *tls
+        yield f"{name}, unchanged (304)", 200, "20ms", "0s", 10, "--etag", *tls
+        yield f"{name}, changed", 200, "20ms", "10ms", 10, *tls
+    yield "10,000 streams every 10 s, plain, changed", 10_000, "10s", "5s", 20
 
 
 def requests(folder):
-    ca = ("--tls", "--write-ca", f"{folder}/ca.pem")
-    for name, tls in (("plain", ()), ("TLS", ca)):
-        polling(folder, f"{name}, unchanged (200)", 200, "20ms", "0s", 10, *tls)
-        polling(folder, f"{name}, unchanged (304)", 200, "20ms", "0s", 10, "--etag", *tls)
-        polling(folder, f"{name}, changed", 200, "20ms", "10ms", 10, *tls)
-    polling(folder, "10,000 streams every 10 s, plain, changed", 10_000, "10s", "5s", 20)
+    for row in of_requests(folder):
+        polling(folder, *row)
+
+
+def beside(folder, other, rounds=3):
+    for row in of_requests(folder):
+        of = {"this": [], "other": []}
+        for turn in range(2 * rounds):
+            # This, other, other, this: neither is always the first.
+            name = ("this", "other", "other", "this")[turn % 4]
+            figures = polling(folder, f"{row[0]}, {name}", *row[1:], binary=RESTCAST if name == "this" else other, pinned=True)
+            of[name].append(figures["us_per_poll"])
+        medians = {name: statistics.median(all_of) for name, all_of in of.items()}
+        print(json.dumps({"what": row[0], "us_per_poll": of, **medians, "ratio": round(medians["this"] / medians["other"], 3)}), flush=True)
 
 
 def main():
-    wanted = sys.argv[1:] or ["expiry", "polls", "shared", "storm", "flood", "requests"]
+    if sys.argv[1:2] == ["beside"]:
+        if len(sys.argv) != 3 or not os.access(sys.argv[2], os.X_OK):
+            sys.exit("beside: name the other build's restcast")
+        run(["beside"], pathlib.Path(sys.argv[2]).resolve())
+    else:
+        run(sys.argv[1:] or ["expiry", "polls", "shared", "storm", "flood", "requests"])
+
+
+def run(wanted, other=None):
     with tempfile.TemporaryDirectory() as folder:
         (pathlib.Path(folder) / "key").write_text(os.urandom(32).hex())
         try:
+            todo = {"expiry": expiry, "polls": polls, "shared": shared, "storm": storm, "flood": flood, "requests": requests}
+            if other:
+                todo["beside"] = lambda folder: beside(folder, other)
             for name in wanted:
-                {"expiry": expiry, "polls": polls, "shared": shared, "storm": storm, "flood": flood, "requests": requests}[name](folder)
+                todo[name](folder)
         finally:
             for process in started:
                 if process.poll() is None:
