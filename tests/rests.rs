@@ -7,18 +7,16 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use support::server::{ADMIN_KEY, PATIENCE, Raw, Server, Setup, Ws, bearer, eventually, token_of};
+use support::server::{PATIENCE, Server, Setup, Ws, bearer, eventually, streams, token_of};
 use support::{Reply, Upstream};
 
 fn make(server: &Server, body: &Value) {
-    let text = body.to_string();
-    let answer = Raw::connect(server.admin).request("POST", "/admin/v1/streams", &[bearer(ADMIN_KEY)], &text);
+    let answer = streams(server, "POST", "", body);
     assert_eq!(answer.status, 201, "{answer:?}");
 }
 
 fn put(server: &Server, body: &Value) {
-    let text = body.to_string();
-    let answer = Raw::connect(server.admin).request("PUT", "/admin/v1/streams/leads", &[bearer(ADMIN_KEY)], &text);
+    let answer = streams(server, "PUT", "/leads", body);
     assert_eq!(answer.status, 200, "{answer:?}");
 }
 
@@ -52,8 +50,7 @@ fn a_url_that_is_to_be_left_alone_is_when_its_stream_is_changed() {
     is_left(left);
     assert_eq!(asked(), 1, "it was to be left alone");
     // And deleted and made again.
-    let key = [bearer(ADMIN_KEY)];
-    assert_eq!(Raw::connect(server.admin).request("DELETE", "/admin/v1/streams/leads", &key, "").status, 204);
+    assert_eq!(streams(&server, "DELETE", "/leads", &Value::Null).status, 204);
     assert_eq!((first.closed().0, second.closed().0), (4004, 4004));
     make(&server, &body);
     is_left(told(&server).1);
