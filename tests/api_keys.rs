@@ -6,49 +6,16 @@ mod support;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use ring::digest;
 use serde_json::{Value, json};
 
-use support::Upstream;
 use support::server::{
-    ADMIN_KEY, Answer, DRIVERS, PATIENCE, Raw, Server, Setup, bearer, eventually, mint, now_s, now_us, run, token_of,
+    ADMIN_KEY, DRIVERS, PATIENCE, Server, Setup, bearer, eventually, keys, mint, now_s, now_us, run, token_of,
 };
-
-/// A path of this test's own for a state file.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Scratch {
-        let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("state-{name}-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&path);
-        fs::create_dir_all(&path).expect("a directory");
-        Scratch(path)
-    }
-
-    fn state(&self) -> PathBuf {
-        self.0.join("restcast.state")
-    }
-
-    /// The line of `[server]` that names it.
-    fn line(&self) -> String {
-        format!("state = {:?}", self.state())
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-fn keys(server: &Server, method: &str, path: &str, body: &str) -> Answer {
-    let headers = [bearer(ADMIN_KEY), ("Content-Type", "application/json".to_owned())];
-    Raw::connect(server.admin).request(method, &format!("/admin/v1/keys{path}"), &headers, body)
-}
+use support::{Folder, Upstream};
 
 /// Makes a key: its id and its text.
 fn make(server: &Server, wanted: &Value) -> (String, String) {
@@ -257,9 +224,7 @@ fn a_deleted_key_closes_its_connections_on_every_core_within_250_ms() {
 
         // Everybody else goes on, also when a user of that name is logged out or loses every right.
         let order = |method: &str, path: &str, body: &Value| {
-            let headers = [bearer(ADMIN_KEY)];
-            let path = format!("/admin/v1/users/{}/{path}", others_id);
-            Raw::connect(server.admin).request(method, &path, &headers, &body.to_string()).status
+            server.order(method, &format!("users/{others_id}/{path}"), body).status
         };
         assert!(order("PUT", "permissions", &json!({ "permissions": [], "roles": [] })) < 300);
         assert!(order("POST", "logout", &json!({})) < 300);
@@ -368,8 +333,7 @@ fn a_ticket_made_with_a_key_lives_and_dies_with_it() {
     user.send(json!({ "type": "auth_update", "token": ticket(), "id": 2 }));
     assert_eq!(user.next_of("error")["code"], "AUTH_SUBJECT_MISMATCH");
     // A user whose id is spelled like the key's logs out: that is not the key.
-    let path_of_user = format!("/admin/v1/users/{id}/logout");
-    let answer = Raw::connect(server.admin).request("POST", &path_of_user, &[bearer(ADMIN_KEY)], "");
+    let answer = server.order("POST", &format!("users/{id}/logout"), &Value::Null);
     assert!((200..300).contains(&answer.status), "{answer:?}");
     assert_eq!(user.closed(), (4010, "logged_out".to_owned()));
     for socket in [&mut ws, &mut direct] {
@@ -460,8 +424,8 @@ fn keys_are_listed_without_what_they_are_and_every_change_is_in_the_log() {
 #[test]
 fn what_was_created_is_there_after_a_restart_and_what_was_deleted_is_not() {
     let upstream = upstream();
-    let scratch = Scratch::new("restart");
-    let setup = setup(&upstream).server(&scratch.line());
+    let folder = Folder::new("state-restart");
+    let setup = setup(&upstream).server(&folder.state_line());
     let server = setup.start();
     let (_, key) = make(&server, &json!({ "streams": ["leads"], "roles": ["agent"], "rate": 100 }));
     let (gone, deleted) = make(&server, &json!({ "streams": ["leads"] }));
@@ -477,15 +441,15 @@ fn what_was_created_is_there_after_a_restart_and_what_was_deleted_is_not() {
 #[test]
 fn a_second_process_that_names_the_state_file_ends_and_one_that_does_not_answers_503() {
     let upstream = upstream();
-    let scratch = Scratch::new("two");
-    let setup = setup(&upstream).server(&scratch.line());
+    let folder = Folder::new("state-two");
+    let setup = setup(&upstream).server(&folder.state_line());
     let server = setup.start();
     let (status, out, err) = run(&["serve"], &setup);
     assert_eq!(status.code(), Some(1), "{err}");
     assert!(out.is_empty(), "no ready line: {out}");
     let said = format!(
         "the state file {} is another process's: give each process its own `server.state`",
-        scratch.state().display()
+        folder.state().display()
     );
     assert!(err.contains(&said), "{err}");
     drop(server);
@@ -509,8 +473,8 @@ fn a_second_process_that_names_the_state_file_ends_and_one_that_does_not_answers
 #[test]
 fn a_broken_state_file_stops_the_start_with_what_to_do() {
     let upstream = upstream();
-    let scratch = Scratch::new("broken");
-    let setup = setup(&upstream).server(&scratch.line());
+    let folder = Folder::new("state-broken");
+    let setup = setup(&upstream).server(&folder.state_line());
     let key = json!({ "id": "k", "hash": "sha256:12345678:00", "streams": ["a"] });
     for (text, said) in [
         ("{".to_owned(), "is broken at line 1"),
@@ -520,11 +484,11 @@ fn a_broken_state_file_stops_the_start_with_what_to_do() {
         ),
         (json!({ "version": 9, "sections": {} }).to_string(), "is of version 9"),
     ] {
-        fs::write(scratch.state(), &text).expect("written");
+        fs::write(folder.state(), &text).expect("written");
         let (status, out, err) = run(&["serve"], &setup);
         assert_eq!((status.code(), out.as_str()), (Some(1), ""), "{err}");
-        assert!(err.contains(said) && err.contains(scratch.state().to_str().expect("UTF-8")), "{err}");
-        assert_eq!(fs::read_to_string(scratch.state()).expect("still there"), text, "it is left as it is");
+        assert!(err.contains(said) && err.contains(folder.state().to_str().expect("UTF-8")), "{err}");
+        assert_eq!(fs::read_to_string(folder.state()).expect("still there"), text, "it is left as it is");
     }
 }
 
@@ -559,9 +523,8 @@ impl Drop for Killed {
 #[test]
 fn a_process_killed_while_it_makes_keys_leaves_a_whole_file_with_every_key_it_told_of() {
     let upstream = upstream();
-    let scratch = Scratch::new("killed");
-    let config = scratch.0.join("restcast.toml");
-    fs::write(&config, setup(&upstream).server(&scratch.line()).text()).expect("written");
+    let folder = Folder::new("state-killed");
+    let config = folder.put("restcast.toml", &setup(&upstream).server(&folder.state_line()).text());
     let mut told: Vec<(String, String)> = Vec::new();
     for round in 0..8u64 {
         let mut child = Command::new(env!("CARGO_BIN_EXE_restcast"))
@@ -595,7 +558,7 @@ fn a_process_killed_while_it_makes_keys_leaves_a_whole_file_with_every_key_it_to
         killer.join().expect("it was killed");
         drop(killed);
         let state: Value =
-            serde_json::from_slice(&fs::read(scratch.state()).unwrap_or(b"{}".to_vec())).expect("it is whole");
+            serde_json::from_slice(&fs::read(folder.state()).unwrap_or(b"{}".to_vec())).expect("it is whole");
         let ids: Vec<&str> = state["sections"]["api_keys"]
             .as_array()
             .map(|keys| keys.iter().filter_map(|key| key["id"].as_str()).collect())
@@ -605,7 +568,7 @@ fn a_process_killed_while_it_makes_keys_leaves_a_whole_file_with_every_key_it_to
         }
     }
     assert!(told.len() >= 8, "one in each round at least: {}", told.len());
-    let server = setup(&upstream).server(&scratch.line()).start();
+    let server = setup(&upstream).server(&folder.state_line()).start();
     for (_, key) in [&told[0], &told[told.len() - 1]] {
         assert_eq!(server.get("/v1/streams/leads", &with(key)).status, 200);
     }

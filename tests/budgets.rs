@@ -7,14 +7,13 @@ mod support;
 mod watcher;
 
 use std::collections::HashSet;
-use std::fs;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use support::server::{ADMIN_KEY, PATIENCE, Server, Setup, bearer, eventually, token_of};
-use support::{Reply, RequestSeen, Step, Upstream};
+use support::{Folder, Reply, RequestSeen, Step, Upstream};
 use watcher::{Over, Watcher, polled, requests_for};
 
 fn open(server: &Server, stream: &str) -> Watcher {
@@ -239,24 +238,19 @@ fn whoever_gets_another_key_leaves_the_budget_of_the_old_one() {
             _ => Reply::json("1").header("RateLimit", "\"a\";r=0;t=3600"),
         });
     }
-    let folder = std::env::temp_dir().join(format!("restcast-budgets-{}", std::process::id()));
-    fs::create_dir_all(&folder).expect("a temporary folder");
-    let (key, next) = (folder.join("key"), folder.join("next"));
-    fs::write(&key, "old").expect("a key");
-    let lines = format!("headers = {{ \"X-Key\" = \"file:{}\" }}", key.display());
+    let folder = Folder::new("budgets");
+    let lines = format!("headers = {{ \"X-Key\" = \"file:{}\" }}", folder.put("key", "old"));
     let setup = Setup::new().stream("a", &upstream.url("/a"), &lines).stream("b", &upstream.url("/b"), &lines);
     let server = setup.start();
     let mut watcher = open(&server, "a");
     watcher.event_with("a", "1");
     watcher.next_of("stream_status");
-    fs::write(&next, "new").expect("another key");
-    fs::rename(&next, &key).expect("a rename");
+    folder.put("key", "new");
     server.wait_for_log("The secret of an upstream was read again.", 1);
     // Somebody who comes asks with the new key at once; whoever was held by the old one's budget is not for ever.
     open(&server, "b").event_with("b", "2");
     assert_eq!(server.admin("POST", "/admin/v1/streams/a/refresh", Some(ADMIN_KEY)).status, 202);
     watcher.event_with("a", "2");
-    fs::remove_dir_all(&folder).expect("it is ours");
 }
 
 /// An upstream with so many requests in a window that never ends, and how many have come.

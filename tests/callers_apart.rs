@@ -4,7 +4,6 @@
 mod support;
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -23,7 +22,7 @@ use restcast::stream::live::{Live, Rule, Source};
 use restcast::stream::oauth::{ClientAuth, Grant, Options};
 use restcast::stream::poll::{FetchResult, Target, UpstreamCode};
 use support::client::{Client, NOW, SECOND, request, target};
-use support::{Reply, Step, Upstream, on_each_driver};
+use support::{Folder, Reply, Step, Upstream, on_each_driver};
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// A subject that has as much under way as it may, and as much waiting.
@@ -125,30 +124,12 @@ fn a_caller_whose_names_are_slow_is_told_so_and_others_are_served() {
     });
 }
 
-/// A folder of the test's own, gone when it ends.
-struct Folder(std::path::PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Folder {
-        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&path).expect("a folder");
-        Folder(path)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 #[test]
 fn slow_names_of_callers_do_not_hold_up_a_refresh_token_on_its_way_to_the_disk() {
     let written = |text: &str| Live::new(Source::Written, Rule::Text, Secret::new(text));
     on_each_driver(async || {
         let folder = Folder::new("callers-apart");
-        let path = folder.0.join("state");
-        let _ = std::fs::remove_file(&path);
+        let path = folder.state();
         let (servers, upstream) = (NameServers::default(), Upstream::start());
         upstream.set("/token", Reply::json(r#"{"access_token":"a1","token_type":"Bearer","refresh_token":"r1"}"#));
         // Whether the refresh token was in the file whenever the token that came with it was used.

@@ -6,7 +6,6 @@ mod support;
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -15,7 +14,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use support::server::{Answer, DRIVERS, Heard, PATIENCE, Server, Setup, Ws, bearer, eventually, now_s, token_of};
-use support::{Authority, Coding, Framing, Reply, Step, Upstream, self_signed};
+use support::{Authority, Coding, Folder, Framing, Reply, Step, Upstream, self_signed};
 
 /// Short time-outs, quick retries, a small cap: what a test can wait for.
 const HASTY: &str = "interval = \"100ms\"\nbackoff_max = \"300ms\"\nconnect_timeout = \"2s\"\n\
@@ -525,21 +524,11 @@ fn a_followed_upstream_with_little_to_say_may_send_comments_for_as_long_as_it_li
     assert_eq!(upstream.request_count(), 2);
 }
 
-/// A directory of this test's own, and a file in it.
-fn file(name: &str, text: &str) -> PathBuf {
-    let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("faults-{}", std::process::id()));
-    std::fs::create_dir_all(&directory).expect("a directory");
-    let path = directory.join(name);
-    std::fs::write(&path, text).expect("a file");
-    path
-}
-
 #[test]
 fn tls_upstreams_are_asked_by_name_and_address_over_one_connection() {
     for driver in DRIVERS {
-        let authority = Authority::new();
-        let ca = file(&format!("good-{driver}.pem"), &authority.pem());
-        let lines = format!("{HASTY}ca = {:?}", ca.to_str().expect("UTF-8"));
+        let (authority, folder) = (Authority::new(), Folder::new("faults"));
+        let lines = format!("{HASTY}ca = {:?}", authority.write_pem(&folder));
         let upstream = Upstream::start_tls(&authority.identity(&["localhost", "127.0.0.1"]));
         upstream.set_json("/name", "[1]");
         upstream.set_json("/address", "[1]");
@@ -571,9 +560,8 @@ fn tls_upstreams_are_asked_by_name_and_address_over_one_connection() {
 
 #[test]
 fn certificates_that_should_not_be_trusted_are_upstream_tls() {
-    let (authority, stranger) = (Authority::new(), Authority::new());
-    let ca = file("authority.pem", &authority.pem());
-    let lines = format!("{HASTY}ca = {:?}", ca.to_str().expect("UTF-8"));
+    let (authority, stranger, folder) = (Authority::new(), Authority::new(), Folder::new("faults"));
+    let lines = format!("{HASTY}ca = {:?}", authority.write_pem(&folder));
     let identities = [
         ("wrong-name", authority.identity(&["example.com"])),
         ("expired", authority.expired(&["127.0.0.1"])),
@@ -626,10 +614,10 @@ fn a_request_carries_what_was_configured_and_secrets_stay_out_of_the_log() {
     let upstream = Upstream::start();
     upstream.set("/ask", Reply::json("[1]").etag("\"v1\""));
     upstream.set("/refuse?key=hunter2-query", Reply::status(500));
-    let secret = file("secret", "hunter2-file\n");
+    let folder = Folder::new("faults");
     let lines = format!(
         "method = \"POST\"\nbody = '{{\"want\":\"all\"}}'\n         headers = {{ \"X-Env\" = \"env:FAULTS_SECRET\", \"X-File\" = \"file:{}\", \"X-Plain\" = \"plain\" }}",
-        secret.display()
+        folder.put("secret", "hunter2-file\n")
     );
     let server = Setup::new()
         .env("FAULTS_SECRET", "hunter2-env")

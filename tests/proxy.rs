@@ -7,9 +7,7 @@ mod support;
 mod watcher;
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use restcast::guard::{Pattern, Policy};
 use restcast::runtime::fetch::FetcherOptions;
@@ -18,31 +16,12 @@ use restcast::stream::poll::UpstreamCode;
 use serde_json::{Value, json};
 use support::client::{Client, target};
 use support::server::{PATIENCE, Setup, eventually, run};
-use support::{Authority, Reply, Tunnels, Upstream, on_each_driver};
+use support::{Authority, Folder, Reply, Tunnels, Upstream, on_each_driver};
 use watcher::Watcher;
 
 const NAME: &str = "api.partner.example";
 const LOGIN: &str = "Basic YWRhOmh1bnRlcjItcHJveHk=";
 const HEADER: &str = "hunter2-of-the-upstream";
-
-/// A folder of the test's own, gone when it ends.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> Folder {
-        static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let name = format!("proxy-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-        std::fs::create_dir_all(&path).expect("a folder");
-        Folder(path)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
 
 /// An API that only the proxy knows by its name.
 struct World {
@@ -54,8 +33,8 @@ struct World {
 
 impl World {
     fn new() -> World {
-        let (authority, folder) = (Authority::new(), Folder::new());
-        let ca = authority.write_pem(&folder.0).display().to_string();
+        let (authority, folder) = (Authority::new(), Folder::new("proxy"));
+        let ca = authority.write_pem(&folder).display().to_string();
         let (api, tunnels) = (Upstream::start_tls(&authority.identity(&[NAME])), Tunnels::start());
         tunnels.knows(&format!("{NAME}:443"), api.address());
         World { api, tunnels, ca, _folder: folder }

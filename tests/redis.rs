@@ -22,8 +22,8 @@ use restcast::secret::Secret;
 use restcast::shard::{Found, Lookup, MARK_BYTES, Order, PeerAsk, RefreshMark, Refreshed, SessionRecord};
 use serde_json::json;
 use support::redis::{Redis, RedisSetup, Said, free_port};
-use support::server::{ADMIN_KEY, PATIENCE, Raw, Server, Setup, Ws, bearer, eventually, mint, now_s};
-use support::{Authority, Proxy, Upstream};
+use support::server::{PATIENCE, Server, Setup, Ws, bearer, eventually, mint, now_s, refused};
+use support::{Authority, Folder, Proxy, Upstream};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// `redis.timeout` of these tests, unless they set it.
@@ -461,13 +461,8 @@ fn a_server_that_wants_tls_is_spoken_to_by_tls_and_must_be_vouched_for() {
     let setup = RedisSetup::new().password(PASSWORD).tls(&authority.identity(&["127.0.0.1", "localhost"]));
     let redis = setup.start();
     redis.client().command(&["SET", "sess:a", &"sealed ".repeat(10_000)]).expect("an answer");
-    let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("redis-ca-{}", std::process::id()));
-    let file = |name: &str, authority: &Authority| {
-        let folder = folder.join(name);
-        std::fs::create_dir_all(&folder).expect("a folder");
-        authority.write_pem(&folder).display().to_string()
-    };
-    let (good, bad) = (file("good", &authority), file("bad", &stranger));
+    let folder = Folder::new("redis-ca");
+    let (good, bad) = (folder.put("good.pem", &authority.pem()), folder.put("bad.pem", &stranger.pem()));
     let port = redis.tls_address().port();
     for host in ["127.0.0.1", "localhost"] {
         let url = format!("rediss://:{PASSWORD}@{host}:{port}/0");
@@ -488,7 +483,6 @@ fn a_server_that_wants_tls_is_spoken_to_by_tls_and_must_be_vouched_for() {
         assert!(!desk.state());
         assert!(!desk.answers());
     }
-    let _ = std::fs::remove_dir_all(&folder);
 }
 
 // Redis away.
@@ -1317,13 +1311,8 @@ fn watching(server: &Server, token: &str) -> Ws {
     ws
 }
 
-fn refused(server: &Server, token: &str) -> (u16, String) {
-    let answer = server.get("/v1/streams/leads", &[bearer(token)]);
-    (answer.status, if answer.status >= 400 { answer.code() } else { String::new() })
-}
-
 fn ordered(server: &Server, path: &str) {
-    let answer = Raw::connect(server.admin).request("POST", &format!("/admin/v1/{path}"), &[bearer(ADMIN_KEY)], "");
+    let answer = server.order("POST", path, &json!(null));
     assert_eq!(answer.status, 200, "{answer:?}");
 }
 

@@ -7,15 +7,14 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use support::server::{ADMIN_KEY, PATIENCE, Raw, Server, Setup, Ws, bearer, eventually, token_of};
+use support::server::{PATIENCE, Server, Setup, Ws, bearer, eventually, streams, token_of};
 use support::{Reply, Upstream};
 
 /// `Retry-After` of these tests.
 const REST_S: u64 = 4;
 
 fn put(server: &Server, body: &Value) {
-    let text = body.to_string();
-    let answer = Raw::connect(server.admin).request("PUT", "/admin/v1/streams/leads", &[bearer(ADMIN_KEY)], &text);
+    let answer = streams(server, "PUT", "/leads", body);
     assert_eq!(answer.status, 200, "{answer:?}");
 }
 
@@ -38,8 +37,7 @@ fn a_url_that_is_to_be_left_alone_is_when_its_stream_is_changed() {
     let asked = || upstream.requests().iter().filter(|request| request.target == "/a").count();
     let server = Setup::new().start();
     let mut body = json!({ "id": "leads", "url": upstream.url("/a"), "interval": "20ms", "headers": { "X-Key": "k" } });
-    let answer =
-        Raw::connect(server.admin).request("POST", "/admin/v1/streams", &[bearer(ADMIN_KEY)], &body.to_string());
+    let answer = streams(&server, "POST", "", &body);
     assert_eq!(answer.status, 201, "{answer:?}");
     let begun = Instant::now();
     let (mut first, _) = told(&server);
@@ -50,10 +48,9 @@ fn a_url_that_is_to_be_left_alone_is_when_its_stream_is_changed() {
     assert!(left <= Duration::from_secs(REST_S), "{left:?}");
     assert_eq!(asked(), 1, "it was to be left alone");
     // And deleted and made again.
-    let key = [bearer(ADMIN_KEY)];
-    assert_eq!(Raw::connect(server.admin).request("DELETE", "/admin/v1/streams/leads", &key, "").status, 204);
+    assert_eq!(streams(&server, "DELETE", "/leads", &Value::Null).status, 204);
     assert_eq!((first.closed().0, second.closed().0), (4004, 4004));
-    let made = Raw::connect(server.admin).request("POST", "/admin/v1/streams", &key, &body.to_string());
+    let made = streams(&server, "POST", "", &body);
     assert_eq!(made.status, 201, "{made:?}");
     let (mut third, _) = told(&server);
     assert_eq!(asked(), 1);

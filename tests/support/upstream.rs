@@ -24,6 +24,7 @@ use rustls::{HandshakeKind, ServerConfig, ServerConnection, StreamOwned};
 use socket2::SockRef;
 
 use super::certificates::{Authority, Identity};
+use super::folder::Folder;
 
 /// A server under the test's control. What it answers can be changed at any time, from any thread.
 pub struct Upstream {
@@ -277,6 +278,13 @@ impl Upstream {
     /// The same over TLS, presenting `identity`.
     pub fn start_tls(identity: &Identity) -> Upstream {
         Upstream::start_tls_at(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), identity)
+    }
+
+    /// One that a new authority vouches for, the line of a stream that trusts it, and the folder that this needs.
+    pub fn start_trusted() -> (Upstream, String, Folder) {
+        let (authority, folder) = (Authority::new(), Folder::new("upstream"));
+        let upstream = Upstream::start_tls(&authority.identity(&["127.0.0.1"]));
+        (upstream, format!("ca = {:?}", authority.write_pem(&folder)), folder)
     }
 
     /// The same at the address of one that was dropped.
