@@ -207,7 +207,7 @@ impl Shard {
         let lane = self.ledger.budgets().lane(&key.target);
         let course = self.ledger.successions().course(self.now.at, key.course());
         if let Some(left) = course.left_to(&lane, key.revision) {
-            stream.take_up(self.now.at, left, lane.left_alone_until(&key.target.url, self.now.at));
+            stream.take_up(self.now.at, left, lane.left_alone_until(&key.target, self.now.at));
         }
         if let Some(start) = self.starts.take(key.hash_value(), self.now.at) {
             stream.started_before(start);
@@ -542,7 +542,7 @@ impl Shard {
         let Some(owned) = self.streams.at_mut(index) else { return };
         let now = self.now.at;
         owned.stream.start(now);
-        if let Some(until) = owned.lane.rests.until(&owned.key.target.url, now) {
+        if let Some(until) = owned.lane.rests.until(&owned.key.target, now) {
             // When it looks nobody minds; what it may hope for is told to whoever comes meanwhile.
             owned.stream.hold(now, until, None);
         }
@@ -635,8 +635,8 @@ impl Shard {
             owned.slot.reset();
             owned.lane = self.ledger.budgets().lane(&owned.key.target);
         }
-        if let Some(until) = owned.lane.rests.until(&owned.key.target.url, now) {
-            // Another stream of that URL was told so, which this one may have been before it was changed or evicted.
+        if let Some(until) = owned.lane.rests.until(&owned.key.target, now) {
+            // Another stream of that request was told so, which this one may have been before it was changed or evicted.
             return self.held_back(index, Wait { until, spread: Duration::ZERO, look: Duration::MAX, why: Why::Spent });
         }
         let begins = || owned.course.begin(&owned.lane, &owned.key.target);
@@ -737,7 +737,7 @@ impl Shard {
         let rest = Rest::of(&result);
         let step = owned.stream.fetched(now, index, poll, result);
         if !matches!(step, Step::Unexpected) {
-            rest.tell(&owned.lane.rests, &owned.key.target.url, now.at);
+            rest.tell(&owned.lane.rests, &owned.key.target, now.at);
         }
         if matches!(step, Step::Failed(_)) {
             owned.under_way = None;

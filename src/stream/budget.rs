@@ -405,10 +405,10 @@ impl Lane {
             .map_or_else(|| Arc::clone(self), |budgets| budgets.lane_of(url, (self.whose.0, NO_CREDENTIAL)))
     }
 
-    /// Until when the upstream wants `url` left alone, by what it has said of that or of whoever asks.
-    pub fn left_alone_until(&self, url: &Url, now: Instant) -> Option<Instant> {
+    /// Until when the upstream wants that request left alone, by what it has said of that or of whoever asks.
+    pub fn left_alone_until(&self, target: &Target, now: Instant) -> Option<Instant> {
         let held = lock(&self.spending).held(now).map(|(until, _)| until);
-        held.max(self.rests.until(url, now))
+        held.max(self.rests.until(target, now))
     }
 
     /// Whether that permanent redirect is told of for the first time. `hash` is of where from and where to.
