@@ -27,12 +27,14 @@ fn rated(upstream: &Upstream, lines: &str, rate: &str) -> String {
 
 /// So many polls at most may have come in the time that these took, at one in `gap`.
 fn assert_rate_kept(seen: &[RequestSeen], gap: Duration) {
-    for (count, pair) in (1..).zip(seen.windows(2)) {
-        // The upstream's threads may have been late for the first.
-        let least = gap * count - gap / 2;
-        let took = pair[1].at - seen[0].at;
-        assert!(took >= least, "{} requests in {took:?}", count + 1);
-    }
+    let times: Vec<Duration> = seen.iter().map(|one| one.at - seen[0].at).collect();
+    // The upstream's threads may have been late for any request, which makes the time from that one to others too short. So
+    // it is enough that one of the first was noted in time: from that one on, all others have to keep their distance.
+    let keeps_it = |from: usize| {
+        let mut later = (0..).zip(&times[from..]);
+        later.all(|(count, at)| *at + gap / 2 >= times[from] + gap * count)
+    };
+    assert!((0..times.len().div_ceil(4)).any(keeps_it), "{times:?}");
 }
 
 // Rates.
@@ -63,7 +65,7 @@ fn those_who_have_gone_hold_nobody_who_comes() {
     upstream.wait_for_requests(count + 1, PATIENCE);
     assert_eq!(requests_for(&upstream, "/z").len(), 1);
     assert!(
-        asked.elapsed() < Duration::from_secs(5),
+        asked.elapsed() < Duration::from_secs(20),
         "the forty had places for as many seconds: {:?}",
         asked.elapsed()
     );
@@ -130,7 +132,7 @@ fn polls_that_get_no_token_take_nothing_of_the_rate() {
     let begun = Instant::now();
     upstream.wait_for_requests(21, 6 * PATIENCE);
     let took = begun.elapsed();
-    assert!(took < Duration::from_secs(16), "20 at 5/s are 4 s, or 36 s where nine share it: {took:?}");
+    assert!(took < Duration::from_secs(24), "20 at 5/s are 4 s, or 36 s where nine share it: {took:?}");
     let seen = upstream.requests();
     assert!(seen.iter().all(|seen| seen.target == "/good"), "nobody asks without a token");
     assert_rate_kept(&seen, Duration::from_millis(200));
