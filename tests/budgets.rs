@@ -292,6 +292,34 @@ fn streams_that_begin_together_ask_no_more_often_than_they_may() {
 }
 
 #[test]
+fn what_a_caller_describes_and_works_is_not_left_alone_for_what_else_the_caller_describes() {
+    let upstream = Upstream::start();
+    upstream.set_json("/works", "1");
+    let server = Setup::new().direct(upstream.address(), "interval_min = \"50ms\"").start();
+    let mallory = [bearer(&token_of("mallory"))];
+    let open = |path: &str, interval_ms: u32| {
+        let path = format!("/v1/direct?url={}&interval_ms={interval_ms}", upstream.url(path));
+        Watcher::open(&server, Over::Sse, &path, &mallory)
+    };
+    let mut works = open("/works", 1_000);
+    works.event();
+    let mut failing: Vec<Watcher> = (0..30)
+        .map(|n| {
+            let path = format!("/bad{n}");
+            upstream.set(&path, Reply::status(500));
+            open(&path, 50)
+        })
+        .collect();
+    for watcher in &mut failing {
+        assert_eq!(watcher.next_of("stream_status").json()["code"], "UPSTREAM_STATUS");
+    }
+    let before = requests_for(&upstream, "/works").len();
+    eventually("it is polled on", || (requests_for(&upstream, "/works").len() >= before + 3).then_some(()));
+    upstream.set_json("/works", "2");
+    assert_eq!(works.event().json()["data"], 2, "and no status came before");
+}
+
+#[test]
 fn a_caller_whose_targets_fail_stops_no_stream_of_the_operator_and_of_no_other_caller() {
     let upstream = Upstream::start();
     upstream.set_json("/good", "1");
