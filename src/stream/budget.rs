@@ -286,14 +286,6 @@ impl Voice {
         matches!(self, Voice::Caller(_))
     }
 
-    /// Who has described it, where that is known.
-    fn caller(self) -> Option<Holder> {
-        match self {
-            Voice::Caller(who) => who,
-            Voice::Operator | Voice::Chosen => None,
-        }
-    }
-
     /// Which of those it is that take turns in the operator's rate.
     fn no(self) -> VoiceNo {
         const { assert!(VOICES == 3) };
@@ -414,7 +406,7 @@ impl Lane {
         let taken = origin.bucket.take(now, Some(slot.voice.no()));
         // While nothing is heard the next one waits as long for this one's answer. A call, which waits for nobody, does not put it
         // off.
-        (spending.first_until, spending.first_of) = (Some(now + FIRST_PATIENCE), slot.voice.caller());
+        (spending.first_until, spending.first_of) = (Some(now + FIRST_PATIENCE), slot.voice);
         let spent = spending.take(now, &lock(&slot.named));
         let named = Some(Arc::clone(&slot.named));
         let voice = Some(slot.voice);
@@ -771,8 +763,8 @@ struct Spending {
     in_flight: u64,
     /// Before the first answer: until when the others wait for that to the last request, or for its end,
     first_until: Option<Instant>,
-    /// and who has described that request.
-    first_of: Option<Holder>,
+    /// and whose that request is.
+    first_of: Voice,
     /// Whether there has been an answer, of whatever status: what the upstream allows is known, or is not limited. That a time is
     /// up is none: an upstream that is slow because it has just begun is the last that all should come to at once.
     heard: bool,
@@ -999,10 +991,11 @@ impl Spending {
     fn yields(&self, now: Instant, slot: &Slot) -> bool {
         let rank = |voice: Voice| match voice {
             Voice::Operator => 0,
-            _ if voice.caller().is_none() || voice.caller() != self.first_of => 1,
-            _ => 2,
+            Voice::Caller(_) if voice == self.first_of => 2,
+            Voice::Chosen | Voice::Caller(_) => 1,
         };
-        self.queue.iter().any(|other| other.until > now && rank(other.voice) < rank(slot.voice))
+        let own = rank(slot.voice);
+        self.queue.iter().any(|other| other.until > now && rank(other.voice) < own)
     }
 
     /// What there is for whoever asks, by the budgets that it has had named, and the one of which there is least.
@@ -1566,14 +1559,9 @@ mod tests {
         let budgets = Arc::new(Budgets::default());
         let (described, filled_in, lanes) = of_callers(&budgets);
         lanes.iter().for_each(|lane| lock(&lane.spending).heard = false);
-        let by = |caller| {
-            let options = Options { described_by: Some(Holder::from_hash(caller)), ..(*described.options).clone() };
-            let guard = described.guard.clone();
-            Target { options: Arc::new(options), guard, ..target("https://up.example/b", &[]) }
-        };
         let operators = target("https://up.example/a", &[]);
         let [own, theirs, _] = lanes;
-        for (lane, many, one) in [(theirs, by(1), by(2)), (own, filled_in, operators)] {
+        for (lane, many, one) in [(theirs, by(&described, 1), by(&described, 2)), (own, filled_in, operators)] {
             let mut slots: Vec<_> = (0..64).map(|_| Some(Slot::of(&many))).collect();
             let first = asking(&lane, &mut slots, 0..1_000);
             slots.push(Some(Slot::of(&one)));
