@@ -292,7 +292,7 @@ fn streams_that_begin_together_ask_no_more_often_than_they_may() {
 }
 
 #[test]
-fn a_caller_whose_targets_fail_stops_no_stream_of_the_operator() {
+fn a_caller_whose_targets_fail_stops_no_stream_of_the_operator_and_of_no_other_caller() {
     let upstream = Upstream::start();
     upstream.set_json("/good", "1");
     let setup = Setup::new().stream("good", &upstream.url("/good"), "interval = \"100ms\"");
@@ -300,7 +300,7 @@ fn a_caller_whose_targets_fail_stops_no_stream_of_the_operator() {
     let mut good = open(&server, "good");
     good.event();
     let mallory = [bearer(&token_of("mallory"))];
-    let _failing: Vec<Watcher> = (0..40)
+    let mut failing: Vec<Watcher> = (0..40)
         .map(|n| {
             let path = format!("/bad{n}");
             upstream.set(&path, Reply::status(500));
@@ -308,11 +308,27 @@ fn a_caller_whose_targets_fail_stops_no_stream_of_the_operator() {
             Watcher::open(&server, Over::Sse, &path, &mallory)
         })
         .collect();
-    let bad = || upstream.requests().iter().filter(|seen| seen.target.starts_with("/bad")).count();
-    eventually("they have failed", || (bad() >= 80).then_some(()));
+    // Whoever has not failed itself is told how others have: ten have failed by then.
+    for watcher in &mut failing {
+        assert_eq!(watcher.next_of("stream_status").json()["code"], "UPSTREAM_STATUS");
+    }
+    let mut tries = 0;
+    eventually("whatever else this caller describes there is left alone", || {
+        tries += 1;
+        let path = format!("/odd{tries}");
+        upstream.set(&path, Reply::status(501));
+        let path = format!("/v1/direct?url={}", upstream.url(&path));
+        let told = Watcher::open(&server, Over::Sse, &path, &mallory).next_of("stream_status").json();
+        // Unless it is the one that tries the origin.
+        (told["status"] == 500).then_some(())
+    });
+    let others = [bearer(&token_of("other"))];
+    upstream.set_json("/fine", "7");
+    let path = format!("/v1/direct?url={}", upstream.url("/fine"));
+    assert_eq!(Watcher::open(&server, Over::Sse, &path, &others).event().json()["data"], 7);
     upstream.set("/no-more", Reply::status(429).header("Retry-After", "3600"));
     let path = format!("/v1/direct?url={}", upstream.url("/no-more"));
-    let mut held = Watcher::open(&server, Over::Sse, &path, &mallory);
+    let mut held = Watcher::open(&server, Over::Sse, &path, &others);
     assert_eq!(held.next_of("stream_status").json()["code"], "UPSTREAM_RATE_LIMITED");
     let before = requests_for(&upstream, "/good").len();
     eventually("it is polled on", || (requests_for(&upstream, "/good").len() >= before + 20).then_some(()));
