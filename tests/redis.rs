@@ -30,6 +30,8 @@ const SECOND: Duration = Duration::from_secs(1);
 const TIMEOUT: Duration = Duration::from_millis(500);
 /// The same where what is answered at once is told from what was waited for, on a busy machine.
 const LONG_TIMEOUT: Duration = Duration::from_secs(5);
+/// How many questions in a row may be answered later than [`TIMEOUT`] before it is said that none is.
+const QUESTIONS: usize = 3;
 const PASSWORD: &str = "hunter2-of-redis";
 
 // A store whose cores are this test.
@@ -193,12 +195,18 @@ impl Desk {
     /// The texts of sessions' records.
     fn texts(&mut self, sids: &[&str]) -> Option<Vec<Option<String>>> {
         let text = |record: SessionRecord| String::from_utf8(record.text.expose_secret().to_vec()).expect("UTF-8");
-        Some(self.sessions(sids)?.into_iter().map(|record| record.map(text)).collect())
+        let records = (0..QUESTIONS).find_map(|_| self.sessions(sids))?;
+        Some(records.into_iter().map(|record| record.map(text)).collect())
     }
 
     /// Whether a question is answered now.
     fn answers(&mut self) -> bool {
         self.sessions(&["any"]).is_some()
+    }
+
+    /// Whether questions are answered, though a busy machine be too late for one of them.
+    fn answers_on(&mut self) -> bool {
+        (0..QUESTIONS).any(|_| self.answers())
     }
 
     fn heard(&mut self, data: &str) -> (ControlEntry, Instant) {
@@ -295,7 +303,7 @@ fn sessions_are_told_with_their_lives_in_the_order_asked() {
     assert!((30 * SECOND..=60 * SECOND).contains(&life), "{life:?}");
     assert_eq!(records[2].as_ref().and_then(|record| record.ttl), None, "it has no end");
     assert_eq!(desk.sessions(&[]), Some(vec![]));
-    assert!(desk.answers(), "an over-long record has not cost the connection");
+    assert!(desk.answers_on(), "an over-long record has not cost the connection");
     assert_eq!(desk.connects(RedisLink::Commands), 1);
 }
 
@@ -350,7 +358,7 @@ fn a_touch_extends_a_sessions_life() {
     let redis = Redis::start();
     redis.command(&["SET", "sess:a", "{}", "PX", "20000"]);
     let mut desk = Desk::at(&redis.url());
-    assert!(desk.answers());
+    assert!(desk.answers_on());
     desk.store.order(Order::Touch { sid: Secret::new(*b"a"), life: 1000 * SECOND });
     desk.store.order(Order::Touch { sid: Secret::new(*b"gone"), life: 1000 * SECOND });
     eventually("its life is extended", || (redis.number(&["PTTL", "sess:a"]) > 900_000).then_some(()));
@@ -386,7 +394,7 @@ fn questions_beyond_the_bound_are_refused_at_once() {
     for ask in 0..taken {
         assert!(matches!(desk.answer(ask), Found::Sessions(_)), "those that were taken are answered");
     }
-    assert!(desk.answers(), "and there is room again");
+    assert!(desk.answers_on(), "and there is room again");
     eventually("it was counted", || (desk.questions(RedisResult::Away) == 1).then_some(()));
 }
 
@@ -412,7 +420,7 @@ fn the_default_users_password_a_database_and_a_user_of_the_acl_log_in() {
         // What this user may not do fails by itself; the connection stays.
         if login.starts_with("ada") {
             assert!(matches!(desk.find(Lookup::TakeTicket("h".into())), Found::Unavailable));
-            assert!(desk.answers());
+            assert!(desk.answers_on());
             assert_eq!(desk.connects(RedisLink::Commands), 1);
         }
     }
@@ -435,7 +443,7 @@ fn who_may_not_log_in_is_told_there_is_no_answer_and_is_let_in_once_it_may() {
     assert!(!desk.state());
     redis.command(&["ACL", "SETUSER", "ada", "on", ">later", "~*", "&*", "+@all"]);
     assert!(desk.state(), "its login is tried again");
-    assert!(desk.answers());
+    assert!(desk.answers_on());
 }
 
 #[test]
@@ -455,7 +463,7 @@ fn a_password_that_is_taken_away_ends_nothing_silently() {
     assert!(!desk.answers());
     client.command(&["ACL", "SETUSER", "default", "nopass"]).expect("an answer");
     assert!(desk.state());
-    assert!(desk.answers());
+    assert!(desk.answers_on());
 }
 
 #[test]
@@ -515,7 +523,7 @@ fn a_name_that_does_not_resolve_is_looked_up_again() {
     assert!(!desk.answers());
     let redis = Redis::start();
     let mut desk = Desk::at(&redis.url().replace("127.0.0.1", "localhost"));
-    assert!(desk.state() && desk.answers(), "localhost is both families, of which one answers");
+    assert!(desk.state() && desk.answers_on(), "localhost is both families, of which one answers");
 }
 
 #[test]
@@ -539,7 +547,7 @@ fn what_is_cut_in_mid_run_comes_back_and_is_told() {
     desk.wait_until_away();
     proxy.heal();
     desk.is_said_to_be(true);
-    assert!(desk.answers());
+    assert!(desk.answers_on());
     desk.wait_until_up();
 }
 
@@ -557,7 +565,7 @@ fn a_question_under_way_when_the_connection_is_cut_is_told_at_once() {
     assert!(matches!(desk.answer(asked), Found::Unavailable));
     assert!(begun.elapsed() < 10 * SECOND);
     proxy.heal();
-    assert!(desk.answers());
+    assert!(desk.answers_on());
 }
 
 #[test]
@@ -870,7 +878,7 @@ fn events_cut_off_on_their_way_to_the_stream_are_sent_again() {
         let there = on_the_stream(&redis);
         (0..5).all(|round| (0..20).all(|n| there.contains(&format!("{round} {n}")))).then_some(())
     });
-    assert!(desk.answers());
+    assert!(desk.answers_on());
     eventually("none waits", || (desk.store.metrics().entries_waiting.value() == 0).then_some(()));
 }
 
@@ -902,7 +910,7 @@ fn a_stream_that_takes_nothing_is_tried_again() {
     let redis = Redis::start();
     redis.command(&["SET", CONTROL_STREAM, "no stream"]);
     let mut desk = Desk::at(&redis.url());
-    assert!(desk.answers(), "commands do without the stream");
+    assert!(desk.answers_on(), "commands do without the stream");
     desk.store.order(Order::Publish(logout("u1")));
     eventually("it waits", || (desk.store.metrics().entries_waiting.value() == 1).then_some(()));
     assert!(!desk.store.is_up(), "the stream cannot be followed");

@@ -1,4 +1,4 @@
-//! The upstream client as tests use it: short time-outs, a clock that stands still, and secrets to look for in errors.
+//! The upstream client as tests use it: a clock that stands still, and secrets to look for in errors.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -70,14 +70,14 @@ pub fn request(target: Target) -> FetchRequest {
     FetchRequest { target: Arc::new(target), validators: Validators::default() }
 }
 
-/// A target with short time-outs and a secret in its URL and headers.
+/// A target with time-outs that a busy machine keeps and a secret in its URL and headers.
 pub fn target(url: &str, change: impl FnOnce(&mut Options)) -> Target {
     let blank = UrlTemplate::parse::<&str>("http://upstream.example/", &[]).expect("a URL");
     let mut options = Options {
         headers: vec![("X-Api-Key".into(), Secret::new(*b"hunter2-header"))],
-        connect_timeout: 2 * SECOND,
-        first_byte_timeout: 5 * SECOND,
-        timeout: 10 * SECOND,
+        connect_timeout: 20 * SECOND,
+        first_byte_timeout: 30 * SECOND,
+        timeout: 60 * SECOND,
         response_bytes_max: 64 << 10,
         ..Options::new(StreamId::new("leads").expect("an id"), blank)
     };
@@ -87,7 +87,7 @@ pub fn target(url: &str, change: impl FnOnce(&mut Options)) -> Target {
     Target { options: Arc::new(options), url, body: None, guard: None }
 }
 
-/// An action of that method, with short time-outs and a secret in its URL and headers.
+/// An action of that method, with such time-outs and a secret in its URL and headers.
 pub fn call(method: &str, url: &str, change: impl FnOnce(&mut action::Options)) -> Call {
     let Target { options, url, .. } = target(url, |_| {});
     let mut options = action::Options {
