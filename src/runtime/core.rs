@@ -408,6 +408,7 @@ impl Core {
                 }
                 // It was woken, and looks in this turn.
                 Message::FetchKeySets => {}
+                Message::Way => self.followers.leave_old_ways(&self.fetcher),
                 Message::Drain => {
                     self.sockets.stop_listening();
                     self.guarded(now, None, Input::Drain);

@@ -227,7 +227,8 @@ fn run(
     };
     let state = Arc::new(state);
     let tokens = Arc::new(Tokens::new(Arc::clone(&state), another(seed, 0xa5))?);
-    let secrets = Secrets::start(Arc::clone(&tokens))?;
+    let egress = Arc::new(Egress::through(config.proxy.clone()));
+    let secrets = Secrets::start(Arc::clone(&tokens), Arc::clone(&egress))?;
     let (listeners, listen) = listen_all(config.server.listen, cores, config.server.share_port)?;
     let admin_listener = listener::listen(config.admin.listen, false)?;
     let admin_listen = admin_listener.local_addr()?;
@@ -246,8 +247,10 @@ fn run(
         store: config.redis.as_ref().map(|redis| Store::new(redis.timeout)).transpose()?,
         issuers: Issuers::new(&config, another(seed, 0x5a), started),
         tokens,
-        egress: Arc::new(Egress::through(config.proxy.clone())),
+        egress,
     });
+    let cores_told = process.mailboxes.clone();
+    process.egress.tell(move || cores_told.iter().for_each(|mailbox| tell(mailbox, || Message::Way)));
     let cores_told = Arc::clone(&process);
     let tell_keys = move |keys: &Arc<ApiKeys>| {
         for mailbox in &cores_told.mailboxes {
@@ -459,7 +462,7 @@ fn run(
     ended
 }
 
-/// Waits for the process's end.
+/// Waits for the process's end; if it has drained in good order, until when it may go on.
 fn wait(
     happened: &Receiver<Event>,
     process: &Process,
