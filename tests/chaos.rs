@@ -12,7 +12,6 @@ mod watcher;
 
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -21,7 +20,7 @@ use socket2::{Domain, SockRef, Socket, Type};
 
 use crowd::Crowd;
 use support::server::{PATIENCE, Server, Setup};
-use support::{Authority, Framing, Identity, Reply, Step, Tunnels, Upstream, self_signed};
+use support::{Authority, Folder, Framing, Identity, Reply, Step, Tunnels, Upstream, self_signed};
 use watcher::canonical;
 
 const WATCHERS: usize = 1_000;
@@ -267,13 +266,6 @@ impl Place {
         Upstream::start_tls_at(self.address, &self.authority.identity(&["127.0.0.1", NAME]))
     }
 
-    /// What vouches for it, in a file.
-    fn ca(&self, name: &str) -> PathBuf {
-        let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("chaos-{name}-{}.pem", std::process::id()));
-        std::fs::write(&path, self.authority.pem()).expect("a file");
-        path
-    }
-
     /// Lets that go wrong until what is returned is dropped and it is healed.
     fn suffers(&mut self, fault: Fault) -> Others {
         let mut others = Others::default();
@@ -328,8 +320,8 @@ fn count(server: &Server, code: &str) -> f64 {
 fn whatever_the_upstream_does_a_thousand_watchers_hold_its_value_afterwards_and_none_is_closed() {
     raise_descriptors();
     let mut place = Place::new(Spoken::Json);
-    let ca = place.ca("polled");
-    let lines = format!("{LINES}\nca = {:?}", ca.to_str().expect("UTF-8"));
+    let folder = Folder::new("chaos");
+    let lines = format!("{LINES}\nca = {:?}", place.authority.write_pem(&folder));
     let setup = |host: &str| {
         let url = format!("https://{host}:{}/value", place.address.port());
         Setup::new().log("level = \"info\"").server("heartbeat = \"5s\"").stream("s", &url, &lines)
@@ -384,7 +376,6 @@ fn whatever_the_upstream_does_a_thousand_watchers_hold_its_value_afterwards_and_
     assert!(place.requests as f64 <= most, "{} requests in {:?}", place.requests, begun.elapsed());
     assert_eq!(server.metric(&["restcast_subscriptions"]), WATCHERS as f64);
     assert_eq!(server.metric(&["restcast_panics_total"]), 0.0);
-    let _ = std::fs::remove_file(&ca);
 }
 
 /// A thousand watchers of what is at a place.
@@ -393,23 +384,23 @@ struct Trial {
     server: Server,
     crowd: Crowd,
     version: u64,
-    ca: PathBuf,
+    _folder: Folder,
 }
 
 impl Trial {
     /// One that has begun well: the place is at `host`, and `besides` is in the file.
-    fn new(name: &str, place: Place, host: &str, besides: &str) -> Trial {
+    fn new(mut place: Place, host: &str, besides: &str) -> Trial {
         raise_descriptors();
-        let ca = place.ca(name);
-        let lines = format!("{LINES}\nca = {:?}\n{}\n{besides}", ca.to_str().expect("UTF-8"), place.spoken.lines());
+        let folder = Folder::new("chaos");
+        let ca = place.authority.write_pem(&folder);
+        let lines = format!("{LINES}\nca = {ca:?}\n{}\n{besides}", place.spoken.lines());
         let url = format!("https://{host}:{}/value", place.address.port());
-        let mut place = place;
         place.heal(1);
         let setup = Setup::new().log("level = \"info\"").server("heartbeat = \"5s\"").stream("s", &url, &lines);
         let server = setup.start();
         let mut crowd = Crowd::open(&server, "s", WATCHERS);
         crowd.until_all_hold(&value(1));
-        Trial { place, server, crowd, version: 1, ca }
+        Trial { place, server, crowd, version: 1, _folder: folder }
     }
 
     /// A fault begins, lasts until all have been told and it has been met more than once, and ends with a new version.
@@ -443,7 +434,6 @@ impl Trial {
     fn ends(self) {
         assert_eq!(self.server.metric(&["restcast_subscriptions"]), WATCHERS as f64);
         assert_eq!(self.server.metric(&["restcast_panics_total"]), 0.0);
-        let _ = std::fs::remove_file(&self.ca);
     }
 }
 
@@ -454,8 +444,8 @@ fn raise_descriptors() {
 
 #[test]
 fn whatever_an_upstream_does_that_is_followed_a_thousand_watchers_hold_its_value_afterwards_and_none_is_closed() {
-    for (name, spoken) in [("events", Spoken::Events), ("lines", Spoken::Lines)] {
-        let mut trial = Trial::new(name, Place::new(spoken), "127.0.0.1", "");
+    for spoken in [Spoken::Events, Spoken::Lines] {
+        let mut trial = Trial::new(Place::new(spoken), "127.0.0.1", "");
         for (name, fault, code) in faults_of_events(spoken) {
             let begin = |place: &mut Place| {
                 let others = place.suffers(fault);
@@ -475,11 +465,11 @@ fn whatever_an_upstream_does_that_is_followed_a_thousand_watchers_hold_its_value
 
 #[test]
 fn whatever_the_proxy_does_a_thousand_watchers_hold_the_value_afterwards_and_none_is_closed() {
-    for (name, spoken) in [("proxied-polls", Spoken::Json), ("proxied-events", Spoken::Events)] {
+    for spoken in [Spoken::Json, Spoken::Events] {
         let (place, tunnels) = (Place::new(spoken), Tunnels::start());
         let (address, end) = (tunnels.address(), format!("{NAME}:{}", place.address.port()));
         tunnels.knows(&end, place.address);
-        let mut trial = Trial::new(name, place, NAME, &format!("[proxy]\nurl = \"http://{address}\""));
+        let mut trial = Trial::new(place, NAME, &format!("[proxy]\nurl = \"http://{address}\""));
         let mut tunnels = Some(tunnels);
         for (name, broken, code) in faults_of_proxies() {
             let begin = |place: &mut Place| {
