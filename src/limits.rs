@@ -657,8 +657,9 @@ pub const OAUTH_STORED_MAX: usize = 1024;
 pub const OAUTH_WRITE_RETRY_MIN: Duration = Duration::from_secs(1);
 /// at most this.
 pub const OAUTH_WRITE_RETRY_MAX: Duration = Duration::from_secs(60);
-/// How long the end of the process waits for them to be written.
-pub const OAUTH_WRITE_AT_END: Duration = Duration::from_secs(10);
+/// How long the end of the process waits for them to be written where the drain's time is over: a disk that hangs may be no
+/// reason to go on for longer.
+pub const OAUTH_WRITE_AT_END: Duration = Duration::from_millis(250);
 /// How often the files of upstreams' secrets are looked at.
 pub const SECRETS_INTERVAL: Duration = Duration::from_secs(2);
 /// `[[server.tls]]`: each handshake that is not resumed looks through the certificates for the name it asks for.

@@ -557,6 +557,49 @@ fn an_answer_that_is_under_way_when_the_process_is_told_to_end_is_kept() {
     assert!(is_kept(&state, 1), "the endpoint has taken the old one back");
 }
 
+const GIVEN_UP: &str = "A refresh token was in use when its use was given up";
+
+/// A server whose token endpoint has taken the refresh token and does not say what it gives for it.
+fn in_use(world: &World, drain: &str) -> Server {
+    let (setup, _) = rotating(world);
+    world.book().takes = 60 * SECOND;
+    let server = setup.server(&format!("drain = {drain:?}")).start();
+    let mut poll = server.connect();
+    let token = token_of("u1");
+    poll.send(format!("GET /v1/streams/s HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\n\r\n").as_bytes());
+    eventually("a token is asked for", || (world.book().given == 1).then_some(()));
+    server
+}
+
+#[test]
+fn an_endpoint_that_does_not_answer_keeps_the_process_no_longer_than_the_drain_and_what_is_lost_is_said() {
+    let world = World::new();
+    let mut server = in_use(&world, "4s");
+    let told = Instant::now();
+    server.signal(Signal::TERM);
+    assert!(server.wait().success());
+    // What is over the drain is the machine's.
+    assert!(told.elapsed() < 5 * SECOND, "{:?}", told.elapsed());
+    let line = server.wait_for_log(GIVEN_UP, 1);
+    assert!(line.contains(" error ") && line.contains(&world.idp.url("")), "{line}");
+    assert!(!server.log_text().contains(MARK), "{}", server.log_text());
+}
+
+#[test]
+fn a_second_signal_waits_for_no_token_endpoint_and_what_is_lost_is_said() {
+    let world = World::new();
+    let mut server = in_use(&world, "1h");
+    server.signal(Signal::TERM);
+    server.wait_for_log("The process drains.", 1);
+    let told = Instant::now();
+    server.signal(Signal::TERM);
+    server.wait();
+    // Left alone it would have waited for the endpoint's time-out.
+    assert!(told.elapsed() < 5 * SECOND, "{:?}", told.elapsed());
+    server.wait_for_log(GIVEN_UP, 1);
+    assert!(!server.log_text().contains(MARK), "{}", server.log_text());
+}
+
 #[test]
 fn a_refresh_token_is_used_once_by_streams_that_share_it_and_differ_in_the_rest() {
     let world = World::new();

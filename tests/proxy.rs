@@ -8,6 +8,7 @@ mod watcher;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use restcast::guard::{Pattern, Policy};
 use restcast::runtime::fetch::FetcherOptions;
@@ -16,7 +17,7 @@ use restcast::stream::poll::UpstreamCode;
 use serde_json::{Value, json};
 use support::client::{Client, target};
 use support::server::{PATIENCE, Setup, eventually, run};
-use support::{Authority, Folder, Reply, Tunnels, Upstream, on_each_driver};
+use support::{Authority, Folder, Reply, Step, Tunnels, Upstream, on_each_driver};
 use watcher::Watcher;
 
 const NAME: &str = "api.partner.example";
@@ -28,7 +29,7 @@ struct World {
     api: Upstream,
     tunnels: Tunnels,
     ca: String,
-    _folder: Folder,
+    folder: Folder,
 }
 
 impl World {
@@ -37,7 +38,7 @@ impl World {
         let ca = authority.write_pem(&folder).display().to_string();
         let (api, tunnels) = (Upstream::start_tls(&authority.identity(&[NAME])), Tunnels::start());
         tunnels.knows(&format!("{NAME}:443"), api.address());
-        World { api, tunnels, ca, _folder: folder }
+        World { api, tunnels, ca, folder }
     }
 
     fn proxy(&self, login: &str) -> String {
@@ -67,6 +68,16 @@ fn status_that(watcher: &mut Watcher, is: impl Fn(&Value) -> bool) -> Value {
 /// The next status with that code.
 fn status(watcher: &mut Watcher, code: &str) -> Value {
     status_that(watcher, |status| status["code"] == code)
+}
+
+/// The next value, whatever statuses come before it.
+fn value(watcher: &mut Watcher) -> String {
+    loop {
+        let frame = watcher.next();
+        if frame.kind() != "stream_status" {
+            return frame.member("data");
+        }
+    }
 }
 
 #[test]
@@ -228,6 +239,130 @@ fn what_callers_may_name_is_asked_for_by_the_address_that_was_judged() {
             (UpstreamCode::Unreachable, vec!["10.0.0.7:80".to_owned()])
         );
     });
+}
+
+#[test]
+fn an_address_that_the_proxy_holds_the_line_for_does_not_keep_the_others_from_being_tried() {
+    on_each_driver(async || {
+        let (api, tunnels) = (Upstream::start(), Tunnels::start());
+        api.set_json("/leads", "1");
+        let ends = ["93.184.216.35:80", "93.184.216.34:80"];
+        tunnels.holds(ends[0]);
+        tunnels.knows(ends[1], api.address());
+        let ips = [35, 34].map(|last| IpAddr::V4(Ipv4Addr::new(93, 184, 216, last)));
+        let resolver = Resolver::with_lookup(Box::new(move |_| Ok(ips.to_vec())));
+        let client =
+            Client::with(FetcherOptions::default(), resolver).through(&format!("http://{}", tunnels.address()));
+        let guarded = || {
+            let patient = |options: &mut restcast::stream::Options| options.connect_timeout = Duration::from_secs(9);
+            let mut target = target("http://public.example/leads", patient);
+            target.guard = Some(Arc::new(Policy::public()));
+            target
+        };
+        for round in 1..=2 {
+            assert_eq!(client.poll(guarded()).await.expect("the second address").status, 200, "{round}");
+            assert_eq!(tunnels.asked(), ends.repeat(round));
+            // The next one is to be opened anew.
+            tunnels.close_connections();
+            api.wait_for_open_connections(0, PATIENCE);
+        }
+        // Where there is no proxy, its being asked for another address is of no use.
+        drop(tunnels);
+        client.fails(guarded(), UpstreamCode::Unreachable).await;
+    });
+}
+
+#[test]
+fn a_proxys_url_in_a_file_is_read_again_when_the_file_changes_without_a_signal() {
+    let world = World::new();
+    world.api.set_json("/leads", "1");
+    world.tunnels.wants(LOGIN);
+    let put = |login: &str| world.folder.put("proxy", &format!("http://{login}{}\n", world.tunnels.address()));
+    let file = put("ada:hunter2-old@");
+    let lines = format!("{}[proxy]\nurl = \"file:{file}\"\n", world.lines());
+    let setup = Setup::new().no_streams().stream("leads", &url("/leads"), &lines);
+    let server = setup.start();
+    let mut watcher = Watcher::ws(&server, "/v1/streams/leads");
+    assert_eq!(status(&mut watcher, "UPSTREAM_UNREACHABLE")["state"], "failing");
+    put("ada:hunter2-proxy@");
+    assert_eq!(value(&mut watcher), "1");
+    server.wait_for_log("The proxy's URL was read again.", 1);
+    // Those who have opened a tunnel do not ask for another as long as it is good, and what is no URL is not taken.
+    world.folder.put("proxy", "hunter2");
+    server.wait_for_log("The proxy's URL cannot be used; the old one stays in force.", 1);
+    world.tunnels.close_connections();
+    world.api.set_json("/leads", "2");
+    assert_eq!(value(&mut watcher), "2");
+    // By a signal it is refused with the rest of the configuration, or taken over at once.
+    server.reload(&setup);
+    server.wait_for_log("`proxy.url` is not a URL", 1);
+    world.tunnels.wants("Basic YWRhOmh1bnRlcjItbmV3");
+    world.tunnels.close_connections();
+    // With whatever code: an answer may have been cut.
+    status_that(&mut watcher, |status| status["state"] == "stale");
+    put("ada:hunter2-new@");
+    server.reload(&setup);
+    eventually("it recovers", || (watcher.next().json()["state"] == "live").then_some(()));
+    assert!(!server.log_text().contains("hunter2"), "{}", server.log_text());
+}
+
+const EVENTS: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n";
+
+/// An upstream's stream that begins with this event and then goes on.
+fn events(id: u32) -> Reply {
+    let text = format!("{EVENTS}id: {id}\ndata: {id}\n\n");
+    Reply::steps(vec![Step::Send(text.into_bytes()), Step::Stall])
+}
+
+#[test]
+fn an_upstream_that_is_followed_is_reached_the_new_way_when_the_proxy_is_another_and_nobody_is_told() {
+    let (world, other) = (World::new(), Tunnels::start());
+    let end = format!("{NAME}:443");
+    other.knows(&end, world.api.address());
+    let put =
+        |login: &str, tunnels: &Tunnels| world.folder.put("proxy", &format!("http://{login}{}\n", tunnels.address()));
+    let file = put("", &other);
+    let setup = |proxy: &str| {
+        let lines = format!("{}kind = \"sse\"\n{proxy}", world.lines());
+        Setup::new().no_streams().stream("leads", &url("/events"), &lines)
+    };
+    let of_file = setup(&format!("[proxy]\nurl = \"file:{file}\"\n"));
+    world.api.set("/events", events(1));
+    let server = setup(&world.proxy("")).start();
+    let mut watcher = Watcher::ws(&server, "/v1/streams/leads");
+    assert_eq!(watcher.event().member("data"), "1");
+    let asked = || (world.tunnels.asked().len(), other.asked().len());
+    assert_eq!(asked(), (1, 0));
+    // By a reload.
+    let mut moves = |id: u32, expected: (usize, usize), change: &dyn Fn()| {
+        world.api.set("/events", events(id));
+        change();
+        let frame = watcher.next();
+        assert_eq!(
+            (frame.kind().as_str() != "stream_status", frame.seq(), frame.member("data")),
+            (true, id.into(), id.to_string())
+        );
+        assert_eq!(asked(), expected);
+        assert_eq!(
+            world.api.requests().last().and_then(|seen| seen.header("last-event-id").map(str::to_owned)),
+            Some((id - 1).to_string())
+        );
+        world.api.wait_for_open_connections(1, PATIENCE);
+    };
+    moves(2, (1, 1), &|| server.reload(&of_file));
+    // By a changed file, and no signal.
+    moves(3, (1, 2), &|| drop(put("ada:hunter2@", &other)));
+    moves(4, (2, 2), &|| drop(put("", &world.tunnels)));
+    // One that changes nothing of the way leaves the connection as it is.
+    server.reload(&of_file);
+    assert!(watcher.is_quiet_for(Duration::from_millis(500)));
+    assert_eq!((asked(), world.api.request_count()), ((2, 2), 4));
+    // Where the new way leads nowhere, that is told.
+    server.reload(&setup("[proxy]\nurl = \"http://127.0.0.1:1\"\n"));
+    assert_eq!(status(&mut watcher, "UPSTREAM_UNREACHABLE")["state"], "stale");
+    world.api.set("/events", events(5));
+    server.reload(&of_file);
+    assert_eq!(value(&mut watcher), "5");
 }
 
 #[test]

@@ -6,9 +6,10 @@
 use std::sync::Arc;
 
 use super::Problem;
+use super::form::Sourced;
 use super::meaning::Check;
 use super::walk::Section;
-use crate::stream::proxy::{Exception, Proxy, ProxyUrlError};
+use crate::stream::proxy::{Exception, Proxy};
 
 impl Check<'_> {
     /// `[proxy]`, where the file has it.
@@ -18,11 +19,8 @@ impl Check<'_> {
             self.error(line, Problem::Missing { key: "proxy.url" });
         }
         let at = root.line_of("proxy.url");
-        let proxy = root.secret("proxy.url").and_then(|url| {
-            let text = std::str::from_utf8(url.expose_secret()).map_err(|_| ProxyUrlError::NotUrl);
-            text.and_then(|text| Proxy::parse(text.trim_end()))
-                .map_err(|error| self.error(at, Problem::ProxyUrl(error)))
-                .ok()
+        let proxy = root.sourced("proxy.url").and_then(|Sourced { secret, source }| {
+            Proxy::read(&secret, source).map_err(|error| self.error(at, Problem::ProxyUrl(error))).ok()
         });
         let mut except = Vec::new();
         for text in root.texts("proxy.except") {
@@ -39,6 +37,8 @@ impl Check<'_> {
 mod tests {
     use super::*;
     use crate::config::{Config, FileError, Sources};
+    use crate::stream::live::Source;
+    use crate::stream::proxy::ProxyUrlError;
 
     struct One;
 
@@ -66,6 +66,7 @@ mod tests {
             read("[proxy]\nurl = \"env:PROXY\"\nexcept = [\"10.0.0.0/8\", \"*.corp.example\"]").expect("it is right");
         let proxy = config.proxy.as_ref().expect("it is there");
         assert_eq!((proxy.port, proxy.except.len(), proxy.login.is_some()), (3128, 2, true));
+        assert_eq!(proxy.source, Source::Variable("PROXY".into()));
         let shown = config.masked_toml();
         assert!(!shown.contains("hunter2"), "{shown}");
         let again = read(&shown).expect("what is shown is a configuration").proxy.expect("it is there");

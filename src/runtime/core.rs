@@ -262,8 +262,10 @@ pub async fn run(parts: CoreParts, resolver: &Resolver) -> std::io::Result<()> {
         .await;
     }
     this.process.drained.fetch_add(1, Ordering::SeqCst);
-    // An endpoint that was asked may have taken the old refresh token back: its answer has the only one that is good.
-    this.fetcher.exchanges_end(limits::OAUTH_TIMEOUT).await;
+    // An endpoint that was asked may have taken the old refresh token back: its answer has the only one that is good. A fourth of
+    // the time is left for what else the process does at its end.
+    let left = this.shard.drains_until().map_or(Duration::ZERO, |until| until.since(clock::now().at));
+    this.fetcher.exchanges_end((left - left / 4).min(limits::OAUTH_TIMEOUT)).await;
     Ok(())
 }
 
@@ -406,6 +408,7 @@ impl Core {
                 }
                 // It was woken, and looks in this turn.
                 Message::FetchKeySets => {}
+                Message::Way => self.followers.leave_old_ways(&self.fetcher),
                 Message::Drain => {
                     self.sockets.stop_listening();
                     self.guarded(now, None, Input::Drain);

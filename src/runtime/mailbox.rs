@@ -55,6 +55,8 @@ pub enum Message {
     },
     /// By another process: an action there has changed what these show.
     PeerRefresh(Arc<[Refreshed]>),
+    /// By the process: requests leave another way.
+    Way,
     /// By a worker: a comparison has ended.
     Compared(Box<Compared>),
     /// By a worker: an action's answer has been looked at.

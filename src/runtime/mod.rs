@@ -227,7 +227,8 @@ fn run(
     };
     let state = Arc::new(state);
     let tokens = Arc::new(Tokens::new(Arc::clone(&state), another(seed, 0xa5))?);
-    let secrets = Secrets::start(Arc::clone(&tokens))?;
+    let egress = Arc::new(Egress::through(config.proxy.clone()));
+    let secrets = Secrets::start(Arc::clone(&tokens), Arc::clone(&egress))?;
     let (listeners, listen) = listen_all(config.server.listen, cores, config.server.share_port)?;
     let admin_listener = listener::listen(config.admin.listen, false)?;
     let admin_listen = admin_listener.local_addr()?;
@@ -246,8 +247,10 @@ fn run(
         store: config.redis.as_ref().map(|redis| Store::new(redis.timeout)).transpose()?,
         issuers: Issuers::new(&config, another(seed, 0x5a), started),
         tokens,
-        egress: Arc::new(Egress::through(config.proxy.clone())),
+        egress,
     });
+    let cores_told = process.mailboxes.clone();
+    process.egress.tell(move || cores_told.iter().for_each(|mailbox| tell(mailbox, || Message::Way)));
     let cores_told = Arc::clone(&process);
     let tell_keys = move |keys: &Arc<ApiKeys>| {
         for mailbox in &cores_told.mailboxes {
@@ -446,36 +449,40 @@ fn run(
             },
         );
     };
-    let ended = wait(&happened, &process, cores, drain, reload);
+    let (ended, by) = match wait(&happened, &process, cores, drain, reload) {
+        Ok(by) => (Ok(()), by),
+        Err(error) => (Err(error), None),
+    };
     if let Some(store) = &process.store {
         store.finish();
     }
-    process.tokens.finish(limits::OAUTH_WRITE_AT_END);
+    let left = || by?.checked_sub(Duration::from_micros(clock::now().at.as_micros()));
+    process.tokens.finish(left().unwrap_or_default().max(limits::OAUTH_WRITE_AT_END));
     log::flush();
     ended
 }
 
-/// Waits for the process's end.
+/// Waits for the process's end; if it has drained in good order, until when it may go on.
 fn wait(
     happened: &Receiver<Event>,
     process: &Process,
     cores: u16,
     drain: Duration,
     reload: impl Fn(),
-) -> Result<(), ServeError> {
-    let mut until = None;
+) -> Result<Option<Duration>, ServeError> {
+    let mut until: Option<Duration> = None;
     // A drain asked of the admin listener is no signal: the one that a supervisor sends afterwards is the first.
     let mut signalled = false;
     let mut ended = 0;
     loop {
-        let left = until.map_or(Duration::from_secs(3600), |until: std::time::Duration| {
-            until.saturating_sub(Duration::from_micros(clock::now().at.as_micros()))
+        let left = until.map_or(Duration::from_secs(3600), |until| {
+            (until + DRAIN_MARGIN).saturating_sub(Duration::from_micros(clock::now().at.as_micros()))
         });
         let event = match happened.recv_timeout(left) {
             Ok(event) => event,
             Err(_) if until.is_some() && left.is_zero() => {
                 log::write(LogLevel::Warn, &[], "The drain's time is over; the process ends with what is left.");
-                return Ok(());
+                return Ok(None);
             }
             Err(_) => continue,
         };
@@ -484,7 +491,7 @@ fn wait(
                 ended += 1;
                 if ended == cores {
                     log::write(LogLevel::Info, &[], "Every connection is gone; the process ends.");
-                    return Ok(());
+                    return Ok(until);
                 }
             }
             Event::CoreEnded(core, Err(error)) => {
@@ -505,7 +512,7 @@ fn wait(
             Event::Signal(Signal::Hangup) => reload(),
             Event::Signal(Signal::Terminate) if signalled => {
                 log::write(LogLevel::Warn, &[], "Told a second time to end; the process ends at once.");
-                return Ok(());
+                return Ok(None);
             }
             Event::Signal(Signal::Terminate) if until.is_some() => signalled = true,
             Event::DrainAsked if until.is_some() => {}
@@ -514,7 +521,7 @@ fn wait(
                 log::write(LogLevel::Info, &[("window_ms", &drain.as_millis())], "The process drains.");
                 process.draining.store(true, Ordering::SeqCst);
                 let now = Duration::from_micros(clock::now().at.as_micros());
-                until = Some(now + drain + DRAIN_MARGIN);
+                until = Some(now + drain);
                 for mailbox in &process.mailboxes {
                     tell(mailbox, || Message::Drain);
                 }

@@ -6,7 +6,7 @@
 //!
 //! Refresh tokens that an endpoint gives in place of the one that was used are in the state file before anybody uses what came
 //! with them. Where that cannot be written what came is used all the same, and writing is tried again until it is done, at the
-//! latest when the process ends. A process that dies between the endpoint's answer and the write has lost the new one: it
+//! latest when the process ends, which says what is lost with it. A process that dies between the endpoint's answer and the write has lost the new one: it
 //! begins again with the old one, which some endpoints still take, and then with the configured one.
 //!
 //! Source: RFC 6749 section 6; when a token is got stands in `stream::oauth`. Memory: at most
@@ -50,7 +50,7 @@ struct Inner {
     entries: HashMap<Arc<Options>, Entry>,
     rng: Rng,
     /// Refresh tokens that somebody uses just now, by the mark of their credential.
-    turns: HashMap<String, Arc<Flight<()>>>,
+    turns: HashMap<String, InUse>,
     /// The refresh tokens that endpoints have given, by the mark of their credential.
     stored: BTreeMap<String, Stored>,
     /// How often they have changed.
@@ -81,6 +81,13 @@ impl Inner {
             retrying: false,
         }
     }
+}
+
+/// A refresh token that somebody uses just now.
+struct InUse {
+    flight: Arc<Flight<()>>,
+    /// Whom it is shown to.
+    endpoint: String,
 }
 
 #[derive(Default)]
@@ -200,8 +207,8 @@ impl Tokens {
         }
         let name = name_of(options);
         let mut inner = this.inner();
-        if let Some(flight) = inner.turns.get(&name) {
-            return Turn::After(Arc::clone(flight));
+        if let Some(in_use) = inner.turns.get(&name) {
+            return Turn::After(Arc::clone(&in_use.flight));
         }
         // It may have waited for others: its spacing, and the life of what it brings, are from now on.
         if let Some(entry) = inner.entries.get_mut(options) {
@@ -209,8 +216,9 @@ impl Tokens {
         }
         let flight = Flight::departing();
         let pilot = Some(Pilot::of(&flight, ()));
-        inner.turns.insert(name.clone(), flight);
-        Turn::Taken(Taken { tokens: Arc::clone(this), name, pilot })
+        let endpoint = options.token_url.origin().ascii_serialization();
+        inner.turns.insert(name.clone(), InUse { flight, endpoint });
+        Turn::Taken(Taken { tokens: Arc::clone(this), name, pilot, is_over: false })
     }
 
     /// The refresh tokens to be tried, in their order; none where the grant needs none.
@@ -305,6 +313,8 @@ impl Tokens {
 
     /// The process ends: what the state file lacks is written now, if that can be done in `limit`.
     pub fn finish(self: &Arc<Tokens>, limit: Duration) {
+        // By the second signal, or a core that does not end: those that are in use still.
+        self.inner().turns.values().for_each(|in_use| in_use.is_given_up());
         if self.unwritten().is_none() {
             return;
         }
@@ -425,16 +435,34 @@ pub(super) enum Turn {
     After(Arc<Flight<()>>),
 }
 
+impl InUse {
+    /// Whoever uses it does not wait for the answer any more.
+    fn is_given_up(&self) {
+        let sentence = "A refresh token was in use when its use was given up: if the endpoint has given another one for it, that is lost.";
+        log::write(LogLevel::Error, &[("endpoint", &self.endpoint)], sentence);
+    }
+}
+
 /// A turn that was taken.
 pub(super) struct Taken {
     tokens: Arc<Tokens>,
     name: String,
     pilot: Option<Pilot<()>>,
+    is_over: bool,
+}
+
+impl Taken {
+    /// What the endpoint has answered, if it has, is kept.
+    pub(super) fn over(mut self) {
+        self.is_over = true;
+    }
 }
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        self.tokens.inner().turns.remove(&self.name);
+        let in_use = self.tokens.inner().turns.remove(&self.name);
+        // Its core ends, or panicked.
+        in_use.iter().filter(|_| !self.is_over).for_each(InUse::is_given_up);
         // Only now: whoever is woken by it asks again.
         drop(self.pilot.take());
     }
@@ -627,6 +655,32 @@ mod tests {
         let none = Options { grant: Grant::ClientCredentials, ..one };
         assert!(matches!(Tokens::turn(&tokens, &none), Turn::Unneeded));
         assert!(tokens.inner().turns.is_empty());
+    }
+
+    #[test]
+    fn a_file_that_hangs_does_not_keep_the_process() {
+        let folder = std::env::temp_dir().join(format!("restcast-oauth-hangs-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a folder");
+        let state = Arc::new(StateFile::open(&folder.join("state"), true).expect("it opens"));
+        let tokens = Arc::new(Tokens::new(Arc::clone(&state), [7; 32]).expect("nothing is read"));
+        tokens.keep(&in_file("one", "c1"), &Secret::new(*b"r1"));
+        let ((begun, begins), (end, ends)) = (channel(), channel::<()>());
+        let hangs = std::thread::spawn(move || {
+            let _ = state.update(SECTION, |_| {
+                begun.send(()).expect("it is waited for");
+                // Longer than anybody would wait here.
+                drop(ends.recv_timeout(Duration::from_secs(60)));
+                Err::<(Value, ()), StateError>(state.corrupt(SECTION, String::new()))
+            });
+        });
+        begins.recv().expect("it has begun");
+        let before = clock::now().at;
+        tokens.finish(Duration::from_millis(20));
+        let took = clock::now().at.since(before);
+        drop(end);
+        hangs.join().expect("it ends");
+        assert!(took < Duration::from_secs(30), "{took:?}");
+        std::fs::remove_dir_all(&folder).expect("it was made here");
     }
 
     #[test]

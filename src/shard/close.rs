@@ -388,6 +388,11 @@ impl Shard {
         self.draining.is_some()
     }
 
+    /// When the drain's time is over, if there is one.
+    pub fn drains_until(&self) -> Option<Instant> {
+        self.draining.map(|draining| draining.until)
+    }
+
     /// One turn of telling connections to go, and of looking at their deadlines and rights again.
     pub(super) fn drain_turn(&mut self) {
         if let Some(next) = self.recheck {

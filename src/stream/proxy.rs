@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use url::{Host, Url};
 
-use super::live::basic;
+use super::live::{Source, basic};
 use crate::codec::http::percent_decode;
 use crate::secret::Secret;
 
@@ -24,6 +24,8 @@ pub struct Proxy {
     pub login: Option<Login>,
     /// What is asked directly besides loopback.
     pub except: Vec<Exception>,
+    /// Where the URL stands, which has a login and so may be another one tomorrow.
+    pub source: Source,
 }
 
 /// Who logs in at the proxy.
@@ -76,7 +78,16 @@ pub enum ProxyUrlError {
 }
 
 impl Proxy {
-    /// Reads a URL, without exceptions.
+    /// Reads a URL that was found at `source`, without exceptions.
+    ///
+    /// # Errors
+    /// [`ProxyUrlError`].
+    pub fn read(url: &Secret, source: Source) -> Result<Proxy, ProxyUrlError> {
+        let text = std::str::from_utf8(url.expose_secret()).map_err(|_| ProxyUrlError::NotUrl)?;
+        Ok(Proxy { source, ..Proxy::parse(text.trim_end())? })
+    }
+
+    /// The same of one that is written as it is.
     ///
     /// # Errors
     /// [`ProxyUrlError`].
@@ -105,7 +116,7 @@ impl Proxy {
                 Some(Login { user, authorization: Secret::new([b"Basic ", token.as_slice()].concat()) })
             }
         };
-        Ok(Proxy { host: host.to_owned(), port, login, except: Vec::new() })
+        Ok(Proxy { host: host.to_owned(), port, login, except: Vec::new(), source: Source::Written })
     }
 
     /// The URL with `***` for the password.

@@ -73,6 +73,8 @@ struct Member {
     state: String,
     /// Statuses and events so far.
     frames: u64,
+    /// Whether it has been told of a failure since that was last forgotten.
+    was_told: bool,
 }
 
 impl Crowd {
@@ -135,6 +137,16 @@ impl Crowd {
         self.until(state, |member| member.state == state);
     }
 
+    /// Nobody has been told of a failure yet.
+    pub fn forget_failures(&mut self) {
+        self.members.iter_mut().for_each(|member| member.was_told = false);
+    }
+
+    /// Reads until each has been told of a failure, be it over by now.
+    pub fn until_all_are_told(&mut self) {
+        self.until("told of it", |member| member.was_told);
+    }
+
     /// What is held by all of them: one value, in as many copies as there are sequences of events that led to it.
     pub fn value(&self) -> String {
         let values: Vec<String> = self.distinct().iter().map(|held| canonical(&held.value)).collect();
@@ -185,7 +197,16 @@ impl Member {
         };
         socket.write_all(request.as_bytes()).expect("the server reads");
         socket.set_nonblocking(true).expect("an option");
-        Member { socket, way, inbox: Vec::new(), is_open: false, held: None, state: "live".into(), frames: 0 }
+        Member {
+            socket,
+            way,
+            inbox: Vec::new(),
+            is_open: false,
+            held: None,
+            state: "live".into(),
+            frames: 0,
+            was_told: false,
+        }
     }
 
     fn read(&mut self, stream: &str, memo: &mut Memo) -> Result<(), String> {
@@ -288,6 +309,7 @@ impl Member {
             "stream_status" => {
                 let status: Value = serde_json::from_str(&frame.text).expect("a frame is JSON");
                 self.state = status["state"].as_str().expect("a state").to_owned();
+                self.was_told |= self.state != "live";
             }
             "snapshot" | "patch" | "merge" => {
                 if self.way.over == Over::Sse {

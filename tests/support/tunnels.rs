@@ -1,17 +1,18 @@
 //! An HTTP proxy of the kind that stands at the edge of a company's network: it opens tunnels for those who log in, and
 //! resolves names that nobody else knows.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 /// A proxy.
 pub struct Tunnels {
     address: SocketAddr,
     shared: Arc<Mutex<State>>,
+    acceptor: Option<JoinHandle<()>>,
 }
 
 #[derive(Default)]
@@ -22,6 +23,12 @@ struct State {
     login: Option<String>,
     /// What it answers to everybody instead.
     says: Option<Vec<u8>>,
+    /// For whom it takes the line and never says a word.
+    held: HashSet<String>,
+    /// How many bytes come back through a tunnel before it is cut.
+    cuts_after: Option<u64>,
+    /// Clients and what they are connected to.
+    open: Vec<TcpStream>,
     /// Heads that came.
     heads: Vec<String>,
     /// What went through the tunnels on its way out.
@@ -32,10 +39,15 @@ struct State {
 impl Tunnels {
     /// One that knows nobody yet.
     pub fn start() -> Tunnels {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+        Tunnels::start_at(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
+    }
+
+    /// The same at the address of one that was dropped.
+    pub fn start_at(address: SocketAddr) -> Tunnels {
+        let listener = TcpListener::bind(address).expect("the port is free");
         let address = listener.local_addr().expect("an address");
         let shared = Arc::new(Mutex::new(State::default()));
-        thread::spawn({
+        let acceptor = thread::spawn({
             let shared = Arc::clone(&shared);
             move || {
                 for stream in listener.incoming().flatten() {
@@ -47,7 +59,7 @@ impl Tunnels {
                 }
             }
         });
-        Tunnels { address, shared }
+        Tunnels { address, shared, acceptor: Some(acceptor) }
     }
 
     /// `end`, `host:port`, is found at `address`.
@@ -63,6 +75,26 @@ impl Tunnels {
     /// It answers that to whoever asks, whatever it asks; `None`: it does its work again.
     pub fn says(&self, answer: Option<&[u8]>) {
         state(&self.shared).says = answer.map(<[u8]>::to_vec);
+    }
+
+    /// It takes the line of whoever asks for `end` and says nothing.
+    pub fn holds(&self, end: &str) {
+        state(&self.shared).held.insert(end.to_owned());
+    }
+
+    /// Each tunnel is cut when so many bytes have come back through it, those that are open at once; `None`: none is any more.
+    pub fn cuts_after(&self, bytes: Option<u64>) {
+        state(&self.shared).cuts_after = bytes;
+        if bytes.is_some() {
+            self.close_connections();
+        }
+    }
+
+    /// Cuts all that is open now; new connections are accepted.
+    pub fn close_connections(&self) {
+        for stream in state(&self.shared).open.drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
     }
 
     /// Its `host:port`.
@@ -87,6 +119,10 @@ impl Drop for Tunnels {
     fn drop(&mut self) {
         state(&self.shared).ended = true;
         let _ = TcpStream::connect(self.address);
+        if let Some(acceptor) = self.acceptor.take() {
+            let _ = acceptor.join();
+        }
+        self.close_connections();
     }
 }
 
@@ -96,6 +132,7 @@ fn state(shared: &Mutex<State>) -> MutexGuard<'_, State> {
 
 fn serve(mut client: TcpStream, shared: &Arc<Mutex<State>>) {
     let _ = client.set_read_timeout(Some(Duration::from_secs(60)));
+    state(shared).open.extend(client.try_clone());
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         let mut byte = [0];
@@ -112,6 +149,8 @@ fn serve(mut client: TcpStream, shared: &Arc<Mutex<State>>) {
         let login = state.login.as_ref().map(|login| format!("\r\nProxy-Authorization: {login}\r\n"));
         if let Some(says) = &state.says {
             Err(says.clone())
+        } else if state.held.contains(&end) {
+            Err(Vec::new())
         } else if login.is_some_and(|login| !head.contains(&login)) {
             Err(b"HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic\r\nContent-Length: 0\r\n\r\n"
                 .to_vec())
@@ -131,6 +170,11 @@ fn serve(mut client: TcpStream, shared: &Arc<Mutex<State>>) {
             while answer.is_empty() && client.read(&mut rest).is_ok_and(|count| count > 0) {}
             return;
         }
+    };
+    let cuts_after = {
+        let mut state = state(shared);
+        state.open.extend(server.try_clone());
+        state.cuts_after.unwrap_or(u64::MAX)
     };
     // In pieces, as networks do.
     let _ = client.set_nodelay(true);
@@ -153,8 +197,8 @@ fn serve(mut client: TcpStream, shared: &Arc<Mutex<State>>) {
             let _ = to.shutdown(Shutdown::Both);
         }
     });
-    let (mut server, mut client) = (server, client);
-    let _ = std::io::copy(&mut server, &mut client);
-    let _ = client.shutdown(Shutdown::Both);
+    let (server, mut client) = (server, client);
+    let _ = std::io::copy(&mut (&server).take(cuts_after), &mut client);
+    let _ = (client.shutdown(Shutdown::Both), server.shutdown(Shutdown::Both));
     let _ = out.join();
 }

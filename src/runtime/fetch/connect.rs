@@ -1,4 +1,4 @@
-//! The first of a host's addresses that answers.
+//! The first of a host's addresses that answers, directly or through a proxy.
 //!
 //! Source: RFC 8305 (Happy Eyeballs): section 4 for the order, section 5 for the stagger.
 //! Memory: one socket per attempt under way, at most `limits::RESOLVER_ADDRESSES_MAX`; losers are cancelled and closed.
@@ -15,20 +15,33 @@ use monoio::time::sleep;
 
 use crate::limits::CONNECT_STAGGER;
 
-type Attempt = Pin<Box<dyn Future<Output = io::Result<TcpStream>>>>;
-
-/// Connects to `port` of the first of `addresses` that answers: each gets [`CONNECT_STAGGER`], or until it fails, before the
-/// next is tried beside it. Dropping the future, and winning, ends all other attempts.
+/// Connects to `port` of the first of `addresses` that answers, as [`first_of`] says.
 ///
 /// # Errors
 /// The last attempt's, once all have failed.
 pub(super) async fn connect(addresses: &[IpAddr], port: u16) -> io::Result<TcpStream> {
-    let mut untried = interleaved(addresses).into_iter().map(|ip| SocketAddr::new(ip, port));
-    let mut attempts: Vec<Attempt> = Vec::new();
-    let mut failure = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    let attempts = interleaved(addresses).into_iter().map(|ip| TcpStream::connect_addr(SocketAddr::new(ip, port)));
+    let stream = first_of(attempts, io::Error::from(io::ErrorKind::AddrNotAvailable)).await?;
+    // A request is one write, and waits for nothing.
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// The first of `attempts` that succeeds: each gets [`CONNECT_STAGGER`], or until it fails, before the next is begun beside it,
+/// so that none is kept from the others by one that hangs. Dropping the future, and winning, ends all others.
+///
+/// # Errors
+/// The last attempt's, once all have failed; `none` where there is none.
+pub(super) async fn first_of<T, E, F>(attempts: impl ExactSizeIterator<Item = F>, none: E) -> Result<T, E>
+where
+    F: Future<Output = Result<T, E>>,
+{
+    let mut untried = attempts;
+    let mut attempts: Vec<Pin<Box<F>>> = Vec::new();
+    let mut failure = none;
     loop {
-        if let Some(address) = untried.next() {
-            attempts.push(Box::pin(TcpStream::connect_addr(address)));
+        if let Some(attempt) = untried.next() {
+            attempts.push(Box::pin(attempt));
         } else if attempts.is_empty() {
             return Err(failure);
         }
@@ -43,8 +56,8 @@ pub(super) async fn connect(addresses: &[IpAddr], port: u16) -> io::Result<TcpSt
                 }
                 match attempt.as_mut().poll(cx) {
                     Poll::Pending => true,
-                    Poll::Ready(Ok(stream)) => {
-                        won = Some(stream);
+                    Poll::Ready(Ok(opened)) => {
+                        won = Some(opened);
                         false
                     }
                     Poll::Ready(Err(error)) => {
@@ -54,32 +67,28 @@ pub(super) async fn connect(addresses: &[IpAddr], port: u16) -> io::Result<TcpSt
                 }
             });
             match (won, failed) {
-                (Some(stream), _) => Poll::Ready(Turn::Won(stream)),
+                (Some(opened), _) => Poll::Ready(Turn::Won(opened)),
                 (None, Some(error)) => Poll::Ready(Turn::Failed(error)),
                 (None, None) if more => stagger.as_mut().poll(cx).map(|()| Turn::Slow),
                 (None, None) => Poll::Pending,
             }
         });
         match turn.await {
-            Turn::Won(stream) => {
-                // A request is one write, and waits for nothing.
-                stream.set_nodelay(true)?;
-                return Ok(stream);
-            }
+            Turn::Won(opened) => return Ok(opened),
             Turn::Failed(error) => failure = error,
             Turn::Slow => {}
         }
     }
 }
 
-enum Turn {
-    Won(TcpStream),
-    Failed(io::Error),
+enum Turn<T, E> {
+    Won(T),
+    Failed(E),
     Slow,
 }
 
 /// RFC 8305 section 4: the families take turns, the first address's family first, the order within each kept.
-fn interleaved(addresses: &[IpAddr]) -> Vec<IpAddr> {
+pub(super) fn interleaved(addresses: &[IpAddr]) -> Vec<IpAddr> {
     let first_is_v6 = addresses.first().is_some_and(IpAddr::is_ipv6);
     let (first, second): (Vec<IpAddr>, Vec<IpAddr>) = addresses.iter().partition(|ip| ip.is_ipv6() == first_is_v6);
     let (mut first, mut second) = (first.into_iter(), second.into_iter());

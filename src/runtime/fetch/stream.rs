@@ -15,16 +15,20 @@ use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use monoio::time::{Instant, sleep, sleep_until, timeout_at};
+use url::Url;
 
 use super::pool::Place as PoolPlace;
 use super::redirect::Place;
+use super::tunnel::Way;
 use super::{Answer, Asked, Course, Fetcher, Phase, deadline_after, exchange, timed_out};
 use crate::limits::RETRY_AFTER_MAX;
 use crate::secret::Secret;
 use crate::stream::action::is_success;
 use crate::stream::budget::{Ask, Lane, Permit, Slot, Why};
 use crate::stream::follow::{Events, Following, Newest};
-use crate::stream::poll::{FetchError, FetchRequest, FetchResponse, FetchResult, PollNo, UpstreamCode, Validators};
+use crate::stream::poll::{
+    Endpoint, FetchError, FetchRequest, FetchResponse, FetchResult, PollNo, UpstreamCode, Validators,
+};
 use crate::time::{Now, WallTime};
 
 /// A stream on its core, and not another at its place later.
@@ -42,6 +46,12 @@ struct Follow {
     state: RefCell<State>,
     /// Nobody wants it any more.
     forgotten: Cell<bool>,
+    /// What is connected to, and which way, while there is a connection.
+    way: RefCell<Option<(Url, Option<Way>)>>,
+    /// Requests leave another way: it is to be reached anew.
+    moves: Cell<bool>,
+    /// The id to go on from, as far as the reader has come.
+    last_id: RefCell<Option<String>>,
     reader: RefCell<Option<Waker>>,
 }
 
@@ -64,6 +74,12 @@ impl Follow {
         change(&mut state);
         if let Some(asker) = state.asker.take() {
             asker.wake();
+        }
+    }
+
+    fn wake_reader(&self) {
+        if let Some(reader) = self.reader.borrow_mut().take() {
+            reader.wake();
         }
     }
 }
@@ -111,10 +127,22 @@ impl Followers {
     pub fn forget(&self, stream: u32, poll: PollNo) {
         let Some(follow) = self.open.borrow_mut().remove(&key_of(stream, poll)) else { return };
         follow.forgotten.set(true);
-        if let Some(reader) = follow.reader.borrow_mut().take() {
-            reader.wake();
-        }
+        follow.wake_reader();
         follow.tell(|_| ());
+    }
+
+    /// Requests leave another way: each upstream whose connection, be it open or being opened, has left the old one is reached
+    /// anew. Nobody is told, unless that fails.
+    pub fn leave_old_ways(&self, fetcher: &Fetcher) {
+        for follow in self.open.borrow().values() {
+            let is_old = follow.way.borrow().as_ref().is_some_and(|(url, way)| {
+                Endpoint::of(url).is_some_and(|endpoint| fetcher.egress.way_to(&endpoint.host) != *way)
+            });
+            if is_old {
+                follow.moves.set(true);
+                follow.wake_reader();
+            }
+        }
     }
 }
 
@@ -131,7 +159,8 @@ fn answer_to(status: u16, newest: Newest, retry_after: Option<Duration>, receive
 
 /// Reads until the upstream's stream ends or is forgotten.
 async fn read(fetcher: &Fetcher, request: &FetchRequest, lane: &Arc<Lane>, follow: &Rc<Follow>, now: fn() -> Now) {
-    let ended = {
+    *follow.last_id.borrow_mut() = None;
+    let ended = loop {
         let not_before = follow.state.borrow_mut().not_before.take();
         let mut reading = pin!(async {
             if let Some(until) = not_before {
@@ -145,18 +174,27 @@ async fn read(fetcher: &Fetcher, request: &FetchRequest, lane: &Arc<Lane>, follo
                 .run(fetcher, request)
                 .await
         });
-        poll_fn(|cx| {
+        let ended = poll_fn(|cx| {
             if follow.forgotten.get() {
                 return Poll::Ready(None);
             }
+            if follow.moves.get() {
+                return Poll::Ready(Some(None));
+            }
             *follow.reader.borrow_mut() = Some(cx.waker().clone());
-            reading.as_mut().poll(cx).map(Some)
+            reading.as_mut().poll(cx).map(|ended| Some(Some(ended)))
         })
-        .await
+        .await;
+        *follow.way.borrow_mut() = None;
+        // Its connection is closed, and its place free, before the next one is asked for. The upstream's `retry` is for
+        // connections that are lost.
+        match ended {
+            Some(None) => follow.moves.set(false),
+            Some(Some(ended)) => break ended,
+            None => return,
+        }
     };
-    if let Some(ended) = ended {
-        follow.tell(|state| state.ended = Some(ended));
-    }
+    follow.tell(|state| state.ended = Some(ended));
 }
 
 /// Leave to connect, waited for as long as a poll would be.
@@ -206,8 +244,10 @@ impl Reading<'_> {
         if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("accept")) {
             headers.push(("Accept".to_owned(), Secret::new(following.kind.media_type())));
         }
-        if let Some(id) = &request.validators.etag {
-            headers.push(("Last-Event-ID".to_owned(), Secret::new(id.to_vec())));
+        let reached = self.follow.last_id.borrow().as_ref().map(|id| id.as_bytes().to_vec());
+        let id = reached.or_else(|| request.validators.etag.as_ref().map(|id| id.to_vec()));
+        if let Some(id) = id.filter(|id| !id.is_empty()) {
+            headers.push(("Last-Event-ID".to_owned(), Secret::new(id)));
         }
         let mut asked = Asked::of_poll(request, place.aim.as_ref());
         (asked.url, asked.headers, asked.validators) = (&place.url, &headers, None);
@@ -241,6 +281,7 @@ impl Reading<'_> {
         let deadline = deadline_after(asked.timeout);
         let course = Course { asked, wall: &wall, phase: &phase, deadline };
         let origin = fetcher.origin(asked)?;
+        *self.follow.way.borrow_mut() = Some((asked.url.clone(), origin.via.clone()));
         // For itself: it is not given back.
         let connecting = timeout_at(deadline, fetcher.open_in_time(&course, &origin, place)).await;
         let connection = connecting.map_err(|_| timed_out(asked.timeout, phase.get()))??;
@@ -286,6 +327,7 @@ impl exchange::Sink for Reading<'_> {
             return Ok(is_news);
         }
         let (id, retry, received) = (told.0.clone(), told.1, (self.now)().wall);
+        *self.follow.last_id.borrow_mut() = Some(id.clone());
         self.told = told;
         self.follow.tell(|state| match (newest, &mut state.newest) {
             (Some(newest), held) => *held = Some(answer_to(200, newest, retry, received)),

@@ -143,6 +143,18 @@ impl Fetcher {
         // To the end: what is given has to be kept before the next one looks.
         let taken = self.turn(tokens, options).await;
         let _exchange = taken.is_some().then(|| Exchange::begun(&self.exchanges));
+        let result = self.exchanged(tokens, options, guard).await;
+        taken.into_iter().for_each(Taken::over);
+        result
+    }
+
+    /// The same, in the turn that was taken where there is one to take.
+    async fn exchanged(
+        &self,
+        tokens: &Arc<Tokens>,
+        options: &Options,
+        guard: Option<&Policy>,
+    ) -> Result<Granted, (Why, Option<Duration>)> {
         let mut tries = tokens.refresh_tokens(options);
         if tries.iter().any(Option::is_some) {
             // What could not be written when it was given is to be on the disk before it is used up.

@@ -1,12 +1,14 @@
 //! Which way requests leave, and tunnels through the operator's proxy.
 //!
-//! Source: RFC 9110 section 9.3.6. Memory: the proxy's configuration; while a tunnel is opened the head of its answer.
+//! Source: RFC 9110 section 9.3.6. Memory: the proxy's configuration; while a tunnel is opened the head of its answer, for each
+//! of the addresses that are tried at once.
 //! Errors: [`FetchError`]: `Unreachable` where the proxy is not there or opens no tunnel, `Dns` where its name has no address,
 //! `Protocol` where it does not speak HTTP. Not here: the head's form (`codec::tunnel`), time-outs (the caller's).
 
+use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use monoio::io::{AsyncReadRent, AsyncWriteRentExt};
 use monoio::net::TcpStream;
@@ -20,9 +22,11 @@ use crate::stream::poll::{FetchError, UpstreamCode};
 use crate::stream::proxy::Proxy;
 
 /// Which way the requests of a process leave, for all of its clients.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Egress {
     state: Mutex<State>,
+    /// Hears of each change.
+    hears: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 #[derive(Debug, Default)]
@@ -53,17 +57,48 @@ impl Hash for Way {
     }
 }
 
+impl fmt::Debug for Egress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.state().fmt(f)
+    }
+}
+
 impl Egress {
     /// Requests leave by this proxy.
     pub fn through(proxy: Option<Arc<Proxy>>) -> Egress {
-        Egress { state: Mutex::new(State { no: 0, proxy }) }
+        Egress { state: Mutex::new(State { no: 0, proxy }), hears: OnceLock::new() }
+    }
+
+    /// From now on `hears` is called when the way has changed.
+    pub fn tell(&self, hears: impl Fn() + Send + Sync + 'static) {
+        // There is one process.
+        drop(self.hears.set(Box::new(hears)));
+    }
+
+    /// The proxy, if there is one.
+    pub fn proxy(&self) -> Option<Arc<Proxy>> {
+        self.state().proxy.clone()
     }
 
     /// From now on new connections are opened through that proxy, or directly. Those that are open are used no more.
     pub fn configure(&self, proxy: Option<Arc<Proxy>>) {
+        self.change(proxy, |_| true);
+    }
+
+    /// The same in place of the proxy `old`, unless that is no longer the one.
+    pub fn replace(&self, old: &Arc<Proxy>, new: Arc<Proxy>) {
+        self.change(Some(new), |now| now.is_some_and(|now| Arc::ptr_eq(now, old)));
+    }
+
+    fn change(&self, proxy: Option<Arc<Proxy>>, is_meant: impl FnOnce(Option<&Arc<Proxy>>) -> bool) {
         let mut state = self.state();
-        if state.proxy != proxy {
-            *state = State { no: state.no + 1, proxy };
+        if !is_meant(state.proxy.as_ref()) || state.proxy == proxy {
+            return;
+        }
+        *state = State { no: state.no + 1, proxy };
+        drop(state);
+        if let Some(hears) = self.hears.get() {
+            hears();
         }
     }
 
@@ -80,9 +115,9 @@ impl Egress {
 }
 
 impl Fetcher {
-    /// A connection to `host` through the proxy. A guarded target is asked for by the addresses that the guard has pinned, one
-    /// after the other: what the proxy would make of its name nobody has judged. Any other by its name, which need not be known
-    /// here.
+    /// A connection to `host` through the proxy. A guarded target is asked for by the addresses that the guard has pinned,
+    /// staggered as they would be directly: what the proxy would make of its name nobody has judged. Any other by its name, which
+    /// need not be known here.
     pub(super) async fn tunnel(
         &self,
         asked: &Asked<'_>,
@@ -94,7 +129,7 @@ impl Fetcher {
             None => vec![format!("{host}:{port}")],
             Some(_) => {
                 let addresses = self.addresses(asked, host).await?;
-                addresses.iter().map(|&ip| SocketAddr::new(ip, port).to_string()).collect()
+                connect::interleaved(&addresses).iter().map(|&ip| SocketAddr::new(ip, port).to_string()).collect()
             }
         };
         let proxy = &way.proxy;
@@ -106,16 +141,15 @@ impl Fetcher {
                 FetchError { code: UpstreamCode::Dns, detail }
             })?,
         };
-        let mut failure = unreachable("the target has no address".to_owned());
-        for end in ends {
+        let attempts = ends.iter().map(async |end| {
             let opened = connect::connect(&found, proxy.port).await;
-            let stream = opened.map_err(|e| unreachable(format!("no connection to the proxy: {}", in_words(&e))))?;
-            match open(stream, proxy, &end).await {
-                Ok(stream) => return Ok(stream),
-                Err(error) => failure = error,
+            match opened.map_err(|e| unreachable(format!("no connection to the proxy: {}", in_words(&e)))) {
+                Ok(stream) => Ok(Ok(open(stream, proxy, end).await?)),
+                // Where there is no proxy another address is no better.
+                Err(error) => Ok(Err(error)),
             }
-        }
-        Err(failure)
+        });
+        connect::first_of(attempts, unreachable("the target has no address".to_owned())).await?
     }
 }
 
