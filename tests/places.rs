@@ -589,6 +589,36 @@ fn whoever_holds_most_is_ended_first_and_not_whoever_has_the_largest() {
 }
 
 #[test]
+fn nothing_ends_while_what_nobody_watches_can_be_forgotten_on_whichever_core_it_is() {
+    for cores in [1, 3, 16] {
+        let text = format!("[limits]\nhistory_bytes_total = \"4MiB\"\n{DIRECT}linger = \"1h\"\n");
+        let mut hall = Hall::new(&setup(cores, &text));
+        for no in 0..12 {
+            hall.bodies.insert(format!("/left{no}"), value_of(90 * KIB));
+            hall.bodies.insert(format!("/own{no}"), value_of(90 * KIB));
+        }
+        let [one, other] = ["u1", "u2"].map(|sub| hall.token(json!({"sub": sub})));
+        for no in 0..12 {
+            assert_eq!(get(&mut hall, 0, &direct(&format!("left{no}")), &one).0, 200);
+            hall.pass(100 * MS);
+        }
+        // As much as there may be, but for a little: all that was left has to go.
+        let own: Vec<Conn> = (0..10)
+            .map(|no| {
+                let conn = open(&mut hall, no % usize::from(cores), &direct(&format!("own{no}")), &other);
+                hall.pass(100 * MS);
+                conn
+            })
+            .collect();
+        hall.pass(SECOND);
+        for (no, &conn) in own.iter().enumerate() {
+            assert_eq!(hall.kinds(conn), ["welcome", "snapshot"], "{no} on {cores} cores");
+        }
+        assert!(hall.ledger.direct_bytes() <= 1024 * KIB, "{} bytes", hall.ledger.direct_bytes());
+    }
+}
+
+#[test]
 fn what_others_have_polled_too_is_ended_after_what_the_greedy_one_alone_has() {
     for cores in [1, 3] {
         let text = format!("[limits]\nhistory_bytes_total = \"4MiB\"\n{DIRECT}");
