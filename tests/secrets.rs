@@ -10,7 +10,7 @@ mod support;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io::Write as _;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +25,7 @@ use rustls::ClientConfig;
 use rustls::version::{TLS12, TLS13};
 use serde_json::json;
 
-use support::redis::{Redis, RedisSetup};
+use support::redis::{Redis, RedisSetup, free_port};
 use support::server::{
     ADMIN_KEY, Answer, Heard, Raw, SECRET, Server, Setup, Ws, bearer, connected, eventually, mint, mint_by, now_s,
 };
@@ -233,10 +233,9 @@ fn command(folder: &Folder, said: &mut Said, arguments: &[&str], config: &str, i
     said.add(format!("{arguments:?} err"), output.stderr);
 }
 
-/// A port that nobody listens on.
+/// An address that nobody listens at.
 fn closed_port() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("an address")
+    ([127, 0, 0, 1], free_port()).into()
 }
 
 /// One world with its secrets.

@@ -23,4 +23,4 @@ pub use folder::Folder;
 pub use proxy::Proxy;
 pub use redis::{Redis, RedisSetup};
 pub use tunnels::Tunnels;
-pub use upstream::{Coding, Framing, Reply, RequestSeen, Step, Upstream};
+pub use upstream::{Coding, Framing, Gate, Reply, RequestSeen, Step, Upstream};

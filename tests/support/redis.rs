@@ -16,6 +16,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use std::{process, thread};
 
@@ -309,17 +310,24 @@ impl Drop for Redis {
     }
 }
 
-/// A port that nobody listens on, out of those that the kernel does not give to others' outgoing connections.
+/// A port that nobody listens on, out of those that the kernel does not give to others' outgoing connections. No other test
+/// process gets it while this one runs.
 pub fn free_port() -> u16 {
     static NEXT: AtomicU64 = AtomicU64::new(0);
-    loop {
+    static TAKEN: Mutex<Vec<File>> = Mutex::new(Vec::new());
+    let folder = std::env::temp_dir().join(format!("restcast-tests-ports-{}", rustix::process::getuid().as_raw()));
+    fs::create_dir_all(&folder).expect("a folder");
+    for _ in 0..12_000 {
         let step = NEXT.fetch_add(1, Ordering::Relaxed);
         let seed = u64::from(process::id()).wrapping_mul(7919).wrapping_add(step * 31);
         let port = u16::try_from(20_000 + seed % 12_000).expect("it is small");
-        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+        let file = File::create(folder.join(port.to_string())).expect("a file");
+        if file.try_lock().is_ok() && TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            TAKEN.lock().unwrap_or_else(PoisonError::into_inner).push(file);
             return port;
         }
     }
+    panic!("no port is free");
 }
 
 /// A client that asks and waits.

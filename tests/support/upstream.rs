@@ -14,6 +14,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -85,6 +86,17 @@ pub enum Coding {
     Deflate,
 }
 
+/// What holds answers back until it is opened, or their server ends.
+#[derive(Clone, Debug, Default)]
+pub struct Gate(Arc<AtomicBool>);
+
+impl Gate {
+    /// Lets through what waits, and what comes.
+    pub fn open(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
 /// One thing that a server does on a connection once a request is there.
 #[derive(Clone, Debug)]
 pub enum Step {
@@ -96,6 +108,8 @@ pub enum Step {
     SendForever(Vec<u8>),
     /// Does nothing for a while.
     Pause(Duration),
+    /// Does nothing until the gate is opened.
+    Wait(Gate),
     /// Does nothing until the client closes the connection or the server ends.
     Stall,
     /// Closes the connection: FIN, under TLS after a close_notify.
@@ -130,6 +144,7 @@ struct Proper {
     coding: Coding,
     etag: Option<String>,
     delay: Duration,
+    gate: Option<Gate>,
     drip: Option<(usize, Duration)>,
     then: Option<Step>,
 }
@@ -155,6 +170,7 @@ impl Reply {
             coding: Coding::Identity,
             etag: None,
             delay: Duration::ZERO,
+            gate: None,
             drip: None,
             then: None,
         };
@@ -238,6 +254,11 @@ impl Reply {
     /// Waits before the first byte.
     pub fn delay(self, delay: Duration) -> Reply {
         self.with(|proper| proper.delay = delay)
+    }
+
+    /// Waits until that gate is opened before the first byte.
+    pub fn behind(self, gate: &Gate) -> Reply {
+        self.with(|proper| proper.gate = Some(gate.clone()))
     }
 
     /// Sends head and body `bytes` at a time, with a pause after each piece.
@@ -380,6 +401,11 @@ impl Upstream {
         self.shared.state().open.len()
     }
 
+    /// How many requests have had all of their answer sent.
+    pub fn answered_count(&self) -> usize {
+        self.shared.state().answered
+    }
+
     /// How many requests were answered 304.
     pub fn not_modified_count(&self) -> usize {
         self.shared.state().not_modified
@@ -442,6 +468,7 @@ struct State {
     versions: u64,
     requests: Vec<RequestSeen>,
     accepted: usize,
+    answered: usize,
     not_modified: usize,
     resumed: usize,
     open: HashMap<usize, TcpStream>,
@@ -598,6 +625,7 @@ impl Connection<'_> {
                     return Ok(());
                 }
             }
+            self.shared.state().answered += 1;
             if unread_body {
                 // Left unread long enough for the client to see that; then out of the way, to notice the client's end.
                 self.take(Step::Pause(Duration::from_millis(200)))?;
@@ -669,7 +697,8 @@ impl Connection<'_> {
             Some((count, every)) => Step::Drip(bytes, count, every),
         };
         let last = then.or(says_close.then_some(Step::Close));
-        [Step::Pause(proper.delay), send].into_iter().chain(last).collect()
+        let held_back = proper.gate.map(Step::Wait);
+        [Step::Pause(proper.delay)].into_iter().chain(held_back).chain([send]).chain(last).collect()
     }
 
     fn take(&mut self, step: Step) -> io::Result<After> {
@@ -685,6 +714,11 @@ impl Connection<'_> {
                 self.write(&bytes)?;
             },
             Step::Pause(duration) => self.shared.pause(duration)?,
+            Step::Wait(gate) => {
+                while !gate.0.load(Ordering::Acquire) {
+                    self.shared.pause(Duration::from_millis(2))?;
+                }
+            }
             Step::Stall => {
                 while self.read_more(&mut Vec::new())? > 0 {}
                 return Ok(After::Over);
