@@ -241,8 +241,8 @@ pub const FOLLOWED_PADDING_FACTOR: u64 = 2;
 /// Requests of streams that are not polled any more which are kept in mind, because their upstreams are to be left alone for a
 /// while. Past it those that come back soonest are forgotten.
 pub const SUCCESSIONS_MAX: usize = 16_384;
-/// URLs of one origin and credential that their upstream wants left alone for a while (`Retry-After` of a 4xx or 5xx); past it those
-/// that come back soonest are forgotten.
+/// Requests to one origin with one credential that their upstream wants left alone for a while (`Retry-After` of a 4xx or
+/// 5xx); past it those that come back soonest are forgotten.
 pub const RESTS_MAX: usize = 4096;
 /// Budgets of upstreams (origin and credential) that are kept in mind. Past it those without a hold are forgotten first.
 pub const LANES_MAX: usize = 65_536;

@@ -1,4 +1,5 @@
-//! What an upstream has said of one URL, that it is to be left alone for a while, outlives a change of the stream.
+//! What an upstream has said of one request, that it is to be left alone for a while, outlives a change of the stream, and is
+//! no matter of other requests.
 #![allow(clippy::disallowed_methods, reason = "tests measure how long things take")]
 
 mod support;
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use support::server::{PATIENCE, Server, Setup, Ws, bearer, eventually, streams, token_of};
-use support::{Reply, Upstream};
+use support::{Reply, RequestSeen, Upstream};
 
 fn make(server: &Server, body: &Value) {
     let answer = streams(server, "POST", "", body);
@@ -102,4 +103,73 @@ fn another_url_and_another_credential_are_asked_at_once() {
     let begun = Instant::now();
     assert_eq!(ws.next_of("snapshot")["data"], json!(2));
     assert!(begun.elapsed() < PATIENCE);
+}
+
+/// How many requests there have been that `are` so.
+fn count(upstream: &Upstream, are: impl Fn(&RequestSeen) -> bool) -> usize {
+    upstream.requests().iter().filter(|seen| are(seen)).count()
+}
+
+/// Waits until there are 20 more of these.
+fn go_on(upstream: &Upstream, are: impl Fn(&RequestSeen) -> bool) {
+    let before = count(upstream, &are);
+    eventually("they are polled on", || (count(upstream, &are) >= before + 20).then_some(()));
+}
+
+#[test]
+fn one_query_that_rests_stops_no_other_query_of_its_endpoint() {
+    for status in [503, 400] {
+        let upstream = Upstream::start();
+        let is_costly = |seen: &RequestSeen| seen.body.windows(6).any(|part| part == b"costly");
+        upstream.judge("/graphql", move |seen| match is_costly(seen) {
+            true => Reply::status(status).header("Retry-After", "3600"),
+            false => Reply::json("1"),
+        });
+        let setup = |life: u32| {
+            ["costly", "cheap"].into_iter().fold(Setup::new(), |setup, query| {
+                let lines = "method = \"POST\"\nkeep_warm = true";
+                let lines = format!("{lines}\nbody = '{{\"query\":\"{query}\"}}'");
+                setup.stream(&format!("{query}{life}"), &upstream.url("/graphql"), &lines)
+            })
+        };
+        let server = setup(1).start();
+        eventually("it is asked", || (count(&upstream, is_costly) > 0).then_some(()));
+        go_on(&upstream, |seen| !is_costly(seen));
+        // Nor does a value of the one end what was said of the other, which another stream that asks the same keeps to.
+        server.reload(&setup(2));
+        go_on(&upstream, |seen| !is_costly(seen));
+        assert_eq!(count(&upstream, is_costly), 1, "after a {status} that asks to be left alone");
+    }
+}
+
+#[test]
+fn what_one_caller_has_rest_stops_no_other_callers_requests_of_the_url() {
+    let upstream = Upstream::start();
+    // All of one caller's requests fail, and ask to be left alone.
+    let of_mallory = |seen: &RequestSeen| seen.method == "POST" || seen.header("accept") == Some("text/none");
+    upstream.judge("/x", move |seen| match of_mallory(seen) {
+        true => Reply::status(503).header("Retry-After", "3600"),
+        false => Reply::json("1"),
+    });
+    let server = Setup::new().direct(upstream.address(), "interval_min = \"10ms\"").start();
+    let open = |sub: &str, more: Value| {
+        let mut said = json!({ "type": "open", "url": upstream.url("/x"), "interval_ms": 20 });
+        said.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        let mut ws = server.ws("/v1/direct", &[bearer(&token_of(sub))]);
+        ws.send(said);
+        ws
+    };
+    let mut victim = open("victim", json!({}));
+    victim.next_of("snapshot");
+    let mut mallory = Vec::new();
+    for more in [json!({ "method": "POST", "body": "x" }), json!({ "headers": { "Accept": "text/none" } })] {
+        let mut ws = open("mallory", more);
+        assert_eq!(ws.next_of("stream_status")["code"], "UPSTREAM_RATE_LIMITED");
+        mallory.push(ws);
+        go_on(&upstream, |seen| !of_mallory(seen));
+    }
+    // Mallory's own requests rest: the second GET is a request that he was told not to send.
+    let mut again = open("mallory", json!({ "headers": { "Accept": "text/none" }, "interval_ms": 30 }));
+    assert_eq!(again.next_of("stream_status")["code"], "UPSTREAM_RATE_LIMITED");
+    assert_eq!(count(&upstream, of_mallory), 2);
 }

@@ -215,7 +215,7 @@ impl Shard {
         let lane = self.ledger.budgets().lane(&key.target);
         let course = self.ledger.successions().course(self.now.at, key.course());
         if let Some(left) = course.left_to(&lane, key.revision) {
-            stream.take_up(self.now.at, left, lane.left_alone_until(&key.target.url, self.now.at));
+            stream.take_up(self.now.at, left, lane.left_alone_until(&key.target, self.now.at));
         }
         if let Some(start) = self.starts.take(key.hash_value(), self.now.at) {
             stream.started_before(start);
@@ -553,7 +553,7 @@ impl Shard {
         let Some(owned) = self.streams.at_mut(index) else { return };
         let now = self.now.at;
         owned.stream.start(now);
-        if let Some(until) = owned.lane.rests.until(&owned.key.target.url, now) {
+        if let Some(until) = owned.lane.rests.until(&owned.key.target, now) {
             // When it looks nobody minds; what it may hope for is told to whoever comes meanwhile.
             owned.stream.hold(now, until, None);
         }
@@ -646,8 +646,8 @@ impl Shard {
             owned.slot.reset();
             owned.lane = self.ledger.budgets().lane(&owned.key.target);
         }
-        if let Some(until) = owned.lane.rests.until(&owned.key.target.url, now) {
-            // Another stream of that URL was told so, which this one may have been before it was changed or evicted.
+        if let Some(until) = owned.lane.rests.until(&owned.key.target, now) {
+            // Another stream of that request was told so, which this one may have been before it was changed or evicted.
             return self.held_back(index, Wait { until, spread: Duration::ZERO, look: Duration::MAX, why: Why::Spent });
         }
         let begins = || owned.course.begin(&owned.lane, &owned.key.target);
@@ -722,7 +722,14 @@ impl Shard {
             Why::Spent if long || !owned.stream.holds_value() => {
                 limited("the upstream takes no more requests until then")
             }
-            Why::Turn if long => limited("others wait for the upstream too, which takes no more requests in time"),
+            Why::Turn if long => match owned.lane.unanswered() {
+                Some(code) => Some(Failure {
+                    code,
+                    status: None,
+                    detail: "the upstream has answered nobody yet, and one after the other tries it".to_owned(),
+                }),
+                None => limited("others wait for the upstream too, which takes no more requests in time"),
+            },
             Why::Spent | Why::Turn => None,
         };
         // It is told once, however often it looks.
@@ -749,7 +756,7 @@ impl Shard {
         let rest = Rest::of(&result);
         let step = owned.stream.fetched(now, index, poll, result);
         if !matches!(step, Step::Unexpected) {
-            rest.tell(&owned.lane.rests, &owned.key.target.url, now.at);
+            rest.tell(&owned.lane.rests, &owned.key.target, now.at);
         }
         if matches!(step, Step::Failed(_)) {
             owned.under_way = None;
@@ -1151,6 +1158,49 @@ mod tests {
                 assert_eq!(status_of(&shard, &a, 7_000), told);
                 shard.handle(at(65_000), Input::Timeout);
                 assert_eq!(fetches(&mut shard).len(), 1);
+            }
+        }
+    }
+
+    #[test]
+    fn whoever_waits_long_for_the_first_answer_of_all_says_how_the_others_fare() {
+        // Whether the first one fails at once, or none is ever answered.
+        for (fails, code) in [(true, UpstreamCode::Unreachable), (false, UpstreamCode::Timeout)] {
+            let streams = ["a", "b", "c"].map(|id| {
+                let options = stream(id, Duration::from_secs(10));
+                Arc::new(stream::Options { timeout: Duration::from_secs(2), ..(*options).clone() })
+            });
+            let catalog = Catalog::new(&streams, None, 7);
+            let anonymous = crate::auth::grant::Grant::anonymous(&mut Default::default());
+            let keys = ["a", "b", "c"].map(|id| catalog.resolve(&anonymous, id, &[]).expect("anyone may watch it"));
+            let (connection, auth) = (connection::Options::default(), auth::Options::default());
+            let options = Arc::new(Options { connection, auth, limits: Limits::default(), catalog });
+            let mut shard = Shard::new(CoreId(0), 1, options, Arc::default(), Arc::default(), [7; 32], at(0));
+            for key in &keys {
+                let watch = Mail::Watch { key: Arc::clone(key), from: CoreId(0), attach: true, payer: None };
+                shard.handle(at(0), Input::Mail(watch));
+            }
+            let (mut asked, mut under_way) = (Vec::new(), Vec::new());
+            for ms in (0..3_000).step_by(10) {
+                shard.handle(at(ms), Input::Timeout);
+                while let Some(output) = shard.poll_output() {
+                    let Output::Fetch { stream, leave: PollLeave::Given(mut permit), .. } = output else { continue };
+                    permit.begin();
+                    asked.push(stream);
+                    if fails && asked.len() == 1 {
+                        let detail = String::new();
+                        permit.failed(at(ms).at, &FetchError { code: UpstreamCode::Unreachable, detail });
+                    } else {
+                        under_way.push(permit);
+                    }
+                }
+            }
+            assert_eq!(asked.len(), 1 + usize::from(fails), "one is under way");
+            let waiting = shard.streams.iter().filter(|(index, _)| !asked.contains(index));
+            let told: Vec<_> = waiting.map(|(_, owned)| owned.stream.status(at(3_000).at)).collect();
+            assert_eq!(told.len(), 3 - asked.len());
+            for status in told {
+                assert_eq!((status.state, status.code), (StreamState::Failing, Some(code)));
             }
         }
     }

@@ -61,9 +61,9 @@ const NEXT_WINDOW: Duration = Duration::from_secs(2);
 const SPREAD: Duration = Duration::from_secs(1);
 /// Least time until whoever has to let others go first asks again.
 const TURN_MIN: Duration = Duration::from_millis(50);
-/// For the first answer of all, which may tell of a budget, the others wait at most so long,
+/// Before the first answer of all, which may tell of a budget, one more goes each time that none has come for so long,
 const FIRST_PATIENCE: Duration = Duration::from_secs(5);
-/// and look whether it is there, all of them together no more often than once in this time,
+/// and the others look whether it is there, all of them together no more often than once in this time,
 const FIRST_LOOK_APART: Duration = Duration::from_millis(1);
 /// each at least this often.
 const FIRST_LOOK_MAX: Duration = Duration::from_secs(1);
@@ -286,6 +286,14 @@ impl Voice {
         matches!(self, Voice::Caller(_))
     }
 
+    /// Who has described it, where that is known.
+    fn caller(self) -> Option<Holder> {
+        match self {
+            Voice::Caller(who) => who,
+            Voice::Operator | Voice::Chosen => None,
+        }
+    }
+
     /// Which of those it is that take turns in the operator's rate.
     fn no(self) -> VoiceNo {
         const { assert!(VOICES == 3) };
@@ -382,7 +390,7 @@ impl Lane {
         let wait = origin.breaker.wait(now, patience, slot.voice);
         let of_caller = if slot.works { Duration::ZERO } else { patience };
         let wait = wait.or_else(|| self.of_caller(slot.voice, |own| own.wait(now, of_caller, slot.voice))?);
-        let wait = wait.or_else(|| spending.wait(now, &mut slot.ticket, &lock(&slot.named)));
+        let wait = wait.or_else(|| spending.wait(now, slot));
         if wait.is_some() {
             // Those who wait for the rate go one after the other: whoever would not go if its turn came holds none of them up.
             origin.bucket.leave(&mut slot.place);
@@ -404,6 +412,9 @@ impl Lane {
             false => origin.breaker.take(slot.voice),
         };
         let taken = origin.bucket.take(now, Some(slot.voice.no()));
+        // While nothing is heard the next one waits as long for this one's answer. A call, which waits for nobody, does not put it
+        // off.
+        (spending.first_until, spending.first_of) = (Some(now + FIRST_PATIENCE), slot.voice.caller());
         let spent = spending.take(now, &lock(&slot.named));
         let named = Some(Arc::clone(&slot.named));
         let voice = Some(slot.voice);
@@ -469,10 +480,16 @@ impl Lane {
             .map_or_else(|| Arc::clone(self), |budgets| budgets.lane_of(url, (self.whose.0, NO_CREDENTIAL)))
     }
 
-    /// Until when the upstream wants `url` left alone, by what it has said of that or of whoever asks.
-    pub fn left_alone_until(&self, url: &Url, now: Instant) -> Option<Instant> {
+    /// Until when the upstream wants that request left alone, by what it has said of that or of whoever asks.
+    pub fn left_alone_until(&self, target: &Target, now: Instant) -> Option<Instant> {
         let held = lock(&self.spending).held(now).map(|(until, _)| until);
-        held.max(self.rests.until(url, now))
+        held.max(self.rests.until(target, now))
+    }
+
+    /// How it has failed, where nobody has been answered yet and those who are asked for all are under way.
+    pub fn unanswered(&self) -> Option<UpstreamCode> {
+        let spending = lock(&self.spending);
+        (!spending.heard && spending.in_flight > 0).then_some(spending.failed.unwrap_or(UpstreamCode::Timeout))
     }
 
     /// Whether that permanent redirect is told of for the first time. `hash` is of where from and where to.
@@ -598,7 +615,9 @@ impl Permit {
             let down = matches!(error.code, Timeout | Unreachable | Dns | Tls | Protocol).then_some((error.code, None));
             self.lane.tell(now, voice, self.is_probe, down);
         }
-        lock(&self.lane.spending).lost();
+        let mut spending = lock(&self.lane.spending);
+        spending.failed = Some(error.code);
+        spending.lost();
     }
 }
 
@@ -750,10 +769,15 @@ struct Spending {
     /// Number of the last permit.
     no: u64,
     in_flight: u64,
-    /// Until when the others wait for the answer to the first request, or for its end.
+    /// Before the first answer: until when the others wait for that to the last request, or for its end,
     first_until: Option<Instant>,
-    /// Whether there has been an answer: what the upstream allows is known, or is not limited.
+    /// and who has described that request.
+    first_of: Option<Holder>,
+    /// Whether there has been an answer, of whatever status: what the upstream allows is known, or is not limited. That a time is
+    /// up is none: an upstream that is slow because it has just begun is the last that all should come to at once.
     heard: bool,
+    /// How the last one has failed that was not answered.
+    failed: Option<UpstreamCode>,
     /// At most `LANE_QUOTAS_MAX`.
     known: Vec<Known>,
     /// Until when the upstream wants to be asked for nothing at all: `Retry-After` of a 429.
@@ -776,6 +800,8 @@ struct Ticket {
     until: Instant,
     /// The budget that it waits for.
     budget: Budget,
+    /// Whose request it is.
+    voice: Voice,
 }
 
 /// Which budget of a lane: the one of that name, or where it has none, of that limit and window.
@@ -918,12 +944,12 @@ impl Spending {
     }
 
     /// `None`: as far as the budgets go, a request may be sent now. Else whoever asks has a place in the queue from now on.
-    fn wait(&mut self, now: Instant, ticket: &mut u64, named: &[Resource]) -> Option<Wait> {
+    fn wait(&mut self, now: Instant, slot: &mut Slot) -> Option<Wait> {
         while self.queue.front().is_some_and(|first| first.until <= now) {
             self.queue.pop_front();
         }
-        let (room, budget) = self.room(now, named);
-        let place = self.queue.iter().position(|waiting| waiting.no == *ticket);
+        let (room, budget) = self.room(now, slot);
+        let place = self.queue.iter().position(|waiting| waiting.no == slot.ticket);
         // Whoever waits for another budget takes nothing of this one.
         let before = self.queue.iter().take(place.unwrap_or(self.queue.len()));
         let ahead = before.filter(|waiting| waiting.budget == budget).count();
@@ -942,8 +968,8 @@ impl Spending {
             waiting.budget = budget;
         } else if self.queue.len() < QUEUE_PLACES_MAX {
             self.tickets += 1;
-            *ticket = self.tickets;
-            self.queue.push_back(Ticket { no: self.tickets, until, budget });
+            slot.ticket = self.tickets;
+            self.queue.push_back(Ticket { no: self.tickets, until, budget, voice: slot.voice });
         }
         let waiting = u32::try_from(self.queue.len()).unwrap_or(u32::MAX);
         let look = if why == Why::Turn { LOOK.max(LOOK_APART * waiting) } else { Duration::MAX };
@@ -968,16 +994,29 @@ impl Spending {
         }
     }
 
-    /// What there is for whoever has had these budgets named, and the one of which there is least.
-    fn room(&mut self, now: Instant, named: &[Resource]) -> (Room, Budget) {
+    /// Whether whoever asks lets somebody else go first who waits: the operator's streams go before what callers ask for, and one
+    /// caller's request not after another one of theirs, so that nobody's targets that hang hold up those of others for long.
+    fn yields(&self, now: Instant, slot: &Slot) -> bool {
+        let rank = |voice: Voice| match voice {
+            Voice::Operator => 0,
+            _ if voice.caller().is_none() || voice.caller() != self.first_of => 1,
+            _ => 2,
+        };
+        self.queue.iter().any(|other| other.until > now && rank(other.voice) < rank(slot.voice))
+    }
+
+    /// What there is for whoever asks, by the budgets that it has had named, and the one of which there is least.
+    fn room(&mut self, now: Instant, slot: &Slot) -> (Room, Budget) {
         let in_flight = self.in_flight;
-        if !self.heard && in_flight > 0 && self.first_until.is_some_and(|until| until > now) {
+        let waits = |until: Instant| until > now || self.yields(now, slot);
+        if !self.heard && in_flight > 0 && self.first_until.is_some_and(waits) {
             let waiting = u32::try_from(self.queue.len()).unwrap_or(u32::MAX);
             let look = FIRST_LOOK_APART.saturating_mul(waiting).clamp(TURN_MIN, FIRST_LOOK_MAX);
             return (Room::Nobody(now + look, Why::Turn, Duration::ZERO), Budget::default());
         }
         let held = self.held(now).map_or(Room::Unlimited, |(until, why)| Room::Nobody(until, why, Duration::ZERO));
         let mut least = (held, (None, None, None));
+        let named = &*lock(&slot.named);
         for known in self.known.iter_mut().filter(|known| known.concerns(named)) {
             known.renew(now);
             let room = known.room(now, in_flight);
@@ -1005,6 +1044,10 @@ impl Spending {
     /// That request was not sent after all.
     fn give_back(&mut self, spent: Spent, named: &[Resource]) {
         self.in_flight = self.in_flight.saturating_sub(1);
+        if self.first_until == Some(spent.at + FIRST_PATIENCE) {
+            // There is no answer to wait for.
+            self.first_until = Some(spent.at);
+        }
         for known in self.known.iter_mut().filter(|known| known.concerns(named) && known.reset_early <= spent.at) {
             known.ahead = known.ahead.saturating_sub(1);
         }
@@ -1422,15 +1465,124 @@ mod tests {
             })
             .collect();
         assert_eq!(went.len(), 10);
-        // An answer that tells of no budget frees all, and so does one that is too long in coming.
-        let lane = Arc::new(Budgets::default()).lane(&target("https://up.example/a", &[]));
-        let lost = go(&lane, at(0));
-        lost.failed(at(10), &refused());
-        let slow = go(&lane, at(20));
-        wait(&lane, at(30));
-        let _both = (go(&lane, at(0) + FIRST_PATIENCE), go(&lane, at(0) + FIRST_PATIENCE));
-        slow.answered_by(at(6_000), 200, &[]);
-        let _all = [0; 50].map(|_| go(&lane, at(6_000)));
+        // An answer that tells of no budget frees all, be it an error.
+        for status in [200, 500] {
+            let lane = new_lane();
+            let lost = go(&lane, at(0));
+            lost.failed(at(10), &refused());
+            let slow = go(&lane, at(20));
+            wait(&lane, at(30));
+            slow.answered_by(at(4_000), status, &[]);
+            let _all = [0; 50].map(|_| go(&lane, at(4_000)));
+        }
+    }
+
+    /// One of whose upstream nothing has been heard, and that is never taken for down.
+    fn new_lane() -> Arc<Lane> {
+        let budgets = Arc::new(Budgets::default());
+        budgets.configure(at(0), &[Upstream { origin: "https://up.example".into(), rate: None, breaker: 0 }]);
+        budgets.lane(&target("https://up.example/a", &[]))
+    }
+
+    /// All of `slots` that have not gone ask every 50 ms from then on, in their order: who has leave, and when.
+    fn asking(lane: &Arc<Lane>, slots: &mut [Option<Slot>], ms: std::ops::Range<u64>) -> Vec<(u64, usize, Permit)> {
+        let mut went = Vec::new();
+        for now_ms in ms.step_by(50) {
+            for (no, waiting) in slots.iter_mut().enumerate() {
+                let Some(slot) = waiting else { continue };
+                if let Ask::Go(mut permit) = lane.ask(at(now_ms), slot, PATIENCE) {
+                    permit.begin();
+                    *waiting = None;
+                    went.push((now_ms, no, permit));
+                }
+            }
+        }
+        went
+    }
+
+    fn times(went: &[(u64, usize, Permit)]) -> Vec<u64> {
+        went.iter().map(|(at, ..)| *at).collect()
+    }
+
+    #[test]
+    fn where_the_first_answer_is_long_in_coming_the_others_go_one_by_one() {
+        let lane = new_lane();
+        let mut slots: [Option<Slot>; 100] = std::array::from_fn(|_| Some(Slot::default()));
+        let mut sent = asking(&lane, &mut slots, 0..12_000);
+        assert_eq!(times(&sent), [0, 5_000, 10_000]);
+        // The first of ten, of which the other two may be more.
+        let (.., first) = sent.remove(0);
+        first.answered_by(at(12_000), 200, &[quota(9, ms(60_000), Some(10))]);
+        assert_eq!(
+            asking(&lane, &mut slots, 12_000..14_000).len(),
+            7,
+            "as many as there may be, and none before its turn"
+        );
+    }
+
+    #[test]
+    fn where_the_first_requests_fail_no_more_than_one_is_under_way_until_one_is_answered() {
+        let lane = new_lane();
+        let mut slots: [Option<Slot>; 100] = std::array::from_fn(|_| Some(Slot::default()));
+        for now in (0..60_000).step_by(1_000) {
+            let mut went = asking(&lane, &mut slots, now..now + 1_000);
+            assert_eq!(times(&went), [now]);
+            let (_, no, permit) = went.remove(0);
+            permit.failed(at(now + 999), &FetchError { code: UpstreamCode::Timeout, detail: String::new() });
+            slots[no] = Some(Slot::default());
+        }
+        // It comes up, and takes its time.
+        let mut sent = asking(&lane, &mut slots, 60_000..66_000);
+        assert_eq!(times(&sent), [60_000, 65_000]);
+        let (.., last) = sent.remove(1);
+        last.answered_by(at(66_000), 200, &[]);
+        assert_eq!(times(&asking(&lane, &mut slots, 66_000..66_050)), [66_000; 98]);
+    }
+
+    #[test]
+    fn a_first_request_that_hangs_holds_the_others_up_until_the_next_one_is_answered() {
+        let lane = new_lane();
+        let mut slots: [Option<Slot>; 20] = std::array::from_fn(|_| Some(Slot::default()));
+        let _hangs = asking(&lane, &mut slots, 0..4_000);
+        let (at_ms, _, next) = asking(&lane, &mut slots, 4_000..5_050).remove(0);
+        assert_eq!(at_ms, 5_000);
+        next.answered_by(at(5_100), 200, &[]);
+        assert_eq!(times(&asking(&lane, &mut slots, 5_100..5_150)), [5_100; 18]);
+    }
+
+    #[test]
+    fn what_is_not_sent_and_what_is_no_poll_put_the_next_one_off_by_nothing() {
+        let lane = new_lane();
+        let _hangs = go(&lane, at(0));
+        let Ask::Go(_call) = lane.ask_for_call(at(4_900), PATIENCE) else { panic!("it waits for nobody") };
+        drop(go(&lane, at(5_000)));
+        let _next = go(&lane, at(5_001));
+        assert_eq!(wait(&lane, at(10_000)).why, Why::Turn);
+        drop(go(&lane, at(10_001)));
+    }
+
+    #[test]
+    fn the_hanging_requests_of_a_caller_are_not_waited_for_one_after_the_other() {
+        let budgets = Arc::new(Budgets::default());
+        let (described, filled_in, lanes) = of_callers(&budgets);
+        lanes.iter().for_each(|lane| lock(&lane.spending).heard = false);
+        let by = |caller| {
+            let options = Options { described_by: Some(Holder::from_hash(caller)), ..(*described.options).clone() };
+            let guard = described.guard.clone();
+            Target { options: Arc::new(options), guard, ..target("https://up.example/b", &[]) }
+        };
+        let operators = target("https://up.example/a", &[]);
+        let [own, theirs, _] = lanes;
+        for (lane, many, one) in [(theirs, by(1), by(2)), (own, filled_in, operators)] {
+            let mut slots: Vec<_> = (0..64).map(|_| Some(Slot::of(&many))).collect();
+            let first = asking(&lane, &mut slots, 0..1_000);
+            slots.push(Some(Slot::of(&one)));
+            let second = asking(&lane, &mut slots, 1_000..6_000);
+            assert_eq!(second.iter().map(|(at, no, _)| (*at, *no)).collect::<Vec<_>>(), [(5_000, 64)]);
+            // Where it is nobody else's turn, it is theirs.
+            let third = asking(&lane, &mut slots, 6_000..11_000);
+            assert_eq!((times(&first), times(&third)), (vec![0], vec![10_000]));
+        }
     }
 
     #[test]

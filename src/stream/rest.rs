@@ -1,9 +1,10 @@
-//! Resources that their upstream wants left alone for a while: `Retry-After` of a 4xx or 5xx.
+//! Requests that their upstream wants left alone for a while: `Retry-After` of a 4xx or 5xx.
 //!
-//! A 429 is of whoever asks, and its lane keeps it (`budget`); these are of what was asked for. A stream that is changed or evicted is
-//! another stream, whose polls begin anew: what the upstream has said of the URL is kept for it here, and for whatever else
-//! asks for that URL with the same credential.
-//! Source: RFC 9110 section 10.2.3. Memory: at most [`RESTS_MAX`] hashes of URLs a lane, those that are over first to go.
+//! A 429 is of whoever asks, and its lane keeps it (`budget`); these are of what was asked for: method, URL and body, for all
+//! of GraphQL is one URL. A stream that is changed or evicted is another stream, whose polls begin anew: what the upstream has
+//! said of the request is kept for it here, and for whatever else asks the same with the same credential. What a caller has
+//! described rests for that caller alone: whoever can have a target ask to be left alone would stop the polls of others.
+//! Source: RFC 9110 section 10.2.3. Memory: at most [`RESTS_MAX`] hashes of requests a lane, those that are over first to go.
 //! Errors: none. Not here: what a poll makes of it (`poll`), who asks (`shard::owner`).
 
 use std::collections::HashMap;
@@ -12,20 +13,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use url::{Position, Url};
+use url::Position;
 
 use crate::limits::{RESTS_MAX, RETRY_AFTER_MAX};
 use crate::time::Instant;
 
-use super::poll::{FetchResponse, FetchResult};
+use super::poll::{FetchResponse, FetchResult, Target};
 
-/// The resources of one lane that are left alone.
+/// The requests of one lane that are left alone.
 #[derive(Debug, Default)]
 pub struct Rests {
     hasher: RandomState,
     /// Whether there are any: polls look here first.
     any: AtomicBool,
-    /// Until when, by the hashes of their URLs.
+    /// Until when, by their hashes.
     until: Mutex<HashMap<u64, Instant>>,
 }
 
@@ -35,14 +36,14 @@ impl Rests {
         self.until.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Of a URL without what is not sent of it.
-    fn hash(&self, url: &Url) -> u64 {
-        self.hasher.hash_one(&url[..Position::AfterQuery])
+    /// Of a request without what is not sent of its URL.
+    fn hash(&self, Target { options, url, body, .. }: &Target) -> u64 {
+        self.hasher.hash_one((&options.method, &url[..Position::AfterQuery], body, options.described_by))
     }
 
-    /// The upstream wants `url` left alone for so long from `now` on, a day at most.
-    pub fn leave(&self, url: &Url, wait: Duration, now: Instant) {
-        let (hash, end) = (self.hash(url), now + wait.min(RETRY_AFTER_MAX));
+    /// The upstream wants that request left alone for so long from `now` on, a day at most.
+    pub fn leave(&self, target: &Target, wait: Duration, now: Instant) {
+        let (hash, end) = (self.hash(target), now + wait.min(RETRY_AFTER_MAX));
         let mut until = self.lock();
         if until.len() >= RESTS_MAX && !until.contains_key(&hash) {
             until.retain(|_, until| *until > now);
@@ -58,22 +59,22 @@ impl Rests {
         self.any.store(true, Ordering::Relaxed);
     }
 
-    /// The upstream has given `url`'s value after all.
-    pub fn is_back(&self, url: &Url) {
+    /// The upstream has given its value after all.
+    pub fn is_back(&self, target: &Target) {
         if self.is_any() {
             let mut until = self.lock();
-            until.remove(&self.hash(url));
+            until.remove(&self.hash(target));
             self.any.store(!until.is_empty(), Ordering::Relaxed);
         }
     }
 
-    /// Until when `url` is left alone, where it is.
-    pub fn until(&self, url: &Url, now: Instant) -> Option<Instant> {
+    /// Until when that request is left alone, where it is.
+    pub fn until(&self, target: &Target, now: Instant) -> Option<Instant> {
         if !self.is_any() {
             return None;
         }
         let mut until = self.lock();
-        let hash = self.hash(url);
+        let hash = self.hash(target);
         let end = until.get(&hash).copied()?;
         if end > now {
             return Some(end);
@@ -89,7 +90,7 @@ impl Rests {
     }
 }
 
-/// What an answer says of whether its resource is to be left alone.
+/// What an answer says of whether its request is to be left alone.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Rest {
     /// For so long.
@@ -111,11 +112,11 @@ impl Rest {
         }
     }
 
-    /// Tells it to all who ask `url` by the lane of `rests`.
-    pub fn tell(self, rests: &Rests, url: &Url, now: Instant) {
+    /// Tells it to all who send that request by the lane of `rests`.
+    pub fn tell(self, rests: &Rests, target: &Target, now: Instant) {
         match self {
-            Rest::For(wait) => rests.leave(url, wait, now),
-            Rest::Over => rests.is_back(url),
+            Rest::For(wait) => rests.leave(target, wait, now),
+            Rest::Over => rests.is_back(target),
             Rest::Unsaid => {}
         }
     }
@@ -123,13 +124,51 @@ impl Rest {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::ids::{Holder, StreamId};
+    use crate::stream::Options;
+    use crate::stream::template::UrlTemplate;
 
     const NOW: Instant = Instant::from_micros(1_000_000_000);
     const MINUTE: Duration = Duration::from_secs(60);
 
-    fn url(text: &str) -> Url {
-        text.parse().expect("a URL")
+    /// A request of that method, URL and body, as that caller has described it.
+    fn request(method: &str, url: &str, body: Option<&str>, by: Option<u64>) -> Target {
+        let template = UrlTemplate::parse::<&str>("https://h.example/", &[]).expect("a URL");
+        let mut options = Options::new(StreamId::new("s").expect("an id"), template);
+        options.method = method.to_owned();
+        options.described_by = by.map(Holder::from_hash);
+        let body = body.map(|body| Arc::from(body.as_bytes()));
+        Target { options: Arc::new(options), url: url.parse().expect("a URL"), body, guard: None }
+    }
+
+    fn url(text: &str) -> Target {
+        request("GET", text, None, None)
+    }
+
+    #[test]
+    fn a_request_that_rests_holds_no_other_request_of_its_url_and_no_other_caller() {
+        let of = |method, body, by| request(method, "https://h.example/graphql", body, by);
+        let resting = of("POST", Some("{costly}"), Some(1));
+        let others = [
+            of("POST", Some("{cheap}"), Some(1)),
+            of("POST", None, Some(1)),
+            of("GET", Some("{costly}"), Some(1)),
+            of("POST", Some("{costly}"), Some(2)),
+            of("POST", Some("{costly}"), None),
+        ];
+        let rests = Rests::default();
+        rests.leave(&resting, MINUTE, NOW);
+        for other in &others {
+            assert_eq!(rests.until(other, NOW), None);
+            // Nor does its value end the rest.
+            rests.is_back(other);
+        }
+        assert_eq!(rests.until(&of("POST", Some("{costly}"), Some(1)), NOW), Some(NOW + MINUTE));
+        rests.is_back(&resting);
+        assert_eq!((rests.until(&resting, NOW), rests.is_any()), (None, false));
     }
 
     #[test]

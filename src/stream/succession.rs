@@ -6,7 +6,7 @@
 //! streams follow each other in it: one poll at a time ([`UnderWay`]), and what the last one knew ([`Record`]).
 //! Memory: an entry for each stream that is polled, and at most `SUCCESSIONS_MAX` of those that are not and hold something
 //! back; twice that before they are looked through.
-//! Errors: none. Not here: what a poll makes of it (`poll`), a URL's `Retry-After` (`rest`), budgets (`budget`).
+//! Errors: none. Not here: what a poll makes of it (`poll`), a request's `Retry-After` (`rest`), budgets (`budget`).
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, RandomState};
@@ -65,7 +65,7 @@ pub struct UnderWay {
 impl UnderWay {
     /// It has ended, so: what the upstream has said of when to come back is known, whatever has become of its stream.
     pub fn end(self, now: Instant, result: &FetchResult) {
-        Rest::of(result).tell(&self.lane.rests, &self.target.url, now);
+        Rest::of(result).tell(&self.lane.rests, &self.target, now);
     }
 }
 
