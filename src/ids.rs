@@ -220,6 +220,24 @@ impl Holder {
     }
 }
 
+/// Who has a place for a filled-in stream.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Keeper {
+    /// A subject.
+    Subject(Holder),
+    /// The client's address, where there is no subject.
+    Address(Holder),
+}
+
+impl Keeper {
+    /// Whom it is counted for.
+    pub fn holder(self) -> Holder {
+        match self {
+            Keeper::Subject(holder) | Keeper::Address(holder) => holder,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

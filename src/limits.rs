@@ -16,8 +16,10 @@ pub struct Limits {
     pub subscriptions_per_connection: u32,
     /// Filled-in URLs that exist at once, lingering ones included.
     pub streams: u32,
-    /// Filled-in URLs from templates that one subject may watch at once.
+    /// Filled-in URLs from templates that one subject may have polled at once.
     pub streams_per_subject: u32,
+    /// Those that callers without a subject choose by parameters, of one client address.
+    pub streams_per_address: u32,
     /// Different `select`s of one filled-in URL at once, lingering ones included; 0: callers may not select.
     pub selects_per_stream: u32,
     /// Bytes of histories and values of the process.
@@ -51,6 +53,7 @@ impl Default for Limits {
             subscriptions_per_connection: 64,
             streams: 10_000,
             streams_per_subject: 64,
+            streams_per_address: 64,
             selects_per_stream: 128,
             history_bytes_total: 256 << 20,
             pinned_bytes: 256 << 20,
@@ -186,7 +189,7 @@ pub const DIRECT_SECRET_BYTES_MIN: usize = 32;
 /// Of what histories and values may take in all (`limits.history_bytes_total`), one part in so many is for streams that callers
 /// describe, and theirs alone: past it the largest of them ends.
 pub const DIRECT_BYTES_PART: u64 = 4;
-/// A subject's place among its streams (`limits.streams_per_subject`) is given to another configured stream once in the interval
+/// A place among a subject's or an address's streams (`limits.streams_per_subject`, `streams_per_address`) is given to another configured stream once in the interval
 /// of the one that had it, or in this where that is less.
 pub const PLACE_SPACING_MAX: Duration = Duration::from_secs(10);
 /// Filled-in streams that a core has forgotten, but not when they were polled last, so that one that is asked for again is polled

@@ -12,7 +12,7 @@ use hall::{Conn, Hall, MS, SECOND};
 use restcast::time::Instant;
 use serde_json::{Value, json};
 
-use support::server::{Server, Setup, bearer, eventually, token_of};
+use support::server::{Heard, Server, Setup, Ws, bearer, eventually, mint, now_s, token_of};
 use support::{Reply, Upstream};
 
 const DIRECT: &str = "[direct]\nallow_public = true\n";
@@ -134,6 +134,157 @@ fn callers_without_a_subject_have_the_places_of_one() {
     hall.message(conn, json!({"type": "auth_update", "token": second, "id": 1}));
     assert_eq!(hall.kinds(conn), ["auth_ok"]);
     hall.lose(conn);
+    assert_all_is_given_back(&mut hall);
+}
+
+const CHOSEN: &str = "url = \"http://up/q?r={query.r}\"\nparams = [\"r\"]\ninterval = \"500ms\"\nlinger = \"10s\"\n\
+                      allow_anonymous = true";
+const TRUSTED: &str = "trusted_proxies = [\"192.0.2.0/24\"]\n";
+
+fn chosen(cores: u16, places: usize) -> hall::Setup {
+    let mut setup = setup(cores, &format!("{TRUSTED}[limits]\nstreams_per_address = {places}\n"));
+    setup.streams.push(("q".to_owned(), CHOSEN.to_owned()));
+    setup
+}
+
+/// The status of a GET behind a proxy by which `address` asks.
+fn get_from(hall: &mut Hall, path: &str, address: &str, token: Option<&str>) -> u16 {
+    let authorization = token.map(authorization);
+    let mut headers = vec![("X-Forwarded-For", address)];
+    headers.extend(authorization.as_deref().map(|value| ("Authorization", value)));
+    let conn = hall.request(0, "GET", path, &headers);
+    let status = hall.answered(conn).0;
+    hall.lose(conn);
+    status
+}
+
+fn watch_from(hall: &mut Hall, core: usize, path: &str, address: &str) -> Conn {
+    hall.upgrade(core, path, &[("X-Forwarded-For", address)])
+}
+
+#[test]
+fn whoever_has_no_subject_fills_in_no_more_from_one_address_than_watching_as_many_as_it_may_asks() {
+    for (cores, anonymous) in [(1, true), (2, true), (2, false)] {
+        let mut hall = Hall::new(&chosen(cores, PLACES));
+        let (mut good, mut waits) = (0, 0);
+        for no in 0..1_000 {
+            // A token that tells of no subject is none, however many there are.
+            let claims = json!({"jti": no.to_string(), "exp": hall::WALL_S + 3_600});
+            let token = (!anonymous).then(|| hall.token_of(claims));
+            match get_from(&mut hall, &format!("/v1/streams/q?r={no}"), "203.0.113.1", token.as_deref()) {
+                200 => good += 1,
+                429 => waits += 1,
+                other => panic!("{other}"),
+            }
+            hall.pass(10 * MS);
+        }
+        let most = most_in_a_second(&hall);
+        assert!((PLACES..=POLLS_IN_A_SECOND).contains(&most), "{most} polls in a second, {good} answers");
+        assert!(good >= 9 * PLACES && waits > 0, "{good} answers, {waits} refusals: a place is free again in time");
+        // Who watches keeps what there is; another address has its own, and so has a subject.
+        hall.pass(30 * SECOND);
+        let path = |no: usize| format!("/v1/streams/q?r={no}");
+        let held: Vec<Conn> = (0..PLACES).map(|no| watch_from(&mut hall, 0, &path(no), "203.0.113.1")).collect();
+        for &conn in &held {
+            assert_eq!(hall.kinds(conn), ["welcome", "snapshot"]);
+        }
+        let refused = watch_from(&mut hall, 0, &path(99), "203.0.113.1");
+        let frames = hall.frames(refused);
+        assert_eq!((&frames[1]["code"], &frames[2]["close"]), (&json!("TOO_MANY_STREAMS"), &json!(1013)));
+        assert_eq!(get_from(&mut hall, &path(99), "203.0.113.2", None), 200);
+        let token = hall.token(json!({}));
+        assert_eq!(get_from(&mut hall, &path(98), "203.0.113.1", Some(&token)), 200);
+        assert_eq!(get_from(&mut hall, &path(97), "203.0.113.1", None), 429);
+        for conn in held {
+            hall.lose(conn);
+        }
+        assert_all_is_given_back(&mut hall);
+    }
+}
+
+#[test]
+fn ten_thousand_visitors_behind_one_address_watch_fifty_fill_ins() {
+    let mut hall = Hall::new(&hall::Setup { text: String::new(), ..chosen(2, 64) });
+    let mut watching = Vec::new();
+    for no in 0..10_000 {
+        let conn = hall.upgrade(no % 2, &format!("/v1/streams/q?r={}", no % 50), &[]);
+        watching.push(conn);
+    }
+    hall.pass(5 * SECOND);
+    for (no, &conn) in watching.iter().enumerate() {
+        assert_eq!(hall.kinds(conn), ["welcome", "snapshot"], "visitor {no}");
+    }
+    assert_eq!(hall.ledger.kept_streams(), (50, 50), "however many watch one it is one");
+    for conn in watching {
+        hall.lose(conn);
+    }
+    assert_all_is_given_back(&mut hall);
+}
+
+#[test]
+fn what_visitors_of_one_address_select_of_one_fill_in_is_one_place() {
+    let mut hall = Hall::new(&chosen(1, 1));
+    for no in 0..20 {
+        let path = format!("/v1/streams/q?r=a&select=$[{no}]");
+        assert_eq!(get_from(&mut hall, &path, "203.0.113.1", None), 200);
+    }
+    let held = watch_from(&mut hall, 0, "/v1/streams/q?r=a&select=$[0]", "203.0.113.1");
+    assert_eq!(hall.kinds(held), ["welcome", "snapshot"]);
+    assert_eq!(get_from(&mut hall, "/v1/streams/q?r=a&select=$[1]", "203.0.113.1", None), 200);
+    assert_eq!(get_from(&mut hall, "/v1/streams/q?r=b", "203.0.113.1", None), 429);
+    hall.lose(held);
+    assert_all_is_given_back(&mut hall);
+}
+
+#[test]
+fn what_claims_alone_fill_in_takes_no_place_of_an_address() {
+    let mut setup = chosen(1, 1);
+    setup.streams.push(("own".to_owned(), "url = \"http://up/{claims.companyId}\"".to_owned()));
+    let mut hall = Hall::new(&setup);
+    // As many tenants as there are behind one gateway.
+    for company in 0..20 {
+        let token = hall.token_of(json!({"companyId": company.to_string(), "exp": hall::WALL_S + 3_600}));
+        assert_eq!(get_from(&mut hall, "/v1/streams/own", "203.0.113.1", Some(&token)), 200);
+    }
+    assert_eq!(hall.ledger.kept_streams(), (0, 0));
+}
+
+#[test]
+fn a_place_of_an_address_is_given_back_to_it_whoever_the_connection_is_then() {
+    let mut hall = Hall::new(&chosen(2, 1));
+    // One that has become somebody's.
+    let raised = watch_from(&mut hall, 0, "/v1/streams/q?r=a", "203.0.113.1");
+    assert_eq!(hall.kinds(raised), ["welcome", "snapshot"]);
+    let token = hall.token(json!({}));
+    hall.message(raised, json!({"type": "auth_update", "token": token, "id": 1}));
+    assert_eq!(hall.kinds(raised), ["auth_ok"]);
+    assert_eq!(hall.ledger.kept_streams(), (1, 1));
+    hall.lose(raised);
+    hall.pass(30 * SECOND);
+    assert_eq!(hall.ledger.kept_streams(), (0, 0), "the subject never had it");
+    // One that a proxy has several clients' requests on.
+    let shared = hall.connect(1);
+    for (address, r, status) in
+        [("203.0.113.1", "a", 200), ("203.0.113.2", "b", 200), ("203.0.113.1", "c", 429), ("203.0.113.2", "b", 200)]
+    {
+        hall.request_on(shared, "GET", &format!("/v1/streams/q?r={r}"), &[("X-Forwarded-For", address)]);
+        assert_eq!(hall.answered(shared).0, status, "{address} asks for {r}");
+    }
+    assert_eq!(hall.ledger.kept_streams(), (2, 2));
+    // One that waits while its stream is configured anew.
+    hall.pass(30 * SECOND);
+    let waiter = hall.connect(1);
+    let head = "GET /v1/streams/q?r=a HTTP/1.1\r\nHost: live.example\r\nX-Forwarded-For: 203.0.113.1\r\n\
+                If-None-Match: *\r\nPrefer: wait=60\r\n\r\n";
+    hall.say(waiter, head.as_bytes());
+    let mut changed = chosen(2, 1);
+    changed.streams.last_mut().expect("a stream").1.push_str("\nhistory = 7");
+    hall.reload(&changed);
+    hall.pass(SECOND);
+    assert_eq!(hall.ledger.kept_streams().1, 1);
+    assert_eq!(get_from(&mut hall, "/v1/streams/q?r=b", "203.0.113.1", None), 429);
+    hall.lose(waiter);
+    hall.lose(shared);
     assert_all_is_given_back(&mut hall);
 }
 
@@ -382,6 +533,165 @@ fn what_callers_streams_hold_is_bounded_and_takes_nothing_from_the_operators() {
         hall.pass(60 * SECOND);
         assert_eq!(hall.ledger.direct_bytes(), 0, "nothing is counted of what is gone");
     }
+}
+
+/// Takes those out that were closed because there is no room; how many.
+fn those_ended(hall: &mut Hall, watching: &mut Vec<Conn>) -> usize {
+    let before = watching.len();
+    watching.retain(|&conn| hall.kinds(conn).iter().all(|kind| kind != "1013 overloaded"));
+    before - watching.len()
+}
+
+#[test]
+fn whoever_holds_most_is_ended_first_and_not_whoever_has_the_largest() {
+    for (cores, fair_count) in [(1, 1), (1, 2), (3, 1), (3, 2), (16, 2)] {
+        let text = format!("[limits]\nhistory_bytes_total = \"4MiB\"\n{DIRECT}");
+        let mut hall = Hall::new(&setup(cores, &text));
+        for no in 0..40 {
+            hall.bodies.insert(format!("/many{no}"), value_of(70 * KIB));
+            hall.bodies.insert(format!("/fair{no}"), value_of(90 * KIB));
+        }
+        let [greedy, fair] = ["u1", "u2"].map(|sub| hall.token(json!({"sub": sub})));
+        let own: Vec<Conn> = (0..fair_count)
+            .map(|no| {
+                let conn = open(&mut hall, 0, &direct(&format!("fair{no}")), &fair);
+                hall.pass(100 * MS);
+                assert_eq!(hall.kinds(conn), ["welcome", "snapshot"]);
+                conn
+            })
+            .collect();
+        let (mut many, mut ended) = (Vec::new(), 0);
+        for no in 0..40 {
+            many.push(open(&mut hall, no % usize::from(cores), &direct(&format!("many{no}")), &greedy));
+            hall.pass(100 * MS);
+            let held = hall.ledger.direct_bytes();
+            assert!(held <= 1024 * KIB, "{held} bytes on {cores} cores");
+            ended += those_ended(&mut hall, &mut many);
+        }
+        // Whoever comes late finds room as well: what is held by GETs, and by watching.
+        assert_eq!(get(&mut hall, 0, &direct("fair30"), &fair).0, 200, "{cores} cores");
+        let third = hall.token(json!({"sub": "u3"}));
+        let late = open(&mut hall, 0, &direct("fair31"), &third);
+        hall.pass(SECOND);
+        assert_eq!(hall.kinds(late), ["welcome", "snapshot"], "{cores} cores");
+        for &conn in &own {
+            assert_eq!(hall.kinds(conn), Vec::<String>::new(), "it goes on, of {fair_count} on {cores} cores");
+        }
+        ended += those_ended(&mut hall, &mut many);
+        // What is left over is used.
+        assert!((25..=32).contains(&ended), "{ended} of 40 ended on {cores} cores");
+        for conn in many.into_iter().chain(own).chain([late]) {
+            hall.lose(conn);
+        }
+        hall.pass(60 * SECOND);
+        assert_eq!(hall.ledger.direct_bytes(), 0, "nothing is counted of what is gone");
+    }
+}
+
+#[test]
+fn nothing_ends_while_what_nobody_watches_can_be_forgotten_on_whichever_core_it_is() {
+    for cores in [1, 3, 16] {
+        let text = format!("[limits]\nhistory_bytes_total = \"4MiB\"\n{DIRECT}linger = \"1h\"\n");
+        let mut hall = Hall::new(&setup(cores, &text));
+        for no in 0..12 {
+            hall.bodies.insert(format!("/left{no}"), value_of(90 * KIB));
+            hall.bodies.insert(format!("/own{no}"), value_of(90 * KIB));
+        }
+        let [one, other] = ["u1", "u2"].map(|sub| hall.token(json!({"sub": sub})));
+        for no in 0..12 {
+            assert_eq!(get(&mut hall, 0, &direct(&format!("left{no}")), &one).0, 200);
+            hall.pass(100 * MS);
+        }
+        // As much as there may be, but for a little: all that was left has to go.
+        let own: Vec<Conn> = (0..10)
+            .map(|no| {
+                let conn = open(&mut hall, no % usize::from(cores), &direct(&format!("own{no}")), &other);
+                hall.pass(100 * MS);
+                conn
+            })
+            .collect();
+        hall.pass(SECOND);
+        for (no, &conn) in own.iter().enumerate() {
+            assert_eq!(hall.kinds(conn), ["welcome", "snapshot"], "{no} on {cores} cores");
+        }
+        assert!(hall.ledger.direct_bytes() <= 1024 * KIB, "{} bytes", hall.ledger.direct_bytes());
+    }
+}
+
+#[test]
+fn what_others_have_polled_too_is_ended_after_what_the_greedy_one_alone_has() {
+    for cores in [1, 3] {
+        let text = format!("[limits]\nhistory_bytes_total = \"4MiB\"\n{DIRECT}");
+        let mut hall = Hall::new(&setup(cores, &text));
+        hall.bodies.insert("/shared".to_owned(), value_of(90 * KIB));
+        for no in 0..20 {
+            hall.bodies.insert(format!("/many{no}"), value_of(70 * KIB));
+        }
+        let [greedy, fair] = ["u1", "u2"].map(|sub| hall.token(json!({"sub": sub})));
+        // The greedy one has described it first.
+        let shared = [&greedy, &fair].map(|token| open(&mut hall, 0, &direct("shared"), token));
+        hall.pass(100 * MS);
+        for no in 0..20 {
+            open(&mut hall, 0, &direct(&format!("many{no}")), &greedy);
+            hall.pass(100 * MS);
+        }
+        for conn in shared {
+            assert_eq!(hall.kinds(conn), ["welcome", "snapshot"], "{cores} cores");
+        }
+    }
+}
+
+/// As whoever knows nothing of the code would see it, by the machine's clock.
+#[test]
+fn gets_of_whoever_has_no_subject_are_not_many_times_as_many_requests() {
+    let upstream = Upstream::start();
+    upstream.judge_all(|_| Reply::json("1"));
+    let lines = "params = [\"r\"]\ninterval = \"500ms\"\nallow_anonymous = true";
+    let setup = Setup::new().limits("streams_per_address = 8");
+    let server = setup.stream("q", &upstream.url("/q?r={query.r}"), lines).start();
+    let nobodys = bearer(&mint(json!({"exp": now_s() + 3_600})));
+    let begun = Clock::now();
+    let mut answers = BTreeMap::<u16, usize>::new();
+    for no in 0..300 {
+        let headers = if no % 2 == 0 { vec![] } else { vec![nobodys.clone()] };
+        *answers.entry(server.get(&format!("/v1/streams/q?r={no}"), &headers).status).or_default() += 1;
+    }
+    assert_eq!(answers.keys().copied().collect::<Vec<_>>(), [200, 429], "{answers:?}");
+    upstream.wait_for_requests(8 * 6, Duration::from_secs(30));
+    let seconds = usize::try_from(begun.elapsed().as_secs()).expect("few") + 1;
+    let count = upstream.request_count();
+    assert!(count <= 8 * 4 * seconds, "{count} requests in {seconds} s");
+    // A subject from there has places of its own.
+    assert_eq!(server.get("/v1/streams/q?r=own", &[bearer(&token_of("u1"))]).status, 200);
+}
+
+#[test]
+fn one_callers_many_values_do_not_end_anothers_larger_one() {
+    let upstream = Upstream::start();
+    upstream.set_json("/own", &value_of(90 * KIB));
+    for no in 0..30 {
+        upstream.set_json(&format!("/many{no}"), &value_of(70 * KIB));
+    }
+    let setup = Setup::new().limits("history_bytes_total = \"4MiB\"").cores(2);
+    let server = setup.direct(upstream.address(), "").start();
+    let path = |name: &str| format!("/v1/direct?url={}&interval_ms=500", upstream.url(name));
+    let mut own = server.ws(&path("/own"), &[bearer(&token_of("u1"))]);
+    own.next_of("snapshot");
+    let open = |no| server.ws(&path(&format!("/many{no}")), &[bearer(&token_of("u2"))]);
+    let mut many: Vec<Ws> = (0..30).map(open).collect();
+    let mut ended = 0;
+    eventually("there is not room for all of them", || {
+        let before = many.len();
+        many.retain_mut(|ws| {
+            std::iter::from_fn(|| ws.heard_within(Duration::from_millis(1)))
+                .all(|heard| !matches!(heard, Heard::Close(..)))
+        });
+        ended += before - many.len();
+        (ended >= 12).then_some(())
+    });
+    upstream.set_json("/own", &value_of(91 * KIB));
+    own.next_of("snapshot");
+    assert_eq!(server.get(&path("/own"), &[bearer(&token_of("u1"))]).status, 200);
 }
 
 /// Both drivers are in `tests/direct.rs`; here the clock is the machine's, and an upstream counts.

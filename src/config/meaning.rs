@@ -135,6 +135,7 @@ fn limits(root: &Section) -> Limits {
         subscriptions_per_connection: root.number_u32("limits.subscriptions_per_connection"),
         streams: root.number_u32("limits.streams"),
         streams_per_subject: root.number_u32("limits.streams_per_subject"),
+        streams_per_address: root.number_u32("limits.streams_per_address"),
         selects_per_stream: root.number_u32("limits.selects_per_stream"),
         history_bytes_total: unlimited_if_zero(root.number("limits.history_bytes_total")),
         pinned_bytes: unlimited_if_zero(root.number("limits.pinned_bytes")),

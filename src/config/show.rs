@@ -114,6 +114,7 @@ fn limits(page: &mut Page, config: &Config) {
     page.line("subscriptions_per_connection", limits.subscriptions_per_connection);
     page.line("streams", limits.streams);
     page.line("streams_per_subject", limits.streams_per_subject);
+    page.line("streams_per_address", limits.streams_per_address);
     page.line("selects_per_stream", limits.selects_per_stream);
     page.line("history_bytes_total", budget(limits.history_bytes_total));
     page.line("pinned_bytes", budget(limits.pinned_bytes));

@@ -19,7 +19,7 @@ use crate::codec::http::BodyDecoder;
 use crate::codec::message::{CloseReason, Format};
 use crate::codec::ws;
 use crate::frame::{Encoding, Transport};
-use crate::ids::{ConnectionId, Holder, ResumePoint, StreamId};
+use crate::ids::{ConnectionId, Holder, Keeper, ResumePoint, StreamId};
 use crate::limits;
 use crate::time::{Instant, Now};
 
@@ -104,7 +104,7 @@ pub struct Connection {
     pub generation: u32,
     /// Whom `connections_per_address` counts it for.
     pub address: Option<Holder>,
-    /// Whom its failed credentials are counted for: the client's address.
+    /// The client's address: its failed credentials are counted for it, and what callers without a subject have polled.
     pub client: Holder,
     /// When the peer last sent something, or the connection began to wait for it.
     pub heard: Instant,
@@ -190,7 +190,7 @@ pub enum Phase {
         /// The topic watched.
         topic: u32,
         /// Whose streams count it, where they are counted.
-        held: Option<Holder>,
+        held: Option<Keeper>,
         /// `If-None-Match`: answered with the value when that is another.
         known: Option<String>,
         /// `Prefer: wait` in seconds, where it is obeyed.

@@ -6,6 +6,17 @@
 /// Subscriptions one connection can ever have, whatever the configuration says.
 pub const SLOTS_MAX: usize = 4096;
 
+/// Who has a place among the filled-in streams for a subscription.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Counted {
+    /// Nobody needs one.
+    Nobody,
+    /// The subject.
+    Subject,
+    /// The client's address, whoever the connection has become since.
+    Address,
+}
+
 /// One subscription, as its connection knows it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Slot {
@@ -19,8 +30,8 @@ pub struct Slot {
     pub rated: bool,
     /// Whether it waits for the topic to be attached, and stands among no readers yet.
     pub pending: bool,
-    /// Whether the subject's streams count it.
-    pub counted: bool,
+    /// Whose streams count it.
+    pub counted: Counted,
     /// Least time between two events; 0: none.
     pub max_rate_ms: u32,
 }
@@ -137,7 +148,7 @@ mod tests {
     use super::*;
 
     fn on(topic: u32) -> Slot {
-        Slot { topic, position: 0, kind: 0, rated: false, pending: false, counted: false, max_rate_ms: 0 }
+        Slot { topic, position: 0, kind: 0, rated: false, pending: false, counted: Counted::Nobody, max_rate_ms: 0 }
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::codec::proof::Scope;
 use crate::connection::handshake::Refusal;
 use crate::frame::Signed;
 use crate::guard::DirectOptions;
-use crate::ids::{CoreId, StreamId};
+use crate::ids::{CoreId, Keeper, StreamId};
 use crate::limits::PLACE_SPACING_MAX;
 use crate::secret::Secret;
 use crate::stream::credential::Credential;
@@ -139,12 +139,20 @@ impl StreamKey {
         self.is_direct() || !self.params.is_empty() || !options.url.claims_used().is_empty() || in_body
     }
 
-    /// The place that a subject needs for it.
-    pub(super) fn wanted_place(&self) -> Wanted {
+    /// What of it takes a place. Many share an address: what each of them selects is not its.
+    pub(super) fn place_hash(&self, keeper: Keeper) -> u64 {
+        match keeper {
+            Keeper::Subject(_) => self.shown_hash(),
+            Keeper::Address(_) => self.hash,
+        }
+    }
+
+    /// The place that it needs.
+    pub(super) fn wanted_place(&self, keeper: Keeper) -> Wanted {
         let stream::Options { interval, restart_min, .. } = *self.target.options;
         let spacing = if self.is_direct() { restart_min } else { PLACE_SPACING_MAX };
         let polled = self.is_polled_for_callers().then_some(self.hash);
-        Wanted { shown: self.shown_hash(), polled, spacing: interval.min(spacing) }
+        Wanted { shown: self.place_hash(keeper), polled, spacing: interval.min(spacing) }
     }
 }
 

@@ -13,7 +13,7 @@ use crate::codec::proof::Proof;
 use crate::connection::handshake::Refusal;
 use crate::connection::{BodyPurpose, Http, Phase, Reply, State};
 use crate::frame::Signed;
-use crate::ids::ConnectionKey;
+use crate::ids::{ConnectionKey, Keeper};
 use crate::metrics::{ConnectionKind, HandshakeResult};
 use crate::stream::poll::{Status, StreamState, UpstreamCode};
 
@@ -116,16 +116,16 @@ impl Shard {
         reply: Reply,
     ) {
         let now = self.now.at;
-        let (holder, session) = (self.holder(&grant, key), grant.session());
+        let (keeper, session) = (self.keeper(index, &grant, key), grant.session());
         let only = grant.only().map(|only| only.session);
-        let held = match self.hold_stream(holder, key) {
-            Ok(counted) => holder.filter(|_| counted),
+        let held = match self.hold_stream(keeper, key) {
+            Ok(held) => held,
             Err(refusal) => {
                 self.rights.release(grant);
                 return self.refuse(index, &refusal, &reply);
             }
         };
-        let topic = self.watch(key, index, holder);
+        let topic = self.watch(key, index, keeper.map(Keeper::holder));
         let Some(connection) = self.key_of(index) else { return };
         let (grant, since) = (Box::new(grant), self.now);
         let preferred_s = preferred_s.filter(|_| known.is_some());

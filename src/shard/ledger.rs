@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use crate::auth::ephemeral::{DirectKey, Place};
@@ -116,8 +116,10 @@ pub struct Ledger {
     streams: AtomicU64,
     /// `None`: no core has begun.
     bounds: Mutex<Option<Bounds>>,
-    /// Bytes of values and histories of streams that callers have described.
+    /// Bytes of values and histories of streams that callers have described,
     direct_bytes: AtomicU64,
+    /// and those of them that are left if all that can be cut is, of each who has described such a stream that is watched.
+    direct_least: Mutex<HashMap<Holder, u64>>,
     parts: Vec<Mutex<HashMap<Holder, Entry>>>,
     /// How many subjects have each stream polled, by the hash of what is polled. Locked within a lock of `parts`, never
     /// the other way round.
@@ -142,6 +144,7 @@ impl Default for Ledger {
             streams: AtomicU64::new(0),
             bounds: Mutex::default(),
             direct_bytes: AtomicU64::new(0),
+            direct_least: Mutex::default(),
             parts: (0..PARTS).map(|_| Mutex::default()).collect(),
             keepers: (0..PARTS).map(|_| Mutex::default()).collect(),
             marks: Marks::default(),
@@ -350,16 +353,12 @@ impl Ledger {
 
     /// Counts who has what polled; what nobody has any more.
     fn keep(&self, change: Change) -> Vec<u64> {
-        let part = |polled: u64| {
-            let part = usize::try_from(polled % PARTS as u64).expect("there are few parts");
-            self.keepers[part].lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-        };
         if let Some(begun) = change.begun {
-            *part(begun).entry(begun).or_default() += 1;
+            *self.keepers_of(begun).entry(begun).or_default() += 1;
         }
         let mut ended = change.ended;
         ended.retain(|&polled| {
-            let mut part = part(polled);
+            let mut part = self.keepers_of(polled);
             let Some(count) = part.get_mut(&polled) else { return true };
             *count -= 1;
             let nobody = *count == 0;
@@ -371,12 +370,22 @@ impl Ledger {
         ended
     }
 
+    fn keepers_of(&self, polled: u64) -> MutexGuard<'_, HashMap<u64, u32>> {
+        let part = usize::try_from(polled % PARTS as u64).expect("there are few parts");
+        self.keepers[part].lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
     /// How many streams callers have polled, and how many places of subjects are taken by them, be it that they linger.
     pub fn kept_streams(&self) -> (usize, usize) {
         let parts = self.keepers.iter().map(|part| part.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
         parts.fold((0, 0), |(streams, places), part| {
             (streams + part.len(), places + part.values().map(|&count| count as usize).sum::<usize>())
         })
+    }
+
+    /// Whether several subjects have that stream polled.
+    pub(super) fn is_kept_by_several(&self, polled: u64) -> bool {
+        self.keepers_of(polled).get(&polled).is_some_and(|&count| count > 1)
     }
 
     /// Values and histories of streams that callers have described take `after` bytes where they took `before`.
@@ -386,6 +395,24 @@ impl Ledger {
         } else {
             self.direct_bytes.fetch_sub(before - after, Ordering::Relaxed);
         }
+    }
+
+    /// Of those that `holder` has described at least `after` bytes are left where `before` were.
+    pub(super) fn recount_direct_least(&self, holder: Holder, before: u64, after: u64) {
+        let mut all = self.direct_least.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let own = all.entry(holder).or_default();
+        *own = (*own + after).saturating_sub(before);
+        if *own == 0 {
+            all.remove(&holder);
+        }
+    }
+
+    /// Who holds most of them, where more than `bytes_max` are left however much is cut.
+    pub(super) fn greediest(&self, bytes_max: u64) -> Option<Holder> {
+        let all = self.direct_least.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let over = all.values().sum::<u64>() > bytes_max;
+        let most = all.iter().max_by_key(|&(&holder, &bytes)| (bytes, holder));
+        most.filter(|_| over).map(|(&holder, _)| holder)
     }
 
     /// How many they are, of all cores.
@@ -545,6 +572,23 @@ mod tests {
         assert_eq!(ledger.kept_streams(), (0, 0));
         let held: usize = ledger.parts.iter().map(|part| part.lock().unwrap().len()).sum();
         assert_eq!(held, 0, "nobody is remembered");
+    }
+
+    #[test]
+    fn whoever_holds_most_is_told_only_where_cutting_is_not_enough() {
+        let ledger = Ledger::default();
+        let [a, b] = ["a", "b"].map(|name| ledger.holder("subject", name));
+        ledger.recount_direct_least(a, 0, 60);
+        ledger.recount_direct_least(b, 0, 25);
+        ledger.recount_direct_least(b, 0, 25);
+        assert_eq!((ledger.greediest(110), ledger.greediest(109)), (None, Some(a)));
+        ledger.recount_direct_least(a, 60, 40);
+        assert_eq!((ledger.greediest(90), ledger.greediest(89)), (None, Some(b)), "all that one has is counted");
+        ledger.recount_direct_least(b, 25, 0);
+        ledger.recount_direct_least(b, 25, 0);
+        assert_eq!(ledger.greediest(0), Some(a));
+        ledger.recount_direct_least(a, 40, 0);
+        assert_eq!((ledger.greediest(0), ledger.direct_least.lock().unwrap().len()), (None, 0), "nobody is remembered");
     }
 
     #[test]

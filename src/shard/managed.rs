@@ -13,7 +13,7 @@ use std::sync::Arc;
 use crate::codec::message::ErrorCode;
 use crate::connection::handshake::Refusal;
 use crate::connection::{Phase, State};
-use crate::ids::{ConnectionKey, StreamId};
+use crate::ids::{ConnectionKey, Keeper, StreamId};
 
 use super::{Options, Shard, StreamKey};
 
@@ -66,7 +66,7 @@ impl Shard {
         let Some(index) = self.still(waiter) else { return };
         let Some(State::Http(http)) = self.connections.at(index).map(|connection| &connection.state) else { return };
         let Phase::Waiting { grant, topic: before, held, .. } = &http.phase else { return };
-        let (before, held, holder) = (*before, *held, self.holder(grant, from));
+        let (before, held, keeper) = (*before, *held, self.keeper(index, grant, from));
         let to = match self.resolve_again(grant, from) {
             Ok(to) => to,
             Err(_) if self.has_ended(grant, from) => {
@@ -82,20 +82,20 @@ impl Shard {
         };
         self.release_stream(held, from);
         self.yield_place(held, from);
-        let counted = self.hold_stream(holder, &to);
-        let topic = counted.is_ok().then(|| self.watch(&to, index, holder));
+        let kept = self.hold_stream(keeper, &to);
+        let topic = kept.is_ok().then(|| self.watch(&to, index, keeper.map(Keeper::holder)));
         let now = self.now.at;
         if let Some(Phase::Waiting { topic: at, held, cold_until, .. }) =
             self.http_mut(index).map(|http| &mut http.phase)
         {
-            *held = holder.filter(|_| matches!(counted, Ok(true)));
+            *held = kept.as_ref().ok().copied().flatten();
             *at = topic.unwrap_or(before);
             // Who had a value waits for the first one of this stream as long as anybody who asks for it now.
             if *cold_until <= now {
                 *cold_until = now + to.target.options.timeout;
             }
         }
-        if let Err(refusal) = counted {
+        if let Err(refusal) = kept {
             return self.refuse_waiter(waiter, refusal);
         }
         if let Some(before) = self.topics.at_mut(before) {

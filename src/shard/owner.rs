@@ -63,12 +63,20 @@ pub(super) struct Owned {
     parked: bool,
     /// When the poll under way, or the last one, began.
     begun: Instant,
-    /// What it counts for in `Shard::history_bytes`.
-    pub(super) counted: u64,
+    /// What it counts for in `Shard::history_bytes`, and the like.
+    pub(super) counted: Held,
     /// When the latest timer for a poll fires, while one is set: a later poll is planned then, without another timer.
     poll_timer: Option<Instant>,
     /// The same for the end of its lingering.
     linger_timer: Option<Instant>,
+}
+
+/// Bytes that a stream holds.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(super) struct Held {
+    pub(super) bytes: u64,
+    /// What is left of them if all that can be cut is: of one that nobody watches nothing.
+    pub(super) least: u64,
 }
 
 /// Those who want to hear of one sequence.
@@ -233,7 +241,7 @@ impl Shard {
             fresh: false,
             parked: false,
             begun: self.now.at,
-            counted: 0,
+            counted: Held::default(),
             poll_timer: None,
             linger_timer: None,
         };
@@ -372,7 +380,7 @@ impl Shard {
             self.ledger.close_stream();
         }
         self.metrics.streams.fall();
-        self.count_bytes(owned.counted, 0, owned.key.is_direct());
+        self.count_bytes(owned.counted, Held::default(), owned.key.target.options.described_by);
         for audience in &owned.audiences {
             for core in audience.cores() {
                 self.send(core, Mail::Evicted { key: Arc::clone(&audience.key) });
@@ -400,6 +408,7 @@ impl Shard {
             owned.fresh = false;
         }
         owned.stream.set_wanted(no, true);
+        self.recount(index);
         self.start_stream(index);
         self.catch_up_sequences(index);
         let Some(owned) = self.streams.at(index) else { return };
@@ -427,6 +436,7 @@ impl Shard {
         let no = audience.no;
         owned.used = now;
         owned.claim(no);
+        self.recount(index);
         self.linger(index);
         // What it took may be what others wait for.
         self.catch_up_sequences(index);
@@ -508,6 +518,7 @@ impl Shard {
         if let Some(owned) = self.streams.at_mut(index) {
             owned.claim(no);
         }
+        self.recount(index);
         self.linger(index);
     }
 

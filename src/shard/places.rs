@@ -1,9 +1,10 @@
-//! The places that one subject has among the filled-in streams: what it watches, and what it has left and is polled still.
+//! The places that one subject, or one address, has among the filled-in streams: what it watches, and what it has left and is
+//! polled still.
 //!
 //! Whoever has a stream polled keeps its place until that ends, so that going through many streams asks upstreams no more
 //! often than watching as many as there are places: a place that was left is given to another stream no sooner than a poll
 //! of the one before could have been followed by a second ([`Wanted::spacing`]).
-//! Memory: at most `limits.streams_per_subject` entries a subject. Errors: [`Full`]. Not here: who counts whom (`ledger`).
+//! Memory: at most `limits.streams_per_subject` entries a subject, `limits.streams_per_address` an address. Errors: [`Full`]. Not here: who counts whom (`ledger`).
 
 use std::collections::HashMap;
 use std::time::Duration;

@@ -9,9 +9,9 @@ use std::time::Duration;
 use crate::auth::grant::Grant;
 use crate::codec::message::{self, ClientId, CloseReason, ErrorCode, Format, UnsubscribedReason};
 use crate::connection::handshake::Refusal;
-use crate::connection::subscriptions::Slot;
+use crate::connection::subscriptions::{Counted, Slot};
 use crate::frame::{self, RenditionKind};
-use crate::ids::{ConnectionKey, Holder, ResumePoint, Seq};
+use crate::ids::{ConnectionKey, Holder, Keeper, ResumePoint, Seq};
 use crate::stream::log::{Event, History};
 use crate::stream::poll::{Status, StreamState, UpstreamCode};
 use crate::stream::select::Select;
@@ -156,17 +156,22 @@ impl Shard {
         if limit != 0 && open.subscriptions.len() >= limit {
             return Err(too_many());
         }
-        let holder = self.holder_of(index, key);
-        let counted = self.hold_stream(holder, key)?;
-        let topic = self.watch(key, index, holder);
+        let keeper = self.keeper(index, &open.grant, key);
+        let held = self.hold_stream(keeper, key)?;
+        let topic = self.watch(key, index, keeper.map(Keeper::holder));
         let Some(connection) = self.connections.at_mut(index) else { return Ok(()) };
         let generation = connection.generation;
         let Some(open) = connection.open_mut() else { return Ok(()) };
         let kind = RenditionKind { transport: open.transport, format };
         let rated = max_rate_ms > 0;
+        let counted = match held {
+            None => Counted::Nobody,
+            Some(Keeper::Subject(_)) => Counted::Subject,
+            Some(Keeper::Address(_)) => Counted::Address,
+        };
         let slot = Slot { topic, position: 0, kind: kind.number(), rated, pending: true, counted, max_rate_ms };
         let Some(slot) = open.subscriptions.insert(slot) else {
-            self.release_stream(holder.filter(|_| counted), key);
+            self.release_stream(held, key);
             self.unwatch(topic, index);
             return Err(too_many());
         };
@@ -207,27 +212,53 @@ impl Shard {
         }
     }
 
-    /// Whom a watch of the stream is counted for: the subject; those without one count together as their issuer's, where they
-    /// describe streams themselves, so that there is a bound for them too.
-    pub(super) fn holder(&self, grant: &Grant, key: &StreamKey) -> Option<Holder> {
-        let nobody = || key.is_direct().then(|| self.ledger.holder("no subject", grant.issuer()));
-        self.subject(grant).or_else(nobody)
+    /// Whom a watch of the stream is counted for: the subject. Those without one have a bound too where they choose what is
+    /// polled: who describe streams themselves count together as their issuer's, who fill in parameters as their address's.
+    pub(super) fn keeper(&self, index: u32, grant: &Grant, key: &StreamKey) -> Option<Keeper> {
+        if let Some(subject) = self.subject(grant) {
+            return Some(Keeper::Subject(subject));
+        }
+        if key.is_direct() {
+            return Some(Keeper::Subject(self.ledger.holder("no subject", grant.issuer())));
+        }
+        // What claims fill in is as many streams as there are credentials.
+        let client = self.connections.at(index)?.client;
+        (!key.params.is_empty()).then_some(Keeper::Address(client))
     }
 
-    fn holder_of(&self, index: u32, key: &StreamKey) -> Option<Holder> {
-        self.holder(&self.connections.at(index)?.open()?.grant, key)
+    /// Who has a place for a subscription.
+    fn keeper_of(&self, index: u32, key: &StreamKey, counted: Counted) -> Option<Keeper> {
+        let connection = self.connections.at(index)?;
+        match counted {
+            Counted::Nobody => None,
+            Counted::Subject => self.keeper(index, &connection.open()?.grant, key),
+            Counted::Address => Some(Keeper::Address(connection.client)),
+        }
     }
 
-    /// Counts a watch of the stream for a subject, where that has a limit; whether it was counted. A stream that the subject
-    /// has left may have to make place: it is polled no more, unless others need it.
-    pub(super) fn hold_stream(&mut self, holder: Option<Holder>, key: &StreamKey) -> Result<bool, Refusal> {
-        let limit = self.options.limits.streams_per_subject;
-        let Some(holder) = holder.filter(|_| limit != 0 && key.is_filled()) else { return Ok(false) };
+    /// Counts a watch of the stream for whoever it is counted for, where they have a limit; for whom it was. A stream that they
+    /// have left may have to make place: it is polled no more, unless others need it.
+    pub(super) fn hold_stream(&mut self, keeper: Option<Keeper>, key: &StreamKey) -> Result<Option<Keeper>, Refusal> {
+        let limits = &self.options.limits;
+        let limit = match keeper {
+            Some(Keeper::Address(_)) => limits.streams_per_address,
+            _ => limits.streams_per_subject,
+        };
+        let Some(keeper) = keeper.filter(|_| limit != 0 && key.is_filled()) else { return Ok(None) };
+        let wanted = key.wanted_place(keeper);
         let ended =
-            self.ledger.hold_stream(holder, key.wanted_place(), limit, self.now.at).map_err(|Full { wait }| {
-                let detail = match wait {
-                    Some(_) => "the subject has watched as many different streams as it may within this time",
-                    None => "the subject watches as many different streams as it may",
+            self.ledger.hold_stream(keeper.holder(), wanted, limit, self.now.at).map_err(|Full { wait }| {
+                let detail = match (keeper, wait) {
+                    (Keeper::Subject(_), Some(_)) => {
+                        "the subject has watched as many different streams as it may within this time"
+                    }
+                    (Keeper::Subject(_), None) => "the subject watches as many different streams as it may",
+                    (Keeper::Address(_), Some(_)) => {
+                        "callers without a subject have watched as many different streams from this address as they may within this time"
+                    }
+                    (Keeper::Address(_), None) => {
+                        "callers without a subject watch as many different streams from this address as they may"
+                    }
                 };
                 let wait_s =
                     wait.map_or(FULL_S, |wait| u64::try_from(wait.as_millis().div_ceil(1_000)).unwrap_or(FULL_S));
@@ -236,22 +267,23 @@ impl Shard {
         for polled in ended {
             self.send(super::catalog::owner_of(polled, self.cores), Mail::LetGo { polled });
         }
-        Ok(true)
+        Ok(Some(keeper))
     }
 
     /// Counts it no more; only what was counted. Its place stays taken until it is polled no more.
-    pub(super) fn release_stream(&mut self, holder: Option<Holder>, key: &StreamKey) {
-        let Some(holder) = holder else { return };
+    pub(super) fn release_stream(&mut self, held: Option<Keeper>, key: &StreamKey) {
+        let Some(keeper) = held else { return };
+        let holder = keeper.holder();
         let linger = self.options.catalog.is_current(key).then_some(key.target.options.linger);
-        if let Some(at) = self.ledger.release_stream(holder, key.shown_hash(), linger, self.now.at) {
+        if let Some(at) = self.ledger.release_stream(holder, key.place_hash(keeper), linger, self.now.at) {
             self.set_timer(at, Timer::Places { holder });
         }
     }
 
     /// What was released was so because its holder is moved to something else: that has its place.
-    pub(super) fn yield_place(&mut self, holder: Option<Holder>, key: &StreamKey) {
-        if let Some(holder) = holder {
-            self.ledger.yield_place(holder, key.hash_value(), self.now.at);
+    pub(super) fn yield_place(&mut self, held: Option<Keeper>, key: &StreamKey) {
+        if let Some(keeper) = held {
+            self.ledger.yield_place(keeper.holder(), key.hash_value(), self.now.at);
         }
     }
 
@@ -364,8 +396,7 @@ impl Shard {
             }
         }
         // Limits may have been set or lifted since, and an anonymous caller may have become somebody.
-        let holder = self.holder_of(index, &key).filter(|_| entry.counted);
-        self.release_stream(holder, &key);
+        self.release_stream(self.keeper_of(index, &key, entry.counted), &key);
         self.unwatch(entry.topic, index);
     }
 
@@ -455,7 +486,7 @@ impl Shard {
                         && topic.status.is_none_or(|status| status.state == StreamState::Live)
                         && !holder.is_some_and(|holder| topic.untold.contains(&holder));
                     self.unsubscribe_slot(index, slot);
-                    self.yield_place(self.holder_of(index, &key).filter(|_| entry.counted), &key);
+                    self.yield_place(self.keeper_of(index, &key, entry.counted), &key);
                     if let Err(refusal) = self.subscribe(index, &other, format, None, entry.max_rate_ms, None) {
                         forbidden = true;
                         self.tell_unsubscribed(index, &key.name, UnsubscribedReason::Forbidden);

@@ -260,6 +260,11 @@ impl History {
         self.bytes
     }
 
+    /// Bytes of the newest event: what [`History::trim_to`] leaves in any case.
+    pub fn least_bytes(&self) -> u64 {
+        self.events.back().map_or(0, Event::bytes)
+    }
+
     /// Makes room for others (`history_bytes_total`): lets go of the oldest until `bytes_max` bytes or the newest event alone
     /// are left. The bytes freed. To free that too, drop the history: the sequence's next life has another epoch.
     pub fn trim_to(&mut self, bytes_max: u64) -> u64 {

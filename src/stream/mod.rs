@@ -676,6 +676,11 @@ impl Stream {
         self.history_bytes() + self.value_bytes()
     }
 
+    /// What [`Stream::trim_to`] leaves of them in any case.
+    pub fn least_bytes(&self) -> u64 {
+        self.value_bytes() + self.sequences.iter().map(|sequence| sequence.history.least_bytes()).sum::<u64>()
+    }
+
     fn history_bytes(&self) -> u64 {
         self.sequences.iter().map(|sequence| sequence.history.bytes()).sum()
     }
