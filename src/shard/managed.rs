@@ -82,8 +82,8 @@ impl Shard {
         };
         self.release_stream(held, from);
         self.yield_place(held, from);
-        let counted = self.hold_stream(holder, &to);
-        let topic = counted.is_ok().then(|| self.watch(&to, index, holder));
+        let counted = self.hold_stream(holder, &to, true);
+        let topic = counted.is_ok().then(|| self.watch(&to, index, holder, true));
         let now = self.now.at;
         if let Some(Phase::Waiting { topic: at, held, cold_until, .. }) =
             self.http_mut(index).map(|http| &mut http.phase)
