@@ -452,6 +452,11 @@ impl Catalog {
         self.entries.get(&key.target.options.id).is_some_and(|entry| entry.revision == key.revision)
     }
 
+    /// Whether the stream of a key was changed since or removed, rather than by a change that is still to be heard of.
+    pub fn is_past(&self, key: &StreamKey) -> bool {
+        self.entries.get(&key.target.options.id).is_none_or(|entry| entry.revision > key.revision)
+    }
+
     /// Whether that stream is configured.
     pub fn contains(&self, id: &StreamId) -> bool {
         self.entries.contains_key(id)

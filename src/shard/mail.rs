@@ -30,6 +30,12 @@ pub enum Mail {
         /// Whether somebody there watched it before it was changed, and so is refused for no limit of streams.
         moved: bool,
     },
+    /// To the owner: the stream that is polled without watchers was polled so before it was changed. One that counts for
+    /// `limits.streams` comes along.
+    Warm {
+        /// The stream.
+        key: Arc<StreamKey>,
+    },
     /// To the owner: whoever answered on `from` for the work of what is selected does so no more, but somebody else.
     Charge {
         /// The stream.
@@ -175,6 +181,7 @@ impl Shard {
     pub(super) fn mail(&mut self, mail: Mail) {
         match mail {
             Mail::Watch { key, from, attach, payer, moved } => self.watched(key, from, (attach, moved), payer),
+            Mail::Warm { key } => self.warmed(&key),
             Mail::Charge { key, from, payer } => self.charged(&key, from, payer),
             Mail::Unwatch { key, from } => self.unwatched(&key, from),
             Mail::Detach { key, from } => self.detached(&key, from),

@@ -168,13 +168,31 @@ impl Shard {
     pub(super) fn warm(&mut self) {
         let options = Arc::clone(&self.options);
         for key in options.catalog.kept_warm() {
-            self.warm_up(key);
+            self.warm_up(key, false);
         }
     }
 
-    fn warm_up(&mut self, key: &Arc<StreamKey>) {
+    /// What was polled without watchers was changed: what it is now has its place, be it on another core that heard of the
+    /// change first and has found none.
+    fn warm_successor(&mut self, id: &StreamId) {
+        let options = Arc::clone(&self.options);
+        let Some(key) = options.catalog.kept_warm_of(id).first() else { return };
+        if self.ledger.open_stream(0).is_ok() {
+            self.send(key.owner(self.cores), Mail::Warm { key: Arc::clone(key) });
+        }
+    }
+
+    pub(super) fn warmed(&mut self, key: &Arc<StreamKey>) {
+        if !self.options.catalog.is_past(key) {
+            self.warm_up(key, true);
+        }
+        // It has counted itself, or did before: what came along was to keep others from its place.
+        self.ledger.close_stream();
+    }
+
+    fn warm_up(&mut self, key: &Arc<StreamKey>, moved: bool) {
         if key.owner(self.cores) == self.core
-            && let Some(index) = self.own(key, false)
+            && let Some(index) = self.own(key, moved)
         {
             self.hear(index, key);
             if let Some(owned) = self.streams.at_mut(index) {
@@ -894,7 +912,7 @@ impl Shard {
         self.keep_current(places);
         let options = Arc::clone(&self.options);
         for key in changed.iter().flat_map(|id| options.catalog.kept_warm_of(id)) {
-            self.warm_up(key);
+            self.warm_up(key, false);
         }
     }
 
@@ -905,7 +923,10 @@ impl Shard {
                 self.obey_stop(index);
                 continue;
             }
-            owned.warm = false;
+            if std::mem::take(&mut owned.warm) {
+                let id = owned.key.target.options.id.clone();
+                self.warm_successor(&id);
+            }
             self.linger(index);
         }
     }
