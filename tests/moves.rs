@@ -123,7 +123,7 @@ fn a_reload_that_changes_what_one_subject_watches_on_two_tabs_closes_neither() {
     for cores in [1, 2] {
         let setup = |interval: &str| {
             let lines = format!("params = [\"r\"]\ninterval = \"{interval}\"\nlinger = \"0s\"");
-            let limits = format!("streams_per_subject = {count}");
+            let limits = format!("streams_per_subject = {count}\nmessages_per_second = 1000");
             Setup::new().cores(cores).limits(&limits).stream("q", &upstream.url("/q?r={query.r}"), &lines)
         };
         let server = setup("500ms").start();
@@ -150,7 +150,7 @@ fn a_put_of_what_one_subject_watches_on_two_tabs_closes_neither() {
     let upstream = upstream();
     let count = 20;
     // All places of the process are taken too.
-    let limits = format!("streams_per_subject = {count}\nstreams = {count}");
+    let limits = format!("streams_per_subject = {count}\nstreams = {count}\nmessages_per_second = 1000");
     let server = Setup::new().limits(&limits).start();
     let body = |interval: &str, path: &str| {
         let url = upstream.url(&format!("{path}?r={{query.r}}"));
@@ -305,20 +305,20 @@ fn who_finds_no_place_for_another_stream_of_a_new_credential_may_come_again() {
 }
 
 #[test]
-fn a_change_to_a_claim_that_nobody_was_asked_for_yet_does_not_send_them_away_for_good() {
+fn a_change_to_a_claim_that_grants_have_not_kept_does_not_send_anybody_away_for_good() {
     let setup = |url: &str| {
         let lines = format!("url = \"http://up/{url}\"\ninterval = \"1s\"");
         hall_of(1, "", &[("own", lines.as_str())])
     };
     let mut hall = Hall::new(&setup("all"));
-    let token = hall.token(json!({"tenant": "a"}));
+    let token = hall.token(json!({"sub": "a"}));
     let single = open(&mut hall, 0, "/v1/streams/own", &token);
     let many = open(&mut hall, 0, "/v1/ws", &token);
     hall.message(many, json!({"type": "subscribe", "stream": "own"}));
     hall.pass(10 * MS);
     hall.frames(single);
     hall.frames(many);
-    hall.reload(&setup("{claims.tenant}"));
+    hall.reload(&setup("{claims.sub}"));
     assert_eq!(hall.kinds(single), ["error", "1013 overloaded"]);
     let told = hall.frames(many);
     assert_eq!((told.len(), &told[0]["code"], &told[0]["stream"]), (1, &json!("STREAM_UNAVAILABLE"), &json!("own")));

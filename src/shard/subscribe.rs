@@ -504,8 +504,12 @@ impl Shard {
                         }
                     }
                 }
-                // A grant has the claims that templates named when it was made: the next one has those that they name now.
-                Err(refusal) if refusal.code == ErrorCode::ClaimMissing && !is_current => {
+                // The token may have it, of which the grant has kept less: the next one has what templates name now.
+                Err(refusal)
+                    if refusal.code == ErrorCode::ClaimMissing
+                        && !is_current
+                        && self.options.catalog.names_registered_claims(&key.target.options.id) =>
+                {
                     self.unsubscribe_slot(index, slot);
                     let detail = "the stream was configured anew: ask again";
                     if self.tell_passing(index, &key.name, &Refusal::new(ErrorCode::StreamUnavailable, detail)) {
