@@ -409,7 +409,7 @@ impl Shard {
     ) {
         let now = self.now.at;
         let Some(index) = self.own(&key, moved).filter(|&index| self.take_select(index, &key, payer, moved)) else {
-            self.send(from, Mail::Refused { key, full: true });
+            self.send(from, Mail::Refused { key, full: !moved });
             return;
         };
         let Some(audience) = self.hear(index, &key) else { return };
