@@ -253,6 +253,9 @@ pub const BREAKER_FAILURES: u32 = 10;
 pub const BREAKER_REST_MIN: Duration = Duration::from_secs(1);
 /// How long an origin is left alone at most.
 pub const BREAKER_REST_MAX: Duration = Duration::from_secs(30);
+/// Callers and origins where what a caller has described has failed last, of which that is kept in mind. Past it those that
+/// are not left alone are forgotten first; more are not.
+pub const CALLERS_BREAKERS_MAX: usize = 16_384;
 /// `[[upstream]]` tables.
 pub const UPSTREAMS_MAX: usize = 1024;
 /// Windows of one stream.

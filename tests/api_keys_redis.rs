@@ -4,7 +4,6 @@
 mod support;
 
 use std::fs;
-use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,9 +11,9 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use support::redis::{RedisSetup, Said};
 use support::server::{
-    ADMIN_KEY, Answer, PATIENCE, Raw, Server, Setup, Ws, bearer, eventually, now_us, refused, token_of,
+    Answer, PATIENCE, Server, Setup, Ws, away, bearer, connected, eventually, keys, now_us, refused, token_of,
 };
-use support::{Proxy, Redis, Upstream};
+use support::{Folder, Proxy, Redis, Upstream};
 
 /// Until when an event acts that has reached the process (protocol section 5).
 const BOUND: Duration = Duration::from_millis(250);
@@ -22,32 +21,6 @@ const BOUND: Duration = Duration::from_millis(250);
 const HASH: &str = "restcast:api_keys";
 /// How often a bound is tried: a busy machine may be late now and then, not always.
 const TRIES: usize = 5;
-
-/// A path of this test's own for a state file.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Scratch {
-        let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("shared-{name}-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&path);
-        fs::create_dir_all(&path).expect("a directory");
-        Scratch(path)
-    }
-
-    fn line(&self) -> String {
-        format!("state = {:?}", self.0.join("restcast.state"))
-    }
-
-    fn text(&self) -> String {
-        fs::read_to_string(self.0.join("restcast.state")).unwrap_or_default()
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
 
 fn upstream() -> Upstream {
     let upstream = Upstream::start();
@@ -62,19 +35,6 @@ fn alone(upstream: &Upstream) -> Setup {
 /// With a Redis that may be slow, as the machine may be: what is away is noticed all the same.
 fn setup(url: &str, upstream: &Upstream) -> Setup {
     alone(upstream).redis(url, "timeout = \"5s\"")
-}
-
-fn connected(server: &Server) {
-    eventually("Redis is spoken to", || (server.admin("GET", "/readyz", None).json()["redis"] == "up").then_some(()));
-}
-
-fn away(server: &Server) {
-    eventually("Redis is away", || (server.admin("GET", "/readyz", None).json()["redis"] == "away").then_some(()));
-}
-
-fn keys(server: &Server, method: &str, path: &str, body: &str) -> Answer {
-    let headers = [bearer(ADMIN_KEY), ("Content-Type", "application/json".to_owned())];
-    Raw::connect(server.admin).request(method, &format!("/admin/v1/keys{path}"), &headers, body)
 }
 
 /// Makes a key of that id: its text.
@@ -193,15 +153,15 @@ fn a_process_that_starts_has_the_keys_before_it_is_ready() {
     let (redis, upstream) = (Redis::start(), upstream());
     let first = setup(&redis.url(), &upstream).start();
     let (key, gone) = (make(&first, "a"), make(&first, "b"));
-    let scratch = Scratch::new("starts");
-    let second = setup(&redis.url(), &upstream).server(&scratch.line()).start();
+    let folder = Folder::new("shared-starts");
+    let second = setup(&redis.url(), &upstream).server(&folder.state_line()).start();
     assert_eq!((status(&second, &key), status(&second, &gone)), (200, 200));
     assert_eq!(list(&second), list(&first));
     drop(second);
     // What was deleted while it was not there is deleted, whatever its file says.
-    assert!(scratch.text().contains("\"b\""));
+    assert!(fs::read_to_string(folder.state()).is_ok_and(|text| text.contains("\"b\"")));
     assert_eq!(delete(&first, "b"), 204);
-    let second = setup(&redis.url(), &upstream).server(&scratch.line()).start();
+    let second = setup(&redis.url(), &upstream).server(&folder.state_line()).start();
     assert_eq!((status(&second, &key), status(&second, &gone)), (200, 401));
     assert_eq!(list(&second), list(&first));
 }
@@ -250,8 +210,8 @@ fn of_two_processes_that_make_the_same_id_at_once_one_has_it() {
 #[test]
 fn while_redis_is_away_keys_are_good_none_is_made_and_a_deletion_holds_and_arrives() {
     let (mut redis, upstream) = (Redis::start(), upstream());
-    let scratches = [Scratch::new("away-a"), Scratch::new("away-b")];
-    let setups = scratches.each_ref().map(|scratch| setup(&redis.url(), &upstream).server(&scratch.line()));
+    let folders = [Folder::new("shared-away-a"), Folder::new("shared-away-b")];
+    let setups = folders.each_ref().map(|folder| setup(&redis.url(), &upstream).server(&folder.state_line()));
     let mut first = setups[0].start();
     let second = setups[1].start();
     let (key, gone) = (make(&first, "stays"), make(&first, "gone"));
@@ -439,14 +399,14 @@ fn a_key_made_just_before_redis_comes_back_older_is_carried_over_though_as_much_
 #[test]
 fn keys_of_the_state_file_are_carried_over_once_and_redis_counts_where_both_have_an_id() {
     let (redis, upstream) = (Redis::start(), upstream());
-    let scratches = [Scratch::new("carried-a"), Scratch::new("carried-b")];
+    let folders = [Folder::new("shared-carried-a"), Folder::new("shared-carried-b")];
     let mut made = Vec::new();
-    for scratch in &scratches {
-        let server = alone(&upstream).server(&scratch.line()).start();
+    for folder in &folders {
+        let server = alone(&upstream).server(&folder.state_line()).start();
         let own = make(&server, &format!("own{}", made.len()));
         made.push((own, make(&server, "both")));
     }
-    let setups = scratches.each_ref().map(|scratch| setup(&redis.url(), &upstream).server(&scratch.line()));
+    let setups = folders.each_ref().map(|folder| setup(&redis.url(), &upstream).server(&folder.state_line()));
     let first = setups[0].start();
     assert_eq!((status(&first, &made[0].0), status(&first, &made[0].1)), (200, 200));
     eventually("they are in Redis", || (redis.number(&["HLEN", HASH]) == 4).then_some(()));
@@ -467,7 +427,7 @@ fn keys_of_the_state_file_are_carried_over_once_and_redis_counts_where_both_have
     assert_eq!(list(&first), list(&second));
     // Without Redis again it has what it knew; what is made and deleted then is put together afterwards.
     drop(first);
-    let lone = alone(&upstream).server(&scratches[0].line()).start();
+    let lone = alone(&upstream).server(&folders[0].state_line()).start();
     assert_eq!((status(&lone, &made[1].0), delete(&lone, "own1")), (200, 204));
     let alone_made = make(&lone, "alone");
     drop(lone);

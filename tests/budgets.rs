@@ -7,14 +7,13 @@ mod support;
 mod watcher;
 
 use std::collections::HashSet;
-use std::fs;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use support::server::{ADMIN_KEY, PATIENCE, Server, Setup, bearer, eventually, token_of};
-use support::{Reply, RequestSeen, Step, Upstream};
+use support::{Folder, Reply, RequestSeen, Step, Upstream};
 use watcher::{Over, Watcher, polled, requests_for};
 
 fn open(server: &Server, stream: &str) -> Watcher {
@@ -28,12 +27,14 @@ fn rated(upstream: &Upstream, lines: &str, rate: &str) -> String {
 
 /// So many polls at most may have come in the time that these took, at one in `gap`.
 fn assert_rate_kept(seen: &[RequestSeen], gap: Duration) {
-    for (count, pair) in (1..).zip(seen.windows(2)) {
-        // The upstream's threads may have been late for the first.
-        let least = gap * count - gap / 2;
-        let took = pair[1].at - seen[0].at;
-        assert!(took >= least, "{} requests in {took:?}", count + 1);
-    }
+    let times: Vec<Duration> = seen.iter().map(|one| one.at - seen[0].at).collect();
+    // The upstream's threads may have been late for any request, which makes the time from that one to others too short. So
+    // it is enough that one of the first was noted in time: from that one on, all others have to keep their distance.
+    let keeps_it = |from: usize| {
+        let mut later = (0..).zip(&times[from..]);
+        later.all(|(count, at)| *at + gap / 2 >= times[from] + gap * count)
+    };
+    assert!((0..times.len().div_ceil(4)).any(keeps_it), "{times:?}");
 }
 
 // Rates.
@@ -64,7 +65,7 @@ fn those_who_have_gone_hold_nobody_who_comes() {
     upstream.wait_for_requests(count + 1, PATIENCE);
     assert_eq!(requests_for(&upstream, "/z").len(), 1);
     assert!(
-        asked.elapsed() < Duration::from_secs(5),
+        asked.elapsed() < Duration::from_secs(20),
         "the forty had places for as many seconds: {:?}",
         asked.elapsed()
     );
@@ -131,7 +132,7 @@ fn polls_that_get_no_token_take_nothing_of_the_rate() {
     let begun = Instant::now();
     upstream.wait_for_requests(21, 6 * PATIENCE);
     let took = begun.elapsed();
-    assert!(took < Duration::from_secs(16), "20 at 5/s are 4 s, or 36 s where nine share it: {took:?}");
+    assert!(took < Duration::from_secs(24), "20 at 5/s are 4 s, or 36 s where nine share it: {took:?}");
     let seen = upstream.requests();
     assert!(seen.iter().all(|seen| seen.target == "/good"), "nobody asks without a token");
     assert_rate_kept(&seen, Duration::from_millis(200));
@@ -239,24 +240,19 @@ fn whoever_gets_another_key_leaves_the_budget_of_the_old_one() {
             _ => Reply::json("1").header("RateLimit", "\"a\";r=0;t=3600"),
         });
     }
-    let folder = std::env::temp_dir().join(format!("restcast-budgets-{}", std::process::id()));
-    fs::create_dir_all(&folder).expect("a temporary folder");
-    let (key, next) = (folder.join("key"), folder.join("next"));
-    fs::write(&key, "old").expect("a key");
-    let lines = format!("headers = {{ \"X-Key\" = \"file:{}\" }}", key.display());
+    let folder = Folder::new("budgets");
+    let lines = format!("headers = {{ \"X-Key\" = \"file:{}\" }}", folder.put("key", "old"));
     let setup = Setup::new().stream("a", &upstream.url("/a"), &lines).stream("b", &upstream.url("/b"), &lines);
     let server = setup.start();
     let mut watcher = open(&server, "a");
     watcher.event_with("a", "1");
     watcher.next_of("stream_status");
-    fs::write(&next, "new").expect("another key");
-    fs::rename(&next, &key).expect("a rename");
+    folder.put("key", "new");
     server.wait_for_log("The secret of an upstream was read again.", 1);
     // Somebody who comes asks with the new key at once; whoever was held by the old one's budget is not for ever.
     open(&server, "b").event_with("b", "2");
     assert_eq!(server.admin("POST", "/admin/v1/streams/a/refresh", Some(ADMIN_KEY)).status, 202);
     watcher.event_with("a", "2");
-    fs::remove_dir_all(&folder).expect("it is ours");
 }
 
 /// An upstream with so many requests in a window that never ends, and how many have come.
@@ -296,7 +292,7 @@ fn streams_that_begin_together_ask_no_more_often_than_they_may() {
 }
 
 #[test]
-fn a_caller_whose_targets_fail_stops_no_stream_of_the_operator() {
+fn a_caller_whose_targets_fail_stops_no_stream_of_the_operator_and_of_no_other_caller() {
     let upstream = Upstream::start();
     upstream.set_json("/good", "1");
     let setup = Setup::new().stream("good", &upstream.url("/good"), "interval = \"100ms\"");
@@ -304,7 +300,7 @@ fn a_caller_whose_targets_fail_stops_no_stream_of_the_operator() {
     let mut good = open(&server, "good");
     good.event();
     let mallory = [bearer(&token_of("mallory"))];
-    let _failing: Vec<Watcher> = (0..40)
+    let mut failing: Vec<Watcher> = (0..40)
         .map(|n| {
             let path = format!("/bad{n}");
             upstream.set(&path, Reply::status(500));
@@ -312,11 +308,27 @@ fn a_caller_whose_targets_fail_stops_no_stream_of_the_operator() {
             Watcher::open(&server, Over::Sse, &path, &mallory)
         })
         .collect();
-    let bad = || upstream.requests().iter().filter(|seen| seen.target.starts_with("/bad")).count();
-    eventually("they have failed", || (bad() >= 80).then_some(()));
+    // Whoever has not failed itself is told how others have: ten have failed by then.
+    for watcher in &mut failing {
+        assert_eq!(watcher.next_of("stream_status").json()["code"], "UPSTREAM_STATUS");
+    }
+    let mut tries = 0;
+    eventually("whatever else this caller describes there is left alone", || {
+        tries += 1;
+        let path = format!("/odd{tries}");
+        upstream.set(&path, Reply::status(501));
+        let path = format!("/v1/direct?url={}", upstream.url(&path));
+        let told = Watcher::open(&server, Over::Sse, &path, &mallory).next_of("stream_status").json();
+        // Unless it is the one that tries the origin.
+        (told["status"] == 500).then_some(())
+    });
+    let others = [bearer(&token_of("other"))];
+    upstream.set_json("/fine", "7");
+    let path = format!("/v1/direct?url={}", upstream.url("/fine"));
+    assert_eq!(Watcher::open(&server, Over::Sse, &path, &others).event().json()["data"], 7);
     upstream.set("/no-more", Reply::status(429).header("Retry-After", "3600"));
     let path = format!("/v1/direct?url={}", upstream.url("/no-more"));
-    let mut held = Watcher::open(&server, Over::Sse, &path, &mallory);
+    let mut held = Watcher::open(&server, Over::Sse, &path, &others);
     assert_eq!(held.next_of("stream_status").json()["code"], "UPSTREAM_RATE_LIMITED");
     let before = requests_for(&upstream, "/good").len();
     eventually("it is polled on", || (requests_for(&upstream, "/good").len() >= before + 20).then_some(()));

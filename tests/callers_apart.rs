@@ -4,9 +4,8 @@
 mod support;
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use monoio::task::JoinHandle;
 use restcast::guard::{Pattern, Policy};
@@ -22,8 +21,8 @@ use restcast::stream::credential::{Credential, Scheme};
 use restcast::stream::live::{Live, Rule, Source};
 use restcast::stream::oauth::{ClientAuth, Grant, Options};
 use restcast::stream::poll::{FetchResult, Target, UpstreamCode};
-use support::client::{Client, NOW, SECOND, request, target};
-use support::{Reply, Step, Upstream, on_each_driver};
+use support::client::{Client, NOW, SECOND, become_true, request, target};
+use support::{Folder, Gate, Reply, Step, Upstream, on_each_driver};
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// A subject that has as much under way as it may, and as much waiting.
@@ -74,7 +73,7 @@ fn flood(client: &Client, subjects: u64) -> Vec<JoinHandle<FetchResult>> {
 const EVERYBODY: u64 = ((RESOLVER_CALLERS_QUEUE_MAX + RESOLVER_QUEUE_MAX) / RESOLVER_SUBJECT_QUEUE_MAX) as u64 + 8;
 
 async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
-    monoio::time::timeout(8 * SECOND, future).await.unwrap_or_else(|_| panic!("{what} is held up"))
+    monoio::time::timeout(20 * SECOND, future).await.unwrap_or_else(|_| panic!("{what} is held up"))
 }
 
 #[test]
@@ -125,30 +124,12 @@ fn a_caller_whose_names_are_slow_is_told_so_and_others_are_served() {
     });
 }
 
-/// A folder of the test's own, gone when it ends.
-struct Folder(std::path::PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Folder {
-        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&path).expect("a folder");
-        Folder(path)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 #[test]
 fn slow_names_of_callers_do_not_hold_up_a_refresh_token_on_its_way_to_the_disk() {
     let written = |text: &str| Live::new(Source::Written, Rule::Text, Secret::new(text));
     on_each_driver(async || {
         let folder = Folder::new("callers-apart");
-        let path = folder.0.join("state");
-        let _ = std::fs::remove_file(&path);
+        let path = folder.state();
         let (servers, upstream) = (NameServers::default(), Upstream::start());
         upstream.set("/token", Reply::json(r#"{"access_token":"a1","token_type":"Bearer","refresh_token":"r1"}"#));
         // Whether the refresh token was in the file whenever the token that came with it was used.
@@ -198,24 +179,21 @@ fn hanging_targets_of_callers_leave_connections_to_the_operator() {
             ..FetcherOptions::default()
         };
         let (client, upstream) = (Client::with(options, Resolver::system()), Upstream::start());
+        let gate = Gate::default();
+        upstream.set("/first", Reply::steps(vec![Step::Wait(gate.clone()), Step::Close]));
         upstream.set("/held", Reply::steps(vec![Step::Stall]));
         upstream.set("/leads", Reply::json("1").delay(Duration::from_millis(30)));
         let pattern = Pattern::parse(&upstream.url("/*")).expect("a pattern");
         let policy = Arc::new(Policy { allow: vec![pattern], ..Policy::default() });
         let hanging = |of: u64| {
-            let mut target = described(&upstream.url("/held"), &policy, of);
-            // The first gives up, the others go on.
-            let patience = if of == 0 { 2 * SECOND } else { 60 * SECOND };
+            let path = if of == 0 { "/first" } else { "/held" };
+            let mut target = described(&upstream.url(path), &policy, of);
             let options = Arc::get_mut(&mut target.options).expect("nobody else has them");
-            (options.first_byte_timeout, options.timeout) = (patience, patience);
+            (options.first_byte_timeout, options.timeout) = (120 * SECOND, 120 * SECOND);
             client.spawn(target)
         };
         let mut held: Vec<_> = (0..8).map(hanging).collect();
-        let until = Instant::now() + 20 * SECOND;
-        while upstream.open_connections() < 4 {
-            assert!(Instant::now() < until, "the callers' connections are never opened");
-            monoio::time::sleep(Duration::from_millis(5)).await;
-        }
+        become_true("the callers' connections", || upstream.request_count() == 4).await;
         // Four hang, three wait, one is told that it may not.
         let refused = soon("a refusal", held.pop().expect("eight")).await.expect_err("it may not wait");
         assert!(refused.detail.contains("too many requests wait"), "{refused:?}");
@@ -229,12 +207,9 @@ fn hanging_targets_of_callers_leave_connections_to_the_operator() {
         assert_eq!(upstream.connection_count(), 6, "the operator's connections are the operator's");
         // A caller's connection that becomes free goes to a caller that waits, past what idles of the operator's.
         let own = upstream.requests().iter().filter(|seen| seen.target.starts_with("/leads")).count();
-        soon("the first", held.remove(0)).await.expect_err("it has hung");
-        let until = Instant::now() + 20 * SECOND;
-        while upstream.request_count() < own + 5 {
-            assert!(Instant::now() < until, "whoever waits longest is never served");
-            monoio::time::sleep(Duration::from_millis(5)).await;
-        }
+        gate.open();
+        soon("the first", held.remove(0)).await.expect_err("it was closed");
+        become_true("whoever waits longest", || upstream.request_count() >= own + 5).await;
         assert_eq!(client.fetcher.counts().open, 6);
         drop(held);
     });
@@ -246,15 +221,20 @@ fn without_the_operators_polls_callers_have_their_part_alone_and_the_operators_g
         let options = FetcherOptions { connections_max: 2, own_connections: 1, ..FetcherOptions::default() };
         let (client, upstream) = (Client::with(options, Resolver::system()), Upstream::start());
         let slow = || Reply::json("1").delay(Duration::from_millis(40));
-        for path in ["/a", "/b", "/c", "/own1", "/own2", "/own3"] {
+        for path in ["/b", "/c", "/own1", "/own2", "/own3"] {
             upstream.set(path, slow().header("Connection", "close"));
         }
+        // The first is not done before all others wait.
+        let gate = Gate::default();
+        upstream.set("/a", slow().header("Connection", "close").behind(&gate));
         let pattern = Pattern::parse(&upstream.url("/*")).expect("a pattern");
         let policy = Arc::new(Policy { allow: vec![pattern], ..Policy::default() });
         let callers = ["/a", "/b", "/c"].map(|path| client.spawn(described(&upstream.url(path), &policy, 1)));
-        monoio::time::sleep(Duration::from_millis(10)).await;
+        become_true("the first caller's request", || upstream.request_count() == 1).await;
         assert_eq!(client.fetcher.counts().open, 1, "one is the operator's, whether it is used or not");
         let own = ["/own1", "/own2", "/own3"].map(|path| client.spawn(target(&upstream.url(path), |_| {})));
+        become_true("the operator's request", || upstream.request_count() == 2).await;
+        gate.open();
         for poll in own.into_iter().chain(callers) {
             assert_eq!(soon("each", poll).await.expect("an answer").status, 200);
         }

@@ -11,7 +11,6 @@ mod watcher;
 
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -20,7 +19,7 @@ use socket2::{Domain, SockRef, Socket, Type};
 
 use crowd::Crowd;
 use support::server::{PATIENCE, Server, Setup};
-use support::{Authority, Framing, Identity, Reply, Step, Upstream, self_signed};
+use support::{Authority, Folder, Framing, Identity, Reply, Step, Upstream, self_signed};
 use watcher::canonical;
 
 const WATCHERS: usize = 1_000;
@@ -177,9 +176,8 @@ fn whatever_the_upstream_does_a_thousand_watchers_hold_its_value_afterwards_and_
     let descriptors = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: descriptors.maximum, ..descriptors }).expect("raised");
     let mut place = Place::new();
-    let ca: PathBuf = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("chaos-{}.pem", std::process::id()));
-    std::fs::write(&ca, place.authority.pem()).expect("a file");
-    let lines = format!("{LINES}\nca = {:?}", ca.to_str().expect("UTF-8"));
+    let folder = Folder::new("chaos");
+    let lines = format!("{LINES}\nca = {:?}", place.authority.write_pem(&folder));
     let setup = |host: &str| {
         let url = format!("https://{host}:{}/value", place.address.port());
         Setup::new().log("level = \"info\"").server("heartbeat = \"5s\"").stream("s", &url, &lines)
@@ -245,5 +243,4 @@ fn whatever_the_upstream_does_a_thousand_watchers_hold_its_value_afterwards_and_
     assert!(place.requests as f64 <= most, "{} requests in {:?}", place.requests, begun.elapsed());
     assert_eq!(server.metric(&["restcast_subscriptions"]), WATCHERS as f64);
     assert_eq!(server.metric(&["restcast_panics_total"]), 0.0);
-    let _ = std::fs::remove_file(&ca);
 }

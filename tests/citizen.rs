@@ -7,7 +7,6 @@ mod support;
 #[path = "support/watcher.rs"]
 mod watcher;
 
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -15,23 +14,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 
 use support::server::{PATIENCE, Setup, bearer, eventually, token_of};
-use support::{Authority, Reply, Step, Upstream};
+use support::{Authority, Folder, Reply, Step, Upstream};
 use watcher::{Watcher, polled, requests_for};
-
-/// An upstream over TLS, and the lines of a stream that trusts it.
-fn secure() -> (Upstream, String) {
-    let authority = Authority::new();
-    let upstream = Upstream::start_tls(&authority.identity(&["127.0.0.1"]));
-    let folder = std::env::temp_dir().join(format!("restcast-citizen-{}-{}", std::process::id(), unique()));
-    std::fs::create_dir_all(&folder).expect("a temporary folder");
-    let ca: PathBuf = authority.write_pem(&folder);
-    (upstream, format!("ca = {:?}", ca.display().to_string()))
-}
-
-fn unique() -> usize {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    NEXT.fetch_add(1, Ordering::Relaxed)
-}
 
 fn open(server: &support::server::Server, stream: &str) -> Watcher {
     Watcher::ws(server, &format!("/v1/streams/{stream}"))
@@ -46,7 +30,7 @@ fn watch_for(time: Duration) {
 
 #[test]
 fn what_is_fresh_is_not_asked_for_where_that_is_respected() {
-    let (upstream, ca) = secure();
+    let (upstream, ca, _folder) = Upstream::start_trusted();
     let fresh = |n: u32| Reply::json(n.to_string()).header("Cache-Control", "max-age=62").header("Age", "60");
     upstream.set("/respected", fresh(1));
     upstream.set("/ignored", fresh(1));
@@ -108,7 +92,7 @@ fn a_budget_is_shared_by_all_streams_of_its_credential_and_never_passed() {
     std::thread::scope(|scope| {
         for way in ["draft", "triple", "epoch"] {
             scope.spawn(move || {
-                let (upstream, ca) = secure();
+                let (upstream, ca, _folder) = Upstream::start_trusted();
                 let window = Window { limit: 8, length: Duration::from_secs(2), begun: Instant::now(), used: 0 };
                 let window = Arc::new(Mutex::new(window));
                 let overruns = Arc::new(AtomicUsize::new(0));
@@ -143,7 +127,7 @@ fn a_budget_is_shared_by_all_streams_of_its_credential_and_never_passed() {
 
 #[test]
 fn another_credential_has_a_budget_of_its_own() {
-    let (upstream, ca) = secure();
+    let (upstream, ca, _folder) = Upstream::start_trusted();
     upstream.set("/spent", Reply::json("1").header("RateLimit", "\"a\";r=0;t=600"));
     upstream.set("/free", Reply::json("1"));
     let key = |key: &str| format!("{ca}\nheaders = {{ \"X-Api-Key\" = {key:?} }}");
@@ -172,7 +156,7 @@ fn another_credential_has_a_budget_of_its_own() {
 
 #[test]
 fn too_many_requests_of_one_stream_hold_the_others_of_its_credential_and_a_503_does_not() {
-    let (upstream, ca) = secure();
+    let (upstream, ca, _folder) = Upstream::start_trusted();
     upstream.set("/many", Reply::json("1"));
     upstream.set("/same", Reply::json("1"));
     upstream.set("/other", Reply::json("1"));
@@ -207,7 +191,7 @@ fn too_many_requests_of_one_stream_hold_the_others_of_its_credential_and_a_503_d
 
 #[test]
 fn a_rate_is_kept_and_shared_evenly() {
-    let (upstream, ca) = secure();
+    let (upstream, ca, _folder) = Upstream::start_trusted();
     let origin = upstream.url("");
     let mut setup = Setup::new();
     for stream in ["a", "b", "c"] {
@@ -279,7 +263,7 @@ fn actions_and_tokens_count_in_the_rate_of_their_upstream_and_go_before_polls() 
 
 #[test]
 fn no_poll_is_made_in_a_window_without_one() {
-    let (upstream, ca) = secure();
+    let (upstream, ca, _folder) = Upstream::start_trusted();
     upstream.set_json("/closed", "1");
     upstream.set_json("/open", "1");
     let server = Setup::new()
@@ -307,7 +291,7 @@ fn no_poll_is_made_in_a_window_without_one() {
 
 #[test]
 fn who_waits_while_a_window_is_closed_is_told_so_and_until_when() {
-    let (upstream, ca) = secure();
+    let (upstream, ca, _folder) = Upstream::start_trusted();
     upstream.set_json("/closed", "1");
     // Closed now and for an hour at least, whatever time it is.
     let minute = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs() / 60 % 1440;
@@ -330,7 +314,7 @@ fn who_waits_while_a_window_is_closed_is_told_so_and_until_when() {
 
 #[test]
 fn a_moving_interval_slows_down_while_nothing_changes() {
-    let (upstream, ca) = secure();
+    let (upstream, ca, _folder) = Upstream::start_trusted();
     upstream.set_json("/leads", "0");
     let lines = format!("{ca}\ninterval = \"50ms\"\ninterval_max = \"1s\"");
     let server = Setup::new().stream("leads", &upstream.url("/leads"), &lines).start();
@@ -360,9 +344,8 @@ fn redirects_are_followed_where_that_is_allowed_and_secrets_stay_home() {
     // Not the operator's word: another port of the same machine is a stranger's.
     let port = |url: &str| url.rsplit(':').next().and_then(|rest| rest.split('/').next()).expect("a port").to_owned();
     let (home_port, away_port) = (port(&home.url("/")), port(&away.url("/")));
-    let folder = std::env::temp_dir().join(format!("restcast-citizen-{}-{}", std::process::id(), unique()));
-    std::fs::create_dir_all(&folder).expect("a temporary folder");
-    let ca = format!("ca = {:?}", authority.write_pem(&folder).display().to_string());
+    let folder = Folder::new("citizen");
+    let ca = format!("ca = {:?}", authority.write_pem(&folder));
     let to = |status, place: &str| Reply::status(status).header("Location", place);
     home.set_json("/new", "\"home\"");
     away.set_json("/new", "\"away\"");
@@ -468,7 +451,7 @@ fn a_value_behind_a_redirect_is_asked_for_conditionally_where_it_came_from() {
 
 #[test]
 fn pages_become_one_value_or_none() {
-    let (upstream, ca) = secure();
+    let (upstream, ca, _folder) = Upstream::start_trusted();
     let page = |items: &str, next: &str| {
         Reply::json(items).header("Link", &format!("<{next}>; rel=\"next\"")).etag("\"same\"")
     };
@@ -536,7 +519,7 @@ fn pages_become_one_value_or_none() {
 
 #[test]
 fn an_upstream_that_is_down_is_tried_by_one_request_at_a_time_and_then_comes_back_to_all() {
-    let (upstream, ca) = secure();
+    let (upstream, ca, _folder) = Upstream::start_trusted();
     let mut setup = Setup::new();
     for n in 0..40 {
         upstream.set(&format!("/{n}"), Reply::status(502));
@@ -576,7 +559,7 @@ fn head(text: &str) -> Step {
 
 #[test]
 fn an_event_stream_is_followed_gone_on_with_and_let_go() {
-    let (upstream, ca) = secure();
+    let (upstream, ca, _folder) = Upstream::start_trusted();
     let pause = || Step::Pause(Duration::from_millis(300));
     upstream.once(
         "/ticks",
@@ -620,7 +603,7 @@ fn an_event_stream_is_followed_gone_on_with_and_let_go() {
 
 #[test]
 fn ids_that_cannot_be_sent_ids_without_values_and_retries_are_as_a_browser_has_them() {
-    let (upstream, ca) = secure();
+    let (upstream, ca, _folder) = Upstream::start_trusted();
     let pause = || Step::Pause(Duration::from_millis(300));
     let end = || [Step::Send(b"0\r\n\r\n".to_vec()), Step::Close];
     let connection = |chunks: Vec<Step>| Reply::steps([vec![head(SSE)], chunks, end().to_vec()].concat());
@@ -653,7 +636,7 @@ fn ids_that_cannot_be_sent_ids_without_values_and_retries_are_as_a_browser_has_t
 
 #[test]
 fn events_that_come_too_fast_are_conflated_to_the_newest() {
-    let (upstream, ca) = secure();
+    let (upstream, ca, _folder) = Upstream::start_trusted();
     let mut steps = vec![head(SSE)];
     for n in 0..=200 {
         steps.extend([chunk(&format!("data: {n}\n\n")), Step::Pause(Duration::from_millis(5))]);
@@ -672,7 +655,7 @@ fn events_that_come_too_fast_are_conflated_to_the_newest() {
 
 #[test]
 fn lines_of_json_are_followed_and_silence_is_an_end() {
-    let (upstream, ca) = secure();
+    let (upstream, ca, _folder) = Upstream::start_trusted();
     let ndjson = SSE.replace("text/event-stream", "application/x-ndjson");
     upstream.once("/lines", Reply::steps(vec![head(&ndjson), chunk("{\"n\":1}\n{\"n\""), Step::Stall]));
     upstream.set("/lines", Reply::steps(vec![head(&ndjson), chunk("\n{\"n\":3}\r\n"), Step::Stall]));
@@ -691,7 +674,7 @@ fn lines_of_json_are_followed_and_silence_is_an_end() {
 
 #[test]
 fn what_is_no_stream_or_no_value_is_said() {
-    let (upstream, ca) = secure();
+    let (upstream, ca, _folder) = Upstream::start_trusted();
     upstream.set_json("/json", "1");
     upstream.set("/denied", Reply::status(401));
     upstream

@@ -3,8 +3,7 @@
 mod support;
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
@@ -13,40 +12,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 
-use support::Upstream;
-use support::server::{DRIVERS, PATIENCE, SECRET, Setup, mint, now_s, run, token_of};
-
-fn restcast(arguments: &[&str], input: &str) -> (i32, String, String) {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_restcast"))
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .env_remove("RESTCAST_TOKEN")
-        .spawn()
-        .expect("the binary starts");
-    // A command that takes no input may have ended before it comes.
-    let _ = child.stdin.take().expect("a pipe").write_all(input.as_bytes());
-    told(child.wait_with_output().expect("it ends"))
-}
-
-fn told(output: Output) -> (i32, String, String) {
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
-    (output.status.code().expect("it exits"), text(output.stdout), text(output.stderr))
-}
-
-/// A file of this test's own.
-fn file(name: &str, text: &str) -> PathBuf {
-    let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("cli-{}", std::process::id()));
-    std::fs::create_dir_all(&directory).expect("a directory");
-    let path = directory.join(name);
-    std::fs::write(&path, text).expect("a file");
-    path
-}
-
-fn path(file: &std::path::Path) -> &str {
-    file.to_str().expect("UTF-8")
-}
+use support::server::{DRIVERS, PATIENCE, SECRET, Setup, mint, now_s, restcast, run, token_of, told};
+use support::{Folder, Upstream};
 
 #[test]
 fn a_command_line_that_is_wrong_is_exit_code_2_and_says_what_is_meant() {
@@ -72,12 +39,13 @@ fn a_command_line_that_is_wrong_is_exit_code_2_and_says_what_is_meant() {
 
 #[test]
 fn check_names_every_error_with_its_line_and_the_nearest_key() {
-    let bad = file(
+    let folder = Folder::new("cli");
+    let bad = folder.put(
         "bad.toml",
         "[server]\nlisen = \"127.0.0.1:0\"\n[[stream]]\nid = \"a b\"\nurl = \"https://{claims.host}/\"\nintervall = \"1s\"\n\
          [limits]\nconnections = -1\n[[auth.jwt.key]]\nalg = \"HS256\"\nsecret = \"hunter2-short\"\n",
     );
-    let (code, out, err) = restcast(&["check", "--config", path(&bad)], "");
+    let (code, out, err) = restcast(&["check", "--config", &bad], "");
     assert_eq!((code, out.as_str()), (1, ""), "{err}");
     for said in [
         "bad.toml:2: unknown key `server.lisen`; the nearest known one is `server.listen`",
@@ -91,18 +59,18 @@ fn check_names_every_error_with_its_line_and_the_nearest_key() {
     }
     assert!(!err.contains("hunter2"), "{err}");
     // The same words when it is to be served.
-    let (code, out, served) = restcast(&["serve", "--config", path(&bad)], "");
+    let (code, out, served) = restcast(&["serve", "--config", &bad], "");
     assert_eq!((code, out.as_str()), (1, ""));
     assert!(err.lines().all(|line| served.contains(line)), "{served}");
 }
 
 #[test]
 fn check_shows_what_is_in_force_with_secrets_masked_and_that_is_a_configuration_again() {
-    let secret = file("header-secret", "hunter2-file\n");
+    let folder = Folder::new("cli");
     let lines = format!(
         "method = \"POST\"\nbody = '{{\"key\":\"hunter2-body\"}}'\n\
          headers = {{ \"X-Plain\" = \"hunter2-plain\", \"X-File\" = \"file:{}\", \"X-Env\" = \"env:CLI_SECRET\" }}",
-        path(&secret)
+        folder.put("header-secret", "hunter2-file\n")
     );
     let setup = Setup::new()
         .env("CLI_SECRET", "hunter2-env")
@@ -120,7 +88,8 @@ fn check_shows_what_is_in_force_with_secrets_masked_and_that_is_a_configuration_
 
 #[test]
 fn a_file_without_streams_is_valid_and_one_that_is_missing_is_not() {
-    assert_eq!(restcast(&["check", "--config", path(&file("empty.toml", ""))], "").0, 0);
+    let folder = Folder::new("cli");
+    assert_eq!(restcast(&["check", "--config", &folder.put("empty.toml", "")], "").0, 0);
     let (code, _, err) = restcast(&["check", "--config", "/nowhere/restcast.toml"], "");
     assert_eq!(code, 1);
     assert!(err.contains("does not exist"), "{err}");
@@ -131,15 +100,16 @@ fn a_minted_token_is_explained_and_opens_a_stream() {
     let upstream = Upstream::start();
     upstream.set_json("/leads", "[1]");
     let setup = Setup::new().stream("leads", &upstream.url("/leads"), "roles = [\"agent\"]");
-    let config = file("explain.toml", &setup.text());
-    let secret = file("signing-secret", &format!("{SECRET}\n"));
+    let folder = Folder::new("cli");
+    let config = folder.put("explain.toml", &setup.text());
+    let secret = folder.put("signing-secret", &format!("{SECRET}\n"));
     let mint = ["token", "--sub", "u1", "--expires-in", "15m", "--claim", "role=agent", "--kid", "k1", "--secret-file"];
-    let (code, out, err) = restcast(&[&mint[..], &[path(&secret)]].concat(), "");
+    let (code, out, err) = restcast(&[&mint[..], &[&secret]].concat(), "");
     assert_eq!((code, err.as_str()), (0, ""));
     let token = out.strip_suffix('\n').expect("one line");
     let signature = token.rsplit('.').next().expect("three parts");
 
-    let explain = ["explain", "token", "--config", path(&config)];
+    let explain = ["explain", "token", "--config", &config];
     let (code, told, _) = restcast(&explain, &format!("{token}\n"));
     assert_eq!(code, 0, "{told}");
     assert!(told.starts_with("accepted") && told.contains("\"role\":\"agent\""), "{told}");
@@ -234,7 +204,8 @@ fn explain_answers_each_line_at_once() {
 fn explain_url_answers_each_line_without_the_network() {
     let policy =
         "[direct]\nallow = [\"https://api.example.com/public/*\", \"http://10.0.0.5:8080/*\"]\ncookies = true\n";
-    let (listing, off) = (file("direct.toml", policy), file("direct-off.toml", ""));
+    let folder = Folder::new("cli");
+    let (listing, off) = (folder.put("direct.toml", policy), folder.put("direct-off.toml", ""));
     let url = |url: &str| json!({ "kind": "url", "url": url });
     // The line, and the verdict without a configuration, with one that lists, and with one that has no direct mode.
     let lines = [
@@ -274,7 +245,7 @@ fn explain_url_answers_each_line_without_the_network() {
     for (at, config) in [None, Some(&listing), Some(&off)].into_iter().enumerate() {
         let mut arguments = vec!["explain", "url", "--lines"];
         if let Some(config) = config {
-            arguments.extend(["--config", path(config)]);
+            arguments.extend(["--config", config]);
         }
         let (code, out, err) = restcast(&arguments, &input);
         assert_eq!((code, err.as_str(), out.lines().count()), (0, "", lines.len()));
@@ -286,16 +257,16 @@ fn explain_url_answers_each_line_without_the_network() {
     }
     let (code, out, _) = restcast(&["explain", "url"], "https://api.example.com/x?key=hunter2\n");
     assert!(code == 0 && out.starts_with("allowed: public") && !out.contains("hunter2"), "{out}");
-    let (code, out, _) = restcast(&["explain", "url", "--config", path(&off)], "https://api.example.com/\n");
+    let (code, out, _) = restcast(&["explain", "url", "--config", &off], "https://api.example.com/\n");
     assert!(code == 1 && out.starts_with("blocked: the configuration has no [direct]"), "{out}");
     // What the admin API would take is told besides, and is no part of the verdict.
     let lists =
-        file("stream-urls.toml", "[admin]\nkey = \"0123456789abcdef\"\nstream_urls = [\"http://10.0.0.5/*\"]\n");
+        folder.put("stream-urls.toml", "[admin]\nkey = \"0123456789abcdef\"\nstream_urls = [\"http://10.0.0.5/*\"]\n");
     for (url, said) in [
         ("http://10.0.0.5/{claims.companyId}", "allowed: listed in admin.stream_urls\n"),
         ("https://api.example.com/", "blocked: not listed (not_listed)\n"),
     ] {
-        let (code, out, _) = restcast(&["explain", "url", "--config", path(&lists)], url);
+        let (code, out, _) = restcast(&["explain", "url", "--config", &lists], url);
         assert!(code == 1 && out.ends_with(&format!("\nas a stream of the admin API: {said}")), "{out}");
     }
 }
@@ -357,9 +328,10 @@ fn members(object: &Value) -> Vec<&str> {
 
 #[test]
 fn the_ready_line_is_all_of_standard_output_and_has_its_members() {
+    let folder = Folder::new("cli");
     for driver in DRIVERS {
-        let config = file(&format!("ready-{driver}.toml"), &Setup::new().driver(driver).text());
-        let (ready, rest, err) = ready_line(&["serve", "--config", path(&config)]);
+        let config = folder.put(&format!("ready-{driver}.toml"), &Setup::new().driver(driver).text());
+        let (ready, rest, err) = ready_line(&["serve", "--config", &config]);
         assert_eq!(members(&ready), ["admin", "driver", "listen", "pid", "ready"]);
         assert_eq!((&ready["ready"], &ready["driver"], rest.as_str()), (&json!(true), &json!(driver), ""));
         for address in ["listen", "admin"] {

@@ -8,9 +8,8 @@ mod support;
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -19,8 +18,8 @@ use browser::Browser;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use support::redis::free_port;
-use support::server::{ADMIN_KEY, PATIENCE, Raw, SECRET, Server, Setup, bearer, client_frame, eventually, token_of};
-use support::{Proxy, Upstream};
+use support::server::{PATIENCE, SECRET, Server, Setup, bearer, client_frame, eventually, token_of};
+use support::{Folder, Proxy, Upstream};
 
 const TRANSPORTS: [&str; 3] = ["websocket", "sse", "polling"];
 /// What makes the tests quick: the law is the same, `unit.test.js` holds it to its figures.
@@ -32,13 +31,15 @@ struct Page {
     stdin: ChildStdin,
     events: Receiver<Value>,
     seen: Vec<Value>,
-    library: PathBuf,
+    _folder: Folder,
 }
 
 impl Page {
     /// One that has loaded what `server` serves.
     fn new(server: &Server) -> Page {
-        let library = library(server);
+        let (folder, answer) = (Folder::new("client"), server.get("/client.js", &[]));
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let library = folder.put("client.mjs", &answer.text());
         let node = Command::new("node")
             // Node 20 has a WebSocket behind this flag; later ones have it anyway.
             .args(["--experimental-websocket", "--no-warnings", "tests/client/live.js"])
@@ -57,7 +58,7 @@ impl Page {
             }
         });
         let stdin = child.stdin.take().expect("piped");
-        let mut page = Page { child, stdin, events, seen: Vec::new(), library };
+        let mut page = Page { child, stdin, events, seen: Vec::new(), _folder: folder };
         page.until("the library is loaded", |event| (event["ready"] == true).then_some(()));
         page
     }
@@ -126,19 +127,7 @@ impl Drop for Page {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        let _ = std::fs::remove_file(&self.library);
     }
-}
-
-/// `/client.js`, in a file.
-fn library(server: &Server) -> PathBuf {
-    static COUNT: AtomicU32 = AtomicU32::new(0);
-    let answer = server.get("/client.js", &[]);
-    assert_eq!(answer.status, 200, "{answer:?}");
-    let name = format!("client-{}-{}.mjs", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    std::fs::write(&path, answer.text()).expect("a file");
-    path
 }
 
 fn only(transport: &str) -> Value {
@@ -164,8 +153,7 @@ fn started() -> (Upstream, Server) {
 
 /// An admin call that must succeed.
 fn order(server: &Server, method: &str, path: &str, body: &Value) {
-    let headers = [bearer(ADMIN_KEY), ("Content-Type", "application/json".to_owned())];
-    let answer = Raw::connect(server.admin).request(method, &format!("/admin/v1/{path}"), &headers, &body.to_string());
+    let answer = server.order(method, path, body);
     assert!((200..300).contains(&answer.status), "{answer:?}");
 }
 

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use support::Upstream;
 use support::server::{
-    ADMIN_KEY, Answer, DRIVERS, Heard, PATIENCE, Raw, Server, Setup, Ws, bearer, eventually, mint, now_s, refused,
-    token_of, watching,
+    ADMIN_KEY, DRIVERS, Heard, PATIENCE, Raw, Server, Setup, Ws, bearer, eventually, mint, now_s, refused, token_of,
+    watching,
 };
 
 /// Until when a logout acts (protocol section 5).
@@ -36,14 +36,8 @@ fn with(mut claims: Value, more: Value) -> Value {
     claims.clone().into()
 }
 
-/// An order of the administrator's.
-fn order(server: &Server, method: &str, path: &str, body: Value) -> Answer {
-    let body = if body.is_null() { String::new() } else { body.to_string() };
-    Raw::connect(server.admin).request(method, &format!("/admin/v1/{path}"), &[bearer(ADMIN_KEY)], &body)
-}
-
 fn carried_out(server: &Server, method: &str, path: &str, body: Value) {
-    let answer = order(server, method, path, body);
+    let answer = server.order(method, path, &body);
     assert_eq!((answer.status, answer.json()), (200, json!({ "status": "ok" })), "{answer:?}");
 }
 
@@ -110,7 +104,7 @@ fn a_user_id_is_read_from_the_path_decoded() {
     let mut ws = watching(&server, &mint(claims("a/ü@b c")), "/v1/streams/leads");
     carried_out(&server, "POST", "users/a%2F%C3%BC%40b%20c/logout", Value::Null);
     assert_eq!(ws.closed(), gone("logged_out"));
-    assert_eq!(order(&server, "POST", "users/%FF/logout", Value::Null).status, 400);
+    assert_eq!(server.order("POST", "users/%FF/logout", &Value::Null).status, 400);
 }
 
 #[test]
@@ -357,10 +351,9 @@ fn what_was_ordered_is_in_the_log_though_the_log_tells_of_errors_alone() {
         carried_out(&server, "POST", "users/u1/logout", json!({ "reason": "left" }));
         carried_out(&server, "PUT", "users/u1/permissions", json!({ "permissions": [] }));
         carried_out(&server, "POST", "tokens/revoke", json!({ "jti": "t1" }));
-        let key =
-            Raw::connect(server.admin).request("POST", "/admin/v1/keys", &[bearer(ADMIN_KEY)], r#"{"streams":["a"]}"#);
+        let key = server.order("POST", "keys", &json!({ "streams": ["a"] }));
         assert_eq!(key.status, 201);
-        let drain = Raw::connect(server.admin).request("POST", "/admin/v1/drain", &[bearer(ADMIN_KEY)], "");
+        let drain = server.order("POST", "drain", &Value::Null);
         assert_eq!(drain.status, 202);
         for sentence in [
             "has logged a user out",
@@ -385,7 +378,7 @@ fn connections_are_listed_by_user_and_in_pages() {
     let _sse = server.sse("/v1/streams/orders", &[bearer(&token)]);
     let _other = watching(&server, &mint(claims("u2")), "/v1/ws");
     let list = |query: &str| {
-        let answer = order(&server, "GET", &format!("connections{query}"), Value::Null);
+        let answer = server.order("GET", &format!("connections{query}"), &Value::Null);
         assert_eq!(answer.status, 200, "{answer:?}");
         let page = answer.json();
         let connections = page["connections"].as_array().expect("a list").clone();

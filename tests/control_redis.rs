@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD_NO_PAD;
 use ring::hmac;
 use serde_json::{Value, json};
 use support::redis::Said;
-use support::server::{ADMIN_KEY, Raw, Server, Setup, Ws, bearer, eventually, mint, now_s, refused, watching};
+use support::server::{Server, Setup, Ws, away, bearer, connected, eventually, mint, now_s, refused, watching};
 use support::{Proxy, Redis, Upstream};
 
 /// Until when an event acts that has reached the process (protocol section 5).
@@ -37,10 +37,6 @@ fn claims(sub: &str) -> Value {
 
 fn gone(reason: &str) -> (u16, String) {
     (4010, reason.to_owned())
-}
-
-fn connected(server: &Server) {
-    eventually("Redis is spoken to", || (server.admin("GET", "/readyz", None).json()["redis"] == "up").then_some(()));
 }
 
 /// The cookie of the session `sid`, as express-session makes it.
@@ -184,7 +180,7 @@ fn what_another_process_has_heard_while_this_one_was_cut_off_takes_effect_when_i
     let mut theirs: Vec<Ws> = [&hears, &cut_off].map(|server| watching(server, &token, "/v1/streams/leads")).into();
     let other = watching(&cut_off, &mint(claims("u9")), "/v1/streams/leads");
     proxy.down();
-    eventually("it is cut off", || (cut_off.admin("GET", "/readyz", None).json()["redis"] == "away").then_some(()));
+    away(&cut_off);
     redis.publish("user-logged-out", "u1");
     assert_eq!(theirs[0].closed(), gone("logged_out"));
     assert!(theirs[1].heard_within(Duration::from_millis(100)).is_none(), "nobody could tell it");
@@ -202,8 +198,7 @@ fn an_order_of_the_admin_api_reaches_other_processes_also_where_redis_was_away_w
     let servers: Vec<Server> = (0..2).map(|_| setup(&redis.url(), &upstream).start()).collect();
     servers.iter().for_each(connected);
     let order = |path: &str, method: &str, body: Value| {
-        let path = format!("/admin/v1/{path}");
-        let answer = Raw::connect(servers[0].admin).request(method, &path, &[bearer(ADMIN_KEY)], &body.to_string());
+        let answer = servers[0].order(method, path, &body);
         assert_eq!(answer.status, 200, "{answer:?}");
     };
     let elsewhere = |sub: &str| watching(&servers[1], &mint(claims(sub)), "/v1/ws");
@@ -211,10 +206,7 @@ fn an_order_of_the_admin_api_reaches_other_processes_also_where_redis_was_away_w
     order("users/u1/logout", "POST", json!({}));
     assert_eq!(first.closed(), gone("logged_out"));
     redis.stop();
-    eventually("Redis is away", || {
-        let away = |server: &Server| server.admin("GET", "/readyz", None).json()["redis"] == "away";
-        servers.iter().all(away).then_some(())
-    });
+    servers.iter().for_each(away);
     let mut here = watching(&servers[0], &mint(claims("u2")), "/v1/ws");
     order("users/u2/logout", "POST", json!({}));
     assert_eq!(here.closed(), gone("logged_out"), "here it acts without Redis");

@@ -14,7 +14,6 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ring::hmac;
@@ -28,7 +27,7 @@ use imitations::leads::{self, Leads};
 use imitations::market::{self, Market};
 use imitations::shop::{self, Shop, product};
 use support::server::{Server, Setup, bearer, eventually, mint_by, now_s, now_us, run};
-use support::{Authority, Reply};
+use support::{Authority, Folder, Reply};
 use watcher::{Over, Watcher, canonical, requests_for};
 
 const JWT_SECRET: &str = "jwt-hunter2-0123456789-0123456789-0123456789";
@@ -41,25 +40,6 @@ fn cookbook() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cookbook")
 }
 
-/// A folder of the test's own, gone when it ends.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> Folder {
-        static COUNT: AtomicU64 = AtomicU64::new(0);
-        let name = format!("cookbook-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-        fs::create_dir_all(&path).expect("a folder");
-        Folder(path)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
 /// A recipe, its authority, and what its environment has.
 struct Kitchen {
     folder: Folder,
@@ -70,7 +50,12 @@ struct Kitchen {
 
 impl Kitchen {
     fn of(name: &'static str, environment: &[(&'static str, &'static str)]) -> Kitchen {
-        Kitchen { folder: Folder::new(), authority: Authority::new(), name, environment: environment.to_vec() }
+        Kitchen {
+            folder: Folder::new("cookbook"),
+            authority: Authority::new(),
+            name,
+            environment: environment.to_vec(),
+        }
     }
 
     fn shipped(&self) -> String {
@@ -99,7 +84,7 @@ impl Kitchen {
         let differs =
             |(ours, theirs): (&str, &str)| ours != theirs && !theirs.contains("https://") && !theirs.contains("listen");
         assert!(!text.lines().zip(shipped.lines()).any(differs), "nothing else is another");
-        let ca = self.authority.write_pem(&self.folder.0);
+        let ca = self.authority.write_pem(&self.folder);
         self.with(&text).env("SSL_CERT_FILE", ca.to_str().expect("UTF-8"))
     }
 }
@@ -317,7 +302,7 @@ fn a_crm_is_asked_with_tokens_that_are_renewed_rotated_and_kept() {
         ("https://api.crm.example.com", api.upstream.url("")),
         ("https://login.crm.example.com", login.upstream.url("")),
     ]);
-    let mut server = setup.start_in(&kitchen.folder.0);
+    let mut server = setup.start_in(&kitchen.folder);
     let (sales, support) = ([token(json!({ "role": "sales" }))], [token(json!({ "role": "support" }))]);
     let mut contacts = Guest::open(&server, Over::Ws, "contacts", &support);
     let mut companies = Guest::open(&server, Over::Sse, "companies", &sales);
@@ -387,7 +372,7 @@ fn a_crm_is_asked_with_tokens_that_are_renewed_rotated_and_kept() {
     server.wait();
     let before = given().1;
     book().forget();
-    let server = setup.start_in(&kitchen.folder.0);
+    let server = setup.start_in(&kitchen.folder);
     book().lists.get_mut("deals").expect("a list")[3]["name"] = "Barbara".into();
     let mut deals = Guest::open(&server, Over::Sse, "deals", &sales);
     deals.undisturbed_until(&list("deals"));

@@ -9,7 +9,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 use support::Upstream;
 use support::server::{
-    Answer, DRIVERS, PATIENCE, SECRET, Server, Setup, bearer, client_frame, eventually, mint, mint_by, now_s, run,
+    DRIVERS, PATIENCE, SECRET, Server, Setup, bearer, client_frame, eventually, is, mint, mint_by, now_s, outcome, run,
     token_of, upgrade_request,
 };
 use tungstenite::Message;
@@ -33,16 +33,6 @@ fn on_each_driver(test: impl Fn(Setup)) {
 
 fn of(name: &'static str, value: &str) -> Header {
     (name, value.to_owned())
-}
-
-/// Status and code, where it is a problem.
-fn outcome(answer: &Answer) -> (u16, String) {
-    let code = if answer.status >= 400 { answer.code() } else { String::new() };
-    (answer.status, code)
-}
-
-fn is(status: u16, code: &str) -> (u16, String) {
-    (status, code.to_owned())
 }
 
 /// The outcome of opening a WebSocket; 101 where it opens.

@@ -6,7 +6,9 @@ mod support;
 
 use serde_json::{Value, json};
 
-use support::server::{ADMIN_KEY, Answer, PATIENCE, Raw, Server, Setup, bearer, eventually, mint, now_s, token_of};
+use support::server::{
+    ADMIN_KEY, Answer, PATIENCE, Raw, Server, Setup, bearer, eventually, mint, now_s, streams, token_of,
+};
 use support::{Reply, Upstream};
 
 const HEADER: &str = "a-header-value-that-is-secret-7f7f";
@@ -237,8 +239,8 @@ fn what_administrators_poll_inside_is_no_way_in_for_callers() {
         assert_eq!((answer.status, answer.code()), (403, "TARGET_BLOCKED".into()), "{answer:?}");
     };
     is_blocked(0);
-    let made = json!({"id": "inner", "url": inward("/inner"), "interval": "20ms", "keep_warm": true}).to_string();
-    let made = Raw::connect(server.admin).request("POST", "/admin/v1/streams", &[bearer(ADMIN_KEY)], &made);
+    let made = json!({"id": "inner", "url": inward("/inner"), "interval": "20ms", "keep_warm": true});
+    let made = streams(&server, "POST", "", &made);
     assert_eq!(made.status, 201, "{made:?}");
     for n in 1..20 {
         // Between two polls its connection idles.

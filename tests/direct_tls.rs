@@ -6,14 +6,12 @@ mod support;
 #[path = "support/watcher.rs"]
 mod watcher;
 
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use support::server::{DRIVERS, Server, Setup, Ws, bearer, eventually, token_of};
-use support::{Authority, Reply, Upstream, self_signed};
+use support::{Authority, Folder, Reply, Upstream, self_signed};
 use watcher::{Over, Watcher, polled, requests_for};
 
 const HEADER: &str = "Bearer hunter2-of-the-target";
@@ -23,16 +21,12 @@ const BODY: &str = "hunter2-in-the-body";
 /// An authority that the server trusts as it trusts the system's.
 struct Trust {
     authority: Authority,
-    path: PathBuf,
+    folder: Folder,
 }
 
 impl Trust {
     fn new() -> Trust {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
-        let name = format!("direct-tls-{}-{}.pem", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let (authority, path) = (Authority::new(), PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name));
-        std::fs::write(&path, authority.pem()).expect("a file");
-        Trust { authority, path }
+        Trust { authority: Authority::new(), folder: Folder::new("direct-tls") }
     }
 
     fn upstream(&self) -> Upstream {
@@ -48,13 +42,8 @@ impl Trust {
              [[auth.jwt.key]]\nkid = \"k1\"\nalg = \"HS256\"\nsecret = {key:?}\n\
              [direct]\nallow = [{allowed}]\ninterval_min = \"10ms\"\nlinger = \"300ms\"\n"
         );
-        Setup::of_file(&text).env("SSL_CERT_FILE", self.path.to_str().expect("UTF-8")).start()
-    }
-}
-
-impl Drop for Trust {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
+        let ca = self.folder.put("ca.pem", &self.authority.pem());
+        Setup::of_file(&text).env("SSL_CERT_FILE", &ca).start()
     }
 }
 

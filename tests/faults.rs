@@ -6,7 +6,6 @@ mod support;
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -15,7 +14,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use support::server::{Answer, DRIVERS, Heard, PATIENCE, Server, Setup, Ws, bearer, eventually, now_s, token_of};
-use support::{Authority, Coding, Framing, Reply, Step, Upstream, self_signed};
+use support::{Authority, Coding, Folder, Framing, Reply, Step, Upstream, self_signed};
 
 /// Short time-outs, quick retries, a small cap: what a test can wait for.
 const HASTY: &str = "interval = \"100ms\"\nbackoff_max = \"300ms\"\nconnect_timeout = \"2s\"\n\
@@ -395,11 +394,13 @@ fn a_bomb_and_a_giant_on_other_streams_do_not_hold_up_a_fast_one() {
         let mut giants = Watcher::of(&server, "giant");
         giants.until("a giant", |watcher| watcher.value.is_some());
         let over = AtomicBool::new(false);
-        let mut gaps = Vec::new();
+        let mut took = Vec::new();
         thread::scope(|scope| {
             scope.spawn(|| {
+                // Not for ever where the reader has panicked.
+                let until = Instant::now() + Duration::from_secs(300);
                 for round in 1.. {
-                    if over.load(Ordering::Relaxed) {
+                    if over.load(Ordering::Relaxed) || Instant::now() > until {
                         break;
                     }
                     upstream.set_json("/fast", &round.to_string());
@@ -409,18 +410,25 @@ fn a_bomb_and_a_giant_on_other_streams_do_not_hold_up_a_fast_one() {
                     thread::sleep(Duration::from_millis(20));
                 }
             });
-            let mut last = Instant::now();
-            for _ in 0..200 {
-                assert_eq!(fast.ws.next()["type"], "snapshot");
-                gaps.push(last.elapsed());
-                last = Instant::now();
+            // A turn that inflated, parsed or compared one of them on the core would take longer than a second. On a busy
+            // machine another one may, but not in each round.
+            for _ in 0..5 {
+                let mut gaps = Vec::new();
+                let mut last = Instant::now();
+                for _ in 0..200 {
+                    assert_eq!(fast.ws.next()["type"], "snapshot");
+                    gaps.push(last.elapsed());
+                    last = Instant::now();
+                }
+                gaps.sort();
+                took.push((gaps[gaps.len() * 99 / 100], gaps.pop()));
+                if took.last().is_some_and(|(p99, _)| *p99 < Duration::from_secs(1)) {
+                    break;
+                }
             }
             over.store(true, Ordering::Relaxed);
         });
-        gaps.sort();
-        // A turn that inflated, parsed or compared one of them on the core would take longer than this.
-        let p99 = gaps[gaps.len() * 99 / 100];
-        assert!(p99 < Duration::from_secs(1), "{driver}: p99 {p99:?}, most {:?}", gaps.last());
+        assert!(took.iter().any(|(p99, _)| *p99 < Duration::from_secs(1)), "{driver}: p99 and most {took:?}");
         let polls = upstream.requests().iter().filter(|seen| seen.target == "/bomb").count();
         assert!(polls >= 3, "the bomb went off {polls} times");
         assert_unharmed(&server);
@@ -477,17 +485,24 @@ fn a_followed_upstream_that_sends_bombs_does_not_hold_up_a_polled_one_and_is_giv
             assert_eq!(bomb.status["code"], "UPSTREAM_TOO_LARGE", "{driver}: {name}");
         }
         let mut bombs = ["comments", "lines"].map(|name| Watcher::of(&server, name));
-        let mut gaps = Vec::new();
-        for round in 1..=40 {
-            let begun = Instant::now();
-            upstream.set_json("/fast", &round.to_string());
-            fast.until("the change", |watcher| watcher.value == Some(json!(round)));
-            gaps.push(begun.elapsed());
+        let mut took = Vec::new();
+        // A core that inflates one in a go takes seconds. On a busy machine others may, but not in each round.
+        for round in 0..5 {
+            let mut gaps = Vec::new();
+            for change in 1..=40 {
+                let value = round * 100 + change;
+                let begun = Instant::now();
+                upstream.set_json("/fast", &value.to_string());
+                fast.until("the change", |watcher| watcher.value == Some(json!(value)));
+                gaps.push(begun.elapsed());
+            }
+            gaps.sort();
+            took.push((gaps[gaps.len() * 9 / 10], gaps.pop()));
+            if took.last().is_some_and(|(p90, _)| *p90 < Duration::from_secs(1)) {
+                break;
+            }
         }
-        gaps.sort();
-        // Several bombs at once, on a machine that may be busy; a core that inflates one in a go takes seconds.
-        let p90 = gaps[gaps.len() * 9 / 10];
-        assert!(p90 < Duration::from_secs(1), "{driver}: p90 {p90:?}, most {:?}", gaps.last());
+        assert!(took.iter().any(|(p90, _)| *p90 < Duration::from_secs(1)), "{driver}: p90 and most {took:?}");
         for bomb in &mut bombs {
             bomb.until("it goes on", |watcher| watcher.is("stale"));
         }
@@ -525,21 +540,11 @@ fn a_followed_upstream_with_little_to_say_may_send_comments_for_as_long_as_it_li
     assert_eq!(upstream.request_count(), 2);
 }
 
-/// A directory of this test's own, and a file in it.
-fn file(name: &str, text: &str) -> PathBuf {
-    let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("faults-{}", std::process::id()));
-    std::fs::create_dir_all(&directory).expect("a directory");
-    let path = directory.join(name);
-    std::fs::write(&path, text).expect("a file");
-    path
-}
-
 #[test]
 fn tls_upstreams_are_asked_by_name_and_address_over_one_connection() {
     for driver in DRIVERS {
-        let authority = Authority::new();
-        let ca = file(&format!("good-{driver}.pem"), &authority.pem());
-        let lines = format!("{HASTY}ca = {:?}", ca.to_str().expect("UTF-8"));
+        let (authority, folder) = (Authority::new(), Folder::new("faults"));
+        let lines = format!("{HASTY}ca = {:?}", authority.write_pem(&folder));
         let upstream = Upstream::start_tls(&authority.identity(&["localhost", "127.0.0.1"]));
         upstream.set_json("/name", "[1]");
         upstream.set_json("/address", "[1]");
@@ -571,9 +576,8 @@ fn tls_upstreams_are_asked_by_name_and_address_over_one_connection() {
 
 #[test]
 fn certificates_that_should_not_be_trusted_are_upstream_tls() {
-    let (authority, stranger) = (Authority::new(), Authority::new());
-    let ca = file("authority.pem", &authority.pem());
-    let lines = format!("{HASTY}ca = {:?}", ca.to_str().expect("UTF-8"));
+    let (authority, stranger, folder) = (Authority::new(), Authority::new(), Folder::new("faults"));
+    let lines = format!("{HASTY}ca = {:?}", authority.write_pem(&folder));
     let identities = [
         ("wrong-name", authority.identity(&["example.com"])),
         ("expired", authority.expired(&["127.0.0.1"])),
@@ -626,10 +630,10 @@ fn a_request_carries_what_was_configured_and_secrets_stay_out_of_the_log() {
     let upstream = Upstream::start();
     upstream.set("/ask", Reply::json("[1]").etag("\"v1\""));
     upstream.set("/refuse?key=hunter2-query", Reply::status(500));
-    let secret = file("secret", "hunter2-file\n");
+    let folder = Folder::new("faults");
     let lines = format!(
         "method = \"POST\"\nbody = '{{\"want\":\"all\"}}'\n         headers = {{ \"X-Env\" = \"env:FAULTS_SECRET\", \"X-File\" = \"file:{}\", \"X-Plain\" = \"plain\" }}",
-        secret.display()
+        folder.put("secret", "hunter2-file\n")
     );
     let server = Setup::new()
         .env("FAULTS_SECRET", "hunter2-env")

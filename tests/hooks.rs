@@ -2,15 +2,13 @@
 
 mod support;
 
-use std::fs;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ring::hmac;
 use serde_json::{Value, json};
 
-use support::server::{ADMIN_KEY, Answer, DRIVERS, Raw, Server, Setup, bearer, eventually, now_s, token_of, watching};
-use support::{Reply, Upstream};
+use support::server::{Answer, DRIVERS, Server, Setup, eventually, now_s, streams, token_of, watching};
+use support::{Folder, Gate, Reply, Upstream};
 
 const SECRET: &str = "a secret that the upstream shares with us";
 
@@ -138,29 +136,23 @@ fn nobody_is_told_which_streams_there_are() {
 
 #[test]
 fn a_secret_in_a_file_that_is_replaced_verifies_the_next_hook() {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("hooks-{}", std::process::id()));
-    let _ = fs::remove_dir_all(&folder);
-    fs::create_dir_all(&folder).expect("a folder");
+    let folder = Folder::new("hooks");
     let (old, new) = ("the old secret, in a file", "the new secret, in a file");
-    let file = folder.join("secret");
-    fs::write(&file, old).expect("written");
     let upstream = Upstream::start();
     upstream.set_json("/a", "1");
-    let source = format!("file:{}", file.display());
+    let source = format!("file:{}", folder.put("secret", old));
     let server = Setup::new()
         .stream("slow", &upstream.url("/a"), &format!("interval = \"1h\"\nhook_secret = {source:?}"))
         .start();
     let body = json!({ "id": "made", "url": upstream.url("/a"), "interval": "1h", "hook_secret": [source, SECRET] });
-    let made = Raw::connect(server.admin).request("POST", "/admin/v1/streams", &[bearer(ADMIN_KEY)], &body.to_string());
+    let made = streams(&server, "POST", "", &body);
     assert_eq!(made.status, 201, "{made:?}");
     let mut ws = watching(&server, &token_of("u1"), "/v1/streams/slow");
     let by = |id: &str, secret: &str, body: &str| hook(&server, id, &signature(secret, now_s(), body), body).status;
     for id in ["slow", "made"] {
         assert_eq!((by(id, old, "1"), by(id, new, "1")), (202, 401), "{id}");
     }
-    let beside = folder.join("secret.new");
-    fs::write(&beside, new).expect("written");
-    fs::rename(&beside, &file).expect("renamed");
+    folder.put("secret", new);
     for id in ["slow", "made"] {
         eventually("the new one is in force", || (by(id, new, "2") == 202).then_some(()));
         assert_eq!(by(id, old, "3"), 401, "{id}");
@@ -169,7 +161,6 @@ fn a_secret_in_a_file_that_is_replaced_verifies_the_next_hook() {
     // Who watches has noticed nothing.
     assert!(ws.is_quiet_for(Duration::from_millis(200)));
     assert!(!server.log_text().contains(new) && !server.log_text().contains(old));
-    fs::remove_dir_all(&folder).expect("it was made here");
 }
 
 #[test]
@@ -203,21 +194,20 @@ fn many_hooks_at_once_are_one_poll_under_way_and_one_after_it() {
     let server = setup(&upstream, "timeout = \"60s\"").start();
     let mut ws = watching(&server, &token_of("u1"), "/v1/streams/slow");
     let before = upstream.request_count();
-    upstream.once("/a", Reply::json("2").delay(Duration::from_secs(1)));
+    let gate = Gate::default();
+    upstream.once("/a", Reply::json("2").behind(&gate));
     upstream.set_json("/a", "3");
     assert_eq!(hook(&server, "slow", &signature(SECRET, now_s(), "first"), "first").status, 202);
     upstream.wait_for_requests(before + 1, support::server::PATIENCE);
-    let begun = Instant::now();
-    let mut hooks = 0;
-    while begun.elapsed() < Duration::from_millis(400) {
-        let body = hooks.to_string();
+    for n in 0..100 {
+        let body = n.to_string();
         assert_eq!(hook(&server, "slow", &signature(SECRET, now_s(), &body), &body).status, 202);
-        hooks += 1;
     }
+    gate.open();
     assert_eq!(ws.next_of("snapshot")["data"], json!(2));
     assert_eq!(ws.next_of("snapshot")["data"], json!(3));
     assert!(ws.is_quiet_for(Duration::from_millis(500)));
-    assert_eq!(upstream.request_count(), before + 2, "{hooks} hooks came during one poll");
+    assert_eq!(upstream.request_count(), before + 2, "a hundred hooks came during one poll");
 
     // However many come afterwards, polls are a tenth of a second apart.
     let (begun, before) = (Instant::now(), upstream.request_count());
@@ -227,8 +217,9 @@ fn many_hooks_at_once_are_one_poll_under_way_and_one_after_it() {
         assert_eq!(hook(&server, "slow", &signature(SECRET, now_s(), &body), &body).status, 202);
         hooks += 1;
     }
+    let polls = upstream.request_count() - before;
     let most = usize::try_from(begun.elapsed().as_millis() / 100).expect("small") + 2;
-    assert!(upstream.request_count() - before <= most, "{} polls", upstream.request_count() - before);
+    assert!(polls <= most, "{polls} polls");
 }
 
 #[test]
@@ -238,8 +229,7 @@ fn a_stopped_stream_is_not_polled_by_a_hook() {
     let server = setup(&upstream, "").start();
     let mut ws = watching(&server, &token_of("u1"), "/v1/streams/slow");
     let order = |what: &str| {
-        let path = format!("/admin/v1/streams/slow/{what}");
-        assert_eq!(Raw::connect(server.admin).request("POST", &path, &[bearer(ADMIN_KEY)], "").status, 200);
+        assert_eq!(streams(&server, "POST", &format!("/slow/{what}"), &Value::Null).status, 200);
     };
     order("stop");
     assert_eq!(ws.next_of("stream_status")["code"], "STOPPED");
@@ -258,19 +248,13 @@ fn a_stream_that_is_made_has_its_hook_at_once() {
     upstream.set_json("/a", "1");
     let server = Setup::new().start();
     let body = json!({ "id": "made", "url": upstream.url("/a"), "interval": "1h", "hook_secret": SECRET });
-    let headers = [bearer(ADMIN_KEY)];
     assert_eq!(hook(&server, "made", &signature(SECRET, now_s(), ""), "").status, 401);
-    let admin = |method: &str, path: &str, body: &Value| {
-        Raw::connect(server.admin)
-            .request(method, &format!("/admin/v1/streams{path}"), &headers, &body.to_string())
-            .status
-    };
-    assert_eq!(admin("POST", "", &body), 201);
+    assert_eq!(streams(&server, "POST", "", &body).status, 201);
     let mut ws = watching(&server, &token_of("u1"), "/v1/streams/made");
     upstream.set_json("/a", "2");
     assert_eq!(hook(&server, "made", &signature(SECRET, now_s(), ""), "").status, 202);
     assert_eq!(ws.next_of("snapshot")["data"], json!(2));
-    assert_eq!(admin("DELETE", "/made", &Value::Null), 204);
+    assert_eq!(streams(&server, "DELETE", "/made", &Value::Null).status, 204);
     eventually("the hook is gone", || {
         (hook(&server, "made", &signature(SECRET, now_s(), ""), "").status == 401).then_some(())
     });

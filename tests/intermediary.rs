@@ -7,44 +7,22 @@ mod support;
 mod watcher;
 
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use flate2::Compression;
 use flate2::write::{GzEncoder, ZlibEncoder};
 use serde_json::json;
 use support::server::{PATIENCE, Setup};
-use support::{Authority, Reply, Step, Upstream};
+use support::{Folder, Reply, Step, Upstream};
 use watcher::{Watcher, requests_for};
 
 /// What stands in what nobody is to see.
 const MARK: &str = "hunter2";
 
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> Folder {
-        static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let name = format!("intermediary-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-        std::fs::create_dir_all(&path).expect("a folder");
-        Folder(path)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 /// An upstream over TLS, and the lines of a stream that trusts it.
 fn secure() -> (Upstream, String, Folder) {
-    let (authority, folder) = (Authority::new(), Folder::new());
-    let ca = authority.write_pem(&folder.0).display().to_string();
-    let upstream = Upstream::start_tls(&authority.identity(&["127.0.0.1"]));
-    (upstream, format!("ca = {ca:?}\ninterval = \"20ms\"\nbackoff_max = \"100ms\""), folder)
+    let (upstream, ca, folder) = Upstream::start_trusted();
+    (upstream, format!("{ca}\ninterval = \"20ms\"\nbackoff_max = \"100ms\""), folder)
 }
 
 /// A head and the body behind it, whose length is told unless the head says how it is framed.

@@ -3,20 +3,17 @@
 
 mod support;
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
-use std::{fs, thread};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _};
 use serde_json::{Value, json};
-use support::server::{Answer, PATIENCE, Server, Setup, bearer, eventually, now_s, token_of};
-use support::{Authority, Reply, Upstream};
+use support::server::{Answer, PATIENCE, Server, Setup, bearer, eventually, now_s, outcome, restcast, token_of};
+use support::{Authority, Folder, Reply, Upstream};
 
 const MS: Duration = Duration::from_millis(1);
 /// How long after a fetch for an unknown key the next may begin.
@@ -76,19 +73,11 @@ fn set(keys: &[Value]) -> String {
     json!({ "keys": keys }).to_string()
 }
 
-/// A folder of the test's own.
-fn folder() -> PathBuf {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let name = format!("jwks-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    fs::create_dir_all(&path).expect("a folder");
-    path
-}
-
 /// An upstream with a stream, and an issuer with key sets, over TLS.
 struct World {
     data: Upstream,
     idp: Upstream,
+    folder: Folder,
     ca: PathBuf,
 }
 
@@ -98,7 +87,9 @@ impl World {
         data.set_json("/leads", "[1]");
         let authority = Authority::new();
         let idp = Upstream::start_tls(&authority.identity(&["127.0.0.1"]));
-        World { data, idp, ca: authority.write_pem(&folder()) }
+        let folder = Folder::new("jwks");
+        let ca = authority.write_pem(&folder);
+        World { data, idp, folder, ca }
     }
 
     fn setup(&self) -> Setup {
@@ -112,9 +103,7 @@ impl World {
 }
 
 fn get(server: &Server, token: &str) -> (u16, String) {
-    let answer = server.get("/v1/streams/leads", &[bearer(token)]);
-    let code = if answer.status >= 400 { answer.code() } else { String::new() };
-    (answer.status, code)
+    outcome(&server.get("/v1/streams/leads", &[bearer(token)]))
 }
 
 fn good() -> (u16, String) {
@@ -128,20 +117,6 @@ fn refused() -> (u16, String) {
 /// Claims of the issuer `iss` for this server.
 fn of(iss: &str) -> Value {
     json!({ "iss": iss, "aud": "restcast" })
-}
-
-fn restcast(arguments: &[&str], input: &str) -> (i32, String, String) {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_restcast"))
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the binary starts");
-    let _ = child.stdin.take().expect("a pipe").write_all(input.as_bytes());
-    let output = child.wait_with_output().expect("it ends");
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
-    (output.status.code().expect("it exits"), text(output.stdout), text(output.stderr))
 }
 
 #[test]
@@ -405,10 +380,9 @@ fn a_key_that_leaves_the_set_ends_its_connections_where_that_is_wanted() {
 
 #[test]
 fn a_reload_reads_files_anew_and_takes_issuers_in_and_out() {
-    let (world, folder, a, b) = (World::new(), folder(), Signer::ed25519(), Signer::p256());
-    let file = folder.join("jwks.json");
-    fs::write(&file, set(&[a.jwk("a")])).expect("a file");
-    let from_file = format!("file = {:?}\naudience = \"restcast\"", file.display().to_string());
+    let (world, a, b) = (World::new(), Signer::ed25519(), Signer::p256());
+    let put = |text: &str| world.folder.put("jwks.json", text);
+    let from_file = format!("file = {:?}\naudience = \"restcast\"", put(&set(&[a.jwk("a")])));
     let setup = world.setup().jwt("close_on_key_removal = true");
     let one = setup.clone().key_set("https://file", &from_file);
     let server = one.start();
@@ -416,18 +390,18 @@ fn a_reload_reads_files_anew_and_takes_issuers_in_and_out() {
     let mut ws = server.ws("/v1/streams/leads", &[bearer(&by_a)]);
     ws.next_of("snapshot");
     assert_eq!(get(&server, &b.token("b", of("https://file"))), refused());
-    fs::write(&file, set(&[a.jwk("a"), b.jwk("b")])).expect("a file");
+    put(&set(&[a.jwk("a"), b.jwk("b")]));
     server.reload(&one);
     eventually("the new key is known", || (get(&server, &b.token("b", of("https://file"))) == good()).then_some(()));
     assert!(ws.is_quiet_for(50 * MS), "its key is still there");
     // A broken file is reported, and the old set stays.
-    fs::write(&file, "{").expect("a file");
+    put("{");
     server.reload(&one);
     server.wait_for_log("is no key set: it is not JSON", 1);
     assert_eq!(get(&server, &by_a), good());
     // Another issuer, fetched at once; the first one loses the key.
     world.idp.set_json("/jwks", &set(&[b.jwk("b")]));
-    fs::write(&file, set(&[b.jwk("b")])).expect("a file");
+    put(&set(&[b.jwk("b")]));
     let both = one.clone().key_set("https://idp", &world.at("/jwks"));
     server.reload(&both);
     assert_eq!(ws.closed(), (4001, "key_removed".into()));
@@ -444,7 +418,6 @@ fn a_reload_reads_files_anew_and_takes_issuers_in_and_out() {
     server.reload(&setup);
     assert_eq!(ws.closed(), (4001, "key_removed".into()), "its issuer is gone");
     assert_eq!(get(&server, &by_idp), refused());
-    let _ = fs::remove_dir_all(&folder);
 }
 
 #[test]
@@ -511,16 +484,13 @@ fn public_keys_of_the_file_rotate_like_secrets() {
 
 #[test]
 fn explain_fetches_key_sets_and_says_whose_key_it_was() {
-    let (world, key, folder) = (World::new(), Signer::ed25519(), folder());
+    let (world, key) = (World::new(), Signer::ed25519());
     world.idp.set_json("/jwks", &set(&[key.jwk("a")]));
-    let file = folder.join("jwks.json");
-    fs::write(&file, set(&[key.jwk("f")])).expect("a file");
+    let file = world.folder.put("jwks.json", &set(&[key.jwk("f")]));
     let setup = world.setup().key_set("https://idp", &world.at("/jwks"));
-    let setup = setup.key_set("https://file", &format!("file = {:?}", file.display().to_string()));
-    let config = folder.join("restcast.toml");
-    fs::write(&config, setup.text()).expect("a file");
-    let config = config.to_str().expect("UTF-8");
-    let explain = |token: &str| restcast(&["explain", "token", "--config", config], token);
+    let setup = setup.key_set("https://file", &format!("file = {file:?}"));
+    let config = world.folder.put("restcast.toml", &setup.text());
+    let explain = |token: &str| restcast(&["explain", "token", "--config", &config], token);
     let (code, told, said) = explain(&key.token("a", of("https://idp")));
     assert_eq!((code, said.as_str()), (0, ""));
     assert!(
@@ -535,7 +505,6 @@ fn explain_fetches_key_sets_and_says_whose_key_it_was() {
     let (code, told, said) = explain(&key.token("a", of("https://idp")));
     assert_eq!((code, told.starts_with("refused: ")), (1, true), "{told}");
     assert!(said.contains("the key set of \"https://idp\" cannot be fetched: the status is 500, not 200"), "{said}");
-    let _ = fs::remove_dir_all(&folder);
 }
 
 #[test]

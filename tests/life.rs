@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use support::server::{
-    ADMIN_KEY, Answer, DRIVERS, Heard, PATIENCE, Raw, SECRET, Server, Setup, Sse, Ws, bearer, eventually, mint,
-    mint_by, now_s, now_us, run, token_of,
+    ADMIN_KEY, Answer, DRIVERS, Heard, PATIENCE, Raw, SECRET, Server, Setup, Sse, Ws, bearer, eventually, is, mint,
+    mint_by, now_s, now_us, outcome, run, token_of,
 };
 use support::{Reply, Upstream};
 use tungstenite::Message;
@@ -32,14 +32,6 @@ fn on_each_driver(test: impl Fn(Setup)) {
     for driver in DRIVERS {
         test(Setup::new().driver(driver));
     }
-}
-
-fn outcome(answer: &Answer) -> (u16, String) {
-    (answer.status, answer.code())
-}
-
-fn is(status: u16, code: &str) -> (u16, String) {
-    (status, code.to_owned())
 }
 
 fn of(name: &'static str, value: &str) -> (&'static str, String) {

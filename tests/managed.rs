@@ -4,54 +4,16 @@
 mod support;
 
 use std::fs;
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use support::server::{
-    ADMIN_KEY, Answer, DRIVERS, PATIENCE, Raw, Server, Setup, bearer, eventually, mint, now_s, token_of, watching,
+    ADMIN_KEY, Answer, DRIVERS, PATIENCE, Raw, Server, Setup, bearer, eventually, mint, now_s, streams, streams_with,
+    token_of, watching,
 };
-use support::{Reply, RequestSeen, Upstream};
-
-/// A path of this test's own for a state file.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Scratch {
-        let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("managed-{name}-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&path);
-        fs::create_dir_all(&path).expect("a directory");
-        Scratch(path)
-    }
-
-    fn state(&self) -> PathBuf {
-        self.0.join("restcast.state")
-    }
-
-    /// The line of `[server]` that names it.
-    fn line(&self) -> String {
-        format!("state = {:?}", self.state())
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-fn streams_with(server: &Server, method: &str, path: &str, more: &[(&'static str, String)], body: &Value) -> Answer {
-    let mut headers = vec![bearer(ADMIN_KEY)];
-    headers.extend_from_slice(more);
-    let body = if body.is_null() { String::new() } else { body.to_string() };
-    Raw::connect(server.admin).request(method, &format!("/admin/v1/streams{path}"), &headers, &body)
-}
-
-fn streams(server: &Server, method: &str, path: &str, body: &Value) -> Answer {
-    streams_with(server, method, path, &[], body)
-}
+use support::{Folder, Reply, RequestSeen, Upstream};
 
 /// Makes a stream that is polled every 20 ms; its tag.
 fn make(server: &Server, id: &str, url: &str) -> String {
@@ -223,9 +185,9 @@ fn what_is_wrong_with_a_stream_is_said_at_once_and_by_key() {
 
 #[test]
 fn secrets_are_sent_to_the_upstream_and_shown_to_nobody() {
-    let (upstream, scratch) = (Upstream::start(), Scratch::new("secrets"));
+    let (upstream, folder) = (Upstream::start(), Folder::new("managed-secrets"));
     upstream.set_json("/a", "1");
-    let setup = Setup::new().server(&scratch.line()).env("CRM_TOKEN", "token-of-the-environment");
+    let setup = Setup::new().server(&folder.state_line()).env("CRM_TOKEN", "token-of-the-environment");
     let server = setup.start();
     let url = format!("{}?key=secret-of-the-query&page=2", upstream.url("/a"));
     let body = json!({
@@ -281,7 +243,7 @@ fn secrets_are_sent_to_the_upstream_and_shown_to_nobody() {
     assert!(streams(&server, "GET", "/leads", &Value::Null).json().get("hook_secret").is_none());
 
     // A variable stays a name, and its value is read anew at the next start.
-    let kept = fs::read_to_string(scratch.state()).expect("the state file");
+    let kept = fs::read_to_string(folder.state()).expect("the state file");
     assert!(kept.contains("env:CRM_TOKEN") && !kept.contains("token-of-the-environment"), "{kept}");
     drop(server);
     let server = setup.clone().env("CRM_TOKEN", "another-token").start();
@@ -292,9 +254,9 @@ fn secrets_are_sent_to_the_upstream_and_shown_to_nobody() {
 
 #[test]
 fn streams_and_stops_survive_a_restart() {
-    let (upstream, scratch) = (Upstream::start(), Scratch::new("restart"));
+    let (upstream, folder) = (Upstream::start(), Folder::new("managed-restart"));
     upstream.set_json("/a", r#"{"n":1}"#);
-    let setup = Setup::new().server(&scratch.line()).stream("file", &upstream.url("/a"), "");
+    let setup = Setup::new().server(&folder.state_line()).stream("file", &upstream.url("/a"), "");
     let server = setup.start();
     let tag = make(&server, "leads", &upstream.url("/a"));
     make(&server, "gone", &upstream.url("/a"));
@@ -330,27 +292,26 @@ fn streams_and_stops_survive_a_restart() {
 
     // A file that is no configuration any more says so, and which stream it is.
     drop(server);
-    let mut kept: Value = serde_json::from_slice(&fs::read(scratch.state()).expect("the state file")).expect("JSON");
+    let mut kept: Value = serde_json::from_slice(&fs::read(folder.state()).expect("the state file")).expect("JSON");
     kept["sections"]["streams"]["made"]["leads"]["stream"]["interval"] = json!("soon");
-    fs::write(scratch.state(), kept.to_string()).expect("written");
-    let said = fails_to_start(&setup, &scratch);
+    fs::write(folder.state(), kept.to_string()).expect("written");
+    let said = fails_to_start(&setup, &folder);
     assert!(said.contains("\"leads\"") && said.contains("`stream.interval`"), "{said}");
     kept["sections"]["streams"] = json!([]);
-    fs::write(scratch.state(), kept.to_string()).expect("written");
-    let said = fails_to_start(&setup, &scratch);
+    fs::write(folder.state(), kept.to_string()).expect("written");
+    let said = fails_to_start(&setup, &folder);
     assert!(said.contains("has a section `streams`"), "{said}");
 }
 
 #[test]
 fn a_stream_whose_secret_is_gone_stays_what_it_was_at_a_reload_and_the_rest_is_taken() {
-    let (upstream, scratch) = (Upstream::start(), Scratch::new("unreadable"));
+    let (upstream, folder) = (Upstream::start(), Folder::new("managed-unreadable"));
     upstream.set_json("/a", r#"{"n":1}"#);
     upstream.set_json("/b", r#"{"n":2}"#);
-    let file = scratch.0.join("key");
-    fs::write(&file, "secret-of-the-file").expect("written");
-    let setup = Setup::new().server(&scratch.line());
+    let file = folder.put("key", "secret-of-the-file");
+    let setup = Setup::new().server(&folder.state_line());
     let server = setup.start();
-    let headers = json!({ "X-Key": format!("file:{}", file.display()) });
+    let headers = json!({ "X-Key": format!("file:{file}") });
     let body = json!({ "id": "leads", "url": upstream.url("/a"), "interval": "20ms", "headers": headers });
     assert_eq!(streams(&server, "POST", "", &body).status, 201);
     let mut ws = watching(&server, &token_of("u1"), "/v1/streams/leads");
@@ -370,15 +331,14 @@ fn a_stream_whose_secret_is_gone_stays_what_it_was_at_a_reload_and_the_rest_is_t
 
 #[test]
 fn a_stream_whose_secret_is_gone_ends_no_start_and_is_polled_when_it_is_there_again() {
-    let (upstream, scratch) = (Upstream::start(), Scratch::new("lacking"));
+    let (upstream, folder) = (Upstream::start(), Folder::new("managed-lacking"));
     upstream.set_json("/good", "1");
     upstream.set_json("/a", "2");
-    let file = scratch.0.join("key");
-    fs::write(&file, "secret-of-the-file").expect("written");
-    let setup = Setup::new().server(&scratch.line());
+    let file = folder.put("key", "secret-of-the-file");
+    let setup = Setup::new().server(&folder.state_line());
     let server = setup.clone().env("LEADS_KEY", "secret-of-the-variable").start();
     make(&server, "good", &upstream.url("/good"));
-    let source = format!("file:{}", file.display());
+    let source = format!("file:{file}");
     for (id, more) in [
         ("filed", json!({ "auth": { "kind": "bearer", "token": source }, "roles": ["agent"] })),
         ("spoken", json!({ "headers": { "X-Key": source }, "kind": "ndjson" })),
@@ -427,7 +387,7 @@ fn a_stream_whose_secret_is_gone_ends_no_start_and_is_polled_when_it_is_there_ag
     assert_eq!(asked(), before, "nothing was asked without what it needs");
 
     // The file is there again.
-    fs::write(&file, "another-secret").expect("written");
+    folder.put("key", "another-secret");
     upstream.set("/a", Reply::body("application/x-ndjson", "3\n"));
     assert_eq!(watchers[0].next_of("snapshot")["data"], json!(3));
     assert_eq!(watchers[1].next_of("snapshot")["data"], json!(3));
@@ -451,18 +411,17 @@ fn a_stream_whose_secret_is_gone_ends_no_start_and_is_polled_when_it_is_there_ag
 
 #[test]
 fn however_many_streams_lack_something_each_is_polled_when_it_is_there() {
-    let (upstream, scratch) = (Upstream::start(), Scratch::new("many-lacking"));
+    let (upstream, folder) = (Upstream::start(), Folder::new("managed-many-lacking"));
     upstream.set_json("/a", "1");
-    let file = scratch.0.join("key");
-    fs::write(&file, "a secret").expect("written");
-    let setup = Setup::new().server(&scratch.line());
+    let file = folder.put("key", "a secret");
+    let setup = Setup::new().server(&folder.state_line());
     let server = setup.start();
-    let headers = json!({ "X-Key": format!("file:{}", file.display()) });
+    let headers = json!({ "X-Key": format!("file:{file}") });
     let body = json!({ "id": "leads", "url": upstream.url("/a"), "interval": "20ms", "headers": headers });
     assert_eq!(streams(&server, "POST", "", &body).status, 201);
     drop(server);
     fs::remove_file(&file).expect("removed");
-    let mut state: Value = serde_json::from_slice(&fs::read(scratch.state()).expect("the state")).expect("JSON");
+    let mut state: Value = serde_json::from_slice(&fs::read(folder.state()).expect("the state")).expect("JSON");
     let made = state["sections"]["streams"]["made"].as_object_mut().expect("an object");
     for n in 0..300 {
         let mut another = made["leads"].clone();
@@ -471,12 +430,12 @@ fn however_many_streams_lack_something_each_is_polled_when_it_is_there() {
         another["stream"]["headers"] = json!({ "X-Key": "file:/nowhere/at/all" });
         made.insert(format!("a{n:03}"), another);
     }
-    fs::write(scratch.state(), state.to_string()).expect("written");
+    fs::write(folder.state(), state.to_string()).expect("written");
     let server = setup.start();
     assert_eq!(server.log_count("what it names is not there"), 301);
     let mut ws = watching_nothing(&server, "leads");
     assert_eq!(ws.next()["code"], "UPSTREAM_AUTH");
-    fs::write(&file, "a secret").expect("written");
+    folder.put("key", "a secret");
     assert_eq!(ws.next_of("snapshot")["data"], json!(1));
     let state = |id: &str| streams(&server, "GET", &format!("/{id}"), &Value::Null).json()["state"].clone();
     assert_eq!((state("leads"), state("a299")), (json!("running"), json!("failing")));
@@ -484,16 +443,15 @@ fn however_many_streams_lack_something_each_is_polled_when_it_is_there() {
 
 #[test]
 fn a_secret_that_the_file_names_and_is_gone_ends_the_start_as_ever() {
-    let scratch = Scratch::new("operators");
+    let folder = Folder::new("managed-operators");
     let setup = Setup::new().stream("leads", "http://127.0.0.1:1/", "headers = { \"X-Key\" = \"env:LEADS_KEY\" }");
-    let said = fails_to_start(&setup, &scratch);
+    let said = fails_to_start(&setup, &folder);
     assert!(said.contains("`stream.headers.X-Key`") && said.contains("\"LEADS_KEY\" is not set"), "{said}");
 }
 
 /// What a server says that does not start.
-fn fails_to_start(setup: &Setup, scratch: &Scratch) -> String {
-    let path = scratch.0.join("restcast.toml");
-    fs::write(&path, setup.text()).expect("the configuration is written");
+fn fails_to_start(setup: &Setup, folder: &Folder) -> String {
+    let path = folder.put("restcast.toml", &setup.text());
     let mut child = Command::new(env!("CARGO_BIN_EXE_restcast"))
         .args(["serve", "--config"])
         .arg(&path)
@@ -849,10 +807,10 @@ fn stream_urls_narrow_what_may_be_polled_and_block_what_was_made_before() {
 
 #[test]
 fn a_stream_of_the_state_file_that_may_not_be_polled_is_told_of_and_ends_no_start() {
-    let scratch = Scratch::new("blocked");
+    let folder = Folder::new("managed-blocked");
     let upstream = Upstream::start();
     upstream.set_json("/a", "1");
-    let setup = Setup::new().server(&scratch.line());
+    let setup = Setup::new().server(&folder.state_line());
     let server = setup.start();
     make(&server, "good", &upstream.url("/a"));
     make(&server, "routed", &upstream.url("/a"));
@@ -860,12 +818,12 @@ fn a_stream_of_the_state_file_that_may_not_be_polled_is_told_of_and_ends_no_star
     drop(server);
     let before = upstream.request_count();
     // As an older version, or somebody else's hand, has left it.
-    let mut state: Value = serde_json::from_slice(&fs::read(scratch.state()).expect("the state")).expect("JSON");
+    let mut state: Value = serde_json::from_slice(&fs::read(folder.state()).expect("the state")).expect("JSON");
     let made = &mut state["sections"]["streams"]["made"];
     assert!(made["inward"]["stream"]["url"].is_string() && made["routed"]["stream"].is_object(), "{made}");
     made["inward"]["stream"]["url"] = json!("http://169.254.169.254/latest/");
     made["routed"]["stream"]["headers"] = json!({ "X-Forwarded-For": "10.0.0.1" });
-    fs::write(scratch.state(), state.to_string()).expect("written");
+    fs::write(folder.state(), state.to_string()).expect("written");
 
     let server = setup.start();
     for (id, reason) in [("inward", "special_address"), ("routed", "impersonating_header")] {
@@ -969,7 +927,7 @@ fn a_refresh_polls_at_once_obeys_retry_after_and_cannot_be_used_to_flood_an_upst
 
 #[test]
 fn thousands_of_streams_are_made_and_a_change_of_one_is_cheap() {
-    let (upstream, scratch) = (Upstream::start(), Scratch::new("thousands"));
+    let (upstream, folder) = (Upstream::start(), Folder::new("managed-thousands"));
     upstream.set_json("/a", "1");
     // As if they had been made one by one.
     let made: serde_json::Map<String, Value> = (0..9_999)
@@ -979,8 +937,8 @@ fn thousands_of_streams_are_made_and_a_change_of_one_is_cheap() {
         })
         .collect();
     let state = json!({ "version": 1, "sections": { "streams": { "made": made, "stopped": [] } } });
-    fs::write(scratch.state(), state.to_string()).expect("written");
-    let server = Setup::new().server(&scratch.line()).log("level = \"info\"").start();
+    fs::write(folder.state(), state.to_string()).expect("written");
+    let server = Setup::new().server(&folder.state_line()).log("level = \"info\"").start();
     let mut ws = watching(&server, &token_of("u1"), "/v1/streams/s7");
     make(&server, "last", &upstream.url("/a"));
     let full = streams(&server, "POST", "", &json!({ "id": "more", "url": upstream.url("/a") }));

@@ -3,51 +3,19 @@
 
 mod support;
 
-use std::path::PathBuf;
+use std::thread;
 use std::time::Duration;
-use std::{fs, thread};
 
 use ring::hmac;
 use serde_json::{Value, json};
 
-use support::server::{ADMIN_KEY, Answer, Raw, Server, Setup, bearer, eventually, now_s, token_of, watching};
-use support::{Proxy, Redis, Reply, Upstream};
+use support::server::{
+    Answer, Server, Setup, away, bearer, eventually, now_s, streams, streams_with, token_of, watching,
+};
+use support::{Folder, Proxy, Redis, Reply, Upstream};
 
 /// The hash that the streams stand in.
 const HASH: &str = "restcast:streams";
-
-/// A path of this test's own for a state file.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Scratch {
-        let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("streams-{name}-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&path);
-        fs::create_dir_all(&path).expect("a directory");
-        Scratch(path)
-    }
-
-    fn line(&self) -> String {
-        format!("state = {:?}", self.0.join("restcast.state"))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-fn streams_with(server: &Server, method: &str, path: &str, more: &[(&'static str, String)], body: &Value) -> Answer {
-    let mut headers = vec![bearer(ADMIN_KEY)];
-    headers.extend_from_slice(more);
-    let body = if body.is_null() { String::new() } else { body.to_string() };
-    Raw::connect(server.admin).request(method, &format!("/admin/v1/streams{path}"), &headers, &body)
-}
-
-fn streams(server: &Server, method: &str, path: &str, body: &Value) -> Answer {
-    streams_with(server, method, path, &[], body)
-}
 
 fn wanted(id: &str, url: &str) -> Value {
     json!({ "id": id, "url": url, "interval": "20ms" })
@@ -365,10 +333,10 @@ fn a_redis_that_was_emptied_takes_no_stream_away_from_who_is_asked_for_one() {
 
 #[test]
 fn while_redis_is_away_nothing_is_changed_and_a_start_knows_the_copy() {
-    let (redis, upstream, scratch) = (Redis::start(), upstream(), Scratch::new("away"));
+    let (redis, upstream, folder) = (Redis::start(), upstream(), Folder::new("streams-away"));
     let proxy = Proxy::to(redis.address());
     let setup = Setup::new()
-        .server(&scratch.line())
+        .server(&folder.state_line())
         .redis(&format!("redis://{}/", proxy.address()), "timeout = \"500ms\"")
         .stream("file", &upstream.url("/a"), "");
     let server = setup.start();
@@ -378,7 +346,7 @@ fn while_redis_is_away_nothing_is_changed_and_a_start_knows_the_copy() {
     proxy.down();
     let known = streams(&server, "GET", "/leads", &Value::Null);
     assert_eq!((known.status, &known.json()["state"]), (200, &json!("running")), "by what is known here");
-    eventually("Redis is away", || server.admin("GET", "/readyz", None).text().contains("away").then_some(()));
+    away(&server);
     let refused = [
         streams(&server, "POST", "", &wanted("more", &upstream.url("/a"))),
         streams(&server, "PUT", "/leads", &wanted("leads", &upstream.url("/b"))),
@@ -396,8 +364,8 @@ fn while_redis_is_away_nothing_is_changed_and_a_start_knows_the_copy() {
 
 #[test]
 fn streams_from_before_there_was_redis_are_carried_over_and_an_emptied_redis_gets_them_back() {
-    let (redis, upstream, scratch) = (Redis::start(), upstream(), Scratch::new("carried"));
-    let alone = Setup::new().server(&scratch.line());
+    let (redis, upstream, folder) = (Redis::start(), upstream(), Folder::new("streams-carried"));
+    let alone = Setup::new().server(&folder.state_line());
     let server = alone.start();
     assert_eq!(streams(&server, "POST", "", &wanted("leads", &upstream.url("/a"))).status, 201);
     assert_eq!(streams(&server, "POST", "", &wanted("other", &upstream.url("/a"))).status, 201);
@@ -430,8 +398,8 @@ fn streams_from_before_there_was_redis_are_carried_over_and_an_emptied_redis_get
 
 #[test]
 fn a_stream_that_was_deleted_while_its_maker_was_down_does_not_come_back_with_the_makers_copy() {
-    let (redis, upstream, scratch) = (Redis::start(), upstream(), Scratch::new("deleted"));
-    let setup = Setup::new().server(&scratch.line()).redis(&redis.url(), "");
+    let (redis, upstream, folder) = (Redis::start(), upstream(), Folder::new("streams-deleted"));
+    let setup = Setup::new().server(&folder.state_line()).redis(&redis.url(), "");
     let (maker, other) = (setup.start(), Setup::new().redis(&redis.url(), "").start());
     assert_eq!(streams(&maker, "POST", "", &wanted("leads", &upstream.url("/a"))).status, 201);
     maker.signal(rustix::process::Signal::KILL);
@@ -445,7 +413,7 @@ fn a_stream_that_was_deleted_while_its_maker_was_down_does_not_come_back_with_th
 
 #[test]
 fn a_process_without_the_secret_of_a_stream_in_redis_starts_and_says_so_and_one_that_knew_it_goes_on() {
-    let (redis, upstream, scratch) = (Redis::start(), upstream(), Scratch::new("lacking"));
+    let (redis, upstream, folder) = (Redis::start(), upstream(), Folder::new("streams-lacking"));
     let setup = Setup::new().redis(&redis.url(), "");
     let one = setup.clone().env("LEADS_KEY", "secret-of-the-variable").start();
     let with_key = |of: &str| {
@@ -454,7 +422,7 @@ fn a_process_without_the_secret_of_a_stream_in_redis_starts_and_says_so_and_one_
         body
     };
     assert_eq!(streams(&one, "POST", "", &with_key("a")).status, 201);
-    let two = setup.clone().server(&scratch.line()).start();
+    let two = setup.clone().server(&folder.state_line()).start();
     let mut ws = two.ws("/v1/streams/leads", &[bearer(&token_of("u1"))]);
     let lacking = |ws: &mut support::server::Ws| {
         let status = ws.next_of("stream_status");
@@ -466,7 +434,7 @@ fn a_process_without_the_secret_of_a_stream_in_redis_starts_and_says_so_and_one_
     assert_eq!((state(&one), state(&two)), (json!("running"), json!("failing")));
     // Its copy is as good as the record, for a start without Redis.
     drop((ws, two));
-    let two = Setup::new().server(&scratch.line()).start();
+    let two = Setup::new().server(&folder.state_line()).start();
     lacking(&mut two.ws("/v1/streams/leads", &[bearer(&token_of("u1"))]));
     drop(two);
 

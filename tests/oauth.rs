@@ -7,7 +7,6 @@ use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,7 +15,7 @@ use base64::engine::general_purpose::STANDARD;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use support::server::{Server, Setup, Ws, bearer, eventually, run, token_of};
-use support::{Authority, Reply, RequestSeen, Step, Upstream};
+use support::{Authority, Folder, Reply, RequestSeen, Step, Upstream};
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -28,34 +27,6 @@ const SECRET: &str = "hunter s3cret/+%";
 /// A value that is long enough for a change of it to be told by a patch.
 fn value(of: u32) -> Value {
     json!({ "value": of, "pad": "x".repeat(200) })
-}
-
-/// A folder of the test's own, gone when it ends.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> Folder {
-        static COUNT: AtomicU64 = AtomicU64::new(0);
-        let name = format!("oauth-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-        fs::create_dir_all(&path).expect("a folder");
-        Folder(path)
-    }
-
-    fn put(&self, name: &str, text: &str) -> String {
-        let path = self.0.join(name);
-        // As a careful operator does it: nobody ever reads half of it.
-        let beside = self.0.join(format!("{name}.new"));
-        fs::write(&beside, text).expect("written");
-        fs::rename(&beside, &path).expect("renamed");
-        path.display().to_string()
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
 }
 
 /// What the identity provider and the API know of each other.
@@ -109,8 +80,8 @@ fn is_client(seen: &RequestSeen) -> bool {
 
 impl World {
     fn new() -> World {
-        let (folder, authority) = (Folder::new(), Authority::new());
-        let ca = authority.write_pem(&folder.0).display().to_string();
+        let (folder, authority) = (Folder::new("oauth"), Authority::new());
+        let ca = authority.write_pem(&folder).display().to_string();
         let identity = authority.identity(&["127.0.0.1"]);
         let book = Arc::new(Mutex::new(Book { life_s: Some(3600), ..Book::default() }));
         let world =
@@ -439,9 +410,9 @@ fn a_rotated_refresh_token_survives_the_process() {
     let url = world.resource("/r");
     world.book().refresh.insert(format!("{MARK}-rt-of-file"));
     let configured = world.folder.put("refresh", &format!("{MARK}-rt-of-file\n"));
-    let state = world.folder.0.join("state");
     let grant = format!("{}grant = \"refresh_token\"\nrefresh_token = \"file:{configured}\"\n", world.lines(""));
-    let setup = Setup::new().server(&format!("state = {:?}", state.display().to_string())).stream("s", &url, &grant);
+    let state = world.folder.state();
+    let setup = Setup::new().server(&world.folder.state_line()).stream("s", &url, &grant);
     let polled = |server: &Server| server.get("/v1/streams/s", &[bearer(&token_of("u1"))]).status;
     let given = |world: &World| world.book().given;
     for round in 1..=3 {
@@ -481,9 +452,8 @@ fn rotating(world: &World) -> (Setup, PathBuf) {
     let url = world.resource("/r");
     world.book().refresh.insert(format!("{MARK}-rt-of-file"));
     let configured = world.folder.put("refresh", &format!("{MARK}-rt-of-file\n"));
-    let state = world.folder.0.join("state");
     let grant = format!("{}grant = \"refresh_token\"\nrefresh_token = \"file:{configured}\"\n", world.lines(""));
-    (Setup::new().server(&format!("state = {:?}", state.display().to_string())).stream("s", &url, &grant), state)
+    (Setup::new().server(&world.folder.state_line()).stream("s", &url, &grant), world.folder.state())
 }
 
 fn polled(server: &Server) -> u16 {
@@ -530,7 +500,7 @@ fn a_refresh_token_that_cannot_be_written_is_said_and_tried_again_until_it_is() 
     let world = World::new();
     let (setup, state) = rotating(&world);
     // What stands where the file is written before it is put in its place.
-    let obstacle = state.with_extension("new");
+    let obstacle = state.with_extension("state.new");
     fs::create_dir(&obstacle).expect("a folder");
     let server = setup.start();
     assert_eq!(polled(&server), 200, "what came with it is used all the same");
@@ -548,7 +518,7 @@ fn a_refresh_token_that_cannot_be_written_is_said_and_tried_again_until_it_is() 
 fn what_could_not_be_written_is_written_when_the_process_ends() {
     let world = World::new();
     let (setup, state) = rotating(&world);
-    let obstacle = state.with_extension("new");
+    let obstacle = state.with_extension("state.new");
     fs::create_dir(&obstacle).expect("a folder");
     let mut server = setup.start();
     assert_eq!(polled(&server), 200);
@@ -621,8 +591,8 @@ fn a_refresh_token_is_used_once_by_streams_that_share_it_and_differ_in_the_rest(
 
 #[test]
 fn an_upstream_that_asks_for_a_certificate_is_shown_the_right_one() {
-    let (folder, authority, stranger) = (Folder::new(), Authority::new(), Authority::new());
-    let ca = authority.write_pem(&folder.0).display().to_string();
+    let (folder, authority, stranger) = (Folder::new("oauth"), Authority::new(), Authority::new());
+    let ca = authority.write_pem(&folder).display().to_string();
     let upstream = Upstream::start_mtls(&authority.identity(&["127.0.0.1"]), &authority);
     for path in ["/a", "/b", "/none", "/strange"] {
         upstream.set_json(path, &value(1).to_string());
@@ -672,7 +642,7 @@ fn an_upstream_that_asks_for_a_certificate_is_shown_the_right_one() {
 
 #[test]
 fn secrets_in_files_are_read_again_when_they_change_and_nobody_notices() {
-    let (folder, upstream) = (Folder::new(), Upstream::start());
+    let (folder, upstream) = (Folder::new("oauth"), Upstream::start());
     let (token_file, header_file) = (folder.put("token", "hunter-1\n"), folder.put("header", "hunter-a\n"));
     let wanted = Arc::new(Mutex::new(("hunter-1", "hunter-a", 1)));
     let says = Arc::clone(&wanted);

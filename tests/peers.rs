@@ -18,14 +18,15 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use support::redis::{Client, RedisSetup, Said};
 use support::server::{
-    ADMIN_KEY, Answer, Raw, Server, Setup, Sse, Ws, bearer, eventually, mint, now_s, now_us, token_of, watching,
+    Answer, Raw, Server, Setup, Sse, Ws, away, bearer, connected, eventually, is, mint, now_s, now_us, outcome,
+    token_of, watching,
 };
 use support::{Proxy, Redis, Upstream};
 
 /// `redis.timeout` of these tests: what is answered well within it was not waited for.
-const TIMEOUT: Duration = Duration::from_secs(4);
-/// An answer that waits for nobody, on a busy machine.
-const AT_ONCE: Duration = Duration::from_millis(2_000);
+const TIMEOUT: Duration = Duration::from_secs(8);
+/// An answer that waits for nobody, on a busy machine: less than [`TIMEOUT`] and [`PEER_RENEWAL_PATIENCE`].
+const AT_ONCE: Duration = Duration::from_secs(6);
 
 fn upstream() -> Upstream {
     let upstream = Upstream::start();
@@ -34,15 +35,7 @@ fn upstream() -> Upstream {
 }
 
 fn setup(url: &str, upstream: &Upstream) -> Setup {
-    Setup::new().redis(url, "timeout = \"4s\"").jwt("leeway = \"0s\"").stream("leads", &upstream.url("/leads"), "")
-}
-
-fn connected(server: &Server) {
-    eventually("Redis is spoken to", || (server.admin("GET", "/readyz", None).json()["redis"] == "up").then_some(()));
-}
-
-fn cut_off(server: &Server) {
-    eventually("Redis is away", || (server.admin("GET", "/readyz", None).json()["redis"] == "away").then_some(()));
+    Setup::new().redis(url, "timeout = \"8s\"").jwt("leeway = \"0s\"").stream("leads", &upstream.url("/leads"), "")
 }
 
 fn started(redis: &Redis, upstream: &Upstream, count: usize) -> Vec<Server> {
@@ -65,15 +58,6 @@ fn renew(server: &Server, connection: &str, token: &str) -> Answer {
     server.request("POST", &format!("/v1/connections/{connection}/auth"), &headers, &body)
 }
 
-fn outcome(answer: &Answer) -> (u16, String) {
-    let code = if answer.status >= 400 { answer.code() } else { String::new() };
-    (answer.status, code)
-}
-
-fn is(status: u16, code: &str) -> (u16, String) {
-    (status, code.to_owned())
-}
-
 /// The name with another digit in that place.
 fn another(name: &str, at: usize) -> String {
     let digit = if &name[at..=at] == "0" { "1" } else { "0" };
@@ -81,8 +65,7 @@ fn another(name: &str, at: usize) -> String {
 }
 
 fn list(server: &Server, query: &str) -> Value {
-    let path = format!("/admin/v1/connections{query}");
-    let answer = Raw::connect(server.admin).request("GET", &path, &[bearer(ADMIN_KEY)], "");
+    let answer = server.order("GET", &format!("connections{query}"), &Value::Null);
     assert_eq!(answer.status, 200, "{answer:?}");
     answer.json()
 }
@@ -261,7 +244,7 @@ fn while_redis_is_away_at_either_end_nobody_is_told_that_a_connection_is_gone() 
     renewed_in_time(&b, &name);
     // At the one that is asked.
     proxy_b.down();
-    cut_off(&b);
+    away(&b);
     assert_unanswered(&b, &name);
     let page = list(&b, "");
     assert_eq!((&page["complete"], names(&page).len()), (&json!(false), 0));
@@ -270,7 +253,7 @@ fn while_redis_is_away_at_either_end_nobody_is_told_that_a_connection_is_gone() 
     renewed_in_time(&b, &name);
     // At the one that holds it.
     proxy_a.down();
-    cut_off(&a);
+    away(&a);
     assert_unanswered(&b, &name);
     let page = list(&b, "");
     let process = &name[34..50];

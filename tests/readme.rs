@@ -9,16 +9,16 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
-use std::{env, fs, process};
+use std::{env, fs};
 
 use restcast::codec::message::{CloseReason, ErrorCode};
 use restcast::config::{Config, FileError, Sources};
 use restcast::{config, metrics};
 use serde_json::{Value, json};
 use support::server::{ADMIN_KEY, Server, Setup, Ws, bearer, client_frame, mint, now_s, token_of, watching};
-use support::{Redis, Upstream};
+use support::{Folder, Redis, Upstream};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -234,29 +234,12 @@ fn the_configurations_shown_are_accepted_without_a_warning() {
     }
 }
 
-/// A folder of this test's own, removed at its end.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Folder {
-        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", process::id()));
-        fs::create_dir_all(&path).expect("a folder");
-        Folder(path)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        drop(fs::remove_dir_all(&self.0));
-    }
-}
-
 #[test]
 fn the_five_minutes_can_be_typed() {
     let folder = Folder::new("readme");
     let configuration =
         blocks("toml").into_iter().find(|block| block.contains("# restcast.toml")).expect("the example");
-    fs::write(folder.0.join("restcast.toml"), configuration).expect("it can be written");
+    folder.put("restcast.toml", &configuration);
 
     let shell: String = blocks("sh").concat();
     let line = |start: &str| {
@@ -277,7 +260,7 @@ fn the_five_minutes_can_be_typed() {
     let output = Command::new("sh")
         .args(["-c", &script])
         .env("PATH", path)
-        .current_dir(&folder.0)
+        .current_dir(&*folder)
         .output()
         .expect("there is a shell");
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));

@@ -7,15 +7,16 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use support::server::{ADMIN_KEY, PATIENCE, Raw, Server, Setup, Ws, bearer, eventually, token_of};
+use support::server::{PATIENCE, Server, Setup, Ws, bearer, eventually, streams, token_of};
 use support::{Reply, Upstream};
 
-/// `Retry-After` of these tests.
-const REST_S: u64 = 4;
+fn make(server: &Server, body: &Value) {
+    let answer = streams(server, "POST", "", body);
+    assert_eq!(answer.status, 201, "{answer:?}");
+}
 
 fn put(server: &Server, body: &Value) {
-    let text = body.to_string();
-    let answer = Raw::connect(server.admin).request("PUT", "/admin/v1/streams/leads", &[bearer(ADMIN_KEY)], &text);
+    let answer = streams(server, "PUT", "/leads", body);
     assert_eq!(answer.status, 200, "{answer:?}");
 }
 
@@ -27,39 +28,52 @@ fn told(server: &Server) -> (Ws, Duration) {
     (ws, Duration::from_millis(status["retry_in_ms"].as_u64().expect("when")))
 }
 
-fn unavailable() -> Reply {
-    Reply::status(503).header("Retry-After", &REST_S.to_string())
+fn unavailable(rest_s: u64) -> Reply {
+    Reply::status(503).header("Retry-After", &rest_s.to_string())
 }
 
 #[test]
 fn a_url_that_is_to_be_left_alone_is_when_its_stream_is_changed() {
     let upstream = Upstream::start();
-    upstream.set("/a", unavailable());
+    upstream.set("/a", unavailable(3600));
     let asked = || upstream.requests().iter().filter(|request| request.target == "/a").count();
     let server = Setup::new().start();
     let mut body = json!({ "id": "leads", "url": upstream.url("/a"), "interval": "20ms", "headers": { "X-Key": "k" } });
-    let answer =
-        Raw::connect(server.admin).request("POST", "/admin/v1/streams", &[bearer(ADMIN_KEY)], &body.to_string());
-    assert_eq!(answer.status, 201, "{answer:?}");
-    let begun = Instant::now();
-    let (mut first, _) = told(&server);
+    make(&server, &body);
+    let is_left = |left: Duration| assert!((3_000..=3_600).contains(&left.as_secs()), "{left:?}");
+    let (mut first, left) = told(&server);
+    is_left(left);
     assert_eq!(asked(), 1);
     body["interval"] = json!("30ms");
     put(&server, &body);
     let (mut second, left) = told(&server);
-    assert!(left <= Duration::from_secs(REST_S), "{left:?}");
+    is_left(left);
     assert_eq!(asked(), 1, "it was to be left alone");
     // And deleted and made again.
-    let key = [bearer(ADMIN_KEY)];
-    assert_eq!(Raw::connect(server.admin).request("DELETE", "/admin/v1/streams/leads", &key, "").status, 204);
+    assert_eq!(streams(&server, "DELETE", "/leads", &Value::Null).status, 204);
     assert_eq!((first.closed().0, second.closed().0), (4004, 4004));
-    let made = Raw::connect(server.admin).request("POST", "/admin/v1/streams", &key, &body.to_string());
-    assert_eq!(made.status, 201, "{made:?}");
-    let (mut third, _) = told(&server);
+    make(&server, &body);
+    is_left(told(&server).1);
     assert_eq!(asked(), 1);
+}
+
+#[test]
+fn a_url_that_was_to_be_left_alone_is_asked_again_when_that_is_over_though_its_stream_was_changed() {
+    const REST: Duration = Duration::from_secs(4);
+    let upstream = Upstream::start();
+    upstream.set("/a", unavailable(REST.as_secs()));
+    let server = Setup::new().start();
+    let mut body = json!({ "id": "leads", "url": upstream.url("/a"), "interval": "20ms" });
+    let begun = Instant::now();
+    make(&server, &body);
+    drop(told(&server));
+    body["interval"] = json!("30ms");
+    put(&server, &body);
+    let (mut ws, left) = told(&server);
+    assert!(left <= REST, "{left:?}");
     upstream.set_json("/a", "1");
-    assert_eq!(third.next_of("snapshot")["data"], json!(1));
-    assert!(begun.elapsed() >= Duration::from_secs(REST_S), "{:?}", begun.elapsed());
+    assert_eq!(ws.next_of("snapshot")["data"], json!(1));
+    assert!(begun.elapsed() >= REST, "{:?}", begun.elapsed());
 }
 
 #[test]

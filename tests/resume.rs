@@ -238,48 +238,51 @@ fn subscriptions_of_one_connection_resume_each_from_its_own_place() {
 
 #[test]
 fn a_rated_reader_gets_one_waiting_event_as_itself_and_several_as_a_snapshot() {
-    const RATE: Duration = Duration::from_millis(2000);
-    /// What a busy machine may take from the time between two frames as they are read.
-    const SLACK: Duration = Duration::from_millis(400);
     for driver in DRIVERS {
         let upstream = Upstream::start();
         let server = of_leads(&upstream, driver, "");
         let mut live = Watcher::ws(&server, LEADS);
         live.event();
         for over in [Over::Ws, Over::Sse] {
-            let head = live.holding("leads").seq;
-            let mut rated =
-                Watcher::open(&server, over, &format!("{LEADS}?max_rate_ms=2000"), &[bearer(&token_of("u1"))]);
-            assert_eq!(rated.event().seq(), head);
-            let mut last = Instant::now();
-
-            upstream.set_json("/leads", &leads(head + 1));
-            live.event();
-            let waiting = rated.event();
-            assert_eq!((waiting.kind(), waiting.seq()), ("patch".into(), head + 1), "one is sent as itself");
-            assert!(last.elapsed() >= RATE - SLACK, "{:?}", last.elapsed());
-            assert!(last.elapsed() <= RATE * 3, "{:?}", last.elapsed());
-
-            last = Instant::now();
-            for n in head + 2..=head + 4 {
-                upstream.set_json("/leads", &leads(n));
-                live.event();
-            }
-            assert!(last.elapsed() < RATE - SLACK, "the machine is too slow for this test: {:?}", last.elapsed());
-            let waiting = rated.event();
-            assert_eq!((waiting.kind(), waiting.seq()), ("snapshot".into(), head + 4), "several are sent as one");
-            assert!(last.elapsed() >= RATE - SLACK, "{:?}", last.elapsed());
-
-            // After a quiet while the next one need not wait.
-            assert!(rated.is_quiet_for(RATE + SLACK), "nothing waits");
-            let begun = Instant::now();
-            upstream.set_json("/leads", &leads(head + 5));
-            live.event();
-            let next = rated.event();
-            assert_eq!((next.kind(), next.seq()), ("patch".into(), head + 5));
-            assert!(begun.elapsed() < RATE - SLACK, "{:?}", begun.elapsed());
+            // A machine may be too busy to be in time at any one time, but not each time.
+            let in_time = (0..5).any(|_| is_rated_in_time(&upstream, &server, over, &mut live));
+            assert!(in_time, "{driver} {over:?}: what may go at once waits");
         }
     }
+}
+
+/// Whether all came to a rated reader before what came next was due; panics if any of it came too early, or not as it should.
+fn is_rated_in_time(upstream: &Upstream, server: &Server, over: Over, live: &mut Watcher) -> bool {
+    const RATE: Duration = Duration::from_millis(2000);
+    let head = live.holding("leads").seq;
+    let mut change = |n: u64| {
+        upstream.set_json("/leads", &leads(n));
+        live.event();
+    };
+    let begun = Instant::now();
+    let mut rated = Watcher::open(server, over, &format!("{LEADS}?max_rate_ms=2000"), &[bearer(&token_of("u1"))]);
+    assert_eq!(rated.event().seq(), head);
+
+    change(head + 1);
+    let waiting = rated.event();
+    assert_eq!((waiting.kind(), waiting.seq()), ("patch".into(), head + 1), "one is sent as itself");
+    assert!(begun.elapsed() >= RATE, "{:?}", begun.elapsed());
+
+    (head + 2..=head + 4).for_each(&mut change);
+    if begun.elapsed() >= RATE * 2 {
+        return false; // One of them may have been due before the last was there.
+    }
+    let waiting = rated.event();
+    assert_eq!((waiting.kind(), waiting.seq()), ("snapshot".into(), head + 4), "several are sent as one");
+    assert!(begun.elapsed() >= RATE * 2, "{:?}", begun.elapsed());
+
+    // After a quiet while the next one need not wait.
+    assert!(rated.is_quiet_for(RATE), "nothing waits");
+    let begun = Instant::now();
+    change(head + 5);
+    let next = rated.event();
+    assert_eq!((next.kind(), next.seq()), ("patch".into(), head + 5));
+    begun.elapsed() < RATE / 2
 }
 
 #[test]

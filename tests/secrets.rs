@@ -10,8 +10,7 @@ mod support;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io::Write as _;
-use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,11 +25,11 @@ use rustls::ClientConfig;
 use rustls::version::{TLS12, TLS13};
 use serde_json::json;
 
-use support::redis::{Redis, RedisSetup};
+use support::redis::{Redis, RedisSetup, free_port};
 use support::server::{
-    ADMIN_KEY, Answer, Heard, Raw, SECRET, Server, Setup, Ws, bearer, eventually, mint, mint_by, now_s,
+    ADMIN_KEY, Answer, Heard, Raw, SECRET, Server, Setup, Ws, bearer, connected, eventually, mint, mint_by, now_s,
 };
-use support::{Authority, Reply, Step, Upstream};
+use support::{Authority, Folder, Reply, Step, Upstream};
 
 const HEADER: &str = "upstream-header-value+7f/c1=";
 const QUERY: &str = "upstream-query-value-93ab02";
@@ -215,47 +214,28 @@ fn cookie(secret: &str, sid: &str) -> String {
     format!("connect.sid={escaped}")
 }
 
-/// A directory of this test's own.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Scratch {
-        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("secrets-{name}-{}", std::process::id()));
-        fs::create_dir_all(&path).expect("a directory");
-        Scratch(path)
-    }
-
-    /// What a command prints, given this file and this input.
-    fn command(&self, said: &mut Said, arguments: &[&str], config: &str, input: &str) {
-        let path = self.0.join("restcast.toml");
-        fs::write(&path, config).expect("written");
-        let mut child = Command::new(env!("CARGO_BIN_EXE_restcast"))
-            .args(arguments)
-            .arg("--config")
-            .arg(&path)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the binary starts");
-        // A command that takes no input may have ended before it comes.
-        let _ = child.stdin.take().expect("a pipe").write_all(input.as_bytes());
-        let output = child.wait_with_output().expect("it ends");
-        said.add(format!("{arguments:?} out"), output.stdout);
-        said.add(format!("{arguments:?} err"), output.stderr);
-    }
+/// What a command prints, given this file and this input.
+fn command(folder: &Folder, said: &mut Said, arguments: &[&str], config: &str, input: &str) {
+    let path = folder.put("restcast.toml", config);
+    let mut child = Command::new(env!("CARGO_BIN_EXE_restcast"))
+        .args(arguments)
+        .arg("--config")
+        .arg(&path)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary starts");
+    // A command that takes no input may have ended before it comes.
+    let _ = child.stdin.take().expect("a pipe").write_all(input.as_bytes());
+    let output = child.wait_with_output().expect("it ends");
+    said.add(format!("{arguments:?} out"), output.stdout);
+    said.add(format!("{arguments:?} err"), output.stderr);
 }
 
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-/// A port that nobody listens on.
+/// An address that nobody listens at.
 fn closed_port() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("an address")
+    ([127, 0, 0, 1], free_port()).into()
 }
 
 /// One world with its secrets.
@@ -435,9 +415,9 @@ impl World {
 
 /// What commands print of a good file, of bad ones, and of tokens.
 fn commands(world: &mut World, said: &mut Said) {
-    let scratch = Scratch::new(&format!("commands-{}", world.redis.address().port()));
+    let folder = Folder::new("secrets-commands");
     let text = world.text();
-    scratch.command(said, &["check"], &text, "");
+    command(&folder, said, &["check"], &text, "");
     for (good, bad) in [
         (format!("key = {ADMIN_KEY:?}"), format!("key = \"{MISPLACED} with a blank\"")),
         (format!("secret = {SECRET:?}"), format!("secret = \"{MISPLACED}\"")),
@@ -456,12 +436,12 @@ fn commands(world: &mut World, said: &mut Said) {
         (format!("[{SESSION:?}, "), format!("[\"hex:{MISPLACED}\", ")),
     ] {
         assert!(text.contains(&good), "{good}");
-        scratch.command(said, &["check"], &text.replacen(&good, &bad, 1), "");
+        command(&folder, said, &["check"], &text.replacen(&good, &bad, 1), "");
     }
     let token = world.token("explained");
     let bad = world.bad_tokens();
     for token in bad.iter().map(|(_, token)| token).chain([&token]) {
-        scratch.command(said, &["explain", "token"], &text, &format!("{token}\n"));
+        command(&folder, said, &["explain", "token"], &text, &format!("{token}\n"));
     }
 }
 
@@ -802,7 +782,7 @@ fn admin(world: &mut World, server: &Server, said: &mut Said) {
 /// each other goes through Redis, where others may hear it: that is searched as well.
 fn peers(world: &mut World, server: &Server, said: &mut Said) {
     let other = world.setup.start();
-    eventually("it speaks to Redis", || (other.admin("GET", "/readyz", None).json()["redis"] == "up").then_some(()));
+    connected(&other);
     let mut listener = world.redis.client();
     listener.command(&["AUTH", REDIS]).expect("an answer");
     listener.command(&["PSUBSCRIBE", "*"]).expect("an answer");
@@ -835,8 +815,7 @@ fn peers(world: &mut World, server: &Server, said: &mut Said) {
     }
     for (what, server) in [("its own process", server), ("another process", &other)] {
         for query in ["?sub=watched-elsewhere", "", "?sub=nobody"] {
-            let path = format!("/admin/v1/connections{query}");
-            let answer = Raw::connect(server.admin).request("GET", &path, &[bearer(ADMIN_KEY)], "");
+            let answer = server.order("GET", &format!("connections{query}"), &json!(null));
             assert_eq!(said.answer(format!("a list at {what}"), &answer), 200);
         }
     }
@@ -982,7 +961,7 @@ fn no_secret_is_seen_in_json() {
 /// What is sealed: the listener's TLS, key sets over `https`, Redis over `rediss`, with all that their URLs and files hold.
 struct Sealed {
     authority: Authority,
-    scratch: Scratch,
+    folder: Folder,
     /// The files of who is trusted, and of a stranger.
     ca: [String; 2],
     upstream: Upstream,
@@ -999,15 +978,10 @@ const NO_KEY_SETS: [&str; 8] = ["500", "redirect", "html", "broken", "large", "c
 impl Sealed {
     fn new(format: &str) -> Sealed {
         let (authority, stranger) = (Authority::new(), Authority::new());
-        let scratch = Scratch::new(&format!("sealed-{format}"));
-        let file = |name: &str, authority: &Authority| {
-            let folder = scratch.0.join(name);
-            fs::create_dir_all(&folder).expect("a folder");
-            authority.write_pem(&folder).display().to_string()
-        };
-        let ca = [file("good", &authority), file("stranger", &stranger)];
+        let folder = Folder::new(&format!("secrets-sealed-{format}"));
+        let ca = [folder.put("good.pem", &authority.pem()), folder.put("stranger.pem", &stranger.pem())];
         let identity = authority.identity(&["localhost", "127.0.0.1"]);
-        let (cert, key) = identity.write_pem(&scratch.0);
+        let (cert, key) = identity.write_pem(&folder);
 
         let mut secrets = Secrets::default();
         for (what, secret) in [
@@ -1070,7 +1044,7 @@ impl Sealed {
             .key_set("https://stranger", &set(&at("good"), &ca[1]))
             .key_set("https://nobody", &set(&format!("https://{}/?key={SET_QUERY}", closed_port()), &ca[0]))
             .key_set("https://no-name", &set(&format!("https://no-such-host.invalid/?key={SET_QUERY}"), &ca[0]));
-        let mut sealed = Sealed { authority, scratch, ca, upstream, idp, issuer, redis, setup, secrets };
+        let mut sealed = Sealed { authority, folder, ca, upstream, idp, issuer, redis, setup, secrets };
         sealed.setup = sealed.with_redis(&sealed.rediss(REDIS_USER_ENCODED), 0);
         sealed
     }
@@ -1111,8 +1085,8 @@ impl Sealed {
 fn sealed_files(sealed: &mut Sealed, said: &mut Said, server: &Server) {
     let text = sealed.setup.text();
     let token = sealed.token("https://good", "explained");
-    sealed.scratch.command(said, &["check"], &text, "");
-    sealed.scratch.command(said, &["explain", "token"], &text, &format!("{token}\n"));
+    command(&sealed.folder, said, &["check"], &text, "");
+    command(&sealed.folder, said, &["explain", "token"], &text, &format!("{token}\n"));
     let place = sealed.idp.address().to_string();
     for (good, bad) in [
         // A key set's URL takes no user and no password; who writes one is told so without it.
@@ -1127,7 +1101,7 @@ fn sealed_files(sealed: &mut Sealed, said: &mut Said, server: &Server) {
     ] {
         assert!(text.contains(&good), "{good}");
         let text = text.replacen(&good, &bad, 1);
-        sealed.scratch.command(said, &["check"], &text, "");
+        command(&sealed.folder, said, &["check"], &text, "");
         server.reload_text(&text);
     }
     server.reload_text(&text);

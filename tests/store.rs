@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use support::redis::Said;
-use support::server::{Answer, Heard, Server, Setup, Ws, bearer, eventually, mint, now_s, token_of};
+use support::server::{Heard, Server, Setup, Ws, bearer, eventually, mint, now_s, outcome, token_of};
 use support::{Proxy, Redis, Upstream};
 
 const COOKIE_SECRET: &str = "a secret of the session cookies";
@@ -40,10 +40,6 @@ fn watch(server: &Server, sid: &str) -> Ws {
     let mut ws = server.ws("/v1/streams/leads", &cookie(sid));
     ws.next_of("snapshot");
     ws
-}
-
-fn outcome(answer: &Answer) -> (u16, String) {
-    (answer.status, answer.code())
 }
 
 fn unavailable() -> (u16, String) {

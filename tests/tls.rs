@@ -4,9 +4,7 @@ mod support;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use ring::aead;
@@ -24,24 +22,20 @@ use socket2::SockRef;
 use support::server::{
     DRIVERS, Heard, PATIENCE, Raw, Server, Setup, bearer, eventually, mint, now_s, run, token_of, upgrade_request,
 };
-use support::{Authority, Upstream, self_signed};
+use support::{Authority, Folder, Upstream, self_signed};
 
 const BOTH: &[&SupportedProtocolVersion] = &[&TLS12, &TLS13];
 const LEADS: &str = "/v1/streams/leads";
 
-/// Certificates in files of the test's own, gone when it ends.
+/// Certificates in files of the test's own.
 struct Files {
-    folder: PathBuf,
+    folder: Folder,
     authority: Authority,
 }
 
 impl Files {
     fn new() -> Files {
-        static COUNT: AtomicU64 = AtomicU64::new(0);
-        let name = format!("tls-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-        std::fs::create_dir_all(&folder).expect("a folder");
-        Files { folder, authority: Authority::new() }
+        Files { folder: Folder::new("tls"), authority: Authority::new() }
     }
 
     /// A certificate for `names` in files called `name`; the lines of `[[server.tls]]`.
@@ -54,12 +48,6 @@ impl Files {
 
     fn client(&self, versions: &[&'static SupportedProtocolVersion]) -> Arc<ClientConfig> {
         Arc::new(self.authority.client_config(versions))
-    }
-}
-
-impl Drop for Files {
-    fn drop(&mut self) {
-        drop(std::fs::remove_dir_all(&self.folder));
     }
 }
 

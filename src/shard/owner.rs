@@ -686,6 +686,7 @@ impl Shard {
             owned.slot.leave();
             PollLeave::Later(Arc::clone(&owned.lane))
         } else {
+            owned.slot.set_works(owned.stream.works());
             match owned.lane.ask(now, &mut owned.slot, owned.key.target.options.backoff_max) {
                 Ask::Wait(wait) => return self.held_back(index, wait),
                 Ask::Go(permit) => PollLeave::Given(permit),

@@ -16,16 +16,17 @@ use std::time::Duration;
 use url::Url;
 
 use crate::codec::rate_limit::{Quota, Resource};
+use crate::ids::Holder;
 use crate::limits::{
-    BREAKER_FAILURES, BREAKER_REST_MAX, BREAKER_REST_MIN, LANES_MAX, QUEUE_MAX, QUOTAS_MAX, RESET_UNKNOWN,
-    RETRY_AFTER_MAX,
+    BREAKER_FAILURES, BREAKER_REST_MAX, BREAKER_REST_MIN, CALLERS_BREAKERS_MAX, LANES_MAX, QUEUE_MAX, QUOTAS_MAX,
+    RESET_UNKNOWN, RETRY_AFTER_MAX,
 };
 use crate::secret::Secret;
 use crate::time::Instant;
 
 use super::action::Call;
 pub use super::bucket::Rate;
-use super::bucket::{Bucket, Place, Taken};
+use super::bucket::{Bucket, Place, Taken, VOICES, VoiceNo};
 use super::credential::Credential;
 use super::oauth;
 use super::poll::{FetchError, FetchResponse, Target, UpstreamCode};
@@ -86,7 +87,12 @@ const MOVED_MAX: usize = 64;
 pub struct Budgets {
     hasher: RandomState,
     table: Mutex<Table>,
+    /// Of callers whose last request at that origin has failed: at most `CALLERS_BREAKERS_MAX`.
+    callers: Mutex<HashMap<(OriginHash, Option<Holder>), Breaker>>,
 }
+
+/// What stands for an origin.
+type OriginHash = u64;
 
 /// Whether it is a caller's, and the hash of the credential.
 type Whose = (bool, u64);
@@ -159,7 +165,8 @@ impl Budgets {
         }
         table.make_room();
         let rule = table.rules.get(&origin).cloned();
-        let shared = table.origins.entry(origin.clone()).or_insert_with(|| Arc::new(Origin::new(rule)));
+        let hash = self.hasher.hash_one(&origin);
+        let shared = table.origins.entry(origin.clone()).or_insert_with(|| Arc::new(Origin::new(hash, rule)));
         let lane = Arc::new(Lane {
             budgets: Arc::downgrade(self),
             origin: Arc::clone(shared),
@@ -177,6 +184,9 @@ impl Budgets {
         table.rules = upstreams.iter().map(|upstream| (upstream.origin.clone(), upstream.clone())).collect();
         for (name, origin) in &table.origins {
             lock(&origin.state).configure(now, table.rules.get(name));
+            if table.rules.get(name).is_some_and(|rule| rule.breaker == 0) {
+                lock(&self.callers).retain(|(hash, _), _| *hash != origin.hash);
+            }
         }
     }
 }
@@ -259,30 +269,42 @@ enum Voice {
     Operator,
     /// A caller has filled something in (`params`): no more than whether the origin can be reached.
     Chosen,
-    /// A caller has described it: nothing.
-    Caller,
+    /// That caller has described it: nothing, but to whatever else the same caller has described there.
+    Caller(Option<Holder>),
 }
 
 impl Voice {
     fn of(target: &Target) -> Voice {
         match &target.guard {
-            Some(policy) if !policy.own => Voice::Caller,
+            Some(policy) if !policy.own => Voice::Caller(target.options.described_by),
             _ if !target.options.params.is_empty() => Voice::Chosen,
             _ => Voice::Operator,
         }
     }
 
     fn is_caller(self) -> bool {
-        self == Voice::Caller
+        matches!(self, Voice::Caller(_))
     }
 
-    /// What the breaker makes of an outcome.
-    fn says(self, failure: Option<(UpstreamCode, Option<u16>)>) -> Verdict {
-        use UpstreamCode::{Dns, Tls, Unreachable};
+    /// Which of those it is that take turns in the operator's rate.
+    fn no(self) -> VoiceNo {
+        const { assert!(VOICES == 3) };
+        match self {
+            Voice::Operator => 0,
+            Voice::Chosen => 1,
+            Voice::Caller(_) => 2,
+        }
+    }
+
+    /// What the breaker makes of an outcome, where the origin is down, if it is, for `down`.
+    fn says(self, failure: Option<(UpstreamCode, Option<u16>)>, down: Option<UpstreamCode>) -> Verdict {
+        use UpstreamCode::{Dns, Status, Tls, Unreachable};
+        let is_of_way = |code| matches!(code, Unreachable | Dns | Tls);
         match (self, failure) {
-            (Voice::Caller, _) => Verdict::Nothing,
             (_, None) => Verdict::Works,
-            (Voice::Chosen, Some((code, _))) if !matches!(code, Unreachable | Dns | Tls) => Verdict::Nothing,
+            // It could not be reached, and now it answers.
+            (Voice::Chosen, Some((Status, _))) if down.is_some_and(is_of_way) => Verdict::Works,
+            (Voice::Chosen, Some((code, _))) if !is_of_way(code) => Verdict::Nothing,
             (_, Some((code, status))) => Verdict::Fails(code, status),
         }
     }
@@ -308,6 +330,7 @@ pub struct Slot {
     ticket: u64,
     named: Named,
     voice: Voice,
+    works: bool,
 }
 
 /// The budgets that the upstream has named in its last answer to an asker, if it did: the others are no matter of its.
@@ -319,6 +342,12 @@ impl Slot {
         let mut slot = Slot::default();
         slot.voice = Voice::of(target);
         slot
+    }
+
+    /// Whether its last poll was answered well. Who is, where the caller has described it, is not left alone for what else the
+    /// same caller has described there: others may watch it too.
+    pub fn set_works(&mut self, works: bool) {
+        self.works = works;
     }
 
     /// Waits no more.
@@ -350,14 +379,16 @@ impl Lane {
         }
         let mut origin = lock(&self.origin.state);
         let mut spending = lock(&self.spending);
-        let wait = origin.breaker.wait(now, patience);
+        let wait = origin.breaker.wait(now, patience, slot.voice);
+        let of_caller = if slot.works { Duration::ZERO } else { patience };
+        let wait = wait.or_else(|| self.of_caller(slot.voice, |own| own.wait(now, of_caller, slot.voice))?);
         let wait = wait.or_else(|| spending.wait(now, &mut slot.ticket, &lock(&slot.named)));
         if wait.is_some() {
             // Those who wait for the rate go one after the other: whoever would not go if its turn came holds none of them up.
             origin.bucket.leave(&mut slot.place);
         }
         let wait = wait.or_else(|| {
-            let turn = origin.bucket.wait(now, &mut slot.place)?;
+            let turn = origin.bucket.wait(now, slot.voice.no(), &mut slot.place)?;
             Some(Wait { until: turn.until, spread: Duration::ZERO, look: turn.look, why: Why::Turn })
         });
         if let Some(wait) = wait {
@@ -368,8 +399,11 @@ impl Lane {
         }
         spending.leave(&mut slot.ticket);
         slot.lane = None;
-        let is_probe = !slot.voice.is_caller() && origin.breaker.take();
-        let taken = origin.bucket.take(now);
+        let is_probe = match slot.voice.is_caller() {
+            true => self.of_caller(slot.voice, |own| own.take(slot.voice)).unwrap_or(false),
+            false => origin.breaker.take(slot.voice),
+        };
+        let taken = origin.bucket.take(now, Some(slot.voice.no()));
         let spent = spending.take(now, &lock(&slot.named));
         let named = Some(Arc::clone(&slot.named));
         let voice = Some(slot.voice);
@@ -392,9 +426,39 @@ impl Lane {
         if starts > now + patience {
             return Ask::Wait(Wait { until: starts, spread: Duration::ZERO, look: Duration::MAX, why: Why::Turn });
         }
-        let (taken, spent) = (origin.bucket.take(now), spending.take(starts, &[]));
+        let (taken, spent) = (origin.bucket.take(now, None), spending.take(starts, &[]));
         let (lane, named) = (Arc::clone(self), None);
         Ask::Go(Permit { lane, spent, taken, named, is_probe: false, voice: None, state: State::Given })
+    }
+
+    /// Asks the breaker of the caller that has described it, where something of that caller's has failed at this origin.
+    fn of_caller<T>(&self, voice: Voice, then: impl FnOnce(&mut Breaker) -> T) -> Option<T> {
+        let Voice::Caller(who) = voice else { return None };
+        let budgets = self.budgets.upgrade()?;
+        let mut callers = lock(&budgets.callers);
+        callers.get_mut(&(self.origin.hash, who)).map(then)
+    }
+
+    /// Tells the breaker that it concerns of a poll's outcome.
+    fn tell(&self, now: Instant, voice: Voice, is_probe: bool, failure: Option<(UpstreamCode, Option<u16>)>) {
+        let mut origin = lock(&self.origin.state);
+        let Voice::Caller(who) = voice else { return origin.breaker.outcome(now, voice, is_probe, failure) };
+        let Some(budgets) = self.budgets.upgrade() else { return };
+        let mut callers = lock(&budgets.callers);
+        let place = (self.origin.hash, who);
+        let failures_max = origin.breaker.failures_max;
+        if failure.is_none() || failures_max == 0 {
+            callers.remove(&place);
+            return;
+        }
+        if callers.len() >= CALLERS_BREAKERS_MAX && !callers.contains_key(&place) {
+            callers.retain(|_, breaker| breaker.is_down_lately(now));
+        }
+        if callers.len() < CALLERS_BREAKERS_MAX || callers.contains_key(&place) {
+            let breaker = callers.entry(place).or_insert_with(Breaker::new);
+            breaker.failures_max = failures_max;
+            breaker.outcome(now, voice, is_probe, failure);
+        }
     }
 
     /// The lane of a request to `url` that carries no credential.
@@ -512,7 +576,7 @@ impl Permit {
         let status = response.status;
         if let Some(voice) = self.voice {
             let failure = (status >= 500).then_some((UpstreamCode::Status, Some(status)));
-            lock(&self.lane.origin.state).breaker.outcome(now, self.is_probe, voice.says(failure));
+            self.lane.tell(now, voice, self.is_probe, failure);
         }
         let mut spending = lock(&self.lane.spending);
         // RFC 6585 section 4: too many requests are all of whoever is meant, and not of one resource. A 503 is.
@@ -532,7 +596,7 @@ impl Permit {
         self.state = State::Told;
         if let Some(voice) = self.voice {
             let down = matches!(error.code, Timeout | Unreachable | Dns | Tls | Protocol).then_some((error.code, None));
-            lock(&self.lane.origin.state).breaker.outcome(now, self.is_probe, voice.says(down));
+            self.lane.tell(now, voice, self.is_probe, down);
         }
         lock(&self.lane.spending).lost();
     }
@@ -545,8 +609,11 @@ impl Drop for Permit {
         }
         let mut origin = lock(&self.lane.origin.state);
         let mut spending = lock(&self.lane.spending);
-        if self.is_probe {
-            origin.breaker.probing = false;
+        if let (true, Some(voice)) = (self.is_probe, self.voice) {
+            match voice.is_caller() {
+                true => _ = self.lane.of_caller(voice, |own| own.give_up(voice)),
+                false => origin.breaker.give_up(voice),
+            }
         }
         if self.state == State::Begun {
             return spending.lost();
@@ -559,6 +626,7 @@ impl Drop for Permit {
 
 #[derive(Debug)]
 struct Origin {
+    hash: OriginHash,
     state: Mutex<OriginState>,
 }
 
@@ -569,10 +637,10 @@ struct OriginState {
 }
 
 impl Origin {
-    fn new(rule: Option<Upstream>) -> Origin {
+    fn new(hash: OriginHash, rule: Option<Upstream>) -> Origin {
         let mut state = OriginState { bucket: Bucket::default(), breaker: Breaker::new() };
         state.configure(Instant::default(), rule.as_ref());
-        Origin { state: Mutex::new(state) }
+        Origin { hash, state: Mutex::new(state) }
     }
 }
 
@@ -586,47 +654,77 @@ impl OriginState {
     }
 }
 
-/// Leaves an origin alone that has failed `failures_max` times in a row, whoever asked; then one request tries it.
+/// Leaves an origin alone that has failed `failures_max` times in a row, whoever asked; then one request tries it. What callers
+/// have chosen is tried beside what the operator has, so that one that proves nothing takes no turn of one that can.
 #[derive(Debug)]
 struct Breaker {
     failures_max: u32,
     failures: u32,
     rest: Duration,
-    /// Since when, and how it failed.
-    down: Option<(Instant, UpstreamCode, Option<u16>)>,
-    probing: bool,
+    /// How it failed.
+    down: Option<(UpstreamCode, Option<u16>)>,
+    tries: [Try; 2],
+}
+
+/// When who asks tries an origin that is down.
+#[derive(Clone, Copy, Debug, Default)]
+struct Try {
+    since: Instant,
+    /// After so long.
+    rest: Duration,
+    /// There is one under way, since that was how long it rested.
+    probing: Option<Duration>,
 }
 
 impl Breaker {
     fn new() -> Breaker {
-        Breaker { failures_max: BREAKER_FAILURES, failures: 0, rest: BREAKER_REST_MIN, down: None, probing: false }
+        let (failures_max, rest) = (BREAKER_FAILURES, BREAKER_REST_MIN);
+        Breaker { failures_max, failures: 0, rest, down: None, tries: Default::default() }
     }
 
-    fn wait(&self, now: Instant, patience: Duration) -> Option<Wait> {
-        let (since, code, status) = self.down?;
-        let rest = self.rest.min(patience);
-        let until = if self.probing { now + rest } else { since + rest };
+    fn try_of(&mut self, voice: Voice) -> &mut Try {
+        &mut self.tries[usize::from(voice == Voice::Chosen)]
+    }
+
+    fn wait(&mut self, now: Instant, patience: Duration, voice: Voice) -> Option<Wait> {
+        let (code, status) = self.down?;
+        let Try { since, rest, probing } = *self.try_of(voice);
+        let rest = rest.min(patience);
+        let until = if probing.is_some() { now + rest } else { since + rest };
         (until > now).then_some(Wait { until, spread: rest, look: Duration::MAX, why: Why::Down(code, status) })
     }
 
-    /// Whether the request that is sent now is the one that tries the origin.
-    fn take(&mut self) -> bool {
-        self.probing |= self.down.is_some();
-        self.down.is_some()
+    /// Whether the request that is sent now is one that tries the origin.
+    fn take(&mut self, voice: Voice) -> bool {
+        let rest = self.rest;
+        let is_down = self.down.is_some();
+        if is_down {
+            self.try_of(voice).probing = Some(rest);
+        }
+        is_down
     }
 
-    fn outcome(&mut self, now: Instant, is_probe: bool, verdict: Verdict) {
-        self.probing &= !is_probe;
-        let (code, status) = match verdict {
+    /// A request that was to try it does not.
+    fn give_up(&mut self, voice: Voice) {
+        self.try_of(voice).probing = None;
+    }
+
+    fn is_down_lately(&self, now: Instant) -> bool {
+        self.down.is_some() && self.tries[0].since + BREAKER_REST_MAX * 2 > now
+    }
+
+    fn outcome(&mut self, now: Instant, voice: Voice, is_probe: bool, failure: Option<(UpstreamCode, Option<u16>)>) {
+        let probed = if is_probe { self.try_of(voice).probing.take() } else { None };
+        let (code, status) = match voice.says(failure, self.down.map(|(code, _)| code)) {
             Verdict::Fails(code, status) => (code, status),
             Verdict::Works => {
-                (self.failures, self.rest, self.down, self.probing) = (0, BREAKER_REST_MIN, None, false);
+                *self = Breaker { failures_max: self.failures_max, ..Breaker::new() };
                 return;
             }
-            // Another one tries it, after as long a rest.
+            // Another one tries it, soon: who asks for what answers may be among many who ask for what does not.
             Verdict::Nothing => {
-                if let (true, Some((since, ..))) = (is_probe, &mut self.down) {
-                    *since = now;
+                if is_probe {
+                    *self.try_of(voice) = Try { since: now, rest: BREAKER_REST_MIN, probing: None };
                 }
                 return;
             }
@@ -635,10 +733,14 @@ impl Breaker {
         if self.failures_max == 0 || self.failures < self.failures_max {
             return;
         }
-        if is_probe {
+        // Where the other one has failed meanwhile, this is no news.
+        if probed == Some(self.rest) {
             self.rest = (self.rest * 2).min(BREAKER_REST_MAX);
         }
-        self.down = Some((now, code, status));
+        self.down = Some((code, status));
+        for of_voice in &mut self.tries {
+            (of_voice.since, of_voice.rest) = (now, self.rest);
+        }
     }
 }
 
@@ -1106,31 +1208,188 @@ mod tests {
         (described, filled_in, lanes)
     }
 
+    fn asks(lane: &Arc<Lane>, target: &Target, now: Instant) -> Result<Permit, Wait> {
+        match lane.ask(now, &mut Slot::of(target), PATIENCE) {
+            Ask::Go(permit) => Ok(permit),
+            Ask::Wait(wait) => Err(wait),
+        }
+    }
+
+    fn may(lane: &Arc<Lane>, target: &Target, now: Instant) -> Permit {
+        asks(lane, target, now).expect("it may be asked")
+    }
+
+    /// The same target, described by that caller.
+    fn by(target: &Target, caller: u64) -> Target {
+        let options = Options { described_by: Some(Holder::from_hash(caller)), ..(*target.options).clone() };
+        Target {
+            options: Arc::new(options),
+            url: target.url.clone(),
+            body: target.body.clone(),
+            guard: target.guard.clone(),
+        }
+    }
+
     #[test]
     fn what_callers_ask_for_may_fail_as_often_as_they_like() {
         let (described, filled_in, [own, theirs, filled]) = of_callers(&Arc::new(Budgets::default()));
-        let ask = |lane: &Arc<Lane>, target: &Target, now| match lane.ask(now, &mut Slot::of(target), PATIENCE) {
-            Ask::Go(permit) => permit,
-            Ask::Wait(wait) => panic!("{wait:?}"),
-        };
         for n in 0..u64::from(4 * BREAKER_FAILURES) {
-            ask(&theirs, &described, at(n)).answered_by(at(n), 500, &[]);
-            ask(&theirs, &described, at(n)).failed(at(n), &refused());
-            ask(&filled, &filled_in, at(n)).answered_by(at(n), 500, &[]);
+            may(&theirs, &by(&described, n), at(n)).answered_by(at(n), 500, &[]);
+            may(&theirs, &by(&described, n), at(n)).failed(at(n), &refused());
+            may(&filled, &filled_in, at(n)).answered_by(at(n), 500, &[]);
         }
         drop(go(&own, at(1_000)));
         // That nobody is there is true of whatever is asked for.
         for n in 0..u64::from(BREAKER_FAILURES) {
-            ask(&filled, &filled_in, at(2_000 + n)).failed(at(2_000 + n), &refused());
+            may(&filled, &filled_in, at(2_000 + n)).failed(at(2_000 + n), &refused());
         }
         assert!(matches!(wait(&own, at(2_020)).why, Why::Down(..)));
-        assert!(matches!(theirs.ask(at(2_020), &mut Slot::of(&described), PATIENCE), Ask::Wait(_)), "they obey it");
-        // When it may be tried again, theirs does not, and one that proves nothing puts the next try off.
-        ask(&theirs, &described, at(3_500)).answered_by(at(3_500), 200, &[]);
-        ask(&filled, &filled_in, at(3_500)).answered_by(at(3_510), 500, &[]);
-        assert_eq!(wait(&own, at(3_520)).until, at(4_510));
-        go(&own, at(4_600)).answered_by(at(4_600), 200, &[]);
-        drop(go(&own, at(4_600)));
+        assert!(asks(&theirs, &described, at(2_020)).is_err(), "they obey it");
+        // When it may be tried again, theirs proves nothing.
+        may(&theirs, &described, at(3_500)).answered_by(at(3_500), 200, &[]);
+        let probe = go(&own, at(3_500));
+        assert!(matches!(wait(&own, at(3_501)).why, Why::Down(..)));
+        probe.answered_by(at(3_600), 200, &[]);
+        drop([go(&own, at(3_600)), go(&own, at(3_600))]);
+    }
+
+    #[test]
+    fn what_is_filled_in_tries_an_origin_beside_what_the_operator_asks_for_and_puts_none_of_it_off() {
+        let (_, filled_in, [own, _, filled]) = of_callers(&Arc::new(Budgets::default()));
+        for _ in 0..BREAKER_FAILURES {
+            go(&own, at(0)).answered_by(at(0), 500, &[]);
+        }
+        assert!(asks(&filled, &filled_in, at(999)).is_err() && wait(&own, at(999)).until == at(1_000));
+        // Whatever comes of theirs, the operator's is not held by it: not while it is under way, nor afterwards.
+        let slow = may(&filled, &filled_in, at(1_000));
+        assert!(asks(&filled, &filled_in, at(1_000)).is_err(), "one of them at a time");
+        slow.answered_by(at(1_100), 500, &[]);
+        let theirs = asks(&filled, &filled_in, at(1_101)).expect_err("after a rest");
+        assert_eq!((theirs.until, theirs.spread), (at(2_100), BREAKER_REST_MIN));
+        go(&own, at(1_101)).answered_by(at(1_200), 500, &[]);
+        assert_eq!(wait(&own, at(1_200)).until, at(3_200), "longer");
+        assert_eq!(asks(&filled, &filled_in, at(1_200)).expect_err("that is true of all").until, at(3_200));
+        // However long the operator's rest has become, theirs try again soon: who asks for what works is among many.
+        for (now, failed) in [(3_200, 3_300), (7_300, 7_400)] {
+            go(&own, at(now)).answered_by(at(failed), 500, &[]);
+        }
+        assert_eq!(wait(&own, at(7_400)).until, at(15_400));
+        may(&filled, &filled_in, at(15_400)).answered_by(at(15_500), 500, &[]);
+        may(&filled, &filled_in, at(16_500)).answered_by(at(16_600), 200, &[]);
+        drop([go(&own, at(16_600)), may(&filled, &filled_in, at(16_600))]);
+    }
+
+    #[test]
+    fn an_origin_that_is_asked_for_what_is_filled_in_alone_recovers_by_any_answer() {
+        let (_, filled_in, [own, _, filled]) = of_callers(&Arc::new(Budgets::default()));
+        for _ in 0..BREAKER_FAILURES {
+            may(&filled, &filled_in, at(0)).failed(at(0), &refused());
+        }
+        let late = FetchError { code: UpstreamCode::Timeout, detail: "late".into() };
+        may(&filled, &filled_in, at(1_000)).failed(at(1_100), &late);
+        assert!(asks(&filled, &filled_in, at(1_200)).is_err(), "that may be of what was asked for");
+        may(&filled, &filled_in, at(2_100)).answered_by(at(2_200), 500, &[]);
+        drop([may(&filled, &filled_in, at(2_200)), go(&own, at(2_200))]);
+    }
+
+    #[test]
+    fn two_who_try_an_origin_at_once_find_it_down_once() {
+        let (_, filled_in, [own, _, filled]) = of_callers(&Arc::new(Budgets::default()));
+        for _ in 0..BREAKER_FAILURES {
+            go(&own, at(0)).failed(at(0), &refused());
+        }
+        let both = [go(&own, at(1_000)), may(&filled, &filled_in, at(1_000))];
+        both.into_iter().for_each(|probe| probe.failed(at(1_100), &refused()));
+        assert_eq!(wait(&own, at(1_100)).until, at(3_100));
+    }
+
+    #[test]
+    fn a_caller_whose_targets_of_an_origin_fail_leaves_it_alone_and_no_other_caller_does() {
+        let budgets = Arc::new(Budgets::default());
+        let (described, _, [own, theirs, _]) = of_callers(&budgets);
+        let (mine, other) = (by(&described, 1), by(&described, 2));
+        let elsewhere = Target { url: "https://other.example/b".parse().expect("a URL"), ..by(&described, 1) };
+        for _ in 0..BREAKER_FAILURES {
+            may(&theirs, &mine, at(0)).answered_by(at(0), 500, &[]);
+        }
+        let held = asks(&theirs, &mine, at(0)).expect_err("it has failed ten times");
+        assert_eq!((held.until, held.why), (at(1_000), Why::Down(UpstreamCode::Status, Some(500))));
+        drop([go(&own, at(0)), may(&theirs, &other, at(0)), may(&budgets.lane(&elsewhere), &elsewhere, at(0))]);
+        // What works goes on, for others may watch it too; the operator's breaker holds that as well.
+        let mut works = Slot::of(&mine);
+        works.set_works(true);
+        assert!(matches!(theirs.ask(at(0), &mut works, PATIENCE), Ask::Go(_)));
+        // One at a time tries it, and longer apart.
+        let unused = may(&theirs, &mine, at(1_000));
+        assert!(asks(&theirs, &mine, at(1_000)).is_err());
+        drop(unused);
+        may(&theirs, &mine, at(1_000)).failed(at(1_100), &refused());
+        assert_eq!(asks(&theirs, &mine, at(1_100)).expect_err("it is down").until, at(3_100));
+        may(&theirs, &mine, at(3_100)).answered_by(at(3_200), 200, &[]);
+        assert!(lock(&budgets.callers).is_empty());
+        drop([may(&theirs, &mine, at(3_200)), may(&theirs, &mine, at(3_200))]);
+        for _ in 0..BREAKER_FAILURES {
+            go(&own, at(4_000)).failed(at(4_000), &refused());
+        }
+        assert!(matches!(theirs.ask(at(4_000), &mut works, PATIENCE), Ask::Wait(_)));
+    }
+
+    #[test]
+    fn a_breaker_that_is_turned_off_holds_no_caller_either() {
+        let budgets = Arc::new(Budgets::default());
+        let (described, _, [_, theirs, _]) = of_callers(&budgets);
+        let set = |breaker| {
+            budgets.configure(at(0), &[Upstream { origin: "https://up.example".into(), rate: None, breaker }]);
+        };
+        let fail = |times| (0..times).for_each(|_| may(&theirs, &described, at(0)).failed(at(0), &refused()));
+        set(3);
+        fail(3);
+        assert!(asks(&theirs, &described, at(0)).is_err());
+        set(0);
+        fail(50);
+    }
+
+    #[test]
+    fn callers_who_are_left_alone_have_a_bound() {
+        let budgets = Arc::new(Budgets::default());
+        let (described, _, [_, theirs, _]) = of_callers(&budgets);
+        for _ in 0..BREAKER_FAILURES {
+            may(&theirs, &described, at(0)).failed(at(0), &refused());
+        }
+        for caller in 1..2 * CALLERS_BREAKERS_MAX as u64 {
+            may(&theirs, &by(&described, caller), at(0)).failed(at(0), &refused());
+        }
+        assert!((2..=CALLERS_BREAKERS_MAX).contains(&lock(&budgets.callers).len()));
+        assert!(asks(&theirs, &described, at(0)).is_err(), "who is down is kept longest");
+    }
+
+    #[test]
+    fn what_callers_ask_for_takes_turns_with_the_operators_in_its_rate() {
+        let budgets = Arc::new(Budgets::default());
+        let rate = Some(Rate { every: action::Rate { count: 4, period: ms(1_000) }, burst: 1 });
+        budgets.configure(at(0), &[Upstream { origin: "https://up.example".into(), rate, breaker: 10 }]);
+        let (described, filled_in, [own, theirs, filled]) = of_callers(&budgets);
+        let plain = target("https://up.example/a", &[]);
+        let askers: Vec<(&Arc<Lane>, &Target)> =
+            (0..64).flat_map(|_| [(&theirs, &described), (&filled, &filled_in)]).chain([(&own, &plain)]).collect();
+        let mut slots: Vec<Slot> = askers.iter().map(|(_, target)| Slot::of(target)).collect();
+        let mut due: std::collections::BTreeSet<(Instant, usize)> = (0..askers.len()).map(|who| (at(0), who)).collect();
+        let (mut polls, mut all) = (Vec::new(), 0);
+        while let Some((now, who)) = due.pop_first().filter(|(now, _)| *now < at(60_000)) {
+            match askers[who].0.ask(now, &mut slots[who], PATIENCE) {
+                Ask::Go(permit) => {
+                    drop_begun(permit);
+                    all += 1;
+                    if who + 1 == askers.len() {
+                        polls.push(now);
+                    }
+                    due.insert((now + ms(500), who));
+                }
+                Ask::Wait(wait) => _ = due.insert((wait.until.min(now + wait.look), who)),
+            }
+        }
+        assert!((239..=240).contains(&all), "{all}");
+        assert!(polls.windows(2).all(|pair| pair[1].since(pair[0]) <= ms(500 + 3 * 250)), "{polls:?}");
     }
 
     #[test]

@@ -841,6 +841,11 @@ impl Stream {
         self.poller.holds_value()
     }
 
+    /// Whether a value is held, and the last poll that was sent has not failed.
+    pub fn works(&self) -> bool {
+        self.poller.works()
+    }
+
     /// Whether the last poll was not sent because there was no token for it.
     pub fn lacks_token(&self) -> bool {
         self.poller.lacks_token()

@@ -591,6 +591,11 @@ impl Poller {
         self.value_held
     }
 
+    /// Whether a value is held, and the last poll that was sent has not failed.
+    pub fn works(&self) -> bool {
+        self.failures == 0 && self.holds_value()
+    }
+
     /// A poll has just succeeded, and what it brought has changed or not: plans the next by the pace, where there is one.
     pub fn paced(&mut self, now: Now, changed: bool) {
         let Some(pace) = &mut self.pace else { return };

@@ -114,18 +114,36 @@ pub fn call(method: &str, url: &str, change: impl FnOnce(&mut action::Options)) 
     Call { options: Arc::new(options), url, body: Some(b"{}".as_slice().into()) }
 }
 
+/// Little time for all of it.
 pub fn short(options: &mut Options) {
     options.first_byte_timeout = Duration::from_millis(150);
     options.timeout = Duration::from_millis(300);
 }
 
+/// Little time for the first byte of an answer, and enough for all else.
+pub fn short_to_begin(options: &mut Options) {
+    options.connect_timeout = 30 * SECOND;
+    options.first_byte_timeout = Duration::from_millis(150);
+    options.timeout = 60 * SECOND;
+}
+
+/// Little time for the whole, and none less for a part of it. Time enough to connect, on a busy machine.
+pub fn short_to_end(options: &mut Options) {
+    options.connect_timeout = 30 * SECOND;
+    options.first_byte_timeout = 30 * SECOND;
+    options.timeout = SECOND;
+}
+
 /// Waits, without holding the core, until the upstream sees `count` connections.
 pub async fn connections_become(upstream: &Upstream, count: usize) {
-    for _ in 0..200 {
-        if upstream.open_connections() == count {
-            return;
-        }
-        monoio::time::sleep(Duration::from_millis(10)).await;
+    become_true("connections that the upstream sees", || upstream.open_connections() == count).await;
+}
+
+/// Waits, without holding the core, until it `is` so.
+pub async fn become_true(what: &str, is: impl Fn() -> bool) {
+    let until = monoio::time::Instant::now() + 20 * SECOND;
+    while !is() {
+        assert!(monoio::time::Instant::now() < until, "waited for {what}");
+        monoio::time::sleep(Duration::from_millis(5)).await;
     }
-    assert_eq!(upstream.open_connections(), count, "connections that the upstream sees");
 }

@@ -14,16 +14,16 @@
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use std::{process, thread};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::Identity;
 use super::server::{PATIENCE, eventually};
+use super::{Folder, Identity};
 
 /// What a `redis-server` is told at its start.
 #[derive(Clone, Debug, Default)]
@@ -91,7 +91,7 @@ pub enum Said {
 pub struct Redis {
     setup: RedisSetup,
     child: Option<Child>,
-    directory: PathBuf,
+    directory: Folder,
     port: u16,
     tls_port: u16,
 }
@@ -103,11 +103,7 @@ impl Redis {
     }
 
     fn with(setup: RedisSetup) -> Redis {
-        static COUNT: AtomicU64 = AtomicU64::new(0);
-        let name = format!("redis-{}-{}", process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-        fs::create_dir_all(&directory).expect("a directory for Redis");
-        let mut redis = Redis { setup, child: None, directory, port: 0, tls_port: 0 };
+        let mut redis = Redis { setup, child: None, directory: Folder::new("redis"), port: 0, tls_port: 0 };
         for _ in 0..20 {
             redis.port = free_port();
             redis.tls_port = if redis.setup.tls.is_some() { free_port() } else { 0 };
@@ -130,17 +126,13 @@ impl Redis {
             "daemonize no".to_owned(),
         ];
         if let Some((cert, key)) = &self.setup.tls {
-            let (cert_file, key_file) = (self.directory.join("cert.pem"), self.directory.join("key.pem"));
-            fs::write(&cert_file, cert).expect("the directory can be written to");
-            fs::write(&key_file, key).expect("the directory can be written to");
             lines.push(format!("tls-port {}", self.tls_port));
-            lines.push(format!("tls-cert-file {:?}", cert_file.display().to_string()));
-            lines.push(format!("tls-key-file {:?}", key_file.display().to_string()));
+            lines.push(format!("tls-cert-file {:?}", self.directory.put("cert.pem", cert)));
+            lines.push(format!("tls-key-file {:?}", self.directory.put("key.pem", key)));
             lines.push("tls-auth-clients no".to_owned());
         }
         lines.extend(self.setup.lines.iter().cloned());
-        let path = self.directory.join("redis.conf");
-        fs::write(&path, lines.join("\n") + "\n").expect("the configuration is written");
+        let path = self.directory.put("redis.conf", &(lines.join("\n") + "\n"));
         let log = File::create(self.directory.join("log")).expect("a log");
         let child = Command::new("redis-server")
             .arg(&path)
@@ -315,21 +307,27 @@ impl Drop for Redis {
         if thread::panicking() {
             eprintln!("redis-server:\n{}", self.log_text());
         }
-        let _ = fs::remove_dir_all(&self.directory);
     }
 }
 
-/// A port that nobody listens on, out of those that the kernel does not give to others' outgoing connections.
+/// A port that nobody listens on, out of those that the kernel does not give to others' outgoing connections. No other test
+/// process gets it while this one runs.
 pub fn free_port() -> u16 {
     static NEXT: AtomicU64 = AtomicU64::new(0);
-    loop {
+    static TAKEN: Mutex<Vec<File>> = Mutex::new(Vec::new());
+    let folder = std::env::temp_dir().join(format!("restcast-tests-ports-{}", rustix::process::getuid().as_raw()));
+    fs::create_dir_all(&folder).expect("a folder");
+    for _ in 0..12_000 {
         let step = NEXT.fetch_add(1, Ordering::Relaxed);
         let seed = u64::from(process::id()).wrapping_mul(7919).wrapping_add(step * 31);
         let port = u16::try_from(20_000 + seed % 12_000).expect("it is small");
-        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+        let file = File::create(folder.join(port.to_string())).expect("a file");
+        if file.try_lock().is_ok() && TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            TAKEN.lock().unwrap_or_else(PoisonError::into_inner).push(file);
             return port;
         }
     }
+    panic!("no port is free");
 }
 
 /// A client that asks and waits.

@@ -14,13 +14,12 @@
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use std::{fs, process, thread};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
@@ -31,6 +30,8 @@ use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use serde_json::{Value, json};
 use tungstenite::protocol::{Role, WebSocketConfig};
 use tungstenite::{Message, WebSocket};
+
+use super::Folder;
 
 /// How long anything that is waited for may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -292,7 +293,7 @@ pub fn bearer(token: &str) -> (&'static str, String) {
 /// A server at work.
 pub struct Server {
     child: Child,
-    directory: PathBuf,
+    directory: Folder,
     log: Arc<Log>,
     /// Where it listens.
     pub listen: SocketAddr,
@@ -314,20 +315,10 @@ impl Log {
     }
 }
 
-/// A directory of the test's own, which it removes.
-fn directory() -> PathBuf {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let name = format!("server-{}-{}", process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    fs::create_dir_all(&path).expect("a directory for the configuration");
-    path
-}
-
 /// Runs `restcast` with `arguments` and the configuration `setup` to its end: its status, output and errors.
 pub fn run(arguments: &[&str], setup: &Setup) -> (ExitStatus, String, String) {
-    let directory = directory();
-    let path = directory.join("restcast.toml");
-    fs::write(&path, setup.text()).expect("the configuration is written");
+    let directory = Folder::new("server");
+    let path = directory.put("restcast.toml", &setup.text());
     let output = Command::new(env!("CARGO_BIN_EXE_restcast"))
         .args(arguments)
         .arg("--config")
@@ -336,16 +327,35 @@ pub fn run(arguments: &[&str], setup: &Setup) -> (ExitStatus, String, String) {
         .stdin(Stdio::null())
         .output()
         .expect("the binary runs");
-    let _ = fs::remove_dir_all(&directory);
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
     (output.status, text(output.stdout), text(output.stderr))
 }
 
+/// Runs `restcast` with `arguments` and this input to its end: its exit code, output and errors.
+pub fn restcast(arguments: &[&str], input: &str) -> (i32, String, String) {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_restcast"))
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .env_remove("RESTCAST_TOKEN")
+        .spawn()
+        .expect("the binary starts");
+    // A command that takes no input may have ended before it comes.
+    let _ = child.stdin.take().expect("a pipe").write_all(input.as_bytes());
+    told(child.wait_with_output().expect("it ends"))
+}
+
+/// What a command that has ended tells: its exit code, output and errors.
+pub fn told(output: Output) -> (i32, String, String) {
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+    (output.status.code().expect("it exits"), text(output.stdout), text(output.stderr))
+}
+
 impl Server {
     fn start(setup: &Setup, working_directory: Option<&Path>) -> Server {
-        let directory = directory();
-        let path = directory.join("restcast.toml");
-        fs::write(&path, setup.text()).expect("the configuration is written");
+        let directory = Folder::new("server");
+        let path = directory.put("restcast.toml", &setup.text());
         let mut child = Command::new(env!("CARGO_BIN_EXE_restcast"))
             .args(["serve", "--config"])
             .arg(&path)
@@ -441,7 +451,7 @@ impl Server {
         let said = ["The configuration was read again.", "The configuration is not taken"];
         let count = |server: &Server| said.iter().map(|line| server.log_count(line)).sum::<usize>();
         let before = count(self);
-        fs::write(self.directory.join("restcast.toml"), text).expect("the configuration is written");
+        self.directory.put("restcast.toml", text);
         self.signal(Signal::HUP);
         eventually("the configuration is read again", || (count(self) > before).then_some(()));
     }
@@ -470,6 +480,18 @@ impl Server {
     pub fn admin(&self, method: &str, path: &str, key: Option<&str>) -> Answer {
         let headers: Vec<_> = key.map(bearer).into_iter().collect();
         Raw::connect(self.admin).request(method, path, &headers, "")
+    }
+
+    /// An order of the administrator's, at a path below `/admin/v1/`; no body where it is null.
+    pub fn order(&self, method: &str, path: &str, body: &Value) -> Answer {
+        self.order_with(method, path, &[], body)
+    }
+
+    /// The same with further header fields.
+    pub fn order_with(&self, method: &str, path: &str, more: &[(&'static str, String)], body: &Value) -> Answer {
+        let headers = [&[bearer(ADMIN_KEY)], more].concat();
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        Raw::connect(self.admin).request(method, &format!("/admin/v1/{path}"), &headers, &body)
     }
 
     /// `/metrics`.
@@ -515,7 +537,6 @@ impl Drop for Server {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        let _ = fs::remove_dir_all(&self.directory);
         if thread::panicking() {
             eprintln!("the server's log:\n{}", self.log_text());
         }
@@ -1180,6 +1201,47 @@ pub fn watching(server: &Server, token: &str, path: &str) -> Ws {
 
 /// How a token is answered for the stream `leads`: the status, and the code of a refusal.
 pub fn refused(server: &Server, token: &str) -> (u16, String) {
-    let answer = server.get("/v1/streams/leads", &[bearer(token)]);
+    outcome(&server.get("/v1/streams/leads", &[bearer(token)]))
+}
+
+/// The status of an answer, and its code where it is a problem.
+pub fn outcome(answer: &Answer) -> (u16, String) {
     (answer.status, if answer.status >= 400 { answer.code() } else { String::new() })
+}
+
+/// What [`outcome`] says of an answer with this status and code.
+pub fn is(status: u16, code: &str) -> (u16, String) {
+    (status, code.to_owned())
+}
+
+/// An order about the streams that administrators make, at a path below theirs.
+pub fn streams(server: &Server, method: &str, path: &str, body: &Value) -> Answer {
+    streams_with(server, method, path, &[], body)
+}
+
+/// The same with further header fields.
+pub fn streams_with(
+    server: &Server,
+    method: &str,
+    path: &str,
+    more: &[(&'static str, String)],
+    body: &Value,
+) -> Answer {
+    server.order_with(method, &format!("streams{path}"), more, body)
+}
+
+/// An order about API keys, at a path below theirs, with whatever body.
+pub fn keys(server: &Server, method: &str, path: &str, body: &str) -> Answer {
+    let headers = [bearer(ADMIN_KEY), ("Content-Type", "application/json".to_owned())];
+    Raw::connect(server.admin).request(method, &format!("/admin/v1/keys{path}"), &headers, body)
+}
+
+/// Waits until the server speaks to its Redis.
+pub fn connected(server: &Server) {
+    eventually("Redis is spoken to", || (server.admin("GET", "/readyz", None).json()["redis"] == "up").then_some(()));
+}
+
+/// Waits until the server says that its Redis is away.
+pub fn away(server: &Server) {
+    eventually("Redis is away", || (server.admin("GET", "/readyz", None).json()["redis"] == "away").then_some(()));
 }

@@ -14,6 +14,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -24,6 +25,7 @@ use rustls::{HandshakeKind, ServerConfig, ServerConnection, StreamOwned};
 use socket2::SockRef;
 
 use super::certificates::{Authority, Identity};
+use super::folder::Folder;
 
 /// A server under the test's control. What it answers can be changed at any time, from any thread.
 pub struct Upstream {
@@ -84,6 +86,17 @@ pub enum Coding {
     Deflate,
 }
 
+/// What holds answers back until it is opened, or their server ends.
+#[derive(Clone, Debug, Default)]
+pub struct Gate(Arc<AtomicBool>);
+
+impl Gate {
+    /// Lets through what waits, and what comes.
+    pub fn open(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
 /// One thing that a server does on a connection once a request is there.
 #[derive(Clone, Debug)]
 pub enum Step {
@@ -95,6 +108,8 @@ pub enum Step {
     SendForever(Vec<u8>),
     /// Does nothing for a while.
     Pause(Duration),
+    /// Does nothing until the gate is opened.
+    Wait(Gate),
     /// Does nothing until the client closes the connection or the server ends.
     Stall,
     /// Closes the connection: FIN, under TLS after a close_notify.
@@ -129,6 +144,7 @@ struct Proper {
     coding: Coding,
     etag: Option<String>,
     delay: Duration,
+    gate: Option<Gate>,
     drip: Option<(usize, Duration)>,
     then: Option<Step>,
 }
@@ -154,6 +170,7 @@ impl Reply {
             coding: Coding::Identity,
             etag: None,
             delay: Duration::ZERO,
+            gate: None,
             drip: None,
             then: None,
         };
@@ -239,6 +256,11 @@ impl Reply {
         self.with(|proper| proper.delay = delay)
     }
 
+    /// Waits until that gate is opened before the first byte.
+    pub fn behind(self, gate: &Gate) -> Reply {
+        self.with(|proper| proper.gate = Some(gate.clone()))
+    }
+
     /// Sends head and body `bytes` at a time, with a pause after each piece.
     pub fn drip(self, bytes: usize, every: Duration) -> Reply {
         self.with(|proper| proper.drip = Some((bytes, every)))
@@ -277,6 +299,13 @@ impl Upstream {
     /// The same over TLS, presenting `identity`.
     pub fn start_tls(identity: &Identity) -> Upstream {
         Upstream::start_tls_at(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), identity)
+    }
+
+    /// One that a new authority vouches for, the line of a stream that trusts it, and the folder that this needs.
+    pub fn start_trusted() -> (Upstream, String, Folder) {
+        let (authority, folder) = (Authority::new(), Folder::new("upstream"));
+        let upstream = Upstream::start_tls(&authority.identity(&["127.0.0.1"]));
+        (upstream, format!("ca = {:?}", authority.write_pem(&folder)), folder)
     }
 
     /// The same at the address of one that was dropped.
@@ -372,6 +401,11 @@ impl Upstream {
         self.shared.state().open.len()
     }
 
+    /// How many requests have had all of their answer sent.
+    pub fn answered_count(&self) -> usize {
+        self.shared.state().answered
+    }
+
     /// How many requests were answered 304.
     pub fn not_modified_count(&self) -> usize {
         self.shared.state().not_modified
@@ -434,6 +468,7 @@ struct State {
     versions: u64,
     requests: Vec<RequestSeen>,
     accepted: usize,
+    answered: usize,
     not_modified: usize,
     resumed: usize,
     open: HashMap<usize, TcpStream>,
@@ -590,6 +625,7 @@ impl Connection<'_> {
                     return Ok(());
                 }
             }
+            self.shared.state().answered += 1;
             if unread_body {
                 // Left unread long enough for the client to see that; then out of the way, to notice the client's end.
                 self.take(Step::Pause(Duration::from_millis(200)))?;
@@ -661,7 +697,8 @@ impl Connection<'_> {
             Some((count, every)) => Step::Drip(bytes, count, every),
         };
         let last = then.or(says_close.then_some(Step::Close));
-        [Step::Pause(proper.delay), send].into_iter().chain(last).collect()
+        let held_back = proper.gate.map(Step::Wait);
+        [Step::Pause(proper.delay)].into_iter().chain(held_back).chain([send]).chain(last).collect()
     }
 
     fn take(&mut self, step: Step) -> io::Result<After> {
@@ -677,6 +714,11 @@ impl Connection<'_> {
                 self.write(&bytes)?;
             },
             Step::Pause(duration) => self.shared.pause(duration)?,
+            Step::Wait(gate) => {
+                while !gate.0.load(Ordering::Acquire) {
+                    self.shared.pause(Duration::from_millis(2))?;
+                }
+            }
             Step::Stall => {
                 while self.read_more(&mut Vec::new())? > 0 {}
                 return Ok(After::Over);
