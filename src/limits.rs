@@ -53,7 +53,7 @@ impl Default for Limits {
             subscriptions_per_connection: 64,
             streams: 10_000,
             streams_per_subject: 64,
-            streams_per_address: 64,
+            streams_per_address: 1024,
             selects_per_stream: 128,
             history_bytes_total: 256 << 20,
             pinned_bytes: 256 << 20,
@@ -189,8 +189,8 @@ pub const DIRECT_SECRET_BYTES_MIN: usize = 32;
 /// Of what histories and values may take in all (`limits.history_bytes_total`), one part in so many is for streams that callers
 /// describe, and theirs alone: past it the largest of them ends.
 pub const DIRECT_BYTES_PART: u64 = 4;
-/// A place among a subject's or an address's streams (`limits.streams_per_subject`, `streams_per_address`) is given to another configured stream once in the interval
-/// of the one that had it, or in this where that is less.
+/// A place among a subject's or an address's streams (`limits.streams_per_subject`, `streams_per_address`) is given to another
+/// configured stream once in the interval of the one that had it, or in this where that is less.
 pub const PLACE_SPACING_MAX: Duration = Duration::from_secs(10);
 /// Filled-in streams that a core has forgotten, but not when they were polled last, so that one that is asked for again is polled
 /// no sooner for it.

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use support::server::{
     Answer, Server, Setup, away, bearer, eventually, now_s, streams, streams_with, token_of, watching,
 };
-use support::{Folder, Proxy, Redis, Upstream};
+use support::{Folder, Proxy, Redis, Reply, Upstream};
 
 /// The hash that the streams stand in.
 const HASH: &str = "restcast:streams";
@@ -81,6 +81,38 @@ fn what_one_process_makes_changes_stops_and_deletes_holds_at_the_other() {
         assert_eq!(status(server, "leads"), 404);
     }
     assert_eq!(redis.number(&["HEXISTS", HASH, "leads"]), 0);
+}
+
+#[test]
+fn a_change_at_one_process_closes_nobody_at_either_where_all_places_are_taken() {
+    let (redis, upstream) = (Redis::start(), upstream());
+    let setup = Setup::new().redis(&redis.url(), "").limits("streams_per_subject = 2\nstreams = 2");
+    let (one, two) = (setup.start(), setup.start());
+    let body = |interval: &str| {
+        let url = upstream.url("/a?r={query.r}");
+        json!({ "id": "leads", "url": url, "params": ["r"], "interval": interval, "linger": "0s" })
+    };
+    upstream.judge_all(|_| Reply::json("1"));
+    let made = streams(&one, "POST", "", &body("200ms"));
+    assert_eq!(made.status, 201, "{made:?}");
+    eventually("the other has it", || (status(&two, "leads?r=0") == 200).then_some(()));
+    let token = token_of("u1");
+    let mut watchers: Vec<_> = [&one, &two, &one, &two, &one, &two]
+        .iter()
+        .flat_map(|server| ["leads?r=0", "leads?r=1"].map(|name| (server, name)))
+        .map(|(server, name)| watching(server, &token, &format!("/v1/streams/{name}")))
+        .collect();
+    for no in 0..6 {
+        let at = [&one, &two][no % 2];
+        assert_eq!(streams(at, "PUT", "/leads", &body(["300ms", "200ms"][no % 2])).status, 200);
+        for ws in &mut watchers {
+            ws.next_of("snapshot");
+        }
+    }
+    for server in [&one, &two] {
+        let answer = server.get("/v1/streams/leads?r=2", &[bearer(&token)]);
+        assert_eq!((answer.status, answer.code()), (429, "TOO_MANY_STREAMS".to_owned()));
+    }
 }
 
 #[test]

@@ -287,7 +287,7 @@ pub struct Verified {
 }
 
 /// RFC 7519 section 4.1.
-const REGISTERED_CLAIMS: [&str; 7] = ["iss", "sub", "aud", "exp", "nbf", "iat", "jti"];
+pub const REGISTERED_CLAIMS: [&str; 7] = ["iss", "sub", "aud", "exp", "nbf", "iat", "jti"];
 
 /// Claims that no template names, of which a grant keeps so many for templates to come.
 const CLAIMS_KEPT_MAX: usize = 32;

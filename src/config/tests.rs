@@ -294,7 +294,7 @@ fn the_effective_configuration_is_whole_and_hides_secrets() {
         subscriptions_per_connection = 64
         streams = 10000
         streams_per_subject = 64
-        streams_per_address = 64
+        streams_per_address = 1024
         selects_per_stream = 128
         history_bytes_total = 0
         pinned_bytes = "1GiB"
@@ -631,7 +631,7 @@ fn an_empty_file_has_the_defaults_of_every_part() {
         subscriptions_per_connection = 64
         streams = 10000
         streams_per_subject = 64
-        streams_per_address = 64
+        streams_per_address = 1024
         selects_per_stream = 128
         history_bytes_total = "256MiB"
         pinned_bytes = "256MiB"

@@ -669,7 +669,7 @@ mod tests {
             let _ = state.update(SECTION, |_| {
                 begun.send(()).expect("it is waited for");
                 // Longer than anybody would wait here.
-                drop(ends.recv_timeout(Duration::from_secs(60)));
+                let _ = ends.recv_timeout(Duration::from_secs(60));
                 Err::<(Value, ()), StateError>(state.corrupt(SECTION, String::new()))
             });
         });

@@ -249,7 +249,7 @@ mod tests {
         let egress = Egress::through(Some(Arc::clone(&first)));
         let told = Arc::new(AtomicUsize::new(0));
         let tells = Arc::clone(&told);
-        egress.tell(move || drop(tells.fetch_add(1, Ordering::Relaxed)));
+        egress.tell(move || _ = tells.fetch_add(1, Ordering::Relaxed));
         let mut watched = Watched { proxy: Some(Arc::clone(&first)), ..Watched::default() };
         watched.stamps = watched.paths().map(|path| (path.to_owned(), stamp(path))).collect();
         assert!(!look(&mut watched, &egress), "nothing has changed");

@@ -11,6 +11,7 @@ use std::sync::{Arc, OnceLock};
 use url::Url;
 
 use crate::auth::grant::{self, ClaimValue, CredentialKind, Grant};
+use crate::auth::jwt::REGISTERED_CLAIMS;
 use crate::codec::json::write_string;
 use crate::codec::message::ErrorCode;
 use crate::codec::proof::Scope;
@@ -458,6 +459,18 @@ impl Catalog {
             return self.direct.as_ref().is_some_and(|direct| direct.revision == key.revision);
         }
         self.entries.get(&key.target.options.id).is_some_and(|entry| entry.revision == key.revision)
+    }
+
+    /// Whether the stream of a key was changed since or removed, rather than by a change that is still to be heard of.
+    pub fn is_past(&self, key: &StreamKey) -> bool {
+        self.entries.get(&key.target.options.id).is_none_or(|entry| entry.revision > key.revision)
+    }
+
+    /// Whether that stream names claims that a grant keeps only if some stream did when it was made.
+    pub fn names_registered_claims(&self, id: &StreamId) -> bool {
+        let Some(Entry { options, .. }) = self.entries.get(id).map(|entry| &**entry) else { return false };
+        let in_body = options.body.iter().flat_map(|body| body.claims_used());
+        options.url.claims_used().into_iter().chain(in_body).any(|claim| REGISTERED_CLAIMS.contains(&claim))
     }
 
     /// Whether that stream is configured.

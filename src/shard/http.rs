@@ -118,14 +118,14 @@ impl Shard {
         let now = self.now.at;
         let (keeper, session) = (self.keeper(index, &grant, key), grant.session());
         let only = grant.only().map(|only| only.session);
-        let held = match self.hold_stream(keeper, key) {
+        let held = match self.hold_stream(keeper, key, false) {
             Ok(held) => held,
             Err(refusal) => {
                 self.rights.release(grant);
                 return self.refuse(index, &refusal, &reply);
             }
         };
-        let topic = self.watch(key, index, keeper.map(Keeper::holder));
+        let topic = self.watch(key, index, keeper.map(Keeper::holder), false);
         let Some(connection) = self.key_of(index) else { return };
         let (grant, since) = (Box::new(grant), self.now);
         let preferred_s = preferred_s.filter(|_| known.is_some());

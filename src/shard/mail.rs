@@ -27,6 +27,14 @@ pub enum Mail {
         attach: bool,
         /// Who answers for the work of what is selected.
         payer: Option<Holder>,
+        /// Whether somebody there watched it before it was changed, and so is refused for no limit of streams.
+        moved: bool,
+    },
+    /// To the owner: the stream that is polled without watchers was polled so before it was changed. One that counts for
+    /// `limits.streams` comes along.
+    Warm {
+        /// The stream.
+        key: Arc<StreamKey>,
     },
     /// To the owner: whoever answered on `from` for the work of what is selected does so no more, but somebody else.
     Charge {
@@ -83,6 +91,8 @@ pub enum Mail {
     Refused {
         /// The stream.
         key: Arc<StreamKey>,
+        /// Whether it is not held at all, for there are as many as there may be: whoever was moved there asks again.
+        full: bool,
     },
     /// From the owner: the value has changed.
     Published {
@@ -170,7 +180,8 @@ impl Shard {
 
     pub(super) fn mail(&mut self, mail: Mail) {
         match mail {
-            Mail::Watch { key, from, attach, payer } => self.watched(key, from, attach, payer),
+            Mail::Watch { key, from, attach, payer, moved } => self.watched(key, from, (attach, moved), payer),
+            Mail::Warm { key } => self.warmed(&key),
             Mail::Charge { key, from, payer } => self.charged(&key, from, payer),
             Mail::Unwatch { key, from } => self.unwatched(&key, from),
             Mail::Detach { key, from } => self.detached(&key, from),
@@ -179,7 +190,7 @@ impl Shard {
             Mail::LetGo { polled } => self.let_go(polled),
             Mail::Crowded => self.crowded(),
             Mail::Attached { key, history, status, fresh } => self.attached(&key, *history, status, fresh),
-            Mail::Refused { key } => self.refused(&key),
+            Mail::Refused { key, full } => self.refused(&key, full),
             Mail::Published { key, event } => self.published(&key, &event),
             Mail::Polled { key, status, changed, fresh, head } => self.polled(&key, status, (changed, fresh), head),
             Mail::Trimmed { key, bytes } => self.trimmed(&key, bytes),

@@ -82,8 +82,8 @@ impl Shard {
         };
         self.release_stream(held, from);
         self.yield_place(held, from);
-        let kept = self.hold_stream(keeper, &to);
-        let topic = kept.is_ok().then(|| self.watch(&to, index, keeper.map(Keeper::holder)));
+        let kept = self.hold_stream(keeper, &to, true);
+        let topic = kept.is_ok().then(|| self.watch(&to, index, keeper.map(Keeper::holder), true));
         let now = self.now.at;
         if let Some(Phase::Waiting { topic: at, held, cold_until, .. }) =
             self.http_mut(index).map(|http| &mut http.phase)

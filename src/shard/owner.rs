@@ -176,13 +176,31 @@ impl Shard {
     pub(super) fn warm(&mut self) {
         let options = Arc::clone(&self.options);
         for key in options.catalog.kept_warm() {
-            self.warm_up(key);
+            self.warm_up(key, false);
         }
     }
 
-    fn warm_up(&mut self, key: &Arc<StreamKey>) {
+    /// What was polled without watchers was changed: what it is now has its place, be it on another core that heard of the
+    /// change first and has found none.
+    fn warm_successor(&mut self, id: &StreamId) {
+        let options = Arc::clone(&self.options);
+        let Some(key) = options.catalog.kept_warm_of(id).first() else { return };
+        if self.ledger.open_stream(0).is_ok() {
+            self.send(key.owner(self.cores), Mail::Warm { key: Arc::clone(key) });
+        }
+    }
+
+    pub(super) fn warmed(&mut self, key: &Arc<StreamKey>) {
+        if !self.options.catalog.is_past(key) {
+            self.warm_up(key, true);
+        }
+        // It has counted itself, or did before: what came along was to keep others from its place.
+        self.ledger.close_stream();
+    }
+
+    fn warm_up(&mut self, key: &Arc<StreamKey>, moved: bool) {
         if key.owner(self.cores) == self.core
-            && let Some(index) = self.own(key)
+            && let Some(index) = self.own(key, moved)
         {
             self.hear(index, key);
             if let Some(owned) = self.streams.at_mut(index) {
@@ -192,21 +210,22 @@ impl Shard {
         }
     }
 
-    /// The place of that stream, which is made if there is none; `None` where there are too many.
-    fn own(&mut self, key: &Arc<StreamKey>) -> Option<u32> {
+    /// The place of that stream, which is made if there is none; `None` where there are too many. `moved`: it is watched by
+    /// those who watched what it was before, whose places come free when they have left it.
+    fn own(&mut self, key: &Arc<StreamKey>, moved: bool) -> Option<u32> {
         if let Some(index) = self.owned(key) {
             let owned = self.streams.at_mut(index)?;
             if owned.parked {
                 // It is left alone meanwhile: it must not make place for itself.
                 owned.used = self.now.at;
-                self.take_place(Some(index))?;
+                self.take_place(Some(index), moved)?;
                 if let Some(owned) = self.streams.at_mut(index) {
                     owned.parked = false;
                 }
             }
             return Some(index);
         }
-        self.take_place(None)?;
+        self.take_place(None, moved)?;
         self.generation = self.generation.wrapping_add(1);
         // An answer that comes after its stream was evicted must not become the value of the next one at its place.
         let last = PollNo(u64::from(self.generation) << 32);
@@ -274,10 +293,10 @@ impl Shard {
 
     /// Whether the stream may have that facet: there is one `select` more at most than there may be, of which the one that
     /// has gone unwatched for longest makes place. A payer of many leaves some to others.
-    fn take_select(&mut self, index: u32, key: &StreamKey, payer: Option<Holder>) -> bool {
+    fn take_select(&mut self, index: u32, key: &StreamKey, payer: Option<Holder>, moved: bool) -> bool {
         let most = self.ledger.bounds(&self.options.limits).selects_per_stream as usize;
         let Some(owned) = self.streams.at_mut(index) else { return false };
-        if key.facet.select.is_none() || owned.audience(key).is_some() {
+        if moved || key.facet.select.is_none() || owned.audience(key).is_some() {
             return true;
         }
         let selects = || owned.audiences.iter().filter(|audience| audience.key.facet.select.is_some());
@@ -299,8 +318,8 @@ impl Shard {
 
     /// Counts one stream more, if there may be; one that lingers makes place for it, if need be one whose upstream wants to be
     /// left alone.
-    fn take_place(&mut self, for_one: Option<u32>) -> Option<()> {
-        let most = self.ledger.bounds(&self.options.limits).streams;
+    fn take_place(&mut self, for_one: Option<u32>, moved: bool) -> Option<()> {
+        let most = if moved { 0 } else { self.ledger.bounds(&self.options.limits).streams };
         if self.ledger.open_stream(most).is_ok() {
             return Some(());
         }
@@ -388,10 +407,17 @@ impl Shard {
         }
     }
 
-    pub(super) fn watched(&mut self, key: Arc<StreamKey>, from: CoreId, attach: bool, payer: Option<Holder>) {
+    /// `attach`: a copy is wanted. `moved`: no limit of streams refuses it.
+    pub(super) fn watched(
+        &mut self,
+        key: Arc<StreamKey>,
+        from: CoreId,
+        (attach, moved): (bool, bool),
+        payer: Option<Holder>,
+    ) {
         let now = self.now.at;
-        let Some(index) = self.own(&key).filter(|&index| self.take_select(index, &key, payer)) else {
-            self.send(from, Mail::Refused { key });
+        let Some(index) = self.own(&key, moved).filter(|&index| self.take_select(index, &key, payer, moved)) else {
+            self.send(from, Mail::Refused { key, full: !moved });
             return;
         };
         let Some(audience) = self.hear(index, &key) else { return };
@@ -905,7 +931,7 @@ impl Shard {
         self.keep_current(places);
         let options = Arc::clone(&self.options);
         for key in changed.iter().flat_map(|id| options.catalog.kept_warm_of(id)) {
-            self.warm_up(key);
+            self.warm_up(key, false);
         }
     }
 
@@ -916,7 +942,10 @@ impl Shard {
                 self.obey_stop(index);
                 continue;
             }
-            owned.warm = false;
+            if std::mem::take(&mut owned.warm) {
+                let id = owned.key.target.options.id.clone();
+                self.warm_successor(&id);
+            }
             self.linger(index);
         }
     }
@@ -982,7 +1011,7 @@ mod tests {
     #[test]
     fn the_late_answer_of_an_evicted_stream_is_not_taken_for_the_next_ones_at_its_place() {
         let (mut shard, [a, b]) = shard(Duration::from_secs(1));
-        let watch = |key| Input::Mail(Mail::Watch { key, from: CoreId(0), attach: true, payer: None });
+        let watch = |key| Input::Mail(Mail::Watch { key, from: CoreId(0), attach: true, payer: None, moved: false });
         shard.handle(at(0), watch(Arc::clone(&a)));
         shard.handle(at(0), Input::Timeout);
         let [(place, of_a)] = fetches(&mut shard)[..] else { panic!("one poll of a") };
@@ -1021,7 +1050,13 @@ mod tests {
         for key in [&small, &big] {
             shard.handle(
                 at(0),
-                Input::Mail(Mail::Watch { key: Arc::clone(key), from: CoreId(0), attach: true, payer: None }),
+                Input::Mail(Mail::Watch {
+                    key: Arc::clone(key),
+                    from: CoreId(0),
+                    attach: true,
+                    payer: None,
+                    moved: false,
+                }),
             );
         }
         shard.handle(at(0), Input::Mail(Mail::Unwatch { key: big, from: CoreId(0) }));
@@ -1068,7 +1103,7 @@ mod tests {
         let mut own = keys.by_ref().filter(|key| key.owner(2) == CoreId(0));
         let (first, second) = (own.next().expect("a stream of core 0"), own.next().expect("and another"));
         let mut ask = |key: &Arc<StreamKey>| {
-            let watch = Mail::Watch { key: Arc::clone(key), from: CoreId(1), attach: true, payer: None };
+            let watch = Mail::Watch { key: Arc::clone(key), from: CoreId(1), attach: true, payer: None, moved: false };
             shard.handle(at(0), Input::Mail(watch));
             std::iter::from_fn(|| shard.poll_output())
                 .any(|output| matches!(output, Output::Mail { to: CoreId(1), mail: Mail::Refused { .. } }))
@@ -1083,7 +1118,7 @@ mod tests {
     }
 
     fn watch(key: &Arc<StreamKey>) -> Input<'static> {
-        Input::Mail(Mail::Watch { key: Arc::clone(key), from: CoreId(0), attach: true, payer: None })
+        Input::Mail(Mail::Watch { key: Arc::clone(key), from: CoreId(0), attach: true, payer: None, moved: false })
     }
 
     fn unwatch(key: &Arc<StreamKey>) -> Input<'static> {
@@ -1177,7 +1212,8 @@ mod tests {
             let options = Arc::new(Options { connection, auth, limits: Limits::default(), catalog });
             let mut shard = Shard::new(CoreId(0), 1, options, Arc::default(), Arc::default(), [7; 32], at(0));
             for key in &keys {
-                let watch = Mail::Watch { key: Arc::clone(key), from: CoreId(0), attach: true, payer: None };
+                let watch =
+                    Mail::Watch { key: Arc::clone(key), from: CoreId(0), attach: true, payer: None, moved: false };
                 shard.handle(at(0), Input::Mail(watch));
             }
             let (mut asked, mut under_way) = (Vec::new(), Vec::new());
@@ -1247,8 +1283,13 @@ mod tests {
     fn a_stream_that_is_changed_leaves_its_url_alone_for_as_long_as_the_upstream_has_asked_before() {
         /// When both are polled.
         const BEGUN_MS: u64 = 500;
-        let watch =
-            |key: &Arc<StreamKey>| Mail::Watch { key: Arc::clone(key), from: CoreId(0), attach: true, payer: None };
+        let watch = |key: &Arc<StreamKey>| Mail::Watch {
+            key: Arc::clone(key),
+            from: CoreId(0),
+            attach: true,
+            payer: None,
+            moved: false,
+        };
         let unavailable = || {
             let retry_after = Some(Duration::from_secs(60));
             answer("").map(|response| FetchResponse { status: 503, retry_after, ..response })
@@ -1310,7 +1351,10 @@ mod tests {
     #[test]
     fn a_poll_whose_stream_had_no_token_takes_no_leave_before_it_has_one() {
         let (mut shard, [a, _]) = shard(Duration::from_secs(1));
-        shard.handle(at(0), Input::Mail(Mail::Watch { key: a, from: CoreId(0), attach: true, payer: None }));
+        shard.handle(
+            at(0),
+            Input::Mail(Mail::Watch { key: a, from: CoreId(0), attach: true, payer: None, moved: false }),
+        );
         let without_token = || Err(FetchError { code: UpstreamCode::Auth, detail: "there is no token".to_owned() });
         let unauthorized = || answer("1").map(|response| FetchResponse { status: 401, ..response });
         let mut now_ms = 0;
@@ -1343,7 +1387,7 @@ mod tests {
     fn watchers_that_come_and_go_do_not_pile_up_timers() {
         let (mut shard, [a, _]) = shard(Duration::from_secs(3_600));
         for round in 0..10_000 {
-            let watch = Mail::Watch { key: Arc::clone(&a), from: CoreId(0), attach: true, payer: None };
+            let watch = Mail::Watch { key: Arc::clone(&a), from: CoreId(0), attach: true, payer: None, moved: false };
             shard.handle(at(round), Input::Mail(watch));
             shard.handle(at(round), Input::Timeout);
             if let [(stream, poll)] = fetches(&mut shard)[..] {

@@ -24,6 +24,7 @@ use crate::time::Instant;
 
 use super::ledger::Standing;
 use super::lookup::{Authenticated, Waiter};
+use super::subscribe::Cause;
 use super::{CannedAnswer, Shard};
 
 /// The policy of the playground page, hashed once.
@@ -878,7 +879,8 @@ impl Shard {
         request: &StreamRequest,
         id: Option<&ClientId>,
     ) {
-        let outcome = self.subscribe(index, key, request.format, request.since, request.max_rate_ms, None);
+        let StreamRequest { format, since, max_rate_ms, .. } = *request;
+        let outcome = self.subscribe(index, key, format, since, max_rate_ms, Cause::Opened);
         if let Err(refusal) = outcome {
             self.tell_error(index, refusal.code, &refusal.detail, id, Some(&key.name));
             self.close(index, CloseReason::Overloaded);

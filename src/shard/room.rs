@@ -145,7 +145,7 @@ impl Shard {
             let audiences = owned.audiences.iter().map(|audience| (audience.cores(), Arc::clone(&audience.key)));
             for (cores, key) in audiences.collect::<Vec<_>>() {
                 for core in cores {
-                    self.send(core, Mail::Refused { key: Arc::clone(&key) });
+                    self.send(core, Mail::Refused { key: Arc::clone(&key), full: false });
                 }
             }
             self.evict(index);

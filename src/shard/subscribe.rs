@@ -28,9 +28,24 @@ const BACKLOG_KEPT: Duration = Duration::from_secs(2);
 /// Seconds after which a subject may ask again that watches as many streams as it may.
 const FULL_S: u64 = 5;
 
+/// Why a connection gets a subscription.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Cause<'a> {
+    /// It is opened to that stream.
+    Opened,
+    /// It has asked for it, with this id, which is echoed.
+    Asked(Option<&'a ClientId>),
+    /// Its credential selects another stream than before.
+    Moved,
+    /// The stream that it had was changed. It has what it had, so no limit refuses it; what it had before comes free at once,
+    /// or when the other connections and cores have left that too.
+    Changed,
+}
+
 impl Shard {
-    /// The topic of `key`, made if there is none, with one more watcher: that connection, of that subject.
-    pub(super) fn watch(&mut self, key: &Arc<StreamKey>, connection: u32, subject: Option<Holder>) -> u32 {
+    /// The topic of `key`, made if there is none, with one more watcher: that connection, of that subject. `moved`: it has
+    /// watched what the stream was before it was changed.
+    pub(super) fn watch(&mut self, key: &Arc<StreamKey>, connection: u32, subject: Option<Holder>, moved: bool) -> u32 {
         let now = self.now.at;
         let payer = self.payer(key, connection, subject);
         let (index, new) = match self.topic_of.get(key) {
@@ -43,12 +58,13 @@ impl Shard {
         };
         let topic = self.topics.at_mut(index).expect("the topic was just found or made");
         topic.watchers += 1;
+        topic.moved |= moved;
         if topic.watchers == 1 {
             topic.fresh = false;
             topic.payer = payer;
             let owner = key.owner(self.cores);
             let payer = payer.map(|(_, payer)| payer);
-            self.send(owner, Mail::Watch { key: Arc::clone(key), from: self.core, attach: new, payer });
+            self.send(owner, Mail::Watch { key: Arc::clone(key), from: self.core, attach: new, payer, moved });
         }
         index
     }
@@ -71,6 +87,7 @@ impl Shard {
             return;
         }
         topic.idle_since = now;
+        topic.moved = false;
         let key = Arc::clone(&topic.key);
         for rendition in &mut topic.renditions {
             *rendition = None;
@@ -133,10 +150,10 @@ impl Shard {
         open.subscriptions.iter().find(|(_, slot)| named(slot)).map(|(slot, _)| slot)
     }
 
-    /// Subscribes an open connection to `key`. `confirm`: whether `subscribed` is sent, with the id it echoes.
+    /// Subscribes an open connection to `key`.
     ///
     /// # Errors
-    /// `ALREADY_SUBSCRIBED`, `TOO_MANY_SUBSCRIPTIONS`, `TOO_MANY_STREAMS` of the subject.
+    /// `ALREADY_SUBSCRIBED`, `TOO_MANY_SUBSCRIPTIONS`, `TOO_MANY_STREAMS` of the subject; the first alone of what was changed.
     pub(super) fn subscribe(
         &mut self,
         index: u32,
@@ -144,7 +161,7 @@ impl Shard {
         format: Format,
         since: Option<ResumePoint>,
         max_rate_ms: u32,
-        confirm: Option<Option<&ClientId>>,
+        cause: Cause<'_>,
     ) -> Result<(), Refusal> {
         if self.holds(index, &key.name).is_some() {
             return Err(Refusal::new(ErrorCode::AlreadySubscribed, "the connection holds this stream already"));
@@ -153,12 +170,13 @@ impl Shard {
         let Some(open) = self.connections.at(index).and_then(|connection| connection.open()) else { return Ok(()) };
         let too_many =
             || Refusal::new(ErrorCode::TooManySubscriptions, "the connection holds as many streams as it may");
-        if limit != 0 && open.subscriptions.len() >= limit {
+        let changed = matches!(cause, Cause::Changed);
+        if limit != 0 && open.subscriptions.len() >= limit && !changed {
             return Err(too_many());
         }
         let keeper = self.keeper(index, &open.grant, key);
-        let held = self.hold_stream(keeper, key)?;
-        let topic = self.watch(key, index, keeper.map(Keeper::holder));
+        let held = self.hold_stream(keeper, key, changed)?;
+        let topic = self.watch(key, index, keeper.map(Keeper::holder), changed);
         let Some(connection) = self.connections.at_mut(index) else { return Ok(()) };
         let generation = connection.generation;
         let Some(open) = connection.open_mut() else { return Ok(()) };
@@ -176,7 +194,7 @@ impl Shard {
             return Err(too_many());
         };
         self.metrics.subscriptions.rise();
-        if let Some(id) = confirm {
+        if let Cause::Asked(id) = cause {
             let name = Arc::clone(&key.name);
             self.tell(index, "subscribed", |out| message::write_subscribed(out, &name, id));
         }
@@ -237,17 +255,25 @@ impl Shard {
     }
 
     /// Counts a watch of the stream for whoever it is counted for, where they have a limit; for whom it was. A stream that they
-    /// have left may have to make place: it is polled no more, unless others need it.
-    pub(super) fn hold_stream(&mut self, keeper: Option<Keeper>, key: &StreamKey) -> Result<Option<Keeper>, Refusal> {
+    /// have left may have to make place: it is polled no more, unless others need it. `moved`: they watched what it was before
+    /// it was changed, as other connections of theirs still may, and have a place for it in any case.
+    pub(super) fn hold_stream(
+        &mut self,
+        keeper: Option<Keeper>,
+        key: &StreamKey,
+        moved: bool,
+    ) -> Result<Option<Keeper>, Refusal> {
         let limits = &self.options.limits;
         let limit = match keeper {
             Some(Keeper::Address(_)) => limits.streams_per_address,
             _ => limits.streams_per_subject,
         };
         let Some(keeper) = keeper.filter(|_| limit != 0 && key.is_filled()) else { return Ok(None) };
-        let wanted = key.wanted_place(keeper);
-        let ended =
-            self.ledger.hold_stream(keeper.holder(), wanted, limit, self.now.at).map_err(|Full { wait }| {
+        let limit = if moved { u32::MAX } else { limit };
+        let ended = match self.ledger.hold_stream(keeper.holder(), key.wanted_place(keeper), limit, self.now.at) {
+            Ok(ended) => ended,
+            Err(_) if moved => return Ok(None),
+            Err(Full { wait }) => {
                 let detail = match (keeper, wait) {
                     (Keeper::Subject(_), Some(_)) => {
                         "the subject has watched as many different streams as it may within this time"
@@ -262,8 +288,11 @@ impl Shard {
                 };
                 let wait_s =
                     wait.map_or(FULL_S, |wait| u64::try_from(wait.as_millis().div_ceil(1_000)).unwrap_or(FULL_S));
-                Refusal::new(ErrorCode::TooManyStreams, detail).with_status(429).retry_after(wait_s.max(1))
-            })?;
+                return Err(Refusal::new(ErrorCode::TooManyStreams, detail)
+                    .with_status(429)
+                    .retry_after(wait_s.max(1)));
+            }
+        };
         for polled in ended {
             self.send(super::catalog::owner_of(polled, self.cores), Mail::LetGo { polled });
         }
@@ -433,7 +462,7 @@ impl Shard {
             Refusal::new(ErrorCode::BadMessage, detail)
         })?;
         let format = asked.format.unwrap_or(Format::Patch);
-        self.subscribe(index, &key, format, since, rate, Some(asked.id.as_ref()))
+        self.subscribe(index, &key, format, since, rate, Cause::Asked(asked.id.as_ref()))
     }
 
     /// `unsubscribe`, from a `/v1/ws` connection.
@@ -474,6 +503,7 @@ impl Shard {
             let Some(topic) = self.topics.at(entry.topic) else { continue };
             let key = Arc::clone(&topic.key);
             let format = RenditionKind::from_index(usize::from(entry.kind)).format;
+            let is_current = self.options.catalog.is_current(&key);
             match self.resolve_again(&open.grant, &key) {
                 Ok(same) if *same == *key => {}
                 Ok(other) => {
@@ -487,13 +517,33 @@ impl Shard {
                         && !holder.is_some_and(|holder| topic.untold.contains(&holder));
                     self.unsubscribe_slot(index, slot);
                     self.yield_place(self.keeper_of(index, &key, entry.counted), &key);
-                    if let Err(refusal) = self.subscribe(index, &other, format, None, entry.max_rate_ms, None) {
-                        forbidden = true;
-                        self.tell_unsubscribed(index, &key.name, UnsubscribedReason::Forbidden);
-                        let name = Arc::clone(&key.name);
-                        self.tell_error(index, refusal.code, &refusal.detail, None, Some(&name));
-                    } else if !was_live {
-                        self.tell_when_known(index, &other);
+                    let cause = if is_current { Cause::Moved } else { Cause::Changed };
+                    match self.subscribe(index, &other, format, None, entry.max_rate_ms, cause) {
+                        Ok(()) if was_live => {}
+                        Ok(()) => self.tell_when_known(index, &other),
+                        Err(refusal) if refusal.code == ErrorCode::TooManyStreams => {
+                            if self.tell_passing(index, &key.name, &refusal) {
+                                return;
+                            }
+                        }
+                        Err(refusal) => {
+                            forbidden = true;
+                            self.tell_unsubscribed(index, &key.name, UnsubscribedReason::Forbidden);
+                            let name = Arc::clone(&key.name);
+                            self.tell_error(index, refusal.code, &refusal.detail, None, Some(&name));
+                        }
+                    }
+                }
+                // The token may have it, of which the grant has kept less: the next one has what templates name now.
+                Err(refusal)
+                    if refusal.code == ErrorCode::ClaimMissing
+                        && !is_current
+                        && self.options.catalog.names_registered_claims(&key.target.options.id) =>
+                {
+                    self.unsubscribe_slot(index, slot);
+                    let detail = "the stream was configured anew: ask again";
+                    if self.tell_passing(index, &key.name, &Refusal::new(ErrorCode::StreamUnavailable, detail)) {
+                        return;
                     }
                 }
                 Err(_) => {
@@ -555,6 +605,18 @@ impl Shard {
         }
     }
 
+    /// A subscription was given up for what passes by itself: the client may ask for it again. Whether that was all that the
+    /// connection was for, and ends it.
+    fn tell_passing(&mut self, index: u32, name: &str, refusal: &Refusal) -> bool {
+        self.tell_error(index, refusal.code, &refusal.detail, None, Some(name));
+        self.count_watching(index);
+        let single = self.connections.at(index).and_then(|c| c.open()).is_some_and(|open| open.single);
+        if single {
+            self.close(index, CloseReason::Overloaded);
+        }
+        single
+    }
+
     fn tell_unsubscribed(&mut self, index: u32, name: &str, reason: UnsubscribedReason) {
         self.tell(index, "unsubscribed", |out| message::write_unsubscribed(out, name, reason, None));
     }
@@ -593,10 +655,14 @@ impl Shard {
         self.answer_waiters(index);
     }
 
-    /// The owner cannot take on a stream.
-    pub(super) fn refused(&mut self, key: &Arc<StreamKey>) {
+    /// The owner cannot take on a stream. `full`: for there are as many as there may be.
+    pub(super) fn refused(&mut self, key: &Arc<StreamKey>, full: bool) {
         let Some(&index) = self.topic_of.get(key) else { return };
         let Some(topic) = self.topics.at_mut(index) else { return };
+        if full && topic.moved {
+            // Whoever was first to ask for it was not moved there, and others who were have come since.
+            return self.ask_for_copy(index, key);
+        }
         // The copy may have been there already, and those who went on with it would never hear of a change again.
         let readers = topic.renditions.iter().flatten().flat_map(|rendition| {
             let rated = rendition.rated.iter().map(|reader| (reader.connection, reader.slot));
@@ -614,12 +680,8 @@ impl Shard {
         held.extend(pending.iter().filter_map(|pending| Some((self.still(pending.connection)?, pending.slot))));
         for (connection, slot) in held {
             let name = Arc::clone(&key.name);
-            self.tell_error(connection, ErrorCode::TooManyStreams, detail, None, Some(&name));
             self.unsubscribe_slot(connection, slot);
-            self.count_watching(connection);
-            if self.connections.at(connection).and_then(|c| c.open()).is_some_and(|open| open.single) {
-                self.close(connection, CloseReason::Overloaded);
-            }
+            self.tell_passing(connection, &name, &Refusal::new(ErrorCode::TooManyStreams, detail));
         }
         if self.topics.at(index).is_some_and(|topic| topic.watchers == 0) {
             self.forget_topic(index);
@@ -643,8 +705,15 @@ impl Shard {
             return;
         }
         // A watcher came while it was on its way: ask again.
-        let (owner, payer) = (key.owner(self.cores), topic.payer.map(|(_, payer)| payer));
-        self.send(owner, Mail::Watch { key: Arc::clone(key), from: self.core, attach: true, payer });
+        self.ask_for_copy(index, key);
+    }
+
+    /// Asks the owner of a stream that is watched here for its history, and that it be held if it is not.
+    fn ask_for_copy(&mut self, index: u32, key: &Arc<StreamKey>) {
+        let Some(topic) = self.topics.at(index) else { return };
+        let (payer, moved) = (topic.payer.map(|(_, payer)| payer), topic.moved);
+        let watch = Mail::Watch { key: Arc::clone(key), from: self.core, attach: true, payer, moved };
+        self.send(key.owner(self.cores), watch);
     }
 
     /// The owner has published an event.
@@ -670,15 +739,11 @@ impl Shard {
 
     /// An event was lost on its way: the copy is fetched anew, and readers get the newest.
     fn copy_anew(&mut self, index: u32, key: &Arc<StreamKey>) {
-        let owner = key.owner(self.cores);
-        let Some(topic) = self.topics.at(index) else { return };
-        if topic.watchers == 0 {
-            self.forget_topic(index);
-            self.send(owner, Mail::Detach { key: Arc::clone(key), from: self.core });
-            return;
+        if self.topics.at(index).is_some_and(|topic| topic.watchers > 0) {
+            return self.ask_for_copy(index, key);
         }
-        let payer = topic.payer.map(|(_, payer)| payer);
-        self.send(owner, Mail::Watch { key: Arc::clone(key), from: self.core, attach: true, payer });
+        self.forget_topic(index);
+        self.send(key.owner(self.cores), Mail::Detach { key: Arc::clone(key), from: self.core });
     }
 
     /// The owner has ended a poll. `fresh`: what it has brought was taken in. `head`: where its history ends.

@@ -55,6 +55,8 @@ pub struct Topic {
     pub timed: bool,
     /// Of those who watch what is selected: the one who answers for the work of it, by the place of its connection.
     pub payer: Option<(u32, Holder)>,
+    /// Whether one who watches was moved here from what the stream was before it was changed: no limit of streams refuses it.
+    pub moved: bool,
 }
 
 impl Topic {
@@ -73,6 +75,7 @@ impl Topic {
             idle_since: now,
             timed: false,
             payer: None,
+            moved: false,
         }
     }
 

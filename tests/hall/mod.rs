@@ -364,6 +364,18 @@ impl Hall {
         self.tell_all(|| Input::Reload(Arc::clone(&options)));
     }
 
+    /// The cores hear of it in that order, with whatever `after` makes of each before it goes on.
+    pub fn reload_in_order(&mut self, setup: &Setup, order: &[usize], mut after: impl FnMut(&mut Hall, usize)) {
+        let options = Arc::new(setup.options(Some(&self.options.catalog)));
+        self.options = Arc::clone(&options);
+        self.ledger.bound(&options.limits);
+        for &core in order {
+            self.input(core, Input::Reload(Arc::clone(&options)));
+            after(self, core);
+        }
+        self.settle();
+    }
+
     pub fn lose(&mut self, conn: Conn) {
         self.input(conn.core, Input::Lost { connection: conn.index });
         self.settle();
