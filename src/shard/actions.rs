@@ -262,6 +262,7 @@ mod tests {
     use crate::secret::Secret;
     use crate::shard::{Catalog, Input, Options as ShardOptions, Sent, Wire};
     use crate::stream::action::Call;
+    use crate::stream::budget::PollLeave;
     use crate::stream::poll::{FetchResponse, PollNo, Validators};
     use crate::time::{Now, WallTime};
 
@@ -301,7 +302,7 @@ mod tests {
         now: Now,
         sockets: Sockets,
         calls: VecDeque<(u64, Call)>,
-        fetches: VecDeque<(u32, PollNo, String)>,
+        fetches: VecDeque<(u32, PollNo, String, PollLeave)>,
         notices: Vec<Notice>,
         drained: bool,
     }
@@ -335,8 +336,8 @@ mod tests {
                 while let Some(output) = self.shard.poll_output() {
                     match output {
                         Output::Act { ask, call } => self.calls.push_back((ask, call)),
-                        Output::Fetch { stream, poll, request, .. } => {
-                            self.fetches.push_back((stream, poll, request.target.url.to_string()));
+                        Output::Fetch { stream, poll, request, leave, .. } => {
+                            self.fetches.push_back((stream, poll, request.target.url.to_string(), leave));
                         }
                         Output::Notice(notice) => self.notices.push(notice),
                         Output::Drained => self.drained = true,
@@ -464,7 +465,7 @@ mod tests {
 
         /// The oldest poll brings `body`; the URL that was asked for.
         fn polled(&mut self, body: &str) -> String {
-            let (stream, poll, url) = self.fetches.pop_front().expect("a poll");
+            let (stream, poll, url, leave) = self.fetches.pop_front().expect("a poll");
             let (validators, received) = (Validators::default(), self.now.wall);
             let response = FetchResponse {
                 status: 200,
@@ -474,6 +475,7 @@ mod tests {
                 body: body.into(),
                 received,
             };
+            leave.answered(self.now.at, &response);
             self.handle(Input::Fetched { stream, poll, result: Ok(response) });
             url
         }
@@ -903,7 +905,7 @@ mod tests {
         hall.say(writer, json!({"type": "update", "id": 2}));
         hall.answer(204, "");
         hall.after(Duration::ZERO);
-        let mut urls: Vec<String> = hall.fetches.iter().map(|(_, _, url)| url.clone()).collect();
+        let mut urls: Vec<String> = hall.fetches.iter().map(|(_, _, url, _)| url.clone()).collect();
         urls.sort();
         assert_eq!(urls, ["http://api/acme/leads", "http://api/search?q=a", "http://api/search?q=b"]);
         for watcher in watchers {
