@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
+use restcast::codec::json::Document;
 use restcast::limits::{OAUTH_SPACING, OAUTH_TOKEN_BYTES_MAX};
 use restcast::secret::Secret;
 use restcast::stream::oauth::{Ask, Granted, Renewal, Why, read};
@@ -24,7 +25,9 @@ fn answer(status: u16, body: &[u8]) {
     match outcome {
         Ok(Granted { access_token, refresh_token, life }) => {
             assert_eq!(status, 200);
-            let value: serde_json::Value = serde_json::from_slice(body).expect("it is JSON");
+            assert!(Document::parse(body).is_ok(), "it is JSON");
+            // A number that no double holds may stand in a member that nobody reads.
+            let Ok(value) = serde_json::from_slice::<serde_json::Value>(body) else { return };
             let text = |secret: &Secret| String::from_utf8(secret.expose_secret().to_vec()).expect("it is ASCII");
             assert_eq!(value["access_token"].as_str(), Some(&*text(&access_token)));
             assert!(value["token_type"].as_str().is_some_and(|kind| kind.eq_ignore_ascii_case("bearer")));
