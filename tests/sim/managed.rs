@@ -179,6 +179,7 @@ impl World {
             Done::Stopped => "stream stopped",
             Done::Started => "stream started",
         });
+        self.has_changed |= matches!(done, Done::Put(_));
         let catalog = change(self.options.catalog.clone());
         self.options = Arc::new(Options { catalog, ..(*self.options).clone() });
         self.tell_cores(&News::Catalog(Arc::clone(&self.options), name, done));

@@ -317,7 +317,14 @@ pub struct World {
     /// Whether no core hears of another's events.
     pub loses_events: bool,
     draining_until_us: Option<u64>,
+    /// Whether a stream has been changed.
+    pub has_changed: bool,
+    /// Since when there are more streams than there may be: those that were changed, and what their watchers have not all left.
+    crowded_since_us: Option<u64>,
 }
+
+/// How long what a stream was before it was changed may stand beside what it is.
+const MOVE_US_MAX: u64 = 5_000_000;
 
 /// The sockets of a core while it transmits.
 struct Net<'w> {
@@ -412,6 +419,8 @@ impl World {
             store_us_max: u64::MAX,
             loses_events: false,
             draining_until_us: None,
+            has_changed: false,
+            crowded_since_us: None,
         }
     }
 
@@ -869,7 +878,7 @@ impl World {
     }
 
     pub fn publish_reload(&mut self, variant: u64) {
-        self.book.reloaded = true;
+        (self.book.reloaded, self.has_changed) = (true, true);
         let text = self.setup.text(variant);
         self.options = options(&text, &self.book.managed, self.setup.shares, Some(&self.options.catalog));
         self.tell_cores(&News::Reload(Arc::clone(&self.options), variant));
@@ -882,7 +891,15 @@ impl World {
 
     // What must hold.
 
-    fn check_bounds(&self) {
+    fn check_bounds(&mut self) {
+        let is_crowded = self.ledger.streams() > u64::from(self.options.limits.streams);
+        self.crowded_since_us = self.crowded_since_us.or(Some(self.book.mono_us)).filter(|_| is_crowded);
+        let crowded_us = self.crowded_since_us.map_or(0, |since_us| self.book.mono_us - since_us);
+        assert!(crowded_us <= MOVE_US_MAX, "streams are bounded, but for those that are changed, until they are");
+        // What anybody watches, and what nobody does yet.
+        let most = 2 * self.clients.len() * 11 + self.options.limits.streams as usize;
+        assert!(self.ledger.streams() as usize <= most, "and then by what is watched");
+        assert!(!is_crowded || self.has_changed, "nothing but a change lets there be more");
         assert!(self.ledger.marks().len() <= self.book.law.said.len(), "no more marks than were set");
         let pinned_max = self.options.limits.pinned_bytes / self.cores.len() as u64;
         for core in &self.cores {
@@ -900,8 +917,6 @@ impl World {
             let timers_max =
                 64 + 16 * (stats.streams + stats.topics + stats.connections) + self.book.direct.sessions.len() * 3;
             assert!(stats.timers <= timers_max, "{stats:?}");
-            let limit = self.options.limits.streams;
-            assert!(self.ledger.streams() <= u64::from(limit), "streams are bounded");
             assert_eq!(core.metrics.panics.value(), 0);
         }
         let sessions = self.ledger.ephemeral_sessions();
