@@ -228,6 +228,8 @@ pub struct Described {
     pub sessions: Vec<Session>,
     /// Those that were asked for and perhaps made, but not handed out.
     lost: Vec<Lost>,
+    /// Whose wishes have had no answer: who does not read, or is gone, may have a session all the same.
+    unanswered: Vec<(Option<&'static str>, String)>,
     /// The targets that have proved to be blocked when they were polled.
     pub proved_blocked: [bool; TARGETS.len()],
     /// Whether processes could share the sessions, and how many there may be in all.
@@ -344,7 +346,7 @@ impl Session {
 impl Book {
     /// Of the sessions that count for that subject those that are certainly there, and those that may be.
     fn sessions_of(&self, issuer: Option<&str>, sub: &str) -> (usize, usize) {
-        let Described { sessions, lost, shared, .. } = &self.direct;
+        let Described { sessions, lost, unanswered, shared, .. } = &self.direct;
         // Who a record of a login session names may have changed.
         let own =
             |session: &&Session| session.issuer == issuer && session.sub == sub || session.maker.session.is_some();
@@ -357,8 +359,9 @@ impl Book {
             }
         };
         let lost = lost.iter().filter(|lost| lost.until_us > self.mono_us).count();
+        let untold = unanswered.iter().filter(|(of, who)| *of == issuer && who == sub).count();
         let certain = self.certain_sessions(|session| own(&session) && session.maker.session.is_none());
-        (certain, sessions.iter().filter(own).filter(perhaps).count() + lost)
+        (certain, sessions.iter().filter(own).filter(perhaps).count() + lost + untold)
     }
 
     /// Sessions that are certainly there.
@@ -380,6 +383,9 @@ impl Client {
         let answer: Value = serde_json::from_slice(body).expect("an answer is JSON");
         let code = answer["code"].as_str().unwrap_or_default();
         let by_login = wish.token.session.is_some();
+        let unanswered = &mut book.direct.unanswered;
+        let own = unanswered.iter().position(|(of, who)| *of == self.issuer && *who == self.sub);
+        unanswered.swap_remove(own.expect("it was asked"));
         if !matches!(status, 200 | 201) {
             if (status, code) == (429, "TOO_MANY_STREAMS") {
                 let (_, perhaps) = book.sessions_of(self.issuer, &self.sub);
@@ -729,6 +735,8 @@ impl World {
         let ttl_us = ttl_s.unwrap_or(TTL_MAX_S).min(TTL_MAX_S) * SECOND_US;
         let (asked_us, asked_wall_us) = (self.book.mono_us, self.book.wall_us);
         let wish = Wish { token, target, choice, dedupe, ttl_us, asked_us, asked_wall_us };
+        let Client { issuer, sub, .. } = &self.clients[number];
+        self.book.direct.unanswered.push((*issuer, sub.clone()));
         self.clients[number].requests.push(Request::Session(Box::new(wish)));
     }
 
