@@ -279,6 +279,8 @@ pub const KEY_WAITERS_PER_TURN: usize = 256;
 pub const LOOKUP_TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes of one control event: a logout, a revocation, permissions that change.
 pub const CONTROL_EVENT_BYTES_MAX: usize = 16 << 10;
+/// Steps of the wall clock that a core remembers, 16 bytes each: a logout may have been dated by any of its times.
+pub const CLOCK_STEPS_MAX: usize = 16;
 /// Marks of control events that the process keeps at once, 110 bytes each; past it the one that ends soonest goes.
 pub const MARKS_MAX: usize = 1 << 20;
 /// Bytes of the lists of permissions and roles among them.

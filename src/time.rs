@@ -4,6 +4,7 @@
 //! Unix epoch, for credentials and for people only. `runtime::clock` makes a [`Now`] of both; a simulator makes its own.
 
 pub mod iso;
+pub mod steps;
 
 use std::fmt;
 use std::ops::{Add, Sub};
@@ -115,10 +116,9 @@ impl Now {
         self.wall - self.at.since(instant)
     }
 
-    /// The earliest that the wall clock may mean by `then`, which has been: what it said, or would have said as it is now. It
-    /// may have been set forward or back since, before or after others have dated what they say by it.
-    pub fn earliest_wall_of(&self, then: Now) -> WallTime {
-        then.wall.min(self.wall_of(then.at))
+    /// What the wall clock will say at `instant`, which is not before this, if it is not stepped meanwhile.
+    pub fn wall_of_later(&self, instant: Instant) -> WallTime {
+        self.wall + instant.since(self.at)
     }
 }
 
@@ -133,8 +133,6 @@ mod tests {
         assert_eq!(now.instant_of(WallTime::from_secs(9)), now.at, "a deadline that has passed is due now");
         let later = Now { at: Instant::from_micros(2_000_050), wall: WallTime::from_secs(7) };
         assert_eq!(later.wall_of(now.at), WallTime::from_secs(5), "the clock was set back meanwhile");
-        assert_eq!(later.earliest_wall_of(now), WallTime::from_secs(5));
-        let later = Now { wall: WallTime::from_secs(90), ..later };
-        assert_eq!(later.earliest_wall_of(now), now.wall, "the clock was set forward");
+        assert_eq!(now.wall_of_later(later.at), WallTime::from_secs(12));
     }
 }

@@ -68,6 +68,7 @@ use crate::stream::action::{ActResult, Call};
 use crate::stream::budget::{Budgets, Lane, PollLeave};
 use crate::stream::poll::{FetchRequest, FetchResult, PollNo, Status, UpstreamCode};
 use crate::stream::succession::UnderWay;
+use crate::time::steps::Steps;
 use crate::time::{Instant, Now};
 use crate::{auth, connection, stream};
 
@@ -388,6 +389,8 @@ pub struct Shard {
     rights: RightsTable,
     rng: Rng,
     now: Now,
+    /// When the wall clock was stepped.
+    steps: Steps,
 
     connections: Slab<Connection>,
     generation: u32,
@@ -487,6 +490,7 @@ impl Shard {
             rights: RightsTable::default(),
             rng,
             now,
+            steps: Steps::default(),
             connections: Slab::default(),
             generation: 0,
             wheel: Wheel::new(now.at),
@@ -563,6 +567,7 @@ impl Shard {
             }
             Input::Timeout => self.timeout(),
             Input::ClockMoved => {
+                self.steps.take(self.now);
                 // The store's clock may have been stepped as well: what it holds is read anew.
                 self.reread_all();
                 self.recheck = Some(0);

@@ -767,6 +767,24 @@ fn a_users_logout_ends_a_session_that_began_before_the_clock_was_set_back() {
 }
 
 #[test]
+fn a_logout_dated_between_two_steps_of_the_clock_ends_a_session_that_began_before_both() {
+    let mut world = world(Setup::plain());
+    let sid = signs_in(&mut world, "u1");
+    let single = comes_by_session(&mut world, Kind::Single, 0, "u1", &sid, "slow");
+    world.idle(SECOND_US);
+    world.book.wall_us -= 20 * SECOND_US;
+    world.book.store.was_set = true;
+    world.book.store.set_back_us += 20 * SECOND_US;
+    world.clock_moved();
+    world.decree_that(logged_out("u1"));
+    world.book.wall_us += 5 * SECOND_US;
+    world.clock_moved();
+    world.hear_all();
+    world.idle(SECOND_US);
+    assert_eq!(closed(&world, &[single]), [Some(4010)]);
+}
+
+#[test]
 fn a_ticket_is_good_once_and_for_whoever_it_was_made() {
     let mut world = world(Setup { cores: 4, clients: 40, ..Setup::plain() });
     for away in [false, true] {
