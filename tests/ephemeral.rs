@@ -5,9 +5,14 @@
 mod hall;
 mod support;
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use hall::{Conn, Hall, SECOND};
+use hall::{Conn, Hall, SECOND, api_keys};
+use restcast::auth::api_key::{ApiKeyId, KeyHash, key_text};
+use restcast::auth::jwt;
+use restcast::auth::keys::{Algorithm, Key, KeyConfig};
+use restcast::secret::Secret;
 use restcast::shard::{Input, Order};
 use serde_json::{Value, json};
 
@@ -466,6 +471,118 @@ fn a_session_cookie_from_a_foreign_page_makes_no_session() {
         match origin {
             "https://evil.example" => assert_eq!((status, &answer["code"]), (403, &json!("ORIGIN_NOT_ALLOWED"))),
             _ => assert_eq!((status, &answer["created"]), (201, &json!(true))),
+        }
+    }
+}
+
+/// Whatever may become of a credential while a body is on its way: who presents it, what happens, and the refusal that follows;
+/// none where it is good all the same.
+type Meanwhile = (&'static str, String, Box<dyn Fn(&mut Hall)>, Option<(u16, &'static str)>);
+
+#[test]
+fn what_becomes_of_a_credential_while_a_body_is_on_its_way_counts_when_it_is_whole() {
+    let rotating = |close: bool, key: &str| hall::Setup {
+        text: format!(
+            "[direct]\nallow_public = true\nroles = [\"developer\"]\n[auth.jwt]\nclose_on_key_removal = {close}\n{key}"
+        ),
+        ..setup("")
+    };
+    let secret = "the secret of a key that is taken out";
+    let old = format!("[[auth.jwt.key]]\nkid = \"old\"\nalg = \"HS256\"\nsecret = {secret:?}\n");
+    let config = KeyConfig { kid: Some("old".into()), algorithm: Algorithm::Hs256, secret: Secret::new(secret) };
+    let claims = json!({"sub": "u9", "role": "developer", "exp": hall::WALL_S + 600});
+    let of_old = format!("Bearer {}", jwt::mint(&Key::new(&config).expect("a key"), &claims.to_string()));
+    let api_key = key_text(&ApiKeyId::new("k").expect("an id"), &[7; 32]);
+    let hash = KeyHash::new(&api_key, [1; 16]).to_text();
+    let api_key = String::from_utf8(api_key.expose_secret().to_vec()).expect("text");
+    let line = move |role: &str, more: &str| {
+        let line =
+            format!("[[auth.api_key]]\nid = \"k\"\nhash = {hash:?}\nstreams = [\"*\"]\nroles = [{role:?}]\n{more}");
+        api_keys(&line)
+    };
+    let record = |role: &str| json!({"userId": "u3", "userRole": role, "cookie": {}});
+    let told = |keys: Arc<_>| -> Box<dyn Fn(&mut Hall)> {
+        Box::new(move |hall| hall.tell_all(|| Input::ApiKeys(Arc::clone(&keys))))
+    };
+    let cases = |hall: &Hall| -> Vec<Meanwhile> {
+        let token = |sub: &str| format!("Bearer {}", hall.token(json!({"sub": sub, "role": "developer", "jti": sub})));
+        let heard = |event: &'static str, data: Value| -> Box<dyn Fn(&mut Hall)> {
+            Box::new(move |hall| hall.hear(event, data.clone()))
+        };
+        vec![
+            ("X-Api-Key", api_key.clone(), Box::new(|_| ()), None),
+            ("X-Api-Key", api_key.clone(), told(api_keys("")), Some((401, "TOKEN_REVOKED"))),
+            ("X-Api-Key", api_key.clone(), told(line("viewer", "")), Some((403, "INSUFFICIENT_PERMISSIONS"))),
+            (
+                "X-Api-Key",
+                api_key.clone(),
+                told(line("developer", "expires = 2027-01-15T08:00:00Z\n")),
+                Some((401, "TOKEN_EXPIRED")),
+            ),
+            ("Authorization", token("u1"), Box::new(|_| ()), None),
+            ("Authorization", token("u1"), heard("user-logged-out", json!("u1")), Some((401, "LOGGED_OUT"))),
+            (
+                "Authorization",
+                token("u2"),
+                heard("token-revoked", json!({"jti": "u2", "exp": hall::WALL_S + 9_999})),
+                Some((401, "TOKEN_REVOKED")),
+            ),
+            (
+                "Authorization",
+                token("u4"),
+                heard("permission-update", json!({"userId": "u4", "roles": ["viewer"]})),
+                Some((403, "INSUFFICIENT_PERMISSIONS")),
+            ),
+            (
+                "Authorization",
+                of_old.clone(),
+                Box::new(move |hall: &mut Hall| hall.reload(&rotating(true, ""))),
+                Some((401, "INVALID_TOKEN")),
+            ),
+            ("Authorization", of_old.clone(), Box::new(move |hall: &mut Hall| hall.reload(&rotating(false, ""))), None),
+            (
+                "Cookie",
+                hall::cookie("s1"),
+                Box::new(move |hall: &mut Hall| {
+                    hall.put_session("s1", record("viewer"), None);
+                    // Its record is read again.
+                    hall.tell_all(|| Input::StoreState { up: true });
+                }),
+                Some((403, "INSUFFICIENT_PERMISSIONS")),
+            ),
+        ]
+    };
+    for path in ["/v1/direct", "/v1/sessions"] {
+        for accept in ["text/event-stream", "application/json"] {
+            let count = cases(&Hall::new(&rotating(true, &old))).len();
+            for number in 0..count {
+                let mut hall = Hall::new(&rotating(true, &old));
+                let keys = line("developer", "");
+                hall.tell_all(|| Input::ApiKeys(Arc::clone(&keys)));
+                hall.put_session("s1", record("developer"), None);
+                let (name, value, happens, wanted) = cases(&hall).swap_remove(number);
+                let body = json!({"url": TARGET}).to_string();
+                let head = format!(
+                    "POST {path} HTTP/1.1\r\nHost: live.example\r\nAccept: {accept}\r\n{name}: {value}\r\nContent-Length: {}\r\n\r\n",
+                    body.len()
+                );
+                let conn = hall.connect(0);
+                hall.say(conn, head.as_bytes());
+                let (start, end) = body.split_at(7);
+                hall.say(conn, start.as_bytes());
+                assert_eq!(hall.bytes(conn), b"", "it is waited for");
+                happens(&mut hall);
+                hall.say(conn, end.as_bytes());
+                let answer = String::from_utf8(hall.bytes(conn)).expect("text");
+                let context = format!("{path} {accept} case {number}: {answer}");
+                match wanted {
+                    None => assert!(answer.starts_with("HTTP/1.1 20"), "{context}"),
+                    Some((status, code)) => {
+                        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{context}");
+                        assert!(answer.contains(&format!("\"code\":\"{code}\"")), "{context}");
+                    }
+                }
+            }
         }
     }
 }

@@ -33,6 +33,10 @@ enum KeyChange {
     Revoked,
 }
 
+fn revoked() -> Refusal {
+    Refusal::new(ErrorCode::TokenRevoked, "the API key was revoked").because("revoked")
+}
+
 impl Shard {
     /// The grant of an API key, counted for its rate.
     pub(super) fn api_key_grant(&mut self, presented: &Secret) -> Result<Grant, Refusal> {
@@ -66,7 +70,7 @@ impl Shard {
     pub(super) fn api_key_ticket_grant(&mut self, mark: &ApiKeyMark) -> Result<Grant, Refusal> {
         let keys = Arc::clone(&self.api_keys);
         match keys.find_marked(mark) {
-            None => Err(Refusal::new(ErrorCode::TokenRevoked, "the API key was revoked").because("revoked")),
+            None => Err(revoked()),
             Some(key) if key.expires.is_some_and(|expires| expires <= self.now.wall) => {
                 Err(Refusal::new(ErrorCode::TokenExpired, ApiKeyError::Expired.to_string()).because("expired"))
             }
@@ -104,7 +108,7 @@ impl Shard {
                     self.refuse_waiter(waiter, Refusal::new(ErrorCode::StreamUnavailable, detail).retry_after(1));
                 }
                 KeyChange::Revoked => {
-                    self.refuse_waiter(waiter, Refusal::new(ErrorCode::TokenRevoked, "the API key was revoked"));
+                    self.refuse_waiter(waiter, revoked());
                 }
             }
         }
@@ -130,6 +134,24 @@ impl Shard {
                 self.arm(index);
             }
             (KeyChange::Changed | KeyChange::Revoked, _) => self.close(index, CloseReason::ApiKeyRevoked),
+        }
+    }
+
+    /// What the API key that a grant hangs on gives now, where it hangs on one.
+    ///
+    /// # Errors
+    /// 401: there is no such key any more.
+    pub(super) fn renew_by_api_key(&mut self, grant: &mut Grant) -> Result<(), Refusal> {
+        let Some(held) = grant.api_key() else { return Ok(()) };
+        let keys = Arc::clone(&self.api_keys);
+        match (self.change_of(held), keys.find(&held.id)) {
+            (KeyChange::None, _) => Ok(()),
+            (KeyChange::Changed, Some(now)) => {
+                let renewed = grant.with_api_key(now, &mut self.rights);
+                self.rights.release(std::mem::replace(grant, renewed));
+                Ok(())
+            }
+            (KeyChange::Changed | KeyChange::Revoked, _) => Err(revoked()),
         }
     }
 

@@ -362,15 +362,35 @@ impl Shard {
         }
     }
 
-    /// Whether somebody who was judged at `since` may still do what was asked then.
+    /// What the grant of somebody who was judged at `since` is by now. What has happened since was told to those who were
+    /// connected or waited for a value, and they were neither.
     ///
     /// # Errors
     /// 401.
-    pub(super) fn still_good(&self, grant: &Grant, since: Now) -> Result<(), Refusal> {
+    pub(super) fn judge_again(&mut self, mut grant: Grant, since: Now) -> Result<Grant, Refusal> {
+        match self.bring_up_to_date(&mut grant, since) {
+            Ok(()) => Ok(grant),
+            Err(refusal) => {
+                self.rights.release(grant);
+                Err(refusal)
+            }
+        }
+    }
+
+    fn bring_up_to_date(&mut self, grant: &mut Grant, since: Now) -> Result<(), Refusal> {
+        self.renew_by_session(grant);
+        self.renew_by_api_key(grant)?;
+        if self.options.auth.jwt.close_on_key_removal && grant.key().is_some_and(|key| !self.verifier.has_key(key)) {
+            let detail = "the key that signed the token was removed";
+            return Err(Refusal::new(ErrorCode::InvalidToken, detail).because("unknown_kid"));
+        }
         if grant.end(self.options.auth.jwt.leeway).is_some_and(|end| end <= self.now.wall) {
             return Err(Refusal::new(ErrorCode::TokenExpired, "the credential has expired"));
         }
-        self.judge_marks(grant, Some(since)).map_err(refusal)
+        self.judge_marks(grant, Some(since)).map_err(refusal)?;
+        let new = self.ledger.marks().rights_of(grant, self.now.wall);
+        grant.replace_rights(&mut self.rights, new.permissions.as_deref(), new.roles.as_deref());
+        Ok(())
     }
 
     /// Puts other permissions and roles in the place of a connection's, where they are given: it is told of them, then its

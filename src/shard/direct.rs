@@ -284,14 +284,9 @@ impl Shard {
         sse: bool,
         reply: Reply,
     ) {
-        let said = self.described_in(body, &caller);
-        let grant = self.take_caller(index, caller);
-        let said = match said {
-            Ok(said) => said,
-            Err(refusal) => {
-                self.rights.release(grant);
-                return self.refuse(index, &refusal, &reply);
-            }
+        let (grant, said) = match self.described_in(index, body, caller) {
+            Ok(described) => described,
+            Err(refusal) => return self.refuse(index, &refusal, &reply),
         };
         describe(&mut request, said);
         if sse {
@@ -301,18 +296,23 @@ impl Shard {
         }
     }
 
-    /// What a body says, of whoever may still say it.
-    pub(super) fn described_in(&self, body: &[u8], caller: &Caller) -> Result<DirectBody, Refusal> {
-        self.still_good(&caller.grant, caller.since)?;
-        let bad = |detail: &'static str| Refusal::new(ErrorCode::BadRequest, detail);
-        let text = std::str::from_utf8(body).map_err(|_| bad("the body is not UTF-8"))?;
-        direct::parse(text).map_err(bad)
-    }
-
-    /// The grant of one whose body has been read.
-    pub(super) fn take_caller(&mut self, index: u32, caller: Caller) -> Grant {
+    /// What a body that has been read says, and the grant that whoever has sent it has by now.
+    pub(super) fn described_in(
+        &mut self,
+        index: u32,
+        body: &[u8],
+        caller: Caller,
+    ) -> Result<(Grant, DirectBody), Refusal> {
         self.leave_session(caller.grant.session(), index);
-        *caller.grant
+        let grant = self.judge_again(*caller.grant, caller.since)?;
+        let said = str::from_utf8(body).map_err(|_| "the body is not UTF-8").and_then(direct::parse);
+        match said {
+            Ok(said) => Ok((grant, said)),
+            Err(detail) => {
+                self.rights.release(grant);
+                Err(Refusal::new(ErrorCode::BadRequest, detail))
+            }
+        }
     }
 
     /// A WebSocket has been opened whose first message is to describe its stream.

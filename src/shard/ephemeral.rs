@@ -12,6 +12,7 @@ use std::time::Duration;
 use crate::auth::ephemeral;
 use crate::auth::grant::{Grant, GrantRecord, Only};
 use crate::auth::session::SessionMark;
+use crate::codec::direct::DirectBody;
 use crate::codec::http::{Head, Response};
 use crate::codec::message::{CloseReason, ErrorCode};
 use crate::connection::handshake::{Page, Refusal, SeenAs};
@@ -73,39 +74,44 @@ impl Shard {
         seen_as: &SeenAs,
         reply: &Reply,
     ) {
-        let said = self.described_in(body, &caller);
-        let grant = self.take_caller(index, caller);
-        let new = said.and_then(|said| {
-            let key = self.described(&grant, &said.request)?;
-            let key = self.selected(key, said.select.as_deref(), ErrorCode::BadRequest)?;
-            if said.dedupe_key.is_some() && grant.sub().is_none() {
-                let detail = "dedupe_key needs a credential with a subject";
-                return Err(Refusal::new(ErrorCode::BadRequest, detail));
-            }
-            let ttl_max = self.may_describe(&grant)?.session_ttl_max;
-            let ttl = said.ttl_s.map_or(ttl_max, |seconds| Duration::from_secs(seconds).min(ttl_max));
-            // Whoever has no subject is known by the credential.
-            let holder = self.asker(&grant);
-            let token = self.new_session_token();
-            Ok(Ephemeral {
-                id: ephemeral::id_of(token.expose_secret()).expect("a token of ours is one"),
-                token,
-                key,
-                maker: grant.to_record(self.session_id(&grant)),
-                holder,
-                dedupe_key: said.dedupe_key.map(String::into_boxed_str),
-                made: self.now.wall,
-                ends: self.now.at + ttl,
-                ends_at: self.now.wall + ttl,
-                counted: None,
-            })
-        });
+        let (grant, said) = match self.described_in(index, body, caller) {
+            Ok(described) => described,
+            Err(refusal) => return self.refuse(index, &refusal, reply),
+        };
+        let new = self.session_by(&grant, said);
         self.rights.release(grant);
         match new {
             Ok(new) if self.options.auth.store => self.share_session(index, new, seen_as.clone(), false, reply.clone()),
             Ok(new) => self.make_own_session(index, new, seen_as, reply),
             Err(refusal) => self.refuse(index, &refusal, reply),
         }
+    }
+
+    /// The session that `grant` describes.
+    fn session_by(&mut self, grant: &Grant, said: DirectBody) -> Result<Ephemeral, Refusal> {
+        let key = self.described(grant, &said.request)?;
+        let key = self.selected(key, said.select.as_deref(), ErrorCode::BadRequest)?;
+        if said.dedupe_key.is_some() && grant.sub().is_none() {
+            let detail = "dedupe_key needs a credential with a subject";
+            return Err(Refusal::new(ErrorCode::BadRequest, detail));
+        }
+        let ttl_max = self.may_describe(grant)?.session_ttl_max;
+        let ttl = said.ttl_s.map_or(ttl_max, |seconds| Duration::from_secs(seconds).min(ttl_max));
+        // Whoever has no subject is known by the credential.
+        let holder = self.asker(grant);
+        let token = self.new_session_token();
+        Ok(Ephemeral {
+            id: ephemeral::id_of(token.expose_secret()).expect("a token of ours is one"),
+            token,
+            key,
+            maker: grant.to_record(self.session_id(grant)),
+            holder,
+            dedupe_key: said.dedupe_key.map(String::into_boxed_str),
+            made: self.now.wall,
+            ends: self.now.at + ttl,
+            ends_at: self.now.wall + ttl,
+            counted: None,
+        })
     }
 
     fn new_session_token(&mut self) -> Secret {

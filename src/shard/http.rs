@@ -384,8 +384,8 @@ impl Shard {
     /// A body is not read any more.
     pub(super) fn forget_purpose(&mut self, index: u32, purpose: BodyPurpose) {
         if let BodyPurpose::Direct { caller, .. } | BodyPurpose::Session { caller, .. } = purpose {
-            let grant = self.take_caller(index, caller);
-            self.rights.release(grant);
+            self.leave_session(caller.grant.session(), index);
+            self.rights.release(*caller.grant);
         }
     }
 }

@@ -378,6 +378,14 @@ impl Shard {
         self.rights.release(before);
     }
 
+    /// What the session that a grant hangs on gives now, where it hangs on one whose record has not gone.
+    pub(super) fn renew_by_session(&mut self, grant: &mut Grant) {
+        let session = grant.session().and_then(|session| self.sessions.places.at(session.place()));
+        let Some(Session { grant: now, .. }) = session else { return };
+        let renewed = grant.renewed(now.expires(), Rc::clone(now.rights()), &mut self.rights);
+        self.rights.release(std::mem::replace(grant, renewed));
+    }
+
     fn renew_connection(&mut self, index: u32, place: u32, moved: bool, changed: bool, rejudge: bool) {
         let Some(session) = self.sessions.places.at(place) else { return };
         let grant = session.grant.clone();
