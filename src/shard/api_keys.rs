@@ -33,6 +33,10 @@ enum KeyChange {
     Revoked,
 }
 
+fn revoked() -> Refusal {
+    Refusal::new(ErrorCode::TokenRevoked, "the API key was revoked").because("revoked")
+}
+
 impl Shard {
     /// The grant of an API key, counted for its rate.
     pub(super) fn api_key_grant(&mut self, presented: &Secret) -> Result<Grant, Refusal> {
@@ -66,12 +70,27 @@ impl Shard {
     pub(super) fn api_key_ticket_grant(&mut self, mark: &ApiKeyMark) -> Result<Grant, Refusal> {
         let keys = Arc::clone(&self.api_keys);
         match keys.find_marked(mark) {
-            None => Err(Refusal::new(ErrorCode::TokenRevoked, "the API key was revoked").because("revoked")),
+            None => Err(revoked()),
             Some(key) if key.expires.is_some_and(|expires| expires <= self.now.wall) => {
                 Err(Refusal::new(ErrorCode::TokenExpired, ApiKeyError::Expired.to_string()).because("expired"))
             }
             Some(key) => Ok(Grant::of_api_key(key, &mut self.rights).by_ticket()),
         }
+    }
+
+    /// An API key's grant as the key gives it now.
+    ///
+    /// # Errors
+    /// 401 where it is gone.
+    pub(super) fn api_key_grant_now(&mut self, grant: Grant) -> Result<Grant, Refusal> {
+        let keys = Arc::clone(&self.api_keys);
+        let renewed = match grant.api_key().map(|held| (self.change_of(held), keys.find(&held.id))) {
+            None | Some((KeyChange::None, _)) => return Ok(grant),
+            Some((KeyChange::Changed, Some(now))) => Ok(grant.with_api_key(now, &mut self.rights)),
+            Some((KeyChange::Changed | KeyChange::Revoked, _)) => Err(revoked()),
+        };
+        self.rights.release(grant);
+        renewed
     }
 
     /// There are other API keys now: those who wait under one are judged at once, open connections in turns.
@@ -104,7 +123,7 @@ impl Shard {
                     self.refuse_waiter(waiter, Refusal::new(ErrorCode::StreamUnavailable, detail).retry_after(1));
                 }
                 KeyChange::Revoked => {
-                    self.refuse_waiter(waiter, Refusal::new(ErrorCode::TokenRevoked, "the API key was revoked"));
+                    self.refuse_waiter(waiter, revoked());
                 }
             }
         }

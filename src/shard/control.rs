@@ -253,6 +253,10 @@ impl Shard {
             Some(State::Open(open)) => &open.grant,
             Some(State::Http(http)) => match &http.phase {
                 Phase::Waiting { grant, .. } => grant,
+                Phase::Body { purpose, .. } => match purpose.caller() {
+                    Some(caller) => &caller.grant,
+                    None => return false,
+                },
                 _ => return false,
             },
             _ => return false,
@@ -325,6 +329,12 @@ impl Shard {
                 self.give_rights(index, new.permissions.as_deref(), new.roles.as_deref(), news && !new.is_none());
             }
             Some(State::Http(http)) => {
+                // Who is still to send a body is judged when that is there, a session by what is read of it till then.
+                if let Phase::Body { purpose, .. } = &http.phase
+                    && let Some(session) = purpose.caller().and_then(|caller| self.session_mark(&caller.grant))
+                {
+                    return self.reread_session(session);
+                }
                 let Phase::Waiting { grant, since, .. } = &http.phase else { return };
                 let session = self.session_mark(grant);
                 match (self.judge_marks(grant, Some(*since)), session) {
@@ -371,6 +381,28 @@ impl Shard {
             return Err(Refusal::new(ErrorCode::TokenExpired, "the credential has expired"));
         }
         self.judge_marks(grant, Some(since)).map_err(refusal)
+    }
+
+    /// A grant that was given before, as what it hangs on gives it now: its API key, its session's record, or its token and
+    /// what was said of its user's rights.
+    ///
+    /// # Errors
+    /// 401 where its key is gone.
+    pub(super) fn grant_now(&mut self, mut grant: Grant) -> Result<Grant, Refusal> {
+        if grant.api_key().is_some() {
+            return self.api_key_grant_now(grant);
+        }
+        if grant.session().is_some() {
+            return Ok(self.session_grant_now(grant));
+        }
+        let removed = grant.key().is_some_and(|key| !self.verifier.has_key(key));
+        if removed && self.options.auth.jwt.close_on_key_removal {
+            self.rights.release(grant);
+            return Err(Refusal::new(ErrorCode::InvalidToken, "the key that signed the token was removed"));
+        }
+        let new = self.ledger.marks().rights_of(&grant, self.now.wall);
+        grant.replace_rights(&mut self.rights, new.permissions.as_deref(), new.roles.as_deref());
+        Ok(grant)
     }
 
     /// Puts other permissions and roles in the place of a connection's, where they are given: it is told of them, then its

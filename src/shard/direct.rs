@@ -284,9 +284,11 @@ impl Shard {
         sse: bool,
         reply: Reply,
     ) {
-        let said = self.described_in(body, &caller);
-        let grant = self.take_caller(index, caller);
-        let said = match said {
+        let grant = match self.caller_now(index, caller) {
+            Ok(grant) => grant,
+            Err(refusal) => return self.refuse(index, &refusal, &reply),
+        };
+        let said = match described_in(body) {
             Ok(said) => said,
             Err(refusal) => {
                 self.rights.release(grant);
@@ -301,15 +303,19 @@ impl Shard {
         }
     }
 
-    /// What a body says, of whoever may still say it.
-    pub(super) fn described_in(&self, body: &[u8], caller: &Caller) -> Result<DirectBody, Refusal> {
-        self.still_good(&caller.grant, caller.since)?;
-        let bad = |detail: &'static str| Refusal::new(ErrorCode::BadRequest, detail);
-        let text = std::str::from_utf8(body).map_err(|_| bad("the body is not UTF-8"))?;
-        direct::parse(text).map_err(bad)
+    /// The grant of one whose body has been read, by all that was said while it was awaited: nobody has looked at it since.
+    ///
+    /// # Errors
+    /// 401 where it is good no longer.
+    pub(super) fn caller_now(&mut self, index: u32, caller: Caller) -> Result<Grant, Refusal> {
+        let since = caller.since;
+        let grant = self.take_caller(index, caller);
+        let grant = self.grant_now(grant)?;
+        self.still_good(&grant, since)?;
+        Ok(grant)
     }
 
-    /// The grant of one whose body has been read.
+    /// The grant of one whose body is awaited no more.
     pub(super) fn take_caller(&mut self, index: u32, caller: Caller) -> Grant {
         self.leave_session(caller.grant.session(), index);
         *caller.grant
@@ -388,6 +394,13 @@ fn selecting(key: Arc<StreamKey>, select: Option<&Select>) -> Arc<StreamKey> {
         None => key,
         Some(select) => key.selecting(select.clone()),
     }
+}
+
+/// What a body says.
+pub(super) fn described_in(body: &[u8]) -> Result<DirectBody, Refusal> {
+    let bad = |detail: &'static str| Refusal::new(ErrorCode::BadRequest, detail);
+    let text = std::str::from_utf8(body).map_err(|_| bad("the body is not UTF-8"))?;
+    direct::parse(text).map_err(bad)
 }
 
 /// What a request wants, with what its body or message says of it.

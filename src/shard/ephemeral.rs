@@ -21,6 +21,7 @@ use crate::secret::Secret;
 use crate::stream::poll::{Status, StreamState};
 use crate::time::WallTime;
 
+use super::direct::described_in;
 use super::ephemeral_table::{Due, Ephemeral, Joined, Left, Made, Over};
 use super::lookup::{FaceAsked, Looked, Purpose, Waiter};
 use super::requests::Judged;
@@ -73,9 +74,11 @@ impl Shard {
         seen_as: &SeenAs,
         reply: &Reply,
     ) {
-        let said = self.described_in(body, &caller);
-        let grant = self.take_caller(index, caller);
-        let new = said.and_then(|said| {
+        let grant = match self.caller_now(index, caller) {
+            Ok(grant) => grant,
+            Err(refusal) => return self.refuse(index, &refusal, reply),
+        };
+        let new = described_in(body).and_then(|said| {
             let key = self.described(&grant, &said.request)?;
             let key = self.selected(key, said.select.as_deref(), ErrorCode::BadRequest)?;
             if said.dedupe_key.is_some() && grant.sub().is_none() {

@@ -618,6 +618,15 @@ impl Shard {
         session.is_some_and(|session| session.rejudge)
     }
 
+    /// A session's grant as its record gives it now.
+    pub(super) fn session_grant_now(&mut self, grant: Grant) -> Grant {
+        let session = grant.session().and_then(|session| self.sessions.places.at(session.place()));
+        let Some(now) = session.map(|session| &session.grant) else { return grant };
+        let renewed = grant.renewed(now.expires(), Rc::clone(now.rights()), &mut self.rights);
+        self.rights.release(grant);
+        renewed
+    }
+
     /// The mark of the session that a grant hangs on.
     pub(super) fn session_mark(&self, grant: &Grant) -> Option<SessionMark> {
         self.sessions.places.at(grant.session()?.place()).map(|session| session.mark)
