@@ -264,6 +264,16 @@ pub enum BodyPurpose {
     },
 }
 
+impl BodyPurpose {
+    /// Who was judged before the body was read, where somebody was.
+    pub fn caller(&self) -> Option<&Caller> {
+        match self {
+            BodyPurpose::Direct { caller, .. } | BodyPurpose::Session { caller, .. } => Some(caller),
+            BodyPurpose::Renewal { .. } | BodyPurpose::Hook { .. } => None,
+        }
+    }
+}
+
 /// Who asks, judged before the body was read.
 #[derive(Debug)]
 pub struct Caller {

@@ -253,6 +253,10 @@ impl Shard {
             Some(State::Open(open)) => &open.grant,
             Some(State::Http(http)) => match &http.phase {
                 Phase::Waiting { grant, .. } => grant,
+                Phase::Body { purpose, .. } => match purpose.caller() {
+                    Some(caller) => &caller.grant,
+                    None => return false,
+                },
                 _ => return false,
             },
             _ => return false,
@@ -325,6 +329,12 @@ impl Shard {
                 self.give_rights(index, new.permissions.as_deref(), new.roles.as_deref(), news && !new.is_none());
             }
             Some(State::Http(http)) => {
+                // Who is still to send a body is judged when that is there, a session by what is read of it till then.
+                if let Phase::Body { purpose, .. } = &http.phase
+                    && let Some(session) = purpose.caller().and_then(|caller| self.session_mark(&caller.grant))
+                {
+                    return self.reread_session(session);
+                }
                 let Phase::Waiting { grant, since, .. } = &http.phase else { return };
                 let session = self.session_mark(grant);
                 match (self.judge_marks(grant, Some(*since)), session) {

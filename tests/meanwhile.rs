@@ -1,0 +1,97 @@
+//! What changes while something is still awaited, a body or an answer of the store: who has asked is judged by what holds
+//! when it is there.
+#![cfg(feature = "runtime")]
+
+mod hall;
+
+use std::sync::Arc;
+
+use hall::{Conn, Hall, SECOND, Setup, WALL_S, api_keys, cookie};
+use restcast::auth::api_key::{ApiKeyId, KeyHash, key_text};
+use restcast::shard::Input;
+use serde_json::{Value, json};
+
+fn code(status: u16, code: &str) -> (u16, String) {
+    (status, code.to_owned())
+}
+
+fn record(user: &str, role: &str) -> Value {
+    json!({ "cookie": { "originalMaxAge": 3_600_000, "expires": null }, "userId": user, "userRole": role })
+}
+
+/// Developers may describe streams.
+fn direct(lines: &str) -> Setup {
+    let text = format!("{lines}\n[direct]\nallow_public = true\nroles = [\"developer\"]\n");
+    Setup { text, store: false, ..Setup::new() }
+}
+
+const BODY: &str = r#"{"url":"https://api.example.com/a"}"#;
+
+/// The head of a request whose body is still to come.
+fn begin(hall: &mut Hall, path: &str, accept: &str, (name, value): (&str, &str)) -> Conn {
+    let conn = hall.connect(0);
+    let (head, length) = (format!("POST {path} HTTP/1.1\r\nHost: live.example\r\nAccept: {accept}"), BODY.len());
+    hall.say(conn, format!("{head}\r\n{name}: {value}\r\nContent-Length: {length}\r\n\r\n").as_bytes());
+    assert_eq!(hall.bytes(conn), b"", "it is judged, and its body awaited");
+    conn
+}
+
+/// Each way to bring a description by a body.
+const WAYS: [(&str, &str); 3] =
+    [("/v1/direct", "text/event-stream"), ("/v1/direct", "application/json"), ("/v1/sessions", "*/*")];
+
+#[test]
+fn who_loses_a_right_while_the_body_is_awaited_has_lost_it() {
+    let mut hall = Hall::new(&direct(""));
+    for (path, accept) in WAYS {
+        hall.put_session("s1", record("u1", "developer"), Some(600 * SECOND));
+        let begun = begin(&mut hall, path, accept, ("Cookie", &cookie("s1")));
+        hall.put_session("s1", record("u1", "viewer"), Some(600 * SECOND));
+        hall.hear("permission-update", json!({ "userId": "u1", "roles": ["viewer"] }));
+        hall.say(begun, BODY.as_bytes());
+        assert_eq!(hall.refused(begun), code(403, "INSUFFICIENT_PERMISSIONS"), "{path} {accept}, by a session");
+        let sub = format!("{path} {accept}");
+        let token = format!("Bearer {}", hall.token(json!({ "sub": sub, "role": "developer" })));
+        let begun = begin(&mut hall, path, accept, ("Authorization", &token));
+        hall.hear("permission-update", json!({ "userId": sub, "roles": ["viewer"] }));
+        hall.say(begun, BODY.as_bytes());
+        assert_eq!(hall.refused(begun), code(403, "INSUFFICIENT_PERMISSIONS"), "{path} {accept}, by a token");
+    }
+}
+
+#[test]
+fn an_api_key_that_is_revoked_while_the_body_is_awaited_opens_nothing() {
+    let text = key_text(&ApiKeyId::new("k").expect("an id"), &[7; 32]);
+    let hash = KeyHash::new(&text, [1; 16]).to_text();
+    let key = String::from_utf8(text.expose_secret().to_vec()).expect("text");
+    let line = |role: &str| {
+        format!("[[auth.api_key]]\nid = \"k\"\nhash = {hash:?}\nstreams = [\"direct:*\"]\nroles = [{role:?}]\n")
+    };
+    let mut hall = Hall::new(&direct(""));
+    for (path, accept) in WAYS {
+        for (then, refused) in
+            [(String::new(), code(401, "TOKEN_REVOKED")), (line("viewer"), code(403, "INSUFFICIENT_PERMISSIONS"))]
+        {
+            let keys = api_keys(&line("developer"));
+            hall.tell_all(|| Input::ApiKeys(Arc::clone(&keys)));
+            let begun = begin(&mut hall, path, accept, ("X-Api-Key", &key));
+            let keys = api_keys(&then);
+            hall.tell_all(|| Input::ApiKeys(Arc::clone(&keys)));
+            hall.say(begun, BODY.as_bytes());
+            assert_eq!(hall.refused(begun), refused, "{path} {accept} {then}");
+        }
+    }
+}
+
+#[test]
+fn a_session_that_is_extended_while_the_body_is_awaited_goes_on_to_its_new_end() {
+    let mut hall = Hall::new(&direct("[limits]\nhandshake_timeout = \"60s\""));
+    hall.put_session("s1", record("u1", "developer"), Some(10 * SECOND));
+    let begun = begin(&mut hall, "/v1/direct", "text/event-stream", ("Cookie", &cookie("s1")));
+    hall.put_session("s1", record("u1", "developer"), Some(600 * SECOND));
+    hall.pass(20 * SECOND);
+    hall.say(begun, BODY.as_bytes());
+    let text = String::from_utf8(hall.bytes(begun)).expect("text");
+    let end = format!("\"expires_at\":{}", (WALL_S + 600) * 1_000_000);
+    assert!(text.contains("event: welcome") && text.contains(&end), "{text}");
+}
