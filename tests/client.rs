@@ -19,7 +19,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use support::redis::free_port;
 use support::server::{PATIENCE, SECRET, Server, Setup, bearer, client_frame, eventually, token_of};
-use support::{Folder, Proxy, Upstream};
+use support::{Folder, Proxy, Reply, Upstream};
 
 const TRANSPORTS: [&str; 3] = ["websocket", "sse", "polling"];
 /// What makes the tests quick: the law is the same, `unit.test.js` holds it to its figures.
@@ -638,6 +638,47 @@ fn many_streams_share_one_connection_and_resume_together() {
     upstream.set_json("/leads", r#"{"n":2}"#);
     page.value(&json!({ "n": 2 }));
     assert_eq!(page.count(|event| event["value"] == json!({ "n": 1 })), 1, "what was held was not sent again");
+}
+
+#[test]
+fn as_many_streams_as_a_connection_may_have_are_all_watched_however_their_names_are_spelled() {
+    let upstream = Upstream::start();
+    upstream.judge_all(|_| Reply::json("1"));
+    let lines = "params = [\"a\", \"b\"]";
+    let server = at(free_address(), &upstream, "", |setup| {
+        setup.stream("q", &upstream.url("/q?a={query.a}&b={query.b}"), lines)
+    });
+    let proxy = Proxy::to(server.listen);
+    let mut page = Page::watch(&server, proxy.address(), "/v1/ws", 600, json!({}));
+    // More than `limits.messages_per_second`; the server spells them «q?a=1&b=x%20y».
+    let mut missing: Vec<String> = (0..64).map(|no| format!("q?b=x y&a={no}")).collect();
+    for stream in &missing {
+        page.tell(json!({ "subscribe": { "stream": stream } }));
+    }
+    page.until("a value of each", |event| {
+        missing.retain(|stream| event["stream"] != *stream || event["value"].is_null());
+        missing.is_empty().then_some(())
+    });
+    assert_eq!((page.count_state("waiting"), proxy.accepted()), (0, 1));
+}
+
+#[test]
+fn a_stream_that_the_server_has_no_place_for_is_watched_when_there_is_one() {
+    let upstream = Upstream::start();
+    upstream.set_json("/leads", r#"{"n":1}"#);
+    upstream.set_json("/other", r#"{"m":1}"#);
+    let server = at(free_address(), &upstream, "", |setup| {
+        setup.limits("streams = 1").stream("other", &upstream.url("/other"), "linger = \"0s\"")
+    });
+    let mut holder = server.ws("/v1/streams/other", &[bearer(&token_of("u2"))]);
+    holder.next_of("snapshot");
+    let mut page = Page::watch(&server, server.listen, "/v1/ws", 600, json!({}));
+    page.tell(json!({ "subscribe": { "stream": "leads" } }));
+    page.until("it is told", |event| (event["upstream"]["code"] == "TOO_MANY_STREAMS").then_some(()));
+    drop(holder);
+    page.value(&json!({ "n": 1 }));
+    let told = page.seen.iter().rev().find(|event| event["upstream"].is_object()).expect("it was told");
+    assert_eq!((&told["upstream"], &told["stream"]), (&json!({ "state": "live" }), &json!("leads")));
 }
 
 #[test]

@@ -1,36 +1,36 @@
-//! How often upstreams may be asked: their own budgets, the operator's rates, and a rest for those that are down.
+//! How often upstreams may be asked: leave to send a request, and who shares what is said of that.
 //!
 //! A **lane** is an origin and a credential there: what upstreams count requests by. All streams of a lane, on all cores,
 //! share what its answers say of budgets; all lanes of an origin share its rate and its breaker. Nobody asks an upstream
 //! without a [`Permit`] of its lane, and each permit is for one request.
-//! Source: draft-ietf-httpapi-ratelimit-headers-10, GCRA (ITU-T I.371) for rates, «Circuit Breaker»
-//! (Nygard, «Release It!», 2007). Memory: one entry an origin and lane, at most `LANES_MAX` of each, kept while something is
-//! held against it. The locks are taken once a request, never on a delivery.
+//! Source: those of what it asks: `spending` (the upstream's own budgets), `bucket` (the operator's rates), `breaker` (a rest for
+//! those that are down), `rest` (`Retry-After`). Memory: one entry an origin and lane, at most `LANES_MAX` of each, kept while
+//! something is held against it. The locks are taken once a request, never on a delivery.
 //! Errors: [`Wait`]. Not here: what a stream makes of a wait (`poll`), reading of headers (`codec::rate_limit`).
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use url::Url;
 
-use crate::codec::rate_limit::{Quota, Resource};
-use crate::ids::Holder;
-use crate::limits::{
-    BREAKER_FAILURES, BREAKER_REST_MAX, BREAKER_REST_MIN, CALLERS_BREAKERS_MAX, LANES_MAX, QUEUE_MAX, QUOTAS_MAX,
-    RESET_UNKNOWN, RETRY_AFTER_MAX,
-};
+use crate::codec::rate_limit::Quota;
+use crate::limits::{BREAKER_FAILURES, LANES_MAX, RETRY_AFTER_MAX};
 use crate::secret::Secret;
 use crate::time::Instant;
 
 use super::action::Call;
+use super::breaker::{Breaker, Callers, Failed, OriginHash};
 pub use super::bucket::Rate;
-use super::bucket::{Bucket, Place, Taken, VOICES, VoiceNo};
+use super::bucket::{Bucket, Place, Taken};
 use super::credential::Credential;
 use super::oauth;
 use super::poll::{FetchError, FetchResponse, Target, UpstreamCode};
 use super::rest::Rests;
+use super::spending::{Asker, Named, Spending, Spent};
+use super::voice::Voice;
+pub use super::voice::{Wait, Why};
 
 /// One `[[upstream]]` of the configuration.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -48,35 +48,6 @@ const NO_CREDENTIALS: [&str; 8] =
     ["accept", "accept-language", "cache-control", "content-type", "if-none-match", "pragma", "prefer", "user-agent"];
 /// What stands for no credential at all, where one is known to be missing.
 const NO_CREDENTIAL: u64 = 0;
-/// Less of a budget than one in so many parts is little: it is spread over the time that is left.
-const LITTLE_PART: u64 = 5;
-/// The same for a budget whose size is not known.
-const LITTLE: u64 = 20;
-/// How soon a budget is looked at again that all who were under way at its reset may have used up at once, where nobody knows
-/// when there is more.
-const RENEWED_AGAIN: Duration = Duration::from_secs(5);
-/// A reset that is so much later is of another window: less may be rounding.
-const NEXT_WINDOW: Duration = Duration::from_secs(2);
-/// Those who waited for the same moment come back within this time behind it.
-const SPREAD: Duration = Duration::from_secs(1);
-/// Least time until whoever has to let others go first asks again.
-const TURN_MIN: Duration = Duration::from_millis(50);
-/// Before the first answer of all, which may tell of a budget, one more goes each time that none has come for so long,
-const FIRST_PATIENCE: Duration = Duration::from_secs(5);
-/// and the others look whether it is there, all of them together no more often than once in this time,
-const FIRST_LOOK_APART: Duration = Duration::from_millis(1);
-/// each at least this often.
-const FIRST_LOOK_MAX: Duration = Duration::from_secs(1);
-/// How much later than said whoever waits may come back without losing its place.
-const GRACE: Duration = Duration::from_secs(1);
-/// Those who may wait for one budget in turn; more wait without a place.
-const QUEUE_PLACES_MAX: usize = 16_384;
-/// Whoever waits for its turn in a budget looks at least so often whether it has come sooner,
-const LOOK: Duration = Duration::from_secs(5);
-/// and where many wait, all of them together once in this time.
-const LOOK_APART: Duration = Duration::from_millis(4);
-/// Budgets of one lane: each resource may have several of its own. Past it the one that is reset soonest is forgotten.
-const LANE_QUOTAS_MAX: usize = 32;
 /// Leave that is not used within this time is asked for again.
 const PERMIT_AGE_MAX: Duration = Duration::from_millis(50);
 /// Permanent redirects of one lane that are told.
@@ -87,12 +58,9 @@ const MOVED_MAX: usize = 64;
 pub struct Budgets {
     hasher: RandomState,
     table: Mutex<Table>,
-    /// Of callers whose last request at that origin has failed: at most `CALLERS_BREAKERS_MAX`.
-    callers: Mutex<HashMap<(OriginHash, Option<Holder>), Breaker>>,
+    /// Their breakers take a lock of their own, behind that of an origin.
+    callers: Callers,
 }
-
-/// What stands for an origin.
-type OriginHash = u64;
 
 /// Whether it is a caller's, and the hash of the credential.
 type Whose = (bool, u64);
@@ -172,6 +140,7 @@ impl Budgets {
             origin: Arc::clone(shared),
             whose,
             spending: Mutex::default(),
+            moved: Mutex::default(),
             rests: Rests::default(),
         });
         table.lanes.insert((origin, whose), Arc::clone(&lane));
@@ -185,7 +154,7 @@ impl Budgets {
         for (name, origin) in &table.origins {
             lock(&origin.state).configure(now, table.rules.get(name));
             if table.rules.get(name).is_some_and(|rule| rule.breaker == 0) {
-                lock(&self.callers).retain(|(hash, _), _| *hash != origin.hash);
+                self.callers.forget(origin.hash);
             }
         }
     }
@@ -224,6 +193,8 @@ pub struct Lane {
     origin: Arc<Origin>,
     whose: Whose,
     spending: Mutex<Spending>,
+    /// Permanent redirects that were told: at most `MOVED_MAX`.
+    moved: Mutex<Vec<u64>>,
     /// What of it is to be left alone.
     pub rests: Rests,
 }
@@ -237,87 +208,6 @@ pub enum Ask {
     Wait(Wait),
 }
 
-/// Why no request may be sent now.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Wait {
-    /// When there is leave, as far as is known,
-    pub until: Instant,
-    /// or, so that not all come at once, up to so much later.
-    pub spread: Duration,
-    /// It may be sooner: ask again after this time.
-    pub look: Duration,
-    /// Why.
-    pub why: Why,
-}
-
-/// What a request waits for.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Why {
-    /// Its turn.
-    Turn,
-    /// The upstream's budget is used up.
-    Spent,
-    /// The origin is left alone, for it has failed: this is how it last did.
-    Down(UpstreamCode, Option<u16>),
-}
-
-/// What the outcome of a poll says of its origin to others who ask there: whoever chooses what is asked for can have it fail.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-enum Voice {
-    /// All that stands in the file, or was made by an administrator, down to the path and query.
-    #[default]
-    Operator,
-    /// A caller has filled something in (`params`): no more than whether the origin can be reached.
-    Chosen,
-    /// That caller has described it: nothing, but to whatever else the same caller has described there.
-    Caller(Option<Holder>),
-}
-
-impl Voice {
-    fn of(target: &Target) -> Voice {
-        match &target.guard {
-            Some(policy) if !policy.own => Voice::Caller(target.options.described_by),
-            _ if !target.options.params.is_empty() => Voice::Chosen,
-            _ => Voice::Operator,
-        }
-    }
-
-    fn is_caller(self) -> bool {
-        matches!(self, Voice::Caller(_))
-    }
-
-    /// Which of those it is that take turns in the operator's rate.
-    fn no(self) -> VoiceNo {
-        const { assert!(VOICES == 3) };
-        match self {
-            Voice::Operator => 0,
-            Voice::Chosen => 1,
-            Voice::Caller(_) => 2,
-        }
-    }
-
-    /// What the breaker makes of an outcome, where the origin is down, if it is, for `down`.
-    fn says(self, failure: Option<(UpstreamCode, Option<u16>)>, down: Option<UpstreamCode>) -> Verdict {
-        use UpstreamCode::{Dns, Status, Tls, Unreachable};
-        let is_of_way = |code| matches!(code, Unreachable | Dns | Tls);
-        match (self, failure) {
-            (_, None) => Verdict::Works,
-            // It could not be reached, and now it answers.
-            (Voice::Chosen, Some((Status, _))) if down.is_some_and(is_of_way) => Verdict::Works,
-            (Voice::Chosen, Some((code, _))) if !is_of_way(code) => Verdict::Nothing,
-            (_, Some((code, status))) => Verdict::Fails(code, status),
-        }
-    }
-}
-
-/// What an outcome says of an origin.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Verdict {
-    Works,
-    Nothing,
-    Fails(UpstreamCode, Option<u16>),
-}
-
 /// What one asker has of a lane from one time to the next: its places in the queues, and which budgets are its. Dropped, it
 /// gives the places back.
 #[derive(Debug, Default)]
@@ -326,21 +216,16 @@ pub struct Slot {
     lane: Option<Arc<Lane>>,
     /// For the operator's rate.
     place: Option<Place>,
-    /// For the upstream's budget: 0 is none.
-    ticket: u64,
-    named: Named,
-    voice: Voice,
+    /// For the upstream's budget.
+    asker: Asker,
     works: bool,
 }
-
-/// The budgets that the upstream has named in its last answer to an asker, if it did: the others are no matter of its.
-type Named = Arc<Mutex<Vec<Resource>>>;
 
 impl Slot {
     /// For the polls of `target`.
     pub fn of(target: &Target) -> Slot {
         let mut slot = Slot::default();
-        slot.voice = Voice::of(target);
+        slot.asker.voice = Voice::of(target);
         slot
     }
 
@@ -354,13 +239,13 @@ impl Slot {
     pub fn leave(&mut self) {
         let Some(lane) = self.lane.take() else { return };
         lock(&lane.origin.state).bucket.leave(&mut self.place);
-        lock(&lane.spending).leave(&mut self.ticket);
+        lock(&lane.spending).leave(&mut self.asker);
     }
 
     /// It asks for something else from now on.
     pub fn reset(&mut self) {
         self.leave();
-        self.named = Named::default();
+        self.asker.named = Named::default();
     }
 }
 
@@ -379,38 +264,37 @@ impl Lane {
         }
         let mut origin = lock(&self.origin.state);
         let mut spending = lock(&self.spending);
-        let wait = origin.breaker.wait(now, patience, slot.voice);
+        let voice = slot.asker.voice;
+        let wait = origin.breaker.wait(now, patience, voice);
         let of_caller = if slot.works { Duration::ZERO } else { patience };
-        let wait = wait.or_else(|| self.of_caller(slot.voice, |own| own.wait(now, of_caller, slot.voice))?);
-        let wait = wait.or_else(|| spending.wait(now, slot));
+        let wait = wait.or_else(|| self.of_caller(voice, |own| own.wait(now, of_caller, voice))?);
+        let wait = wait.or_else(|| spending.wait(now, &mut slot.asker));
         if wait.is_some() {
             // Those who wait for the rate go one after the other: whoever would not go if its turn came holds none of them up.
             origin.bucket.leave(&mut slot.place);
         }
         let wait = wait.or_else(|| {
-            let turn = origin.bucket.wait(now, slot.voice.no(), &mut slot.place)?;
+            let turn = origin.bucket.wait(now, voice.no(), &mut slot.place)?;
             Some(Wait { until: turn.until, spread: Duration::ZERO, look: turn.look, why: Why::Turn })
         });
         if let Some(wait) = wait {
             // Its place in the budget's queue is kept, whatever is waited for.
-            spending.stay(slot.ticket, now, &wait);
-            slot.lane = (slot.place.is_some() || slot.ticket != 0).then(|| Arc::clone(self));
+            spending.stay(&slot.asker, now, &wait);
+            slot.lane = (slot.place.is_some() || slot.asker.waits()).then(|| Arc::clone(self));
             return Ask::Wait(wait);
         }
-        spending.leave(&mut slot.ticket);
+        spending.leave(&mut slot.asker);
         slot.lane = None;
-        let is_probe = match slot.voice.is_caller() {
-            true => self.of_caller(slot.voice, |own| own.take(slot.voice)).unwrap_or(false),
-            false => origin.breaker.take(slot.voice),
+        let is_probe = match voice.is_caller() {
+            true => self.of_caller(voice, |own| own.take(voice)).unwrap_or(false),
+            false => origin.breaker.take(voice),
         };
-        let taken = origin.bucket.take(now, Some(slot.voice.no()));
-        // While nothing is heard the next one waits as long for this one's answer. A call, which waits for nobody, does not put it
-        // off.
-        (spending.first_until, spending.first_of) = (Some(now + FIRST_PATIENCE), slot.voice);
-        let spent = spending.take(now, &lock(&slot.named));
-        let named = Some(Arc::clone(&slot.named));
-        let voice = Some(slot.voice);
-        Ask::Go(Permit { lane: Arc::clone(self), spent, taken, named, is_probe, voice, state: State::Given })
+        let taken = origin.bucket.take(now, Some(voice.no()));
+        spending.begins(now, voice);
+        let named = slot.asker.named.clone();
+        let spent = spending.take(now, &named.lock());
+        let (lane, named, voice) = (Arc::clone(self), Some(named), Some(voice));
+        Ask::Go(Permit { lane, spent, taken, named, is_probe, voice, state: State::Given })
     }
 
     /// Asks for leave to send a request that is no poll: an action's, which somebody waits for, or one for a token, without
@@ -438,30 +322,15 @@ impl Lane {
     fn of_caller<T>(&self, voice: Voice, then: impl FnOnce(&mut Breaker) -> T) -> Option<T> {
         let Voice::Caller(who) = voice else { return None };
         let budgets = self.budgets.upgrade()?;
-        let mut callers = lock(&budgets.callers);
-        callers.get_mut(&(self.origin.hash, who)).map(then)
+        budgets.callers.ask((self.origin.hash, who), then)
     }
 
     /// Tells the breaker that it concerns of a poll's outcome.
-    fn tell(&self, now: Instant, voice: Voice, is_probe: bool, failure: Option<(UpstreamCode, Option<u16>)>) {
+    fn tell(&self, now: Instant, voice: Voice, is_probe: bool, failure: Option<Failed>) {
         let mut origin = lock(&self.origin.state);
         let Voice::Caller(who) = voice else { return origin.breaker.outcome(now, voice, is_probe, failure) };
         let Some(budgets) = self.budgets.upgrade() else { return };
-        let mut callers = lock(&budgets.callers);
-        let place = (self.origin.hash, who);
-        let failures_max = origin.breaker.failures_max;
-        if failure.is_none() || failures_max == 0 {
-            callers.remove(&place);
-            return;
-        }
-        if callers.len() >= CALLERS_BREAKERS_MAX && !callers.contains_key(&place) {
-            callers.retain(|_, breaker| breaker.is_down_lately(now));
-        }
-        if callers.len() < CALLERS_BREAKERS_MAX || callers.contains_key(&place) {
-            let breaker = callers.entry(place).or_insert_with(Breaker::new);
-            breaker.failures_max = failures_max;
-            breaker.outcome(now, voice, is_probe, failure);
-        }
+        budgets.callers.outcome(now, (self.origin.hash, who), &origin.breaker, is_probe, failure);
     }
 
     /// The lane of a request to `url` that carries no credential.
@@ -480,16 +349,15 @@ impl Lane {
 
     /// How it has failed, where nobody has been answered yet and those who are asked for all are under way.
     pub fn unanswered(&self) -> Option<UpstreamCode> {
-        let spending = lock(&self.spending);
-        (!spending.heard && spending.in_flight > 0).then_some(spending.failed.unwrap_or(UpstreamCode::Timeout))
+        lock(&self.spending).unanswered()
     }
 
     /// Whether that permanent redirect is told of for the first time. `hash` is of where from and where to.
     pub fn is_news(&self, hash: u64) -> bool {
-        let mut spending = lock(&self.spending);
-        let news = spending.moved.len() < MOVED_MAX && !spending.moved.contains(&hash);
+        let mut moved = lock(&self.moved);
+        let news = moved.len() < MOVED_MAX && !moved.contains(&hash);
         if news {
-            spending.moved.push(hash);
+            moved.push(hash);
         }
         news
     }
@@ -575,7 +443,7 @@ impl Permit {
     pub fn slot(&self) -> Slot {
         let (named, voice) = (self.named.clone().unwrap_or_default(), self.voice.unwrap_or_default());
         let mut slot = Slot::default();
-        (slot.named, slot.voice) = (named, voice);
+        (slot.asker.named, slot.asker.voice) = (named, voice);
         slot
     }
 
@@ -590,12 +458,11 @@ impl Permit {
         let mut spending = lock(&self.lane.spending);
         // RFC 6585 section 4: too many requests are all of whoever is meant, and not of one resource. A 503 is.
         if let (429, Some(wait)) = (status, response.retry_after) {
-            spending.held = spending.held.max(now + wait.min(RETRY_AFTER_MAX));
+            spending.hold(now + wait.min(RETRY_AFTER_MAX));
         }
         spending.answered(now, self.spent, quotas);
-        let named: Vec<Resource> = quotas.iter().take(QUOTAS_MAX).filter_map(|quota| quota.resource).collect();
-        if let (Some(known), false) = (&self.named, named.is_empty()) {
-            *lock(known) = named;
+        if let Some(named) = &self.named {
+            named.hear(quotas);
         }
     }
 
@@ -607,9 +474,7 @@ impl Permit {
             let down = matches!(error.code, Timeout | Unreachable | Dns | Tls | Protocol).then_some((error.code, None));
             self.lane.tell(now, voice, self.is_probe, down);
         }
-        let mut spending = lock(&self.lane.spending);
-        spending.failed = Some(error.code);
-        spending.lost();
+        lock(&self.lane.spending).failed(error.code);
     }
 }
 
@@ -630,7 +495,7 @@ impl Drop for Permit {
             return spending.lost();
         }
         origin.bucket.give_back(self.taken);
-        let named = self.named.as_ref().map(|named| lock(named));
+        let named = self.named.as_ref().map(Named::lock);
         spending.give_back(self.spent, named.as_deref().map_or(&[], Vec::as_slice));
     }
 }
@@ -658,448 +523,17 @@ impl Origin {
 impl OriginState {
     fn configure(&mut self, now: Instant, rule: Option<&Upstream>) {
         self.bucket.set(now, rule.and_then(|rule| rule.rate));
-        self.breaker.failures_max = rule.map_or(BREAKER_FAILURES, |rule| rule.breaker);
-        if self.breaker.failures_max == 0 {
-            self.breaker.down = None;
-        }
-    }
-}
-
-/// Leaves an origin alone that has failed `failures_max` times in a row, whoever asked; then one request tries it. What callers
-/// have chosen is tried beside what the operator has, so that one that proves nothing takes no turn of one that can.
-#[derive(Debug)]
-struct Breaker {
-    failures_max: u32,
-    failures: u32,
-    rest: Duration,
-    /// How it failed.
-    down: Option<(UpstreamCode, Option<u16>)>,
-    tries: [Try; 2],
-}
-
-/// When who asks tries an origin that is down.
-#[derive(Clone, Copy, Debug, Default)]
-struct Try {
-    since: Instant,
-    /// After so long.
-    rest: Duration,
-    /// There is one under way, since that was how long it rested.
-    probing: Option<Duration>,
-}
-
-impl Breaker {
-    fn new() -> Breaker {
-        let (failures_max, rest) = (BREAKER_FAILURES, BREAKER_REST_MIN);
-        Breaker { failures_max, failures: 0, rest, down: None, tries: Default::default() }
-    }
-
-    fn try_of(&mut self, voice: Voice) -> &mut Try {
-        &mut self.tries[usize::from(voice == Voice::Chosen)]
-    }
-
-    fn wait(&mut self, now: Instant, patience: Duration, voice: Voice) -> Option<Wait> {
-        let (code, status) = self.down?;
-        let Try { since, rest, probing } = *self.try_of(voice);
-        let rest = rest.min(patience);
-        let until = if probing.is_some() { now + rest } else { since + rest };
-        (until > now).then_some(Wait { until, spread: rest, look: Duration::MAX, why: Why::Down(code, status) })
-    }
-
-    /// Whether the request that is sent now is one that tries the origin.
-    fn take(&mut self, voice: Voice) -> bool {
-        let rest = self.rest;
-        let is_down = self.down.is_some();
-        if is_down {
-            self.try_of(voice).probing = Some(rest);
-        }
-        is_down
-    }
-
-    /// A request that was to try it does not.
-    fn give_up(&mut self, voice: Voice) {
-        self.try_of(voice).probing = None;
-    }
-
-    fn is_down_lately(&self, now: Instant) -> bool {
-        self.down.is_some() && self.tries[0].since + BREAKER_REST_MAX * 2 > now
-    }
-
-    fn outcome(&mut self, now: Instant, voice: Voice, is_probe: bool, failure: Option<(UpstreamCode, Option<u16>)>) {
-        let probed = if is_probe { self.try_of(voice).probing.take() } else { None };
-        let (code, status) = match voice.says(failure, self.down.map(|(code, _)| code)) {
-            Verdict::Fails(code, status) => (code, status),
-            Verdict::Works => {
-                *self = Breaker { failures_max: self.failures_max, ..Breaker::new() };
-                return;
-            }
-            // Another one tries it, soon: who asks for what answers may be among many who ask for what does not.
-            Verdict::Nothing => {
-                if is_probe {
-                    *self.try_of(voice) = Try { since: now, rest: BREAKER_REST_MIN, probing: None };
-                }
-                return;
-            }
-        };
-        self.failures = self.failures.saturating_add(1);
-        if self.failures_max == 0 || self.failures < self.failures_max {
-            return;
-        }
-        // Where the other one has failed meanwhile, this is no news.
-        if probed == Some(self.rest) {
-            self.rest = (self.rest * 2).min(BREAKER_REST_MAX);
-        }
-        self.down = Some((code, status));
-        for of_voice in &mut self.tries {
-            (of_voice.since, of_voice.rest) = (now, self.rest);
-        }
-    }
-}
-
-/// What a lane may still spend.
-#[derive(Debug, Default)]
-struct Spending {
-    /// Number of the last permit.
-    no: u64,
-    in_flight: u64,
-    /// Before the first answer: until when the others wait for that to the last request, or for its end,
-    first_until: Option<Instant>,
-    /// and whose that request is.
-    first_of: Voice,
-    /// Whether there has been an answer, of whatever status: what the upstream allows is known, or is not limited. That a time is
-    /// up is none: an upstream that is slow because it has just begun is the last that all should come to at once.
-    heard: bool,
-    /// How the last one has failed that was not answered.
-    failed: Option<UpstreamCode>,
-    /// At most `LANE_QUOTAS_MAX`.
-    known: Vec<Known>,
-    /// Until when the upstream wants to be asked for nothing at all: `Retry-After` of a 429.
-    held: Instant,
-    /// Number of the last permit when the upstream last told of a budget: an answer to a later one is news of its own.
-    settled: u64,
-    /// Those who wait, in the order they came: at most `QUEUE_PLACES_MAX`.
-    queue: VecDeque<Ticket>,
-    /// The last of all tickets.
-    tickets: u64,
-    /// Permanent redirects that were told.
-    moved: Vec<u64>,
-}
-
-/// Who waits for a part of a budget.
-#[derive(Clone, Copy, Debug)]
-struct Ticket {
-    no: u64,
-    /// Who has not come back by then does not wait any more.
-    until: Instant,
-    /// The budget that it waits for.
-    budget: Budget,
-    /// Whose request it is.
-    voice: Voice,
-}
-
-/// Which budget of a lane: the one of that name, or where it has none, of that limit and window.
-type Budget = (Option<Resource>, Option<u64>, Option<Duration>);
-
-/// What one request has taken of the budgets.
-#[derive(Clone, Copy, Debug)]
-struct Spent {
-    no: u64,
-    at: Instant,
-}
-
-/// What a lane has for those who ask now.
-enum Room {
-    /// Nothing is known of a budget.
-    Unlimited,
-    /// So many may go, and the others ask again a gap apart.
-    For(u64, Duration),
-    /// None may before that.
-    Nobody(Instant, Why, Duration),
-}
-
-/// A budget as the upstream last told of it. What is on its way and not answered is still to be taken off.
-#[derive(Clone, Copy, Debug)]
-struct Known {
-    left: u64,
-    /// When there is more again, at the latest,
-    reset: Instant,
-    /// and at the earliest: an answer does not say when on its way it was made.
-    reset_early: Instant,
-    /// Requests that may have been sent since `reset_early`: they may count for what comes after `reset`.
-    ahead: u64,
-    limit: Option<u64>,
-    window: Option<Duration>,
-    /// Which one it is, where the upstream names it.
-    resource: Option<Resource>,
-    /// When a request was last sent that may count in it.
-    last_sent: Instant,
-    /// Whether its reset has passed, and the upstream has not told of it since.
-    renewed: bool,
-}
-
-impl Known {
-    fn of(quota: &Quota, now: Instant, sent: Instant, ahead: u64) -> Known {
-        let Quota { remaining: left, reset, limit, window, resource } = *quota;
-        let (reset, reset_early) = (now + reset, sent + reset);
-        Known { left, reset, reset_early, ahead, limit, window, resource, last_sent: sent, renewed: false }
-    }
-
-    fn budget(&self) -> Budget {
-        match self.resource {
-            Some(_) => (self.resource, None, None),
-            None => (None, self.limit, self.window),
-        }
-    }
-
-    /// Whether the requests of whoever has had its own budgets `named` count in this one.
-    fn concerns(&self, named: &[Resource]) -> bool {
-        named.is_empty() || self.resource.is_none_or(|resource| named.contains(&resource))
-    }
-
-    /// Whether nobody knows how much there is: one request at a time asks.
-    fn is_unknown(&self) -> bool {
-        self.renewed && self.limit.is_none()
-    }
-
-    /// Where its reset has passed there is as much as ever.
-    fn renew(&mut self, now: Instant) {
-        if self.reset <= now {
-            self.left = self.limit.map_or(1, |limit| limit.saturating_sub(self.ahead));
-            let unknown = if self.left == 0 { RENEWED_AGAIN } else { RESET_UNKNOWN };
-            self.reset = now + self.window.unwrap_or(unknown);
-            (self.reset_early, self.ahead, self.renewed) = (self.reset, 0, true);
-        }
-    }
-
-    /// How long nothing is left, where nothing is.
-    fn spent(&self, now: Instant, in_flight: u64) -> Option<(Instant, Why)> {
-        if self.left > in_flight {
-            return None;
-        }
-        // The answer to what is on its way may say that there is more.
-        let spent = self.left == 0;
-        let until = if spent { self.reset } else { self.reset.min(now + TURN_MIN) };
-        Some((until, if spent { Why::Spent } else { Why::Turn }))
-    }
-
-    /// What there is of it for those who ask now.
-    fn room(&self, now: Instant, in_flight: u64) -> Room {
-        if let Some((until, why)) = self.spent(now, in_flight) {
-            return Room::Nobody(until, why, Duration::ZERO);
-        }
-        let left = self.left.saturating_sub(in_flight);
-        if !self.is_little() {
-            return Room::For(left, Duration::ZERO);
-        }
-        let parts = u32::try_from(left.saturating_add(1)).unwrap_or(u32::MAX);
-        let gap = self.reset.since(self.last_sent) / parts;
-        let next = self.last_sent + gap;
-        if next > now { Room::Nobody(next, Why::Turn, gap) } else { Room::For(1, gap) }
-    }
-
-    fn is_little(&self) -> bool {
-        self.limit.map_or(self.left < LITTLE, |limit| self.left < limit.div_ceil(LITTLE_PART)) && !self.is_unknown()
-    }
-}
-
-impl Room {
-    /// Which of two has less.
-    fn is_less(&self, than: &Room) -> bool {
-        match (self, than) {
-            (Room::Nobody(one, ..), Room::Nobody(other, ..)) => one > other,
-            (Room::Nobody(..), _) => true,
-            (Room::For(one, _), Room::For(other, _)) => one < other,
-            (Room::For(..), Room::Unlimited) => true,
-            _ => false,
-        }
-    }
-}
-
-impl Spending {
-    fn is_limited(&self) -> bool {
-        !self.known.is_empty() || self.held > Instant::default()
-    }
-
-    /// Why no request may be sent now, however it is asked for.
-    fn wait_for_call(&mut self, now: Instant) -> Option<Wait> {
-        let in_flight = self.in_flight;
-        let held = self.held(now);
-        let spent = self.known.iter_mut().filter_map(|known| {
-            known.renew(now);
-            known.spent(now, in_flight)
-        });
-        let (until, why) = spent.chain(held).max_by_key(|(until, _)| *until)?;
-        Some(Wait { until, spread: SPREAD, look: Duration::MAX, why })
-    }
-
-    fn held(&self, now: Instant) -> Option<(Instant, Why)> {
-        (self.held > now).then_some((self.held, Why::Spent))
-    }
-
-    /// `None`: as far as the budgets go, a request may be sent now. Else whoever asks has a place in the queue from now on.
-    fn wait(&mut self, now: Instant, slot: &mut Slot) -> Option<Wait> {
-        while self.queue.front().is_some_and(|first| first.until <= now) {
-            self.queue.pop_front();
-        }
-        let (room, budget) = self.room(now, slot);
-        let place = self.queue.iter().position(|waiting| waiting.no == slot.ticket);
-        // Whoever waits for another budget takes nothing of this one.
-        let before = self.queue.iter().take(place.unwrap_or(self.queue.len()));
-        let ahead = before.filter(|waiting| waiting.budget == budget).count();
-        let (until, spread, gap, why) = match room {
-            Room::Unlimited => return None,
-            // Whoever has waited longest goes first.
-            Room::For(room, _) if (ahead as u64) < room => return None,
-            Room::For(_, gap) => (now + gap.max(TURN_MIN), TURN_MIN, gap, Why::Turn),
-            Room::Nobody(until, Why::Turn, gap) if !gap.is_zero() => (until, Duration::ZERO, gap, Why::Turn),
-            Room::Nobody(until, Why::Turn, gap) => (until, TURN_MIN, gap, Why::Turn),
-            Room::Nobody(until, why, gap) => (until, SPREAD, gap, why),
-        };
-        let behind = u32::try_from(ahead).unwrap_or(u32::MAX);
-        let until = until + gap.saturating_mul(behind).min(QUEUE_MAX);
-        if let Some(waiting) = place.and_then(|place| self.queue.get_mut(place)) {
-            waiting.budget = budget;
-        } else if self.queue.len() < QUEUE_PLACES_MAX {
-            self.tickets += 1;
-            slot.ticket = self.tickets;
-            self.queue.push_back(Ticket { no: self.tickets, until, budget, voice: slot.voice });
-        }
-        let waiting = u32::try_from(self.queue.len()).unwrap_or(u32::MAX);
-        let look = if why == Why::Turn { LOOK.max(LOOK_APART * waiting) } else { Duration::MAX };
-        Some(Wait { until, spread, look, why })
-    }
-
-    /// Whoever has that ticket is to come back when `wait` says so.
-    fn stay(&mut self, ticket: u64, now: Instant, wait: &Wait) {
-        if ticket == 0 {
-            return;
-        }
-        let back = (wait.until + wait.spread).min(now + wait.look);
-        if let Some(waiting) = self.queue.iter_mut().find(|waiting| waiting.no == ticket) {
-            waiting.until = back + GRACE;
-        }
-    }
-
-    fn leave(&mut self, ticket: &mut u64) {
-        let no = std::mem::take(ticket);
-        if no != 0 {
-            self.queue.retain(|waiting| waiting.no != no);
-        }
-    }
-
-    /// Whether whoever asks lets somebody else go first who waits: the operator's streams go before what callers ask for, and one
-    /// caller's request not after another one of theirs, so that nobody's targets that hang hold up those of others for long.
-    fn yields(&self, now: Instant, slot: &Slot) -> bool {
-        let rank = |voice: Voice| match voice {
-            Voice::Operator => 0,
-            Voice::Caller(_) if voice == self.first_of => 2,
-            Voice::Chosen | Voice::Caller(_) => 1,
-        };
-        let own = rank(slot.voice);
-        self.queue.iter().any(|other| other.until > now && rank(other.voice) < own)
-    }
-
-    /// What there is for whoever asks, by the budgets that it has had named, and the one of which there is least.
-    fn room(&mut self, now: Instant, slot: &Slot) -> (Room, Budget) {
-        let in_flight = self.in_flight;
-        let waits = |until: Instant| until > now || self.yields(now, slot);
-        if !self.heard && in_flight > 0 && self.first_until.is_some_and(waits) {
-            let waiting = u32::try_from(self.queue.len()).unwrap_or(u32::MAX);
-            let look = FIRST_LOOK_APART.saturating_mul(waiting).clamp(TURN_MIN, FIRST_LOOK_MAX);
-            return (Room::Nobody(now + look, Why::Turn, Duration::ZERO), Budget::default());
-        }
-        let held = self.held(now).map_or(Room::Unlimited, |(until, why)| Room::Nobody(until, why, Duration::ZERO));
-        let mut least = (held, (None, None, None));
-        let named = &*lock(&slot.named);
-        for known in self.known.iter_mut().filter(|known| known.concerns(named)) {
-            known.renew(now);
-            let room = known.room(now, in_flight);
-            if room.is_less(&least.0) {
-                least = (room, known.budget());
-            }
-        }
-        least
-    }
-
-    /// A request is sent at `at`, by whoever has had these budgets named.
-    fn take(&mut self, at: Instant, named: &[Resource]) -> Spent {
-        self.no += 1;
-        self.in_flight += 1;
-        self.first_until.get_or_insert(at + FIRST_PATIENCE);
-        for known in self.known.iter_mut().filter(|known| known.concerns(named)) {
-            known.last_sent = at;
-            if known.reset_early <= at {
-                known.ahead += 1;
-            }
-        }
-        Spent { no: self.no, at }
-    }
-
-    /// That request was not sent after all.
-    fn give_back(&mut self, spent: Spent, named: &[Resource]) {
-        self.in_flight = self.in_flight.saturating_sub(1);
-        if self.first_until == Some(spent.at + FIRST_PATIENCE) {
-            // There is no answer to wait for.
-            self.first_until = Some(spent.at);
-        }
-        for known in self.known.iter_mut().filter(|known| known.concerns(named) && known.reset_early <= spent.at) {
-            known.ahead = known.ahead.saturating_sub(1);
-        }
-    }
-
-    /// That request has been answered; `quotas` is what that said.
-    fn answered(&mut self, now: Instant, Spent { no, at: sent }: Spent, quotas: &[Quota]) {
-        self.heard = true;
-        if quotas.is_empty() {
-            // The upstream tells of its budgets no more.
-            self.known.retain(|known| !known.renewed);
-            return self.lost();
-        }
-        self.in_flight = self.in_flight.saturating_sub(1);
-        let is_later = no > self.settled;
-        for quota in quotas.iter().take(QUOTAS_MAX) {
-            // What was sent after this one and has been answered told of itself where it counts.
-            let mut new = Known::of(quota, now, sent, (self.no - no).min(self.in_flight));
-            // An answer that took longer than its window had left says nothing of the one that is now.
-            let is_stale = new.reset_early <= now;
-            if let Some(known) = self.known.iter_mut().find(|known| known.budget() == new.budget()) {
-                if is_stale {
-                    continue;
-                }
-                let of_another_window =
-                    known.is_unknown() || known.reset <= now || new.reset_early > known.reset + NEXT_WINDOW;
-                // Where others were under way with it, a lower word was perhaps said later.
-                let left = if is_later || of_another_window { new.left } else { known.left.min(new.left) };
-                *known = Known { left, last_sent: known.last_sent.max(sent), ..new };
-                continue;
-            }
-            if self.known.len() >= LANE_QUOTAS_MAX {
-                let soonest = self.known.iter().enumerate().min_by_key(|(_, known)| known.reset).map(|(at, _)| at);
-                soonest.map(|at| self.known.swap_remove(at));
-            }
-            if is_stale {
-                new.left = 0;
-            }
-            self.known.push(new);
-        }
-        self.settled = self.no;
-    }
-
-    /// A request is over, and nothing is known of what it has used.
-    fn lost(&mut self) {
-        self.in_flight = self.in_flight.saturating_sub(1);
-        for known in self.known.iter_mut().filter(|known| !known.is_unknown()) {
-            known.left = known.left.saturating_sub(1);
-        }
+        self.breaker.set(rule.map_or(BREAKER_FAILURES, |rule| rule.breaker));
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
+pub(super) mod tests {
+    use std::collections::VecDeque;
 
     use super::*;
     use crate::guard::Policy;
-    use crate::ids::StreamId;
+    use crate::ids::{Holder, StreamId};
     use crate::stream::credential::Scheme;
     use crate::stream::live::{Live, Rule as Shape, Source};
     use crate::stream::poll::Validators;
@@ -1107,38 +541,48 @@ mod tests {
     use crate::stream::{Options, Param, action};
     use crate::time::WallTime;
 
-    const PATIENCE: Duration = Duration::from_secs(60);
+    pub(in crate::stream) const PATIENCE: Duration = Duration::from_secs(60);
 
-    fn ms(ms: u64) -> Duration {
+    pub(in crate::stream) fn ms(ms: u64) -> Duration {
         Duration::from_millis(ms)
     }
 
-    fn at(at_ms: u64) -> Instant {
+    pub(in crate::stream) fn at(at_ms: u64) -> Instant {
         Instant::from_micros(5_000_000_000 + at_ms * 1_000)
     }
 
-    fn target(url: &str, headers: &[(&str, &str)]) -> Target {
+    pub(in crate::stream) fn target(url: &str, headers: &[(&str, &str)]) -> Target {
         let blank = UrlTemplate::parse::<&str>("http://up.example/", &[]).expect("a URL");
         let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), Secret::new(value.as_bytes()))).collect();
         let options = Options { headers, ..Options::new(StreamId::new("s").expect("an id"), blank) };
         Target { options: Arc::new(options), url: url.parse().expect("a URL"), body: None, guard: None }
     }
 
+    /// Whether its upstream has answered before.
+    pub(in crate::stream) fn set_heard(lane: &Arc<Lane>, heard: bool) {
+        lock(&lane.spending).heard = heard;
+    }
+
+    /// How many callers' requests have last failed.
+    pub(in crate::stream) fn callers_held(budgets: &Budgets) -> usize {
+        budgets.callers.len()
+    }
+
     /// One whose upstream has answered before.
-    fn lane() -> Arc<Lane> {
+    pub(in crate::stream) fn lane() -> Arc<Lane> {
         let lane = Arc::new(Budgets::default()).lane(&target("https://up.example/a", &[]));
-        lock(&lane.spending).heard = true;
+        set_heard(&lane, true);
         lane
     }
 
-    fn rated(count: u32, per: Duration, burst: u32) -> Arc<Lane> {
+    pub(in crate::stream) fn rated(count: u32, per: Duration, burst: u32) -> Arc<Lane> {
         let budgets = Arc::new(Budgets::default());
         let rate = Some(Rate { every: action::Rate { count, period: per }, burst });
         budgets.configure(at(0), &[Upstream { origin: "https://up.example".into(), rate, breaker: 10 }]);
         budgets.lane(&target("https://up.example/a", &[]))
     }
 
-    fn go(lane: &Arc<Lane>, now: Instant) -> Permit {
+    pub(in crate::stream) fn go(lane: &Arc<Lane>, now: Instant) -> Permit {
         match lane.ask(now, &mut Slot::default(), PATIENCE) {
             Ask::Go(permit) => permit,
             Ask::Wait(wait) => panic!("{wait:?}"),
@@ -1146,7 +590,7 @@ mod tests {
     }
 
     /// What somebody waits for who then gives up.
-    fn wait(lane: &Arc<Lane>, now: Instant) -> Wait {
+    pub(in crate::stream) fn wait(lane: &Arc<Lane>, now: Instant) -> Wait {
         match lane.ask(now, &mut Slot::default(), PATIENCE) {
             Ask::Go(_) => panic!("it may be asked"),
             Ask::Wait(wait) => wait,
@@ -1154,7 +598,7 @@ mod tests {
     }
 
     impl Ask {
-        fn or_wait(self, wait: impl FnOnce(Wait)) -> Ask {
+        pub(in crate::stream) fn or_wait(self, wait: impl FnOnce(Wait)) -> Ask {
             if let Ask::Wait(until) = &self {
                 wait(*until);
             }
@@ -1163,21 +607,21 @@ mod tests {
     }
 
     impl Permit {
-        fn answered_by(self, now: Instant, status: u16, quotas: &[Quota]) {
+        pub(in crate::stream) fn answered_by(self, now: Instant, status: u16, quotas: &[Quota]) {
             self.answered(now, &response(status, None), quotas);
         }
     }
 
-    fn response(status: u16, retry_after: Option<Duration>) -> FetchResponse {
+    pub(in crate::stream) fn response(status: u16, retry_after: Option<Duration>) -> FetchResponse {
         let (validators, received) = (Validators::default(), WallTime::from_secs(1));
         FetchResponse { status, validators, retry_after, fresh_for: None, body: Vec::new(), received }
     }
 
-    fn quota(remaining: u64, reset: Duration, limit: Option<u64>) -> Quota {
+    pub(in crate::stream) fn quota(remaining: u64, reset: Duration, limit: Option<u64>) -> Quota {
         Quota { remaining, reset, limit, window: None, resource: None }
     }
 
-    fn refused() -> FetchError {
+    pub(in crate::stream) fn refused() -> FetchError {
         FetchError { code: UpstreamCode::Unreachable, detail: "refused".into() }
     }
 
@@ -1194,19 +638,6 @@ mod tests {
         assert!(!same(&one, &target("https://user@up.example/a", &key)));
         let shown = format!("{budgets:?}");
         assert!(!shown.contains("k1") && !shown.contains("k2"), "{shown}");
-    }
-
-    #[test]
-    fn a_budget_that_is_used_up_is_waited_for() {
-        let lane = lane();
-        go(&lane, at(0)).answered_by(at(10), 200, &[quota(0, ms(30_000), Some(1000))]);
-        let held = wait(&lane, at(20));
-        assert_eq!((held.until, held.why), (at(30_010), Why::Spent));
-        assert_eq!(wait(&lane, at(30_009)).until, at(30_010));
-        let permits: Vec<Permit> = (0..1000).map(|_| go(&lane, at(30_010))).collect();
-        assert_eq!(wait(&lane, at(30_010)).why, Why::Turn, "no more than its limit before anything is answered");
-        permits.into_iter().for_each(drop_begun);
-        assert_eq!(wait(&lane, at(30_011)).why, Why::Spent, "lost ones count");
     }
 
     #[test]
@@ -1233,30 +664,30 @@ mod tests {
     }
 
     /// A lane of what a caller has described, or filled in, beside that of the operator's.
-    fn of_callers(budgets: &Arc<Budgets>) -> (Target, Target, [Arc<Lane>; 3]) {
+    pub(in crate::stream) fn of_callers(budgets: &Arc<Budgets>) -> (Target, Target, [Arc<Lane>; 3]) {
         let own = target("https://up.example/a", &[]);
         let described = Target { guard: Some(Arc::new(Policy::public())), ..target("https://up.example/b", &[]) };
         let param = Param { name: "q".into(), pattern: None };
         let options = Options { params: vec![param], ..(*own.options).clone() };
         let filled_in = Target { options: Arc::new(options), ..target("https://up.example/a?q=1", &[]) };
         let lanes = [&own, &described, &filled_in].map(|target| budgets.lane(target));
-        lanes.iter().for_each(|lane| lock(&lane.spending).heard = true);
+        lanes.iter().for_each(|lane| set_heard(lane, true));
         (described, filled_in, lanes)
     }
 
-    fn asks(lane: &Arc<Lane>, target: &Target, now: Instant) -> Result<Permit, Wait> {
+    pub(in crate::stream) fn asks(lane: &Arc<Lane>, target: &Target, now: Instant) -> Result<Permit, Wait> {
         match lane.ask(now, &mut Slot::of(target), PATIENCE) {
             Ask::Go(permit) => Ok(permit),
             Ask::Wait(wait) => Err(wait),
         }
     }
 
-    fn may(lane: &Arc<Lane>, target: &Target, now: Instant) -> Permit {
+    pub(in crate::stream) fn may(lane: &Arc<Lane>, target: &Target, now: Instant) -> Permit {
         asks(lane, target, now).expect("it may be asked")
     }
 
     /// The same target, described by that caller.
-    fn by(target: &Target, caller: u64) -> Target {
+    pub(in crate::stream) fn by(target: &Target, caller: u64) -> Target {
         let options = Options { described_by: Some(Holder::from_hash(caller)), ..(*target.options).clone() };
         Target {
             options: Arc::new(options),
@@ -1264,139 +695,6 @@ mod tests {
             body: target.body.clone(),
             guard: target.guard.clone(),
         }
-    }
-
-    #[test]
-    fn what_callers_ask_for_may_fail_as_often_as_they_like() {
-        let (described, filled_in, [own, theirs, filled]) = of_callers(&Arc::new(Budgets::default()));
-        for n in 0..u64::from(4 * BREAKER_FAILURES) {
-            may(&theirs, &by(&described, n), at(n)).answered_by(at(n), 500, &[]);
-            may(&theirs, &by(&described, n), at(n)).failed(at(n), &refused());
-            may(&filled, &filled_in, at(n)).answered_by(at(n), 500, &[]);
-        }
-        drop(go(&own, at(1_000)));
-        // That nobody is there is true of whatever is asked for.
-        for n in 0..u64::from(BREAKER_FAILURES) {
-            may(&filled, &filled_in, at(2_000 + n)).failed(at(2_000 + n), &refused());
-        }
-        assert!(matches!(wait(&own, at(2_020)).why, Why::Down(..)));
-        assert!(asks(&theirs, &described, at(2_020)).is_err(), "they obey it");
-        // When it may be tried again, theirs proves nothing.
-        may(&theirs, &described, at(3_500)).answered_by(at(3_500), 200, &[]);
-        let probe = go(&own, at(3_500));
-        assert!(matches!(wait(&own, at(3_501)).why, Why::Down(..)));
-        probe.answered_by(at(3_600), 200, &[]);
-        drop([go(&own, at(3_600)), go(&own, at(3_600))]);
-    }
-
-    #[test]
-    fn what_is_filled_in_tries_an_origin_beside_what_the_operator_asks_for_and_puts_none_of_it_off() {
-        let (_, filled_in, [own, _, filled]) = of_callers(&Arc::new(Budgets::default()));
-        for _ in 0..BREAKER_FAILURES {
-            go(&own, at(0)).answered_by(at(0), 500, &[]);
-        }
-        assert!(asks(&filled, &filled_in, at(999)).is_err() && wait(&own, at(999)).until == at(1_000));
-        // Whatever comes of theirs, the operator's is not held by it: not while it is under way, nor afterwards.
-        let slow = may(&filled, &filled_in, at(1_000));
-        assert!(asks(&filled, &filled_in, at(1_000)).is_err(), "one of them at a time");
-        slow.answered_by(at(1_100), 500, &[]);
-        let theirs = asks(&filled, &filled_in, at(1_101)).expect_err("after a rest");
-        assert_eq!((theirs.until, theirs.spread), (at(2_100), BREAKER_REST_MIN));
-        go(&own, at(1_101)).answered_by(at(1_200), 500, &[]);
-        assert_eq!(wait(&own, at(1_200)).until, at(3_200), "longer");
-        assert_eq!(asks(&filled, &filled_in, at(1_200)).expect_err("that is true of all").until, at(3_200));
-        // However long the operator's rest has become, theirs try again soon: who asks for what works is among many.
-        for (now, failed) in [(3_200, 3_300), (7_300, 7_400)] {
-            go(&own, at(now)).answered_by(at(failed), 500, &[]);
-        }
-        assert_eq!(wait(&own, at(7_400)).until, at(15_400));
-        may(&filled, &filled_in, at(15_400)).answered_by(at(15_500), 500, &[]);
-        may(&filled, &filled_in, at(16_500)).answered_by(at(16_600), 200, &[]);
-        drop([go(&own, at(16_600)), may(&filled, &filled_in, at(16_600))]);
-    }
-
-    #[test]
-    fn an_origin_that_is_asked_for_what_is_filled_in_alone_recovers_by_any_answer() {
-        let (_, filled_in, [own, _, filled]) = of_callers(&Arc::new(Budgets::default()));
-        for _ in 0..BREAKER_FAILURES {
-            may(&filled, &filled_in, at(0)).failed(at(0), &refused());
-        }
-        let late = FetchError { code: UpstreamCode::Timeout, detail: "late".into() };
-        may(&filled, &filled_in, at(1_000)).failed(at(1_100), &late);
-        assert!(asks(&filled, &filled_in, at(1_200)).is_err(), "that may be of what was asked for");
-        may(&filled, &filled_in, at(2_100)).answered_by(at(2_200), 500, &[]);
-        drop([may(&filled, &filled_in, at(2_200)), go(&own, at(2_200))]);
-    }
-
-    #[test]
-    fn two_who_try_an_origin_at_once_find_it_down_once() {
-        let (_, filled_in, [own, _, filled]) = of_callers(&Arc::new(Budgets::default()));
-        for _ in 0..BREAKER_FAILURES {
-            go(&own, at(0)).failed(at(0), &refused());
-        }
-        let both = [go(&own, at(1_000)), may(&filled, &filled_in, at(1_000))];
-        both.into_iter().for_each(|probe| probe.failed(at(1_100), &refused()));
-        assert_eq!(wait(&own, at(1_100)).until, at(3_100));
-    }
-
-    #[test]
-    fn a_caller_whose_targets_of_an_origin_fail_leaves_it_alone_and_no_other_caller_does() {
-        let budgets = Arc::new(Budgets::default());
-        let (described, _, [own, theirs, _]) = of_callers(&budgets);
-        let (mine, other) = (by(&described, 1), by(&described, 2));
-        let elsewhere = Target { url: "https://other.example/b".parse().expect("a URL"), ..by(&described, 1) };
-        for _ in 0..BREAKER_FAILURES {
-            may(&theirs, &mine, at(0)).answered_by(at(0), 500, &[]);
-        }
-        let held = asks(&theirs, &mine, at(0)).expect_err("it has failed ten times");
-        assert_eq!((held.until, held.why), (at(1_000), Why::Down(UpstreamCode::Status, Some(500))));
-        drop([go(&own, at(0)), may(&theirs, &other, at(0)), may(&budgets.lane(&elsewhere), &elsewhere, at(0))]);
-        // What works goes on, for others may watch it too; the operator's breaker holds that as well.
-        let mut works = Slot::of(&mine);
-        works.set_works(true);
-        assert!(matches!(theirs.ask(at(0), &mut works, PATIENCE), Ask::Go(_)));
-        // One at a time tries it, and longer apart.
-        let unused = may(&theirs, &mine, at(1_000));
-        assert!(asks(&theirs, &mine, at(1_000)).is_err());
-        drop(unused);
-        may(&theirs, &mine, at(1_000)).failed(at(1_100), &refused());
-        assert_eq!(asks(&theirs, &mine, at(1_100)).expect_err("it is down").until, at(3_100));
-        may(&theirs, &mine, at(3_100)).answered_by(at(3_200), 200, &[]);
-        assert!(lock(&budgets.callers).is_empty());
-        drop([may(&theirs, &mine, at(3_200)), may(&theirs, &mine, at(3_200))]);
-        for _ in 0..BREAKER_FAILURES {
-            go(&own, at(4_000)).failed(at(4_000), &refused());
-        }
-        assert!(matches!(theirs.ask(at(4_000), &mut works, PATIENCE), Ask::Wait(_)));
-    }
-
-    #[test]
-    fn a_breaker_that_is_turned_off_holds_no_caller_either() {
-        let budgets = Arc::new(Budgets::default());
-        let (described, _, [_, theirs, _]) = of_callers(&budgets);
-        let set = |breaker| {
-            budgets.configure(at(0), &[Upstream { origin: "https://up.example".into(), rate: None, breaker }]);
-        };
-        let fail = |times| (0..times).for_each(|_| may(&theirs, &described, at(0)).failed(at(0), &refused()));
-        set(3);
-        fail(3);
-        assert!(asks(&theirs, &described, at(0)).is_err());
-        set(0);
-        fail(50);
-    }
-
-    #[test]
-    fn callers_who_are_left_alone_have_a_bound() {
-        let budgets = Arc::new(Budgets::default());
-        let (described, _, [_, theirs, _]) = of_callers(&budgets);
-        for _ in 0..BREAKER_FAILURES {
-            may(&theirs, &described, at(0)).failed(at(0), &refused());
-        }
-        for caller in 1..2 * CALLERS_BREAKERS_MAX as u64 {
-            may(&theirs, &by(&described, caller), at(0)).failed(at(0), &refused());
-        }
-        assert!((2..=CALLERS_BREAKERS_MAX).contains(&lock(&budgets.callers).len()));
-        assert!(asks(&theirs, &described, at(0)).is_err(), "who is down is kept longest");
     }
 
     #[test]
@@ -1440,140 +738,6 @@ mod tests {
     }
 
     #[test]
-    fn before_the_first_answer_one_asks_for_all() {
-        let lane = Arc::new(Budgets::default()).lane(&target("https://up.example/a", &[]));
-        let first = go(&lane, at(0));
-        let mut slots: [Slot; 20] = std::array::from_fn(|_| Slot::default());
-        for slot in &mut slots {
-            let Ask::Wait(wait) = lane.ask(at(1), slot, PATIENCE) else { panic!("nothing is known yet") };
-            assert!(wait.why == Why::Turn && wait.until <= at(1) + FIRST_LOOK_MAX);
-        }
-        first.answered_by(at(100), 200, &[quota(10, ms(60_000), Some(11))]);
-        let now = at(100) + FIRST_LOOK_MAX;
-        let went: Vec<Permit> = slots
-            .iter_mut()
-            .filter_map(|slot| match lane.ask(now, slot, PATIENCE) {
-                Ask::Go(permit) => Some(permit),
-                Ask::Wait(_) => None,
-            })
-            .collect();
-        assert_eq!(went.len(), 10);
-        // An answer that tells of no budget frees all, be it an error.
-        for status in [200, 500] {
-            let lane = new_lane();
-            let lost = go(&lane, at(0));
-            lost.failed(at(10), &refused());
-            let slow = go(&lane, at(20));
-            wait(&lane, at(30));
-            slow.answered_by(at(4_000), status, &[]);
-            let _all = [0; 50].map(|_| go(&lane, at(4_000)));
-        }
-    }
-
-    /// One of whose upstream nothing has been heard, and that is never taken for down.
-    fn new_lane() -> Arc<Lane> {
-        let budgets = Arc::new(Budgets::default());
-        budgets.configure(at(0), &[Upstream { origin: "https://up.example".into(), rate: None, breaker: 0 }]);
-        budgets.lane(&target("https://up.example/a", &[]))
-    }
-
-    /// All of `slots` that have not gone ask every 50 ms from then on, in their order: who has leave, and when.
-    fn asking(lane: &Arc<Lane>, slots: &mut [Option<Slot>], ms: std::ops::Range<u64>) -> Vec<(u64, usize, Permit)> {
-        let mut went = Vec::new();
-        for now_ms in ms.step_by(50) {
-            for (no, waiting) in slots.iter_mut().enumerate() {
-                let Some(slot) = waiting else { continue };
-                if let Ask::Go(mut permit) = lane.ask(at(now_ms), slot, PATIENCE) {
-                    permit.begin();
-                    *waiting = None;
-                    went.push((now_ms, no, permit));
-                }
-            }
-        }
-        went
-    }
-
-    fn times(went: &[(u64, usize, Permit)]) -> Vec<u64> {
-        went.iter().map(|(at, ..)| *at).collect()
-    }
-
-    #[test]
-    fn where_the_first_answer_is_long_in_coming_the_others_go_one_by_one() {
-        let lane = new_lane();
-        let mut slots: [Option<Slot>; 100] = std::array::from_fn(|_| Some(Slot::default()));
-        let mut sent = asking(&lane, &mut slots, 0..12_000);
-        assert_eq!(times(&sent), [0, 5_000, 10_000]);
-        // The first of ten, of which the other two may be more.
-        let (.., first) = sent.remove(0);
-        first.answered_by(at(12_000), 200, &[quota(9, ms(60_000), Some(10))]);
-        assert_eq!(
-            asking(&lane, &mut slots, 12_000..14_000).len(),
-            7,
-            "as many as there may be, and none before its turn"
-        );
-    }
-
-    #[test]
-    fn where_the_first_requests_fail_no_more_than_one_is_under_way_until_one_is_answered() {
-        let lane = new_lane();
-        let mut slots: [Option<Slot>; 100] = std::array::from_fn(|_| Some(Slot::default()));
-        for now in (0..60_000).step_by(1_000) {
-            let mut went = asking(&lane, &mut slots, now..now + 1_000);
-            assert_eq!(times(&went), [now]);
-            let (_, no, permit) = went.remove(0);
-            permit.failed(at(now + 999), &FetchError { code: UpstreamCode::Timeout, detail: String::new() });
-            slots[no] = Some(Slot::default());
-        }
-        // It comes up, and takes its time.
-        let mut sent = asking(&lane, &mut slots, 60_000..66_000);
-        assert_eq!(times(&sent), [60_000, 65_000]);
-        let (.., last) = sent.remove(1);
-        last.answered_by(at(66_000), 200, &[]);
-        assert_eq!(times(&asking(&lane, &mut slots, 66_000..66_050)), [66_000; 98]);
-    }
-
-    #[test]
-    fn a_first_request_that_hangs_holds_the_others_up_until_the_next_one_is_answered() {
-        let lane = new_lane();
-        let mut slots: [Option<Slot>; 20] = std::array::from_fn(|_| Some(Slot::default()));
-        let _hangs = asking(&lane, &mut slots, 0..4_000);
-        let (at_ms, _, next) = asking(&lane, &mut slots, 4_000..5_050).remove(0);
-        assert_eq!(at_ms, 5_000);
-        next.answered_by(at(5_100), 200, &[]);
-        assert_eq!(times(&asking(&lane, &mut slots, 5_100..5_150)), [5_100; 18]);
-    }
-
-    #[test]
-    fn what_is_not_sent_and_what_is_no_poll_put_the_next_one_off_by_nothing() {
-        let lane = new_lane();
-        let _hangs = go(&lane, at(0));
-        let Ask::Go(_call) = lane.ask_for_call(at(4_900), PATIENCE) else { panic!("it waits for nobody") };
-        drop(go(&lane, at(5_000)));
-        let _next = go(&lane, at(5_001));
-        assert_eq!(wait(&lane, at(10_000)).why, Why::Turn);
-        drop(go(&lane, at(10_001)));
-    }
-
-    #[test]
-    fn the_hanging_requests_of_a_caller_are_not_waited_for_one_after_the_other() {
-        let budgets = Arc::new(Budgets::default());
-        let (described, filled_in, lanes) = of_callers(&budgets);
-        lanes.iter().for_each(|lane| lock(&lane.spending).heard = false);
-        let operators = target("https://up.example/a", &[]);
-        let [own, theirs, _] = lanes;
-        for (lane, many, one) in [(theirs, by(&described, 1), by(&described, 2)), (own, filled_in, operators)] {
-            let mut slots: Vec<_> = (0..64).map(|_| Some(Slot::of(&many))).collect();
-            let first = asking(&lane, &mut slots, 0..1_000);
-            slots.push(Some(Slot::of(&one)));
-            let second = asking(&lane, &mut slots, 1_000..6_000);
-            assert_eq!(second.iter().map(|(at, no, _)| (*at, *no)).collect::<Vec<_>>(), [(5_000, 64)]);
-            // Where it is nobody else's turn, it is theirs.
-            let third = asking(&lane, &mut slots, 6_000..11_000);
-            assert_eq!((times(&first), times(&third)), (vec![0], vec![10_000]));
-        }
-    }
-
-    #[test]
     fn what_somebody_waits_for_goes_before_polls_within_the_same_rate() {
         let lane = rated(10, ms(1_000), 1);
         drop_begun(go(&lane, at(0)));
@@ -1598,44 +762,6 @@ mod tests {
     }
 
     #[test]
-    fn what_somebody_waits_for_is_taken_from_the_budget_and_sent_while_there_is_any() {
-        let lane = lane();
-        go(&lane, at(0)).answered_by(at(0), 200, &[quota(2, ms(60_000), Some(1000))]);
-        // Polls would spread these two over the minute.
-        assert_eq!(wait(&lane, at(0)).why, Why::Turn);
-        let Ask::Go(first) = lane.ask_for_call(at(0), PATIENCE) else { panic!("two are left") };
-        let Ask::Go(second) = lane.ask_for_call(at(0), PATIENCE) else { panic!("one is left") };
-        let none = |now| match lane.ask_for_call(now, PATIENCE) {
-            Ask::Go(_) => panic!("there is none left"),
-            Ask::Wait(wait) => (wait.until, wait.why),
-        };
-        assert_eq!(none(at(0)), (at(50), Why::Turn), "an answer may say that there is more");
-        first.answered_by(at(10), 200, &[quota(1, ms(59_990), Some(1000))]);
-        second.answered_by(at(20), 200, &[quota(0, ms(59_980), Some(1000))]);
-        assert_eq!(none(at(30)), (at(60_000), Why::Spent));
-    }
-
-    #[test]
-    fn the_breaker_is_the_polls_alone() {
-        let lane = lane();
-        let call = |now| match lane.ask_for_call(now, PATIENCE) {
-            Ask::Go(permit) => permit,
-            Ask::Wait(wait) => panic!("{wait:?}"),
-        };
-        for _ in 0..2 * BREAKER_FAILURES {
-            call(at(0)).failed(at(0), &refused());
-            call(at(0)).answered_by(at(0), 500, &[]);
-        }
-        for _ in 0..BREAKER_FAILURES {
-            go(&lane, at(0)).failed(at(0), &refused());
-        }
-        assert_eq!(wait(&lane, at(0)).until, at(1_000));
-        call(at(0)).answered_by(at(0), 200, &[]);
-        drop(call(at(0)));
-        assert_eq!(wait(&lane, at(0)).until, at(1_000), "what one caller gets is no proof for the others");
-    }
-
-    #[test]
     fn actions_share_the_lane_of_polls_with_their_credential() {
         let budgets = Arc::new(Budgets::default());
         let poll = budgets.lane(&target("https://up.example/a", &[("X-Api-Key", "k1")]));
@@ -1646,54 +772,6 @@ mod tests {
             budgets.lane_of_call(&options.call("{}", &|_| None).expect("a call"))
         };
         assert!(Arc::ptr_eq(&poll, &call("k1")) && !Arc::ptr_eq(&poll, &call("k2")));
-    }
-
-    fn spent_of(name: &str, remaining: u64, reset_s: u64) -> Vec<Quota> {
-        let field = format!("\"{name}\";r={remaining};t={reset_s}");
-        let of = |header: &'static str| if header == "ratelimit" { vec![field.as_bytes()] } else { Vec::new() };
-        crate::codec::rate_limit::quotas(of, WallTime::from_secs(1))
-    }
-
-    #[test]
-    fn the_spent_budget_of_one_resource_holds_nobody_who_has_another() {
-        let lane = lane();
-        let ask = |slot: &mut Slot, now| match lane.ask(now, slot, PATIENCE) {
-            Ask::Go(permit) => Ok(permit),
-            Ask::Wait(wait) => Err((wait.until, wait.why)),
-        };
-        let (mut core, mut search) = (Slot::default(), Slot::default());
-        ask(&mut core, at(0)).expect("nothing is known").answered_by(at(0), 200, &spent_of("core", 4_990, 3_600));
-        ask(&mut search, at(0)).expect("there is enough").answered_by(at(0), 200, &spent_of("search", 0, 20));
-        let until = at(21_000);
-        assert_eq!(ask(&mut search, at(10)).expect_err("it is spent"), (until, Why::Spent));
-        for now in 10..1_000 {
-            let permit = ask(&mut core, at(now)).expect("core has some left");
-            // The pages of the same value are of the same resource.
-            assert!(now > 10 || ask(&mut permit.slot(), at(now)).is_ok());
-            permit.answered_by(at(now), 200, &spent_of("core", 4_990, 3_600));
-        }
-        assert_eq!(ask(&mut Slot::default(), at(1_000)).expect_err("it may be of search"), (until, Why::Spent));
-        drop(ask(&mut search, until).expect("there is more again"));
-    }
-
-    #[test]
-    fn what_one_resource_spends_does_not_postpone_another_that_has_little_left() {
-        let lane = lane();
-        let (mut core, mut search) = (Slot::default(), Slot::default());
-        let ask = |slot: &mut Slot, now| match lane.ask(now, slot, PATIENCE) {
-            Ask::Go(permit) => Some(permit),
-            Ask::Wait(_) => None,
-        };
-        let mut searched = 0;
-        for now in (0..60_000).step_by(100) {
-            for (slot, name, left) in [(&mut core, "core", 4_990), (&mut search, "search", 3)] {
-                if let Some(permit) = ask(slot, at(now)) {
-                    searched += u32::from(name == "search");
-                    permit.answered_by(at(now), 200, &spent_of(name, left, 40));
-                }
-            }
-        }
-        assert!((4..=8).contains(&searched), "every ten seconds or so: {searched}");
     }
 
     #[test]
@@ -1730,7 +808,7 @@ mod tests {
         assert_eq!(wait.until, at(2_050));
     }
 
-    fn drop_begun(mut permit: Permit) {
+    pub(in crate::stream) fn drop_begun(mut permit: Permit) {
         permit.begin();
     }
 
@@ -1753,31 +831,6 @@ mod tests {
             assert!(matches!(asked, Ask::Wait(wait) if wait.until == until), "{asked:?}");
             assert_eq!(wait(&lane, at(10)).until, until + until.since(at(0)), "behind the one who stays");
         }
-    }
-
-    #[test]
-    fn answers_that_come_in_another_order_hold_nobody_for_long() {
-        let lane = lane();
-        let mut permits: VecDeque<Permit> = (0..6).map(|_| go(&lane, at(0))).collect();
-        let first = permits.pop_front().expect("six");
-        for (left, permit) in [2, 1, 0, 0, 0].into_iter().zip(permits) {
-            permit.answered_by(at(100), 200, &[quota(left, ms(2_000), Some(3))]);
-        }
-        first.answered_by(at(600), 429, &[quota(0, ms(2_000), Some(3))]);
-        assert_eq!(wait(&lane, at(700)).until, at(2_600));
-        drop(go(&lane, at(2_600)));
-    }
-
-    #[test]
-    fn a_budget_that_may_be_used_up_by_those_under_way_is_looked_at_again_soon() {
-        let lane = lane();
-        go(&lane, at(0)).answered_by(at(400), 200, &[quota(2, ms(500), Some(2))]);
-        // These may have come before the reset or after it.
-        let slow = [go(&lane, at(600)), go(&lane, at(600))];
-        let held = wait(&lane, at(1_000));
-        assert_eq!((held.until, held.why), (at(1_000) + RENEWED_AGAIN, Why::Spent));
-        slow.into_iter().for_each(drop_begun);
-        drop(go(&lane, held.until));
     }
 
     #[test]
@@ -1861,110 +914,6 @@ mod tests {
     }
 
     #[test]
-    fn where_the_limit_is_not_known_one_request_asks_after_the_reset() {
-        let lane = lane();
-        go(&lane, at(0)).answered_by(at(0), 200, &[quota(0, ms(1_000), None)]);
-        let first = go(&lane, at(1_000));
-        assert_eq!(wait(&lane, at(1_001)).why, Why::Turn);
-        first.failed(at(1_100), &refused());
-        let second = go(&lane, at(1_200));
-        second.answered_by(at(1_300), 200, &[quota(40, ms(1_000), None)]);
-        let _both = [go(&lane, at(1_300)), go(&lane, at(1_300))];
-    }
-
-    #[test]
-    fn what_is_left_of_a_budget_is_spread_where_it_is_little() {
-        let lane = lane();
-        go(&lane, at(0)).answered_by(at(0), 200, &[quota(199, ms(60_000), Some(1000))]);
-        // Where it was last sent, and 60 s for 199 requests: about 300 ms each.
-        let next = wait(&lane, at(0));
-        assert_eq!((next.until, next.why), (at(300), Why::Turn));
-        let lane = self::lane();
-        go(&lane, at(0)).answered_by(at(0), 200, &[quota(200, ms(60_000), Some(1000))]);
-        go(&lane, at(0)).answered_by(at(0), 200, &[]);
-    }
-
-    #[test]
-    fn answers_that_overtake_each_other_raise_no_budget() {
-        let lane = lane();
-        let (first, second) = (go(&lane, at(0)), go(&lane, at(0)));
-        second.answered_by(at(5), 200, &[quota(1, ms(60_000), None)]);
-        // `first` is under way and not answered: that may be the one.
-        assert_eq!(wait(&lane, at(6)).why, Why::Turn);
-        first.answered_by(at(10), 200, &[quota(2, ms(60_000), None)]);
-        let held = wait(&lane, at(11));
-        assert_eq!((held.why, held.until > at(11)), (Why::Turn, true), "one is left, and spread");
-        let third = go(&lane, held.until);
-        assert_eq!(wait(&lane, held.until).why, Why::Turn, "that was it");
-        // What costs nothing (a 304 of some) is given back by the answer to a request that was alone.
-        third.answered_by(held.until + ms(5), 304, &[quota(1, ms(20_000), None)]);
-        let again = wait(&lane, held.until + ms(6));
-        assert_eq!(again.why, Why::Turn);
-        drop(go(&lane, again.until));
-    }
-
-    #[test]
-    fn a_window_that_begins_earlier_than_thought_holds_nobody_to_its_end() {
-        let lane = lane();
-        let (first, second) = (go(&lane, at(0)), go(&lane, at(0)));
-        first.answered_by(at(5), 200, &[quota(0, ms(1_500), Some(10))]);
-        second.answered_by(at(1_000), 200, &[quota(9, ms(10_500), Some(10))]);
-        drop(go(&lane, at(1_001)));
-    }
-
-    #[test]
-    fn a_scarce_budget_goes_round() {
-        for limit in [Some(4), None] {
-            let lane = lane();
-            let (mut now, mut served) = (at(0), [0_u32; 5]);
-            let mut due: Vec<(Instant, usize)> = (0..5).map(|asker| (now, asker)).collect();
-            let mut slots: [Slot; 5] = Default::default();
-            let (mut window, mut used) = (0, 0);
-            while now < at(60_000) {
-                due.sort_unstable();
-                let (when, asker) = due.remove(0);
-                now = now.max(when);
-                let Ask::Go(permit) = lane.ask(now, &mut slots[asker], PATIENCE).or_wait(|wait| {
-                    due.push((wait.until + wait.spread / 2, asker));
-                }) else {
-                    continue;
-                };
-                let at_ms = now.since(at(0)).as_millis() as u64;
-                if at_ms / 2_000 != window {
-                    (window, used) = (at_ms / 2_000, 0);
-                }
-                used += 1;
-                assert!(used <= 4);
-                served[asker] += 1;
-                let reset = ms((window + 1) * 2_000 - at_ms);
-                permit.answered_by(now, 200, &[quota(4 - used, reset, limit)]);
-                // Whoever was served would like to be again at once.
-                due.push((now + ms(1), asker));
-            }
-            let (least, most) = (served.iter().min(), served.iter().max());
-            assert!(least >= Some(&10) && most <= Some(&40), "{limit:?}: {served:?}");
-        }
-    }
-
-    #[test]
-    fn whoever_does_not_come_back_is_not_waited_for() {
-        let lane = lane();
-        go(&lane, at(0)).answered_by(at(0), 200, &[quota(0, ms(1_000), None)]);
-        let mut silent: [Slot; 10] = Default::default();
-        for slot in &mut silent {
-            assert!(matches!(lane.ask(at(0), slot, PATIENCE), Ask::Wait(_)));
-        }
-        let mut slot = Slot::default();
-        let mut now = at(500);
-        let mut waited = 0;
-        while let Ask::Wait(wait) = lane.ask(now, &mut slot, PATIENCE) {
-            now = wait.until + wait.spread;
-            waited += 1;
-        }
-        assert!(now <= at(4_000) && waited < 100, "{now:?}, asked {waited} times");
-    }
-
-    #[test]
     fn a_rate_is_kept_and_shared_in_turn() {
         let lane = rated(10, ms(1_000), 1);
         let mut slots: [Slot; 5] = Default::default();
@@ -2014,50 +963,6 @@ mod tests {
     }
 
     #[test]
-    fn an_origin_that_is_down_is_tried_by_one_at_a_time() {
-        let budgets = Arc::new(Budgets::default());
-        let lanes: Vec<_> = (0..100)
-            .map(|n| budgets.lane(&target("http://up.example/", &[("Authorization", &n.to_string())])))
-            .collect();
-        for lane in &lanes[..BREAKER_FAILURES as usize] {
-            go(lane, at(0)).failed(at(0), &refused());
-        }
-        for lane in &lanes {
-            let held = wait(lane, at(0));
-            assert_eq!((held.until, held.why), (at(1_000), Why::Down(UpstreamCode::Unreachable, None)));
-        }
-        let probe = go(&lanes[7], at(1_000));
-        assert!(lanes.iter().all(|lane| wait(lane, at(1_000)).until == at(2_000)));
-        probe.answered_by(at(1_100), 502, &[]);
-        assert_eq!(wait(&lanes[0], at(1_100)).why, Why::Down(UpstreamCode::Status, Some(502)));
-        assert_eq!(wait(&lanes[0], at(1_100)).until, at(3_100), "longer");
-        drop(go(&lanes[0], at(3_100)));
-        go(&lanes[1], at(3_100)).answered_by(at(3_200), 404, &[]);
-        let _all: Vec<_> = lanes.iter().map(|lane| go(lane, at(3_200))).collect();
-    }
-
-    #[test]
-    fn whoever_has_less_patience_tries_sooner() {
-        let lane = lane();
-        for _ in 0..BREAKER_FAILURES {
-            go(&lane, at(0)).failed(at(0), &refused());
-        }
-        let mut slot = Slot::default();
-        assert!(matches!(lane.ask(at(199), &mut slot, ms(200)), Ask::Wait(_)));
-        assert!(matches!(lane.ask(at(200), &mut slot, ms(200)), Ask::Go(_)));
-    }
-
-    #[test]
-    fn a_breaker_of_zero_never_opens() {
-        let budgets = Arc::new(Budgets::default());
-        budgets.configure(at(0), &[Upstream { origin: "https://up.example".into(), rate: None, breaker: 0 }]);
-        let lane = budgets.lane(&target("https://up.example/a", &[]));
-        for _ in 0..100 {
-            go(&lane, at(0)).failed(at(0), &refused());
-        }
-    }
-
-    #[test]
     fn a_permanent_redirect_is_told_once() {
         let lane = lane();
         assert!(lane.is_news(7) && !lane.is_news(7) && lane.is_news(8));
@@ -2074,50 +979,5 @@ mod tests {
         }
         assert_eq!(lock(&budgets.table).lanes.len(), 2);
         assert_eq!(wait(&budgets.lane(&of(0)), at(1)).why, Why::Spent);
-    }
-
-    proptest! {
-        /// An upstream with a fixed window that counts every request, and clients that overlap: it never gets more than it
-        /// has said it takes, once it has said so.
-        #[test]
-        fn never_one_request_more_than_allowed(
-            limit in 1..20_u64,
-            tell_limit in any::<bool>(),
-            steps in prop::collection::vec((0..400_u64, 0..6_usize, 0..10_u8), 1..300),
-        ) {
-            const WINDOW_MS: u64 = 2_000;
-            let lane = lane();
-            let (mut now_ms, mut window, mut used) = (0, 0, 0);
-            // What was sent and the answer that waits to be heard.
-            let mut under_way: Vec<(Permit, Quota)> = Vec::new();
-            let mut heard = false;
-            for (pass_ms, which, deed) in steps {
-                now_ms += pass_ms;
-                if deed < 6 && (heard || under_way.is_empty()) {
-                    if let Ask::Go(permit) = lane.ask(at(now_ms), &mut Slot::default(), PATIENCE) {
-                        if now_ms / WINDOW_MS != window {
-                            (window, used) = (now_ms / WINDOW_MS, 0);
-                        }
-                        used += 1;
-                        prop_assert!(used <= limit, "request {} of {}", used, limit);
-                        let left_ms = (window + 1) * WINDOW_MS - now_ms;
-                        let said = Quota {
-                            remaining: limit - used,
-                            reset: ms(left_ms),
-                            limit: tell_limit.then_some(limit),
-                            window: None,
-                            resource: None,
-                        };
-                        under_way.push((permit, said));
-                    }
-                } else if !under_way.is_empty() {
-                    let (permit, mut said) = under_way.swap_remove(which % under_way.len());
-                    // An answer is late: its reset counts from when it was heard, which errs on the safe side.
-                    said.reset += ms(u64::from(deed));
-                    heard = true;
-                    permit.answered_by(at(now_ms), 200, &[said]);
-                }
-            }
-        }
     }
 }

@@ -7,6 +7,7 @@
 
 pub mod action;
 pub mod apply;
+mod breaker;
 mod bucket;
 pub mod budget;
 pub mod credential;
@@ -23,9 +24,11 @@ pub mod rest;
 pub mod schema;
 pub mod select;
 pub mod shares;
+mod spending;
 pub mod succession;
 pub mod template;
 pub mod view;
+mod voice;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -86,7 +86,7 @@ mod tests {
     /// What the library's source is, for `client.min.js` says of which source it was made.
     const CLIENT_SOURCE: &str = include_str!("client/client.js");
     /// What a browser may have to load, compressed.
-    const CLIENT_GZIPPED_BYTES_MAX: usize = 6 << 10;
+    const CLIENT_GZIPPED_BYTES_MAX: usize = 13 << 9;
 
     #[test]
     fn the_client_library_that_is_served_was_made_of_the_source_beside_it() {
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn the_client_library_is_under_six_kibibytes_compressed() {
+    fn the_client_library_is_under_six_and_a_half_kibibytes_compressed() {
         let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(6));
         gzip.write_all(CLIENT.as_bytes()).expect("a Vec takes every write");
         let bytes = gzip.finish().expect("a Vec takes every write").len();

@@ -988,7 +988,8 @@ test('many streams on one connection', async () => {
   // A gap in one is no matter of the other's, nor of the connection's.
   world.socket.says({ ...patch(9, 9), stream: 'a' });
   world.socket.says({ ...patch(10, 9), stream: 'a' });
-  assert.deepEqual(world.socket.sent.slice(2), [{ type: 'unsubscribe', stream: 'a' }, { type: 'subscribe', stream: 'a', format: 'merge', max_rate_ms: 100, id: world.socket.sent[3].id }]);
+  await world.pass(0);
+  assert.deepEqual(world.socket.sent.slice(2), [{ type: 'unsubscribe', stream: 'a', id: world.socket.sent[2].id }, { type: 'subscribe', stream: 'a', format: 'merge', max_rate_ms: 100, id: world.socket.sent[3].id }]);
   world.socket.says({ type: 'unsubscribed', stream: 'a', reason: 'requested' });
   world.socket.says({ type: 'subscribed', stream: 'a', id: world.socket.sent[3].id });
   world.socket.says({ ...snapshot(10, { n: 10 }), stream: 'a' });
@@ -1000,7 +1001,7 @@ test('many streams on one connection', async () => {
   assert.deepEqual(world.socket.sent.map(it => [it.stream, it.since]), [['a', 'e-10'], ['b', 'x-5']]);
   a.close();
   a.close();
-  assert.deepEqual(world.socket.sent.at(-1), { type: 'unsubscribe', stream: 'a' });
+  assert.deepEqual(world.socket.sent.at(-1), { type: 'unsubscribe', stream: 'a', id: world.socket.sent.at(-1).id });
   world.socket.says({ type: 'error', code: 'FORBIDDEN', error: 'no', id: world.socket.sent[1].id, stream: 'b' });
   await world.settle();
   assert.deepEqual(heard.status.at(-1), { state: 'ended', code: 'FORBIDDEN' });
@@ -1014,6 +1015,186 @@ test('many streams on one connection', async () => {
   world.socket.says({ type: 'subscribed', stream: 'c', id: world.socket.sent.at(-1).id });
   world.socket.says({ ...snapshot(1, 3), stream: 'c' });
   assert.equal(c.value, 3);
+});
+
+const MANY = 'https://live.example/v1/ws';
+const asked = stream => world.socket.sent.filter(it => it.type === 'subscribe' && it.stream === stream);
+const confirms = (stream, as = stream) => world.socket.says({ type: 'subscribed', stream: as, id: asked(stream).at(-1).id });
+async function openedMany() {
+  open({}, MANY);
+  await world.settle();
+  // Without heartbeats, so that a quiet connection is not asked whether it lives.
+  world.socket.welcomes({ heartbeat_ms: 0 });
+}
+function watched(stream, options) {
+  const heard = { values: [], states: [] };
+  heard.sub = live.subscribe(stream, { onValue: value => heard.values.push(value), onStatus: it => heard.states.push(it), ...options });
+  return heard;
+}
+
+for (const code of ['TOO_MANY_STREAMS', 'STREAM_UNAVAILABLE'])
+  test(`many streams: one that was confirmed and is given up with ${code} is asked for again, and whoever watches it is told`, async () => {
+    await openedMany();
+    const leads = watched('leads'), cold = watched('cold');
+    confirms('leads');
+    confirms('cold');
+    world.socket.says(snapshot(1, { n: 1 }));
+    for (const stream of ['leads', 'cold']) world.socket.says({ type: 'error', code, error: 'as many as there may be', stream });
+    assert.deepEqual([leads, cold].map(it => it.states), [[{ state: 'stale', code, retry_in_ms: 15000 }], [{ state: 'failing', code, retry_in_ms: 15000 }]]);
+    assert.deepEqual(seen.errors.map(it => [it.code, it.stream]), [[code, 'leads'], [code, 'cold']]);
+    // Nothing is shown of what the server does not hold.
+    world.socket.says(patch(2, 2));
+    assert.deepEqual(leads.values, [{ n: 1 }]);
+    await world.pass(14999);
+    assert.equal(asked('leads').length, 1);
+    await world.pass(1);
+    assert.deepEqual(asked('leads').map(it => it.since), [undefined, 'e-1']);
+    confirms('leads');
+    world.socket.says(patch(2, 2));
+    assert.deepEqual([leads.sub.value, leads.states.at(-1)], [{ n: 2 }, { state: 'live' }]);
+    // One that is closed meanwhile is not asked for again.
+    world.socket.says({ type: 'error', code, error: 'as many as there may be', stream: 'leads' });
+    leads.sub.close();
+    await world.pass(60000);
+    assert.equal(asked('leads').length, 2);
+    assert.equal(live.state, 'live');
+  });
+
+test('many streams: what is given up for good ends, with an id and without one, and may be asked for anew', async () => {
+  await openedMany();
+  const [a, b] = [watched('a'), watched('b')];
+  confirms('a');
+  world.socket.says({ type: 'error', code: 'FORBIDDEN', error: 'no', stream: 'a' });
+  world.socket.says({ type: 'error', code: 'TOO_MANY_SUBSCRIPTIONS', error: 'no', stream: 'b', id: asked('b')[0].id });
+  await world.pass(60000);
+  assert.deepEqual([a.states, b.states], [[{ state: 'ended', code: 'FORBIDDEN' }], [{ state: 'ended', code: 'TOO_MANY_SUBSCRIPTIONS' }]]);
+  assert.deepEqual([asked('a').length, asked('b').length, seen.errors], [1, 1, []]);
+  watched('a');
+  assert.equal(asked('a').length, 2);
+});
+
+test('many streams: a stream has in frames the name that the server gives it', async () => {
+  await openedMany();
+  const mine = watched('leads?b=x y&a=1'), twice = watched('leads?a=1&b=x%20y');
+  const name = 'leads?a=1&b=x%20y';
+  confirms('leads?b=x y&a=1', name);
+  world.socket.says({ type: 'error', code: 'ALREADY_SUBSCRIBED', error: 'held', stream: name, id: asked(name)[0].id });
+  world.socket.says({ ...snapshot(1, 1), stream: name });
+  world.socket.says({ type: 'stream_status', stream: name, state: 'stale', code: 'UPSTREAM_DNS' });
+  await world.settle();
+  assert.deepEqual([mine.values, mine.states.length, twice.values, twice.states], [[1], 1, [], [{ state: 'ended', code: 'ALREADY_SUBSCRIBED' }]]);
+  twice.sub.close();
+  assert.equal(world.socket.sent.some(it => it.type === 'unsubscribe'), false);
+  world.socket.says({ type: 'unsubscribed', stream: name, reason: 'forbidden' });
+  assert.deepEqual(mine.states.at(-1), { state: 'ended', code: 'forbidden' });
+});
+
+test('many streams: what was on its way of one that was closed is not of the next of that name', async () => {
+  await openedMany();
+  const first = watched('leads');
+  confirms('leads');
+  world.socket.says(snapshot(1, { n: 1 }));
+  first.sub.close();
+  const second = watched('leads', { select: '$.n' });
+  world.socket.says(snapshot(7, { n: 7 }));
+  world.socket.says(patch(8, 8));
+  world.socket.says({ type: 'stream_status', stream: 'leads', state: 'stale' });
+  world.socket.says({ type: 'error', code: 'TOO_MANY_STREAMS', error: 'no', stream: 'leads' });
+  world.socket.says({ type: 'unsubscribed', stream: 'leads', reason: 'forbidden' });
+  // The server has given it up already, and says so to who leaves it: that is no news.
+  world.socket.says({ type: 'error', code: 'STREAM_NOT_FOUND', error: 'not held', stream: 'leads', id: world.socket.sent.find(it => it.type === 'unsubscribe').id });
+  assert.deepEqual([second.values, second.states], [[], []]);
+  confirms('leads');
+  world.socket.says(snapshot(1, 7, 'x'));
+  assert.deepEqual([first.values, second.values, asked('leads').length], [[{ n: 1 }], [7], 2]);
+});
+
+test('many streams: an answer that comes too late is one all the same', async () => {
+  await openedMany();
+  const leads = watched('leads');
+  await world.pass(30000);
+  assert.deepEqual(leads.states.map(it => it.code), ['TIMEOUT']);
+  confirms('leads');
+  world.socket.says(snapshot(1, { n: 1 }));
+  assert.deepEqual([leads.sub.value, leads.states.at(-1)], [{ n: 1 }, { state: 'live' }]);
+  await world.pass(20000);
+  assert.equal(asked('leads').length, 1);
+  // Asked for twice, it is refused the second time, and held.
+  world.socket.says({ type: 'error', code: 'TOO_MANY_STREAMS', error: 'no', stream: 'leads' });
+  await world.pass(15000);
+  await world.pass(30000);
+  await world.pass(15000);
+  assert.equal(asked('leads').length, 3);
+  confirms('leads');
+  world.socket.says({ type: 'error', code: 'ALREADY_SUBSCRIBED', error: 'held', stream: 'leads', id: asked('leads').at(-1).id });
+  await world.settle();
+  world.socket.says(patch(2, 2));
+  assert.deepEqual([leads.sub.value, leads.states.at(-1)], [{ n: 2 }, { state: 'live' }]);
+});
+
+test('many streams: who was told that a stream is stale is told that it is live, be it after a break', async () => {
+  await openedMany();
+  const leads = watched('leads');
+  confirms('leads');
+  world.socket.says(snapshot(1, { n: 1 }));
+  world.socket.says({ type: 'stream_status', stream: 'leads', state: 'stale', code: 'UPSTREAM_TIMEOUT' });
+  world.socket.ends(1006);
+  await world.pass(250);
+  world.socket.welcomes();
+  confirms('leads');
+  assert.deepEqual(leads.states.map(it => it.state), ['stale', 'live']);
+});
+
+test('many streams: changes that do not fit time and again are not asked about without end', async () => {
+  await openedMany();
+  const leads = watched('leads');
+  let answered = 0;
+  for (let turn = 0; turn < 600; turn++) {
+    if (asked('leads').length > answered) {
+      answered++;
+      confirms('leads');
+      world.socket.says(snapshot(3 * turn + 1, { n: turn }));
+    }
+    world.socket.says(patch(3 * turn + 3, 9));
+    await world.pass(100);
+  }
+  assert.ok(answered > 2 && answered < 10, `${answered} times in a minute`);
+  while (asked('leads').length === answered) await world.pass(1000);
+  confirms('leads');
+  world.socket.says(snapshot(5000, { n: 5 }));
+  assert.deepEqual(leads.sub.value, { n: 5 });
+});
+
+test('many streams: no more is said in a second than a server hears that way, and less to one that hears less', async () => {
+  await openedMany();
+  for (let no = 0; no < 64; no++) watched(`s${no}`);
+  const most = from => {
+    const at = world.socket.heard;
+    return Math.max(...at.map((start, no) => at.slice(no).filter(it => it < start + 1000).length), 0);
+  };
+  const listen = () => {
+    const { socket } = world, { send } = socket;
+    socket.heard = [];
+    socket.send = text => { socket.heard.push(world.now); send.call(socket, text); };
+  };
+  for (const [code, bound, ms] of [[1006, 50, 3000], [1008, 25, 6000], [1008, 13, 12000], [1006, 13, 12000]]) {
+    const count = world.sockets.length;
+    world.socket.ends(code);
+    while (world.sockets.length === count) await world.pass(100);
+    listen();
+    world.socket.welcomes();
+    await world.pass(ms);
+    assert.equal(world.socket.heard.length, 64, `after ${code}`);
+    assert.ok(most() <= bound, `${most()} of ${bound}`);
+  }
+});
+
+test('many streams: one that is closed before its turn has come is not asked for', async () => {
+  await openedMany();
+  const all = Array.from({ length: 64 }, (_, no) => watched(`s${no}`));
+  all.slice(30).forEach(it => it.sub.close());
+  await world.pass(10000);
+  assert.deepEqual([world.socket.sent.length, world.socket.sent.at(-1).stream], [30, 's29']);
 });
 
 test('many streams: why a WebSocket did not open is asked for', async () => {

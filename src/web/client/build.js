@@ -6,8 +6,8 @@ import { minify } from 'terser';
 const at = name => new URL(name, import.meta.url);
 const source = readFileSync(at('client.js'), 'utf8');
 const hash = createHash('sha256').update(source).digest('hex');
-// Members that no frame, option or answer has: what a connection knows of itself.
-const own = /^(isOver|upAt|heardAt|heartbeatMs|afterMs|floorMs|isHasty|isWord|isLost|worked|credential)$/;
+// Members that no frame, option or answer has: what a connection or subscription knows of itself.
+const own = /^(isOver|upAt|heardAt|heartbeatMs|afterMs|floorMs|isHasty|isWord|isLost|worked|credential|held|heldAs|asking|askedOn|askTimer|turnAt|gapAt)$/;
 const { code } = await minify(source, {
   module: true, compress: { passes: 3, ecma: 2020 }, mangle: { properties: { regex: own } }, format: { comments: false },
 });

@@ -11,7 +11,7 @@ export type Transport = 'websocket' | 'sse' | 'polling';
 /** What upstream is like: `live`; `stale`: the last poll failed, a value is held; `failing`: failed, and there is none yet. */
 export interface Upstream {
   state: 'live' | 'stale' | 'failing' | 'ended';
-  /** `UPSTREAM_TIMEOUT` and so on. */
+  /** `UPSTREAM_TIMEOUT` and so on; of a subscription that the server has refused for now `TOO_MANY_STREAMS` and its like, and of one that is over why. */
   code?: string;
   retry_in_ms?: number;
 }

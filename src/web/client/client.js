@@ -3,10 +3,11 @@
 
 const LADDER = ['websocket', 'sse', 'polling'];
 const TOKEN_MS = 30000, ANSWER_MS = 30000, HANDSHAKE_MS = 10000, FIRST_POLL_MS = 40000, POLL_S = 30, PROBE_MS = 5000;
+const ASKED_AHEAD_MS = 1250, ASKED_APART_MS = 50, ASKED_APART_MAX_MS = 1000;
 const POLL_GAP_MS = 250, DIRECTED_MAX_MS = 86400000, EVENT_CHARS_MAX = 1 << 26, LEADER_MS = 10000, LEADER_ASKED_MAX = 2;
 
 // Refusals of one subscription that may be other the next time.
-const PASSING = /^(TIMEOUT|RATE_LIMITED|OVERLOADED|INTERNAL|TOO_MANY_STREAMS|\w+_UNAVAILABLE)$/;
+const PASSING = /^(TIMEOUT|RATE_LIMITED|OVERLOADED|DRAINING|INTERNAL|TOO_MANY_STREAMS|\w+_UNAVAILABLE)$/;
 
 const isObject = value => value !== null && typeof value === 'object' && !Array.isArray(value);
 // A member may be called __proto__: plain assignment would lose it.
@@ -97,6 +98,7 @@ export function connect(url, options = {}) {
   const own = Math.random() + '/';      // before the ids made here: an action may have one of its own, which is also data
   let channel, me, queue, release, unheard = 0, isFollower = false;
   const proven = new Set();             // transports that got through
+  let apartMs = ASKED_APART_MS;         // from one subscription that is asked for to the next
 
   const now = () => performance.now();
   const failure = (error, more) => Object.assign(new Error(error || 'refused'), more);
@@ -113,7 +115,7 @@ export function connect(url, options = {}) {
     if (channel && !isFollower) say({ status });
     call(options.onStatus, status);
   };
-  const subscription = (name, options) => ({ name, options, value: options.value, upstream: { state: 'live' }, at:
+  const subscription = (name, options) => ({ name, options, id: own + ++lastId, value: options.value, upstream: { state: 'live' }, at:
     'value' in options || options.format === 'full' ? /^(.+)-(\d+)$/.exec(options.since ?? '')?.slice(1) : undefined });
   // Where a subscription stands: what `since` and If-None-Match say.
   const place = sub => sub?.at?.join('-');
@@ -173,12 +175,15 @@ export function connect(url, options = {}) {
     sub.isLost = true;
     if (isFollower) return say({ hello: me });
     if (!isMany) return link.end({ code: 1006, reason: 'gap', isHasty: true });
-    link.send({ type: 'unsubscribe', stream: sub.name });
-    subscribe(sub);
+    const isFirst = !(now() - sub.gapAt < stableMs);
+    sub.gapAt = now();
+    leave(sub);
+    again(sub, isFirst ? 0 : backoffMaxMs * Math.random());
   };
   const receive = (frame, from) => {
     if (!isObject(frame)) return;
-    const sub = subs.get(isMany ? frame.stream : '');
+    // Of one that is not confirmed on this link, or was left, nothing is heard.
+    const sub = isMany ? link.held.get(frame.stream) : subs.get('');
     switch (frame.type) {
       case 'welcome':
         if (from === candidate) promote();
@@ -201,9 +206,7 @@ export function connect(url, options = {}) {
         isMany ? call(sub.options.onStatus, frame) : show(status.state);
         break;
       case 'unsubscribed':
-        if (!sub || !isMany || frame.reason === 'requested') break;
-        subs.delete(sub.name);
-        call(sub.options.onStatus, { state: 'ended', code: frame.reason });
+        if (sub && isMany && frame.reason !== 'requested') refused(sub, { code: frame.reason });
         break;
       case 'reauthenticate': renew(0); break;
       case 'auth_ok':
@@ -217,13 +220,19 @@ export function connect(url, options = {}) {
         call(options.onPermissions, frame);
         break;
       case 'subscribed':
-        if (sub) sub.upstream = { state: 'live' };
+        subs.forEach(sub => {
+          if (sub.id !== frame.id) return;
+          link.held.set(sub.heldAs = frame.stream, sub);
+          if (sub.upstream.state !== 'live') tell(sub, { state: 'live' });
+        });
         settle(frame.id, undefined, frame);
         break;
       case 'action_result': settle(frame.id, undefined, frame); break;
       case 'error': {
         const error = failure(frame.error, frame);
-        if (frame.id !== own && !settle(frame.id, error)) fail(error);
+        if (frame.id === own || settle(frame.id, error)) break;
+        // Without an id it is of a subscription that was confirmed: the server has given it up.
+        sub && isMany && frame.id === undefined ? refused(sub, error) : fail(error);
         break;
       }
       case 'reconnect': from.afterMs = directed(frame.after_ms); break;
@@ -324,11 +333,12 @@ export function connect(url, options = {}) {
 
   // ---- a link's life ----
   const start = async (transport = ladder[rung], isUpgrade) => {
-    const mine = { transport, abort: new AbortController(), heardAt: now() };
+    const mine = { transport, abort: new AbortController(), heardAt: now(), held: new Map(), asking: [], turnAt: 0 };
     isUpgrade ? candidate = mine : link = mine;
     mine.drop = () => {
       mine.isOver = true;
       clearTimeout(mine.timer);
+      clearTimeout(mine.askTimer);
       mine.abort.abort();
     };
     mine.end = cause => {
@@ -390,6 +400,8 @@ export function connect(url, options = {}) {
     candidate = undefined;
     for (const id of [...waiting.keys()]) settle(id, failure('the connection ended first', { code: 'DISCONNECTED' }));
     heal();
+    // It was asked for more in a second than it hears.
+    if (code === 1008) apartMs = Math.min(ASKED_APART_MAX_MS, apartMs * 2);
     const why = { code: http ?? code, reason: (http && code) || reason };
     const isBottom = rung === ladder.length - 1;
     if ([4003, 4004, 4010].includes(code) || (http >= 400 && http < 500 && ![401, 408, 425, 426, 429].includes(http) && (isWord || isBottom)))
@@ -473,24 +485,60 @@ export function connect(url, options = {}) {
       if (tries < 2) setTimeout(() => { if (!mine.isOver) renew(tries + 1); }, Math.max(error.floorMs || 0, Math.random() * 1000 * 2 ** tries));
     }
   };
-  const subscribe = sub => {
-    const { format, select, maxRateMs } = sub.options, mine = link;
-    request({ type: 'subscribe', stream: sub.name, format, select, since: place(sub), max_rate_ms: maxRateMs }).catch(error => {
-      if (/^(DISCONNECTED|CLOSED|ALREADY_SUBSCRIBED)$/.test(error.code) || subs.get(sub.name) !== sub) return;
-      if (PASSING.test(error.code)) {
-        setTimeout(() => { if (!mine.isOver && subs.get(sub.name) === sub) subscribe(sub); }, backoffMaxMs * Math.random());
-        return fail(error);
-      }
-      subs.delete(sub.name);
-      call(sub.options.onStatus, { state: 'ended', code: error.code });
-    });
-  };
   const send = async action => {
     if (isFollower && channel) return (await request({ send: action, from: me }, say)).result;
     if (!link?.upAt || link.isOver) throw failure('not connected', { code: 'DISCONNECTED' });
     if (!link.send) throw failure('actions need a WebSocket', { code: 'NO_WEBSOCKET' });
     const { status, body } = await request(action);
     return { status, body };
+  };
+
+  // ---- many streams: each is asked for, confirmed under the name that the server gives it, left, or given up ----
+  const tell = (sub, upstream) => call(sub.options.onStatus, sub.upstream = upstream);
+  const isHeld = sub => link?.held.get(sub.heldAs) === sub;
+  const lose = sub => { if (isHeld(sub)) link.held.delete(sub.heldAs); };
+  // Who says more in a second than the server hears is closed (1008): a few go at once, the others one after the other.
+  const demand = (mine, next) => {
+    if (next) mine.asking.push(next);
+    clearTimeout(mine.askTimer);
+    while (!mine.isOver && mine.asking.length) {
+      mine.turnAt = Math.max(mine.turnAt, now() - ASKED_AHEAD_MS + apartMs);
+      if (mine.turnAt > now()) return mine.askTimer = setTimeout(demand, mine.turnAt - now(), mine);
+      mine.turnAt += apartMs;
+      mine.asking.shift()();
+    }
+  };
+  const subscribe = sub => {
+    const { format, select, maxRateMs } = sub.options, mine = link;
+    demand(mine, () => {
+      if (subs.get(sub.name) !== sub) return mine.turnAt -= apartMs;
+      sub.askedOn = mine;
+      request({ type: 'subscribe', stream: sub.name, format, select, since: place(sub), max_rate_ms: maxRateMs, id: sub.id })
+        .catch(error => { if (!mine.isOver && subs.get(sub.name) === sub) refused(sub, error); });
+    });
+  };
+  const leave = sub => {
+    const mine = sub.askedOn;
+    lose(sub);
+    sub.askedOn = undefined;
+    if (mine) demand(mine, () => mine.send({ type: 'unsubscribe', stream: sub.name, id: own }));
+  };
+  const again = (sub, ms) => {
+    const mine = link;
+    clearTimeout(sub.timer);
+    sub.timer = setTimeout(() => { if (!mine.isOver && subs.get(sub.name) === sub && !isHeld(sub)) subscribe(sub); }, ms);
+  };
+  const refused = (sub, error) => {
+    const { code } = error, retry_in_ms = backoffMaxMs * Math.random();
+    // It is held after all: the answer came too late. Else this connection has it under another spelling of its name.
+    if (code === 'ALREADY_SUBSCRIBED' && isHeld(sub)) return;
+    lose(sub);
+    const isPassing = PASSING.test(code);
+    if (isPassing) {
+      again(sub, retry_in_ms);
+      fail(error);
+    } else subs.delete(sub.name);
+    tell(sub, isPassing ? { state: sub.value === undefined ? 'failing' : 'stale', code, retry_in_ms } : { state: 'ended', code });
   };
 
   // ---- tabs: whoever holds the lock has the connection, the others hear of it ----
@@ -578,7 +626,7 @@ export function connect(url, options = {}) {
         close() {
           if (subs.get(stream) !== sub) return;
           subs.delete(stream);
-          if (link?.upAt && !link.isOver) link.send({ type: 'unsubscribe', stream });
+          leave(sub);
         },
       };
     },
