@@ -3,14 +3,17 @@
 
 mod support;
 
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpStream};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use ring::hmac;
 use serde_json::{Value, json};
-use support::redis::Said;
-use support::server::{Server, Setup, Ws, away, bearer, connected, eventually, mint, now_s, refused, watching};
+use support::redis::{Said, free_port};
+use support::server::{Raw, Server, Setup, Ws, away, bearer, connected, eventually, mint, now_s, refused, watching};
 use support::{Proxy, Redis, Upstream};
 
 /// Until when an event acts that has reached the process (protocol section 5).
@@ -166,6 +169,37 @@ fn a_logout_that_was_put_on_the_stream_while_the_process_was_away_takes_effect_a
     assert_eq!(refused(&server, &mint(claims("u2"))), (401, "TOKEN_REVOKED".into()));
     let later = mint(json!({ "sub": "u1", "exp": now_s() + 600, "iat": now_s() - 5 }));
     assert_eq!(refused(&server, &later).0, 200, "it is dated by the entry, not by when it was read");
+}
+
+#[test]
+fn nobody_is_let_in_before_what_was_said_while_the_process_was_away_has_been_read() {
+    let (redis, upstream) = (Redis::start(), upstream());
+    redis.command(&["XADD", "restcast:control", "*", "event", "user-logged-out", "data", "u1"]);
+    let old = mint(json!({ "sub": "u1", "exp": now_s() + 600, "iat": now_s() - 30 }));
+    let proxy = Proxy::to(redis.address());
+    proxy.stall();
+    let [listen, admin] = [free_port(), free_port()].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+    // As long as it takes to see that nobody is let in.
+    let text = setup(&redis.url_at(proxy.address()), &upstream).text().replace("timeout = \"1s\"", "timeout = \"10s\"");
+    let text = text.replacen("listen = \"127.0.0.1:0\"", &format!("listen = \"{listen}\""), 1);
+    let setup = Setup::of_file(&text.replace("listen = \"127.0.0.1:0\"", &format!("listen = \"{admin}\"")));
+    let starting = thread::spawn(move || setup.start());
+    eventually("it listens", || TcpStream::connect(listen).ok());
+    let mut early = Raw::connect(listen);
+    early.send_request("GET", "/v1/streams/leads", &[bearer(&old)], "");
+    let until = Instant::now() + Duration::from_millis(300);
+    while Instant::now() < until {
+        let answered = early.socket().peek(&mut [0]);
+        let waits = |error: &std::io::Error| matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut);
+        assert!(answered.as_ref().is_err_and(waits), "it is answered: {answered:?} {:?}", early.answer());
+    }
+    let ready = Raw::connect(admin).request("GET", "/readyz", &[], "");
+    assert_eq!((ready.status, ready.json()), (503, json!({ "status": "starting" })));
+    proxy.heal();
+    let answer = early.answer();
+    assert_eq!((answer.status, answer.code()), (401, "LOGGED_OUT".into()));
+    let server = starting.join().expect("it starts");
+    assert_eq!(server.admin("GET", "/readyz", None).status, 200);
 }
 
 #[test]
