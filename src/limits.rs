@@ -532,6 +532,8 @@ pub const STORE_RECORD_BYTES_MAX: usize = 256 << 10;
 pub const CONTROL_PAGE_ENTRIES: u32 = 256;
 /// Bytes of such a page's strings; those that go beyond are read with the next.
 pub const CONTROL_PAGE_BYTES_MAX: usize = 8 << 20;
+/// How long the start waits for the control stream to be read, while it goes on coming.
+pub const CONTROL_REPLAY_TIME: Duration = Duration::from_secs(60);
 /// Elements of one reply of Redis, however nested.
 pub const REDIS_ELEMENTS_MAX: usize = 65_536;
 /// Arrays within arrays in such a reply.

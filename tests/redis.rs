@@ -794,6 +794,25 @@ fn the_stream_is_read_back_before_anything_else_and_no_further_than_it_is_kept()
 }
 
 #[test]
+fn a_stream_that_comes_slowly_is_waited_for_as_long_as_it_comes() {
+    let redis = Redis::start();
+    let pages = 12 * restcast::limits::CONTROL_PAGE_ENTRIES;
+    let script = "for n = 1, ARGV[1] do \
+                  redis.call('XADD', KEYS[1], '*', 'event', 'user-logged-out', 'data', tostring(n)) end";
+    let mut client = redis.client();
+    client.command(&["EVAL", script, "1", CONTROL_STREAM, &pages.to_string()]).expect("an answer");
+    let proxy = Proxy::to(redis.address());
+    proxy.delay(Duration::from_millis(200));
+    let options = options(&redis.url_at(proxy.address()), "timeout = \"10s\"");
+    let mut desk = Desk::with(options, 3600 * SECOND);
+    desk.heard("1");
+    let begun = Instant::now();
+    assert!(desk.store.wait_for_replay(SECOND), "it came to {} of {pages}", desk.entries(RedisEntry::Read));
+    assert!(begun.elapsed() > SECOND, "it was slow: {:?}", begun.elapsed());
+    assert_eq!(desk.entries(RedisEntry::Read), u64::from(pages));
+}
+
+#[test]
 fn an_order_to_publish_reaches_the_stream_and_whoever_follows_it() {
     let redis = Redis::start();
     let (desk, mut other) = (Desk::at(&redis.url()), Desk::at(&redis.url()));

@@ -173,6 +173,8 @@ struct Inbox {
 struct State {
     /// How reading the control stream for the first time has ended: whether all of it was read.
     replayed: Option<bool>,
+    /// How often something of it was read until then.
+    read: u64,
     finished: bool,
 }
 
@@ -357,13 +359,23 @@ impl Store {
         Arc::clone(&self.shared.metrics)
     }
 
-    /// Waits until the control stream has been read for the first time, at most so long; not where Redis does not answer.
-    /// Whether all of it was read.
+    /// Waits until the control stream has been read for the first time: at most so long until it begins to come, and while it
+    /// goes on coming at most [`limits::CONTROL_REPLAY_TIME`]; not where Redis does not answer. Whether all of it was read.
     pub fn wait_for_replay(&self, patience: Duration) -> bool {
-        let state = lock(&self.shared.state);
-        let waited = self.shared.changed.wait_timeout_while(state, patience, |state| state.replayed.is_none());
-        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        state.replayed == Some(true)
+        let until = clock::now().at + limits::CONTROL_REPLAY_TIME;
+        let mut patience = patience;
+        let mut state = lock(&self.shared.state);
+        loop {
+            let before = state.read;
+            let nothing = |state: &mut State| state.replayed.is_none() && state.read == before;
+            let waited = self.shared.changed.wait_timeout_while(state, patience, nothing);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            let now = clock::now().at;
+            if state.replayed.is_some() || state.read == before || now >= until {
+                return state.replayed == Some(true);
+            }
+            patience = self.shared.timeout * 2;
+        }
     }
 
     /// Ends the thread, once the control events that wait have reached Redis, where it is there; waits for that at most
@@ -594,6 +606,7 @@ impl Hub {
         let of_log = follow.turn(now, readable(for_log), hold, &mut io, settings, &metrics, &mut said, &mut logged);
         // What nobody but this process may have heard is kept for the others, and for those that are away.
         published.iter().cloned().for_each(|entry| commands.append(entry));
+        let some_logged = !logged.is_empty();
         for entries in [published, logged] {
             if !entries.is_empty() {
                 sink.heard(entries);
@@ -608,6 +621,9 @@ impl Hub {
         said.append(&mut commands.said);
         said.append(&mut calls.said);
 
+        if some_logged {
+            self.read_on();
+        }
         for (link, what) in said {
             self.say(link, &what);
         }
@@ -657,6 +673,15 @@ impl Hub {
 
     fn is_news(&mut self, what: &str) -> bool {
         self.said.len() < limits::REDIS_SAID_MAX && self.said.insert(what.to_owned())
+    }
+
+    /// Something of the control stream was read.
+    fn read_on(&self) {
+        let mut state = lock(&self.shared.state);
+        if state.replayed.is_none() {
+            state.read += 1;
+            self.shared.changed.notify_all();
+        }
     }
 
     /// The control stream was read for the first time, or cannot be.
