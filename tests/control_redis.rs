@@ -203,6 +203,26 @@ fn nobody_is_let_in_before_what_was_said_while_the_process_was_away_has_been_rea
 }
 
 #[test]
+fn a_logout_that_is_dated_far_ahead_is_of_when_it_was_written_however_often_it_is_read() {
+    let (redis, upstream) = (Redis::start(), upstream());
+    // In microseconds, with a part of a millisecond, or nothing that is a time.
+    let micros = (now_s() * 1_000_000).to_string();
+    let parts = format!("{}.25", now_s() * 1000);
+    for (user, at) in [("u1", micros.as_str()), ("u2", &parts), ("u3", "yesterday")] {
+        redis.command(&["XADD", "restcast:control", "*", "event", "user-logged-out", "data", user, "at", at]);
+    }
+    let of = |user: &str, iat: u64| mint(json!({ "sub": user, "exp": now_s() + 600, "iat": iat }));
+    let written = now_s();
+    for _ in 0..2 {
+        let server = setup(&redis.url(), &upstream).start();
+        for user in ["u1", "u2", "u3"] {
+            assert_eq!(refused(&server, &of(user, written - 30)), (401, "LOGGED_OUT".into()), "{user}");
+            assert_eq!(refused(&server, &of(user, written + 2)).0, 200, "{user} has signed in since");
+        }
+    }
+}
+
+#[test]
 fn what_another_process_has_heard_while_this_one_was_cut_off_takes_effect_when_it_returns() {
     let (redis, upstream) = (Redis::start(), upstream());
     let proxy = Proxy::to(redis.address());

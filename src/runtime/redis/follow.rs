@@ -11,11 +11,11 @@ use rustix::event::PollFlags;
 use super::commands::Said;
 use super::link::{Fault, Io, Link, Turn};
 use super::{CONTROL_STREAM, Settings};
-use crate::auth::control::ControlEntry;
+use crate::auth::control::{self, ControlEntry};
 use crate::codec::resp::{Bounds, Reply, RespError, write_command};
 use crate::limits;
 use crate::metrics::{RedisEntry, RedisLink, StoreMetrics};
-use crate::time::{Instant, Now};
+use crate::time::{Instant, Now, WallTime};
 
 /// What may be answered on this link.
 const BOUNDS: Bounds = Bounds {
@@ -89,7 +89,7 @@ impl Follow {
                 reply => page_of(reply).ok_or(Fault::OutOfStep)?,
             };
             for (at, entry) in entries.into_iter().enumerate() {
-                let (id, entry) = match entry_of(entry) {
+                let (id, entry) = match entry_of(entry, now.wall) {
                     Some((id, entry)) if at == 0 || entry != Entry::Cut => (id, entry),
                     // The page was full before it: it is the next one's.
                     _ if at > 0 => break,
@@ -193,7 +193,7 @@ enum Entry {
 }
 
 /// An entry's place, and what it says. `None`: not even its place can be told.
-fn entry_of(reply: Reply) -> Option<(EntryId, Entry)> {
+fn entry_of(reply: Reply, now: WallTime) -> Option<(EntryId, Entry)> {
     let Reply::Array(parts) = reply else { return None };
     let mut parts = parts.into_iter();
     let Some(Reply::String(id)) = parts.next() else { return None };
@@ -203,7 +203,7 @@ fn entry_of(reply: Reply) -> Option<(EntryId, Entry)> {
     if fields.iter().any(|field| matches!(field, Reply::TooLong(bytes) if fits(*bytes))) {
         return Some((id, Entry::Cut));
     }
-    Some((id, event_of(id, &fields).map_or(Entry::Bad, Entry::Event)))
+    Some((id, event_of(id, &fields, now).map_or(Entry::Bad, Entry::Event)))
 }
 
 fn id_of(text: &[u8]) -> Option<EntryId> {
@@ -211,27 +211,24 @@ fn id_of(text: &[u8]) -> Option<EntryId> {
     Some(EntryId { ms: ms.parse().ok()?, number: number.parse().ok()? })
 }
 
-fn event_of(id: EntryId, fields: &[Reply]) -> Option<ControlEntry> {
+fn event_of(id: EntryId, fields: &[Reply], now: WallTime) -> Option<ControlEntry> {
     let (pairs, _) = fields.as_chunks::<2>();
     let field = |wanted: &[u8]| {
         pairs.iter().find_map(|[name, value]| match (name, value) {
-            (Reply::String(name), Reply::String(value)) if name == wanted => std::str::from_utf8(value).ok(),
+            (Reply::String(name), Reply::String(value)) if name == wanted => Some(value.as_slice()),
             _ => None,
         })
     };
-    let written = pairs.iter().any(|[name, _]| matches!(name, Reply::String(name) if name == b"at"));
-    let at_ms = match field(b"at") {
-        Some(at) => at.parse().ok()?,
-        None if written => return None,
-        // Without a time of its own the entry's is its time.
-        None => id.ms,
-    };
-    Some(ControlEntry { event: field(b"event")?.to_owned(), data: field(b"data")?.to_owned(), at_ms })
+    let text = |wanted: &[u8]| field(wanted).and_then(|value| std::str::from_utf8(value).ok()).map(str::to_owned);
+    let at_ms = control::said_ms(field(b"at"), id.ms, now);
+    Some(ControlEntry { event: text(b"event")?, data: text(b"data")?, at_ms })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const NOW: WallTime = WallTime::from_secs(1_700_000_000);
 
     fn string(text: &str) -> Reply {
         Reply::String(text.into())
@@ -243,28 +240,29 @@ mod tests {
 
     #[test]
     fn an_entry_is_an_event_with_its_own_time_or_the_entrys() {
-        let of = |reply| entry_of(reply).expect("its place is told").1;
+        let of = |reply| entry_of(reply, NOW).expect("its place is told").1;
         let event = |at_ms| Entry::Event(ControlEntry { event: "user-logged-out".into(), data: "u1".into(), at_ms });
         let told = ["event", "user-logged-out", "data", "u1", "at", "17"];
         assert_eq!(of(entry("5-0", &told)), event(17));
         assert_eq!(of(entry("5-0", &told[..4])), event(5));
         assert_eq!(of(entry("5-0", &["more", "x", "data", "u1", "event", "user-logged-out"])), event(5));
         assert_eq!(of(entry("5-0", &told[..2])), Entry::Bad, "no payload");
-        assert_eq!(of(entry("5-0", &["event", "user-logged-out", "data", "u1", "at", "soon"])), Entry::Bad);
+        let soon = ["event", "user-logged-out", "data", "u1", "at", "soon"];
+        assert_eq!(of(entry("5-0", &soon)), event(5), "a logout without a time is a logout");
         assert_eq!(of(entry("5-0", &["event"])), Entry::Bad);
         assert_eq!(of(entry("5-0", &[])), Entry::Bad);
         assert_eq!(of(Reply::Array(vec![string("5-1"), Reply::Nil])), Entry::Bad);
         let long = |bytes| {
             let fields = vec![string("event"), string("token-revoked"), string("data"), Reply::TooLong(bytes)];
-            entry_of(Reply::Array(vec![string("5-1"), Reply::Array(fields)]))
+            entry_of(Reply::Array(vec![string("5-1"), Reply::Array(fields)]), NOW)
         };
         let bound = BOUNDS.string_bytes_max as u64;
         assert_eq!(long(bound + 1), Some((EntryId { ms: 5, number: 1 }, Entry::Bad)), "it never fits");
         assert_eq!(long(bound), Some((EntryId { ms: 5, number: 1 }, Entry::Cut)), "it fits on a page of its own");
         for id in ["", "5", "a-0", "5-", "-5-0"] {
-            assert_eq!(entry_of(entry(id, &told)), None, "{id}");
+            assert_eq!(entry_of(entry(id, &told), NOW), None, "{id}");
         }
-        assert_eq!(entry_of(Reply::Array(vec![Reply::TooLong(9), Reply::Nil])), None);
+        assert_eq!(entry_of(Reply::Array(vec![Reply::TooLong(9), Reply::Nil]), NOW), None);
     }
 
     #[test]
