@@ -813,6 +813,22 @@ fn a_stream_that_comes_slowly_is_waited_for_as_long_as_it_comes() {
 }
 
 #[test]
+fn a_page_of_the_stream_that_takes_longer_than_an_answer_may_is_read_in_smaller_ones() {
+    let redis = Redis::start();
+    // One page of 64 pieces of 16 KiB, each of which takes its time on its way.
+    let long = "x".repeat(limits::CONTROL_EVENT_BYTES_MAX - 8);
+    for n in 0..64 {
+        xadd(&redis, &format!("{n:02}{long}"));
+    }
+    let proxy = Proxy::to(redis.address());
+    proxy.delay(Duration::from_millis(20));
+    let mut desk = Desk::at(&redis.url_at(proxy.address()));
+    desk.heard(&format!("63{long}"));
+    xadd(&redis, "new");
+    desk.heard("new");
+}
+
+#[test]
 fn an_order_to_publish_reaches_the_stream_and_whoever_follows_it() {
     let redis = Redis::start();
     let (desk, mut other) = (Desk::at(&redis.url()), Desk::at(&redis.url()));

@@ -26,6 +26,9 @@ const BOUNDS: Bounds = Bounds {
     reply_bytes_max: limits::CONTROL_PAGE_BYTES_MAX,
 };
 
+/// How many times fewer entries are asked for at once after a page that was too slow.
+const SLOWER: u32 = 8;
+
 /// The place of an entry in the stream: milliseconds, and a number among those of one.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 struct EntryId {
@@ -42,7 +45,7 @@ pub(super) struct Follow {
     asked: Option<(Instant, Duration)>,
     /// Whether everything that stood there when the link was opened has been read.
     caught_up: bool,
-    /// Entries to be read at once.
+    /// Entries to be read at once: fewer until all is read, where so many were too much or too slow.
     page: u32,
 }
 
@@ -82,7 +85,7 @@ impl Follow {
             asked.take().ok_or(Fault::OutOfStep)?;
             let entries = match reply {
                 Reply::Nil => {
-                    *caught_up = true;
+                    (*caught_up, *page) = (true, limits::CONTROL_PAGE_ENTRIES);
                     return Ok(());
                 }
                 Reply::Error(line) => return Err(Fault::refused("XREAD", &line)),
@@ -107,7 +110,6 @@ impl Follow {
                     }
                 }
             }
-            *page = limits::CONTROL_PAGE_ENTRIES;
             Ok(())
         });
         self.after(turn, now, settings, &mut turns);
@@ -137,9 +139,12 @@ impl Follow {
             }
             Turn::Closed(fault) => {
                 (self.asked, self.caught_up) = (None, false);
-                // One page of what somebody put there is too much: it is read entry by entry.
-                if matches!(fault, Fault::Garbage(RespError::TooManyElements { .. } | RespError::TooLarge { .. })) {
-                    self.page = 1;
+                match fault {
+                    // One page of what somebody put there is too much: it is read entry by entry.
+                    Fault::Garbage(RespError::TooManyElements { .. } | RespError::TooLarge { .. }) => self.page = 1,
+                    // Or it takes longer than an answer may: the same page would do so again.
+                    Fault::Timeout(_) => self.page = (self.page / SLOWER).max(1),
+                    _ => {}
                 }
             }
         }
