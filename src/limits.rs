@@ -557,6 +557,9 @@ pub const REDIS_SAID_MAX: usize = 32;
 /// How far the control stream is read again from before the last entry seen when a connection was lost: a server that takes
 /// over may know less, and its clock be behind. What is read twice does no harm.
 pub const CONTROL_OVERLAP: Duration = Duration::from_secs(60);
+/// Control events heard by Pub/Sub within that time that are remembered, so that other processes' entries of them are known as
+/// echoes.
+pub const CONTROL_ECHOES_MAX: usize = 16_384;
 /// How long the process's end waits for control events to reach Redis.
 pub const STORE_FINISH: Duration = Duration::from_secs(1);
 /// Bytes of a message from one process to another by way of Redis; a longer one is read over.

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use ring::hmac;
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use support::redis::{Said, free_port};
 use support::server::{Raw, Server, Setup, Ws, away, bearer, connected, eventually, mint, now_s, refused, watching};
@@ -220,6 +221,69 @@ fn a_logout_that_is_dated_far_ahead_is_of_when_it_was_written_however_often_it_i
             assert_eq!(refused(&server, &of(user, written + 2)).0, 200, "{user} has signed in since");
         }
     }
+}
+
+#[test]
+fn a_process_that_hears_late_undoes_nothing_that_has_come_since() {
+    let (redis, upstream) = (Redis::start(), upstream());
+    let [here, late] = [(), ()].map(|()| setup(&redis.url(), &upstream).start());
+    [&here, &late].into_iter().for_each(connected);
+    redis.wait_for_subscribers("user-logged-out", 2);
+    let of = |user: &str, iat: u64| mint(json!({ "sub": user, "exp": now_s() + 600, "iat": iat }));
+    let logout = |user: &str| redis.publish("user-logged-out", &json!({ "userId": user }).to_string());
+    let told = |permissions: Value| json!({ "type": "permission_update", "permissions": permissions, "roles": [] });
+    let mut changed = watching(&here, &of("u1", now_s() - 5), "/v1/ws");
+    late.signal(Signal::STOP);
+    for permissions in [json!(["first"]), json!(["second"])] {
+        redis.publish("permission-update", &json!({ "userId": "u1", "permissions": permissions }).to_string());
+        assert_eq!(changed.next(), told(permissions));
+    }
+    let old = ["u2", "u3"].map(|user| of(user, now_s() - 5));
+    for user in ["u2", "u3"] {
+        logout(user);
+    }
+    for token in &old {
+        eventually("it is refused", || (refused(&here, token).0 == 401).then_some(()));
+    }
+    // They sign in again, in a later second, and then the other process hears of all that.
+    let second = now_s();
+    eventually("the next second", || (now_s() > second).then_some(()));
+    let new = ["u2", "u3"].map(|user| of(user, now_s()));
+    let mut again = [0, 1].map(|n| watching(&here, &new[n], "/v1/ws"));
+    late.signal(Signal::CONT);
+    let read = || here.metric(&["restcast_control_entries_total", "read"]);
+    eventually("what it has put on the stream is read", || (read() >= 8.0).then_some(()));
+    for ws in again.iter_mut().chain([&mut changed]) {
+        assert!(ws.heard_within(Duration::from_millis(100)).is_none());
+    }
+    assert_eq!(refused(&here, &new[0]).0, 200);
+    // Who is logged out once more is, in whichever way, and though it is said in the same words.
+    logout("u2");
+    assert_eq!(again[0].closed(), gone("logged_out"));
+    assert_eq!(late.order("POST", "users/u3/logout", &json!({})).status, 200);
+    assert_eq!(again[1].closed(), gone("logged_out"));
+}
+
+#[test]
+fn what_is_said_in_the_same_words_while_one_process_is_cut_off_is_not_taken_for_what_it_has_heard() {
+    let (redis, upstream) = (Redis::start(), upstream());
+    let proxy = Proxy::to(redis.address());
+    let hears = setup(&redis.url(), &upstream).start();
+    let cut_off = setup(&redis.url_at(proxy.address()), &upstream).start();
+    [&hears, &cut_off].into_iter().for_each(connected);
+    redis.wait_for_subscribers("user-logged-out", 2);
+    let old = mint(json!({ "sub": "u1", "exp": now_s() + 600, "iat": now_s() - 5 }));
+    redis.publish("user-logged-out", "u1");
+    eventually("it is refused", || (refused(&cut_off, &old).0 == 401).then_some(()));
+    let second = now_s();
+    eventually("the next second", || (now_s() > second).then_some(()));
+    let mut again = watching(&cut_off, &mint(json!({ "sub": "u1", "exp": now_s() + 600, "iat": now_s() })), "/v1/ws");
+    proxy.down();
+    away(&cut_off);
+    redis.publish("user-logged-out", "u1");
+    assert!(again.heard_within(Duration::from_millis(100)).is_none(), "nobody could tell it");
+    proxy.heal();
+    assert_eq!(again.closed(), gone("logged_out"));
 }
 
 #[test]

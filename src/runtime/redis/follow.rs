@@ -9,8 +9,9 @@ use std::time::Duration;
 use rustix::event::PollFlags;
 
 use super::commands::Said;
+use super::echoes::Echoes;
 use super::link::{Fault, Io, Link, Turn};
-use super::{CONTROL_STREAM, Settings};
+use super::{CONTROL_STREAM, HEARD, Settings};
 use crate::auth::control::{self, ControlEntry};
 use crate::codec::resp::{Bounds, Reply, RespError, write_command};
 use crate::limits;
@@ -36,6 +37,13 @@ struct EntryId {
     number: u64,
 }
 
+impl EntryId {
+    /// So far before it that what a server that has taken over knows, or what was taken for an echo, is read again.
+    fn before(self, now_ms: u64) -> EntryId {
+        EntryId { ms: self.ms.min(now_ms).saturating_sub(whole_ms(limits::CONTROL_OVERLAP)), number: 0 }
+    }
+}
+
 pub(super) struct Follow {
     pub(super) link: Link,
     timeout: Duration,
@@ -47,6 +55,8 @@ pub(super) struct Follow {
     caught_up: bool,
     /// Entries to be read at once: fewer until all is read, where so many were too much or too slow.
     page: u32,
+    /// Whether what came lately is to be read once more.
+    again: bool,
 }
 
 impl Follow {
@@ -58,7 +68,13 @@ impl Follow {
             asked: None,
             caught_up: false,
             page: limits::CONTROL_PAGE_ENTRIES,
+            again: false,
         }
+    }
+
+    /// What came lately is read once more, as after a connection was lost.
+    pub(super) fn read_again(&mut self) {
+        self.again = true;
     }
 
     /// Whether everything that stands there has been read, and what comes will be.
@@ -66,7 +82,7 @@ impl Follow {
         self.link.is_ready() && self.caught_up
     }
 
-    /// Its turn. What is read is put in `told`; while those who hear it have no room (`hold`) nothing more is asked for.
+    /// Its turn. What is read is put in `told`, but for `echoes`; while those who hear it have no room (`hold`) nothing more is asked for.
     #[expect(clippy::too_many_arguments, reason = "what the links share is lent for the turn")]
     pub(super) fn turn(
         &mut self,
@@ -75,6 +91,7 @@ impl Follow {
         hold: bool,
         io: &mut Io<'_>,
         settings: &Settings,
+        echoes: &Echoes,
         metrics: &StoreMetrics,
         said: &mut Vec<Said>,
         told: &mut Vec<ControlEntry>,
@@ -100,9 +117,12 @@ impl Follow {
                 };
                 *last = (*last).max(Some(id));
                 match entry {
-                    Entry::Event(entry) => {
+                    Entry::Event { entry, heard } => {
                         metrics.entries.of(RedisEntry::Read).count();
-                        told.push(entry);
+                        let is_echo = heard.is_some_and(|channel| echoes.is_one(&entry, &channel, now.at));
+                        if !is_echo {
+                            told.push(entry);
+                        }
                     }
                     Entry::Bad | Entry::Cut => {
                         metrics.entries.of(RedisEntry::Bad).count();
@@ -133,9 +153,9 @@ impl Follow {
                 let now_ms = now.wall.as_micros() / 1000;
                 let kept = now_ms.saturating_sub(whole_ms(settings.revocation_keep));
                 // Before the last one seen there may be what a server that took over has got since: see `CONTROL_OVERLAP`.
-                let seen = self.last.map(|last| last.ms.min(now_ms).saturating_sub(whole_ms(limits::CONTROL_OVERLAP)));
-                self.last = Some(EntryId { ms: seen.unwrap_or(0).max(kept), number: 0 });
-                (self.asked, self.caught_up) = (None, false);
+                let seen = self.last.map_or(0, |last| last.before(now_ms).ms);
+                self.last = Some(EntryId { ms: seen.max(kept), number: 0 });
+                (self.asked, self.caught_up, self.again) = (None, false, false);
             }
             Turn::Closed(fault) => {
                 (self.asked, self.caught_up) = (None, false);
@@ -158,6 +178,10 @@ impl Follow {
 
     /// Asks for the next page; once all is read, for what comes.
     fn ask(&mut self, now: Now) {
+        if self.link.is_ready() && std::mem::take(&mut self.again) {
+            self.last = self.last.map(|last| last.before(now.wall.as_micros() / 1000));
+            self.caught_up = false;
+        }
         let EntryId { ms, number } = self.last.unwrap_or(EntryId { ms: 0, number: 0 });
         let (count, block) = (self.page.to_string(), limits::REDIS_BLOCK.as_millis().to_string());
         let (from, waits) = (format!("{ms}-{number}"), self.caught_up);
@@ -190,7 +214,11 @@ fn page_of(reply: Reply) -> Option<Vec<Reply>> {
 /// What an entry says.
 #[derive(Debug, Eq, PartialEq)]
 enum Entry {
-    Event(ControlEntry),
+    Event {
+        entry: ControlEntry,
+        /// The channel on which a process has heard it, where it has; it is dated by when that did.
+        heard: Option<String>,
+    },
     /// No event, or one that is too long.
     Bad,
     /// Something of it was not kept because the page was full.
@@ -208,7 +236,7 @@ fn entry_of(reply: Reply, now: WallTime) -> Option<(EntryId, Entry)> {
     if fields.iter().any(|field| matches!(field, Reply::TooLong(bytes) if fits(*bytes))) {
         return Some((id, Entry::Cut));
     }
-    Some((id, event_of(id, &fields, now).map_or(Entry::Bad, Entry::Event)))
+    Some((id, event_of(id, &fields, now).unwrap_or(Entry::Bad)))
 }
 
 fn id_of(text: &[u8]) -> Option<EntryId> {
@@ -216,7 +244,7 @@ fn id_of(text: &[u8]) -> Option<EntryId> {
     Some(EntryId { ms: ms.parse().ok()?, number: number.parse().ok()? })
 }
 
-fn event_of(id: EntryId, fields: &[Reply], now: WallTime) -> Option<ControlEntry> {
+fn event_of(id: EntryId, fields: &[Reply], now: WallTime) -> Option<Entry> {
     let (pairs, _) = fields.as_chunks::<2>();
     let field = |wanted: &[u8]| {
         pairs.iter().find_map(|[name, value]| match (name, value) {
@@ -226,7 +254,8 @@ fn event_of(id: EntryId, fields: &[Reply], now: WallTime) -> Option<ControlEntry
     };
     let text = |wanted: &[u8]| field(wanted).and_then(|value| std::str::from_utf8(value).ok()).map(str::to_owned);
     let at_ms = control::said_ms(field(b"at"), id.ms, now);
-    Some(ControlEntry { event: text(b"event")?, data: text(b"data")?, at_ms })
+    let entry = ControlEntry { event: text(b"event")?, data: text(b"data")?, at_ms };
+    Some(Entry::Event { entry, heard: text(HEARD.as_bytes()) })
 }
 
 #[cfg(test)]
@@ -246,10 +275,13 @@ mod tests {
     #[test]
     fn an_entry_is_an_event_with_its_own_time_or_the_entrys() {
         let of = |reply| entry_of(reply, NOW).expect("its place is told").1;
-        let event = |at_ms| Entry::Event(ControlEntry { event: "user-logged-out".into(), data: "u1".into(), at_ms });
+        let entry_at = |at_ms| ControlEntry { event: "user-logged-out".into(), data: "u1".into(), at_ms };
+        let event = |at_ms| Entry::Event { entry: entry_at(at_ms), heard: None };
         let told = ["event", "user-logged-out", "data", "u1", "at", "17"];
         assert_eq!(of(entry("5-0", &told)), event(17));
         assert_eq!(of(entry("5-0", &told[..4])), event(5));
+        let heard = [&told[..], &["heard", "out"]].concat();
+        assert_eq!(of(entry("5-0", &heard)), Entry::Event { entry: entry_at(17), heard: Some("out".into()) });
         assert_eq!(of(entry("5-0", &["more", "x", "data", "u1", "event", "user-logged-out"])), event(5));
         assert_eq!(of(entry("5-0", &told[..2])), Entry::Bad, "no payload");
         let soon = ["event", "user-logged-out", "data", "u1", "at", "soon"];

@@ -11,6 +11,7 @@
 
 mod calls;
 mod commands;
+mod echoes;
 mod ephemerals;
 mod events;
 mod follow;
@@ -45,6 +46,7 @@ use super::{clock, log};
 
 use self::calls::{Call, Calls};
 use self::commands::{Commands, Question, Said};
+use self::echoes::Echoes;
 use self::events::Events;
 use self::follow::Follow;
 use self::link::{Fault, Io, Link, Target, Turn};
@@ -56,6 +58,8 @@ pub use self::peers::PeerLists;
 
 /// The stream that keeps what Pub/Sub would lose (protocol section 6).
 pub const CONTROL_STREAM: &str = "restcast:control";
+/// The field of an entry there that a process has heard by Pub/Sub, and has dated by when it did: the channel.
+const HEARD: &str = "heard";
 /// Bytes read at once.
 const SCRATCH_BYTES: usize = 64 << 10;
 /// How soon those who had no room for an answer are asked again.
@@ -227,6 +231,7 @@ impl Store {
                 events: Events::new(&options, identity.process(), now),
                 peers: Peers::new(identity, options.timeout, now),
                 follow: Follow::new(options.timeout, now),
+                echoes: Echoes::default(),
                 calls: Calls::new(options.timeout, now),
                 target,
                 settings,
@@ -433,6 +438,7 @@ struct Hub {
     events: Events,
     peers: Peers,
     follow: Follow,
+    echoes: Echoes,
     calls: Calls,
     target: Target,
     settings: Settings,
@@ -538,7 +544,7 @@ impl Hub {
         self.peers.refreshed(refreshed);
         touches.into_iter().for_each(|(sid, life)| self.commands.touch(sid, life));
         calls.into_iter().for_each(|call| self.calls.take(call));
-        entries.into_iter().for_each(|entry| self.commands.append(entry));
+        entries.into_iter().for_each(|entry| self.commands.append(entry, None));
         let any = !resolved.is_empty();
         for (which, attempt, answer) in resolved {
             self.resolved(now, which, attempt, answer);
@@ -582,7 +588,20 @@ impl Hub {
         let [for_commands, for_events, for_log, for_calls] = ready;
         let metrics = Arc::clone(&self.shared.metrics);
         let Hub {
-            commands, events, peers, follow, calls, rng, scratch, target, settings, sink, resolver, shared, ..
+            commands,
+            events,
+            peers,
+            follow,
+            echoes,
+            calls,
+            rng,
+            scratch,
+            target,
+            settings,
+            sink,
+            resolver,
+            shared,
+            ..
         } = self;
         let resolve = |which: RedisLink, attempt: u64, name: &str| {
             let shared = Arc::clone(shared);
@@ -603,9 +622,16 @@ impl Hub {
             }
         }
         peers.turn(now.at, events.hears_peers(), commands, sink.as_mut(), &metrics);
-        let of_log = follow.turn(now, readable(for_log), hold, &mut io, settings, &metrics, &mut said, &mut logged);
+        published.iter().for_each(|entry| echoes.hear(entry, events.channel(&entry.event), now.at));
+        if of_events.iter().any(|turn| matches!(turn, Turn::Closed(_))) && echoes.forget() {
+            follow.read_again();
+        }
+        let of_log =
+            follow.turn(now, readable(for_log), hold, &mut io, settings, echoes, &metrics, &mut said, &mut logged);
         // What nobody but this process may have heard is kept for the others, and for those that are away.
-        published.iter().cloned().for_each(|entry| commands.append(entry));
+        for entry in &published {
+            commands.append(entry.clone(), Some(events.channel(&entry.event)));
+        }
         let some_logged = !logged.is_empty();
         for entries in [published, logged] {
             if !entries.is_empty() {
