@@ -534,6 +534,8 @@ pub const STORE_RECORD_BYTES_MAX: usize = 256 << 10;
 pub const CONTROL_PAGE_ENTRIES: u32 = 256;
 /// Bytes of such a page's strings; those that go beyond are read with the next.
 pub const CONTROL_PAGE_BYTES_MAX: usize = 8 << 20;
+/// How long the start waits for the control stream to be read, while it goes on coming.
+pub const CONTROL_REPLAY_TIME: Duration = Duration::from_secs(60);
 /// Elements of one reply of Redis, however nested.
 pub const REDIS_ELEMENTS_MAX: usize = 65_536;
 /// Arrays within arrays in such a reply.
@@ -557,6 +559,9 @@ pub const REDIS_SAID_MAX: usize = 32;
 /// How far the control stream is read again from before the last entry seen when a connection was lost: a server that takes
 /// over may know less, and its clock be behind. What is read twice does no harm.
 pub const CONTROL_OVERLAP: Duration = Duration::from_secs(60);
+/// Control events heard by Pub/Sub within that time that are remembered, so that other processes' entries of them are known as
+/// echoes.
+pub const CONTROL_ECHOES_MAX: usize = 16_384;
 /// How long the process's end waits for control events to reach Redis.
 pub const STORE_FINISH: Duration = Duration::from_secs(1);
 /// Bytes of a message from one process to another by way of Redis; a longer one is read over.

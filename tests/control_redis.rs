@@ -3,14 +3,18 @@
 
 mod support;
 
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpStream};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use ring::hmac;
+use rustix::process::Signal;
 use serde_json::{Value, json};
-use support::redis::Said;
-use support::server::{Server, Setup, Ws, away, bearer, connected, eventually, mint, now_s, refused, watching};
+use support::redis::{Said, free_port};
+use support::server::{Raw, Server, Setup, Ws, away, bearer, connected, eventually, mint, now_s, refused, watching};
 use support::{Proxy, Redis, Upstream};
 
 /// Until when an event acts that has reached the process (protocol section 5).
@@ -166,6 +170,120 @@ fn a_logout_that_was_put_on_the_stream_while_the_process_was_away_takes_effect_a
     assert_eq!(refused(&server, &mint(claims("u2"))), (401, "TOKEN_REVOKED".into()));
     let later = mint(json!({ "sub": "u1", "exp": now_s() + 600, "iat": now_s() - 5 }));
     assert_eq!(refused(&server, &later).0, 200, "it is dated by the entry, not by when it was read");
+}
+
+#[test]
+fn nobody_is_let_in_before_what_was_said_while_the_process_was_away_has_been_read() {
+    let (redis, upstream) = (Redis::start(), upstream());
+    redis.command(&["XADD", "restcast:control", "*", "event", "user-logged-out", "data", "u1"]);
+    let old = mint(json!({ "sub": "u1", "exp": now_s() + 600, "iat": now_s() - 30 }));
+    let proxy = Proxy::to(redis.address());
+    proxy.stall();
+    let [listen, admin] = [free_port(), free_port()].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+    // As long as it takes to see that nobody is let in.
+    let text = setup(&redis.url_at(proxy.address()), &upstream).text().replace("timeout = \"1s\"", "timeout = \"10s\"");
+    let text = text.replacen("listen = \"127.0.0.1:0\"", &format!("listen = \"{listen}\""), 1);
+    let setup = Setup::of_file(&text.replace("listen = \"127.0.0.1:0\"", &format!("listen = \"{admin}\"")));
+    let starting = thread::spawn(move || setup.start());
+    eventually("it listens", || TcpStream::connect(listen).ok());
+    let mut early = Raw::connect(listen);
+    early.send_request("GET", "/v1/streams/leads", &[bearer(&old)], "");
+    let until = Instant::now() + Duration::from_millis(300);
+    while Instant::now() < until {
+        let answered = early.socket().peek(&mut [0]);
+        let waits = |error: &std::io::Error| matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut);
+        assert!(answered.as_ref().is_err_and(waits), "it is answered: {answered:?} {:?}", early.answer());
+    }
+    let ready = Raw::connect(admin).request("GET", "/readyz", &[], "");
+    assert_eq!((ready.status, ready.json()), (503, json!({ "status": "starting" })));
+    proxy.heal();
+    let answer = early.answer();
+    assert_eq!((answer.status, answer.code()), (401, "LOGGED_OUT".into()));
+    let server = starting.join().expect("it starts");
+    assert_eq!(server.admin("GET", "/readyz", None).status, 200);
+}
+
+#[test]
+fn a_logout_that_is_dated_far_ahead_is_of_when_it_was_written_however_often_it_is_read() {
+    let (redis, upstream) = (Redis::start(), upstream());
+    // In microseconds, with a part of a millisecond, or nothing that is a time.
+    let micros = (now_s() * 1_000_000).to_string();
+    let parts = format!("{}.25", now_s() * 1000);
+    for (user, at) in [("u1", micros.as_str()), ("u2", &parts), ("u3", "yesterday")] {
+        redis.command(&["XADD", "restcast:control", "*", "event", "user-logged-out", "data", user, "at", at]);
+    }
+    let of = |user: &str, iat: u64| mint(json!({ "sub": user, "exp": now_s() + 600, "iat": iat }));
+    let written = now_s();
+    for _ in 0..2 {
+        let server = setup(&redis.url(), &upstream).start();
+        for user in ["u1", "u2", "u3"] {
+            assert_eq!(refused(&server, &of(user, written - 30)), (401, "LOGGED_OUT".into()), "{user}");
+            assert_eq!(refused(&server, &of(user, written + 2)).0, 200, "{user} has signed in since");
+        }
+    }
+}
+
+#[test]
+fn a_process_that_hears_late_undoes_nothing_that_has_come_since() {
+    let (redis, upstream) = (Redis::start(), upstream());
+    let [here, late] = [(), ()].map(|()| setup(&redis.url(), &upstream).start());
+    [&here, &late].into_iter().for_each(connected);
+    redis.wait_for_subscribers("user-logged-out", 2);
+    let of = |user: &str, iat: u64| mint(json!({ "sub": user, "exp": now_s() + 600, "iat": iat }));
+    let logout = |user: &str| redis.publish("user-logged-out", &json!({ "userId": user }).to_string());
+    let told = |permissions: Value| json!({ "type": "permission_update", "permissions": permissions, "roles": [] });
+    let mut changed = watching(&here, &of("u1", now_s() - 5), "/v1/ws");
+    late.signal(Signal::STOP);
+    for permissions in [json!(["first"]), json!(["second"])] {
+        redis.publish("permission-update", &json!({ "userId": "u1", "permissions": permissions }).to_string());
+        assert_eq!(changed.next(), told(permissions));
+    }
+    let old = ["u2", "u3"].map(|user| of(user, now_s() - 5));
+    for user in ["u2", "u3"] {
+        logout(user);
+    }
+    for token in &old {
+        eventually("it is refused", || (refused(&here, token).0 == 401).then_some(()));
+    }
+    // They sign in again, in a later second, and then the other process hears of all that.
+    let second = now_s();
+    eventually("the next second", || (now_s() > second).then_some(()));
+    let new = ["u2", "u3"].map(|user| of(user, now_s()));
+    let mut again = [0, 1].map(|n| watching(&here, &new[n], "/v1/ws"));
+    late.signal(Signal::CONT);
+    let read = || here.metric(&["restcast_control_entries_total", "read"]);
+    eventually("what it has put on the stream is read", || (read() >= 8.0).then_some(()));
+    for ws in again.iter_mut().chain([&mut changed]) {
+        assert!(ws.heard_within(Duration::from_millis(100)).is_none());
+    }
+    assert_eq!(refused(&here, &new[0]).0, 200);
+    // Who is logged out once more is, in whichever way, and though it is said in the same words.
+    logout("u2");
+    assert_eq!(again[0].closed(), gone("logged_out"));
+    assert_eq!(late.order("POST", "users/u3/logout", &json!({})).status, 200);
+    assert_eq!(again[1].closed(), gone("logged_out"));
+}
+
+#[test]
+fn what_is_said_in_the_same_words_while_one_process_is_cut_off_is_not_taken_for_what_it_has_heard() {
+    let (redis, upstream) = (Redis::start(), upstream());
+    let proxy = Proxy::to(redis.address());
+    let hears = setup(&redis.url(), &upstream).start();
+    let cut_off = setup(&redis.url_at(proxy.address()), &upstream).start();
+    [&hears, &cut_off].into_iter().for_each(connected);
+    redis.wait_for_subscribers("user-logged-out", 2);
+    let old = mint(json!({ "sub": "u1", "exp": now_s() + 600, "iat": now_s() - 5 }));
+    redis.publish("user-logged-out", "u1");
+    eventually("it is refused", || (refused(&cut_off, &old).0 == 401).then_some(()));
+    let second = now_s();
+    eventually("the next second", || (now_s() > second).then_some(()));
+    let mut again = watching(&cut_off, &mint(json!({ "sub": "u1", "exp": now_s() + 600, "iat": now_s() })), "/v1/ws");
+    proxy.down();
+    away(&cut_off);
+    redis.publish("user-logged-out", "u1");
+    assert!(again.heard_within(Duration::from_millis(100)).is_none(), "nobody could tell it");
+    proxy.heal();
+    assert_eq!(again.closed(), gone("logged_out"));
 }
 
 #[test]

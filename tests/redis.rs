@@ -722,9 +722,10 @@ fn what_is_published_is_heard_within_250_ms_and_put_on_the_stream() {
     let in_time = took.iter().filter(|took| **took < Duration::from_millis(250)).count();
     assert!(in_time >= 20, "{took:?}");
     eventually("they stand on the stream", || (on_the_stream(&redis).len() == 30).then_some(()));
-    // Read back from there it comes a second time, with the same time: that does no harm.
-    let again = desk.heard("{\"userId\":\"u0\"}").0;
-    assert_eq!(again.event, "user-logged-out");
+    // Read back from there each is an echo.
+    eventually("all have been read back", || (desk.entries(RedisEntry::Read) == 30).then_some(()));
+    let again = desk.told_within(Duration::ZERO, |told| matches!(told, Told::Heard(..)).then_some(()));
+    assert_eq!(again, None);
 }
 
 #[test]
@@ -791,6 +792,66 @@ fn the_stream_is_read_back_before_anything_else_and_no_further_than_it_is_kept()
     // And then followed.
     xadd(&redis, "new");
     desk.heard("new");
+}
+
+#[test]
+fn a_stream_that_comes_slowly_is_waited_for_as_long_as_it_comes() {
+    let redis = Redis::start();
+    let pages = 12 * restcast::limits::CONTROL_PAGE_ENTRIES;
+    let script = "for n = 1, ARGV[1] do \
+                  redis.call('XADD', KEYS[1], '*', 'event', 'user-logged-out', 'data', tostring(n)) end";
+    let mut client = redis.client();
+    client.command(&["EVAL", script, "1", CONTROL_STREAM, &pages.to_string()]).expect("an answer");
+    let proxy = Proxy::to(redis.address());
+    proxy.delay(Duration::from_millis(200));
+    let options = options(&redis.url_at(proxy.address()), "timeout = \"10s\"");
+    let mut desk = Desk::with(options, 3600 * SECOND);
+    desk.heard("1");
+    let begun = Instant::now();
+    assert!(desk.store.wait_for_replay(SECOND), "it came to {} of {pages}", desk.entries(RedisEntry::Read));
+    assert!(begun.elapsed() > SECOND, "it was slow: {:?}", begun.elapsed());
+    assert_eq!(desk.entries(RedisEntry::Read), u64::from(pages));
+}
+
+#[test]
+fn a_page_of_the_stream_that_takes_longer_than_an_answer_may_is_read_in_smaller_ones() {
+    let redis = Redis::start();
+    // One page of 64 pieces of 16 KiB, each of which takes its time on its way.
+    let long = "x".repeat(limits::CONTROL_EVENT_BYTES_MAX - 8);
+    for n in 0..64 {
+        xadd(&redis, &format!("{n:02}{long}"));
+    }
+    let proxy = Proxy::to(redis.address());
+    proxy.delay(Duration::from_millis(20));
+    let mut desk = Desk::at(&redis.url_at(proxy.address()));
+    desk.heard(&format!("63{long}"));
+    xadd(&redis, "new");
+    desk.heard("new");
+}
+
+#[test]
+fn what_was_taken_for_an_echo_is_carried_out_after_all_where_something_may_not_have_been_heard() {
+    let redis = Redis::start();
+    let mut desk = Desk::with(options(&redis.url(), "channel_logout = \"out\""), 3600 * SECOND);
+    desk.wait_until_up();
+    let put = |at: &str, channel: &str| {
+        let said = ["event", "user-logged-out", "data", "u1", "at", at, "heard", channel];
+        redis.text(&[&["XADD", CONTROL_STREAM, "*"], &said[..]].concat()).expect("an id");
+    };
+    put("5", "out");
+    assert_eq!(desk.heard("u1").0.at_ms, 5, "of what was not heard here nothing is an echo");
+    redis.publish("out", "u1");
+    assert!(desk.heard("u1").0.at_ms > 6);
+    put("6", "out");
+    put("7", "another");
+    // What this process has put there itself is one, too.
+    assert_eq!(desk.heard("u1").0.at_ms, 7);
+    eventually("all has been read", || (desk.entries(RedisEntry::Read) == 4).then_some(()));
+    redis.command(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+    desk.told("what may be no echo", |told| match told {
+        Told::Heard(entry, _) if entry.at_ms == 6 => Some(()),
+        _ => None,
+    });
 }
 
 #[test]

@@ -332,7 +332,11 @@ fn read_permissions(data: &str, received: WallTime, now: WallTime) -> Result<Vec
                 clippy::cast_sign_loss,
                 reason = "the range was looked at, and a part of a millisecond is none"
             )]
-            Ok(ms) if (0.0..=DATE_SECS_MAX as f64 * 1e3).contains(&ms) => dated(ms as u64, now),
+            Ok(ms) if (0.0..=DATE_SECS_MAX as f64 * 1e3).contains(&ms) => {
+                let at = WallTime::from_micros((ms as u64).saturating_mul(1_000));
+                // The same whenever it is read again: what is dated far ahead would come later each time.
+                if at <= now + AHEAD_MAX { at } else { (received + AHEAD_MAX).min(now + AHEAD_MAX) }
+            }
             _ => return Err(ControlError::BadMember { member: "at", wanted: "a date in milliseconds" }),
         },
         Some(_) => return Err(ControlError::BadMember { member: "at", wanted: "a number of milliseconds" }),
@@ -359,6 +363,21 @@ fn read_revocation(data: &str, at: WallTime) -> Result<Vec<Event>, ControlError>
 /// The time that a publisher means by so many milliseconds.
 fn dated(ms: u64, now: WallTime) -> WallTime {
     WallTime::from_micros(ms.saturating_mul(1_000)).min(now + AHEAD_MAX)
+}
+
+/// When something on the control stream was said, in milliseconds: as its field `at` has it or, where it has none that can be
+/// read, or one that is still to come, as its entry was written (`written_ms`). What is dated ahead would be of another time
+/// whenever it is read again, and refuse who has signed in since.
+pub fn said_ms(at: Option<&[u8]>, written_ms: u64, now: WallTime) -> u64 {
+    let text = at.and_then(|at| std::str::from_utf8(at).ok()).unwrap_or_default();
+    // A clock in milliseconds may have parts of them.
+    let whole = text.split_once('.').map_or(text, |(whole, part)| if is_digits(part) { whole } else { "" });
+    let said = if is_digits(whole) { whole.parse::<u64>().ok() } else { None };
+    said.filter(|&ms| ms <= millis(now + AHEAD_MAX)).unwrap_or(written_ms)
+}
+
+fn is_digits(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 fn millis(time: WallTime) -> u64 {
@@ -539,6 +558,26 @@ mod tests {
         assert_eq!(read(PERMISSION_UPDATE, r#"{"userId":"u1","roles":["r"]}"#), changed(None, list(&["r"]), NOW));
         let ahead = read(PERMISSION_UPDATE, r#"{"userId":"u1","roles":["r"],"at":1800000000000}"#);
         assert_eq!(ahead, changed(None, list(&["r"]), NOW + AHEAD_MAX), "nobody is dated far ahead");
+        let again = entry(PERMISSION_UPDATE, r#"{"userId":"u1","roles":["r"],"at":1800000000000}"#);
+        let again = Event::read(&again, NOW + AHEAD_MAX * 100);
+        assert_eq!(again, changed(None, list(&["r"]), NOW + AHEAD_MAX), "nor later whenever it is read again");
+    }
+
+    #[test]
+    fn what_stands_on_the_stream_is_of_its_own_time_or_of_when_it_was_written() {
+        let written = millis(NOW) - 7;
+        let said = |at: &str| said_ms(Some(at.as_bytes()), written, NOW);
+        assert_eq!(said_ms(None, written, NOW), written);
+        assert_eq!((said("17"), said("0017"), said("1699999999123.456")), (17, 17, 1_699_999_999_123));
+        let ahead = millis(NOW + AHEAD_MAX);
+        assert_eq!(said(&ahead.to_string()), ahead, "a clock may be ahead");
+        assert_eq!(said(&(ahead + 1).to_string()), written);
+        for bad in
+            ["1700000000000000", "99999999999999999999", "", "soon", "-5", "+5", "1.", ".5", "1e3", "1.5.5", " 5"]
+        {
+            assert_eq!(said(bad), written, "{bad}");
+        }
+        assert_eq!(said_ms(Some(b"\xff"), written, NOW), written);
     }
 
     #[test]

@@ -123,8 +123,20 @@ impl Key {
 enum What {
     /// A logout of then, tokens revoked that are older, a session or token that ended then.
     At(WallTime),
+    /// A token that was revoked then, and would have ended by itself when its mark begins to.
+    Ending(WallTime),
     /// Rights, boxed: they are few among many.
     Rights(Box<RightsMark>),
+}
+
+/// How long marks stand after what they count from. A reload may change it, for those that stand as well: where it is
+/// lengthened because of tokens that live longer, what was revoked before is meant too.
+#[derive(Clone, Copy, Debug)]
+struct Lives {
+    /// `auth.revocation_keep`.
+    keep: Duration,
+    /// `auth.jwt.leeway`: of a token whose end is known.
+    leeway: Duration,
 }
 
 /// A list, and when it was said.
@@ -148,92 +160,110 @@ impl RightsMark {
 
 #[derive(Clone, Debug, Eq, PartialEq)]
 struct Mark {
-    until: WallTime,
+    /// What its life counts from.
+    from: WallTime,
     what: What,
 }
 
 impl Mark {
     fn list_bytes(&self) -> usize {
         match &self.what {
-            What::At(_) => 0,
+            What::At(_) | What::Ending(_) => 0,
             What::Rights(rights) => rights.bytes(),
         }
+    }
+
+    /// When it can no longer matter.
+    fn until(&self, lives: Lives) -> WallTime {
+        self.from + if matches!(self.what, What::Ending(_)) { lives.leeway } else { lives.keep }
     }
 }
 
 #[derive(Debug, Default)]
 struct Table {
     marks: HashMap<Key, Mark>,
-    /// The same, by when they end: those of rights apart, because only they make room for lists.
-    ends: BTreeSet<(WallTime, Key)>,
-    rights_ends: BTreeSet<(WallTime, Key)>,
+    /// The same, by what their lives count from: of those that live by `keep` those of rights apart, because only they make
+    /// room for lists;
+    kept: BTreeSet<(WallTime, Key)>,
+    rights: BTreeSet<(WallTime, Key)>,
+    /// and those that live by `leeway`.
+    ending: BTreeSet<(WallTime, Key)>,
     list_bytes: usize,
 }
 
 impl Table {
-    fn at(&self, key: &Key, now: WallTime) -> Option<&Mark> {
-        self.marks.get(key).filter(|mark| mark.until > now)
+    fn at(&self, key: &Key, now: WallTime, lives: Lives) -> Option<&Mark> {
+        self.marks.get(key).filter(|mark| mark.until(lives) > now)
     }
 
-    fn time(&self, key: &Key, now: WallTime) -> Option<WallTime> {
-        match self.at(key, now)?.what {
-            What::At(time) => Some(time),
+    fn time(&self, key: &Key, now: WallTime, lives: Lives) -> Option<WallTime> {
+        match self.at(key, now, lives)?.what {
+            What::At(time) | What::Ending(time) => Some(time),
             What::Rights(_) => None,
         }
     }
 
-    fn ends_of(&mut self, kind: Kind) -> &mut BTreeSet<(WallTime, Key)> {
-        if kind == Kind::Rights { &mut self.rights_ends } else { &mut self.ends }
+    fn order_of(&mut self, what: &What) -> &mut BTreeSet<(WallTime, Key)> {
+        match what {
+            What::At(_) => &mut self.kept,
+            What::Ending(_) => &mut self.ending,
+            What::Rights(_) => &mut self.rights,
+        }
     }
 
-    /// The one that ends soonest.
-    fn first(&self) -> Option<(WallTime, Key)> {
-        let (plain, rights) = (self.ends.first(), self.rights_ends.first());
-        plain.into_iter().chain(rights).min().copied()
+    /// The one that ends soonest, and when.
+    fn first(&self, lives: Lives) -> Option<(WallTime, Key)> {
+        let kept = [&self.kept, &self.rights].map(|order| order.first().map(|&(from, key)| (from + lives.keep, key)));
+        let ending = self.ending.first().map(|&(from, key)| (from + lives.leeway, key));
+        kept.into_iter().chain([ending]).flatten().min()
     }
 
     fn put(&mut self, key: Key, mark: Mark) {
         self.remove(&key);
         self.list_bytes += mark.list_bytes();
-        self.ends_of(key.kind).insert((mark.until, key));
+        self.order_of(&mark.what).insert((mark.from, key));
         self.marks.insert(key, mark);
     }
 
     fn remove(&mut self, key: &Key) -> Option<Mark> {
         let mark = self.marks.remove(key)?;
-        self.ends_of(key.kind).remove(&(mark.until, *key));
+        self.order_of(&mark.what).remove(&(mark.from, *key));
         self.list_bytes -= mark.list_bytes();
         Some(mark)
     }
 
-    /// Marks `key` with the later of `time` and the time it is marked with.
-    fn put_latest(&mut self, key: Key, time: WallTime, until: WallTime) {
-        let (mut time, mut until) = (time, until);
-        if let Some(Mark { until: kept, what: What::At(old) }) = self.marks.get(&key) {
-            (time, until) = (time.max(*old), until.max(*kept));
+    /// Marks `key` with the later of `time` and the time it is marked with, for as long as the longer of both marks stands.
+    fn put_latest(&mut self, key: Key, time: WallTime, (from, ends): (WallTime, bool), lives: Lives) {
+        let mark = |time, from, ends| Mark { from, what: if ends { What::Ending(time) } else { What::At(time) } };
+        let mut new = mark(time, from, ends);
+        if let Some(old) = self.marks.get(&key)
+            && let What::At(before) | What::Ending(before) = old.what
+        {
+            let longer = if old.until(lives) > new.until(lives) { old } else { &new };
+            new = mark(time.max(before), longer.from, matches!(longer.what, What::Ending(_)));
         }
-        self.put(key, Mark { until, what: What::At(time) });
+        self.put(key, new);
     }
 
     /// Marks `key` with rights, each member by the latest event that named it; whether that changed any.
-    fn put_rights(&mut self, key: Key, new: &NewRights, at: WallTime, until: WallTime) -> bool {
-        let (mut rights, mut until) = (RightsMark::default(), until);
+    fn put_rights(&mut self, key: Key, new: &NewRights, at: WallTime) -> bool {
+        let (mut rights, mut from) = (RightsMark::default(), at);
         if let Some(old) = self.remove(&key) {
-            until = until.max(old.until);
+            from = from.max(old.from);
             if let What::Rights(old) = old.what {
                 rights = *old;
             }
         }
         let permissions = renew(&mut rights.permissions, new.permissions.as_ref(), at);
         let roles = renew(&mut rights.roles, new.roles.as_ref(), at);
-        self.put(key, Mark { until, what: What::Rights(Box::new(rights)) });
+        self.put(key, Mark { from, what: What::Rights(Box::new(rights)) });
         permissions || roles
     }
 
     /// Lets go of marks whose time is over.
-    fn forget_ended(&mut self, now: WallTime) {
+    fn forget_ended(&mut self, now: WallTime, lives: Lives) {
         let mut left = ENDED_PER_TURN;
-        while let Some((until, key)) = self.first()
+        while let Some((until, key)) = self.first(lives)
             && until <= now
             && left > 0
         {
@@ -243,16 +273,16 @@ impl Table {
     }
 
     /// Lets go of those that end soonest until the rest has room; how many.
-    fn make_room(&mut self, marks_max: usize, list_bytes_max: usize) -> usize {
+    fn make_room(&mut self, marks_max: usize, list_bytes_max: usize, lives: Lives) -> usize {
         let mut dropped = 0;
         while self.marks.len() > marks_max
-            && let Some((_, key)) = self.first()
+            && let Some((_, key)) = self.first(lives)
         {
             self.remove(&key);
             dropped += 1;
         }
         while self.list_bytes > list_bytes_max
-            && let Some(&(_, key)) = self.rights_ends.first()
+            && let Some(&(_, key)) = self.rights.first()
         {
             self.remove(&key);
             dropped += 1;
@@ -312,15 +342,16 @@ impl Marks {
         marks
     }
 
-    /// Goes by `options` from now on.
+    /// Goes by `options` from now on, also with the marks that stand.
     pub fn configure(&self, options: &super::Options) {
         let micros = |span: Duration| u64::try_from(span.as_micros()).unwrap_or(u64::MAX);
         self.keep_us.store(micros(options.revocation_keep), Ordering::Relaxed);
         self.leeway_us.store(micros(options.jwt.leeway), Ordering::Relaxed);
     }
 
-    fn keep(&self) -> Duration {
-        Duration::from_micros(self.keep_us.load(Ordering::Relaxed))
+    fn lives(&self) -> Lives {
+        let span = |us: &AtomicU64| Duration::from_micros(us.load(Ordering::Relaxed));
+        Lives { keep: span(&self.keep_us), leeway: span(&self.leeway_us) }
     }
 
     /// How many there are.
@@ -335,38 +366,38 @@ impl Marks {
 
     /// Takes in an event at `now`. The same one twice, or one older than another that was taken in, does no harm.
     pub fn take(&self, event: &Event, now: WallTime) -> Taken {
-        let (keep, leeway) = (self.keep(), Duration::from_micros(self.leeway_us.load(Ordering::Relaxed)));
+        let lives = self.lives();
         let user_key = |kind, user: &User| Key::of_user(kind, user.issuer.as_deref(), &user.sub);
-        let until = match event {
-            Event::TokenRevoked { expires: Some(expires), .. } => *expires + leeway,
+        // What its mark's life counts from, and whether that is a token's end.
+        let (from, ends) = match event {
+            Event::TokenRevoked { expires: Some(expires), .. } => (*expires, true),
             // It may be about tokens that are still to be issued.
-            Event::IssuedBeforeRevoked { before, at, .. } => *at.max(before) + keep,
+            Event::IssuedBeforeRevoked { before, at, .. } => (*at.max(before), false),
             Event::UserLoggedOut { at, .. }
             | Event::SessionLoggedOut { at, .. }
             | Event::TokenRevoked { at, .. }
-            | Event::PermissionsChanged { at, .. } => *at + keep,
+            | Event::PermissionsChanged { at, .. } => (*at, false),
         };
-        if until <= now {
+        if from + (if ends { lives.leeway } else { lives.keep }) <= now {
             return Taken { concerned: None, dropped: 0 };
         }
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
-        table.forget_ended(now);
+        table.forget_ended(now, lives);
         let mut news = false;
+        let mut put_latest = |key, time| table.put_latest(key, time, (from, ends), lives);
         match event {
-            Event::UserLoggedOut { user, at } => table.put_latest(user_key(Kind::Logout, user), *at, until),
-            Event::SessionLoggedOut { session, at } => table.put_latest(Key::of_session(*session), *at, until),
+            Event::UserLoggedOut { user, at } => put_latest(user_key(Kind::Logout, user), *at),
+            Event::SessionLoggedOut { session, at } => put_latest(Key::of_session(*session), *at),
             Event::TokenRevoked { issuer, token, at, .. } => {
-                table.put_latest(Key::of_token(issuer.as_deref(), *token), *at, until);
+                put_latest(Key::of_token(issuer.as_deref(), *token), *at);
             }
-            Event::IssuedBeforeRevoked { user, before, .. } => {
-                table.put_latest(user_key(Kind::Before, user), *before, until);
-            }
+            Event::IssuedBeforeRevoked { user, before, .. } => put_latest(user_key(Kind::Before, user), *before),
             Event::PermissionsChanged { user, permissions, roles, at } => {
                 let new = NewRights { permissions: permissions.clone(), roles: roles.clone() };
-                news = table.put_rights(user_key(Kind::Rights, user), &new, *at, until);
+                news = table.put_rights(user_key(Kind::Rights, user), &new, *at);
             }
         }
-        let dropped = table.make_room(self.marks_max, self.list_bytes_max);
+        let dropped = table.make_room(self.marks_max, self.list_bytes_max, lives);
         self.held.store(table.marks.len(), Ordering::Release);
         drop(table);
         let concerned = match event {
@@ -392,8 +423,9 @@ impl Marks {
         }
         let issuer = grant.issuer();
         let issued = grant.issued_at();
+        let lives = self.lives();
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
-        let marked = |key: Key| table.time(&key, now);
+        let marked = |key: Key| table.time(&key, now, lives);
         if let Some(sub) = grant.sub() {
             let latest = |kind| {
                 let own = issuer.and_then(|_| marked(Key::of_user(kind, issuer, sub)));
@@ -428,7 +460,7 @@ impl Marks {
             return Ok(());
         }
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
-        if table.at(&Key::of_session(session), now).is_some() { Err(Revoked::LoggedOut) } else { Ok(()) }
+        if table.at(&Key::of_session(session), now, self.lives()).is_some() { Err(Revoked::LoggedOut) } else { Ok(()) }
     }
 
     /// When the user that a connection belongs to has last logged out; sessions that were opened later are judged by their
@@ -437,9 +469,10 @@ impl Marks {
         if self.is_empty() {
             return None;
         }
+        let lives = self.lives();
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
-        let own = issuer.and_then(|_| table.time(&Key::of_user(Kind::Logout, issuer, sub), now));
-        own.max(table.time(&Key::of_user(Kind::Logout, None, sub), now))
+        let own = issuer.and_then(|_| table.time(&Key::of_user(Kind::Logout, issuer, sub), now, lives));
+        own.max(table.time(&Key::of_user(Kind::Logout, None, sub), now, lives))
     }
 
     /// What stands in the place of a token's permissions and roles: of each the latest that was said, where the token was
@@ -449,9 +482,10 @@ impl Marks {
             return NewRights::default();
         };
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
-        let of = |issuer: Option<&str>| match &table.at(&Key::of_user(Kind::Rights, issuer, sub), now)?.what {
+        let lives = self.lives();
+        let of = |issuer: Option<&str>| match &table.at(&Key::of_user(Kind::Rights, issuer, sub), now, lives)?.what {
             What::Rights(rights) => Some(&**rights),
-            What::At(_) => None,
+            What::At(_) | What::Ending(_) => None,
         };
         let (any, own) = (of(None), grant.issuer().and_then(|issuer| of(Some(issuer))));
         let stands = |at: &WallTime| grant.issued_at().is_none_or(|issued| issued.as_secs() <= at.as_secs());
@@ -466,7 +500,7 @@ impl Marks {
     /// one lately.
     pub fn warns_of(&self, grant: &Grant, now: WallTime) -> bool {
         let Some(expires) = grant.expires().filter(|_| grant.is_of_token()) else { return false };
-        if expires.since(grant.issued_at().unwrap_or(now)) <= self.keep() {
+        if expires.since(grant.issued_at().unwrap_or(now)) <= self.lives().keep {
             return false;
         }
         let last = self.warned_us.load(Ordering::Relaxed);
@@ -641,6 +675,51 @@ mod tests {
         let taken = marks.take(&logout("u1", NOW - KEEP), NOW);
         assert_eq!(taken, Taken { concerned: None, dropped: 0 });
         assert!(marks.is_empty());
+    }
+
+    #[test]
+    fn marks_that_stand_live_by_what_is_configured_since() {
+        let marks = marks();
+        let seconds = Duration::from_secs;
+        let options = |keep, leeway| {
+            let jwt = crate::auth::jwt::Options { leeway, ..Default::default() };
+            crate::auth::Options { revocation_keep: keep, jwt, ..Default::default() }
+        };
+        marks.configure(&options(seconds(60), seconds(5)));
+        let revoked =
+            |token, expires| Event::TokenRevoked { issuer: None, token: TokenMark::of(token), expires, at: NOW };
+        for event in [
+            logout("u1", NOW),
+            Event::IssuedBeforeRevoked { user: user(None, "u2"), before: NOW, at: NOW },
+            Event::SessionLoggedOut { session: SessionMark::of(b"s1"), at: NOW },
+            changed(None, Some(&["p"]), None, NOW),
+            revoked("ends", Some(NOW + seconds(10))),
+            revoked("open", None),
+            // Of two marks the one that stands longer counts.
+            revoked("both", None),
+            revoked("both", Some(NOW + seconds(10))),
+        ] {
+            marks.take(&event, NOW);
+        }
+        let holds = |at: WallTime| {
+            let by = |jti| marks.judge(&grant(None, Some("u9"), Some(NOW + KEEP), Some(jti)), at).is_err();
+            let by_user = |sub| marks.judge(&of_user(sub, 1), at).is_err();
+            let session = marks.judge_session(SessionMark::of(b"s1"), at).is_err();
+            let rights = !marks.rights_of(&of_user("u1", 1), at).is_none();
+            ([by_user("u1"), by_user("u2"), session, rights, by("open"), by("both")], by("ends"))
+        };
+        assert_eq!(holds(NOW + seconds(14)), ([true; 6], true));
+        assert_eq!(holds(NOW + seconds(15)), ([true; 6], false));
+        assert_eq!(holds(NOW + seconds(60)), ([false; 6], false));
+        marks.configure(&options(seconds(120), seconds(60)));
+        assert_eq!(holds(NOW + seconds(69)), ([true; 6], true), "tokens may live that long now");
+        assert_eq!(holds(NOW + seconds(119)), ([true; 6], false));
+        assert_eq!(holds(NOW + seconds(120)), ([false; 6], false));
+        // What goes first where there is no room is what ends first as it is now.
+        marks.configure(&options(seconds(20), seconds(60)));
+        marks.take(&logout("u3", NOW + seconds(30)), NOW + seconds(30));
+        let left = ["ends", "both"].map(|jti| marks.judge(&grant(None, None, None, Some(jti)), NOW).is_err());
+        assert_eq!((marks.len(), left), (2, [true, false]), "the others have ended by then");
     }
 
     #[test]

@@ -270,6 +270,11 @@ fn answer(admin: &Admin, head: &Head<'_>, body: &[u8], peer: SocketAddr, drains:
                     .header("Retry-After", "10")
                     .body("application/json", &b"{\"status\":\"draining\"}\n"[..]);
             }
+            if !admin.process.serving.load(Ordering::Relaxed) {
+                return Response::new(503)
+                    .header("Retry-After", "1")
+                    .body("application/json", &b"{\"status\":\"starting\"}\n"[..]);
+            }
             let redis = match admin.process.store.as_ref().map(Store::is_up) {
                 None => "",
                 Some(true) => ",\"redis\":\"up\"",

@@ -78,6 +78,8 @@ pub struct Process {
     pub lists_heard: Mutex<Heard>,
     /// Every core's mailbox, by its number.
     pub mailboxes: Vec<Arc<Mailbox>>,
+    /// Whether it serves: before that it reads what was said while it was away.
+    pub serving: AtomicBool,
     /// Whether the process drains.
     pub draining: AtomicBool,
     /// Cores whose connections are all gone.
@@ -122,7 +124,7 @@ pub struct CoreParts {
     pub metrics: Arc<CoreMetrics>,
     /// Whether monoio runs on io_uring here.
     pub uring: bool,
-    /// Told when it serves; dropped where it never does.
+    /// Told when it has all that it opens, and waits for [`Message::Serve`]; dropped where it never does.
     pub up: std::sync::mpsc::Sender<()>,
 }
 
@@ -215,10 +217,12 @@ pub async fn run(parts: CoreParts, resolver: &Resolver) -> std::io::Result<()> {
         drained: false,
     };
     this.sockets.set_write_stall(this.shard.write_stall());
+    // Whoever connects before waits in the kernel's backlog.
+    this.sockets.pause_accepting(true);
     this.outputs();
     let mut readable: Pin<Box<dyn Future<Output = _>>> = Box::pin(epoll.readable(false));
     let mut rung = false;
-    // It has all that it opens, and serves from now on.
+    // It has all that it opens.
     let _ = up.send(());
     drop(up);
     loop {
@@ -408,6 +412,7 @@ impl Core {
                 }
                 // It was woken, and looks in this turn.
                 Message::FetchKeySets => {}
+                Message::Serve => self.sockets.pause_accepting(false),
                 Message::Way => self.followers.leave_old_ways(&self.fetcher),
                 Message::Drain => {
                     self.sockets.stop_listening();

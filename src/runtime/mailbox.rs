@@ -55,6 +55,8 @@ pub enum Message {
     },
     /// By another process: an action there has changed what these show.
     PeerRefresh(Arc<[Refreshed]>),
+    /// By the process: all that was said while it was away is known, as far as it can be had: connections are taken.
+    Serve,
     /// By the process: requests leave another way.
     Way,
     /// By a worker: a comparison has ended.

@@ -241,6 +241,7 @@ fn run(
         id: ledger.process(),
         lists_heard: Mutex::default(),
         mailboxes,
+        serving: AtomicBool::new(false),
         draining: AtomicBool::new(false),
         drained: AtomicU16::new(0),
         workers: Workers::start()?,
@@ -418,6 +419,12 @@ fn run(
             let sentence = "The control stream of Redis could not be read yet: who was logged out or revoked meanwhile is known once it is.";
             log::write(LogLevel::Warn, &[], sentence);
         }
+    }
+    // Not before: a token that was revoked meanwhile would open until that is read, and a stream that is kept in Redis would
+    // be one that there is not.
+    process.serving.store(true, Ordering::SeqCst);
+    for mailbox in &process.mailboxes {
+        tell(mailbox, || Message::Serve);
     }
     let ready: Ready = vec![
         ("ready", true.into()),

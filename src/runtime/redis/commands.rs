@@ -14,7 +14,7 @@ use rustix::event::PollFlags;
 
 use super::ephemerals::{self, Gathering};
 use super::link::{Fault, Io, Link, Turn};
-use super::{CONTROL_STREAM, Settings, Sink};
+use super::{CONTROL_STREAM, HEARD, Settings, Sink};
 use crate::auth::control::ControlEntry;
 use crate::codec::resp::{Bounds, Reply, error_code, write_command};
 use crate::ids::CoreId;
@@ -68,12 +68,18 @@ pub(super) struct Commands {
 /// Events for the control stream, oldest first. Those under way stay until they are acknowledged.
 #[derive(Default)]
 struct Appends {
-    entries: VecDeque<ControlEntry>,
+    entries: VecDeque<Append>,
     bytes: usize,
     /// How many of the first are under way.
     sent: usize,
     /// Nothing is sent until then: the server would not take it.
     paused: Option<Instant>,
+}
+
+struct Append {
+    entry: ControlEntry,
+    /// The channel on which it was heard, where it was: others may have heard it there as well.
+    heard: Option<Box<str>>,
 }
 
 /// A message to other processes.
@@ -150,10 +156,11 @@ impl Commands {
         }
     }
 
-    /// An event is to go on the control stream.
-    pub(super) fn append(&mut self, entry: ControlEntry) {
-        self.appends.bytes += size(&entry);
-        self.appends.entries.push_back(entry);
+    /// An event is to go on the control stream. `heard`: on that channel, where others may have heard it as well.
+    pub(super) fn append(&mut self, entry: ControlEntry, heard: Option<&str>) {
+        let append = Append { entry, heard: heard.map(Box::from) };
+        self.appends.bytes += size(&append);
+        self.appends.entries.push_back(append);
         let mut dropped = 0u64;
         let over = |appends: &Appends| {
             appends.entries.len() > limits::STORE_ENTRIES_MAX || appends.bytes > limits::STORE_ENTRY_BYTES_MAX
@@ -329,9 +336,9 @@ impl Commands {
         while self.appends.paused.is_none()
             && self.appends.sent < limits::STORE_APPENDS_MAX
             && has_room(out, flight)
-            && let Some(entry) = self.appends.entries.get(self.appends.sent)
+            && let Some(append) = self.appends.entries.get(self.appends.sent)
         {
-            write_append(out, entry, now, settings.revocation_keep);
+            write_append(out, append, now, settings.revocation_keep);
             flight.push_back(fly(What::Append, 1));
             self.appends.sent += 1;
         }
@@ -385,25 +392,15 @@ fn write_question(out: &mut Vec<u8>, lookup: Lookup, settings: &Settings) -> Opt
     }
 }
 
-fn write_append(out: &mut Vec<u8>, entry: &ControlEntry, now: Now, keep: Duration) {
-    let from = (now.wall - keep).as_micros() / 1000;
-    write_command(
-        out,
-        [
-            b"XADD".as_slice(),
-            CONTROL_STREAM.as_bytes(),
-            b"MINID",
-            b"~",
-            from.to_string().as_bytes(),
-            b"*",
-            b"event",
-            entry.event.as_bytes(),
-            b"data",
-            entry.data.as_bytes(),
-            b"at",
-            entry.at_ms.to_string().as_bytes(),
-        ],
-    );
+fn write_append(out: &mut Vec<u8>, Append { entry, heard }: &Append, now: Now, keep: Duration) {
+    let from = ((now.wall - keep).as_micros() / 1000).to_string();
+    let at = entry.at_ms.to_string();
+    let mut parts: Vec<&[u8]> = vec![b"XADD", CONTROL_STREAM.as_bytes(), b"MINID", b"~", from.as_bytes(), b"*"];
+    parts.extend([b"event".as_slice(), entry.event.as_bytes(), b"data", entry.data.as_bytes(), b"at", at.as_bytes()]);
+    if let Some(channel) = heard {
+        parts.extend([HEARD.as_bytes(), channel.as_bytes()]);
+    }
+    write_command(out, parts);
 }
 
 /// A life in milliseconds, at least one: none at all would be an error there.
@@ -411,7 +408,7 @@ fn millis(life: Duration) -> String {
     life.as_millis().max(1).to_string()
 }
 
-fn size(entry: &ControlEntry) -> usize {
+fn size(Append { entry, .. }: &Append) -> usize {
     entry.event.len() + entry.data.len()
 }
 

@@ -74,6 +74,12 @@ impl Events {
         }
     }
 
+    /// The channel that events of that name are heard on.
+    pub(super) fn channel(&self, event: &str) -> &str {
+        let named = EVENTS.iter().zip(&self.channels).find(|(name, _)| **name == event);
+        named.map_or("", |(_, channel)| channel)
+    }
+
     /// Whether everything that is published is heard.
     pub(super) fn listens(&self) -> bool {
         self.link.is_ready() && self.unconfirmed == 0 && matches!(self.hears_peers, Hears::Yes | Hears::Never)

@@ -11,6 +11,7 @@
 
 mod calls;
 mod commands;
+mod echoes;
 mod ephemerals;
 mod events;
 mod follow;
@@ -45,6 +46,7 @@ use super::{clock, log};
 
 use self::calls::{Call, Calls};
 use self::commands::{Commands, Question, Said};
+use self::echoes::Echoes;
 use self::events::Events;
 use self::follow::Follow;
 use self::link::{Fault, Io, Link, Target, Turn};
@@ -56,6 +58,8 @@ pub use self::peers::PeerLists;
 
 /// The stream that keeps what Pub/Sub would lose (protocol section 6).
 pub const CONTROL_STREAM: &str = "restcast:control";
+/// The field of an entry there that a process has heard by Pub/Sub, and has dated by when it did: the channel.
+const HEARD: &str = "heard";
 /// Bytes read at once.
 const SCRATCH_BYTES: usize = 64 << 10;
 /// How soon those who had no room for an answer are asked again.
@@ -173,6 +177,8 @@ struct Inbox {
 struct State {
     /// How reading the control stream for the first time has ended: whether all of it was read.
     replayed: Option<bool>,
+    /// How often something of it was read until then.
+    read: u64,
     finished: bool,
 }
 
@@ -225,6 +231,7 @@ impl Store {
                 events: Events::new(&options, identity.process(), now),
                 peers: Peers::new(identity, options.timeout, now),
                 follow: Follow::new(options.timeout, now),
+                echoes: Echoes::default(),
                 calls: Calls::new(options.timeout, now),
                 target,
                 settings,
@@ -357,13 +364,23 @@ impl Store {
         Arc::clone(&self.shared.metrics)
     }
 
-    /// Waits until the control stream has been read for the first time, at most so long; not where Redis does not answer.
-    /// Whether all of it was read.
+    /// Waits until the control stream has been read for the first time: at most so long until it begins to come, and while it
+    /// goes on coming at most [`limits::CONTROL_REPLAY_TIME`]; not where Redis does not answer. Whether all of it was read.
     pub fn wait_for_replay(&self, patience: Duration) -> bool {
-        let state = lock(&self.shared.state);
-        let waited = self.shared.changed.wait_timeout_while(state, patience, |state| state.replayed.is_none());
-        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        state.replayed == Some(true)
+        let until = clock::now().at + limits::CONTROL_REPLAY_TIME;
+        let mut patience = patience;
+        let mut state = lock(&self.shared.state);
+        loop {
+            let before = state.read;
+            let nothing = |state: &mut State| state.replayed.is_none() && state.read == before;
+            let waited = self.shared.changed.wait_timeout_while(state, patience, nothing);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            let now = clock::now().at;
+            if state.replayed.is_some() || state.read == before || now >= until {
+                return state.replayed == Some(true);
+            }
+            patience = self.shared.timeout * 2;
+        }
     }
 
     /// Ends the thread, once the control events that wait have reached Redis, where it is there; waits for that at most
@@ -421,6 +438,7 @@ struct Hub {
     events: Events,
     peers: Peers,
     follow: Follow,
+    echoes: Echoes,
     calls: Calls,
     target: Target,
     settings: Settings,
@@ -526,7 +544,7 @@ impl Hub {
         self.peers.refreshed(refreshed);
         touches.into_iter().for_each(|(sid, life)| self.commands.touch(sid, life));
         calls.into_iter().for_each(|call| self.calls.take(call));
-        entries.into_iter().for_each(|entry| self.commands.append(entry));
+        entries.into_iter().for_each(|entry| self.commands.append(entry, None));
         let any = !resolved.is_empty();
         for (which, attempt, answer) in resolved {
             self.resolved(now, which, attempt, answer);
@@ -570,7 +588,20 @@ impl Hub {
         let [for_commands, for_events, for_log, for_calls] = ready;
         let metrics = Arc::clone(&self.shared.metrics);
         let Hub {
-            commands, events, peers, follow, calls, rng, scratch, target, settings, sink, resolver, shared, ..
+            commands,
+            events,
+            peers,
+            follow,
+            echoes,
+            calls,
+            rng,
+            scratch,
+            target,
+            settings,
+            sink,
+            resolver,
+            shared,
+            ..
         } = self;
         let resolve = |which: RedisLink, attempt: u64, name: &str| {
             let shared = Arc::clone(shared);
@@ -591,9 +622,17 @@ impl Hub {
             }
         }
         peers.turn(now.at, events.hears_peers(), commands, sink.as_mut(), &metrics);
-        let of_log = follow.turn(now, readable(for_log), hold, &mut io, settings, &metrics, &mut said, &mut logged);
+        published.iter().for_each(|entry| echoes.hear(entry, events.channel(&entry.event), now.at));
+        if of_events.iter().any(|turn| matches!(turn, Turn::Closed(_))) && echoes.forget() {
+            follow.read_again();
+        }
+        let of_log =
+            follow.turn(now, readable(for_log), hold, &mut io, settings, echoes, &metrics, &mut said, &mut logged);
         // What nobody but this process may have heard is kept for the others, and for those that are away.
-        published.iter().cloned().for_each(|entry| commands.append(entry));
+        for entry in &published {
+            commands.append(entry.clone(), Some(events.channel(&entry.event)));
+        }
+        let some_logged = !logged.is_empty();
         for entries in [published, logged] {
             if !entries.is_empty() {
                 sink.heard(entries);
@@ -608,6 +647,9 @@ impl Hub {
         said.append(&mut commands.said);
         said.append(&mut calls.said);
 
+        if some_logged {
+            self.read_on();
+        }
         for (link, what) in said {
             self.say(link, &what);
         }
@@ -657,6 +699,15 @@ impl Hub {
 
     fn is_news(&mut self, what: &str) -> bool {
         self.said.len() < limits::REDIS_SAID_MAX && self.said.insert(what.to_owned())
+    }
+
+    /// Something of the control stream was read.
+    fn read_on(&self) {
+        let mut state = lock(&self.shared.state);
+        if state.replayed.is_none() {
+            state.read += 1;
+            self.shared.changed.notify_all();
+        }
     }
 
     /// The control stream was read for the first time, or cannot be.
