@@ -15,6 +15,18 @@ impl Secret {
         Secret(Arc::from(bytes.into()))
     }
 
+    /// What a file holds. Editors and `echo` end a text with a newline that is no part of a secret; the last byte of anything
+    /// else is part of it, whichever it is.
+    pub fn of_file(mut bytes: Vec<u8>) -> Secret {
+        if str::from_utf8(&bytes).is_ok() && bytes.ends_with(b"\n") {
+            bytes.pop();
+            if bytes.ends_with(b"\r") {
+                bytes.pop();
+            }
+        }
+        Secret::new(bytes)
+    }
+
     /// The bytes. The name is long so that each use stands out in review: they go to a peer or a cipher, nowhere else.
     pub fn expose_secret(&self) -> &[u8] {
         &self.0
@@ -58,6 +70,21 @@ mod tests {
     fn a_secret_prints_stars() {
         let secret = Secret::new(*b"hunter2");
         assert_eq!(format!("{secret} {secret:?} {:?}", Some(&secret)), "*** *** Some(***)");
+    }
+
+    #[test]
+    fn a_text_in_a_file_loses_one_newline_and_anything_else_is_whole() {
+        let read = |bytes: &[u8]| Secret::of_file(bytes.to_vec()).expose_secret().to_vec();
+        for end in ["", "\n", "\r\n"] {
+            assert_eq!(read(format!("s3crét{end}").as_bytes()), "s3crét".as_bytes(), "{end:?}");
+        }
+        assert_eq!(read(b"s\n\n"), b"s\n");
+        assert_eq!(read(b"\n"), b"");
+        // A key of 32 random bytes, or DER, may well end with that byte.
+        for end in [&b"\n"[..], b"\r\n"] {
+            let binary = [b"\x30\xff", end].concat();
+            assert_eq!(read(&binary), binary);
+        }
     }
 
     #[test]

@@ -5,15 +5,18 @@ mod support;
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use ring::digest;
 use serde_json::{Value, json};
 
 use support::server::{
-    ADMIN_KEY, DRIVERS, PATIENCE, Server, Setup, bearer, eventually, keys, mint, now_s, now_us, run, token_of,
+    ADMIN_KEY, DRIVERS, PATIENCE, Raw, Server, Setup, bearer, eventually, keys, mint, now_s, now_us, run, token_of,
 };
 use support::{Folder, Upstream};
 
@@ -370,6 +373,52 @@ fn a_ticket_made_with_a_key_lives_and_dies_with_it() {
     assert_eq!(direct.closed(), (4010, "api_key_revoked".to_owned()));
     let answer = server.get(&path("leads", &left), &[]);
     assert_eq!((answer.status, &answer.json()["code"]), (401, &json!("TOKEN_REVOKED")));
+}
+
+/// Asks for more and more over one connection and reads what comes, until it is told to end: a core has long turns then.
+fn keep_busy(server: &Server, over: &Arc<AtomicBool>) -> Vec<JoinHandle<()>> {
+    let path = "/v1/streams/leads";
+    let request =
+        format!("GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\r\n", token_of("u1")).repeat(100);
+    let socket = TcpStream::connect(server.listen).expect("it accepts");
+    let mut reads = socket.try_clone().expect("a descriptor");
+    let (until, mut writes) = (Arc::clone(over), socket);
+    let writer = thread::spawn(move || {
+        while !until.load(Ordering::SeqCst) && writes.write_all(request.as_bytes()).is_ok() {}
+        let _ = writes.shutdown(Shutdown::Both);
+    });
+    let reader = thread::spawn(move || while reads.read(&mut [0; 64 << 10]).is_ok_and(|count| count > 0) {});
+    vec![writer, reader]
+}
+
+#[test]
+fn what_was_answered_holds_for_whatever_is_sent_afterwards_however_busy_the_cores_are() {
+    let upstream = upstream();
+    // More cores than processors: each is made to wait in the middle of its turns.
+    let server = setup(&upstream).cores(8).limits("auth_failures_per_minute = 0").start();
+    let over = Arc::new(AtomicBool::new(false));
+    let busy: Vec<_> = (0..16).flat_map(|_| keep_busy(&server, &over)).collect();
+    let mut conns: Vec<Raw> = (0..32).map(|_| server.connect()).collect();
+    let mut all_say = |status: u16, stream: &str, credential: (&'static str, String)| {
+        let path = format!("/v1/streams/{stream}");
+        conns.iter_mut().for_each(|conn| conn.send_request("GET", &path, std::slice::from_ref(&credential), ""));
+        let statuses: Vec<u16> = conns.iter_mut().map(|conn| conn.answer().status).collect();
+        assert!(statuses.iter().all(|said| *said == status), "{status} is right for {stream}: {statuses:?}");
+    };
+    for round in 0..12 {
+        let (id, key) = make(&server, &json!({ "streams": ["leads"] }));
+        all_say(200, "leads", ("X-Api-Key", key.clone()));
+        assert_eq!(keys(&server, "DELETE", &format!("/{id}"), "").status, 204);
+        all_say(401, "leads", ("X-Api-Key", key));
+        let stream = format!("made-{round}");
+        let made = json!({ "id": stream, "url": upstream.url("/leads"), "interval": "1h" });
+        assert_eq!(server.order("POST", "streams", &made).status, 201);
+        all_say(200, &stream, bearer(&token_of("u2")));
+        assert_eq!(server.order("DELETE", &format!("streams/{stream}"), &Value::Null).status, 204);
+        all_say(404, &stream, bearer(&token_of("u2")));
+    }
+    over.store(true, Ordering::SeqCst);
+    busy.into_iter().for_each(|thread| thread.join().expect("it ends"));
 }
 
 #[test]

@@ -1047,6 +1047,26 @@ fn a_logout_that_is_heard_after_the_clock_was_set_forward_ends_a_session_from_be
 }
 
 #[test]
+fn a_clock_that_was_ahead_for_a_moment_has_tokens_remembered_as_before() {
+    let mut hall = Hall::new(&Setup::new());
+    let bearer =
+        |hall: &Hall, sub: &str| format!("Bearer {}", hall.token(json!({ "sub": sub, "exp": WALL_S + 1_000_000 })));
+    let (one, other) = (bearer(&hall, "u1"), bearer(&hall, "u2"));
+    let come = |hall: &mut Hall, bearer: &str| {
+        let conn = hall.upgrade(0, "/v1/streams/leads", &[("Authorization", bearer)]);
+        assert_eq!(hall.kinds(conn), ["welcome", "snapshot"]);
+        let metrics = &hall.metrics[0];
+        (metrics.token_verifications.value(), metrics.token_cache_hits.value())
+    };
+    assert_eq!([come(&mut hall, &one), come(&mut hall, &one)], [(1, 0), (1, 1)]);
+    hall.set_clock_forward(86_400 * SECOND);
+    come(&mut hall, &other);
+    hall.set_clock_back(86_400 * SECOND);
+    let (verified, hits) = come(&mut hall, &one);
+    assert_eq!(come(&mut hall, &one), (verified, hits + 1));
+}
+
+#[test]
 fn an_anonymous_connection_is_raised_once() {
     let mut hall = Hall::new(&Setup::new().stream("open", "allow_anonymous = true"));
     let conn = hall.upgrade(0, "/v1/streams/open", &[]);

@@ -118,6 +118,7 @@ impl TokenCache {
             rights.release(entry.grant);
         }
         self.sets_max = (tokens_max as usize).div_ceil(WAYS);
+        self.newest = WallTime::default();
     }
 
     /// Where a token stands, or would; `None`: none is ever kept. It costs the hash.
@@ -185,6 +186,24 @@ mod tests {
         assert!(cache.find(&ada, NOW - Duration::from_micros(1), LEEWAY).is_none(), "nor is it found before it began");
         cache.clear(64, &mut rights);
         assert!(cache.find(&ada, NOW, LEEWAY).is_none());
+    }
+
+    #[test]
+    fn a_cache_that_was_emptied_does_not_mind_that_the_clock_was_ahead_before() {
+        let (verifier, mut rights) = (verifier(), RightsTable::default());
+        let mut cache = TokenCache::new(64, [7; 32]);
+        let later = NOW + Duration::from_secs(86_400);
+        let keep = |cache: &mut TokenCache, exp: u64, now: WallTime, rights: &mut RightsTable| {
+            let token = token(&verifier, &format!(r#"{{"sub":"ada","exp":{exp}}}"#));
+            let grant = grant_of(&verifier, &token, now, rights).unwrap();
+            cache.keep(&token, &grant, now, rights);
+            token
+        };
+        let of_later = keep(&mut cache, 90_000, later, &mut rights);
+        assert!(cache.find(&of_later, later, LEEWAY).is_some());
+        cache.clear(64, &mut rights);
+        let token = keep(&mut cache, 1_060, NOW, &mut rights);
+        assert!(cache.find(&token, NOW, LEEWAY).is_some());
     }
 
     #[test]

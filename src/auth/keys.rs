@@ -18,7 +18,7 @@ use ring::hmac;
 use serde_json::Value;
 
 pub use super::algorithm::{Algorithm, KeyKind, UnknownAlgorithm};
-use super::public_key::PublicKey;
+use super::public_key::{PublicKey, PublicKeyError};
 use crate::secret::Secret;
 
 /// A shared secret and what it is for: one `[[auth.jwt.key]]` with `secret`.
@@ -306,20 +306,54 @@ fn key_id(issuer: &str, kid: Option<&str>, algorithm: Algorithm, material: &[u8]
     KeyId(NonZeroU64::new(bits).unwrap_or(NonZeroU64::MIN))
 }
 
-/// What kind of document stands where a secret should, if it looks like one: as it is, or in base64 or hexadecimal. RFC 8725
-/// 2.1: a public key used as an HMAC secret lets everyone sign.
+/// What kind of document stands where a secret should, if it looks like one: as it is, or in base64 or hexadecimal, in
+/// characters of one byte or two, in JSON or between other lines. RFC 8725 2.1: a public key used as an HMAC secret lets
+/// everyone sign.
 fn document_kind(bytes: &[u8]) -> Option<&'static str> {
-    if let Some(kind) = bare_document_kind(bytes) {
-        return Some(kind);
+    der_kind(bytes).or_else(|| {
+        let marked = [&b"\xff\xfe"[..], b"\xfe\xff"];
+        let unmarked = marked.into_iter().find_map(|mark| bytes.strip_prefix(mark)).unwrap_or(bytes);
+        // Of what documents are made of, the other byte of two is zero.
+        let text: String = str::from_utf8(unmarked).ok()?.chars().filter(|&c| c != '\0').collect();
+        text_kind(&text)
+    })
+}
+
+fn text_kind(text: &str) -> Option<&'static str> {
+    let text = text.trim_start_matches(|c: char| c.is_whitespace() || c == '\u{feff}');
+    if text.contains("-----BEGIN ") || text.contains("---- BEGIN ") {
+        return Some("a PEM document");
     }
-    let text = str::from_utf8(bytes).ok()?;
+    if ["ssh-", "ecdsa-sha2-", "sk-ssh-", "sk-ecdsa-"].iter().any(|prefix| text.starts_with(prefix))
+        && text.contains(' ')
+    {
+        return Some("an OpenSSH public key");
+    }
+    // What stands behind a first value does not make it a secret.
+    if text.starts_with(['{', '[', '"'])
+        && let Some(Ok(value)) = serde_json::Deserializer::from_str(text).into_iter::<Value>().next()
+    {
+        return json_kind(&value);
+    }
     let digits: String = text.chars().filter(|c| !c.is_ascii_whitespace()).collect();
     let config = GeneralPurposeConfig::new()
         .with_decode_padding_mode(DecodePaddingMode::Indifferent)
         .with_decode_allow_trailing_bits(true);
     let base64 = |alphabet| GeneralPurpose::new(alphabet, config).decode(&digits).ok();
     let decoded = [base64(&alphabet::STANDARD), base64(&alphabet::URL_SAFE), hex(&digits)];
-    decoded.into_iter().flatten().find_map(|bytes| bare_document_kind(&bytes))
+    // Shorter than what it was decoded from, so that this ends.
+    decoded.into_iter().flatten().filter(|bytes| !bytes.is_empty()).find_map(|bytes| document_kind(&bytes))
+}
+
+/// The same of a JSON value: a JSON Web Key or a set of them, wherever in it, or a string that is a document.
+fn json_kind(value: &Value) -> Option<&'static str> {
+    match value {
+        Value::Object(members) if members.contains_key("kty") || members.contains_key("keys") => Some("a JSON Web Key"),
+        Value::Object(members) => members.values().find_map(json_kind),
+        Value::Array(values) => values.iter().find_map(json_kind),
+        Value::String(text) => text_kind(text),
+        Value::Null | Value::Bool(_) | Value::Number(_) => None,
+    }
 }
 
 fn hex(digits: &str) -> Option<Vec<u8>> {
@@ -331,29 +365,32 @@ fn hex(digits: &str) -> Option<Vec<u8>> {
     digits.chunks(2).map(byte).collect()
 }
 
-fn bare_document_kind(bytes: &[u8]) -> Option<&'static str> {
+/// The same of a binary form, whatever stands behind it where it is told by its beginning.
+fn der_kind(bytes: &[u8]) -> Option<&'static str> {
     if is_public_key_der(bytes) {
         return Some("a DER public key");
     }
     if is_certificate_der(bytes) {
         return Some("a DER certificate");
     }
-    let text = str::from_utf8(bytes).ok()?.trim_start_matches(|c: char| c.is_whitespace() || c == '\u{feff}');
-    if text.starts_with("-----BEGIN") || text.starts_with("---- BEGIN") {
-        return Some("a PEM document");
-    }
-    if ["ssh-", "ecdsa-sha2-", "sk-ssh-", "sk-ecdsa-"].iter().any(|prefix| text.starts_with(prefix))
-        && text.contains(' ')
-    {
+    if is_openssh(bytes) {
         return Some("an OpenSSH public key");
     }
-    if text.starts_with('{')
-        && let Ok(Value::Object(members)) = serde_json::from_str(text)
-        && (members.contains_key("kty") || members.contains_key("keys"))
-    {
-        return Some("a JSON Web Key");
+    // What would verify tokens as a public key, or would be refused as one for what it is.
+    match PublicKey::of_der(bytes) {
+        Ok(_) | Err(PublicKeyError::RsaBits { .. } | PublicKeyError::Unsupported) => {
+            Some("a DER public key or certificate")
+        }
+        Err(PublicKeyError::Private) => Some("a DER private key"),
+        Err(PublicKeyError::NoKey | PublicKeyError::Symmetric | PublicKeyError::Broken) => None,
     }
-    None
+}
+
+/// RFC 4253 6.6: the length of the key's type, then that.
+fn is_openssh(bytes: &[u8]) -> bool {
+    let Some(([0, 0, 0, length], rest)) = bytes.split_first_chunk() else { return false };
+    let name = rest.get(..usize::from(*length)).unwrap_or_default();
+    ["ssh-", "ecdsa-sha2-", "sk-"].iter().any(|prefix| name.starts_with(prefix.as_bytes()))
 }
 
 /// Whether `bytes` begin like a certificate of version 3 (RFC 5280 4.1): a sequence in a sequence, then the version.
@@ -452,6 +489,46 @@ mod tests {
             let pem_in_hex: String = secret.bytes().map(|byte| format!("{byte:02x}")).collect();
             let err = KeySet::new(&[key(None, Algorithm::Hs256, pem_in_hex.as_bytes())]).unwrap_err();
             assert_eq!(err, KeyError::NotASecret { algorithm: Algorithm::Hs256, looks: "a PEM document" });
+        }
+        // And whatever stands around it: what `openssl x509 -text` prints, quotes, JSON, characters of two bytes.
+        let pem = include_str!("../../tests/vectors/keys/rsa2048.pub.pem");
+        let jwk = r#"{"kty":"RSA","n":"0vx7agoebGcQSuuPiLJXZptN9","e":"AQAB"}"#;
+        let wide = |text: &str, to: fn(u16) -> [u8; 2]| text.encode_utf16().flat_map(to).collect::<Vec<u8>>();
+        let base64 = |bytes: &[u8]| base64::engine::general_purpose::STANDARD.encode(bytes);
+        let digits: String = pem.lines().filter(|line| !line.starts_with('-')).collect();
+        for (form, looks) in [
+            (format!("Certificate:\n    Data:\n{pem}").into_bytes(), "a PEM document"),
+            (format!("JWT_KEY=\"{}\"", pem.replace('\n', "\\n")).into_bytes(), "a PEM document"),
+            (serde_json::json!({ "kid-1": pem }).to_string().into_bytes(), "a PEM document"),
+            (wide(pem, u16::to_le_bytes), "a PEM document"),
+            (wide(&format!("\u{feff}{pem}"), u16::to_le_bytes), "a PEM document"),
+            (wide(&format!("\u{feff}{pem}"), u16::to_be_bytes), "a PEM document"),
+            (format!("\u{feff}{digits}").into_bytes(), "a DER public key"),
+            (base64(digits.as_bytes()).into_bytes(), "a DER public key"),
+            (format!(" [{jwk}]").into_bytes(), "a JSON Web Key"),
+            (serde_json::json!({ "issuer": { "jwk": { "kty": "RSA" } } }).to_string().into_bytes(), "a JSON Web Key"),
+            (serde_json::json!(jwk).to_string().into_bytes(), "a JSON Web Key"),
+            (format!("{jwk},\n").into_bytes(), "a JSON Web Key"),
+            (wide(jwk, u16::to_be_bytes), "a JSON Web Key"),
+            (base64(b"\x00\x00\x00\x0bssh-ed25519\x00\x00\x00\x20 and 32 bytes").into_bytes(), "an OpenSSH public key"),
+        ] {
+            let err = KeySet::new(&[key(None, Algorithm::Hs256, &form)]).unwrap_err();
+            let shown = String::from_utf8_lossy(&form);
+            assert_eq!(err, KeyError::NotASecret { algorithm: Algorithm::Hs256, looks }, "{shown}");
+        }
+        let der = |pem: &str| crate::auth::public_key::pem_block(pem, |_| true).unwrap().1.unwrap();
+        let exponent_3 = [b"\x30\x82\x01\x08\x02\x82\x01\x01\x00", &[0xc1; 256][..], b"\x02\x01\x03"].concat();
+        for (form, looks) in [
+            (der(include_str!("../../tests/vectors/keys/rsa2048.cert.v1.pem")), "a DER public key or certificate"),
+            (der(include_str!("../../tests/vectors/keys/ed25519.cert.pem")), "a DER public key or certificate"),
+            (der(include_str!("../../tests/vectors/keys/rsapss.pub.pem")), "a DER public key or certificate"),
+            (exponent_3, "a DER public key or certificate"),
+            (der(include_str!("../../tests/vectors/keys/ed25519.pem")), "a DER private key"),
+        ] {
+            for form in [&form[..], base64(&form).as_bytes()] {
+                let err = KeySet::new(&[key(None, Algorithm::Hs256, form)]).unwrap_err();
+                assert_eq!(err, KeyError::NotASecret { algorithm: Algorithm::Hs256, looks }, "{form:02x?}");
+            }
         }
         let passphrase_in_braces = br#"{"a passphrase": "in braces, long enough"}"#;
         let first_byte_as_der = [b"\x30\x2a\x30\x05", &[9u8; 40][..]].concat();

@@ -163,7 +163,11 @@ impl PublicKey {
         }
     }
 
-    fn of_der(der: &[u8]) -> Result<PublicKey, PublicKeyError> {
+    /// The key of a DER document: a SubjectPublicKeyInfo, PKCS #1 or a certificate.
+    ///
+    /// # Errors
+    /// [`PublicKeyError`].
+    pub(super) fn of_der(der: &[u8]) -> Result<PublicKey, PublicKeyError> {
         let mut whole = Der::new(der);
         let outer = whole.sequence().filter(|_| whole.is_empty()).ok_or(PublicKeyError::NoKey)?;
         // What they begin with tells them apart: the algorithm, the modulus, or what the certificate signs, which begins

@@ -33,7 +33,7 @@ pub struct TokenOptions {
     pub claims: Vec<String>,
     /// `--alg`.
     pub algorithm: Algorithm,
-    /// `--secret-file`: the shared secret, its bytes less a newline at the end, as `file:` in a configuration reads it; or for
+    /// `--secret-file`: the shared secret, as `file:` in a configuration reads it (a text without a newline at its end); or for
     /// an asymmetric algorithm a private key, PEM.
     pub secret_file: PathBuf,
     /// `--kid`.
@@ -89,9 +89,7 @@ fn read_secret(path: &Path) -> io::Result<Secret> {
     if bytes.len() as u64 > SECRET_FILE_BYTES_MAX {
         return Err(io::Error::other(format!("it has more than {SECRET_FILE_BYTES_MAX} bytes")));
     }
-    // Editors and `echo` end a file with a newline that is no part of the secret.
-    let bytes = bytes.strip_suffix(b"\n").map_or(&*bytes, |line| line.strip_suffix(b"\r").unwrap_or(line));
-    Ok(Secret::new(bytes))
+    Ok(Secret::of_file(bytes))
 }
 
 fn mint(

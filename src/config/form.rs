@@ -195,32 +195,24 @@ pub(super) fn sourced(text: &str, sources: &dyn Sources) -> Result<Sourced, Form
 
 /// A secret as written: itself, or where it is to be found.
 pub(super) fn secret(text: &str, sources: &dyn Sources) -> Result<Secret, FormError> {
-    let bytes = if let Some(name) = text.strip_prefix("env:") {
-        sources.env(name).ok_or_else(|| FormError::EnvMissing { name: quoted(name) })?
+    let secret = if let Some(name) = text.strip_prefix("env:") {
+        Secret::new(sources.env(name).ok_or_else(|| FormError::EnvMissing { name: quoted(name) })?)
     } else if let Some(path) = text.strip_prefix("file:") {
-        let mut bytes =
-            sources.file(path, SECRET_FILE_BYTES_MAX).map_err(|error| FormError::File { path: quoted(path), error })?;
-        // Editors and `echo` end a file with a newline that is no part of the secret.
-        if bytes.ends_with(b"\n") {
-            bytes.pop();
-            if bytes.ends_with(b"\r") {
-                bytes.pop();
-            }
-        }
-        bytes
+        let read = sources.file(path, SECRET_FILE_BYTES_MAX);
+        Secret::of_file(read.map_err(|error| FormError::File { path: quoted(path), error })?)
     } else if let Some(digits) = text.strip_prefix("b64:") {
         let config = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
         let engine = |alphabet| GeneralPurpose::new(alphabet, config).decode(digits);
-        engine(&STANDARD).or_else(|_| engine(&URL_SAFE)).map_err(|_| FormError::Base64)?
+        Secret::new(engine(&STANDARD).or_else(|_| engine(&URL_SAFE)).map_err(|_| FormError::Base64)?)
     } else if let Some(digits) = text.strip_prefix("hex:") {
-        hex(digits).ok_or(FormError::Hex)?
+        Secret::new(hex(digits).ok_or(FormError::Hex)?)
     } else {
-        text.as_bytes().to_vec()
+        Secret::new(text)
     };
-    if bytes.is_empty() {
+    if secret.is_empty() {
         return Err(FormError::Empty);
     }
-    Ok(Secret::new(bytes))
+    Ok(secret)
 }
 
 fn hex(digits: &str) -> Option<Vec<u8>> {

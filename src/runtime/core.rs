@@ -528,6 +528,14 @@ impl Core {
             let mut admit = |client| shard.admit(now, index, client);
             let received = guarded(&self.metrics, || sockets.receive(index, &mut scratch, &mut admit));
             let received = received.unwrap_or(Received::Lost);
+            // Whoever has sent this may have been told before that a key is deleted, or a stream made, and turns can be long.
+            if self.process.mailboxes[usize::from(self.core.0)].is_ordered() {
+                self.take_messages(now);
+                if !self.sockets.holds(key) {
+                    self.scratch = scratch;
+                    return;
+                }
+            }
             match received {
                 Received::Bytes(count) => {
                     self.guarded(now, Some(key), Input::Received { connection: index, bytes: &mut scratch[..count] });

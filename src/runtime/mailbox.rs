@@ -98,6 +98,13 @@ pub enum Message {
     FetchKeySets,
 }
 
+impl Message {
+    /// Whether somebody is answered that this is in force once every core has it in its mailbox.
+    fn is_order(&self) -> bool {
+        matches!(self, Message::Reload(_) | Message::Catalog { .. } | Message::ApiKeys(_))
+    }
+}
+
 /// The mailbox is full: here is the message back.
 #[derive(Debug)]
 pub struct Full(pub Message);
@@ -107,6 +114,8 @@ pub struct Full(pub Message);
 pub struct Mailbox {
     messages: Mutex<VecDeque<Message>>,
     sleeping: AtomicBool,
+    /// Whether there is a message that somebody may have been told is in force. Changed while the messages are held.
+    ordered: AtomicBool,
     /// Whether marks were set that there was no room to tell of: every connection is to be looked at.
     everyone: AtomicBool,
     bell: OwnedFd,
@@ -121,6 +130,7 @@ impl Mailbox {
         Ok(Mailbox {
             messages: Mutex::default(),
             sleeping: AtomicBool::new(false),
+            ordered: AtomicBool::new(false),
             everyone: AtomicBool::new(false),
             bell: eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?,
         })
@@ -136,6 +146,7 @@ impl Mailbox {
             if messages.len() >= limits::MAILBOX_MESSAGES_MAX {
                 return Err(Full(message));
             }
+            self.ordered.fetch_or(message.is_order(), Ordering::SeqCst);
             messages.push_back(message);
         }
         self.ring();
@@ -166,7 +177,14 @@ impl Mailbox {
 
     /// Takes out all there is.
     pub fn take(&self) -> VecDeque<Message> {
-        std::mem::take(&mut *self.messages.lock().unwrap_or_else(PoisonError::into_inner))
+        let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
+        self.ordered.store(false, Ordering::SeqCst);
+        std::mem::take(&mut *messages)
+    }
+
+    /// Whether there is something that is to be taken out before anything is done that was sent after it was put in.
+    pub fn is_ordered(&self) -> bool {
+        self.ordered.load(Ordering::SeqCst)
     }
 
     /// Says that the core is about to sleep; whether it may: nothing has come meanwhile.
@@ -202,6 +220,17 @@ mod tests {
     fn rings(mailbox: &Mailbox) -> bool {
         let mut count = [0u8; 8];
         rustix::io::read(&mailbox.bell, &mut count).is_ok()
+    }
+
+    #[test]
+    fn what_somebody_is_told_is_in_force_is_seen_until_it_is_taken_out() {
+        let mailbox = Mailbox::new().expect("a descriptor");
+        let post = |message| mailbox.post(message).is_ok();
+        assert!(post(Message::FetchKeySets) && !mailbox.is_ordered());
+        assert!(post(Message::ApiKeys(Arc::default())) && post(Message::FetchKeySets) && mailbox.is_ordered());
+        assert_eq!((mailbox.take().len(), mailbox.is_ordered()), (3, false));
+        while post(Message::FetchKeySets) {}
+        assert!(!post(Message::ApiKeys(Arc::default())) && !mailbox.is_ordered(), "there was no room for it");
     }
 
     #[test]

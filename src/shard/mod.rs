@@ -568,6 +568,8 @@ impl Shard {
             Input::Timeout => self.timeout(),
             Input::ClockMoved => {
                 self.steps.take(self.now);
+                // What was verified by a clock that was ahead would keep everybody else out until it is as late again.
+                self.forget_tokens();
                 // The store's clock may have been stepped as well: what it holds is read anew.
                 self.reread_all();
                 self.recheck = Some(0);

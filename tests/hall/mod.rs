@@ -160,6 +160,8 @@ impl Setup {
 
 pub struct Hall {
     shards: Vec<Shard>,
+    /// Each core's.
+    pub metrics: Vec<Arc<CoreMetrics>>,
     options: Arc<Options>,
     pub ledger: Arc<Ledger>,
     now: Now,
@@ -198,9 +200,10 @@ impl Hall {
     fn beside(setup: &Setup, now: Now) -> Hall {
         let ledger = Arc::new(Ledger::default());
         let options = Arc::new(setup.options(None));
+        let metrics: Vec<Arc<CoreMetrics>> = (0..setup.cores).map(|_| Arc::default()).collect();
         let shards = (0..setup.cores)
             .map(|core| {
-                let metrics = Arc::new(CoreMetrics::default());
+                let metrics = Arc::clone(&metrics[usize::from(core)]);
                 let seed = [setup.seed + u8::try_from(core).expect("few cores"); 32];
                 ledger.marks().configure(&options.auth);
                 let options = Arc::clone(&options);
@@ -210,6 +213,7 @@ impl Hall {
         let config = KeyConfig { kid: None, algorithm: Algorithm::Hs256, secret: Secret::new(SECRET) };
         let mut hall = Hall {
             shards,
+            metrics,
             options,
             ledger,
             now,
@@ -322,6 +326,12 @@ impl Hall {
     /// The wall clock is set forward.
     pub fn set_clock_forward(&mut self, by: Duration) {
         self.now.wall = self.now.wall + by;
+        self.tell_all(|| Input::ClockMoved);
+    }
+
+    /// It is set back.
+    pub fn set_clock_back(&mut self, by: Duration) {
+        self.now.wall = self.now.wall - by;
         self.tell_all(|| Input::ClockMoved);
     }
 
