@@ -970,6 +970,19 @@ fn a_subject_has_so_many_tickets_at_once() {
 }
 
 #[test]
+fn a_token_without_a_subject_has_so_many_tickets_and_leaves_the_others_theirs() {
+    let mut hall = Hall::new(&Setup::new());
+    let of = |hall: &Hall, more: u64| format!("Bearer {}", hall.token_of(json!({ "exp": WALL_S + 3_600 + more })));
+    let (own, other) = (of(&hall, 0), of(&hall, 1));
+    for _ in 0..restcast::limits::TICKETS_PER_SUBJECT_MAX {
+        ticket(&mut hall, 0, &[("Authorization", &own)]);
+    }
+    let conn = hall.request(0, "POST", "/v1/tickets", &[("Authorization", &own)]);
+    assert_eq!(hall.refused(conn), code(429, "RATE_LIMITED"));
+    ticket(&mut hall, 0, &[("Authorization", &other)]);
+}
+
+#[test]
 fn a_ticket_renews_a_live_connection_of_its_asker() {
     let mut hall = Hall::new(&Setup { text: "[auth]\nfirst_message = \"5s\"".into(), ..Setup::new() });
     let token = hall.token(json!({ "exp": WALL_S + 60 }));
