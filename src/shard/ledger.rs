@@ -188,6 +188,11 @@ impl Ledger {
         }
     }
 
+    /// The same of a client of the admin listener.
+    pub fn admin_address(&self, address: IpAddr) -> Holder {
+        self.holder("admin", self.address(address.to_canonical()))
+    }
+
     /// How many tickets were made that are not too old, used or not.
     pub fn tickets_made(&self, now: Instant) -> usize {
         self.tickets.made(now)
