@@ -547,16 +547,17 @@ fn silent_peers_keep_nobody_from_the_admin_listener_and_end_no_call_with_the_key
     call.send(head.as_bytes());
     assert_eq!(call.head().status, 100, "it has a place, and its body is awaited");
     let begun = Instant::now();
-    let silent: Vec<Raw> = ["", "GET /readyz HTTP/1.1\r\n", "POST /readyz HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n"]
-        .into_iter()
-        .cycle()
-        .take(60)
-        .map(|said| {
-            let mut raw = Raw::connect(server.admin);
-            let _ = raw.try_send(said.as_bytes());
-            raw
-        })
-        .collect();
+    let silent: Vec<Raw> =
+        ["", "GET /readyz HTTP/1.1\r\n", "POST /readyz HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n"]
+            .into_iter()
+            .cycle()
+            .take(60)
+            .map(|said| {
+                let mut raw = Raw::connect(server.admin);
+                let _ = raw.try_send(said.as_bytes());
+                raw
+            })
+            .collect();
     assert_eq!(server.admin("GET", "/readyz", None).status, 200);
     let took = begun.elapsed();
     assert!(took < Duration::from_secs(8), "it waited for those who say nothing: {took:?}");

@@ -119,7 +119,11 @@ mod tests {
         assert_eq!(shown("u1@example.com"), "u1@example.com");
         assert_eq!(shown("a by=b\n\"%"), "a%20by%3Db%0A%22%25");
         assert_eq!(shown("ü\u{2028}"), "ü%E2%80%A8");
-        assert_eq!(shown("u\u{202e}1\u{200b}\u{feff}"), "u%E2%80%AE1%E2%80%8B%EF%BB%BF", "nor does it turn the line around");
+        assert_eq!(
+            shown("u\u{202e}1\u{200b}\u{feff}"),
+            "u%E2%80%AE1%E2%80%8B%EF%BB%BF",
+            "nor does it turn the line around"
+        );
         let long = "x".repeat(LOGGED_CHARS_MAX);
         assert_eq!(shown(&long), long);
         assert_eq!(shown(&format!("{long}y")), format!("{long}…"));
