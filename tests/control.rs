@@ -135,6 +135,12 @@ fn what_was_issued_before_a_time_is_revoked_and_what_came_later_is_not() {
     assert_eq!(refused(&server, &new).0, 200);
     assert_eq!(refused(&server, &mint(json!({ "sub": "u1", "exp": now_s() + 60 }))).1, "TOKEN_REVOKED", "no iat");
     assert!(of_new.heard_within(Duration::from_millis(100)).is_none());
+    // Of a second that has begun nothing is left out: what was issued in it may have come before.
+    let issued = now_s() - 10;
+    let iat_before = Value::from(issued as f64 + 0.5);
+    let token = mint(with(claims("u1"), json!({ "iat": issued })));
+    carried_out(&server, "POST", "tokens/revoke", json!({ "sub": "u1", "iat_before": iat_before }));
+    assert_eq!(refused(&server, &token), (401, "TOKEN_REVOKED".into()));
 }
 
 #[test]
@@ -272,6 +278,9 @@ fn an_order_is_answered_as_it_deserves() {
     for (method, path, body) in [
         ("POST", "users/u1/logout", "nonsense"),
         ("POST", "users/u1/logout", r#"{"iss":1}"#),
+        ("POST", "users/u1/logout", "[]"),
+        ("POST", "users/u1/logout", r#" ["an issuer", "a reason"]"#),
+        ("POST", "tokens/revoke", r#"["t", 5, null, null, null, null]"#),
         ("PUT", "users/u1/permissions", ""),
         ("PUT", "users/u1/permissions", "{}"),
         ("PUT", "users/u1/permissions", r#"{"roles":"agent"}"#),
@@ -530,4 +539,65 @@ fn whoever_has_failed_too_often_is_not_looked_at_with_a_revoked_token_either() {
     let hits = server.metric(&["restcast_token_cache_hits_total"]);
     assert_eq!(refused(&server, &revoked), (429, "RATE_LIMITED".into()));
     assert_eq!(server.metric(&["restcast_token_cache_hits_total"]), hits, "limits come before any cryptography");
+}
+
+#[test]
+fn silent_peers_keep_nobody_from_the_admin_listener_and_end_no_call_with_the_key() {
+    let (_upstream, server) = served(Setup::new());
+    let mut call = Raw::connect(server.admin);
+    let head = format!(
+        "POST /admin/v1/users/u1/logout HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {ADMIN_KEY}\r\n\
+         Content-Length: 2\r\nExpect: 100-continue\r\n\r\n",
+        server.admin
+    );
+    call.send(head.as_bytes());
+    assert_eq!(call.head().status, 100, "it has a place, and its body is awaited");
+    let begun = Instant::now();
+    let silent: Vec<Raw> =
+        ["", "GET /readyz HTTP/1.1\r\n", "POST /readyz HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n"]
+            .into_iter()
+            .cycle()
+            .take(60)
+            .map(|said| {
+                let mut raw = Raw::connect(server.admin);
+                let _ = raw.try_send(said.as_bytes());
+                raw
+            })
+            .collect();
+    assert_eq!(server.admin("GET", "/readyz", None).status, 200);
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(8), "it waited for those who say nothing: {took:?}");
+    call.send(b"{}");
+    assert_eq!(call.answer().status, 200);
+    drop(silent);
+}
+
+#[test]
+fn a_wrong_admin_key_counts_for_its_address_and_is_told() {
+    let (_upstream, server) = served(Setup::new().limits("auth_failures_per_minute = 2"));
+    let call = |key: &str| {
+        let begun = Instant::now();
+        let answer = server.admin("GET", "/admin/v1/keys", Some(key));
+        (answer, begun.elapsed())
+    };
+    for failures in 0..4 {
+        let (answer, took) = call("a-wrong-key");
+        assert_eq!((answer.status, answer.code()), (401, "INVALID_TOKEN".into()));
+        assert!(failures < 2 || took >= Duration::from_millis(900), "after {failures} failures it took {took:?}");
+        if failures == 2 {
+            assert_eq!(call(ADMIN_KEY).0.status, 200, "the right one is not held back");
+        }
+    }
+    for key in ["a-wrong-key", ADMIN_KEY] {
+        let (answer, _) = call(key);
+        assert_eq!((answer.status, answer.code()), (429, "RATE_LIMITED".into()), "then none is looked at");
+        assert!(answer.header("retry-after").is_some());
+    }
+    assert_eq!(server.admin("GET", "/readyz", None).status, 200, "what needs no key is answered on");
+    assert_eq!(server.get("/v1/streams/leads", &[bearer(&mint(claims("u1")))]).status, 200, "and so are clients");
+    let line = server.wait_for_log("with a wrong key", 1);
+    assert!(line.contains("by=127.0.0.1 "), "{line}");
+    assert_eq!((server.log_count("with a wrong key"), server.log_count("a-wrong-key")), (1, 0));
+    server.reload(&Setup::new().limits("auth_failures_per_minute = 0"));
+    eventually("the limit is off", || (call(ADMIN_KEY).0.status == 200).then_some(()));
 }

@@ -718,11 +718,75 @@ fn failed_updates_in_band_count_for_the_address_too() {
     let good = token_of("u1");
     let mut ws = server.ws("/v1/streams/leads", &[bearer(&good)]);
     ws.next_of("snapshot");
-    for _ in 0..4 {
-        ws.send(json!({ "type": "auth_update", "token": "bad" }));
-        assert_eq!(ws.next_of("error")["code"], "AUTH_UPDATE_REJECTED");
+    for failures in 0..4 {
+        let begun = Instant::now();
+        ws.send(json!({ "type": "auth_update", "token": "bad", "id": failures }));
+        let refused = ws.next_of("error");
+        assert_eq!((&refused["code"], &refused["id"]), (&json!("AUTH_UPDATE_REJECTED"), &json!(failures)));
+        assert_eq!(refused["reason"], "not_three_parts");
+        let took = begun.elapsed();
+        assert!(failures < 2 || took >= 900 * MS, "after {failures} failures it was told after {took:?}");
     }
     assert_eq!(outcome(&server.get("/v1/streams/leads", &[bearer(&good)])), is(429, "RATE_LIMITED"));
+    // The fifth closes, and is not looked at.
+    ws.send(json!({ "type": "auth_update", "token": good, "id": 4 }));
+    assert_eq!(ws.next_of("error")["reason"], "rate_limited");
+    assert_eq!(ws.closed(), (4001, "auth_update_rejected".to_owned()));
+}
+
+#[test]
+fn while_a_refusal_is_held_back_no_other_credential_of_the_connection_is_looked_at() {
+    let (_upstream, server) = served(Setup::new().limits("auth_failures_per_minute = 1"));
+    let good = token_of("u1");
+    let mut ws = server.ws("/v1/streams/leads", &[bearer(&good)]);
+    let told = |ws: &mut support::server::Ws| {
+        let frame = ws.next_of("error");
+        (frame["id"].clone(), frame["reason"].clone())
+    };
+    ws.send(json!({ "type": "auth_update", "token": "bad", "id": 1 }));
+    assert_eq!(told(&mut ws), (json!(1), json!("not_three_parts")));
+    for (token, id) in [("bad", 2), (&*good, 3)] {
+        ws.send(json!({ "type": "auth_update", "token": token, "id": id }));
+    }
+    assert_eq!(told(&mut ws), (json!(3), json!("busy")));
+    assert_eq!(told(&mut ws), (json!(2), json!("not_three_parts")));
+}
+
+#[test]
+fn a_first_message_that_fails_too_often_is_answered_late_and_then_not_looked_at() {
+    on_each_driver(|setup| {
+        let setup = setup.limits("auth_failures_per_minute = 2").auth("first_message = \"30s\"");
+        let (_upstream, server) = served(setup);
+        let first = |token: &str| {
+            let mut ws = server.ws("/v1/streams/leads", &[]);
+            let begun = Instant::now();
+            ws.send(json!({ "type": "auth", "token": token }));
+            // What comes behind it changes nothing, and is answered as ever.
+            ws.send(json!({ "type": "auth", "token": token_of("u1") }));
+            ws.send_message(Message::Ping(vec![1].into()));
+            (ws.closed(), begun.elapsed())
+        };
+        for failures in 0..4 {
+            let (close, took) = first("bad");
+            assert_eq!(close, (4001, "invalid_token".to_owned()));
+            assert!(failures < 2 || took >= 900 * MS, "after {failures} failures a close came after {took:?}");
+        }
+        assert_eq!(first(&token_of("u1")).0, (1008, "rate_limited".to_owned()), "no credential would be looked at");
+    });
+}
+
+#[test]
+fn whoever_ends_their_side_gets_the_late_answer_and_then_the_end() {
+    let (_upstream, server) = served(Setup::new().limits("auth_failures_per_minute = 1\nkeep_alive = \"10m\""));
+    for late in [false, true] {
+        let begun = Instant::now();
+        let mut raw = server.connect();
+        raw.send_request("GET", "/v1/streams/leads", &[bearer("bad")], "");
+        raw.socket().shutdown(std::net::Shutdown::Write).expect("it is open");
+        assert_eq!(outcome(&raw.answer()), is(401, "INVALID_TOKEN"));
+        assert!(!late || begun.elapsed() >= 900 * MS, "it came after {:?}", begun.elapsed());
+        assert!(raw.is_closed(), "nothing more can be asked");
+    }
 }
 
 #[test]

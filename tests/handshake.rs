@@ -196,6 +196,7 @@ fn what_a_resource_does_not_know_is_told_with_what_it_knows() {
     assert_eq!((answer.status, answer.code().as_str()), (406, "NOT_ACCEPTABLE"));
     let answer = server.get("/v1/ws", &token);
     assert_eq!((answer.status, answer.header("sec-websocket-version")), (426, Some("13")));
+    assert_eq!((answer.header("upgrade"), answer.header("connection")), (Some("websocket"), Some("Upgrade")));
     assert_eq!(answer.code(), "UPGRADE_REQUIRED");
 }
 

@@ -256,6 +256,7 @@ fn a_reload_raises_the_limit_of_connections() {
     assert!(refused.header("retry-after").is_some());
     server.reload(&with(10));
     eventually("the limit is another", || (server.get("/healthz", &[]).status == 200).then_some(()));
+    assert_eq!(server.metric(&["restcast_connections_max"]), 10.0);
 }
 
 #[test]

@@ -71,6 +71,18 @@ fn a_cookie_opens_each_representation() {
 }
 
 #[test]
+fn a_request_whose_session_has_to_be_asked_for_counts_once_for_its_address() {
+    let setup = Setup { text: "[limits]\nhandshakes_per_second_per_address = 1".into(), ..Setup::new() };
+    let mut hall = hall_with(&setup, 600 * SECOND);
+    let cookie = cookie("s1");
+    let conn = hall.request(0, "GET", "/v1/streams/leads", &[("Cookie", &cookie)]);
+    hall.pass(TICK);
+    assert_eq!(hall.answered(conn).0, 200);
+    let conn = hall.request(0, "GET", "/v1/streams/leads", &[("Cookie", &cookie)]);
+    assert_eq!(hall.refused(conn), code(429, "RATE_LIMITED"), "the next one is one too many");
+}
+
+#[test]
 fn a_bad_cookie_is_401_and_never_anonymous() {
     let mut hall = hall_with(&Setup::new().stream("open", "allow_anonymous = true"), 600 * SECOND);
     hall.put_session("empty", json!({ "cookie": {} }), Some(600 * SECOND));
@@ -967,6 +979,19 @@ fn a_subject_has_so_many_tickets_at_once() {
     ticket(&mut hall, 0, &[("Authorization", &other)]);
     hall.pass(30 * SECOND);
     ticket(&mut hall, 0, &[("Authorization", &own)]);
+}
+
+#[test]
+fn a_token_without_a_subject_has_so_many_tickets_and_leaves_the_others_theirs() {
+    let mut hall = Hall::new(&Setup::new());
+    let of = |hall: &Hall, more: u64| format!("Bearer {}", hall.token_of(json!({ "exp": WALL_S + 3_600 + more })));
+    let (own, other) = (of(&hall, 0), of(&hall, 1));
+    for _ in 0..restcast::limits::TICKETS_PER_SUBJECT_MAX {
+        ticket(&mut hall, 0, &[("Authorization", &own)]);
+    }
+    let conn = hall.request(0, "POST", "/v1/tickets", &[("Authorization", &own)]);
+    assert_eq!(hall.refused(conn), code(429, "RATE_LIMITED"));
+    ticket(&mut hall, 0, &[("Authorization", &other)]);
 }
 
 #[test]

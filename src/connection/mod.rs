@@ -303,14 +303,25 @@ pub struct Unauthenticated {
     pub encoding: Encoding,
     /// What it will be subscribed to; `None` on `/v1/ws`.
     pub request: Option<StreamRequest>,
-    /// When it is closed 4008.
+    /// When it is closed: 4008, or by what it is refused by.
     pub deadline: Instant,
     /// How many messages came.
     pub rate: MessageRate,
     /// Whom failures are counted for.
     pub peer: std::net::IpAddr,
-    /// Whether its credential is being looked at: what it sends meanwhile is passed over.
-    pub looking: bool,
+    /// Whether its credential has come. What it sends after that is passed over.
+    pub credential: FirstCredential,
+}
+
+/// What has become of the credential of a first message.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum FirstCredential {
+    /// It is still to come.
+    Awaited,
+    /// It is being looked at.
+    Looking,
+    /// It is refused, which is held back until the deadline: the peer's address has failed too often.
+    Refused(CloseReason),
 }
 
 /// A connection with a grant.

@@ -2,34 +2,36 @@
 //!
 //! Source: protocol version 1, section 6. Memory: at most `CONNECTIONS_MAX` threads, one a connection, each with one
 //! request. Errors: problem documents. Blocking threads of its own, so that a scrape never takes a turn of a core.
+//! A wrong key counts for its address as a wrong credential does on the public listener (`limits.auth_failures_per_minute`).
 
 use std::cell::Cell;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use crate::codec::http::{self, Authorization, BodyDecoder, BodyError, BodyLength, Head, Response};
 use crate::codec::message::ErrorCode;
-use crate::config::AdminOptions;
+use crate::config::{AdminOptions, LogLevel};
 use crate::limits;
 use crate::metrics::{self, CoreMetrics};
 use crate::secret::Secret;
-use crate::shard::Ledger;
+use crate::shard::{FAILURE_DELAY, Ledger, Standing};
 use crate::time::{Instant, WallTime};
 
 use super::admin_call::{Call, not_allowed, problem};
+use super::admin_places::{Place, Places};
 use super::admin_streams::{self, Streams};
 use super::admin_users::{self, Users};
 use super::api_keys::KeyStore;
-use super::control::Control;
+use super::control::{Control, Told};
 use super::core::Process;
 use super::redis::Store;
 use super::streams::StreamStore;
-use super::{admin_keys, clock};
+use super::{admin_keys, clock, log};
 
-/// Connections served at once; further ones wait in the backlog.
+/// Connections served at once.
 const CONNECTIONS_MAX: usize = 16;
 /// What the path of each order begins with.
 const API: &str = "/admin/v1/";
@@ -56,12 +58,16 @@ pub struct Admin {
     pub started: WallTime,
     /// The same by the monotonic clock.
     pub started_at: Instant,
-    /// Connections it takes at most.
-    pub connections_max: u64,
+    /// Connections it takes at most, replaced by a reload.
+    pub connections_max: AtomicU32,
     /// The streams.
     pub streams: Arc<StreamStore>,
     /// The API keys.
     pub keys: Arc<KeyStore>,
+    /// `limits.auth_failures_per_minute`, replaced by a reload.
+    pub failures_per_minute: AtomicU32,
+    /// When a wrong key was last said in the log.
+    pub wrong_key_told: Told,
     /// Begins a drain.
     pub drain: Box<dyn Fn() + Send + Sync>,
 }
@@ -79,42 +85,26 @@ impl Admin {
 /// Where the system has no thread left.
 pub fn start(listener: TcpListener, admin: Arc<Admin>) -> std::io::Result<()> {
     listener.set_nonblocking(false)?;
-    let serving = Arc::new(AtomicUsize::new(0));
+    let places = Arc::new(Places::default());
     std::thread::Builder::new().name("admin".into()).spawn(move || {
         loop {
-            if serving.load(Ordering::Acquire) >= CONNECTIONS_MAX {
-                clock::hold_thread(Duration::from_millis(10));
-                continue;
-            }
             let Ok((socket, _)) = listener.accept() else {
                 clock::hold_thread(Duration::from_millis(20));
                 continue;
             };
-            let (admin, count) = (Arc::clone(&admin), Arc::clone(&serving));
-            count.fetch_add(1, Ordering::AcqRel);
-            let spawned = std::thread::Builder::new().name("admin-request".into()).spawn(move || {
-                let _leave = Leave(count);
-                serve(socket, &admin);
-            });
-            if spawned.is_err() {
-                serving.fetch_sub(1, Ordering::AcqRel);
-            }
+            let place = Places::take(&places, socket, CONNECTIONS_MAX, || clock::now().at);
+            let admin = Arc::clone(&admin);
+            // Where there is no thread the connection ends.
+            let spawned = std::thread::Builder::new().name("admin-request".into());
+            let _ = spawned.spawn(move || serve(&place, &admin));
         }
     })?;
     Ok(())
 }
 
-/// Counts a thread out, however it ends.
-struct Leave(Arc<AtomicUsize>);
-
-impl Drop for Leave {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
 /// One connection: requests one after the other, until it idles.
-fn serve(socket: TcpStream, admin: &Admin) {
+fn serve(place: &Place, admin: &Admin) {
+    let socket = place.socket();
     let Ok(peer) = socket.peer_addr() else { return };
     let mut link = Link { socket, buffer: Vec::new(), deadline: clock::now().at + EXCHANGE_TIMEOUT };
     loop {
@@ -135,9 +125,15 @@ fn serve(socket: TcpStream, admin: &Admin) {
         let options = admin.options.read().unwrap_or_else(PoisonError::into_inner).clone();
         let drains = Cell::new(false);
         // A body is read for those alone who may have it read.
-        let (response, whole) = match admit(&options, admin.listen, &head) {
-            Err(refusal) => (refusal, head.body == BodyLength::None),
-            Ok(()) => match link.body(&head) {
+        let (response, whole) = match admit(admin, &options, &head, peer.ip()) {
+            Err(Refused { response, late }) => {
+                if late {
+                    clock::hold_thread(FAILURE_DELAY);
+                }
+                (response, head.body == BodyLength::None)
+            }
+            Ok(Admitted::ToRead) => (answer(admin, &head, &[], peer, &drains), head.body == BodyLength::None),
+            Ok(Admitted::ToOrder) => match link.body_in(place, &head) {
                 Ok(body) => (answer(admin, &head, &body, peer, &drains), true),
                 Err(Unread::Refused(error)) => {
                     let too_large = matches!(error, BodyError::TooLarge { .. });
@@ -158,7 +154,9 @@ fn serve(socket: TcpStream, admin: &Admin) {
         if !sent || !keep_alive {
             return link.end();
         }
-        link.deadline = clock::now().at + EXCHANGE_TIMEOUT;
+        let now = clock::now().at;
+        place.idles(Some(now));
+        link.deadline = now + EXCHANGE_TIMEOUT;
     }
 }
 
@@ -171,14 +169,14 @@ enum Unread {
 }
 
 /// A connection, what has come of it, and until when its exchange may take.
-struct Link {
-    socket: TcpStream,
+struct Link<'s> {
+    socket: &'s TcpStream,
     /// At most a head or what came with a body's end, and one read.
     buffer: Vec<u8>,
     deadline: Instant,
 }
 
-impl Link {
+impl Link<'_> {
     /// Reads on; whether there was something.
     fn fill(&mut self) -> bool {
         let mut chunk = [0u8; 4096];
@@ -193,6 +191,12 @@ impl Link {
             }
             _ => false,
         }
+    }
+
+    /// The whole body of the request with that head, which has shown the key: it keeps its place.
+    fn body_in(&mut self, place: &Place, head: &Head<'_>) -> Result<Vec<u8>, Unread> {
+        place.idles(None);
+        self.body(head)
     }
 
     /// The whole body of the request with that head.
@@ -238,13 +242,38 @@ impl Link {
     }
 }
 
-/// Whether a request is carried out at all.
-fn admit(options: &AdminOptions, listen: SocketAddr, head: &Head<'_>) -> Result<(), Response> {
-    // A browser that was led here by a name of its page's choice (DNS rebinding) says that name.
-    if !host_allowed(head.host, options, listen) {
-        return Err(problem(ErrorCode::Forbidden, "the Host is not this listener's address or one of admin.names"));
+/// What a request may do.
+enum Admitted {
+    /// Read what anybody may.
+    ToRead,
+    /// Order, or read what is for administrators.
+    ToOrder,
+}
+
+/// Why a request is not carried out.
+struct Refused {
+    response: Response,
+    /// Whether that is held back: the peer's address has failed too often.
+    late: bool,
+}
+
+impl From<Response> for Refused {
+    fn from(response: Response) -> Refused {
+        Refused { response, late: false }
     }
-    if head.path.starts_with(API) { authorised(options, head) } else { Ok(()) }
+}
+
+/// Whether a request is carried out at all.
+fn admit(admin: &Admin, options: &AdminOptions, head: &Head<'_>, peer: IpAddr) -> Result<Admitted, Refused> {
+    // A browser that was led here by a name of its page's choice (DNS rebinding) says that name.
+    if !host_allowed(head.host, options, admin.listen) {
+        let detail = "the Host is not this listener's address or one of admin.names";
+        return Err(problem(ErrorCode::Forbidden, detail).into());
+    }
+    if !head.path.starts_with(API) {
+        return Ok(Admitted::ToRead);
+    }
+    authorised(admin, options, head, peer).map(|()| Admitted::ToOrder)
 }
 
 /// `drains` is set where a drain is to begin when the answer has been sent.
@@ -254,7 +283,7 @@ fn answer(admin: &Admin, head: &Head<'_>, body: &[u8], peer: SocketAddr, drains:
             let key_sets = admin.process.issuers.figures(admin.started_at, clock::now());
             let process = metrics::Process {
                 started: admin.started,
-                connections_max: admin.connections_max,
+                connections_max: u64::from(admin.connections_max.load(Ordering::Relaxed)),
                 draining: admin.process.draining.load(Ordering::Relaxed),
                 store: admin.process.store.as_ref().map(Store::metrics),
                 control: admin.control.counts(),
@@ -322,22 +351,35 @@ fn reading(head: &Head<'_>, respond: impl FnOnce() -> Response) -> Response {
     if matches!(head.method, "GET" | "HEAD") { respond() } else { not_allowed("GET, HEAD") }
 }
 
-fn authorised(options: &AdminOptions, head: &Head<'_>) -> Result<(), Response> {
+fn authorised(admin: &Admin, options: &AdminOptions, head: &Head<'_>, peer: IpAddr) -> Result<(), Refused> {
     let Some(key) = &options.key else {
-        return Err(problem(ErrorCode::Forbidden, "no admin.key is configured: the admin API is off"));
+        return Err(problem(ErrorCode::Forbidden, "no admin.key is configured: the admin API is off").into());
     };
     let presented = match http::bearer(head) {
-        Authorization::Bearer(token) => Some(Secret::new(token.as_bytes())),
-        _ => None,
-    };
-    match presented {
-        Some(presented) if presented == *key => Ok(()),
-        Some(_) => Err(problem(ErrorCode::InvalidToken, "this is not the admin key")
-            .header("WWW-Authenticate", "Bearer error=\"invalid_token\"")),
-        None => {
-            Err(problem(ErrorCode::MissingCredential, "the admin key is needed").header("WWW-Authenticate", "Bearer"))
+        Authorization::Bearer(token) => Secret::new(token.as_bytes()),
+        _ => {
+            let refusal = problem(ErrorCode::MissingCredential, "the admin key is needed");
+            return Err(refusal.header("WWW-Authenticate", "Bearer").into());
         }
+    };
+    // What is tried here opens nothing on the public listener, nor the other way round: each counts for itself.
+    let (holder, per_minute) = (admin.ledger.admin_address(peer), admin.failures_per_minute.load(Ordering::Relaxed));
+    let now = clock::now();
+    let standing = admin.ledger.standing(holder, per_minute, now.at);
+    if standing == Standing::Refused {
+        let refusal = problem(ErrorCode::RateLimited, "too many wrong keys from this address");
+        return Err(refusal.header("Retry-After", "60").into());
     }
+    if presented == *key {
+        return Ok(());
+    }
+    admin.ledger.failure(holder, per_minute, now.at);
+    if admin.wrong_key_told.again(now.wall) {
+        log::write(LogLevel::Warn, &[("by", &peer)], "Somebody calls the admin API with a wrong key.");
+    }
+    let refusal = problem(ErrorCode::InvalidToken, "this is not the admin key");
+    let response = refusal.header("WWW-Authenticate", "Bearer error=\"invalid_token\"");
+    Err(Refused { response, late: standing == Standing::Delayed })
 }
 
 /// Whether a `Host` is the listener's own address, a name for loopback where it listens there, or a configured name.

@@ -47,6 +47,10 @@ impl Call<'_> {
             let detail = format!("the body is no JSON that this resource takes, at byte {at}: {fault}");
             return Err(problem(ErrorCode::BadRequest, &detail));
         }
+        // An array would be read for an object whose members stand in some order.
+        if self.body.trim_ascii_start().first() != Some(&b'{') {
+            return Err(problem(ErrorCode::BadRequest, "the body is no JSON object"));
+        }
         serde_json::from_slice(self.body).map_err(|error| {
             let (line, column) = (error.line(), error.column());
             let detail = format!("the body is not what this resource takes, at line {line}, column {column}");
@@ -74,14 +78,25 @@ pub fn problem(code: ErrorCode, detail: &str) -> Response {
     Response::problem(code.http_status(), code.as_str(), detail)
 }
 
-/// A caller's text as one word of a line, so that it cannot pass for another field.
+/// A caller's text as one word of a line, so that it cannot pass for another field, nor for another text where it is read.
 struct Word<'w>(&'w str);
+
+/// Whether a character is seen as what it is: white space, controls and what only says how others are to be shown (Unicode's
+/// category Cf: it turns the order of a line's characters around, or takes no room) are not.
+fn is_seen(character: char) -> bool {
+    let is_format = matches!(character,
+        '\u{ad}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}' | '\u{890}'..='\u{891}' | '\u{8e2}' | '\u{180e}'
+        | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}'
+        | '\u{110bd}' | '\u{110cd}' | '\u{13430}'..='\u{1343f}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}'
+        | '\u{e0001}'..='\u{e007f}');
+    !(is_format || character.is_whitespace() || character.is_control())
+}
 
 impl fmt::Display for Word<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut characters = self.0.chars();
         for character in characters.by_ref().take(LOGGED_CHARS_MAX) {
-            if character.is_whitespace() || character.is_control() || matches!(character, '=' | '"' | '\\' | '%') {
+            if !is_seen(character) || matches!(character, '=' | '"' | '\\' | '%') {
                 let mut bytes = [0u8; 4];
                 for byte in character.encode_utf8(&mut bytes).bytes() {
                     write!(f, "%{byte:02X}")?;
@@ -104,6 +119,11 @@ mod tests {
         assert_eq!(shown("u1@example.com"), "u1@example.com");
         assert_eq!(shown("a by=b\n\"%"), "a%20by%3Db%0A%22%25");
         assert_eq!(shown("ü\u{2028}"), "ü%E2%80%A8");
+        assert_eq!(
+            shown("u\u{202e}1\u{200b}\u{feff}"),
+            "u%E2%80%AE1%E2%80%8B%EF%BB%BF",
+            "nor does it turn the line around"
+        );
         let long = "x".repeat(LOGGED_CHARS_MAX);
         assert_eq!(shown(&long), long);
         assert_eq!(shown(&format!("{long}y")), format!("{long}…"));

@@ -41,11 +41,11 @@ pub struct Control {
 
 /// When something was last said in the log, in microseconds of the wall clock.
 #[derive(Default)]
-struct Told(AtomicU64);
+pub struct Told(AtomicU64);
 
 impl Told {
     /// Whether it may be said again.
-    fn again(&self, now: WallTime) -> bool {
+    pub fn again(&self, now: WallTime) -> bool {
         let last = self.0.load(Ordering::Relaxed);
         let due = last == 0 || now.since(WallTime::from_micros(last)) >= LINE_INTERVAL;
         due && self.0.compare_exchange(last, now.as_micros(), Ordering::Relaxed, Ordering::Relaxed).is_ok()

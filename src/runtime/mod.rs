@@ -5,6 +5,7 @@
 pub mod admin;
 pub mod admin_call;
 pub mod admin_keys;
+pub mod admin_places;
 pub mod admin_streams;
 pub mod admin_users;
 pub mod api_keys;
@@ -40,7 +41,7 @@ use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -338,9 +339,11 @@ fn run(
         ledger: Arc::clone(&ledger),
         started: started.wall,
         started_at: started.at,
-        connections_max: u64::from(connections_max),
+        connections_max: AtomicU32::new(connections_max),
         streams: Arc::clone(&streams),
         keys: Arc::clone(&keys),
+        failures_per_minute: AtomicU32::new(config.limits.auth_failures_per_minute),
+        wrong_key_told: control::Told::default(),
         drain: Box::new(move || {
             let _ = asks.lock().unwrap_or_else(PoisonError::into_inner).send(Event::DrainAsked);
         }),
@@ -586,6 +589,8 @@ fn reload(reread: &Option<Reread>, serving: &Serving<'_>) {
                 options_of(&config, (streams, stopped), previous, 0, max)
             };
             *admin.options.write().unwrap_or_else(PoisonError::into_inner) = config.admin.clone();
+            admin.connections_max.store(max, Ordering::Relaxed);
+            admin.failures_per_minute.store(config.limits.auth_failures_per_minute, Ordering::Relaxed);
             ledger.marks().configure(&config.auth);
             ledger.budgets().configure(clock::now().at, &config.upstreams);
             process.egress.configure(config.proxy.clone());

@@ -188,6 +188,11 @@ impl Ledger {
         }
     }
 
+    /// The same of a client of the admin listener.
+    pub fn admin_address(&self, address: IpAddr) -> Holder {
+        self.holder("admin", self.address(address.to_canonical()))
+    }
+
     /// How many tickets were made that are not too old, used or not.
     pub fn tickets_made(&self, now: Instant) -> usize {
         self.tickets.made(now)
@@ -604,6 +609,23 @@ mod tests {
         assert_eq!(held(&ledger), 1, "one of 60 a minute flows off in a second");
         assert_eq!(ledger.standing(a, 60, NOW + Duration::from_secs(1)), Standing::Good);
         assert_eq!(held(&ledger), 0);
+    }
+
+    #[test]
+    fn a_part_that_is_full_remembers_nobody_else_until_some_are_forgotten() {
+        let ledger = Ledger::default();
+        let of = |n: u64| Holder::from_hash(n * PARTS as u64);
+        for n in 0..ENTRIES_PER_PART_MAX as u64 {
+            ledger.failure(of(n), 60, NOW);
+        }
+        let one_more = of(ENTRIES_PER_PART_MAX as u64);
+        assert_eq!(ledger.hold_connection(one_more, 1, NOW), Err(Over));
+        assert_eq!(ledger.hold_connection(of(0), 1, NOW), Ok(()), "whoever is there is counted on");
+        assert_eq!(ledger.hold_connection(Holder::from_hash(1), 1, NOW), Ok(()), "and so is everybody in another part");
+        let later = NOW + Duration::from_secs(1);
+        assert_eq!(ledger.hold_connection(one_more, 1, later), Ok(()));
+        let held: usize = ledger.parts.iter().map(|part| part.lock().unwrap().len()).sum();
+        assert_eq!(held, 3, "those whose failures have flowed off are forgotten");
     }
 
     #[test]

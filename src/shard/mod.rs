@@ -75,7 +75,7 @@ use crate::{auth, connection, stream};
 pub use self::catalog::{Catalog, StreamKey};
 pub use self::close::CannedAnswer;
 pub use self::control::{ConnectionQuery, Listed, ListedConnection};
-pub use self::ledger::Ledger;
+pub use self::ledger::{Ledger, Standing};
 pub use self::lookup::{
     EphemeralAsk, EphemeralFound, EphemeralHeld, EphemeralMake, EphemeralStanding, Found, Lookup, Order, PeerAsk,
     SessionRecord,
@@ -83,6 +83,7 @@ pub use self::lookup::{
 pub use self::mail::Mail;
 pub use self::places::{Full, Wanted};
 pub use self::refresh_mark::{MARK_BYTES, RefreshMark, Refreshed};
+pub use self::requests::FAILURE_DELAY;
 pub use self::rng::Rng;
 pub use self::stats::Stats;
 
@@ -93,6 +94,7 @@ use self::encoder::Encoder;
 use self::ephemeral_shared::SharedSessions;
 use self::fanout::Joint;
 use self::lookup::Asked;
+use self::open::LateUpdate;
 use self::owner::Owned;
 use self::rendition::Meter;
 use self::sessions::Sessions;
@@ -372,6 +374,8 @@ enum Timer {
     Ephemeral { id: EphemeralId },
     /// The ephemeral sessions with connections here are kept where processes share them.
     KeepEphemerals,
+    /// A credential was refused a while ago, which its connection is to be told now.
+    LateUpdates,
 }
 
 /// One core's state.
@@ -443,6 +447,9 @@ pub struct Shard {
     heard: Heard,
     /// What is done with the answers of those outside of the cores.
     looked_up: HashMap<u64, Asked>,
+    /// Refused credentials of open WebSockets that are told late, in the order in which they are due: one a connection, those
+    /// included that have ended meanwhile.
+    late_updates: VecDeque<LateUpdate>,
     /// The number of the question that is out for a key.
     keys_asked: HashMap<LackedKey, u64>,
     /// Actions that are under way.
@@ -522,6 +529,7 @@ impl Shard {
             asks: HashMap::new(),
             heard: Heard::default(),
             looked_up: HashMap::new(),
+            late_updates: VecDeque::new(),
             keys_asked: HashMap::new(),
             acting: HashMap::new(),
             action_told: HashMap::new(),

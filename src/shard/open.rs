@@ -11,18 +11,31 @@ use crate::codec::message::{
 use crate::codec::ws::{self, Incoming, Opcode};
 use crate::connection::handshake::{Presented, Refusal};
 use crate::connection::subscriptions::Subscriptions;
-use crate::connection::{MessageRate, Open, State};
+use crate::connection::{FirstCredential, MessageRate, Open, State};
 use crate::frame::{self, Encoding, Transport};
+use crate::ids::ConnectionKey;
 use crate::limits;
 use crate::metrics::{AuthUpdateResult, HandshakeResult};
 use crate::secret::Secret;
+use crate::time::Instant;
 
-use super::Shard;
+use super::ledger::Standing;
 use super::lookup::{Authenticated, Looked, Waiter};
-use super::requests::is_failure;
+use super::requests::{FAILURE_DELAY, is_failure};
+use super::{Shard, Timer};
 
 /// What `/echo` takes (protocol section 7).
 const ECHO_LIMITS: ws::Limits = ws::Limits { message_bytes_max: 16 << 20, fragments_max: 65_536 };
+
+/// A new credential of an open WebSocket that is refused, and is not told so yet: its address has failed too often.
+#[derive(Debug)]
+pub(super) struct LateUpdate {
+    due: Instant,
+    connection: ConnectionKey,
+    /// What the answer echoes.
+    id: Option<ClientId>,
+    refusal: Refusal,
+}
 
 impl Shard {
     pub(super) fn message_limits(&self) -> ws::Limits {
@@ -284,17 +297,47 @@ impl Shard {
                 }
             },
             Err(refusal) => {
-                if is_failure(refusal.code) {
-                    self.ledger.failure(client, self.options.limits.auth_failures_per_minute, self.now.at);
-                }
                 self.metrics.auth_updates.of(AuthUpdateResult::Rejected).count();
-                let reason = Some(refusal.reason.unwrap_or("refused"));
-                let frame = ErrorFrame { reason, id, ..ErrorFrame::of(ErrorCode::AuthUpdateRejected) };
-                self.tell(index, "error", |out| message::write_error(out, &frame));
-                // What nobody could say is no fault of the client's.
-                if refusal.status != 503 {
-                    self.count_refusal(index);
+                let late = is_failure(refusal.code) && self.count_failure_of(client) != Standing::Good;
+                if late {
+                    self.reject_update_later(index, id.cloned(), &refusal);
+                } else {
+                    self.reject_update(index, id, &refusal);
                 }
+            }
+        }
+    }
+
+    /// Tells an open WebSocket that its new credential is refused.
+    fn reject_update(&mut self, index: u32, id: Option<&ClientId>, refusal: &Refusal) {
+        let reason = Some(refusal.reason.unwrap_or("refused"));
+        let frame = ErrorFrame { reason, id, ..ErrorFrame::of(ErrorCode::AuthUpdateRejected) };
+        self.tell(index, "error", |out| message::write_error(out, &frame));
+        // What nobody could say is no fault of the client's.
+        if refusal.status != 503 {
+            self.count_refusal(index);
+        }
+    }
+
+    /// The same, held back as an answer over HTTP is: until then no other credential of the connection is looked at.
+    fn reject_update_later(&mut self, index: u32, id: Option<ClientId>, refusal: &Refusal) {
+        let Some(connection) = self.key_of(index) else { return };
+        let Some(open) = self.connections.at_mut(index).and_then(|connection| connection.open_mut()) else { return };
+        open.updating = true;
+        let due = self.now.at + FAILURE_DELAY;
+        self.late_updates.push_back(LateUpdate { due, connection, id, refusal: refusal.clone() });
+        self.set_timer(due, Timer::LateUpdates);
+    }
+
+    /// Refused credentials whose answers were held back until now.
+    pub(super) fn late_updates_due(&mut self) {
+        let now = self.now.at;
+        while self.late_updates.front().is_some_and(|late| late.due <= now) {
+            let Some(late) = self.late_updates.pop_front() else { return };
+            let Some(index) = self.still(late.connection) else { continue };
+            if let Some(open) = self.connections.at_mut(index).and_then(|connection| connection.open_mut()) {
+                open.updating = false;
+                self.reject_update(index, late.id.as_ref(), &late.refusal);
             }
         }
     }
@@ -389,7 +432,9 @@ impl Shard {
             match incoming {
                 // Only the credential is read before `welcome`.
                 Incoming::Text(text) => {
-                    if let (false, Ok(ClientMessage::Auth { token })) = (waiting.looking, ClientMessage::parse(text)) {
+                    if waiting.credential == FirstCredential::Awaited
+                        && let Ok(ClientMessage::Auth { token }) = ClientMessage::parse(text)
+                    {
                         self.authenticate_first(index, &token);
                     }
                 }
@@ -425,7 +470,7 @@ impl Shard {
                 Authenticated::Later(_) => {
                     if let Some(State::Unauthenticated(waiting)) = self.connections.at_mut(index).map(|c| &mut c.state)
                     {
-                        waiting.looking = true;
+                        waiting.credential = FirstCredential::Looking;
                     }
                     return;
                 }
@@ -446,16 +491,16 @@ impl Shard {
             Ok(grant) => grant,
             Err(refusal) => {
                 self.metrics.handshakes.of(HandshakeResult::of_code(refusal.code.as_str())).count();
-                if is_failure(refusal.code) {
-                    self.count_failure(addr);
-                }
+                let late = is_failure(refusal.code) && self.count_failure(addr) != Standing::Good;
                 let reason = match refusal.code {
                     ErrorCode::Overloaded | ErrorCode::SessionStoreUnavailable => CloseReason::Overloaded,
                     ErrorCode::LoggedOut => CloseReason::LoggedOut,
                     ErrorCode::TokenRevoked => CloseReason::TokenRevoked,
+                    // Another credential would not help whoever's are not looked at.
+                    ErrorCode::RateLimited => CloseReason::RateLimited,
                     _ => CloseReason::InvalidToken,
                 };
-                return self.close(index, reason);
+                return if late { self.close_later(index, reason, decoder) } else { self.close(index, reason) };
             }
         };
         let key = match &request {
@@ -482,6 +527,16 @@ impl Shard {
             (Some(key), Some(request)) => self.open_single(index, &key, &request, None),
             (None, Some(request)) => self.await_opening(index, request),
             (_, None) => {}
+        }
+    }
+
+    /// Closes a WebSocket whose first message has brought a wrong credential, held back as an answer over HTTP is.
+    fn close_later(&mut self, index: u32, reason: CloseReason, decoder: ws::Decoder) {
+        let deadline = self.now.at + FAILURE_DELAY;
+        if let Some(State::Unauthenticated(waiting)) = self.connections.at_mut(index).map(|c| &mut c.state) {
+            waiting.credential = FirstCredential::Refused(reason);
+            (waiting.deadline, waiting.decoder) = (deadline, decoder);
+            self.arm(index);
         }
     }
 

@@ -15,7 +15,8 @@ use crate::codec::message::{ClientId, CloseReason, ErrorCode, Format};
 use crate::codec::ws;
 use crate::connection::handshake::{self, Carrier, Demand, How, Page, Refusal, SeenAs};
 use crate::connection::{
-    BodyPurpose, Connection, Echo, Http, MessageRate, Phase, Reply, State, StreamRequest, Unauthenticated,
+    BodyPurpose, Connection, Echo, FirstCredential, Http, MessageRate, Phase, Reply, State, StreamRequest,
+    Unauthenticated,
 };
 use crate::frame::{Encoding, Transport};
 use crate::ids::{ConnectionKey, Holder};
@@ -34,7 +35,7 @@ static CLIENT_ETAG: LazyLock<String> = LazyLock::new(crate::web::client_etag);
 /// Bytes of a connection whose requests must wait: past it, and past a head's limit, reading waits.
 const BUFFERED_BYTES_MAX: usize = 256 << 10;
 /// How long an answer to a failed credential is held back, where the address has failed too often.
-pub(super) const FAILURE_DELAY: Duration = Duration::from_secs(1);
+pub const FAILURE_DELAY: Duration = Duration::from_secs(1);
 /// How long another core may take to answer.
 pub(super) const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -578,11 +579,15 @@ impl Shard {
     }
 
     /// Counts a failed credential for its address; how that stood before.
-    pub(super) fn count_failure(&mut self, addr: IpAddr) -> Standing {
-        let holder = self.ledger.address(addr);
+    pub(super) fn count_failure(&self, addr: IpAddr) -> Standing {
+        self.count_failure_of(self.ledger.address(addr))
+    }
+
+    /// The same of an address by whom it stands for.
+    pub(super) fn count_failure_of(&self, client: Holder) -> Standing {
         let per_minute = self.options.limits.auth_failures_per_minute;
-        let standing = self.ledger.standing(holder, per_minute, self.now.at);
-        self.ledger.failure(holder, per_minute, self.now.at);
+        let standing = self.ledger.standing(client, per_minute, self.now.at);
+        self.ledger.failure(client, per_minute, self.now.at);
         standing
     }
 
@@ -610,7 +615,7 @@ impl Shard {
                         deadline,
                         rate: MessageRate::default(),
                         peer: client.addr,
-                        looking: false,
+                        credential: FirstCredential::Awaited,
                     }));
                     self.arm(index);
                 }

@@ -28,7 +28,7 @@ struct Table {
     /// Those, used or not, by when they were put there.
     kept_at: VecDeque<(Instant, TicketHash)>,
     /// All that were made within a ticket's life, wherever they are kept, the earliest first.
-    made: VecDeque<(Instant, Option<Holder>)>,
+    made: VecDeque<(Instant, Holder)>,
     made_of: HashMap<Holder, u32>,
 }
 
@@ -44,9 +44,7 @@ impl Table {
             && at + TICKET_LIFE <= now
         {
             self.made.pop_front();
-            if let Some(holder) = holder
-                && let Some(count) = self.made_of.get_mut(&holder)
-            {
+            if let Some(count) = self.made_of.get_mut(&holder) {
                 *count -= 1;
                 if *count == 0 {
                     self.made_of.remove(&holder);
@@ -72,19 +70,17 @@ impl Tickets {
     ///
     /// # Errors
     /// The bound that it would pass.
-    pub(super) fn count(&self, holder: Option<Holder>, now: Instant) -> Result<(), Over> {
+    pub(super) fn count(&self, holder: Holder, now: Instant) -> Result<(), Over> {
         let mut table = self.table();
         table.forget_old(now);
         if table.made.len() >= TICKETS_MAX {
             return Err(Over::Process);
         }
-        if let Some(holder) = holder {
-            let count = table.made_of.entry(holder).or_default();
-            if *count >= TICKETS_PER_SUBJECT_MAX {
-                return Err(Over::Subject);
-            }
-            *count += 1;
+        let count = table.made_of.entry(holder).or_default();
+        if *count >= TICKETS_PER_SUBJECT_MAX {
+            return Err(Over::Subject);
         }
+        *count += 1;
         table.made.push_back((now, holder));
         Ok(())
     }
@@ -151,8 +147,8 @@ mod tests {
         TicketRecord { ends: WallTime::from_secs(1), grant }
     }
 
-    fn holder(no: u64) -> Option<Holder> {
-        Some(Holder::from_hash(no))
+    fn holder(no: u32) -> Holder {
+        Holder::from_hash(u64::from(no))
     }
 
     #[test]
@@ -178,7 +174,7 @@ mod tests {
         assert_eq!(tickets.count(holder(1), NOW), Err(Over::Subject), "used ones count as well");
         let all = u32::try_from(TICKETS_MAX).expect("few");
         for no in TICKETS_PER_SUBJECT_MAX..all {
-            assert_eq!(tickets.count(None, NOW), Ok(()));
+            assert_eq!(tickets.count(holder(1_000 + no / TICKETS_PER_SUBJECT_MAX), NOW), Ok(()));
             assert_eq!(tickets.keep(hash(no), record(), NOW), Ok(()));
         }
         assert_eq!(tickets.count(holder(2), NOW), Err(Over::Process));

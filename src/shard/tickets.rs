@@ -71,7 +71,7 @@ impl Shard {
         if grant.kind() == CredentialKind::Ticket {
             return Err(Refusal::new(ErrorCode::Forbidden, "a ticket makes no further ticket"));
         }
-        self.ledger.tickets().count(self.subject(grant), self.now.at).map_err(refused)?;
+        self.ledger.tickets().count(self.asker(grant), self.now.at).map_err(refused)?;
         let ends = self.now.wall + TICKET_LIFE;
         Ok(TicketRecord { ends, grant: grant.to_record(self.session_id(grant)) })
     }

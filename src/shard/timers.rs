@@ -13,7 +13,7 @@ use crate::auth::jwks::KeySets;
 use crate::auth::jwt::Verifier;
 use crate::codec::message::{self, CloseReason};
 use crate::codec::ws;
-use crate::connection::{NEVER, Phase, State};
+use crate::connection::{FirstCredential, NEVER, Phase, State};
 use crate::frame::Transport;
 use crate::time::Instant;
 
@@ -39,6 +39,7 @@ impl Shard {
                 Timer::Places { holder } => self.places_due(holder),
                 Timer::Ephemeral { id } => self.ephemeral_due(id),
                 Timer::KeepEphemerals => self.keep_ephemerals_due(),
+                Timer::LateUpdates => self.late_updates_due(),
             }
         }
         let mut budget = DUE_PER_TURN;
@@ -116,7 +117,11 @@ impl Shard {
             }
             State::Unauthenticated(waiting) => {
                 if waiting.deadline <= now {
-                    self.close(index, CloseReason::AuthTimeout);
+                    let reason = match waiting.credential {
+                        FirstCredential::Refused(reason) => reason,
+                        FirstCredential::Awaited | FirstCredential::Looking => CloseReason::AuthTimeout,
+                    };
+                    self.close(index, reason);
                     return;
                 }
             }

@@ -58,6 +58,8 @@ pub struct Response {
     status: u16,
     fields: Vec<u8>,
     body: Body,
+    /// Whether `Upgrade` is among the fields.
+    upgrade: bool,
     close: bool,
     head_only: bool,
 }
@@ -77,7 +79,7 @@ impl Response {
     /// A response of this status, without fields or body. A status that is not of three digits is 500.
     pub fn new(status: u16) -> Response {
         let status = if (100..=999).contains(&status) { status } else { 500 };
-        Response { status, fields: Vec::new(), body: Body::Empty, close: false, head_only: false }
+        Response { status, fields: Vec::new(), body: Body::Empty, upgrade: false, close: false, head_only: false }
     }
 
     /// A problem document (RFC 9457): `code` is a stable code of the protocol, `detail` a sentence for people.
@@ -102,6 +104,7 @@ impl Response {
             ["content-length", "transfer-encoding", "connection"].iter().any(|own| name.eq_ignore_ascii_case(own));
         if !is_framing {
             push_field(&mut self.fields, name, value.as_bytes());
+            self.upgrade |= name.eq_ignore_ascii_case("upgrade");
         }
         self
     }
@@ -160,8 +163,12 @@ impl Response {
         // RFC 9110 8.6: no Content-Length with 1xx and 204; with 304 it could only repeat what 200 would have said.
         let bodiless = matches!(self.status, 100..=199 | 204 | 304);
         let until_close = matches!(self.body, Body::Streamed(Framing::UntilClose)) && !bodiless;
-        if self.close || until_close {
-            out.extend_from_slice(b"Connection: close\r\n");
+        // RFC 9110 7.8: whoever sends Upgrade names it in Connection too.
+        match (self.close || until_close, self.upgrade) {
+            (false, false) => {}
+            (true, false) => out.extend_from_slice(b"Connection: close\r\n"),
+            (false, true) => out.extend_from_slice(b"Connection: Upgrade\r\n"),
+            (true, true) => out.extend_from_slice(b"Connection: Upgrade, close\r\n"),
         }
         let mut body: &[u8] = &[];
         if !bodiless {
