@@ -244,7 +244,11 @@ impl Shard {
         };
         self.metrics.session_reads.count();
         match Record::parse(text.expose_secret(), options, self.options.catalog.template_claims()) {
-            Ok(record) if record.ends(asked.wall, ttl, options.touch).is_some_and(|ends| ends <= self.now.wall) => {
+            Ok(record)
+                if record
+                    .ends(self.now.wall_of(asked.at), ttl, options.touch)
+                    .is_some_and(|ends| ends <= self.now.wall) =>
+            {
                 Verdict::Gone(ended("the session has expired"))
             }
             Ok(record) => Verdict::Good(Box::new(record), ttl),
@@ -263,7 +267,8 @@ impl Shard {
         renewing: &[u32],
     ) -> u32 {
         let touch = self.options.auth.session.as_ref().is_some_and(|options| options.touch);
-        let ends = record.ends(asked.wall, ttl, touch);
+        // A life is counted by the store's clock: ours may have been set since it was asked.
+        let ends = record.ends(self.now.wall_of(asked.at), ttl, touch);
         let life = record.max_age.unwrap_or(TOUCH_LIFE);
         if touch && ttl.is_some_and(|ttl| ttl < life) {
             self.outputs.push_back(Output::Order(Order::Touch { sid: sid.clone(), life }));
