@@ -191,6 +191,10 @@ impl Shard {
                     let outcome = said.and_then(|()| self.granted_by(place, purpose));
                     self.judged_if_waited_for(no, waiter, outcome);
                 }
+                if user.is_some_and(|user| self.has_news_of(&user, asked)) {
+                    // It may have been read before what the news is about: who has come by it is not among those who were told.
+                    self.reread_soon(place);
+                }
             }
             Verdict::Gone(refusal) => {
                 for Waiting { no, waiter, purpose } in waiting {
@@ -214,6 +218,13 @@ impl Shard {
                 }
             }
         }
+    }
+
+    /// Whether something was said of a user's rights since a record was asked for.
+    fn has_news_of(&self, user: &str, asked: Now) -> bool {
+        let said = self.ledger.marks().rights_said_at(user, self.now.wall);
+        // An event is dated to the millisecond.
+        said.is_some_and(|at| self.now.earliest_wall_of(asked) < at + Duration::from_millis(1))
     }
 
     /// What a session that was just read grants to whoever asked.
