@@ -124,6 +124,13 @@ fn a_token_goes_first_and_a_session_stands_in_for_one_that_does_not_verify() {
     assert_eq!(hall.refused(both_bad), code(401, "INVALID_TOKEN"));
     let alone = hall.upgrade(0, "/v1/streams/leads", &[("Authorization", &expired)]);
     assert_eq!(hall.refused(alone), code(401, "TOKEN_EXPIRED"));
+    // A browser may hold two cookies of one name, for different paths. Where the token verifies, neither is read.
+    let twice = format!("{cookie}; {cookie}");
+    assert_eq!(kind_and_sub(&mut hall, &[("Authorization", &token), ("Cookie", &twice)]), "jwt u2");
+    for headers in [vec![("Cookie", &*twice)], vec![("Authorization", &*expired), ("Cookie", &*twice)]] {
+        let which = hall.upgrade(0, "/v1/streams/leads", &headers);
+        assert_eq!(hall.refused(which), code(400, "BAD_REQUEST"), "nothing says which is meant");
+    }
     // Another kind of credential stands for itself.
     for (path, headers) in [
         ("/v1/streams/leads?ticket=rct_x", vec![("Cookie", cookie.as_str())]),

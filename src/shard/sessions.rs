@@ -15,7 +15,7 @@ use crate::auth::grant::{CredentialKind, Grant, SessionNo};
 use crate::auth::marks::Revoked;
 use crate::auth::session::{Record, SessionMark};
 use crate::codec::message::{CloseReason, ErrorCode};
-use crate::connection::handshake::Refusal;
+use crate::connection::handshake::{Refusal, SessionCookie};
 use crate::connection::{Phase, State};
 use crate::ids::ConnectionKey;
 use crate::limits::{LOOKUP_TIMEOUT, LOOKUP_WAITERS_MAX, SESSIONS_PER_LOOKUP, SESSIONS_PER_TURN};
@@ -117,9 +117,13 @@ fn ended(detail: impl Into<std::borrow::Cow<'static, str>>) -> Refusal {
 
 impl Shard {
     /// A session's cookie is presented.
-    pub(super) fn look_at_cookie(&mut self, cookie: &Secret, waiter: Waiter) -> Looked {
+    pub(super) fn look_at_cookie(&mut self, cookie: &SessionCookie, waiter: Waiter) -> Looked {
         let Some(options) = &self.options.auth.session else {
             return Looked::Now(waiter, Err(ended("this server knows no sessions")));
+        };
+        let SessionCookie::Value(cookie) = cookie else {
+            let detail = "the session's cookie appears twice, or is no text";
+            return Looked::Now(waiter, Err(Refusal::new(ErrorCode::BadRequest, detail)));
         };
         match options.secrets.session_id(cookie.expose_secret()) {
             Ok(sid) => self.ask_for_session(sid, waiter, Purpose::Cookie),
