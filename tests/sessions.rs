@@ -438,6 +438,32 @@ fn touching_keeps_a_session_alive_while_it_is_connected_and_no_longer() {
 }
 
 #[test]
+fn a_session_that_has_logged_out_is_not_touched() {
+    let mut setup = Setup::new();
+    setup.session = Some(restcast::auth::session::Options { touch: true, ..session_options() });
+    let mut hall = hall_with(&setup, 20 * SECOND);
+    hall.hear("user-logged-out", json!({ "sessionId": "s1" }));
+    let refused = watch(&mut hall, "s1");
+    assert_eq!(hall.refused(refused), code(401, "LOGGED_OUT"));
+    assert!(hall.orders.is_empty(), "nobody keeps it alive by trying: {:?}", hall.orders);
+}
+
+#[test]
+fn a_session_whose_end_is_fixed_is_not_touched_and_ends_then() {
+    let mut setup = Setup::new();
+    setup.session = Some(restcast::auth::session::Options { touch: true, ..session_options() });
+    let mut hall = Hall::new(&setup);
+    // It has an end and no age by which that could move.
+    let fixed = json!({ "userId": "u1", "cookie": { "originalMaxAge": null, "expires": "2027-01-15T08:00:20.000Z" } });
+    hall.put_session("s1", fixed, Some(600 * SECOND));
+    let conn = watch(&mut hall, "s1");
+    assert_eq!(hall.frames(conn)[0]["auth"]["expires_at"], (WALL_S + 20) * 1_000_000);
+    hall.pass(20 * SECOND);
+    assert_eq!(hall.kinds(conn), ["reauthenticate", "4001 session_expired"]);
+    assert!(hall.orders.is_empty(), "{:?}", hall.orders);
+}
+
+#[test]
 fn a_session_that_is_touched_ends_by_its_cookie_where_its_key_has_no_end() {
     let mut setup = Setup::new();
     setup.session = Some(restcast::auth::session::Options { touch: true, ..session_options() });

@@ -36,8 +36,6 @@ const LAST_LEFT: Duration = Duration::from_millis(200);
 const RETRY: Duration = Duration::from_secs(5);
 /// Two readings of one end that are no further apart are the same: how long a key lives is told with the time the answer took.
 const SAME_END: Duration = Duration::from_secs(1);
-/// How long touching lets a session live whose record names no age: connect-redis's own default.
-const TOUCH_LIFE: Duration = Duration::from_secs(86_400);
 
 /// The sessions of one core.
 #[derive(Debug, Default)]
@@ -284,8 +282,10 @@ impl Shard {
         let touch = self.options.auth.session.as_ref().is_some_and(|options| options.touch);
         // A life is counted by the store's clock: ours may have been set since it was asked.
         let ends = record.ends(self.now.wall_of(asked.at), ttl, touch);
-        let life = record.max_age.unwrap_or(TOUCH_LIFE);
-        if touch && ttl.is_some_and(|ttl| ttl < life) {
+        // Who has logged out keeps no session alive by trying.
+        if let Some(life) = record.touched_life(ttl).filter(|_| touch)
+            && self.ledger.marks().judge_session(mark, self.now.wall).is_ok()
+        {
             self.outputs.push_back(Output::Order(Order::Touch { sid: sid.clone(), life }));
         }
         let rights = self.rights.intern(record.rights);
