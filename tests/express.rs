@@ -319,3 +319,17 @@ fn a_token_goes_before_the_cookie_and_the_cookie_before_nothing() {
     let headers = [bearer(&token(now_s() - 60)), ("Cookie", cookie.clone())];
     assert_eq!(server.get("/v1/streams/leads", &headers).code(), "SESSION_EXPIRED");
 }
+
+#[test]
+fn a_session_that_is_to_last_for_ever_is_one() {
+    let (redis, upstream) = (Redis::start(), upstream());
+    // Dates after the year 9999 have a sign and six digits in JSON: `+014702-…`.
+    let express = Express::start(&redis, &[("MAX_AGE_MS", "400000000000000")]);
+    let server = setup(&redis, &upstream, "").start();
+    let cookie = express.login("user=u1");
+    let mut ws = server.ws("/v1/streams/leads", &with(&cookie));
+    let ends_us = ws.next()["auth"]["expires_at"].as_u64().expect("it ends");
+    assert!(ends_us > 400_000_000_000_000_000, "{ends_us}");
+    ws.next_of("snapshot");
+    assert!(ws.is_quiet_for(Duration::from_secs(1)), "it is read again, and lives");
+}

@@ -95,3 +95,45 @@ fn a_session_that_is_extended_while_the_body_is_awaited_goes_on_to_its_new_end()
     let end = format!("\"expires_at\":{}", (WALL_S + 600) * 1_000_000);
     assert!(text.contains("event: welcome") && text.contains(&end), "{text}");
 }
+
+#[test]
+fn a_clock_that_is_set_while_a_record_is_asked_for_neither_ends_a_session_nor_lengthens_it() {
+    for (forward, name) in [(3_600 * SECOND, "forward"), (std::time::Duration::ZERO, "not at all")] {
+        let mut hall = Hall::new(&Setup::new());
+        hall.put_session("s1", record("u1", "agent"), Some(600 * SECOND));
+        hall.answers = false;
+        let conn = hall.upgrade(0, "/v1/streams/leads", &[("Cookie", &cookie("s1"))]);
+        let question = hall.questions.pop_front().expect("a question");
+        hall.set_clock_forward(forward);
+        // The key's life is as long as before: the store's clock is its own.
+        hall.put_session("s1", record("u1", "agent"), Some(600 * SECOND));
+        hall.answer(question);
+        hall.settle();
+        let frames = hall.frames(conn);
+        let end = hall.wall() + 600 * SECOND;
+        assert_eq!(frames[0]["auth"]["expires_at"], end.as_micros(), "{name}");
+    }
+}
+
+#[test]
+fn a_record_that_was_read_before_its_users_rights_changed_is_read_once_more() {
+    let mut hall = Hall::new(&Setup::new().stream("staff", "roles = [\"staff\"]"));
+    hall.put_session("s1", record("u1", "staff"), Some(600 * SECOND));
+    hall.answers = false;
+    let conn = hall.upgrade(0, "/v1/streams/staff", &[("Cookie", &cookie("s1"))]);
+    let question = hall.questions.pop_front().expect("a question");
+    hall.pass(SECOND);
+    // The store had answered before the record changed; what was published of it is here first.
+    hall.hear("permission-update", json!({ "userId": "u1", "roles": ["viewer"] }));
+    hall.answer(question);
+    hall.put_session("s1", record("u1", "viewer"), Some(600 * SECOND));
+    hall.answers = true;
+    hall.settle();
+    let kinds = hall.kinds(conn);
+    assert_eq!(kinds.last().map(String::as_str), Some("4003 forbidden"), "{kinds:?}");
+    // What was said before the record was asked for is in it already.
+    hall.asked.clear();
+    hall.pass(SECOND);
+    let later = hall.upgrade(0, "/v1/streams/leads", &[("Cookie", &cookie("s1"))]);
+    assert_eq!((hall.kinds(later), hall.asked.clone()), (vec!["welcome".into(), "snapshot".into()], vec![1]));
+}

@@ -363,6 +363,15 @@ fn a_touch_extends_a_sessions_life() {
     desk.store.order(Order::Touch { sid: Secret::new(*b"gone"), life: 1000 * SECOND });
     eventually("its life is extended", || (redis.number(&["PTTL", "sess:a"]) > 900_000).then_some(()));
     assert_eq!(redis.number(&["EXISTS", "sess:gone"]), 0, "a touch makes no session");
+    // The application may have given it a longer life since it was read, or one without an end.
+    redis.command(&["SET", "sess:kept", "{}"]);
+    redis.command(&["SET", "sess:last", "{}", "PX", "10000"]);
+    for sid in ["a", "kept", "last"] {
+        desk.store.order(Order::Touch { sid: Secret::new(sid), life: 20 * SECOND });
+    }
+    eventually("the last of them is extended", || (redis.number(&["PTTL", "sess:last"]) > 10_000).then_some(()));
+    assert!(redis.number(&["PTTL", "sess:a"]) > 900_000, "a touch takes no life");
+    assert_eq!(redis.number(&["PTTL", "sess:kept"]), -1, "a touch gives no end");
 }
 
 #[test]

@@ -136,6 +136,13 @@ fn a_token_goes_first_and_a_session_stands_in_for_one_that_does_not_verify() {
     assert_eq!(hall.refused(both_bad), code(401, "INVALID_TOKEN"));
     let alone = hall.upgrade(0, "/v1/streams/leads", &[("Authorization", &expired)]);
     assert_eq!(hall.refused(alone), code(401, "TOKEN_EXPIRED"));
+    // A browser may hold two cookies of one name, for different paths. Where the token verifies, neither is read.
+    let twice = format!("{cookie}; {cookie}");
+    assert_eq!(kind_and_sub(&mut hall, &[("Authorization", &token), ("Cookie", &twice)]), "jwt u2");
+    for headers in [vec![("Cookie", &*twice)], vec![("Authorization", &*expired), ("Cookie", &*twice)]] {
+        let which = hall.upgrade(0, "/v1/streams/leads", &headers);
+        assert_eq!(hall.refused(which), code(400, "BAD_REQUEST"), "nothing says which is meant");
+    }
     // Another kind of credential stands for itself.
     for (path, headers) in [
         ("/v1/streams/leads?ticket=rct_x", vec![("Cookie", cookie.as_str())]),
@@ -440,6 +447,32 @@ fn touching_keeps_a_session_alive_while_it_is_connected_and_no_longer() {
     assert_eq!(hall.orders.len(), so_far, "nobody is there to touch it");
     let late = watch(&mut hall, "s1");
     assert_eq!(hall.refused(late), code(401, "SESSION_EXPIRED"));
+}
+
+#[test]
+fn a_session_that_has_logged_out_is_not_touched() {
+    let mut setup = Setup::new();
+    setup.session = Some(restcast::auth::session::Options { touch: true, ..session_options() });
+    let mut hall = hall_with(&setup, 20 * SECOND);
+    hall.hear("user-logged-out", json!({ "sessionId": "s1" }));
+    let refused = watch(&mut hall, "s1");
+    assert_eq!(hall.refused(refused), code(401, "LOGGED_OUT"));
+    assert!(hall.orders.is_empty(), "nobody keeps it alive by trying: {:?}", hall.orders);
+}
+
+#[test]
+fn a_session_whose_end_is_fixed_is_not_touched_and_ends_then() {
+    let mut setup = Setup::new();
+    setup.session = Some(restcast::auth::session::Options { touch: true, ..session_options() });
+    let mut hall = Hall::new(&setup);
+    // It has an end and no age by which that could move.
+    let fixed = json!({ "userId": "u1", "cookie": { "originalMaxAge": null, "expires": "2027-01-15T08:00:20.000Z" } });
+    hall.put_session("s1", fixed, Some(600 * SECOND));
+    let conn = watch(&mut hall, "s1");
+    assert_eq!(hall.frames(conn)[0]["auth"]["expires_at"], (WALL_S + 20) * 1_000_000);
+    hall.pass(20 * SECOND);
+    assert_eq!(hall.kinds(conn), ["reauthenticate", "4001 session_expired"]);
+    assert!(hall.orders.is_empty(), "{:?}", hall.orders);
 }
 
 #[test]

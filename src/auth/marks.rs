@@ -475,6 +475,19 @@ impl Marks {
         own.max(table.time(&Key::of_user(Kind::Logout, None, sub), now, lives))
     }
 
+    /// When it was last said what a user may do, whoever issued their tokens: a session's record that was read before may be
+    /// out of date.
+    pub fn rights_said_at(&self, sub: &str, now: WallTime) -> Option<WallTime> {
+        if self.is_empty() {
+            return None;
+        }
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        match &table.at(&Key::of_user(Kind::Rights, None, sub), now)?.what {
+            What::Rights(rights) => [&rights.permissions, &rights.roles].into_iter().flatten().map(|(_, at)| *at).max(),
+            What::At(_) => None,
+        }
+    }
+
     /// What stands in the place of a token's permissions and roles: of each the latest that was said, where the token was
     /// not issued in a later second.
     pub fn rights_of(&self, grant: &Grant, now: WallTime) -> NewRights {

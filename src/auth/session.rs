@@ -249,12 +249,24 @@ impl Record {
 
     /// When the session ends: the sooner of what the record says and what Redis does, whose key was seen at `seen` to live
     /// for `ttl` more; `None`: neither sets an end. `touch`: touching moves the key's life and leaves the record as the
-    /// application has last saved it, which says nothing then; a key that has no end is not touched, and the record's counts.
+    /// application has last saved it, which says nothing then; what is not touched ends by the record as well.
     pub fn ends(&self, seen: WallTime, ttl: Option<Duration>, touch: bool) -> Option<WallTime> {
         match ttl.map(|ttl| seen + ttl) {
-            Some(ends) if touch => Some(ends),
+            Some(ends) if touch && self.slides() => Some(ends),
             ends => [self.expires, ends].into_iter().flatten().min(),
         }
+    }
+
+    /// How long a session lives from now on that is touched, whose key has been seen to live for `ttl` more; `None`: it is
+    /// not touched. A key that has no end is given none, and what would take of a life is no touch.
+    pub fn touched_life(&self, ttl: Option<Duration>) -> Option<Duration> {
+        let life = self.max_age.unwrap_or(TOUCH_LIFE);
+        ttl.filter(|ttl| self.slides() && *ttl < life).map(|_| life)
+    }
+
+    /// Whether its end may be moved: one that the record sets without an age is fixed.
+    fn slides(&self) -> bool {
+        self.max_age.is_some() || self.expires.is_none()
     }
 }
 
@@ -270,10 +282,17 @@ fn cookie(record: &Members<'_>) -> Result<(Option<WallTime>, Option<Duration>), 
         Some(_) => return Err(unfit),
     };
     let max_age = match cookie.find("originalMaxAge") {
-        Some(Value::Number(number)) => number.parse().ok().map(Duration::from_millis),
+        Some(Value::Number(number)) => milliseconds(number),
         _ => None,
     };
-    Ok((expires, max_age.filter(|age| !age.is_zero())))
+    Ok((expires, max_age))
+}
+
+/// So many milliseconds, of which an application that has reckoned with fractions may write a part; `None`: not one.
+fn milliseconds(number: &str) -> Option<Duration> {
+    let ms: f64 = number.parse().ok()?;
+    let life = Duration::try_from_secs_f64(ms.trunc() / 1_000.0).ok()?;
+    (life >= Duration::from_millis(1)).then_some(life)
 }
 
 /// What templates may be filled with: sorted by name, as [`Rights`] wants it.
@@ -296,6 +315,9 @@ fn claims(
     }
     claims.into_boxed_slice()
 }
+
+/// How long touching lets a session live whose record names no age: connect-redis's own default.
+const TOUCH_LIFE: Duration = Duration::from_secs(86_400);
 
 /// The claim that the configured company fills.
 const COMPANY_CLAIM: &str = "companyId";
@@ -539,6 +561,20 @@ mod tests {
         assert_eq!(ends(None, Some(100)), Some(WallTime::from_secs(1_100)));
         assert_eq!(ends(Some(1_050), None), Some(WallTime::from_secs(1_050)));
         assert_eq!(ends(None, None), None);
+    }
+
+    #[test]
+    fn an_age_is_told_in_milliseconds_and_parts_of_them() {
+        let aged = |age: &str| {
+            let text = format!(r#"{{"userId":"u1","cookie":{{"originalMaxAge":{age},"expires":null}}}}"#);
+            parse(&text).expect("a record").max_age
+        };
+        // `maxAge: 1.1 * 60 * 1000` and its like.
+        assert_eq!(aged("66000.00000000001"), Some(Duration::from_millis(66_000)));
+        assert_eq!(aged("5e3"), Some(Duration::from_secs(5)));
+        for none in ["null", "0", "-5", "0.5", "1e300", "\"5000\""] {
+            assert_eq!(aged(none), None, "{none}");
+        }
     }
 
     #[test]

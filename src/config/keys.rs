@@ -231,7 +231,7 @@ pub const KEYS: &[KeyDoc] = &[
     key("auth.session.permissions", Text, Is("\"/permissions\""), "The permissions, an array of strings"),
     key("auth.session.reread", Form::Duration { min_ms: 100, max_ms: DAY_MS }, Is("\"30s\""), "How often the record of a live session is read again, at the latest; a tenth of it is spread"),
     key("auth.session.grace", SPAN, Is("\"5m\""), "How long live sessions outlast a Redis that does not answer"),
-    key("auth.session.touch", Boolean, Is("false"), "The life of a session is extended while it is connected, by the record's `cookie.originalMaxAge` (a day without one); its end is then the key's alone, not `cookie.expires`, which touching does not move and which counts where the key has no end"),
+    key("auth.session.touch", Boolean, Is("false"), "The life of a session is extended while it is connected, by the record's `cookie.originalMaxAge` (a day where it has neither that nor `cookie.expires`); its end is then the key's alone, not `cookie.expires`, which touching does not move. Where the key has no end, or the record has `cookie.expires` and no age, nothing is touched and `cookie.expires` counts"),
     key("stream.id", Text, Required, "1 to 128 of `A-Z a-z 0-9 . _ : ~ -`; its place is `/v1/streams/{id}`"),
     key("stream.url", Text, Required, "The upstream, with `{claims.NAME}` and `{query.NAME}` in path segments and query values"),
     key("stream.interval", Form::Duration { min_ms: 1, max_ms: LONGEST_MS }, Is("\"1s\""), "From the start of one poll to the start of the next; a warning under 100ms"),

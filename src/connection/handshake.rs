@@ -364,13 +364,22 @@ pub enum Credential {
     ApiKey(Secret),
 }
 
+/// What stands in the session's cookie.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum SessionCookie {
+    /// Its value, its escapes undone.
+    Value(Secret),
+    /// No one value: there are two, and nothing says which is meant, or what is there is no text.
+    Unclear,
+}
+
 /// What a request presents to say who asks.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Presented {
     /// The first carrier that is there: later ones are not read.
     pub first: Option<(Credential, Carrier)>,
-    /// The session cookie, its escapes undone: looked at where nothing else is there, or where that is a token that does not verify.
-    pub session: Option<Secret>,
+    /// The session cookie: looked at where nothing else is there, or where that is a token that does not verify.
+    pub session: Option<SessionCookie>,
 }
 
 impl Presented {
@@ -399,10 +408,11 @@ pub fn presented(head: &Head<'_>, options: &auth::Options) -> Result<Presented, 
         Some(session) => match http::cookie(head, &session.cookie) {
             // express-session percent-encodes it. What is no escape was none of its.
             Ok(value) => value.map(|value| match http::percent_decode(value) {
-                Some(decoded) => Secret::new(decoded.as_bytes()),
-                None => Secret::new(value.as_bytes()),
+                Some(decoded) => SessionCookie::Value(Secret::new(decoded.as_bytes())),
+                None => SessionCookie::Value(Secret::new(value.as_bytes())),
             }),
-            Err(_) => return Err(Refusal::new(ErrorCode::BadRequest, "the session's cookie appears twice")),
+            // A browser holds as many as there are paths and domains that set one: whoever has a token needs none of them.
+            Err(_) => Some(SessionCookie::Unclear),
         },
     };
     Ok(Presented { first: first_presented(head, options, session.is_some())?, session })

@@ -15,7 +15,7 @@ use crate::auth::grant::{CredentialKind, Grant, SessionNo};
 use crate::auth::marks::Revoked;
 use crate::auth::session::{Record, SessionMark};
 use crate::codec::message::{CloseReason, ErrorCode};
-use crate::connection::handshake::Refusal;
+use crate::connection::handshake::{Refusal, SessionCookie};
 use crate::connection::{Phase, State};
 use crate::ids::ConnectionKey;
 use crate::limits::{LOOKUP_TIMEOUT, LOOKUP_WAITERS_MAX, SESSIONS_PER_LOOKUP, SESSIONS_PER_TURN};
@@ -36,8 +36,6 @@ const LAST_LEFT: Duration = Duration::from_millis(200);
 const RETRY: Duration = Duration::from_secs(5);
 /// Two readings of one end that are no further apart are the same: how long a key lives is told with the time the answer took.
 const SAME_END: Duration = Duration::from_secs(1);
-/// How long touching lets a session live whose record names no age: connect-redis's own default.
-const TOUCH_LIFE: Duration = Duration::from_secs(86_400);
 
 /// The sessions of one core.
 #[derive(Debug, Default)]
@@ -117,9 +115,13 @@ fn ended(detail: impl Into<std::borrow::Cow<'static, str>>) -> Refusal {
 
 impl Shard {
     /// A session's cookie is presented.
-    pub(super) fn look_at_cookie(&mut self, cookie: &Secret, waiter: Waiter) -> Looked {
+    pub(super) fn look_at_cookie(&mut self, cookie: &SessionCookie, waiter: Waiter) -> Looked {
         let Some(options) = &self.options.auth.session else {
             return Looked::Now(waiter, Err(ended("this server knows no sessions")));
+        };
+        let SessionCookie::Value(cookie) = cookie else {
+            let detail = "the session's cookie appears twice, or is no text";
+            return Looked::Now(waiter, Err(Refusal::new(ErrorCode::BadRequest, detail)));
         };
         match options.secrets.session_id(cookie.expose_secret()) {
             Ok(sid) => self.ask_for_session(sid, waiter, Purpose::Cookie),
@@ -191,6 +193,10 @@ impl Shard {
                     let outcome = said.and_then(|()| self.granted_by(place, purpose));
                     self.judged_if_waited_for(no, waiter, outcome);
                 }
+                if user.is_some_and(|user| self.has_news_of(&user, asked)) {
+                    // It may have been read before what the news is about: who has come by it is not among those who were told.
+                    self.reread_soon(place);
+                }
             }
             Verdict::Gone(refusal) => {
                 for Waiting { no, waiter, purpose } in waiting {
@@ -214,6 +220,13 @@ impl Shard {
                 }
             }
         }
+    }
+
+    /// Whether something was said of a user's rights since a record was asked for.
+    fn has_news_of(&self, user: &str, asked: Now) -> bool {
+        let said = self.ledger.marks().rights_said_at(user, self.now.wall);
+        // An event is dated to the millisecond.
+        said.is_some_and(|at| self.now.earliest_wall_of(asked) < at + Duration::from_millis(1))
     }
 
     /// What a session that was just read grants to whoever asked.
@@ -244,7 +257,11 @@ impl Shard {
         };
         self.metrics.session_reads.count();
         match Record::parse(text.expose_secret(), options, self.options.catalog.template_claims()) {
-            Ok(record) if record.ends(asked.wall, ttl, options.touch).is_some_and(|ends| ends <= self.now.wall) => {
+            Ok(record)
+                if record
+                    .ends(self.now.wall_of(asked.at), ttl, options.touch)
+                    .is_some_and(|ends| ends <= self.now.wall) =>
+            {
                 Verdict::Gone(ended("the session has expired"))
             }
             Ok(record) => Verdict::Good(Box::new(record), ttl),
@@ -263,9 +280,12 @@ impl Shard {
         renewing: &[u32],
     ) -> u32 {
         let touch = self.options.auth.session.as_ref().is_some_and(|options| options.touch);
-        let ends = record.ends(asked.wall, ttl, touch);
-        let life = record.max_age.unwrap_or(TOUCH_LIFE);
-        if touch && ttl.is_some_and(|ttl| ttl < life) {
+        // A life is counted by the store's clock: ours may have been set since it was asked.
+        let ends = record.ends(self.now.wall_of(asked.at), ttl, touch);
+        // Who has logged out keeps no session alive by trying.
+        if let Some(life) = record.touched_life(ttl).filter(|_| touch)
+            && self.ledger.marks().judge_session(mark, self.now.wall).is_ok()
+        {
             self.outputs.push_back(Output::Order(Order::Touch { sid: sid.clone(), life }));
         }
         let rights = self.rights.intern(record.rights);

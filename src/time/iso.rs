@@ -6,23 +6,29 @@
 use super::WallTime;
 
 /// The time that `YYYY-MM-DDTHH:MM:SS`, with a fraction or not, and `Z` or an offset name: what `JSON.stringify` makes of a
-/// `Date` (ECMA-262, Date Time String Format), and RFC 3339. `None`: it is none, or before 1970.
+/// `Date` (ECMA-262, Date Time String Format, with its expanded years), and RFC 3339. `None`: it is none, or before 1970.
 pub fn iso_date(text: &str) -> Option<WallTime> {
     let bytes = text.as_bytes();
     let digits = |from: usize, count: usize| -> Option<i64> {
         let part = bytes.get(from..from + count)?;
         part.iter().all(u8::is_ascii_digit).then(|| part.iter().fold(0, |n, b| n * 10 + i64::from(b - b'0')))
     };
+    // A year that four digits have no room for has a sign and six.
+    let (year, bytes) = match bytes {
+        [b'+', ..] => (digits(1, 6)?, bytes.get(7..)?),
+        _ => (digits(0, 4)?, bytes.get(4..)?),
+    };
+    let digits = |from: usize, count: usize| digits(text.len() - bytes.len() + from, count);
     let at = |place: usize, wanted: &[u8]| bytes.get(place).is_some_and(|byte| wanted.contains(byte));
-    if !(at(4, b"-") && at(7, b"-") && at(10, b"Tt ") && at(13, b":") && at(16, b":")) {
+    if !(at(0, b"-") && at(3, b"-") && at(6, b"Tt ") && at(9, b":") && at(12, b":")) {
         return None;
     }
-    let (year, month, day) = (digits(0, 4)?, digits(5, 2)?, digits(8, 2)?);
-    let (hour, minute, second) = (digits(11, 2)?, digits(14, 2)?, digits(17, 2)?);
+    let (month, day) = (digits(1, 2)?, digits(4, 2)?);
+    let (hour, minute, second) = (digits(7, 2)?, digits(10, 2)?, digits(13, 2)?);
     if !(1..=12).contains(&month) || day < 1 || day > days_of(year, month) || hour > 24 || minute > 59 || second > 60 {
         return None;
     }
-    let (mut place, mut micros) = (19, 0);
+    let (mut place, mut micros) = (15, 0);
     if at(place, b".,") {
         let fraction = bytes.get(place + 1..)?.iter().take_while(|byte| byte.is_ascii_digit()).count();
         if fraction == 0 || fraction > 9 {
@@ -43,7 +49,7 @@ pub fn iso_date(text: &str) -> Option<WallTime> {
     };
     let days = days_since_1970(year, month, day);
     let seconds = ((days * 24 + hour) * 60 + minute - offset) * 60 + second;
-    u64::try_from(seconds * 1_000_000 + micros).ok().map(WallTime::from_micros)
+    u64::try_from(seconds.checked_mul(1_000_000)? + micros).ok().map(WallTime::from_micros)
 }
 
 fn days_of(year: i64, month: i64) -> i64 {
@@ -78,8 +84,18 @@ mod tests {
         assert_eq!(us("2026-11-22T20:21:27.042+01:00"), us("2026-11-22T19:21:27.042Z"));
         assert_eq!(us("2026-11-22T18:51:27.042-00:30"), us("2026-11-22T19:21:27.042Z"));
         assert_eq!(us("2026-11-22T19:21:27.123456789Z"), Some(1_795_375_287_123_456));
+        // A year beyond four digits has a sign and six: so does `new Date(8640000000000000)`, the last there is.
+        assert_eq!(us("+275760-09-13T00:00:00.000Z"), Some(8_640_000_000_000_000_000));
+        assert_eq!(us("+010000-01-01T00:00:00.000Z"), us("9999-12-31T24:00:00Z"));
+        assert_eq!(us("+002026-11-22T19:21:27.042Z"), us("2026-11-22T19:21:27.042Z"));
         for bad in [
             "",
+            "-000001-01-01T00:00:00Z",
+            "-271821-04-20T00:00:00Z",
+            "+10000-01-01T00:00:00Z",
+            "+0010000-01-01T00:00:00Z",
+            "+275760-09-13",
+            "+999999-12-31T23:59:59ZZ",
             "2026-11-22",
             "2026-11-22T19:21:27",
             "2026-13-22T19:21:27Z",

@@ -53,6 +53,8 @@ pub(super) struct Commands {
     timeout: Duration,
     waiting: VecDeque<Question>,
     touches: VecDeque<(Secret, Duration)>,
+    /// The server knows no condition of PEXPIRE: it is older than Redis 7.
+    touches_plainly: bool,
     appends: Appends,
     publishes: VecDeque<Publish>,
     publish_bytes: usize,
@@ -133,6 +135,7 @@ impl Commands {
             timeout,
             waiting: VecDeque::new(),
             touches: VecDeque::new(),
+            touches_plainly: false,
             appends: Appends::default(),
             publishes: VecDeque::new(),
             publish_bytes: 0,
@@ -212,9 +215,10 @@ impl Commands {
         sink: &mut dyn Sink,
     ) -> Vec<Turn> {
         let mut turns = Vec::new();
-        let Commands { link, flight, appends, published, metrics, said, .. } = self;
+        let Commands { link, flight, appends, published, metrics, said, touches_plainly, .. } = self;
         let turn = link.turn(ready, io, &mut |reply| {
-            let mut answers = Answers { flight: &mut *flight, appends, published, metrics, said, sink, now: now.at };
+            let flight = &mut *flight;
+            let mut answers = Answers { flight, appends, published, metrics, said, touches_plainly, sink, now: now.at };
             answers.hear(reply)
         });
         self.after(turn, sink, &mut turns);
@@ -256,6 +260,8 @@ impl Commands {
             // What was under way may have arrived or not: it is sent again, for twice does no harm.
             (self.appends.sent, self.appends.paused) = (0, None);
             self.touches.clear();
+            // The next one may be another server's.
+            self.touches_plainly = false;
         }
         if !matches!(turn, Turn::Same) {
             turns.push(turn);
@@ -346,7 +352,13 @@ impl Commands {
             && let Some((sid, life)) = self.touches.pop_front()
         {
             let key = [settings.session_prefix.as_bytes(), sid.expose_secret()].concat();
-            write_command(out, [b"PEXPIRE".as_slice(), &key, millis(life).as_bytes()]);
+            let life = millis(life);
+            let mut parts: Vec<&[u8]> = vec![b"PEXPIRE", &key, life.as_bytes()];
+            // The application may have given it a longer life since it was read, or one without an end.
+            if !self.touches_plainly {
+                parts.push(b"GT");
+            }
+            write_command(out, parts);
             flight.push_back(fly(What::Touch, 1));
         }
         if flight.is_empty() && now.at >= self.written + limits::REDIS_PING_INTERVAL {
@@ -419,6 +431,7 @@ struct Answers<'a> {
     published: &'a mut Vec<(u64, Option<i64>)>,
     metrics: &'a StoreMetrics,
     said: &'a mut Vec<Said>,
+    touches_plainly: &'a mut bool,
     sink: &'a mut dyn Sink,
     now: Instant,
 }
@@ -454,6 +467,10 @@ impl Answers<'_> {
             }
             What::Touch => match reply {
                 Reply::Integer(_) => {}
+                // Redis 6 counts the arguments. What was not touched will be when it is read next.
+                Reply::Error(line) if line.starts_with(b"ERR wrong number of arguments") => {
+                    *self.touches_plainly = true;
+                }
                 Reply::Error(line) => {
                     let why = judged("PEXPIRE", &line)?;
                     self.said.push((RedisLink::Commands, why));
@@ -578,5 +595,50 @@ pub(super) fn judged(command: &'static str, line: &[u8]) -> Result<String, Fault
         "NOAUTH" | "WRONGPASS" | "DENIED" | "LOADING" | "READONLY" | "MASTERDOWN" | "MOVED" | "ASK" | "CLUSTERDOWN"
         | "TRYAGAIN" => Err(Fault::refused(command, line)),
         code => Ok(format!("it refuses {command}: {code}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shard::PeerAsk;
+
+    /// Who hears nothing.
+    struct Deaf;
+
+    impl Sink for Deaf {
+        fn found(&mut self, _core: CoreId, _ask: u64, _found: Found) {}
+        fn heard(&mut self, _entries: Vec<ControlEntry>) {}
+        fn renewal(&mut self, _core: CoreId, _index: u32, _sealed: Vec<u8>, _ask: PeerAsk) -> bool {
+            false
+        }
+        fn list(&mut self, _ask: PeerAsk, _sealed: Vec<u8>) {}
+        fn state(&mut self, _up: bool) {}
+        fn settle(&mut self) -> bool {
+            true
+        }
+    }
+
+    /// What the replies to as many touches lead to: whether further ones are plain, and what is said.
+    fn touched(replies: &[Reply]) -> (bool, Vec<String>) {
+        let now = Instant::default();
+        let mut commands = Commands::new(Arc::default(), Duration::from_secs(2), now);
+        commands.flight.extend(replies.iter().map(|_| Flight { what: What::Touch, written: now, left: 1 }));
+        let Commands { flight, appends, published, metrics, said, touches_plainly, .. } = &mut commands;
+        let mut answers = Answers { flight, appends, published, metrics, said, touches_plainly, sink: &mut Deaf, now };
+        for reply in replies {
+            assert!(answers.hear(reply.clone()).is_ok(), "the connection is as good as before: {reply:?}");
+        }
+        (commands.touches_plainly, commands.said.into_iter().map(|(_, what)| what).collect())
+    }
+
+    #[test]
+    fn a_server_that_knows_no_condition_of_pexpire_is_told_none() {
+        let error = |line: &str| Reply::Error(line.into());
+        // Redis 6.2's words.
+        let old = error("ERR wrong number of arguments for 'pexpire' command");
+        assert_eq!(touched(&[Reply::Integer(0), old]), (true, vec![]));
+        let refused = vec!["it refuses PEXPIRE: NOPERM".to_owned()];
+        assert_eq!(touched(&[Reply::Integer(1), error("NOPERM this user has no permissions")]), (false, refused));
     }
 }
