@@ -482,9 +482,9 @@ impl Marks {
             return None;
         }
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
-        match &table.at(&Key::of_user(Kind::Rights, None, sub), now)?.what {
+        match &table.at(&Key::of_user(Kind::Rights, None, sub), now, self.lives())?.what {
             What::Rights(rights) => [&rights.permissions, &rights.roles].into_iter().flatten().map(|(_, at)| *at).max(),
-            What::At(_) => None,
+            What::At(_) | What::Ending(_) => None,
         }
     }
 

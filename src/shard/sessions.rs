@@ -34,6 +34,8 @@ const LAST_LOOK: Duration = Duration::from_secs(1);
 const LAST_LEFT: Duration = Duration::from_millis(200);
 /// How soon a record that could not be read is tried again, at the latest.
 const RETRY: Duration = Duration::from_secs(5);
+/// How often a record is read again while something is said of its user that is dated ahead of this clock, at the most.
+const NEWS_REREAD_INTERVAL: Duration = Duration::from_secs(1);
 /// Two readings of one end that are no further apart are the same: how long a key lives is told with the time the answer took.
 const SAME_END: Duration = Duration::from_secs(1);
 
@@ -193,9 +195,8 @@ impl Shard {
                     let outcome = said.and_then(|()| self.granted_by(place, purpose));
                     self.judged_if_waited_for(no, waiter, outcome);
                 }
-                if user.is_some_and(|user| self.has_news_of(&user, asked)) {
-                    // It may have been read before what the news is about: who has come by it is not among those who were told.
-                    self.reread_soon(place);
+                if let Some(user) = user {
+                    self.reread_after_news(place, &user, asked);
                 }
             }
             Verdict::Gone(refusal) => {
@@ -222,11 +223,18 @@ impl Shard {
         }
     }
 
-    /// Whether something was said of a user's rights since a record was asked for.
-    fn has_news_of(&self, user: &str, asked: Now) -> bool {
-        let said = self.ledger.marks().rights_said_at(user, self.now.wall);
+    /// Reads a session's record once more where something was said of its user's rights since it was asked for at `asked`: it
+    /// may have been read before what the news is about, and who has come by it is not among those who were told. What is
+    /// dated ahead of this clock is news until then, and looked at in turns.
+    fn reread_after_news(&mut self, place: u32, user: &str, asked: Now) {
+        let Some(said) = self.ledger.marks().rights_said_at(user, self.now.wall) else { return };
         // An event is dated to the millisecond.
-        said.is_some_and(|at| self.now.earliest_wall_of(asked) < at + Duration::from_millis(1))
+        let after = said + Duration::from_millis(1);
+        if self.steps.earliest_wall_of(asked, self.now) < after {
+            let Some(due) = self.sessions.places.at(place).and_then(|session| session.due) else { return };
+            let soon = self.now.at + after.since(self.now.wall).min(NEWS_REREAD_INTERVAL);
+            self.sessions.set_due(place, Some(due.min(soon)));
+        }
     }
 
     /// What a session that was just read grants to whoever asked.
