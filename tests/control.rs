@@ -588,16 +588,15 @@ fn a_wrong_admin_key_counts_for_its_address_and_is_told() {
             assert_eq!(call(ADMIN_KEY).0.status, 200, "the right one is not held back");
         }
     }
-    for key in ["a-wrong-key", ADMIN_KEY] {
-        let (answer, _) = call(key);
-        assert_eq!((answer.status, answer.code()), (429, "RATE_LIMITED".into()), "then none is looked at");
-        assert!(answer.header("retry-after").is_some());
-    }
+    let (answer, took) = call("a-wrong-key");
+    assert_eq!((answer.status, answer.code()), (429, "RATE_LIMITED".into()));
+    assert!(answer.header("retry-after").is_some() && took >= Duration::from_millis(900), "it took {took:?}");
+    assert_eq!(call(ADMIN_KEY).0.status, 200, "whoever tries keys keeps no administrator from logging somebody out");
     assert_eq!(server.admin("GET", "/readyz", None).status, 200, "what needs no key is answered on");
     assert_eq!(server.get("/v1/streams/leads", &[bearer(&mint(claims("u1")))]).status, 200, "and so are clients");
     let line = server.wait_for_log("with a wrong key", 1);
     assert!(line.contains("by=127.0.0.1 "), "{line}");
     assert_eq!((server.log_count("with a wrong key"), server.log_count("a-wrong-key")), (1, 0));
     server.reload(&Setup::new().limits("auth_failures_per_minute = 0"));
-    eventually("the limit is off", || (call(ADMIN_KEY).0.status == 200).then_some(()));
+    eventually("the limit is off", || (call("a-wrong-key").0.status == 401).then_some(()));
 }

@@ -2,7 +2,8 @@
 //!
 //! Source: protocol version 1, section 6. Memory: at most `CONNECTIONS_MAX` threads, one a connection, each with one
 //! request. Errors: problem documents. Blocking threads of its own, so that a scrape never takes a turn of a core.
-//! A wrong key counts for its address as a wrong credential does on the public listener (`limits.auth_failures_per_minute`).
+//! A wrong key counts for its address as a wrong credential does on the public listener (`limits.auth_failures_per_minute`),
+//! but the right one is always taken.
 
 use std::cell::Cell;
 use std::io::{Read, Write};
@@ -362,24 +363,26 @@ fn authorised(admin: &Admin, options: &AdminOptions, head: &Head<'_>, peer: IpAd
             return Err(refusal.header("WWW-Authenticate", "Bearer").into());
         }
     };
+    // Whatever others try from its address, an administrator can log somebody out.
+    if presented == *key {
+        return Ok(());
+    }
+    if admin.wrong_key_told.again(clock::now().wall) {
+        log::write(LogLevel::Warn, &[("by", &peer)], "Somebody calls the admin API with a wrong key.");
+    }
     // What is tried here opens nothing on the public listener, nor the other way round: each counts for itself.
     let (holder, per_minute) = (admin.ledger.admin_address(peer), admin.failures_per_minute.load(Ordering::Relaxed));
     let now = clock::now();
     let standing = admin.ledger.standing(holder, per_minute, now.at);
+    let late = standing != Standing::Good;
     if standing == Standing::Refused {
         let refusal = problem(ErrorCode::RateLimited, "too many wrong keys from this address");
-        return Err(refusal.header("Retry-After", "60").into());
-    }
-    if presented == *key {
-        return Ok(());
+        return Err(Refused { response: refusal.header("Retry-After", "60"), late });
     }
     admin.ledger.failure(holder, per_minute, now.at);
-    if admin.wrong_key_told.again(now.wall) {
-        log::write(LogLevel::Warn, &[("by", &peer)], "Somebody calls the admin API with a wrong key.");
-    }
     let refusal = problem(ErrorCode::InvalidToken, "this is not the admin key");
     let response = refusal.header("WWW-Authenticate", "Bearer error=\"invalid_token\"");
-    Err(Refused { response, late: standing == Standing::Delayed })
+    Err(Refused { response, late })
 }
 
 /// Whether a `Host` is the listener's own address, a name for loopback where it listens there, or a configured name.
