@@ -151,24 +151,26 @@ fn a_put_of_what_one_subject_watches_on_two_tabs_closes_neither() {
     let count = 20;
     // All places of the process are taken too.
     let limits = format!("streams_per_subject = {count}\nstreams = {count}\nmessages_per_second = 1000");
-    let server = Setup::new().limits(&limits).start();
-    let body = |interval: &str, path: &str| {
-        let url = upstream.url(&format!("{path}?r={{query.r}}"));
-        json!({"id": "q", "url": url, "params": ["r"], "interval": interval, "linger": "0s"})
-    };
-    assert_eq!(admin(&server, "POST", "", &body("500ms", "/q")), 201);
-    let token = token_of("u1");
-    let (mut tabs, mut singles) = tabs(&server, &token, &names(count));
-    for no in 0..CHANGES {
-        // The interval, the URL, each in turn.
-        let (interval, path) = [("600ms", "/q"), ("600ms", "/other"), ("500ms", "/other"), ("500ms", "/q")][no % 4];
-        assert_eq!(admin(&server, "PUT", "/q", &body(interval, path)), 200);
-        tabs.iter_mut().chain(&mut singles).for_each(Tab::has_anew);
+    for cores in [1, 2] {
+        let server = Setup::new().cores(cores).limits(&limits).start();
+        let body = |interval: &str, path: &str| {
+            let url = upstream.url(&format!("{path}?r={{query.r}}"));
+            json!({"id": "q", "url": url, "params": ["r"], "interval": interval, "linger": "0s"})
+        };
+        assert_eq!(admin(&server, "POST", "", &body("500ms", "/q")), 201);
+        let token = token_of("u1");
+        let (mut tabs, mut singles) = tabs(&server, &token, &names(count));
+        for no in 0..CHANGES {
+            // The interval, the URL, each in turn.
+            let (interval, path) = [("600ms", "/q"), ("600ms", "/other"), ("500ms", "/other"), ("500ms", "/q")][no % 4];
+            assert_eq!(admin(&server, "PUT", "/q", &body(interval, path)), 200);
+            tabs.iter_mut().chain(&mut singles).for_each(Tab::has_anew);
+        }
+        eventually("what it was before is gone", || {
+            (server.metric(&["restcast_streams "]) as usize == count).then_some(())
+        });
+        assert_full(&server, &token, &mut tabs, singles, count);
     }
-    eventually("what it was before is gone", || {
-        (server.metric(&["restcast_streams "]) as usize == count).then_some(())
-    });
-    assert_full(&server, &token, &mut tabs, singles, count);
 }
 
 #[test]
@@ -356,4 +358,143 @@ fn a_change_ends_no_select_that_was_there_before() {
     }
     let more = open(&mut hall, 0, &select(5), &second);
     assert_eq!(hall.kinds(more), ["welcome", "error", "1013 overloaded"]);
+}
+
+#[test]
+fn who_is_moved_by_a_new_credential_has_the_place_that_it_leaves_at_once() {
+    let lines = "url = \"http://up/{claims.companyId}\"\ninterval = \"1s\"\nlinger = \"10s\"";
+    let mut hall = Hall::new(&hall_of(1, "streams_per_subject = 1", &[("own", lines)]));
+    let tokens = ["a", "b"].map(|company| hall.token(json!({"companyId": company})));
+    let single = open(&mut hall, 0, "/v1/streams/own", &tokens[0]);
+    hall.pass(10 * MS);
+    assert_eq!(hall.kinds(single), ["welcome", "snapshot"]);
+    // What it leaves would be polled for 10 s more, and its place would be taken for one at the least.
+    for token in [&tokens[1], &tokens[0]] {
+        hall.message(single, json!({"type": "auth_update", "token": token, "id": 1}));
+        hall.pass(10 * MS);
+        assert_eq!(hall.kinds(single), ["auth_ok", "snapshot"]);
+    }
+    // Who leaves by its own choice waits for it.
+    let other = open(&mut hall, 0, "/v1/ws", &tokens[1]);
+    hall.lose(single);
+    hall.message(other, json!({"type": "subscribe", "stream": "own"}));
+    assert_eq!(hall.kinds(other), ["welcome", "error"]);
+}
+
+#[test]
+fn what_somebody_was_moved_to_lets_nobody_past_a_limit_who_comes_later() {
+    let setup = |interval: &str| {
+        let lines = format!("interval = \"{interval}\"\nlinger = \"0s\"");
+        hall_of(2, "streams = 1", &["a", "b"].map(|id| (id, lines.as_str())))
+    };
+    for core in 0..2 {
+        let mut hall = Hall::new(&setup("1s"));
+        let token = hall.token(json!({}));
+        let tab = open(&mut hall, core, "/v1/streams/a", &token);
+        hall.pass(10 * MS);
+        hall.reload(&setup("2s"));
+        hall.pass(3 * SECOND);
+        assert_eq!(hall.kinds(tab), ["welcome", "snapshot", "snapshot"]);
+        hall.lose(tab);
+        hall.pass(10 * MS);
+        let other = open(&mut hall, 0, "/v1/streams/b", &token);
+        hall.pass(10 * MS);
+        assert_eq!(hall.kinds(other), ["welcome", "snapshot"]);
+        // The copy that is still there may be shown before the owner has refused it.
+        let late = open(&mut hall, core, "/v1/streams/a", &token);
+        hall.pass(10 * MS);
+        let kinds = hall.kinds(late);
+        assert!(kinds.ends_with(&["error".into(), "1013 overloaded".into()]), "{kinds:?}");
+        assert_eq!(hall.ledger.streams(), 1);
+    }
+}
+
+#[test]
+fn a_change_ends_nothing_that_was_left_for_a_while() {
+    let setup = |interval: &str| {
+        let lines = format!("interval = \"{interval}\"\nlinger = \"0s\"");
+        hall_of(2, "streams = 2", &[("a", lines.as_str()), ("b", "interval = \"1s\"\nlinger = \"60s\"")])
+    };
+    let mut hall = Hall::new(&setup("1s"));
+    let token = hall.token(json!({}));
+    let tabs = [0, 1].map(|core| open(&mut hall, core, "/v1/streams/a", &token));
+    let left = open(&mut hall, 0, "/v1/streams/b", &token);
+    hall.pass(10 * MS);
+    hall.lose(left);
+    for no in 0..CHANGES {
+        hall.reload(&setup(["2s", "1s"][no % 2]));
+        let changed = hall.now().at;
+        hall.pass(4 * SECOND);
+        let polls = hall.polled.iter().filter(|(at, url)| *at > changed && url.ends_with('b')).count();
+        assert!((3..=5).contains(&polls), "{polls} polls after change {no}");
+    }
+    for tab in tabs {
+        let kinds = hall.kinds(tab);
+        assert_eq!((kinds.len(), kinds.iter().filter(|kind| *kind == "snapshot").count()), (CHANGES + 2, CHANGES + 1));
+    }
+}
+
+#[test]
+fn callers_of_one_address_have_what_they_had_after_a_change_and_no_more() {
+    let setup = |interval: &str| {
+        let lines = format!(
+            "url = \"http://up/{{query.r}}\"\nparams = [\"r\"]\nallow_anonymous = true\ninterval = \"{interval}\"\nlinger = \"0s\""
+        );
+        hall_of(2, "streams_per_address = 2", &[("q", lines.as_str())])
+    };
+    let mut hall = Hall::new(&setup("1s"));
+    let enter = |hall: &mut Hall, core: usize, query: &str| {
+        let conn = hall.upgrade(core, &format!("/v1/streams/q?{query}"), &[]);
+        hall.pass(10 * MS);
+        conn
+    };
+    let mut tabs: Vec<Conn> = (0..4).map(|no| enter(&mut hall, no % 2, &format!("r={}", no / 2))).collect();
+    // However it is looked at, it is asked for once.
+    tabs.extend(["$.a", "$.b"].map(|select| enter(&mut hall, 0, &format!("r=0&select={select}"))));
+    for &tab in &tabs {
+        assert_eq!(hall.kinds(tab), ["welcome", "snapshot"]);
+    }
+    for no in 0..CHANGES {
+        hall.reload(&setup(["2s", "1s"][no % 2]));
+        hall.pass(5 * SECOND);
+        for &tab in &tabs {
+            assert_eq!(hall.kinds(tab), ["snapshot"], "change {no}");
+        }
+        assert_eq!(hall.ledger.kept_streams(), (2, 2), "nothing is kept of what it was");
+    }
+    let refused = enter(&mut hall, 0, "r=2");
+    assert_eq!(hall.kinds(refused), ["welcome", "error", "1013 overloaded"]);
+    for tab in [tabs[2], tabs[3]] {
+        hall.lose(tab);
+    }
+    hall.pass(2 * SECOND);
+    assert_eq!(hall.ledger.kept_streams(), (1, 1));
+    let [more, refused] = ["r=2", "r=3"].map(|query| enter(&mut hall, 1, query));
+    assert_eq!(hall.kinds(more), ["welcome", "snapshot"]);
+    assert_eq!(hall.kinds(refused), ["welcome", "error", "1013 overloaded"]);
+}
+
+#[test]
+fn a_reload_that_allows_fewer_subscriptions_takes_none_of_those_that_it_changes() {
+    let ids = ["a", "b", "c", "d"];
+    let setup = |interval: &str, most: u32| {
+        let lines = format!("interval = \"{interval}\"");
+        hall_of(2, &format!("subscriptions_per_connection = {most}"), &ids.map(|id| (id, lines.as_str())))
+    };
+    let mut hall = Hall::new(&setup("1s", 3));
+    let token = hall.token(json!({}));
+    let many = open(&mut hall, 0, "/v1/ws", &token);
+    for id in &ids[..3] {
+        hall.message(many, json!({"type": "subscribe", "stream": id}));
+    }
+    hall.pass(10 * MS);
+    hall.frames(many);
+    hall.reload(&setup("2s", 1));
+    hall.pass(5 * SECOND);
+    assert_eq!(hall.kinds(many), ["snapshot"; 3]);
+    for (id, told) in [("a", "unsubscribed"), ("d", "error")] {
+        let verb = if id == "a" { "unsubscribe" } else { "subscribe" };
+        hall.message(many, json!({"type": verb, "stream": id}));
+        assert_eq!(hall.kinds(many), [told]);
+    }
 }
