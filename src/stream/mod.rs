@@ -846,6 +846,11 @@ impl Stream {
         self.poller.holds_value()
     }
 
+    /// Whether the value held is the newest that is to be had: no poll would be made for whoever comes.
+    pub fn holds_newest(&self, now: Now) -> bool {
+        self.poller.holds_newest(now)
+    }
+
     /// Whether a value is held, and the last poll that was sent has not failed.
     pub fn works(&self) -> bool {
         self.poller.works()
