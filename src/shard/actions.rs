@@ -247,7 +247,7 @@ fn may_act(grant: &Grant, options: &Options) -> Result<(), Refused> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::{HashMap, VecDeque};
 
     use serde_json::{Value, json};
@@ -301,7 +301,7 @@ mod tests {
     }
 
     /// A shard of one core, what it wants done, and its clients.
-    struct Hall {
+    pub(in crate::shard) struct Hall {
         shard: Shard,
         now: Now,
         sockets: Sockets,
@@ -325,7 +325,7 @@ mod tests {
     }
 
     impl Hall {
-        fn new(config: &str) -> Hall {
+        pub(in crate::shard) fn new(config: &str) -> Hall {
             let options = options_of(config, None);
             let now = Now { at: Instant::from_micros(1_000_000), wall: WallTime::from_secs(WALL_S) };
             let metrics = Arc::new(CoreMetrics::default());
@@ -334,7 +334,18 @@ mod tests {
             Hall { shard, now, sockets: Sockets::default(), calls, fetches, notices: Vec::new(), drained: false }
         }
 
-        fn handle(&mut self, input: Input<'_>) {
+        /// Sockets take nothing from now on.
+        pub(in crate::shard) fn stall(&mut self) {
+            self.sockets.1 = true;
+        }
+
+        /// They take everything again, and this one says so.
+        pub(in crate::shard) fn take_again(&mut self, connection: u32) {
+            self.sockets.1 = false;
+            self.handle(Input::Writable { connection });
+        }
+
+        pub(in crate::shard) fn handle(&mut self, input: Input<'_>) {
             self.shard.handle(self.now, input);
             self.settle();
         }
@@ -345,7 +356,7 @@ mod tests {
         }
 
         /// Polls until nothing is due.
-        fn poll_all(&mut self, body: &str) {
+        pub(in crate::shard) fn poll_all(&mut self, body: &str) {
             for _ in 0..200 {
                 self.after(Duration::from_millis(20));
                 while !self.fetches.is_empty() {
@@ -379,7 +390,7 @@ mod tests {
         }
 
         /// A token of `u1`, good for ten minutes, with these claims; null takes one away.
-        fn token(&self, claims: Value) -> String {
+        pub(in crate::shard) fn token(&self, claims: Value) -> String {
             let config = KeyConfig { kid: None, algorithm: Algorithm::Hs256, secret: Secret::new(SECRET) };
             let mut all = json!({"sub": "u1", "exp": WALL_S + 600});
             for (name, value) in claims.as_object().expect("claims") {
@@ -389,7 +400,7 @@ mod tests {
             jwt::mint(&Key::new(&config).expect("a long secret"), &all.to_string())
         }
 
-        fn open(&mut self, path: &str, claims: Value) -> u32 {
+        pub(in crate::shard) fn open(&mut self, path: &str, claims: Value) -> u32 {
             let credential = match claims {
                 Value::Null => String::new(),
                 claims => format!("Authorization: Bearer {}\r\n", self.token(claims)),
@@ -409,14 +420,14 @@ mod tests {
             place
         }
 
-        fn say(&mut self, connection: u32, message: Value) {
+        pub(in crate::shard) fn say(&mut self, connection: u32, message: Value) {
             let mut frame = Vec::new();
             write_masked(&mut frame, true, Opcode::Text, message.to_string().as_bytes(), [1, 2, 3, 4]);
             self.handle(Input::Received { connection, bytes: &mut frame });
         }
 
         /// What the connection has been sent since: texts as JSON, a close as its code.
-        fn frames(&mut self, connection: u32) -> Vec<Value> {
+        pub(in crate::shard) fn frames(&mut self, connection: u32) -> Vec<Value> {
             let mut bytes: Vec<u8> = self.sockets.0.entry(connection).or_default().drain(..).collect();
             let mut frames = Vec::new();
             while !bytes.is_empty() {
@@ -765,12 +776,11 @@ mod tests {
         let ada = hall.open("/v1/ws", agent());
         hall.say(ada, update(1));
         hall.say(ada, update(2));
-        hall.sockets.1 = true;
+        hall.stall();
         hall.answer(200, &format!("\"{}\"", "x".repeat(CONTROL_BYTES_MAX)));
         hall.say(ada, update(3));
         assert_eq!(hall.calls.len(), 1, "the one that was begun before");
-        hall.sockets.1 = false;
-        hall.handle(Input::Writable { connection: ada });
+        hall.take_again(ada);
         let frames = hall.frames(ada);
         assert_eq!(frames.iter().map(code).collect::<Vec<_>>(), [("", &json!(1)), ("RATE_LIMITED", &json!(3))]);
         hall.say(ada, update(4));
