@@ -415,15 +415,16 @@ pub const PATH_STEPS_PER_BYTE: u64 = 8;
 pub const PATH_STEPS_MIN: u64 = 1 << 16;
 /// Bytes that the `match()` and `search()` patterns of a JSONPath are compiled to, together.
 pub const PATH_PATTERN_BYTES_MAX: usize = 1 << 16;
-/// Work that a caller's `select` may take for each byte of the value, a step of its path or a byte of what it selects:
+/// Work that a caller's `select` may take for each byte of what is shown without it, a step of its path or a byte of what it
+/// selects:
 pub const SELECT_WORK_PER_BYTE: u64 = 4;
 /// and how much it may take with any value, however small.
 pub const SELECT_WORK_MIN: u64 = 1 << 14;
-/// The same for all `select`s of a stream together:
+/// The same for all `select`s of a stream, or of one of its views, together:
 pub const SELECTS_WORK_PER_BYTE: u64 = 16;
 /// As above,
 pub const SELECTS_WORK_MIN: u64 = 1 << 18;
-/// and at most so much, however large the value: it takes about a quarter of a second.
+/// and at most so much for those of all views, however large the value: it takes about a quarter of a second.
 pub const SELECTS_WORK_MAX: u64 = 1 << 25;
 /// Of which each that is watched has one of so many parts for itself, whatever others take; where more than half as many are
 /// watched, half of it is shared out so.

@@ -49,6 +49,36 @@ fn what_is_fresh_is_not_asked_for_where_that_is_respected() {
     assert!(requests_for(&upstream, "/ignored").len() >= 10, "the interval is 20 ms");
 }
 
+#[test]
+fn a_value_that_is_fresh_or_that_nobody_may_poll_now_is_answered_at_once_after_a_while_without_watchers() {
+    let upstream = Upstream::start();
+    upstream.set("/fresh", Reply::json("1").header("Cache-Control", "max-age=3600"));
+    upstream.set("/change", Reply::json("{}"));
+    // Where the answer waited for a poll it would not come while this test has patience.
+    let lines = "respect_max_age = true\nlinger = \"50ms\"\ntimeout = \"10m\"\nfirst_byte_timeout = \"10m\"";
+    let server = Setup::new()
+        .stream("fresh", &upstream.url("/fresh"), lines)
+        .action("change", &upstream.url("/change"), "refresh = [\"fresh\"]")
+        .start();
+    let value = || server.get("/v1/streams/fresh", &[bearer(&token_of("u1"))]).text();
+    assert_eq!(value(), "1");
+    for _ in 0..2 {
+        watch_for(Duration::from_millis(500));
+        assert_eq!(value(), "1");
+    }
+    assert_eq!(requests_for(&upstream, "/fresh").len(), 1);
+    // Whoever has changed it sees that, though nobody watched it just then.
+    for n in ["2", "3"] {
+        watch_for(Duration::from_millis(500));
+        upstream.set("/fresh", Reply::json(n).header("Cache-Control", "max-age=3600"));
+        let mut writer = server.ws("/v1/ws", &[bearer(&token_of("u1"))]);
+        assert_eq!(writer.next()["type"], "welcome");
+        writer.send(json!({"type": "change", "id": 1}));
+        assert_eq!(writer.next()["type"], "action_result");
+        assert_eq!(value(), n);
+    }
+}
+
 // Budgets.
 
 /// A fixed window, as most limiters have: so many requests in so long, told in the answers in one of the ways there are.

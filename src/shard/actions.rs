@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use crate::auth::grant::{ClaimValue, CredentialKind, Grant};
 use crate::codec::message::{self, ClientId, ErrorCode, ErrorFrame, MessageError};
-use crate::ids::{ConnectionKey, Holder};
+use crate::ids::{ConnectionKey, Holder, StreamId};
 use crate::limits::{ACTION_NOTICE_INTERVAL, ACTIONS_PER_CONNECTION_MAX, ACTIONS_PER_CORE_MAX};
 use crate::metrics::ActionResult;
 use crate::stream::action::{ActResult, Answer, Claim, Options, Unfit};
@@ -109,8 +109,7 @@ impl Shard {
                 Refused { retry_in: Some(wait), ..Refused::new(ErrorCode::RateLimited, detail) }
             })?;
         }
-        let refresh = options.refresh.iter().filter_map(|id| self.options.catalog.selected(&open.grant, id)).collect();
-        let refresh = self.with_subscribed(refresh, index, options);
+        let refresh = self.with_seen(Vec::new(), index, options);
         if let Some(open) = self.connections.at_mut(index).and_then(|connection| connection.open_mut()) {
             open.acting += 1;
         }
@@ -130,9 +129,14 @@ impl Shard {
         }
     }
 
-    /// `keys`, and those of the action's streams that the connection is subscribed to, each once.
-    fn with_subscribed(&self, mut keys: Vec<Arc<StreamKey>>, index: u32, options: &Options) -> Vec<Arc<StreamKey>> {
+    /// `keys`, and those of the action's streams that the connection is subscribed to, each once; also what its caller's claims
+    /// select of those that are not among them as they are configured now.
+    fn with_seen(&self, mut keys: Vec<Arc<StreamKey>>, index: u32, options: &Options) -> Vec<Arc<StreamKey>> {
         let Some(open) = self.connections.at(index).and_then(|connection| connection.open()) else { return keys };
+        let catalog = &self.options.catalog;
+        let is_there = |id: &StreamId| keys.iter().any(|key| key.target.options.id == *id && catalog.is_current(key));
+        let lacking: Vec<_> = options.refresh.iter().filter(|id| !is_there(id)).collect();
+        keys.extend(lacking.into_iter().filter_map(|id| catalog.selected(&open.grant, id)));
         for (_, slot) in open.subscriptions.iter() {
             let Some(topic) = self.topics.at(slot.topic) else { continue };
             let named = options.refresh.contains(&topic.key.target.options.id);
@@ -163,7 +167,7 @@ impl Shard {
         // Where only the answer's body could not be had, the upstream may well have done it.
         if matches!(code, None | Some(UpstreamCode::TooLarge | UpstreamCode::Body)) {
             let keys = match live {
-                Some(index) => self.with_subscribed(refresh, index, &options),
+                Some(index) => self.with_seen(refresh, index, &options),
                 None => refresh,
             };
             for key in keys {
@@ -243,7 +247,7 @@ fn may_act(grant: &Grant, options: &Options) -> Result<(), Refused> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::{HashMap, VecDeque};
 
     use serde_json::{Value, json};
@@ -297,7 +301,7 @@ mod tests {
     }
 
     /// A shard of one core, what it wants done, and its clients.
-    struct Hall {
+    pub(in crate::shard) struct Hall {
         shard: Shard,
         now: Now,
         sockets: Sockets,
@@ -307,18 +311,22 @@ mod tests {
         drained: bool,
     }
 
+    fn options_of(config: &str, previous: Option<&Catalog>) -> ShardOptions {
+        let text = format!(
+            "[server]\nheartbeat = \"1h\"\n[auth.jwt]\nleeway = \"0s\"\n[[auth.jwt.key]]\nalg = \"HS256\"\nsecret = {SECRET:?}\n{config}"
+        );
+        let (config, _) = Config::parse(&text, &Nowhere).unwrap_or_else(|errors| panic!("{errors:?}"));
+        ShardOptions {
+            connection: config.connection.clone(),
+            auth: config.auth.clone(),
+            limits: config.limits.clone(),
+            catalog: Catalog::new(&config.streams, previous, 7).with_actions(&config.actions),
+        }
+    }
+
     impl Hall {
-        fn new(config: &str) -> Hall {
-            let text = format!(
-                "[server]\nheartbeat = \"1h\"\n[auth.jwt]\nleeway = \"0s\"\n[[auth.jwt.key]]\nalg = \"HS256\"\nsecret = {SECRET:?}\n{config}"
-            );
-            let (config, _) = Config::parse(&text, &Nowhere).unwrap_or_else(|errors| panic!("{errors:?}"));
-            let options = ShardOptions {
-                connection: config.connection.clone(),
-                auth: config.auth.clone(),
-                limits: config.limits.clone(),
-                catalog: Catalog::new(&config.streams, None, 7).with_actions(&config.actions),
-            };
+        pub(in crate::shard) fn new(config: &str) -> Hall {
+            let options = options_of(config, None);
             let now = Now { at: Instant::from_micros(1_000_000), wall: WallTime::from_secs(WALL_S) };
             let metrics = Arc::new(CoreMetrics::default());
             let shard = Shard::new(CoreId(0), 1, Arc::new(options), Arc::default(), metrics, [7; 32], now);
@@ -326,9 +334,35 @@ mod tests {
             Hall { shard, now, sockets: Sockets::default(), calls, fetches, notices: Vec::new(), drained: false }
         }
 
-        fn handle(&mut self, input: Input<'_>) {
+        /// Sockets take nothing from now on.
+        pub(in crate::shard) fn stall(&mut self) {
+            self.sockets.1 = true;
+        }
+
+        /// They take everything again, and this one says so.
+        pub(in crate::shard) fn take_again(&mut self, connection: u32) {
+            self.sockets.1 = false;
+            self.handle(Input::Writable { connection });
+        }
+
+        pub(in crate::shard) fn handle(&mut self, input: Input<'_>) {
             self.shard.handle(self.now, input);
             self.settle();
+        }
+
+        fn reload(&mut self, config: &str) {
+            let options = options_of(config, Some(&self.shard.options.catalog));
+            self.handle(Input::Reload(Arc::new(options)));
+        }
+
+        /// Polls until nothing is due.
+        pub(in crate::shard) fn poll_all(&mut self, body: &str) {
+            for _ in 0..200 {
+                self.after(Duration::from_millis(20));
+                while !self.fetches.is_empty() {
+                    self.polled(body);
+                }
+            }
         }
 
         fn settle(&mut self) {
@@ -356,7 +390,7 @@ mod tests {
         }
 
         /// A token of `u1`, good for ten minutes, with these claims; null takes one away.
-        fn token(&self, claims: Value) -> String {
+        pub(in crate::shard) fn token(&self, claims: Value) -> String {
             let config = KeyConfig { kid: None, algorithm: Algorithm::Hs256, secret: Secret::new(SECRET) };
             let mut all = json!({"sub": "u1", "exp": WALL_S + 600});
             for (name, value) in claims.as_object().expect("claims") {
@@ -366,7 +400,7 @@ mod tests {
             jwt::mint(&Key::new(&config).expect("a long secret"), &all.to_string())
         }
 
-        fn open(&mut self, path: &str, claims: Value) -> u32 {
+        pub(in crate::shard) fn open(&mut self, path: &str, claims: Value) -> u32 {
             let credential = match claims {
                 Value::Null => String::new(),
                 claims => format!("Authorization: Bearer {}\r\n", self.token(claims)),
@@ -386,14 +420,14 @@ mod tests {
             place
         }
 
-        fn say(&mut self, connection: u32, message: Value) {
+        pub(in crate::shard) fn say(&mut self, connection: u32, message: Value) {
             let mut frame = Vec::new();
             write_masked(&mut frame, true, Opcode::Text, message.to_string().as_bytes(), [1, 2, 3, 4]);
             self.handle(Input::Received { connection, bytes: &mut frame });
         }
 
         /// What the connection has been sent since: texts as JSON, a close as its code.
-        fn frames(&mut self, connection: u32) -> Vec<Value> {
+        pub(in crate::shard) fn frames(&mut self, connection: u32) -> Vec<Value> {
             let mut bytes: Vec<u8> = self.sockets.0.entry(connection).or_default().drain(..).collect();
             let mut frames = Vec::new();
             while !bytes.is_empty() {
@@ -742,12 +776,11 @@ mod tests {
         let ada = hall.open("/v1/ws", agent());
         hall.say(ada, update(1));
         hall.say(ada, update(2));
-        hall.sockets.1 = true;
+        hall.stall();
         hall.answer(200, &format!("\"{}\"", "x".repeat(CONTROL_BYTES_MAX)));
         hall.say(ada, update(3));
         assert_eq!(hall.calls.len(), 1, "the one that was begun before");
-        hall.sockets.1 = false;
-        hall.handle(Input::Writable { connection: ada });
+        hall.take_again(ada);
         let frames = hall.frames(ada);
         assert_eq!(frames.iter().map(code).collect::<Vec<_>>(), [("", &json!(1)), ("RATE_LIMITED", &json!(3))]);
         hall.say(ada, update(4));
@@ -886,12 +919,7 @@ mod tests {
             hall.say(writer, json!({"type": "subscribe", "stream": format!("search?q={q}")}));
         }
         // Before an origin's first answer one asks for all.
-        for _ in 0..200 {
-            hall.after(Duration::from_millis(20));
-            while !hall.fetches.is_empty() {
-                hall.polled("[1]");
-            }
-        }
+        hall.poll_all("[1]");
         hall.after(Duration::from_secs(60));
         assert!(hall.fetches.is_empty(), "the next poll is an hour off");
 
@@ -956,6 +984,36 @@ mod tests {
         hall.answer(200, "");
         hall.after(Duration::ZERO);
         assert_eq!(hall.fetches.len(), 1);
+    }
+
+    #[test]
+    fn what_was_changed_is_polled_though_its_stream_was_configured_anew_meanwhile() {
+        let anew = WATCHED.replace("1h", "2h");
+        let elsewhere = anew.replace("{claims.company}/leads", "v2/{claims.company}/leads");
+        for (config, gone, expected) in [
+            (&anew, false, &["http://api/acme/leads"][..]),
+            (&anew, true, &["http://api/acme/leads"]),
+            (&elsewhere, false, &["http://api/v2/acme/leads"]),
+        ] {
+            let mut hall = Hall::new(WATCHED);
+            for company in ["acme", "umbrella"] {
+                let watcher = hall.open("/v1/ws", json!({"sub": company, "role": "viewer", "company": company}));
+                hall.say(watcher, json!({"type": "subscribe", "stream": "leads"}));
+            }
+            let writer = hall.open("/v1/ws", json!({"sub": "w", "company": "acme"}));
+            hall.poll_all("[1]");
+            hall.say(writer, json!({"type": "update"}));
+            hall.reload(config);
+            // Whoever watches has been moved, and what they watch now is polled, before the change.
+            hall.poll_all("[1]");
+            if gone {
+                hall.handle(Input::Lost { connection: writer });
+            }
+            hall.answer(200, "");
+            hall.after(Duration::from_millis(100));
+            let urls: Vec<&str> = hall.fetches.iter().map(|(_, _, url, _)| &**url).collect();
+            assert_eq!(urls, expected, "gone: {gone}");
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::stream::log::{Event, History};
 use crate::stream::poll::Status;
 
 use super::lookup::Asker;
-use super::{Output, Shard, StreamKey};
+use super::{Output, Refreshed, Shard, StreamKey};
 
 /// One message from a core to another.
 #[derive(Debug)]
@@ -69,6 +69,8 @@ pub enum Mail {
         /// The stream.
         id: StreamId,
     },
+    /// To every core: what is polled by this request may show something else, whatever else of its stream has been changed.
+    RefreshSame(Refreshed),
     /// To the owner, by the hash of what is polled: of those who have left it nobody needs it polled on.
     LetGo {
         /// The hash.
@@ -187,6 +189,7 @@ impl Shard {
             Mail::Detach { key, from } => self.detached(&key, from),
             Mail::Refresh { key } => self.refreshed(&key),
             Mail::RefreshAll { id } => self.refresh_stream(&id),
+            Mail::RefreshSame(refreshed) => self.peer_has_refreshed(&[refreshed]),
             Mail::LetGo { polled } => self.let_go(polled),
             Mail::Crowded => self.crowded(),
             Mail::Attached { key, history, status, fresh } => self.attached(&key, *history, status, fresh),

@@ -429,9 +429,10 @@ impl Shard {
         owned.claim(no);
         owned.linger_until = None;
         owned.used = now;
-        // What would not be polled again yet if it had been polled on is as good as then.
-        if !owned.stream.is_running() && owned.stream.rests_until().is_none_or(|until| until <= now) {
-            owned.fresh = false;
+        if !owned.stream.is_running() {
+            // What would not be polled again yet if it had been polled on is as good as then.
+            let rests = owned.stream.rests_until().is_some_and(|until| until > now);
+            owned.fresh = owned.stream.holds_newest(self.now) || (owned.fresh && rests);
         }
         owned.stream.set_wanted(no, true);
         self.recount(index);

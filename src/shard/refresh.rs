@@ -9,7 +9,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use crate::ids::StreamId;
+use crate::ids::{CoreId, StreamId};
 
 use super::lookup::Order;
 use super::refresh_mark::{RefreshMark, Refreshed};
@@ -21,15 +21,23 @@ use crate::limits;
 impl Shard {
     /// Polls a stream at once, on the core that it belongs to, and has other processes do so.
     pub(super) fn refresh_everywhere(&mut self, key: Arc<StreamKey>) {
+        let refreshed = || Refreshed { id: key.target.options.id.clone(), mark: key.mark() };
         if self.options.auth.store {
-            let refreshed = Refreshed { id: key.target.options.id.clone(), mark: key.mark() };
-            self.outputs.push_back(Output::Order(Order::Refresh(refreshed)));
+            self.outputs.push_back(Output::Order(Order::Refresh(refreshed())));
+        }
+        if !self.options.catalog.is_current(&key) {
+            // It was configured anew meanwhile: what it is now may be another core's.
+            let refreshed = refreshed();
+            for core in 0..self.cores {
+                self.send(CoreId(core), Mail::RefreshSame(refreshed.clone()));
+            }
         }
         let owner = key.owner(self.cores);
         self.send(owner, Mail::Refresh { key });
     }
 
-    /// Another process has changed what these show: they are polled at once, as far as this core polls them.
+    /// Another process, or an action that was begun before they were configured anew, has changed what these show: they are
+    /// polled at once, as far as this core polls them.
     pub(super) fn peer_has_refreshed(&mut self, refreshed: &[Refreshed]) {
         let mut marks: HashMap<&StreamId, HashSet<RefreshMark>> = HashMap::new();
         for one in refreshed {

@@ -808,3 +808,43 @@ pub(super) fn write_status(out: &mut Vec<u8>, name: &str, status: &Status, ts: W
         message::StreamStatus { stream: name, state: status.state, code, status: status.status, retry_in_ms, ts };
     message::write_stream_status(out, &frame);
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use crate::shard::actions::tests::Hall;
+
+    #[test]
+    fn what_waits_of_one_view_for_a_socket_is_not_sent_once_the_caller_has_moved_to_another() {
+        let mut hall = Hall::new(
+            r#"
+            [[stream]]
+            id = "leads"
+            url = "http://api/leads"
+            interval = "1h"
+            [[stream.view]]
+            roles = ["agent"]
+            pointers = ["/name"]
+            [[stream.view]]
+            roles = ["admin"]
+            pointers = [""]
+            "#,
+        );
+        let (admin, ada) =
+            (hall.open("/v1/ws", json!({"role": "admin"})), hall.open("/v1/ws", json!({"role": "admin"})));
+        let subscribe = || json!({"type": "subscribe", "stream": "leads"});
+        hall.say(admin, subscribe());
+        hall.poll_all(r#"{"name":"Ada","ssn":1}"#);
+        assert!(hall.frames(admin).iter().any(|frame| frame["data"]["ssn"] == 1), "there is a value");
+        hall.stall();
+        hall.say(ada, subscribe());
+        let token = hall.token(json!({"role": "agent"}));
+        hall.say(ada, json!({"type": "auth_update", "token": token}));
+        hall.take_again(ada);
+        let frames = hall.frames(ada);
+        let kinds: Vec<&Value> = frames.iter().map(|frame| &frame["type"]).collect();
+        assert_eq!(kinds, ["subscribed", "auth_ok", "snapshot"], "{frames:?}");
+        assert_eq!(frames[2]["data"], json!({"name": "Ada"}));
+    }
+}

@@ -30,6 +30,7 @@ pub mod template;
 pub mod view;
 mod voice;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -217,8 +218,8 @@ pub struct Comparison {
     task: Task,
     base: Option<Base>,
     sequences: Vec<Compares>,
-    /// The `select`s that show the value already, beside which others are to be made of it.
-    selecting: Vec<Claim>,
+    /// The `select`s that show the value already, beside which others are to be made of it; each with its view.
+    selecting: Vec<(Option<u16>, Claim)>,
     options: Arc<Options>,
 }
 
@@ -251,8 +252,20 @@ struct Compares {
     no: SequenceNo,
     facet: Facet,
     shown: Option<Arc<Shown>>,
-    /// What it claims of the work that `select`s may take.
+    /// What its `select` claims of the work that those of its view may take together.
     claim: Claim,
+    /// What its `select` was last made of.
+    ground: Option<Ground>,
+}
+
+/// What a `select` is made of: the value, or what a view shows of it. While that stays the same nothing becomes of it that
+/// was not there before, so that nobody can tell when what their view hides has changed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Ground {
+    value: Fingerprint,
+    /// The same without what is ignored.
+    compared: Option<Fingerprint>,
+    bytes: usize,
 }
 
 /// What views leave of one value.
@@ -294,8 +307,12 @@ struct NowShows {
     before: Option<Arc<Shown>>,
     /// `None`: the same.
     new: Result<Option<NewValue>, Fault>,
-    /// What its `select` took.
+    /// What its `select` took,
     cost: Cost,
+    /// and of what it was made.
+    ground: Option<Ground>,
+    /// Whether that is what it was made of before, so that nothing was made anew.
+    kept: bool,
 }
 
 /// Why a sequence cannot be made of a value that others are made of: its own trouble, not the upstream's.
@@ -411,23 +428,19 @@ impl Comparison {
             sequences.into_iter().partition(|sequence| sequence.facet.select.is_some());
         for sequence in others {
             let (new, _) = sequence.compared_with(&mut made, 0);
-            shown.push(NowShows { no: sequence.no, before: sequence.shown, new, cost: Cost::Unknown });
+            let (no, before, cost) = (sequence.no, sequence.shown, Cost::Unknown);
+            shown.push(NowShows { no, before, new, cost, ground: None, kept: false });
         }
-        let claims: Vec<Claim> = selects.iter().map(|sequence| sequence.claim.clone()).collect();
-        let watched = claims.iter().chain(&selecting).filter(|claim| claim.watched).count();
-        let shares = Shares::of(document.text().len(), watched);
-        let mut outcomes: Vec<Result<Option<NewValue>, Fault>> = selects.iter().map(|_| Ok(None)).collect();
-        let evaluate = |at: usize, work_max| {
-            let (new, tried) = selects[at].compared_with(&mut made, work_max);
-            outcomes[at] = new;
-            tried
-        };
-        let costs = match task {
-            Task::Poll { .. } => shares.among(&claims, evaluate),
-            Task::CatchUp { .. } => shares.admit(&selecting, &claims, evaluate),
-        };
-        for ((sequence, new), cost) in selects.into_iter().zip(outcomes).zip(costs) {
-            shown.push(NowShows { no: sequence.no, before: sequence.shown, new, cost });
+        // Those of one view share by what that shows, whatever else there is of the value, and others make of it.
+        let mut of_views: BTreeMap<Option<u16>, Vec<Compares>> = BTreeMap::new();
+        for sequence in selects {
+            of_views.entry(sequence.facet.view).or_default().push(sequence);
+        }
+        for (view, selects) in of_views {
+            let present: Vec<Claim> =
+                selecting.iter().filter(|(of, _)| *of == view).map(|(_, claim)| claim.clone()).collect();
+            let present = matches!(task, Task::CatchUp { .. }).then_some(present);
+            shown.extend(made.selected((view, fingerprint), selects, present));
         }
         // Where only ignored members differ, the value stays as of the last event: they travel with the next one.
         let moved = held.is_none_or(|held| {
@@ -479,8 +492,10 @@ impl Compares {
             };
             // What is ignored is a place of the whole value, and has been left out of the comparison above.
             let diff_options = DiffOptions { ignore: &[], array_key: options.array_key.as_deref(), work_max };
-            if let Change::Changed { patch: by, merge: or } = diff::diff(&held.value, &shown.value, &diff_options) {
-                (patch, merge) = (by, or);
+            match diff::diff(&held.value, &shown.value, &diff_options) {
+                // What is ignored stands elsewhere in the whole value than before: that does not show.
+                Change::Unchanged => return None,
+                Change::Changed { patch: by, merge: or } => (patch, merge) = (by, or),
             }
         }
         let hash = options.proof.hash.then(|| Box::new(ValueHash::of(&shown.value)));
@@ -489,6 +504,51 @@ impl Compares {
 }
 
 impl Made<'_> {
+    /// What those `select`s of a view show, where the value has the mark `body`; `present`: they come to others that are made
+    /// of it already.
+    fn selected(
+        &mut self,
+        (view, body): (Option<u16>, Fingerprint),
+        selects: Vec<Compares>,
+        present: Option<Vec<Claim>>,
+    ) -> Vec<NowShows> {
+        let ground = self.ground(view, body);
+        let (same, selects): (Vec<_>, Vec<_>) =
+            selects.into_iter().partition(|sequence| ground.is_some() && sequence.ground == ground);
+        let comes = present.is_some() || !same.is_empty();
+        let mut present = present.unwrap_or_default();
+        present.extend(same.iter().map(|sequence| sequence.claim.clone()));
+        let claims: Vec<Claim> = selects.iter().map(|sequence| sequence.claim.clone()).collect();
+        let watched = claims.iter().chain(&present).filter(|claim| claim.watched).count();
+        let shares = Shares::of(ground.map_or(0, |ground| ground.bytes), watched, self.options.views.len());
+        let mut outcomes: Vec<Result<Option<NewValue>, Fault>> = selects.iter().map(|_| Ok(None)).collect();
+        let evaluate = |at: usize, work_max| {
+            let (new, tried) = selects[at].compared_with(self, work_max);
+            outcomes[at] = new;
+            tried
+        };
+        let costs = if comes { shares.admit(&present, &claims, evaluate) } else { shares.among(&claims, evaluate) };
+        let unchanged = same.into_iter().map(|Compares { no, shown, claim, .. }| {
+            let (before, new, cost) = (shown, Ok(None), claim.cost);
+            NowShows { no, before, new, cost, ground, kept: true }
+        });
+        let made = selects.into_iter().zip(outcomes).zip(costs).map(|((Compares { no, shown, .. }, new), cost)| {
+            let before = shown;
+            NowShows { no, before, new, cost, ground, kept: false }
+        });
+        unchanged.chain(made).collect()
+    }
+
+    /// What is made of that view, where it is one that can be made.
+    fn ground(&mut self, view: Option<u16>, body: Fingerprint) -> Option<Ground> {
+        let Some(view) = view else {
+            return Some(Ground { value: body, compared: None, bytes: self.document.text().len() });
+        };
+        let shown = self.shown(&Facet::of_view(view), 0).0.ok()?;
+        let compared = shown.compared_apart().map(|compared| json::body_fingerprint(compared.text()));
+        Some(Ground { value: json::body_fingerprint(shown.value.text()), compared, bytes: shown.value.text().len() })
+    }
+
     /// What a facet shows; what its view does is worked out once. And what its `select` took of `work_max`.
     fn shown(&mut self, facet: &Facet, work_max: u64) -> (Result<Shown, Fault>, Tried) {
         let fits = Tried { work: 0, fits: true };
@@ -541,8 +601,9 @@ pub struct Stream {
     catch_ups: u64,
     /// Whether a `select` takes less than before, or none, so that others may find room that have found none.
     room_freed: bool,
-    /// The work that those may take with this value that have found no room for it before.
-    retries_left: u64,
+    /// The work that those of each view have been given once more that had found no room for it before, and with what they are
+    /// made of.
+    retries: Vec<(Option<u16>, Ground, u64)>,
 }
 
 #[derive(Debug)]
@@ -557,13 +618,16 @@ struct Sequence {
     behind: bool,
     /// Whether it is left behind, as nobody wants it.
     resting: bool,
-    /// What its `select` claims of the work that those of the stream may take together.
+    /// What its `select` claims of the work that those of its view may take together.
     claim: Claim,
+    /// What its `select` was last made of.
+    ground: Option<Ground>,
 }
 
 impl Sequence {
     fn compares(&self) -> Compares {
-        Compares { no: self.no, facet: self.facet.clone(), shown: self.shown.clone(), claim: self.claim.clone() }
+        let Sequence { no, ref facet, ref shown, ref claim, ground, .. } = *self;
+        Compares { no, facet: facet.clone(), shown: shown.clone(), claim: claim.clone(), ground }
     }
 
     /// Whether it is to be brought up to date.
@@ -617,7 +681,7 @@ impl Stream {
             catching_up: None,
             catch_ups: polled.0,
             room_freed: false,
-            retries_left: 0,
+            retries: Vec::new(),
         }
     }
 
@@ -627,8 +691,8 @@ impl Stream {
         let no = SequenceNo(self.sequences_made);
         let history = History::new(epoch, Bounds::of(&self.target.options));
         let (shown, fault) = (None, None);
-        let (behind, resting, claim) = (true, false, Claim::default());
-        self.sequences.push(Sequence { no, facet, history, shown, fault, behind, resting, claim });
+        let (behind, resting, claim, ground) = (true, false, Claim::default(), None);
+        self.sequences.push(Sequence { no, facet, history, shown, fault, behind, resting, claim, ground });
         no
     }
 
@@ -652,6 +716,7 @@ impl Stream {
             && self.room_for(at).is_some_and(|room| room > before)
         {
             self.sequences[at].behind = true;
+            self.sequences[at].ground = None;
         }
     }
 
@@ -849,6 +914,11 @@ impl Stream {
         self.poller.holds_value()
     }
 
+    /// Whether the value held is the newest that is to be had: no poll would be made for whoever comes.
+    pub fn holds_newest(&self, now: Now) -> bool {
+        self.poller.holds_newest(now)
+    }
+
     /// Whether a value is held, and the last poll that was sent has not failed.
     pub fn works(&self) -> bool {
         self.poller.works()
@@ -925,7 +995,6 @@ impl Stream {
             base.seen = received;
         }
         let Some(document) = document else { return Step::Unchanged };
-        self.retries_left = Shares::of(document.text().len(), 0).total;
         self.room_freed = true;
         self.base = Some(Base { document, fingerprint, seen: received });
         self.sequences.iter_mut().for_each(|sequence| sequence.behind = true);
@@ -936,7 +1005,7 @@ impl Stream {
 
     fn take(&mut self, shown: Vec<NowShows>, ts: WallTime) -> Vec<(SequenceNo, Option<Event>)> {
         let mut taken = Vec::with_capacity(shown.len());
-        for NowShows { no, before, new, cost } in shown {
+        for NowShows { no, before, new, cost, ground, kept } in shown {
             // It may have been forgotten meanwhile.
             let Some(sequence) = self.sequences.iter_mut().find(|sequence| sequence.no == no) else { continue };
             let same = match (&before, &sequence.shown) {
@@ -944,8 +1013,14 @@ impl Stream {
                 (before, now) => before.is_none() && now.is_none(),
             };
             // Where it was brought up to date while the comparison was made, it stays behind and is compared anew.
-            if same {
+            if kept {
+                if same && sequence.ground == ground {
+                    sequence.behind = false;
+                    taken.push((no, None));
+                }
+            } else if same {
                 sequence.claim.cost = cost;
+                sequence.ground = ground;
                 taken.push((no, sequence.take(new, ts)));
             }
         }
@@ -970,7 +1045,7 @@ impl Stream {
             task: Task::CatchUp { number: self.catch_ups },
             base: Some(base.clone()),
             sequences: self.sequences.iter().filter(|sequence| sequence.waits()).map(Sequence::compares).collect(),
-            selecting: self.selecting(None),
+            selecting: self.selecting().map(|one| (one.facet.view, one.claim.clone())).collect(),
             options: Arc::clone(&self.target.options),
         };
         self.catching_up = Some(self.catch_ups);
@@ -980,18 +1055,39 @@ impl Stream {
         CaughtUp::Now(self.caught_up(comparison.run()))
     }
 
-    /// What those `select`s claim that show the value that is held, or have tried to, but for that of `apart`.
-    fn selecting(&self, apart: Option<SequenceNo>) -> Vec<Claim> {
-        let selecting = self.sequences.iter().filter(|sequence| sequence.is_selecting() && Some(sequence.no) != apart);
-        selecting.map(|sequence| sequence.claim.clone()).collect()
+    /// Those `select`s that show the value that is held, or have tried to.
+    fn selecting(&self) -> impl Iterator<Item = &Sequence> {
+        self.sequences.iter().filter(|sequence| sequence.is_selecting())
     }
 
-    /// How much the `select` of the sequence at that place may take of the value that is held, where there is one.
+    /// How much the `select` of the sequence at that place may take of the value that is held, where it was made of that, or
+    /// tried to be.
     fn room_for(&self, at: usize) -> Option<u64> {
         let sequence = self.sequences.get(at)?;
-        let watched = self.sequences.iter().filter(|sequence| sequence.claim.watched).count();
-        let shares = Shares::of(self.base.as_ref()?.document.text().len(), watched);
-        Some(shares.room(&self.selecting(Some(sequence.no)), &sequence.claim))
+        let of_view = |other: &&Sequence| other.facet.view == sequence.facet.view;
+        let watched = self.sequences.iter().filter(of_view).filter(|sequence| sequence.claim.watched).count();
+        let shares = Shares::of(sequence.ground?.bytes, watched, self.target.options.views.len());
+        let others = self.selecting().filter(of_view).filter(|other| other.no != sequence.no);
+        let others: Vec<Claim> = others.map(|other| other.claim.clone()).collect();
+        Some(shares.room(&others, &sequence.claim))
+    }
+
+    /// Whether so much may be spent on trying the `select` of that sequence once more; then it is taken to be.
+    fn may_retry(&mut self, at: usize, work: u64) -> bool {
+        let Some((view, ground)) = self.sequences.get(at).and_then(|one| Some((one.facet.view, one.ground?))) else {
+            return false;
+        };
+        let of_view = self.retries.iter().position(|(of, ..)| *of == view).unwrap_or_else(|| {
+            self.retries.push((view, ground, 0));
+            self.retries.len() - 1
+        });
+        let Some((_, of, spent)) = self.retries.get_mut(of_view) else { return false };
+        if std::mem::replace(of, ground) != ground {
+            *spent = 0;
+        }
+        let may = spent.saturating_add(work) <= Shares::of(ground.bytes, 0, self.target.options.views.len()).total;
+        *spent += if may { work } else { 0 };
+        may
     }
 
     /// With a new value, and where somebody has left, those `select`s that found too little room before are tried once more, if
@@ -1009,10 +1105,11 @@ impl Stream {
         // Those that may be cheap come first.
         refused.sort_unstable();
         for (before, at) in refused {
-            let Some(room) = self.room_for(at) else { return };
-            if room > before && room <= self.retries_left {
-                self.retries_left -= room;
+            let Some(room) = self.room_for(at) else { continue };
+            if room > before && self.may_retry(at, room) {
                 self.sequences[at].behind = true;
+                // It is to be tried with what has made the others.
+                self.sequences[at].ground = None;
             }
         }
     }
@@ -1136,7 +1233,11 @@ mod tests {
         /// Polls that value: the events, by the sequence's place.
         fn poll(&mut self, body: &str) -> Vec<(usize, Event)> {
             let answer = self.answer(body);
-            match self.poll_with(answer) {
+            let step = match self.poll_with(answer) {
+                Step::Compare(comparison) => self.stream.compared(self.now(), comparison.run()),
+                step => step,
+            };
+            match step {
                 Step::Changed(events) => self.placed(events),
                 Step::Unchanged => Vec::new(),
                 other => panic!("{other:?}"),
@@ -1150,7 +1251,10 @@ mod tests {
 
         /// The same for those that are behind, which are brought up to date at once.
         fn catch_up(&mut self) -> Vec<(usize, Event)> {
-            let CaughtUp::Now(taken) = self.stream.catch_up(3) else { panic!("it is small") };
+            let taken = match self.stream.catch_up(3) {
+                CaughtUp::Now(taken) => taken,
+                CaughtUp::Compare(comparison) => self.stream.caught_up(comparison.run()),
+            };
             self.placed(taken.into_iter().filter_map(|(no, event)| Some((no, event?))).collect())
         }
 
@@ -1288,6 +1392,77 @@ mod tests {
         assert_eq!(told(&polled, 0), (StreamState::Failing, too_large, true));
         assert_eq!(places(&polled.poll("[1]")), [(1, 4), (0, 1)]);
         assert_eq!(told(&polled, 0), live);
+    }
+
+    fn select(view: u16, path: &str) -> Facet {
+        Facet { view: Some(view), select: Some(select::Select::parse(path).expect("a path")) }
+    }
+
+    const AGENTS_AND_ADMINS: &str = "[[stream.view]]\nroles = [\"agent\"]\npointers = [\"/rows\", \"/a\", \"/b\", \"/text\"]\n\
+                                     [[stream.view]]\nroles = [\"admin\"]\npointers = [\"\"]\n";
+
+    #[test]
+    fn what_a_view_hides_is_no_measure_of_what_may_be_selected_of_the_rest() {
+        let mut polled = Polled::new(AGENTS_AND_ADMINS);
+        let body = |hidden: usize| {
+            let rows: Vec<u32> = (0..130).collect();
+            serde_json::json!({"rows": rows, "hidden": "x".repeat(hidden)}).to_string()
+        };
+        let dear = polled.add(select(0, "$.rows[?count($.rows[*]) == @]"));
+        let (agents, place) = (polled.sequences[0], polled.sequences.len() - 1);
+        polled.stream.set_claim(dear, true, vec![Holder::from_hash(1)]);
+        let of_admins = polled.add(select(1, "$.rows[?count($.rows[*]) == @]"));
+        polled.stream.set_claim(of_admins, true, vec![Holder::from_hash(2)]);
+        polled.poll(&body(10));
+        for hidden in [20, 15_000, 20_000, 30] {
+            let events = polled.poll(&body(hidden));
+            assert!(events.iter().all(|(at, _)| *at != 0 && *at != place), "{hidden}: {events:?}");
+            let told = |no| polled.stream.status_of(no, polled.now().at).state;
+            assert_eq!((told(agents), told(dear)), (StreamState::Live, StreamState::Failing), "{hidden}");
+            let all = if hidden > 10_000 { StreamState::Live } else { StreamState::Failing };
+            assert!(told(of_admins) == all || told(of_admins) == StreamState::Stale, "they see it all");
+        }
+    }
+
+    #[test]
+    fn selects_of_a_view_are_shared_anew_when_that_changes_and_not_when_what_it_hides_does() {
+        let mut polled = Polled::new(AGENTS_AND_ADMINS);
+        let body = |text: &str, hidden: u32| {
+            let numbers = |count| (0..count).collect::<Vec<u32>>();
+            let text = text.repeat(16 << 10);
+            let value = serde_json::json!({"rows": numbers(170), "a": numbers(170), "b": numbers(160), "text": text, "hidden": hidden});
+            value.to_string()
+        };
+        polled.poll(&body("a", 1));
+        for n in 0..4 {
+            let no = polled.add(select(0, &format!("$.a[?count($.rows[*]) == {}]", 1_000 + n)));
+            polled.stream.set_claim(no, true, vec![Holder::from_hash(n)]);
+            assert_eq!(polled.catch_up().len(), 1);
+        }
+        let refused = |polled: &Polled| {
+            let states = polled.sequences.iter().map(|no| polled.stream.status_of(*no, polled.now().at).state);
+            states.filter(|state| *state != StreamState::Live).count()
+        };
+        // One who takes a little less finds room, for which one of them has to leave.
+        let newcomer = polled.add(select(0, "$.b[?count($.rows[*]) == 1000]"));
+        polled.stream.set_claim(newcomer, true, vec![Holder::from_hash(9)]);
+        assert_eq!((places(&polled.catch_up()), refused(&polled)), (vec![(6, 1)], 0));
+        for hidden in 2..5 {
+            assert_eq!(places(&polled.poll(&body("a", hidden))), [(1, u64::from(hidden))]);
+            assert_eq!((places(&polled.catch_up()), refused(&polled)), (vec![], 0), "it is not told when");
+        }
+        polled.poll(&body("b", 4));
+        assert_eq!(refused(&polled), 1);
+    }
+
+    #[test]
+    fn what_is_ignored_and_moves_where_nobody_sees_it_makes_no_event() {
+        let keys = "ignore = [\"/rows/0/seen\"]\n[[stream.view]]\nroles = [\"a\"]\npath = \"$.rows[?@.id == 7].seen\"";
+        let mut polled = Polled::new(keys);
+        assert_eq!(places(&polled.poll(r#"{"rows":[{"id":7,"seen":5},{"id":8,"seen":1}]}"#)), [(0, 1)]);
+        assert_eq!(places(&polled.poll(r#"{"rows":[{"id":8,"seen":1},{"id":7,"seen":5}]}"#)), []);
+        assert_eq!(places(&polled.poll(r#"{"rows":[{"id":8,"seen":1},{"id":7,"seen":6}]}"#)), [(0, 2)]);
+        assert_eq!(polled.value(0).as_deref(), Some("[6]"));
     }
 
     #[test]

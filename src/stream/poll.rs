@@ -309,6 +309,8 @@ pub struct Poller {
     paused: bool,
     /// The poll that follows the one under way does not start before this.
     again_from: Option<Instant>,
+    /// Whether a poll was asked for that has not begun: where nobody watches, it is made for the next who does.
+    owed: bool,
     last_no: PollNo,
     last_start: Option<Instant>,
     /// No poll starts before this: the wait after a failure.
@@ -362,6 +364,7 @@ impl Poller {
             running: false,
             paused: false,
             again_from: None,
+            owed: false,
             last_no: PollNo(0),
             last_start: None,
             backoff_until: None,
@@ -445,8 +448,9 @@ impl Poller {
         self.last_start = self.last_start.max(Some(at));
     }
 
-    /// Someone watches: polls at once, except that the wait after a failure and `restart_min` go on. Where it runs
-    /// already, nothing changes; a poll still under way since before a `stop` is taken as the first.
+    /// Someone watches: polls at once, except that the wait after a failure and `restart_min` go on; of these `restart_min`
+    /// alone where a poll was asked for meanwhile. Where it runs already, nothing changes; a poll still under way since before
+    /// a `stop` is taken as the first.
     pub fn start(&mut self, now: Instant) {
         if self.running || self.ended {
             return;
@@ -454,9 +458,9 @@ impl Poller {
         self.running = true;
         if matches!(self.turn, Turn::Idle) && !self.paused {
             let spaced = self.spaced_from(now);
-            let fresh_until = self.pace.as_ref().and_then(|pace| pace.fresh_until()).filter(|_| self.value_held);
-            let waits = [Some(now), Some(spaced), fresh_until, self.backoff_until, self.retry_after_until];
-            self.turn = Turn::Waiting { due: waits.into_iter().flatten().max().unwrap_or(now), asked: true };
+            let own = if self.owed { [None, None] } else { [self.fresh_until(), self.backoff_until] };
+            let waits = [Some(now), Some(spaced), self.retry_after_until].into_iter().chain(own);
+            self.turn = Turn::Waiting { due: waits.flatten().max().unwrap_or(now), asked: true };
         }
     }
 
@@ -513,8 +517,9 @@ impl Poller {
 
     /// Polls at once (a hook, an action, the admin), whatever the interval and the backoff say, but not before the
     /// upstream's `Retry-After`. While one is under way, which may have missed the change, one more follows it, however
-    /// often this is called. Says whether a poll will follow: not while it is stopped, as the next watcher starts one.
+    /// often this is called. Says whether a poll will follow: not while it is stopped, when the next watcher starts one.
     pub fn poll_now(&mut self, now: Instant) -> bool {
+        self.owed = true;
         match &mut self.turn {
             Turn::Idle => return false,
             Turn::Waiting { due, asked } => {
@@ -532,6 +537,7 @@ impl Poller {
     /// As [`Poller::poll_now`] for those outside, who may ask as often as they like: such polls start at least
     /// [`REFRESH_INTERVAL`] apart from the poll before. Each poll that is asked for is made, be it one for many.
     pub fn poll_soon(&mut self, now: Instant) -> bool {
+        self.owed = true;
         let from = self.last_start.map_or(now, |last| (last + REFRESH_INTERVAL).max(now));
         match &mut self.turn {
             Turn::Idle => return false,
@@ -547,6 +553,18 @@ impl Poller {
             }
         }
         self.running
+    }
+
+    /// Until when the value held is fresh by the upstream's word.
+    fn fresh_until(&self) -> Option<Instant> {
+        self.pace.as_ref().and_then(|pace| pace.fresh_until()).filter(|_| self.value_held)
+    }
+
+    /// Whether the value held is the newest that is to be had: it is fresh by the upstream's word, and nobody has asked for a
+    /// poll since, or none is made at this time of the day.
+    pub fn holds_newest(&self, now: Now) -> bool {
+        let fresh = !self.owed && self.fresh_until().is_some_and(|until| until > now.at);
+        fresh || (self.value_held && self.closed_until(now).is_some())
     }
 
     /// When to call [`Poller::begin`]; `None`: not before something else happens.
@@ -635,6 +653,7 @@ impl Poller {
         self.next_due().filter(|&due| due <= now)?;
         self.last_no = PollNo(self.last_no.0 + 1);
         self.last_start = Some(now);
+        self.owed = false;
         self.hoped = None;
         let validators = self.validators.clone();
         // One that is followed is confirmed by being reached.
@@ -1548,6 +1567,47 @@ mod tests {
         script.after_ms(5_000).start();
         assert_eq!(script.paced(answer(200), true), Duration::ZERO, "what is not held is not fresh");
         assert!(script.poll(refused()) < Duration::from_millis(1_500));
+    }
+
+    #[test]
+    fn a_poll_that_was_asked_for_while_nobody_watched_is_made_for_the_next_who_does() {
+        let pacing = super::super::pace::Pacing { respect_max_age: true, ..Default::default() };
+        let mut script = at_pace(1_000, pacing);
+        let fresh = || FetchResponse { fresh_for: Some(Duration::from_secs(3_600)), ..answer(200) };
+        script.paced(fresh(), true);
+        script.poller.stop();
+        script.after_ms(5_000);
+        assert!(!script.poll_now(), "nobody watches");
+        script.after_ms(5_000).start();
+        assert_eq!(script.paced(fresh(), true), Duration::ZERO, "fresh as it may be");
+        // One that was under way may have missed the change, and one that was planned was not made.
+        script.poll_now();
+        let (_, no, _) = script.begin();
+        script.poll_now();
+        script.poller.stop();
+        script.answer(no, Ok(fresh()));
+        let now = script.both();
+        script.poller.paced(now, false);
+        script.after_ms(5_000).start();
+        assert!(script.poller.poll_soon(script.now));
+        script.poller.stop();
+        script.after_ms(5_000).start();
+        assert_eq!(script.paced(fresh(), true), Duration::ZERO);
+        script.poller.stop();
+        script.after_ms(5_000).start();
+        assert!(script.paced(fresh(), true) > Duration::from_secs(3_000), "one, and not for everybody who comes");
+        // The back-off holds nobody up either, but what the upstream has asked for does.
+        script.poller.poll_now(script.now);
+        let asked = FetchResponse { retry_after: Some(Duration::from_secs(90)), ..answer(429) };
+        script.poll(Ok(asked));
+        script.poller.stop();
+        script.poll_now();
+        script.after_ms(5_000).start();
+        assert_eq!(script.poll(refused()), Duration::from_secs(85));
+        script.poller.stop();
+        script.poll_now();
+        script.after_ms(2_000).start();
+        assert_eq!(script.poll(Ok(answer(200))), Duration::ZERO);
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! How the work that callers' `select`s may take of one value is shared among them.
+//! How the work that callers' `select`s may take of one value is shared among them; of a stream with views, among those of
+//! each view by what that shows, so that nobody learns anything of the rest by what they are refused.
 //!
 //! Source: our own. Memory: a claim for each `select`; what each payer has spent, while a value is looked at.
 //! Errors: none; who gets too little is [`Cost::Refused`]. Not here: what a step of work is (`stream::select`), who watches
@@ -88,10 +89,12 @@ impl Cost {
 }
 
 impl Shares {
-    /// What there is for a value of so many bytes, of which so many `select`s are watched.
-    pub fn of(bytes: usize, watched: usize) -> Shares {
+    /// What there is for a value of so many bytes, of which so many `select`s are watched, where it is one of so many `views`
+    /// of a stream, or all of it.
+    pub fn of(bytes: usize, watched: usize, views: usize) -> Shares {
         let (bytes, watched) = (bytes as u64, watched as u64);
-        let total = SELECTS_WORK_MIN.max(bytes.saturating_mul(SELECTS_WORK_PER_BYTE)).min(SELECTS_WORK_MAX);
+        let most = SELECTS_WORK_MAX / views.max(1) as u64;
+        let total = SELECTS_WORK_MIN.max(bytes.saturating_mul(SELECTS_WORK_PER_BYTE)).min(most);
         Shares {
             total,
             each_max: SELECT_WORK_MIN.max(bytes.saturating_mul(SELECT_WORK_PER_BYTE)).min(total),
@@ -263,6 +266,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::limits::VIEWS_MAX;
 
     /// 16,384 bytes: 262,144 for all, 65,536 for one, 2,048 for whoever is cheap, 131,072 for a payer.
     const BYTES: usize = 16 << 10;
@@ -272,7 +276,7 @@ mod tests {
     }
 
     fn shares(claims: &[Claim]) -> Shares {
-        Shares::of(BYTES, claims.iter().filter(|claim| claim.watched).count())
+        Shares::of(BYTES, claims.iter().filter(|claim| claim.watched).count(), 0)
     }
 
     /// Evaluates one that needs so much.
@@ -293,11 +297,12 @@ mod tests {
 
     #[test]
     fn the_bounds_are_what_the_limits_say() {
-        let shares = Shares::of(BYTES, 64);
+        let shares = Shares::of(BYTES, 64, 0);
         assert_eq!(shares, Shares { total: 262_144, each_max: 65_536, cheap: 2_048, payer_max: 131_072 });
-        assert_eq!(Shares::of(BYTES, 65).cheap, 262_144 / 130, "half of it is for those that take more");
-        assert_eq!(Shares::of(0, 0).each_max, SELECT_WORK_MIN);
-        assert_eq!(Shares::of(1 << 30, 0).total, SELECTS_WORK_MAX);
+        assert_eq!(Shares::of(BYTES, 65, 1).cheap, 262_144 / 130, "half of it is for those that take more");
+        assert_eq!(Shares::of(0, 0, 0).each_max, SELECT_WORK_MIN);
+        assert_eq!(Shares::of(1 << 30, 0, 1).total, SELECTS_WORK_MAX);
+        assert_eq!(Shares::of(1 << 30, 0, VIEWS_MAX).total, SELECTS_WORK_MAX / VIEWS_MAX as u64, "all views together");
     }
 
     #[test]
