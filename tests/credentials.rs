@@ -776,6 +776,20 @@ fn a_first_message_that_fails_too_often_is_answered_late_and_then_not_looked_at(
 }
 
 #[test]
+fn whoever_ends_their_side_gets_the_late_answer_and_then_the_end() {
+    let (_upstream, server) = served(Setup::new().limits("auth_failures_per_minute = 1\nkeep_alive = \"10m\""));
+    for late in [false, true] {
+        let begun = Instant::now();
+        let mut raw = server.connect();
+        raw.send_request("GET", "/v1/streams/leads", &[bearer("bad")], "");
+        raw.socket().shutdown(std::net::Shutdown::Write).expect("it is open");
+        assert_eq!(outcome(&raw.answer()), is(401, "INVALID_TOKEN"));
+        assert!(!late || begun.elapsed() >= 900 * MS, "it came after {:?}", begun.elapsed());
+        assert!(raw.is_closed(), "nothing more can be asked");
+    }
+}
+
+#[test]
 fn failed_credentials_are_delayed_and_then_refused() {
     on_each_driver(|setup| {
         let setup = setup.limits("auth_failures_per_minute = 3").server("trusted_proxies = [\"127.0.0.0/8\"]");

@@ -71,6 +71,18 @@ fn a_cookie_opens_each_representation() {
 }
 
 #[test]
+fn a_request_whose_session_has_to_be_asked_for_counts_once_for_its_address() {
+    let setup = Setup { text: "[limits]\nhandshakes_per_second_per_address = 1".into(), ..Setup::new() };
+    let mut hall = hall_with(&setup, 600 * SECOND);
+    let cookie = cookie("s1");
+    let conn = hall.request(0, "GET", "/v1/streams/leads", &[("Cookie", &cookie)]);
+    hall.pass(TICK);
+    assert_eq!(hall.answered(conn).0, 200);
+    let conn = hall.request(0, "GET", "/v1/streams/leads", &[("Cookie", &cookie)]);
+    assert_eq!(hall.refused(conn), code(429, "RATE_LIMITED"), "the next one is one too many");
+}
+
+#[test]
 fn a_bad_cookie_is_401_and_never_anonymous() {
     let mut hall = hall_with(&Setup::new().stream("open", "allow_anonymous = true"), 600 * SECOND);
     hall.put_session("empty", json!({ "cookie": {} }), Some(600 * SECOND));

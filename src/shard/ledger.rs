@@ -612,6 +612,23 @@ mod tests {
     }
 
     #[test]
+    fn a_part_that_is_full_remembers_nobody_else_until_some_are_forgotten() {
+        let ledger = Ledger::default();
+        let of = |n: u64| Holder::from_hash((n + 1) * PARTS as u64);
+        for n in 0..ENTRIES_PER_PART_MAX as u64 {
+            ledger.failure(of(n), 60, NOW);
+        }
+        let one_more = of(ENTRIES_PER_PART_MAX as u64);
+        assert_eq!(ledger.hold_connection(one_more, 1, NOW), Err(Over));
+        assert_eq!(ledger.hold_connection(of(0), 1, NOW), Ok(()), "whoever is there is counted on");
+        assert_eq!(ledger.hold_connection(Holder::from_hash(1), 1, NOW), Ok(()), "and so is everybody in another part");
+        let later = NOW + Duration::from_secs(1);
+        assert_eq!(ledger.hold_connection(one_more, 1, later), Ok(()));
+        let held: usize = ledger.parts.iter().map(|part| part.lock().unwrap().len()).sum();
+        assert_eq!(held, 3, "those whose failures have flowed off are forgotten");
+    }
+
+    #[test]
     fn time_that_passes_between_failures_does_not_let_one_more_through() {
         let ledger = Ledger::default();
         let a = ledger.holder("address", "a");
