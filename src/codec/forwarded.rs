@@ -83,19 +83,15 @@ fn follow(peer: IpAddr, trusted: &[IpNet], hops: &[Hop]) -> Client {
     client
 }
 
-/// The hops of `Forwarded`, nearest first; `None` where there is none or it is malformed anywhere.
+/// The hops of `Forwarded`, nearest first, up to one that is malformed: what stands behind that a client may have made up, and
+/// it takes nothing from the word of the proxies before it. `None` where there is none.
 fn forwarded_hops(head: &Head<'_>) -> Option<Vec<Hop>> {
     let lines: Vec<&[u8]> = head.all("forwarded").collect();
-    let mut hops = Vec::new();
-    for line in lines.iter().rev() {
+    let nearest_first = lines.iter().rev().flat_map(|line| {
         let of_line: Vec<&[u8]> = elements(line, b',').collect();
-        for element in of_line.iter().rev() {
-            if hops.len() == FORWARDED_HOPS_MAX {
-                return Some(hops);
-            }
-            hops.push(forwarded_hop(element)?);
-        }
-    }
+        of_line.into_iter().rev()
+    });
+    let hops: Vec<Hop> = nearest_first.take(FORWARDED_HOPS_MAX).map_while(forwarded_hop).collect();
     (!hops.is_empty()).then_some(hops)
 }
 
@@ -354,6 +350,20 @@ mod tests {
         ] {
             assert_eq!(seen("10.0.0.1", &format!("Forwarded: {value}\r\n")), of("10.0.0.1"), "{value}");
         }
+    }
+
+    #[test]
+    fn what_a_client_has_garbled_does_not_hide_it_from_the_proxys_word() {
+        for garbled in ["for=\"", "x;;=", "for", "for=1.1.1.1;for=2.2.2.2", "="] {
+            for told in ["for=192.0.2.1", "for=192.0.2.1, for=10.0.0.2"] {
+                let lines = format!("Forwarded: {garbled}\r\nForwarded: {told}\r\n");
+                assert_eq!(seen("10.0.0.1", &lines).0, "192.0.2.1", "{lines:?}");
+            }
+        }
+        // In one line with the proxy's, as long as it leaves that a place of its own.
+        assert_eq!(seen("10.0.0.1", "Forwarded: x;;=, for=192.0.2.1\r\n").0, "192.0.2.1");
+        assert_eq!(seen("10.0.0.1", "Forwarded: for=\", for=192.0.2.1\r\n").0, "10.0.0.1");
+        assert_eq!(seen("10.0.0.1", "Forwarded: for=192.0.2.1, x;;=, for=10.0.0.2\r\n").0, "10.0.0.2");
     }
 
     #[test]

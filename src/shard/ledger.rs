@@ -614,7 +614,7 @@ mod tests {
     #[test]
     fn a_part_that_is_full_remembers_nobody_else_until_some_are_forgotten() {
         let ledger = Ledger::default();
-        let of = |n: u64| Holder::from_hash(n * PARTS as u64);
+        let of = |n: u64| Holder::from_hash((n + 1) * PARTS as u64);
         for n in 0..ENTRIES_PER_PART_MAX as u64 {
             ledger.failure(of(n), 60, NOW);
         }
