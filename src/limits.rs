@@ -517,6 +517,11 @@ pub const STORE_FLIGHT_MAX: usize = 1024;
 pub const STORE_OUT_BYTES_MAX: usize = 256 << 10;
 /// How long the answers to a call may take in all, while they go on coming; where nothing comes, `redis.timeout`.
 pub const STORE_CALL_TIME: Duration = Duration::from_secs(30);
+/// How long the answer to a question about many sessions may take in all, while it goes on coming; where nothing comes,
+/// `redis.timeout`.
+pub const STORE_BATCH_TIME: Duration = Duration::from_secs(10);
+/// Such questions that are under way at once: who signs in waits behind no more of them.
+pub const STORE_BATCHES_MAX: usize = 4;
 /// Calls that wait for their turn on the link for them: one for each thread of the admin listener, and some more.
 pub const STORE_CALLS_MAX: usize = 64;
 /// Sessions whose life is to be extended that wait; past it those who come later are left out, until they are due again.
@@ -616,6 +621,7 @@ const _: () = {
     // An id of 128 bytes, a mark in base 64, and what JSON puts around them.
     assert!(REFRESHES_TOLD_MAX * (128 + 22 + 8) + 4096 <= PEER_MESSAGE_BYTES_MAX);
     assert!(PEER_RENEWAL_TIME.as_secs() > JWKS_TIMEOUT.as_secs());
+    assert!(STORE_BATCH_TIME.as_secs() < LOOKUP_TIMEOUT.as_secs());
     assert!(PEER_RENEWAL_PATIENCE.as_secs() > PEER_RENEWAL_TIME.as_secs());
     // `redis.timeout`, 20 s at most, passes before.
     assert!(PEER_RENEWAL_PATIENCE.as_secs() + 20 < LOOKUP_TIMEOUT.as_secs());

@@ -645,6 +645,57 @@ fn a_slow_redis_is_waited_for_and_not_cut_off() {
 }
 
 #[test]
+fn records_that_come_slowly_are_read_to_their_end() {
+    let redis = Redis::start();
+    let sids: Vec<String> = (0..40).map(|no| format!("s{no}")).collect();
+    let record = "x".repeat(60 << 10);
+    for sid in &sids {
+        redis.command(&["SET", &format!("sess:{sid}"), &record, "PX", "600000"]);
+    }
+    let proxy = Proxy::to(redis.address());
+    let mut desk = Desk::with(options(&redis.url_at(proxy.address()), "timeout = \"1s\""), SECOND);
+    desk.wait_until_up();
+    let before = desk.connects(RedisLink::Commands);
+    // Some 150 pieces: twice the timeout and more, and none of them is late.
+    proxy.delay(Duration::from_millis(15));
+    let begun = Instant::now();
+    let all: Vec<&str> = sids.iter().map(String::as_str).collect();
+    let asked: Vec<u64> = all.chunks(20).map(|some| desk.ask(of_sessions(some))).collect();
+    for asked in asked {
+        let Found::Sessions(records) = desk.answer(asked) else { panic!("no answer after {:?}", begun.elapsed()) };
+        let lives = records.into_iter().map(|record| record.expect("it is there").ttl.expect("it ends"));
+        assert!(lives.into_iter().all(|life| life > 590 * SECOND && life <= 600 * SECOND + begun.elapsed()));
+    }
+    assert!(begun.elapsed() > SECOND, "it was slow: {:?}", begun.elapsed());
+    assert_eq!(desk.connects(RedisLink::Commands), before, "what goes on is not begun anew");
+}
+
+#[test]
+fn who_signs_in_does_not_wait_behind_all_that_is_read_again() {
+    let redis = Redis::start();
+    let record = "x".repeat(60 << 10);
+    for no in 0..20 {
+        redis.command(&["SET", &format!("sess:s{no}"), &record, "PX", "600000"]);
+    }
+    redis.command(&["SET", "sess:new", "{}"]);
+    let proxy = Proxy::to(redis.address());
+    let mut desk = Desk::with(options(&redis.url_at(proxy.address()), "timeout = \"5s\""), SECOND);
+    desk.wait_until_up();
+    proxy.delay(Duration::from_millis(5));
+    let sids: Vec<String> = (0..20).map(|no| format!("s{no}")).collect();
+    let all: Vec<&str> = sids.iter().map(String::as_str).collect();
+    let batches: Vec<u64> = (0..16).map(|_| desk.ask(of_sessions(&all))).collect();
+    let asked = desk.ask(of_sessions(&["new"]));
+    assert!(matches!(desk.answer(asked), Found::Sessions(_)));
+    let answered = |desk: &mut Desk, batch: u64| {
+        let found = |told: &Told| matches!(told, Told::Found(ask, Found::Sessions(_)) if *ask == batch).then_some(());
+        desk.told_within(Duration::ZERO, found).is_some()
+    };
+    let before = batches.iter().filter(|&&batch| answered(&mut desk, batch)).count();
+    assert!(before < batches.len() / 2, "{before} were answered before");
+}
+
+#[test]
 fn garbage_ends_the_connection_and_is_no_answer() {
     let redis = Redis::start();
     redis.command(&["SET", "sess:a", "1"]);

@@ -164,7 +164,7 @@ pub enum Order {
 pub struct SessionRecord {
     /// Its text.
     pub text: Secret,
-    /// How long Redis keeps it; `None`: it has no end there.
+    /// How long Redis keeps it, from when it was asked for; `None`: it has no end there.
     pub ttl: Option<Duration>,
 }
 

@@ -41,8 +41,20 @@ pub(super) struct Question {
     pub(super) core: CoreId,
     pub(super) ask: u64,
     pub(super) lookup: Lookup,
+    /// When it was asked.
+    pub(super) asked: Instant,
+}
+
+impl Question {
+    /// Whether it is about many sessions: nobody waits for those but they for the next look, and they take their time.
+    fn is_batch(&self) -> bool {
+        matches!(&self.lookup, Lookup::Sessions(sids) if sids.len() > 1)
+    }
+
     /// When it must have been answered.
-    pub(super) due: Instant,
+    pub(super) fn due(&self, timeout: Duration) -> Instant {
+        self.asked + if self.is_batch() { timeout.max(limits::STORE_BATCH_TIME) } else { timeout }
+    }
 }
 
 /// Something about Redis that the operator should hear of, once.
@@ -52,6 +64,8 @@ pub(super) struct Commands {
     pub(super) link: Link,
     timeout: Duration,
     waiting: VecDeque<Question>,
+    /// Those about many sessions, which come after all others.
+    batches: VecDeque<Question>,
     touches: VecDeque<(Secret, Duration)>,
     /// The server knows no condition of PEXPIRE: it is older than Redis 7.
     touches_plainly: bool,
@@ -61,8 +75,12 @@ pub(super) struct Commands {
     /// Questions to other processes that were published, and how many have heard each; `None`: it could not be.
     pub(super) published: Vec<(u64, Option<i64>)>,
     flight: VecDeque<Flight>,
-    /// When the last command was written.
+    /// When the last command was written,
     written: Instant,
+    /// when something last came,
+    heard: Instant,
+    /// and how much had come by then.
+    received: u64,
     metrics: Arc<StoreMetrics>,
     pub(super) said: Vec<Said>,
 }
@@ -105,6 +123,8 @@ enum What {
         core: CoreId,
         ask: u64,
         due: Instant,
+        /// About many sessions.
+        batch: bool,
         answer: Answer,
         /// It was answered already, as one that cannot be: too late, or refused.
         told: bool,
@@ -121,6 +141,8 @@ enum Answer {
     Sessions {
         records: Vec<Option<SessionRecord>>,
         text: Option<Option<Secret>>,
+        /// How long the question had waited when it was written: so much longer than Redis says they live from its asking.
+        waited: Duration,
     },
     Taken(Option<Secret>),
     Kept,
@@ -134,6 +156,7 @@ impl Commands {
             link: Link::new(RedisLink::Commands, BOUNDS, now),
             timeout,
             waiting: VecDeque::new(),
+            batches: VecDeque::new(),
             touches: VecDeque::new(),
             touches_plainly: false,
             appends: Appends::default(),
@@ -142,6 +165,8 @@ impl Commands {
             published: Vec::new(),
             flight: VecDeque::new(),
             written: now,
+            heard: now,
+            received: 0,
             metrics,
             said: Vec::new(),
         }
@@ -149,7 +174,8 @@ impl Commands {
 
     /// Takes a question, which is answered in its time.
     pub(super) fn ask(&mut self, question: Question) {
-        self.waiting.push_back(question);
+        let queue = if question.is_batch() { &mut self.batches } else { &mut self.waiting };
+        queue.push_back(question);
     }
 
     /// A session is to live on.
@@ -197,7 +223,7 @@ impl Commands {
     /// How many questions wait or are under way.
     pub(super) fn questions(&self) -> usize {
         let under_way = |flight: &&Flight| matches!(flight.what, What::Question { told: false, .. });
-        self.waiting.len() + self.flight.iter().filter(under_way).count()
+        self.waiting.len() + self.batches.len() + self.flight.iter().filter(under_way).count()
     }
 
     /// How many events wait to be put on the control stream, those under way included.
@@ -222,10 +248,12 @@ impl Commands {
             answers.hear(reply)
         });
         self.after(turn, sink, &mut turns);
+        let received = self.link.received();
+        if received != self.received {
+            (self.received, self.heard) = (received, now.at);
+        }
         self.expire(now.at, sink);
-        if let Some(first) = self.flight.front()
-            && now.at >= first.written + self.timeout
-        {
+        if self.stalled().is_some_and(|at| now.at >= at) {
             let turn = self.link.close(Fault::Timeout(self.timeout), io);
             self.after(turn, sink, &mut turns);
         }
@@ -268,8 +296,15 @@ impl Commands {
         }
     }
 
+    /// When the connection is given up unless something comes: what goes on coming may take its time.
+    fn stalled(&self) -> Option<Instant> {
+        let written = self.flight.front()?.written;
+        let longest = limits::STORE_BATCH_TIME.max(self.timeout);
+        Some((written.max(self.heard) + self.timeout).min(written + longest))
+    }
+
     fn refuse_waiting(&mut self, sink: &mut dyn Sink) {
-        for question in self.waiting.drain(..) {
+        for question in self.waiting.drain(..).chain(self.batches.drain(..)) {
             self.metrics.questions.of(RedisResult::Away).count();
             sink.found(question.core, question.ask, Found::Unavailable);
         }
@@ -277,12 +312,14 @@ impl Commands {
 
     /// Tells those whose time is over.
     fn expire(&mut self, now: Instant, sink: &mut dyn Sink) {
-        while let Some(question) = self.waiting.front()
-            && now >= question.due
-        {
-            self.metrics.questions.of(RedisResult::Timeout).count();
-            sink.found(question.core, question.ask, Found::Unavailable);
-            self.waiting.pop_front();
+        for queue in [&mut self.waiting, &mut self.batches] {
+            while let Some(question) = queue.front()
+                && now >= question.due(self.timeout)
+            {
+                self.metrics.questions.of(RedisResult::Timeout).count();
+                sink.found(question.core, question.ask, Found::Unavailable);
+                queue.pop_front();
+            }
         }
         for flight in &mut self.flight {
             if let What::Question { core, ask, due, told: told @ false, .. } = &mut flight.what
@@ -296,8 +333,9 @@ impl Commands {
     }
 
     pub(super) fn next_timeout(&self) -> Option<Instant> {
-        let waiting = self.waiting.front().map(|question| question.due);
-        let stalled = self.flight.front().map(|first| first.written + self.timeout);
+        let of_first = |queue: &VecDeque<Question>| queue.front().map(|question| question.due(self.timeout));
+        let (waiting, batch) = (of_first(&self.waiting), of_first(&self.batches));
+        let stalled = self.stalled();
         let due = self.flight.iter().filter_map(|flight| match flight.what {
             What::Question { due, told: false, .. } => Some(due),
             _ => None,
@@ -305,7 +343,7 @@ impl Commands {
         let ready = self.link.is_ready();
         let ping = (ready && self.flight.is_empty()).then(|| self.written + limits::REDIS_PING_INTERVAL);
         let paused = self.appends.paused.filter(|_| ready);
-        [waiting, stalled, due.min(), ping, paused, self.link.next_timeout()].into_iter().flatten().min()
+        [waiting, batch, stalled, due.min(), ping, paused, self.link.next_timeout()].into_iter().flatten().min()
     }
 
     /// Writes what may be written now.
@@ -317,16 +355,23 @@ impl Commands {
         };
         let begun = flight.len();
         let fly = |what, left| Flight { what, written: now.at, left };
+        let of_batch = |flight: &&Flight| matches!(&flight.what, What::Question { batch: true, .. });
+        let mut batches = flight.iter().filter(of_batch).count();
         while has_room(out, flight)
-            && let Some(question) = self.waiting.pop_front()
+            && let Some(question) = self.waiting.pop_front().or_else(|| {
+                let next = if batches < limits::STORE_BATCHES_MAX { self.batches.pop_front() } else { None };
+                batches += usize::from(next.is_some());
+                next
+            })
         {
-            let Question { core, ask, lookup, due } = question;
+            let (due, batch) = (question.due(self.timeout), question.is_batch());
+            let Question { core, ask, lookup, asked } = question;
             if matches!(&lookup, Lookup::Sessions(sids) if sids.is_empty()) {
                 sink.found(core, ask, Found::Sessions(Vec::new()));
                 continue;
             }
-            if let Some((answer, left)) = write_question(out, lookup, settings) {
-                flight.push_back(fly(What::Question { core, ask, due, answer, told: false }, left));
+            if let Some((answer, left)) = write_question(out, lookup, settings, now.at.since(asked)) {
+                flight.push_back(fly(What::Question { core, ask, due, batch, answer, told: false }, left));
             }
         }
         while has_room(out, flight)
@@ -376,7 +421,7 @@ impl Commands {
 }
 
 /// Writes a question's commands: what is to be gathered, and how many answers there will be. `None`: it is not for Redis.
-fn write_question(out: &mut Vec<u8>, lookup: Lookup, settings: &Settings) -> Option<(Answer, usize)> {
+fn write_question(out: &mut Vec<u8>, lookup: Lookup, settings: &Settings, waited: Duration) -> Option<(Answer, usize)> {
     match lookup {
         Lookup::Sessions(sids) => {
             for sid in &sids {
@@ -385,7 +430,7 @@ fn write_question(out: &mut Vec<u8>, lookup: Lookup, settings: &Settings) -> Opt
                 write_command(out, [b"PTTL".as_slice(), &key]);
             }
             let records = Vec::with_capacity(sids.len());
-            Some((Answer::Sessions { records, text: None }, sids.len() * 2))
+            Some((Answer::Sessions { records, text: None, waited }, sids.len() * 2))
         }
         Lookup::TakeTicket(hash) => {
             write_command(out, [b"GETDEL".as_slice(), format!("{TICKET_PREFIX}{hash}").as_bytes()]);
@@ -562,12 +607,14 @@ fn gather(answer: &mut Answer, reply: Reply, last: bool) -> Result<(), NoAnswer>
             });
             refusal.map_or(Ok(()), Err)
         }
-        (Answer::Sessions { records, text }, reply) => {
+        (Answer::Sessions { records, text, waited }, reply) => {
             let record = text.take().flatten();
             let (life, refusal) = match &reply {
                 Reply::Integer(-1) => (Some(None), None),
                 // It has ended between the two answers.
-                Reply::Integer(ms) => (u64::try_from(*ms).ok().map(|ms| Some(Duration::from_millis(ms))), None),
+                Reply::Integer(ms) => {
+                    (u64::try_from(*ms).ok().map(|ms| Some(Duration::from_millis(ms) + *waited)), None)
+                }
                 Reply::Error(line) => (None, Some(refused(line))),
                 _ => return Err(NoAnswer::Fault(Fault::OutOfStep)),
             };

@@ -263,13 +263,13 @@ impl Store {
         if matches!(lookup, Lookup::KeySet(_)) {
             return false;
         }
-        let due = clock::now().at + self.shared.timeout;
+        let asked = clock::now().at;
         let mut inbox = lock(&self.shared.inbox);
         if inbox.finish || inbox.questions.len() + inbox.under_way >= limits::STORE_QUESTIONS_MAX {
             inbox.refused += 1;
             return false;
         }
-        inbox.questions.push_back(Question { core, ask, lookup, due });
+        inbox.questions.push_back(Question { core, ask, lookup, asked });
         self.ring(inbox);
         true
     }

@@ -174,7 +174,8 @@ impl Peers {
         sink: &mut dyn Sink,
         metrics: &StoreMetrics,
     ) {
-        let Question { core, ask, lookup, due } = question;
+        let due = question.due(self.timeout);
+        let Question { core, ask, lookup, .. } = question;
         let Lookup::Renew { process, core: its_core, index, sealed } = lookup else { return };
         let no = number_of_renewal(its_core.0, index, &sealed);
         if !self.may_ask(no) {
