@@ -9,6 +9,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hall::{COOKIE_SECRET, Conn, Hall, MS, SECOND, Setup, WALL_S, api_keys, cookie, cookie_by, session_options};
 use restcast::auth::api_key::{ApiKeyId, KeyHash, key_text};
+use restcast::auth::jwt;
+use restcast::auth::keys::{Algorithm, Key, KeyConfig};
 use restcast::auth::session::CookieSecrets;
 use restcast::codec::ws::{Opcode, write_masked};
 use restcast::limits::{KEY_LOOKUPS_MAX, KEY_WAITERS_PER_TURN};
@@ -1102,6 +1104,47 @@ fn a_logout_that_is_heard_after_the_clock_was_set_forward_ends_a_session_from_be
     assert_eq!(hall.kinds(conn), ["welcome", "snapshot", "4010 logged_out"]);
     let again = watch(&mut hall, "s1");
     assert_eq!(hall.kinds(again), ["welcome", "snapshot"], "who signs in afterwards is let in");
+}
+
+#[test]
+fn a_ticket_opens_nothing_when_what_it_was_made_for_has_ended_meanwhile() {
+    let secret = "the secret of a key that is taken out";
+    let with_key = |close: bool, key: &str| Setup {
+        text: format!("[auth.jwt]\nclose_on_key_removal = {close}\n{key}"),
+        ..Setup::new()
+    };
+    let old = format!("[[auth.jwt.key]]\nkid = \"old\"\nalg = \"HS256\"\nsecret = {secret:?}\n");
+    let config = KeyConfig { kid: Some("old".into()), algorithm: Algorithm::Hs256, secret: Secret::new(secret) };
+    let claims = json!({ "sub": "u1", "exp": WALL_S + 600 }).to_string();
+    let of_old = format!("Bearer {}", jwt::mint(&Key::new(&config).expect("a key"), &claims));
+    for (close, wanted) in [(true, Some(code(401, "INVALID_TOKEN"))), (false, None)] {
+        let mut hall = Hall::new(&with_key(true, &old));
+        let made = ticket(&mut hall, 0, &[("Authorization", &of_old)]);
+        hall.reload(&with_key(close, ""));
+        let conn = use_ticket(&mut hall, 0, &made);
+        match wanted {
+            Some(refusal) => assert_eq!(hall.refused(conn), refusal, "its key was removed"),
+            None => assert_eq!(hall.kinds(conn), ["welcome", "snapshot"], "it lasts as a connection does"),
+        }
+    }
+    // An API key ends by this server's own clock, whether or not its ticket is young.
+    let key = key_text(&ApiKeyId::new("k").expect("an id"), &[7; 32]);
+    let hash = KeyHash::new(&key, [1; 16]).to_text();
+    let key = String::from_utf8(key.expose_secret().to_vec()).expect("text");
+    let ends = "expires = 2027-01-15T08:00:10Z";
+    let keys = api_keys(&format!("[[auth.api_key]]\nid = \"k\"\nhash = {hash:?}\nstreams = [\"leads\"]\n{ends}\n"));
+    let mut hall = Hall::new(&Setup::new());
+    hall.tell_all(|| Input::ApiKeys(Arc::clone(&keys)));
+    let made = [0; 3].map(|_| ticket(&mut hall, 0, &[("X-Api-Key", &key)]));
+    hall.pass(10 * SECOND - MS);
+    let conn = use_ticket(&mut hall, 0, &made[0]);
+    assert_eq!(hall.kinds(conn), ["welcome", "snapshot"]);
+    hall.pass(MS);
+    assert_eq!(hall.kinds(conn), ["4001 api_key_expired"]);
+    let late = use_ticket(&mut hall, 0, &made[1]);
+    assert_eq!(hall.refused(late), code(401, "TOKEN_EXPIRED"));
+    let late = hall.request(0, "GET", &format!("/v1/streams/leads?ticket={}", made[2]), &[]);
+    assert_eq!(hall.refused(late), code(401, "TOKEN_EXPIRED"));
 }
 
 #[test]
