@@ -134,6 +134,13 @@ fn what_was_issued_before_a_time_is_revoked_and_what_came_later_is_not() {
     assert_eq!(refused(&server, &old), (401, "TOKEN_REVOKED".into()));
     assert_eq!(refused(&server, &new).0, 200);
     assert_eq!(refused(&server, &mint(json!({ "sub": "u1", "exp": now_s() + 60 }))).1, "TOKEN_REVOKED", "no iat");
+    // A time within a second is the end of that second: nothing less is revoked than was asked for.
+    let at = now_s() - 20;
+    let [within, after] = [at, at + 1].map(|iat| mint(with(claims("u2"), json!({ "iat": iat }))));
+    let middle: f64 = format!("{at}.5").parse().expect("a number");
+    carried_out(&server, "POST", "tokens/revoke", json!({ "sub": "u2", "iat_before": middle }));
+    assert_eq!(refused(&server, &within), (401, "TOKEN_REVOKED".into()));
+    assert_eq!(refused(&server, &after).0, 200);
     assert!(of_new.heard_within(Duration::from_millis(100)).is_none());
     // Of a second that has begun nothing is left out: what was issued in it may have come before.
     let issued = now_s() - 10;

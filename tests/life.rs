@@ -673,8 +673,9 @@ fn an_event_stream_is_renewed_by_post_whichever_core_it_is_on() {
         assert_eq!(outcome(&renew(&server, &connection, &renewed)), is(404, "UNKNOWN_CONNECTION"));
         // Five refusals in a row end it as well.
         let (mut sse, connection) = streams.pop().expect("seven");
-        for _ in 0..5 {
-            assert_eq!(renew(&server, &connection, &expired).status, 401);
+        let others = token_of("u2");
+        for (token, status) in [(&expired, 401), (&others, 403), (&expired, 401), (&others, 403), (&others, 403)] {
+            assert_eq!(renew(&server, &connection, token).status, status);
         }
         let close = sse.next_of("close").data;
         assert_eq!((&close["code"], &close["reason"]), (&json!(4001), &json!("auth_update_rejected")));
