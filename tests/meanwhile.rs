@@ -6,7 +6,7 @@ mod hall;
 
 use std::sync::Arc;
 
-use hall::{Conn, Hall, SECOND, Setup, WALL_S, api_keys, cookie};
+use hall::{Conn, Hall, MS, SECOND, Setup, WALL_S, api_keys, cookie};
 use restcast::auth::api_key::{ApiKeyId, KeyHash, key_text};
 use restcast::shard::Input;
 use serde_json::{Value, json};
@@ -136,4 +136,97 @@ fn a_record_that_was_read_before_its_users_rights_changed_is_read_once_more() {
     hall.pass(SECOND);
     let later = hall.upgrade(0, "/v1/streams/leads", &[("Cookie", &cookie("s1"))]);
     assert_eq!((hall.kinds(later), hall.asked.clone()), (vec!["welcome".into(), "snapshot".into()], vec![1]));
+}
+
+#[test]
+fn what_is_heard_of_a_session_while_its_record_is_on_its_way_has_it_read_once_more() {
+    let mut hall = Hall::new(&Setup::new().stream("staff", "roles = [\"staff\"]"));
+    hall.put_session("s1", record("u1", "staff"), Some(600 * SECOND));
+    let conn = hall.upgrade(0, "/v1/streams/staff", &[("Cookie", &cookie("s1"))]);
+    assert_eq!(hall.kinds(conn), ["welcome", "snapshot"]);
+    hall.answers = false;
+    hall.pass(30 * SECOND);
+    let question = hall.questions.pop_front().expect("it is read again");
+    hall.hear_at_once("permission-update", json!({ "userId": "u1", "roles": ["viewer"] }));
+    hall.answer(question);
+    hall.put_session("s1", record("u1", "viewer"), Some(600 * SECOND));
+    hall.answers = true;
+    hall.settle();
+    assert_eq!(hall.kinds(conn), ["permission_update", "4003 forbidden"]);
+}
+
+#[test]
+fn a_good_answer_from_before_the_store_went_away_does_not_lengthen_the_grace() {
+    let mut hall = Hall::new(&Setup::new());
+    hall.put_session("s1", record("u1", "agent"), Some(86_400 * SECOND));
+    let conn = hall.upgrade(0, "/v1/streams/leads", &[("Cookie", &cookie("s1"))]);
+    assert_eq!(hall.kinds(conn), ["welcome", "snapshot"]);
+    hall.answers = false;
+    hall.pass(30 * SECOND);
+    let question = hall.questions.pop_front().expect("it is read again");
+    let away = hall.wall();
+    hall.tell_all(|| Input::StoreState { up: false });
+    hall.answer(question);
+    hall.away = true;
+    hall.answers = true;
+    hall.settle();
+    hall.pass((300 * SECOND - MS).saturating_sub(hall.wall().since(away)));
+    assert_eq!(hall.kinds(conn), Vec::<String>::new());
+    hall.pass(MS);
+    assert_eq!(hall.kinds(conn), ["4001 session_expired"], "the grace began when the store went away");
+}
+
+#[test]
+fn who_signed_in_before_a_logout_and_is_answered_after_it_is_refused() {
+    let mut hall = Hall::new(&Setup::new());
+    hall.put_session("s1", record("u1", "agent"), Some(600 * SECOND));
+    hall.answers = false;
+    let before = hall.upgrade(0, "/v1/streams/leads", &[("Cookie", &cookie("s1"))]);
+    hall.pass(SECOND);
+    hall.hear("user-logged-out", json!({ "userId": "u1" }));
+    hall.answer_all();
+    assert_eq!(hall.refused(before), code(401, "LOGGED_OUT"), "the record may have been read before it");
+    hall.pass(SECOND);
+    let after = hall.upgrade(0, "/v1/streams/leads", &[("Cookie", &cookie("s1"))]);
+    hall.answer_all();
+    assert_eq!(hall.kinds(after), ["welcome", "snapshot"], "from then on its record counts");
+}
+
+#[test]
+fn an_end_that_is_told_a_little_later_each_time_is_one_end() {
+    let mut hall = Hall::new(&Setup::new());
+    hall.put_session("s1", record("u1", "agent"), Some(40 * SECOND));
+    let conn = hall.upgrade(0, "/v1/streams/leads", &[("Cookie", &cookie("s1"))]);
+    hall.pass(25 * SECOND);
+    assert_eq!(hall.kinds(conn), ["welcome", "snapshot", "reauthenticate"]);
+    // The answer took longer than the one before.
+    hall.put_session("s1", record("u1", "agent"), Some(15 * SECOND + 400 * MS));
+    hall.pass(15 * SECOND - MS);
+    assert_eq!(hall.kinds(conn), Vec::<String>::new(), "nothing is said of it again");
+    hall.pass(MS);
+    assert_eq!(hall.kinds(conn), ["4001 session_expired"]);
+}
+
+#[test]
+fn a_session_that_is_found_deleted_after_a_logout_was_heard_ends_as_logged_out() {
+    for said in [json!({ "sessionId": "s1" }), json!({ "userId": "u1" })] {
+        let mut hall = Hall::new(&Setup::new());
+        hall.put_session("s1", record("u1", "agent"), Some(600 * SECOND));
+        let conn = hall.upgrade(0, "/v1/streams/leads", &[("Cookie", &cookie("s1"))]);
+        assert_eq!(hall.kinds(conn), ["welcome", "snapshot"]);
+        // With so many a core looks through them now and then.
+        for _ in 0..4_200 {
+            hall.connect(0);
+        }
+        hall.answers = false;
+        hall.message(conn, json!({ "type": "auth_update" }));
+        let question = hall.questions.pop_front().expect("it is read");
+        hall.hear("user-logged-out", json!({ "userId": "another" }));
+        hall.hear_at_once("user-logged-out", said.clone());
+        assert_eq!(hall.kinds(conn), Vec::<String>::new(), "it has not been looked at yet");
+        hall.store.remove("s1");
+        hall.answer(question);
+        hall.settle();
+        assert_eq!(hall.kinds(conn), ["error", "4010 logged_out"], "{said}");
+    }
 }

@@ -372,6 +372,23 @@ impl Shard {
         }
     }
 
+    /// Whether whoever has that connection, or waits by it, has logged out: nobody may have looked at it since.
+    pub(super) fn is_logged_out(&self, index: u32) -> bool {
+        let (grant, since) = match self.connections.at(index).map(|connection| &connection.state) {
+            Some(State::Open(open)) => (&open.grant, open.identified),
+            Some(State::Http(http)) => match &http.phase {
+                Phase::Waiting { grant, since, .. } => (&**grant, *since),
+                Phase::Body { purpose, .. } => match purpose.caller() {
+                    Some(caller) => (&*caller.grant, caller.since),
+                    None => return false,
+                },
+                _ => return false,
+            },
+            _ => return false,
+        };
+        self.judge_marks(grant, Some(since)) == Err(Revoked::LoggedOut)
+    }
+
     /// What the grant of somebody who was judged at `since` is by now. What has happened since was told to those who were
     /// connected or waited for a value, and they were neither.
     ///

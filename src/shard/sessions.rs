@@ -453,13 +453,13 @@ impl Shard {
         self.sessions.set_due(place, None);
         let Some(session) = self.sessions.places.at_mut(place) else { return };
         let (mark, connections) = (session.mark, session.connections.clone());
-        // The application may have deleted it because of a logout that was heard before this was seen.
-        let logged_out = self.ledger.marks().judge_session(mark, self.now.wall).is_err();
         if self.sessions.place_of.get(&mark) == Some(&place) {
             self.sessions.place_of.remove(&mark);
         }
         self.sessions.unused.push(place);
         for index in connections {
+            // The application may have deleted it because of a logout that was heard before this was seen.
+            let logged_out = self.is_logged_out(index);
             match self.connections.at(index).map(|connection| &connection.state) {
                 Some(State::Http(_)) => {
                     if let Some(waiter) = self.key_of(index) {

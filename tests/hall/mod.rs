@@ -342,11 +342,23 @@ impl Hall {
 
     /// The same, dated `at`.
     pub fn hear_late(&mut self, event: &str, data: Value, at: WallTime) {
+        let concerned = self.marked(event, data, at);
+        self.tell_all(|| Input::Control(Arc::clone(&concerned)));
+    }
+
+    /// The same as [`Hall::hear`]; nothing else happens yet.
+    pub fn hear_at_once(&mut self, event: &str, data: Value) {
+        let concerned = self.marked(event, data, self.now.wall);
+        for core in 0..self.shards.len() {
+            self.input(core, Input::Control(Arc::clone(&concerned)));
+        }
+    }
+
+    /// Sets the marks of an event: whom it concerns.
+    fn marked(&mut self, event: &str, data: Value, at: WallTime) -> Arc<[Concerned]> {
         let entry = ControlEntry { event: event.to_owned(), data: data.to_string(), at_ms: at.as_micros() / 1_000 };
         let events = Event::read(&entry, self.now.wall).expect("an event");
-        let concerned: Arc<[Concerned]> =
-            events.iter().filter_map(|event| self.ledger.marks().take(event, self.now.wall).concerned).collect();
-        self.tell_all(|| Input::Control(Arc::clone(&concerned)));
+        events.iter().filter_map(|event| self.ledger.marks().take(event, self.now.wall).concerned).collect()
     }
 
     /// What was put on the control stream here and is of ephemeral sessions is heard at another process.
