@@ -144,6 +144,19 @@ fn section_2_1_weak_signatures_and_insufficient_signature_validation() {
     assert_eq!(verify(&as_ps), "alg_mismatch");
     let as_rs512 = mint(&signing("rsa", Algorithm::Rs512, RSA), &claims());
     assert_eq!(verify(&as_rs512), "alg_mismatch");
+    // The same of a key in an issuer's set that names no algorithm: the operator says what the issuer signs with.
+    let of_issuer = |algorithms: &[Algorithm]| {
+        let set = json!({ "keys": [jwk(RSA_PUBLIC, json!({ "kid": "rsa" }))] }).to_string();
+        let keys = jwks::read("https://a", set.as_bytes()).expect("a set").keys;
+        let (issuer, source) = ("https://a".to_owned(), KeySource::default());
+        let issuer =
+            IssuerOptions { issuer, algorithms: algorithms.to_vec(), audiences: Vec::new(), keys: Some(keys), source };
+        Verifier::new(Options { key_sets: vec![issuer], ..Options::default() })
+    };
+    let of_a = json!({ "sub": "ada", "exp": 1_000_060, "iss": "https://a" });
+    let as_ps = mint(&signing("rsa", Algorithm::Ps256, RSA), &of_a);
+    assert_eq!(verdict(of_issuer(&[Algorithm::Rs256]).verify(as_ps.as_bytes(), NOW)), "alg_mismatch");
+    assert_eq!(verdict(of_issuer(&[Algorithm::Rs256, Algorithm::Ps256]).verify(as_ps.as_bytes(), NOW)), "accept");
     // A key of one kind under the name of another's.
     assert_eq!(verify(&mint(&signing("rsa", Algorithm::Es256, P256), &claims())), "alg_mismatch");
     // An RSA key that is too short to sign with, and one whose exponent makes every signature its own message.

@@ -1107,7 +1107,7 @@ fn a_logout_that_is_heard_after_the_clock_was_set_forward_ends_a_session_from_be
 }
 
 #[test]
-fn a_ticket_opens_nothing_when_what_it_was_made_for_has_ended_meanwhile() {
+fn tickets_and_polls_that_wait_end_with_the_key_that_they_hang_on() {
     let secret = "the secret of a key that is taken out";
     let with_key = |close: bool, key: &str| Setup {
         text: format!("[auth.jwt]\nclose_on_key_removal = {close}\n{key}"),
@@ -1120,7 +1120,16 @@ fn a_ticket_opens_nothing_when_what_it_was_made_for_has_ended_meanwhile() {
     for (close, wanted) in [(true, Some(code(401, "INVALID_TOKEN"))), (false, None)] {
         let mut hall = Hall::new(&with_key(true, &old));
         let made = ticket(&mut hall, 0, &[("Authorization", &of_old)]);
+        let known = hall.request(0, "GET", "/v1/streams/leads", &[("Authorization", &of_old)]);
+        assert_eq!(hall.answered(known).0, 200);
+        let waits = [("Authorization", &*of_old), ("If-None-Match", "*"), ("Prefer", "wait=30")];
+        let waits = hall.request(0, "GET", "/v1/streams/leads", &waits);
+        assert_eq!(hall.bytes(waits), b"");
         hall.reload(&with_key(close, ""));
+        match &wanted {
+            Some(refusal) => assert_eq!(hall.refused(waits), *refusal, "a poll that waits"),
+            None => assert_eq!(hall.bytes(waits), b"", "it goes on"),
+        }
         let conn = use_ticket(&mut hall, 0, &made);
         match wanted {
             Some(refusal) => assert_eq!(hall.refused(conn), refusal, "its key was removed"),

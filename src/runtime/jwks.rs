@@ -439,6 +439,17 @@ mod tests {
     }
 
     #[test]
+    fn a_set_is_fetched_again_before_the_life_is_over_that_its_issuer_gives_it() {
+        let issuers = Issuers::new(&config(&[("a", "https://a/")]), [7; 32], at(100));
+        let jobs = issuers.begin(at(100));
+        let life = Duration::from_secs(10_000);
+        let result = brought(SET).map(|response| FetchResponse { fresh_for: Some(life), ..response });
+        issuers.finish(&jobs[0], result, at(100));
+        let next = issuers.next_timeout().expect("it is fetched by itself").since(at(100).at);
+        assert!((life * 8 / 10..life * 9 / 10 + Duration::from_secs(1)).contains(&next), "{next:?}");
+    }
+
+    #[test]
     fn a_reload_keeps_what_is_as_before_and_answers_whoever_waits_for_what_is_gone() {
         let issuers = Issuers::new(&config(&[("a", "https://a/"), ("b", "https://b/")]), [7; 32], at(100));
         let jobs = issuers.begin(at(100));
