@@ -319,7 +319,7 @@ pub const KEYS: &[KeyDoc] = &[
     key("action.url", Text, Required, "The upstream, with `{message.NAME}` and `{claims.NAME}` in path segments and query values; NAME may lead into the message, `{message.property.id}`; strings, numbers and Booleans may stand there"),
     key("action.headers", SecretTable, Is("{}"), "Request headers; values may be secrets and are never shown"),
     key("action.body", Text, Unset, "Request body; a placeholder stands where a JSON value may, and a `{message.NAME}` becomes that value as it was sent; at most 16 MiB filled in"),
-    key("action.schema", Text, Unset, "JSON Schema, as text or `file:PATH`, that the message must fit (draft 2020-12 unless `$schema` says otherwise; no `$ref` beyond itself); `type` and `id` of the message are shown to it only where its `properties` or `required` name them"),
+    key("action.schema", Text, Unset, "JSON Schema, as text or `file:PATH`, that the message must fit (draft 2020-12 unless `$schema` says otherwise; no `$ref` beyond itself); `type` and `id` of the message are shown to it only where its `properties` or `required`, or those of what it applies to the whole message (`allOf`, `$ref` …), name them"),
     key("action.rate", Text, Unset, "How often one subject may ask for it on all of its connections, as in `5/s`, `100/m` or `1000/h`; they may all come at once; past it `RATE_LIMITED` with `retry_in_ms`"),
     key("action.refresh", TextList, Is("[]"), "Streams that are polled at once after a success: what the caller's claims select, and what its connection is subscribed to; with `admin.key`, those of the admin API too; at most 16"),
     key("action.reply_body", Boolean, Is("true"), "`action_result` holds the upstream's JSON"),

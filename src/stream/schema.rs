@@ -16,6 +16,8 @@ use crate::limits::{ACTION_SCHEMA_BYTES_MAX, ACTION_SCHEMA_DEPTH_MAX};
 
 /// Characters of an error's text; what a schema or a message calls its members has no other bound.
 const TEXT_CHARS_MAX: usize = 200;
+/// References that are followed to learn whether a schema names a member.
+const REFERENCES_FOLLOWED_MAX: usize = 16;
 /// What the schema's text is called while it is compiled.
 const PLACE: &str = "schema:action";
 
@@ -24,7 +26,7 @@ pub struct Schema {
     text: String,
     compiled: Schemas,
     root: SchemaIndex,
-    /// Whether it names `type` and `id`, which are the frame's own and otherwise not shown to it.
+    /// Whether it names `type` and `id`, which are the frame's own and are not shown to it otherwise.
     names_type: bool,
     names_id: bool,
 }
@@ -70,12 +72,7 @@ impl Schema {
         if !json.is_object() && !json.is_boolean() {
             return Err(SchemaError::NotASchema("write an object".to_owned()));
         }
-        let names = |member: &str| {
-            let listed = json.get("required").and_then(Value::as_array);
-            json.get("properties").and_then(|properties| properties.get(member)).is_some()
-                || listed.is_some_and(|listed| listed.iter().any(|name| name == member))
-        };
-        let (names_type, names_id) = (names("type"), names("id"));
+        let (names_type, names_id) = (names(&json, &json, "type", &mut vec![]), names(&json, &json, "id", &mut vec![]));
         let mut compiler = Compiler::new();
         compiler.set_default_draft(Draft::V2020_12);
         compiler.use_loader(Box::new(Nowhere));
@@ -91,8 +88,8 @@ impl Schema {
         &self.text
     }
 
-    /// Whether the message of that text, which is a JSON object, fits. Its `type` and `id` are left out unless the schema
-    /// names them among its `properties` or as `required`.
+    /// Whether the message of that text, which is a JSON object, fits. Its `type` and `id` are left out unless the schema, or
+    /// one that it applies to the whole message (`allOf`, `$ref` …), names them among its `properties` or as `required`.
     ///
     /// # Errors
     /// The first place that does not fit.
@@ -124,6 +121,55 @@ impl PartialEq for Schema {
     fn eq(&self, other: &Schema) -> bool {
         self.text == other.text
     }
+}
+
+/// Whether a schema says something of that member of what it is asked about: itself, or by one that it applies to the same
+/// place. `followed`: the references that have been followed.
+fn names<'s>(schema: &'s Value, root: &'s Value, member: &str, followed: &mut Vec<&'s str>) -> bool {
+    if names_itself(schema, member) {
+        return true;
+    }
+    let lists = ["allOf", "anyOf", "oneOf"].into_iter().filter_map(|key| schema.get(key)?.as_array()).flatten();
+    let single = ["not", "if", "then", "else"].into_iter().filter_map(|key| schema.get(key));
+    let dependent = ["dependentSchemas", "dependencies"].into_iter().filter_map(|key| schema.get(key)?.as_object());
+    let mut applied = lists.chain(single).chain(dependent.flat_map(|schemas| schemas.values()));
+    if applied.any(|inner| names(inner, root, member, followed)) {
+        return true;
+    }
+    let led_to = ["$ref", "$dynamicRef", "$recursiveRef"].into_iter().filter_map(|key| schema.get(key)?.as_str());
+    for reference in led_to {
+        if followed.contains(&reference) {
+            continue;
+        }
+        let place = reference.strip_prefix('#').and_then(|place| root.pointer(place));
+        let named = match place.filter(|_| followed.len() < REFERENCES_FOLLOWED_MAX) {
+            Some(inner) => {
+                followed.push(reference);
+                names(inner, root, member, followed)
+            }
+            // It leads to an anchor, or there are very many: what is named anywhere may be meant.
+            None => names_anywhere(root, member),
+        };
+        if named {
+            return true;
+        }
+    }
+    false
+}
+
+fn names_itself(schema: &Value, member: &str) -> bool {
+    let listed = schema.get("required").and_then(Value::as_array);
+    schema.get("properties").and_then(|properties| properties.get(member)).is_some()
+        || listed.is_some_and(|listed| listed.iter().any(|name| name == member))
+}
+
+fn names_anywhere(json: &Value, member: &str) -> bool {
+    let within = match json {
+        Value::Array(elements) => elements.iter().any(|element| names_anywhere(element, member)),
+        Value::Object(members) => members.values().any(|value| names_anywhere(value, member)),
+        _ => false,
+    };
+    within || names_itself(json, member)
 }
 
 /// The innermost cause, up to where there are several ways to fit.
@@ -293,6 +339,34 @@ mod tests {
         assert!(reason(&by_id, r#"{"type":"t","id":"a"}"#).contains("/id does not fit"));
         let both = schema(r#"{"required":["type","id"]}"#);
         assert_eq!(both.check(r#"{"type":"t","id":1}"#), Ok(()));
+    }
+
+    #[test]
+    fn a_schema_that_names_the_frames_own_members_by_way_of_others_is_shown_them() {
+        let id = r#""properties":{"id":{"type":"integer"}}"#;
+        for text in [
+            format!(r#"{{"allOf":[{{{id}}}]}}"#),
+            format!(r#"{{"anyOf":[{{{id},"required":["id"]}},{{"required":["name"]}}]}}"#),
+            format!(r#"{{"if":{{"required":["n"]}},"else":{{"oneOf":[{{{id}}}]}}}}"#),
+            format!(r##"{{"$ref":"#/$defs/a","$defs":{{"a":{{"$ref":"#/$defs/b"}},"b":{{"allOf":[{{{id}}}]}}}}}}"##),
+            format!(r##"{{"$ref":"#it","$defs":{{"a":{{"$anchor":"it",{id}}}}}}}"##),
+            format!(r#"{{"dependentSchemas":{{"a":{{{id}}}}}}}"#),
+        ] {
+            let schema = schema(&text);
+            assert_eq!(schema.check(r#"{"type":"t","id":1,"a":1}"#), Ok(()), "{text}");
+            assert!(schema.check(r#"{"type":"t","id":"../1","a":1}"#).is_err(), "{text}");
+        }
+        // What stands deeper is another's.
+        let nested = schema(
+            r##"{"properties":{"p":{"$ref":"#/$defs/p"}},"additionalProperties":false,"$defs":{"p":{"required":["id"]}}}"##,
+        );
+        assert_eq!(nested.check(r#"{"type":"t","id":"x","p":{"id":1}}"#), Ok(()));
+        assert!(nested.check(r#"{"type":"t","id":"x","p":{}}"#).is_err());
+        let around = schema(r##"{"allOf":[{"$ref":"#"}]}"##);
+        assert!(!around.names_id && !around.names_type);
+        let chain: Vec<String> = (0..200).map(|n| format!(r##""d{n}":{{"$ref":"#/$defs/d{}"}}"##, n + 1)).collect();
+        let long = format!(r##"{{"$ref":"#/$defs/d0","$defs":{{{},"d200":{{{id}}}}}}}"##, chain.join(","));
+        assert!(schema(&long).check(r#"{"id":"x"}"#).is_err());
     }
 
     #[test]
