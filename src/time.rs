@@ -122,6 +122,40 @@ impl Now {
     }
 }
 
+/// Steps of the wall clock that are told apart; of more the earliest count as one.
+const STEPS_MAX: usize = 16;
+
+/// What the wall clock was set to, as far as it is set back by it: others may have dated what they say by each of them.
+/// At most [`STEPS_MAX`].
+#[derive(Clone, Debug, Default)]
+pub struct Steps(Vec<Now>);
+
+impl Steps {
+    /// The wall clock was set to what `now` says.
+    pub fn was_set(&mut self, now: Now) {
+        // Whoever may mean one that was later by comparison may mean this one, too.
+        while self.0.last().is_some_and(|last| now.wall_of(last.at) <= last.wall) {
+            self.0.pop();
+        }
+        self.0.push(now);
+        if self.0.len() > STEPS_MAX
+            && let [first, second, ..] = &mut *self.0
+        {
+            // So more is taken for early than was, never less.
+            *second = Now { at: second.at, wall: first.wall + second.at.since(first.at) };
+            self.0.remove(0);
+        }
+    }
+
+    /// The earliest that the wall clock may mean by `then`, which has been: what it said, or would have said as it is `now`
+    /// or has been meanwhile.
+    pub fn earliest_wall_of(&self, now: Now, then: Now) -> WallTime {
+        let meanwhile = self.0.iter().filter(|step| step.at >= then.at).map(|step| step.wall_of(then.at)).min();
+        let earliest = now.earliest_wall_of(then);
+        meanwhile.map_or(earliest, |meanwhile| meanwhile.min(earliest))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -136,5 +170,39 @@ mod tests {
         assert_eq!(later.earliest_wall_of(now), WallTime::from_secs(5));
         let later = Now { wall: WallTime::from_secs(90), ..later };
         assert_eq!(later.earliest_wall_of(now), now.wall, "the clock was set forward");
+    }
+
+    fn now(at_s: u64, wall_s: u64) -> Now {
+        Now { at: Instant::from_micros(at_s * 1_000_000), wall: WallTime::from_secs(wall_s) }
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_and_forward_again_may_mean_what_it_said_in_between() {
+        let (mut steps, then) = (Steps::default(), now(10, 1_010));
+        let earliest = |steps: &Steps, then| steps.earliest_wall_of(now(40, 1_035), then).as_secs();
+        assert_eq!(earliest(&steps, then), 1_005);
+        steps.was_set(now(20, 1_000));
+        assert_eq!(earliest(&steps, then), 990);
+        steps.was_set(now(30, 1_025));
+        assert_eq!((earliest(&steps, then), steps.0.len()), (990, 2));
+        assert_eq!(earliest(&steps, now(25, 1_005)), 1_005);
+        assert_eq!(earliest(&steps, now(35, 1_030)), 1_030, "that was afterwards");
+        steps.was_set(now(36, 900));
+        assert_eq!((earliest(&steps, then), steps.0.len()), (874, 1), "what was later by comparison counts no more");
+    }
+
+    #[test]
+    fn of_more_steps_than_are_told_apart_none_is_taken_for_later_than_it_was() {
+        let mut steps = Steps::default();
+        // Ever forward, and each by less than time has passed.
+        for no in 1..=100 {
+            steps.was_set(now(no * 10, 1_000 + no * 11));
+        }
+        assert_eq!(steps.0.len(), STEPS_MAX);
+        for at in (5..1_000).step_by(10) {
+            let true_step = at / 10 + 1;
+            let meant = steps.earliest_wall_of(now(1_005, 2_105), now(at, 5_000)).as_secs();
+            assert!(meant <= 1_000 + true_step * 11 - (true_step * 10 - at), "{at}: {meant}");
+        }
     }
 }

@@ -1047,6 +1047,23 @@ fn a_logout_that_is_heard_after_the_clock_was_set_forward_ends_a_session_from_be
 }
 
 #[test]
+fn a_logout_that_was_dated_between_two_steps_of_the_clock_ends_a_session_from_before() {
+    for (back, forward) in [(20, 10), (20, 30)] {
+        let mut hall = hall_with(&Setup::new(), 600 * SECOND);
+        let conn = watch(&mut hall, "s1");
+        hall.pass(SECOND);
+        hall.set_clock_back(back * SECOND);
+        let logged_out = hall.wall();
+        hall.set_clock_forward(forward * SECOND);
+        hall.hear_late("user-logged-out", json!({ "userId": "u1" }), logged_out);
+        hall.pass(SECOND);
+        assert_eq!(hall.kinds(conn), ["welcome", "snapshot", "4010 logged_out"]);
+        let again = watch(&mut hall, "s1");
+        assert_eq!(hall.kinds(again), ["welcome", "snapshot"], "who signs in afterwards is let in");
+    }
+}
+
+#[test]
 fn an_anonymous_connection_is_raised_once() {
     let mut hall = Hall::new(&Setup::new().stream("open", "allow_anonymous = true"));
     let conn = hall.upgrade(0, "/v1/streams/open", &[]);

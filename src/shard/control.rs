@@ -355,7 +355,7 @@ impl Shard {
             marks.judge_session(session, now)?;
         }
         let logged_out = grant.sub().and_then(|sub| marks.logged_out_at(grant.issuer(), sub, now));
-        match (logged_out, since.map(|since| self.now.earliest_wall_of(since))) {
+        match (logged_out, since.map(|since| self.clock_steps.earliest_wall_of(self.now, since))) {
             // An event is dated to the millisecond.
             (Some(at), Some(since)) if since < at + Duration::from_millis(1) => Err(Revoked::LoggedOut),
             _ => Ok(()),

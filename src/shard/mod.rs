@@ -68,7 +68,7 @@ use crate::stream::action::{ActResult, Call};
 use crate::stream::budget::{Budgets, Lane, PollLeave};
 use crate::stream::poll::{FetchRequest, FetchResult, PollNo, Status, UpstreamCode};
 use crate::stream::succession::UnderWay;
-use crate::time::{Instant, Now};
+use crate::time::{Instant, Now, Steps};
 use crate::{auth, connection, stream};
 
 pub use self::catalog::{Catalog, StreamKey};
@@ -430,6 +430,8 @@ pub struct Shard {
     rejudge: bool,
     /// Connections whose API key was deleted or changed, which are still to be judged by that.
     rekeyed: VecDeque<ConnectionKey>,
+    /// What the wall clock was set to, by which what is heard may be dated.
+    clock_steps: Steps,
     /// Connections to streams that were changed or deleted, which are still to be moved or told.
     moved: VecDeque<ConnectionKey>,
     /// What was heard of logouts, revocations and permissions, and is still to be carried out.
@@ -513,6 +515,7 @@ impl Shard {
             recheck: None,
             rejudge: false,
             rekeyed: VecDeque::new(),
+            clock_steps: Steps::default(),
             moved: VecDeque::new(),
             passes: Passes::default(),
             asks: HashMap::new(),
@@ -563,6 +566,7 @@ impl Shard {
             }
             Input::Timeout => self.timeout(),
             Input::ClockMoved => {
+                self.clock_steps.was_set(self.now);
                 // The store's clock may have been stepped as well: what it holds is read anew.
                 self.reread_all();
                 self.recheck = Some(0);

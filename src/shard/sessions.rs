@@ -185,7 +185,8 @@ impl Shard {
                 let renewing: Vec<u32> = waiting.iter().filter_map(Waiting::renews).collect();
                 let place = self.take_record(sid, mark, asked, *record, ttl, &renewing);
                 let user = self.sessions.places.at(place).and_then(|session| session.grant.sub()).map(str::to_owned);
-                let said = self.judge_session(mark, user.as_deref(), self.now.earliest_wall_of(asked));
+                let said =
+                    self.judge_session(mark, user.as_deref(), self.clock_steps.earliest_wall_of(self.now, asked));
                 for Waiting { no, waiter, purpose } in waiting {
                     let said = said.clone().map_err(|refusal| refused_as(&purpose, &refusal));
                     let outcome = said.and_then(|()| self.granted_by(place, purpose));

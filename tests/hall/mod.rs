@@ -325,6 +325,11 @@ impl Hall {
         self.tell_all(|| Input::ClockMoved);
     }
 
+    pub fn set_clock_back(&mut self, by: Duration) {
+        self.now.wall = self.now.wall - by;
+        self.tell_all(|| Input::ClockMoved);
+    }
+
     /// Something is heard of a user or a session by Redis.
     pub fn hear(&mut self, event: &str, data: Value) {
         self.hear_late(event, data, self.now.wall);
