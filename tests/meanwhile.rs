@@ -128,7 +128,8 @@ fn a_record_that_was_read_before_its_users_rights_changed_is_read_once_more() {
     hall.answer(question);
     hall.put_session("s1", record("u1", "viewer"), Some(600 * SECOND));
     hall.answers = true;
-    hall.settle();
+    // When the millisecond that the news is dated by is over.
+    hall.pass(std::time::Duration::from_millis(2));
     let kinds = hall.kinds(conn);
     assert_eq!(kinds.last().map(String::as_str), Some("4003 forbidden"), "{kinds:?}");
     // What was said before the record was asked for is in it already.
@@ -136,6 +137,21 @@ fn a_record_that_was_read_before_its_users_rights_changed_is_read_once_more() {
     hall.pass(SECOND);
     let later = hall.upgrade(0, "/v1/streams/leads", &[("Cookie", &cookie("s1"))]);
     assert_eq!((hall.kinds(later), hall.asked.clone()), (vec!["welcome".into(), "snapshot".into()], vec![1]));
+}
+
+#[test]
+fn news_that_is_dated_ahead_of_the_clock_has_a_record_read_once_more_and_not_without_end() {
+    let mut hall = Hall::new(&Setup::new());
+    hall.put_session("s1", record("u1", "viewer"), Some(600 * SECOND));
+    let at = hall.wall().as_micros() / 1_000 + 30_000;
+    hall.hear_at_once("permission-update", json!({ "userId": "u1", "roles": ["viewer"], "at": at }));
+    hall.asked.clear();
+    let conn = hall.upgrade(0, "/v1/streams/leads", &[("Cookie", &cookie("s1"))]);
+    for _ in 0..100 {
+        hall.pass(SECOND / 10);
+    }
+    assert_eq!(hall.kinds(conn)[..2], ["welcome", "snapshot"]);
+    assert_eq!(hall.asked, [1, 1], "in ten seconds: once to come in, once after the news");
 }
 
 #[test]

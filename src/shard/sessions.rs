@@ -34,7 +34,7 @@ const LAST_LOOK: Duration = Duration::from_secs(1);
 const LAST_LEFT: Duration = Duration::from_millis(200);
 /// How soon a record that could not be read is tried again, at the latest.
 const RETRY: Duration = Duration::from_secs(5);
-/// How often a record is read again while something is said of its user that is dated ahead of this clock, at the most.
+/// How soon a record is read again after news of its user that is dated ahead of this clock, at the latest.
 const NEWS_REREAD_INTERVAL: Duration = Duration::from_secs(1);
 /// Two readings of one end that are no further apart are the same: how long a key lives is told with the time the answer took.
 const SAME_END: Duration = Duration::from_secs(1);
@@ -224,8 +224,7 @@ impl Shard {
     }
 
     /// Reads a session's record once more where something was said of its user's rights since it was asked for at `asked`: it
-    /// may have been read before what the news is about, and who has come by it is not among those who were told. What is
-    /// dated ahead of this clock is news until then, and looked at in turns.
+    /// may have been read before what the news is about, and who has come by it is not among those who were told.
     fn reread_after_news(&mut self, place: u32, user: &str, asked: Now) {
         let Some(said) = self.ledger.marks().rights_said_at(user, self.now.wall) else { return };
         // An event is dated to the millisecond.
